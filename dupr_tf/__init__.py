@@ -1,0 +1,35 @@
+"""dupr_tf: pre-training of object-detection backbones from unlabelled images (DUPR) in Keras 3 and TensorFlow.
+
+The public names are imported when first used, so that `import dupr_tf` costs nothing and a config is checked before
+TensorFlow loads.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Config": "dupr_tf.config",
+    "load_config": "dupr_tf.config",
+    "DUPR": "dupr_tf.models",
+    "MemoryBank": "dupr_tf.models",
+    "ResNetBackbone": "dupr_tf.models",
+    "build_backbone": "dupr_tf.models",
+    "pretrain": "dupr_tf.training.pretrain",
+    "finetune": "dupr_tf.detection.finetune",
+    "evaluate": "dupr_tf.detection.finetune",
+    "load_backbone": "dupr_tf.weights.loading",
+    "export": "dupr_tf.weights.export",
+}
+
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f"module 'dupr_tf' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__():
+    return sorted(__all__)

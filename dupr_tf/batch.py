@@ -1,0 +1,43 @@
+"""ViewPair: what the data side hands to the model side, one batch of pairs of views.
+
+Boxes are `(y1, x1, y2, x2)` in pixels of the view, after its flip.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import tensorflow as tf
+
+
+class ViewPair(TypedDict):
+    """One batch; B pairs of square views of side `size`."""
+
+    view_1: tf.Tensor  # (B, size, size, 3) uint8 RGB, geometry applied, colours untouched
+    view_2: tf.Tensor  # (B, size, size, 3) uint8
+    boxes_1: tf.Tensor  # (B, 4) float32, the overlap in view_1
+    boxes_2: tf.Tensor  # (B, 4) float32, the overlap in view_2
+    flipped_1: tf.Tensor  # (B,) bool, view_1 is mirrored left-right
+    flipped_2: tf.Tensor  # (B,) bool
+    valid: tf.Tensor  # (B,) bool, the views overlap enough for a patch loss
+    index: tf.Tensor  # (B,) int64, position of the image in the source
+
+
+def view_pair_spec(batch_size: int, size: int) -> dict[str, tf.TensorSpec]:
+    """The element spec of a pre-training dataset, for `tf.data` checks and for building a model.
+
+    Args:
+        batch_size: pairs in a batch.
+        size: side of a view, px.
+    """
+    shapes = {
+        "view_1": ((size, size, 3), tf.uint8),
+        "view_2": ((size, size, 3), tf.uint8),
+        "boxes_1": ((4,), tf.float32),
+        "boxes_2": ((4,), tf.float32),
+        "flipped_1": ((), tf.bool),
+        "flipped_2": ((), tf.bool),
+        "valid": ((), tf.bool),
+        "index": ((), tf.int64),
+    }
+    return {name: tf.TensorSpec((batch_size, *shape), dtype) for name, (shape, dtype) in shapes.items()}

@@ -1,0 +1,214 @@
+"""`dupr-tf <command>`: parse, check, call. TensorFlow is imported only once the configuration is known to be right."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from dupr_tf.config import Config, ConfigError, field_rows, load_config
+
+USER_ERROR = 2
+
+
+@dataclasses.dataclass
+class Pretrain:
+    """Pre-train a backbone on a folder of unlabelled images; run again, it resumes.
+
+    Writes config.yaml, metrics.jsonl, tensorboard/, checkpoints/ and backbone.keras below --output.
+    Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`).
+    """
+
+    config: tyro.conf.Positional[Path]
+    """Experiment file, e.g. configs/dupr_r18_small.yaml."""
+    output: Path
+    """Folder of the run."""
+    data: Path | None = None
+    """Folder of images (nested or flat), or a COCO or VOC root; labels are not read."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        config = load_config(self.config, overrides)
+        _refuse(config.pretrain_problems())
+        from dupr_tf.training.pretrain import pretrain
+
+        result = pretrain(config, self.output, self.data)
+        if result.bad_images:
+            print(f"{len(result.bad_images)} images could not be read and were skipped (named above)")
+        print(f"step {result.step}: {result.backbone}")
+
+
+@dataclasses.dataclass
+class Finetune:
+    """Fine-tune a detector from a backbone on a COCO or VOC data set, and evaluate it.
+
+    Writes metrics.json (AP), detector.keras, saved_model/ and detections.png below --output.
+    Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`).
+    """
+
+    config: tyro.conf.Positional[Path]
+    """Experiment file, e.g. configs/retinanet_r18_small.yaml."""
+    weights: str
+    """A pre-training run, a backbone file (.keras, .safetensors), or the word random."""
+    data: Path
+    """Root with annotations/instances_{train,val}.json, or a VOC root."""
+    output: Path
+    """Folder for the results."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        config = load_config(self.config, overrides)
+        _refuse(config.finetune_problems())
+        from dupr_tf.detection.finetune import finetune
+
+        print_scores(finetune(config, self.weights, self.data, self.output), self.output)
+
+
+@dataclasses.dataclass
+class Evaluate:
+    """Evaluate a saved detector on the validation split of a COCO or VOC data set."""
+
+    detector: tyro.conf.Positional[Path]
+    """detector.keras, or the folder fine-tuning wrote."""
+    data: Path
+    """Root with annotations/instances_val.json, or a VOC root."""
+    output: Path | None = None
+    """Folder for metrics.json and detections.png; none: print only."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        from dupr_tf.detection.finetune import evaluate
+
+        print_scores(evaluate(self.detector, self.data, self.output), self.output)
+
+
+@dataclasses.dataclass
+class Export:
+    """Write a backbone for other tools, read it back, and compare its features with the original's."""
+
+    run_or_file: Annotated[Path, tyro.conf.arg(name="run", metavar="RUN"), tyro.conf.Positional]
+    """A pre-training run, or a backbone file (.keras, .safetensors)."""
+    to: Literal["saved_model", "keras", "detectron2", "torchvision"]
+    """saved_model: images in, P2..P5 out. detectron2: a pickle it loads. torchvision: safetensors."""
+    output: Path
+    """Directory to make."""
+    overwrite: bool = False
+    """Replace an earlier export."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        from dupr_tf.weights.export import export
+        from dupr_tf.weights.loading import load_backbone
+
+        written = export(load_backbone(self.run_or_file), self.to, self.output, overwrite=self.overwrite)
+        print(f"wrote {written}")
+        for path in sorted(p for p in written.rglob("*") if p.is_file()):
+            print(f"  {path.relative_to(written)}  {path.stat().st_size:,} bytes")
+
+
+@dataclasses.dataclass
+class Sample:
+    """Draw the embedded sample: synthetic scenes of textured shapes, with and without boxes."""
+
+    directory: tyro.conf.Positional[Path]
+    """Folder to write: unlabeled/, and a COCO data set (images/, annotations/)."""
+    train: int = 400
+    """Labelled scenes to train on."""
+    val: int = 100
+    """Labelled scenes to evaluate on."""
+    unlabeled: int = 1200
+    """Scenes without labels, to pre-train on."""
+    seed: int = 0
+
+    def run(self, overrides: dict[str, str]) -> None:
+        from dupr_tf.data.sample import write_sample
+
+        write_sample(self.directory, train=self.train, val=self.val, unlabeled=self.unlabeled, seed=self.seed)
+        print(f"synthetic sample: {self.directory}")
+
+
+@dataclasses.dataclass
+class Fields:
+    """List every field of a config with its default: what --section.field can set."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("field", "default", "meaning", box=None, header_style="bold")
+        for row in field_rows():
+            table.add_row(*row)
+        Console().print(table)
+
+
+COMMANDS = {
+    "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate,
+    "export": Export, "sample": Sample, "fields": Fields,
+}  # fmt: skip
+CONFIGURED = ("pretrain", "finetune")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command. Returns 0, or 2 where the user's input is wrong (one line a mistake on standard error)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        arguments, overrides = split_overrides(arguments)
+        if overrides and arguments[:1] not in [[name] for name in CONFIGURED]:
+            raise ConfigError([f"{next(iter(overrides))}: only {' and '.join(CONFIGURED)} take fields of a config"])
+        command = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            args=arguments, prog="dupr-tf", description=__doc__.split(":")[0], console_outputs=True,
+        )  # fmt: skip
+        command.run(overrides)
+    except ValueError as error:
+        if not isinstance(error, ConfigError) and not str(error).startswith("Expected"):
+            raise  # a defect of ours, not of the input
+        for line in str(error).splitlines():
+            print(f"dupr-tf: error: {line}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes `--section.field value` and `--section.field=value` out of a command line.
+
+    Returns:
+        The other arguments, and {dotted field: text of its value}.
+    """
+    rest, overrides, i = [], {}, 0
+    while i < len(arguments):
+        word = arguments[i]
+        i += 1
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or "." not in name or "/" in name:
+            rest.append(word)
+            continue
+        if not equals:
+            if i == len(arguments):
+                raise ConfigError([f"{name}: expected a value after it, received none"])
+            value = arguments[i]
+            i += 1
+        overrides[name] = value
+    return rest, overrides
+
+
+def print_scores(scores: dict, output: Path | None) -> None:
+    """Prints AP, the best and worst classes, and where the rest is."""
+    print("  ".join(f"{name} {scores[name]:.3f}" for name in ("AP", "AP50", "AP75")))
+    for name, value in sorted(scores["per_class"].items(), key=lambda item: -item[1]):
+        print(f"  {name:16s} AP {value:.3f}")
+    if output is not None:
+        print(f"wrote {output}")
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise ConfigError(problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,333 @@
+"""Draws the embedded sample: small labelled and unlabelled scenes, so that everything runs with no download.
+
+A scene is a textured backdrop with one to five textured objects in front of it and a few pieces of clutter,
+which are not annotated. The outline alone decides the class; texture, colour, size, stretch and rotation are
+drawn at random for objects, clutter and backdrops alike, so a detector has to learn form. Needs NumPy and
+Pillow only.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dupr_tf.data.sample_textures import Rng, contrasting_palette, grid, noise, palette, textured
+
+CLASSES = ("disc", "ring", "square", "triangle", "star", "cross")
+MIN_VISIBLE = 0.4  # share of an object's own pixels that must show for it to be annotated
+
+_VERSION = 1  # raised whenever the same arguments would draw something else
+_SPLITS = ("train", "val", "unlabeled")  # the position of a split is part of its scenes' seed
+_MARKER = "sample.json"
+_OURS = re.compile(
+    r"images/(train|val)_\d{6}\.jpg|unlabeled/\d{6}\.jpg|(annotations/instances_(train|val)|sample)\.json(\.part)?"
+)
+
+
+def write_sample(
+    root: str | os.PathLike,
+    *,
+    train: int = 200,
+    val: int = 100,
+    unlabeled: int = 1000,
+    size: tuple[int, int] = (128, 192),
+    seed: int = 0,
+) -> Path:
+    """Writes a miniature detection data set: `images/` with COCO `annotations/`, and a folder `unlabeled/`.
+
+    Each scene is a function of (seed, split, index, size) alone, so a larger sample begins with the smaller
+    one; with the same Pillow and NumPy the same arguments give the same bytes. A complete sample of the same
+    arguments is left as it is; one that is incomplete, or was drawn with other arguments, is removed and
+    drawn again.
+
+    Args:
+      root: folder to write to; made if absent. It may hold an earlier sample, but no files of another kind.
+      train: number of labelled training scenes, 0 or more (`annotations/instances_train.json`).
+      val: number of labelled validation scenes, 0 or more (`annotations/instances_val.json`).
+      unlabeled: number of scenes without labels, 0 or more.
+      size: least and greatest side of a scene in pixels, 48 to 2048; height and width are drawn apart.
+      seed: any integer from 0.
+
+    Returns:
+      `root` as a path.
+
+    Raises:
+      ValueError: an argument is outside its range.
+      FileExistsError: `root` is a file, or holds files that are not a sample's.
+    """
+    counts = {"train": train, "val": val, "unlabeled": unlabeled}
+    _check(counts, size, seed)
+    root = Path(root)
+    parameters = {"version": _VERSION, **counts, "size": list(size), "seed": seed}
+    if _is_complete(root, parameters):
+        return root
+    _clear(root)
+    for split in ("train", "val"):
+        _write_labelled(root, split, counts[split], size, seed)
+    for index in range(unlabeled):
+        _save(draw_scene(seed, "unlabeled", index, size).image, root / "unlabeled" / f"{index:06d}.jpg")
+    _write_json(root / _MARKER, parameters)  # last: its presence says that everything else is there
+    return root
+
+
+def _check(counts: dict[str, int], size: tuple[int, int], seed: int) -> None:
+    for name, count in counts.items():
+        if not 0 <= count <= 999_999:
+            raise ValueError(
+                f"Expected {name} from 0 to 999999, received {count}. Fix: give a number of scenes."
+            )
+    if len(size) != 2 or not 48 <= size[0] <= size[1] <= 2048:
+        raise ValueError(
+            f"Expected size = (least, greatest) side with 48 <= least <= greatest <= 2048, received {size}. "
+            "Fix: for example size=(128, 192)."
+        )
+    if seed < 0:
+        raise ValueError(f"Expected seed of 0 or more, received {seed}. Fix: seed=0.")
+
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+
+def _is_complete(root: Path, parameters: dict) -> bool:
+    try:
+        written = json.loads((root / _MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return written == parameters and all((root / name).is_file() for name in _names(parameters))
+
+
+def _names(counts: dict) -> Iterator[str]:
+    for split in ("train", "val"):
+        yield f"annotations/instances_{split}.json"
+        yield from (f"images/{split}_{index:06d}.jpg" for index in range(counts[split]))
+    yield from (f"unlabeled/{index:06d}.jpg" for index in range(counts["unlabeled"]))
+
+
+def _clear(root: Path) -> None:
+    """Removes an earlier sample, its marker first, and makes the folders; refuses other things."""
+    if root.exists() and not root.is_dir():
+        raise FileExistsError(f"Expected a folder, received the file {root}. Fix: name a new folder.")
+    files = [path for path in root.rglob("*") if not path.is_dir()]
+    foreign = [path for path in files if not _OURS.fullmatch(path.relative_to(root).as_posix())]
+    if foreign:
+        raise FileExistsError(
+            f"Expected a new folder or an earlier sample, received {root}, "
+            f"which has {foreign[0].relative_to(root)}. Fix: name a new folder."
+        )
+    for path in sorted(files, key=lambda path: path.name != _MARKER):
+        path.unlink()
+    for folder in ("images", "annotations", "unlabeled"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+
+
+def _write_labelled(root: Path, split: str, count: int, size: tuple[int, int], seed: int) -> None:
+    images, annotations = [], []
+    for index in range(count):
+        scene = draw_scene(seed, split, index, size)
+        name, (height, width, _) = f"{split}_{index:06d}.jpg", scene.image.shape
+        _save(scene.image, root / "images" / name)
+        images.append({"id": index + 1, "file_name": name, "height": height, "width": width})
+        for item in scene.objects:  # ids from 1: pycocotools takes an annotation 0 for "no match"
+            annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **item})
+    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
+    _write_json(
+        root / "annotations" / f"instances_{split}.json",
+        {
+            "info": {"description": f"dupr_tf sample, {split}"},
+            "images": images,
+            "annotations": annotations,
+            "categories": categories,
+        },
+    )
+
+
+def _save(image: np.ndarray, path: Path) -> None:
+    Image.fromarray(image).save(path, quality=90)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content), encoding="utf-8")
+    os.replace(part, path)
+
+
+# ---- a scene -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A drawn scene: `image` (h, w, 3) uint8 RGB, and `objects`, COCO annotations without their two ids."""
+
+    image: np.ndarray
+    objects: list[dict]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Something painted over the backdrop; it may reach beyond the picture."""
+
+    shape: str  # one of CLASSES, or of _CLUTTER
+    top: int
+    left: int
+    cover: np.ndarray  # (h, w) in [0, 1]
+    colour: np.ndarray  # (h, w, 3) in [0, 1]
+
+
+def draw_scene(seed: int, split: str, index: int, size: tuple[int, int]) -> Scene:
+    """Draws one scene.
+
+    Args:
+      seed: of the sample, 0 or more.
+      split: "train", "val" or "unlabeled"; different splits have different scenes.
+      index: of the scene within its split, 0 or more.
+      size: least and greatest side in pixels.
+
+    Returns:
+      The scene; `bbox` is COCO's (x, y, width, height) in whole pixels, around what is visible of an object.
+    """
+    rng = np.random.default_rng([seed, _SPLITS.index(split), index])
+    height, width = (int(side) for side in rng.integers(size[0], size[1] + 1, 2))
+    of_backdrop, of_pieces, of_light = rng.spawn(3)
+    backdrop = textured(of_backdrop, height, width, palette(of_backdrop))
+    pieces = _draw_pieces(of_pieces, backdrop)
+    canvas, owner = _paint(backdrop, pieces)
+    return Scene(_develop(of_light, canvas), _annotate(pieces, owner))
+
+
+def _draw_pieces(rng: Rng, backdrop: np.ndarray) -> list[_Piece]:
+    """One to five objects and up to three pieces of clutter, back to front; the last is always an object."""
+    shapes = list(rng.choice(CLASSES, rng.integers(0, 5))) + list(rng.choice(_CLUTTER, rng.integers(0, 4)))
+    rng.shuffle(shapes)
+    shapes.append(rng.choice(CLASSES))  # nothing covers it, so every scene has an annotation
+    tone = backdrop.mean((0, 1))
+    return [_draw_piece(rng, str(shape), backdrop.shape[0], backdrop.shape[1], tone) for shape in shapes]
+
+
+def _draw_piece(rng: Rng, shape: str, height: int, width: int, behind: np.ndarray) -> _Piece:
+    radius = min(height, width) * np.exp(rng.uniform(np.log(0.08), np.log(0.3)))
+    reach = int(np.ceil(radius)) + 1
+    # The centre keeps half a radius from the edge: at least 40 % of a front object is always in the picture.
+    centre = [int(rng.uniform(0.5 * radius, side - 0.5 * radius)) for side in (height, width)]
+    y, x = grid(2 * reach + 1, 2 * reach + 1) - reach
+    angle, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(1, 1.4)
+    u = (x * np.cos(angle) + y * np.sin(angle)) / radius
+    v = (y * np.cos(angle) - x * np.sin(angle)) / radius * stretch
+    distance = _OUTLINES[shape](rng, u, v) * radius  # signed, in pixels
+    colour = textured(rng, *y.shape, contrasting_palette(rng, behind))
+    if rng.random() < 0.5:  # a rounded look: darker (or lighter) towards the edge
+        colour *= 1 + rng.uniform(-0.5, 0.3) * np.exp(np.minimum(distance, 0) / (0.2 * radius))[..., None]
+    top, left = (middle - reach for middle in centre)
+    return _Piece(shape, top, left, np.clip(0.5 - distance, 0, 1), colour.clip(0, 1))
+
+
+def _paint(backdrop: np.ndarray, pieces: list[_Piece]) -> tuple[np.ndarray, np.ndarray]:
+    """Paints back to front; the second result (h, w) is the index of the piece showing at a pixel, or -1."""
+    canvas, owner = backdrop.copy(), np.full(backdrop.shape[:2], -1, np.int8)
+    for index, piece in enumerate(pieces):
+        y1, x1 = max(piece.top, 0), max(piece.left, 0)
+        window = np.s_[y1 : piece.top + piece.cover.shape[0], x1 : piece.left + piece.cover.shape[1]]
+        here = canvas[window]
+        part = np.s_[y1 - piece.top :, x1 - piece.left :]
+        cover = piece.cover[part][: here.shape[0], : here.shape[1]]
+        colour = piece.colour[part][: here.shape[0], : here.shape[1]]
+        here += cover[..., None] * (colour - here)
+        owner[window][cover >= 0.5] = index
+    return canvas, owner
+
+
+def _annotate(pieces: list[_Piece], owner: np.ndarray) -> list[dict]:
+    objects = []
+    for index, piece in enumerate(pieces):
+        visible = owner == index
+        if piece.shape not in CLASSES or visible.sum() < MIN_VISIBLE * (piece.cover >= 0.5).sum():
+            continue
+        rows, columns = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
+        y1, x1, y2, x2 = rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
+        objects.append(
+            {
+                "category_id": CLASSES.index(piece.shape) + 1,
+                "bbox": [int(x1), int(y1), int(x2 - x1), int(y2 - y1)],
+                "area": int(visible.sum()),
+                "iscrowd": 0,
+            }
+        )
+    return objects
+
+
+def _develop(rng: Rng, canvas: np.ndarray) -> np.ndarray:
+    """Uneven light, gamma and sensor noise; (h, w, 3) float in [0, 1] → uint8."""
+    height, width, _ = canvas.shape
+    light = 1 + rng.uniform(0, 0.5) * (noise(rng, height, width, cell=max(height, width) / 2) - 0.5)
+    exposed = (canvas * light[..., None] * rng.uniform(0.8, 1.15)).clip(0, 1) ** rng.uniform(0.8, 1.25)
+    grain = rng.standard_normal(canvas.shape, np.float32) * rng.uniform(0.005, 0.03)
+    return np.round((exposed + grain).clip(0, 1) * 255).astype(np.uint8)
+
+
+# ---- outlines ----------------------------------------------------------------------------------------------
+# Signed distance in units of the radius, negative inside; u, v (h, w) are the piece's own axes.
+
+
+def _disc(rng: Rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.hypot(u, v) - 0.95
+
+
+def _ring(rng: Rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    hole = rng.uniform(0.4, 0.65)
+    return np.abs(np.hypot(u, v) - (0.95 + hole) / 2) - (0.95 - hole) / 2
+
+
+def _square(rng: Rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.maximum(np.abs(u), np.abs(v)) - 0.7
+
+
+def _triangle(rng: Rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return _pointed(u, v, tips=3, inner=0.5)
+
+
+def _star(rng: Rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return _pointed(u, v, tips=5, inner=rng.uniform(0.38, 0.5))
+
+
+def _cross(rng: Rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    bar, length = rng.uniform(0.2, 0.32), 0.9
+    along, across = np.maximum(np.abs(u), np.abs(v)), np.minimum(np.abs(u), np.abs(v))
+    return np.maximum(along - length, across - bar)
+
+
+def _pointed(u: np.ndarray, v: np.ndarray, tips: int, inner: float) -> np.ndarray:
+    """A star with tips at radius 1 and notches at radius `inner`; each half tip is folded onto the first."""
+    half = np.pi / tips
+    angle = np.abs(np.mod(np.arctan2(v, u) + half, 2 * half) - half)
+    radius = np.hypot(u, v)
+    edge = np.array([inner * np.cos(half) - 1, inner * np.sin(half)])  # from the tip (1, 0) to the notch
+    outward = np.array([edge[1], -edge[0]]) / np.linalg.norm(edge)
+    return outward[0] * (radius * np.cos(angle) - 1) + outward[1] * radius * np.sin(angle)
+
+
+def _blob(rng: Rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    angle = np.arctan2(v, u)
+    waves = sum(rng.uniform(0.03, 0.14) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in (1, 2, 3, 4))
+    return np.hypot(u, v) - 0.55 - waves
+
+
+def _stroke(rng: Rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    bend = rng.uniform(-0.4, 0.4)
+    return np.maximum(np.abs(u) - 0.85, np.abs(v - bend * (u * u - 0.4)) - rng.uniform(0.05, 0.12))
+
+
+_OUTLINES: dict[str, Callable[[Rng, np.ndarray, np.ndarray], np.ndarray]] = {
+    "disc": _disc,
+    "ring": _ring,
+    "square": _square,
+    "triangle": _triangle,
+    "star": _star,
+    "cross": _cross,
+    "blob": _blob,
+    "stroke": _stroke,
+}
+_CLUTTER = ("blob", "stroke")

@@ -1,0 +1,63 @@
+"""Where images come from: a folder of any shape, or the image folder of a COCO or VOC root. Labels are never read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+VOC_IMAGES = "JPEGImages"
+
+
+def list_images(root: str | Path, kind: str = "auto") -> list[str]:
+    """Every image file below a folder, sorted, so that position i is the same image in every run.
+
+    Args:
+        root: a folder, nested or flat; or the root of a COCO or VOC data set.
+        kind: "folder", "coco" (looks into `images/`, `train2017/`, …), "voc" (looks into `JPEGImages/`), or "auto".
+
+    Returns:
+        Absolute paths. Links to folders are not followed, hidden files and folders are passed over.
+
+    Raises:
+        ValueError: the folder is missing, is no folder, or holds no image.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        state = "is a file" if root.exists() else "does not exist"
+        raise ValueError(f"Expected a folder of images, received {root} ({state}). Fix: --data DIR")
+    paths = [path for folder in _image_folders(root, kind) for path in _walk(folder)]
+    if not paths:
+        raise ValueError(
+            f"Expected images ({', '.join(EXTENSIONS)}) below {root}, received none. Fix: --data a folder with photos"
+        )
+    return sorted(set(paths))
+
+
+def _image_folders(root: Path, kind: str) -> list[Path]:
+    if kind == "folder":
+        return [root]
+    voc = root / VOC_IMAGES
+    if kind == "voc" or (kind == "auto" and voc.is_dir() and (root / "Annotations").is_dir()):
+        if not voc.is_dir():
+            raise ValueError(f"Expected a VOC root with {VOC_IMAGES}/, received {root}. Fix: --data.kind folder")
+        return [voc]
+    if kind == "coco" or (kind == "auto" and (root / "annotations").is_dir()):
+        names = ("images", "train2017", "unlabeled2017", "train2014", VOC_IMAGES)
+        found = [root / name for name in names if (root / name).is_dir()]
+        if kind == "coco" and not found:
+            raise ValueError(f"Expected a COCO root with images/, received {root}. Fix: --data.kind folder")
+        return found or [root]
+    return [root]
+
+
+def _walk(folder: Path) -> list[str]:
+    paths = []
+    for parent, folders, files in os.walk(folder, followlinks=False):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths += [
+            os.path.abspath(os.path.join(parent, name))
+            for name in files
+            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+        ]
+    return paths

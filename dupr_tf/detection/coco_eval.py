@@ -1,0 +1,115 @@
+"""Average precision by pycocotools, on arrays."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from dupr_tf.data.annotations import AnnotatedImages
+
+STATISTICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+
+
+def coco_ap(annotated: AnnotatedImages, detections: Sequence[dict[str, np.ndarray]]) -> dict:
+    """COCO's AP of the detections of a split.
+
+    Ignored boxes (VOC `difficult`, COCO crowds) go in as crowds. pycocotools reads no flag but `iscrowd`, and a crowd
+    is to it what VOC means by difficult: not finding it costs nothing, and a detection that matches it, and no
+    counted box, is left out instead of being a false positive. Its overlap with a crowd is intersection over
+    the detection's own area, so a detection well inside a large ignored box is forgiven too.
+
+    Args:
+        annotated: the ground truth.
+        detections: for each image, in order, `boxes` (k, 4) float x1 y1 x2 y2 in pixels of the image, `classes` (k,)
+            int and `scores` (k,) float; the 100 best of an image count.
+
+    Returns:
+        `AP` (mean over IoU 0.5 to 0.95), `AP50`, `AP75`, `AP_small`, `AP_medium`, `AP_large` in [0, 1], and
+        `per_class`: name -> AP. None where there is nothing to find.
+
+    Raises:
+        ValueError: as many detections as images are expected.
+    """
+    if len(detections) != len(annotated):
+        raise ValueError(
+            f"Expected detections of {len(annotated)} images, received {len(detections)}. Fix: one entry an image"
+        )
+    truth = _ground_truth(annotated)
+    rows = _result_rows(detections)
+    with contextlib.redirect_stdout(io.StringIO()):
+        found = _empty_results(truth) if not len(rows) else truth.loadRes(rows)
+        evaluation = COCOeval(truth, found, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    result = {name: _share(evaluation.stats[i]) for i, name in enumerate(STATISTICS)}
+    # (IoU thresholds, recalls, classes, sizes, most detections)
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    per_class = {name: _mean(precision[:, :, k]) for k, name in enumerate(annotated.class_names)}
+    return {**result, "per_class": per_class}
+
+
+def _ground_truth(annotated: AnnotatedImages) -> COCO:
+    images, annotations = [], []
+    for image, (height, width) in enumerate(annotated.sizes):
+        images.append({"id": image, "height": int(height), "width": int(width)})
+        columns = (
+            annotated.boxes[image],
+            annotated.labels[image],
+            annotated.ignored[image],
+            annotated.areas[image],
+        )
+        for box, label, ignored, area in zip(*columns, strict=True):
+            x1, y1, x2, y2 = map(float, box)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,  # pycocotools takes an annotation 0 for "no match"
+                    "image_id": image,
+                    "category_id": int(label),
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": float(area),
+                    "iscrowd": int(ignored),
+                }
+            )
+    categories = [{"id": number, "name": name} for number, name in enumerate(annotated.class_names)]
+    return _index({"info": {}, "images": images, "annotations": annotations, "categories": categories})
+
+
+def _result_rows(detections: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+    """(n, 7) image, x, y, width, height, score, class: the array form of COCO's results."""
+    rows = []
+    for image, found in enumerate(detections):
+        boxes = np.asarray(found["boxes"], np.float64).reshape(-1, 4)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        ids = np.full((len(boxes), 1), image, np.float64)
+        columns = (np.asarray(found[name], np.float64).reshape(-1, 1) for name in ("scores", "classes"))
+        rows.append(np.concatenate([ids, boxes[:, :2], sides, *columns], axis=1))
+    return np.concatenate(rows) if rows else np.zeros((0, 7))
+
+
+def _empty_results(truth: COCO) -> COCO:
+    """What `loadRes` should make of no detections at all; it raises."""
+    return _index({**truth.dataset, "annotations": []})
+
+
+def _index(dataset: dict) -> COCO:
+    coco = COCO()
+    coco.dataset = dataset
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def _share(value: float) -> float | None:
+    return None if value < 0 or math.isnan(value) else float(value)  # -1: nothing to find
+
+
+def _mean(precision: np.ndarray) -> float | None:
+    valid = precision[precision > -1]
+    return float(valid.mean()) if valid.size else None

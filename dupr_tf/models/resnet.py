@@ -1,0 +1,232 @@
+"""ResNets in torchvision's layout, as feature pyramids.
+
+Deep Residual Learning (He et al., 2016) in its "v1.5" form: the stride sits in the 3×3 convolution, padding
+is symmetric, batch normalisation has epsilon 1e-5. Torch-trained weights computed with anything else load
+without complaint and give other features (12–35 % off), so nothing here is a matter of taste.
+
+Shapes are NHWC. Level `P2` is conv2_x (stride 4) … `P5` is conv5_x (stride 32). Layer names are KerasHub's.
+"""
+
+import keras
+
+LEVELS = ("P2", "P3", "P4", "P5")
+IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, 0–255
+IMAGENET_STD = (58.395, 57.12, 57.375)
+STAGE_WIDTHS = (64, 128, 256, 512)
+
+# name -> (kind of block, blocks in each of the four stages)
+ARCHITECTURES = {
+    "resnet18": ("basic", (2, 2, 2, 2)),
+    "resnet34": ("basic", (3, 4, 6, 3)),
+    "resnet50": ("bottleneck", (3, 4, 6, 3)),
+    "resnet101": ("bottleneck", (3, 4, 23, 3)),
+    "resnet152": ("bottleneck", (3, 8, 36, 3)),
+}
+
+
+@keras.saving.register_keras_serializable("dupr_tf")
+class ResNetBackbone(keras.Model):
+    """A ResNet without its classifier: images in, the P5 feature map out, P2..P5 by name.
+
+    It carries `pyramid_level_inputs` (layer names, as KerasCV's detectors expect) and `pyramid_outputs`
+    (symbolic tensors, as KerasHub's do); `pyramid(backbone)` turns either into a model.
+
+    Args:
+        architecture: one of `resnet18`, `resnet34`, `resnet50`, `resnet101`, `resnet152`.
+        width: multiplies every channel count (64, 128, 256, 512), rounded to a multiple of 8.
+        input_shape: `(height, width, channels)` of one image; `None` where it may vary.
+        include_normalization: if True, takes RGB images in 0–255 (uint8 or float) and applies ImageNet's mean
+            and standard deviation in its first layer; if False, takes images normalised already.
+        name, trainable, dtype: as in every Keras model; `dtype` may be a policy such as `"mixed_bfloat16"`.
+    """
+
+    def __init__(
+        self,
+        architecture,
+        width=1.0,
+        input_shape=(None, None, 3),
+        include_normalization=False,
+        name=None,
+        trainable=True,
+        dtype=None,
+    ):
+        block, depths = block_and_depths(architecture)
+        channels = stage_channels(width)
+        _check_input_shape(input_shape, include_normalization)
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+
+        images = keras.Input(shape=input_shape, dtype=policy.variable_dtype, name="images")  # (B, H, W, 3)
+        # In the variables' dtype: under a mixed policy the pixels must not be rounded first.
+        x = imagenet_normalization(policy.variable_dtype)(images) if include_normalization else images
+        x = _stem(x, channels[0], policy)  # (B, H/4, W/4, C)
+        levels = {}
+        for stage, (level, filters, depth) in enumerate(zip(LEVELS, channels, depths, strict=True)):
+            x = _stage(
+                x, block, filters, depth, strides=1 if stage == 0 else 2, name=f"stack{stage}", dtype=policy
+            )
+            levels[level] = x  # (B, H/2^(stage+2), W/2^(stage+2), filters or 4·filters)
+        super().__init__(inputs=images, outputs=x, name=name or architecture, trainable=trainable)
+
+        self.architecture = architecture
+        self.width = width
+        self.include_normalization = include_normalization
+        self.pyramid_outputs = levels
+        self.pyramid_level_inputs = {
+            level: f"stack{stage}_block{depth - 1}_out"
+            for stage, (level, depth) in enumerate(zip(LEVELS, depths, strict=True))
+        }
+        self.dtype_policy = policy
+        self._image_shape = tuple(input_shape)
+
+    def get_config(self):
+        return {
+            "architecture": self.architecture,
+            "width": self.width,
+            "input_shape": self._image_shape,
+            "include_normalization": self.include_normalization,
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(**config)
+
+
+def build_backbone(architecture, width=1.0, **kwargs):
+    """Return a new `ResNetBackbone`; `kwargs` go to its constructor.
+
+    Raises:
+        ValueError: for a name or a width that no backbone here has.
+    """
+    return ResNetBackbone(architecture, width=width, **kwargs)
+
+
+def pyramid(backbone, levels=LEVELS):
+    """Return a model from the backbone's inputs to `{level: feature map}`, with the backbone's own weights.
+
+    Args:
+        backbone: any functional Keras model with `pyramid_outputs` (KerasHub) or `pyramid_level_inputs`
+            (KerasCV).
+        levels: the levels wanted, for example `("P4", "P5")`.
+
+    Raises:
+        ValueError: if the model has neither attribute, or not all of the levels.
+    """
+    found = dict(getattr(backbone, "pyramid_outputs", None) or {})
+    if not found:
+        names = getattr(backbone, "pyramid_level_inputs", None) or {}
+        found = {level: backbone.get_layer(layer).output for level, layer in names.items()}
+    missing = [level for level in levels if level not in found]
+    if missing or not levels:
+        raise ValueError(
+            f"Expected a backbone with the levels {', '.join(levels) or '(at least one)'}, received "
+            f"`{backbone.name}` with {', '.join(sorted(found)) or 'none'}. Fix: set `pyramid_outputs` "
+            "({level: tensor}) or `pyramid_level_inputs` ({level: layer name}) on it, or ask for fewer."
+        )
+    inputs = backbone.input if len(backbone.inputs) == 1 else backbone.inputs
+    return keras.Model(inputs, {level: found[level] for level in levels}, name=f"{backbone.name}_pyramid")
+
+
+def imagenet_normalization(dtype="float32"):
+    """Return the layer that takes RGB in 0–255 to (x − mean) / std, channel by channel."""
+    scale = [1.0 / std for std in IMAGENET_STD]
+    offset = [-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
+    return keras.layers.Rescaling(scale, offset, name="normalization", dtype=dtype)
+
+
+def stage_channels(width):
+    """Channels of the stem and of each stage (before a bottleneck's factor 4): multiples of 8."""
+    if not isinstance(width, int | float) or not 0 < width <= 16:
+        raise ValueError(
+            f"Expected a width between 0 and 16, received {width!r}. Fix: 1.0 is the standard network."
+        )
+    return tuple(max(8, round(channels * width / 8) * 8) for channels in STAGE_WIDTHS)
+
+
+def block_and_depths(architecture):
+    """Return the kind of block (`"basic"`, `"bottleneck"`) and how many blocks each of four stages has."""
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"Expected one of {', '.join(ARCHITECTURES)}, received {architecture!r}. "
+            "Fix: choose a listed name; a narrower or wider network is `width=…`."
+        )
+    return ARCHITECTURES[architecture]
+
+
+def _check_input_shape(input_shape, include_normalization):
+    if len(input_shape) != 3 or input_shape[-1] is None:
+        raise ValueError(
+            f"Expected input_shape (height, width, channels) with known channels, received {input_shape}. "
+            "Fix: use (None, None, 3)."
+        )
+    if include_normalization and input_shape[-1] != 3:
+        raise ValueError(
+            f"Expected 3 channels with include_normalization=True, received {input_shape[-1]}. "
+            "Fix: normalise the images before the model and pass include_normalization=False."
+        )
+
+
+def _stem(x, filters, dtype):
+    x = _conv_bn(x, filters, 7, strides=2, name="conv1", dtype=dtype)  # (B, H/2, W/2, C)
+    x = keras.layers.Activation("relu", name="conv1_relu", dtype=dtype)(x)
+    # After a ReLU, padding with zeros cannot change a maximum.
+    x = keras.layers.ZeroPadding2D(1, name="pool1_pad", dtype=dtype)(x)
+    return keras.layers.MaxPooling2D(3, strides=2, name="pool1_pool", dtype=dtype)(x)  # (B, H/4, W/4, C)
+
+
+def _stage(x, block, filters, depth, strides, name, dtype):
+    """`depth` residual blocks; the first one strides, and projects its shortcut where the shape changes."""
+    build = {"basic": _basic_block, "bottleneck": _bottleneck_block}[block]
+    expansion = {"basic": 1, "bottleneck": 4}[block]
+    for index in range(depth):
+        stride = strides if index == 0 else 1
+        project = index == 0 and (stride != 1 or x.shape[-1] != filters * expansion)
+        x = build(x, filters, stride, project, name=f"{name}_block{index}", dtype=dtype)
+    return x
+
+
+def _basic_block(x, filters, strides, project, name, dtype):
+    shortcut = _conv_bn(x, filters, 1, strides, name=f"{name}_0", dtype=dtype) if project else x
+    x = _conv_bn(x, filters, 3, strides, name=f"{name}_1", dtype=dtype)
+    x = keras.layers.Activation("relu", name=f"{name}_1_relu", dtype=dtype)(x)
+    x = _conv_bn(x, filters, 3, 1, name=f"{name}_2", dtype=dtype)
+    return _residual(shortcut, x, name, dtype)
+
+
+def _bottleneck_block(x, filters, strides, project, name, dtype):
+    shortcut = _conv_bn(x, 4 * filters, 1, strides, name=f"{name}_0", dtype=dtype) if project else x
+    x = _conv_bn(x, filters, 1, 1, name=f"{name}_1", dtype=dtype)
+    x = keras.layers.Activation("relu", name=f"{name}_1_relu", dtype=dtype)(x)
+    x = _conv_bn(x, filters, 3, strides, name=f"{name}_2", dtype=dtype)  # v1.5: the stride is here
+    x = keras.layers.Activation("relu", name=f"{name}_2_relu", dtype=dtype)(x)
+    x = _conv_bn(x, 4 * filters, 1, 1, name=f"{name}_3", dtype=dtype)
+    return _residual(shortcut, x, name, dtype)
+
+
+def _residual(shortcut, x, name, dtype):
+    x = keras.layers.Add(name=f"{name}_add", dtype=dtype)([shortcut, x])
+    return keras.layers.Activation("relu", name=f"{name}_out", dtype=dtype)(x)
+
+
+def _conv_bn(x, filters, kernel, strides, name, dtype):
+    """Convolution without bias, padded by kernel // 2 on every side, then batch normalisation.
+
+    At stride 1 TensorFlow's "same" is that padding and needs no copy of the input. At stride 2 it is not (an
+    even input gets all of it at the bottom right), so there the padding is explicit.
+    """
+    explicit = strides > 1 and kernel > 1
+    if explicit:
+        x = keras.layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad", dtype=dtype)(x)
+    x = keras.layers.Conv2D(
+        filters,
+        kernel,
+        strides=strides,
+        padding="valid" if explicit else "same",
+        use_bias=False,
+        kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
+        name=f"{name}_conv",
+        dtype=dtype,
+    )(x)
+    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn", dtype=dtype)(x)

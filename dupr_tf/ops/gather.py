@@ -1,0 +1,47 @@
+"""Moving rows between the replicas of a strategy, and the shuffle that keeps batch norm from leaking.
+
+Outside a strategy every function here does what one replica alone would do.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def replica_context():
+    """The replica context, or None where there is a single replica (or none)."""
+    context = tf.distribute.get_replica_context()
+    return None if context is None or context.num_replicas_in_sync == 1 else context
+
+
+def replica_count() -> int:
+    context = replica_context()
+    return 1 if context is None else context.num_replicas_in_sync
+
+
+def all_gather(rows):
+    """(b, ...) on each replica -> (B, ...) on every replica, in replica order."""
+    context = replica_context()
+    return rows if context is None else context.all_gather(rows, axis=0)
+
+
+def own_rows(rows):
+    """(B, ...) on every replica -> this replica's (b, ...)."""
+    context = replica_context()
+    if context is None:
+        return rows
+    share = rows.shape[0] // context.num_replicas_in_sync
+    start = context.replica_id_in_sync_group * share
+    return tf.slice(rows, [start] + [0] * (rows.shape.rank - 1), [share, *rows.shape[1:]])
+
+
+def global_sum(value):
+    """Sum of a scalar over replicas."""
+    context = replica_context()
+    return value if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def permutation(count, seed):
+    """A random order of `count` rows and the order that undoes it; a function of the seed, equal on all replicas."""
+    order = tf.argsort(tf.random.stateless_uniform([count], seed=seed), stable=True)
+    return order, tf.argsort(order, stable=True)

@@ -1,0 +1,220 @@
+"""Colour and blur augmentation, batched on the device, each image with its own draws.
+
+The definitions are Pillow's (through torchvision, which MoCo uses), without its rounding to 8 bits between the steps:
+brightness multiplies; contrast blends with the mean of the *grey* image; saturation blends with grey; hue turns the HSV
+circle. The four come in a random order for each image. Nothing here draws in Python: draws are a function of a seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2, Pillow's "L"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+BLUR_RADIUS = 8  # taps a side: four sigma at the largest sigma of the paper, 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Strengths and probabilities of one augmentation recipe."""
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    jitter_probability: float
+    grey_probability: float
+    blur_probability: float
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    grey_first: bool = False  # MoCo v1 greys before it jitters
+
+
+PRESETS = {
+    "moco_v2": Preset(0.4, 0.4, 0.4, 0.1, 0.8, 0.2, 0.5),
+    "moco_v1": Preset(0.4, 0.4, 0.4, 0.4, 1.0, 0.2, 0.0, grey_first=True),
+    "none": Preset(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+}
+
+
+class Draws(NamedTuple):
+    """What was drawn for each of N images."""
+
+    brightness: tf.Tensor  # (N,) factor, 1 leaves the image as it is
+    contrast: tf.Tensor  # (N,) factor
+    saturation: tf.Tensor  # (N,) factor
+    hue: tf.Tensor  # (N,) share of the circle, in [-0.5, 0.5]
+    order: tf.Tensor  # (N, 4) int32, the order of (brightness, contrast, saturation, hue)
+    grey: tf.Tensor  # (N,) bool
+    sigma: tf.Tensor  # (N,) px, 0 for no blur
+
+
+def photometric(images, seed, preset="moco_v2"):
+    """Draws and applies one recipe to a batch (METHOD section 2), ending in ImageNet mean and std.
+
+    Args:
+        images: (N, H, W, 3) uint8 RGB.
+        seed: (2,) integer; row n's draws depend on the seed and n alone.
+        preset: a name of `PRESETS`.
+
+    Returns:
+        (N, H, W, 3) float32, normalised.
+    """
+    draws = draw(images.shape[0] or tf.shape(images)[0], seed, preset)
+    return normalise(apply(images, draws, PRESETS[preset]))
+
+
+def draw(count, seed, preset="moco_v2") -> Draws:
+    """Random draws of `count` images; row n depends on `seed` and n alone. See `photometric`."""
+    recipe = PRESETS[preset]
+    u = tf.random.stateless_uniform([count, 12], seed=seed)  # (N, 12) in [0, 1)
+    jitter = u[:, 0] < recipe.jitter_probability
+
+    def factor(column, strength):
+        return tf.where(jitter, 1.0 + strength * (2.0 * u[:, column] - 1.0), 1.0)
+
+    low, high = recipe.blur_sigma
+    return Draws(
+        brightness=factor(1, recipe.brightness),
+        contrast=factor(2, recipe.contrast),
+        saturation=factor(3, recipe.saturation),
+        hue=factor(4, recipe.hue) - 1.0,
+        order=tf.argsort(u[:, 5:9], axis=-1),
+        grey=u[:, 9] < recipe.grey_probability,
+        sigma=tf.where(u[:, 10] < recipe.blur_probability, low + (high - low) * u[:, 11], 0.0),
+    )
+
+
+def apply(images, draws: Draws, recipe: Preset = PRESETS["moco_v2"]):
+    """Applies given draws. Returns (N, H, W, 3) float32 in [0, 1]."""
+    images = tf.cast(images, tf.float32) / 255.0
+    if recipe.grey_first:
+        images = _where(draws.grey, to_grey(images), images)
+    if recipe.jitter_probability:
+        images = colour_jitter(images, draws)
+    if not recipe.grey_first and recipe.grey_probability:
+        images = _where(draws.grey, to_grey(images), images)
+    if recipe.blur_probability:
+        images = gaussian_blur(images, draws.sigma)
+    return images
+
+
+def normalise(images):
+    """[0, 1] RGB to zero mean and unit variance by ImageNet's statistics."""
+    return (images - tf.constant(IMAGENET_MEAN, images.dtype)) / tf.constant(IMAGENET_STD, images.dtype)
+
+
+def colour_jitter(images, draws: Draws):
+    """Brightness, contrast, saturation and hue in each image's own order.
+
+    The first three are blends of an image with another (black, its mean grey, its grey), so one blend with a
+    per-image partner serves all of them. Hue is dear and is computed once: what an image's order puts before hue runs
+    in three blends before it, the rest in three after it, and an idle blend has factor 1.
+    """
+    factors = tf.stack([draws.brightness, draws.contrast, draws.saturation], axis=-1)  # (N, 3)
+    place = tf.argmax(tf.cast(draws.order == 3, tf.int32), axis=-1, output_type=tf.int32)  # of hue, (N,)
+    for position in range(3):
+        images = _blend_step(images, draws.order[:, position], factors, active=position < place)
+    images = adjust_hue(images, draws.hue)
+    for position in range(1, 4):
+        images = _blend_step(images, draws.order[:, position], factors, active=position > place)
+    return images
+
+
+def adjust_brightness(images, factor):
+    """images x factor, clipped to [0, 1]. images (N, H, W, 3) in [0, 1], factor (N,)."""
+    return _blend(images, 0.0, factor)
+
+
+def adjust_contrast(images, factor):
+    """Blends with the mean of the grey image. images (N, H, W, 3) in [0, 1], factor (N,)."""
+    return _blend(images, tf.reduce_mean(_grey(images), axis=[1, 2], keepdims=True), factor)
+
+
+def adjust_saturation(images, factor):
+    """Blends with the grey image. images (N, H, W, 3) in [0, 1], factor (N,)."""
+    return _blend(images, _grey(images), factor)
+
+
+def adjust_hue(images, shift):
+    """Turns the hue by `shift` of the circle. images (N, H, W, 3) in [0, 1], shift (N,) in [-0.5, 0.5]."""
+    red, green, blue = tf.unstack(images, axis=-1)
+    value = tf.maximum(tf.maximum(red, green), blue)
+    chroma = value - tf.minimum(tf.minimum(red, green), blue)
+    safe = tf.where(chroma > 0.0, chroma, 1.0)
+    # Hue in sixths of the circle; the second and third case win where they apply, as in HSV's definition.
+    hue = tf.where(
+        value == red,
+        (green - blue) / safe,
+        tf.where(value == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
+    )
+    hue = hue + 6.0 * shift[:, None, None]
+    channels = []
+    for offset in (5.0, 3.0, 1.0):  # f(n) of the closed form of HSV to RGB
+        k = tf.math.floormod(offset + hue, 6.0)
+        channels.append(value - chroma * tf.clip_by_value(tf.minimum(k, 4.0 - k), 0.0, 1.0))
+    return tf.stack(channels, axis=-1)
+
+
+def to_grey(images):
+    """The grey image, in three equal channels."""
+    return tf.repeat(_grey(images), 3, axis=-1)
+
+
+def gaussian_blur(images, sigma):
+    """Gaussian blur with a sigma of its own for each image, REFLECT borders.
+
+    A blur along an axis is a product with a banded matrix that has the reflection folded in: two small matrix products
+    an image, whatever the sigma, on any device and under XLA.
+
+    Args:
+        images: (N, H, W, C) float.
+        sigma: (N,) px; 0 leaves an image as it is. Taps end at 8 px, four sigma at 2.0.
+    """
+    rows, columns = (_blur_matrix(sigma, images.shape[axis]) for axis in (1, 2))
+    shape = tf.shape(images)
+    flat = tf.reshape(images, [shape[0], shape[1], shape[2] * shape[3]])
+    blurred = tf.reshape(tf.matmul(rows, flat), shape)  # along H
+    return tf.einsum("nij,nhjc->nhic", columns, blurred)  # along W
+
+
+def _blur_matrix(sigma, extent):
+    """(N, extent, extent) matrices whose product with a signal is its blur."""
+    radius = min(BLUR_RADIUS, extent - 1)
+    taps = np.arange(-radius, radius + 1)
+    source = np.abs(np.arange(extent)[None] + taps[:, None])  # (taps, extent), reflected at 0
+    source = np.where(source >= extent, 2 * (extent - 1) - source, source)  # and at the end
+    scatter = (source[:, :, None] == np.arange(extent)).astype(np.float32)  # (taps, extent, extent)
+    safe = tf.maximum(sigma, 1e-3)[:, None]
+    kernel = tf.exp(-0.5 * tf.square(tf.constant(taps, tf.float32) / safe))  # (N, taps)
+    kernel /= tf.reduce_sum(kernel, axis=-1, keepdims=True)
+    matrix = tf.matmul(kernel, scatter.reshape(len(taps), extent * extent))
+    return tf.reshape(matrix, [-1, extent, extent])
+
+
+def _blend_step(images, which, factors, active):
+    """One of brightness (0), contrast (1), saturation (2) per image; idle where inactive or `which` is hue (3)."""
+    which = tf.where(active, which, 3)[:, None, None, None]
+    grey = _grey(images)  # (N, H, W, 1)
+    mean = tf.reduce_mean(grey, axis=[1, 2], keepdims=True)
+    partner = tf.where(which == 0, 0.0, tf.where(which == 1, mean, grey))
+    factor = tf.gather(tf.pad(factors, [[0, 0], [0, 1]], constant_values=1.0), which[:, 0, 0, 0], batch_dims=1)
+    return _blend(images, partner, factor)
+
+
+def _blend(images, partner, factor):
+    factor = factor[:, None, None, None]
+    return tf.clip_by_value(factor * images + (1.0 - factor) * partner, 0.0, 1.0)
+
+
+def _grey(images):
+    red, green, blue = (images[..., i : i + 1] * GREY[i] for i in range(3))
+    return red + green + blue
+
+
+def _where(condition, images, otherwise):
+    return tf.where(condition[:, None, None, None], images, otherwise)

@@ -1,0 +1,104 @@
+"""RoIAlign with half-pixel (`aligned=True`) semantics, in two forms that compute the same numbers.
+
+`roi_align` is the separable form: bilinear sampling on a grid is `Wy @ F @ Wx^T`, two small matrix products whose rows
+are the interpolation weights of one bin. It compiles under XLA, takes any float dtype, has a deterministic gradient on
+every device, and reading the grid right-to-left (a flipped view) is reversing the rows of Wx.
+
+`roi_align_reference` is the readable form on `tf.image.crop_and_resize`, which samples corner to corner and
+extrapolates outside: boxes are moved to the bin centres and the map is edge-padded by one pixel. The op has no XLA
+kernel and no bfloat16, so it serves as the oracle of the first.
+
+Samples are clamped to the border pixel, as everything an overlap or a proposal can contain lies within half a pixel of
+the map; detectron2 and torchvision return 0 for a sample more than one pixel outside, which no box inside the image has.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def roi_align(features, boxes, output_size, spatial_scale=1.0, sampling_ratio=1, flipped=None):
+    """Samples a fixed grid of bins from each box (Mask R-CNN, section 3, `aligned=True`; DUPR eqs. 3 and 4).
+
+    Args:
+        features: (N, H, W, C) float feature maps.
+        boxes: (N, 4) or (N, R, 4) `(y1, x1, y2, x2)` in input pixels; box n (or n, r) reads map n.
+        output_size: bins a side: an int S, or (S_y, S_x).
+        spatial_scale: map pixels per input pixel, e.g. 1/16 on P4.
+        sampling_ratio: samples a side in each bin, averaged. At 1, the bilinear value at the bin's centre.
+        flipped: optional (N,) bool; where true the grid is read right-to-left, so that bin (i, j) of a mirrored view
+            shows what bin (i, j) of the unmirrored view shows.
+
+    Returns:
+        (N, S_y, S_x, C), or (N, R, S_y, S_x, C) for boxes of rank 3, in the dtype of `features`.
+    """
+    rows, columns, single = _weights(features, boxes, output_size, spatial_scale, sampling_ratio, flipped)
+    # Columns first: (W -> S_x) shrinks the map before the second product.
+    samples = tf.einsum("nrjw,nhwc->nrhjc", columns, features)  # (N, R, H, S_x, C)
+    samples = tf.einsum("nrih,nrhjc->nrijc", rows, samples)  # (N, R, S_y, S_x, C)
+    return samples[:, 0] if single else samples
+
+
+def roi_align_reference(features, boxes, output_size, spatial_scale=1.0, sampling_ratio=1, flipped=None):
+    """The same as `roi_align`, on `tf.image.crop_and_resize`. Arguments and result as there; float32 inside."""
+    (size_y, size_x), ratio = _pair(output_size), int(sampling_ratio)
+    single = boxes.shape.rank == 2
+    boxes = tf.cast(boxes[:, None] if single else boxes, tf.float32) * spatial_scale  # (N, R, 4)
+    count, number = tf.shape(boxes)[0], tf.shape(boxes)[1]
+    height, width = tf.shape(features)[1], tf.shape(features)[2]
+    centres = [
+        _clamped_centres(boxes[..., axis], boxes[..., axis + 2], size * ratio, extent)
+        for axis, size, extent in ((0, size_y, height), (1, size_x, width))
+    ]  # (N, R, S_y * r), (N, R, S_x * r)
+    if flipped is not None:
+        centres[1] = tf.where(flipped[:, None, None], centres[1][..., ::-1], centres[1])
+    padded = tf.pad(tf.cast(features, tf.float32), [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
+    # One crop_and_resize of a single sample per grid point keeps clamping exact where a box crosses the border.
+    y, x = tf.meshgrid(tf.range(size_y * ratio), tf.range(size_x * ratio), indexing="ij")
+    points_y = tf.gather(centres[0], tf.reshape(y, [-1]), axis=-1) + 1.0
+    points_x = tf.gather(centres[1], tf.reshape(x, [-1]), axis=-1) + 1.0
+    point = tf.stack([points_y / tf.cast(height + 1, tf.float32), points_x / tf.cast(width + 1, tf.float32)], -1)
+    corners = tf.reshape(tf.concat([point, point], -1), [-1, 4])
+    samples = tf.image.crop_and_resize(
+        padded, corners, tf.repeat(tf.range(count), number * size_y * size_x * ratio * ratio), (1, 1)
+    )
+    channels = features.shape[-1]
+    samples = tf.reshape(samples, [count, number, size_y, ratio, size_x, ratio, channels])
+    samples = tf.cast(tf.reduce_mean(samples, axis=[3, 5]), features.dtype)
+    return samples[:, 0] if single else samples
+
+
+def _weights(features, boxes, output_size, spatial_scale, sampling_ratio, flipped):
+    """Interpolation rows (N, R, S_y, H) and (N, R, S_x, W), and whether the boxes came without an R axis."""
+    size_y, size_x = _pair(output_size)
+    single = boxes.shape.rank == 2
+    boxes = tf.cast(boxes[:, None] if single else boxes, tf.float32) * spatial_scale
+    height = features.shape[1] or tf.shape(features)[1]
+    width = features.shape[2] or tf.shape(features)[2]
+    rows = _axis_weights(boxes[..., 0], boxes[..., 2], size_y, height, sampling_ratio)
+    columns = _axis_weights(boxes[..., 1], boxes[..., 3], size_x, width, sampling_ratio)
+    if flipped is not None:
+        columns = tf.where(flipped[:, None, None, None], columns[:, :, ::-1], columns)
+    return tf.cast(rows, features.dtype), tf.cast(columns, features.dtype), single
+
+
+def _axis_weights(low, high, size, extent, ratio):
+    """(N, R, size, extent) bilinear weights of `size` bins between `low` and `high`, averaged over `ratio` samples."""
+    centres = _clamped_centres(low, high, size * ratio, extent)  # (N, R, size * ratio)
+    pixels = tf.range(tf.cast(extent, tf.float32))
+    weights = tf.nn.relu(1.0 - tf.abs(centres[..., None] - pixels))
+    if ratio == 1:
+        return weights
+    shape = tf.shape(weights)
+    return tf.reduce_mean(tf.reshape(weights, [shape[0], shape[1], size, ratio, shape[3]]), axis=3)
+
+
+def _clamped_centres(low, high, samples, extent):
+    """(N, R, samples) sample positions in map pixels: bin centres, minus the half pixel, held inside the map."""
+    steps = (tf.range(samples, dtype=tf.float32) + 0.5) / float(samples)
+    centres = low[..., None] + (high - low)[..., None] * steps - 0.5
+    return tf.clip_by_value(centres, 0.0, tf.cast(extent, tf.float32) - 1.0)
+
+
+def _pair(size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

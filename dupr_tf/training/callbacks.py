@@ -1,0 +1,139 @@
+"""What happens between the steps: the progress line, metrics.jsonl, TensorBoard, checkpoints, the end of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class StepCallback(keras.callbacks.Callback):
+    """Counts optimiser steps from `first_step`, across `fit` calls; subclasses get `on_step(step, logs)`."""
+
+    def __init__(self, first_step: int = 0):
+        super().__init__()
+        self.step = first_step
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.step += 1
+        self.on_step(self.step, logs or {})
+
+    def on_step(self, step: int, logs: dict) -> None:
+        raise NotImplementedError
+
+
+class MetricsLog(StepCallback):
+    """Writes a line of scalars every `every` steps: to metrics.jsonl, to TensorBoard, and to the screen.
+
+    Args:
+        run: the run's folder.
+        first_step, last_step: of this start of the run; later lines of an earlier, killed start are removed.
+        steps_per_epoch: for the epoch column.
+        batch_size: for images/s.
+        every: steps between two lines.
+    """
+
+    def __init__(self, run: Path, first_step: int, last_step: int, steps_per_epoch: int, batch_size: int, every: int):
+        super().__init__(first_step)
+        self.path = Path(run) / "metrics.jsonl"
+        self.last_step, self.steps_per_epoch = last_step, steps_per_epoch
+        self.batch_size, self.every = batch_size, every
+        self.writer = tf.summary.create_file_writer(str(Path(run) / "tensorboard"))
+        self.progress, self.task = progress_line(last_step, first_step)
+        drop_lines_after(self.path, first_step)
+        self._since, self._since_step = None, first_step
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self._since is None:
+            self.progress.start()
+            self._since = time.perf_counter()
+
+    def on_step(self, step, logs):
+        if step % self.every == 0 or step == self.last_step:
+            self._write(step, {name: float(value) for name, value in logs.items()})
+        else:
+            self.progress.update(self.task, completed=step)
+
+    def _write(self, step, scalars):
+        now = time.perf_counter()
+        rate = (step - self._since_step) * self.batch_size / max(now - self._since, 1e-9)
+        self._since, self._since_step = now, step
+        line = {"step": step, "epoch": step / self.steps_per_epoch, **scalars, "images_per_second": rate}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
+        with self.writer.as_default(step=step):
+            for name, value in line.items():
+                tf.summary.scalar(name, value)
+        text = f"loss {scalars['loss']:.4f}  {rate:.1f} images/s"
+        self.progress.update(self.task, completed=step, text=text)
+        if not self.progress.console.is_terminal:
+            left = (self.last_step - step) * self.batch_size / max(rate, 1e-9)
+            self.progress.console.print(f"step {step}/{self.last_step}  {text}  ETA {duration(left)}")
+
+    def close(self) -> None:
+        self.progress.stop()
+        self.writer.close()
+
+
+class SaveCheckpoints(StepCallback):
+    """Saves every `every` steps."""
+
+    def __init__(self, checkpoints, first_step: int, every: int):
+        super().__init__(first_step)
+        self.checkpoints, self.every = checkpoints, every
+
+    def on_step(self, step, logs):
+        if step % self.every == 0:
+            self.checkpoints.save()
+
+
+class CheckBadImages(StepCallback):
+    """Ends the run once more images are unreadable than allowed."""
+
+    def __init__(self, bad, first_step: int = 0):
+        super().__init__(first_step)
+        self.bad = bad
+
+    def on_step(self, step, logs):
+        self.bad.check()
+
+
+def progress_line(total: int, completed: int = 0) -> tuple[Progress, int]:
+    """A progress bar over steps on standard error, and its task; silent where that is no terminal."""
+    console = Console(stderr=True, highlight=False)
+    progress = Progress(
+        TextColumn("{task.completed}/{task.total}"), BarColumn(), TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
+        console=console, disable=not console.is_terminal,
+    )
+    return progress, progress.add_task("steps", total=total, completed=completed, text="tracing the step …")
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Removes the lines of a metrics file that lie after `step`, and a half-written last one."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue  # cut short by a kill
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03` or `2:03`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

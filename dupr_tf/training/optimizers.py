@@ -1,0 +1,116 @@
+"""The optimiser and schedules of MoCo and DUPR, as PyTorch computes them (METHOD section 7)."""
+
+from __future__ import annotations
+
+import math
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from dupr_tf.config import Config
+
+
+@keras.saving.register_keras_serializable("dupr_tf")
+class CoupledSGD(keras.optimizers.Optimizer):
+    """SGD whose weight decay is part of the gradient: v <- mu v + g + wd w;  w <- w - lr v.
+
+    Keras' `SGD(weight_decay=)` is decoupled, ten times weaker at momentum 0.9, and folds the rate into the velocity.
+
+    Args:
+        learning_rate: float or schedule.
+        momentum: mu in [0, 1).
+        coupled_decay: wd >= 0, on every variable, batch norm and biases included.
+        nesterov: not offered; MoCo and DUPR use plain momentum.
+    """
+
+    def __init__(self, learning_rate=0.03, momentum=0.9, coupled_decay=1e-4, name="coupled_sgd", **kwargs):
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        self.momentum, self.coupled_decay = momentum, coupled_decay
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self.velocities = [self.add_variable_from_reference(v, name="velocity") for v in variables]
+
+    def update_step(self, gradient, variable, learning_rate):
+        rate = ops.cast(learning_rate, variable.dtype)
+        gradient = ops.cast(gradient, variable.dtype) + self.coupled_decay * variable
+        velocity = self.velocities[self._get_variable_index(variable)]
+        new_velocity = self.momentum * velocity + gradient
+        self.assign(velocity, new_velocity)
+        self.assign_sub(variable, rate * new_velocity)
+
+    def get_config(self):
+        return {**super().get_config(), "momentum": self.momentum, "coupled_decay": self.coupled_decay}
+
+
+@keras.saving.register_keras_serializable("dupr_tf")
+class Cosine(keras.optimizers.schedules.LearningRateSchedule):
+    """`peak * (1 + cos(pi t / T)) / 2` after a linear warm-up from 0.
+
+    Args:
+        peak: rate at the start.
+        total_steps: T.
+        hold_steps: steps between two changes of the rate: 1, or the steps of an epoch (MoCo's own code).
+        warmup_steps: steps of linear warm-up; they count towards T.
+    """
+
+    def __init__(self, peak, total_steps, hold_steps=1, warmup_steps=0):
+        self.peak, self.total_steps = peak, total_steps
+        self.hold_steps, self.warmup_steps = hold_steps, warmup_steps
+
+    def __call__(self, step):
+        held = tf.cast(tf.cast(step, tf.int64) // self.hold_steps * self.hold_steps, tf.float32)
+        done = tf.minimum(held / float(self.total_steps), 1.0)
+        rate = self.peak * 0.5 * (1.0 + tf.cos(math.pi * done))
+        return rate * _warmup(step, self.warmup_steps)
+
+    def get_config(self):
+        names = ("peak", "total_steps", "hold_steps", "warmup_steps")
+        return {name: getattr(self, name) for name in names}
+
+
+@keras.saving.register_keras_serializable("dupr_tf")
+class Milestones(keras.optimizers.schedules.LearningRateSchedule):
+    """The peak rate, divided by ten at each milestone, after a linear warm-up from 0.
+
+    Args:
+        peak: rate at the start.
+        steps: the steps at which the rate falls.
+        warmup_steps: steps of linear warm-up.
+    """
+
+    def __init__(self, peak, steps, warmup_steps=0):
+        self.peak, self.steps, self.warmup_steps = peak, tuple(steps), warmup_steps
+
+    def __call__(self, step):
+        passed = sum((tf.cast(step >= at, tf.float32) for at in self.steps), tf.constant(0.0))
+        return self.peak * tf.pow(0.1, passed) * _warmup(step, self.warmup_steps)
+
+    def get_config(self):
+        return {"peak": self.peak, "steps": self.steps, "warmup_steps": self.warmup_steps}
+
+
+def _warmup(step, warmup_steps):
+    if not warmup_steps:
+        return 1.0
+    return tf.minimum((tf.cast(step, tf.float32) + 1.0) / float(warmup_steps), 1.0)
+
+
+def build_schedule(config: Config, images: int):
+    """The learning-rate schedule of a run over `images` images."""
+    optimizer, per_epoch = config.optimizer, config.steps_per_epoch(images)
+    if optimizer.schedule == "milestones":
+        steps = [round(epoch * per_epoch) for epoch in optimizer.milestones]
+        return Milestones(config.learning_rate, steps, optimizer.warmup_steps)
+    hold = per_epoch if optimizer.schedule == "epoch" else 1
+    return Cosine(config.learning_rate, config.total_steps(images), hold, optimizer.warmup_steps)
+
+
+def build_optimizer(config: Config, images: int):
+    """The optimiser of a pre-training run; under float16 it scales the loss."""
+    settings = config.optimizer
+    optimizer = CoupledSGD(build_schedule(config, images), settings.momentum, settings.weight_decay)
+    return keras.optimizers.LossScaleOptimizer(optimizer) if config.train.precision == "float16" else optimizer

@@ -1,0 +1,165 @@
+"""Pre-training, from a config and a folder of images to a backbone on disk. Run again, it resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+
+import keras
+
+from dupr_tf.config import Config, dump_config, load_config
+from dupr_tf.data.pipeline import BadImages, check_readable, view_pairs
+from dupr_tf.data.sources import list_images
+from dupr_tf.models import DUPR, build_backbone
+from dupr_tf.training.callbacks import CheckBadImages, MetricsLog, SaveCheckpoints
+from dupr_tf.training.checkpoints import RunCheckpoints
+from dupr_tf.training.distribution import choose_strategy, replicas, scope
+from dupr_tf.training.optimizers import build_optimizer
+
+log = logging.getLogger(__name__)
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+MAY_CHANGE = ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainResult:
+    """What a run leaves: its folder, the backbone's file, the last step and the unreadable images it met."""
+
+    run: Path
+    backbone: Path
+    step: int
+    bad_images: tuple[str, ...]
+
+
+def pretrain(config: Config, output: str | Path, data: str | Path | None = None) -> PretrainResult:
+    """Trains a backbone on unlabelled images; continues where an earlier start of the same run ended.
+
+    Args:
+        config: the experiment.
+        output: the run's folder: config.yaml, metrics.jsonl, tensorboard/, checkpoints/, backbone.keras.
+        data: folder of images, or a COCO or VOC root; None takes `config.data.root`.
+
+    Raises:
+        ValueError: a folder without images, impossible settings, or an output folder of another config.
+    """
+    run = Path(output)
+    config, paths = _with_images(config, data)
+    strategy = choose_strategy()
+    problems = config.pretrain_problems(replicas(strategy))
+    if problems:
+        raise ValueError("\n".join(problems))
+    bad = BadImages(paths, config.data.max_bad_share)
+    check_readable(paths, bad)
+    _claim(run, config)
+
+    with scope(strategy):
+        model = build_model(config)
+        model.compile(optimizer=build_optimizer(config, len(paths)), jit_compile=False)
+        model.optimizer.build(model.query_variables)
+    checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints)
+    step = _fit(model, config, paths, bad, checkpoints, run)
+    return PretrainResult(run, _write_backbone(model, run), step, tuple(bad.found.values()))
+
+
+def build_model(config: Config) -> DUPR:
+    """The pre-training model of a config, its weights drawn from `train.seed`."""
+    keras.utils.set_random_seed(config.train.seed)
+    keras.config.set_dtype_policy(POLICIES[config.train.precision])
+    settings = config.model
+    return DUPR(
+        build_backbone(settings.backbone, width=settings.width),
+        image_weights=settings.image_weights,
+        patch_weights=settings.patch_weights,
+        roi_sizes=settings.roi_sizes,
+        embedding_dim=settings.embedding_dim,
+        head=settings.head,
+        temperature=settings.temperature,
+        momentum=settings.momentum,
+        bank_size=settings.bank_size,
+        patch_keys_per_image=settings.patch_keys_per_image,
+        patch_reduction=settings.patch_reduction,
+        sampling_ratio=settings.sampling_ratio,
+        photometric=config.views.photometric,
+        micro_batches=config.train.micro_batches,
+        seed=config.train.seed,
+    )
+
+
+def _fit(model, config, paths, bad, checkpoints, run) -> int:
+    """`model.fit` from the last checkpoint to the last step; one call an epoch or less where a resume cut one."""
+    per_epoch, total = config.steps_per_epoch(len(paths)), config.total_steps(len(paths))
+    step = checkpoints.restore()
+    if step:
+        log.info("resuming %s at step %d of %d", run, step, total)
+    metrics = MetricsLog(run, step, total, per_epoch, config.train.batch_size, config.train.log_every)
+    callbacks = [metrics, SaveCheckpoints(checkpoints, step, config.train.checkpoint_every), CheckBadImages(bad, step)]
+    try:
+        for first, last in _stretches(step, per_epoch, total):
+            model.fit(
+                view_pairs(paths, config, first, last, bad),
+                initial_epoch=first // per_epoch,
+                epochs=first // per_epoch + -(-(last - first) // per_epoch),
+                steps_per_epoch=min(per_epoch, last - first),
+                callbacks=callbacks,
+                verbose=0,
+            )
+    finally:
+        metrics.close()
+    if total > step:
+        checkpoints.save()
+    return total
+
+
+def _stretches(step, per_epoch, total):
+    """Spans of steps for `fit`: what is left of a cut epoch, the whole epochs, what is left of the run."""
+    cuts = [step, min(total, -(-step // per_epoch) * per_epoch), total // per_epoch * per_epoch, total]
+    spans = zip(cuts, cuts[1:], strict=False)
+    return [(first, last) for first, last in spans if last > first]
+
+
+def _with_images(config: Config, data) -> tuple[Config, list[str]]:
+    root = data or config.data.root
+    if root is None:
+        raise ValueError("Expected a folder of images, received none. Fix: --data DIR")
+    paths = list_images(root, config.data.kind)
+    root = os.path.abspath(root)
+    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})}), paths
+
+
+def _claim(run: Path, config: Config) -> None:
+    """Writes the resolved config into the run's folder, or compares it with the one that is there."""
+    path = run / "config.yaml"
+    if path.exists():
+        changes = differences(load_config(path), config)
+        if changes:
+            raise ValueError(
+                f"Expected the config that {run} was begun with, received other values: {'; '.join(changes)}. "
+                "Fix: the same config, or another --output"
+            )
+    run.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(dump_config(config), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """`train.epochs 10 -> 20` for every field that differs and may not change within a run."""
+    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    changes = []
+    for section in after:
+        a, b = before[section] or {}, after[section] or {}
+        for name in sorted({*a, *b}):
+            if a.get(name) != b.get(name) and f"{section}.{name}" not in MAY_CHANGE:
+                changes.append(f"{section}.{name} {a.get(name)} -> {b.get(name)}")
+    return changes
+
+
+def _write_backbone(model: DUPR, run: Path) -> Path:
+    """Saves the query backbone under its final name only once it is whole."""
+    path = run / "backbone.keras"
+    temporary = run / "backbone.tmp.keras"
+    model.backbone.save(temporary)
+    os.replace(temporary, path)
+    return path

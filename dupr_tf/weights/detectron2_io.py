@@ -1,0 +1,135 @@
+"""ResNets as the `.pkl` that detectron2 takes in `MODEL.WEIGHTS`.
+
+Written only: a pickle from elsewhere can run anything when it is read, so nothing here reads one.
+
+The pickle is spelled out opcode by opcode, because the one NumPy 2 would write names `numpy._core`, which
+NumPy before 1.26 does not have. What is written is what `pickle.dump(…, protocol=3)` under NumPy 1 would
+write: strings, a bool, one dict in another, and float32 arrays.
+"""
+
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from dupr_tf.weights.names import torch_arrays
+
+AUTHOR = "dupr_tf"
+
+README = """# {name} for detectron2
+
+`{file}` holds the backbone under detectron2's own names ({arrays} arrays, float32). Set in a config:
+
+```yaml
+MODEL:
+  WEIGHTS: "{file}"
+  PIXEL_MEAN: [123.675, 116.28, 103.53]
+  PIXEL_STD: [58.395, 57.12, 57.375]
+  BACKBONE:
+    FREEZE_AT: 0
+  RESNETS:
+    DEPTH: {depth}
+    STRIDE_IN_1X1: False
+    NORM: "SyncBN"{extra}
+INPUT:
+  FORMAT: "RGB"
+```
+
+- For FPN models add `MODEL.FPN.NORM: "SyncBN"`. On one GPU use `"BN"` for both.
+- `STRIDE_IN_1X1: False` and `FORMAT: "RGB"` are not detectron2's defaults. With the defaults the weights load
+  without complaint and compute something else.
+- The envelope says `matching_heuristics: True`: detectron2 finds the arrays by suffix, with or without
+  `backbone.bottom_up.` before them. Its log lists what it did not find: for a detector, the heads alone.
+- Nothing is frozen (`FREEZE_AT: 0`): every norm is trained, as in the recipes of MoCo and DetCo. Their C4
+  models also put a norm after res5 in the box head, since pre-trained features come at another scale than
+  ImageNet's.
+"""
+
+
+def write_detectron2(model, path):
+    """Write a `ResNetBackbone` as a detectron2 checkpoint, and beside it a `README.md` with its config.
+
+    Args:
+        model: a `ResNetBackbone` of any depth; width 1 for detectron2's own configs.
+        path: the file to write, ending in `.pkl` (detectron2 chooses its reader by that).
+
+    Raises:
+        ValueError: for another ending, or a model that has no detectron2 names.
+    """
+    path = Path(path)
+    if path.suffix != ".pkl":
+        raise ValueError(
+            f"Expected a file ending in .pkl, received {path}. Fix: detectron2 goes by the ending."
+        )
+    arrays = torch_arrays(model, "detectron2")
+    # Without __author__ detectron2 refuses the file; without matching_heuristics an FPN model loads nothing.
+    checkpoint = {"model": arrays, "__author__": AUTHOR, "matching_heuristics": True}
+    with path.open("wb") as file:
+        file.write(pickle.PROTO + b"\x03")
+        _write_object(file, checkpoint)
+        file.write(pickle.STOP)
+    path.with_name("README.md").write_text(_readme(model, path.name, len(arrays)), encoding="utf-8")
+
+
+def _readme(model, file, arrays):
+    depth = int(model.architecture.removeprefix("resnet"))
+    extra = ""
+    if depth < 50:  # where detectron2 insists on it
+        extra = f"\n    RES2_OUT_CHANNELS: {model.get_layer('conv1_bn').gamma.shape[0]}"
+    text = README.format(name=model.architecture, file=file, arrays=arrays, depth=depth, extra=extra)
+    if model.width != 1:
+        text += (
+            f"- It is {model.width:g} times as wide as detectron2's own; its configs need other channels.\n"
+        )
+    return text
+
+
+def _write_object(file, value):
+    """Write one value of the checkpoint: a dict with string keys, a string, a bool or a float32 array."""
+    if isinstance(value, dict):
+        file.write(pickle.EMPTY_DICT + pickle.MARK)
+        for key, item in value.items():
+            _write_object(file, key)
+            _write_object(file, item)
+        file.write(pickle.SETITEMS)
+    elif isinstance(value, str):
+        encoded = value.encode("utf-8")
+        file.write(pickle.BINUNICODE + struct.pack("<I", len(encoded)) + encoded)
+    elif isinstance(value, bool):
+        file.write(pickle.NEWTRUE if value else pickle.NEWFALSE)
+    else:
+        _write_array(file, value)
+
+
+def _write_array(file, array):
+    """Write `numpy.core.multiarray._reconstruct(ndarray, (0,), b"b")` and the state that fills it."""
+    data = np.ascontiguousarray(array, dtype="<f4")
+    file.write(_global("numpy.core.multiarray", "_reconstruct") + _global("numpy", "ndarray"))
+    file.write(_integer(0) + pickle.TUPLE1 + _short_bytes(b"b") + pickle.TUPLE3 + pickle.REDUCE)
+    shape = pickle.MARK + b"".join(_integer(size) for size in data.shape) + pickle.TUPLE
+    file.write(pickle.MARK + _integer(1) + shape + _float32() + pickle.NEWFALSE)
+    file.write(pickle.BINBYTES + struct.pack("<I", data.nbytes))
+    file.write(data.tobytes())
+    file.write(pickle.TUPLE + pickle.BUILD)
+
+
+def _float32():
+    """`numpy.dtype("f4", False, True)` and its state (version 3, little-endian, no fields)."""
+    new = _global("numpy", "dtype") + pickle.BINUNICODE + struct.pack("<I", 2) + b"f4"
+    new += pickle.NEWFALSE + pickle.NEWTRUE + pickle.TUPLE3 + pickle.REDUCE
+    order = pickle.BINUNICODE + struct.pack("<I", 1) + b"<"
+    state = _integer(3) + order + 3 * pickle.NONE + _integer(-1) + _integer(-1) + _integer(0)
+    return new + pickle.MARK + state + pickle.TUPLE + pickle.BUILD
+
+
+def _global(module, name):
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode("ascii")
+
+
+def _integer(value):
+    return pickle.BININT + struct.pack("<i", value)
+
+
+def _short_bytes(value):
+    return pickle.SHORT_BINBYTES + bytes([len(value)]) + value

@@ -1,0 +1,77 @@
+"""`manifest.json`: the sha256 of every file of a directory.
+
+It is there because neither safetensors nor HDF5 notices a flipped bit.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+MANIFEST_FILE = "manifest.json"
+
+
+def sha256_of(path):
+    """Return the sha256 of a file, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(directory, facts=None):
+    """Write `manifest.json`: `facts`, then `files: {relative path: sha256}` of everything that is there."""
+    directory = Path(directory)
+    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
+    files = {path.relative_to(directory).as_posix(): sha256_of(path) for path in paths}
+    text = json.dumps({**(facts or {}), "files": files}, indent=2, ensure_ascii=False)
+    (directory / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(directory):
+    """Return the manifest of a directory, or None if it has none.
+
+    Raises:
+        ValueError: if there is one that cannot be read.
+    """
+    path = Path(directory) / MANIFEST_FILE
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files", {}), dict):
+        raise ValueError(
+            f"Expected a manifest with `files`, received {path}, which is damaged. Fix: copy it again."
+        )
+    return manifest
+
+
+def check_file(path):
+    """Compare a file with the manifest beside it, if there is one that lists it.
+
+    Raises:
+        ValueError: if the file is not the one that was written.
+    """
+    path = Path(path)
+    expected = ((read_manifest(path.parent) or {}).get("files") or {}).get(path.name)
+    if expected is not None and sha256_of(path) != expected:
+        raise ValueError(
+            f"Expected {path} to have the sha256 {str(expected)[:12]}…, received another: it is damaged or "
+            f"was changed. Fix: copy it again, or remove {MANIFEST_FILE} if you changed it yourself."
+        )
+
+
+def check_directory(directory):
+    """Compare every file a directory's manifest lists.
+
+    Raises:
+        ValueError: naming the first file that is missing or different, or if there is no manifest.
+    """
+    manifest = read_manifest(directory)
+    if manifest is None:
+        raise ValueError(f"Expected {MANIFEST_FILE} in {directory}, received none. Fix: export it again.")
+    for name in manifest.get("files", {}):
+        path = Path(directory) / name
+        if not path.is_file() or sha256_of(path) != manifest["files"][name]:
+            raise ValueError(
+                f"Expected {path} as the manifest has it, received another or none. Fix: copy it again."
+            )

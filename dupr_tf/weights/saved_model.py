@@ -1,0 +1,104 @@
+"""Backbones as TensorFlow SavedModels: raw images in, P2..P5 out; serving them needs no `dupr_tf`."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dupr_tf.models.resnet import LEVELS, imagenet_normalization, pyramid
+
+FLOAT_SIGNATURE = "serving_default"
+UINT8_SIGNATURE = "uint8"
+
+
+def write_saved_model(backbone, path):
+    """Write a backbone as a SavedModel with the normalisation inside, and read it again.
+
+    It has two signatures, `serving_default` (float32) and `uint8`; both take `images` `[B, H, W, 3]`, RGB in
+    0–255, any B, H and W, and return `{"P2": …, "P5": …}` in float32, `[B, H/4, W/4, C]` to `[B, H/32, W/32,
+    C]`.
+
+    Args:
+        backbone: a model `dupr_tf.models.resnet.pyramid` accepts. One without a true `include_normalization`
+            is taken to want normalised images.
+        path: the directory to write.
+
+    Raises:
+        ValueError: if what was written does not give the backbone's features again.
+    """
+    serving = serving_model(backbone)
+    archive = keras.export.ExportArchive()
+    archive.track(serving)
+
+    def serve_float(images):
+        return _features(serving, images)
+
+    def serve_uint8(images):
+        return _features(serving, tf.cast(images, tf.float32))
+
+    shape = (None, None, None, 3)
+    archive.add_endpoint(FLOAT_SIGNATURE, serve_float, [tf.TensorSpec(shape, tf.float32, name="images")])
+    archive.add_endpoint(UINT8_SIGNATURE, serve_uint8, [tf.TensorSpec(shape, tf.uint8, name="images")])
+    archive.write_out(str(path), verbose=False)
+    _check_reading(serving, path)
+
+
+def read_saved_model(path):
+    """Return a SavedModel written here as `f(uint8 or float images in 0–255) -> {level: NumPy array}`."""
+    loaded = tf.saved_model.load(str(path))
+    missing = {FLOAT_SIGNATURE, UINT8_SIGNATURE} - set(loaded.signatures)
+    if missing:
+        raise ValueError(
+            f"Expected the signatures serving_default and uint8, received {path} without {missing}."
+        )
+
+    def features(images):
+        images = np.asarray(images)
+        name = UINT8_SIGNATURE if images.dtype == np.uint8 else FLOAT_SIGNATURE
+        dtype = tf.uint8 if name == UINT8_SIGNATURE else tf.float32
+        return {
+            level: value.numpy()
+            for level, value in loaded.signatures[name](tf.constant(images, dtype)).items()
+        }
+
+    features.loaded = loaded  # TensorFlow keeps the variables alive only as long as this is
+    return features
+
+
+def serving_model(backbone):
+    """Return a model from RGB images in 0–255 to `{level: feature map}`, sharing the backbone's weights."""
+    levels = pyramid(backbone, _levels(backbone))
+    if getattr(backbone, "include_normalization", False):
+        return levels
+    images = keras.Input((None, None, 3), name="images")  # (B, H, W, 3), 0–255
+    return keras.Model(images, levels(imagenet_normalization()(images)), name=f"{backbone.name}_serving")
+
+
+def _levels(backbone):
+    """Those of P2..P5 that the backbone has; all if it has none, so that `pyramid` says what is wrong."""
+    found = getattr(backbone, "pyramid_outputs", None) or getattr(backbone, "pyramid_level_inputs", {})
+    return tuple(level for level in LEVELS if level in found) or LEVELS
+
+
+def _features(model, images):
+    return {level: tf.cast(value, tf.float32) for level, value in model(images, training=False).items()}
+
+
+def _check_reading(serving, path):
+    """Both signatures, on one odd-sized image, against the model in memory."""
+    if not (Path(path) / "saved_model.pb").is_file():
+        raise ValueError(
+            f"Expected a SavedModel in {path}, received nothing there. Fix: check the disk's space."
+        )
+    read = read_saved_model(path)
+    images = np.random.default_rng(0).integers(0, 256, (1, 65, 97, 3), dtype=np.uint8)
+    for given in (images, images.astype(np.float32)):
+        expected = _features(serving, tf.cast(given, tf.float32))
+        for level, value in read(given).items():
+            difference = float(np.max(np.abs(value - expected[level].numpy())))
+            if not difference <= 1e-4:
+                raise ValueError(
+                    f"Expected the SavedModel to give the model's features, received a difference of "
+                    f"{difference} at {level}. Fix: check the weights for NaN and the disk's space."
+                )

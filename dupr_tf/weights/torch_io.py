@@ -1,0 +1,172 @@
+"""ResNets to and from torchvision's state dict, and safetensors files that hold one.
+
+The arrays are float32 in torch's axis order, so `torchvision.models.resnet50().load_state_dict(state,
+strict=False)` takes them (`fc` is the only thing it then misses). No pickle is read or written here.
+"""
+
+import logging
+import re
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from dupr_tf.models.resnet import ARCHITECTURES, STAGE_WIDTHS, build_backbone, stage_channels
+from dupr_tf.weights.names import keras_variable, to_keras_layout, torch_arrays, weight_names
+
+logger = logging.getLogger(__name__)
+
+# What a torchvision ResNet or a pre-training checkpoint carries besides the backbone.
+_HEAD = re.compile(r"(^|\.)(fc|head|classifier|projector|predictor)(\.|$)")
+_COUNTER = ".num_batches_tracked"
+
+
+def to_torchvision(model):
+    """Return the weights of a `ResNetBackbone` as `{torchvision's name: float32 array}`, without `fc`.
+
+    A backbone built with `include_normalization=True` normalises before these weights: whoever uses them
+    elsewhere has to do that itself.
+    """
+    return torch_arrays(model, "torchvision")
+
+
+def from_torchvision(state, prefix="", include_normalization=False, name=None):
+    """Build the `ResNetBackbone` a torchvision state dict describes; depth and width are read off the arrays.
+
+    Args:
+        state: `{name: array}`, torchvision's names; anything `numpy.asarray` understands as an array.
+        prefix: keys start with it and others are dropped, for example `"module.encoder_q."` for MoCo's
+            checkpoints.
+        include_normalization: as in `ResNetBackbone`.
+        name: name of the model; the architecture's by default.
+
+    Returns:
+        The backbone. Heads (`fc` and the like) and keys outside `prefix` are dropped and listed in the log.
+
+    Raises:
+        ValueError: naming the keys that are missing, unknown, of another shape, or not finite.
+    """
+    state, dropped = _select(state, prefix)
+    architecture, width = infer_architecture(state)
+    _check_keys(state, architecture)
+    backbone = build_backbone(
+        architecture, width=width, include_normalization=include_normalization, name=name
+    )
+    for row in weight_names(architecture):
+        value = to_keras_layout(np.asarray(state[row.torchvision], dtype=np.float32), row.is_kernel)
+        variable = keras_variable(backbone, row.keras)
+        _check_value(row.torchvision, value, tuple(variable.shape))
+        variable.assign(value)
+    if dropped:
+        logger.info("Dropped %d keys that are not the backbone's: %s", len(dropped), ", ".join(dropped))
+    return backbone
+
+
+def dropped_keys(state, prefix=""):
+    """Return the keys `from_torchvision` leaves behind: heads, and what is outside `prefix`."""
+    return _select(state, prefix)[1]
+
+
+def infer_architecture(state):
+    """Return `(architecture, width)` of a torchvision state dict, from its names and its arrays' shapes."""
+    _require(state, ["conv1.weight", "layer1.0.conv1.weight"])
+    depths = tuple(_depth(state, stage) for stage in (1, 2, 3, 4))
+    block = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
+    for architecture, layout in ARCHITECTURES.items():
+        if layout == (block, depths):
+            return architecture, _width(state)
+    raise ValueError(
+        f"Expected one of {', '.join(ARCHITECTURES)}, received a {block} network of {depths} blocks. "
+        "Fix: use a torchvision ResNet; a key that is missing makes a stage look shorter."
+    )
+
+
+def write_safetensors(state, path, metadata=None):
+    """Write `{name: array}` as a safetensors file that torch's and NumPy's readers open alike."""
+    arrays = {name: np.ascontiguousarray(value) for name, value in state.items()}
+    save_file(arrays, str(path), metadata={"format": "pt", **(metadata or {})})
+
+
+def read_safetensors(path):
+    """Return `({name: array}, {metadata})` of a safetensors file.
+
+    Raises:
+        ValueError: if the file is cut short or is no safetensors file.
+    """
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, TypeError) as error:
+        raise ValueError(
+            f"Expected a safetensors file of float arrays, received {path} ({error}). Fix: copy it again."
+        ) from None
+
+
+def _select(state, prefix):
+    """Split a state dict into the backbone's entries, without their prefix, and the names left behind."""
+    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    dropped = [key for key in state if not key.startswith(prefix)]
+    dropped += [prefix + key for key in inside if _HEAD.search(key)]
+    kept = {key: value for key, value in inside.items() if not (_HEAD.search(key) or key.endswith(_COUNTER))}
+    return kept, dropped
+
+
+def _check_keys(state, architecture):
+    names = [row.torchvision for row in weight_names(architecture)]
+    _require(state, names)
+    unknown = sorted(set(state) - set(names))
+    if unknown:
+        raise ValueError(
+            f"Expected only the weights of a {architecture}, received also {_listed(unknown)}. "
+            "Fix: use a plain torchvision ResNet (no ResNeXt, no extra norms), or remove these keys."
+        )
+
+
+def _require(state, names):
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise ValueError(
+            f"Expected a torchvision ResNet state dict, received one without {_listed(missing)} "
+            f"(it has {_listed(sorted(state)) or 'nothing'}). Fix: pass the prefix of its keys, if any."
+        )
+
+
+def _check_value(name, value, shape):
+    if value.shape != shape:
+        raise ValueError(
+            f"Expected {name} to be {shape} in Keras' order, received {value.shape}. "
+            "Fix: use a plain torchvision ResNet, no wide or grouped variant; a width scales all stages."
+        )
+    if not np.isfinite(value).all():
+        raise ValueError(
+            f"Expected finite numbers, received NaN or infinity in {name}. Fix: use a sound checkpoint."
+        )
+
+
+def _depth(state, stage):
+    """How many blocks `layer<stage>` has: one more than its highest block number."""
+    blocks = [int(key.split(".")[1]) for key in state if re.match(rf"layer{stage}\.\d+\.", key)]
+    return max(blocks, default=-1) + 1
+
+
+def _width(state):
+    """The width that gives the four stages their channels: 1 for the usual ones, else off the widest."""
+    keys = [f"layer{stage}.0.conv1.weight" for stage in (1, 2, 3, 4)]
+    _require(state, keys)
+    channels = tuple(np.shape(state[key])[0] for key in keys)
+    lowest = max(
+        (count - 4) / base if count > 8 else 0.0 for count, base in zip(channels, STAGE_WIDTHS, strict=True)
+    )
+    highest = min((count + 4) / base for count, base in zip(channels, STAGE_WIDTHS, strict=True))
+    for width in (channels[-1] / STAGE_WIDTHS[-1], (lowest + highest) / 2):
+        if width > 0 and stage_channels(width) == channels:
+            return width
+    raise ValueError(
+        f"Expected channels of {STAGE_WIDTHS} times one width, received {channels} in layer1..layer4. "
+        "Fix: use a network whose stages double in width."
+    )
+
+
+def _listed(names, most=5):
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -1,0 +1,190 @@
+"""Holds the plan of the house: which room imports which, what stays light to import, what is never called."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "dupr_tf"
+
+# Room → the rooms it may import, itself aside. `cli` is in nobody's list.
+ARROWS = {
+    "config": set(),
+    "batch": set(),
+    "ops": set(),
+    "data": {"config", "batch", "ops"},
+    "models": {"config", "batch", "ops"},
+    "weights": {"models", "config", "ops"},
+    "training": {"data", "models", "weights", "config", "batch", "ops"},
+    "detection": {"models", "weights", "data", "config", "batch", "ops", "training"},
+    "probing": {"models", "weights", "data", "config", "batch", "ops"},
+}
+ARROWS["cli"] = set(ARROWS)
+
+FRAMEWORKS = {"tensorflow", "keras", "keras_cv", "keras_hub", "tf_keras"}
+FILES = sorted(PACKAGE.rglob("*.py"))
+ROOM_FILES = [path for path in FILES if path != PACKAGE / "__init__.py"]
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imported(tree: ast.AST, package: str) -> Iterator[str]:
+    """Dotted names a module of `package` imports, anywhere in it; `from a import b` counts as a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and dotted(node.func).split(".")[-1] in (
+            "import_module",
+            "__import__",
+        ):
+            yield from (
+                a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)
+            )
+
+
+def rooms_imported(tree: ast.AST, package: str) -> set[str]:
+    """The rooms of ours among them; a name taken from the front door `dupr_tf` comes back as it is."""
+    parts = (target.split(".") for target in imported(tree, package))
+    return {part[1] if len(part) > 1 else "dupr_tf" for part in parts if part[0] == "dupr_tf"}
+
+
+def dotted(node: ast.AST) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else "?"
+
+
+def hazards(tree: ast.AST) -> list[str]:
+    """Calls and arguments by which a file from elsewhere could run code."""
+    loaders = {"load", "loads", "Unpickler"}
+    unsafe = {
+        f"{module}.{loader}" for module in ("pickle", "_pickle", "dill", "joblib") for loader in loaders
+    }
+    unsafe |= {f"yaml.{loader}" for loader in ("load", "load_all", "full_load", "unsafe_load")}
+    unsafe |= {"torch.load", "eval", "exec", "builtins.eval", "builtins.exec"}
+    found = [target for target in imported(tree, "") if target in unsafe]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = dotted(node.func)
+            if called in unsafe or called.endswith("enable_unsafe_deserialization"):
+                found.append(called)
+        elif isinstance(node, ast.keyword) and isinstance(node.value, ast.Constant):
+            setting = f"{node.arg}={node.value.value}"
+            found += [setting] if setting in ("allow_pickle=True", "safe_mode=False") else []
+    return found
+
+
+@pytest.mark.parametrize("path", ROOM_FILES, ids=name)
+def test_imports_follow_the_arrows(path):
+    room = room_of(path)
+    assert room in ARROWS, f"{room} is not a room of the plan: give it a line in ARROWS and in the README"
+    package = ".".join(path.relative_to(ROOT).parent.parts)
+    wrong = rooms_imported(parse(path), package) - ARROWS[room] - {room, "__version__"}
+    assert not wrong, f"{name(path)} may import {sorted(ARROWS[room])}, and imports {sorted(wrong)}"
+
+
+def test_the_arrows_form_no_circle_and_keep_data_and_models_apart():
+    order = list(ARROWS)  # every room stands after the rooms it imports
+    assert all(
+        order.index(target) < order.index(room) for room, targets in ARROWS.items() for target in targets
+    )
+    assert "data" not in ARROWS["models"] and "models" not in ARROWS["data"]
+
+
+@pytest.mark.parametrize("module", ["config", "data/sample", "data/sample_textures"])
+def test_light_files_import_no_framework(module):
+    files = [path for path in FILES if path.relative_to(PACKAGE).with_suffix("").as_posix() == module]
+    files += [path for path in FILES if PACKAGE / module in path.parents]
+    assert files
+    for path in files:
+        assert not {target.split(".")[0] for target in imported(parse(path), "dupr_tf")} & FRAMEWORKS
+
+
+@pytest.mark.parametrize("module", ["dupr_tf.config", "dupr_tf.cli"])
+def test_importing_it_does_not_load_tensorflow(module):
+    code = f"import sys, {module}; print(*{FRAMEWORKS}.intersection(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "", f"import {module} loads {done.stdout}"
+
+
+def test_no_room_for_odds_and_ends():
+    vague = {"utils", "util", "helpers", "helper", "common", "misc"}
+    assert not [name(path) for path in FILES if vague & set(path.relative_to(PACKAGE).with_suffix("").parts)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_nothing_runs_code_from_files(path):
+    assert hazards(parse(path)) == []
+
+
+# ---- the walkers themselves: a guard that sees nothing would pass everything ----
+
+
+@pytest.mark.parametrize(
+    ("line", "rooms"),
+    [
+        ("import dupr_tf.models.resnet", {"models"}),
+        ("import dupr_tf.models.resnet as r, numpy", {"models"}),
+        ("from dupr_tf.cli import main", {"cli"}),
+        ("from dupr_tf import ops, models", {"ops", "models"}),
+        ("from dupr_tf import DUPR", {"DUPR"}),
+        ("import dupr_tf", {"dupr_tf"}),
+        ("from ..models import dupr", {"models"}),
+        ("from .. import training", {"training"}),
+        ("from . import views", {"data"}),
+        ("def f():\n    from dupr_tf.training import pretrain", {"training"}),
+        ("import importlib\nimportlib.import_module('dupr_tf.detection.fcn')", {"detection"}),
+        ("import numpy as np\nfrom keras import ops", set()),
+    ],
+)
+def test_the_walk_sees_every_kind_of_import(line, rooms):
+    assert rooms_imported(ast.parse(line), "dupr_tf.data") == rooms
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pickle.load(f)",
+        "pickle.loads(b)",
+        "pickle.Unpickler(f).load()",
+        "from pickle import load",
+        "eval('1')",
+        "exec('1')",
+        "yaml.load(f, Loader=yaml.Loader)",
+        "np.load(f, allow_pickle=True)",
+        "keras.saving.load_model(f, safe_mode=False)",
+        "keras.config.enable_unsafe_deserialization()",
+    ],
+)
+def test_the_guard_sees_every_hazard(line):
+    assert hazards(ast.parse(line))
+
+
+def test_the_guard_lets_harmless_calls_pass():
+    lines = (
+        "pickle.dump(x, f)",
+        "yaml.safe_load(f)",
+        "np.load(f, allow_pickle=False)",
+        "model.eval()",
+        "'eval(x)'",
+    )
+    assert hazards(ast.parse("\n".join(lines))) == []

@@ -1,0 +1,133 @@
+"""Loading a backbone: every place it may be in, and one clear line for everything that is none."""
+
+import json
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+
+from dupr_tf.models.resnet import ResNetBackbone, build_backbone, pyramid
+from dupr_tf.weights.loading import load_backbone, with_normalization
+from dupr_tf.weights.manifest import write_manifest
+from dupr_tf.weights.torch_io import to_torchvision, write_safetensors
+
+IMAGES = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    keras.utils.set_random_seed(0)
+    return build_backbone("resnet18", width=0.125)
+
+
+@pytest.fixture
+def run(backbone, tmp_path):
+    backbone.save(tmp_path / "backbone.keras")
+    write_manifest(tmp_path, {"step": 7})
+    return tmp_path
+
+
+def assert_same_features(first, second):
+    expected = pyramid(first)(IMAGES)
+    for level, value in pyramid(second)(IMAGES).items():
+        np.testing.assert_array_equal(value, expected[level])
+
+
+def test_a_run_a_keras_file_and_safetensors(backbone, run):
+    write_safetensors(to_torchvision(backbone), run / "other.safetensors")
+    for path in (run, str(run), run / "backbone.keras", run / "other.safetensors"):
+        loaded = load_backbone(path)
+        assert type(loaded) is ResNetBackbone
+        assert_same_features(backbone, loaded)
+
+
+def test_a_directory_with_safetensors_alone(backbone, tmp_path):
+    write_safetensors(to_torchvision(backbone), tmp_path / "backbone.safetensors")
+    assert_same_features(backbone, load_backbone(tmp_path))
+
+
+def test_the_normalisation_can_be_put_in_and_taken_out(backbone, run):
+    inside = load_backbone(run, include_normalization=True)
+    assert inside.include_normalization
+    assert_same_features(backbone, with_normalization(inside, False))
+    assert load_backbone(run, include_normalization=False).include_normalization is False
+
+
+def test_a_flipped_bit_is_noticed(run):
+    data = bytearray((run / "backbone.keras").read_bytes())
+    data[len(data) // 2] ^= 1
+    (run / "backbone.keras").write_bytes(data)
+    with pytest.raises(
+        ValueError, match=r"to have the sha256 .*it is damaged or was changed\. Fix: copy it again"
+    ):
+        load_backbone(run)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 20_000], ids=["empty", "head", "part"])
+def test_a_cut_file_without_a_manifest_is_one_clear_line(run, keep):
+    path = run / "cut.keras"
+    path.write_bytes((run / "backbone.keras").read_bytes()[:keep])
+    with pytest.raises(
+        ValueError, match=r"Expected a Keras model.*cut\.keras.*Fix: copy the file again"
+    ) as caught:
+        load_backbone(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_manifest_is_named(run):
+    (run / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"Expected a manifest.*manifest\.json, which is damaged"):
+        load_backbone(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent", "no such file"),
+        ("absent.keras", "no such file"),
+        ("empty", r"Expected backbone\.keras or backbone\.safetensors in"),
+        ("weights.pth", "pickles are not read here"),
+        ("weights.h5", "pickles are not read here"),
+    ],
+)
+def test_what_is_not_there_or_of_another_type(tmp_path, name, message):
+    (tmp_path / "empty").mkdir()
+    for file in ("weights.pth", "weights.h5"):
+        (tmp_path / file).write_bytes(b"anything")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_backbone(tmp_path / name)
+    assert "Fix: " in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_model_that_is_no_backbone(tmp_path):
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(tmp_path / "dense.keras")
+    with pytest.raises(
+        ValueError, match=r"Expected a backbone with a feature pyramid, .*dense\.keras, a Sequential"
+    ):
+        load_backbone(tmp_path / "dense.keras")
+
+
+def test_code_in_a_file_is_refused_not_run(tmp_path):
+    marker = tmp_path / "it_ran"
+    layer = keras.layers.Lambda(
+        lambda x, path=str(marker): (open(path, "w").close(), x)[1], output_shape=(4,)
+    )
+    keras.Sequential([keras.Input((4,)), layer]).save(tmp_path / "code.keras")
+    marker.unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"loads without running its code, received .*code\.keras"):
+        load_backbone(tmp_path / "code.keras")
+    assert not marker.exists()
+
+
+def test_a_class_nobody_knows_is_one_clear_line(run):
+    with zipfile.ZipFile(run / "backbone.keras") as source, zipfile.ZipFile(run / "odd.keras", "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name == "config.json":
+                config = {**json.loads(data), "registered_name": "elsewhere>Net", "module": "no.such.module"}
+                data = json.dumps({**config, "class_name": "Net"}).encode()
+            target.writestr(name, data)
+    with pytest.raises(ValueError, match=r"received .*odd\.keras.*import them first") as caught:
+        load_backbone(run / "odd.keras")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,87 @@
+"""SavedModels: raw images of any size in, the model's own features out, to the last bit."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD, build_backbone, pyramid
+from dupr_tf.weights.saved_model import read_saved_model, serving_model, write_saved_model
+
+SIZES = [(1, 64, 96), (2, 65, 47)]
+
+
+def images_of(size, dtype):
+    return np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(dtype)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["normalising", "plain"])
+def written(request, tmp_path_factory):
+    keras.utils.set_random_seed(0)
+    backbone = build_backbone("resnet18", width=0.125, include_normalization=request.param)
+    path = tmp_path_factory.mktemp("saved_model") / "export"
+    write_saved_model(backbone, path)
+    return backbone, read_saved_model(path)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_the_features_are_the_models(written, size, dtype):
+    backbone, read = written
+    images = images_of(size, dtype)
+    expected = serving_model(backbone)(images, training=False)
+    received = read(images)
+    assert list(sorted(received)) == ["P2", "P3", "P4", "P5"]
+    for level, value in received.items():
+        assert value.dtype == np.float32
+        assert float(np.max(np.abs(value - expected[level].numpy()))) == 0.0
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_normalisation_is_inside(written, size):
+    backbone, read = written
+    images = images_of(size, "uint8")
+    given = images
+    if not backbone.include_normalization:
+        given = ((images - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)).astype(np.float32)
+    for level, value in pyramid(backbone)(given).items():
+        np.testing.assert_allclose(read(images)[level], value, rtol=1e-4, atol=1e-4)
+
+
+def test_both_signatures_take_any_size(written):
+    signatures = written[1].loaded.signatures
+    for name, dtype in (("serving_default", tf.float32), ("uint8", tf.uint8)):
+        spec = signatures[name].structured_input_signature[1]["images"]
+        assert spec.shape.as_list() == [None, None, None, 3] and spec.dtype == dtype
+
+
+def test_a_mixed_backbone_serves_float32(tmp_path):
+    backbone = build_backbone("resnet18", width=0.125, dtype="mixed_bfloat16")
+    write_saved_model(backbone, tmp_path / "export")
+    received = read_saved_model(tmp_path / "export")(images_of((1, 32, 32), "uint8"))
+    expected = serving_model(backbone)(images_of((1, 32, 32), "uint8"), training=False)
+    assert received["P5"].dtype == np.float32
+    np.testing.assert_array_equal(received["P2"], tf.cast(expected["P2"], tf.float32))
+
+
+def test_a_backbone_with_fewer_levels_serves_those(tmp_path):
+    ours = build_backbone("resnet18", width=0.125)
+    other = keras.Model(ours.input, ours.output)
+    other.pyramid_level_inputs = {"P4": "stack2_block1_out", "P5": "stack3_block1_out"}
+    write_saved_model(other, tmp_path / "export")
+    assert set(read_saved_model(tmp_path / "export")(images_of((1, 64, 64), "uint8"))) == {"P4", "P5"}
+
+
+def test_weights_that_give_no_numbers_are_refused(tmp_path):
+    backbone = build_backbone("resnet18", width=0.125)
+    backbone.get_layer("conv1_bn").beta.assign(np.full(8, np.nan))
+    with pytest.raises(ValueError, match="difference of nan"):
+        write_saved_model(backbone, tmp_path / "export")
+
+
+def test_a_model_without_a_pyramid_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Expected a backbone with the levels"):
+        write_saved_model(
+            keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()]), tmp_path / "export"
+        )
+    assert not (tmp_path / "export").exists()
