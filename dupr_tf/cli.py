@@ -11,9 +11,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dupr_tf.config import Config, ConfigError, field_rows, load_config
+from dupr_tf.config import ConfigError, field_rows, load_config
+from dupr_tf.data.sources import check_root
 
 USER_ERROR = 2
+DESCRIPTION = "Pre-train object-detection backbones on unlabelled images (DUPR), fine-tune detectors, export weights."
 
 
 @dataclasses.dataclass
@@ -34,6 +36,10 @@ class Pretrain:
     def run(self, overrides: dict[str, str]) -> None:
         config = load_config(self.config, overrides)
         _refuse(config.pretrain_problems())
+        root = self.data or config.data.root
+        if root is None:
+            raise ConfigError(["data.root: expected a folder of images, received none. Fix: --data DIR"])
+        check_root(root, config.data.kind)
         from dupr_tf.training.pretrain import pretrain
 
         result = pretrain(config, self.output, self.data)
@@ -161,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConfigError([f"{next(iter(overrides))}: only {' and '.join(CONFIGURED)} take fields of a config"])
         command = tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
-            args=arguments, prog="dupr-tf", description=__doc__.split(":")[0], console_outputs=True,
+            args=arguments, prog="dupr-tf", description=DESCRIPTION, console_outputs=True,
         )  # fmt: skip
         command.run(overrides)
     except ValueError as error:

@@ -104,6 +104,9 @@ class DetectorConfig(Section):
     head_convs: int = Field(4, ge=1, le=8, description="3x3 convolutions in each head")
     norm: Literal["train", "frozen"] = Field("train", description="BN of the backbone: batch statistics or frozen")
     fpn_norm: bool = Field(True, description="BN in the feature pyramid (paper, appendix 6.3)")
+    anchor_scale: float = Field(
+        4.0, ge=1, le=16, description="least anchor of a level, in strides; 3 suits small images"
+    )
     scale_jitter: tuple[float, float] = Field((0.8, 1.25), description="image scale factor in training (min, max)")
     score_threshold: float = Field(0.05, ge=0, lt=1)
     nms_iou: float = Field(0.5, gt=0, lt=1)
@@ -153,6 +156,32 @@ class Config(Section):
     def pretrain_problems(self, replicas: int = 1) -> list[str]:
         """The cross-field mistakes that would make pre-training impossible or meaningless, a line each."""
         return [*self._batch_problems(replicas), *self._model_problems()]
+
+    def finetune_problems(self) -> list[str]:
+        """The cross-field mistakes that would make fine-tuning a detector impossible or meaningless, a line each."""
+        if self.detector is None:
+            return ["detector: expected a section, received none. Fix: start from configs/retinanet_r18_small.yaml"]
+        problems, size = [], self.data.image_size
+        if self.optimizer.learning_rate is None:
+            problems.append(
+                "optimizer.learning_rate: expected a number (its default is for pre-training), received none. "
+                "Fix: --optimizer.learning_rate 0.01"
+            )
+        if size % 32:
+            problems.append(
+                f"data.image_size: expected a multiple of 32, received {size}. "
+                f"Fix: --data.image_size {max(32, round(size / 32) * 32)}"
+            )
+        if self.train.precision != "float32":
+            problems.append(
+                f"train.precision: expected float32 for a detector, received {self.train.precision}. "
+                "Fix: --train.precision float32"
+            )
+        if self.data.kind == "folder":
+            problems.append(
+                "data.kind: expected coco, voc or auto for a detector, received folder. Fix: --data.kind auto"
+            )
+        return problems
 
     def _batch_problems(self, replicas: int) -> list[str]:
         batch, groups = self.train.batch_size, self.train.micro_batches
@@ -256,7 +285,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a YAML file, see configs/"
         raise ConfigError([f"config: expected a file, received {path} (does not exist). Fix: {hint}"])
     if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ConfigError([f"config: expected at most {MAX_CONFIG_BYTES} bytes, received {path.stat().st_size}: {path}"])
+        raise ConfigError(
+            [f"config: expected at most {MAX_CONFIG_BYTES} bytes, received {path.stat().st_size}: {path}"]
+        )
     try:
         text = path.read_text(encoding="utf-8")
         # Anchors are of no use here and are what a YAML bomb is made of.
@@ -268,7 +299,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError([f"config: expected sections ({', '.join(Config.model_fields)}), received {path}: {values!r:.60}"])
+        raise ConfigError(
+            [f"config: expected sections ({', '.join(Config.model_fields)}), received {path}: {values!r:.60}"]
+        )
     return {str(k): ({} if v is None and k != "detector" else v) for k, v in values.items()}
 
 

@@ -9,7 +9,7 @@ import dupr_tf
 from dupr_tf.config import parse_config
 from dupr_tf.data.pipeline import BadImages, view_pairs
 from dupr_tf.data.sources import list_images
-from dupr_tf.training.optimizers import CoupledSGD, Cosine
+from dupr_tf.training.optimizers import Cosine, CoupledSGD
 
 
 def main(images, output, steps=200):

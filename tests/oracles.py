@@ -91,9 +91,7 @@ def bilinear(feature, y, x, outside="clamp"):
     return (1 - fy) * upper + fy * lower
 
 
-def roi_align_box(
-    feature, box, output_size, spatial_scale=1.0, sampling_ratio=1, flipped=False, outside="clamp"
-):
+def roi_align_box(feature, box, output_size, spatial_scale=1.0, sampling_ratio=1, flipped=False, outside="clamp"):
     """RoIAlign (`aligned=True`) of one box: [H, W, C] -> [S, S, C]; output_size is S or (S_y, S_x).
 
     sampling_ratio r > 0 averages r x r samples in a bin; 0 takes ceil(box side / S), as torchvision does.
@@ -117,15 +115,11 @@ def roi_align_box(
     return out
 
 
-def roi_align(
-    features, boxes, output_size, spatial_scale=1.0, sampling_ratio=1, flipped=None, outside="clamp"
-):
+def roi_align(features, boxes, output_size, spatial_scale=1.0, sampling_ratio=1, flipped=None, outside="clamp"):
     """`roi_align_box` over a batch: boxes [N, 4] -> [N, S, S, C], boxes [N, R, 4] -> [N, R, S, S, C]."""
     boxes = np.asarray(boxes, np.float64)
     if boxes.ndim == 2:
-        one_each = roi_align(
-            features, boxes[:, None], output_size, spatial_scale, sampling_ratio, flipped, outside
-        )
+        one_each = roi_align(features, boxes[:, None], output_size, spatial_scale, sampling_ratio, flipped, outside)
         return one_each[:, 0]
     out = []
     for n in range(len(boxes)):
@@ -340,9 +334,7 @@ def normalize(image, mean=IMAGENET_MEAN, std=IMAGENET_STD):
     return (np.asarray(image, np.float64) - np.array(mean)) / np.array(std)
 
 
-def photometric(
-    image_uint8, order=(), factors=None, grey_image=False, sigma=None, radius=None, flipped=False
-):
+def photometric(image_uint8, order=(), factors=None, grey_image=False, sigma=None, radius=None, flipped=False):
     """MoCo v2's chain on one uint8 image: jitter in `order`, greyscale, blur, flip, normalise.
 
     order:   names out of "brightness", "contrast", "saturation", "hue"; empty when the jitter was not drawn.

@@ -55,9 +55,7 @@ def imported(tree: ast.AST, package: str) -> Iterator[str]:
             "import_module",
             "__import__",
         ):
-            yield from (
-                a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)
-            )
+            yield from (a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str))
 
 
 def rooms_imported(tree: ast.AST, package: str) -> set[str]:
@@ -75,9 +73,7 @@ def dotted(node: ast.AST) -> str:
 def hazards(tree: ast.AST) -> list[str]:
     """Calls and arguments by which a file from elsewhere could run code."""
     loaders = {"load", "loads", "Unpickler"}
-    unsafe = {
-        f"{module}.{loader}" for module in ("pickle", "_pickle", "dill", "joblib") for loader in loaders
-    }
+    unsafe = {f"{module}.{loader}" for module in ("pickle", "_pickle", "dill", "joblib") for loader in loaders}
     unsafe |= {f"yaml.{loader}" for loader in ("load", "load_all", "full_load", "unsafe_load")}
     unsafe |= {"torch.load", "eval", "exec", "builtins.eval", "builtins.exec"}
     found = [target for target in imported(tree, "") if target in unsafe]
@@ -103,9 +99,7 @@ def test_imports_follow_the_arrows(path):
 
 def test_the_arrows_form_no_circle_and_keep_data_and_models_apart():
     order = list(ARROWS)  # every room stands after the rooms it imports
-    assert all(
-        order.index(target) < order.index(room) for room, targets in ARROWS.items() for target in targets
-    )
+    assert all(order.index(target) < order.index(room) for room, targets in ARROWS.items() for target in targets)
     assert "data" not in ARROWS["models"] and "models" not in ARROWS["data"]
 
 

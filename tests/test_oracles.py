@@ -89,9 +89,7 @@ def test_one_sample_is_the_adaptive_sampling_up_to_s_cells():
     feature = np.random.default_rng(1).normal(size=(7, 7, 2))
     box, scale = (3.0, 10.0, 211.0, 224.0), 1 / 32
     one = oracles.roi_align_box(feature, box, 7, scale, sampling_ratio=1)
-    np.testing.assert_allclose(
-        one, oracles.roi_align_box(feature, box, 7, scale, sampling_ratio=0), atol=1e-12
-    )
+    np.testing.assert_allclose(one, oracles.roi_align_box(feature, box, 7, scale, sampling_ratio=0), atol=1e-12)
     assert np.abs(one - oracles.roi_align_box(feature, box, 7, scale, sampling_ratio=2)).max() > 1e-3
 
 
@@ -106,16 +104,10 @@ def test_samples_between_border_centre_and_border_are_clamped_in_both_forms():
 def test_beyond_one_cell_outside_torchvision_gives_zero():
     feature = np.full((4, 4, 1), 5.0)
     box = (-3.0, 0.0, 1.0, 4.0)  # sample rows -3, -2, -1, 0 in centre coordinates
-    np.testing.assert_array_equal(
-        oracles.roi_align_box(feature, box, 4, outside="clamp")[:, 0, 0], [5, 5, 5, 5]
-    )
-    np.testing.assert_array_equal(
-        oracles.roi_align_box(feature, box, 4, outside="zero")[:, 0, 0], [0, 0, 5, 5]
-    )
+    np.testing.assert_array_equal(oracles.roi_align_box(feature, box, 4, outside="clamp")[:, 0, 0], [5, 5, 5, 5])
+    np.testing.assert_array_equal(oracles.roi_align_box(feature, box, 4, outside="zero")[:, 0, 0], [0, 0, 5, 5])
     box = (1.0, 3.0, 5.0, 7.0)  # sample columns 3, 4, 5, 6
-    np.testing.assert_array_equal(
-        oracles.roi_align_box(feature, box, 4, outside="zero")[0, :, 0], [5, 5, 0, 0]
-    )
+    np.testing.assert_array_equal(oracles.roi_align_box(feature, box, 4, outside="zero")[0, :, 0], [5, 5, 0, 0])
 
 
 def test_roi_align_batches_boxes_and_flips_by_image():
@@ -125,9 +117,7 @@ def test_roi_align_batches_boxes_and_flips_by_image():
     assert out.shape == (2, 2, 3, 3, 2)
     np.testing.assert_array_equal(out[0, 1], oracles.roi_align_box(features[0], boxes[0, 1], 3))
     np.testing.assert_array_equal(out[1, 0], oracles.roi_align_box(features[1], boxes[1, 0], 3)[:, ::-1])
-    np.testing.assert_array_equal(
-        oracles.roi_align(features, boxes[:, 1], 3, flipped=[False, True]), out[:, 1]
-    )
+    np.testing.assert_array_equal(oracles.roi_align(features, boxes[:, 1], 3, flipped=[False, True]), out[:, 1])
 
 
 # --- heads ----------------------------------------------------------------------------------------
@@ -275,9 +265,7 @@ def test_adjustments_are_pillows_within_a_grey_level(enhancer, adjust, factor):
 def test_contrast_with_pillows_rounded_mean_is_closer_to_pillow():
     image = photo()
     expected = np.asarray(ImageEnhance.Contrast(Image.fromarray(image)).enhance(0.0), np.float64)
-    np.testing.assert_allclose(
-        levels(oracles.adjust_contrast(image / 255, 0.0, round_mean=True)), expected, atol=1e-6
-    )
+    np.testing.assert_allclose(levels(oracles.adjust_contrast(image / 255, 0.0, round_mean=True)), expected, atol=1e-6)
 
 
 def test_grey_is_pillows_luma():
@@ -303,9 +291,7 @@ def test_hue_turns_red_to_green_to_blue():
         (red, -1 / 3, blue),
         (blue, 1 / 3, red),
     ]:
-        np.testing.assert_allclose(
-            oracles.adjust_hue(before[None, None], shift), after[None, None], atol=1e-12
-        )
+        np.testing.assert_allclose(oracles.adjust_hue(before[None, None], shift), after[None, None], atol=1e-12)
     greys = np.full((1, 1, 3), 0.3)
     np.testing.assert_allclose(oracles.adjust_hue(greys, 0.1), greys)
 
@@ -346,9 +332,7 @@ def test_blur_reflects_at_the_border_without_repeating_the_edge():
 
 @pytest.mark.parametrize("sigma", [1.0, 1.5, 2.0])
 def test_blur_is_pillows_within_two_levels_inside(sigma):
-    image = photo(
-        size=32, noise=8
-    )  # Pillow's three box blurs are no Gaussian on white noise or for sigma below 1
+    image = photo(size=32, noise=8)  # Pillow's three box blurs are no Gaussian on white noise or for sigma below 1
     expected = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)), np.float64)
     inside = slice(7, -7)
 

@@ -36,6 +36,10 @@ class AnnotatedImages:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def with_boxes(self) -> list[int]:
+        """Positions of the images that have something to learn from."""
+        return [i for i, ignored in enumerate(self.ignored) if not ignored.all()]
+
 
 @dataclass
 class _Entry:
@@ -68,9 +72,7 @@ def read_annotations(
     """
     root = Path(root)
     if not root.is_dir():
-        raise ValueError(
-            f"Expected a folder, received {root} (not one). Fix: give the root of a COCO or VOC set."
-        )
+        raise ValueError(f"Expected a folder, received {root} (not one). Fix: give the root of a COCO or VOC set.")
     coco_file = next((path for path in _coco_files(root, split) if path.is_file()), None)
     if kind == "coco" or (kind == "auto" and coco_file):
         entries, names = _read_coco(root, split, coco_file)
@@ -79,9 +81,7 @@ def read_annotations(
     else:
         raise ValueError(f"Expected data.kind auto, coco or voc, received {kind!r}. Fix: --data.kind auto")
     if not entries:
-        raise ValueError(
-            f"Expected images in the split {split!r} of {root}, received none. Fix: another split or root"
-        )
+        raise ValueError(f"Expected images in the split {split!r} of {root}, received none. Fix: another split or root")
     present = _existing(entries, max_missing_share)
     return _assemble(present, names, class_names, missing_images=len(entries) - len(present))
 
@@ -100,9 +100,7 @@ def _read_coco(root: Path, split: str, file: Path | None) -> tuple[list[_Entry],
         names = {c["id"]: c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])}
         folder = _coco_folder(root, split, file, content["images"])
         entries = {
-            image["id"]: _Entry(
-                folder / image["file_name"], (image.get("height", 0), image.get("width", 0)), []
-            )
+            image["id"]: _Entry(folder / image["file_name"], (image.get("height", 0), image.get("width", 0)), [])
             for image in content["images"]
         }
         for annotation in content["annotations"]:
@@ -133,9 +131,7 @@ def _coco_folder(root: Path, split: str, file: Path, images: list[dict]) -> Path
     for image in images:
         name = PurePath(image["file_name"])
         if name.is_absolute() or ".." in name.parts:
-            raise ValueError(
-                f"Expected file names inside the data set, received {name}: {file}. Fix: the file"
-            )
+            raise ValueError(f"Expected file names inside the data set, received {name}: {file}. Fix: the file")
     for image in images[:100]:
         for name in names:
             if (root / name / image["file_name"]).is_file():
@@ -175,9 +171,7 @@ def _voc_entry(root: Path, name: str) -> _Entry:
         objects = [_voc_object(node) for node in tree.iter("object")]
         size = tuple(int(float(tree.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
     except FileNotFoundError:
-        raise ValueError(
-            f"Expected {file}, received no such file. Fix: add it, or take {name} off the list"
-        ) from None
+        raise ValueError(f"Expected {file}, received no such file. Fix: add it, or take {name} off the list") from None
     except (ET.ParseError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"Expected VOC annotations, received {file}: {error}. Fix: the file") from None
     return _Entry(root / "JPEGImages" / f"{name}.jpg", size, objects)
@@ -197,7 +191,8 @@ def _existing(entries: list[_Entry], max_missing_share: float) -> list[_Entry]:
         first = next(entry.path for entry in entries if not entry.path.is_file())
         raise ValueError(
             f"Expected a file for {1 - max_missing_share:.0%} of the {len(entries)} listed images or more, "
-            f"received {missing} without one, such as {first}. Fix: complete the folder, or raise data.max_bad_share"
+            f"received {missing} without one, such as {first}. "
+            "Fix: complete the folder, or raise data.max_bad_share"
         )
     return present
 
@@ -207,30 +202,45 @@ def _assemble(
 ) -> AnnotatedImages:
     class_names = tuple(names if class_names is None else class_names)
     unknown = sorted({item[0] for entry in entries for item in entry.objects} - set(class_names))
-    if unknown or len(set(class_names)) < len(class_names) or not class_names:
+    if unknown:
         raise ValueError(
-            f"Expected boxes of the classes {', '.join(class_names)}, "
-            f"received {', '.join(unknown) or 'duplicates'}. Fix: data with the classes the detector was trained on"
+            f"Expected boxes of the classes {', '.join(class_names)}, received {', '.join(unknown)}. "
+            "Fix: data with the classes the detector was trained on"
         )
+    if not class_names or len(set(class_names)) < len(class_names):
+        raise ValueError(
+            f"Expected classes, each by a name of its own, received {', '.join(class_names) or 'none'}. "
+            "Fix: the annotations"
+        )
+    sizes = [entry.size if min(entry.size) > 0 else _file_size(entry.path) for entry in entries]
     index = {name: number for number, name in enumerate(class_names)}
-    sizes, columns, dropped = [], [], 0
-    for entry in entries:
-        height, width = entry.size if min(entry.size) > 0 else _file_size(entry.path)
-        sizes.append((height, width))
-        table = np.array([item[1:5] for item in entry.objects], np.float64).reshape(-1, 4)
-        clipped = np.clip(table, 0, [width, height, width, height]).astype(np.float32)
-        sides = clipped[:, 2:] - clipped[:, :2]
-        kept = np.isfinite(table).all(1) & (sides > 0).all(1)
-        dropped += int((~kept).sum())
-        labels = np.array([index[item[0]] for item in entry.objects], np.int32)
-        flags = np.array([item[6] for item in entry.objects], bool)
-        given = np.array([np.nan if item[5] is None else item[5] for item in entry.objects], np.float32)
-        areas = np.where(np.isnan(given), sides.prod(1), given).astype(np.float32)
-        columns.append((clipped[kept], labels[kept], flags[kept], areas[kept]))
+    columns = [_columns(entry.objects, size, index) for entry, size in zip(entries, sizes, strict=True)]
     boxes, labels, ignored, areas = zip(*columns, strict=True)
-    paths = tuple(str(entry.path) for entry in entries)
-    sizes = np.array(sizes, np.int32)
-    return AnnotatedImages(paths, sizes, boxes, labels, ignored, areas, class_names, dropped, missing_images)
+    return AnnotatedImages(
+        paths=tuple(str(entry.path) for entry in entries),
+        sizes=np.array(sizes, np.int32),
+        boxes=boxes,
+        labels=labels,
+        ignored=ignored,
+        areas=areas,
+        class_names=class_names,
+        dropped_boxes=sum(len(entry.objects) for entry in entries) - sum(map(len, boxes)),
+        missing_images=missing_images,
+    )
+
+
+def _columns(objects: list[tuple], size: tuple[int, int], index: dict[str, int]) -> tuple[np.ndarray, ...]:
+    """Boxes (n, 4), labels, flags and areas (n,) of an image; clipped, those without area left out."""
+    height, width = size
+    table = np.array([item[1:5] for item in objects], np.float64).reshape(-1, 4)
+    boxes = np.clip(table, 0, [width, height, width, height]).astype(np.float32)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    kept = np.isfinite(table).all(1) & (sides > 0).all(1)
+    labels = np.array([index[item[0]] for item in objects], np.int32)
+    ignored = np.array([item[6] for item in objects], bool)
+    given = np.array([np.nan if item[5] is None else item[5] for item in objects], np.float32)
+    areas = np.where(np.isnan(given), sides.prod(1), given).astype(np.float32)
+    return boxes[kept], labels[kept], ignored[kept], areas[kept]
 
 
 def _file_size(path: Path) -> tuple[int, int]:
@@ -238,6 +248,4 @@ def _file_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.height, image.width
     except OSError as error:
-        raise ValueError(
-            f"Expected an image, received {path}: {error}. Fix: replace or unlist the file"
-        ) from None
+        raise ValueError(f"Expected an image, received {path}: {error}. Fix: replace or unlist the file") from None

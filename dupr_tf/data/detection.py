@@ -31,8 +31,8 @@ def train_batches(annotated: AnnotatedImages, config: Config, steps: int, start:
         start: first step to produce.
 
     Returns:
-        A dataset of `{"images": (B, S, S, 3) float32 in 0–255, "bounding_boxes": {"boxes": (B, M, 4) float32
-        xyxy, "classes": (B, M) float32}}`; M is the most boxes of an image, the rest is filled with -1.
+        A dataset of `{"images": (B, S, S, 3) float32 in 0–255, "bounding_boxes": {"boxes": (B, M, 4) float32,
+        "classes": (B, M) float32}}`; M is the most boxes of an image, the rest is filled with -1.
     """
     table = _TrainingTable(annotated)
     size, batch, seed = config.data.image_size, config.train.batch_size, config.train.seed
@@ -41,9 +41,7 @@ def train_batches(annotated: AnnotatedImages, config: Config, steps: int, start:
     def example(position):
         path, boxes, classes = table.row(_shuffled(position, table.count, seed))
         image = decode_image(tf.io.read_file(path))
-        draws = tf.random.stateless_uniform(
-            [4], tf.random.experimental.stateless_fold_in([seed, 1], position)
-        )
+        draws = tf.random.stateless_uniform([4], tf.random.experimental.stateless_fold_in([seed, 1], position))
         image, boxes = augment(image, boxes, draws, size, jitter)
         boxes, classes = _visible(boxes, classes, size)
         return {"images": image, "bounding_boxes": _padded(boxes, classes, table.most_boxes)}
@@ -54,7 +52,7 @@ def train_batches(annotated: AnnotatedImages, config: Config, steps: int, start:
 
 
 def eval_batches(annotated: AnnotatedImages, image_size: int, batch_size: int) -> tf.data.Dataset:
-    """All images in order, letterboxed: `{"images": (b, S, S, 3), "scale": (b,)}` float32, b <= `batch_size`."""
+    """All images in order, letterboxed: `{"images": (b, S, S, 3), "scale": (b,)}`, b at most `batch_size`."""
 
     def example(path):
         image, scale = letterbox(decode_image(tf.io.read_file(path))[None], image_size)
@@ -89,9 +87,7 @@ def letterbox(images: tf.Tensor, image_size: int) -> tuple[tf.Tensor, tf.Tensor]
 def to_original(boxes: np.ndarray, scale: float, size: Sequence[int]) -> np.ndarray:
     """Boxes (n, 4) of a letterboxed image, clipped, in pixels of the original of `size` (height, width)."""
     height, width = size
-    return np.clip(np.asarray(boxes, np.float32) / scale, 0, [width, height, width, height]).astype(
-        np.float32
-    )
+    return np.clip(np.asarray(boxes, np.float32) / scale, 0, [width, height, width, height]).astype(np.float32)
 
 
 def augment(image, boxes, draws, image_size, scale_jitter):
@@ -110,9 +106,7 @@ def augment(image, boxes, draws, image_size, scale_jitter):
     side = tf.cast(tf.shape(image)[:2], tf.float32)  # (2,) H, W
     low, high = (np.log(factor).astype(np.float32) for factor in scale_jitter)
     scale = image_size / tf.reduce_max(side) * tf.exp(low + draws[0] * (high - low))
-    offset = draws[1:3] * (
-        image_size - side * scale
-    )  # (2,) y, x; negative where the scaled image is the larger
+    offset = draws[1:3] * (image_size - side * scale)  # (2,) y, x; negative where the scaled image is the larger
     square = _place(image[None], image_size, scale, offset)[0]
     boxes = boxes * scale + tf.stack([offset[1], offset[0], offset[1], offset[0]])
     mirrored = tf.stack([image_size - boxes[:, 2], boxes[:, 1], image_size - boxes[:, 0], boxes[:, 3]], 1)
@@ -122,7 +116,7 @@ def augment(image, boxes, draws, image_size, scale_jitter):
 
 
 def _place(images, image_size, scale, offset):
-    """Moves the point (y, x) to (y, x)·scale + offset in a square of mean colour; antialiased, (0, 0) a corner."""
+    """Moves the point (y, x) to (y, x)·scale + offset in a square of mean colour, antialiased."""
     shape = tf.shape(images)  # B, H, W, 3
     square = tf.raw_ops.ScaleAndTranslate(
         # The op leaves zeros where there is no image: with the mean taken off, that is the mean colour.
@@ -138,7 +132,7 @@ def _place(images, image_size, scale, offset):
 
 
 def _add_colour(images, shape, colour):
-    """Adds a colour to every pixel, row by row: a broadcast over only three channels takes five times as long."""
+    """Adds a colour to every pixel; by rows, as a broadcast over just three channels is far slower."""
     rows = tf.reshape(tf.cast(images, tf.float32), [-1, shape[2] * 3])
     return tf.reshape(rows + tf.tile(tf.constant(colour, tf.float32), [shape[2]]), shape)
 
@@ -170,7 +164,7 @@ class _TrainingTable:
     """Paths and flat boxes of the images that have something to learn from."""
 
     def __init__(self, annotated: AnnotatedImages):
-        kept = [i for i in range(len(annotated)) if not annotated.ignored[i].all()]
+        kept = annotated.with_boxes()
         if not kept:
             raise ValueError("Expected boxes to train on, received images without any. Fix: annotated images")
         self.count = len(kept)

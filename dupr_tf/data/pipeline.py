@@ -81,7 +81,13 @@ def view_pairs(paths: list[str], config: Config, first_step: int, last_step: int
         views, seed = config.views, sample_seed(config.train.seed, epoch, index)
         image, index = read_or_substitute(files, index, config.train.seed, epoch, bad)
         sample = make_pair(
-            image, seed, config.data.image_size, views.crop_area, views.crop_aspect, views.min_overlap, views.draws
+            image,
+            seed,
+            config.data.image_size,
+            views.crop_area,
+            views.crop_aspect,
+            views.min_overlap,
+            views.draws,
         )
         return {**sample, "index": index}
 
@@ -123,7 +129,10 @@ def read_or_substitute(files, index, seed, epoch, bad: BadImages):
         another,
         first,
         shape_invariants=(
-            tf.TensorShape([]), tf.TensorShape([]), tf.TensorShape([None, None, 3]), tf.TensorShape([]),
+            tf.TensorShape([]),
+            tf.TensorShape([]),
+            tf.TensorShape([None, None, 3]),
+            tf.TensorShape([]),
         ),
     )
     with tf.control_dependencies([tf.debugging.Assert(readable, ["no readable image found in", tried, "tries"])]):

@@ -78,9 +78,7 @@ def write_sample(
 def _check(counts: dict[str, int], size: tuple[int, int], seed: int) -> None:
     for name, count in counts.items():
         if not 0 <= count <= 999_999:
-            raise ValueError(
-                f"Expected {name} from 0 to 999999, received {count}. Fix: give a number of scenes."
-            )
+            raise ValueError(f"Expected {name} from 0 to 999999, received {count}. Fix: give a number of scenes.")
     if len(size) != 2 or not 48 <= size[0] <= size[1] <= 2048:
         raise ValueError(
             f"Expected size = (least, greatest) side with 48 <= least <= greatest <= 2048, received {size}. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
@@ -22,16 +23,30 @@ def list_images(root: str | Path, kind: str = "auto") -> list[str]:
     Raises:
         ValueError: the folder is missing, is no folder, or holds no image.
     """
-    root = Path(root)
+    paths = sorted(set(_images(Path(root), kind)))
+    if not paths:
+        raise _no_image(root)
+    return paths
+
+
+def check_root(root: str | Path, kind: str = "auto") -> None:
+    """Raises what `list_images` would, without walking further than the first image."""
+    if next(_images(Path(root), kind), None) is None:
+        raise _no_image(root)
+
+
+def _no_image(root) -> ValueError:
+    return ValueError(
+        f"Expected images ({', '.join(EXTENSIONS)}) below {root}, received none. Fix: --data a folder with photos"
+    )
+
+
+def _images(root: Path, kind: str) -> Iterator[str]:
     if not root.is_dir():
         state = "is a file" if root.exists() else "does not exist"
         raise ValueError(f"Expected a folder of images, received {root} ({state}). Fix: --data DIR")
-    paths = [path for folder in _image_folders(root, kind) for path in _walk(folder)]
-    if not paths:
-        raise ValueError(
-            f"Expected images ({', '.join(EXTENSIONS)}) below {root}, received none. Fix: --data a folder with photos"
-        )
-    return sorted(set(paths))
+    for folder in _image_folders(root, kind):
+        yield from _walk(folder)
 
 
 def _image_folders(root: Path, kind: str) -> list[Path]:
@@ -51,13 +66,9 @@ def _image_folders(root: Path, kind: str) -> list[Path]:
     return [root]
 
 
-def _walk(folder: Path) -> list[str]:
-    paths = []
+def _walk(folder: Path) -> Iterator[str]:
     for parent, folders, files in os.walk(folder, followlinks=False):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths += [
-            os.path.abspath(os.path.join(parent, name))
-            for name in files
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        ]
-    return paths
+        for name in files:
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                yield os.path.abspath(os.path.join(parent, name))

@@ -34,9 +34,7 @@ def make_pair(image, seed, size, crop_area, crop_aspect, min_overlap, draws):
     u = tf.random.stateless_uniform([draws, 2, CROP_TRIES + 1, 4], seed=seed)
     crops = draw_crops(u, height, width, crop_area, crop_aspect)  # (draws, 2, 4)
     flipped = u[:, :, CROP_TRIES, 2] < 0.5  # (draws, 2)
-    boxes_1, boxes_2, valid = intersect_views(
-        crops[:, 0], crops[:, 1], flipped[:, 0], flipped[:, 1], size, min_overlap
-    )
+    boxes_1, boxes_2, valid = intersect_views(crops[:, 0], crops[:, 1], flipped[:, 0], flipped[:, 1], size, min_overlap)
     taken = tf.argmax(tf.cast(valid, tf.int32))  # the first valid, or 0
     return {
         "view_1": crop_and_flip(image, crops[taken, 0], flipped[taken, 0], size),
@@ -72,10 +70,9 @@ def draw_crops(u, height, width, crop_area, crop_aspect):
     any_fits = tf.reduce_any(fits, axis=-1)
     centre_h, centre_w = _largest_allowed(height, width, crop_aspect)
     h, w = tf.where(any_fits, h, centre_h), tf.where(any_fits, w, centre_w)
-    place_y = tf.where(any_fits, u[..., CROP_TRIES, 0], 0.5)
-    place_x = tf.where(any_fits, u[..., CROP_TRIES, 1], 0.5)
-    y1 = tf.minimum(tf.floor(place_y * (height - h + 1)), height - h)
-    x1 = tf.minimum(tf.floor(place_x * (width - w + 1)), width - w)
+    y1 = tf.where(any_fits, tf.floor(u[..., CROP_TRIES, 0] * (height - h + 1)), tf.floor((height - h) / 2))
+    x1 = tf.where(any_fits, tf.floor(u[..., CROP_TRIES, 1] * (width - w + 1)), tf.floor((width - w) / 2))
+    y1, x1 = tf.minimum(y1, height - h), tf.minimum(x1, width - w)
     return tf.cast(tf.stack([y1, x1, y1 + h, x1 + w], axis=-1), tf.int32)
 
 

@@ -19,15 +19,15 @@ STATISTICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 def coco_ap(annotated: AnnotatedImages, detections: Sequence[dict[str, np.ndarray]]) -> dict:
     """COCO's AP of the detections of a split.
 
-    Ignored boxes (VOC `difficult`, COCO crowds) go in as crowds. pycocotools reads no flag but `iscrowd`, and a crowd
-    is to it what VOC means by difficult: not finding it costs nothing, and a detection that matches it, and no
-    counted box, is left out instead of being a false positive. Its overlap with a crowd is intersection over
+    Ignored boxes (VOC `difficult`, COCO crowds) go in as crowds. pycocotools reads no flag but `iscrowd`, and
+    a crowd is to it what VOC means by difficult: not finding it costs nothing, and a detection that matches
+    it, and no counted box, is left out instead of being a false positive. Overlap with a crowd is divided by
     the detection's own area, so a detection well inside a large ignored box is forgiven too.
 
     Args:
         annotated: the ground truth.
-        detections: for each image, in order, `boxes` (k, 4) float x1 y1 x2 y2 in pixels of the image, `classes` (k,)
-            int and `scores` (k,) float; the 100 best of an image count.
+        detections: for each image, in order, `boxes` (k, 4) float x1 y1 x2 y2 in pixels of the image,
+            `classes` (k,) int and `scores` (k,) float; the 100 best of an image count.
 
     Returns:
         `AP` (mean over IoU 0.5 to 0.95), `AP50`, `AP75`, `AP_small`, `AP_medium`, `AP_large` in [0, 1], and
@@ -38,7 +38,7 @@ def coco_ap(annotated: AnnotatedImages, detections: Sequence[dict[str, np.ndarra
     """
     if len(detections) != len(annotated):
         raise ValueError(
-            f"Expected detections of {len(annotated)} images, received {len(detections)}. Fix: one entry an image"
+            f"Expected detections of {len(annotated)} images, received {len(detections)}. Fix: one entry for each image"
         )
     truth = _ground_truth(annotated)
     rows = _result_rows(detections)

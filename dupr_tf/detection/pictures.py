@@ -35,7 +35,8 @@ def contact_sheet(
     count = min(len(annotated), ROWS * COLUMNS)
     chosen = np.linspace(0, len(annotated) - 1, count).round().astype(int)
     width = COLUMNS * (CELL + GAP) + GAP
-    sheet = Image.new("RGB", (width, HEADER + ROWS * (CELL + GAP)), (255, 255, 255))
+    rows = -(-count // COLUMNS)
+    sheet = Image.new("RGB", (width, HEADER + rows * (CELL + GAP)), (255, 255, 255))
     _header(ImageDraw.Draw(sheet), min_score)
     for place, index in enumerate(chosen):
         cell = _cell(annotated, index, detections[index], min_score, most_boxes)
@@ -65,29 +66,40 @@ def _cell(annotated, index, found, min_score, most_boxes) -> Image.Image:
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
     cell = Image.new("RGB", (CELL, CELL), (235, 235, 235))
     cell.paste(image)
-    draw = ImageDraw.Draw(cell)
-    for box, label, ignored in zip(
-        annotated.boxes[index], annotated.labels[index], annotated.ignored[index], strict=True
-    ):
-        name = annotated.class_names[label]
-        _box(draw, box * scale, IGNORED if ignored else TRUTH, name, below=True)
+    truth = zip(annotated.boxes[index], annotated.labels[index], annotated.ignored[index], strict=True)
+    marks = [
+        (box * scale, IGNORED if ignored else TRUTH, annotated.class_names[label]) for box, label, ignored in truth
+    ]
     order = np.argsort(-found["scores"], kind="stable")[:most_boxes]
     drawn = [k for rank, k in enumerate(order) if rank == 0 or found["scores"][k] >= min_score]
     for k in reversed(drawn):  # the best last, on top
         text = f"{annotated.class_names[int(found['classes'][k])]} {found['scores'][k]:.2f}"
-        _box(draw, found["boxes"][k] * scale, FOUND, text)
+        marks.append((found["boxes"][k] * scale, FOUND, text))
+    draw = ImageDraw.Draw(cell)
+    for box, colour, _ in marks:
+        _frame(draw, box, colour)
+    for box, colour, text in marks:
+        _label(draw, box, colour, text)
     return cell
 
 
-def _box(draw: ImageDraw.ImageDraw, box: np.ndarray, colour, text: str, below: bool = False) -> None:
-    """A frame with a dark edge and a label inside the cell: at its top left, or `below`, at its bottom left."""
-    x1, y1, x2, y2 = (round(float(value)) for value in np.clip(box, 0, CELL - 1))
-    x2, y2 = max(x1 + 3, x2), max(y1 + 3, y2)
-    draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=(0, 0, 0), width=4)
+def _frame(draw: ImageDraw.ImageDraw, box: np.ndarray, colour) -> None:
+    x1, y1, x2, y2 = _corners(box)
+    draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=(0, 0, 0), width=4)  # a dark edge on both sides
     draw.rectangle((x1, y1, x2, y2), outline=colour, width=2)
+
+
+def _label(draw: ImageDraw.ImageDraw, box: np.ndarray, colour, text: str) -> None:
+    """At the top left of a detection, at the bottom left of ground truth; always inside the cell."""
+    x1, y1, _, y2 = _corners(box)
     font = ImageFont.load_default(12)
     wide, high = round(draw.textlength(text, font)) + 4, 15
     left = max(0, min(x1, CELL - wide))
-    top = min(y2 + 2, CELL - high) if below else max(0, y1 - high)
+    top = max(0, y1 - high) if colour == FOUND else min(y2 + 2, CELL - high)
     draw.rectangle((left, top, left + wide, top + high), fill=colour)
     draw.text((left + 2, top), text, fill=(0, 0, 0), font=font)
+
+
+def _corners(box: np.ndarray) -> tuple[int, int, int, int]:
+    x1, y1, x2, y2 = (round(float(value)) for value in np.clip(box, 0, CELL - 1))
+    return x1, y1, max(x1 + 3, x2), max(y1 + 3, y2)

@@ -1,8 +1,8 @@
 """A RetinaNet on a pre-trained backbone: KerasCV's, with a feature pyramid and heads of any width.
 
-The only file that imports keras_cv, whose last release is 0.9.0. From it come anchors, label encoder, losses and
+The only file that imports keras_cv, whose last release is 0.9.0. From it come anchors, label encoder, losses,
 their normalisation by the number of positive anchors, and per-class NMS. Its own pyramid and heads have 256
-channels and cannot be resized; its `get_config` forgets the pyramid.
+channels and cannot be resized, and its `get_config` forgets the pyramid.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ BOX_FORMAT = "xyxy"
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class RetinaNet(keras_cv.models.RetinaNet):
-    """KerasCV's RetinaNet. Images are RGB in 0–255, (B, S, S, 3); normalising them is the backbone's first layer.
+    """KerasCV's RetinaNet. Images are RGB in 0–255, (B, S, S, 3); the backbone normalises them itself.
 
     Args:
         backbone: a functional model with `pyramid_level_inputs` for P3, P4 and P5.
         class_names: names of the classes 0, 1, …
         image_size: side S of its input, a multiple of 32.
         fpn_channels: width of the feature pyramid.
+        anchor_scale: side of the smallest anchor of a level, in strides: 4, or less for small images.
         fpn_norm: batch normalisation after the lateral and output convolutions of P3 to P5.
         head_channels: width of the class and box heads, which have no normalisation.
         head_convs: 3×3 convolutions in each head before the one that predicts.
@@ -47,6 +48,7 @@ class RetinaNet(keras_cv.models.RetinaNet):
         fpn_norm=True,
         head_channels=256,
         head_convs=4,
+        anchor_scale=4.0,
         freeze_norm=False,
         score_threshold=0.05,
         nms_iou=0.5,
@@ -55,14 +57,13 @@ class RetinaNet(keras_cv.models.RetinaNet):
         trainable=True,
     ):
         if image_size % 32:
-            raise ValueError(
-                f"Expected image_size, a multiple of 32, received {image_size}. Fix: 224 or 256."
-            )
+            raise ValueError(f"Expected image_size, a multiple of 32, received {image_size}. Fix: 224 or 256.")
         classes, prior = len(class_names), float(-np.log((1 - 0.01) / 0.01))
         super().__init__(
             backbone=backbone,
             num_classes=classes,
             bounding_box_format=BOX_FORMAT,
+            anchor_generator=_anchors(anchor_scale),
             feature_pyramid=FeaturePyramid(fpn_channels, fpn_norm, name="feature_pyramid"),
             classification_head=PredictionHead(
                 ANCHORS_PER_CELL * classes, head_channels, head_convs, prior, name="class_head"
@@ -82,13 +83,13 @@ class RetinaNet(keras_cv.models.RetinaNet):
         self.class_names, self.image_size = tuple(class_names), image_size
         self.fpn_channels, self.fpn_norm = fpn_channels, fpn_norm
         self.head_channels, self.head_convs = head_channels, head_convs
-        self.freeze_norm = freeze_norm
+        self.anchor_scale, self.freeze_norm = anchor_scale, freeze_norm
         self.score_threshold, self.nms_iou, self.max_detections = score_threshold, nms_iou, max_detections
         if freeze_norm:
             _freeze_norms(backbone)
 
     def compile(self, optimizer, **kwargs):
-        """Focal and smooth L1 loss, KerasCV's; without XLA, which its label encoder and NMS do not gain from."""
+        """Focal and smooth L1 loss, KerasCV's; no XLA, which its label encoder and NMS do not gain from."""
         defaults = {"classification_loss": "focal", "box_loss": "smoothl1", "jit_compile": False}
         super().compile(optimizer=optimizer, **(defaults | kwargs))
 
@@ -111,6 +112,7 @@ class RetinaNet(keras_cv.models.RetinaNet):
             "fpn_norm": self.fpn_norm,
             "head_channels": self.head_channels,
             "head_convs": self.head_convs,
+            "anchor_scale": self.anchor_scale,
             "freeze_norm": self.freeze_norm,
             "score_threshold": self.score_threshold,
             "nms_iou": self.nms_iou,
@@ -134,7 +136,7 @@ class FeaturePyramid(keras.layers.Layer):
 
     Args:
         channels: of every level that comes out.
-        norm: batch normalisation after the lateral and the output convolutions, as the paper's detectors have.
+        norm: batch normalisation after the lateral and the output convolutions, as in the paper.
     """
 
     def __init__(self, channels, norm=True, **kwargs):
@@ -183,9 +185,7 @@ class FeaturePyramid(keras.layers.Layer):
             sides = [None if side is None else -(-side // 2**times) for side in shape[1:3]]
             return (shape[0], *sides, self.channels)
 
-        return [halved(input_shape[level], 0) for level in LEVELS] + [
-            halved(input_shape["P5"], n) for n in (1, 2)
-        ]
+        return [halved(input_shape[level], 0) for level in LEVELS] + [halved(input_shape["P5"], n) for n in (1, 2)]
 
     def get_config(self):
         return {**super().get_config(), "channels": self.channels, "norm": self.norm}
@@ -193,7 +193,7 @@ class FeaturePyramid(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class PredictionHead(keras.layers.Layer):
-    """Convolutions shared by all levels: `convs` of 3×3 with ReLU, then one that predicts (Lin et al., 2018).
+    """Convolutions shared by all levels: `convs` with ReLU, then one that predicts (Lin et al., 2018).
 
     Args:
         filters: channels of the prediction.
@@ -206,9 +206,7 @@ class PredictionHead(keras.layers.Layer):
         super().__init__(**kwargs)
         self.filters, self.channels, self.convs, self.bias = filters, channels, convs, bias
         self.hidden = [self._conv(channels, activation="relu", name=f"conv{i}") for i in range(convs)]
-        self.prediction = self._conv(
-            filters, bias_initializer=keras.initializers.Constant(bias), name="prediction"
-        )
+        self.prediction = self._conv(filters, bias_initializer=keras.initializers.Constant(bias), name="prediction")
 
     def _conv(self, filters, **kwargs):
         small = keras.initializers.RandomNormal(stddev=0.01)
@@ -244,6 +242,7 @@ def build_retinanet(backbone, class_names, config):
         fpn_norm=detector.fpn_norm,
         head_channels=detector.head_channels,
         head_convs=detector.head_convs,
+        anchor_scale=detector.anchor_scale,
         freeze_norm=detector.norm == "frozen",
         score_threshold=detector.score_threshold,
         nms_iou=detector.nms_iou,
@@ -267,22 +266,18 @@ def load_detector(path):
     file = Path(path)
     file = file / "detector.keras" if file.is_dir() else file
     if not file.is_file() or file.suffix != ".keras":
-        raise ValueError(
-            f"Expected a detector (.keras, or a folder of finetune), received {path}. Fix: the path"
-        )
+        raise ValueError(f"Expected a detector (.keras, or a folder of finetune), received {path}. Fix: the path")
     model = keras.saving.load_model(file, compile=False)
     if not isinstance(model, RetinaNet):
-        raise ValueError(
-            f"Expected a RetinaNet, received {file} ({type(model).__name__}). Fix: a detector.keras"
-        )
+        raise ValueError(f"Expected a RetinaNet, received {file} ({type(model).__name__}). Fix: a detector.keras")
     return model
 
 
 def export_detector(detector, path):
     """Writes a SavedModel that gives the same detections as `predict`, without Keras.
 
-    Endpoints, all of which return `boxes` (B, M, 4) float32 x1 y1 x2 y2, `classes` (B, M) int32, `scores` (B, M)
-    float32 and `num_detections` (B,) int32; rows from there on are -1:
+    Endpoints, all of which return `boxes` (B, M, 4) float32 x1 y1 x2 y2, `classes` (B, M) int32, `scores`
+    (B, M) float32 and `num_detections` (B,) int32; rows from there on are -1:
         serve (the default signature): images (B, H, W, 3) uint8 of any size, boxes in their pixels;
         serve_square: images (B, S, S, 3) float32 in 0–255, letterboxed already;
     and `class_names`, which takes nothing and returns the names (classes,).
@@ -314,6 +309,19 @@ def export_detector(detector, path):
     archive.add_endpoint("serve_square", detect, [square])
     archive.add_endpoint("class_names", lambda: {"class_names": tf.constant(detector.class_names)}, [])
     archive.write_out(str(path), verbose=False)
+
+
+def _anchors(scale):
+    """KerasCV's default anchors where `scale` is 4: at every cell three sizes times three shapes."""
+    strides = [2**level for level in range(3, 8)]
+    return keras_cv.layers.AnchorGenerator(
+        bounding_box_format=BOX_FORMAT,
+        sizes=[float(scale * stride) for stride in strides],
+        scales=[2 ** (third / 3) for third in range(3)],
+        aspect_ratios=[0.5, 1.0, 2.0],
+        strides=strides,
+        clip_boxes=True,
+    )
 
 
 def _images_of(data):

@@ -142,9 +142,7 @@ class DUPR(keras.Model):
         order, undo = gather.permutation(inputs[0].shape[0], self._seed(step, "shuffle"))
         inputs = [gather.own_rows(tf.gather(x, order)) for x in inputs]  # (b, ...)
         keys = self._in_groups(lambda *group: self.key_encoder(*group, training=True), inputs)
-        return {
-            name: tf.stop_gradient(tf.gather(gather.all_gather(key), undo)) for name, key in keys.items()
-        }
+        return {name: tf.stop_gradient(tf.gather(gather.all_gather(key), undo)) for name, key in keys.items()}
 
     def _query_gradients(self, views, batch, keys):
         """Gradients of the global mean loss w.r.t. the query encoder, and the scalars to log."""
@@ -214,7 +212,10 @@ class DUPR(keras.Model):
         if groups == 1:
             return function(inputs)
         split = tf.nest.map_structure(lambda x: _split(x, groups), inputs)
-        start = ([tf.zeros(v.shape, v.dtype) for v in self.query_variables], tf.zeros(1 + 2 * len(self.loss_weights)))
+        start = (
+            [tf.zeros(v.shape, v.dtype) for v in self.query_variables],
+            tf.zeros(1 + 2 * len(self.loss_weights)),
+        )
 
         def add_group(i, total):
             outputs = function(tf.nest.map_structure(lambda x: x[i], split))
@@ -227,7 +228,11 @@ class DUPR(keras.Model):
     def _logs(self, scalars, valid_share):
         names = ["loss"] + [f"{what}/{name}" for name in self.loss_weights for what in ("loss", "accuracy")]
         logs = dict(zip(names, tf.unstack(scalars), strict=True))
-        return {**logs, "valid_share": valid_share, "learning_rate": tf.cast(self.optimizer.learning_rate, tf.float32)}
+        return {
+            **logs,
+            "valid_share": valid_share,
+            "learning_rate": tf.cast(self.optimizer.learning_rate, tf.float32),
+        }
 
     def _seed(self, step, purpose, extra=0):
         """(2,) seed of one stream of one step."""
@@ -238,10 +243,22 @@ class DUPR(keras.Model):
         return self.query_encoder.pyramid(images, training=training)
 
     def get_config(self):
-        names = (
-            "image_weights patch_weights roi_sizes embedding_dim head temperature momentum bank_size "
-            "patch_keys_per_image patch_reduction sampling_ratio photometric micro_batches seed"
-        ).split()
+        names = [
+            "image_weights",
+            "patch_weights",
+            "roi_sizes",
+            "embedding_dim",
+            "head",
+            "temperature",
+            "momentum",
+            "bank_size",
+            "patch_keys_per_image",
+            "patch_reduction",
+            "sampling_ratio",
+            "photometric",
+            "micro_batches",
+            "seed",
+        ]
         config = {name: getattr(self, name) for name in names}
         return {**config, "backbone": keras.saving.serialize_keras_object(self.backbone), "name": self.name}
 

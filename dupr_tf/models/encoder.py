@@ -23,9 +23,7 @@ class Encoder(keras.layers.Layer):
         sampling_ratio: of RoIAlign.
     """
 
-    def __init__(
-        self, backbone, image_levels, patch_sizes, embedding_dim=128, head="mlp", sampling_ratio=1, **kwargs
-    ):
+    def __init__(self, backbone, image_levels, patch_sizes, embedding_dim=128, head="mlp", sampling_ratio=1, **kwargs):
         super().__init__(**kwargs)
         self.backbone = backbone
         self.image_levels, self.patch_sizes = tuple(image_levels), dict(patch_sizes)

@@ -61,9 +61,7 @@ class ResNetBackbone(keras.Model):
         x = _stem(x, channels[0], policy)  # (B, H/4, W/4, C)
         levels = {}
         for stage, (level, filters, depth) in enumerate(zip(LEVELS, channels, depths, strict=True)):
-            x = _stage(
-                x, block, filters, depth, strides=1 if stage == 0 else 2, name=f"stack{stage}", dtype=policy
-            )
+            x = _stage(x, block, filters, depth, strides=1 if stage == 0 else 2, name=f"stack{stage}", dtype=policy)
             levels[level] = x  # (B, H/2^(stage+2), W/2^(stage+2), filters or 4·filters)
         super().__init__(inputs=images, outputs=x, name=name or architecture, trainable=trainable)
 
@@ -139,9 +137,7 @@ def imagenet_normalization(dtype="float32"):
 def stage_channels(width):
     """Channels of the stem and of each stage (before a bottleneck's factor 4): multiples of 8."""
     if not isinstance(width, int | float) or not 0 < width <= 16:
-        raise ValueError(
-            f"Expected a width between 0 and 16, received {width!r}. Fix: 1.0 is the standard network."
-        )
+        raise ValueError(f"Expected a width between 0 and 16, received {width!r}. Fix: 1.0 is the standard network.")
     return tuple(max(8, round(channels * width / 8) * 8) for channels in STAGE_WIDTHS)
 
 

@@ -10,7 +10,11 @@ from __future__ import annotations
 import tensorflow as tf
 
 DIRECT_BYTES = 32 << 20  # logits up to this size are computed in one block
-KEY_BLOCK = {"CPU": 1024, "GPU": 8192, "TPU": 8192}  # keys a block: cache-sized on a CPU, launch-bound on a GPU
+KEY_BLOCK = {
+    "CPU": 1024,
+    "GPU": 8192,
+    "TPU": 8192,
+}  # keys a block: cache-sized on a CPU, launch-bound on a GPU
 
 
 def info_nce(queries, positives, bank_keys, temperature, block_keys=None):
@@ -84,7 +88,10 @@ def _walk_bank(queries, bank_keys, temperature, block):
         return absorb(state, bank_keys)
     state = tf.while_loop(
         lambda i, *_: i < full,
-        lambda i, *state: (i + 1, *absorb(state, tf.slice(bank_keys, [i * block, 0], [block, bank_keys.shape[-1]]))),
+        lambda i, *state: (
+            i + 1,
+            *absorb(state, tf.slice(bank_keys, [i * block, 0], [block, bank_keys.shape[-1]])),
+        ),
         (tf.constant(0), *state),
         shape_invariants=(tf.TensorShape([]), *(s.shape for s in state)),
         parallel_iterations=1,

@@ -32,6 +32,7 @@ def roi_align(features, boxes, output_size, spatial_scale=1.0, sampling_ratio=1,
     Returns:
         (N, S_y, S_x, C), or (N, R, S_y, S_x, C) for boxes of rank 3, in the dtype of `features`.
     """
+    features, boxes = tf.convert_to_tensor(features), tf.convert_to_tensor(boxes)
     rows, columns, single = _weights(features, boxes, output_size, spatial_scale, sampling_ratio, flipped)
     # Columns first: (W -> S_x) shrinks the map before the second product.
     samples = tf.einsum("nrjw,nhwc->nrhjc", columns, features)  # (N, R, H, S_x, C)
@@ -41,6 +42,7 @@ def roi_align(features, boxes, output_size, spatial_scale=1.0, sampling_ratio=1,
 
 def roi_align_reference(features, boxes, output_size, spatial_scale=1.0, sampling_ratio=1, flipped=None):
     """The same as `roi_align`, on `tf.image.crop_and_resize`. Arguments and result as there; float32 inside."""
+    features, boxes = tf.convert_to_tensor(features), tf.convert_to_tensor(boxes)
     (size_y, size_x), ratio = _pair(output_size), int(sampling_ratio)
     single = boxes.shape.rank == 2
     boxes = tf.cast(boxes[:, None] if single else boxes, tf.float32) * spatial_scale  # (N, R, 4)
@@ -51,6 +53,7 @@ def roi_align_reference(features, boxes, output_size, spatial_scale=1.0, samplin
         for axis, size, extent in ((0, size_y, height), (1, size_x, width))
     ]  # (N, R, S_y * r), (N, R, S_x * r)
     if flipped is not None:
+        flipped = tf.convert_to_tensor(flipped)
         centres[1] = tf.where(flipped[:, None, None], centres[1][..., ::-1], centres[1])
     padded = tf.pad(tf.cast(features, tf.float32), [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
     # One crop_and_resize of a single sample per grid point keeps clamping exact where a box crosses the border.
@@ -78,6 +81,7 @@ def _weights(features, boxes, output_size, spatial_scale, sampling_ratio, flippe
     rows = _axis_weights(boxes[..., 0], boxes[..., 2], size_y, height, sampling_ratio)
     columns = _axis_weights(boxes[..., 1], boxes[..., 3], size_x, width, sampling_ratio)
     if flipped is not None:
+        flipped = tf.convert_to_tensor(flipped)
         columns = tf.where(flipped[:, None, None, None], columns[:, :, ::-1], columns)
     return tf.cast(rows, features.dtype), tf.cast(columns, features.dtype), single
 

@@ -109,9 +109,14 @@ def progress_line(total: int, completed: int = 0) -> tuple[Progress, int]:
     """A progress bar over steps on standard error, and its task; silent where that is no terminal."""
     console = Console(stderr=True, highlight=False)
     progress = Progress(
-        TextColumn("{task.completed}/{task.total}"), BarColumn(), TextColumn("{task.fields[text]}"),
-        TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
-        console=console, disable=not console.is_terminal,
+        TextColumn("{task.completed}/{task.total}"),
+        BarColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
     )
     return progress, progress.add_task("steps", total=total, completed=completed, text="tracing the step …")
 

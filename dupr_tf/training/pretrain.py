@@ -94,7 +94,11 @@ def _fit(model, config, paths, bad, checkpoints, run) -> int:
     if step:
         log.info("resuming %s at step %d of %d", run, step, total)
     metrics = MetricsLog(run, step, total, per_epoch, config.train.batch_size, config.train.log_every)
-    callbacks = [metrics, SaveCheckpoints(checkpoints, step, config.train.checkpoint_every), CheckBadImages(bad, step)]
+    callbacks = [
+        metrics,
+        SaveCheckpoints(checkpoints, step, config.train.checkpoint_every),
+        CheckBadImages(bad, step),
+    ]
     try:
         for first, last in _stretches(step, per_epoch, total):
             model.fit(

@@ -1,1 +1,1 @@
-"""Weights in and out: torchvision, detectron2, SavedModel, Keras. `names` needs no TensorFlow, nor does this."""
+"""Weights in and out: torchvision, detectron2, SavedModel, Keras. Importing `names` loads no TensorFlow."""

@@ -59,9 +59,7 @@ def write_detectron2(model, path):
     """
     path = Path(path)
     if path.suffix != ".pkl":
-        raise ValueError(
-            f"Expected a file ending in .pkl, received {path}. Fix: detectron2 goes by the ending."
-        )
+        raise ValueError(f"Expected a file ending in .pkl, received {path}. Fix: detectron2 goes by the ending.")
     arrays = torch_arrays(model, "detectron2")
     # Without __author__ detectron2 refuses the file; without matching_heuristics an FPN model loads nothing.
     checkpoint = {"model": arrays, "__author__": AUTHOR, "matching_heuristics": True}
@@ -79,9 +77,7 @@ def _readme(model, file, arrays):
         extra = f"\n    RES2_OUT_CHANNELS: {model.get_layer('conv1_bn').gamma.shape[0]}"
     text = README.format(name=model.architecture, file=file, arrays=arrays, depth=depth, extra=extra)
     if model.width != 1:
-        text += (
-            f"- It is {model.width:g} times as wide as detectron2's own; its configs need other channels.\n"
-        )
+        text += f"- It is {model.width:g} times as wide as detectron2's own; its configs need other channels.\n"
     return text
 
 

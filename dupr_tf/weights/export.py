@@ -18,7 +18,7 @@ from dupr_tf.weights.loading import KERAS_FILE, SAFETENSORS_FILE, load_backbone
 from dupr_tf.weights.manifest import MANIFEST_FILE, check_directory, write_manifest
 from dupr_tf.weights.model_card import model_card
 from dupr_tf.weights.names import torch_arrays
-from dupr_tf.weights.saved_model import read_saved_model, serving_model, write_saved_model
+from dupr_tf.weights.saved_model import write_saved_model
 from dupr_tf.weights.torch_io import to_torchvision, write_safetensors
 
 FORMATS = ("saved_model", "keras", "detectron2", "torchvision")
@@ -52,8 +52,7 @@ def export(backbone, to, output, overwrite=False, card=None):
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        _WRITERS[to](backbone, partial)
-        difference = _VERIFIERS[to](backbone, partial)
+        difference = _WRITERS[to](backbone, partial)
         if not difference <= TOLERANCE:  # NaN is refused too
             raise ValueError(
                 f"Expected the {to} export to give the model's features to {TOLERANCE}, received a "
@@ -99,76 +98,34 @@ def _move_into_place(partial, output):
     shutil.rmtree(earlier)
 
 
+# Each writer fills a directory, reads it again, and returns the largest difference it found.
+
+
 def _write_keras(backbone, directory):
     backbone.save(directory / KERAS_FILE)
+    return _reloaded_difference(backbone, directory)
 
 
 def _write_torchvision(backbone, directory):
-    facts = (
-        {"architecture": backbone.architecture, "width": str(backbone.width)} if _is_resnet(backbone) else {}
-    )
-    write_safetensors(to_torchvision(backbone), directory / SAFETENSORS_FILE, metadata=facts)
+    state = to_torchvision(backbone)  # first: it refuses other models
+    facts = {"architecture": backbone.architecture, "width": str(backbone.width)}
+    write_safetensors(state, directory / SAFETENSORS_FILE, metadata=facts)
+    return _reloaded_difference(backbone, directory)
 
 
 def _write_detectron2(backbone, directory):
-    write_detectron2(backbone, directory / DETECTRON2_FILE)
-
-
-def _is_resnet(backbone):
-    return hasattr(backbone, "architecture")
-
-
-def _verify_saved_model(backbone, directory):
-    read = read_saved_model(directory)
-    expected = _run(serving_model(backbone), _image())
-    return max(_difference(expected, read(image)) for image in (_image(), _image().astype(np.float32)))
-
-
-def _verify_loadable(backbone, directory):
-    """A `.keras` or safetensors export, loaded the way a user would, against the model in memory."""
-    inside = getattr(backbone, "include_normalization", None)
-    return _difference(_features(backbone), _features(load_backbone(directory, include_normalization=inside)))
-
-
-def _verify_detectron2(backbone, directory):
     """No pickle is loaded, ours included: its opcodes are listed, which runs nothing, its bytes compared."""
-    data = (directory / DETECTRON2_FILE).read_bytes()
-    strings, blobs = [], []
-    for opcode, argument, _ in pickletools.genops(data):
+    write_detectron2(backbone, directory / DETECTRON2_FILE)
+    strings, blobs = set(), []
+    for opcode, argument, _ in pickletools.genops((directory / DETECTRON2_FILE).read_bytes()):
         if opcode.name == "BINBYTES":
-            blobs.append(argument)
+            blobs.append(np.frombuffer(argument, "<f4"))
         elif opcode.name == "BINUNICODE":
-            strings.append(argument)
+            strings.add(argument)
     arrays = torch_arrays(backbone, "detectron2")
-    if len(blobs) != len(arrays) or not set(arrays) <= set(strings):
+    if len(blobs) != len(arrays) or not strings.issuperset(arrays):
         return float("inf")
-    pairs = zip(arrays.values(), blobs, strict=True)
-    return max(_max_difference(array.ravel(), np.frombuffer(blob, "<f4")) for array, blob in pairs)
-
-
-def _features(backbone):
-    levels = getattr(backbone, "pyramid_outputs", None) or backbone.pyramid_level_inputs
-    return _run(pyramid(backbone, tuple(levels)), _image())
-
-
-def _run(model, images):
-    return {level: np.asarray(value, np.float32) for level, value in model(images, training=False).items()}
-
-
-def _image():
-    return np.random.default_rng(0).integers(0, 256, (1, 96, 128, 3), dtype=np.uint8)
-
-
-def _difference(expected, received):
-    if set(expected) != set(received):
-        return float("inf")
-    return max(_max_difference(expected[level], received[level]) for level in expected)
-
-
-def _max_difference(expected, received):
-    if expected.shape != received.shape:
-        return float("inf")
-    return float(np.max(np.abs(expected - received)))
+    return _largest_difference([array.ravel() for array in arrays.values()], blobs)
 
 
 _WRITERS = {
@@ -177,9 +134,20 @@ _WRITERS = {
     "detectron2": _write_detectron2,
     "torchvision": _write_torchvision,
 }
-_VERIFIERS = {
-    "saved_model": _verify_saved_model,
-    "keras": _verify_loadable,
-    "detectron2": _verify_detectron2,
-    "torchvision": _verify_loadable,
-}
+
+
+def _reloaded_difference(backbone, directory):
+    """Features of one image, from the model in memory and from the file, loaded the way a user would."""
+    loaded = load_backbone(directory, getattr(backbone, "include_normalization", None))
+    image = np.random.default_rng(0).integers(0, 256, (1, 96, 128, 3), dtype=np.uint8)
+    levels = tuple(getattr(backbone, "pyramid_outputs", None) or backbone.pyramid_level_inputs)
+    expected, received = (pyramid(model, levels)(image, training=False) for model in (backbone, loaded))
+    return _largest_difference([expected[level] for level in levels], [received[level] for level in levels])
+
+
+def _largest_difference(expected, received):
+    """Over pairs of arrays: infinite if shapes differ, NaN if there is one (Python's `max` would hide it)."""
+    pairs = [(np.float32(a), np.float32(b)) for a, b in zip(expected, received, strict=True)]
+    if any(a.shape != b.shape for a, b in pairs):
+        return float("inf")
+    return float(np.max([np.max(np.abs(a - b)) for a, b in pairs]))

@@ -46,9 +46,7 @@ def with_normalization(backbone, include_normalization):
             f"Expected a ResNetBackbone, received `{backbone.name}` ({type(backbone).__name__}). "
             "Fix: pass include_normalization=None and normalise as that model needs it."
         )
-    copy = ResNetBackbone.from_config(
-        {**backbone.get_config(), "include_normalization": include_normalization}
-    )
+    copy = ResNetBackbone.from_config({**backbone.get_config(), "include_normalization": include_normalization})
     copy.set_weights(backbone.get_weights())  # the normalisation has none, so the lists are the same
     return copy
 
@@ -64,9 +62,7 @@ def _file_of(path):
             "Fix: give a finished run, or an export to keras or torchvision."
         )
     if not path.exists():
-        raise ValueError(
-            f"Expected a run directory or a backbone file, received {path}: no such file. Fix: the path."
-        )
+        raise ValueError(f"Expected a run directory or a backbone file, received {path}: no such file. Fix: the path.")
     if path.suffix not in (".keras", ".safetensors"):
         raise ValueError(
             f"Expected a directory, a .keras or a .safetensors file, received {path}. "
@@ -77,9 +73,7 @@ def _file_of(path):
 
 def _load_keras(file):
     try:
-        model = keras.saving.load_model(
-            file, compile=False
-        )  # safe_mode is Keras' default: no Lambda, no pickle
+        model = keras.saving.load_model(file, compile=False)  # safe_mode is Keras' default: no Lambda, no pickle
     except Exception as error:  # Keras lets through whatever zipfile, json and h5py raise
         reason = " ".join(str(error).split())[:200]
         raise ValueError(

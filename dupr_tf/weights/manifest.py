@@ -39,9 +39,7 @@ def read_manifest(directory):
     except ValueError:
         manifest = None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files", {}), dict):
-        raise ValueError(
-            f"Expected a manifest with `files`, received {path}, which is damaged. Fix: copy it again."
-        )
+        raise ValueError(f"Expected a manifest with `files`, received {path}, which is damaged. Fix: copy it again.")
     return manifest
 
 
@@ -72,6 +70,4 @@ def check_directory(directory):
     for name in manifest.get("files", {}):
         path = Path(directory) / name
         if not path.is_file() or sha256_of(path) != manifest["files"][name]:
-            raise ValueError(
-                f"Expected {path} as the manifest has it, received another or none. Fix: copy it again."
-            )
+            raise ValueError(f"Expected {path} as the manifest has it, received another or none. Fix: copy it again.")

@@ -27,9 +27,7 @@ def model_card(backbone, to, difference, facts):
         "network": _network(backbone),
         "parameters": f"{sum(int(variable.value.shape.num_elements()) for variable in backbone.weights):,}",
         "input": _input(backbone, to),
-        "output": "P2..P5 at strides 4, 8, 16, 32"
-        if to in ("keras", "saved_model")
-        else "res2..res5 (layer1..layer4)",
+        "output": "P2..P5 at strides 4, 8, 16, 32" if to in ("keras", "saved_model") else "res2..res5 (layer1..layer4)",
         "layout": "torchvision's: stride in the 3×3, symmetric padding, batch norm epsilon 1e-5",
         "verified": f"read again; largest difference {difference:.1e}",
         **facts,

@@ -52,9 +52,7 @@ def translation(architecture, source, target):
     """Return `{name in source: name in target}` for two of `keras`, `torchvision`, `detectron2`."""
     for layout in (source, target):
         if layout not in LAYOUTS:
-            raise ValueError(
-                f"Expected one of {', '.join(LAYOUTS)}, received {layout!r}. Fix: choose one of them."
-            )
+            raise ValueError(f"Expected one of {', '.join(LAYOUTS)}, received {layout!r}. Fix: choose one of them.")
     return {getattr(row, source): getattr(row, target) for row in weight_names(architecture)}
 
 

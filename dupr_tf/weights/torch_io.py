@@ -49,9 +49,7 @@ def from_torchvision(state, prefix="", include_normalization=False, name=None):
     state, dropped = _select(state, prefix)
     architecture, width = infer_architecture(state)
     _check_keys(state, architecture)
-    backbone = build_backbone(
-        architecture, width=width, include_normalization=include_normalization, name=name
-    )
+    backbone = build_backbone(architecture, width=width, include_normalization=include_normalization, name=name)
     for row in weight_names(architecture):
         value = to_keras_layout(np.asarray(state[row.torchvision], dtype=np.float32), row.is_kernel)
         variable = keras_variable(backbone, row.keras)
@@ -138,9 +136,7 @@ def _check_value(name, value, shape):
             "Fix: use a plain torchvision ResNet, no wide or grouped variant; a width scales all stages."
         )
     if not np.isfinite(value).all():
-        raise ValueError(
-            f"Expected finite numbers, received NaN or infinity in {name}. Fix: use a sound checkpoint."
-        )
+        raise ValueError(f"Expected finite numbers, received NaN or infinity in {name}. Fix: use a sound checkpoint.")
 
 
 def _depth(state, stage):
@@ -154,9 +150,7 @@ def _width(state):
     keys = [f"layer{stage}.0.conv1.weight" for stage in (1, 2, 3, 4)]
     _require(state, keys)
     channels = tuple(np.shape(state[key])[0] for key in keys)
-    lowest = max(
-        (count - 4) / base if count > 8 else 0.0 for count, base in zip(channels, STAGE_WIDTHS, strict=True)
-    )
+    lowest = max((count - 4) / base if count > 8 else 0.0 for count, base in zip(channels, STAGE_WIDTHS, strict=True))
     highest = min((count + 4) / base for count, base in zip(channels, STAGE_WIDTHS, strict=True))
     for width in (channels[-1] / STAGE_WIDTHS[-1], (lowest + highest) / 2):
         if width > 0 and stage_channels(width) == channels:

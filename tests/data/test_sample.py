@@ -19,9 +19,7 @@ COUNTS = {"train": 20, "val": 8, "unlabeled": 12}
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    return sample.write_sample(
-        tmp_path_factory.mktemp("sample") / "new" / "folder", **COUNTS, size=SIZE, seed=3
-    )
+    return sample.write_sample(tmp_path_factory.mktemp("sample") / "new" / "folder", **COUNTS, size=SIZE, seed=3)
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -34,9 +32,7 @@ def digests(root: Path) -> dict[str, str]:
 
 def test_layout(root):
     expected = {"sample.json", "annotations/instances_train.json", "annotations/instances_val.json"}
-    expected |= {f"images/train_{i:06d}.jpg" for i in range(20)} | {
-        f"images/val_{i:06d}.jpg" for i in range(8)
-    }
+    expected |= {f"images/train_{i:06d}.jpg" for i in range(20)} | {f"images/val_{i:06d}.jpg" for i in range(8)}
     expected |= {f"unlabeled/{i:06d}.jpg" for i in range(12)}
     assert set(digests(root)) == expected
     for name in expected:
@@ -59,12 +55,7 @@ def test_bytes_are_the_same_in_another_process(root, tmp_path):
 
 def test_no_two_scenes_are_alike_across_splits_and_seeds(root, tmp_path):
     other = sample.write_sample(tmp_path, train=5, val=5, unlabeled=5, size=SIZE, seed=4)
-    pictures = [
-        digest
-        for folder in (root, other)
-        for name, digest in digests(folder).items()
-        if name.endswith(".jpg")
-    ]
+    pictures = [digest for folder in (root, other) for name, digest in digests(folder).items() if name.endswith(".jpg")]
     assert len(set(pictures)) == len(pictures) == 40 + 15
 
 
@@ -157,9 +148,7 @@ def test_the_file_shows_the_scene_that_was_labelled(root):
             difference = np.asarray(picture, float) - scene.image
         assert np.sqrt((difference**2).mean()) < 12
         stored = [item for item in labels["annotations"] if item["image_id"] == index + 1]
-        assert [
-            {k: v for k, v in item.items() if k not in ("id", "image_id")} for item in stored
-        ] == scene.objects
+        assert [{k: v for k, v in item.items() if k not in ("id", "image_id")} for item in stored] == scene.objects
 
 
 def test_outlines_are_told_apart_by_form():

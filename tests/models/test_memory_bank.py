@@ -38,7 +38,7 @@ def test_rows_start_as_distinct_unit_noise():
     assert keys.dtype == np.float32
     assert next_row == 0
     np.testing.assert_allclose(np.linalg.norm(keys, axis=1), 1, atol=1e-5)
-    # Normalised Gaussian rows: on average orthogonal, with cosines of deviation 1 / sqrt(C), no shared direction.
+    # Normalised Gaussian rows: cosines of mean 0 and deviation 1 / sqrt(C), no direction shared by all.
     cosines = (keys @ keys.T)[~np.eye(500, dtype=bool)]
     assert cosines.std() == pytest.approx(1 / 8, rel=0.03)
     assert np.linalg.norm(keys.mean(axis=0)) == pytest.approx(1 / np.sqrt(500), rel=0.35)

@@ -106,9 +106,7 @@ def pairs(draw):
 @given(pair=pairs())
 def test_agrees_with_the_oracle(mode, pair):
     (crop_1, crop_2), (flipped_1, flipped_2) = pair
-    expected_1, expected_2, expected_valid = oracles.intersect_views(
-        crop_1, crop_2, flipped_1, flipped_2, VIEW
-    )
+    expected_1, expected_2, expected_valid = oracles.intersect_views(crop_1, crop_2, flipped_1, flipped_2, VIEW)
     boxes_1, boxes_2, valid = COMPILED[mode](
         tf.constant(crop_1, tf.float32),
         tf.constant(crop_2, tf.float32),

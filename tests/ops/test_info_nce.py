@@ -55,9 +55,7 @@ def test_orthogonal_vectors(mode, block):
 @every_block
 def test_hit_means_nearer_than_every_key(mode, block):
     query = np.array([[1.0, 0.0]])
-    bank = np.stack([np.linspace(-1.0, 0.5, K), np.ones(K)], axis=1)[
-        ::-1
-    ]  # the nearest key, 0.5, comes first
+    bank = np.stack([np.linspace(-1.0, 0.5, K), np.ones(K)], axis=1)[::-1]  # the nearest key, 0.5, comes first
     for similarity, hit in ((0.75, 1), (0.5, 0), (0.25, 0)):
         assert contrast(mode, query, [[similarity, 0.0]], bank, 0.2, block)[1] == [hit]
         assert contrast(mode, query, [[similarity, 0.0]], bank[::-1], 0.2, block)[1] == [hit]
@@ -70,7 +68,7 @@ def test_logits_of_thousands_do_not_overflow(mode, block):
     bank = np.concatenate([axes[[0]], np.repeat(axes[[2]], K - 1, axis=0)])
     queries = axes[[0, 0]]
     losses, _ = contrast(mode, queries, axes[[1, 0]], bank, 0.001, block)
-    np.testing.assert_allclose(losses, [1000.0, math.log(2)], rtol=1e-5)
+    np.testing.assert_allclose(losses, [1000.0, math.log(2)], atol=1e-3)  # float32 holds 1000 to 6e-5
 
 
 # --- against the oracle ------------------------------------------------------------------------------

@@ -58,9 +58,7 @@ def test_a_flipped_bit_is_noticed(run):
     data = bytearray((run / "backbone.keras").read_bytes())
     data[len(data) // 2] ^= 1
     (run / "backbone.keras").write_bytes(data)
-    with pytest.raises(
-        ValueError, match=r"to have the sha256 .*it is damaged or was changed\. Fix: copy it again"
-    ):
+    with pytest.raises(ValueError, match=r"to have the sha256 .*it is damaged or was changed\. Fix: copy it again"):
         load_backbone(run)
 
 
@@ -68,9 +66,7 @@ def test_a_flipped_bit_is_noticed(run):
 def test_a_cut_file_without_a_manifest_is_one_clear_line(run, keep):
     path = run / "cut.keras"
     path.write_bytes((run / "backbone.keras").read_bytes()[:keep])
-    with pytest.raises(
-        ValueError, match=r"Expected a Keras model.*cut\.keras.*Fix: copy the file again"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"Expected a Keras model.*cut\.keras.*Fix: copy the file again") as caught:
         load_backbone(path)
     assert "\n" not in str(caught.value)
 
@@ -102,17 +98,13 @@ def test_what_is_not_there_or_of_another_type(tmp_path, name, message):
 
 def test_a_model_that_is_no_backbone(tmp_path):
     keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(tmp_path / "dense.keras")
-    with pytest.raises(
-        ValueError, match=r"Expected a backbone with a feature pyramid, .*dense\.keras, a Sequential"
-    ):
+    with pytest.raises(ValueError, match=r"Expected a backbone with a feature pyramid, .*dense\.keras, a Sequential"):
         load_backbone(tmp_path / "dense.keras")
 
 
 def test_code_in_a_file_is_refused_not_run(tmp_path):
     marker = tmp_path / "it_ran"
-    layer = keras.layers.Lambda(
-        lambda x, path=str(marker): (open(path, "w").close(), x)[1], output_shape=(4,)
-    )
+    layer = keras.layers.Lambda(lambda x, path=str(marker): (open(path, "w").close(), x)[1], output_shape=(4,))
     keras.Sequential([keras.Input((4,)), layer]).save(tmp_path / "code.keras")
     marker.unlink(missing_ok=True)
     with pytest.raises(ValueError, match=r"loads without running its code, received .*code\.keras"):

@@ -116,9 +116,7 @@ def test_arrays_are_float32_in_torchs_order():
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match=r"Expected one of resnet18, .*, received 'vgg16'\. Fix"):
         weight_names("vgg16")
-    with pytest.raises(
-        ValueError, match=r"Expected one of keras, torchvision, detectron2, received 'timm'\. Fix"
-    ):
+    with pytest.raises(ValueError, match=r"Expected one of keras, torchvision, detectron2, received 'timm'\. Fix"):
         translation("resnet18", "keras", "timm")
 
 

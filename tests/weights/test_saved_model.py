@@ -64,12 +64,11 @@ def test_a_mixed_backbone_serves_float32(tmp_path):
     np.testing.assert_array_equal(received["P2"], tf.cast(expected["P2"], tf.float32))
 
 
-def test_a_backbone_with_fewer_levels_serves_those(tmp_path):
+def test_a_backbone_with_fewer_levels_serves_those():
     ours = build_backbone("resnet18", width=0.125)
     other = keras.Model(ours.input, ours.output)
     other.pyramid_level_inputs = {"P4": "stack2_block1_out", "P5": "stack3_block1_out"}
-    write_saved_model(other, tmp_path / "export")
-    assert set(read_saved_model(tmp_path / "export")(images_of((1, 64, 64), "uint8"))) == {"P4", "P5"}
+    assert set(serving_model(other)(images_of((1, 64, 64), "uint8"))) == {"P4", "P5"}
 
 
 def test_weights_that_give_no_numbers_are_refused(tmp_path):
@@ -81,7 +80,5 @@ def test_weights_that_give_no_numbers_are_refused(tmp_path):
 
 def test_a_model_without_a_pyramid_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Expected a backbone with the levels"):
-        write_saved_model(
-            keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()]), tmp_path / "export"
-        )
+        write_saved_model(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()]), tmp_path / "export")
     assert not (tmp_path / "export").exists()

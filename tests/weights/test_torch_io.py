@@ -123,9 +123,7 @@ def test_safetensors_keep_names_values_and_metadata(tmp_path):
         np.testing.assert_array_equal(value, state[name])
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda data: data[: len(data) // 2], lambda data: b"nothing", lambda data: b""]
-)
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"nothing", lambda data: b""])
 def test_a_damaged_safetensors_file_is_one_clear_error(damage, tmp_path):
     path = tmp_path / "w.safetensors"
     write_safetensors(state_of(), path)

@@ -1,0 +1,161 @@
+"""The geometry of view pairs through the real pipeline, on images whose pixels tell where they come from."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from dupr_tf.config import parse_config
+from dupr_tf.data.pipeline import BadImages, TooManyBadImages, check_readable, shuffled_index, view_pairs
+from dupr_tf.data.sources import list_images
+from dupr_tf.data.views import crop_and_flip, draw_crops
+from dupr_tf.ops import roi_align
+
+SIZE = 96
+CONFIG = parse_config({"data": {"image_size": SIZE}, "train": {"batch_size": 16, "micro_batches": 1}})
+
+
+@pytest.fixture(scope="module")
+def ramps(tmp_path_factory):
+    """Photos whose red is the row and green the column, in shares of the image; blue names the photo."""
+    folder = tmp_path_factory.mktemp("ramps")
+    for i, (height, width) in enumerate([(200, 300), (300, 200), (240, 240), (150, 350)] * 4):
+        rows, columns = np.mgrid[0:height, 0:width]
+        image = np.stack([rows * 255 / height, columns * 255 / width, np.full_like(rows, i * 15)], -1)
+        Image.fromarray(image.round().astype(np.uint8)).save(folder / f"{i:02d}.png")
+    return folder
+
+
+def _batches(folder, first=0, last=4, config=CONFIG):
+    paths = list_images(folder)
+    return [
+        {k: v.numpy() for k, v in batch.items()}
+        for batch in view_pairs(paths, config, first, last, BadImages(paths, 0.01))
+    ]
+
+
+def _patches(batch, view, size):
+    images = tf.constant(batch[f"view_{view}"], tf.float32)
+    return roi_align(images, batch[f"boxes_{view}"], size, 1.0, 2, batch[f"flipped_{view}"]).numpy()
+
+
+def test_same_cell_of_both_views_shows_the_same_place(ramps):
+    flips = set()
+    for batch in _batches(ramps):
+        one, two = _patches(batch, 1, 3), _patches(batch, 2, 3)
+        valid = batch["valid"]
+        assert valid.any()
+        flips |= set(zip(batch["flipped_1"][valid].tolist(), batch["flipped_2"][valid].tolist(), strict=True))
+        # A cell's mean position agrees to 2 % of the image, where a mismatched cell is at least 6 % away.
+        assert np.abs(one - two)[valid, ..., :2].max() < 0.02 * 255
+        assert np.abs(one - two)[valid, ..., 2].max() < 1.5
+    assert flips == {(a, b) for a in (True, False) for b in (True, False)}
+
+
+def test_cells_run_top_to_bottom_and_left_to_right_of_the_source(ramps):
+    batch = _batches(ramps, 0, 1)[0]
+    for view in (1, 2):
+        patches = _patches(batch, view, 3)[batch["valid"]]
+        assert (np.diff(patches[..., 0], axis=1) > 0).all()
+        assert (np.diff(patches[..., 1], axis=2) > 0).all()
+
+
+def test_without_reading_flipped_grids_backwards_the_cells_disagree(ramps):
+    batch = _batches(ramps, 0, 1)[0]
+    mixed = batch["valid"] & (batch["flipped_1"] != batch["flipped_2"])
+    assert mixed.any()
+    grids = [
+        roi_align(tf.constant(batch[f"view_{v}"], tf.float32), batch[f"boxes_{v}"], 3).numpy()[mixed] for v in (1, 2)
+    ]
+    assert np.abs(grids[0] - grids[1])[..., 1].max() > 0.1 * 255
+
+
+def test_batches_do_not_depend_on_where_the_run_was_resumed(ramps):
+    whole, resumed = _batches(ramps, 0, 4), _batches(ramps, 2, 4)
+    for a, b in zip(whole[2:], resumed, strict=True):
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_every_image_comes_once_an_epoch_in_a_new_order(ramps):
+    orders = [batch["index"].tolist() for batch in _batches(ramps, 0, 3)]  # 16 images, batch 16: an epoch each
+    assert all(sorted(order) == list(range(16)) for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+    assert len({int(shuffled_index(i, 16, 1, 0)) for i in range(16)}) == 16
+
+
+def test_crop_and_resize_is_pillows():
+    image = np.random.default_rng(0).integers(0, 255, (120, 170, 3), np.uint8)
+    crop = (10, 20, 110, 160)
+    ours = crop_and_flip(tf.constant(image), tf.constant(crop), tf.constant(False), 40).numpy()
+    pillow = Image.fromarray(image[10:110, 20:160]).resize((40, 40), Image.Resampling.BILINEAR)
+    assert np.abs(ours.astype(int) - np.asarray(pillow, int)).max() <= 1
+    mirrored = crop_and_flip(tf.constant(image), tf.constant(crop), tf.constant(True), 40).numpy()
+    np.testing.assert_array_equal(mirrored, ours[:, ::-1])
+
+
+def test_crops_have_the_areas_and_aspects_asked_for_and_lie_inside():
+    u = tf.random.stateless_uniform([4000, 11, 4], seed=[1, 2])
+    crops = draw_crops(u, 300, 300, (0.2, 1.0), (3 / 4, 4 / 3)).numpy()
+    height, width = crops[:, 2] - crops[:, 0], crops[:, 3] - crops[:, 1]
+    assert crops.min() >= 0 and crops[:, 2:].max() <= 300
+    area, aspect = height * width / 300**2, width / height
+    assert 0.19 < area.min() < 0.22 and area.max() > 0.9
+    assert 0.74 < aspect.min() < 0.77 and 1.3 < aspect.max() < 1.35
+    assert abs(np.log(aspect).mean()) < 0.02  # log-uniform
+
+
+def test_a_panorama_falls_back_to_its_central_crop():
+    u = tf.random.stateless_uniform([50, 11, 4], seed=[1, 2])
+    crops = draw_crops(u, 10, 400, (0.9, 1.0), (3 / 4, 4 / 3)).numpy()
+    assert np.unique(crops, axis=0).tolist() == [[0, 193, 10, 206]]  # floor of the middle, 13 wide
+
+
+def test_unreadable_images_are_named_and_replaced(ramps, tmp_path, caplog):
+    for path in ramps.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    broken = tmp_path / "03.png"
+    broken.write_bytes(broken.read_bytes()[:500])
+    paths = list_images(tmp_path)
+    bad = BadImages(paths, 0.5)
+    indices = [b["index"].numpy() for b in view_pairs(paths, CONFIG, 0, 2, bad)]
+    assert list(bad.found.values()) == [str(broken)]
+    assert str(broken) in caplog.text
+    assert 3 not in np.concatenate(indices)
+    again = [b["index"].numpy() for b in view_pairs(paths, CONFIG, 0, 2, BadImages(paths, 0.5))]
+    np.testing.assert_array_equal(indices, again)  # the replacement is a function of seed and image
+    bad.max_share = 0.01
+    with pytest.raises(TooManyBadImages, match=r"1 of 16.*03\.png"):
+        bad.check()
+
+
+def test_only_broken_images_are_refused_before_the_run(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.jpg").write_bytes(b"no image")
+    paths = list_images(tmp_path)
+    with pytest.raises(ValueError, match="Expected readable images"):
+        check_readable(paths, BadImages(paths, 1.0))
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda d: d / "nowhere", "does not exist"),
+    (lambda d: d, "received none"),
+    (lambda d: (d / "file").write_bytes(b"x") and d / "file", "is a file"),
+])  # fmt: skip
+def test_a_folder_without_images_is_one_clear_line(tmp_path, make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        list_images(make(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_nested_folders_and_voc_and_coco_roots_are_found(tmp_path):
+    for name in ("a/b/1.JPG", "a/2.png", ".hidden/3.jpg", "notes.txt"):
+        (tmp_path / "flat" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "flat" / name).write_bytes(b"")
+    assert [p.rsplit("/", 1)[1] for p in list_images(tmp_path / "flat")] == ["2.png", "1.JPG"]
+    for name in ("voc/JPEGImages/1.jpg", "voc/Annotations/1.xml", "voc/SegmentationClass/1.png",
+                 "coco/annotations/x.json", "coco/train2017/1.jpg", "coco/masks/1.png"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert [p.rsplit("/", 2)[1] for p in list_images(tmp_path / "voc")] == ["JPEGImages"]
+    assert [p.rsplit("/", 2)[1] for p in list_images(tmp_path / "coco")] == ["train2017"]

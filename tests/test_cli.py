@@ -1,0 +1,109 @@
+"""The command line: what is refused, in how many lines, with which exit code."""
+
+import subprocess
+import sys
+
+import pytest
+
+from dupr_tf.cli import main, split_overrides
+
+SMALL = "configs/dupr_r18_small.yaml"
+
+
+def run(capsys, *arguments):
+    """(exit code, lines on standard error) of one command."""
+    code = main(list(arguments))
+    return code, capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("override, expected", [
+    (("--train.epoch", "3"), "train.epoch: unknown key, received 3. Did you mean train.epochs?"),
+    (("--data.batch_size", "3"), "data.batch_size: unknown key, received 3. Did you mean train.batch_size?"),
+    (("--optimizer.learning_rate", "-1"), "optimizer.learning_rate: input should be greater than 0, received -1"),
+    (("--train.epochs", "ten"), "train.epochs: input should be a valid integer"),
+    (("--model.backbone", "resnet19"), "Did you mean resnet18?"),
+    (("--model.image_weights", "[1, 1]"), "model.image_weights: "),
+    (("--train.batch_size=63",), "train.batch_size: expected a multiple of train.micro_batches (4), received 63"),
+    (("--train.micro_batches", "64"), "groups of at least 2 images"),
+    (("--model.bank_size", "100"), "model.bank_size: expected at least the 256 keys a step puts in, received 100"),
+    (("--model.roi_sizes", "[24, 12, 7, 3]"), "model.roi_sizes: expected at most 6 at P4"),
+    (("--views.crop_area", "[0.5, 2]"), "crop_area: expected 0.0 < min <= max <= 1.0"),
+    (("--model.temperature", ".nan"), "model.temperature: "),
+    (("--optimizer.momentum", "!!python/object:os.system {}"), "optimizer.momentum: expected a YAML value"),
+])  # fmt: skip
+def test_a_wrong_field_is_one_line_and_exit_2(capsys, tmp_path, override, expected):
+    code, lines = run(capsys, "pretrain", SMALL, "--data", str(tmp_path), "--output", str(tmp_path / "r"), *override)
+    assert code == 2 and len(lines) == 1 and expected in lines[0]
+    assert not (tmp_path / "r").exists()
+
+
+def test_all_mistakes_are_told_at_once(capsys, tmp_path):
+    code, lines = run(
+        capsys,
+        "pretrain",
+        SMALL,
+        "--output",
+        str(tmp_path / "r"),
+        "--train.seed",
+        "-1",
+        "--model.width",
+        "0",
+        "--x.y=1",
+    )
+    assert code == 2 and len(lines) == 3
+
+
+@pytest.mark.parametrize("content, expected", [
+    ("model: [1", "expected YAML"),
+    ("- a\n- b", "expected sections"),
+    ("modle: {}", "Did you mean model?"),
+    ("a: &x [1]\nb: *x", "without aliases"),
+    ("model: !!python/object/apply:os.system ['true']", "expected YAML"),
+])  # fmt: skip
+def test_a_wrong_file_is_one_line(capsys, tmp_path, content, expected):
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    code, lines = run(capsys, "pretrain", str(path), "--data", str(tmp_path), "--output", str(tmp_path / "r"))
+    assert code == 2 and len(lines) == 1 and expected in lines[0]
+
+
+def test_a_missing_config_names_the_nearest(capsys, tmp_path):
+    code, lines = run(capsys, "pretrain", "configs/dupr_r18_smal.yaml", "--output", str(tmp_path / "r"))
+    assert code == 2 and len(lines) == 1 and SMALL in lines[0]
+
+
+def test_folders_without_images_are_refused(capsys, tmp_path):
+    for data in (tmp_path, tmp_path / "nowhere"):
+        code, lines = run(capsys, "pretrain", SMALL, "--data", str(data), "--output", str(tmp_path / "r"))
+        assert code == 2 and len(lines) == 1 and str(data) in lines[0]
+
+
+def test_no_data_at_all_is_refused(capsys, tmp_path):
+    code, lines = run(capsys, "pretrain", SMALL, "--output", str(tmp_path / "r"))
+    assert code == 2 and "--data DIR" in lines[0]
+
+
+def test_only_broken_images_are_refused(capsys, tmp_path):
+    (tmp_path / "1.jpg").write_bytes(b"text")
+    code, lines = run(capsys, "pretrain", SMALL, "--data", str(tmp_path), "--output", str(tmp_path / "r"))
+    assert code == 2 and "received 1 files none of which could be decoded" in lines[-1]
+
+
+def test_commands_without_config_take_no_fields(capsys, tmp_path):
+    code, lines = run(capsys, "sample", str(tmp_path), "--train.epochs", "3")
+    assert code == 2 and len(lines) == 1
+
+
+def test_overrides_are_taken_out_of_the_command_line():
+    rest, overrides = split_overrides(["pretrain", "a.yaml", "--x.y", "1", "--data", "d.e", "--p.q=[1, 2]", "--help"])
+    assert rest == ["pretrain", "a.yaml", "--data", "d.e", "--help"]
+    assert overrides == {"x.y": "1", "p.q": "[1, 2]"}
+
+
+def test_mistakes_are_found_before_tensorflow_loads(tmp_path):
+    code = (
+        "import sys; from dupr_tf.cli import main\n"
+        f"code = main(['pretrain', {SMALL!r}, '--output', {str(tmp_path / 'r')!r}, '--data', {str(tmp_path)!r}])\n"
+        "sys.exit(10 * code + ('tensorflow' in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 20

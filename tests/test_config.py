@@ -1,0 +1,102 @@
+"""The schema and the files in configs/: every row of METHOD's table of systems, resolved."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dupr_tf.config import Config, ConfigError, dump_config, field_rows, load_config, parse_config
+
+CONFIGS = sorted(Path("configs").rglob("*.yaml"))
+GRADED, NONE, LAST = (0.1, 0.4, 0.7, 1.0), (0, 0, 0, 0), (0, 0, 0, 1)
+PAPER = {  # file: alpha, beta, head, photometric, tau, rate, schedule, epochs
+    "dupr_r50_imagenet_200ep": (GRADED, (0, 0, 1, 1), "mlp", "moco_v2", 0.2, 0.06, "cosine", 200),
+    "moco_v2_r50_imagenet_200ep": (LAST, NONE, "mlp", "moco_v2", 0.2, 0.03, "epoch", 200),
+    "paper/moco_v1": (LAST, NONE, "linear", "moco_v1", 0.07, 0.03, "milestones", 200),
+    "paper/moco_v2_800ep": (LAST, NONE, "mlp", "moco_v2", 0.2, 0.03, "epoch", 800),
+    "paper/dupr_800ep": (GRADED, (0, 0, 1, 1), "mlp", "moco_v2", 0.2, 0.06, "cosine", 800),
+    "paper/dupr_coco_2000ep": (GRADED, (0, 0, 1, 1), "mlp", "moco_v2", 0.2, 0.06, "cosine", 2000),
+    "paper/moco_v2_coco_2000ep": (LAST, NONE, "mlp", "moco_v2", 0.2, 0.03, "epoch", 2000),
+    "paper/tab1_a0001": (LAST, NONE, "mlp", "moco_v2", 0.2, 0.03, "cosine", 200),
+    "paper/tab1_a0011": ((0, 0, 1, 1), NONE, "mlp", "moco_v2", 0.2, 0.03, "cosine", 200),
+    "paper/tab1_a1111": ((1, 1, 1, 1), NONE, "mlp", "moco_v2", 0.2, 0.03, "cosine", 200),
+    "paper/tab1_a_graded": (GRADED, NONE, "mlp", "moco_v2", 0.2, 0.03, "cosine", 200),
+    "paper/tab2a_s3": (GRADED, LAST, "mlp", "moco_v2", 0.2, 0.03, "cosine", 200),
+    "paper/tab2a_s7": (GRADED, LAST, "mlp", "moco_v2", 0.2, 0.03, "cosine", 200),
+    "paper/tab2b_b0011": (GRADED, (0, 0, 1, 1), "mlp", "moco_v2", 0.2, 0.03, "cosine", 200),
+    "paper/tab2c_patch": (NONE, LAST, "mlp", "moco_v2", 0.2, 0.03, "cosine", 200),
+}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_every_file_loads_is_consistent_and_opens_with_a_header(path):
+    config = load_config(path)
+    problems = config.pretrain_problems() if config.detector is None else config.finetune_problems()
+    assert problems == []
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert re.search(r"Expected|expected", " ".join(header)), "a header says what to expect"
+    assert re.search(r"(Command|command|Run).*:", " ".join(header)), "a header gives the command"
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_systems_of_the_paper(name):
+    config = load_config(Path("configs") / f"{name}.yaml")
+    model = config.model
+    resolved = (
+        model.image_weights, model.patch_weights, model.head, config.views.photometric, model.temperature,
+        config.learning_rate, config.optimizer.schedule, config.train.epochs,
+    )  # fmt: skip
+    assert resolved == PAPER[name]
+    assert model.roi_sizes == (56, 28, 14, 3 if name.endswith("s3") else 7)
+    assert (model.embedding_dim, model.bank_size, model.momentum, model.patch_keys_per_image) == (
+        128,
+        65536,
+        0.999,
+        4,
+    )
+    assert (config.train.batch_size, config.train.micro_batches) == (256, 8)
+    assert (config.optimizer.momentum, config.optimizer.weight_decay) == (0.9, 1e-4)
+
+
+def test_defaults_are_the_papers():
+    assert (
+        Config().model_dump()
+        == load_config("configs/dupr_r50_imagenet_200ep.yaml")
+        .model_copy(update={"train": Config().train, "optimizer": Config().optimizer})
+        .model_dump()
+    )
+    assert Config().learning_rate == pytest.approx(0.06)
+    assert parse_config({"train": {"batch_size": 64}}).learning_rate == pytest.approx(0.015)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_a_resolved_config_reads_back_as_itself(path, tmp_path):
+    config = load_config(path)
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "c.yaml") == config
+
+
+def test_every_field_is_listed_for_help():
+    names = [row[0] for row in field_rows()]
+    assert len(names) == len(set(names)) and "detector.kind" in names and "model.temperature" in names
+
+
+def test_steps():
+    config = parse_config({"train": {"batch_size": 64, "epochs": 3}})
+    assert (config.steps_per_epoch(200), config.total_steps(200)) == (3, 9)
+    assert config.steps_per_epoch(10) == 1
+    assert parse_config({"train": {"max_steps": 5}}).total_steps(10**6) == 5
+
+
+@pytest.mark.parametrize(
+    "replicas, groups, ok", [(1, 8, True), (2, 8, True), (8, 8, True), (2, 1, False), (3, 8, False)]
+)
+def test_groups_divide_over_replicas(replicas, groups, ok):
+    config = parse_config({"train": {"micro_batches": groups}})
+    assert (config.pretrain_problems(replicas) == []) == ok
+
+
+def test_a_file_too_large_is_not_read(tmp_path):
+    (tmp_path / "c.yaml").write_bytes(b"# " + b"x" * (1 << 21))
+    with pytest.raises(ConfigError, match="at most 1048576 bytes"):
+        load_config(tmp_path / "c.yaml")

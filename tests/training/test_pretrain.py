@@ -1,0 +1,183 @@
+"""The run as a whole, at toy size: what it leaves, and that it resumes bit-identically."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dupr_tf.config import dump_config, parse_config
+from dupr_tf.data.sample import write_sample
+from dupr_tf.training.optimizers import Cosine, Milestones, build_schedule
+from dupr_tf.training.pretrain import differences, pretrain
+from tests import oracles_step
+
+
+def tiny(**train):
+    return parse_config({
+        "data": {"image_size": 32},
+        "views": {"min_overlap": 8},
+        "model": {"backbone": "resnet18", "width": 0.125, "roi_sizes": [8, 4, 2, 1], "bank_size": 70, "momentum": 0.9,
+                  "embedding_dim": 16},
+        "optimizer": {"learning_rate": 0.05},
+        "train": {"batch_size": 8, "micro_batches": 2, "epochs": 2, "log_every": 1, "checkpoint_every": 2, **train},
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample")
+    write_sample(folder, train=1, val=1, unlabeled=24, seed=3)
+    return folder / "unlabeled"
+
+
+@pytest.fixture(scope="module")
+def whole_run(photos, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    pretrain(tiny(), run, photos)
+    return run
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run):
+    """[(step, loss as hex)]"""
+    return [(line["step"], line["loss"].hex()) for line in metrics(run)]
+
+
+def test_a_run_leaves_what_the_readme_promises(whole_run):
+    assert sorted(p.name for p in whole_run.iterdir()) == [
+        "backbone.keras", "checkpoints", "config.yaml", "metrics.jsonl", "tensorboard",
+    ]  # fmt: skip
+    lines = metrics(whole_run)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]  # 24 photos, batches of 8, 2 epochs
+    expected = {"step", "epoch", "loss", "valid_share", "learning_rate", "images_per_second"}
+    for name in ("image_P2", "image_P3", "image_P4", "image_P5", "patch_P4", "patch_P5"):
+        expected |= {f"loss/{name}", f"accuracy/{name}"}
+    assert set(lines[0]) == expected
+    weights = {"image_P2": 0.1, "image_P3": 0.4, "image_P4": 0.7, "image_P5": 1, "patch_P4": 1, "patch_P5": 1}
+    for line in lines:
+        assert line["loss"] == pytest.approx(sum(w * line[f"loss/{n}"] for n, w in weights.items()), rel=1e-5)
+        assert 0 <= line["valid_share"] <= 1
+    assert lines[0]["learning_rate"] > lines[-1]["learning_rate"]
+    assert any((whole_run / "tensorboard").iterdir())
+
+
+def test_the_backbone_learnt_and_loads(whole_run):
+    from dupr_tf.models import build_backbone
+
+    backbone = keras.saving.load_model(whole_run / "backbone.keras")
+    keras.utils.set_random_seed(0)
+    fresh = build_backbone("resnet18", width=0.125)
+    moved = [np.abs(a - b).max() for a, b in zip(backbone.get_weights(), fresh.get_weights(), strict=True)]
+    assert min(moved) > 0  # every weight and every moving statistic
+
+
+def test_the_same_command_gives_the_same_losses(whole_run, photos, tmp_path):
+    pretrain(tiny(), tmp_path / "again", photos)
+    assert losses(tmp_path / "again") == losses(whole_run)
+
+
+def test_run_again_after_the_end_changes_nothing(whole_run, photos):
+    before = (whole_run / "metrics.jsonl").read_text()
+    assert pretrain(tiny(), whole_run, photos).step == 6
+    assert (whole_run / "metrics.jsonl").read_text() == before
+
+
+def test_a_killed_run_resumes_bit_identically(whole_run, photos, tmp_path):
+    run, config = tmp_path / "killed", tmp_path / "c.yaml"
+    config.write_text(dump_config(tiny()))
+    command = [
+        sys.executable,
+        "-m",
+        "dupr_tf.cli",
+        "pretrain",
+        str(config),
+        "--data",
+        str(photos),
+        "--output",
+        str(run),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None and len(_steps(run)) < 3:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(_steps(run)) >= 3, "the run never reached step 3"
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert losses(run) == losses(whole_run)
+    ours, theirs = (keras.saving.load_model(r / "backbone.keras").get_weights() for r in (run, whole_run))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def _steps(run):
+    path = run / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(photos, tmp_path, caplog, whole_run):
+    run = tmp_path / "damaged"
+    pretrain(tiny(), run, photos)
+    newest = max((run / "checkpoints").glob("*.data-*"), key=lambda p: int(p.name.split("-")[1].split(".")[0]))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    pretrain(tiny(), run, photos)
+    assert "ckpt-6 cannot be used" in caplog.text
+    assert losses(run) == losses(whole_run)
+
+
+def test_another_config_is_refused_with_the_difference(whole_run, photos):
+    with pytest.raises(ValueError, match=r"train\.epochs 2 -> 3"):
+        pretrain(tiny(epochs=3), whole_run, photos)
+    assert differences(tiny(), tiny(log_every=7)) == []
+
+
+def test_too_many_bad_images_end_the_run(photos, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, path in enumerate(sorted(photos.iterdir())):
+        content = path.read_bytes()
+        (folder / path.name).write_bytes(content[:200] if i % 4 == 0 else content)
+    with pytest.raises(ValueError, match=r"at most 1\.00% unreadable images .*received 6 of 24"):
+        pretrain(tiny(), tmp_path / "run", folder)
+
+
+def test_bfloat16_agrees_with_float32_to_its_precision(whole_run, photos, tmp_path):
+    try:
+        pretrain(tiny(precision="bfloat16", max_steps=1), tmp_path / "half", photos)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    half, full = metrics(tmp_path / "half")[0], metrics(whole_run)[0]
+    for name in full:
+        if name.startswith("loss"):
+            assert half[name] == pytest.approx(full[name], rel=0.06), name
+
+
+def test_schedules_are_the_oracles():
+    for step in (0, 1, 7, 50, 99, 100):
+        step_ = tf.constant(step, tf.int64)
+        assert float(Cosine(0.3, 100)(step_)) == pytest.approx(oracles_step.cosine_per_step(step, 100, 0.3), abs=1e-7)
+        if step < 100:
+            by_epoch = oracles_step.cosine_per_epoch(step, 10, 10, 0.3)
+            assert float(Cosine(0.3, 100, hold_steps=10)(step_)) == pytest.approx(by_epoch, abs=1e-7)
+        decayed = oracles_step.step_decay(step, 10, 0.3, (5, 8))
+        assert float(Milestones(0.3, (50, 80))(step_)) == pytest.approx(decayed, rel=1e-6)
+
+
+def test_a_config_chooses_its_schedule():
+    config = parse_config({"optimizer": {"schedule": "milestones", "milestones": [1, 2], "learning_rate": 1.0}})
+    schedule = build_schedule(config, 256 * 10)
+    assert [float(schedule(tf.constant(s))) for s in (0, 10, 20)] == pytest.approx([1, 0.1, 0.01])
+    assert build_schedule(parse_config({"optimizer": {"schedule": "epoch"}}), 2560).hold_steps == 10
