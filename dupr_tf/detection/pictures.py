@@ -70,9 +70,7 @@ def _cell(annotated, index, found, min_score, most_boxes) -> Image.Image:
     marks = [
         (box * scale, IGNORED if ignored else TRUTH, annotated.class_names[label]) for box, label, ignored in truth
     ]
-    order = np.argsort(-found["scores"], kind="stable")[:most_boxes]
-    drawn = [k for rank, k in enumerate(order) if rank == 0 or found["scores"][k] >= min_score]
-    for k in reversed(drawn):  # the best last, on top
+    for k in reversed(_drawn(found, min_score)[:most_boxes]):  # the best last, on top
         text = f"{annotated.class_names[int(found['classes'][k])]} {found['scores'][k]:.2f}"
         marks.append((found["boxes"][k] * scale, FOUND, text))
     draw = ImageDraw.Draw(cell)
@@ -81,6 +79,23 @@ def _cell(annotated, index, found, min_score, most_boxes) -> Image.Image:
     for box, colour, text in marks:
         _label(draw, box, colour, text)
     return cell
+
+
+def _drawn(found: dict[str, np.ndarray], min_score: float) -> list[int]:
+    """Detections from the best on, but for those that another class makes of nearly the same box."""
+    chosen: list[int] = []
+    for k in np.argsort(-found["scores"], kind="stable"):
+        if chosen and found["scores"][k] < min_score:
+            break
+        if all(_iou(found["boxes"][k], found["boxes"][other]) < 0.7 for other in chosen):
+            chosen.append(k)
+    return chosen
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    overlap = float(np.prod(np.maximum(sides, 0)))
+    return overlap / max(1e-9, float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - overlap)
 
 
 def _frame(draw: ImageDraw.ImageDraw, box: np.ndarray, colour) -> None:

@@ -12,6 +12,10 @@ from dupr_tf.ops import gather
 from dupr_tf.ops.info_nce import info_nce_with_accuracy
 from dupr_tf.ops.photometric import PRESETS, Draws, apply, draw, normalise
 
+ARGUMENTS = (
+    "image_weights", "patch_weights", "roi_sizes", "embedding_dim", "head", "temperature", "momentum", "bank_size",
+    "patch_keys_per_image", "patch_reduction", "sampling_ratio", "photometric", "micro_batches", "seed",
+)  # fmt: skip
 PURPOSES = {"view_1": 1, "view_2": 2, "shuffle": 3, "cells": 4}  # streams of random numbers within a step
 
 
@@ -238,28 +242,15 @@ class DUPR(keras.Model):
         """(2,) seed of one stream of one step."""
         return tf.stack([tf.constant(self.seed + (PURPOSES[purpose] << 32) + (extra << 40), tf.int64), step])
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Nothing: all is built at construction. Keras' own sums a batch over replicas, which bools do not allow."""
+
     def call(self, images, training=None):
         """The query backbone's features, {level: (B, H/s, W/s, C)}."""
         return self.query_encoder.pyramid(images, training=training)
 
     def get_config(self):
-        names = [
-            "image_weights",
-            "patch_weights",
-            "roi_sizes",
-            "embedding_dim",
-            "head",
-            "temperature",
-            "momentum",
-            "bank_size",
-            "patch_keys_per_image",
-            "patch_reduction",
-            "sampling_ratio",
-            "photometric",
-            "micro_batches",
-            "seed",
-        ]
-        config = {name: getattr(self, name) for name in names}
+        config = {name: getattr(self, name) for name in ARGUMENTS}
         return {**config, "backbone": keras.saving.serialize_keras_object(self.backbone), "name": self.name}
 
     @classmethod

@@ -22,7 +22,13 @@ def replica_count() -> int:
 def all_gather(rows):
     """(b, ...) on each replica -> (B, ...) on every replica, in replica order."""
     context = replica_context()
-    return rows if context is None else context.all_gather(rows, axis=0)
+    if context is None:
+        return rows
+    if rows.dtype == tf.bool:  # the collectives add, and bools cannot be added
+        return tf.cast(all_gather(tf.cast(rows, tf.int32)), tf.bool)
+    gathered = context.all_gather(rows, axis=0)
+    total = None if rows.shape[0] is None else rows.shape[0] * context.num_replicas_in_sync
+    return tf.ensure_shape(gathered, [total, *rows.shape[1:]])  # the collective forgets it
 
 
 def own_rows(rows):

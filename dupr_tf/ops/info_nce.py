@@ -1,8 +1,8 @@
 """InfoNCE against a memory bank, without ever holding the logits (DUPR eqs. 1, 5, 6).
 
 At B = 256 the logits of P4 would be (50176, 65536): 13 GB in float32. `info_nce` walks the bank in blocks with a
-running log-sum-exp that also carries the softmax-weighted sum of keys, which *is* the gradient: the backward pass is one
-multiplication. Where all logits fit a small budget they are computed at once, which is faster.
+running log-sum-exp that also carries the softmax-weighted sum of keys, which *is* the gradient: the backward pass is
+one multiplication. Where all logits fit a small budget they are computed at once, which is faster.
 """
 
 from __future__ import annotations

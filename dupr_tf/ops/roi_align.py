@@ -9,7 +9,8 @@ extrapolates outside: boxes are moved to the bin centres and the map is edge-pad
 kernel and no bfloat16, so it serves as the oracle of the first.
 
 Samples are clamped to the border pixel, as everything an overlap or a proposal can contain lies within half a pixel of
-the map; detectron2 and torchvision return 0 for a sample more than one pixel outside, which no box inside the image has.
+the map; detectron2 and torchvision return 0 for a sample more than one pixel outside, which no box inside the image
+has.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import os
 from pathlib import Path
@@ -118,8 +119,8 @@ def _fit(model, config, paths, bad, checkpoints, run) -> int:
 
 def _stretches(step, per_epoch, total):
     """Spans of steps for `fit`: what is left of a cut epoch, the whole epochs, what is left of the run."""
-    cuts = [step, min(total, -(-step // per_epoch) * per_epoch), total // per_epoch * per_epoch, total]
-    spans = zip(cuts, cuts[1:], strict=False)
+    cut = min(total, -(-step // per_epoch) * per_epoch)
+    spans = itertools.pairwise([step, cut, max(cut, total // per_epoch * per_epoch), total])
     return [(first, last) for first, last in spans if last > first]
 
 

@@ -30,10 +30,8 @@ def load_backbone(path, include_normalization=None):
     """
     file = _file_of(Path(path))
     check_file(file)
-    if file.suffix == ".safetensors":
-        backbone = from_torchvision(read_safetensors(file)[0])
-    else:
-        backbone = _load_keras(file)
+    torch_layout = file.suffix == ".safetensors"
+    backbone = from_torchvision(read_safetensors(file)[0]) if torch_layout else _load_keras(file)
     if include_normalization in (None, getattr(backbone, "include_normalization", None)):
         return backbone
     return with_normalization(backbone, include_normalization)

@@ -15,8 +15,7 @@ def write_saved_model(backbone, path):
     """Write a backbone as a SavedModel with the normalisation inside, and read it again.
 
     It has two signatures, `serving_default` (float32) and `uint8`; both take `images` `[B, H, W, 3]`, RGB in
-    0–255, any B, H and W, and return `{"P2": …, "P5": …}` in float32, `[B, H/4, W/4, C]` to `[B, H/32, W/32,
-    C]`.
+    0–255, any B, H and W, and return `{"P2": …, "P5": …}` in float32, `[B, H/4, W/4, C]` to `[B, H/32, W/32, C]`.
 
     Args:
         backbone: a model `dupr_tf.models.resnet.pyramid` accepts. One without a true `include_normalization`
@@ -30,20 +29,21 @@ def write_saved_model(backbone, path):
         ValueError: if that is more than 1e-4.
     """
     serving = serving_model(backbone)
-    shape = (None, None, None, 3)
-
-    # Traced once, called by both signatures.
-    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32, name="images")])
-    def features(images):
-        return _features(serving, images)
-
+    model = _function(lambda images: _features(serving, images), tf.float32)  # traced once, called by both signatures
     archive = keras.export.ExportArchive()
     archive.track(serving)
     for name, dtype in ((FLOAT_SIGNATURE, tf.float32), (UINT8_SIGNATURE, tf.uint8)):
-        signature = [tf.TensorSpec(shape, dtype, name="images")]
-        archive.add_endpoint(name, lambda images: features(tf.cast(images, tf.float32)), signature)
+        archive.add_endpoint(name, _function(lambda images: model(tf.cast(images, tf.float32)), dtype))
     archive.write_out(str(path), verbose=False)
     return _read_difference(serving, path)
+
+
+def _function(call, dtype):
+    """`call` as a traced TensorFlow function of images `[B, H, W, 3]`, all three of them open."""
+    signature = [tf.TensorSpec((None, None, None, 3), dtype, name="images")]
+    function = tf.function(call, input_signature=signature, autograph=False)
+    function.get_concrete_function()
+    return function
 
 
 def read_saved_model(path):

@@ -15,7 +15,7 @@ import tensorflow as tf
 from dupr_tf.config import dump_config, parse_config
 from dupr_tf.data.sample import write_sample
 from dupr_tf.training.optimizers import Cosine, Milestones, build_schedule
-from dupr_tf.training.pretrain import differences, pretrain
+from dupr_tf.training.pretrain import _stretches, differences, pretrain
 from tests import oracles_step
 
 
@@ -174,6 +174,14 @@ def test_schedules_are_the_oracles():
             assert float(Cosine(0.3, 100, hold_steps=10)(step_)) == pytest.approx(by_epoch, abs=1e-7)
         decayed = oracles_step.step_decay(step, 10, 0.3, (5, 8))
         assert float(Milestones(0.3, (50, 80))(step_)) == pytest.approx(decayed, rel=1e-6)
+
+
+@pytest.mark.parametrize("step, total, spans", [
+    (0, 30, [(0, 30)]), (0, 34, [(0, 30), (30, 34)]), (12, 34, [(12, 20), (20, 30), (30, 34)]),
+    (5, 8, [(5, 8)]), (0, 8, [(0, 8)]), (31, 34, [(31, 34)]), (20, 30, [(20, 30)]), (34, 34, []),
+])  # fmt: skip
+def test_fit_is_called_for_whole_epochs_and_what_is_left_of_cut_ones(step, total, spans):
+    assert _stretches(step, 10, total) == spans
 
 
 def test_a_config_chooses_its_schedule():
