@@ -92,6 +92,10 @@ class DUPR(keras.Model):
             name: MemoryBank(bank_size, embedding_dim, seed=seed + i, name=f"bank_{name}")
             for i, name in enumerate(self.loss_weights)
         }
+        self.step = self.add_weight(  # steps taken; the optimiser's own count leaves out those float16 skips
+            shape=(), dtype="int64", initializer="zeros", trainable=False, aggregation="only_first_replica",
+            autocast=False, name="step",
+        )  # fmt: skip
         self.built = True
 
     def _encoder(self, backbone, name):
@@ -118,13 +122,14 @@ class DUPR(keras.Model):
 
     def train_step(self, batch):
         """One step in the paper's order (METHOD sections 1 and 6); B images over all replicas, b on this one."""
-        step = tf.cast(self.optimizer.iterations, tf.int64)
+        step = tf.convert_to_tensor(self.step)
         views_1, views_2 = self._augment(batch, step)  # (b, H, W, 3) float32 each
         self._update_key_encoder()  # theta_k <- m theta_k + (1 - m) theta_q, before the optimiser moves theta_q
         keys = self._encode_keys(views_2, batch["boxes_2"], batch["flipped_2"], step)  # (B, ..., C) by loss name
         gradients, logs = self._query_gradients(views_1, batch, keys)  # of the global mean, summed over groups
-        self.optimizer.apply(gradients, self.query_variables)
+        self.optimizer.apply(gather.agree_on_finite(gradients), self.query_variables)
         self._enqueue(keys, gather.all_gather(batch["valid"]), step)
+        self.step.assign_add(1)
         return logs
 
     def _augment(self, batch, step):

@@ -47,6 +47,18 @@ def global_sum(value):
     return value if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
+def agree_on_finite(gradients):
+    """Gradients that are all NaN on every replica if any is not finite on one.
+
+    A loss-scaling optimiser looks at the first replica's alone; an overflow elsewhere would get past it.
+    """
+    if replica_context() is None:
+        return gradients
+    bad = tf.add_n([tf.cast(~tf.reduce_all(tf.math.is_finite(g)), tf.float32) for g in gradients])
+    poison = tf.where(global_sum(bad) > 0.0, float("nan"), 0.0)
+    return [g + tf.cast(poison, g.dtype) for g in gradients]
+
+
 def permutation(count, seed):
     """A random order of `count` rows and the order that undoes it; a function of the seed, equal on all replicas."""
     order = tf.argsort(tf.random.stateless_uniform([count], seed=seed), stable=True)

@@ -19,7 +19,7 @@ class RunCheckpoints:
     """Saves and restores a model with its optimiser below one folder.
 
     Args:
-        model: a compiled model whose optimiser is built.
+        model: a compiled DUPR whose optimiser is built.
         folder: where the checkpoints go.
         keep: checkpoints kept, the newest.
     """
@@ -35,13 +35,13 @@ class RunCheckpoints:
             for owner, variables in (("model", model.variables), ("optimizer", optimizer.variables))
             for i, variable in enumerate(variables)
         }
-        self.iterations = optimizer.iterations
+        self.step = model.step
         self.checkpoint = tf.train.Checkpoint(variables=self.variables)
         self.manager = tf.train.CheckpointManager(self.checkpoint, str(folder), max_to_keep=keep)
 
     def save(self) -> str:
         """Writes a checkpoint of the current step and returns its path."""
-        return self.manager.save(checkpoint_number=int(self.iterations))
+        return self.manager.save(checkpoint_number=int(self.step))
 
     def restore(self) -> int:
         """Restores the newest checkpoint that is whole; returns its step, 0 where there is none.
@@ -53,7 +53,7 @@ class RunCheckpoints:
         for path in paths:
             try:
                 self.checkpoint.restore(path).assert_consumed()
-                return int(self.iterations)
+                return int(self.step)
             except (tf.errors.OpError, AssertionError, ValueError) as error:
                 log.warning("checkpoint %s cannot be used: %s", path, " ".join(str(error).split())[:200])
         if paths:

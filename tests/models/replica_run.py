@@ -13,15 +13,16 @@ from dupr_tf.models import DUPR, build_backbone
 from dupr_tf.training.distribution import scope
 from dupr_tf.training.optimizers import CoupledSGD
 
-BATCH, SIZE = 8, 32
+# Groups of four and P5 maps of 2 x 2: statistics over two numbers would turn rounding errors into other signs.
+BATCH, SIZE = 16, 64
 
 
 def batches(steps):
     """Batches that are a function of the step; some pairs are invalid."""
     random = np.random.default_rng(0)
     for _ in range(steps):
-        corner = random.uniform(0, 8, (2, BATCH, 2))
-        boxes = np.concatenate([corner, corner + random.uniform(16, 24, (2, BATCH, 2))], -1).astype(np.float32)
+        corner = random.uniform(0, 16, (2, BATCH, 2))
+        boxes = np.concatenate([corner, corner + random.uniform(32, 48, (2, BATCH, 2))], -1).astype(np.float32)
         yield {
             "view_1": random.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8),
             "view_2": random.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8),
@@ -43,9 +44,9 @@ def main(devices, groups, steps, output, momentum=0.9):
         keras.utils.set_random_seed(1)
         model = DUPR(
             build_backbone("resnet18", width=0.125),
-            roi_sizes=(8, 4, 2, 1), embedding_dim=16, bank_size=53, momentum=momentum, micro_batches=groups,
+            roi_sizes=(16, 8, 4, 2), embedding_dim=16, bank_size=83, momentum=momentum, micro_batches=groups,
         )  # fmt: skip
-        model.compile(optimizer=CoupledSGD(0.05), jit_compile=False)
+        model.compile(optimizer=CoupledSGD(1e-3), jit_compile=False)
         model.optimizer.build(model.query_variables)
     elements = list(batches(steps))
     data = tf.data.Dataset.from_tensor_slices({k: np.stack([e[k] for e in elements]) for k in elements[0]})

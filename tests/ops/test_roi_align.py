@@ -177,11 +177,12 @@ def test_gradient_is_the_adjoint_of_the_definition(form, mode):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @every_way
 def test_half_precision_features_keep_their_dtype_and_their_places(form, mode, dtype):
-    # At 448 px a bfloat16 box would be off by a pixel or two, and the ramp would show it.
-    out = align(form, mode, ramp(14, 14)[None] / 16, [[33.0, 65.0, 411.0, 379.0]], 7, 1 / 32, dtype=dtype)
-    expected = oracles.roi_align(ramp(14, 14)[None] / 16, [[33.0, 65.0, 411.0, 379.0]], 7, 1 / 32)
+    # At 400 px bfloat16 holds even numbers only: a box cast to it would be a quarter of a P2 cell off.
+    features = np.random.default_rng(5).integers(0, 2, (1, 8, 112, 2))
+    box = [[3.0, 333.0, 27.0, 411.0]]
+    out = align(form, mode, features, box, 7, 1 / 4, dtype=dtype)
     assert out.dtype == tf.as_dtype(dtype).as_numpy_dtype
-    np.testing.assert_allclose(out.astype(np.float64), expected, atol=0.01)
+    np.testing.assert_allclose(out.astype(np.float64), oracles.roi_align(features, box, 7, 1 / 4), atol=0.01)
 
 
 @pytest.mark.parametrize("form", FORMS)

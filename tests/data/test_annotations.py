@@ -1,0 +1,172 @@
+"""COCO and VOC annotations: what is read, and what is said of files that are wrong."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dupr_tf.data.annotations import read_annotations
+from tests.labelled_scenes import NAMES, Picture, Thing, pictures, write_coco, write_voc
+
+VOC07 = Path(__file__).parents[3] / "shared" / "data" / "voc07"
+SPLITS = {"train": pictures(9), "val": pictures(3, seed=1)}
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    return write_coco(tmp_path_factory.mktemp("coco") / "set", SPLITS)
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory):
+    return write_voc(tmp_path_factory.mktemp("voc") / "set", SPLITS)
+
+
+def edited(tmp_path, change):
+    """A COCO set whose training annotations went through `change`."""
+    root = write_coco(tmp_path / "set", {"train": pictures(4)})
+    file = root / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    return root
+
+
+def test_coco_gives_the_boxes_that_were_drawn(coco):
+    read = read_annotations(coco, "train")
+    assert read.class_names == NAMES and len(read) == 9
+    assert (read.dropped_boxes, read.missing_images) == (0, 0)
+    for i, picture in enumerate(SPLITS["train"]):
+        assert tuple(read.sizes[i]) == picture.size
+        np.testing.assert_array_equal(read.boxes[i], [thing.box for thing in picture.things])
+        assert [NAMES[label] for label in read.labels[i]] == [thing.name for thing in picture.things]
+        assert list(read.ignored[i]) == [thing.difficult for thing in picture.things]
+
+
+def test_coco_and_voc_layouts_give_the_same(coco, voc):
+    for split in SPLITS:
+        one, other = read_annotations(coco, split), read_annotations(voc, split)
+        assert one.class_names == other.class_names
+        for name in ("sizes", "boxes", "labels", "ignored", "areas"):
+            for a, b in zip(getattr(one, name), getattr(other, name), strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_classes_keep_the_order_of_a_trained_detector(coco):
+    read = read_annotations(coco, "val", class_names=("dog", "bus", "cat"))
+    names = [[read.class_names[label] for label in labels] for labels in read.labels]
+    assert names == [[thing.name for thing in picture.things] for picture in SPLITS["val"]]
+    with pytest.raises(ValueError, match="Expected boxes of the classes dog, bus, received cat"):
+        read_annotations(coco, "val", class_names=("dog", "bus"))
+
+
+def test_voc_numbers_a_class_that_only_the_other_split_has(tmp_path):
+    alone = {name: [Picture((40, 40), [Thing(name, (2, 2, 30, 30))])] for name in ("cat", "bus")}
+    root = write_voc(tmp_path / "set", {"train": alone["cat"], "val": alone["bus"]})
+    assert read_annotations(root, "train").class_names == ("bus", "cat")
+
+
+def test_boxes_are_clipped_and_those_without_area_dropped_and_counted(tmp_path):
+    def change(content):
+        width, height = content["images"][0]["width"], content["images"][0]["height"]
+        boxes = [[-5, -5, 20, 20], [width - 4, 0, 10, 10], [3, 3, 0, 9], [5, 5, -2, 9], [width + 1, 2, 5, 5]]
+        template = content["annotations"][0]
+        content["annotations"] = [{**template, "image_id": 1, "bbox": box} for box in [*boxes, [1, 2, 3, height]]]
+
+    read = read_annotations(edited(tmp_path, change), "train")
+    height, width = read.sizes[0]
+    np.testing.assert_array_equal(read.boxes[0], [[0, 0, 15, 15], [width - 4, 0, width, 10], [1, 2, 4, height]])
+    assert read.dropped_boxes == 3
+    assert read.with_boxes() == [0]
+
+
+@pytest.mark.parametrize("flag", ["iscrowd", "ignore", "difficult"])
+def test_every_way_of_saying_ignored(tmp_path, flag):
+    def change(content):
+        for annotation in content["annotations"]:
+            annotation.update(iscrowd=0, difficult=0)
+            annotation[flag] = 1
+
+    assert all(ignored.all() for ignored in read_annotations(edited(tmp_path, change), "train").ignored)
+
+
+def test_sizes_left_out_are_read_from_the_files(tmp_path):
+    def change(content):
+        for image in content["images"]:
+            del image["height"], image["width"]
+
+    read = read_annotations(edited(tmp_path, change), "train")
+    assert [tuple(size) for size in read.sizes] == [picture.size for picture in pictures(4)]
+
+
+def test_other_folders_and_names_are_found(coco, tmp_path):
+    root = tmp_path / "renamed"
+    (root / "annotations").mkdir(parents=True)
+    content = (coco / "annotations" / "instances_train.json").read_text()
+    (root / "annotations" / "instances_train2017.json").write_text(content)
+    (root / "train2017").symlink_to(coco / "images")
+    assert len(read_annotations(root, "train")) == 9
+
+
+def test_a_few_missing_images_are_left_out_and_many_refused(tmp_path):
+    root = write_coco(tmp_path / "set", {"train": pictures(9)})
+    (root / "images" / "train_002.png").unlink()
+    read = read_annotations(root, "train", max_missing_share=0.2)
+    assert (len(read), read.missing_images) == (8, 1)
+    with pytest.raises(ValueError, match=r"1 without one, such as .*train_002\.png"):
+        read_annotations(root, "train")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["annotations"][0].update(category_id=77), "received category 77 on image 1"),
+        (lambda c: c["annotations"][0].update(image_id=99), "category 5 on image 99"),
+        (lambda c: c.update(images=[], annotations=[]), "Expected images in the split 'train'"),
+        (lambda c: c.pop("categories"), "KeyError 'categories'"),
+        (lambda c: c["annotations"][0].update(bbox=None), "Expected COCO annotations"),
+        (lambda c: c["images"][0].update(file_name="../secret.png"), "file names inside the data set"),
+        (lambda c: [i.update(file_name=f"no/{i['id']}.png") for i in c["images"]], r"received no no/1\.png"),
+        (lambda c: c["categories"][1].update(name="bus"), "each by a name of its own"),
+    ],
+)
+def test_wrong_coco_files_are_told_in_one_line(tmp_path, change, message):
+    root = edited(tmp_path, change)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_annotations(root, "train")
+    assert "\n" not in str(caught.value) and "Fix: " in str(caught.value)
+
+
+def test_wrong_roots_and_files_are_told_in_one_line(tmp_path, coco, voc):
+    (tmp_path / "empty").mkdir()
+    broken = write_voc(tmp_path / "broken", {"train": pictures(3)})
+    (broken / "Annotations" / "train_002.xml").write_text("<annotation><object>")
+    gone = write_voc(tmp_path / "gone", {"train": pictures(3)})
+    (gone / "Annotations" / "train_003.xml").unlink()
+    (coco / "annotations" / "instances_odd.json").write_text("{")
+    cases = [
+        ((tmp_path / "absent", "train"), "Expected a folder"),
+        ((tmp_path / "empty", "train"), "received neither"),
+        ((coco, "test"), "received neither"),
+        ((voc, "train", "coco"), "received no such file"),
+        ((voc, "train", "folder"), "Expected data.kind"),
+        ((coco, "odd"), "JSONDecodeError"),
+        ((broken, "train"), r"Expected VOC annotations, received .*train_002\.xml"),
+        ((gone, "train"), r"train_003\.xml, received no such file"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(ValueError, match=message) as caught:
+            read_annotations(*arguments)
+        assert "\n" not in str(caught.value) and "Fix: " in str(caught.value)
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not VOC07.is_dir(), reason="the VOC 2007 photographs are not in ../shared/data/voc07")
+def test_voc07_counts_and_layouts():
+    read = {kind: read_annotations(VOC07, "val", kind) for kind in ("coco", "voc")}
+    for one in read.values():
+        assert (len(one), sum(map(len, one.boxes)), sum(int(i.sum()) for i in one.ignored)) == (850, 2624, 467)
+        assert len(one.class_names) == 20
+    for a, b in zip(read["coco"].boxes, read["voc"].boxes, strict=True):
+        np.testing.assert_allclose(a, b, atol=0.51)  # VOC's are the same, rounded to whole pixels

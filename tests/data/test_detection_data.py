@@ -1,0 +1,161 @@
+"""Batches for detectors: boxes follow their pixels, order and augmentation follow the seed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dupr_tf.config import parse_config
+from dupr_tf.data.annotations import read_annotations
+from dupr_tf.data.detection import (
+    PAD_COLOUR,
+    augment,
+    eval_batches,
+    letterbox,
+    to_original,
+    train_batches,
+    unreadable_images,
+)
+from tests.labelled_scenes import COLOURS, Picture, Thing, draw, pictures, write_coco
+
+SIZE = 64
+
+
+def config(**detector):
+    return parse_config(
+        {
+            "data": {"image_size": SIZE},
+            "train": {"batch_size": 4, "seed": 3},
+            "optimizer": {"learning_rate": 0.01},
+            "detector": detector,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory):
+    root = write_coco(tmp_path_factory.mktemp("batches") / "set", {"train": pictures(9)})
+    return read_annotations(root, "train")
+
+
+def red_extent(image, colour=COLOURS["bus"]):
+    """x1, y1, x2, y2 of what is nearer to a colour than to the grey or the padding around it."""
+    image = np.asarray(image, np.float32)
+    mask = np.abs(image - colour).sum(-1) < 100
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
+
+
+def scenes():
+    """A wide, a tall and a square picture, each with one red rectangle, off centre."""
+    for size in ((50, 96), (90, 44), (300, 300)):
+        height, width = size
+        box = (width // 5, height // 3, width // 5 + width // 3, height // 3 + height // 4)
+        yield draw(Picture(size, [Thing("bus", box)])), np.array([box], np.float32)
+
+
+@pytest.mark.parametrize("within_map", [False, True])
+def test_boxes_follow_their_pixels_through_every_augmentation(within_map):
+    rng = np.random.default_rng(0)
+    seen = 0
+    for image, boxes in scenes():
+        draws = rng.random((12, 4)).astype(np.float32)
+        if within_map:
+            results = tf.data.Dataset.from_tensor_slices(draws).map(
+                lambda d, image=image, boxes=boxes: augment(tf.constant(image), boxes, d, SIZE, (0.7, 1.6))
+            )
+        else:
+            results = [augment(tf.constant(image), boxes, tf.constant(d), SIZE, (0.7, 1.6)) for d in draws]
+        for square, moved in results:
+            assert square.shape == (SIZE, SIZE, 3)
+            expected = np.clip(moved[0], 0, SIZE)
+            if min(expected[2:] - expected[:2]) >= 4:
+                np.testing.assert_allclose(red_extent(square), expected, atol=1.01)
+                seen += 1
+    assert seen > 20
+
+
+def test_augmentation_spans_its_ranges():
+    image, boxes = next(scenes())
+    side = np.array([0.5, 2.0])
+    for draw_value, factor in ((0.0, side[0]), (0.5, 1.0), (1.0, side[1])):  # log-uniform: 1 is half way
+        _, moved = augment(tf.constant(image), boxes, tf.constant([draw_value, 0.0, 0.0, 0.9]), SIZE, side)
+        scale = (moved[0, 2] - moved[0, 0]) / (boxes[0, 2] - boxes[0, 0])
+        assert scale.numpy() == pytest.approx(factor * SIZE / 96, rel=1e-5)
+    left = augment(tf.constant(image), boxes, tf.constant([0.0, 0.0, 0.0, 0.9]), SIZE, side)[1]
+    flipped = augment(tf.constant(image), boxes, tf.constant([0.0, 0.0, 0.0, 0.1]), SIZE, side)[1]
+    np.testing.assert_allclose(flipped[0], [SIZE - left[0, 2], left[0, 1], SIZE - left[0, 0], left[0, 3]])
+
+
+def test_letterbox_keeps_the_aspect_and_boxes_map_back():
+    for image, boxes in scenes():
+        square, scale = letterbox(tf.constant(image)[None], SIZE)
+        height, width = image.shape[:2]
+        assert scale.numpy() == pytest.approx(SIZE / max(height, width))
+        extent = red_extent(square[0])
+        np.testing.assert_allclose(extent, boxes[0] * scale, atol=1.01)
+        back = to_original(boxes * scale.numpy(), scale.numpy(), (height, width))
+        np.testing.assert_allclose(back, boxes, rtol=1e-5)
+        if height != width:
+            np.testing.assert_allclose(square[0, -1, -1], PAD_COLOUR, atol=1e-3)
+        np.testing.assert_allclose(square[0, 0, 0], [120] * 3, atol=0.5)  # top left is image
+    np.testing.assert_array_equal(to_original([[-9, -9, 900, 900]], 0.5, (40, 30)), [[0, 0, 30, 40]])
+
+
+def test_eval_batches_have_every_image_once_in_order(annotated):
+    batches = list(eval_batches(annotated, SIZE, 4))
+    assert [len(batch["images"]) for batch in batches] == [4, 4, 1]
+    scales = np.concatenate([batch["scale"] for batch in batches])
+    np.testing.assert_allclose(scales, SIZE / annotated.sizes.max(1), rtol=1e-6)
+
+
+def test_training_boxes_are_true_clipped_and_padded(annotated):
+    for batch in train_batches(annotated, config(scale_jitter=[1.2, 2.0]), 12):
+        boxes, classes = (batch["bounding_boxes"][name].numpy() for name in ("boxes", "classes"))
+        assert batch["images"].shape == (4, SIZE, SIZE, 3) and boxes.shape == (4, 2, 4)  # the third is difficult
+        real = classes >= 0
+        np.testing.assert_array_equal(boxes[~real], -1)
+        assert boxes[real].min() >= 0 and boxes[real].max() <= SIZE
+        assert (boxes[real][:, 2:] - boxes[real][:, :2]).min() >= 2
+
+
+def test_what_is_ignored_is_not_trained_on(annotated):
+    hidden = dataclasses.replace(annotated, ignored=tuple(np.ones_like(flags) for flags in annotated.ignored))
+    with pytest.raises(ValueError, match="Expected boxes to train on"):
+        train_batches(hidden, config(), 1)
+    first = tuple(np.full_like(flags, i != 5) for i, flags in enumerate(annotated.ignored))
+    (batch,) = train_batches(dataclasses.replace(annotated, ignored=first), config(scale_jitter=[0.5, 0.8]), 1)
+    expected = sorted(annotated.labels[5])
+    for classes in batch["bounding_boxes"]["classes"].numpy():
+        assert sorted(classes[classes >= 0]) == expected
+
+
+def test_batches_are_a_function_of_seed_and_step(annotated):
+    def images(batches):
+        return np.stack([batch["images"] for batch in batches])
+
+    run = images(train_batches(annotated, config(), 5))
+    np.testing.assert_array_equal(run, images(train_batches(annotated, config(), 5)))
+    np.testing.assert_array_equal(run[3:], images(train_batches(annotated, config(), 5, start=3)))
+    other = config().model_copy(update={"train": config().train.model_copy(update={"seed": 4})})
+    assert not np.array_equal(run, images(train_batches(annotated, other, 5)))
+
+
+def test_an_epoch_is_a_permutation_and_the_next_one_another(annotated):
+    # A class of its own for every image tells them apart.
+    names = tuple("abcdefghi")
+    labels = tuple(np.full_like(rows, i) for i, rows in enumerate(annotated.labels))
+    marked = dataclasses.replace(annotated, labels=labels, class_names=names)
+    batches = train_batches(marked, config(scale_jitter=[0.5, 0.8]), 9)
+    order = np.concatenate([batch["bounding_boxes"]["classes"][:, 0] for batch in batches])
+    epochs = order.reshape(4, 9)
+    assert all(sorted(epoch) == list(range(9)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_unreadable_images_are_named(tmp_path):
+    root = write_coco(tmp_path / "set", {"train": pictures(3)})
+    (root / "images" / "train_002.png").write_bytes(b"not a picture")
+    bad = unreadable_images(read_annotations(root, "train"))
+    assert [path.rsplit("/", 1)[1] for path in bad] == ["train_002.png"]
