@@ -106,8 +106,10 @@ class Export:
     def run(self, overrides: dict[str, str]) -> None:
         from dupr_tf.weights.export import export
         from dupr_tf.weights.loading import load_backbone
+        from dupr_tf.weights.model_card import run_facts
 
-        written = export(load_backbone(self.run_or_file), self.to, self.output, overwrite=self.overwrite)
+        backbone, card = load_backbone(self.run_or_file), run_facts(self.run_or_file)
+        written = export(backbone, self.to, self.output, overwrite=self.overwrite, card=card)
         print(f"wrote {written}")
         for path in sorted(p for p in written.rglob("*") if p.is_file()):
             print(f"  {path.relative_to(written)}  {path.stat().st_size:,} bytes")

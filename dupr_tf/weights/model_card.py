@@ -1,5 +1,8 @@
 """The text beside an export: what the network is, what it takes and gives, how to read it."""
 
+import json
+from pathlib import Path
+
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 
 _READING = {
@@ -39,6 +42,22 @@ def model_card(backbone, to, difference, facts):
         f"| | |\n|---|---|\n{table}\n\n```python\n{reading}\n```\n\n"
         "`manifest.json` has the sha256 of every file here.\n"
     )
+
+
+def run_facts(run):
+    """Return the rows a pre-training run adds to a card: config, steps, last losses; none for a mere file.
+
+    Args:
+        run: what `load_backbone` takes.
+    """
+    run, facts = Path(run), {}
+    if (run / "config.yaml").is_file():
+        facts["pre-training config"] = "`" + " ".join((run / "config.yaml").read_text(encoding="utf-8").split()) + "`"
+    if (run / "metrics.jsonl").is_file():
+        last = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        facts["steps"] = last["step"]
+        facts["last losses"] = ", ".join(f"{k} {v:.3f}" for k, v in last.items() if k.startswith("loss") and v)
+    return facts
 
 
 def _network(backbone):

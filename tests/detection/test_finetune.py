@@ -1,0 +1,152 @@
+"""Fine-tuning from end to end, and what it says to those it cannot help."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from rich.console import Console
+
+from dupr_tf.config import ConfigError, load_config, parse_config
+from dupr_tf.data.annotations import read_annotations
+from dupr_tf.detection.finetune import TrainingLog, detect, evaluate, finetune
+from dupr_tf.detection.retinanet import load_detector
+from dupr_tf.models.resnet import build_backbone
+from tests.labelled_scenes import NAMES, pictures, write_coco
+
+QUIET = Console(quiet=True)
+
+
+def config(**sections):
+    values = {
+        "data": {"image_size": 64},
+        "model": {"backbone": "resnet18", "width": 0.125},
+        "optimizer": {"learning_rate": 0.01, "warmup_steps": 2},
+        "train": {"batch_size": 4, "max_steps": 3, "log_every": 2, "seed": 5},
+        "detector": {"fpn_channels": 8, "head_channels": 8, "head_convs": 1, "score_threshold": 0.001},
+    }
+    for name, section in sections.items():
+        values[name] = {**values[name], **section} if section is not None else None
+    return parse_config(values)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    splits = {"train": pictures(10), "val": pictures(5, seed=1)}
+    return write_coco(tmp_path_factory.mktemp("finetune") / "set", splits)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "backbone.keras"
+    build_backbone("resnet18", width=0.125).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(data, weights, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run") / "out"
+    return finetune(config(), weights, data, output, console=QUIET), output
+
+
+def test_it_writes_what_it_says(run, weights):
+    metrics, output = run
+    names = {"config.yaml", "metrics.json", "metrics.jsonl", "detector.keras", "saved_model", "detections.png"}
+    assert {path.name for path in output.iterdir()} == names
+    assert json.loads((output / "metrics.json").read_text()) == metrics
+    assert load_config(output / "config.yaml") == config()
+    assert (metrics["steps"], metrics["seed"], metrics["weights"]) == (3, 5, str(weights))
+    assert (metrics["train_images"], metrics["val_images"]) == (10, 5)
+    assert set(metrics["per_class"]) == set(NAMES) and 0 <= metrics["AP50"] <= 1
+    assert metrics["images_per_second"] > 0
+
+
+def test_the_loss_is_logged_in_windows_and_at_the_end(run):
+    entries = [json.loads(line) for line in (run[1] / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [2, 3]
+    for entry in entries:
+        assert entry["loss"] == pytest.approx(entry["classification_loss"] + entry["box_loss"], rel=1e-4)
+    assert entries[0]["learning_rate"] > entries[1]["learning_rate"]  # cosine, after two steps of warm-up
+
+
+def test_the_saved_detector_evaluates_to_the_same(run, data, tmp_path):
+    metrics, output = run
+    again = evaluate(output, data, tmp_path / "new")
+    for name in ("AP", "AP50", "AP75", "per_class"):
+        assert again[name] == metrics[name]
+    assert (again["split"], again["images"]) == ("val", 5)
+    assert json.loads((tmp_path / "new" / "metrics.json").read_text()) == again
+    assert (tmp_path / "new" / "detections.png").stat().st_size > 1000
+
+
+def test_keras_and_saved_model_find_the_same_in_files(run, data):
+    output = run[1]
+    annotated = read_annotations(data, "val")
+    found = detect(load_detector(output), annotated)
+    served = tf.saved_model.load(str(output / "saved_model"))
+    assert sum(len(one["scores"]) for one in found) > 0
+    for path, one in zip(annotated.paths, found, strict=True):
+        image = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
+        other = {name: value[0].numpy() for name, value in served.serve(image[None]).items()}
+        count = int(other["num_detections"])
+        assert count == len(one["scores"])
+        np.testing.assert_allclose(other["boxes"][:count], one["boxes"], atol=1e-3)
+        np.testing.assert_array_equal(other["classes"][:count], one["classes"])
+        np.testing.assert_allclose(other["scores"][:count], one["scores"], atol=1e-6)
+
+
+def test_mistakes_are_told_in_one_line_before_any_work(data, weights, run, tmp_path):
+    wide = config(model={"width": 0.25})
+    cases = [
+        ((wide, weights, data), r"weights of resnet18 at width 0\.25, received resnet18 at width 0\.125"),
+        ((config(), tmp_path / "none.keras", data), "no such file"),
+        ((config(), "random", tmp_path / "none"), "Expected a folder"),
+        ((config(data={"kind": "voc"}), "random", data), "VOC"),
+        ((config(detector=None), "random", data), "detector: expected a section"),
+    ]
+    for arguments, message in cases:
+        output = tmp_path / "out"
+        with pytest.raises(ValueError, match=message) as caught:
+            finetune(*arguments, output, console=QUIET)
+        assert "\n" not in str(caught.value) and not output.exists()
+    with pytest.raises(ValueError, match="Expected a folder without a detector"):
+        finetune(config(), "random", data, run[1], console=QUIET)
+    with pytest.raises(ValueError, match="Expected a detector"):
+        evaluate(tmp_path, data)
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"optimizer": {"learning_rate": None}}, "optimizer.learning_rate"),
+        ({"data": {"image_size": 100}}, "data.image_size"),
+        ({"train": {"precision": "bfloat16"}}, "train.precision"),
+        ({"data": {"kind": "folder"}}, "data.kind"),
+    ],
+)
+def test_configs_that_cannot_be_run_are_refused(sections, key):
+    assert config().finetune_problems() == []
+    (problem,) = config(**sections).finetune_problems()
+    assert problem.startswith(f"{key}: expected ") and "Fix: " in problem
+    with pytest.raises(ConfigError, match=key):
+        finetune(config(**sections), "random", "nowhere", "nowhere", console=QUIET)
+
+
+def test_an_image_that_does_not_decode_is_named(tmp_path):
+    root = write_coco(tmp_path / "set", {"train": pictures(4), "val": pictures(2)})
+    (root / "images" / "train_002.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"received 1 that do not, such as .*train_002\.png"):
+        finetune(config(), "random", root, tmp_path / "out", console=QUIET)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    class Model:
+        optimizer = type("Optimizer", (), {"learning_rate": 1.0})()
+
+    log = TrainingLog(tmp_path / "log.jsonl", steps=4, batch_size=2, log_every=2, console=QUIET)
+    log.set_model(Model())
+    log.on_train_begin()
+    losses = {"loss": float("nan"), "classification_loss": 1.0, "box_loss": 1.0}
+    log.on_train_batch_end(0, losses)
+    with pytest.raises(ValueError, match="Expected a finite loss, received nan at step 2"):
+        log.on_train_batch_end(1, losses)

@@ -1,0 +1,40 @@
+"""The contact sheet: its grid, and the colours of what it marks."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dupr_tf.data.annotations import read_annotations
+from dupr_tf.detection.pictures import CELL, COLUMNS, FOUND, GAP, HEADER, IGNORED, TRUTH, contact_sheet
+from tests.labelled_scenes import Picture, Thing, write_coco
+
+NONE = {"boxes": np.zeros((0, 4), np.float32), "classes": np.zeros(0, np.int32), "scores": np.zeros(0, np.float32)}
+
+
+def sheet_of(tmp_path, detections, count):
+    things = [Thing("bus", (10, 30, 40, 60)), Thing("cat", (60, 20, 90, 70), difficult=True)]
+    root = write_coco(tmp_path / "set", {"val": [Picture((80, 100), things)] * count})
+    contact_sheet(read_annotations(root, "val"), detections, tmp_path / "sheet.png")
+    return np.asarray(Image.open(tmp_path / "sheet.png"))
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (5, 2), (40, 3)])
+def test_the_grid_is_fixed(tmp_path, count, rows):
+    sheet = sheet_of(tmp_path, [NONE] * count, count)
+    assert sheet.shape == (HEADER + rows * (CELL + GAP), COLUMNS * (CELL + GAP) + GAP, 3)
+
+
+def test_truth_ignored_and_detections_are_drawn_where_they_are(tmp_path):
+    found = {
+        "boxes": np.array([[20, 5, 50, 25], [21, 5, 50, 25], [70, 50, 95, 75], [2, 2, 9, 9]], np.float32),
+        "classes": np.array([1, 0, 2, 0], np.int32),
+        "scores": np.array([0.9, 0.8, 0.5, 0.1], np.float32),
+    }
+    sheet = sheet_of(tmp_path, [found], 1)
+
+    def edge(x, y):  # the colour of the sheet at a pixel of the picture, which is scaled by 3.2
+        return tuple(sheet[HEADER + round(y * CELL / 100), GAP + round(x * CELL / 100)])
+
+    assert edge(10, 40) == TRUTH and edge(60, 50) == IGNORED
+    assert edge(20, 20) == FOUND and edge(70, 60) == FOUND
+    assert edge(2, 5) not in (TRUTH, IGNORED, FOUND)  # below the least score

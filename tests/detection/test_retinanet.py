@@ -1,0 +1,182 @@
+"""The detector: targets and decoding agree, what is frozen stays, what is saved comes back."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras_cv import bounding_box
+
+from dupr_tf.config import parse_config
+from dupr_tf.data.detection import letterbox
+from dupr_tf.detection.retinanet import (
+    ANCHORS_PER_CELL,
+    RetinaNet,
+    build_retinanet,
+    export_detector,
+    load_detector,
+    save_detector,
+)
+from dupr_tf.models.resnet import build_backbone
+
+SIZE = 64
+NAMES = ("bus", "cat", "dog")
+CELLS = sum((SIZE // stride) ** 2 for stride in (8, 16, 32, 64)) + 1  # P3 to P7
+
+
+def make(**arguments):
+    backbone = build_backbone("resnet18", width=0.125, include_normalization=True)
+    defaults = {"fpn_channels": 8, "head_channels": 8, "head_convs": 1, "score_threshold": 0.001, "max_detections": 20}
+    return RetinaNet(backbone, NAMES, SIZE, **(defaults | arguments))
+
+
+def batch(count=2, boxes=((8, 8, 40, 40),), classes=(1,), padding=2):
+    rng = np.random.default_rng(0)
+    table = np.concatenate([np.array(boxes, np.float32).reshape(-1, 4), np.full((padding, 4), -1, np.float32)])
+    labels = np.concatenate([np.array(classes, np.float32), np.full(padding, -1, np.float32)])
+    return {
+        "images": tf.constant(rng.uniform(0, 255, (count, SIZE, SIZE, 3)), tf.float32),
+        "bounding_boxes": {
+            "boxes": tf.constant(np.stack([table] * count)),
+            "classes": tf.constant(np.stack([labels] * count)),
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def detector():
+    """Small, trained for a step at a high rate, so that detections differ from anchor to anchor."""
+    keras.utils.set_random_seed(1)
+    model = make()
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9, global_clipnorm=10.0))
+    model.fit(tf.data.Dataset.from_tensors(batch()).repeat(3), verbose=0, shuffle=False)
+    return model
+
+
+def test_it_starts_with_the_prior_probability_and_level_by_level_shapes():
+    outputs = make(head_channels=16)(batch()["images"])
+    assert outputs["classification"].shape == (2, CELLS * ANCHORS_PER_CELL, 3)
+    assert outputs["box"].shape == (2, CELLS * ANCHORS_PER_CELL, 4)
+    np.testing.assert_allclose(tf.sigmoid(outputs["classification"]), 0.01, atol=1e-3)
+
+
+def test_parameters_of_the_papers_size():
+    # P3 to P5: 1x1 from 128, 256, 512 and 3x3, no bias, BN of 4; P6 and P7 with bias; heads of 4 shared convolutions.
+    backbone = build_backbone("resnet18", include_normalization=True)
+    model = RetinaNet(backbone, NAMES, SIZE)
+    pyramid = 256 * (128 + 256 + 512) + 3 * 9 * 256**2 + 6 * 4 * 256 + 9 * 256 * (512 + 256) + 2 * 256
+    heads = 2 * 4 * (9 * 256**2 + 256) + 9 * 256 * 9 * (3 + 4) + 9 * (3 + 4)
+    assert model.count_params() == backbone.count_params() + pyramid + heads
+
+
+@pytest.mark.parametrize("scale", [3.0, 4.0])
+def test_encoded_truth_decodes_to_itself(scale):
+    boxes, classes = [[6, 9, 40, 45], [30, 2, 62, 30]], [2, 0]
+    model = make(anchor_scale=scale, score_threshold=0.5)
+    data = batch(boxes=boxes, classes=classes, padding=3)
+    deltas, targets = model.label_encoder(data["images"], dict(data["bounding_boxes"]))
+    assert (targets.numpy() >= 0).sum() > 0
+    logits = tf.one_hot(tf.cast(targets, tf.int32), 3) * 20.0 - 10.0
+    found = model.decode_predictions({"box": deltas, "classification": logits}, data["images"])
+    for i in range(2):
+        count = int(found["num_detections"][i])
+        assert count == 2
+        order = np.argsort(found["classes"][i, :count])
+        np.testing.assert_array_equal(found["classes"][i, :count].numpy()[order], [0, 2])
+        np.testing.assert_allclose(found["boxes"][i, :count].numpy()[order], boxes[::-1], atol=1e-3)
+
+
+def test_padding_and_pictures_without_boxes_give_no_target_and_a_finite_loss(detector):
+    data = batch(boxes=(), classes=(), padding=3)
+    targets = detector.label_encoder(data["images"], dict(data["bounding_boxes"]))[1]
+    assert targets.numpy().max() == -1
+    more, fewer = batch(padding=5), batch(padding=1)
+    losses = [detector.test_on_batch(one["images"], one["bounding_boxes"], return_dict=True) for one in (more, fewer)]
+    assert losses[0]["loss"] == pytest.approx(losses[1]["loss"], rel=1e-5) and np.isfinite(losses[0]["loss"])
+    assert detector.test_on_batch(data["images"], data["bounding_boxes"], return_dict=True)["loss"] == 0.0
+
+
+def test_nms_is_per_class():
+    model = make(score_threshold=0.5)
+    data = batch(boxes=[[8, 8, 40, 40]], classes=[1])
+    deltas, targets = model.label_encoder(data["images"], dict(data["bounding_boxes"]))
+    positive = tf.cast(targets >= 0, tf.float32)[..., None]
+    logits = positive * tf.constant([10.0, 12.0, 0.0]) * 2 - 10.0  # two classes on the same box
+    found = model.decode_predictions({"box": deltas, "classification": logits}, data["images"])
+    assert found["num_detections"].numpy().tolist() == [2, 2]
+    assert set(found["classes"][0, :2].numpy()) == {0, 1}
+
+
+def norms(layers):
+    return [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_norms_keep_all_their_values_and_only_they_do(frozen):
+    model = make(freeze_norm=frozen)
+    backbone, pyramid = norms(model.backbone._flatten_layers()), norms(model.feature_pyramid._flatten_layers())
+    assert len(backbone) == 20 and len(pyramid) == 6
+    before = [[w.numpy() for w in layer.weights] for layer in (*backbone, *pyramid)]
+    kernel = model.backbone.get_layer("conv1_conv").kernel.numpy()
+    model.compile(keras.optimizers.SGD(0.1))
+    model.train_on_batch(*batch().values())
+    after = [[w.numpy() for w in layer.weights] for layer in (*backbone, *pyramid)]
+    same = [all(np.array_equal(x, y) for x, y in zip(a, b, strict=True)) for a, b in zip(before, after, strict=True)]
+    assert all(same[:20]) == frozen and not any(same[20:])
+    assert not np.array_equal(kernel, model.backbone.get_layer("conv1_conv").kernel)
+
+
+def test_saved_and_loaded_it_detects_the_same(detector, tmp_path):
+    images = batch()["images"]
+    expected = detector.predict(images, verbose=0)
+    assert expected["num_detections"].min() > 0
+    save_detector(detector, tmp_path / "detector.keras")
+    loaded = load_detector(tmp_path)
+    assert (loaded.class_names, loaded.image_size, loaded.anchor_scale) == (NAMES, SIZE, 4.0)
+    assert loaded.get_config().keys() == detector.get_config().keys()
+    for name, value in loaded.predict(images, verbose=0).items():
+        np.testing.assert_array_equal(value, expected[name])
+
+
+def test_the_saved_model_detects_the_same(detector, tmp_path):
+    export_detector(detector, tmp_path / "saved_model")
+    served = tf.saved_model.load(str(tmp_path / "saved_model"))
+    images = tf.constant(np.random.default_rng(0).integers(0, 256, (3, 50, 90, 3)), tf.uint8)
+    square, scale = letterbox(images, SIZE)
+    expected = detector.predict(square, verbose=0)
+    bare, full = served.serve_square(square), served.signatures["serving_default"](images)
+    np.testing.assert_allclose(bare["boxes"], expected["boxes"], atol=1e-4)
+    np.testing.assert_allclose(bare["scores"], expected["confidence"], atol=1e-6)
+    np.testing.assert_array_equal(full["classes"], expected["classes"])
+    clipped = np.clip(expected["boxes"] / scale, 0, [90, 50, 90, 50])
+    np.testing.assert_allclose(full["boxes"], np.where(expected["classes"][..., None] >= 0, clipped, -1), atol=1e-3)
+    assert [name.decode() for name in served.class_names().numpy()] == list(NAMES)
+
+
+def test_a_config_becomes_the_detector_it_describes():
+    section = {"fpn_channels": 16, "head_channels": 24, "head_convs": 2, "norm": "frozen", "anchor_scale": 3}
+    config = parse_config({"data": {"image_size": SIZE}, "detector": {**section, "fpn_norm": False, "nms_iou": 0.6}})
+    model = build_retinanet(build_backbone("resnet18", width=0.125, include_normalization=True), NAMES, config)
+    settings = model.get_config()
+    assert {name: settings[name] for name in ("fpn_channels", "head_channels", "head_convs", "anchor_scale")} == {
+        name: section[name] for name in ("fpn_channels", "head_channels", "head_convs", "anchor_scale")
+    }
+    assert settings["freeze_norm"] and not settings["fpn_norm"] and settings["nms_iou"] == 0.6
+    assert norms(model.feature_pyramid._flatten_layers()) == []
+
+
+def test_mistakes_are_told():
+    with pytest.raises(ValueError, match="multiple of 32, received 100"):
+        RetinaNet(build_backbone("resnet18", width=0.125), NAMES, 100)
+    with pytest.raises(ValueError, match="Expected a detector"):
+        load_detector("nowhere.keras")
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path):
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "detector.keras")
+    with pytest.raises(ValueError, match=r"Expected a RetinaNet, received .* \(Sequential\)"):
+        load_detector(tmp_path)
+
+
+def test_boxes_are_x_first():
+    assert bounding_box.convert_format(tf.constant([[1.0, 2, 3, 4]]), "xyxy", "yxyx").numpy().tolist() == [[2, 1, 4, 3]]
+    assert make().bounding_box_format == "xyxy"
