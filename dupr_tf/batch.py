@@ -41,3 +41,24 @@ def view_pair_spec(batch_size: int, size: int) -> dict[str, tf.TensorSpec]:
         "index": ((), tf.int64),
     }
     return {name: tf.TensorSpec((batch_size, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+
+
+def check_view_pairs(dataset: tf.data.Dataset, batch_size: int, size: int) -> tf.data.Dataset:
+    """Returns a dataset of ViewPair batches as it is.
+
+    Raises:
+        ValueError: its elements are not what `view_pair_spec` says; every field that differs is named.
+    """
+    expected, received = view_pair_spec(batch_size, size), dataset.element_spec
+    if not isinstance(received, dict):
+        raise ValueError(f"Expected a dict of {', '.join(expected)}, received {received}. Fix: see dupr_tf.batch")
+    wrong = [f"{name} {received.get(name)}" for name in expected if not _fits(received.get(name), expected[name])] + [
+        f"{name} (unknown)" for name in received if name not in expected
+    ]
+    if wrong:
+        raise ValueError(f"Expected ViewPair batches, received {'; '.join(wrong)}. Fix: see dupr_tf.batch")
+    return dataset
+
+
+def _fits(received, expected) -> bool:
+    return isinstance(received, tf.TensorSpec) and (received.shape, received.dtype) == (expected.shape, expected.dtype)

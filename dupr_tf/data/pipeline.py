@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import tensorflow as tf
 
+from dupr_tf.batch import check_view_pairs
 from dupr_tf.config import Config
 from dupr_tf.data.views import make_pair
 
@@ -93,7 +94,7 @@ def view_pairs(paths: list[str], config: Config, first_step: int, last_step: int
 
     dataset = tf.data.Dataset.range(first_step * batch, last_step * batch)
     dataset = dataset.map(pair, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return dataset.batch(batch, drop_remainder=True).prefetch(4)
+    return check_view_pairs(dataset.batch(batch, drop_remainder=True).prefetch(4), batch, config.data.image_size)
 
 
 def shuffled_index(place, count, seed, epoch):

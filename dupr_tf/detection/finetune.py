@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -66,7 +67,7 @@ def finetune(
         f"{len(train.class_names)} classes, {steps} steps of {config.train.batch_size}"
     )
     log = TrainingLog(output / "metrics.jsonl", steps, config.train.batch_size, config.train.log_every, console)
-    with _naming_bad_images(train):
+    with naming_bad_images(train):
         detector.fit(batches, callbacks=[log], verbose=0, shuffle=False)  # the batches come shuffled
     save_detector(detector, output / "detector.keras")
     export_detector(detector, output / "saved_model")
@@ -209,28 +210,24 @@ class TrainingLog(keras.callbacks.Callback):
             )
 
 
-class _naming_bad_images:
+@contextlib.contextmanager
+def naming_bad_images(annotated: AnnotatedImages):
     """Turns TensorFlow's error about some bytes it cannot decode into one that names the files."""
-
-    def __init__(self, annotated: AnnotatedImages):
-        self.annotated = annotated
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if not isinstance(error, tf.errors.InvalidArgumentError | tf.errors.NotFoundError):
-            return
-        if bad := unreadable_images(self.annotated):
-            raise ValueError(
-                f"Expected images that decode, received {len(bad)} that do not, such as {bad[0]}. "
-                "Fix: replace the files, or take them out of the annotations"
-            ) from error
+    try:
+        yield
+    except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError):
+        bad = unreadable_images(annotated)
+        if not bad:
+            raise
+        raise ValueError(
+            f"Expected images that decode, received {len(bad)} that do not, such as {bad[0]}. "
+            "Fix: replace the files, or take them out of the annotations"
+        ) from None
 
 
 def _evaluated(detector, annotated: AnnotatedImages, output: Path | None) -> dict:
     """AP of a split; with an output folder also the contact sheet."""
-    with _naming_bad_images(annotated):
+    with naming_bad_images(annotated):
         found = detect(detector, annotated)
     if output is not None:
         contact_sheet(annotated, found, output / "detections.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+from dupr_tf.batch import ViewPair
 from dupr_tf.models.encoder import Encoder
 from dupr_tf.models.memory_bank import MemoryBank
 from dupr_tf.models.resnet import LEVELS
@@ -120,7 +121,7 @@ class DUPR(keras.Model):
         for variable in self.key_variables:
             variable.trainable = False
 
-    def train_step(self, batch):
+    def train_step(self, batch: ViewPair):
         """One step in the paper's order (METHOD sections 1 and 6); B images over all replicas, b on this one."""
         step = tf.convert_to_tensor(self.step)
         views_1, views_2 = self._augment(batch, step)  # (b, H, W, 3) float32 each

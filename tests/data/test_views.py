@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from dupr_tf.batch import check_view_pairs
 from dupr_tf.config import parse_config
 from dupr_tf.data.pipeline import BadImages, TooManyBadImages, check_readable, shuffled_index, view_pairs
 from dupr_tf.data.sources import list_images
@@ -82,6 +83,17 @@ def test_every_image_comes_once_an_epoch_in_a_new_order(ramps):
     assert all(sorted(order) == list(range(16)) for order in orders)
     assert orders[0] != orders[1] != orders[2]
     assert len({int(shuffled_index(i, 16, 1, 0)) for i in range(16)}) == 16
+
+
+def test_batches_keep_the_contract_and_others_are_refused(ramps):
+    paths = list_images(ramps)
+    dataset = view_pairs(paths, CONFIG, 0, 1, BadImages(paths, 0.01))
+    assert check_view_pairs(dataset, 16, SIZE) is dataset
+    with pytest.raises(ValueError, match="view_1 TensorSpec"):
+        check_view_pairs(dataset, 16, SIZE + 1)
+    with pytest.raises(ValueError, match=r"flipped_1 None.*more \(unknown\)"):
+        changed = dataset.map(lambda b: {"more": b["valid"], **{k: v for k, v in b.items() if k != "flipped_1"}})
+        check_view_pairs(changed, 16, SIZE)
 
 
 def test_crop_and_resize_is_pillows():

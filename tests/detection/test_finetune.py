@@ -9,7 +9,8 @@ from rich.console import Console
 
 from dupr_tf.config import ConfigError, load_config, parse_config
 from dupr_tf.data.annotations import read_annotations
-from dupr_tf.detection.finetune import TrainingLog, detect, evaluate, finetune
+from dupr_tf.data.detection import train_batches
+from dupr_tf.detection.finetune import TrainingLog, detect, evaluate, finetune, naming_bad_images
 from dupr_tf.detection.retinanet import load_detector
 from dupr_tf.models.resnet import build_backbone
 from tests.labelled_scenes import NAMES, pictures, write_coco
@@ -135,8 +136,12 @@ def test_configs_that_cannot_be_run_are_refused(sections, key):
 def test_an_image_that_does_not_decode_is_named(tmp_path):
     root = write_coco(tmp_path / "set", {"train": pictures(4), "val": pictures(2)})
     (root / "images" / "train_002.png").write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match=r"received 1 that do not, such as .*train_002\.png"):
-        finetune(config(), "random", root, tmp_path / "out", console=QUIET)
+    annotated = read_annotations(root, "train")
+    with (
+        pytest.raises(ValueError, match=r"received 1 that do not, such as .*train_002\.png"),
+        naming_bad_images(annotated),
+    ):
+        list(train_batches(annotated, config(), 2))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

@@ -109,6 +109,14 @@ def test_blur_is_a_gaussian_of_each_images_own_sigma(mode):
         np.testing.assert_allclose(blurred, oracles.gaussian_blur(image, sigma, BLUR_RADIUS), atol=1e-5)
 
 
+def test_blur_reaches_three_sigma():
+    impulse = np.zeros((1, 17, 17, 1), np.float32)
+    impulse[0, 8, 8] = 1.0
+    out = gaussian_blur(tf.constant(impulse), tf.constant([2.0]))[0, :, :, 0].numpy()
+    np.testing.assert_allclose(out[8, 2] / out[8, 8], np.exp(-(6**2) / 8), rtol=1e-4)
+    np.testing.assert_allclose(out[2, 8] / out[8, 8], np.exp(-(6**2) / 8), rtol=1e-4)
+
+
 @every_mode
 def test_blur_of_sigma_0_changes_nothing(mode):
     images = tf.constant(random_images(2, 2, 6, 6) / 255, tf.float32)
@@ -208,6 +216,12 @@ def test_moco_v1_greys_before_it_jitters():
     np.testing.assert_allclose(out, oracles.to_grey(image / 255), atol=1e-5)
     turned_first = apply(tf.constant(image), as_draws([row]), PRESETS["moco_v2"])
     assert np.abs(turned_first - out).max() > 0.05
+
+
+def test_photometric_takes_the_draws_of_its_preset():
+    images = tf.constant(random_images(9, 6))
+    expected = normalise(apply(images, draw(6, [2, 1], "moco_v1"), PRESETS["moco_v1"]))
+    np.testing.assert_allclose(ops.photometric(images, [2, 1], "moco_v1"), expected, atol=1e-6)
 
 
 @every_mode
