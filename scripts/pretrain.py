@@ -28,7 +28,7 @@ def main(images, output, steps=200):
         micro_batches=4,
     )
     model.compile(optimizer=CoupledSGD(Cosine(0.06, steps), momentum=0.9, coupled_decay=1e-4), jit_compile=False)
-    model.fit(batches)
+    model.fit(batches, shuffle=False)
     model.backbone.save(output)
 
 

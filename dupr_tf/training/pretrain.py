@@ -108,6 +108,7 @@ def _fit(model, config, paths, bad, checkpoints, run) -> int:
                 epochs=first // per_epoch + -(-(last - first) // per_epoch),
                 steps_per_epoch=min(per_epoch, last - first),
                 callbacks=callbacks,
+                shuffle=False,  # the batches come shuffled
                 verbose=0,
             )
     finally:
