@@ -111,6 +111,7 @@ class DetectorConfig(Section):
     score_threshold: float = Field(0.05, ge=0, lt=1)
     nms_iou: float = Field(0.5, gt=0, lt=1)
     max_detections: int = Field(100, ge=1)
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="adamw gets further in a few hundred steps")
     gradient_clip: float | None = Field(10.0, gt=0, description="global norm")
 
     @model_validator(mode="after")

@@ -66,16 +66,16 @@ def backbone(weights, images):
         mixed, taps = conv(x, weights[f"{stage}/kernel"])
         normed, statistics = batch_norm(mixed, weights[f"{stage}/gamma"], weights[f"{stage}/beta"])
         x = np.where(normed > 0, normed, 0.0)
-        features[stage], saved[stage] = x, (taps, statistics)
+        features[stage], saved[stage] = x, (taps, statistics, normed)
     return features, saved
 
 
-def backbone_backward(weights, features, saved, d_features):
+def backbone_backward(weights, saved, d_features):
     """Gradients by weight name, from `d_features` of the stages that a loss reads."""
     gradients, d_x = {}, 0.0
     for stage in reversed(STAGES):
-        taps, statistics = saved[stage]
-        d_normed = (d_x + d_features.get(stage, 0.0)) * (features[stage] > 0)
+        taps, statistics, normed = saved[stage]
+        d_normed = (d_x + d_features.get(stage, 0.0)) * (normed > 0)
         d_mixed, gradients[f"{stage}/gamma"], gradients[f"{stage}/beta"] = batch_norm_backward(
             d_normed, statistics, weights[f"{stage}/gamma"]
         )
@@ -88,18 +88,18 @@ def backbone_backward(weights, features, saved, d_features):
 
 def head(weights, name, x):
     """Dense, ReLU, Dense, unit length over the last axis; on cells the same as two 1x1 convolutions."""
-    hidden = x @ weights[f"{name}/kernel_1"] + weights[f"{name}/bias_1"]
-    hidden = np.where(hidden > 0, hidden, 0.0)
+    before = x @ weights[f"{name}/kernel_1"] + weights[f"{name}/bias_1"]
+    hidden = np.where(before > 0, before, 0.0)
     out = hidden @ weights[f"{name}/kernel_2"] + weights[f"{name}/bias_2"]
     length = np.sqrt((out**2).sum(-1, keepdims=True))
-    return out / length, (x, hidden, length)
+    return out / length, (x, before, hidden, length)
 
 
 def head_backward(weights, name, embedding, saved, d_embedding):
     """d_x, and gradients by weight name."""
-    x, hidden, length = saved
+    x, before, hidden, length = saved
     d_out = (d_embedding - embedding * (embedding * d_embedding).sum(-1, keepdims=True)) / length
-    d_hidden = (d_out @ weights[f"{name}/kernel_2"].T) * (hidden > 0)
+    d_hidden = (d_out @ weights[f"{name}/kernel_2"].T) * (before > 0)
     rows = [a.reshape(-1, a.shape[-1]) for a in (x, d_hidden, hidden, d_out)]
     gradients = {
         f"{name}/kernel_1": rows[0].T @ rows[1],
@@ -171,8 +171,15 @@ def embed_backward(weights, embeddings, tape, d_embeddings):
         d_cells = d_cells.reshape(len(maps), -1, maps.shape[-1])
         d_maps = np.matmul(matrices.transpose(0, 2, 1), d_cells).reshape(maps.shape)
         d_features[level] = d_features.get(level, 0.0) + d_maps
-    gradients.update(backbone_backward(weights, features, saved, d_features))
+    gradients.update(backbone_backward(weights, saved, d_features))
     return gradients
+
+
+def nearest_kink(tape):
+    """How near a ReLU's input comes to 0, where another rounding takes the other branch and jumps in the gradient."""
+    _, saved, heads = tape
+    inputs = [normed for _, _, normed in saved.values()] + [inside[1] for _, inside in heads.values()]
+    return min(np.abs(x).min() for x in inputs)
 
 
 # --- the loss (eqs. 1, 5, 6) ----------------------------------------------------------------------
@@ -213,6 +220,7 @@ class GoldenDUPR:
 
     def __post_init__(self):
         self.velocities = {name: np.zeros_like(weight) for name, weight in self.weights.items()}
+        self.margin = np.inf  # of the last step's queries, see `nearest_kink`
 
     def step(self, batch, drawn):
         """One step. `drawn` {patch loss: cells of the (B * S * S) keys that go to its bank}, random in a real run.
@@ -241,6 +249,7 @@ class GoldenDUPR:
         """Eq. 2 with its terms, gradients by weight name, and the batch statistics {stage: (mean, variance)}."""
         first = (batch["view_1"], batch["boxes_1"], batch["flipped_1"])
         queries, tape = embed(self.weights, self.losses, self.sizes, *first)
+        self.margin = nearest_kink(tape)
         logs, d_queries = {"loss": 0.0}, {}
         for name, weight in self.losses.items():
             query, key = queries[name].reshape(-1, self.dim), keys[name].reshape(-1, self.dim)

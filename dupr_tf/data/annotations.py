@@ -83,6 +83,7 @@ def read_annotations(
     if not entries:
         raise ValueError(f"Expected images in the split {split!r} of {root}, received none. Fix: another split or root")
     present = _existing(entries, max_missing_share)
+    _check_sizes(present)
     return _assemble(present, names, class_names, missing_images=len(entries) - len(present))
 
 
@@ -195,6 +196,19 @@ def _existing(entries: list[_Entry], max_missing_share: float) -> list[_Entry]:
             "Fix: complete the folder, or raise data.max_bad_share"
         )
     return present
+
+
+def _check_sizes(entries: list[_Entry], looks: int = 100) -> None:
+    """Looks at some of the files: boxes made for images of another size would quietly ruin a training."""
+    looked = [entry for entry in entries[:: -(-len(entries) // looks)] if min(entry.size) > 0]
+    wrong = [entry for entry in looked if tuple(entry.size) != _file_size(entry.path)]
+    if len(wrong) > 0.05 * len(looked):  # VOC and COCO have some such images each
+        height, width = _file_size(wrong[0].path)
+        raise ValueError(
+            f"Expected images of the sizes in their annotations, received {len(wrong)} of another in {len(looked)}, "
+            f"such as {wrong[0].path} ({height} x {width}, annotated {wrong[0].size[0]} x {wrong[0].size[1]}). "
+            "Fix: the images the boxes were drawn on, or boxes rescaled with them"
+        )
 
 
 def _assemble(

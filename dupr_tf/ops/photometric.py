@@ -56,6 +56,8 @@ class Draws(NamedTuple):
 def photometric(images, seed, preset="moco_v2"):
     """Draws and applies one recipe to a batch (METHOD section 2), ending in ImageNet mean and std.
 
+    Under XLA the same seed gives other numbers than in graph or eager mode.
+
     Args:
         images: (N, H, W, 3) uint8 RGB.
         seed: (2,) integer; row n's draws depend on the seed and n alone.
@@ -146,11 +148,13 @@ def adjust_hue(images, shift):
     value = tf.maximum(tf.maximum(red, green), blue)
     chroma = value - tf.minimum(tf.minimum(red, green), blue)
     safe = tf.where(chroma > 0.0, chroma, 1.0)
-    # Hue in sixths of the circle; the second and third case win where they apply, as in HSV's definition.
+    # Hue in sixths of the circle. Which channel is the largest is asked by >=, not by equality with the maximum: a
+    # compiler may round the two differently.
+    red_largest, green_largest = (red >= green) & (red >= blue), green >= blue
     hue = tf.where(
-        value == red,
+        red_largest,
         (green - blue) / safe,
-        tf.where(value == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
+        tf.where(green_largest, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
     )
     hue = hue + 6.0 * shift[:, None, None]
     channels = []

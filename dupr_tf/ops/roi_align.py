@@ -32,7 +32,11 @@ def roi_align(features, boxes, output_size, spatial_scale=1.0, sampling_ratio=1,
 
     Returns:
         (N, S_y, S_x, C), or (N, R, S_y, S_x, C) for boxes of rank 3, in the dtype of `features`.
+
+    Raises:
+        ValueError: a sampling_ratio below 1.
     """
+    _check(sampling_ratio)
     features, boxes = tf.convert_to_tensor(features), tf.convert_to_tensor(boxes)
     rows, columns, single = _weights(features, boxes, output_size, spatial_scale, sampling_ratio, flipped)
     # Columns first: (W -> S_x) shrinks the map before the second product.
@@ -43,6 +47,7 @@ def roi_align(features, boxes, output_size, spatial_scale=1.0, sampling_ratio=1,
 
 def roi_align_reference(features, boxes, output_size, spatial_scale=1.0, sampling_ratio=1, flipped=None):
     """The same as `roi_align`, on `tf.image.crop_and_resize`. Arguments and result as there; float32 inside."""
+    _check(sampling_ratio)
     features, boxes = tf.convert_to_tensor(features), tf.convert_to_tensor(boxes)
     (size_y, size_x), ratio = _pair(output_size), int(sampling_ratio)
     single = boxes.shape.rank == 2
@@ -103,6 +108,11 @@ def _clamped_centres(low, high, samples, extent):
     steps = (tf.range(samples, dtype=tf.float32) + 0.5) / float(samples)
     centres = low[..., None] + (high - low)[..., None] * steps - 0.5
     return tf.clip_by_value(centres, 0.0, tf.cast(extent, tf.float32) - 1.0)
+
+
+def _check(sampling_ratio):
+    if int(sampling_ratio) < 1:
+        raise ValueError(f"Expected sampling_ratio of at least 1, received {sampling_ratio}. Fix: 1 or 2")
 
 
 def _pair(size) -> tuple[int, int]:

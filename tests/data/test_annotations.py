@@ -100,6 +100,15 @@ def test_sizes_left_out_are_read_from_the_files(tmp_path):
     assert [tuple(size) for size in read.sizes] == [picture.size for picture in pictures(4)]
 
 
+def test_images_of_another_size_than_annotated_are_refused(tmp_path):
+    def change(content):
+        for image in content["images"]:
+            image["width"] *= 2
+
+    with pytest.raises(ValueError, match=r"4 of another in 4, such as .*train_001\.png"):
+        read_annotations(edited(tmp_path, change), "train")
+
+
 def test_other_folders_and_names_are_found(coco, tmp_path):
     root = tmp_path / "renamed"
     (root / "annotations").mkdir(parents=True)

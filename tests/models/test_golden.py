@@ -2,6 +2,9 @@
 
 "Relative" below: the norm of a tensor's difference over the norm of the expected tensor, and its largest element's
 difference over the largest expected element; the greater of the two. `FLOOR` keeps a tensor of zeros comparable.
+
+A ReLU input within rounding of 0 may take the other branch in float32, and a gradient then jumps by far more than the
+tolerance. The batches are chosen so that none comes nearer than `MARGIN` (seen: 2e-3 from an input of 1.5e-7).
 """
 
 import math
@@ -18,7 +21,7 @@ from dupr_tf.training.optimizers import Cosine, CoupledSGD
 from tests.golden import MEAN, STAGES, STD, GoldenDUPR, embed
 from tests.golden_moco import FC, MoCoV2
 
-TOLERANCE, FLOOR = 1e-4, 2e-7
+TOLERANCE, FLOOR, MARGIN = 1e-4, 1e-8, 1e-5
 SIZE, BATCH, DIM, PER_IMAGE = 64, 8, 8, 4
 CHANNELS = dict(zip(STAGES, (4, 6, 8, 10, 12), strict=True))
 IMAGE_BANK_ROW, PATCH_BANK_ROW, BANK = 41, 30, 45  # 8 and 32 keys a step: every bank wraps in the first
@@ -28,6 +31,7 @@ SETTINGS = {
     "embedding_dim": DIM, "bank_size": BANK, "patch_keys_per_image": PER_IMAGE, "momentum": 0.9,
     "temperature": 0.2, "photometric": "none", "micro_batches": 1, "seed": 5,
 }  # fmt: skip
+SEEDS, MOCO_SEEDS = (2, 3, 4, 5), (101, 102, 103, 106, 107)  # of each step's batch
 VALID = [  # of each step
     [True, True, False, True, True, False, True, True],
     [False, True, True, True, False, True, True, False],
@@ -57,6 +61,18 @@ class TinyBackbone(keras.Model):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         return cls(**config)
+
+
+class RecordingSGD(CoupledSGD):
+    """The package's optimiser, keeping the gradients it was given."""
+
+    def build(self, variables):
+        super().build(variables)
+        self.received = [self.add_variable_from_reference(v, name="received") for v in variables]
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.assign(self.received[self._get_variable_index(variable)], gradient)
+        super().update_step(gradient, variable, learning_rate)
 
 
 # --- the same start on both sides -----------------------------------------------------------------
@@ -97,7 +113,7 @@ def make_model(learning_rate=TRAINING["learning_rate"], **changes):
         value = given_weight(name, query.shape, random)
         query.assign(value)
         keys[name].assign(value + 0.1 * random.normal(0.0, np.std(value), query.shape))
-    model.compile(optimizer=CoupledSGD(learning_rate, TRAINING["momentum"], TRAINING["coupled_decay"]))
+    model.compile(optimizer=RecordingSGD(learning_rate, TRAINING["momentum"], TRAINING["coupled_decay"]))
     model.optimizer.build(model.query_variables)
     for name, bank in model.banks.items():
         bank.next_row.assign(IMAGE_BANK_ROW if name.startswith("image") else PATCH_BANK_ROW)
@@ -169,25 +185,19 @@ def relative(actual, expected):
     return max(by_norm, difference.max() / (np.abs(expected).max() + FLOOR / TOLERANCE))
 
 
-def gradients_of(model, before, velocities_before):
-    """Gradients of the last step, read off the optimiser: v' = mu v + g + wd w."""
+def of_optimiser(model, what):
+    """{golden name: array} of the optimiser's `velocities` or `received` gradients."""
     named = variables_by_name(model.query_encoder)
-    assert {v.path for v in named.values()} == {v.path for v in model.query_variables}
-    found = velocities_of(model)
-    mu, decay = TRAINING["momentum"], TRAINING["coupled_decay"]
-    return {name: found[name] - mu * velocities_before[name] - decay * before[name] for name in named}
-
-
-def velocities_of(model):
-    by_path = dict(zip((v.path for v in model.query_variables), model.optimizer.velocities, strict=True))
-    return values({name: by_path[v.path] for name, v in variables_by_name(model.query_encoder).items()})
+    by_path = dict(zip((v.path for v in model.query_variables), getattr(model.optimizer, what), strict=True))
+    assert {v.path for v in named.values()} == by_path.keys()
+    return values({name: by_path[v.path] for name, v in named.items()})
 
 
 def state_of(model):
     """{label: array} of what a step leaves behind."""
     state = {f"query {name}": value for name, value in values(variables_by_name(model.query_encoder)).items()}
     state |= {f"key {name}": value for name, value in values(variables_by_name(model.key_encoder)).items()}
-    state |= {f"velocity {name}": value for name, value in velocities_of(model).items()}
+    state |= {f"velocity {name}": value for name, value in of_optimiser(model, "velocities").items()}
     state |= {f"bank {name}": bank.keys.numpy() for name, bank in model.banks.items()}
     for stage in STAGES:
         state[f"moving mean {stage}"], state[f"moving variance {stage}"] = moving_statistics(model, stage)
@@ -221,18 +231,17 @@ def test_four_steps_are_the_golden_steps():
     """Terms, gradients, weights, keys, banks and moving statistics after each; the fourth has no valid pair."""
     model = make_model()
     golden, step = make_golden(model), tf.function(model.train_step)
-    for i, valid in enumerate(VALID):
-        batch = make_batch(i, valid)
+    for i, (seed, valid) in enumerate(zip(SEEDS, VALID, strict=True)):
+        batch = make_batch(seed, valid)
         drawn = drawn_cells(model, batch["valid"])
-        before, velocities = values(variables_by_name(model.query_encoder)), velocities_of(model)
         logs = step({name: tf.constant(value) for name, value in batch.items()})
         golden_logs, golden_gradients = golden.step(batch, drawn)
+        assert golden.margin > MARGIN, f"another seed than {seed}"
         logs = {name: float(value) for name, value in logs.items()}
         assert logs.pop("valid_share") == np.mean(valid)
         assert logs.pop("learning_rate") == pytest.approx(TRAINING["learning_rate"])
         assert_small(differences(logs, golden_logs), f"logs of step {i + 1}")
-        gradients = gradients_of(model, before, velocities)
-        assert_small(differences(gradients, golden_gradients), f"gradients of step {i + 1}")
+        assert_small(differences(of_optimiser(model, "received"), golden_gradients), f"gradients of step {i + 1}")
         assert_small(differences(state_of(model), golden_state(golden)), f"state after step {i + 1}")
         assert {name: int(bank.next_row) for name, bank in model.banks.items()} == golden.next_rows
     assert len(golden.banks) == 7
@@ -240,7 +249,7 @@ def test_four_steps_are_the_golden_steps():
 
 def test_golden_gradients_are_slopes():
     """Central differences in float64: of each tensor the weight with the largest gradient, and a random one."""
-    golden, batch = make_golden(make_model()), make_batch(0)
+    golden, batch = make_golden(make_model()), make_batch(SEEDS[0])
     second = (batch["view_2"], batch["boxes_2"], batch["flipped_2"])
     keys, _ = embed(golden.key_weights, golden.losses, golden.sizes, *second)
     _, gradients, _ = golden.loss_and_gradients(batch, keys)
@@ -265,7 +274,7 @@ def loss_at(golden, batch, keys, name, at, by):
 
 def test_the_moco_preset_is_moco_v2():
     """alpha = (0, 0, 0, 1), beta = 0: five iterations of the authors' algorithm, two an epoch, the queue wrapping."""
-    steps, per_epoch, epochs, size = 5, 2, 4, 4 * BATCH
+    per_epoch, epochs, size = 2, 4, 4 * BATCH
     schedule = Cosine(TRAINING["learning_rate"], per_epoch * epochs, hold_steps=per_epoch)
     model = make_model(schedule, image_weights=(0, 0, 0, 1), patch_weights=(0, 0, 0, 0), bank_size=size)
     bank = model.banks["image_P5"]
@@ -278,10 +287,11 @@ def test_the_moco_preset_is_moco_v2():
         momentum=TRAINING["momentum"], weight_decay=TRAINING["coupled_decay"],
     )  # fmt: skip
     step = tf.function(model.train_step)
-    for i in range(steps):
-        batch = make_batch(10 + i)
+    for i, seed in enumerate(MOCO_SEEDS):
+        batch = make_batch(seed)
         logs = step({name: tf.constant(value) for name, value in batch.items()})
         loss = twin.train(*((batch[name] / 255.0 - MEAN) / STD for name in ("view_1", "view_2")), i // per_epoch)
+        assert twin.margin > MARGIN, f"another seed than {seed}"
         actual = {"loss": float(logs["loss"]), "queue": bank.keys.numpy().T}
         expected = {"loss": loss, "queue": twin.queue}
         for which, encoder, params in (
@@ -293,7 +303,7 @@ def test_the_moco_preset_is_moco_v2():
             expected |= {f"{which} {name}": value for name, value in params.items()}
         assert_small(differences(actual, expected), f"step {i + 1}")
         assert int(bank.next_row) == twin.queue_ptr
-    assert twin.queue_ptr == steps * BATCH - size
+    assert twin.queue_ptr == len(MOCO_SEEDS) * BATCH - size
 
 
 def moco_names(weights):
