@@ -9,6 +9,8 @@ Shapes are NHWC. Level `P2` is conv2_x (stride 4) … `P5` is conv5_x (stride 32
 
 import keras
 
+from dupr_tf.models.batch_norm import FusedBatchNormalization
+
 LEVELS = ("P2", "P3", "P4", "P5")
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, 0–255
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -225,4 +227,4 @@ def _conv_bn(x, filters, kernel, strides, name, dtype):
         name=f"{name}_conv",
         dtype=dtype,
     )(x)
-    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn", dtype=dtype)(x)
+    return FusedBatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn", dtype=dtype)(x)

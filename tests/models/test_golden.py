@@ -31,7 +31,7 @@ SETTINGS = {
     "embedding_dim": DIM, "bank_size": BANK, "patch_keys_per_image": PER_IMAGE, "momentum": 0.9,
     "temperature": 0.2, "photometric": "none", "micro_batches": 1, "seed": 5,
 }  # fmt: skip
-SEEDS, MOCO_SEEDS = (2, 3, 4, 5), (101, 102, 103, 106, 107)  # of each step's batch
+SEEDS, MOCO_SEEDS = (0, 3, 4, 8), (101, 102, 105, 108, 110)  # of each step's batch
 VALID = [  # of each step
     [True, True, False, True, True, False, True, True],
     [False, True, True, True, False, True, True, False],
@@ -143,10 +143,14 @@ def moving_statistics(model, stage):
 
 
 def make_batch(seed, valid=VALID[0]):
-    """Noise with coarse structure; boxes that are small, large, and at the views' very edges."""
+    """Each image a colour of its own, coarse structure, noise; small boxes, large ones, some at the very edges.
+
+    Without the colours the pooled features hardly differ, and a float32 gradient is a difference of equals.
+    """
     random = np.random.default_rng(seed)
-    coarse = random.integers(0, 156, (2, BATCH, 8, 8, 3)).repeat(8, 2).repeat(8, 3)
-    views = (coarse + random.integers(0, 100, (2, BATCH, SIZE, SIZE, 3))).astype(np.uint8)
+    colour = random.integers(0, 60, (BATCH, 1, 1, 3))
+    coarse = random.integers(0, 116, (2, BATCH, 8, 8, 3)).repeat(8, 2).repeat(8, 3)
+    views = (colour + coarse + random.integers(0, 81, (2, BATCH, SIZE, SIZE, 3))).astype(np.uint8)
     low = random.uniform(0.0, 20.0, (2, BATCH, 2))
     boxes = np.concatenate([low, low + random.uniform(20.0, 44.0, (2, BATCH, 2))], -1)
     boxes[0, 0], boxes[1, 1] = (0.0, 0.0, SIZE, SIZE), (0.0, 30.0, 34.0, SIZE)
