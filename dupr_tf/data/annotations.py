@@ -201,7 +201,8 @@ def _existing(entries: list[_Entry], max_missing_share: float) -> list[_Entry]:
 def _check_sizes(entries: list[_Entry], looks: int = 100) -> None:
     """Looks at some of the files: boxes made for images of another size would quietly ruin a training."""
     looked = [entry for entry in entries[:: -(-len(entries) // looks)] if min(entry.size) > 0]
-    wrong = [entry for entry in looked if tuple(entry.size) != _file_size(entry.path)]
+    # What cannot be read is named when it is met, with all the others.
+    wrong = [entry for entry in looked if _size_or_none(entry.path) not in (None, tuple(entry.size))]
     if len(wrong) > 0.05 * len(looked):  # VOC and COCO have some such images each
         height, width = _file_size(wrong[0].path)
         raise ValueError(
@@ -255,6 +256,13 @@ def _columns(objects: list[tuple], size: tuple[int, int], index: dict[str, int])
     given = np.array([np.nan if item[5] is None else item[5] for item in objects], np.float32)
     areas = np.where(np.isnan(given), sides.prod(1), given).astype(np.float32)
     return boxes[kept], labels[kept], ignored[kept], areas[kept]
+
+
+def _size_or_none(path: Path) -> tuple[int, int] | None:
+    try:
+        return _file_size(path)
+    except ValueError:
+        return None
 
 
 def _file_size(path: Path) -> tuple[int, int]:
