@@ -43,11 +43,11 @@ def conv_backward(d_out, taps, kernel):
 
 
 def batch_norm(x, gamma, beta):
-    """Statistics of the batch, biased variance, a mean and a variance for each channel."""
+    """Statistics of the batch, for each channel: the biased variance normalises, the unbiased one is remembered."""
     mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
     deviation = np.sqrt(variance + EPSILON)
     unit = (x - mean) / deviation
-    return gamma * unit + beta, (unit, deviation, mean, variance)
+    return gamma * unit + beta, (unit, deviation, mean, x.var((0, 1, 2), ddof=1))
 
 
 def batch_norm_backward(d_out, saved, gamma):
