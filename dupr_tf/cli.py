@@ -36,6 +36,8 @@ class Pretrain:
     def run(self, overrides: dict[str, str]) -> None:
         config = load_config(self.config, overrides)
         _refuse(config.pretrain_problems())
+        for warning in config.pretrain_warnings(has_gpu()):
+            print(f"dupr-tf: warning: {warning}", file=sys.stderr)
         root = self.data or config.data.root
         if root is None:
             raise ConfigError(["data.root: expected a folder of images, received none. Fix: --data DIR"])
@@ -116,6 +118,33 @@ class Export:
 
 
 @dataclasses.dataclass
+class Import:
+    """Turn another tool's ResNet checkpoint into a Keras backbone: torchvision, timm, MoCo, SwAV, DenseCL, BYOL, …
+
+    What stands before a ResNet's names is found, heads and queues are left behind and listed. `finetune --weights`
+    takes the same files directly.
+    """
+
+    file: tyro.conf.Positional[Path]
+    """.safetensors or .npz; .pth, .pt, .tar, .ckpt where PyTorch is installed."""
+    output: Path
+    """The backbone's file, ending in .keras."""
+    prefix: str | None = None
+    """What the names of the wanted ResNet begin with, where a file holds several."""
+    overwrite: bool = False
+    """Replace an earlier file."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        from dupr_tf.weights.loading import import_backbone
+
+        found = import_backbone(self.file, self.output, self.prefix, self.overwrite)
+        print(f"{found.architecture}, width {found.width:g}: {found.matched} arrays named {found.prefix or 'plainly'}")
+        for name in found.dropped:
+            print(f"  left behind: {name}")
+        print(f"wrote {self.output}")
+
+
+@dataclasses.dataclass
 class Sample:
     """Draw the embedded sample: synthetic scenes of textured shapes, with and without boxes."""
 
@@ -152,7 +181,7 @@ class Fields:
 
 COMMANDS = {
     "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate,
-    "export": Export, "sample": Sample, "fields": Fields,
+    "export": Export, "import": Import, "sample": Sample, "fields": Fields,
 }  # fmt: skip
 CONFIGURED = ("pretrain", "finetune")
 
@@ -211,6 +240,11 @@ def print_scores(scores: dict, output: Path | None) -> None:
         print(f"  {name:16s} AP {value:.3f}")
     if output is not None:
         print(f"wrote {output}")
+
+
+def has_gpu() -> bool:
+    """Whether the system shows a GPU (NVIDIA's or AMD's driver); asked before TensorFlow is loaded."""
+    return any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/dxg", "/dev/kfd"))
 
 
 def _refuse(problems: list[str]) -> None:

@@ -112,6 +112,7 @@ class DetectorConfig(Section):
     nms_iou: float = Field(0.5, gt=0, lt=1)
     max_detections: int = Field(100, ge=1)
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="adamw gets further in a few hundred steps")
+    backbone_rate: float = Field(1.0, gt=0, le=1, description="learning rate of the backbone, as a share of the rest's")
     gradient_clip: float | None = Field(10.0, gt=0, description="global norm")
 
     @model_validator(mode="after")
@@ -157,6 +158,19 @@ class Config(Section):
     def pretrain_problems(self, replicas: int = 1) -> list[str]:
         """The cross-field mistakes that would make pre-training impossible or meaningless, a line each."""
         return [*self._batch_problems(replicas), *self._model_problems()]
+
+    def pretrain_warnings(self, gpu: bool) -> list[str]:
+        """What is allowed but hardly meant, a line each.
+
+        Args:
+            gpu: whether this machine has one.
+        """
+        if self.train.precision == "float16" and not gpu:
+            return [
+                "train.precision: float16 on a machine without a GPU is slower than float32 and less exact. "
+                "Better: --train.precision float32"
+            ]
+        return []
 
     def finetune_problems(self) -> list[str]:
         """The cross-field mistakes that would make fine-tuning a detector impossible or meaningless, a line each."""

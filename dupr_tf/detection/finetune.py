@@ -20,7 +20,7 @@ from dupr_tf.detection.coco_eval import coco_ap
 from dupr_tf.detection.pictures import contact_sheet
 from dupr_tf.detection.retinanet import build_retinanet, export_detector, load_detector, save_detector
 from dupr_tf.models.resnet import ResNetBackbone, build_backbone
-from dupr_tf.training.optimizers import CoupledSGD, build_schedule
+from dupr_tf.training.optimizers import CoupledSGD, build_schedule, with_slow_variables
 from dupr_tf.weights.loading import load_backbone
 
 
@@ -58,7 +58,7 @@ def finetune(
     steps = config.total_steps(images)
     batches = train_batches(train, config, steps)
     detector = build_retinanet(backbone, train.class_names, config)
-    detector.compile(_optimizer(config, images))
+    detector.compile(_optimizer(config, images, detector.backbone))
 
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.yaml").write_text(dump_config(config), encoding="utf-8")
@@ -262,13 +262,18 @@ def _read_splits(config: Config, data: str | Path) -> tuple[AnnotatedImages, Ann
     return train, read_annotations(data, "val", kind, train.class_names, max_missing_share=share)
 
 
-def _optimizer(config: Config, images: int) -> keras.optimizers.Optimizer:
+def _optimizer(config: Config, images: int, backbone) -> keras.optimizers.Optimizer:
     """SGD as in the paper's protocols, or AdamW, which gets further in a few hundred steps."""
-    settings, schedule = config.optimizer, build_schedule(config, images)
-    clip = config.detector.gradient_clip
-    if config.detector.optimizer == "adamw":
-        return keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay, global_clipnorm=clip)
-    return CoupledSGD(schedule, settings.momentum, settings.weight_decay, global_clipnorm=clip)
+    settings, detector, schedule = config.optimizer, config.detector, build_schedule(config, images)
+    if detector.optimizer == "adamw":
+        optimizer = keras.optimizers.AdamW(
+            schedule, weight_decay=settings.weight_decay, global_clipnorm=detector.gradient_clip
+        )
+    else:
+        optimizer = CoupledSGD(
+            schedule, settings.momentum, settings.weight_decay, global_clipnorm=detector.gradient_clip
+        )
+    return with_slow_variables(optimizer, backbone.trainable_variables, detector.backbone_rate)
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.data.detection import letterbox
+from dupr_tf.models.batch_norm import FusedBatchNormalization
 
 LEVELS = ("P3", "P4", "P5")  # of the backbone; the pyramid adds P6 and P7
 ANCHORS_PER_CELL = 9
@@ -162,7 +163,7 @@ class FeaturePyramid(keras.layers.Layer):
         )
         layers = [conv]
         if norm:
-            layers.append(keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn"))
+            layers.append(FusedBatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn"))
         return keras.Sequential(layers, name=name)
 
     def build(self, input_shape):

@@ -11,7 +11,7 @@ from dupr_tf.models.memory_bank import MemoryBank
 from dupr_tf.models.resnet import LEVELS
 from dupr_tf.ops import gather
 from dupr_tf.ops.info_nce import info_nce_with_accuracy
-from dupr_tf.ops.photometric import PRESETS, Draws, apply, draw, normalise
+from dupr_tf.ops.photometric import PRESETS, Draws, apply_and_normalise, draw
 
 ARGUMENTS = (
     "image_weights", "patch_weights", "roi_sizes", "embedding_dim", "head", "temperature", "momentum", "bank_size",
@@ -139,7 +139,7 @@ class DUPR(keras.Model):
         for name in ("view_1", "view_2"):
             images = batch[name]
             draws = draw(images.shape[0] * gather.replica_count(), self._seed(step, name), self.photometric)
-            views.append(normalise(apply(images, Draws(*map(gather.own_rows, draws)), recipe)))
+            views.append(apply_and_normalise(images, Draws(*map(gather.own_rows, draws)), recipe))
         return views
 
     def _update_key_encoder(self):

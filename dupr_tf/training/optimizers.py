@@ -46,6 +46,29 @@ class CoupledSGD(keras.optimizers.Optimizer):
         return {**super().get_config(), "momentum": self.momentum, "coupled_decay": self.coupled_decay}
 
 
+def with_slow_variables(optimizer, variables, factor):
+    """Makes an optimiser move some variables more slowly: their learning rate is multiplied by `factor`.
+
+    Fine-tuning wants it: a rate that brings new heads on in a few hundred steps wears pre-trained weights away.
+
+    Args:
+        optimizer: a Keras optimiser with `update_step`; it is changed in place.
+        variables: those to slow down.
+        factor: above 0, at most 1.
+
+    Returns:
+        The optimiser.
+    """
+    update, index = optimizer.update_step, optimizer._get_variable_index  # Keras hands over variables of its own
+
+    def update_step(gradient, variable, learning_rate):
+        slow = {index(v) for v in variables}
+        update(gradient, variable, learning_rate * factor if index(variable) in slow else learning_rate)
+
+    optimizer.update_step = update_step
+    return optimizer
+
+
 @keras.saving.register_keras_serializable("dupr_tf")
 class Cosine(keras.optimizers.schedules.LearningRateSchedule):
     """`peak * (1 + cos(pi t / T)) / 2` after a linear warm-up from 0.

@@ -1,12 +1,17 @@
-"""A backbone from disk: a run's directory, an export's, a `.keras` file or torchvision-named safetensors."""
+"""A backbone from disk: a run's directory, an export's, a `.keras` file, or another tool's checkpoint."""
 
+import dataclasses
+import os
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from dupr_tf.models.resnet import ResNetBackbone
+from dupr_tf.weights.checkpoints import ENDINGS, read_checkpoint
 from dupr_tf.weights.manifest import check_file
-from dupr_tf.weights.torch_io import from_torchvision, read_safetensors
+from dupr_tf.weights.names import weight_names
+from dupr_tf.weights.torch_io import dropped_keys, find_prefix, from_torchvision
 
 KERAS_FILE = "backbone.keras"
 SAFETENSORS_FILE = "backbone.safetensors"
@@ -16,9 +21,10 @@ def load_backbone(path, include_normalization=None):
     """Load a backbone.
 
     Args:
-        path: a directory with `backbone.keras` (a run, an export) or `backbone.safetensors`, or such a file
-            by any name. Files are checked against the `manifest.json` beside them, if there is one. Code in a
-            `.keras` file (a `Lambda` layer) is never run, and pickles are not read.
+        path: a directory with `backbone.keras` (a run, an export) or `backbone.safetensors`, such a file
+            by any name, or another tool's checkpoint with a ResNet in it (see `read_checkpoint`). Files are checked
+            against the `manifest.json` beside them, if there is one. Code in a `.keras` file (a `Lambda` layer) is
+            never run, and pickles are not read.
         include_normalization: None keeps what was saved (a safetensors file has none); True or False gives a
             `ResNetBackbone` with or without the normalisation inside.
 
@@ -30,11 +36,59 @@ def load_backbone(path, include_normalization=None):
     """
     file = _file_of(Path(path))
     check_file(file)
-    torch_layout = file.suffix == ".safetensors"
-    backbone = from_torchvision(read_safetensors(file)[0]) if torch_layout else _load_keras(file)
+    backbone = _load_keras(file) if file.suffix == ".keras" else from_torchvision(read_checkpoint(file))
     if include_normalization in (None, getattr(backbone, "include_normalization", None)):
         return backbone
     return with_normalization(backbone, include_normalization)
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """What `import_backbone` found in a checkpoint."""
+
+    architecture: str
+    width: float
+    prefix: str  # before the names of the ResNet that was taken
+    matched: int  # arrays
+    dropped: tuple[str, ...]  # names left behind: heads, queues, averaged encoders
+
+
+def import_backbone(file, output, prefix=None, overwrite=False):
+    """Turn another tool's checkpoint into `output`, a `.keras` backbone, and read that back.
+
+    Args:
+        file: see `read_checkpoint`.
+        output: a path that ends in `.keras`; it appears when it is complete.
+        prefix: of the names of the ResNet wanted; None finds it, see `find_prefix`.
+        overwrite: replace an earlier output.
+
+    Returns:
+        An `Imported`.
+
+    Raises:
+        ValueError: in one line, naming what is missing, of another shape, unknown or not finite.
+    """
+    output = Path(output)
+    if output.suffix != ".keras":
+        raise ValueError(f"Expected an output ending in .keras, received {output}. Fix: {output.with_suffix('.keras')}")
+    if output.exists() and not overwrite:
+        raise ValueError(f"Expected a new output, received {output}, which exists. Fix: --overwrite, or another name.")
+    check_file(Path(file))
+    state = read_checkpoint(file)
+    prefix = find_prefix(state) if prefix is None else prefix
+    backbone, dropped = from_torchvision(state, prefix), dropped_keys(state, prefix)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.stem}.partial-{os.getpid()}.keras")
+    try:
+        backbone.save(partial)
+        for written, value in zip(_load_keras(partial).get_weights(), backbone.get_weights(), strict=True):
+            if not np.array_equal(written, value):
+                raise OSError(f"{partial} was not written as it should be")
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)
+    matched = len(weight_names(backbone.architecture))
+    return Imported(backbone.architecture, backbone.width, prefix, matched, tuple(dropped))
 
 
 def with_normalization(backbone, include_normalization):
@@ -61,10 +115,10 @@ def _file_of(path):
         )
     if not path.exists():
         raise ValueError(f"Expected a run directory or a backbone file, received {path}: no such file. Fix: the path.")
-    if path.suffix not in (".keras", ".safetensors"):
+    if path.suffix not in (".keras", *ENDINGS):
         raise ValueError(
-            f"Expected a directory, a .keras or a .safetensors file, received {path}. "
-            "Fix: convert .pth, .pkl and .h5 files first; pickles are not read here."
+            f"Expected a directory, or a file ending in .keras, {', '.join(ENDINGS)}, received {path}. "
+            "Fix: convert .pkl and .h5 files first; pickles can run code and are not read here."
         )
     return path
 

@@ -16,9 +16,11 @@ from dupr_tf.weights.names import keras_variable, to_keras_layout, torch_arrays,
 
 logger = logging.getLogger(__name__)
 
-# What a torchvision ResNet or a pre-training checkpoint carries besides the backbone.
-_HEAD = re.compile(r"(^|\.)(fc|head|classifier|projector|predictor)(\.|$)")
+# The backbone itself; whatever else a checkpoint carries is heads and queues.
+_BACKBONE = re.compile(r"(conv1|bn1|layer\d+)\.")
 _COUNTER = ".num_batches_tracked"
+# Encoders that an average makes, as checkpoints call them: MoCo's keys, BYOL's target, a teacher.
+_AVERAGED = re.compile(r"(^|[._])(encoder_k|k|key|target|target_net|teacher|momentum|ema)([._]|$)")
 
 
 def to_torchvision(model):
@@ -30,13 +32,13 @@ def to_torchvision(model):
     return torch_arrays(model, "torchvision")
 
 
-def from_torchvision(state, prefix="", include_normalization=False, name=None):
+def from_torchvision(state, prefix=None, include_normalization=False, name=None):
     """Build the `ResNetBackbone` a torchvision state dict describes; depth and width are read off the arrays.
 
     Args:
         state: `{name: array}`, torchvision's names; anything `numpy.asarray` understands as an array.
         prefix: keys start with it and others are dropped, for example `"module.encoder_q."` for MoCo's
-            checkpoints.
+            checkpoints; None finds it, see `find_prefix`.
         include_normalization: as in `ResNetBackbone`.
         name: name of the model; the architecture's by default.
 
@@ -46,7 +48,7 @@ def from_torchvision(state, prefix="", include_normalization=False, name=None):
     Raises:
         ValueError: naming the keys that are missing, unknown, of another shape, or not finite.
     """
-    state, dropped = _select(state, prefix)
+    state, dropped = _select(state, find_prefix(state) if prefix is None else prefix)
     architecture, width = infer_architecture(state)
     _check_keys(state, architecture)
     backbone = build_backbone(architecture, width=width, include_normalization=include_normalization, name=name)
@@ -60,9 +62,34 @@ def from_torchvision(state, prefix="", include_normalization=False, name=None):
     return backbone
 
 
-def dropped_keys(state, prefix=""):
+def find_prefix(state):
+    """Return what stands before a ResNet's own names in a state dict: "", "backbone.", "module.encoder_q.", …
+
+    An encoder that is an average of another (MoCo's keys, BYOL's target) is passed over. Checkpoints of MoCo,
+    PyContrast, SwAV, DenseCL, BYOL and OpenSelfSup, torchvision and timm are told apart by this alone.
+
+    Raises:
+        ValueError: for none, or for several that hold different weights.
+    """
+    ending = "layer1.0.conv1.weight"
+    found = [key.removesuffix(ending) for key in state if key.endswith(ending)]
+    found = [prefix for prefix in found if not prefix or prefix.endswith(".")]
+    found = [prefix for prefix in found if not _AVERAGED.search(prefix)] or found
+    if not found:
+        _require(state, ["conv1.weight", ending])
+    first, *others = found
+    for other in others:  # the same module may be registered twice
+        if not np.array_equal(np.asarray(state[first + ending]), np.asarray(state[other + ending])):
+            raise ValueError(
+                f"Expected one ResNet, received {_listed([repr(prefix) for prefix in found])} with different weights. "
+                "Fix: pass the prefix of the one you want."
+            )
+    return first
+
+
+def dropped_keys(state, prefix=None):
     """Return the keys `from_torchvision` leaves behind: heads, and what is outside `prefix`."""
-    return _select(state, prefix)[1]
+    return _select(state, find_prefix(state) if prefix is None else prefix)[1]
 
 
 def infer_architecture(state):
@@ -102,10 +129,13 @@ def read_safetensors(path):
 
 def _select(state, prefix):
     """Split a state dict into the backbone's entries, without their prefix, and the names left behind."""
-    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    dropped = [key for key in state if not key.startswith(prefix)]
-    dropped += [prefix + key for key in inside if _HEAD.search(key)]
-    kept = {key: value for key, value in inside.items() if not (_HEAD.search(key) or key.endswith(_COUNTER))}
+    kept, dropped = {}, []
+    for key, value in state.items():
+        name = key.removeprefix(prefix)
+        if not key.startswith(prefix) or not _BACKBONE.match(name):
+            dropped.append(key)
+        elif not name.endswith(_COUNTER):
+            kept[name] = value
     return kept, dropped
 
 
@@ -125,7 +155,7 @@ def _require(state, names):
     if missing:
         raise ValueError(
             f"Expected a torchvision ResNet state dict, received one without {_listed(missing)} "
-            f"(it has {_listed(sorted(state)) or 'nothing'}). Fix: pass the prefix of its keys, if any."
+            f"(it has {_listed(sorted(state)) or 'nothing'}). Fix: use the checkpoint of a ResNet."
         )
 
 

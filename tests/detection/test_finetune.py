@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,7 +11,7 @@ from rich.console import Console
 from dupr_tf.config import ConfigError, load_config, parse_config
 from dupr_tf.data.annotations import read_annotations
 from dupr_tf.data.detection import train_batches
-from dupr_tf.detection.finetune import TrainingLog, detect, evaluate, finetune, naming_bad_images
+from dupr_tf.detection.finetune import TrainingLog, _optimizer, detect, evaluate, finetune, naming_bad_images
 from dupr_tf.detection.retinanet import load_detector
 from dupr_tf.models.resnet import build_backbone
 from tests.labelled_scenes import NAMES, pictures, write_coco
@@ -60,6 +61,21 @@ def test_it_writes_what_it_says(run, weights):
     assert (metrics["train_images"], metrics["val_images"]) == (10, 5)
     assert set(metrics["per_class"]) == set(NAMES) and 0 <= metrics["AP50"] <= 1
     assert metrics["images_per_second"] > 0
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_the_backbone_learns_at_its_share_of_the_rate(kind):
+    """A constant gradient: one variable is the backbone's, the other is the rest's; decay would blur the ratio."""
+    settings = config(detector={"optimizer": kind, "backbone_rate": 0.25}, optimizer={"weight_decay": 0.0})
+    backbone = keras.Sequential([keras.layers.Dense(1, use_bias=False)])
+    backbone.build((None, 3))
+    slow, fast = backbone.trainable_variables[0], keras.Variable(np.zeros([3, 1], np.float32))
+    optimizer, before = _optimizer(settings, 10, backbone), slow.numpy()
+    optimizer.build([slow, fast])
+    for _ in range(3):
+        optimizer.apply([tf.fill([3, 1], 0.5)] * 2)
+    assert (fast.numpy() < 0).all()
+    np.testing.assert_allclose(slow.numpy() - before, 0.25 * fast.numpy(), rtol=1e-4)
 
 
 def test_the_loss_is_logged_in_windows_and_at_the_end(run):

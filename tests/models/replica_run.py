@@ -1,4 +1,6 @@
-"""A few DUPR steps by `fit` on N logical devices: python -m tests.models.replica_run DEVICES GROUPS STEPS OUTPUT.npz.
+"""DUPR steps by `fit` on N logical devices: python -m tests.models.replica_run DEVICES GROUPS STEPS OUTPUT.npz [KIND].
+
+KIND is float32 (the default), float16, or overflow: float16 where the last replica's gradients are infinite.
 
 Run in a process of its own: logical devices are set before TensorFlow starts, and one process holds one strategy.
 """
@@ -14,44 +16,58 @@ from dupr_tf.training.distribution import scope
 from dupr_tf.training.optimizers import CoupledSGD
 
 # Groups of four and P5 maps of 2 x 2: statistics over two numbers would turn rounding errors into other signs.
-BATCH, SIZE = 16, 64
+GROUP, SIZE = 4, 64
 
 
-def batches(steps):
+class Overflowing(DUPR):
+    """A DUPR whose gradients are infinite on the last replica alone."""
+
+    def _query_gradients(self, *inputs):
+        gradients, logs = super()._query_gradients(*inputs)
+        context = tf.distribute.get_replica_context()
+        last = context.replica_id_in_sync_group == context.num_replicas_in_sync - 1
+        return [g + tf.where(last, float("inf"), 0.0) for g in gradients], logs
+
+
+def batches(steps, batch):
     """Batches that are a function of the step; some pairs are invalid."""
     random = np.random.default_rng(0)
     for _ in range(steps):
-        corner = random.uniform(0, 16, (2, BATCH, 2))
-        boxes = np.concatenate([corner, corner + random.uniform(32, 48, (2, BATCH, 2))], -1).astype(np.float32)
+        corner = random.uniform(0, 16, (2, batch, 2))
+        boxes = np.concatenate([corner, corner + random.uniform(32, 48, (2, batch, 2))], -1).astype(np.float32)
         yield {
-            "view_1": random.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8),
-            "view_2": random.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8),
+            "view_1": random.integers(0, 256, (batch, SIZE, SIZE, 3), np.uint8),
+            "view_2": random.integers(0, 256, (batch, SIZE, SIZE, 3), np.uint8),
             "boxes_1": boxes[0],
             "boxes_2": boxes[1],
-            "flipped_1": random.random(BATCH) < 0.5,
-            "flipped_2": random.random(BATCH) < 0.5,
-            "valid": random.random(BATCH) < 0.8,
-            "index": np.arange(BATCH),
+            "flipped_1": random.random(batch) < 0.5,
+            "flipped_2": random.random(batch) < 0.5,
+            "valid": random.random(batch) < 0.8,
+            "index": np.arange(batch),
         }
 
 
-def main(devices, groups, steps, output, momentum=0.9):
+def main(devices, groups, steps, output, kind="float32"):
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
     names = [f"CPU:{i}" for i in range(devices)]
     strategy = tf.distribute.MirroredStrategy(names) if devices > 1 else None
+    half, batch = kind != "float32", GROUP * groups
+    keras.config.set_dtype_policy("mixed_float16" if half else "float32")
     with scope(strategy):
         keras.utils.set_random_seed(1)
-        model = DUPR(
+        model = (Overflowing if kind == "overflow" else DUPR)(
             build_backbone("resnet18", width=0.125),
-            roi_sizes=(16, 8, 4, 2), embedding_dim=16, bank_size=83, momentum=momentum, micro_batches=groups,
+            roi_sizes=(16, 8, 4, 2), embedding_dim=16, bank_size=163, momentum=0.9, micro_batches=groups,
         )  # fmt: skip
-        model.compile(optimizer=CoupledSGD(1e-3), jit_compile=False)
+        optimizer = CoupledSGD(1e-3)
+        model.compile(keras.optimizers.LossScaleOptimizer(optimizer) if half else optimizer, jit_compile=False)
         model.optimizer.build(model.query_variables)
-    elements = list(batches(steps))
+    before = _flat(model.query_variables)
+    elements = list(batches(steps, batch))
     data = tf.data.Dataset.from_tensor_slices({k: np.stack([e[k] for e in elements]) for k in elements[0]})
     # `fit` splits a *batch* over the replicas, so the rows are batched here.
-    data = data.unbatch().batch(BATCH, drop_remainder=True)
+    data = data.unbatch().batch(batch, drop_remainder=True)
     losses = []
     record = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: losses.append([float(logs[k]) for k in sorted(logs)])
@@ -59,9 +75,14 @@ def main(devices, groups, steps, output, momentum=0.9):
     model.fit(data, epochs=1, verbose=0, callbacks=[record])
     results = {"losses": np.array(losses), "replicas_agree": np.array(_replicas_agree(model))}
     results |= {f"bank_{name}": bank.keys.numpy() for name, bank in model.banks.items()}
-    results["weights"] = np.concatenate([v.numpy().ravel() for v in model.query_variables])
-    results["key_weights"] = np.concatenate([v.numpy().ravel() for v in model.key_variables])
+    results["weights"], results["key_weights"] = _flat(model.query_variables), _flat(model.key_variables)
+    results["moved"] = np.abs(results["weights"] - before).max()
+    results["loss_scale"] = np.array(float(model.optimizer.dynamic_scale) if half else 1.0)
     np.savez(output, **results)
+
+
+def _flat(variables):
+    return np.concatenate([v.numpy().ravel() for v in variables])
 
 
 def _replicas_agree(model):
@@ -75,4 +96,4 @@ def _replicas_agree(model):
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]), sys.argv[4])
+    main(*map(int, sys.argv[1:4]), *sys.argv[4:])

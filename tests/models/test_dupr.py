@@ -153,6 +153,25 @@ def test_a_step_moves_queries_by_the_optimiser_and_keys_by_the_average_only():
         assert not np.array_equal(query.numpy(), query_before), query.path  # decay moves even unused biases
 
 
+def test_the_whole_step_compiles_under_xla():
+    """One batch-norm group: the shuffle's draws, other under XLA, then change nothing in the losses."""
+    plain, compiled, batch = make_model(), make_model(), make_batch()
+    expected = tf.function(plain.train_step)(batch)
+    logs = tf.function(compiled.train_step, jit_compile=True)(batch)
+    for name, value in expected.items():
+        assert float(logs[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-6), name
+    for a, b in zip(plain.query_variables, compiled.query_variables, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-5, err_msg=a.path)
+
+
+def test_groups_and_photometrics_compile_under_xla():
+    model, batch = make_model(micro_batches=2, photometric="moco_v2"), make_batch()
+    before = [v.numpy() for v in model.query_variables]
+    logs = tf.function(model.train_step, jit_compile=True)(batch)
+    assert all(np.isfinite(float(value)) for value in logs.values())
+    assert all((a != b.numpy()).any() for a, b in zip(before, model.query_variables, strict=True))
+
+
 def test_no_valid_pair_gives_no_patch_loss_and_leaves_patch_banks_alone():
     model, batch = make_model(), make_batch(valid=(False,) * BATCH)
     before = {name: bank.keys.numpy() for name, bank in model.banks.items()}

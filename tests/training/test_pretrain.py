@@ -154,15 +154,16 @@ def test_too_many_bad_images_end_the_run(photos, tmp_path):
         pretrain(tiny(), tmp_path / "run", folder)
 
 
-def test_bfloat16_agrees_with_float32_to_its_precision(whole_run, photos, tmp_path):
+@pytest.mark.parametrize("precision, tolerance", [("bfloat16", 0.06), ("float16", 0.02)])
+def test_half_precision_agrees_with_float32_to_its_precision(precision, tolerance, whole_run, photos, tmp_path):
     try:
-        pretrain(tiny(precision="bfloat16", max_steps=1), tmp_path / "half", photos)
+        pretrain(tiny(precision=precision, max_steps=1), tmp_path / "half", photos)
     finally:
         keras.config.set_dtype_policy("float32")
     half, full = metrics(tmp_path / "half")[0], metrics(whole_run)[0]
     for name in full:
         if name.startswith("loss"):
-            assert half[name] == pytest.approx(full[name], rel=0.06), name
+            assert half[name] == pytest.approx(full[name], rel=tolerance), name
 
 
 def test_schedules_are_the_oracles():

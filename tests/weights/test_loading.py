@@ -83,13 +83,13 @@ def test_a_damaged_manifest_is_named(run):
         ("absent", "no such file"),
         ("absent.keras", "no such file"),
         ("empty", r"Expected backbone\.keras or backbone\.safetensors in"),
-        ("weights.pth", "pickles are not read here"),
-        ("weights.h5", "pickles are not read here"),
+        ("weights.pkl", "are not read here"),
+        ("weights.h5", "are not read here"),
     ],
 )
 def test_what_is_not_there_or_of_another_type(tmp_path, name, message):
     (tmp_path / "empty").mkdir()
-    for file in ("weights.pth", "weights.h5"):
+    for file in ("weights.pkl", "weights.h5"):
         (tmp_path / file).write_bytes(b"anything")
     with pytest.raises(ValueError, match=message) as caught:
         load_backbone(tmp_path / name)
