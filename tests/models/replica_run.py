@@ -11,12 +11,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dupr_tf.models import DUPR, build_backbone
+from dupr_tf.models import DUPR
 from dupr_tf.training.distribution import scope
 from dupr_tf.training.optimizers import CoupledSGD
+from tests.models.test_golden import CHANNELS, TinyBackbone
 
 # Groups of four and P5 maps of 2 x 2: statistics over two numbers would turn rounding errors into other signs.
-GROUP, SIZE = 4, 64
+GROUP, SIZE = 4, 64  # SIZE is what TinyBackbone takes
 
 
 class Overflowing(DUPR):
@@ -53,11 +54,12 @@ def main(devices, groups, steps, output, kind="float32"):
     names = [f"CPU:{i}" for i in range(devices)]
     strategy = tf.distribute.MirroredStrategy(names) if devices > 1 else None
     half, batch = kind != "float32", GROUP * groups
-    keras.config.set_dtype_policy("mixed_float16" if half else "float32")
+    policy = "mixed_float16" if half else "float32"
+    keras.config.set_dtype_policy(policy)  # of the heads
     with scope(strategy):
         keras.utils.set_random_seed(1)
         model = (Overflowing if kind == "overflow" else DUPR)(
-            build_backbone("resnet18", width=0.125),
+            TinyBackbone(CHANNELS, dtype=policy),
             roi_sizes=(16, 8, 4, 2), embedding_dim=16, bank_size=163, momentum=0.9, micro_batches=groups,
         )  # fmt: skip
         optimizer = CoupledSGD(1e-3)
@@ -77,7 +79,7 @@ def main(devices, groups, steps, output, kind="float32"):
     results |= {f"bank_{name}": bank.keys.numpy() for name, bank in model.banks.items()}
     results["weights"], results["key_weights"] = _flat(model.query_variables), _flat(model.key_variables)
     results["moved"] = np.abs(results["weights"] - before).max()
-    results["loss_scale"] = np.array(float(model.optimizer.dynamic_scale) if half else 1.0)
+    results["loss_scale"] = np.array(model.optimizer.dynamic_scale.numpy() if half else 1.0)
     np.savez(output, **results)
 
 

@@ -156,12 +156,14 @@ def test_a_step_moves_queries_by_the_optimiser_and_keys_by_the_average_only():
 def test_the_whole_step_compiles_under_xla():
     """One batch-norm group: the shuffle's draws, other under XLA, then change nothing in the losses."""
     plain, compiled, batch = make_model(), make_model(), make_batch()
+    before = [v.numpy() for v in plain.query_variables]
     expected = tf.function(plain.train_step)(batch)
     logs = tf.function(compiled.train_step, jit_compile=True)(batch)
     for name, value in expected.items():
         assert float(logs[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-6), name
-    for a, b in zip(plain.query_variables, compiled.query_variables, strict=True):
-        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-5, err_msg=a.path)
+    # Statistics over the four numbers of a P5 of one cell multiply rounding; a wrong gradient is off by far more.
+    for start, a, b in zip(before, plain.query_variables, compiled.query_variables, strict=True):
+        assert np.linalg.norm(a - b) <= 1e-2 * np.linalg.norm(a - start) + 1e-6, a.path
 
 
 def test_groups_and_photometrics_compile_under_xla():

@@ -44,19 +44,19 @@ VALID = [  # of each step
 class TinyBackbone(keras.Model):
     """The backbone of `tests.golden`, made of the package's own convolution and batch norm."""
 
-    def __init__(self, channels, name="tiny"):
+    def __init__(self, channels, dtype="float32", name="tiny"):
         images = keras.Input((SIZE, SIZE, 3), name="images")
         x, levels = images, {}
         for stage, filters in channels.items():
-            x = _conv_bn(x, filters, 3, strides=2, name=stage, dtype="float32")
-            x = levels[stage] = keras.layers.Activation("relu", name=f"{stage}_out")(x)
+            x = _conv_bn(x, filters, 3, strides=2, name=stage, dtype=dtype)
+            x = levels[stage] = keras.layers.Activation("relu", dtype=dtype, name=f"{stage}_out")(x)
         super().__init__(inputs=images, outputs=x, name=name)
-        self.channels = dict(channels)
+        self.channels, self.dtype_name = dict(channels), dtype
         self.pyramid_level_inputs = {level: f"{level}_out" for level in STAGES[1:]}
         self.pyramid_outputs = {level: levels[level] for level in STAGES[1:]}
 
     def get_config(self):
-        return {"channels": self.channels, "name": self.name}
+        return {"channels": self.channels, "dtype": self.dtype_name, "name": self.name}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
