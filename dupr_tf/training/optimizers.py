@@ -49,7 +49,7 @@ class CoupledSGD(keras.optimizers.Optimizer):
 def with_slow_variables(optimizer, variables, factor):
     """Makes an optimiser move some variables more slowly: their learning rate is multiplied by `factor`.
 
-    Fine-tuning wants it: a rate that brings new heads on in a few hundred steps wears pre-trained weights away.
+    For fine-tuning, where new heads and pre-trained weights may want rates of their own.
 
     Args:
         optimizer: a Keras optimiser with `update_step`; it is changed in place.
@@ -59,6 +59,8 @@ def with_slow_variables(optimizer, variables, factor):
     Returns:
         The optimiser.
     """
+    if factor == 1.0:
+        return optimizer
     update, index = optimizer.update_step, optimizer._get_variable_index  # Keras hands over variables of its own
 
     def update_step(gradient, variable, learning_rate):

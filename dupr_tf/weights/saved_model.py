@@ -31,11 +31,13 @@ def write_saved_model(backbone, path):
     """
     serving = serving_model(backbone)
     model = _function(lambda images: _features(serving, images), tf.float32)  # traced once, called by both signatures
-    archive = keras.export.ExportArchive()
-    archive.track(serving)
-    for name, dtype in ((FLOAT_SIGNATURE, tf.float32), (UINT8_SIGNATURE, tf.uint8)):
-        archive.add_endpoint(name, _function(lambda images: model(tf.cast(images, tf.float32)), dtype))
-    archive.write_out(str(path), verbose=False)
+    module = tf.Module()  # Keras' ExportArchive writes every variable twice
+    module.weights = [variable.value for variable in serving.variables]
+    signatures = {
+        name: _function(lambda images: model(tf.cast(images, tf.float32)), dtype)
+        for name, dtype in ((FLOAT_SIGNATURE, tf.float32), (UINT8_SIGNATURE, tf.uint8))
+    }
+    tf.saved_model.save(module, str(path), signatures=signatures)
     return _read_difference(serving, path)
 
 
