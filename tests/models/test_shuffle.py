@@ -53,5 +53,5 @@ def test_the_shuffle_stops_batch_norm_from_leaking(monkeypatch):
     shuffled = accuracy_after_training()
     monkeypatch.setattr(gather, "permutation", lambda count, seed: (tf.range(count), tf.range(count)))
     leaking = accuracy_after_training()
-    assert leaking > 1.5 * COLOURED, "noise is matched through the statistics of its group"  # 0.49 here
-    assert shuffled < COLOURED, "what is matched is what can be seen"  # 0.20 here
+    assert leaking > 1.5 * COLOURED, "noise is matched through the statistics of its group"  # about 0.5 here
+    assert shuffled < COLOURED, "what is matched is what can be seen"  # about 0.2 here
