@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 
-import numpy as np
 import tensorflow as tf
 
 from dupr_tf.batch import check_view_pairs
 from dupr_tf.config import Config
-from dupr_tf.data.views import make_pair
+from dupr_tf.data.decoding import read_image, read_pair
 
 log = logging.getLogger(__name__)
 SUBSTITUTES = 32  # images tried in place of an unreadable one before the run gives up
@@ -70,31 +69,66 @@ def view_pairs(paths: list[str], config: Config, first_step: int, last_step: int
         A `tf.data.Dataset` of ViewPair dicts.
     """
     batch, per_epoch = config.train.batch_size, config.steps_per_epoch(len(paths))
-    files = tf.constant(paths)
+    files, last = tf.constant(paths), last_step * batch
 
     def position(number):
         """(epoch, image index) of the number-th sample of the run."""
         epoch, place = number // (per_epoch * batch), number % (per_epoch * batch)
         return epoch, shuffled_index(place, len(paths), config.train.seed, epoch)
 
+    def pair_of(number, epoch, index, shown):
+        """The number-th sample; image `shown` stands in for `index` where that cannot be read."""
+        seed = sample_seed(config.train.seed, epoch, index)
+        sample = read_pair(tf.io.read_file(files[shown]), seed, config.data.image_size, config.views)
+        return {**sample, "index": shown}, number
+
     def pair(number):
         epoch, index = position(number)
-        views, seed = config.views, sample_seed(config.train.seed, epoch, index)
-        image, index = read_or_substitute(files, index, config.train.seed, epoch, bad)
-        sample = make_pair(
-            image,
-            seed,
-            config.data.image_size,
-            views.crop_area,
-            views.crop_aspect,
-            views.min_overlap,
-            views.draws,
-        )
-        return {**sample, "index": index}
+        return pair_of(number, epoch, index, index)
 
-    dataset = tf.data.Dataset.range(first_step * batch, last_step * batch)
-    dataset = dataset.map(pair, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return check_view_pairs(dataset.batch(batch, drop_remainder=True).prefetch(4), batch, config.data.image_size)
+    def pair_despite_bad_image(number):
+        epoch, index = position(number)
+        return pair_of(number, epoch, index, readable_index(files, index, config.train.seed, epoch, bad))[0]
+
+    numbers = tf.data.Dataset.range(first_step * batch, last)
+    samples = numbers.map(pair, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    samples = fill_gaps(samples.ignore_errors(), first_step * batch, last, pair_despite_bad_image)
+    dataset = samples.rebatch(batch, drop_remainder=True).prefetch(4)
+    return check_view_pairs(dataset, batch, config.data.image_size)
+
+
+def fill_gaps(samples, first, last, replace):
+    """Puts a sample in the place of each that failed.
+
+    An operation that fails inside a dataset loses its element and nothing else, which costs good images nothing; the
+    gap shows in the numbers of those that are left.
+
+    Args:
+        samples: dataset of (sample, number), numbers rising from `first` to `last` - 1 with gaps.
+        first, last: () int.
+        replace: number -> sample for a gap.
+
+    Returns:
+        A dataset of samples with a leading axis, of any length, `last - first` rows in all.
+    """
+    spec = samples.element_spec[0]
+    nothing = tf.nest.map_structure(lambda s: tf.zeros(s.shape, s.dtype), spec)
+    end = tf.data.Dataset.from_tensors((nothing, tf.constant(last, tf.int64)))
+
+    def gap_before(expected, element):
+        return element[1] + 1, (*element, expected)
+
+    def with_gap(sample, number, expected):
+        own = tf.nest.map_structure(lambda x: tf.repeat(x[None], tf.cast(number < last, tf.int32), 0), sample)
+
+        def filled():
+            gap = tf.map_fn(replace, tf.range(expected, number), fn_output_signature=spec)
+            return tf.nest.map_structure(lambda a, b: tf.concat([a, b], 0), gap, own)
+
+        return tf.cond(expected < number, filled, lambda: own)
+
+    samples = samples.concatenate(end).scan(tf.constant(first, tf.int64), gap_before)
+    return samples.map(with_gap)
 
 
 def shuffled_index(place, count, seed, epoch):
@@ -109,56 +143,40 @@ def sample_seed(seed, epoch, index):
     return tf.stack([tf.constant(seed, tf.int64) + tf.cast(epoch, tf.int64) * 2**32, tf.cast(index, tf.int64)])
 
 
-def read_or_substitute(files, index, seed, epoch, bad: BadImages):
-    """Decodes an image; an unreadable one is noted and replaced by one drawn from (seed, epoch, index, try)."""
+def readable_index(files, index, seed, epoch, bad: BadImages):
+    """`index`, or if that image is unreadable (which is noted) another, drawn from (seed, epoch, index, try)."""
     count = files.shape[0]
 
     def note(index):
         bad.add(int(index))
         return index
 
-    def another(tried, index, _image, _readable):
-        # In a cond, so that Python is called for unreadable images only.
+    def another(tried, index, _readable):
         noted = tf.ensure_shape(tf.numpy_function(note, [index], tf.int64), [])
         key = tf.stack([sample_seed(seed, epoch, noted)[0], noted * SUBSTITUTES + tried])
         drawn = tf.random.stateless_uniform([], seed=key, maxval=count, dtype=tf.int64)
-        return (tried + 1, drawn, *try_decode(files[drawn]))
+        return tried + 1, drawn, is_readable(files[drawn])
 
-    first = (tf.constant(0, tf.int64), index, *try_decode(files[index]))
-    tried, index, image, readable = tf.while_loop(
-        lambda tried, _index, _image, readable: ~readable & (tried < SUBSTITUTES),
+    tried, index, readable = tf.while_loop(
+        lambda tried, _index, readable: ~readable & (tried < SUBSTITUTES),
         another,
-        first,
-        shape_invariants=(
-            tf.TensorShape([]),
-            tf.TensorShape([]),
-            tf.TensorShape([None, None, 3]),
-            tf.TensorShape([]),
-        ),
+        (tf.constant(0, tf.int64), index, is_readable(files[index])),
     )
     with tf.control_dependencies([tf.debugging.Assert(readable, ["no readable image found in", tried, "tries"])]):
-        return tf.identity(image), index
+        return tf.identity(index)
 
 
-def try_decode(path):
-    """(H, W, 3) uint8 RGB and whether reading and decoding worked; a black pixel where not. Never raises.
-
-    A failing op would end the whole pipeline, so the ops run where Python can catch it; they release the GIL.
-    """
+def is_readable(path):
+    """() bool: whether a file can be read and decoded, whole. Never raises: the operations run where Python catches."""
 
     def attempt(path):
         try:
-            return read_image(path).numpy(), True
+            read_image(tf.io.read_file(path))
+            return True
         except tf.errors.OpError:
-            return np.zeros([1, 1, 3], np.uint8), False
+            return False
 
-    image, readable = tf.numpy_function(attempt, [path], [tf.uint8, tf.bool], stateful=False)
-    return tf.ensure_shape(image, [None, None, 3]), tf.ensure_shape(readable, [])
-
-
-def read_image(path):
-    """(H, W, 3) uint8 RGB of a file; of an animation, the first frame. Raises what TensorFlow raises."""
-    return tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
+    return tf.ensure_shape(tf.numpy_function(attempt, [path], tf.bool, stateful=False), [])
 
 
 def check_readable(paths: list[str], bad: BadImages, tries: int = 64) -> None:
@@ -172,7 +190,7 @@ def check_readable(paths: list[str], bad: BadImages, tries: int = 64) -> None:
     readable = 0
     for index in chosen:
         try:
-            read_image(paths[index])
+            read_image(tf.io.read_file(paths[index]))
             readable += 1
         except tf.errors.OpError:
             bad.add(index)

@@ -14,37 +14,52 @@ from dupr_tf.ops.boxes import intersect_views
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop, before it falls back to the centre
 
 
-def make_pair(image, seed, size, crop_area, crop_aspect, min_overlap, draws):
-    """Draws two views of an image whose crops overlap, if a few draws can bring that about.
+def make_pair(image, crops, flipped, size, min_overlap):
+    """Cuts two views out of an image, and says where they overlap.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        seed: (2,) int64.
+        crops: (2, 4) int32 `(y1, x1, y2, x2)` of the two views in it.
+        flipped: (2,) bool, the views to mirror.
         size: side of a view, px.
-        crop_area: (min, max) share of the image.
-        crop_aspect: (min, max) width / height of a crop, drawn log-uniformly.
         min_overlap: least side of the overlap, px in each view.
-        draws: pairs drawn; the first valid one is taken, the first of all where none is.
 
     Returns:
         dict of `view_1`, `view_2` (size, size, 3) uint8, `boxes_1`, `boxes_2` (4,) float32, `flipped_1`, `flipped_2`
         () bool, `valid` () bool.
     """
-    height, width = tf.shape(image)[0], tf.shape(image)[1]
-    u = tf.random.stateless_uniform([draws, 2, CROP_TRIES + 1, 4], seed=seed)
-    crops = draw_crops(u, height, width, crop_area, crop_aspect)  # (draws, 2, 4)
-    flipped = u[:, :, CROP_TRIES, 2] < 0.5  # (draws, 2)
-    boxes_1, boxes_2, valid = intersect_views(crops[:, 0], crops[:, 1], flipped[:, 0], flipped[:, 1], size, min_overlap)
-    taken = tf.argmax(tf.cast(valid, tf.int32))  # the first valid, or 0
+    boxes_1, boxes_2, valid = intersect_views(crops[0], crops[1], flipped[0], flipped[1], size, min_overlap)
     return {
-        "view_1": crop_and_flip(image, crops[taken, 0], flipped[taken, 0], size),
-        "view_2": crop_and_flip(image, crops[taken, 1], flipped[taken, 1], size),
-        "boxes_1": boxes_1[taken],
-        "boxes_2": boxes_2[taken],
-        "flipped_1": flipped[taken, 0],
-        "flipped_2": flipped[taken, 1],
-        "valid": valid[taken],
+        "view_1": crop_and_flip(image, crops[0], flipped[0], size),
+        "view_2": crop_and_flip(image, crops[1], flipped[1], size),
+        "boxes_1": boxes_1,
+        "boxes_2": boxes_2,
+        "flipped_1": flipped[0],
+        "flipped_2": flipped[1],
+        "valid": valid,
     }
+
+
+def draw_pair(height, width, seed, size, views):
+    """Draws the geometry of two views whose crops overlap, if a few draws can bring that about.
+
+    Args:
+        height, width: () int32 of the image.
+        seed: (2,) int64.
+        size: side of a view, px.
+        views: `ViewsConfig`: `crop_area`, `crop_aspect` and `min_overlap`; of `draws` pairs the first valid one is
+            taken, the first of all where none is.
+
+    Returns:
+        crops: (2, 4) int32 `(y1, x1, y2, x2)` in the image.
+        flipped: (2,) bool.
+    """
+    u = tf.random.stateless_uniform([views.draws, 2, CROP_TRIES + 1, 4], seed=seed)
+    crops = draw_crops(u, height, width, views.crop_area, views.crop_aspect)  # (draws, 2, 4)
+    flipped = u[:, :, CROP_TRIES, 2] < 0.5  # (draws, 2)
+    *_, valid = intersect_views(crops[:, 0], crops[:, 1], flipped[:, 0], flipped[:, 1], size, views.min_overlap)
+    taken = tf.argmax(tf.cast(valid, tf.int32))  # the first valid, or 0
+    return crops[taken], flipped[taken]
 
 
 def draw_crops(u, height, width, crop_area, crop_aspect):
@@ -87,6 +102,14 @@ def _largest_allowed(height, width, crop_aspect):
 def crop_and_flip(image, crop, flipped, size):
     """Crops first, then resizes with antialiasing as Pillow does, then mirrors. Returns (size, size, 3) uint8."""
     y1, x1, y2, x2 = tf.unstack(crop)
-    view = tf.image.resize(image[y1:y2, x1:x2], (size, size), method="bilinear", antialias=True)
-    view = tf.cast(tf.clip_by_value(tf.round(view), 0.0, 255.0), tf.uint8)
-    return tf.where(flipped, view[:, ::-1], view)
+    # What `tf.image.resize` ends in, without the dozen small operations it puts around it.
+    view = tf.raw_ops.ScaleAndTranslate(
+        images=image[None, y1:y2, x1:x2],
+        size=[size, size],
+        scale=float(size) / tf.cast(tf.stack([y2 - y1, x2 - x1]), tf.float32),
+        translation=[0.0, 0.0],
+        kernel_type="triangle",
+        antialias=True,
+    )[0]
+    view = tf.cast(view + 0.5, tf.uint8)  # averages of 0–255 stay there
+    return tf.cond(flipped, lambda: tf.reverse(view, [1]), lambda: view)

@@ -141,6 +141,26 @@ def test_unreadable_images_are_named_and_replaced(ramps, tmp_path, caplog):
         bad.check()
 
 
+@pytest.mark.parametrize("broken", [[0], [15], [0, 1, 2], [14, 15], [0, 7, 8, 15], list(range(12))])
+def test_any_pattern_of_unreadable_images_leaves_the_others_where_they_were(ramps, tmp_path, broken):
+    order = _batches(ramps, 0, 1)[0]["index"]
+    for path in sorted(ramps.iterdir()):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    for place in broken:  # of the epoch: first, last, in a row
+        (tmp_path / f"{order[place]:02d}.png").write_bytes(b"")
+    paths = list_images(tmp_path)
+    bad = BadImages(paths, 1.0)
+    batches = [{k: v.numpy() for k, v in b.items()} for b in view_pairs(paths, CONFIG, 0, 3, bad)]
+    assert len(batches) == 3 and all(len(batch["index"]) == 16 for batch in batches)
+    assert set(bad.found) == {order[place] for place in broken}
+    whole = _batches(ramps, 0, 3)
+    for batch, full in zip(batches, whole, strict=True):
+        kept = ~np.isin(full["index"], list(bad.found))
+        for name in full:
+            np.testing.assert_array_equal(batch[name][kept], full[name][kept], err_msg=name)
+        assert not np.isin(batch["index"], list(bad.found)).any()
+
+
 def test_only_broken_images_are_refused_before_the_run(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.jpg").write_bytes(b"no image")
