@@ -170,7 +170,8 @@ def _checked(value, row, shape, allow_nonfinite):
     if value.dtype.kind in "cmMOSU":  # complex numbers, times, objects, text
         raise ValueError(f"Expected real numbers in {name}, received {value.dtype}. Fix: use a checkpoint of weights.")
     if value.ndim == (4 if row.is_kernel else 1):
-        value = to_keras_layout(value.astype(np.float32), row.is_kernel)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told below
+            value = to_keras_layout(value.astype(np.float32), row.is_kernel)
     if value.shape != shape:
         raise ValueError(
             f"Expected {name} to be {shape} in Keras' order, received {value.shape}. "

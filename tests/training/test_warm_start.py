@@ -113,9 +113,14 @@ def test_cut_before_a_checkpoint_it_begins_again_from_the_same_weights_only(plac
         pretrain(CONFIG, run, place / "unlabeled", place / "other.npz")
     pretrain(CONFIG, run, place / "unlabeled")
     same_end(run, place / "whole")
-    pretrain(CONFIG, run, place / "unlabeled", place / "moco.npz")  # the same weights again: nothing to do
+
+
+def test_a_run_with_checkpoints_takes_the_same_weights_again_and_no_others(place, start):
+    again = module._starting_weights(place / "whole", CONFIG, place / "start.keras")
+    for value, expected in zip(again, start.get_weights(), strict=True):
+        np.testing.assert_array_equal(value, expected)
     with pytest.raises(ValueError, match="received others"):
-        pretrain(CONFIG, run, place / "unlabeled", place / "other.npz")
+        pretrain(CONFIG, place / "whole", place / "unlabeled", place / "other.npz")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"weights": "a"}'])
