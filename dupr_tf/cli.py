@@ -32,6 +32,8 @@ class Pretrain:
     """Folder of the run."""
     data: Path | None = None
     """Folder of images (nested or flat), or a COCO or VOC root; labels are not read."""
+    weights: Path | None = None
+    """Weights to start from instead of random ones: a run, an export, .keras, or another tool's checkpoint."""
 
     def run(self, overrides: dict[str, str]) -> None:
         config = load_config(self.config, overrides)
@@ -44,7 +46,7 @@ class Pretrain:
         check_root(root, config.data.kind)
         from dupr_tf.training.pretrain import pretrain
 
-        result = pretrain(config, self.output, self.data)
+        result = pretrain(config, self.output, self.data, self.weights)
         if result.bad_images:
             print(f"{len(result.bad_images)} images could not be read and were skipped (named above)")
         print(f"step {result.step}: {result.backbone}")
@@ -61,7 +63,7 @@ class Finetune:
     config: tyro.conf.Positional[Path]
     """Experiment file, e.g. configs/retinanet_r18_small.yaml."""
     weights: str
-    """A pre-training run, a backbone file (.keras, .safetensors), or the word random."""
+    """A run, an export, .keras, another tool's checkpoint (as `import` reads), or the word random."""
     data: Path
     """Root with annotations/instances_{train,val}.json, or a VOC root."""
     output: Path
@@ -121,8 +123,8 @@ class Export:
 class Import:
     """Turn another tool's ResNet checkpoint into a Keras backbone: torchvision, timm, MoCo, SwAV, DenseCL, BYOL, …
 
-    What stands before a ResNet's names is found, heads and queues are left behind and listed. `finetune --weights`
-    takes the same files directly.
+    What stands before a ResNet's names is found, heads and queues are left behind and listed; an array of the backbone
+    that is missing is an error. `pretrain --weights` and `finetune --weights` take the same files directly.
     """
 
     file: tyro.conf.Positional[Path]
@@ -133,12 +135,15 @@ class Import:
     """What the names of the wanted ResNet begin with, where a file holds several."""
     overwrite: bool = False
     """Replace an earlier file."""
+    allow_nonfinite: bool = False
+    """Take weights that are NaN or infinite; otherwise they are named and refused."""
 
     def run(self, overrides: dict[str, str]) -> None:
         from dupr_tf.weights.loading import import_backbone
 
-        found = import_backbone(self.file, self.output, self.prefix, self.overwrite)
-        print(f"{found.architecture}, width {found.width:g}: {found.matched} arrays named {found.prefix or 'plainly'}")
+        found = import_backbone(self.file, self.output, self.prefix, self.overwrite, self.allow_nonfinite)
+        names = f"named {found.prefix}…" if found.prefix else "named plainly"
+        print(f"{found.architecture}, width {found.width:g}: {found.matched} arrays matched ({names}), none missing")
         for name in found.dropped:
             print(f"  left behind: {name}")
         print(f"wrote {self.output}")

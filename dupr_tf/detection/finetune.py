@@ -19,9 +19,9 @@ from dupr_tf.data.detection import eval_batches, to_original, train_batches, unr
 from dupr_tf.detection.coco_eval import coco_ap
 from dupr_tf.detection.pictures import contact_sheet
 from dupr_tf.detection.retinanet import build_retinanet, export_detector, load_detector, save_detector
-from dupr_tf.models.resnet import ResNetBackbone, build_backbone
+from dupr_tf.models.resnet import build_backbone
 from dupr_tf.training.optimizers import CoupledSGD, build_schedule, with_slow_variables
-from dupr_tf.weights.loading import load_backbone
+from dupr_tf.weights.loading import load_weights_for
 
 
 def finetune(
@@ -35,7 +35,7 @@ def finetune(
 
     Args:
         config: with a `detector` section and `optimizer.learning_rate`.
-        weights: "random", or what `load_backbone` reads: a run, an export, `.keras`, `.safetensors`.
+        weights: "random", or what `load_backbone` reads: a run, an export, `.keras`, another tool's checkpoint.
         data: root of a COCO or VOC data set with the splits train and val.
         output: a folder to make. It gets `config.yaml`, `metrics.jsonl` (the loss as it went),
             `detector.keras`, `saved_model/`, `detections.png` and `metrics.json`.
@@ -246,14 +246,7 @@ def _backbone(config: Config, weights: str | Path):
     wanted = (config.model.backbone, config.model.width)
     if str(weights) == "random":
         return build_backbone(*wanted, include_normalization=True)
-    backbone = load_backbone(weights, include_normalization=True)
-    if isinstance(backbone, ResNetBackbone) and (backbone.architecture, backbone.width) != wanted:
-        raise ValueError(
-            f"Expected weights of {wanted[0]} at width {wanted[1]:g}, received {backbone.architecture} at "
-            f"width {backbone.width:g} from {weights}. Fix: --model.backbone {backbone.architecture} "
-            f"--model.width {backbone.width:g}"
-        )
-    return backbone
+    return load_weights_for(*wanted, weights, include_normalization=True)
 
 
 def _read_splits(config: Config, data: str | Path) -> tuple[AnnotatedImages, AnnotatedImages]:

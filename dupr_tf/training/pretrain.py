@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import logging
 import os
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from dupr_tf.config import Config, dump_config, load_config
 from dupr_tf.data.pipeline import BadImages, check_readable, view_pairs
@@ -18,9 +20,11 @@ from dupr_tf.training.callbacks import CheckBadImages, MetricsLog, SaveCheckpoin
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
 from dupr_tf.training.optimizers import build_optimizer
+from dupr_tf.weights.loading import load_weights_for, weights_digest
 
 log = logging.getLogger(__name__)
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+START_FILE = "start.json"  # of a run that began from weights: where they were and the sha256 of their values
 MAY_CHANGE = ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
 
 
@@ -34,16 +38,21 @@ class PretrainResult:
     bad_images: tuple[str, ...]
 
 
-def pretrain(config: Config, output: str | Path, data: str | Path | None = None) -> PretrainResult:
+def pretrain(
+    config: Config, output: str | Path, data: str | Path | None = None, weights: str | Path | None = None
+) -> PretrainResult:
     """Trains a backbone on unlabelled images; continues where an earlier start of the same run ended.
 
     Args:
         config: the experiment.
         output: the run's folder: config.yaml, metrics.jsonl, tensorboard/, checkpoints/, backbone.keras.
         data: folder of images, or a COCO or VOC root; None takes `config.data.root`.
+        weights: what both encoders start from: a run, an export, `.keras`, or another tool's checkpoint; None is random
+            weights, or in a run that goes on, what it was begun with.
 
     Raises:
-        ValueError: a folder without images, impossible settings, or an output folder of another config.
+        ValueError: a folder without images, impossible settings, weights of another network, or an output folder of
+            another config or begun from other weights.
     """
     run = Path(output)
     config, paths = _with_images(config, data)
@@ -53,10 +62,12 @@ def pretrain(config: Config, output: str | Path, data: str | Path | None = None)
         raise ValueError("\n".join(problems))
     bad = BadImages(paths, config.data.max_bad_share)
     check_readable(paths, bad)
-    _claim(run, config)
+    _compare_config(run, config)
+    start = _starting_weights(run, config, weights)
+    _write_whole(run / "config.yaml", dump_config(config))
 
     with scope(strategy):
-        model = build_model(config)
+        model = build_model(config, start)
         model.compile(optimizer=build_optimizer(config, len(paths)), jit_compile=False)
         model.optimizer.build(model.query_variables)
     checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints)
@@ -64,13 +75,21 @@ def pretrain(config: Config, output: str | Path, data: str | Path | None = None)
     return PretrainResult(run, _write_backbone(model, run), step, tuple(bad.found.values()))
 
 
-def build_model(config: Config) -> DUPR:
-    """The pre-training model of a config, its weights drawn from `train.seed`."""
+def build_model(config: Config, start: list[np.ndarray] | None = None) -> DUPR:
+    """The pre-training model of a config, its weights drawn from `train.seed`.
+
+    Args:
+        config: the experiment.
+        start: weights of the backbone instead of random ones; both encoders get them, the heads stay random.
+    """
     keras.utils.set_random_seed(config.train.seed)
     keras.config.set_dtype_policy(POLICIES[config.train.precision])
     settings = config.model
+    backbone = build_backbone(settings.backbone, width=settings.width)
+    if start is not None:
+        backbone.set_weights(start)  # before DUPR copies the query encoder into the key encoder
     return DUPR(
-        build_backbone(settings.backbone, width=settings.width),
+        backbone,
         image_weights=settings.image_weights,
         patch_weights=settings.patch_weights,
         roi_sizes=settings.roi_sizes,
@@ -134,8 +153,8 @@ def _with_images(config: Config, data) -> tuple[Config, list[str]]:
     return config.model_copy(update={"data": config.data.model_copy(update={"root": root})}), paths
 
 
-def _claim(run: Path, config: Config) -> None:
-    """Writes the resolved config into the run's folder, or compares it with the one that is there."""
+def _compare_config(run: Path, config: Config) -> None:
+    """Refuses a folder whose run was begun with another config."""
     path = run / "config.yaml"
     if path.exists():
         changes = differences(load_config(path), config)
@@ -144,9 +163,58 @@ def _claim(run: Path, config: Config) -> None:
                 f"Expected the config that {run} was begun with, received other values: {'; '.join(changes)}. "
                 "Fix: the same config, or another --output"
             )
-    run.mkdir(parents=True, exist_ok=True)
+
+
+def _starting_weights(run: Path, config: Config, weights: str | Path | None) -> list[np.ndarray] | None:
+    """The backbone's weights a run begins from, None for random ones; what a run was begun with is kept in it.
+
+    `start.json` is written before `config.yaml`: a run that was killed in between goes on from the same weights.
+    """
+    record = run / START_FILE
+    begun = _read_start(record) if record.exists() else None
+    if weights is None and begun is None:
+        return None
+    if begun is None and (run / "config.yaml").exists():
+        raise ValueError(
+            f"Expected --weights only when a run is begun, received {weights} for {run}, which was begun from random "
+            "weights. Fix: another --output, or leave --weights out to go on"
+        )
+    if weights is None and any((run / "checkpoints").glob("*.index")):
+        return None  # the checkpoint holds all there is to know
+    return _load_start(run, config, weights or begun["weights"], begun)
+
+
+def _read_start(record: Path) -> dict:
+    try:
+        begun = json.loads(record.read_text(encoding="utf-8"))
+        return {name: str(begun[name]) for name in ("weights", "sha256")}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"Expected `weights` and `sha256` in {record}, received a damaged file. "
+            "Fix: copy it again, or another --output"
+        ) from None
+
+
+def _load_start(run: Path, config: Config, weights: str | Path, begun: dict | None) -> list[np.ndarray]:
+    backbone = load_weights_for(config.model.backbone, config.model.width, weights, include_normalization=False)
+    digest = weights_digest(backbone)
+    if begun is None:
+        entry = {"weights": os.path.abspath(weights), "sha256": digest}
+        _write_whole(run / START_FILE, json.dumps(entry, indent=2) + "\n")
+        log.info("starting from the weights of %s", weights)
+    elif digest != begun["sha256"]:
+        raise ValueError(
+            f"Expected the weights that {run} was begun with ({begun['weights']}, sha256 {begun['sha256'][:12]}…), "
+            f"received others: {weights} ({digest[:12]}…). Fix: leave --weights out to go on, or another --output"
+        )
+    return backbone.get_weights()
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(dump_config(config), encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 

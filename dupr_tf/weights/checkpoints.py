@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from dupr_tf.weights.torch_io import read_safetensors
 TORCH_ENDINGS = (".pth", ".pt", ".tar", ".ckpt")
 ENDINGS = (".safetensors", ".npz", *TORCH_ENDINGS)
 # Where training code keeps the weights among epoch, optimiser and arguments.
-_INNER = ("state_dict", "model_state_dict", "model", "network", "net")
+_INNER = ("state_dict", "model_state_dict", "model", "network", "net", "online_network_state_dict")
+# `nn.Sequential(*resnet.children())` numbers what torchvision names; 2, 3 and 8 (ReLU, pooling) hold no weights.
+_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 
 
 def read_checkpoint(path):
@@ -25,6 +28,9 @@ def read_checkpoint(path):
         path: a `.safetensors`, `.npz`, `.pth`, `.pt`, `.tar` or `.ckpt` file. PyTorch's may be nested, such as
             `{"epoch": 200, "state_dict": {…}}`.
 
+    Returns:
+        `{name: array}`, with torchvision's names where the file numbers a ResNet's children (`4.0.conv1.weight`).
+
     Raises:
         ValueError: in one line, for another kind of file, a damaged one, or one with code in it.
     """
@@ -32,15 +38,28 @@ def read_checkpoint(path):
     if not path.is_file():
         raise ValueError(f"Expected a weight file, received {path}: no such file. Fix: the path.")
     if path.suffix == ".safetensors":
-        return read_safetensors(path)[0]
+        return name_children(read_safetensors(path)[0])
     if path.suffix == ".npz":
-        return _read_npz(path)
+        return name_children(_read_npz(path))
     if path.suffix in TORCH_ENDINGS:
-        return _read_torch(path)
+        return name_children(_read_torch(path))
     raise ValueError(
         f"Expected one of {', '.join(ENDINGS)}, received {path}. "
         "Fix: convert it first; pickles (.pkl) can run code and are not read here."
     )
+
+
+def name_children(state):
+    """Give a ResNet kept as `nn.Sequential(*resnet.children())` torchvision's names; other names stay as they are."""
+    starts = {key.removesuffix("4.0.conv1.weight") for key in state if key.endswith("4.0.conv1.weight")}
+    starts = {start for start in starts if {f"{start}0.weight", f"{start}1.running_mean"} <= state.keys()}
+    pattern = re.compile(f"({'|'.join(map(re.escape, starts))})([0-9])[.](.+)")
+    named = {}
+    for key, value in state.items():
+        found = pattern.fullmatch(key) if starts else None
+        child = _CHILDREN.get(found[2]) if found else None
+        named[f"{found[1]}{child}.{found[3]}" if child else key] = value
+    return named
 
 
 def _read_npz(path):
@@ -63,20 +82,24 @@ def _read_torch(path):
             "Fix: pip install torch, or save the state dict as .safetensors or .npz where PyTorch is."
         ) from None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return _tensors(torch.load(path, map_location="cpu", weights_only=True), torch)
     except Exception as error:  # torch lets through whatever unpickling, zipfile and its own reader raise
         raise ValueError(
             f"Expected a PyTorch file of tensors, received {path} ({_short(error)}). "
             "Fix: copy it again; files that hold more than tensors and plain values are refused."
         ) from None
+
+
+def _tensors(content, torch):
+    """`{name: array}` of what `torch.load` returned, from inside `state_dict` or the like."""
+    if not isinstance(content, dict):
+        raise TypeError(f"it holds a {type(content).__name__}")
     for name in _INNER:
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
+        if isinstance(content.get(name), dict):
             content = content[name]
             break
-    if not isinstance(content, dict):
-        raise ValueError(f"Expected a dictionary of tensors, received {path} with a {type(content).__name__}.")
-    # `float`: NumPy has no bfloat16.
-    return {name: value.float().numpy(force=True) for name, value in content.items() if isinstance(value, torch.Tensor)}
+    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    return {str(name): value.float().numpy(force=True) for name, value in tensors.items()}  # NumPy has no bfloat16
 
 
 def _short(error):

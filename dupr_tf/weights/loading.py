@@ -1,13 +1,14 @@
 """A backbone from disk: a run's directory, an export's, a `.keras` file, or another tool's checkpoint."""
 
 import dataclasses
+import hashlib
 import os
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from dupr_tf.models.resnet import ResNetBackbone
+from dupr_tf.models.resnet import ResNetBackbone, stage_channels
 from dupr_tf.weights.checkpoints import ENDINGS, read_checkpoint
 from dupr_tf.weights.manifest import check_file
 from dupr_tf.weights.names import weight_names
@@ -17,8 +18,11 @@ KERAS_FILE = "backbone.keras"
 SAFETENSORS_FILE = "backbone.safetensors"
 
 
-def load_backbone(path, include_normalization=None):
-    """Load a backbone.
+def load_backbone(path, include_normalization=None, allow_nonfinite=False):
+    """Load a backbone: `dupr_tf.load_backbone("runs/photos")`, `dupr_tf.load_backbone("moco_v2_200ep.pth.tar")`.
+
+    What a checkpoint's names begin with is found (`module.encoder_q.` for MoCo), its heads are left behind and
+    listed in the log; an array of the backbone that is missing is an error.
 
     Args:
         path: a directory with `backbone.keras` (a run, an export) or `backbone.safetensors`, such a file
@@ -27,6 +31,7 @@ def load_backbone(path, include_normalization=None):
             never run, and pickles are not read.
         include_normalization: None keeps what was saved (a safetensors file has none); True or False gives a
             `ResNetBackbone` with or without the normalisation inside.
+        allow_nonfinite: load NaN and infinity too, which otherwise are an error.
 
     Returns:
         A Keras model with `pyramid_outputs` or `pyramid_level_inputs`.
@@ -36,10 +41,42 @@ def load_backbone(path, include_normalization=None):
     """
     file = _file_of(Path(path))
     check_file(file)
-    backbone = _load_keras(file) if file.suffix == ".keras" else from_torchvision(read_checkpoint(file))
+    if file.suffix == ".keras":
+        backbone = _load_keras(file)
+        if not allow_nonfinite:
+            _check_finite(backbone, file)
+    else:
+        backbone = from_torchvision(read_checkpoint(file), allow_nonfinite=allow_nonfinite)
     if include_normalization in (None, getattr(backbone, "include_normalization", None)):
         return backbone
     return with_normalization(backbone, include_normalization)
+
+
+def load_weights_for(architecture, width, path, include_normalization):
+    """`load_backbone` for a config: a `ResNetBackbone` has to be of its architecture and width.
+
+    Raises:
+        ValueError: as `load_backbone`, and for another architecture or width.
+    """
+    backbone = load_backbone(path, include_normalization)
+    if not isinstance(backbone, ResNetBackbone):
+        return backbone
+    if (backbone.architecture, stage_channels(backbone.width)) != (architecture, stage_channels(width)):
+        raise ValueError(
+            f"Expected weights of {architecture} at width {width:g}, received {backbone.architecture} at "
+            f"width {backbone.width:g} from {path}. Fix: --model.backbone {backbone.architecture} "
+            f"--model.width {backbone.width:g}"
+        )
+    return backbone
+
+
+def weights_digest(backbone):
+    """The sha256 of a backbone's weights, the same whatever file they came from."""
+    digest = hashlib.sha256()
+    for value in backbone.get_weights():
+        digest.update(f"{value.dtype}{value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +90,7 @@ class Imported:
     dropped: tuple[str, ...]  # names left behind: heads, queues, averaged encoders
 
 
-def import_backbone(file, output, prefix=None, overwrite=False):
+def import_backbone(file, output, prefix=None, overwrite=False, allow_nonfinite=False):
     """Turn another tool's checkpoint into `output`, a `.keras` backbone, and read that back.
 
     Args:
@@ -61,12 +98,14 @@ def import_backbone(file, output, prefix=None, overwrite=False):
         output: a path that ends in `.keras`; it appears when it is complete.
         prefix: of the names of the ResNet wanted; None finds it, see `find_prefix`.
         overwrite: replace an earlier output.
+        allow_nonfinite: take NaN and infinity too; otherwise the array that holds them is named and refused.
 
     Returns:
         An `Imported`.
 
     Raises:
-        ValueError: in one line, naming what is missing, of another shape, unknown or not finite.
+        ValueError: in one line, naming what is missing, of another shape, unknown or not finite, or why the output
+            cannot be written. Nothing is then left of it.
     """
     output = Path(output)
     if output.suffix != ".keras":
@@ -76,17 +115,9 @@ def import_backbone(file, output, prefix=None, overwrite=False):
     check_file(Path(file))
     state = read_checkpoint(file)
     prefix = find_prefix(state) if prefix is None else prefix
-    backbone, dropped = from_torchvision(state, prefix), dropped_keys(state, prefix)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.stem}.partial-{os.getpid()}.keras")
-    try:
-        backbone.save(partial)
-        for written, value in zip(_load_keras(partial).get_weights(), backbone.get_weights(), strict=True):
-            if not np.array_equal(written, value):
-                raise OSError(f"{partial} was not written as it should be")
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
+    backbone = from_torchvision(state, prefix, allow_nonfinite=allow_nonfinite)
+    dropped = dropped_keys(state, prefix)
+    _save_keras(backbone, output)
     matched = len(weight_names(backbone.architecture))
     return Imported(backbone.architecture, backbone.width, prefix, matched, tuple(dropped))
 
@@ -121,6 +152,39 @@ def _file_of(path):
             "Fix: convert .pkl and .h5 files first; pickles can run code and are not read here."
         )
     return path
+
+
+def _save_keras(backbone, output):
+    """Save under a name of its own, read that back, and only then give it its name."""
+    partial = output.with_name(f".{output.stem}.partial-{os.getpid()}.keras")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            backbone.save(partial)
+            _compare(_load_keras(partial), backbone)
+            os.replace(partial, output)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"Expected to write {output}, received an error of the disk ({' '.join(str(error).split())[:120]}). "
+            "Fix: make room, or choose another output; no part of it was left behind."
+        ) from error
+
+
+def _compare(written, backbone):
+    for value, wanted in zip(written.get_weights(), backbone.get_weights(), strict=True):
+        if not np.array_equal(value, wanted, equal_nan=True):
+            raise OSError("what was read back is not what was written")
+
+
+def _check_finite(backbone, file):
+    for variable in backbone.weights:
+        if not np.isfinite(np.asarray(variable, dtype=np.float32)).all():
+            raise ValueError(
+                f"Expected finite weights, received NaN or infinity in {variable.path} of {file}. "
+                "Fix: use a run that did not diverge, or load_backbone(path, allow_nonfinite=True)."
+            )
 
 
 def _load_keras(file):

@@ -32,7 +32,7 @@ def to_torchvision(model):
     return torch_arrays(model, "torchvision")
 
 
-def from_torchvision(state, prefix=None, include_normalization=False, name=None):
+def from_torchvision(state, prefix=None, include_normalization=False, name=None, allow_nonfinite=False):
     """Build the `ResNetBackbone` a torchvision state dict describes; depth and width are read off the arrays.
 
     Args:
@@ -41,22 +41,27 @@ def from_torchvision(state, prefix=None, include_normalization=False, name=None)
             checkpoints; None finds it, see `find_prefix`.
         include_normalization: as in `ResNetBackbone`.
         name: name of the model; the architecture's by default.
+        allow_nonfinite: take NaN and infinity too, which otherwise are an error.
 
     Returns:
-        The backbone. Heads (`fc` and the like) and keys outside `prefix` are dropped and listed in the log.
+        The backbone, every array of it from `state`. Heads (`fc` and the like) and keys outside `prefix` are dropped;
+        the log says how many arrays matched and lists what was dropped. `num_batches_tracked` is ignored.
 
     Raises:
         ValueError: naming the keys that are missing, unknown, of another shape, or not finite.
     """
-    state, dropped = _select(state, find_prefix(state) if prefix is None else prefix)
+    prefix = find_prefix(state) if prefix is None else prefix
+    state, dropped = _select(state, prefix)
     architecture, width = infer_architecture(state)
     _check_keys(state, architecture)
     backbone = build_backbone(architecture, width=width, include_normalization=include_normalization, name=name)
     for row in weight_names(architecture):
-        value = to_keras_layout(np.asarray(state[row.torchvision], dtype=np.float32), row.is_kernel)
         variable = keras_variable(backbone, row.keras)
-        _check_value(row.torchvision, value, tuple(variable.shape))
+        value = _checked(state[row.torchvision], row, tuple(variable.shape), allow_nonfinite)
         variable.assign(value)
+    logger.info(
+        "Matched all %d arrays of a %s, named %s", len(state), architecture, f"{prefix}…" if prefix else "plainly"
+    )
     if dropped:
         logger.info("Dropped %d keys that are not the backbone's: %s", len(dropped), ", ".join(dropped))
     return backbone
@@ -159,14 +164,25 @@ def _require(state, names):
         )
 
 
-def _check_value(name, value, shape):
+def _checked(value, row, shape, allow_nonfinite):
+    """The array of one row of the table, float32 and in Keras' order."""
+    name, value = row.torchvision, np.asarray(value)
+    if value.dtype.kind in "cmMOSU":  # complex numbers, times, objects, text
+        raise ValueError(f"Expected real numbers in {name}, received {value.dtype}. Fix: use a checkpoint of weights.")
+    if value.ndim == (4 if row.is_kernel else 1):
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told below
+            value = to_keras_layout(value.astype(np.float32), row.is_kernel)
     if value.shape != shape:
         raise ValueError(
             f"Expected {name} to be {shape} in Keras' order, received {value.shape}. "
             "Fix: use a plain torchvision ResNet, no wide or grouped variant; a width scales all stages."
         )
-    if not np.isfinite(value).all():
-        raise ValueError(f"Expected finite numbers, received NaN or infinity in {name}. Fix: use a sound checkpoint.")
+    if not (allow_nonfinite or np.isfinite(value).all()):
+        raise ValueError(
+            f"Expected finite numbers, received NaN or infinity in {name}. "
+            "Fix: use a sound checkpoint, or import it with --allow-nonfinite."
+        )
+    return value
 
 
 def _depth(state, stage):
@@ -179,7 +195,7 @@ def _width(state):
     """The width that gives the four stages their channels: 1 for the usual ones, else off the widest."""
     keys = [f"layer{stage}.0.conv1.weight" for stage in (1, 2, 3, 4)]
     _require(state, keys)
-    channels = tuple(np.shape(state[key])[0] for key in keys)
+    channels = tuple((np.shape(state[key]) or (0,))[0] for key in keys)
     lowest = max((count - 4) / base if count > 8 else 0.0 for count, base in zip(channels, STAGE_WIDTHS, strict=True))
     highest = min((count + 4) / base for count, base in zip(channels, STAGE_WIDTHS, strict=True))
     for width in (channels[-1] / STAGE_WIDTHS[-1], (lowest + highest) / 2):

@@ -1,0 +1,100 @@
+r"""The paper's transfer rows in detectron2 (0.6): trains and evaluates one file of configs/detectron2/.
+
+    python scripts/detectron2_train.py --num-gpus 8 --config-file configs/detectron2/voc_faster_rcnn_c4_24k.yaml \
+        MODEL.WEIGHTS runs/for_detectron2/backbone.pkl OUTPUT_DIR runs/voc
+
+MODEL.WEIGHTS is what `dupr-tf export --to detectron2` wrote, or the word random. Data lie where detectron2 looks for
+them ($DETECTRON2_DATASETS). Needs detectron2, and nothing of dupr_tf. Not run by its authors: they had no detectron2.
+"""
+
+import functools
+import os
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detectron2.evaluation import CityscapesInstanceEvaluator, COCOEvaluator, PascalVOCDetectionEvaluator
+from detectron2.layers import get_norm
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
+from detectron2.utils import comm
+from detectron2_subsets import draw_and_record, parse_subset
+
+# By the type detectron2 notes for each of its data sets; precise BN is its own hook (TEST.PRECISE_BN).
+EVALUATORS = {
+    "coco": lambda name, folder: COCOEvaluator(name, output_dir=folder),
+    "pascal_voc": lambda name, folder: PascalVOCDetectionEvaluator(name),
+    "cityscapes_instance": lambda name, folder: CityscapesInstanceEvaluator(name),
+}
+
+
+@ROI_HEADS_REGISTRY.register()
+class Res5ROIHeadsWithNorm(Res5ROIHeads):
+    """The C4 heads with a norm behind res5, whose output has not been normalised since its last addition."""
+
+    @classmethod
+    def _build_res5_block(cls, cfg):
+        blocks, channels = super()._build_res5_block(cfg)
+        # Flat, so that the blocks keep the names res5.0, res5.1, … under which the weights come; the norm is res5.3.
+        return torch.nn.Sequential(*blocks, get_norm(cfg.MODEL.RESNETS.NORM, channels)), channels
+
+
+class Trainer(DefaultTrainer):
+    """detectron2's trainer with an evaluator for each kind of data set."""
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, output_folder=None):
+        kind = MetadataCatalog.get(dataset_name).evaluator_type
+        if kind not in EVALUATORS:
+            raise ValueError(f"Expected a data set of {', '.join(EVALUATORS)}, received {dataset_name} ({kind}).")
+        return EVALUATORS[kind](dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+
+def configure(arguments):
+    """The frozen config of a command line; its subsets are registered."""
+    cfg = get_cfg()
+    cfg.merge_from_file(arguments.config_file)
+    cfg.merge_from_list(arguments.opts)
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("Expected MODEL.WEIGHTS, received none. Fix: MODEL.WEIGHTS backbone.pkl, or random")
+    if cfg.MODEL.WEIGHTS == "random":
+        cfg.MODEL.WEIGHTS = ""
+    cfg.freeze()
+    for name in cfg.DATASETS.TRAIN:
+        register_subset(name, cfg.OUTPUT_DIR)
+    return cfg
+
+
+def register_subset(name, folder):
+    """Make a name such as coco_2017_train_1pct_seed0 known to detectron2; leaves other names alone."""
+    subset = parse_subset(name)
+    if subset is None or name in DatasetCatalog.list():
+        return
+    DatasetCatalog.register(name, functools.partial(load_subset, subset, folder))
+    facts = MetadataCatalog.get(subset.base).as_dict()
+    # Without json_file: that of the whole data set, which an evaluator would take for the subset's.
+    MetadataCatalog.get(name).set(**{key: facts[key] for key in facts if key not in ("name", "json_file")})
+
+
+def load_subset(subset, folder):
+    """The records of a subset; the first process writes the list of its images."""
+    return draw_and_record(DatasetCatalog.get(subset.base), subset, folder, write=comm.is_main_process())
+
+
+def main(arguments):
+    """Trains and evaluates, or with --eval-only evaluates MODEL.WEIGHTS; runs in each process of `launch`."""
+    cfg = configure(arguments)
+    default_setup(cfg, arguments)
+    if arguments.eval_only:
+        model = Trainer.build_model(cfg)
+        DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        return Trainer.test(cfg, model)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=arguments.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args()
+    launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))

@@ -1,0 +1,228 @@
+"""scripts/detectron2_*.py: the subsets as they are; the training script against stand-ins for detectron2's modules."""
+
+import importlib.util
+import py_compile
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path("scripts").absolute()
+
+
+def load(name, path=None):
+    spec = importlib.util.spec_from_file_location(name, path or SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+subsets = load("detectron2_subsets")
+ONE = subsets.Subset("coco_2017_train_1pct_seed0", "coco_2017_train", 1.0, 0)
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("coco_2017_train_1pct_seed0", ("coco_2017_train", 1.0, 0)),
+    ("coco_2017_train_10pct_seed7", ("coco_2017_train", 10.0, 7)),
+    ("coco_2017_train_0.5pct_seed12", ("coco_2017_train", 0.5, 12)),
+    ("coco_2017_train", None), ("voc_2007_trainval", None), ("coco_2017_train_1pct", None), ("1pct_seed0", None),
+])  # fmt: skip
+def test_a_name_says_base_percentage_and_seed(name, expected):
+    subset = subsets.parse_subset(name)
+    assert (subset and subset[1:]) == expected and (subset is None or subset.name == name)
+
+
+@pytest.mark.parametrize("name", ["coco_0pct_seed0", "coco_101pct_seed0"])
+def test_an_impossible_percentage_is_refused(name):
+    with pytest.raises(ValueError, match=f"up to 100, received {name}"):
+        subsets.parse_subset(name)
+
+
+@pytest.mark.parametrize("percent, count", [(1, 1183), (10, 11829), (100, 118287), (0.0001, 1)])
+def test_counts_are_exact(percent, count):
+    drawn = subsets.draw_images(range(118_287), percent, 0)  # as many as COCO train2017 has
+    assert len(drawn) == len(set(drawn)) == count and drawn == sorted(drawn)
+
+
+def test_draws_depend_on_the_seed_alone_are_nested_and_even():
+    ids = list(range(1, 20_001))
+    one, ten = subsets.draw_images(ids, 1, 0), subsets.draw_images(ids, 10, 0)
+    assert subsets.draw_images(reversed(ids), 1, 0) == subsets.draw_images([*ids, *ids], 1, 0) == one
+    assert set(one) < set(ten)
+    other = subsets.draw_images(ids, 10, 1)
+    assert 120 < len(set(other) & set(ten)) < 280  # 200 expected of two independent draws, standard deviation 13
+    assert 880 < sum(i <= 10_000 for i in ten) < 1120  # 1000 expected, standard deviation 21
+    assert one[:5] == [46, 87, 282, 306, 366]  # the draw of every machine and version
+
+
+def test_no_images_are_refused():
+    with pytest.raises(ValueError, match="received none"):
+        subsets.draw_images([], 1, 0)
+
+
+def test_a_list_file_comes_back_and_says_what_it_is(tmp_path):
+    path = subsets.list_file(tmp_path / "run", ONE)
+    subsets.write_list(path, ONE, [3, 5, 8])
+    assert subsets.read_list(path) == [3, 5, 8]
+    assert path.name == "coco_2017_train_1pct_seed0.txt"
+    assert path.read_text().splitlines()[0] == "# 3 images: 1 % of coco_2017_train, seed 0"
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_records_are_picked_listed_once_and_held_to_the_list(tmp_path):
+    records = [{"image_id": i, "annotations": [i]} for i in range(500)]
+    path = subsets.list_file(tmp_path, ONE)
+    assert len(subsets.draw_and_record(records, ONE, tmp_path, write=False)) == 5 and not path.exists()
+    first = subsets.draw_and_record(records, ONE, tmp_path)
+    assert [r["image_id"] for r in first] == subsets.read_list(path) and all(r["annotations"] for r in first)
+    before = path.stat().st_mtime_ns
+    assert subsets.draw_and_record(records, ONE, tmp_path) == first and path.stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match=r"received others\. Fix: another OUTPUT_DIR"):
+        subsets.draw_and_record(records[:100], ONE, tmp_path)
+
+
+def test_subsets_import_nothing_heavy_and_both_scripts_compile(tmp_path):
+    code = "import sys, detectron2_subsets; sys.exit(bool({'numpy', 'torch', 'detectron2'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=SCRIPTS, check=False).returncode == 0
+    for name in ("detectron2_subsets", "detectron2_train"):
+        assert py_compile.compile(str(SCRIPTS / f"{name}.py"), str(tmp_path / f"{name}.pyc"), doraise=True)
+
+
+# ---- the training script: what it asks of detectron2, with detectron2's interfaces stood in for ----
+
+
+class Registry(dict):
+    def register(self, name=None, function=None):
+        if name is None:  # a decorator for classes
+            return lambda cls: self.setdefault(cls.__name__, cls)
+        self[name] = function
+
+    def list(self):
+        return list(self)
+
+
+class Data(Registry):
+    def get(self, name):
+        return self[name]()
+
+
+class Facts(dict):
+    def __init__(self, **values):
+        super().__init__(values)
+        self.__dict__ = self
+
+    def as_dict(self):
+        return dict(self)
+
+    def set(self, **values):
+        self.update(values)
+
+
+class Metadata(dict):
+    def get(self, name):
+        return self.setdefault(name, Facts(name=name))
+
+
+class Res5ROIHeads:
+    @classmethod
+    def _build_res5_block(cls, cfg):
+        return ["block 0", "block 1", "block 2"], 2048
+
+
+class Config(types.SimpleNamespace):
+    frozen = False
+
+    def merge_from_file(self, path):
+        self.file = path
+
+    def merge_from_list(self, words):
+        for key, value in zip(words[::2], words[1::2], strict=True):
+            target = self
+            *sections, last = key.split(".")
+            for section in sections:
+                target = getattr(target, section)
+            setattr(target, last, value)
+
+    def freeze(self):
+        self.frozen = True
+
+
+def new_config():
+    return Config(
+        MODEL=types.SimpleNamespace(WEIGHTS="", RESNETS=types.SimpleNamespace(NORM="SyncBN")),
+        DATASETS=types.SimpleNamespace(TRAIN=["coco_2017_train_10pct_seed0", "coco_2017_train"]),
+        OUTPUT_DIR="./output",
+    )
+
+
+@pytest.fixture
+def train(monkeypatch):
+    """scripts/detectron2_train.py, imported over the stand-ins."""
+    data, metadata = Data(), Metadata()
+    data.register("coco_2017_train", lambda: [{"image_id": i} for i in range(100)])
+    metadata["coco_2017_train"] = Facts(
+        name="coco_2017_train", json_file="all.json", evaluator_type="coco", thing_classes=["a"]
+    )
+    metadata["voc_2007_test"] = Facts(evaluator_type="pascal_voc")
+    metadata["cityscapes_fine_instance_seg_val"] = Facts(evaluator_type="cityscapes_instance")
+    metadata["lvis"] = Facts(evaluator_type="lvis")
+    nothing = dict.fromkeys(("default_argument_parser", "default_setup", "launch"))
+    modules = {
+        "torch": {"nn": types.SimpleNamespace(Sequential=lambda *blocks: list(blocks))},
+        "detectron2": {},
+        "detectron2.checkpoint": {"DetectionCheckpointer": None},
+        "detectron2.config": {"get_cfg": new_config},
+        "detectron2.data": {"DatasetCatalog": data, "MetadataCatalog": metadata},
+        "detectron2.engine": {"DefaultTrainer": object, **nothing},
+        "detectron2.evaluation": {
+            "COCOEvaluator": lambda name, output_dir: ("coco", name, output_dir),
+            "PascalVOCDetectionEvaluator": lambda name: ("voc", name),
+            "CityscapesInstanceEvaluator": lambda name: ("cityscapes", name),
+        },
+        "detectron2.layers": {"get_norm": lambda norm, channels: f"{norm} of {channels}"},
+        "detectron2.modeling": {},
+        "detectron2.modeling.roi_heads": {"ROI_HEADS_REGISTRY": Registry(), "Res5ROIHeads": Res5ROIHeads},
+        "detectron2.utils": {"comm": types.SimpleNamespace(is_main_process=lambda: True)},
+        "detectron2_subsets": vars(subsets),
+    }
+    for name, content in modules.items():
+        module = types.ModuleType(name)
+        module.__dict__.update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    return load("detectron2_train")
+
+
+def test_the_c4_heads_end_in_a_norm_and_the_blocks_keep_their_names(train):
+    heads = train.ROI_HEADS_REGISTRY["Res5ROIHeadsWithNorm"]
+    assert heads._build_res5_block(new_config()) == (["block 0", "block 1", "block 2", "SyncBN of 2048"], 2048)
+
+
+def test_every_data_set_gets_its_evaluator(train):
+    cfg, build = new_config(), train.Trainer.build_evaluator
+    assert build(cfg, "coco_2017_train") == ("coco", "coco_2017_train", "./output/inference")
+    assert build(cfg, "voc_2007_test", "there") == ("voc", "voc_2007_test")
+    assert build(cfg, "cityscapes_fine_instance_seg_val") == ("cityscapes", "cityscapes_fine_instance_seg_val")
+    with pytest.raises(ValueError, match=r"received lvis \(lvis\)"):
+        build(cfg, "lvis")
+
+
+def test_configuring_registers_the_subsets_and_nothing_else(train, tmp_path):
+    options = ["MODEL.WEIGHTS", "b.pkl", "OUTPUT_DIR", str(tmp_path)]
+    cfg = train.configure(types.SimpleNamespace(config_file="a.yaml", opts=options))
+    assert cfg.frozen and cfg.file == "a.yaml" and cfg.MODEL.WEIGHTS == "b.pkl"
+    name = "coco_2017_train_10pct_seed0"
+    assert train.DatasetCatalog.list() == ["coco_2017_train", name]
+    assert [p.name for p in tmp_path.iterdir()] == []  # the list is written when the data are read
+    assert len(train.DatasetCatalog.get(name)) == len(subsets.read_list(tmp_path / f"{name}.txt")) == 10
+    facts = train.MetadataCatalog.get(name)
+    assert facts == {"name": name, "evaluator_type": "coco", "thing_classes": ["a"]}
+    train.register_subset(name, tmp_path)  # a second time does nothing
+
+
+def test_weights_are_asked_for_and_random_is_said(train, tmp_path):
+    with pytest.raises(ValueError, match=r"Expected MODEL\.WEIGHTS, received none"):
+        train.configure(types.SimpleNamespace(config_file="a.yaml", opts=[]))
+    options = ["MODEL.WEIGHTS", "random", "OUTPUT_DIR", str(tmp_path)]
+    assert train.configure(types.SimpleNamespace(config_file="a.yaml", opts=options)).MODEL.WEIGHTS == ""

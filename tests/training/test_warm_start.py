@@ -1,0 +1,155 @@
+"""`pretrain --weights`: both encoders start from them, a run keeps what it began with, resuming stays bit-identical."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from dupr_tf.cli import main
+from dupr_tf.config import dump_config, parse_config
+from dupr_tf.data.sample import write_sample
+from dupr_tf.models import build_backbone
+from dupr_tf.training import pretrain as module
+from dupr_tf.training.pretrain import build_model, pretrain
+from dupr_tf.weights.torch_io import to_torchvision
+
+CONFIG = parse_config({
+    "data": {"image_size": 32},
+    "views": {"min_overlap": 8},
+    "model": {"backbone": "resnet18", "width": 0.125, "image_weights": [0, 0, 0, 1], "patch_weights": [0, 0, 0, 0],
+              "bank_size": 70, "momentum": 0.9, "embedding_dim": 16},
+    "optimizer": {"learning_rate": 0.05},
+    "train": {"batch_size": 8, "micro_batches": 2, "epochs": 2, "max_steps": 5, "log_every": 1, "checkpoint_every": 2},
+})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def start():
+    """A backbone of its own weights, moving statistics included."""
+    keras.utils.set_random_seed(7)
+    backbone = build_backbone("resnet18", width=0.125)
+    rng = np.random.default_rng(7)
+    backbone.set_weights([w + rng.uniform(0.01, 0.1, w.shape).astype(np.float32) for w in backbone.get_weights()])
+    return backbone
+
+
+@pytest.fixture(scope="module")
+def place(start, tmp_path_factory):
+    """Photos, the start as MoCo would have it and as .keras, other weights, and a run of all five steps."""
+    place = tmp_path_factory.mktemp("warm")
+    write_sample(place, train=1, val=1, unlabeled=24, seed=3)
+    state = to_torchvision(start)
+    moco = {f"module.encoder_q.{name}": value for name, value in state.items()}
+    moco |= {f"module.encoder_k.{name}": value + 1 for name, value in state.items()} | {"module.queue": np.ones(3)}
+    np.savez(place / "moco.npz", **moco)
+    np.savez(place / "other.npz", **{name: value * 2 for name, value in state.items()})
+    start.save(place / "start.keras")
+    pretrain(CONFIG, place / "whole", place / "unlabeled", place / "moco.npz")
+    return place
+
+
+def losses(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"].hex()) for line in lines]
+
+
+def begin_and_stop(monkeypatch, place, run, step, weights):
+    """Begins a run and ends it, as an interrupt would, once it has taken `step` steps."""
+
+    class Stop(module.CheckBadImages):
+        def on_train_batch_end(self, batch, logs=None):
+            super().on_train_batch_end(batch, logs)
+            if int(self.model.step) == step:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "CheckBadImages", Stop)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(CONFIG, run, place / "unlabeled", weights)
+
+
+def same_end(run, whole):
+    assert losses(run) == losses(whole)
+    ours, theirs = (keras.saving.load_model(r / "backbone.keras").get_weights() for r in (run, whole))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_both_encoders_start_from_the_weights_and_the_heads_stay(start):
+    cold, warm = build_model(CONFIG), build_model(CONFIG, start.get_weights())
+    wanted, count = start.get_weights(), len(start.get_weights())
+    for encoder, fresh in ((warm.query_encoder, cold.query_encoder), (warm.key_encoder, cold.key_encoder)):
+        received, before = encoder.get_weights(), fresh.get_weights()
+        for value, expected in zip(received[:count], wanted, strict=True):
+            np.testing.assert_array_equal(value, expected)
+        for value, expected in zip(received[count:], before[count:], strict=True):
+            np.testing.assert_array_equal(value, expected)
+        assert len(received) > count and any((a != b).any() for a, b in zip(received, before, strict=True))
+    for value, expected in zip(warm.backbone.get_weights(), wanted, strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
+def test_a_run_keeps_where_it_began(place):
+    record = json.loads((place / "whole" / "start.json").read_text())
+    assert record["weights"] == str(place / "moco.npz")
+    assert len(record["sha256"]) == 64
+
+
+def test_cut_after_a_checkpoint_it_goes_on_without_the_flag_and_without_the_file(place, tmp_path, monkeypatch):
+    weights = tmp_path / "gone.npz"
+    weights.write_bytes((place / "moco.npz").read_bytes())
+    begin_and_stop(monkeypatch, place, tmp_path / "run", 3, weights)
+    weights.unlink()
+    pretrain(CONFIG, tmp_path / "run", place / "unlabeled")
+    same_end(tmp_path / "run", place / "whole")
+
+
+def test_cut_before_a_checkpoint_it_begins_again_from_the_same_weights_only(place, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    begin_and_stop(monkeypatch, place, run, 1, place / "start.keras")  # the same weights in another format
+    assert not list((run / "checkpoints").glob("*.index"))
+    with pytest.raises(ValueError, match=r"was begun with \(.*start\.keras, .*received others: .*other\.npz"):
+        pretrain(CONFIG, run, place / "unlabeled", place / "other.npz")
+    pretrain(CONFIG, run, place / "unlabeled")
+    same_end(run, place / "whole")
+
+
+def test_a_run_with_checkpoints_takes_the_same_weights_again_and_no_others(place, start):
+    again = module._starting_weights(place / "whole", CONFIG, place / "start.keras")
+    for value, expected in zip(again, start.get_weights(), strict=True):
+        np.testing.assert_array_equal(value, expected)
+    with pytest.raises(ValueError, match="received others"):
+        pretrain(CONFIG, place / "whole", place / "unlabeled", place / "other.npz")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"weights": "a"}'])
+def test_a_damaged_record_is_one_line(place, tmp_path, content):
+    (tmp_path / "start.json").write_text(content)
+    with pytest.raises(ValueError, match=r"start\.json, received a damaged file") as caught:
+        pretrain(CONFIG, tmp_path, place / "unlabeled")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("overrides, weights, message", [
+    (["--model.backbone", "resnet34"], "moco.npz",
+     "Expected weights of resnet34 at width 0.125, received resnet18 at width 0.125"),
+    (["--model.width", "0.25"], "start.keras", "Fix: --model.backbone resnet18 --model.width 0.125"),
+    ([], "nowhere.npz", "no such file"),
+    ([], "whole.pkl", "are not read here"),
+])  # fmt: skip
+def test_weights_that_do_not_fit_are_one_line_and_leave_no_run(place, tmp_path, capsys, overrides, weights, message):
+    (tmp_path / "c.yaml").write_text(dump_config(CONFIG))
+    (place / "whole.pkl").write_bytes(b"x")
+    command = ["pretrain", str(tmp_path / "c.yaml"), "--data", str(place / "unlabeled"), "--output"]
+    command += [str(tmp_path / "run"), "--weights", str(place / weights), *overrides]
+    assert main(command) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(lines) == 1 and message in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_begun_from_random_weights_takes_none_later(place, tmp_path):
+    (tmp_path / "config.yaml").write_text((place / "whole" / "config.yaml").read_text())
+    with pytest.raises(ValueError, match="which was begun from random weights"):
+        pretrain(CONFIG, tmp_path, place / "unlabeled", place / "moco.npz")
