@@ -18,6 +18,7 @@ from dupr_tf.training.callbacks import CheckBadImages, MetricsLog, SaveCheckpoin
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
 from dupr_tf.training.optimizers import build_optimizer
+from dupr_tf.weights.environment import record_environment
 
 log = logging.getLogger(__name__)
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -39,7 +40,8 @@ def pretrain(config: Config, output: str | Path, data: str | Path | None = None)
 
     Args:
         config: the experiment.
-        output: the run's folder: config.yaml, metrics.jsonl, tensorboard/, checkpoints/, backbone.keras.
+        output: the run's folder: config.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/,
+            backbone.keras.
         data: folder of images, or a COCO or VOC root; None takes `config.data.root`.
 
     Raises:
@@ -54,6 +56,7 @@ def pretrain(config: Config, output: str | Path, data: str | Path | None = None)
     bad = BadImages(paths, config.data.max_bad_share)
     check_readable(paths, bad)
     _claim(run, config)
+    record_environment(run)
 
     with scope(strategy):
         model = build_model(config)

@@ -44,11 +44,11 @@ def read_environments(run):
 
 def commit():
     """Return the commit this package is checked out at, with `+changes` if its files differ; None outside of git."""
-    folder = Path(__file__).parent
-    if not _git(folder, "ls-files", Path(__file__).name):  # installed into somebody's repository is not part of it
+    folder = Path(dupr_tf.__file__).parent
+    if not _git(folder, "ls-files", "__init__.py"):  # installed into somebody's repository is not part of it
         return None
     head = _git(folder, "rev-parse", "HEAD")
-    return head and head + ("+changes" if _git(folder.parent, "status", "--porcelain", ".") else "")
+    return head and head + ("+changes" if _git(folder, "status", "--porcelain", ".") else "")
 
 
 def hardware():
