@@ -7,8 +7,9 @@ import platform
 import subprocess
 from pathlib import Path
 
-import dupr_tf
+from dupr_tf import __version__
 
+PACKAGE = Path(__file__).parents[1]
 ENVIRONMENT_FILE = "environment.json"
 PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy")
 
@@ -44,11 +45,10 @@ def read_environments(run):
 
 def commit():
     """Return the commit this package is checked out at, with `+changes` if its files differ; None outside of git."""
-    folder = Path(dupr_tf.__file__).parent
-    if not _git(folder, "ls-files", "__init__.py"):  # installed into somebody's repository is not part of it
+    if not _git(PACKAGE, "ls-files", "__init__.py"):  # installed into somebody's repository is not part of it
         return None
-    head = _git(folder, "rev-parse", "HEAD")
-    return head and head + ("+changes" if _git(folder, "status", "--porcelain", ".") else "")
+    head = _git(PACKAGE, "rev-parse", "HEAD")
+    return head and head + ("+changes" if _git(PACKAGE, "status", "--porcelain", ".") else "")
 
 
 def hardware():
@@ -62,7 +62,7 @@ def hardware():
 
 def versions():
     """Return `{package: version}` of what a figure can depend on."""
-    found = {"dupr_tf": dupr_tf.__version__, "python": platform.python_version()}
+    found = {"dupr_tf": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

@@ -33,7 +33,7 @@ def checkout(folder):
 
 def test_the_commit_is_the_packages_own(tmp_path, monkeypatch):
     file = checkout(tmp_path / "ours")
-    monkeypatch.setattr(environment.dupr_tf, "__file__", str(file))
+    monkeypatch.setattr(environment, "PACKAGE", file.parent)
     head = subprocess.run(["git", "-C", file.parent, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     assert commit() == head.stdout.strip() and len(commit()) == 40
     file.write_text("changed = True")
@@ -41,12 +41,12 @@ def test_the_commit_is_the_packages_own(tmp_path, monkeypatch):
 
 
 def test_outside_of_git_there_is_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment.dupr_tf, "__file__", str(tmp_path / "dupr_tf" / "__init__.py"))
+    monkeypatch.setattr(environment, "PACKAGE", tmp_path)
     assert commit() is None
     installed = checkout(tmp_path / "theirs").parent.parent / ".venv" / "dupr_tf" / "__init__.py"
     installed.parent.mkdir(parents=True)
     installed.write_text("")
-    monkeypatch.setattr(environment.dupr_tf, "__file__", str(installed))
+    monkeypatch.setattr(environment, "PACKAGE", installed.parent)
     assert commit() is None  # somebody else's repository
     monkeypatch.setenv("PATH", str(tmp_path))
     assert commit() is None  # no git at all

@@ -127,7 +127,7 @@ def test_onnx(architecture, width, normalising, tmp_path):
     images = np.concatenate([check_images((33, 47)), check_images((33, 47))[:, ::-1]])  # a batch, yet another size
     expected = features(backbone, images if normalising else normalized(images))
     received = read_onnx(output / "backbone.onnx")(images)
-    assert list(received) == ["P2", "P3", "P4", "P5"]
+    assert sorted(received) == ["P2", "P3", "P4", "P5"]
     for level, value in received.items():
         assert value.dtype == np.float32
         np.testing.assert_allclose(value, expected[level], atol=1e-5 * np.abs(expected[level]).max())
@@ -153,7 +153,7 @@ def test_kerashub_and_back(architecture, tmp_path):
 
     backbone = randomised(architecture)
     output = export(backbone, "kerashub", tmp_path / "out")
-    checks_of(output, "KerasHub 0.32.0 with")
+    checks_of(output, f"KerasHub {keras_hub.__version__} with")
     loaded = keras_hub.models.ResNetBackbone.from_preset(str(output))
     again = from_keras_hub(loaded, architecture)
     for ours, theirs in zip(backbone.get_weights(), again.get_weights(), strict=True):
