@@ -13,7 +13,9 @@ import tyro
 
 from dupr_tf.config import ConfigError, field_rows, load_config
 from dupr_tf.data.sources import check_root
+from dupr_tf.weights.formats import ExportError, check_format
 
+REFUSED = 1
 USER_ERROR = 2
 DESCRIPTION = "Pre-train object-detection backbones on unlabelled images (DUPR), fine-tune detectors, export weights."
 
@@ -96,27 +98,34 @@ class Evaluate:
 
 @dataclasses.dataclass
 class Export:
-    """Write a backbone for other tools, read it back, and compare its features with the original's."""
+    """Write a backbone for other tools, read it back, and compare its features with the original's.
+
+    Exit code 1, and nothing under --output, if they differ by more than 1e-4, a tensor has no counterpart, or the disk
+    is full.
+    """
 
     run_or_file: Annotated[Path, tyro.conf.arg(name="run", metavar="RUN"), tyro.conf.Positional]
     """A pre-training run, or a backbone file (.keras, .safetensors)."""
-    to: Literal["saved_model", "keras", "detectron2", "torchvision"]
-    """saved_model: images in, P2..P5 out. detectron2: a pickle it loads. torchvision: safetensors."""
+    to: Literal["keras", "saved_model", "onnx", "torchvision", "timm", "detectron2", "kerashub", "kerascv"]
+    """keras, kerascv: .keras. saved_model, onnx: images in, P2..P5 out. torchvision, timm: safetensors. detectron2: a
+    pickle it loads. kerashub: a preset."""
     output: Path
     """Directory to make."""
     overwrite: bool = False
     """Replace an earlier export."""
+    license: str | None = None
+    """Licence of the weights, for the model card; without it the card says "not stated"."""
+    allow_nonfinite: bool = False
+    """Write weights that are NaN or infinite all the same."""
 
     def run(self, overrides: dict[str, str]) -> None:
+        check_format(self.to)
         from dupr_tf.weights.export import export
         from dupr_tf.weights.loading import load_backbone
         from dupr_tf.weights.model_card import run_facts
 
         backbone, card = load_backbone(self.run_or_file), run_facts(self.run_or_file)
-        written = export(backbone, self.to, self.output, overwrite=self.overwrite, card=card)
-        print(f"wrote {written}")
-        for path in sorted(p for p in written.rglob("*") if p.is_file()):
-            print(f"  {path.relative_to(written)}  {path.stat().st_size:,} bytes")
+        print_export(export(backbone, self.to, self.output, self.overwrite, card, self.allow_nonfinite, self.license))
 
 
 @dataclasses.dataclass
@@ -192,7 +201,7 @@ CONFIGURED = ("pretrain", "finetune")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command. Returns 0, or 2 where the user's input is wrong (one line a mistake on standard error)."""
+    """Runs one command. Returns 0; 2 where the user's input is wrong, 1 where an export is refused (one line each)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)
@@ -206,6 +215,9 @@ def main(arguments: list[str] | None = None) -> int:
             args=arguments, prog="dupr-tf", description=DESCRIPTION, console_outputs=True,
         )  # fmt: skip
         command.run(overrides)
+    except ExportError as error:
+        print(f"dupr-tf: error: {error}", file=sys.stderr)
+        return REFUSED
     except ValueError as error:
         if not isinstance(error, ConfigError) and not str(error).startswith("Expected"):
             raise  # a defect of ours, not of the input
@@ -245,6 +257,27 @@ def print_scores(scores: dict, output: Path | None) -> None:
         print(f"  {name:16s} AP {value:.3f}")
     if output is not None:
         print(f"wrote {output}")
+
+
+def print_export(written: Path) -> None:
+    """Prints the files of an export and, from its manifest, what it was compared with and the largest differences."""
+    from dupr_tf.weights.manifest import read_manifest
+
+    print(f"wrote {written}")
+    for path in sorted(p for p in written.rglob("*") if p.is_file()):
+        print(f"  {path.relative_to(written)}  {path.stat().st_size:,} bytes")
+    manifest = read_manifest(written)
+    largest: dict[tuple[str, str], float] = {}
+    for check in manifest["checks"]:
+        key = check["against"], check["level"]
+        largest[key] = max(largest.get(key, 0.0), check["difference"])
+    for against in dict.fromkeys(against for against, _ in largest):
+        levels = ", ".join(f"{level} {largest[a, level]:.1e}" for a, level in largest if a == against)
+        print(f"compared with {against}: {levels}")
+    for reason in manifest["not_compared"]:
+        print(f"not compared with {reason}")
+    relative = manifest["relative_difference"]
+    print(f"largest difference {manifest['difference']:.1e} ({relative:.1e} of the largest feature)")
 
 
 def has_gpu() -> bool:

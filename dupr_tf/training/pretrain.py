@@ -20,6 +20,7 @@ from dupr_tf.training.callbacks import CheckBadImages, MetricsLog, SaveCheckpoin
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
 from dupr_tf.training.optimizers import build_optimizer
+from dupr_tf.weights.environment import record_environment
 from dupr_tf.weights.loading import load_weights_for, weights_digest
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ def pretrain(
 
     Args:
         config: the experiment.
-        output: the run's folder: config.yaml, metrics.jsonl, tensorboard/, checkpoints/, backbone.keras.
+        output: the run's folder: config.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/,
+            backbone.keras.
         data: folder of images, or a COCO or VOC root; None takes `config.data.root`.
         weights: what both encoders start from: a run, an export, `.keras`, or another tool's checkpoint; None is random
             weights, or in a run that goes on, what it was begun with.
@@ -65,6 +67,7 @@ def pretrain(
     _compare_config(run, config)
     start = _starting_weights(run, config, weights)
     _write_whole(run / "config.yaml", dump_config(config))
+    record_environment(run)
 
     with scope(strategy):
         model = build_model(config, start)

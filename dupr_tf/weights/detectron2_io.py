@@ -1,6 +1,7 @@
 """ResNets as the `.pkl` that detectron2 takes in `MODEL.WEIGHTS`.
 
-Written only: a pickle from elsewhere can run anything when it is read, so nothing here reads one.
+Written only: a pickle from elsewhere can run anything when it is read, so nothing here reads one. What was just written
+is checked by listing its opcodes, which runs nothing.
 
 The pickle is spelled out opcode by opcode, because the one NumPy 2 would write names `numpy._core`, which
 NumPy before 1.26 does not have. What is written is what `pickle.dump(…, protocol=3)` under NumPy 1 would
@@ -8,14 +9,18 @@ write: strings, a bool, one dict in another, and float32 arrays.
 """
 
 import pickle
+import pickletools
 import struct
 from pathlib import Path
 
 import numpy as np
 
+from dupr_tf.weights.compare import Written, check_arrays
 from dupr_tf.weights.names import torch_arrays
+from dupr_tf.weights.torch_export import reread_checks
 
 AUTHOR = "dupr_tf"
+DETECTRON2_FILE = "backbone.pkl"
 
 README = """# {name} for detectron2
 
@@ -68,6 +73,43 @@ def write_detectron2(model, path):
         _write_object(file, checkpoint)
         file.write(pickle.STOP)
     path.with_name("README.md").write_text(_readme(model, path.name, len(arrays)), encoding="utf-8")
+
+
+def write_detectron2_directory(backbone, directory):
+    """Write `backbone.pkl` and `README.md`; compare the arrays to the last bit and the features they give.
+
+    Args:
+        backbone: a `ResNetBackbone`.
+        directory: an existing, empty directory.
+
+    Returns:
+        A `Written`: a backbone made from the file's arrays, on the same images. detectron2 itself is not run.
+    """
+    path = directory / DETECTRON2_FILE
+    write_detectron2(backbone, path)
+    arrays = list_arrays(path)
+    check_arrays(torch_arrays(backbone, "detectron2"), arrays, path.name)
+    checks = reread_checks(backbone, arrays, "detectron2", f"{path.name}, read again")
+    return Written(checks, ["detectron2: exports do not run it"])
+
+
+def list_arrays(path):
+    """Return `{name: array}` of a file `write_detectron2` wrote, from its opcodes; no pickle is loaded."""
+    arrays, name, text, integers, shape = {}, None, None, [], ()
+    for opcode, argument, _ in pickletools.genops(Path(path).read_bytes()):
+        if opcode.name == "BINUNICODE":
+            text = argument
+        elif opcode.name == "GLOBAL" and argument.endswith("_reconstruct"):
+            name = text  # the string before an array is its key
+        elif opcode.name == "MARK":
+            integers = []
+        elif opcode.name == "BININT":
+            integers.append(argument)
+        elif opcode.name == "GLOBAL" and argument == "numpy dtype":
+            shape = tuple(integers)  # the tuple before the dtype
+        elif opcode.name == "BINBYTES":
+            arrays[name] = np.frombuffer(argument, "<f4").reshape(shape)
+    return arrays
 
 
 def _readme(model, file, arrays):

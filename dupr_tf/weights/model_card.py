@@ -3,36 +3,56 @@
 import json
 from pathlib import Path
 
+import yaml
+
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD
+from dupr_tf.weights.environment import describe_environment, read_environments
+
+NO_LICENSE = "not stated"
+_LEVELS = {"torchvision": "layer1..layer4", "timm": "layer1..layer4", "detectron2": "res2..res5"}
 
 _READING = {
+    "keras": """backbone = dupr_tf.load_backbone("<this directory>")
+features = dupr_tf.models.resnet.pyramid(backbone)(images)  # {"P2": …, "P5": …}""",
     "saved_model": """model = tf.saved_model.load("<this directory>")
 features = model.signatures["uint8"](images=images)  # {"P2": …, "P5": …}; "serving_default" takes float32""",
-    "keras": """backbone = dupr_tf.weights.loading.load_backbone("<this directory>")
-features = dupr_tf.models.resnet.pyramid(backbone)(images)  # {"P2": …, "P5": …}""",
-    "detectron2": """# in a detectron2 config: MODEL.WEIGHTS, with the settings of README.md""",
+    "onnx": """session = onnxruntime.InferenceSession("backbone.onnx")
+p2, p3, p4, p5 = session.run(["P2", "P3", "P4", "P5"], {"images": images})  # float32 (B, H, W, 3), any size""",
     "torchvision": """model = torchvision.models.{architecture}(weights=None)
-state = safetensors.torch.load_file("backbone.safetensors")
+state = safetensors.torch.load_file("backbone.safetensors")  # or torch.load("backbone.pth", weights_only=True)
 model.load_state_dict(state, strict=False)  # it has no fc and no counters of batches""",
+    "timm": """name = "local-dir:<this directory>"  # its config.json says how images are normalised
+model = timm.create_model(name, pretrained=True, features_only=True, out_indices=(1, 2, 3, 4))
+model = timm.create_model("{architecture}", num_classes=0, checkpoint_path="model.safetensors")  # pooled features""",
+    "detectron2": """# in a detectron2 config: MODEL.WEIGHTS, with the settings of README.md""",
+    "kerashub": """backbone = keras_hub.models.ResNetBackbone.from_preset("<this directory>")
+converter = keras_hub.layers.ResNetImageConverter.from_preset("<this directory>")  # normalises
+features = keras.Model(backbone.input, backbone.pyramid_outputs)(converter(images))""",
+    "kerascv": """import dupr_tf.models  # the one import: it registers the backbone's class
+backbone = keras.saving.load_model("backbone.keras")
+detector = keras_cv.models.RetinaNet(num_classes=20, bounding_box_format="xyxy", backbone=backbone)""",
 }
 
 
-def model_card(backbone, to, difference, facts):
+def model_card(backbone, to, written, facts, license=None):
     """Return the model card of an export, in Markdown.
 
     Args:
         backbone: the model that was written.
         to: the format, as `export` takes it.
-        difference: the largest difference found when it was read again.
+        written: what was found when it was read again, a `Written`.
         facts: further rows, `{name: value}`.
+        license: of the weights, in the words of whoever may grant it.
     """
     rows = {
+        "licence of the weights": license or NO_LICENSE,
         "network": _network(backbone),
         "parameters": f"{sum(int(variable.value.shape.num_elements()) for variable in backbone.weights):,}",
         "input": _input(backbone, to),
-        "output": "P2..P5 at strides 4, 8, 16, 32" if to in ("keras", "saved_model") else "res2..res5 (layer1..layer4)",
+        "output": f"{_LEVELS.get(to, 'P2..P5')} at strides 4, 8, 16, 32",
         "layout": "torchvision's: stride in the 3×3, symmetric padding, batch norm epsilon 1e-5",
-        "verified": f"read again; largest difference {difference:.1e}",
+        "verified": _verified(written),
+        **_origin(facts),
         **facts,
     }
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
@@ -45,19 +65,53 @@ def model_card(backbone, to, difference, facts):
 
 
 def run_facts(run):
-    """Return the rows a pre-training run adds to a card: config, steps, last losses; none for a mere file.
+    """Return the rows a pre-training run adds to a card; none for a mere file.
+
+    They are its config, its data, its steps and last losses, and the commit, hardware and versions it recorded.
 
     Args:
         run: what `load_backbone` takes.
     """
     run, facts = Path(run), {}
     if (run / "config.yaml").is_file():
-        facts["pre-training config"] = "`" + " ".join((run / "config.yaml").read_text(encoding="utf-8").split()) + "`"
+        facts.update(_config_facts((run / "config.yaml").read_text(encoding="utf-8")))
     if (run / "metrics.jsonl").is_file():
         last = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
         facts["steps"] = last["step"]
         facts["last losses"] = ", ".join(f"{k} {v:.3f}" for k, v in last.items() if k.startswith("loss") and v)
+    for name in ("commit", "hardware", "versions"):
+        values = [_spoken(entry[name]) for entry in read_environments(run) if name in entry]
+        if values:
+            facts[name] = "; then ".join(dict.fromkeys(values))
     return facts
+
+
+def _config_facts(text):
+    """The config in a line, and what it says of the data."""
+    data = (yaml.safe_load(text) or {}).get("data") or {}
+    facts = {"pre-training config": "`" + " ".join(text.split()) + "`"}
+    if data.get("root"):
+        facts["data"] = f"`{Path(data['root']).name}` ({data.get('kind', 'folder')}), without labels"
+    return facts
+
+
+def _origin(facts):
+    """Commit, hardware and versions of the export, where `facts` has not those a run recorded."""
+    here = describe_environment()
+    return {name: f"{_spoken(here[name])} (of the export)" for name in here if name not in facts}
+
+
+def _spoken(value):
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _verified(written):
+    against = ", ".join(dict.fromkeys(check.against for check in written.checks))
+    text = (
+        f"on an even and an odd image against {against}; largest difference {written.difference():.1e}, "
+        f"{written.worst().relative:.1e} of the largest feature"
+    )
+    return "; not compared with ".join([text, *written.not_compared])
 
 
 def _network(backbone):
@@ -67,7 +121,9 @@ def _network(backbone):
 
 
 def _input(backbone, to):
-    raw = to == "saved_model" or (to == "keras" and getattr(backbone, "include_normalization", False))
+    raw = to in ("saved_model", "onnx", "kerascv") or (
+        to == "keras" and getattr(backbone, "include_normalization", False)
+    )
     numbers = f"mean {IMAGENET_MEAN}, std {IMAGENET_STD}"
     if raw:
         return f"RGB images in 0–255, uint8 or float, any size; normalised inside ({numbers})"

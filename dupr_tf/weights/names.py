@@ -1,15 +1,18 @@
-"""The one table of weight names: Keras (ours, which are KerasHub's) ↔ torchvision ↔ detectron2.
+"""The one table of weight names: Keras (ours) ↔ torchvision (timm's are the same) ↔ detectron2 ↔ KerasHub.
 
 Nothing else in the package spells out a foreign name. Kernels are the only arrays that change shape on the
-way: Keras keeps (height, width, in, out), torch keeps (out, in, height, width). Importing this needs no
-    TensorFlow.
+way: Keras and KerasHub keep (height, width, in, out), torch keeps (out, in, height, width). Importing this needs no
+TensorFlow.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-LAYOUTS = ("keras", "torchvision", "detectron2")
+from dupr_tf.weights.formats import ExportError
+
+LAYOUTS = ("keras", "torchvision", "detectron2", "kerashub")
+TORCH_ORDER = ("torchvision", "detectron2")  # layouts whose kernels are (out, in, height, width)
 
 # Variable of a Keras BatchNormalization -> its name in torch.
 BATCH_NORM = {
@@ -21,12 +24,13 @@ BATCH_NORM = {
 
 
 class WeightName(NamedTuple):
-    """One array's three names. `keras` is `"<layer>/<variable>"`; a kernel is transposed between them."""
+    """One array's four names. `keras` and `kerashub` are `"<layer>/<variable>"`; torch's kernels are transposed."""
 
     keras: str
     torchvision: str
     detectron2: str
     is_kernel: bool
+    kerashub: str
 
 
 def weight_names(architecture):
@@ -40,19 +44,18 @@ def weight_names(architecture):
     """
     rows = []
     for keras, torch_conv, torch_norm, detectron2 in _convolutions(architecture):
-        kernel = WeightName(f"{keras}_conv/kernel", f"{torch_conv}.weight", f"{detectron2}.weight", True)
-        rows.append(kernel)
+        kernel = f"{keras}_conv/kernel"  # KerasHub's layers bear the same names as ours
+        rows.append(WeightName(kernel, f"{torch_conv}.weight", f"{detectron2}.weight", True, kernel))
         for ours, theirs in BATCH_NORM.items():
-            norm = f"{detectron2}.norm.{theirs}"
-            rows.append(WeightName(f"{keras}_bn/{ours}", f"{torch_norm}.{theirs}", norm, False))
+            norm = f"{keras}_bn/{ours}"
+            rows.append(WeightName(norm, f"{torch_norm}.{theirs}", f"{detectron2}.norm.{theirs}", False, norm))
     return tuple(rows)
 
 
 def translation(architecture, source, target):
-    """Return `{name in source: name in target}` for two of `keras`, `torchvision`, `detectron2`."""
+    """Return `{name in source: name in target}` for two of `keras`, `torchvision`, `detectron2`, `kerashub`."""
     for layout in (source, target):
-        if layout not in LAYOUTS:
-            raise ValueError(f"Expected one of {', '.join(LAYOUTS)}, received {layout!r}. Fix: choose one of them.")
+        _check_layout(layout)
     return {getattr(row, source): getattr(row, target) for row in weight_names(architecture)}
 
 
@@ -66,15 +69,53 @@ def to_keras_layout(array, is_kernel):
     return np.ascontiguousarray(np.transpose(array, (2, 3, 1, 0)) if is_kernel else array)
 
 
+def named_arrays(model, layout, architecture=None):
+    """Return `{name in layout: float32 array in the layout's axis order}` of a ResNet.
+
+    Args:
+        model: a `ResNetBackbone`; with `architecture`, any Keras ResNet with the table's layer names (KerasHub's).
+        layout: one of `LAYOUTS`.
+        architecture: of the model, where it does not say so itself.
+
+    Raises:
+        ValueError: for a model that is not a `ResNetBackbone`.
+        ExportError: naming the tensors the table lists and the model lacks, or has besides.
+    """
+    _check_layout(layout)
+    arrays = {}
+    for row, variable in _mapped(model, architecture or architecture_of(model), "keras"):
+        value = np.asarray(variable, dtype=np.float32)
+        arrays[getattr(row, layout)] = to_torch_layout(value, row.is_kernel and layout in TORCH_ORDER)
+    return arrays
+
+
 def torch_arrays(backbone, layout):
     """Return `{name in layout: float32 array in torch's axis order}` of a `ResNetBackbone`."""
-    if layout not in ("torchvision", "detectron2"):
+    if layout not in TORCH_ORDER:
         raise ValueError(f"Expected torchvision or detectron2, received {layout!r}. Fix: choose one of them.")
-    arrays = {}
-    for row in weight_names(_architecture_of(backbone)):
-        value = np.asarray(keras_variable(backbone, row.keras), dtype=np.float32)
-        arrays[getattr(row, layout)] = to_torch_layout(value, row.is_kernel)
-    return arrays
+    return named_arrays(backbone, layout)
+
+
+def assign_arrays(model, architecture, arrays, layout, target="keras"):
+    """Give a model the weights of `arrays`: every one of its variables gets one, and no array is left over.
+
+    Args:
+        model: a `ResNetBackbone`, or with `target="kerashub"` KerasHub's.
+        architecture: its row in `ARCHITECTURES`.
+        arrays: `{name in layout: array}`.
+        layout: whose names and axis order `arrays` has.
+        target: whose layer names the model has, `keras` or `kerashub`.
+
+    Raises:
+        ExportError: naming the tensors that are missing or left over.
+    """
+    _check_layout(layout)
+    pairs = _mapped(model, architecture, target)
+    names = [getattr(row, layout) for row, _ in pairs]
+    _refuse_gaps(model, [name for name in names if name not in arrays], sorted(set(arrays) - set(names)))
+    for row, variable in pairs:
+        value = np.asarray(arrays[getattr(row, layout)], dtype=np.float32)
+        variable.assign(to_keras_layout(value, row.is_kernel and layout in TORCH_ORDER))
 
 
 def keras_variable(backbone, name):
@@ -83,7 +124,33 @@ def keras_variable(backbone, name):
     return getattr(backbone.get_layer(layer), variable)
 
 
-def _architecture_of(backbone):
+def _mapped(model, architecture, layout):
+    """`[(row, variable)]` of a Keras model, which has every row of the table and nothing else."""
+    rows, layers = weight_names(architecture), {layer.name for layer in model.layers}
+    missing = [getattr(row, layout) for row in rows if getattr(row, layout).split("/")[0] not in layers]
+    pairs = [] if missing else [(row, keras_variable(model, getattr(row, layout))) for row in rows]
+    known = {id(variable) for _, variable in pairs}
+    unmapped = [] if missing else [variable.path for variable in model.variables if id(variable) not in known]
+    _refuse_gaps(model, missing, unmapped)
+    return pairs
+
+
+def _refuse_gaps(model, missing, unmapped):
+    if missing or unmapped:
+        raise ExportError(
+            f"Expected every tensor of `{model.name}` to have its name in the table, and the reverse; received "
+            f"{len(missing)} missing ({', '.join(missing[:3]) or 'none'}) and {len(unmapped)} unmapped "
+            f"({', '.join(unmapped[:3]) or 'none'}). Fix: use a ResNetBackbone as it is, without further layers."
+        )
+
+
+def _check_layout(layout):
+    if layout not in LAYOUTS:
+        raise ValueError(f"Expected one of {', '.join(LAYOUTS)}, received {layout!r}. Fix: choose one of them.")
+
+
+def architecture_of(backbone):
+    """Return the architecture of a `ResNetBackbone`; any other model is refused."""
     architecture = getattr(backbone, "architecture", None)
     if architecture is None:
         raise ValueError(

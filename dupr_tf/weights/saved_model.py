@@ -1,14 +1,17 @@
 """Backbones as TensorFlow SavedModels: raw images in, P2..P5 out; serving them needs no `dupr_tf`."""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
 
-from dupr_tf.models.resnet import LEVELS, imagenet_normalization, pyramid
+from dupr_tf.models.resnet import imagenet_normalization, pyramid
+from dupr_tf.weights.compare import Written, check_images, compare, levels_of
+from dupr_tf.weights.formats import ExportError
 
 FLOAT_SIGNATURE = "serving_default"
 UINT8_SIGNATURE = "uint8"
-TOLERANCE = 1e-4
 
 
 def write_saved_model(backbone, path):
@@ -23,14 +26,11 @@ def write_saved_model(backbone, path):
         path: the directory to write.
 
     Returns:
-        The largest difference of any feature between the model, in a graph, and what was written: 0.0 as a rule. (Run
-        eagerly, the model differs by rounding, some 1e-6: in a graph TensorFlow computes convolution and norm at once.)
-
-    Raises:
-        ValueError: if that is more than 1e-4.
+        A `Written`: both signatures against the model, in a graph: 0.0 as a rule. (Run eagerly, the model differs by
+        rounding, some 1e-6: in a graph TensorFlow computes convolution and norm at once.)
     """
     serving = serving_model(backbone)
-    model = _function(lambda images: _features(serving, images), tf.float32)  # traced once, called by both signatures
+    model = serving_function(serving)  # traced once, called by both signatures
     module = tf.Module()  # Keras' ExportArchive writes every variable twice
     module.weights = [variable.value for variable in serving.variables]
     signatures = {
@@ -38,7 +38,17 @@ def write_saved_model(backbone, path):
         for name, dtype in ((FLOAT_SIGNATURE, tf.float32), (UINT8_SIGNATURE, tf.uint8))
     }
     tf.saved_model.save(module, str(path), signatures=signatures)
-    return _read_difference(serving, path)
+    return Written(_read_checks(model, path))
+
+
+def serving_function(serving):
+    """`serving_model`'s model as a traced function of float32 images `[B, H, W, 3]` to `{level: float32 map}`."""
+    return _function(lambda images: _features(serving, images), tf.float32)
+
+
+def as_numpy(function):
+    """A `serving_function` as a function from images of any dtype to `{level: NumPy array}`."""
+    return lambda images: {level: value.numpy() for level, value in function(tf.constant(images, tf.float32)).items()}
 
 
 def _function(call, dtype):
@@ -54,7 +64,7 @@ def read_saved_model(path):
     loaded = tf.saved_model.load(str(path))
     missing = {FLOAT_SIGNATURE, UINT8_SIGNATURE} - set(loaded.signatures)
     if missing:
-        raise ValueError(f"Expected the signatures serving_default and uint8, received {path} without {missing}.")
+        raise ExportError(f"Expected the signatures serving_default and uint8, received {path} without {missing}.")
 
     def features(images):
         images = np.asarray(images)
@@ -68,34 +78,25 @@ def read_saved_model(path):
 
 def serving_model(backbone):
     """Return a model from RGB images in 0–255 to `{level: feature map}`, sharing the backbone's weights."""
-    levels = pyramid(backbone, _levels(backbone))
+    levels = pyramid(backbone, levels_of(backbone))
     if getattr(backbone, "include_normalization", False):
         return levels
     images = keras.Input((None, None, 3), name="images")  # (B, H, W, 3), 0–255
     return keras.Model(images, levels(imagenet_normalization()(images)), name=f"{backbone.name}_serving")
 
 
-def _levels(backbone):
-    """Those of P2..P5 that the backbone has; all if it has none, so that `pyramid` says what is wrong."""
-    found = getattr(backbone, "pyramid_outputs", None) or getattr(backbone, "pyramid_level_inputs", {})
-    return tuple(level for level in LEVELS if level in found) or LEVELS
-
-
 def _features(model, images):
     return {level: tf.cast(value, tf.float32) for level, value in model(images, training=False).items()}
 
 
-def _read_difference(serving, path):
-    """Both signatures, on one odd-sized image, against the model in memory."""
-    read = read_saved_model(path)
-    images = np.random.default_rng(0).integers(0, 256, (1, 65, 97, 3), dtype=np.uint8)
-    expected = _function(lambda x: _features(serving, x), tf.float32)(tf.constant(images, tf.float32))
-    received = [read(images), read(images.astype(np.float32))]
-    differences = [np.max(np.abs(value - expected[level])) for out in received for level, value in out.items()]
-    difference = float(np.max(differences))
-    if not difference <= TOLERANCE:  # NaN is refused too
-        raise ValueError(
-            f"Expected the SavedModel to give the model's features, received a difference of {difference}. "
-            "Fix: check the weights for NaN."
-        )
-    return difference
+def _read_checks(model, path):
+    """Both signatures of what was written against the function in memory."""
+    expected, read, checks = as_numpy(model), read_saved_model(path), []
+    for name, dtype in ((FLOAT_SIGNATURE, np.float32), (UINT8_SIGNATURE, np.uint8)):  # `read` chooses by the dtype
+        inputs = functools.partial(_images_of, dtype)
+        checks += compare(f"signature {name}, read again", expected, read, inputs)
+    return checks
+
+
+def _images_of(dtype, size):
+    return check_images(size).astype(dtype)

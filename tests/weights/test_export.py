@@ -1,25 +1,40 @@
 """Exports: complete, verified, described, or not there at all."""
 
+import errno
 import json
+import shutil
+import typing
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from safetensors import SafetensorError
 
+from dupr_tf import cli
 from dupr_tf.models.resnet import build_backbone, pyramid
+from dupr_tf.weights import detectron2_io, formats, keras_io, torch_export
 from dupr_tf.weights import export as module
-from dupr_tf.weights.export import FORMATS, export
+from dupr_tf.weights.compare import float32_twin
+from dupr_tf.weights.export import FORMATS, ExportError, export
 from dupr_tf.weights.loading import load_backbone
 from dupr_tf.weights.manifest import check_directory, sha256_of
-from dupr_tf.weights.names import torch_arrays
+from dupr_tf.weights.torch_io import to_torchvision, write_safetensors
+from tests.weights.backbones import randomised
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
 
 
+PLAIN = ("keras", "saved_model", "torchvision", "timm", "detectron2", "kerascv")  # formats that need no extra
+
+
 @pytest.fixture(scope="module")
 def backbone():
-    keras.utils.set_random_seed(0)
-    return build_backbone("resnet18", width=0.125, include_normalization=True)
+    return randomised("resnet18", width=0.125, include_normalization=True)
+
+
+def test_the_command_offers_every_format():
+    assert typing.get_args(typing.get_type_hints(cli.Export)["to"]) == FORMATS == tuple(module._WRITERS)
 
 
 @pytest.mark.parametrize(
@@ -29,13 +44,19 @@ def backbone():
         ("keras", {"backbone.keras"}),
         ("detectron2", {"backbone.pkl", "README.md"}),
         ("torchvision", {"backbone.safetensors"}),
+        ("timm", {"model.safetensors", "config.json"}),
+        ("kerascv", {"backbone.keras"}),
     ],
 )
 def test_an_export_is_whole(backbone, tmp_path, to, files):
     output = export(backbone, to, tmp_path / "deep" / "out", card={"data": "1,024 photos | mine"})
     assert output == tmp_path / "deep" / "out"
     manifest = json.loads((output / "manifest.json").read_text())
-    assert manifest["format"] == to and manifest["difference"] == 0.0
+    assert manifest["format"] == to and manifest["difference"] == manifest["relative_difference"] == 0.0
+    assert {(check["image"], check["level"]) for check in manifest["checks"]} == {
+        (image, level) for image in ("64×96", "65×97") for level in ("P2", "P3", "P4", "P5")
+    }
+    assert all(check["finite"] and check["scale"] > 0.1 for check in manifest["checks"])
     assert files | {"model_card.md"} <= set(manifest["files"])
     for name, digest in manifest["files"].items():
         assert sha256_of(output / name) == digest
@@ -54,7 +75,7 @@ def test_an_export_loads_with_the_same_features(backbone, tmp_path, to):
 
 def test_an_earlier_export_is_replaced_only_when_asked(backbone, tmp_path):
     output = export(backbone, "keras", tmp_path / "out")
-    with pytest.raises(ValueError, match=r"which exists\. Fix: pass overwrite"):
+    with pytest.raises(ValueError, match=r"which exists\. Fix: pass --overwrite"):
         export(backbone, "torchvision", output)
     assert (output / "backbone.keras").is_file()
     export(backbone, "torchvision", output, overwrite=True)
@@ -80,36 +101,197 @@ def test_an_empty_directory_is_filled(backbone, tmp_path):
     assert (export(backbone, "torchvision", tmp_path / "out") / "backbone.safetensors").is_file()
 
 
-@pytest.mark.parametrize("to", [to for to in FORMATS if to != "saved_model"])  # that one: test_saved_model
-def test_weights_with_nan_are_refused_and_nothing_stays(tmp_path, to):
-    broken = build_backbone("resnet18", width=0.125)
+@pytest.mark.parametrize("to", PLAIN)
+def test_weights_with_nan_are_refused_unless_allowed(tmp_path, to):
+    broken = randomised("resnet18", width=0.125)
     broken.get_layer("stack1_block0_1_bn").beta.assign(np.full(16, np.nan))
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(
+        ValueError, match=r"NaN or infinity in 1 tensors \(.*stack1_block0_1_bn/beta\).*--allow-nonfinite"
+    ):
         export(broken, to, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    output = export(broken, to, tmp_path / "out", allow_nonfinite=True)
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest["difference"] == 0.0
+    assert {check["level"] for check in manifest["checks"] if not check["finite"]} == {"P3", "P4", "P5"}
+
+
+def test_finite_weights_that_overflow_are_refused(tmp_path):
+    huge = randomised("resnet18", width=0.125)
+    huge.get_layer("conv1_bn").gamma.assign(np.full(8, 3e38))
+    with pytest.raises(ExportError, match="Expected finite features"):
+        export(huge, "torchvision", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("to", ["keras", "torchvision", "detectron2"])
+def nudged(backbone):
+    """A copy that is off by more than the tolerance in one norm of the last stage."""
+    other = float32_twin(backbone, include_normalization=True)
+    beta = other.get_layer("stack3_block1_2_bn").beta
+    beta.assign(beta + 0.01)
+    return other
+
+
+@pytest.mark.parametrize("to", ["keras", "kerascv"])
 def test_a_difference_is_refused_and_the_earlier_export_stays(backbone, tmp_path, monkeypatch, to):
     output = export(backbone, to, tmp_path / "out")
     before = (output / "manifest.json").read_text()
-    other = build_backbone("resnet18", width=0.125, include_normalization=True)
-    monkeypatch.setattr(module, "load_backbone", lambda *_: other)
-    monkeypatch.setattr(module, "torch_arrays", lambda _, layout: torch_arrays(other, layout))
-    with pytest.raises(ValueError, match=f"Expected the {to} export to give the model's features to 0.0001"):
+    other = nudged(backbone)
+    monkeypatch.setattr(keras_io, "load_backbone", lambda *_: other)
+    monkeypatch.setattr(keras.saving, "load_model", lambda *_, **__: other)
+    with pytest.raises(
+        ExportError, match=rf"Expected the {to} export to .* 0.0001 of the largest, .* at P5 of an image"
+    ):
         export(backbone, to, output, overwrite=True)
     assert (output / "manifest.json").read_text() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def swap(state):
+    """Two norms of equal shape in each other's place: every name is there, every array is."""
+    first, second = "layer1.0.bn1.weight", "layer1.0.bn2.weight"
+    return {**state, first: state[second], second: state[first]}
+
+
+@pytest.mark.parametrize("to", ["torchvision", "timm"])
+def test_two_norms_in_each_others_place_are_found(backbone, tmp_path, monkeypatch, to):
+    monkeypatch.setattr(torch_export, "to_torchvision", lambda model: swap(to_torchvision(model)))
+    with pytest.raises(ExportError, match=f"Expected the {to} export to give the model's features"):
+        export(backbone, to, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {k: v for k, v in s.items() if k != "bn1.bias"}, "received it without bn1.bias and with nothing"),
+        (lambda s: {**s, "fc.bias": s["bn1.bias"]}, "received it without nothing and with fc.bias besides"),
+        (swap, r"received others in layer1\.0\.bn1\.weight, layer1\.0\.bn2\.weight"),
+    ],
+    ids=["missing", "unmapped", "swapped"],
+)
+def test_a_file_that_is_not_the_weights_is_refused(backbone, tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr(torch_export, "write_safetensors", lambda s, *rest: write_safetensors(change(s), *rest))
+    with pytest.raises(ExportError, match=message):
+        export(backbone, "torchvision", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_pickle_is_refused(backbone, tmp_path, monkeypatch):
+    def write(model, path, write=detectron2_io.write_detectron2):
+        write(model, path)
+        data = bytearray(path.read_bytes())
+        data[-200] ^= 1  # within the last norm's array
+        path.write_bytes(data)
+
+    monkeypatch.setattr(detectron2_io, "write_detectron2", write)
+    with pytest.raises(ExportError, match=r"Expected backbone\.pkl to hold the weights, received others in res5"):
+        export(backbone, "detectron2", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tensor_without_a_name_is_refused(backbone, tmp_path):
+    more = keras.Model(backbone.input, keras.layers.BatchNormalization(name="extra")(backbone.output), name="more")
+    more.architecture, more.width, more.pyramid_outputs = "resnet18", 0.125, backbone.pyramid_outputs
+    fewer = keras.Model(backbone.input, backbone.pyramid_outputs["P4"], name="fewer")
+    fewer.architecture, fewer.width = "resnet18", 0.125
+    for model, message in (
+        (more, r"0 missing \(none\) and 4 unmapped \(.*extra/gamma"),
+        (fewer, r"25 missing \(stack3"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            export(model, "torchvision", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        tf.errors.ResourceExhaustedError(None, None, "variables.data; No space left on device"),
+        RuntimeError("Unable to synchronously write (errno = 28, error message = 'No space left on device')"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(backbone, tmp_path, monkeypatch, error):
+    def fill(model, directory):
+        (directory / "half").write_bytes(b"written")
+        raise error
+
+    monkeypatch.setattr(keras_io, "write_keras", fill)
+    with pytest.raises(ExportError, match=r"^Expected room for 1,\d{3},\d{3} bytes in [^\n]*Fix: make room[^\n]*$"):
+        export(backbone, "keras", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_room_is_told_before_anything_is_written(backbone, tmp_path, monkeypatch):
+    free = shutil.disk_usage(tmp_path)._replace(free=1_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(module, "_write", lambda *_: pytest.fail("written"))
+    with pytest.raises(ExportError, match=r"received a disk that is full \(1,000 bytes free\)"):
+        export(backbone, "torchvision", tmp_path / "out")
+
+
+def test_other_errors_keep_their_own_words(backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_write", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export(backbone, "keras", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", ["onnx", "kerashub"])
+def test_a_format_without_its_extra_is_one_line(backbone, tmp_path, monkeypatch, capsys, to):
+    monkeypatch.setattr(formats, "installed", lambda module: False)
+    with pytest.raises(ValueError, match=rf"to be installed for {to}, .* Fix: pip install 'dupr_tf\[{to}\]'"):
+        export(backbone, to, tmp_path / "out")
+    assert cli.main(["export", "nowhere", "--to", to, "--output", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_mixed_backbone_goes_out_in_float32(tmp_path):
+    mixed = randomised("resnet18", width=0.125, dtype="mixed_bfloat16")
+    for to in ("torchvision", "detectron2", "kerascv", "saved_model"):
+        manifest = json.loads((export(mixed, to, tmp_path / to) / "manifest.json").read_text())
+        assert manifest["difference"] == 0.0
+
+
+@pytest.fixture
+def saved(backbone, tmp_path):
+    backbone.save(tmp_path / "backbone.keras")
+    return str(tmp_path / "backbone.keras")
+
+
+def test_the_command_tells_what_it_compared(saved, tmp_path, capsys):
+    output = tmp_path / "out"
+    arguments = ["export", saved, "--to", "detectron2", "--output", str(output), "--license", "CC BY 4.0"]
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "compared with backbone.pkl, read again: P2 0.0e+00, P3 0.0e+00, P4 0.0e+00, P5 0.0e+00" in out
+    assert "not compared with detectron2: exports do not run it" in out and "largest difference 0.0e+00" in out
+    assert "| licence of the weights | CC BY 4.0 |" in (output / "model_card.md").read_text()
+
+
+def test_the_command_ends_with_1_where_the_export_is_refused(saved, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch_export, "to_torchvision", lambda model: swap(to_torchvision(model)))
+    output = tmp_path / "out"
+    assert cli.main(["export", saved, "--to", "torchvision", "--output", str(output)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("dupr-tf: error: Expected the torchvision export") and error.count("\n") == 1
+    assert not output.exists()
+
+
+def test_the_command_ends_with_2_where_the_input_is_wrong(saved, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("precious")
+    assert cli.main(["export", saved, "--to", "keras", "--output", str(tmp_path / "out")]) == 2
+    assert "Fix: pass --overwrite" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("to", "output", "message"),
     [
-        (
-            "onnx",
-            "out",
-            r"Expected one of saved_model, keras, detectron2, torchvision, received 'onnx'\. Fix",
-        ),
+        ("tflite", "out", r"Expected one of keras, saved_model, onnx, .*, received 'tflite'\. Fix"),
         ("keras", "model.keras", r"Expected a directory as output, .*model\.keras\. Fix: drop the ending"),
     ],
 )
@@ -122,9 +304,11 @@ def test_a_model_of_another_kind_is_refused_where_it_could_not_be_read_again(tmp
     ours = build_backbone("resnet18", width=0.125)
     other = keras.Model(ours.input, ours.output, name="other")
     other.pyramid_level_inputs = ours.pyramid_level_inputs
-    for to in ("torchvision", "detectron2"):
+    for to in ("torchvision", "timm", "detectron2"):
         with pytest.raises(ValueError, match="Expected a ResNetBackbone, received `other`"):
             export(other, to, tmp_path / "out")
     with pytest.raises(ValueError, match="Expected a backbone with a feature pyramid"):
         export(other, "keras", tmp_path / "out")  # no class of its own: Keras forgets the attribute
+    with pytest.raises(ExportError, match=r"Expected backbone\.keras to keep pyramid_level_inputs"):
+        export(other, "kerascv", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The table of weight names, against torchvision's and detectron2's key lists written down by hand."""
+"""The table of weight names, against torchvision's, detectron2's and KerasHub's names written down by hand."""
 
 import subprocess
 import sys
@@ -7,15 +7,19 @@ import numpy as np
 import pytest
 
 from dupr_tf.models.resnet import ARCHITECTURES, build_backbone
+from dupr_tf.weights.formats import ExportError
 from dupr_tf.weights.names import (
     LAYOUTS,
+    assign_arrays,
     keras_variable,
+    named_arrays,
     to_keras_layout,
     to_torch_layout,
     torch_arrays,
     translation,
     weight_names,
 )
+from tests.weights.backbones import randomised
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -44,14 +48,44 @@ layer4.1.conv2 layer4.1.bn2
 """
 
 RESNET50_ROWS = [
-    ("conv1_conv/kernel", "conv1.weight", "stem.conv1.weight", True),
-    ("conv1_bn/moving_variance", "bn1.running_var", "stem.conv1.norm.running_var", False),
-    ("stack0_block0_0_conv/kernel", "layer1.0.downsample.0.weight", "res2.0.shortcut.weight", True),
-    ("stack0_block0_0_bn/gamma", "layer1.0.downsample.1.weight", "res2.0.shortcut.norm.weight", False),
-    ("stack0_block0_1_conv/kernel", "layer1.0.conv1.weight", "res2.0.conv1.weight", True),
-    ("stack1_block3_2_bn/beta", "layer2.3.bn2.bias", "res3.3.conv2.norm.bias", False),
-    ("stack2_block5_3_conv/kernel", "layer3.5.conv3.weight", "res4.5.conv3.weight", True),
-    ("stack3_block2_3_bn/moving_mean", "layer4.2.bn3.running_mean", "res5.2.conv3.norm.running_mean", False),
+    ("conv1_conv/kernel", "conv1.weight", "stem.conv1.weight", True, "conv1_conv/kernel"),
+    ("conv1_bn/moving_variance", "bn1.running_var", "stem.conv1.norm.running_var", False, "conv1_bn/moving_variance"),
+    (
+        "stack0_block0_0_conv/kernel",
+        "layer1.0.downsample.0.weight",
+        "res2.0.shortcut.weight",
+        True,
+        "stack0_block0_0_conv/kernel",
+    ),
+    (
+        "stack0_block0_0_bn/gamma",
+        "layer1.0.downsample.1.weight",
+        "res2.0.shortcut.norm.weight",
+        False,
+        "stack0_block0_0_bn/gamma",
+    ),
+    (
+        "stack0_block0_1_conv/kernel",
+        "layer1.0.conv1.weight",
+        "res2.0.conv1.weight",
+        True,
+        "stack0_block0_1_conv/kernel",
+    ),
+    ("stack1_block3_2_bn/beta", "layer2.3.bn2.bias", "res3.3.conv2.norm.bias", False, "stack1_block3_2_bn/beta"),
+    (
+        "stack2_block5_3_conv/kernel",
+        "layer3.5.conv3.weight",
+        "res4.5.conv3.weight",
+        True,
+        "stack2_block5_3_conv/kernel",
+    ),
+    (
+        "stack3_block2_3_bn/moving_mean",
+        "layer4.2.bn3.running_mean",
+        "res5.2.conv3.norm.running_mean",
+        False,
+        "stack3_block2_3_bn/moving_mean",
+    ),
 ]
 
 
@@ -113,14 +147,45 @@ def test_arrays_are_float32_in_torchs_order():
     assert arrays["res3.0.shortcut.weight"].shape == (64, 32, 1, 1)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_arrays_of_every_layout_come_back(layout):
+    backbone, other = randomised("resnet50", width=0.125), build_backbone("resnet50", width=0.125)
+    arrays = named_arrays(backbone, layout)
+    shape = (64, 32, 1, 1) if layout in ("torchvision", "detectron2") else (1, 1, 32, 64)
+    assert arrays[translation("resnet50", "torchvision", layout)["layer2.0.downsample.0.weight"]].shape == shape
+    assign_arrays(other, "resnet50", arrays, layout)
+    for expected, received in zip(backbone.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(received, expected)
+
+
+def test_arrays_with_a_gap_or_too_many_are_refused():
+    backbone = build_backbone("resnet18", width=0.125)
+    arrays = named_arrays(backbone, "torchvision")
+    arrays["fc.weight"] = arrays.pop("bn1.weight")
+    with pytest.raises(ExportError, match=r"1 missing \(bn1\.weight\) and 1 unmapped \(fc\.weight\)"):
+        assign_arrays(backbone, "resnet18", arrays, "torchvision")
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match=r"Expected one of resnet18, .*, received 'vgg16'\. Fix"):
         weight_names("vgg16")
-    with pytest.raises(ValueError, match=r"Expected one of keras, torchvision, detectron2, received 'timm'\. Fix"):
+    with pytest.raises(
+        ValueError, match=r"Expected one of keras, torchvision, detectron2, kerashub, received 'timm'\. Fix"
+    ):
         translation("resnet18", "keras", "timm")
 
 
 def test_reading_the_module_loads_no_tensorflow():
-    code = "import sys, dupr_tf.weights.names; print('tensorflow' in sys.modules or 'keras' in sys.modules)"
+    modules = "dupr_tf.weights.names, dupr_tf.weights.formats"
+    code = f"import sys, {modules}; print('tensorflow' in sys.modules or 'keras' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_packages_names_are_where_it_says():
+    from dupr_tf import weights
+
+    assert {"to_torchvision", "from_torchvision", "to_keras_hub", "from_keras_hub"} <= set(dir(weights))
+    assert all(callable(getattr(weights, name)) or name == "FORMATS" for name in weights.__all__)
+    with pytest.raises(AttributeError, match=r"has no attribute 'to_tensorflow'; it has .*to_torchvision"):
+        weights.to_tensorflow  # noqa: B018

@@ -79,11 +79,16 @@ def test_a_backbone_with_fewer_levels_serves_those():
     assert set(serving_model(other)(images_of((1, 64, 64), "uint8"))) == {"P4", "P5"}
 
 
-def test_weights_that_give_no_numbers_are_refused(tmp_path):
+def test_weights_that_give_no_numbers_are_told(tmp_path):
     backbone = build_backbone("resnet18", width=0.125)
     backbone.get_layer("conv1_bn").beta.assign(np.full(8, np.nan))
-    with pytest.raises(ValueError, match="difference of nan"):
-        write_saved_model(backbone, tmp_path / "export")
+    assert not any(check.finite for check in write_saved_model(backbone, tmp_path / "export").checks)
+
+
+def test_both_signatures_are_compared_at_an_even_and_an_odd_size(tmp_path):
+    written = write_saved_model(build_backbone("resnet18", width=0.125), tmp_path / "export")
+    assert len(written.checks) == 2 * 2 * 4 and written.difference() == written.worst().relative == 0.0
+    assert {check.image for check in written.checks} == {"64×96", "65×97"}
 
 
 def test_a_model_without_a_pyramid_is_refused(tmp_path):

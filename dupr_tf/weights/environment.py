@@ -1,0 +1,89 @@
+"""What a run was made with: commit, hardware, versions. Kept in its folder, and told on every model card."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from dupr_tf import __version__
+
+PACKAGE = Path(__file__).parents[1]
+ENVIRONMENT_FILE = "environment.json"
+PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy")
+
+
+def describe_environment():
+    """Return `{"commit", "hardware", "versions"}` of this process; what cannot be found out says so."""
+    return {
+        "commit": commit() or "unknown: not run from a git checkout",
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+
+
+def record_environment(run):
+    """Note in a run's `environment.json` what works on it; a resume elsewhere, or by other code, adds an entry."""
+    path = Path(run) / ENVIRONMENT_FILE
+    entries, entry = read_environments(run), describe_environment()
+    if entries[-1:] == [entry]:
+        return
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps([*entries, entry], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_environments(run):
+    """Return the entries of a run's `environment.json`, oldest first; none if it has no such file, or a damaged one."""
+    try:
+        entries = json.loads((Path(run) / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def commit():
+    """Return the commit this package is checked out at, with `+changes` if its files differ; None outside of git."""
+    if not _git(PACKAGE, "ls-files", "__init__.py"):  # installed into somebody's repository is not part of it
+        return None
+    head = _git(PACKAGE, "rev-parse", "HEAD")
+    return head and head + ("+changes" if _git(PACKAGE, "status", "--porcelain", ".") else "")
+
+
+def hardware():
+    """Return processors and GPUs in one line, such as `2 × Intel(R) Xeon(R), no GPU`."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
+    return f"{os.cpu_count()} × {_processor()}, {', '.join(names) or 'no GPU'}"
+
+
+def versions():
+    """Return `{package: version}` of what a figure can depend on."""
+    found = {"dupr_tf": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # one of tensorflow and tensorflow-cpu is never there
+    return found
+
+
+def _processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return next(iter(names), platform.processor() or platform.machine())
+
+
+def _git(folder, *arguments):
+    """What git prints, stripped; None if there is no git, no repository, or it takes too long."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,37 @@
+"""What `export` writes, and what each format needs besides this package. Importing this needs no TensorFlow."""
+
+import importlib.util
+
+FORMATS = ("keras", "saved_model", "onnx", "torchvision", "timm", "detectron2", "kerashub", "kerascv")
+
+# Format -> (extra of this package that brings it, modules it needs).
+EXTRAS = {
+    "onnx": ("onnx", ("onnx", "tf2onnx", "onnxruntime")),
+    "kerashub": ("kerashub", ("keras_hub",)),
+}
+
+
+class ExportError(RuntimeError):
+    """The request was right and the export was not: it is refused, and nothing is left under its name."""
+
+
+def installed(module):
+    """Whether a module is there to be imported; it is not imported."""
+    return importlib.util.find_spec(module) is not None
+
+
+def check_format(to):
+    """Refuse a format that does not exist, or that needs what is not installed.
+
+    Raises:
+        ValueError: naming the formats, or the extra to install.
+    """
+    if to not in FORMATS:
+        raise ValueError(f"Expected one of {', '.join(FORMATS)}, received {to!r}. Fix: choose one of them.")
+    extra, modules = EXTRAS.get(to, (None, ()))
+    missing = [module for module in modules if not installed(module)]
+    if missing:
+        raise ValueError(
+            f"Expected {', '.join(missing)} to be installed for {to}, received no such package. "
+            f"Fix: pip install 'dupr_tf[{extra}]'"
+        )

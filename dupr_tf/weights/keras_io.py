@@ -1,0 +1,50 @@
+"""Backbones as `.keras` files: as they are, or ready to be KerasCV's and KerasHub's detectors' backbone."""
+
+import keras
+
+from dupr_tf.models.resnet import ResNetBackbone
+from dupr_tf.weights.compare import Written, compare, features
+from dupr_tf.weights.formats import ExportError
+from dupr_tf.weights.loading import KERAS_FILE, load_backbone, with_normalization
+
+
+def write_keras(backbone, directory):
+    """Write `backbone.keras`, the model as it is.
+
+    Args:
+        backbone: a model `dupr_tf.models.resnet.pyramid` accepts.
+        directory: an existing, empty directory.
+
+    Returns:
+        A `Written`: the file, loaded again, on the same images.
+    """
+    backbone.save(directory / KERAS_FILE)
+    return _compare_read(backbone, load_backbone(directory))
+
+
+def write_kerascv(backbone, directory):
+    """Write `backbone.keras` with the normalisation inside: KerasCV's detectors hand on pixels in 0–255.
+
+    Args, returns: as `write_keras`. After `import dupr_tf.models` the file loads by `keras.saving.load_model`, and
+    `pyramid_level_inputs` is what KerasCV's `RetinaNet(backbone=…)` asks for.
+    """
+    if isinstance(backbone, ResNetBackbone):
+        backbone = with_normalization(backbone, True)
+    if not getattr(backbone, "pyramid_level_inputs", None):
+        raise ValueError(
+            f"Expected a backbone with pyramid_level_inputs, received `{backbone.name}`. "
+            "Fix: KerasCV needs it, {level: layer name}; a ResNetBackbone has it."
+        )
+    backbone.save(directory / KERAS_FILE)
+    read = keras.saving.load_model(directory / KERAS_FILE, compile=False)
+    if getattr(read, "pyramid_level_inputs", None) != backbone.pyramid_level_inputs:
+        raise ExportError(
+            f"Expected {KERAS_FILE} to keep pyramid_level_inputs, received a {type(read).__name__} with others. "
+            "Fix: register a class of its own for this backbone, which sets it in __init__."
+        )
+    return _compare_read(backbone, read)
+
+
+def _compare_read(backbone, read):
+    against = f"{KERAS_FILE}, read again"
+    return Written(compare(against, lambda x: features(backbone, x), lambda x: features(read, x)))

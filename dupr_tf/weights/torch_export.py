@@ -1,0 +1,150 @@
+"""ResNets for torchvision and timm: a safetensors state dict, compared with the library itself where it is there."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD, LEVELS, ResNetBackbone
+from dupr_tf.weights.compare import (
+    SIZES,
+    Written,
+    check_arrays,
+    check_images,
+    compare,
+    features,
+    float32_twin,
+    normalized,
+)
+from dupr_tf.weights.formats import ExportError, installed
+from dupr_tf.weights.loading import SAFETENSORS_FILE
+from dupr_tf.weights.names import assign_arrays
+from dupr_tf.weights.torch_io import read_safetensors, to_torchvision, write_safetensors
+
+PTH_FILE = "backbone.pth"
+TIMM_FILE = "model.safetensors"  # the names timm looks for in a directory
+TIMM_CONFIG = "config.json"
+PROCESS = Path(__file__).with_name("torch_process.py")
+
+
+def write_torchvision(backbone, directory):
+    """Write `backbone.safetensors`, and `backbone.pth` where PyTorch is installed; read and compare both.
+
+    Args:
+        backbone: a `ResNetBackbone`.
+        directory: an existing, empty directory.
+
+    Returns:
+        A `Written`; with torchvision installed it has a comparison with torchvision's own network.
+    """
+    path = directory / SAFETENSORS_FILE
+    written = Written(_write_state(backbone, path))
+    if installed("torch"):
+        answer = ask({"task": "pth", "weights": str(path), "output": str(directory / PTH_FILE)})
+        if "unavailable" in answer:
+            written.not_compared.append(f"torch, and no {PTH_FILE} was written: {answer['unavailable']}")
+    return _compare_library("torchvision", backbone, path, written)
+
+
+def write_timm(backbone, directory):
+    """Write `model.safetensors` and `config.json`, which `timm.create_model("local-dir:…", pretrained=True)` takes.
+
+    Args, returns: as `write_torchvision`, with timm for torchvision.
+    """
+    path = directory / TIMM_FILE
+    written = Written(_write_state(backbone, path))
+    text = json.dumps(timm_config(backbone.architecture), indent=2)
+    (directory / TIMM_CONFIG).write_text(text + "\n", encoding="utf-8")
+    return _compare_library("timm", backbone, path, written)
+
+
+def timm_config(architecture):
+    """Return timm's `config.json` of a backbone without classifier: its name, and how images are normalised."""
+    facts = {
+        "num_classes": 0,
+        "input_size": [3, 224, 224],
+        "interpolation": "bilinear",
+        "mean": [value / 255 for value in IMAGENET_MEAN],  # timm's images are in 0–1
+        "std": [value / 255 for value in IMAGENET_STD],
+        "first_conv": "conv1",
+        "classifier": "fc",
+    }
+    return {"architecture": architecture, "num_classes": 0, "pretrained_cfg": facts}
+
+
+def _write_state(backbone, path):
+    """Write the state dict, read it to the last bit, and compare the features of a backbone made from it."""
+    state = to_torchvision(backbone)
+    write_safetensors(state, path, {"architecture": backbone.architecture, "width": str(backbone.width)})
+    read, _ = read_safetensors(path)
+    check_arrays(state, read, path.name)
+    return reread_checks(backbone, read, "torchvision", f"{path.name}, read again")
+
+
+def reread_checks(backbone, arrays, layout, against):
+    """Compare a backbone with a new one that gets its weights from `arrays`, `{name in layout: array}`."""
+    twin = float32_twin(backbone)
+    again = ResNetBackbone.from_config(twin.get_config())
+    assign_arrays(again, backbone.architecture, arrays, layout)
+    return compare(against, lambda x: features(twin, x), lambda x: features(again, x), _inputs)
+
+
+def _inputs(size):
+    return normalized(check_images(size))
+
+
+def _why_not(backbone, library):
+    """Why a backbone cannot be run in a library, or nothing."""
+    if not installed(library):
+        return f"{library}: not installed"
+    return "" if backbone.width == 1 else f"{library}: it has no {backbone.architecture} of width {backbone.width:g}"
+
+
+def _compare_library(library, backbone, weights, written):
+    """Add to `written` the library's own network on the same images, or why it is not there."""
+    reason = _why_not(backbone, library)
+    if reason:
+        written.not_compared.append(reason)
+        return written
+    with tempfile.TemporaryDirectory() as folder:
+        images, output = Path(folder) / "images.npz", Path(folder) / "features.npz"
+        np.savez(images, **{str(size): _inputs(size) for size in SIZES})
+        job = {"task": library, "architecture": backbone.architecture, "weights": str(weights)}
+        answer = ask({**job, "images": str(images), "output": str(output)})
+        if "unavailable" in answer:
+            written.not_compared.append(f"{library}: {answer['unavailable']}")
+            return written
+        with np.load(output, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+    twin = float32_twin(backbone)
+    written.checks += compare(
+        f"{library} {answer['version']}",
+        lambda x: features(twin, x),
+        lambda x: {level: found[f"{x.shape[1:3]} {level}"] for level in LEVELS},
+        _inputs,
+    )
+    return written
+
+
+def ask(job):
+    """Let `torch_process` do a job in a process of its own, and return its answer.
+
+    Raises:
+        ExportError: if it fails, or finds a name without a partner.
+    """
+    # -P: its own folder is not on the path, or our modules would pass for other packages'.
+    command = [sys.executable, "-P", str(PROCESS), json.dumps(job)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise ExportError(f"Expected {job['task']} to take the export, received an error: {reason[:300]}. Fix: see it.")
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    if answer.get("missing") or answer.get("unexpected"):
+        raise ExportError(
+            f"Expected every array to have its place in {job['task']}, received missing {answer['missing'][:5]}, "
+            f"unexpected {answer['unexpected'][:5]}. Fix: this is a defect of the table of names; please report it."
+        )
+    return answer

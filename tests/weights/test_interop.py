@@ -1,0 +1,189 @@
+"""Exports in the libraries they are for, where those are installed: the same images, even-sized and odd-sized."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from dupr_tf.models.resnet import pyramid
+from dupr_tf.weights import torch_export
+from dupr_tf.weights.compare import check_images, features, normalized
+from dupr_tf.weights.export import ExportError, export
+from dupr_tf.weights.formats import installed
+from tests.weights.backbones import randomised
+
+BAR = 1e-5  # of a level's largest feature
+
+
+def needs(*modules):
+    """Skip where one is not installed. They are not imported here: PyTorch beside TensorFlow can crash."""
+    missing = [module for module in modules if not installed(module)]
+    return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed")
+
+
+def checks_of(output, library):
+    """The comparisons with a library: all levels of both images, each within the bar."""
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest["not_compared"] == []
+    checks = [check for check in manifest["checks"] if check["against"].startswith(library)]
+    assert {(check["image"], check["level"]) for check in checks} == {
+        (image, level) for image in ("64×96", "65×97") for level in ("P2", "P3", "P4", "P5")
+    }
+    for check in checks:
+        assert check["difference"] <= BAR * check["scale"], check
+    return checks
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
+@pytest.mark.parametrize(
+    "library", [pytest.param(name, marks=needs("torch", name)) for name in ("torchvision", "timm")]
+)
+def test_pytorchs_networks_give_our_features(library, architecture, tmp_path):
+    output = export(randomised(architecture), library, tmp_path / "out")
+    assert max(check["difference"] for check in checks_of(output, library)) > 0  # it was another network
+
+
+@needs("torch")
+def test_the_pth_file_holds_tensors_only(tmp_path):
+    output = export(randomised("resnet18", width=0.125), "torchvision", tmp_path / "out")
+    code = "import sys, torch; print(len(torch.load(sys.argv[1], weights_only=True)))"
+    command = [sys.executable, "-c", code, str(output / "backbone.pth")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "100"
+
+
+def test_no_pth_without_pytorch(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_export, "installed", lambda module: False)
+    output = export(randomised("resnet18", width=0.125), "torchvision", tmp_path / "out")
+    assert {path.name for path in output.iterdir()} == {"backbone.safetensors", "manifest.json", "model_card.md"}
+    assert "not compared with torchvision: not installed" in (output / "model_card.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "library", [pytest.param(name, marks=needs("torch", name)) for name in ("torchvision", "timm")]
+)
+def test_a_width_they_have_not_is_not_compared(library, tmp_path):
+    output = export(randomised("resnet18", width=0.125), library, tmp_path / "out")
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest["not_compared"] == [f"{library}: it has no resnet18 of width 0.125"]
+
+
+@needs("torch", "torchvision")
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        ({"bn1.bias": "bn1.offset"}, r"missing \['bn1.bias'\], unexpected \['bn1.offset'\]"),
+        (
+            {"layer1.0.bn1.bias": "layer1.0.bn2.bias", "layer1.0.bn2.bias": "layer1.0.bn1.bias"},
+            "export to give the model",
+        ),
+    ],
+    ids=["unknown", "swapped"],
+)
+def test_a_wrong_name_in_the_table_is_found_by_torchvision(rename, message, tmp_path, monkeypatch):
+    from dupr_tf.weights import names
+
+    def wrong(architecture, rows=names.weight_names):
+        return tuple(
+            row._replace(torchvision=rename.get(row.torchvision, row.torchvision)) for row in rows(architecture)
+        )
+
+    monkeypatch.setattr(names, "weight_names", wrong)  # both directions: reading our own file again sees nothing
+    with pytest.raises(ExportError, match=message):
+        export(randomised("resnet18"), "torchvision", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("answer", ["raise SystemExit('no such thing')", "import os; os.kill(os.getpid(), 11)"])
+def test_a_pytorch_that_fails_or_crashes_is_refused(answer, tmp_path, monkeypatch):
+    (tmp_path / "process.py").write_text(answer)
+    monkeypatch.setattr(torch_export, "PROCESS", tmp_path / "process.py")
+    with pytest.raises(ExportError, match=r"Expected timm to take the export, .*(no such thing|exit code -11)"):
+        torch_export.ask({"task": "timm"})
+
+
+def test_a_pytorch_that_cannot_be_imported_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_export, "installed", lambda module: True)
+    (tmp_path / "process.py").write_text('print(\'{"unavailable": "ImportError: libc10.so"}\')')
+    monkeypatch.setattr(torch_export, "PROCESS", tmp_path / "process.py")
+    output = export(randomised("resnet18", width=0.125), "torchvision", tmp_path / "out")
+    told = json.loads((output / "manifest.json").read_text())["not_compared"]
+    assert "torch, and no backbone.pth was written: ImportError: libc10.so" in told
+
+
+@needs("onnx", "tf2onnx", "onnxruntime")
+@pytest.mark.parametrize(
+    ("architecture", "width", "normalising"),
+    [("resnet18", 0.125, False), ("resnet18", 0.125, True), ("resnet50", 0.125, False)],
+)
+def test_onnx(architecture, width, normalising, tmp_path):
+    from dupr_tf.weights import read_onnx
+
+    backbone = randomised(architecture, width=width, include_normalization=normalising)
+    output = export(backbone, "onnx", tmp_path / "out")
+    checks_of(output, "onnxruntime")
+    images = np.concatenate([check_images((33, 47)), check_images((33, 47))[:, ::-1]])  # a batch, yet another size
+    expected = features(backbone, images if normalising else normalized(images))
+    received = read_onnx(output / "backbone.onnx")(images)
+    assert sorted(received) == ["P2", "P3", "P4", "P5"]
+    for level, value in received.items():
+        assert value.dtype == np.float32
+        np.testing.assert_allclose(value, expected[level], atol=1e-5 * np.abs(expected[level]).max())
+
+
+@needs("onnx", "tf2onnx", "onnxruntime")
+def test_an_onnx_file_of_other_weights_is_refused(tmp_path, monkeypatch):
+    from dupr_tf.weights import onnx_io
+
+    read = onnx_io.read_onnx
+    monkeypatch.setattr(onnx_io, "read_onnx", lambda path: lambda x: {k: v * 1.001 for k, v in read(path)(x).items()})
+    with pytest.raises(ExportError, match="Expected the onnx export to give the model's features"):
+        export(randomised("resnet18", width=0.125), "onnx", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs("keras_hub")
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
+def test_kerashub_and_back(architecture, tmp_path):
+    import keras_hub
+
+    from dupr_tf.weights import from_keras_hub
+
+    backbone = randomised(architecture)
+    output = export(backbone, "kerashub", tmp_path / "out")
+    checks_of(output, f"KerasHub {keras_hub.__version__} with")
+    loaded = keras_hub.models.ResNetBackbone.from_preset(str(output))
+    again = from_keras_hub(loaded, architecture)
+    for ours, theirs in zip(backbone.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(ExportError, match="missing"):
+        from_keras_hub(loaded, "resnet34")
+
+
+@needs("keras_hub")
+def test_kerashub_has_one_width(tmp_path):
+    with pytest.raises(ValueError, match=r"Expected width 1 for kerashub, received 0\.125"):
+        export(randomised("resnet18", width=0.125), "kerashub", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_kerascv_file_loads_after_one_import_and_carries_a_retinanet(tmp_path):
+    backbone = randomised("resnet18", width=0.125)
+    output = export(backbone, "kerascv", tmp_path / "out")
+    images = check_images((64, 64))
+    for level, value in features(keras.saving.load_model(output / "backbone.keras"), images).items():
+        expected = np.asarray(pyramid(backbone)(normalized(images))[level])
+        np.testing.assert_allclose(value, expected, atol=1e-5 * np.abs(expected).max())
+    code = """
+import sys, keras, numpy, dupr_tf.models
+backbone = keras.saving.load_model(sys.argv[1])
+import keras_cv
+detector = keras_cv.models.RetinaNet(num_classes=20, bounding_box_format="xyxy", backbone=backbone)
+print(sorted(backbone.pyramid_level_inputs), {k: v.shape for k, v in detector(numpy.zeros((1, 64, 64, 3))).items()})
+"""
+    done = subprocess.run([sys.executable, "-c", code, output / "backbone.keras"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.strip().splitlines()[-1]
+    assert "['P2', 'P3', 'P4', 'P5']" in printed and "(1, 774, 4)" in printed, printed
