@@ -30,12 +30,14 @@ class Pretrain:
 
     config: tyro.conf.Positional[Path]
     """Experiment file, e.g. configs/dupr_r18_small.yaml."""
-    output: Path
-    """Folder of the run."""
+    output: Path | None = None
+    """Folder of the run; needed unless --dry-run."""
     data: Path | None = None
     """Folder of images (nested or flat), or a COCO or VOC root; labels are not read."""
     weights: Path | None = None
     """Weights to start from instead of random ones: a run, an export, .keras, or another tool's checkpoint."""
+    dry_run: bool = False
+    """Take a few steps, write nothing, and print shapes, memory, images/s and how long the whole run would take."""
 
     def run(self, overrides: dict[str, str]) -> None:
         config = load_config(self.config, overrides)
@@ -46,6 +48,12 @@ class Pretrain:
         if root is None:
             raise ConfigError(["data.root: expected a folder of images, received none. Fix: --data DIR"])
         check_root(root, config.data.kind)
+        if self.dry_run:
+            from dupr_tf.training.dry_run import dry_run, print_dry_run
+
+            return print_dry_run(dry_run(config, self.data))
+        if self.output is None:
+            raise ConfigError(["--output: expected a folder for the run, received none. Fix: --output runs/mine"])
         from dupr_tf.training.pretrain import pretrain
 
         result = pretrain(config, self.output, self.data, self.weights)

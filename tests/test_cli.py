@@ -26,7 +26,7 @@ def run(capsys, *arguments):
     (("--train.batch_size=63",), "train.batch_size: expected a multiple of train.micro_batches (4), received 63"),
     (("--train.micro_batches", "64"), "groups of at least 2 images"),
     (("--model.bank_size", "100"), "model.bank_size: expected at least the 256 keys a step puts in, received 100"),
-    (("--model.roi_sizes", "[24, 12, 7, 3]"), "model.roi_sizes: expected at most 6 at P4"),
+    (("--model.roi_sizes", "[16, 8, 5, 2]"), "model.roi_sizes: expected at most 4 at P4"),
     (("--views.crop_area", "[0.5, 2]"), "crop_area: expected 0.0 < min <= max <= 1.0"),
     (("--model.temperature", ".nan"), "model.temperature: "),
     (("--optimizer.momentum", "!!python/object:os.system {}"), "optimizer.momentum: expected a YAML value"),

@@ -57,25 +57,37 @@ def pretrain(
             another config or begun from other weights.
     """
     run = Path(output)
-    config, paths = _with_images(config, data)
     strategy = choose_strategy()
-    problems = config.pretrain_problems(replicas(strategy))
-    if problems:
-        raise ValueError("\n".join(problems))
-    bad = BadImages(paths, config.data.max_bad_share)
-    check_readable(paths, bad)
+    config, paths, bad = checked_images(config, data, replicas(strategy))
     _compare_config(run, config)
     start = _starting_weights(run, config, weights)
     _write_whole(run / "config.yaml", dump_config(config))
     record_environment(run)
 
     with scope(strategy):
-        model = build_model(config, start)
-        model.compile(optimizer=build_optimizer(config, len(paths)), jit_compile=False)
-        model.optimizer.build(model.query_variables)
+        model = compiled_model(config, len(paths), start)
     checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints)
     step = _fit(model, config, paths, bad, checkpoints, run)
     return PretrainResult(run, _write_backbone(model, run), step, tuple(bad.found.values()))
+
+
+def checked_images(config: Config, data: str | Path | None, replicas: int) -> tuple[Config, list[str], BadImages]:
+    """The config with its root resolved, the images below it, and their unreadable ones; refuses what cannot work."""
+    config, paths = _with_images(config, data)
+    problems = config.pretrain_problems(replicas)
+    if problems:
+        raise ValueError("\n".join(problems))
+    bad = BadImages(paths, config.data.max_bad_share)
+    check_readable(paths, bad)
+    return config, paths, bad
+
+
+def compiled_model(config: Config, images: int, start: list[np.ndarray] | None = None) -> DUPR:
+    """`build_model` with the optimiser of a run over so many images."""
+    model = build_model(config, start)
+    model.compile(optimizer=build_optimizer(config, images), jit_compile=False)
+    model.optimizer.build(model.query_variables)
+    return model
 
 
 def build_model(config: Config, start: list[np.ndarray] | None = None) -> DUPR:

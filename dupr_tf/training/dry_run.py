@@ -1,0 +1,207 @@
+"""`pretrain --dry-run`: all that a run needs is built, a few real steps are taken, and it is said what a run costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from rich.console import Console
+from rich.table import Table
+
+from dupr_tf.config import Config
+from dupr_tf.data.pipeline import view_pairs
+from dupr_tf.models import DUPR, ResNetBackbone
+from dupr_tf.training.callbacks import duration
+from dupr_tf.training.distribution import choose_strategy, replicas, scope
+from dupr_tf.training.pretrain import checked_images, compiled_model
+
+STEPS = 2  # timed, after one step that traces and one that warms up
+WARM_UP = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class DryRun:
+    """What a few real steps on this machine showed."""
+
+    levels: dict[str, tuple[int, ...]]  # {level: (height, width, channels) of a view's feature map}
+    parameters: dict[str, int]  # by part
+    memory: dict[str, int]  # bytes predicted, by part
+    measured_memory: int  # bytes, the most this process has held, TensorFlow and Python included
+    input_ms: float  # an image, through the input pipeline by itself
+    step_ms: float  # an image, through the step by itself, its batch in memory
+    images_per_second: float  # both together
+    first_step_seconds: float  # tracing included
+    batch_size: int
+    total_steps: int
+    loss: float
+
+    @property
+    def hours(self) -> float:
+        """Of the whole run at this speed."""
+        return self.total_steps * self.batch_size / self.images_per_second / 3600
+
+    @property
+    def limit(self) -> str:
+        """Whether reading images or the step decides, in one sentence."""
+        share = self.input_ms / (self.input_ms + self.step_ms)
+        if self.input_ms > self.step_ms:
+            return f"reading images decides ({share:.0%} of the work). Fix: more CPU cores, or smaller files"
+        return f"the step decides; reading images is {share:.0%} of the work"
+
+
+def dry_run(config: Config, data: str | Path | None = None) -> DryRun:
+    """Takes a few steps of a run, writing nothing.
+
+    Args:
+        config: the experiment.
+        data: folder of images, or a COCO or VOC root; None takes `config.data.root`.
+
+    Raises:
+        ValueError: what `pretrain` would raise, or a loss that is not finite.
+    """
+    strategy = choose_strategy()
+    config, paths, bad = checked_images(config, data, replicas(strategy))
+    with scope(strategy):
+        model = compiled_model(config, len(paths))
+    batch, steps = config.train.batch_size, WARM_UP + STEPS
+    batches = view_pairs(paths, config, 0, steps, bad)
+    input_seconds = _seconds_each(batches, steps)
+    both = _fit(model, batches, steps)
+    held = tf.data.Dataset.from_tensors(next(iter(batches))).repeat(steps)
+    alone = _fit(model, held, steps)
+    loss = both.loss
+    if not np.isfinite(loss):
+        raise ValueError(f"Expected a finite loss, received {loss}. Fix: a lower --optimizer.learning_rate")
+    return DryRun(
+        levels=_level_shapes(model, config.data.image_size),
+        parameters=_parameters(model),
+        memory=predicted_memory(model, config),
+        measured_memory=peak_memory(),
+        input_ms=1e3 * input_seconds / batch,
+        step_ms=1e3 * alone.seconds_each / batch,
+        images_per_second=batch / both.seconds_each,
+        first_step_seconds=both.first,
+        batch_size=batch,
+        total_steps=config.total_steps(len(paths)),
+        loss=loss,
+    )
+
+
+def predicted_memory(model: DUPR, config: Config) -> dict[str, int]:
+    """Bytes a device holds, by part. Activations are those of one batch-norm group, the only ones alive at a time.
+
+    Args:
+        model: the pre-training model.
+        config: of the run.
+    """
+    group = config.train.batch_size // config.train.micro_batches
+    width = 4 if config.train.precision == "float32" else 2  # bytes a number
+    trainable = sum(_size(v.shape) for v in model.query_variables)
+    everything = sum(_size(v.shape) for v in (*model.query_encoder.variables, *model.key_encoder.variables))
+    view = config.data.image_size**2 * 3
+    return {
+        "weights of both encoders": 4 * everything,
+        "gradients and momentum": 4 * 2 * trainable,
+        "memory banks": sum(4 * _size(bank.keys.shape) for bank in model.banks.values()),
+        "views of a batch": config.train.batch_size * 2 * view * (1 + 4),  # uint8, and float32 once augmented
+        f"activations of {group} images": width * group * _activations(model.backbone, config.data.image_size),
+    }
+
+
+def peak_memory() -> int:
+    """The most this process has held, bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def print_dry_run(result: DryRun, console: Console | None = None) -> None:
+    """A table for people."""
+    table = Table(box=None, show_header=False)
+    rows = {
+        "features of a view": ", ".join(f"{level} {h}×{w}×{c}" for level, (h, w, c) in result.levels.items()),
+        **{f"parameters, {part}": f"{count:,}" for part, count in result.parameters.items()},
+        **{f"memory, {part}": _mib(size) for part, size in result.memory.items()},
+        "memory, predicted sum": _mib(sum(result.memory.values())),
+        "memory, measured": f"{_mib(result.measured_memory)} (the whole process)",
+        "first step": f"{result.first_step_seconds:.1f} s (tracing included), loss {result.loss:.3f}",
+        "input alone": f"{result.input_ms:.2f} ms an image",
+        "step alone": f"{result.step_ms:.2f} ms an image",
+        "together": f"{result.images_per_second:.1f} images/s: {result.limit}",
+        "the whole run": f"{result.total_steps:,} steps of {result.batch_size} in {duration(3600 * result.hours)}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    (console or Console(highlight=False)).print(table)
+
+
+class _Clock(keras.callbacks.Callback):
+    """When each step of a `fit` ended."""
+
+    def __init__(self):
+        super().__init__()
+        self.ends, self.loss = [], float("nan")
+
+    def on_train_begin(self, logs=None):
+        self.ends.append(time.perf_counter())
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.loss = float(logs["loss"])  # waits for the step
+        self.ends.append(time.perf_counter())
+
+    @property
+    def first(self) -> float:
+        return self.ends[1] - self.ends[0]
+
+    @property
+    def seconds_each(self) -> float:
+        return (self.ends[-1] - self.ends[WARM_UP]) / STEPS
+
+
+def _fit(model, batches, steps):
+    clock = _Clock()
+    model.fit(batches, steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0, callbacks=[clock])
+    return clock
+
+
+def _seconds_each(batches, steps) -> float:
+    """Seconds a batch, the first left out: the pipeline starts with it."""
+    iterator = iter(batches)
+    next(iterator)
+    start = time.perf_counter()
+    for _ in iterator:
+        pass
+    return (time.perf_counter() - start) / (steps - 1)
+
+
+def _level_shapes(model, size):
+    shapes = model.query_encoder.pyramid.compute_output_shape((1, size, size, 3))
+    return {level: tuple(shape[1:]) for level, shape in shapes.items()}
+
+
+def _parameters(model) -> dict[str, int]:
+    backbone = model.backbone.count_params()
+    heads = sum(_size(v.shape) for head in model.query_encoder.heads.values() for v in head.variables)
+    return {"backbone": backbone, "heads": heads}
+
+
+def _activations(backbone, size) -> int:
+    """Numbers an image leaves behind for the gradient of one of our ResNets; 0 for a backbone of another kind."""
+    if not isinstance(backbone, ResNetBackbone):
+        return 0
+    twin = ResNetBackbone.from_config({**backbone.get_config(), "input_shape": (size, size, 3)})
+    freed = (keras.layers.BatchNormalization, keras.layers.Add)  # the gradient needs their inputs, not their outputs
+    return sum(_size(layer.output.shape[1:]) for layer in twin.layers if not isinstance(layer, freed))
+
+
+def _size(shape) -> int:
+    return int(np.prod(shape, dtype=np.int64))
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
