@@ -125,10 +125,10 @@ def test_finite_weights_that_overflow_are_refused(tmp_path):
 
 
 def nudged(backbone):
-    """A copy that is off by more than the tolerance in one norm of the last stage."""
+    """A copy that is off in one norm of the last stage, by more than the tolerance of features of some hundreds."""
     other = float32_twin(backbone, include_normalization=True)
     beta = other.get_layer("stack3_block1_2_bn").beta
-    beta.assign(beta + 0.01)
+    beta.assign(beta + 1.0)
     return other
 
 
