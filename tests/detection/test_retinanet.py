@@ -10,6 +10,7 @@ from dupr_tf.config import parse_config
 from dupr_tf.data.detection import letterbox
 from dupr_tf.detection.retinanet import (
     ANCHORS_PER_CELL,
+    PredictionHead,
     RetinaNet,
     build_retinanet,
     export_detector,
@@ -65,7 +66,16 @@ def test_it_starts_with_the_prior_probability_and_level_by_level_shapes():
     outputs = make()(batch()["images"], training=True)
     assert outputs["classification"].shape == (2, CELLS * ANCHORS_PER_CELL, 3)
     assert outputs["box"].shape == (2, CELLS * ANCHORS_PER_CELL, 4)
-    np.testing.assert_allclose(tf.sigmoid(outputs["classification"]), 0.01, atol=1e-3)
+    np.testing.assert_allclose(tf.sigmoid(outputs["classification"]), 0.01, atol=5e-3)
+
+
+@pytest.mark.parametrize(("channels", "deviation"), [(256, 0.01), (64, 0.02), (16, 0.04)])
+def test_heads_of_any_width_start_with_the_papers_signal(channels, deviation):
+    head = PredictionHead(36, channels, 2)
+    head.build((None, None, None, channels))
+    for layer in (*head.hidden, head.prediction):
+        assert np.std(layer.kernel) == pytest.approx(deviation, rel=0.05)
+        assert np.abs(layer.kernel).max() > 2.5 * deviation  # normal, not cut off
 
 
 def test_parameters_of_the_papers_size():
