@@ -6,6 +6,8 @@ does the same and writes metrics, a SavedModel and pictures.
 
 import sys
 
+import keras
+
 from dupr_tf import build_backbone, load_backbone
 from dupr_tf.config import parse_config
 from dupr_tf.data.annotations import read_annotations
@@ -13,14 +15,14 @@ from dupr_tf.data.detection import train_batches
 from dupr_tf.detection.coco_eval import coco_ap
 from dupr_tf.detection.finetune import detect
 from dupr_tf.detection.retinanet import RetinaNet, save_detector
-from dupr_tf.training.optimizers import Cosine, CoupledSGD
+from dupr_tf.training.optimizers import Cosine
 
 
-def main(weights, data, steps=1200):
-    """Trains a narrow RetinaNet at 192 px, prints its average precision and saves it as detector.keras."""
+def main(weights, data, steps=1500):
+    """Trains a narrow RetinaNet at 128 px, prints its average precision and saves it as detector.keras."""
     train = read_annotations(data, "train")
     val = read_annotations(data, "val", class_names=train.class_names)
-    settings = {"data": {"image_size": 192}, "train": {"batch_size": 16}, "detector": {"scale_jitter": [0.8, 1.25]}}
+    settings = {"data": {"image_size": 128}, "train": {"batch_size": 8}, "detector": {"scale_jitter": [0.8, 1.25]}}
     batches = train_batches(train, parse_config(settings), steps)
 
     if weights == "random":
@@ -30,14 +32,14 @@ def main(weights, data, steps=1200):
     model = RetinaNet(
         backbone,
         train.class_names,
-        image_size=192,
+        image_size=128,
         fpn_channels=64,
         head_channels=64,
         head_convs=2,
         anchor_scale=3.0,
     )
-    rate = Cosine(0.02, steps, warmup_steps=min(100, steps))
-    model.compile(CoupledSGD(rate, momentum=0.9, coupled_decay=1e-4, global_clipnorm=10.0))
+    rate = Cosine(1e-3, steps, warmup_steps=min(100, steps))
+    model.compile(keras.optimizers.AdamW(rate, weight_decay=1e-4, global_clipnorm=10.0))
     model.fit(batches, shuffle=False)  # the batches come shuffled
 
     result = coco_ap(val, detect(model, val))

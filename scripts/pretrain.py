@@ -14,7 +14,9 @@ from dupr_tf.training.optimizers import Cosine, CoupledSGD
 
 def main(images, output, steps=200):
     """Trains a half-width ResNet-18 on a folder of photos for some steps and saves its backbone."""
-    config = parse_config({"data": {"image_size": 96}, "train": {"batch_size": 64, "micro_batches": 4}})
+    config = parse_config(
+        {"data": {"image_size": 64}, "views": {"min_overlap": 24}, "train": {"batch_size": 64, "micro_batches": 4}}
+    )
     paths = list_images(images)
     batches = view_pairs(paths, config, 0, steps, BadImages(paths, max_share=0.01))
 
@@ -22,7 +24,7 @@ def main(images, output, steps=200):
         dupr_tf.build_backbone("resnet18", width=0.5),
         image_weights=(0.1, 0.4, 0.7, 1.0),  # alpha of P2..P5
         patch_weights=(0.0, 0.0, 1.0, 1.0),  # beta of P2..P5
-        roi_sizes=(24, 12, 6, 3),
+        roi_sizes=(16, 8, 4, 2),
         bank_size=4096,
         momentum=0.99,
         micro_batches=4,

@@ -93,7 +93,8 @@ def view_pairs(paths: list[str], config: Config, first_step: int, last_step: int
     numbers = tf.data.Dataset.range(first_step * batch, last)
     samples = numbers.map(pair, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     samples = fill_gaps(samples.ignore_errors(), first_step * batch, last, pair_despite_bad_image)
-    dataset = samples.rebatch(batch, drop_remainder=True).prefetch(4)
+    batches = samples.rebatch(batch, drop_remainder=True)
+    dataset = batches.apply(tf.data.experimental.assert_cardinality(last_step - first_step)).prefetch(4)
     return check_view_pairs(dataset, batch, config.data.image_size)
 
 

@@ -1,0 +1,46 @@
+"""The short programs of scripts/, run for two steps on the embedded sample as a user would run them."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from dupr_tf.data.sample import write_sample
+from dupr_tf.weights import load_backbone
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample")
+    write_sample(folder, train=10, val=2, unlabeled=66, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(sample, tmp_path_factory):
+    path = tmp_path_factory.mktemp("out") / "backbone.keras"
+    script("pretrain").main(sample / "unlabeled", path, steps=2)
+    return path
+
+
+def test_pretrain_then_finetune(sample, backbone, tmp_path, monkeypatch, capsys):
+    assert (load_backbone(backbone).architecture, load_backbone(backbone).width) == ("resnet18", 0.5)
+    monkeypatch.chdir(tmp_path)
+    script("finetune_retinanet").main(backbone, sample, steps=2)
+    assert "AP50" in capsys.readouterr().out
+    assert (tmp_path / "detector.keras").is_file()
+
+
+def test_export_prints_what_the_saved_model_gives(backbone, tmp_path, capsys):
+    script("export").main(backbone, tmp_path)
+    assert "P5 (1, 5, 7, 256)" in capsys.readouterr().out
+    assert (tmp_path / "detectron2" / "backbone.pkl").is_file()
