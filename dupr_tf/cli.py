@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +18,7 @@ from dupr_tf.weights.formats import ExportError, check_format
 
 REFUSED = 1
 USER_ERROR = 2
+BY_SIGNAL = 128  # plus the number of the signal, as shells have it
 DESCRIPTION = "Pre-train object-detection backbones on unlabelled images (DUPR), fine-tune detectors, export weights."
 
 
@@ -209,7 +211,10 @@ CONFIGURED = ("pretrain", "finetune")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command. Returns 0; 2 where the user's input is wrong, 1 where an export is refused (one line each)."""
+    """Runs one command. Returns 0; 2 where the user's input is wrong, 1 where an export is refused (one line each).
+
+    A run that SIGTERM or SIGINT ended returns 143 or 130.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)
@@ -223,6 +228,9 @@ def main(arguments: list[str] | None = None) -> int:
             args=arguments, prog="dupr-tf", description=DESCRIPTION, console_outputs=True,
         )  # fmt: skip
         command.run(overrides)
+    except KeyboardInterrupt as error:  # of a run, which has saved its state, or of anything else
+        print(f"dupr-tf: {error or 'interrupted'}", file=sys.stderr)
+        return BY_SIGNAL + getattr(error, "number", signal.SIGINT)
     except ExportError as error:
         print(f"dupr-tf: error: {error}", file=sys.stderr)
         return REFUSED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -20,6 +21,7 @@ from dupr_tf.training.callbacks import CheckBadImages, MetricsLog, SaveCheckpoin
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
 from dupr_tf.training.optimizers import build_optimizer
+from dupr_tf.training.signals import StopOnSignal, noted_signals
 from dupr_tf.weights.environment import record_environment
 from dupr_tf.weights.loading import load_weights_for, weights_digest
 
@@ -55,6 +57,7 @@ def pretrain(
     Raises:
         ValueError: a folder without images, impossible settings, weights of another network, or an output folder of
             another config or begun from other weights.
+        RunInterrupted: SIGTERM or SIGINT came; the step was finished and saved. It is a `KeyboardInterrupt`.
     """
     run = Path(output)
     strategy = choose_strategy()
@@ -129,12 +132,13 @@ def _fit(model, config, paths, bad, checkpoints, run) -> int:
     if step:
         log.info("resuming %s at step %d of %d", run, step, total)
     metrics = MetricsLog(run, step, total, per_epoch, config.train.batch_size, config.train.log_every)
-    callbacks = [
-        metrics,
-        SaveCheckpoints(checkpoints, step, config.train.checkpoint_every),
-        CheckBadImages(bad, step),
-    ]
-    try:
+    with contextlib.closing(metrics), noted_signals() as received:
+        callbacks = [
+            metrics,
+            SaveCheckpoints(checkpoints, step, config.train.checkpoint_every),
+            CheckBadImages(bad, step),
+            StopOnSignal(received, checkpoints, step),
+        ]
         for first, last in _stretches(step, per_epoch, total):
             model.fit(
                 view_pairs(paths, config, first, last, bad),
@@ -145,8 +149,6 @@ def _fit(model, config, paths, bad, checkpoints, run) -> int:
                 shuffle=False,  # the batches come shuffled
                 verbose=0,
             )
-    finally:
-        metrics.close()
     if total > step:
         checkpoints.save()
     return total

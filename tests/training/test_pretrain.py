@@ -92,33 +92,56 @@ def test_run_again_after_the_end_changes_nothing(whole_run, photos):
     assert (whole_run / "metrics.jsonl").read_text() == before
 
 
-def test_a_killed_run_resumes_bit_identically(whole_run, photos, tmp_path):
-    run, config = tmp_path / "killed", tmp_path / "c.yaml"
+@pytest.fixture
+def command(photos, tmp_path):
+    """The command line of the toy run into tmp_path/run."""
+    config = tmp_path / "c.yaml"
     config.write_text(dump_config(tiny()))
-    command = [
-        sys.executable,
-        "-m",
-        "dupr_tf.cli",
-        "pretrain",
-        str(config),
-        "--data",
-        str(photos),
-        "--output",
-        str(run),
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while time.time() < deadline and process.poll() is None and len(_steps(run)) < 3:
+    cli = [sys.executable, "-m", "dupr_tf.cli", "pretrain", str(config)]
+    return [*cli, "--data", str(photos), "--output", str(tmp_path / "run")]
+
+
+def started(command, run, steps):
+    """The process of a run once it has logged some steps."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.time() + 300
+    while time.time() < deadline and process.poll() is None and len(_steps(run)) < steps:
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert len(_steps(run)) >= 3, "the run never reached step 3"
+    return process
+
+
+def assert_goes_on_as_the_whole_run(command, run, whole_run):
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert losses(run) == losses(whole_run)
     ours, theirs = (keras.saving.load_model(r / "backbone.keras").get_weights() for r in (run, whole_run))
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_killed_run_resumes_bit_identically(whole_run, command, tmp_path):
+    run = tmp_path / "run"
+    process = started(command, run, 3)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert len(_steps(run)) >= 3, "the run never reached step 3"
+    assert_goes_on_as_the_whole_run(command, run, whole_run)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_with_a_checkpoint_however_often_it_comes(whole_run, command, tmp_path, number, code):
+    run = tmp_path / "run"
+    process = started(command, run, 1)
+    for _ in range(3):
+        process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    step = len(_steps(run))
+    assert process.returncode == code
+    assert f"stopped by {number.name} after step {step}, which is saved" in stderr and "Traceback" not in stderr
+    assert (run / "checkpoints" / f"ckpt-{step}.index").exists() and 1 <= step < 6
+    assert not (run / "backbone.keras").exists()
+    if number == signal.SIGTERM:
+        assert_goes_on_as_the_whole_run(command, run, whole_run)
 
 
 def _steps(run):

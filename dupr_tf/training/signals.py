@@ -1,0 +1,61 @@
+"""SIGTERM and SIGINT during a run: the step is finished and saved, and the same command goes on from there."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+from dupr_tf.training.callbacks import StepCallback
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """A run ended by a signal, after it had saved its state.
+
+    Attributes:
+        number: of the signal.
+        step: the last one taken; a checkpoint has it.
+    """
+
+    def __init__(self, number: int, step: int):
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}, which is saved")
+        self.number, self.step = number, step
+
+
+@contextlib.contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Within it SIGTERM and SIGINT are noted, in the list it gives, and do nothing else, however often they come.
+
+    Outside the main thread, where Python allows no handlers, signals stay what they were.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda number, _frame: received.append(number)) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class StopOnSignal(StepCallback):
+    """Saves and raises `RunInterrupted` after the step in which a signal came.
+
+    Args:
+        received: list of `noted_signals`.
+        checkpoints: of the run.
+        first_step: the run starts from.
+    """
+
+    def __init__(self, received: list[int], checkpoints, first_step: int = 0):
+        super().__init__(first_step)
+        self.received, self.checkpoints = received, checkpoints
+
+    def on_step(self, step, logs):
+        if self.received:
+            self.checkpoints.save()
+            raise RunInterrupted(self.received[0], step)
