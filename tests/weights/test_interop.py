@@ -181,7 +181,8 @@ import sys, keras, numpy, dupr_tf.models
 backbone = keras.saving.load_model(sys.argv[1])
 import keras_cv
 detector = keras_cv.models.RetinaNet(num_classes=20, bounding_box_format="xyxy", backbone=backbone)
-print(sorted(backbone.pyramid_level_inputs), {k: v.shape for k, v in detector(numpy.zeros((1, 64, 64, 3))).items()})
+outputs = detector(numpy.zeros((1, 64, 64, 3)))
+print(sorted(backbone.pyramid_level_inputs), {name: tuple(value.shape) for name, value in outputs.items()})
 """
     done = subprocess.run([sys.executable, "-c", code, output / "backbone.keras"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
