@@ -134,7 +134,8 @@ class Export:
         from dupr_tf.weights.loading import load_backbone
         from dupr_tf.weights.model_card import run_facts
 
-        backbone, card = load_backbone(self.run_or_file), run_facts(self.run_or_file)
+        backbone = load_backbone(self.run_or_file, allow_nonfinite=self.allow_nonfinite)
+        card = run_facts(self.run_or_file)
         print_export(export(backbone, self.to, self.output, self.overwrite, card, self.allow_nonfinite, self.license))
 
 

@@ -116,6 +116,17 @@ def test_weights_with_nan_are_refused_unless_allowed(tmp_path, to):
     assert {check["level"] for check in manifest["checks"] if not check["finite"]} == {"P3", "P4", "P5"}
 
 
+def test_the_command_writes_a_diverged_backbone_only_when_told_to(tmp_path, capsys):
+    broken = randomised("resnet18", width=0.125)
+    broken.get_layer("conv1_bn").beta.assign(np.full(8, np.inf))
+    broken.save(tmp_path / "diverged.keras")
+    command = ["export", str(tmp_path / "diverged.keras"), "--to", "keras", "--output", str(tmp_path / "out")]
+    assert cli.main(command) == 2
+    assert "received NaN or infinity in conv1_bn/beta" in capsys.readouterr().err
+    assert cli.main([*command, "--allow-nonfinite"]) == 0
+    assert (tmp_path / "out" / "backbone.keras").is_file()
+
+
 def test_finite_weights_that_overflow_are_refused(tmp_path):
     huge = randomised("resnet18", width=0.125)
     huge.get_layer("conv1_bn").gamma.assign(np.full(8, 3e38))
