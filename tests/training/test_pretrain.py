@@ -128,7 +128,9 @@ def test_a_killed_run_resumes_bit_identically(whole_run, command, tmp_path):
     assert_goes_on_as_the_whole_run(command, run, whole_run)
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_run_with_a_checkpoint_however_often_it_comes(whole_run, command, tmp_path, number, code):
     run = tmp_path / "run"
     process = started(command, run, 1)
