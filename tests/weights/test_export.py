@@ -148,7 +148,7 @@ def test_a_difference_is_refused_and_the_earlier_export_stays(backbone, tmp_path
     output = export(backbone, to, tmp_path / "out")
     before = (output / "manifest.json").read_text()
     other = nudged(backbone)
-    monkeypatch.setattr(keras_io, "load_backbone", lambda *_: other)
+    monkeypatch.setattr(keras_io, "load_backbone", lambda *_, **__: other)
     monkeypatch.setattr(keras.saving, "load_model", lambda *_, **__: other)
     with pytest.raises(
         ExportError, match=rf"Expected the {to} export to .* 0.0001 of the largest, .* at P5 of an image"
