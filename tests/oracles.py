@@ -132,6 +132,32 @@ def roi_align(features, boxes, output_size, spatial_scale=1.0, sampling_ratio=1,
     return np.stack(out)
 
 
+# --- convolution ----------------------------------------------------------------------------------
+
+
+def convolve_3x3(images, kernel):
+    """(N, H, W, C) and (3, 3, C, K) -> (N, H, W, K): stride 1, one pixel of zeros around."""
+    count, height, width, _ = images.shape
+    out = np.zeros((count, height, width, kernel.shape[3]))
+    for n, y, x, ky, kx in np.ndindex(count, height, width, 3, 3):
+        row, column = y + ky - 1, x + kx - 1
+        if 0 <= row < height and 0 <= column < width:
+            out[n, y, x] += images[n, row, column] @ kernel[ky, kx]
+    return out
+
+
+def convolve_3x3_gradients(images, kernel, upstream):
+    """Gradients of `sum(upstream * convolve_3x3(images, kernel))` w.r.t. images and kernel."""
+    count, height, width, _ = images.shape
+    to_images, to_kernel = np.zeros(images.shape), np.zeros(kernel.shape)
+    for n, y, x, ky, kx in np.ndindex(count, height, width, 3, 3):
+        row, column = y + ky - 1, x + kx - 1
+        if 0 <= row < height and 0 <= column < width:
+            to_images[n, row, column] += kernel[ky, kx] @ upstream[n, y, x]
+            to_kernel[ky, kx] += np.outer(images[n, row, column], upstream[n, y, x])
+    return to_images, to_kernel
+
+
 # --- heads ----------------------------------------------------------------------------------------
 
 

@@ -129,7 +129,8 @@ class DUPR(keras.Model):
         keys = self._encode_keys(views_2, batch["boxes_2"], batch["flipped_2"], step)  # (B, ..., C) by loss name
         gradients, logs = self._query_gradients(views_1, batch, keys)  # of the global mean, summed over groups
         self.optimizer.apply(gather.agree_on_finite(gradients), self.query_variables)
-        self._enqueue(keys, gather.all_gather(batch["valid"]), step)
+        with tf.control_dependencies([logs["loss"]]):  # a bank is copied when its reader is done, not beside it
+            self._enqueue(keys, gather.all_gather(batch["valid"]), step)
         self.step.assign_add(1)
         return logs
 

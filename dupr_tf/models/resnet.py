@@ -10,6 +10,7 @@ Shapes are NHWC. Level `P2` is conv2_x (stride 4) … `P5` is conv5_x (stride 32
 import keras
 
 from dupr_tf.models.batch_norm import FusedBatchNormalization
+from dupr_tf.models.convolution import TrainedConv2D
 
 LEVELS = ("P2", "P3", "P4", "P5")
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, 0–255
@@ -217,7 +218,7 @@ def _conv_bn(x, filters, kernel, strides, name, dtype):
     explicit = strides > 1 and kernel > 1
     if explicit:
         x = keras.layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad", dtype=dtype)(x)
-    x = keras.layers.Conv2D(
+    x = TrainedConv2D(
         filters,
         kernel,
         strides=strides,

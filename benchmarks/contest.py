@@ -1,0 +1,161 @@
+"""Contestants side by side: started one by one, then timed in turn."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """One way to do the work of a case.
+
+    Args:
+        name: as printed.
+        build: "module:function"; the function takes `options` and returns `work() -> units done`.
+        options: keyword arguments of the function, plain data.
+        needs: packages without which it is left out.
+        heat: contestants of one heat are variants of one peer: each is tried once, the fastest goes on.
+    """
+
+    name: str
+    build: str
+    options: dict = dataclasses.field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    heat: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One comparison; the first contestant is ours.
+
+    Args:
+        name: as printed.
+        unit: of the rates.
+        contestants: ours, then the peers.
+        cores: how many cores each may use; None is all.
+    """
+
+    name: str
+    unit: str
+    contestants: tuple[Contestant, ...]
+    cores: int | None = None
+
+
+@dataclasses.dataclass
+class Result:
+    """What was measured of one contestant."""
+
+    name: str
+    rates: list[float] = dataclasses.field(default_factory=list)
+    peak_mib: float = 0.0
+    built_mib: float = 0.0  # held when it was built, before the first repeat
+    facts: dict = dataclasses.field(default_factory=dict)
+    note: str = ""  # why it was left out or went no further
+
+    @property
+    def rate(self) -> float | None:
+        return statistics.median(self.rates) if self.rates else None
+
+
+class Process:
+    """A contestant's process, ready to be asked for repeats."""
+
+    def __init__(self, contestant: Contestant, cores: int | None):
+        self.result = Result(contestant.name)
+        order = {"build": contestant.build, "options": contestant.options, "cores": _first_cores(cores)}
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (lives as long as the process)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker", json.dumps(order)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        self.result.facts = self._answer()
+        del self.result.facts["ready"]
+
+    def repeat(self) -> float:
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        self.result.rates.append(answer["rate"])
+        self.result.peak_mib, self.result.built_mib = answer["peak_mib"], answer["built_mib"]
+        return answer["rate"]
+
+    def close(self) -> None:
+        self._process.communicate()
+        self._errors.close()
+
+    def _answer(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            self._errors.seek(0)
+            raise RuntimeError(f"{self.result.name} ended: {self._errors.read().strip()[-2000:]}")
+        return json.loads(line)
+
+
+def run_case(case: Case, rounds: int, say=print) -> list[Result]:
+    """Measures all contestants of a case that can run here, ours first.
+
+    Args:
+        case: what to compare.
+        rounds: repeats of each.
+        say: gets lines of progress.
+
+    Raises:
+        RuntimeError: a contestant ended by itself; its last words are in the message.
+    """
+    left_out: list[Result] = []
+    running: list[tuple[Contestant, Process]] = []
+    for contestant in case.contestants:
+        missing = [name for name in contestant.needs if importlib.util.find_spec(name) is None]
+        if missing:
+            note = f"{', '.join(missing)} not installed. Fix: pip install -e '.[peers]'"
+            left_out.append(Result(contestant.name, note=note))
+            continue
+        say(f"{case.name}: starting {contestant.name}")
+        running.append((contestant, Process(contestant, case.cores)))
+        loser = _slower_in_heat(running)
+        if loser is not None:
+            running.remove(loser)
+            loser[1].close()
+            loser[1].result.note = "slower variant, one repeat"
+            left_out.append(loser[1].result)
+    for number in range(rounds):
+        for _, process in running:
+            rate = process.repeat()
+            say(f"{case.name}: round {number + 1} of {rounds}, {process.result.name}: {rate:.4g} {case.unit}")
+    for _, process in running:
+        process.close()
+    return [process.result for _, process in running] + left_out
+
+
+def _slower_in_heat(running):
+    """The slower of the last to start and its rival in the same heat, if there is one."""
+    last = running[-1]
+    rivals = [entry for entry in running[:-1] if last[0].heat and entry[0].heat == last[0].heat]
+    if not rivals:
+        return None
+    for _, process in (rivals[0], last):
+        if not process.result.rates:
+            process.repeat()
+    return min(rivals[0], last, key=lambda entry: entry[1].result.rates[0])
+
+
+def _first_cores(count: int | None) -> list[int] | None:
+    if count is None or not hasattr(os, "sched_getaffinity"):
+        return None
+    return sorted(os.sched_getaffinity(0))[:count]

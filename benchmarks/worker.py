@@ -1,0 +1,62 @@
+"""One contestant's process: `python -m benchmarks.worker '{"build": "module:function", "options": {…}, "cores": [0]}'`.
+
+Writes one JSON line when it is ready and one for each line it reads; ends when its input does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+MIB = 1 << 20
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def main(order: dict) -> None:
+    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not pass for an answer
+    if order.get("cores"):
+        os.sched_setaffinity(0, order["cores"])  # before any library counts the cores
+    module, _, function = order["build"].partition(":")
+    build = getattr(importlib.import_module(module), function)
+    work = build(**order["options"])
+    before = forget_peak()
+
+    def repeat():
+        start = time.perf_counter()
+        done = work()
+        return {"rate": done / (time.perf_counter() - start), "peak_mib": peak_mib(), "built_mib": before}
+
+    repeat()  # traces, compiles, fills caches
+    print(json.dumps({"ready": True, **getattr(work, "facts", {})}), file=answers, flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(repeat()), file=answers, flush=True)
+
+
+def peak_mib() -> float:
+    """The most memory this process has held, since `forget_peak` where the system can tell."""
+    if STATUS.exists():
+        return _status_mib("VmHWM")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+
+
+def forget_peak() -> float:
+    """Starts the peak again from what is held now, which is returned."""
+    if not STATUS.exists():
+        return peak_mib()
+    CLEAR.write_text("5")
+    return _status_mib("VmRSS")
+
+
+def _status_mib(field: str) -> float:
+    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(field + ":"))
+    return int(line.split()[1]) / 1024
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

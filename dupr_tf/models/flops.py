@@ -1,0 +1,44 @@
+"""How many floating-point operations a training step is, counted from the network's shapes."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+
+from dupr_tf.models.resnet import ResNetBackbone
+
+QUERY = 3  # the query encoder's forward pass, and the gradients w.r.t. inputs and kernels
+KEY = 1  # the key encoder has a forward pass only
+LOSS = 2  # similarities to all keys of a bank, and the sum of keys that is their gradient
+
+
+def step_flops(model, image_size: int, batch: int) -> dict[str, int]:
+    """Operations of a step by part; a multiplication and an addition are two. Norms, losses' exponentials are left out.
+
+    Args:
+        model: a `DUPR` on a `ResNetBackbone`.
+        image_size: side of a view, px.
+        batch: images a step.
+
+    Returns:
+        {"convolutions": …, "heads": …, "losses": …}.
+    """
+    encoder = model.query_encoder
+    twin = ResNetBackbone.from_config({**model.backbone.get_config(), "input_shape": (image_size, image_size, 3)})
+    convolutions = [_convolution(layer) for layer in twin.layers if isinstance(layer, keras.layers.Conv2D)]
+    heads, losses = 0, 0
+    for name, head in encoder.heads.items():
+        cells = encoder.patch_sizes[name.split("_")[1]] ** 2 if name.startswith("patch") else 1
+        heads += sum(2 * cells * int(np.prod(v.shape)) for v in head.trainable_variables if len(v.shape) == 2)
+        losses += 2 * cells * model.bank_size * model.embedding_dim
+    stem = convolutions[0]  # needs no gradient w.r.t. the images
+    return {
+        "convolutions": batch * ((QUERY + KEY) * sum(convolutions) - stem),
+        "heads": batch * (QUERY + KEY) * heads,
+        "losses": batch * LOSS * losses,
+    }
+
+
+def _convolution(layer) -> int:
+    """Of one image's forward pass."""
+    return 2 * int(np.prod(layer.output.shape[1:])) * int(np.prod(layer.kernel.shape[:3]))

@@ -1,0 +1,79 @@
+"""The 3×3 convolution and each form of its kernel gradient against loops."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dupr_tf.ops import convolution
+from tests import oracles
+
+MODES = ("eager", "graph", "xla")
+FORMS = (convolution.plainly, convolution.by_shifts, convolution.by_winograd)
+# Even and odd sides, a map of one pixel, more filters than channels and fewer.
+SHAPES = [(2, 4, 6, 3, 5), (1, 5, 7, 4, 2), (3, 1, 1, 2, 3), (2, 2, 3, 1, 1)]
+
+
+def in_mode(function, mode):
+    return function if mode == "eager" else tf.function(function, jit_compile=mode == "xla")
+
+
+def arrays(shape):
+    count, height, width, channels, filters = shape
+    rng = np.random.default_rng(sum(shape))
+    images = rng.normal(size=(count, height, width, channels))
+    return images, rng.normal(size=(3, 3, channels, filters)), rng.normal(size=(count, height, width, filters))
+
+
+def floats(*values):
+    return [tf.constant(value, tf.float32) for value in values]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+@pytest.mark.parametrize("mode", MODES)
+def test_kernel_gradient(mode, form, shape):
+    images, kernel, upstream = arrays(shape)
+    _, expected = oracles.convolve_3x3_gradients(images, kernel, upstream)
+    result = in_mode(form, mode)(*floats(images, upstream))
+    np.testing.assert_allclose(result, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+@pytest.mark.parametrize("mode", MODES)
+def test_layer_and_both_gradients(mode, form, monkeypatch):
+    images, kernel, upstream = arrays(SHAPES[0])
+    monkeypatch.setattr(convolution, "_chosen", lambda *_: form)
+
+    def features_and_gradients(images, kernel, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch([images, kernel])
+            features = convolution.convolve_3x3(images, kernel)
+            loss = tf.reduce_sum(features * upstream)
+        return features, *tape.gradient(loss, [images, kernel])
+
+    results = in_mode(features_and_gradients, mode)(*floats(images, kernel, upstream))
+    expected = oracles.convolve_3x3(images, kernel), *oracles.convolve_3x3_gradients(images, kernel, upstream)
+    for result, value in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result, value, atol=1e-5 * np.abs(value).max())
+
+
+def chosen(shape, filters, dtype=tf.float32):
+    taken = []
+
+    @tf.function(
+        input_signature=[tf.TensorSpec(shape, dtype), tf.TensorSpec([*shape[:3], filters], dtype)], autograph=False
+    )
+    def trace(images, upstream):
+        taken.append(convolution._chosen(images, upstream))
+        return images
+
+    trace.get_concrete_function()
+    return taken[0]
+
+
+def test_the_form_follows_the_shape():
+    assert chosen([16, 3, 3, 512], 512) is convolution.by_shifts  # 144 positions
+    assert chosen([16, 24, 24, 64], 64) is convolution.by_winograd
+    assert chosen([16, 16, 16, 32], 32) is convolution.plainly  # too little work to change the domain
+    assert chosen([16, None, None, 64], 64) is convolution.plainly  # unknown
+    assert chosen([16, 24, 24, 64], 64, tf.bfloat16) is convolution.plainly
