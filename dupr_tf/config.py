@@ -35,7 +35,9 @@ class Section(BaseModel):
 
 class DataConfig(Section):
     root: str | None = Field(None, description="folder of images, COCO / VOC root, shards, tfds:NAME; --data sets it")
-    kind: Literal["auto", "folder", "coco", "voc", "tfrecord", "tfds"] = Field("auto", description="layout of root; auto looks")
+    kind: Literal["auto", "folder", "coco", "voc", "tfrecord", "tfds"] = Field(
+        "auto", description="layout of root; auto looks"
+    )
     image_size: int = Field(224, ge=32, le=4096, description="side of a view (pre-training) or input (detector), px")
     max_bad_share: float = Field(0.01, ge=0, le=1, description="share of unreadable images a run may skip")
 

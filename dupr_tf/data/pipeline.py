@@ -1,4 +1,4 @@
-"""Encoded images in, ViewPair batches out. A batch is a function of (seed, step): a resumed run sees what a whole run would."""
+"""Images in, ViewPair batches out. A batch is a function of (seed, step): a resumed run sees what a whole run would."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from dupr_tf.data.decoding import read_image, read_pair
 from dupr_tf.data.image_source import ImageSource, as_source, map_contents
 
 log = logging.getLogger(__name__)
-INDEX_SHUFFLE = 498247692  # what tf.random.experimental.index_shuffle, which takes no seed an element, puts before a seed
+INDEX_SHUFFLE = (
+    498247692  # what tf.random.experimental.index_shuffle, which takes no seed an element, puts before a seed
+)
 SUBSTITUTES = 32  # images tried in place of an unreadable one before the run gives up
 
 
@@ -169,10 +171,10 @@ def fill_gaps(samples, first, last, replace):
 def shuffled_index(place, count, seed, epoch):
     """The image at a place of an epoch's order; (...) of each. A batch larger than the source goes round it."""
     place, epoch = tf.cast(place, tf.int64) % count, tf.cast(epoch, tf.int64)
-    key = tf.stack([tf.fill(tf.shape(epoch), tf.constant(word, tf.int64)) for word in (INDEX_SHUFFLE, seed)] + [epoch], -1)
-    return tf.raw_ops.RandomIndexShuffle(
-        index=place, seed=key, max_index=tf.constant(count - 1, tf.int64), rounds=4
+    key = tf.stack(
+        [tf.fill(tf.shape(epoch), tf.constant(word, tf.int64)) for word in (INDEX_SHUFFLE, seed)] + [epoch], -1
     )
+    return tf.raw_ops.RandomIndexShuffle(index=place, seed=key, max_index=tf.constant(count - 1, tf.int64), rounds=4)
 
 
 def sample_seed(seed, epoch, index):
@@ -204,7 +206,7 @@ def readable_index(source, index, seed, epoch, bad: BadImages):
 
 
 def is_readable(source, index):
-    """() bool: whether an image can be read and decoded, whole. Never raises: the operations run where Python catches."""
+    """() bool: whether an image can be read and decoded. Never raises: the operations run where Python catches."""
 
     def attempt(index):
         try:

@@ -142,7 +142,10 @@ def damaged_files(root: str | Path):
             _read_index(Path(root), shard)
             path = Path(root) / shard.file
             same = sha256_of(path) == shard.sha256
-            yield shard.number, None if same else f"Expected the shard that was packed, received {path}, damaged. {_FIX}"
+            yield (
+                shard.number,
+                None if same else f"Expected the shard that was packed, received {path}, damaged. {_FIX}",
+            )
         except ValueError as error:
             yield shard.number, str(error)
 

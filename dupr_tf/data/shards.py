@@ -1,7 +1,7 @@
 """Images out of packed shards, any of them at once: what makes a shuffle over all images exact, and a resume too.
 
-Measured against `TFRecordDataset` at an offset (40 to 50 µs an image more than a file costs) and `numpy_function` an image
-(130 µs), blocks of images in one call are the cheapest, and cheaper than files.
+Blocks of images are read in one call of Python, which is cheaper than reading files. Measured too: TensorFlow's own
+record reader at an offset costs 50 µs an image more than a file does, a call of Python for each image 130 µs more.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ class Shards(ImageSource):
             if len(self._open) >= KEPT_OPEN:
                 with file:
                     return os.pread(file.fileno(), length, start)
-            file = self._open.setdefault(shard, file)  # another thread may have been first: the other file closes itself
+            file = self._open.setdefault(
+                shard, file
+            )  # another thread may have been first: the other file closes itself
         return os.pread(file.fileno(), length, start)
 
 
