@@ -1,7 +1,7 @@
 """A folder of images into TFRecord shards. Run again after anything that ended it, it goes on, to the same bytes.
 
-A shard is a function of the files and the settings alone: the i-th takes the i-th stretch of the order. So nothing needs
-to be carried over a kill but which shards are finished, and missing ones are written again one by one.
+A shard is a function of files and settings alone: the i-th takes the i-th stretch of the order. So nothing needs to be
+carried over a kill but which shards are finished, and missing ones are written again one by one.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import numpy as np
@@ -32,11 +33,11 @@ class TfdsSource(ImageSource):
         self.label = f"{builder.info.full_name} {split}"
         self.feature = _image_feature(builder, name)
         offsets = [_wanted_offsets(part) for part in _instructions(builder, split, name)]
+        if not sum(len(wanted) for _, wanted in offsets):
+            raise ValueError(f"Expected images in {self.label}, received none. Fix: another split")
         self.ends = np.cumsum([len(wanted) for _, wanted in offsets])
         self.files = [file for file, _ in offsets]
         self.offsets = np.concatenate([wanted for _, wanted in offsets])
-        if not len(self.offsets):
-            raise ValueError(f"Expected images in {self.label}, received none. Fix: another split")
         self._constants = [tf.constant(values) for values in (self.files, self.ends, self.offsets)]
 
     def __len__(self) -> int:
@@ -65,7 +66,7 @@ def _builder(name):
             f"Expected tfds:NAME[/CONFIG][:VERSION][:SPLIT], received tfds:{name}. Fix: --data tfds:NAME:train"
         )
     try:
-        builder = read_only_builder.builder_from_files(match["name"])
+        builder = read_only_builder.builder_from_files(match["name"], data_dir=os.environ.get("TFDS_DATA_DIR"))
     except registered.DatasetNotFoundError:
         raise ValueError(
             f"Expected a data set that is prepared on this machine, received tfds:{name}. Fix: "
@@ -83,7 +84,7 @@ def _image_feature(builder, name) -> str:
             f"Expected a data set in TFRecord files, received tfds:{name} in {file_format.value}. "
             "Fix: tfds build --file_format=tfrecord"
         )
-    images = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]
+    images = sorted(k for k, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image))
     if len(images) > 1 and "image" in images:
         images = ["image"]
     if len(images) != 1:

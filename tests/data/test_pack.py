@@ -120,7 +120,7 @@ def test_after_sigkill_in_the_middle_of_a_shard_the_bytes_are_those_of_a_whole_r
         child.wait()
     assert not (out / "shards.json").exists() and (out / "shard-00001.tfrecord.tmp").exists()
     first = (out / "shard-00000.tfrecord").stat()
-    with pytest.raises(ValueError, match="has not ended. Fix: run it again"):
+    with pytest.raises(ValueError, match=r"has not ended\. Fix: run it again"):
         list(damaged_files(out))
     assert pack(photos, out, SMALL).written == 3
     again = (out / "shard-00000.tfrecord").stat()
@@ -174,7 +174,7 @@ def test_a_second_pack_at_the_same_time_is_refused(photos, tmp_path, monkeypatch
         pack(photos, tmp_path / "out", SMALL)
 
     monkeypatch.setattr(module, "_write_shards", meanwhile)
-    with pytest.raises(ValueError, match="received one. Fix: wait"):
+    with pytest.raises(ValueError, match="received one"):
         pack(photos, tmp_path / "out", SMALL)
 
 
