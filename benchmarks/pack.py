@@ -1,8 +1,8 @@
 """Reading packed shards against reading the files they were packed from: the same images, the same shuffled order.
 
 `ours` and `theirs` return seconds of CPU of this process and of the clock for one pass; a ratio above 1 is ours being
-faster. Files are in the page cache on both sides after the first pass, which favours files: from a disk, a shard that is
-open costs one access an image and a file several.
+faster. Files are in the page cache on both sides after the first pass, which favours files: from a disk, an open shard
+costs one access an image and a file several.
 """
 
 from __future__ import annotations
