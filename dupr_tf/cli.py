@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dupr_tf.config import ConfigError, field_rows, load_config
+from dupr_tf.data.shard_files import PackError
 from dupr_tf.data.sources import check_root
 from dupr_tf.weights.formats import ExportError, check_format
 
@@ -35,7 +36,7 @@ class Pretrain:
     output: Path | None = None
     """Folder of the run; needed unless --dry-run."""
     data: Path | None = None
-    """Folder of images (nested or flat), or a COCO or VOC root; labels are not read."""
+    """Folder of images, COCO or VOC root (labels are not read), shards of `pack`, or tfds:NAME[/CONFIG][:SPLIT]."""
     weights: Path | None = None
     """Weights to start from instead of random ones: a run, an export, .keras, or another tool's checkpoint."""
     dry_run: bool = False
@@ -170,6 +171,51 @@ class Import:
 
 
 @dataclasses.dataclass
+class Pack:
+    """Write a folder of images as TFRecord shards, for `pretrain --data SHARDS`; run again, it goes on.
+
+    Unreadable files are left out, named, and listed in bad_images.tsv. Each shard is a random sample of the images, so
+    that a part of the shards stands for all, and readers that shuffle only what they hold see a shuffled whole.
+    """
+
+    directory: tyro.conf.Positional[Path]
+    """Folder of images, or a COCO or VOC root; with --verify, the shards."""
+    output: Path | None = None
+    """Folder of the shards; needed unless --verify."""
+    long_side: int | None = None
+    """Shrink larger images to this, px, turned upright, as JPEG; none: the files' own bytes."""
+    quality: int = 95
+    """Of those JPEGs."""
+    images_per_shard: int = 2000
+    """Files a shard takes: 200 MB of ImageNet's."""
+    shuffle: bool = True
+    """Pack in an order drawn from --seed, or in that of the names."""
+    seed: int = 0
+    workers: int | None = None
+    """Threads that read, check and encode; none: one a CPU."""
+    max_bad_share: float = 0.01
+    """Share of the files that may be unreadable."""
+    verify: bool = False
+    """Compare shards with their checksums, write nothing."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        if self.verify:
+            return print_verified(self.directory)
+        if self.output is None:
+            raise ConfigError(["--output: expected a folder for the shards, received none. Fix: --output SHARDS"])
+        check_root(self.directory, "folder")
+        from dupr_tf.data.pack import PackSettings, pack
+
+        settings = PackSettings(self.long_side, self.quality, self.images_per_shard, self.shuffle, self.seed)
+        packed = pack(self.directory, self.output, settings, self.workers, self.max_bad_share)
+        size = sum(shard.bytes for shard in packed.shards)
+        print(f"{packed.images:,} images in {len(packed.shards)} shards ({packed.written} written now), {size:,} bytes")
+        if packed.bad:
+            print(f"{len(packed.bad)} unreadable files were left out: {self.output / 'bad_images.tsv'}")
+        print(f"wrote {self.output}")
+
+
+@dataclasses.dataclass
 class Sample:
     """Draw the embedded sample: synthetic scenes of textured shapes, with and without boxes."""
 
@@ -206,13 +252,13 @@ class Fields:
 
 COMMANDS = {
     "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate,
-    "export": Export, "import": Import, "sample": Sample, "fields": Fields,
+    "export": Export, "import": Import, "pack": Pack, "sample": Sample, "fields": Fields,
 }  # fmt: skip
 CONFIGURED = ("pretrain", "finetune")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command. Returns 0; 2 where the user's input is wrong, 1 where an export is refused (one line each).
+    """Runs one command. Returns 0; 2 where the user's input is wrong, 1 where an export is refused or a disk is full.
 
     A run that SIGTERM or SIGINT ended returns 143 or 130.
     """
@@ -232,7 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:  # of a run, which has saved its state, or of anything else
         print(f"dupr-tf: {error or 'interrupted'}", file=sys.stderr)
         return BY_SIGNAL + getattr(error, "number", signal.SIGINT)
-    except ExportError as error:
+    except (ExportError, PackError) as error:
         print(f"dupr-tf: error: {error}", file=sys.stderr)
         return REFUSED
     except ValueError as error:
@@ -295,6 +341,16 @@ def print_export(written: Path) -> None:
         print(f"not compared with {reason}")
     relative = manifest["relative_difference"]
     print(f"largest difference {manifest['difference']:.1e} ({relative:.1e} of the largest feature)")
+
+
+def print_verified(root: Path) -> None:
+    """Compares shards with their checksums. Raises ValueError with a line for each that is damaged."""
+    from dupr_tf.data.shard_files import damaged_files
+
+    found = [wrong for _, wrong in damaged_files(root)]
+    if any(found):
+        raise ValueError("\n".join(filter(None, found)))
+    print(f"{len(found)} shards are what was packed: {root}")
 
 
 def has_gpu() -> bool:

@@ -34,8 +34,10 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    root: str | None = Field(None, description="folder of images, or a COCO / VOC root; --data sets it")
-    kind: Literal["auto", "folder", "coco", "voc"] = Field("auto", description="layout of root; auto looks")
+    root: str | None = Field(None, description="folder of images, COCO / VOC root, shards, tfds:NAME; --data sets it")
+    kind: Literal["auto", "folder", "coco", "voc", "tfrecord", "tfds"] = Field(
+        "auto", description="layout of root; auto looks"
+    )
     image_size: int = Field(224, ge=32, le=4096, description="side of a view (pre-training) or input (detector), px")
     max_bad_share: float = Field(0.01, ge=0, le=1, description="share of unreadable images a run may skip")
 
@@ -192,9 +194,10 @@ class Config(Section):
                 f"train.precision: expected float32 for a detector, received {self.train.precision}. "
                 "Fix: --train.precision float32"
             )
-        if self.data.kind == "folder":
+        if self.data.kind in ("folder", "tfrecord", "tfds"):
             problems.append(
-                "data.kind: expected coco, voc or auto for a detector, received folder. Fix: --data.kind auto"
+                f"data.kind: expected coco, voc or auto for a detector, received {self.data.kind}. "
+                "Fix: --data.kind auto"
             )
         return problems
 

@@ -1,17 +1,22 @@
-"""Files in, ViewPair batches out. A batch is a function of (seed, step): a resumed run sees what a whole run would."""
+"""Images in, ViewPair batches out. A batch is a function of (seed, step): a resumed run sees what a whole run would."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 from dupr_tf.batch import check_view_pairs
 from dupr_tf.config import Config
 from dupr_tf.data.decoding import read_image, read_pair
+from dupr_tf.data.image_source import ImageSource, as_source, map_contents
 
 log = logging.getLogger(__name__)
+INDEX_SHUFFLE = (
+    498247692  # what tf.random.experimental.index_shuffle, which takes no seed an element, puts before a seed
+)
 SUBSTITUTES = 32  # images tried in place of an unreadable one before the run gives up
 
 
@@ -23,12 +28,12 @@ class BadImages:
     """The unreadable images met so far: named in the log once, counted, held against a budget.
 
     Args:
-        paths: every image of the source.
+        images: the source, or a list of paths.
         max_share: share of them that may be unreadable.
     """
 
-    def __init__(self, paths: list[str], max_share: float):
-        self.paths, self.max_share = paths, max_share
+    def __init__(self, images: ImageSource | Sequence[str], max_share: float):
+        self.source, self.max_share = as_source(images), max_share
         self.found: dict[int, str] = {}
         self._lock = threading.Lock()
 
@@ -37,65 +42,96 @@ class BadImages:
         with self._lock:
             if index in self.found:
                 return
-            self.found[index] = self.paths[index]
-            log.warning("skipped, cannot be decoded: %s", self.paths[index])
+            self.found[index] = self.source.name(index)
+            log.warning("skipped, cannot be decoded: %s", self.found[index])
 
     @property
     def over_budget(self) -> bool:
-        return len(self.found) > self.max_share * len(self.paths)
+        return len(self.found) > self.max_share * len(self.source)
 
     def check(self) -> None:
         """Raises TooManyBadImages once the budget is spent."""
         if self.over_budget:
             raise TooManyBadImages(
                 f"Expected at most {self.max_share:.2%} unreadable images (data.max_bad_share), received "
-                f"{len(self.found)} of {len(self.paths)}, first {next(iter(self.found.values()))}. "
+                f"{len(self.found)} of {len(self.source)}, first {next(iter(self.found.values()))}. "
                 "Fix: mend or remove them, or raise --data.max_bad_share"
             )
 
 
-def view_pairs(paths: list[str], config: Config, first_step: int, last_step: int, bad: BadImages):
+def view_pairs(
+    images: ImageSource | Sequence[str],
+    config: Config,
+    first_step: int,
+    last_step: int,
+    bad: BadImages,
+    worker: tuple[int, int] = (0, 1),
+):
     """The batches of steps `first_step` .. `last_step` - 1.
 
     Every image comes once an epoch, in an order drawn from (seed, epoch); what is left over by full batches is dropped.
 
     Args:
-        paths: image files, in the order of `list_images`.
+        images: a source, or image files in the order of `list_images`.
         config: of the run; `data`, `views`, and `train.batch_size`, `train.seed` are read.
         first_step, last_step: optimiser steps.
         bad: gets the unreadable images.
+        worker: (w, n): of every batch, only the w-th of n equal parts is read and returned.
 
     Returns:
         A `tf.data.Dataset` of ViewPair dicts.
     """
-    batch, per_epoch = config.train.batch_size, config.steps_per_epoch(len(paths))
-    files, last = tf.constant(paths), last_step * batch
+    source, rows = as_source(images), WorkerRows(config.train.batch_size, *worker)
+    per_epoch = config.steps_per_epoch(len(source)) * config.train.batch_size
+    first, last = first_step * rows.share, last_step * rows.share
 
     def position(number):
-        """(epoch, image index) of the number-th sample of the run."""
-        epoch, place = number // (per_epoch * batch), number % (per_epoch * batch)
-        return epoch, shuffled_index(place, len(paths), config.train.seed, epoch)
+        """(epoch, image index) of this worker's number-th sample of the run."""
+        number = rows.global_number(number)
+        epoch = number // per_epoch
+        return epoch, shuffled_index(number % per_epoch, len(source), config.train.seed, epoch)
 
-    def pair_of(number, epoch, index, shown):
-        """The number-th sample; image `shown` stands in for `index` where that cannot be read."""
+    def pair_of(content, number, epoch, index, shown):
+        """A sample; image `shown` stands in for `index` where that cannot be read."""
         seed = sample_seed(config.train.seed, epoch, index)
-        sample = read_pair(tf.io.read_file(files[shown]), seed, config.data.image_size, config.views)
+        sample = read_pair(content, seed, config.data.image_size, config.views)
         return {**sample, "index": shown}, number
 
-    def pair(number):
+    def pair(number, content):
         epoch, index = position(number)
-        return pair_of(number, epoch, index, index)
+        return pair_of(content, number, epoch, index, index)
 
     def pair_despite_bad_image(number):
         epoch, index = position(number)
-        return pair_of(number, epoch, index, readable_index(files, index, config.train.seed, epoch, bad))[0]
+        shown = readable_index(source, index, config.train.seed, epoch, bad)
+        return pair_of(source.read(shown), number, epoch, index, shown)[0]
 
-    numbers = tf.data.Dataset.range(first_step * batch, last)
-    samples = numbers.map(pair, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    samples = fill_gaps(samples.ignore_errors(), first_step * batch, last, pair_despite_bad_image)
-    batches = samples.rebatch(batch, drop_remainder=True)
+    samples = map_contents(source, tf.data.Dataset.range(first, last), lambda number: position(number)[1], pair)
+    samples = fill_gaps(samples.ignore_errors(), first, last, pair_despite_bad_image)
+    batches = samples.rebatch(rows.share, drop_remainder=True)
     dataset = batches.apply(tf.data.experimental.assert_cardinality(last_step - first_step)).prefetch(4)
-    return check_view_pairs(dataset, batch, config.data.image_size)
+    return check_view_pairs(dataset, rows.share, config.data.image_size)
+
+
+class WorkerRows:
+    """Which samples of a run one of several workers reads: rows w · share .. (w + 1) · share - 1 of every batch.
+
+    Args:
+        batch: images a step, over all workers.
+        worker, workers: this one, from 0, and how many.
+    """
+
+    def __init__(self, batch: int, worker: int = 0, workers: int = 1):
+        if not 0 <= worker < workers or batch % workers:
+            raise ValueError(
+                f"Expected train.batch_size to be a multiple of the workers, and a worker among them, received batch "
+                f"{batch}, worker {worker} of {workers}. Fix: --train.batch_size {max(1, batch // workers) * workers}"
+            )
+        self.batch, self.share, self.first_row = batch, batch // workers, worker * (batch // workers)
+
+    def global_number(self, number):
+        """The number in the whole run of this worker's number-th sample."""
+        return number // self.share * self.batch + self.first_row + number % self.share
 
 
 def fill_gaps(samples, first, last, replace):
@@ -133,10 +169,12 @@ def fill_gaps(samples, first, last, replace):
 
 
 def shuffled_index(place, count, seed, epoch):
-    """The image at a place of an epoch's order. A batch larger than the source goes round it."""
-    place = tf.cast(place, tf.int64) % count
-    key = tf.cast(tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)]), tf.int64)
-    return tf.random.experimental.index_shuffle(place, seed=key, max_index=tf.constant(count - 1, tf.int64))
+    """The image at a place of an epoch's order; (...) of each. A batch larger than the source goes round it."""
+    place, epoch = tf.cast(place, tf.int64) % count, tf.cast(epoch, tf.int64)
+    key = tf.stack(
+        [tf.fill(tf.shape(epoch), tf.constant(word, tf.int64)) for word in (INDEX_SHUFFLE, seed)] + [epoch], -1
+    )
+    return tf.raw_ops.RandomIndexShuffle(index=place, seed=key, max_index=tf.constant(count - 1, tf.int64), rounds=4)
 
 
 def sample_seed(seed, epoch, index):
@@ -144,9 +182,9 @@ def sample_seed(seed, epoch, index):
     return tf.stack([tf.constant(seed, tf.int64) + tf.cast(epoch, tf.int64) * 2**32, tf.cast(index, tf.int64)])
 
 
-def readable_index(files, index, seed, epoch, bad: BadImages):
+def readable_index(source, index, seed, epoch, bad: BadImages):
     """`index`, or if that image is unreadable (which is noted) another, drawn from (seed, epoch, index, try)."""
-    count = files.shape[0]
+    count = len(source)
 
     def note(index):
         bad.add(int(index))
@@ -156,48 +194,48 @@ def readable_index(files, index, seed, epoch, bad: BadImages):
         noted = tf.ensure_shape(tf.numpy_function(note, [index], tf.int64), [])
         key = tf.stack([sample_seed(seed, epoch, noted)[0], noted * SUBSTITUTES + tried])
         drawn = tf.random.stateless_uniform([], seed=key, maxval=count, dtype=tf.int64)
-        return tried + 1, drawn, is_readable(files[drawn])
+        return tried + 1, drawn, is_readable(source, drawn)
 
     tried, index, readable = tf.while_loop(
         lambda tried, _index, readable: ~readable & (tried < SUBSTITUTES),
         another,
-        (tf.constant(0, tf.int64), index, is_readable(files[index])),
+        (tf.constant(0, tf.int64), index, is_readable(source, index)),
     )
     with tf.control_dependencies([tf.debugging.Assert(readable, ["no readable image found in", tried, "tries"])]):
         return tf.identity(index)
 
 
-def is_readable(path):
-    """() bool: whether a file can be read and decoded, whole. Never raises: the operations run where Python catches."""
+def is_readable(source, index):
+    """() bool: whether an image can be read and decoded. Never raises: the operations run where Python catches."""
 
-    def attempt(path):
+    def attempt(index):
         try:
-            read_image(tf.io.read_file(path))
+            read_image(source.read(tf.constant(index)))
             return True
         except tf.errors.OpError:
             return False
 
-    return tf.ensure_shape(tf.numpy_function(attempt, [path], tf.bool, stateful=False), [])
+    return tf.ensure_shape(tf.numpy_function(attempt, [index], tf.bool, stateful=False), [])
 
 
-def check_readable(paths: list[str], bad: BadImages, tries: int = 64) -> None:
+def check_readable(images: ImageSource | Sequence[str], bad: BadImages, tries: int = 64) -> None:
     """Decodes images spread over the source before a run begins.
 
     Raises:
         ValueError: none of them can be decoded.
     """
-    step = max(1, len(paths) // tries)
-    chosen = range(0, len(paths), step)
+    source = as_source(images)
+    chosen = range(0, len(source), max(1, len(source) // tries))
     readable = 0
     for index in chosen:
         try:
-            read_image(tf.io.read_file(paths[index]))
+            read_image(source.read(tf.constant(index, tf.int64)))
             readable += 1
         except tf.errors.OpError:
             bad.add(index)
     if not readable:
         raise ValueError(
-            f"Expected readable images, received {len(paths)} files none of which could be decoded (tried "
-            f"{len(chosen)}, first {paths[0]}). Fix: --data a folder with photos"
+            f"Expected readable images, received {len(source)} files none of which could be decoded (tried "
+            f"{len(chosen)}, first {source.name(0)}). Fix: --data a folder with photos"
         )
     bad.check()

@@ -6,8 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from dupr_tf.data.shard_files import is_shards, read_manifest
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 VOC_IMAGES = "JPEGImages"
+TFDS = "tfds:"
 
 
 def list_images(root: str | Path, kind: str = "auto") -> list[str]:
@@ -29,9 +32,26 @@ def list_images(root: str | Path, kind: str = "auto") -> list[str]:
     return paths
 
 
+def resolved_kind(root: str | Path, kind: str = "auto") -> str:
+    """`kind`, or for "auto" what the root shows: "tfds", "tfrecord", else "auto" (a folder, COCO or VOC).
+
+    Raises:
+        ValueError: the kind is tfds and the root does not begin with `tfds:`.
+    """
+    named = str(root).startswith(TFDS)
+    if kind == "tfds" and not named:
+        raise ValueError(f"Expected {TFDS}NAME for data.kind tfds, received {root}. Fix: --data {TFDS}NAME:train")
+    if kind != "auto":
+        return kind
+    return "tfds" if named else "tfrecord" if is_shards(root) else "auto"
+
+
 def check_root(root: str | Path, kind: str = "auto") -> None:
-    """Raises what `list_images` would, without walking further than the first image."""
-    if next(_images(Path(root), kind), None) is None:
+    """Raises what opening the root would, without walking further than the first image or the manifest."""
+    kind = resolved_kind(root, kind)
+    if kind == "tfrecord":
+        read_manifest(root)
+    elif kind != "tfds" and next(_images(Path(root), kind), None) is None:
         raise _no_image(root)
 
 

@@ -60,17 +60,17 @@ def dry_run(config: Config, data: str | Path | None = None) -> DryRun:
 
     Args:
         config: the experiment.
-        data: folder of images, or a COCO or VOC root; None takes `config.data.root`.
+        data: folder of images, COCO or VOC root, shards, or `tfds:NAME`; None takes `config.data.root`.
 
     Raises:
         ValueError: what `pretrain` would raise, or a loss that is not finite.
     """
     strategy = choose_strategy()
-    config, paths, bad = checked_images(config, data, replicas(strategy))
+    config, source, bad = checked_images(config, data, replicas(strategy))
     with scope(strategy):
-        model = compiled_model(config, len(paths))
+        model = compiled_model(config, len(source))
     batch, steps = config.train.batch_size, WARM_UP + STEPS
-    batches = view_pairs(paths, config, 0, steps, bad)
+    batches = view_pairs(source, config, 0, steps, bad)
     input_seconds = _seconds_each(batches, steps)
     both = _fit(model, batches, steps)
     held = tf.data.Dataset.from_tensors(next(iter(batches))).repeat(steps)
@@ -88,7 +88,7 @@ def dry_run(config: Config, data: str | Path | None = None) -> DryRun:
         images_per_second=batch / both.seconds_each,
         first_step_seconds=both.first,
         batch_size=batch,
-        total_steps=config.total_steps(len(paths)),
+        total_steps=config.total_steps(len(source)),
         loss=loss,
     )
 

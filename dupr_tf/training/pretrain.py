@@ -14,8 +14,8 @@ import keras
 import numpy as np
 
 from dupr_tf.config import Config, dump_config, load_config
+from dupr_tf.data.image_source import ImageSource, open_source
 from dupr_tf.data.pipeline import BadImages, check_readable, view_pairs
-from dupr_tf.data.sources import list_images
 from dupr_tf.models import DUPR, build_backbone
 from dupr_tf.training.callbacks import CheckBadImages, MetricsLog, SaveCheckpoints
 from dupr_tf.training.checkpoints import RunCheckpoints
@@ -50,7 +50,7 @@ def pretrain(
         config: the experiment.
         output: the run's folder: config.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/,
             backbone.keras.
-        data: folder of images, or a COCO or VOC root; None takes `config.data.root`.
+        data: folder of images, COCO or VOC root, shards, or `tfds:NAME`; None takes `config.data.root`.
         weights: what both encoders start from: a run, an export, `.keras`, or another tool's checkpoint; None is random
             weights, or in a run that goes on, what it was begun with.
 
@@ -61,28 +61,28 @@ def pretrain(
     """
     run = Path(output)
     strategy = choose_strategy()
-    config, paths, bad = checked_images(config, data, replicas(strategy))
+    config, source, bad = checked_images(config, data, replicas(strategy))
     _compare_config(run, config)
     start = _starting_weights(run, config, weights)
     _write_whole(run / "config.yaml", dump_config(config))
     record_environment(run)
 
     with scope(strategy):
-        model = compiled_model(config, len(paths), start)
+        model = compiled_model(config, len(source), start)
     checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints)
-    step = _fit(model, config, paths, bad, checkpoints, run)
+    step = _fit(model, config, source, bad, checkpoints, run)
     return PretrainResult(run, _write_backbone(model, run), step, tuple(bad.found.values()))
 
 
-def checked_images(config: Config, data: str | Path | None, replicas: int) -> tuple[Config, list[str], BadImages]:
-    """The config with its root resolved, the images below it, and their unreadable ones; refuses what cannot work."""
-    config, paths = _with_images(config, data)
+def checked_images(config: Config, data: str | Path | None, replicas: int) -> tuple[Config, ImageSource, BadImages]:
+    """The config with its root resolved, the images of that, and their unreadable ones; refuses what cannot work."""
+    config, source = _with_images(config, data)
     problems = config.pretrain_problems(replicas)
     if problems:
         raise ValueError("\n".join(problems))
-    bad = BadImages(paths, config.data.max_bad_share)
-    check_readable(paths, bad)
-    return config, paths, bad
+    bad = BadImages(source, config.data.max_bad_share)
+    check_readable(source, bad)
+    return config, source, bad
 
 
 def compiled_model(config: Config, images: int, start: list[np.ndarray] | None = None) -> DUPR:
@@ -125,9 +125,9 @@ def build_model(config: Config, start: list[np.ndarray] | None = None) -> DUPR:
     )
 
 
-def _fit(model, config, paths, bad, checkpoints, run) -> int:
+def _fit(model, config, source, bad, checkpoints, run) -> int:
     """`model.fit` from the last checkpoint to the last step; one call an epoch or less where a resume cut one."""
-    per_epoch, total = config.steps_per_epoch(len(paths)), config.total_steps(len(paths))
+    per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
     step = checkpoints.restore()
     if step:
         log.info("resuming %s at step %d of %d", run, step, total)
@@ -141,7 +141,7 @@ def _fit(model, config, paths, bad, checkpoints, run) -> int:
         ]
         for first, last in _stretches(step, per_epoch, total):
             model.fit(
-                view_pairs(paths, config, first, last, bad),
+                view_pairs(source, config, first, last, bad),
                 initial_epoch=first // per_epoch,
                 epochs=first // per_epoch + -(-(last - first) // per_epoch),
                 steps_per_epoch=min(per_epoch, last - first),
@@ -161,13 +161,12 @@ def _stretches(step, per_epoch, total):
     return [(first, last) for first, last in spans if last > first]
 
 
-def _with_images(config: Config, data) -> tuple[Config, list[str]]:
+def _with_images(config: Config, data) -> tuple[Config, ImageSource]:
     root = data or config.data.root
     if root is None:
         raise ValueError("Expected a folder of images, received none. Fix: --data DIR")
-    paths = list_images(root, config.data.kind)
-    root = os.path.abspath(root)
-    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})}), paths
+    root, source = open_source(root, config.data.kind)
+    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})}), source
 
 
 def _compare_config(run: Path, config: Config) -> None:

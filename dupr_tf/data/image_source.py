@@ -1,0 +1,94 @@
+"""What the pipeline reads images from: files of their own, packed shards, or a data set of TensorFlow Datasets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import tensorflow as tf
+
+from dupr_tf.data.sources import TFDS, list_images, resolved_kind
+
+BLOCK = 64  # images that a source with `read_block` reads at once
+
+
+class ImageSource:
+    """Encoded images by number, the same number for the same image in every run."""
+
+    read_block = None  # a source may have it: (n,) int64 -> (n,) string, "" for what is damaged; cheaper than n `read`s
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """How an image is called in messages."""
+        raise NotImplementedError
+
+    def read(self, index):
+        """() string, the encoded image of a () int64. An operation of TensorFlow; fails, or is "", where damaged."""
+        raise NotImplementedError
+
+
+class Files(ImageSource):
+    """An image a file.
+
+    Args:
+        paths: in the order of `list_images`.
+    """
+
+    def __init__(self, paths: Sequence[str]):
+        self.paths = paths
+        self._files = tf.constant(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+    def read(self, index):
+        return tf.io.read_file(self._files[index])
+
+
+def as_source(images: ImageSource | Sequence[str]) -> ImageSource:
+    """A list of paths as a source; a source as it is."""
+    return images if isinstance(images, ImageSource) else Files(images)
+
+
+def open_source(root: str | Path, kind: str = "auto") -> tuple[str, ImageSource]:
+    """The images of a root, and the root as a run notes it (absolute).
+
+    Args:
+        root: a folder, a COCO or VOC root, a folder of shards, or `tfds:NAME[/CONFIG][:VERSION][:SPLIT]`.
+        kind: `data.kind`.
+
+    Raises:
+        ValueError: there is nothing to read, or something is damaged.
+    """
+    kind = resolved_kind(root, kind)
+    if kind == "tfds":
+        from dupr_tf.data.tfds_source import TfdsSource
+
+        return str(root), TfdsSource(str(root).removeprefix(TFDS))
+    if kind == "tfrecord":
+        from dupr_tf.data.shards import Shards
+
+        return os.path.abspath(root), Shards(root)
+    return os.path.abspath(root), Files(list_images(root, kind))
+
+
+def map_contents(source: ImageSource, numbers, index_of, make):
+    """A dataset of `make(number, content)` for a dataset of numbers.
+
+    Args:
+        source: of the contents.
+        numbers: dataset of () int64.
+        index_of: (...) int64 numbers -> the images to read, of the same shape.
+        make: (() int64 number, () string content) -> what the dataset holds.
+    """
+    threads = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
+    if source.read_block is None:
+        return numbers.map(lambda number: make(number, source.read(index_of(number))), **threads)
+    blocks = numbers.batch(BLOCK).map(lambda block: (block, source.read_block(index_of(block))), **threads)
+    return blocks.unbatch().map(make, **threads)
