@@ -21,7 +21,6 @@ WINOGRAD_WORK = 1 << 27  # multiplications of the plain form from which changing
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 
 
-@tf.custom_gradient
 def convolve_3x3(images, kernel):
     """Convolution with stride 1 and one pixel of zeros around.
 
@@ -32,7 +31,11 @@ def convolve_3x3(images, kernel):
     Returns:
         (N, H, W, K).
     """
+    return _convolve_3x3(tf.convert_to_tensor(images), tf.convert_to_tensor(kernel))  # no variables beyond here
 
+
+@tf.custom_gradient
+def _convolve_3x3(images, kernel):
     def gradients(upstream):
         images_gradient = tf.raw_ops.Conv2DBackpropInput(
             input_sizes=tf.shape(images), filter=kernel, out_backprop=upstream, strides=[1] * 4, padding="SAME"

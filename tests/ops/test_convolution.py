@@ -1,9 +1,11 @@
 """The 3×3 convolution and each form of its kernel gradient against loops."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from dupr_tf.models.convolution import TrainedConv2D
 from dupr_tf.ops import convolution
 from tests import oracles
 
@@ -77,3 +79,28 @@ def test_the_form_follows_the_shape():
     assert chosen([16, 16, 16, 32], 32) is convolution.plainly  # too little work to change the domain
     assert chosen([16, None, None, 64], 64) is convolution.plainly  # unknown
     assert chosen([16, 24, 24, 64], 64, tf.bfloat16) is convolution.plainly
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_layer_trains_its_kernel(mode):
+    layer = TrainedConv2D(5, 3, padding="same", use_bias=False)
+    images, kernel, upstream = arrays(SHAPES[0])
+    layer.build(images.shape)
+    layer.kernel.assign(kernel)
+
+    def gradient(images, upstream):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(images) * upstream)
+        return tape.gradient(loss, layer.kernel.value)
+
+    expected = oracles.convolve_3x3_gradients(images, kernel, upstream)[1]
+    result = in_mode(gradient, mode)(*floats(images, upstream))
+    np.testing.assert_allclose(result, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("changed", [{"strides": 2}, {"padding": "valid"}, {"kernel_size": 1}, {"dilation_rate": 2}])
+def test_other_convolutions_are_keras(changed):
+    settings = {"filters": 4, "kernel_size": 3, "padding": "same", "kernel_initializer": "ones", **changed}
+    images = floats(arrays(SHAPES[0])[0])[0]
+    expected = keras.layers.Conv2D(**settings)(images)
+    np.testing.assert_array_equal(TrainedConv2D(**settings)(images), expected)
