@@ -1,6 +1,7 @@
 """Photometrics: each adjustment and the whole chain against the oracle, the draws against their ranges."""
 
 import functools
+import importlib
 import itertools
 
 import numpy as np
@@ -19,6 +20,7 @@ from dupr_tf.ops.photometric import (
     adjust_hue,
     adjust_saturation,
     apply,
+    apply_each,
     draw,
     gaussian_blur,
     normalise,
@@ -26,9 +28,12 @@ from dupr_tf.ops.photometric import (
 )
 from tests import oracles
 
+photometric_module = importlib.import_module("dupr_tf.ops.photometric")  # `ops.photometric` is its function
+
 FEW = settings(max_examples=8, deadline=None, derandomize=True, database=None)
 MODES = ("eager", "graph", "xla")
 every_mode = pytest.mark.parametrize("mode", MODES)
+every_form = pytest.mark.parametrize("form", [apply, apply_each], ids=lambda form: form.__name__)
 ADJUSTMENTS = {
     "brightness": (adjust_brightness, oracles.adjust_brightness),
     "contrast": (adjust_contrast, oracles.adjust_contrast),
@@ -159,35 +164,38 @@ def as_rows(draws):
         }
 
 
+@every_form
 @every_mode
-def test_every_order_of_the_jitter(mode):
+def test_every_order_of_the_jitter(mode, form):
     factors = {"brightness": 1.35, "contrast": 0.65, "saturation": 1.4, "hue": -0.09}
     rows = [
         {"order": order, "factors": factors, "grey": False, "sigma": 0.0} for order in itertools.permutations(NAMES)
     ]
     images = np.repeat(random_images(4, 1), len(rows), axis=0)
-    out = in_mode(apply, mode)(tf.constant(images), as_draws(rows))
+    out = in_mode(form, mode)(tf.constant(images), as_draws(rows))
     expected = np.stack([by_oracle(image, row) for image, row in zip(images, rows, strict=True)])
     np.testing.assert_allclose(normalise(out), expected, atol=5e-5)
     assert min(np.abs(a - b).max() for a, b in itertools.combinations(expected, 2)) > 1e-3  # all 24 differ
 
 
-def test_compiled_jitter_takes_no_other_branch_of_the_hue():
+@every_form
+def test_compiled_jitter_takes_no_other_branch_of_the_hue(form):
     # XLA may compute a channel twice and round it differently: then `value == red` fails for the maximum.
     images, draws = tf.constant(random_images(0, 96, 16, 16)), draw(96, [1, 2])
-    compiled = in_mode(apply, "xla")(images, draws)
+    compiled = in_mode(form, "xla")(images, draws)
     np.testing.assert_allclose(compiled, apply(images, draws), atol=1e-5)
 
 
+@every_form
 @every_mode
-def test_grey_and_blur_of_some_images(mode):
+def test_grey_and_blur_of_some_images(mode, form):
     factors = {"brightness": 0.8, "contrast": 1.2, "saturation": 0.7, "hue": 0.1}
     rows = [
         {"order": NAMES, "factors": factors, "grey": grey, "sigma": sigma}
         for grey, sigma in ((False, 0.0), (True, 0.0), (False, 0.8), (True, 1.7))
     ]
     images = random_images(5, 4, 10, 9)
-    out = in_mode(apply, mode)(tf.constant(images), as_draws(rows))
+    out = in_mode(form, mode)(tf.constant(images), as_draws(rows))
     expected = [by_oracle(image, row) for image, row in zip(images, rows, strict=True)]
     np.testing.assert_allclose(normalise(out), expected, atol=5e-5)
 
@@ -203,7 +211,8 @@ def test_photometric_applies_its_own_draws_and_normalises(seed):
     np.testing.assert_allclose(out, expected, atol=5e-5)
 
 
-def test_moco_v1_greys_before_it_jitters():
+@every_form
+def test_moco_v1_greys_before_it_jitters(form):
     row = {
         "order": NAMES,
         "factors": {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.4},
@@ -211,11 +220,30 @@ def test_moco_v1_greys_before_it_jitters():
         "sigma": 0.0,
     }
     image = np.uint8([[[[200, 100, 0], [0, 100, 250]]]])
-    out = apply(tf.constant(image), as_draws([row]), PRESETS["moco_v1"])
+    out = form(tf.constant(image), as_draws([row]), PRESETS["moco_v1"])
     # Grey has no hue to turn; turning first would have changed the luma.
     np.testing.assert_allclose(out, oracles.to_grey(image / 255), atol=1e-5)
-    turned_first = apply(tf.constant(image), as_draws([row]), PRESETS["moco_v2"])
+    turned_first = form(tf.constant(image), as_draws([row]), PRESETS["moco_v2"])
     assert np.abs(turned_first - out).max() > 0.05
+
+
+def test_both_forms_are_the_same_at_every_size():
+    for height, width in ((1, 3), (5, 40), (33, 17)):
+        images, draws = tf.constant(random_images(10, 12, height, width)), draw(12, [4, height])
+        np.testing.assert_allclose(in_mode(apply_each, "xla")(images, draws), apply(images, draws), atol=2e-5)
+
+
+@pytest.mark.parametrize(("gpus", "form"), [([], "apply_each"), (["GPU:0"], "apply")])
+def test_the_form_follows_the_device(monkeypatch, gpus, form):
+    taken = []
+    for each in (apply, apply_each):
+        monkeypatch.setattr(
+            photometric_module, each.__name__, lambda *args, each=each: taken.append(each) or each(*args)
+        )
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: gpus)
+    images = tf.constant(random_images(11, 2))
+    photometric_module.apply_and_normalise.python_function(images, draw(2, [1, 2]), PRESETS["moco_v2"])
+    assert [each.__name__ for each in taken] == [form]
 
 
 def test_photometric_takes_the_draws_of_its_preset():
