@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -82,7 +83,10 @@ class Trial:
                 channels = dict(zip(STAGES, (4, 4, 4, 8, 8), strict=True))
                 pretrain_module.build_backbone = lambda name, width: TinyBackbone(channels)
             code = cli_main(arguments)
+        except BaseException:
+            traceback.print_exc()
         finally:
+            sys.stderr.flush()
             os._exit(code)
 
 

@@ -65,7 +65,7 @@ class RunCheckpoints:
         Raises:
             RunFailed: it could not be written; the ones before it are as they were.
         """
-        step = int(self.step)
+        step = int(self.step.numpy())
         path = self.folder / f"ckpt-{step}"
         if step == self._at_hand:
             return path
@@ -94,7 +94,7 @@ class RunCheckpoints:
             if damage is None:
                 try:
                     self.checkpoint.read(str(path)).assert_consumed()
-                    self._at_hand = int(self.step)
+                    self._at_hand = int(self.step.numpy())
                     return self._at_hand
                 except (tf.errors.OpError, AssertionError, ValueError) as error:
                     damage = " ".join(str(error).split())[:200]
