@@ -150,10 +150,16 @@ class DUPR(keras.Model):
         finite = tf.math.is_finite(logs["loss"]) & tf.reduce_all(weights)
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             finite &= self.optimizer.dynamic_scale.value >= 1.0
-        after = [tf.convert_to_tensor(variable.value) for variable, _ in before]
-        kept = tf.cond(finite, lambda: after, lambda: [value for _, value in before])  # chosen, not copied
-        for (variable, _), value in zip(before, kept, strict=True):
-            variable.assign(value)
+        counts = [(variable, old) for variable, old in before if variable.aggregation != "none"]
+        for variable, old in counts:  # scalars; replicas meet to write them, which a branch does not allow
+            variable.assign(tf.where(finite, variable.value, old))
+
+        def take_back():
+            for variable, old in before:
+                if variable.aggregation == "none":
+                    variable.assign(old)
+
+        tf.cond(finite, lambda: None, take_back)
         logs["loss"] = tf.where(finite, logs["loss"], float("nan"))
         return finite
 
@@ -322,7 +328,8 @@ def _spreads(keys):
     spreads = {}
     for name, key in keys.items():
         rows = tf.reshape(tf.cast(key, tf.float32), [-1, key.shape[-1]])
-        spreads[f"std/{name}"] = tf.sqrt(tf.reduce_sum(tf.math.reduce_variance(rows, axis=0)))
+        mean = tf.reduce_mean(rows, axis=0)  # of rows of length 1
+        spreads[f"std/{name}"] = tf.sqrt(tf.maximum(1.0 - tf.reduce_sum(mean * mean), 0.0))
     return spreads
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import types
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from dupr_tf.cli import main
 from dupr_tf.config import dump_config, parse_config
 from dupr_tf.data.sources import list_images
+from dupr_tf.training import callbacks
 from dupr_tf.training.checkpoints import saved_checkpoints
 from dupr_tf.training.health import StopOnDivergence, WarnOfCollapse, patience
 from dupr_tf.training.pretrain import BadImages, batch_images, pretrain
@@ -107,3 +109,30 @@ def test_a_folder_of_one_colour_collapses(tmp_path, caplog):
     pretrain(parse_config(values), tmp_path / "run", folder)
     assert caplog.text.count("may have collapsed") == 1
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize("every, cost, told", [(10, 0.0, False), (10, 1.0, True), (30.0, 0.0, False)])
+def test_saves_come_by_steps_or_time_and_their_share_is_told(every, cost, told, monkeypatch, caplog):
+    now, saved = [0.0], []
+
+    def save():
+        saved.append(now[0])
+        now[0] += cost
+
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    callback = callbacks.SaveCheckpoints(types.SimpleNamespace(save=save), 0, every)
+    for batch in range(100):  # of a second each
+        callback.on_train_batch_begin(batch)
+        now[0] += 1.0
+        callback.on_train_batch_end(batch, {})
+    assert len(saved) == (10 if every == 10 else 3)
+    assert caplog.text.count("saving checkpoints takes") == told
+
+
+def test_unreadable_lines_of_the_metrics_are_left_out_and_told(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    lines = [b'{"step": 1}', b'{"st\xffep": 2}', b"[3]", b'{"step": 4}', b'{"step": 5}', b'{"ste']
+    path.write_bytes(b"\n".join(lines))
+    callbacks.drop_lines_after(path, 4)
+    assert path.read_text() == '{"step": 1}\n{"step": 4}\n'
+    assert [f"line {n} of" in caplog.text for n in range(1, 7)] == [False, True, True, False, False, False]
