@@ -1,14 +1,18 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test format clean
+.PHONY: help demo test test-kill format clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo:  ## set up and run the demonstration on the embedded sample
 	@scripts/demo.sh
 
 test:  ## set up, lint, check the format and run the default tests
 	@scripts/test.sh
+
+test-kill:  ## SIGKILL a pre-training run fifty times, at random moments, and compare every loss and variable
+	@scripts/setup.sh
+	@.venv/bin/python -m tests.kill_test --kills 50 --backbone resnet18
 
 format:  ## sort imports, mend what ruff can mend, format
 	@scripts/setup.sh

@@ -15,6 +15,7 @@ import tyro
 from dupr_tf.config import ConfigError, field_rows, load_config
 from dupr_tf.data.shard_files import PackError
 from dupr_tf.data.sources import check_root
+from dupr_tf.training.failures import RunFailed
 from dupr_tf.weights.formats import ExportError, check_format
 
 REFUSED = 1
@@ -39,6 +40,8 @@ class Pretrain:
     """Folder of images, COCO or VOC root (labels are not read), shards of `pack`, or tfds:NAME[/CONFIG][:SPLIT]."""
     weights: Path | None = None
     """Weights to start from instead of random ones: a run, an export, .keras, or another tool's checkpoint."""
+    allow_change: bool = False
+    """Go on with a run begun with another config or other images; the differences are printed."""
     dry_run: bool = False
     """Take a few steps, write nothing, and print shapes, memory, images/s and how long the whole run would take."""
 
@@ -59,7 +62,7 @@ class Pretrain:
             raise ConfigError(["--output: expected a folder for the run, received none. Fix: --output runs/mine"])
         from dupr_tf.training.pretrain import pretrain
 
-        result = pretrain(config, self.output, self.data, self.weights)
+        result = pretrain(config, self.output, self.data, self.weights, self.allow_change)
         if result.bad_images:
             print(f"{len(result.bad_images)} images could not be read and were skipped (named above)")
         print(f"step {result.step}: {result.backbone}")
@@ -258,7 +261,7 @@ CONFIGURED = ("pretrain", "finetune")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command. Returns 0; 2 where the user's input is wrong, 1 where an export is refused or a disk is full.
+    """Runs one command. Returns 0; 2 where the user's input is wrong, 1 where an export is refused or a run fails.
 
     A run that SIGTERM or SIGINT ended returns 143 or 130.
     """
@@ -278,7 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:  # of a run, which has saved its state, or of anything else
         print(f"dupr-tf: {error or 'interrupted'}", file=sys.stderr)
         return BY_SIGNAL + getattr(error, "number", signal.SIGINT)
-    except (ExportError, PackError) as error:
+    except (ExportError, PackError, RunFailed) as error:
         print(f"dupr-tf: error: {error}", file=sys.stderr)
         return REFUSED
     except ValueError as error:

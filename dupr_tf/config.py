@@ -7,15 +7,17 @@ Defaults are the paper's (METHOD: batch 256, 200 epochs, alpha (0.1, 0.4, 0.7, 1
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 LEVELS = ("P2", "P3", "P4", "P5")  # conv2_x .. conv5_x
 STRIDES = (4, 8, 16, 32)
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+INTERVAL = re.compile(r"([1-9]\d*) ?(s|min|h)")  # of checkpoints, in time
 
 Weight = Annotated[float, Field(ge=0.0)]
 PerLevel = Annotated[tuple[Weight, ...], Field(min_length=4, max_length=4)]
@@ -94,9 +96,25 @@ class TrainConfig(Section):
     micro_batches: int = Field(8, ge=1, description="BN groups of a step, over all devices (paper: 8 of 32)")
     precision: Literal["float32", "bfloat16", "float16"] = Field("float32")
     seed: int = Field(0, ge=0, lt=2**31)
-    checkpoint_every: int = Field(1000, ge=1, description="steps")
+    checkpoint_every: int | str = Field(1000, description="steps (1000) or time (30s, 10min, 2h)")
     keep_checkpoints: int = Field(2, ge=1)
     log_every: int = Field(20, ge=1, description="steps")
+
+    @field_validator("checkpoint_every", mode="before")
+    @classmethod
+    def _steps_or_time(cls, value):
+        good = INTERVAL.fullmatch(value) if isinstance(value, str) else type(value) is int and value >= 1
+        if not good:
+            raise ValueError(f"expected steps (1000) or a time (30s, 10min, 2h) above 0, received {value!r:.80}")
+        return value
+
+    @property
+    def checkpoint_interval(self) -> int | float:
+        """Steps (int) or seconds (float) between two checkpoints."""
+        if isinstance(self.checkpoint_every, int):
+            return self.checkpoint_every
+        number, unit = INTERVAL.fullmatch(self.checkpoint_every).groups()
+        return float(number) * {"s": 1, "min": 60, "h": 3600}[unit]
 
 
 class DetectorConfig(Section):

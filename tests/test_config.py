@@ -100,3 +100,19 @@ def test_a_file_too_large_is_not_read(tmp_path):
     (tmp_path / "c.yaml").write_bytes(b"# " + b"x" * (1 << 21))
     with pytest.raises(ConfigError, match="at most 1048576 bytes"):
         load_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("written, interval", [(500, 500), ("30s", 30.0), ("10min", 600.0), ("2 h", 7200.0)])
+def test_checkpoints_by_steps_or_time(written, interval):
+    config = parse_config({"train": {"checkpoint_every": written}})
+    assert config.train.checkpoint_interval == interval
+    assert type(config.train.checkpoint_interval) is type(interval)
+
+
+@pytest.mark.parametrize("written", [0, -3, 2.5, True, "0min", "10minutes", "min", [500]])
+def test_other_intervals_are_refused_in_one_line(written):
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"train": {"checkpoint_every": written}})
+    assert caught.value.problems == [
+        f"train.checkpoint_every: expected steps (1000) or a time (30s, 10min, 2h) above 0, received {written!r}"
+    ]

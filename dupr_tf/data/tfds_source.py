@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 
@@ -46,6 +47,10 @@ class TfdsSource(ImageSource):
     def name(self, index: int) -> str:
         file = self.files[int(np.searchsorted(self.ends, index, side="right"))]
         return f"{self.label} example {index} (byte {self.offsets[index]} of {file})"
+
+    def digest(self, root: str) -> str:
+        files = "\0".join(os.path.basename(file) for file in self.files)
+        return hashlib.sha256(files.encode() + self.offsets.tobytes()).hexdigest()
 
     def read(self, index):
         files, ends, offsets = self._constants

@@ -125,14 +125,44 @@ class DUPR(keras.Model):
         """One step in the paper's order (METHOD sections 1 and 6); B images over all replicas, b on this one."""
         step = tf.convert_to_tensor(self.step)
         views_1, views_2 = self._augment(batch, step)  # (b, H, W, 3) float32 each
+        before = self._state()
         self._update_key_encoder()  # theta_k <- m theta_k + (1 - m) theta_q, before the optimiser moves theta_q
         keys = self._encode_keys(views_2, batch["boxes_2"], batch["flipped_2"], step)  # (B, ..., C) by loss name
         gradients, logs = self._query_gradients(views_1, batch, keys)  # of the global mean, summed over groups
         self.optimizer.apply(gather.agree_on_finite(gradients), self.query_variables)
+        finite = self._take_back_unless_finite(before, logs)
         with tf.control_dependencies([logs["loss"]]):  # a bank is copied when its reader is done, not beside it
-            self._enqueue(keys, gather.all_gather(batch["valid"]), step)
-        self.step.assign_add(1)
-        return logs
+            self._enqueue(keys, gather.all_gather(batch["valid"]), step, finite)
+        self.step.assign_add(tf.cast(finite, tf.int64))
+        return {**logs, **_spreads(keys)}
+
+    def _state(self):
+        """[(variable, its value now)] of both encoders and the optimiser; a value costs a copy only once written."""
+        variables = [*self.query_encoder.variables, *self.key_encoder.variables, *self.optimizer.variables]
+        return [(variable, tf.convert_to_tensor(variable.value)) for variable in variables]
+
+    def _take_back_unless_finite(self, before, logs):
+        """Whether the step's loss and new weights are finite; if not, all is as before it and `logs` has a loss of NaN.
+
+        Weights tell of gradients: what is not finite stays so through the optimiser, and what float16's loss scaling
+        has skipped is no divergence, until the gradients overflow unscaled too (a scale below 1).
+        """
+        weights = [tf.reduce_all(tf.math.is_finite(v.value)) for v in self.query_variables]
+        finite = tf.math.is_finite(logs["loss"]) & tf.reduce_all(weights)
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            finite &= self.optimizer.dynamic_scale.value >= 1.0
+        counts = [(variable, old) for variable, old in before if variable.aggregation != "none"]
+        for variable, old in counts:  # scalars; replicas meet to write them, which a branch does not allow
+            variable.assign(tf.where(finite, variable.value, old))
+
+        def take_back():
+            for variable, old in before:
+                if variable.aggregation == "none":
+                    variable.assign(old)
+
+        tf.cond(finite, lambda: None, take_back)
+        logs["loss"] = tf.where(finite, logs["loss"], float("nan"))
+        return finite
 
     def _augment(self, batch, step):
         """Photometrics of both views, each row with the draws of its place in the global batch."""
@@ -198,14 +228,18 @@ class DUPR(keras.Model):
         shape = [queries.shape[0]] if name.startswith("image") else [queries.shape[0], -1]
         return tf.reshape(losses, shape), tf.reshape(hits, shape)
 
-    def _enqueue(self, keys, valid, step):
-        """All image keys; of patch keys, random cells of each image, invalid pairs replaced by valid ones."""
+    def _enqueue(self, keys, valid, step, where):
+        """All image keys; of patch keys, random cells of each image, invalid pairs replaced by valid ones.
+
+        Nothing where `where`, () bool, is false.
+        """
         for name, bank in self.banks.items():
             if name.startswith("image"):
-                bank.enqueue(keys[name])
+                bank.enqueue(keys[name], where)
             else:
                 seed = self._seed(step, "cells", extra=list(self.banks).index(name))
-                bank.enqueue(draw_patch_keys(keys[name], valid, self.patch_keys_per_image, seed), tf.reduce_any(valid))
+                drawn = draw_patch_keys(keys[name], valid, self.patch_keys_per_image, seed)
+                bank.enqueue(drawn, where & tf.reduce_any(valid))
 
     def _in_groups(self, function, inputs):
         """Applies `function` to each batch-norm group of `inputs` (b, ...) and joins the outputs."""
@@ -288,6 +322,16 @@ def draw_patch_keys(keys, valid, count, seed):
     cells = tf.minimum(tf.cast(u[:, 1:] * float(side * side), tf.int32), side * side - 1)  # (B, count)
     picked = tf.gather(tf.reshape(keys, [images, side * side, dim]), source)
     return tf.reshape(tf.gather(picked, cells, batch_dims=1), [images * count, dim])
+
+
+def _spreads(keys):
+    """{"std/name": () float32}: how much the keys of a step differ, from 0 (all the same) to 1 (spread evenly)."""
+    spreads = {}
+    for name, key in keys.items():
+        rows = tf.reshape(tf.cast(key, tf.float32), [-1, key.shape[-1]])
+        mean = tf.reduce_mean(rows, axis=0)  # of rows of length 1
+        spreads[f"std/{name}"] = tf.sqrt(tf.maximum(1.0 - tf.reduce_sum(mean * mean), 0.0))
+    return spreads
 
 
 def _split(rows, groups):

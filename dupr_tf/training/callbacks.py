@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -12,6 +13,8 @@ import keras
 import tensorflow as tf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
 
 
 class StepCallback(keras.callbacks.Callback):
@@ -83,15 +86,42 @@ class MetricsLog(StepCallback):
 
 
 class SaveCheckpoints(StepCallback):
-    """Saves every `every` steps."""
+    """Saves every so many steps or seconds, and says so once if that takes more than a fiftieth of the time.
 
-    def __init__(self, checkpoints, first_step: int, every: int):
+    Args:
+        checkpoints: of the run.
+        first_step: the run starts from.
+        every: steps (int) or seconds (float) between two saves.
+    """
+
+    SHARE = 0.02
+    FAIR_TRIAL = 60.0  # seconds of running before the share is looked at
+
+    def __init__(self, checkpoints, first_step: int, every: int | float):
         super().__init__(first_step)
         self.checkpoints, self.every = checkpoints, every
+        self.spent, self._since, self._saved = 0.0, None, None
+        self._told = False
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self._since is None:
+            self._since = self._saved = time.monotonic()
 
     def on_step(self, step, logs):
-        if step % self.every == 0:
-            self.checkpoints.save()
+        now = time.monotonic()
+        due = step % self.every == 0 if isinstance(self.every, int) else now - self._saved >= self.every
+        if not due:
+            return
+        self.checkpoints.save()
+        self._saved = time.monotonic()
+        self.spent += self._saved - now
+        elapsed = self._saved - self._since
+        if not self._told and elapsed > self.FAIR_TRIAL and self.spent > self.SHARE * elapsed:
+            self._told = True
+            log.warning(
+                "saving checkpoints takes %.1f %% of the time. Fix: a longer --train.checkpoint_every",
+                100 * self.spent / elapsed,
+            )
 
 
 class CheckBadImages(StepCallback):
@@ -122,16 +152,17 @@ def progress_line(total: int, completed: int = 0) -> tuple[Progress, int]:
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-    """Removes the lines of a metrics file that lie after `step`, and a half-written last one."""
+    """Removes the lines of a metrics file after `step`, and unreadable ones, which is said but of the last."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    kept, lines = [], path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            if json.loads(line)["step"] <= step:
+            if int(json.loads(line)["step"]) <= step:
                 kept.append(line + "\n")
-        except (ValueError, KeyError):
-            continue  # cut short by a kill
+        except (ValueError, KeyError, TypeError):
+            if number < len(lines):  # the last was cut short by a kill
+                log.warning("line %d of %s cannot be read and is left out", number, path)
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)

@@ -1,16 +1,28 @@
-"""Checkpoints of a run: every variable a step depends on, in TensorFlow's checksummed format.
+"""Checkpoints of a run: every variable a step depends on, in TensorFlow's format, with the sha256 of its files.
 
 A flat dict of variables is saved, since `tf.train.Checkpoint(model)` silently skips what sits in Python containers.
 With batches a function of (seed, step), these variables are the whole state: a resumed run continues bit-identically.
+
+A checkpoint is `ckpt-STEP.index` and `ckpt-STEP.data-*`, written by TensorFlow under other names and then renamed, and
+last `ckpt-STEP.sha256`, which `sha256sum -c` reads. TensorFlow's own checksums would do for the data, but not for every
+bit of the index, and its state file `checkpoint` has none, so it is not used: the folder is listed instead.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
+import shutil
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
+
+from dupr_tf.training.failures import RunFailed
+
+ENDINGS = ("data-00000-of-00001", "index")  # of TensorFlow's files
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +34,15 @@ class RunCheckpoints:
         model: a compiled DUPR whose optimiser is built.
         folder: where the checkpoints go.
         keep: checkpoints kept, the newest.
+
+    Attributes:
+        variables: {key: variable} of the whole state.
     """
 
     def __init__(self, model: keras.Model, folder: str | Path, keep: int = 2):
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob("*_temp*"):  # of a save that was killed
-            _remove(leftover)
+        self.folder, self.keep = Path(folder), keep
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _remove_unfinished(self.folder)
         optimizer = model.optimizer
         self.variables = {
             f"{owner}_{i:04d}": variable.value
@@ -37,11 +51,35 @@ class RunCheckpoints:
         }
         self.step = model.step
         self.checkpoint = tf.train.Checkpoint(variables=self.variables)
-        self.manager = tf.train.CheckpointManager(self.checkpoint, str(folder), max_to_keep=keep)
+        _ = self.checkpoint.save_counter  # made here, since checkpoints of earlier versions hold one
+        self._at_hand: int | None = None  # the step that is saved, or was restored, as it is
 
-    def save(self) -> str:
-        """Writes a checkpoint of the current step and returns its path."""
-        return self.manager.save(checkpoint_number=int(self.step))
+    @property
+    def size(self) -> int:
+        """Bytes of the state."""
+        return sum(int(np.prod(v.shape)) * v.dtype.size for v in self.variables.values())
+
+    def save(self) -> Path:
+        """Writes a checkpoint of the current step, unless there is one, and returns its path without the endings.
+
+        Raises:
+            RunFailed: it could not be written; the ones before it are as they were.
+        """
+        step = int(self.step.numpy())
+        path = self.folder / f"ckpt-{step}"
+        if step == self._at_hand:
+            return path
+        _remove_checkpoint(path)  # a damaged one of the same step
+        try:
+            self.checkpoint.write(str(path))
+            _write_sums(path)
+        except (tf.errors.OpError, OSError) as error:
+            _remove_unfinished(self.folder)
+            _remove_checkpoint(path)
+            raise RunFailed(self._no_room(step, error)) from error
+        self._at_hand = step
+        self._remove_old(step)
+        return path
 
     def restore(self) -> int:
         """Restores the newest checkpoint that is whole; returns its step, 0 where there is none.
@@ -49,25 +87,96 @@ class RunCheckpoints:
         Raises:
             ValueError: there are checkpoints and none of them fits or is whole.
         """
-        paths = list(reversed(self.manager.checkpoints))
-        for path in paths:
-            try:
-                self.checkpoint.restore(path).assert_consumed()
-                return int(self.step)
-            except (tf.errors.OpError, AssertionError, ValueError) as error:
-                log.warning("checkpoint %s cannot be used: %s", path, " ".join(str(error).split())[:200])
-        if paths:
+        unfit = 0
+        for path in saved_checkpoints(self.folder):
+            finished = path.with_suffix(".sha256").exists()
+            damage = find_damage(path)
+            if damage is None:
+                try:
+                    self.checkpoint.read(str(path)).assert_consumed()
+                    self._at_hand = int(self.step.numpy())
+                    return self._at_hand
+                except (tf.errors.OpError, AssertionError, ValueError) as error:
+                    damage = " ".join(str(error).split())[:200]
+                    if not finished and isinstance(error, tf.errors.OpError):
+                        continue  # a save that was killed while its index was written
+            unfit += 1
+            log.warning("checkpoint %s cannot be used: %s", path, damage)
+        if unfit:
             raise ValueError(
-                f"Expected a whole checkpoint of this model, received {len(paths)} damaged or foreign ones below "
-                f"{self.manager.directory}. Fix: another --output, or remove that folder to start again"
+                f"Expected a whole checkpoint of this model, received {unfit} damaged or foreign ones below "
+                f"{self.folder}. Fix: another --output, or remove that folder to start again"
             )
         return 0
 
+    def _remove_old(self, step):
+        """Keeps the newest, up to this step: later ones are damaged, or the run would have begun from them."""
+        paths = saved_checkpoints(self.folder)
+        later = [path for path in paths if step_of(path) > step]
+        for path in [*later, *paths[len(later) + self.keep :]]:
+            _remove_checkpoint(path)
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        for inner in path.iterdir():
-            _remove(inner)
-        path.rmdir()
-    else:
-        path.unlink()
+    def _no_room(self, step, error):
+        paths = saved_checkpoints(self.folder)
+        left = f"that of step {step_of(paths[0])} is untouched" if paths else "there is none before it"
+        return (
+            f"Expected room for the checkpoint of step {step} below {self.folder}: {self.size:,} bytes, received "
+            f"{shutil.disk_usage(self.folder).free:,} free ({' '.join(str(error).split())[:120]}); {left}. "
+            "Fix: free some and run the same command again"
+        )
+
+
+def saved_checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints below a folder, newest first: paths without the endings; whole or not."""
+    found = {path.with_suffix("") for ending in ("index", "sha256") for path in Path(folder).glob(f"ckpt-*.{ending}")}
+    return sorted((path for path in found if path.name[5:].isdigit()), key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step of `…/ckpt-STEP`."""
+    return int(path.name.removeprefix("ckpt-"))
+
+
+def find_damage(path: Path) -> str | None:
+    """Which file of a checkpoint is not what was written, None if all are; without sums TensorFlow's own must do."""
+    sums = path.with_suffix(".sha256")
+    if not sums.exists():
+        return None
+    written = sums.read_bytes().decode("ascii", "replace").splitlines(keepends=True)
+    found = [_sum_line(file) for file in _files(path)]
+    if written == found:
+        return None
+    wrong = [line[66:].rstrip("\n") for line in found if line not in written]
+    missing = [name for name in (f"{path.name}.{ending}" for ending in ENDINGS) if not path.with_name(name).exists()]
+    return f"{', '.join([*missing, *wrong]) or 'something else'} is not as {sums.name} has it"
+
+
+def _write_sums(path: Path) -> None:
+    temporary = path.with_suffix(".sums_temp")
+    temporary.write_text("".join(map(_sum_line, _files(path))), encoding="ascii")
+    os.replace(temporary, path.with_suffix(".sha256"))
+
+
+def _sum_line(file: Path) -> str:
+    with file.open("rb") as content:
+        return f"{hashlib.file_digest(content, 'sha256').hexdigest()}  {file.name}\n"
+
+
+def _files(path: Path) -> list[Path]:
+    """TensorFlow's files of a checkpoint."""
+    return [file for file in (path.with_name(f"{path.name}.{ending}") for ending in ENDINGS) if file.exists()]
+
+
+def _remove_checkpoint(path: Path) -> None:
+    for file in [path.with_suffix(".sha256"), *reversed(_files(path))]:  # a kill in between leaves no half one
+        file.unlink(missing_ok=True)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """What a save that was killed has left: files under other names, and data whose index was never written."""
+    for leftover in [*folder.glob("*_temp*"), *folder.glob("*.tempstate*")]:
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    for data in folder.glob("ckpt-*.data-*"):
+        path = data.with_suffix("")
+        if not any(path.with_suffix(ending).exists() for ending in (".index", ".sha256")):
+            data.unlink()

@@ -13,13 +13,16 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from dupr_tf.config import Config, dump_config, load_config
+from dupr_tf.config import Config
 from dupr_tf.data.image_source import ImageSource, open_source
 from dupr_tf.data.pipeline import BadImages, check_readable, view_pairs
 from dupr_tf.models import DUPR, build_backbone
+from dupr_tf.training.begun import compare, record_start, write_whole
 from dupr_tf.training.callbacks import CheckBadImages, MetricsLog, SaveCheckpoints
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
+from dupr_tf.training.failures import full_disk_told
+from dupr_tf.training.health import StopOnDivergence, WarnOfCollapse
 from dupr_tf.training.optimizers import build_optimizer
 from dupr_tf.training.signals import StopOnSignal, noted_signals
 from dupr_tf.weights.environment import record_environment
@@ -28,7 +31,6 @@ from dupr_tf.weights.loading import load_weights_for, weights_digest
 log = logging.getLogger(__name__)
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 START_FILE = "start.json"  # of a run that began from weights: where they were and the sha256 of their values
-MAY_CHANGE = ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,36 +44,42 @@ class PretrainResult:
 
 
 def pretrain(
-    config: Config, output: str | Path, data: str | Path | None = None, weights: str | Path | None = None
+    config: Config,
+    output: str | Path,
+    data: str | Path | None = None,
+    weights: str | Path | None = None,
+    allow_change: bool = False,
 ) -> PretrainResult:
     """Trains a backbone on unlabelled images; continues where an earlier start of the same run ended.
 
     Args:
         config: the experiment.
-        output: the run's folder: config.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/,
-            backbone.keras.
+        output: the run's folder: config.yaml, images.json, environment.json, metrics.jsonl, tensorboard/,
+            checkpoints/, backbone.keras.
         data: folder of images, COCO or VOC root, shards, or `tfds:NAME`; None takes `config.data.root`.
         weights: what both encoders start from: a run, an export, `.keras`, or another tool's checkpoint; None is random
             weights, or in a run that goes on, what it was begun with.
+        allow_change: let a run go on with another config or other images, and name the differences.
 
     Raises:
         ValueError: a folder without images, impossible settings, weights of another network, or an output folder of
-            another config or begun from other weights.
+            another config or other images or begun from other weights.
+        RunFailed: the loss diverged, or the disk is full.
         RunInterrupted: SIGTERM or SIGINT came; the step was finished and saved. It is a `KeyboardInterrupt`.
     """
     run = Path(output)
     strategy = choose_strategy()
     config, source, bad = checked_images(config, data, replicas(strategy))
-    _compare_config(run, config)
-    start = _starting_weights(run, config, weights)
-    _write_whole(run / "config.yaml", dump_config(config))
-    record_environment(run)
-
-    with scope(strategy):
-        model = compiled_model(config, len(source), start)
-    checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints)
-    step = _fit(model, config, source, bad, checkpoints, run)
-    return PretrainResult(run, _write_backbone(model, run), step, tuple(bad.found.values()))
+    with full_disk_told(run):
+        compare(run, config, source, allow_change)
+        start = _starting_weights(run, config, weights)
+        record_start(run, config, source)
+        record_environment(run)
+        with scope(strategy):
+            model = compiled_model(config, len(source), start)
+        checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints)
+        step = _fit(model, config, source, bad, checkpoints, run)
+        return PretrainResult(run, _write_backbone(model, run), step, tuple(bad.found.values()))
 
 
 def checked_images(config: Config, data: str | Path | None, replicas: int) -> tuple[Config, ImageSource, BadImages]:
@@ -134,8 +142,10 @@ def _fit(model, config, source, bad, checkpoints, run) -> int:
     metrics = MetricsLog(run, step, total, per_epoch, config.train.batch_size, config.train.log_every)
     with contextlib.closing(metrics), noted_signals() as received:
         callbacks = [
+            StopOnDivergence(run, lambda of: batch_images(source, config, of, bad), step),
             metrics,
-            SaveCheckpoints(checkpoints, step, config.train.checkpoint_every),
+            WarnOfCollapse(config, step),
+            SaveCheckpoints(checkpoints, step, config.train.checkpoint_interval),
             CheckBadImages(bad, step),
             StopOnSignal(received, checkpoints, step),
         ]
@@ -154,6 +164,12 @@ def _fit(model, config, source, bad, checkpoints, run) -> int:
     return total
 
 
+def batch_images(source: ImageSource, config: Config, step: int, bad: BadImages) -> list[str]:
+    """Names of the images in the batch of a step, from 0."""
+    (batch,) = view_pairs(source, config, step, step + 1, bad)
+    return [source.name(index) for index in batch["index"].numpy()]
+
+
 def _stretches(step, per_epoch, total):
     """Spans of steps for `fit`: what is left of a cut epoch, the whole epochs, what is left of the run."""
     cut = min(total, -(-step // per_epoch) * per_epoch)
@@ -167,18 +183,6 @@ def _with_images(config: Config, data) -> tuple[Config, ImageSource]:
         raise ValueError("Expected a folder of images, received none. Fix: --data DIR")
     root, source = open_source(root, config.data.kind)
     return config.model_copy(update={"data": config.data.model_copy(update={"root": root})}), source
-
-
-def _compare_config(run: Path, config: Config) -> None:
-    """Refuses a folder whose run was begun with another config."""
-    path = run / "config.yaml"
-    if path.exists():
-        changes = differences(load_config(path), config)
-        if changes:
-            raise ValueError(
-                f"Expected the config that {run} was begun with, received other values: {'; '.join(changes)}. "
-                "Fix: the same config, or another --output"
-            )
 
 
 def _starting_weights(run: Path, config: Config, weights: str | Path | None) -> list[np.ndarray] | None:
@@ -216,7 +220,7 @@ def _load_start(run: Path, config: Config, weights: str | Path, begun: dict | No
     digest = weights_digest(backbone)
     if begun is None:
         entry = {"weights": os.path.abspath(weights), "sha256": digest}
-        _write_whole(run / START_FILE, json.dumps(entry, indent=2) + "\n")
+        write_whole(run / START_FILE, json.dumps(entry, indent=2) + "\n")
         log.info("starting from the weights of %s", weights)
     elif digest != begun["sha256"]:
         raise ValueError(
@@ -224,26 +228,6 @@ def _load_start(run: Path, config: Config, weights: str | Path, begun: dict | No
             f"received others: {weights} ({digest[:12]}…). Fix: leave --weights out to go on, or another --output"
         )
     return backbone.get_weights()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def differences(old: Config, new: Config) -> list[str]:
-    """`train.epochs 10 -> 20` for every field that differs and may not change within a run."""
-    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
-    changes = []
-    for section in after:
-        a, b = before[section] or {}, after[section] or {}
-        for name in sorted({*a, *b}):
-            if a.get(name) != b.get(name) and f"{section}.{name}" not in MAY_CHANGE:
-                changes.append(f"{section}.{name} {a.get(name)} -> {b.get(name)}")
-    return changes
 
 
 def _write_backbone(model: DUPR, run: Path) -> Path:

@@ -1,6 +1,7 @@
 """DUPR steps by `fit` on N logical devices: python -m tests.models.replica_run DEVICES GROUPS STEPS OUTPUT.npz [KIND].
 
-KIND is float32 (the default), float16, or overflow: float16 where the last replica's gradients are infinite.
+KIND is float32 (the default), float16, overflow: float16 where the last replica's gradients are infinite, or nan: a
+batch before the last whose last image, on the last replica, makes the loss NaN.
 
 Run in a process of its own: logical devices are set before TensorFlow starts, and one process holds one strategy.
 """
@@ -53,7 +54,7 @@ def main(devices, groups, steps, output, kind="float32"):
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
     names = [f"CPU:{i}" for i in range(devices)]
     strategy = tf.distribute.MirroredStrategy(names) if devices > 1 else None
-    half, batch = kind != "float32", GROUP * groups
+    half, batch = kind in ("float16", "overflow"), GROUP * groups
     policy = "mixed_float16" if half else "float32"
     keras.config.set_dtype_policy(policy)  # of the heads
     with scope(strategy):
@@ -67,6 +68,10 @@ def main(devices, groups, steps, output, kind="float32"):
         model.optimizer.build(model.query_variables)
     before = _flat(model.query_variables)
     elements = list(batches(steps, batch))
+    if kind == "nan":
+        poisoned = {**elements[0], "boxes_1": elements[0]["boxes_1"].copy(), "valid": np.ones(batch, bool)}
+        poisoned["boxes_1"][-1] = np.nan
+        elements.insert(-1, poisoned)
     data = tf.data.Dataset.from_tensor_slices({k: np.stack([e[k] for e in elements]) for k in elements[0]})
     # `fit` splits a *batch* over the replicas, so the rows are batched here.
     data = data.unbatch().batch(batch, drop_remainder=True)

@@ -63,3 +63,13 @@ def test_an_overflow_on_one_replica_skips_the_step_on_all(tmp_path):
     assert result["replicas_agree"]
     assert result["moved"] == 0 and np.isfinite(result["weights"]).all()
     assert result["loss_scale"] == 2.0**14  # halved
+
+
+def test_a_nan_on_one_replica_takes_the_step_back_on_all(tmp_path):
+    plain, poisoned = (run(tmp_path, 2, 2, 2, kind) for kind in ("float32", "nan"))
+    assert np.isnan(poisoned["losses"]).any(axis=1).tolist() == [False, True, False]
+    assert poisoned["replicas_agree"]
+    np.testing.assert_array_equal(poisoned["losses"][[0, 2]], plain["losses"])
+    for name in plain:
+        if name.startswith(("bank", "weights", "key")):
+            np.testing.assert_array_equal(poisoned[name], plain[name], err_msg=name)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dupr_tf.config import dump_config, parse_config
+from dupr_tf.config import dump_config, load_config, parse_config
 from dupr_tf.data.sample import write_sample
+from dupr_tf.training.begun import differences
 from dupr_tf.training.optimizers import Cosine, Milestones, build_schedule
-from dupr_tf.training.pretrain import _stretches, differences, pretrain
+from dupr_tf.training.pretrain import _stretches, pretrain
 from tests import oracles_step
 
 
@@ -55,13 +57,14 @@ def losses(run):
 
 def test_a_run_leaves_what_the_readme_promises(whole_run):
     assert sorted(p.name for p in whole_run.iterdir()) == [
-        "backbone.keras", "checkpoints", "config.yaml", "environment.json", "metrics.jsonl", "tensorboard",
+        "backbone.keras", "checkpoints", "config.yaml", "environment.json", "images.json", "metrics.jsonl",
+        "tensorboard",
     ]  # fmt: skip
     lines = metrics(whole_run)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]  # 24 photos, batches of 8, 2 epochs
     expected = {"step", "epoch", "loss", "valid_share", "learning_rate", "images_per_second"}
     for name in ("image_P2", "image_P3", "image_P4", "image_P5", "patch_P4", "patch_P5"):
-        expected |= {f"loss/{name}", f"accuracy/{name}"}
+        expected |= {f"loss/{name}", f"accuracy/{name}", f"std/{name}"}
     assert set(lines[0]) == expected
     weights = {"image_P2": 0.1, "image_P3": 0.4, "image_P4": 0.7, "image_P5": 1, "patch_P4": 1, "patch_P5": 1}
     for line in lines:
@@ -119,6 +122,7 @@ def assert_goes_on_as_the_whole_run(command, run, whole_run):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow  # test_kills.py does it six times
 def test_a_killed_run_resumes_bit_identically(whole_run, command, tmp_path):
     run = tmp_path / "run"
     process = started(command, run, 3)
@@ -136,7 +140,9 @@ def test_a_signal_ends_the_run_with_a_checkpoint_however_often_it_comes(whole_ru
     process = started(command, run, 1)
     for _ in range(3):
         process.send_signal(number)
+    sent = time.monotonic()
     _, stderr = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 30
     step = len(_steps(run))
     assert process.returncode == code
     assert f"stopped by {number.name} after step {step}, which is saved" in stderr and "Traceback" not in stderr
@@ -166,7 +172,45 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(photos, tmp_path
 def test_another_config_is_refused_with_the_difference(whole_run, photos):
     with pytest.raises(ValueError, match=r"train\.epochs 2 -> 3"):
         pretrain(tiny(epochs=3), whole_run, photos)
-    assert differences(tiny(), tiny(log_every=7)) == []
+    assert differences(tiny(), tiny(log_every=7, checkpoint_every="10min")) == []
+
+
+def test_a_changed_config_is_taken_when_that_is_allowed(whole_run, photos, tmp_path, caplog):
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    assert pretrain(tiny(epochs=3, max_steps=7), run, photos, allow_change=True).step == 7
+    assert "changed within the run: train.epochs 2 -> 3" in caplog.text
+    assert losses(run)[:6] == losses(whole_run) and len(losses(run)) == 7
+    assert load_config(run / "config.yaml").train.max_steps == 7
+
+
+def test_a_folder_with_other_images_is_refused(whole_run, photos, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    next(folder.iterdir()).unlink()
+    with pytest.raises(ValueError, match=r"data\.root .* -> .*; images 24 -> 23"):
+        pretrain(tiny(), whole_run, folder)
+
+
+@pytest.mark.slow
+def test_two_devices_go_on_from_a_checkpoint_of_one_and_back(whole_run, command, tmp_path):
+    """Same samples, same groups, other order of sums."""
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    for path in (run / "checkpoints").glob("ckpt-6.*"):
+        path.unlink()
+    arguments = [sys.executable, "-m", "tests.training.devices", "2", *command[3:]]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert losses(run)[:4] == losses(whole_run)[:4]
+    for ours, theirs in zip(metrics(run)[4:], metrics(whole_run)[4:], strict=True):
+        for name in theirs:
+            if name != "images_per_second":
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-4), name
+    refused = subprocess.run(
+        [*arguments[:3], "4", *command[3:]], capture_output=True, text=True, check=False
+    )  # two groups cannot be dealt to four devices
+    assert refused.returncode == 2 and "train.micro_batches: expected a multiple of the 4 devices" in refused.stderr
 
 
 def test_too_many_bad_images_end_the_run(photos, tmp_path):

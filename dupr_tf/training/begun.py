@@ -1,0 +1,93 @@
+"""What a run was begun with, its config and its images, and whether another start of it has the same."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from dupr_tf.config import Config, ConfigError, dump_config, load_config
+from dupr_tf.data.image_source import ImageSource, as_source
+
+log = logging.getLogger(__name__)
+MAY_CHANGE = ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
+IMAGES_FILE = "images.json"
+
+
+def compare(run: Path, config: Config, images: ImageSource | Sequence[str], allow_change: bool = False) -> None:
+    """Refuses a folder whose run was begun with another config or other images.
+
+    Args:
+        run: the run's folder.
+        config: of this start, its root resolved.
+        images: of that root, in order.
+        allow_change: name the differences in the log and go on with this start's.
+
+    Raises:
+        ValueError: every difference, or a file of the record that cannot be read.
+    """
+    if not (run / "config.yaml").exists():
+        return
+    entry = images_entry(config.data.root, images)
+    changes = [*_config_changes(run / "config.yaml", config), *_image_changes(run / IMAGES_FILE, entry)]
+    if changes and not allow_change:
+        raise ValueError(
+            f"Expected the config and the images that {run} was begun with, received others: {'; '.join(changes)}. "
+            "Fix: the same again, --allow-change to go on with these, or another --output"
+        )
+    for change in changes:
+        log.warning("changed within the run: %s", change)
+
+
+def record_start(run: Path, config: Config, images: ImageSource | Sequence[str]) -> None:
+    """Writes down the config and the images of this start."""
+    write_whole(run / IMAGES_FILE, json.dumps(images_entry(config.data.root, images), indent=2) + "\n")
+    write_whole(run / "config.yaml", dump_config(config))
+
+
+def images_entry(root: str, images: ImageSource | Sequence[str]) -> dict:
+    """{"count", "sha256"} of the images of a root, in order."""
+    source = as_source(images)
+    return {"count": len(source), "sha256": source.digest(root)}
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """`train.epochs 10 -> 20` for every field that differs and may not change within a run."""
+    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    changes = []
+    for section in after:
+        a, b = before[section] or {}, after[section] or {}
+        for name in sorted({*a, *b}):
+            if a.get(name) != b.get(name) and f"{section}.{name}" not in MAY_CHANGE:
+                changes.append(f"{section}.{name} {a.get(name)} -> {b.get(name)}")
+    return changes
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _config_changes(path: Path, config: Config) -> list[str]:
+    try:
+        return differences(load_config(path), config)
+    except ConfigError as error:
+        return [f"{path} is damaged ({error.problems[0]})"]
+
+
+def _image_changes(path: Path, entry: dict) -> list[str]:
+    if not path.exists():  # a run of an earlier version, or killed in its first seconds
+        return []
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        count, digest = int(begun["count"]), str(begun["sha256"])
+    except (ValueError, KeyError, TypeError):
+        return [f"{path} is damaged"]
+    if (count, digest) == (entry["count"], entry["sha256"]):
+        return []
+    return [f"images {count} -> {entry['count']}{', others' if count == entry['count'] else ''}"]

@@ -1,0 +1,108 @@
+"""Whether a run is still worth its time: it ends where it diverges, and warns where its embeddings collapse."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from dupr_tf.config import Config
+from dupr_tf.training.callbacks import StepCallback
+from dupr_tf.training.failures import RunFailed
+
+log = logging.getLogger(__name__)
+DIVERGED_FILE = "diverged.json"
+
+
+class StopOnDivergence(StepCallback):
+    """Ends the run at a step whose loss or weights were not finite, and writes down what was in its batch.
+
+    The step has taken itself back (`DUPR._take_back_unless_finite`) and logs a loss of NaN. `fit` hands over the logs
+    of every step as numbers, so that looking at them costs nothing more. It stands before what logs and saves.
+
+    Args:
+        run: the run's folder; gets diverged.json.
+        batch_images: step, from 0 -> paths of the images of its batch.
+        first_step: the run starts from.
+    """
+
+    def __init__(self, run: Path, batch_images: Callable[[int], list[str]], first_step: int = 0):
+        super().__init__(first_step)
+        self.path, self.batch_images = Path(run) / DIVERGED_FILE, batch_images
+
+    def on_step(self, step, logs):
+        if math.isfinite(logs["loss"]):
+            return
+        scalars = {name: float(value) if math.isfinite(value) else str(float(value)) for name, value in logs.items()}
+        terms = {name: value for name, value in scalars.items() if name.startswith("loss/")}
+        entry = {"step": step, "learning_rate": scalars["learning_rate"], "loss_terms": terms}
+        entry["images"] = self.batch_images(step - 1)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(entry, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, self.path)
+        which = [name for name, value in terms.items() if isinstance(value, str)]
+        raise RunFailed(
+            f"Expected a finite loss and finite weights, received others at step {step} "
+            f"({', '.join(which) or 'gradients or weights'}); nothing of that step was kept. Its images are listed in "
+            f"{self.path}. Fix: look at them, or run again with --allow-change and a lower --optimizer.learning_rate, "
+            "longer --optimizer.warmup_steps, or --train.precision float32"
+        )
+
+
+class WarnOfCollapse(StepCallback):
+    """Warns once if a loss stays what guessing gives, or the keys of a level all become the same.
+
+    Guessing gives a loss of ln(K + 1) and an accuracy of 1 / (K + 1). Every young run is there while its banks fill,
+    so nothing is looked at before `patience` steps, and then a window of steps.
+
+    Args:
+        config: of the run.
+        first_step: the run starts from.
+    """
+
+    WINDOW = 50  # steps
+    PINNED = 0.98  # of ln(K + 1)
+    CHANCE = 10  # times the accuracy of guessing, below which a window counts as guessing
+    SAME = 0.02  # spread of the keys, of 1, below which they count as the same
+
+    def __init__(self, config: Config, first_step: int = 0):
+        super().__init__(first_step)
+        self.keys, self.patience = config.model.bank_size, patience(config)
+        self.window: deque[dict] = deque(maxlen=self.WINDOW)
+        self._told = False
+
+    def on_step(self, step, logs):
+        if self._told or step <= self.patience:
+            return
+        self.window.append(logs)
+        if len(self.window) == self.WINDOW and step % self.WINDOW == 0:
+            self._look(step)
+
+    def _look(self, step):
+        mean = {name: sum(logs[name] for logs in self.window) / self.WINDOW for name in self.window[0]}
+        signs = []
+        for name in (key.removeprefix("loss/") for key in mean if key.startswith("loss/")):
+            loss, accuracy, spread = (mean[f"{what}/{name}"] for what in ("loss", "accuracy", "std"))
+            if loss > self.PINNED * math.log(self.keys + 1) and accuracy < self.CHANCE / (self.keys + 1):
+                signs.append(f"{name} guesses: loss {loss:.3f}, ln(K + 1) is {math.log(self.keys + 1):.3f}")
+            if spread < self.SAME:
+                signs.append(f"all keys of {name} are the same: std {spread:.4f} of 1")
+        if signs:
+            self._told = True
+            log.warning(
+                "the run may have collapsed by step %d (%s). Likely causes: a learning rate too high (or 0), too few "
+                "--optimizer.warmup_steps, images that are all alike, --model.temperature far from 0.2, a "
+                "--model.momentum too low for the bank",
+                step, "; ".join(signs),
+            )  # fmt: skip
+
+
+def patience(config: Config) -> int:
+    """Steps after which a healthy run no longer guesses: warm-up, four turns of the banks, two of the average."""
+    model, batch = config.model, config.train.batch_size
+    enqueued = batch if any(model.image_weights) else batch * model.patch_keys_per_image
+    return config.optimizer.warmup_steps + 4 * math.ceil(model.bank_size / enqueued) + round(2 / (1 - model.momentum))

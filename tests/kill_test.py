@@ -1,0 +1,259 @@
+"""Kills a pre-training run at random moments, over and over: nothing may be lost. python -m tests.kill_test --kills 50
+
+A run of `dupr-tf pretrain` is left alone once and keeps every checkpoint. Then the same command is started again
+and again, each time with a random `train.checkpoint_every`, and ended by SIGKILL: in the middle of a save, at a random
+moment of its steps, or while it is still starting. After each kill, the losses so far must be those of the undisturbed
+run (as float hex) and each checkpoint must hold the undisturbed run's state of that step (sha256 of every variable);
+at the end, all losses and the last state.
+
+A start of TensorFlow costs more than all the steps, so this process imports it once, computes nothing with it, and
+forks a child for each start (`--fresh` runs the real command line in a process from scratch instead). The network is
+five convolutions deep where `--backbone` is tiny; any other name is the real one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import tensorflow as tf
+
+from dupr_tf.cli import main as cli_main
+from dupr_tf.config import Config, dump_config, parse_config
+from dupr_tf.data.sample import write_sample
+from dupr_tf.training import pretrain as pretrain_module
+from dupr_tf.training.checkpoints import find_damage, saved_checkpoints, step_of
+from tests.models.test_golden import SIZE, STAGES, TinyBackbone
+from tests.training.devices import use_logical_devices
+
+HOW = ("save", "save", "steps", "steps", "steps", "start")
+PATIENCE = 600  # seconds for a start to reach what it is waited for
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A folder with images and a config, and how its runs are started."""
+
+    folder: Path
+    config: Config
+    replicas: int = 1
+    fresh: bool = False
+
+    def start(self, run: Path, every: int, keep: int = 2) -> int:
+        """Starts the command in a process of its own and returns its id."""
+        arguments = ["pretrain", str(self.folder / "config.yaml"), "--output", str(run)]
+        arguments += ["--data", str(self.folder / "unlabeled")]
+        arguments += [f"--train.checkpoint_every={every}", f"--train.keep_checkpoints={keep}"]
+        log = (self.folder / "log.txt").open("ab")
+        if self.fresh:
+            command = [sys.executable, "-m", "dupr_tf.cli", *arguments]
+            return subprocess.Popen(command, stdout=log, stderr=log).pid
+        assert len(os.listdir("/proc/self/task")) == 1, "a process with threads must not be forked"
+        child = os.fork()
+        if child == 0:
+            self._be_the_command(arguments, log.fileno())
+        return child
+
+    def _be_the_command(self, arguments, log):
+        """What a child does, and all it does."""
+        code = 99
+        try:
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            logging.root.handlers.clear()
+            if self.replicas > 1:
+                use_logical_devices(self.replicas)
+            if self.config.data.image_size == SIZE:
+                channels = dict(zip(STAGES, (4, 4, 4, 8, 8), strict=True))
+                pretrain_module.build_backbone = lambda name, width: TinyBackbone(channels)
+            code = cli_main(arguments)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+
+def trial(folder: Path, steps: int, replicas: int = 1, backbone: str = "tiny", fresh: bool = False) -> Trial:
+    """Writes images and a config of a run of so many steps below a folder."""
+    write_sample(folder, train=1, val=1, unlabeled=24, seed=3)
+    tiny = backbone == "tiny"
+    config = parse_config({
+        "data": {"image_size": SIZE if tiny else 32},
+        "views": {"min_overlap": 8},
+        "model": {"backbone": "resnet18" if tiny else backbone, "width": 0.125, "image_weights": [0, 0, 0, 1],
+                  "patch_weights": [0, 0, 1, 0], "roi_sizes": [4, 2, 2, 1], "bank_size": 70, "momentum": 0.9,
+                  "embedding_dim": 16},
+        "optimizer": {"learning_rate": 0.05},
+        "train": {"batch_size": 8, "micro_batches": 2, "epochs": steps, "max_steps": steps, "log_every": 1},
+    })  # fmt: skip
+    (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    return Trial(folder, config, replicas, fresh)
+
+
+def kill_over_and_over(setting: Trial, kills: int, steps: int, seed: int, say=print) -> list[str]:
+    """Runs the trial.
+
+    Args:
+        setting: made by `trial`.
+        kills: SIGKILLs.
+        steps: of the run.
+        seed: of the moments.
+        say: gets a line for each kill.
+
+    Returns:
+        What was lost, a line each; empty if nothing was.
+    """
+    whole, run = setting.folder / "whole", setting.folder / "killed"
+    code = wait(setting.start(whole, every=1, keep=steps + 1))
+    if code or len(losses(whole)) != steps:
+        return [f"the undisturbed run ended with {code} after {len(losses(whole))} steps, see {setting.folder}/log.txt"]
+    states, expected = {step_of(path): state(path) for path in saved_checkpoints(whole / "checkpoints")}, losses(whole)
+    draw, wrong, moments = random.Random(seed), [], Counter()
+    for number in range(1, kills + 1):
+        left = steps - len(losses(run))
+        how = draw.choice(HOW) if number > 2 else "save"
+        moment = kill_once(setting, run, how, draw, left // (kills - number + 2))
+        if moment is None:
+            return [*wrong, f"the run ended by itself after {number - 1} kills. Fix: more --steps"]
+        moments[moment] += 1
+        wrong += [f"kill {number} ({moment}): {line}" for line in lost(run, states, expected)]
+        say(f"kill {number}: {moment}, {len(losses(run))} steps done, {len(wrong)} mistakes so far")
+    code = wait(setting.start(run, every=2))
+    if code:
+        wrong.append(f"the last start ended with {code}, see {setting.folder}/log.txt")
+    wrong += [f"at the end: {line}" for line in lost(run, states, expected)]
+    if losses(run) != expected:
+        wrong.append(f"at the end: {len(losses(run))} losses are not the {len(expected)} expected")
+    newest = saved_checkpoints(run / "checkpoints")[:1]
+    if [step_of(path) for path in newest] != [steps]:
+        wrong.append("at the end: no checkpoint of the last step")
+    text = ", ".join(f"{count} {moment}" for moment, count in sorted(moments.items()))
+    say(f"{sum(moments.values())} kills ({text}); {steps} losses and the last state compared: {len(wrong)} mistakes")
+    return wrong
+
+
+def kill_once(setting: Trial, run: Path, how: str, draw: random.Random, progress: int) -> str | None:
+    """Starts the run and kills it; returns the moment it was killed at, None if it had ended by itself.
+
+    Args:
+        setting, run: what is started.
+        how: of `HOW`.
+        draw: of the moment.
+        progress: steps it should get further, about.
+    """
+    before = len(losses(run))
+    child = setting.start(run, every=1 if how == "save" else draw.randint(1, 3))
+    if how == "start":
+        time.sleep(draw.uniform(0, 4))
+    else:
+        wanted = before + draw.randint(1, max(1, 2 * progress - 1))
+        deadline = time.monotonic() + PATIENCE
+        while alive(child) and len(losses(run)) < wanted and time.monotonic() < deadline:
+            time.sleep(0.002)
+        if how == "save":
+            while alive(child) and not in_a_save(run) and time.monotonic() < deadline:
+                time.sleep(0.0005)
+            time.sleep(draw.uniform(0, 0.03))
+        else:
+            time.sleep(draw.uniform(0, 0.1))
+    ended = not alive(child)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+        wait(child)
+    if ended:
+        return None
+    if in_a_save(run):
+        return "during a save"
+    return "between saves" if len(losses(run)) > before else "before its first step"
+
+
+def lost(run: Path, states: dict[int, str], expected: list[str]) -> list[str]:
+    """Where losses and checkpoints of a run are not those of the undisturbed one."""
+    found, wrong = losses(run), []
+    if found != expected[: len(found)]:
+        wrong.append("the losses are others")
+    for path in saved_checkpoints(run / "checkpoints"):
+        if not path.with_suffix(".sha256").exists():
+            continue  # killed before it was finished
+        damage = find_damage(path)
+        if damage or state(path) != states[step_of(path)]:
+            wrong.append(f"{path.name} is {damage or 'another state'}")
+    return wrong
+
+
+def in_a_save(run: Path) -> bool:
+    """Whether the files of an unfinished checkpoint are there."""
+    folder = run / "checkpoints"
+    unfinished = [path for path in saved_checkpoints(folder) if not path.with_suffix(".sha256").exists()]
+    return bool(unfinished) or any(folder.glob("*temp*"))
+
+
+def losses(run: Path) -> list[str]:
+    """`step loss-as-hex` of each whole line a run has logged."""
+    path, found = run / "metrics.jsonl", []
+    for text in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []:
+        if text.endswith("\n"):
+            line = json.loads(text)
+            found.append(f"{line['step']} {line['loss'].hex()}")
+    return found
+
+
+def state(path: Path) -> str:
+    """sha256 of every variable of a checkpoint: names, dtypes, shapes and bits."""
+    reader, digest = tf.train.load_checkpoint(str(path)), hashlib.sha256()
+    for name in sorted(reader.get_variable_to_shape_map()):
+        if name.startswith("variables/"):
+            value = reader.get_tensor(name)
+            digest.update(f"{name} {value.dtype} {value.shape}".encode() + value.tobytes())
+    return digest.hexdigest()
+
+
+def alive(child: int) -> bool:
+    """Whether a child runs; one that has ended stays for `wait`."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+def wait(child: int) -> int:
+    """A child's exit code, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--steps", type=int, help="of the run; default: four times the kills")
+    parser.add_argument("--replicas", type=int, default=1, help="logical devices")
+    parser.add_argument("--backbone", default="tiny", help="tiny, or resnet18 …")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fresh", action="store_true", help="a new Python for each start")
+    options = parser.parse_args()
+    if options.fresh and (options.replicas > 1 or options.backbone == "tiny"):
+        parser.error("--fresh runs the plain command line: one device and a real backbone")
+    steps = options.steps or 4 * options.kills
+    with tempfile.TemporaryDirectory() as folder:
+        setting = trial(Path(folder), steps, options.replicas, options.backbone, options.fresh)
+        wrong = kill_over_and_over(setting, options.kills, steps, options.seed, functools.partial(print, flush=True))
+        if wrong:
+            print("\n".join(wrong), (Path(folder) / "log.txt").read_text(errors="replace")[-3000:], sep="\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""Checkpoints: all a step depends on, damage found and named, the one before used, a full disk told."""
+
+import random
+import resource
+import subprocess
+import types
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dupr_tf.training.checkpoints import RunCheckpoints, find_damage, saved_checkpoints
+from dupr_tf.training.failures import RunFailed
+from dupr_tf.training.optimizers import CoupledSGD
+from tests.models.test_divergence import GOOD, make_model
+
+FLIPS, CUTS = 200, 20
+
+
+def stand_in(rows=64):
+    """What RunCheckpoints asks of a model, and no more."""
+    step = keras.Variable(0, dtype="int64", trainable=False)
+    weights = [keras.Variable(np.zeros((rows, 16), np.float32)) for _ in range(3)]
+    optimizer = types.SimpleNamespace(variables=[keras.Variable(np.zeros((rows, 16), np.float32))])
+    return types.SimpleNamespace(variables=[*weights, step], optimizer=optimizer, step=step)
+
+
+def set_to(model, step):
+    for i, variable in enumerate([*model.variables[:-1], *model.optimizer.variables]):
+        variable.assign(np.random.default_rng([step, i]).normal(size=variable.shape))
+    model.step.assign(step)
+
+
+def values(model):
+    return [v.numpy().copy() for v in (*model.variables, *model.optimizer.variables)]
+
+
+def saved(folder, steps, keep=2, rows=64):
+    model = stand_in(rows)
+    checkpoints = RunCheckpoints(model, folder, keep)
+    for step in steps:
+        set_to(model, step)
+        checkpoints.save()
+    return model, checkpoints
+
+
+def restored(folder, rows=64):
+    """(step, values) a new process would begin with."""
+    model = stand_in(rows)
+    return RunCheckpoints(model, folder).restore(), values(model)
+
+
+def of_step(step):
+    model = stand_in()
+    set_to(model, step)
+    return values(model)
+
+
+def assert_equal(received, expected):
+    for a, b in zip(received, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["float32", "loss scale"])
+def test_every_variable_a_step_reads_or_writes_is_in_the_checkpoint(tmp_path, scaled):
+    optimizer = CoupledSGD(0.05)
+    model = make_model(optimizer=keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer)
+    touched = tf.function(model.train_step, autograph=False).get_concrete_function(GOOD).graph.variables
+    kept = {id(v) for v in RunCheckpoints(model, tmp_path).variables.values()}
+    assert len(touched) > 50
+    assert [v.name for v in touched if id(v) not in kept] == []
+
+
+def test_the_newest_are_kept_and_the_last_one_is_restored(tmp_path):
+    saved(tmp_path, [1, 2, 5, 11], keep=3)
+    assert [path.name for path in saved_checkpoints(tmp_path)] == ["ckpt-11", "ckpt-5", "ckpt-2"]
+    step, received = restored(tmp_path)
+    assert step == 11
+    assert_equal(received, of_step(11))
+    assert subprocess.run(["sha256sum", "-c", "ckpt-11.sha256"], cwd=tmp_path, capture_output=True).returncode == 0
+
+
+def test_a_step_is_written_once(tmp_path):
+    _, checkpoints = saved(tmp_path, [3])
+    before = (tmp_path / "ckpt-3.index").stat().st_mtime_ns
+    checkpoints.save()
+    assert (tmp_path / "ckpt-3.index").stat().st_mtime_ns == before
+
+
+def test_flipped_bits_and_cut_files_are_found_named_and_passed_over(tmp_path, caplog):
+    saved(tmp_path, [1, 2])
+    draw, expected = random.Random(0), of_step(1)
+    files = sorted(tmp_path.glob("ckpt-2.*"))
+    assert [f.suffix[:5] for f in files] == [".data", ".inde", ".sha2"]
+    for number in range(FLIPS + CUTS):
+        file = draw.choice(files)
+        whole = file.read_bytes()
+        content = bytearray(whole)
+        if number < FLIPS:
+            content[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        else:
+            del content[draw.randrange(len(whole)) :]
+        file.write_bytes(content)
+        caplog.clear()
+        step, received = restored(tmp_path)
+        assert step == 1 and file.name in caplog.text, (number, file.name)
+        assert_equal(received, expected)
+        file.write_bytes(whole)
+    assert restored(tmp_path)[0] == 2
+
+
+def test_a_missing_file_is_named(tmp_path):
+    saved(tmp_path, [1, 2])
+    for ending in ("index", "data-00000-of-00001"):
+        file = tmp_path / f"ckpt-2.{ending}"
+        whole = file.read_bytes()
+        file.unlink()
+        assert file.name in find_damage(tmp_path / "ckpt-2")
+        assert restored(tmp_path)[0] == 1
+        file.write_bytes(whole)
+
+
+def test_the_damaged_one_is_replaced_when_the_run_gets_there_again(tmp_path):
+    saved(tmp_path, [1, 4])
+    (tmp_path / "ckpt-4.index").write_bytes(b"")
+    model = stand_in()
+    checkpoints = RunCheckpoints(model, tmp_path)
+    assert checkpoints.restore() == 1
+    set_to(model, 3)
+    checkpoints.save()
+    assert [path.name for path in saved_checkpoints(tmp_path)] == ["ckpt-3", "ckpt-1"]  # 4 must not outlive 3
+    set_to(model, 4)
+    checkpoints.save()
+    assert restored(tmp_path)[0] == 4
+
+
+def test_nothing_whole_is_an_error_and_nothing_at_all_is_a_beginning(tmp_path):
+    assert restored(tmp_path / "new")[0] == 0
+    saved(tmp_path, [1])
+    (tmp_path / "ckpt-1.index").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"^Expected a whole checkpoint .*received 1 damaged"):
+        restored(tmp_path)
+
+
+def test_a_checkpoint_of_another_network_is_not_taken(tmp_path):
+    saved(tmp_path, [1])
+    with pytest.raises(ValueError, match="damaged or foreign"):
+        restored(tmp_path, rows=65)
+
+
+def test_what_a_killed_save_leaves_is_cleared_away(tmp_path):
+    saved(tmp_path, [1])
+    (tmp_path / "ckpt-2_temp").mkdir()
+    (tmp_path / "ckpt-2_temp" / "part-0").write_bytes(b"x")
+    (tmp_path / "ckpt-2.data-00000-of-00001").write_bytes(b"x")
+    (tmp_path / "ckpt-3.index").write_bytes(b"half")  # killed while TensorFlow wrote the index: no sums yet
+    (tmp_path / "ckpt-3.data-00000-of-00001").write_bytes(b"x")
+    assert restored(tmp_path)[0] == 1
+    assert not list(tmp_path.glob("*_temp*")) and not list(tmp_path.glob("ckpt-2*"))
+
+
+def test_a_checkpoint_by_the_manager_of_earlier_versions_is_read(tmp_path):
+    model, checkpoints = saved(tmp_path / "other", [7])
+    earlier = tf.train.Checkpoint(variables=checkpoints.variables)
+    tf.train.CheckpointManager(earlier, str(tmp_path), max_to_keep=2).save(checkpoint_number=7)
+    step, received = restored(tmp_path)
+    assert step == 7
+    assert_equal(received, values(model))
+
+
+def fails_for_want_of_room(folder, model, checkpoints, rows):
+    size = 4 * rows * 16 * 4 + 8
+    set_to(model, 2)
+    with pytest.raises(RunFailed, match=rf"checkpoint of step 2 .*{size:,} bytes.*that of step 1 is untouched"):
+        checkpoints.save()
+    assert [path.name for path in folder.iterdir() if not path.name.startswith("ckpt-1.")] == []
+    assert restored(folder, rows)[0] == 1
+
+
+def test_a_save_that_cannot_be_written_tells_its_size_and_leaves_the_one_before(tmp_path):
+    rows = 1000
+    model, checkpoints = saved(tmp_path, [1], rows=rows)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        fails_for_want_of_room(tmp_path, model, checkpoints, rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert checkpoints.save().name == "ckpt-2"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "none", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a disk of 400 kB cannot be mounted here (needs root)")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_tells_what_it_wants_and_leaves_the_one_before(small_disk):
+    rows = 1000
+    model, checkpoints = saved(small_disk, [1], rows=rows)  # 256 kB, of which a second has no room
+    fails_for_want_of_room(small_disk, model, checkpoints, rows)

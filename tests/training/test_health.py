@@ -1,0 +1,138 @@
+"""A run that diverges ends, with the images of the step; one that collapses warns once; a healthy one hears nothing."""
+
+import json
+import logging
+import math
+import types
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from dupr_tf.cli import main
+from dupr_tf.config import dump_config, parse_config
+from dupr_tf.data.sources import list_images
+from dupr_tf.training import callbacks
+from dupr_tf.training.checkpoints import saved_checkpoints
+from dupr_tf.training.health import StopOnDivergence, WarnOfCollapse, patience
+from dupr_tf.training.pretrain import BadImages, batch_images, pretrain
+from tests.training.test_pretrain import metrics, photos, tiny  # noqa: F401  (a fixture)
+
+CONFIG = parse_config({
+    "model": {"bank_size": 4096, "momentum": 0.99}, "optimizer": {"warmup_steps": 100}, "train": {"batch_size": 64},
+})  # fmt: skip
+PINNED = math.log(4097)
+
+
+def warnings_of(logs_of_step, steps, caplog, config=CONFIG):
+    caplog.clear()
+    caplog.set_level(logging.WARNING)
+    watch = WarnOfCollapse(config)
+    for step in range(1, steps + 1):
+        watch.on_step(step, {name: float(value) for name, value in logs_of_step(step).items()})
+    return [record.getMessage() for record in caplog.records]
+
+
+def young_and_healthy(step):
+    """A run measured here: from 4.5 up towards ln(K + 1) as the banks fill, then down."""
+    loss = 4.5 + 3.8 * min(1.0, step / 64) if step < 90 else 6.1 + 2.2 * math.exp(-(step - 90) / 100)
+    accuracy = 0.0 if step < 90 else 0.1 * (1 - math.exp(-(step - 90) / 200))
+    return {"loss": loss, "loss/image_P5": loss, "accuracy/image_P5": accuracy, "std/image_P5": 0.5}
+
+
+def test_a_healthy_run_hears_nothing(caplog):
+    assert patience(CONFIG) == 100 + 4 * 64 + 200
+    assert warnings_of(young_and_healthy, 1500, caplog) == []
+
+
+def test_guessing_is_told_once_after_the_young_days(caplog):
+    def guessing(step):
+        return {**young_and_healthy(step), "loss/image_P5": PINNED - 0.01, "accuracy/image_P5": 1 / 4097}
+
+    assert warnings_of(guessing, patience(CONFIG), caplog) == []
+    (told,) = warnings_of(guessing, 2000, caplog)
+    assert "image_P5 guesses: loss 8.308, ln(K + 1) is 8.318" in told and "learning rate" in told
+
+
+def test_a_high_loss_alone_or_an_accuracy_above_chance_is_no_collapse(caplog):
+    for loss, accuracy in ((PINNED, 0.01), (0.95 * PINNED, 0.0)):
+        logs = {"loss": 1, "loss/image_P5": loss, "accuracy/image_P5": accuracy, "std/image_P5": 0.5}
+        assert warnings_of(lambda step, logs=logs: logs, 1500, caplog) == []
+
+
+def test_keys_that_are_all_the_same_are_told(caplog):
+    (told,) = warnings_of(lambda step: {**young_and_healthy(step), "std/image_P5": 0.001}, 1500, caplog)
+    assert "all keys of image_P5 are the same: std 0.0010 of 1" in told
+
+
+def test_the_images_of_a_batch_are_those_it_holds(photos):  # noqa: F811
+    paths, config = list_images(photos, "folder"), tiny()
+    epoch = [batch_images(paths, config, step, BadImages(paths, 0.1)) for step in range(3)]
+    assert sorted(path for batch in epoch for path in batch) == sorted(paths)  # each once an epoch
+    assert epoch[0] != batch_images(paths, config, 3, BadImages(paths, 0.1))
+
+
+def test_only_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    StopOnDivergence(tmp_path, lambda step: [], 4).on_step(5, {"loss": 8.0})
+    assert not (tmp_path / "diverged.json").exists()
+
+
+def test_a_run_that_diverges_ends_with_the_images_and_the_last_good_checkpoint(photos, tmp_path, capsys):  # noqa: F811
+    config, run = tmp_path / "c.yaml", tmp_path / "run"
+    config.write_text(dump_config(tiny(checkpoint_every=1)))
+    command = ["pretrain", str(config), "--data", str(photos), "--output", str(run)]
+    assert main([*command, "--optimizer.learning_rate=1e30"]) == 1
+    told = capsys.readouterr().err
+    entry = json.loads((run / "diverged.json").read_text())
+    step = entry["step"]
+    assert f"Expected a finite loss and finite weights, received others at step {step}" in told
+    assert 1 < step < 6 and entry["learning_rate"] > 1e29 and "nan" in str(entry["loss_terms"])
+    paths = list_images(photos, "folder")
+    assert entry["images"] == batch_images(paths, tiny(), step - 1, BadImages(paths, 0.1)) and len(entry["images"]) == 8
+    assert saved_checkpoints(run / "checkpoints")[0].name == f"ckpt-{step - 1}"
+    assert [line["step"] for line in metrics(run)] == list(range(1, step))
+    assert not (run / "backbone.keras").exists()
+
+    assert main(command) == 2  # another rate than it was begun with
+    assert "optimizer.learning_rate 1e+30 -> 0.05" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_folder_of_one_colour_collapses(tmp_path, caplog):
+    folder = tmp_path / "grey"
+    folder.mkdir()
+    for i in range(16):
+        Image.fromarray(np.full((48, 48, 3), 128, np.uint8)).save(folder / f"{i}.png")
+    values = tiny(epochs=100, max_steps=160).model_dump(mode="json", exclude_none=True)
+    values["views"]["photometric"] = "none"
+    pretrain(parse_config(values), tmp_path / "run", folder)
+    assert caplog.text.count("may have collapsed") == 1
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize("every, cost, told", [(10, 0.0, False), (10, 1.0, True), (30.0, 0.0, False)])
+def test_saves_come_by_steps_or_time_and_their_share_is_told(every, cost, told, monkeypatch, caplog):
+    now, saved = [0.0], []
+
+    def save():
+        saved.append(now[0])
+        now[0] += cost
+
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    callback = callbacks.SaveCheckpoints(types.SimpleNamespace(save=save), 0, every)
+    for batch in range(100):  # of a second each
+        callback.on_train_batch_begin(batch)
+        now[0] += 1.0
+        callback.on_train_batch_end(batch, {})
+    assert len(saved) == (10 if every == 10 else 3)
+    assert caplog.text.count("saving checkpoints takes") == told
+
+
+def test_unreadable_lines_of_the_metrics_are_left_out_and_told(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    lines = [b'{"step": 1}', b'{"st\xffep": 2}', b"[3]", b'{"step": 4}', b'{"step": 5}', b'{"ste']
+    path.write_bytes(b"\n".join(lines))
+    callbacks.drop_lines_after(path, 4)
+    assert path.read_text() == '{"step": 1}\n{"step": 4}\n'
+    assert [f"line {n} of" in caplog.text for n in range(1, 7)] == [False, True, True, False, False, False]
