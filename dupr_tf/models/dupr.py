@@ -131,8 +131,7 @@ class DUPR(keras.Model):
         gradients, logs = self._query_gradients(views_1, batch, keys)  # of the global mean, summed over groups
         self.optimizer.apply(gather.agree_on_finite(gradients), self.query_variables)
         finite = self._take_back_unless_finite(before, logs)
-        with tf.control_dependencies([logs["loss"]]):  # a bank is copied when its reader is done, not beside it
-            self._enqueue(keys, gather.all_gather(batch["valid"]), step, finite)
+        self._enqueue(keys, gather.all_gather(batch["valid"]), step, finite)
         self.step.assign_add(tf.cast(finite, tf.int64))
         return {**logs, **_spreads(keys)}
 
