@@ -2,56 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-import threading
+import os
 
 import tensorflow as tf
 
 from dupr_tf.batch import check_view_pairs
 from dupr_tf.config import Config
-from dupr_tf.data.decoding import read_image, read_pair
+from dupr_tf.data.bad_images import BadImages
+from dupr_tf.data.decoding import read_pair
 
-log = logging.getLogger(__name__)
 SUBSTITUTES = 32  # images tried in place of an unreadable one before the run gives up
-
-
-class TooManyBadImages(ValueError):
-    """More unreadable images than `data.max_bad_share` allows."""
-
-
-class BadImages:
-    """The unreadable images met so far: named in the log once, counted, held against a budget.
-
-    Args:
-        paths: every image of the source.
-        max_share: share of them that may be unreadable.
-    """
-
-    def __init__(self, paths: list[str], max_share: float):
-        self.paths, self.max_share = paths, max_share
-        self.found: dict[int, str] = {}
-        self._lock = threading.Lock()
-
-    def add(self, index: int) -> None:
-        """Notes that image `index` cannot be read."""
-        with self._lock:
-            if index in self.found:
-                return
-            self.found[index] = self.paths[index]
-            log.warning("skipped, cannot be decoded: %s", self.paths[index])
-
-    @property
-    def over_budget(self) -> bool:
-        return len(self.found) > self.max_share * len(self.paths)
-
-    def check(self) -> None:
-        """Raises TooManyBadImages once the budget is spent."""
-        if self.over_budget:
-            raise TooManyBadImages(
-                f"Expected at most {self.max_share:.2%} unreadable images (data.max_bad_share), received "
-                f"{len(self.found)} of {len(self.paths)}, first {next(iter(self.found.values()))}. "
-                "Fix: mend or remove them, or raise --data.max_bad_share"
-            )
 
 
 def view_pairs(paths: list[str], config: Config, first_step: int, last_step: int, bad: BadImages):
@@ -69,18 +29,20 @@ def view_pairs(paths: list[str], config: Config, first_step: int, last_step: int
         A `tf.data.Dataset` of ViewPair dicts.
     """
     batch, per_epoch = config.train.batch_size, config.steps_per_epoch(len(paths))
-    files, last = tf.constant(paths), last_step * batch
+    files, last = tf.constant([os.fsencode(path) for path in paths]), last_step * batch  # names need not be UTF-8
 
     def position(number):
         """(epoch, image index) of the number-th sample of the run."""
         epoch, place = number // (per_epoch * batch), number % (per_epoch * batch)
         return epoch, shuffled_index(place, len(paths), config.train.seed, epoch)
 
+    def cut(seed, shown):
+        content = tf.io.read_file(files[shown])
+        return read_pair(content, seed, config.data.image_size, config.views, config.data.max_pixels)
+
     def pair_of(number, epoch, index, shown):
         """The number-th sample; image `shown` stands in for `index` where that cannot be read."""
-        seed = sample_seed(config.train.seed, epoch, index)
-        sample = read_pair(tf.io.read_file(files[shown]), seed, config.data.image_size, config.views)
-        return {**sample, "index": shown}, number
+        return {**cut(sample_seed(config.train.seed, epoch, index), shown), "index": shown}, number
 
     def pair(number):
         epoch, index = position(number)
@@ -88,7 +50,7 @@ def view_pairs(paths: list[str], config: Config, first_step: int, last_step: int
 
     def pair_despite_bad_image(number):
         epoch, index = position(number)
-        return pair_of(number, epoch, index, readable_index(files, index, config.train.seed, epoch, bad))[0]
+        return pair_of(number, epoch, index, usable_index(cut, len(paths), index, config.train.seed, epoch, bad))[0]
 
     numbers = tf.data.Dataset.range(first_step * batch, last)
     samples = numbers.map(pair, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
@@ -144,60 +106,43 @@ def sample_seed(seed, epoch, index):
     return tf.stack([tf.constant(seed, tf.int64) + tf.cast(epoch, tf.int64) * 2**32, tf.cast(index, tf.int64)])
 
 
-def readable_index(files, index, seed, epoch, bad: BadImages):
-    """`index`, or if that image is unreadable (which is noted) another, drawn from (seed, epoch, index, try)."""
-    count = files.shape[0]
+def usable_index(cut, count, index, seed, epoch, bad: BadImages):
+    """`index`, or if that image is unusable (which is noted) another, drawn from (seed, epoch, index, try).
 
-    def note(index):
-        bad.add(int(index))
-        return index
+    Args:
+        cut: (seed of the geometry, image index) -> sample; fails as it will when the sample is made.
+        count: images in the source.
+        index: () int64.
+        seed: of the run.
+        epoch: () int64.
+        bad: looks at the images.
+    """
 
-    def another(tried, index, _readable):
-        noted = tf.ensure_shape(tf.numpy_function(note, [index], tf.int64), [])
-        key = tf.stack([sample_seed(seed, epoch, noted)[0], noted * SUBSTITUTES + tried])
-        drawn = tf.random.stateless_uniform([], seed=key, maxval=count, dtype=tf.int64)
-        return tried + 1, drawn, is_readable(files[drawn])
-
-    tried, index, readable = tf.while_loop(
-        lambda tried, _index, readable: ~readable & (tried < SUBSTITUTES),
-        another,
-        (tf.constant(0, tf.int64), index, is_readable(files[index])),
-    )
-    with tf.control_dependencies([tf.debugging.Assert(readable, ["no readable image found in", tried, "tries"])]):
-        return tf.identity(index)
-
-
-def is_readable(path):
-    """() bool: whether a file can be read and decoded, whole. Never raises: the operations run where Python catches."""
-
-    def attempt(path):
+    def attempt(geometry, shown):
+        """Whether an image can be used. Never raises: the operations run where Python catches."""
+        if bad.is_bad(int(shown)):
+            return False
         try:
-            read_image(tf.io.read_file(path))
+            cut(tf.constant(geometry), tf.constant(shown))
             return True
         except tf.errors.OpError:
+            bad.add(int(shown), "damaged: whole, it decodes, but not in part")
             return False
 
-    return tf.ensure_shape(tf.numpy_function(attempt, [path], tf.bool, stateful=False), [])
+    geometry = sample_seed(seed, epoch, index)
 
+    def usable(shown):
+        return tf.ensure_shape(tf.numpy_function(attempt, [geometry, shown], tf.bool), [])
 
-def check_readable(paths: list[str], bad: BadImages, tries: int = 64) -> None:
-    """Decodes images spread over the source before a run begins.
+    def another(tried, shown, _usable):
+        key = tf.stack([geometry[0], shown * SUBSTITUTES + tried])
+        drawn = tf.random.stateless_uniform([], seed=key, maxval=count, dtype=tf.int64)
+        return tried + 1, drawn, usable(drawn)
 
-    Raises:
-        ValueError: none of them can be decoded.
-    """
-    step = max(1, len(paths) // tries)
-    chosen = range(0, len(paths), step)
-    readable = 0
-    for index in chosen:
-        try:
-            read_image(tf.io.read_file(paths[index]))
-            readable += 1
-        except tf.errors.OpError:
-            bad.add(index)
-    if not readable:
-        raise ValueError(
-            f"Expected readable images, received {len(paths)} files none of which could be decoded (tried "
-            f"{len(chosen)}, first {paths[0]}). Fix: --data a folder with photos"
-        )
-    bad.check()
+    tried, shown, is_usable = tf.while_loop(
+        lambda tried, _shown, is_usable: ~is_usable & (tried < SUBSTITUTES),
+        another,
+        (tf.constant(0, tf.int64), index, usable(index)),
+    )
+    with tf.control_dependencies([tf.debugging.Assert(is_usable, ["no readable image found in", tried, "tries"])]):
+        return tf.identity(shown)

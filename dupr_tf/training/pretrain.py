@@ -14,7 +14,8 @@ import keras
 import numpy as np
 
 from dupr_tf.config import Config, dump_config, load_config
-from dupr_tf.data.pipeline import BadImages, check_readable, view_pairs
+from dupr_tf.data.bad_images import BadImages, check_readable
+from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.data.sources import list_images
 from dupr_tf.models import DUPR, build_backbone
 from dupr_tf.training.callbacks import CheckBadImages, MetricsLog, SaveCheckpoints
@@ -27,18 +28,19 @@ from dupr_tf.weights.loading import load_weights_for, weights_digest
 
 log = logging.getLogger(__name__)
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+BAD_IMAGES_FILE = "bad_images.tsv"
 START_FILE = "start.json"  # of a run that began from weights: where they were and the sha256 of their values
 MAY_CHANGE = ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainResult:
-    """What a run leaves: its folder, the backbone's file, the last step and the unreadable images it met."""
+    """What a run leaves: its folder, the backbone's file, the last step and the images it skipped, {name: reason}."""
 
     run: Path
     backbone: Path
     step: int
-    bad_images: tuple[str, ...]
+    bad_images: dict[str, str]
 
 
 def pretrain(
@@ -49,7 +51,7 @@ def pretrain(
     Args:
         config: the experiment.
         output: the run's folder: config.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/,
-            backbone.keras.
+            backbone.keras, and bad_images.tsv where images had to be skipped.
         data: folder of images, or a COCO or VOC root; None takes `config.data.root`.
         weights: what both encoders start from: a run, an export, `.keras`, or another tool's checkpoint; None is random
             weights, or in a run that goes on, what it was begun with.
@@ -61,7 +63,7 @@ def pretrain(
     """
     run = Path(output)
     strategy = choose_strategy()
-    config, paths, bad = checked_images(config, data, replicas(strategy))
+    config, paths, bad = checked_images(config, data, replicas(strategy), run / BAD_IMAGES_FILE)
     _compare_config(run, config)
     start = _starting_weights(run, config, weights)
     _write_whole(run / "config.yaml", dump_config(config))
@@ -71,16 +73,18 @@ def pretrain(
         model = compiled_model(config, len(paths), start)
     checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints)
     step = _fit(model, config, paths, bad, checkpoints, run)
-    return PretrainResult(run, _write_backbone(model, run), step, tuple(bad.found.values()))
+    return PretrainResult(run, _write_backbone(model, run), step, bad.reasons)
 
 
-def checked_images(config: Config, data: str | Path | None, replicas: int) -> tuple[Config, list[str], BadImages]:
+def checked_images(
+    config: Config, data: str | Path | None, replicas: int, report: Path | None = None
+) -> tuple[Config, list[str], BadImages]:
     """The config with its root resolved, the images below it, and their unreadable ones; refuses what cannot work."""
     config, paths = _with_images(config, data)
     problems = config.pretrain_problems(replicas)
     if problems:
         raise ValueError("\n".join(problems))
-    bad = BadImages(paths, config.data.max_bad_share)
+    bad = BadImages(paths, config.data.max_bad_share, config.data.max_pixels, report)
     check_readable(paths, bad)
     return config, paths, bad
 
@@ -132,7 +136,7 @@ def _fit(model, config, paths, bad, checkpoints, run) -> int:
     if step:
         log.info("resuming %s at step %d of %d", run, step, total)
     metrics = MetricsLog(run, step, total, per_epoch, config.train.batch_size, config.train.log_every)
-    with contextlib.closing(metrics), noted_signals() as received:
+    with contextlib.closing(bad), contextlib.closing(metrics), noted_signals() as received:
         callbacks = [
             metrics,
             SaveCheckpoints(checkpoints, step, config.train.checkpoint_every),
