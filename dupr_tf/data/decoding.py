@@ -38,7 +38,8 @@ def read_pair(content, seed, size, views, max_pixels=MAX_PIXELS):
 
     content, turn = tf.convert_to_tensor(content, tf.string), orientation(content)
     # A window says nothing of the rows below it: a JPEG without its end is decoded whole, to see whether it is cut.
-    in_part = tf.io.is_jpeg(content) & tf.equal(tf.strings.substr(content, -2, 2), JPEG_END)
+    end = tf.strings.substr(content, tf.maximum(tf.strings.length(content) - len(JPEG_END), 0), len(JPEG_END))
+    in_part = tf.io.is_jpeg(content) & tf.equal(end, JPEG_END)
     stored, whole = tf.cond(
         in_part, lambda: (_allowed_jpeg(content, max_pixels), EMPTY), lambda: _decoded(content, max_pixels)
     )

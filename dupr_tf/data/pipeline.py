@@ -118,8 +118,13 @@ def usable_index(cut, count, index, seed, epoch, bad: BadImages):
         bad: looks at the images.
     """
 
-    def attempt(geometry, shown):
-        """Whether an image can be used. Never raises: the operations run where Python catches."""
+    geometry = sample_seed(seed, epoch, index)
+
+    def usable_whole(shown):
+        return not bad.is_bad(int(shown))
+
+    def usable_after_all(geometry, shown):
+        """Of the image that failed: there may have been an error in reading it that is over."""
         if bad.is_bad(int(shown)):
             return False
         try:
@@ -129,20 +134,18 @@ def usable_index(cut, count, index, seed, epoch, bad: BadImages):
             bad.add(int(shown), "damaged: whole, it decodes, but not in part")
             return False
 
-    geometry = sample_seed(seed, epoch, index)
-
-    def usable(shown):
-        return tf.ensure_shape(tf.numpy_function(attempt, [geometry, shown], tf.bool), [])
+    def ask(question, *about):  # the operations run where Python catches what they raise
+        return tf.ensure_shape(tf.numpy_function(question, about, tf.bool), [])
 
     def another(tried, shown, _usable):
         key = tf.stack([geometry[0], shown * SUBSTITUTES + tried])
         drawn = tf.random.stateless_uniform([], seed=key, maxval=count, dtype=tf.int64)
-        return tried + 1, drawn, usable(drawn)
+        return tried + 1, drawn, ask(usable_whole, drawn)
 
     tried, shown, is_usable = tf.while_loop(
         lambda tried, _shown, is_usable: ~is_usable & (tried < SUBSTITUTES),
         another,
-        (tf.constant(0, tf.int64), index, usable(index)),
+        (tf.constant(0, tf.int64), index, ask(usable_after_all, geometry, index)),
     )
     with tf.control_dependencies([tf.debugging.Assert(is_usable, ["no readable image found in", tried, "tries"])]):
         return tf.identity(shown)
