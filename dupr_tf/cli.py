@@ -311,8 +311,8 @@ def print_table(head: tuple[str, ...], rows: list[tuple]) -> None:
 def print_scores(scores: dict, output: Path | None) -> None:
     """Prints AP, the best and worst classes, and where the rest is."""
     print("  ".join(f"{name} {scores[name]:.3f}" for name in ("AP", "AP50", "AP75")))
-    for name, value in sorted(scores["per_class"].items(), key=lambda item: -item[1]):
-        print(f"  {name:16s} AP {value:.3f}")
+    for name, value in sorted(scores["per_class"].items(), key=lambda item: 1 if item[1] is None else -item[1]):
+        print(f"  {name:16s} AP " + ("of nothing to find" if value is None else f"{value:.3f}"))
     if output is not None:
         print(f"wrote {output}")
 
