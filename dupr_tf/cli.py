@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dupr_tf.config import ConfigError, field_rows, load_config
+from dupr_tf.config import ConfigError, DataConfig, field_rows, load_config, parse_config
 from dupr_tf.data.shard_files import PackError
-from dupr_tf.data.sources import check_root
+from dupr_tf.data.sources import check_root, list_images
 from dupr_tf.training.failures import RunFailed
 from dupr_tf.weights.formats import ExportError, check_format
 
@@ -64,7 +64,10 @@ class Pretrain:
 
         result = pretrain(config, self.output, self.data, self.weights, self.allow_change)
         if result.bad_images:
-            print(f"{len(result.bad_images)} images could not be read and were skipped (named above)")
+            from dupr_tf.data.bad_images import count_reasons
+
+            reasons = count_reasons(result.bad_images.values())
+            print(f"{len(result.bad_images)} images were skipped ({reasons}): see {self.output / 'bad_images.tsv'}")
         print(f"step {result.step}: {result.backbone}")
 
 
@@ -240,28 +243,55 @@ class Sample:
 
 
 @dataclasses.dataclass
+class Scan:
+    """Say what pre-training will make of every file of a folder: used, and how, or skipped, and why.
+
+    Exit code 1 if more would be skipped than --max-bad-share allows, as then the run would stop too.
+    """
+
+    directory: tyro.conf.Positional[Path]
+    """Folder of images (nested or flat), or a COCO or VOC root, as for `pretrain --data`."""
+    output: Path | None = None
+    """File for a line for each image, tab-separated. Run again, it goes on there; changed files are looked at again."""
+    workers: int = os.cpu_count() or 1
+    """Images decoded at a time."""
+    max_bad_share: float = DataConfig().max_bad_share
+    """data.max_bad_share of the run to come."""
+    max_pixels: int = DataConfig().max_pixels
+    """data.max_pixels of the run to come."""
+
+    def run(self, overrides: dict[str, str]) -> int:
+        limits = {"max_bad_share": self.max_bad_share, "max_pixels": self.max_pixels}
+        parse_config({"data": limits})
+        if self.workers < 1:
+            raise ConfigError([f"--workers: expected 1 or more, received {self.workers}"])
+        paths = list_images(self.directory)
+        from dupr_tf.data.scan import SKIPPED, count_groups, scan_images
+
+        looks = list(_with_progress(scan_images(paths, self.max_pixels, self.workers, self.output), len(paths)))
+        skipped = sum(look.outcome == SKIPPED for look in looks)
+        print_table(("outcome", "reason", "files", "such as"), count_groups(looks))
+        print(f"{skipped} of {len(looks)} images would be skipped ({skipped / len(looks):.2%})")
+        return REFUSED if skipped > self.max_bad_share * len(looks) else 0
+
+
+@dataclasses.dataclass
 class Fields:
     """List every field of a config with its default: what --section.field can set."""
 
     def run(self, overrides: dict[str, str]) -> None:
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table("field", "default", "meaning", box=None, header_style="bold")
-        for row in field_rows():
-            table.add_row(*row)
-        Console().print(table)
+        print_table(("field", "default", "meaning"), field_rows())
 
 
 COMMANDS = {
     "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate,
-    "export": Export, "import": Import, "pack": Pack, "sample": Sample, "fields": Fields,
+    "export": Export, "import": Import, "pack": Pack, "sample": Sample, "scan": Scan, "fields": Fields,
 }  # fmt: skip
 CONFIGURED = ("pretrain", "finetune")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command. Returns 0; 2 where the user's input is wrong, 1 where an export is refused or a run fails.
+    """Runs one command. Returns 0; 2 where the user's input is wrong, 1 where a run fails or its result is refused.
 
     A run that SIGTERM or SIGINT ended returns 143 or 130.
     """
@@ -277,7 +307,7 @@ def main(arguments: list[str] | None = None) -> int:
             COMMANDS,
             args=arguments, prog="dupr-tf", description=DESCRIPTION, console_outputs=True,
         )  # fmt: skip
-        command.run(overrides)
+        return command.run(overrides) or 0
     except KeyboardInterrupt as error:  # of a run, which has saved its state, or of anything else
         print(f"dupr-tf: {error or 'interrupted'}", file=sys.stderr)
         return BY_SIGNAL + getattr(error, "number", signal.SIGINT)
@@ -290,7 +320,6 @@ def main(arguments: list[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"dupr-tf: error: {line}", file=sys.stderr)
         return USER_ERROR
-    return 0
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -316,11 +345,23 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     return rest, overrides
 
 
+def print_table(head: tuple[str, ...], rows: list[tuple]) -> None:
+    """Prints rows under bold headings; on a terminal, cut to its width."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*head, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))  # plain text: a name may hold [brackets]
+    Console().print(table)
+
+
 def print_scores(scores: dict, output: Path | None) -> None:
     """Prints AP, the best and worst classes, and where the rest is."""
     print("  ".join(f"{name} {scores[name]:.3f}" for name in ("AP", "AP50", "AP75")))
-    for name, value in sorted(scores["per_class"].items(), key=lambda item: -item[1]):
-        print(f"  {name:16s} AP {value:.3f}")
+    for name, value in sorted(scores["per_class"].items(), key=lambda item: 1 if item[1] is None else -item[1]):
+        print(f"  {name:16s} AP " + ("of nothing to find" if value is None else f"{value:.3f}"))
     if output is not None:
         print(f"wrote {output}")
 
@@ -359,6 +400,15 @@ def print_verified(root: Path) -> None:
 def has_gpu() -> bool:
     """Whether the system shows a GPU (NVIDIA's or AMD's driver); asked before TensorFlow is loaded."""
     return any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/dxg", "/dev/kfd"))
+
+
+def _with_progress(items, total: int):
+    """Passes items on; on a terminal, a bar counts them."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    yield from track(items, "scanning", total, console=console, disable=not console.is_terminal)
 
 
 def _refuse(problems: list[str]) -> None:

@@ -42,6 +42,7 @@ class DataConfig(Section):
     )
     image_size: int = Field(224, ge=32, le=4096, description="side of a view (pre-training) or input (detector), px")
     max_bad_share: float = Field(0.01, ge=0, le=1, description="share of unreadable images a run may skip")
+    max_pixels: int = Field(100_000_000, ge=1, description="an image of more pixels is skipped, from its header")
 
 
 class ViewsConfig(Section):

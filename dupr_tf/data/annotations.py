@@ -6,14 +6,28 @@ Nothing here imports TensorFlow.
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import json
+import logging
+import math
+import os
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 import numpy as np
-from PIL import Image
+
+from dupr_tf.data.pillow_images import upright_size
+
+log = logging.getLogger(__name__)
+MAX_COCO_BYTES = 4 << 30  # read, it takes about six times as much memory; COCO's largest has 0.5 GB, LVIS's 1.2
+MAX_VOC_BYTES = 16 << 20  # of one image
+# What is wrong with the contents of a file, as Python finds it while they are read.
+MISTAKES = (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError)
+NO_FILE, OTHER_SIZE = "images without a file", "images of another size than annotated, of those looked at"
+DROPPED = ("boxes outside their image", "boxes without area", "boxes that are not finite")
 
 
 @dataclass(frozen=True)
@@ -25,16 +39,28 @@ class AnnotatedImages:
 
     paths: tuple[str, ...]  # N
     sizes: np.ndarray  # (N, 2) int32, height and width as annotated
-    boxes: tuple[np.ndarray, ...]  # N of (n_i, 4) float32, x1 y1 x2 y2 in px of the image file
+    boxes: tuple[np.ndarray, ...]  # N of (n_i, 4) float32, x1 y1 x2 y2 in px of the upright image
     labels: tuple[np.ndarray, ...]  # N of (n_i,) int32, positions in class_names
     ignored: tuple[np.ndarray, ...]  # N of (n_i,) bool
     areas: tuple[np.ndarray, ...]  # N of (n_i,) float32; COCO's own where given: it sorts small from large
     class_names: tuple[str, ...]
-    dropped_boxes: int = 0  # without area, or outside the image
-    missing_images: int = 0  # listed, but without a file
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)  # {what was odd: how often}
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def dropped_boxes(self) -> int:
+        return sum(self.counts.get(what, 0) for what in DROPPED)
+
+    @property
+    def missing_images(self) -> int:
+        return self.counts.get(NO_FILE, 0)
+
+    def summary(self) -> str:
+        """One line: images, boxes, and how often anything odd was met."""
+        odd = [f"{count} {what}" for what, count in self.counts.items() if count]
+        return "; ".join([f"{len(self)} images, {sum(map(len, self.boxes))} boxes", *odd])
 
     def with_boxes(self) -> list[int]:
         """Positions of the images that have something to learn from."""
@@ -57,7 +83,7 @@ def read_annotations(
     class_names: Sequence[str] | None = None,
     max_missing_share: float = 0.01,
 ) -> AnnotatedImages:
-    """Reads one split of a COCO or VOC data set.
+    """Reads one split of a COCO or VOC data set, and tells in one line of the log what was odd in it, and how often.
 
     Args:
         root: COCO's (`annotations/instances_{split}.json` beside a folder of images) or VOC's
@@ -73,56 +99,109 @@ def read_annotations(
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"Expected a folder, received {root} (not one). Fix: give the root of a COCO or VOC set.")
+    counts: collections.Counter = collections.Counter()
     coco_file = next((path for path in _coco_files(root, split) if path.is_file()), None)
     if kind == "coco" or (kind == "auto" and coco_file):
-        entries, names = _read_coco(root, split, coco_file)
+        entries, names = _read_coco(root, split, coco_file, counts)
     elif kind in ("auto", "voc"):
-        entries, names = _read_voc(root, split)
+        entries, names = _read_voc(root, split, counts)
     else:
         raise ValueError(f"Expected data.kind auto, coco or voc, received {kind!r}. Fix: --data.kind auto")
     if not entries:
         raise ValueError(f"Expected images in the split {split!r} of {root}, received none. Fix: another split or root")
     present = _existing(entries, max_missing_share)
-    _check_sizes(present)
-    return _assemble(present, names, class_names, missing_images=len(entries) - len(present))
+    counts[NO_FILE], counts[OTHER_SIZE] = len(entries) - len(present), _check_sizes(present)
+    read = _assemble(present, names, class_names, counts)
+    log.info("%s: %s", split, read.summary())
+    return read
 
 
 def _coco_files(root: Path, split: str) -> list[Path]:
     return [root / "annotations" / f"instances_{split}{year}.json" for year in ("", "2017", "2014")]
 
 
-def _read_coco(root: Path, split: str, file: Path | None) -> tuple[list[_Entry], list[str]]:
+def _read_coco(root: Path, split: str, file: Path | None, counts: collections.Counter) -> tuple:
     if file is None:
         raise ValueError(
             f"Expected {_coco_files(root, split)[0]}, received no such file. Fix: give the root of a COCO set"
         )
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        names = {c["id"]: c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])}
+        content = json.loads(_bounded(file, MAX_COCO_BYTES))
+        _refuse_repeated((c["id"] for c in content["categories"]), "category", file)
+        _refuse_repeated((image["id"] for image in content["images"]), "image", file)
+        names = {c["id"]: str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
         folder = _coco_folder(root, split, file, content["images"])
         entries = {
-            image["id"]: _Entry(folder / image["file_name"], (image.get("height", 0), image.get("width", 0)), [])
+            image["id"]: _Entry(folder / image["file_name"], (_side(image, "height"), _side(image, "width")), [])
             for image in content["images"]
         }
-        for annotation in content["annotations"]:
-            if annotation["category_id"] not in names or annotation["image_id"] not in entries:
-                raise ValueError(
-                    f"Expected annotations of listed images and categories, received category "
-                    f"{annotation['category_id']} on image {annotation['image_id']}: {file}. Fix: the file"
-                )
+        annotations = _without_repeated(content["annotations"], counts)
+        _refuse_unlisted(annotations, names, entries, file)
+        for annotation in annotations:
             entries[annotation["image_id"]].objects.append(_coco_object(annotation, names))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"Expected COCO annotations, received {file}: {type(error).__name__} {error}. Fix: the file"
-        ) from None
+    except MISTAKES as error:
+        raise _told(error, "COCO", file) from None
     return list(entries.values()), list(names.values())
+
+
+def _bounded(file: Path, most: int) -> bytes:
+    """The bytes of a file that is not too large to be read."""
+    if file.stat().st_size > most:
+        raise ValueError(
+            f"Expected annotations of at most {most} bytes, received {file.stat().st_size}: {file}. Fix: split the file"
+        )
+    return file.read_bytes()
+
+
+def _told(error: Exception, kind: str, file: Path) -> ValueError:
+    """One line for what was met in a file; what is one already stays."""
+    if str(error).startswith("Expected"):
+        return error
+    what = " ".join(f"{type(error).__name__} {error}".split())[:200]
+    return ValueError(f"Expected {kind} annotations, received {file}: {what}. Fix: the file")
+
+
+def _refuse_repeated(ids: Iterable, what: str, file: Path) -> None:
+    repeated = [key for key, count in collections.Counter(ids).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"Expected a {what} id once, received {len(repeated)} more than once, such as {repeated[0]}: {file}. "
+            "Fix: the file; boxes cannot be told apart by it"
+        )
+
+
+def _refuse_unlisted(annotations: list[dict], names: dict, entries: dict, file: Path) -> None:
+    odd = [a for a in annotations if a["category_id"] not in names or a["image_id"] not in entries]
+    if odd:
+        raise ValueError(
+            f"Expected annotations of listed images and categories, received category {odd[0]['category_id']} on image "
+            f"{odd[0]['image_id']} ({len(odd)} such in {len(annotations)}): {file}. Fix: the file"
+        )
+
+
+def _without_repeated(annotations: list[dict], counts: collections.Counter) -> list[dict]:
+    """Leaves out an annotation that repeats an earlier one in id, image, class and box; ids alone mean nothing here."""
+    seen, kept = set(), []
+    for annotation in annotations:
+        key = annotation.get("id"), annotation["image_id"], annotation["category_id"], str(annotation["bbox"])
+        if key[0] is None or key not in seen:
+            kept.append(annotation)
+            seen.add(key)
+    counts["annotations that repeat another, left out"] += len(annotations) - len(kept)
+    return kept
+
+
+def _side(image: dict, name: str) -> int:
+    """Height or width of an image as annotated; 0, to be read from the file, where it is no number above 0."""
+    value = image.get(name)
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 0
 
 
 def _coco_object(annotation: dict, names: dict[int, str]) -> tuple:
     x, y, width, height = (float(value) for value in annotation["bbox"])
     ignored = any(annotation.get(flag) for flag in ("iscrowd", "ignore", "difficult"))
-    name = names[annotation["category_id"]]
-    return name, x, y, x + width, y + height, annotation.get("area"), ignored
+    area = annotation.get("area")
+    return names[annotation["category_id"]], x, y, x + width, y + height, None if area is None else float(area), ignored
 
 
 def _coco_folder(root: Path, split: str, file: Path, images: list[dict]) -> Path:
@@ -130,12 +209,10 @@ def _coco_folder(root: Path, split: str, file: Path, images: list[dict]) -> Path
     year_split = file.stem.removeprefix("instances_")
     names = ["images", f"images/{year_split}", f"images/{split}", "JPEGImages", year_split, split, "."]
     for image in images:
-        name = PurePath(image["file_name"])
-        if name.is_absolute() or ".." in name.parts:
-            raise ValueError(f"Expected file names inside the data set, received {name}: {file}. Fix: the file")
+        _refuse_outside(image["file_name"], file)
     for image in images[:100]:
         for name in names:
-            if (root / name / image["file_name"]).is_file():
+            if os.path.isfile(root / name / image["file_name"]):
                 return root / name
     if images:
         raise ValueError(
@@ -145,14 +222,22 @@ def _coco_folder(root: Path, split: str, file: Path, images: list[dict]) -> Path
     return root
 
 
-def _read_voc(root: Path, split: str) -> tuple[list[_Entry], list[str]]:
+def _refuse_outside(name: str, file: Path) -> None:
+    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+        raise ValueError(f"Expected file names inside the data set, received {name}: {file}. Fix: the file")
+
+
+def _read_voc(root: Path, split: str, counts: collections.Counter) -> tuple[list[_Entry], list[str]]:
     listing = root / "ImageSets" / "Main" / f"{split}.txt"
     if not listing.is_file():
         raise ValueError(
             f"Expected annotations/instances_{split}.json (COCO) or ImageSets/Main/{split}.txt (VOC) "
             f"under {root}, received neither. Fix: give the root of a COCO or VOC set"
         )
-    entries = [_voc_entry(root, name) for name in _voc_names(listing)]
+    listed = _voc_names(listing)
+    names = list(dict.fromkeys(listed))
+    counts["images listed twice, used once"] += len(listed) - len(names)
+    entries = [_voc_entry(root, name) for name in names]
     classes = {item[0] for entry in entries for item in entry.objects}
     for other in ("train", "val"):  # a class that only one split has still gets a number in both
         path = listing.with_name(f"{other}.txt")
@@ -162,34 +247,51 @@ def _read_voc(root: Path, split: str) -> tuple[list[_Entry], list[str]]:
 
 
 def _voc_names(listing: Path) -> list[str]:
-    return [line.split()[0] for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = _bounded(listing, MAX_VOC_BYTES).decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise _told(error, "VOC", listing) from None
+    names = [line.split()[0] for line in lines if line.strip()]
+    for name in names:
+        _refuse_outside(name, listing)
+    return names
+
+
+class _WithoutDoctype(ET.TreeBuilder):
+    """Refuses a document type: VOC's files have none, and it is where entity bombs are declared."""
+
+    def doctype(self, name, public_id, system_id):
+        raise ValueError(f"a DOCTYPE ({name}), which annotations have no use for")
 
 
 def _voc_entry(root: Path, name: str) -> _Entry:
     file = root / "Annotations" / f"{name}.xml"
     try:
-        tree = ET.parse(file).getroot()
+        tree = ET.fromstring(_bounded(file, MAX_VOC_BYTES), ET.XMLParser(target=_WithoutDoctype()))
         objects = [_voc_object(node) for node in tree.iter("object")]
-        size = tuple(int(float(tree.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
+        sides = {side: float(tree.findtext(f"size/{side}") or 0) for side in ("height", "width")}
     except FileNotFoundError:
         raise ValueError(f"Expected {file}, received no such file. Fix: add it, or take {name} off the list") from None
-    except (ET.ParseError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"Expected VOC annotations, received {file}: {error}. Fix: the file") from None
-    return _Entry(root / "JPEGImages" / f"{name}.jpg", size, objects)
+    except (ET.ParseError, *MISTAKES) as error:
+        raise _told(error, "VOC", file) from None
+    return _Entry(root / "JPEGImages" / f"{name}.jpg", (_side(sides, "height"), _side(sides, "width")), objects)
 
 
 def _voc_object(node: ET.Element) -> tuple:
     x1, y1, x2, y2 = (float(node.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
     # VOC counts pixels from 1 and names the last one inside: (1, 1, w, h) is the whole image.
     difficult = bool(int(node.findtext("difficult") or 0))
-    return node.findtext("name").strip(), x1 - 1, y1 - 1, x2, y2, None, difficult
+    name = (node.findtext("name") or "").strip()
+    if not name:
+        raise ValueError("an object without a name")
+    return name, x1 - 1, y1 - 1, x2, y2, None, difficult
 
 
 def _existing(entries: list[_Entry], max_missing_share: float) -> list[_Entry]:
-    present = [entry for entry in entries if entry.path.is_file()]
+    present = [entry for entry in entries if os.path.isfile(entry.path)]
     missing = len(entries) - len(present)
     if missing > max_missing_share * len(entries):
-        first = next(entry.path for entry in entries if not entry.path.is_file())
+        first = next(entry.path for entry in entries if not os.path.isfile(entry.path))
         raise ValueError(
             f"Expected a file for {1 - max_missing_share:.0%} of the {len(entries)} listed images or more, "
             f"received {missing} without one, such as {first}. "
@@ -198,22 +300,29 @@ def _existing(entries: list[_Entry], max_missing_share: float) -> list[_Entry]:
     return present
 
 
-def _check_sizes(entries: list[_Entry], looks: int = 100) -> None:
-    """Looks at some of the files: boxes made for images of another size would quietly ruin a training."""
+def _check_sizes(entries: list[_Entry], looks: int = 100) -> int:
+    """Looks at some of the files: boxes made for images of another size would quietly ruin a training.
+
+    Sizes are those of the upright images, as boxes are drawn on what people see.
+
+    Returns:
+        The number of those of another size, if they are few.
+    """
     looked = [entry for entry in entries[:: -(-len(entries) // looks)] if min(entry.size) > 0]
     # What cannot be read is named when it is met, with all the others.
     wrong = [entry for entry in looked if _size_or_none(entry.path) not in (None, tuple(entry.size))]
     if len(wrong) > 0.05 * len(looked):  # VOC and COCO have some such images each
-        height, width = _file_size(wrong[0].path)
+        height, width = upright_size(wrong[0].path)
         raise ValueError(
             f"Expected images of the sizes in their annotations, received {len(wrong)} of another in {len(looked)}, "
             f"such as {wrong[0].path} ({height} x {width}, annotated {wrong[0].size[0]} x {wrong[0].size[1]}). "
-            "Fix: the images the boxes were drawn on, or boxes rescaled with them"
+            "Fix: the images the boxes were drawn on, or boxes rescaled or turned (EXIF) with them"
         )
+    return len(wrong)
 
 
 def _assemble(
-    entries: list[_Entry], names: list[str], class_names: Sequence[str] | None, missing_images: int
+    entries: list[_Entry], names: list[str], class_names: Sequence[str] | None, counts: collections.Counter
 ) -> AnnotatedImages:
     class_names = tuple(names if class_names is None else class_names)
     unknown = sorted({item[0] for entry in entries for item in entry.objects} - set(class_names))
@@ -227,10 +336,12 @@ def _assemble(
             f"Expected classes, each by a name of its own, received {', '.join(class_names) or 'none'}. "
             "Fix: the annotations"
         )
-    sizes = [entry.size if min(entry.size) > 0 else _file_size(entry.path) for entry in entries]
+    sizes = [entry.size if min(entry.size) > 0 else upright_size(entry.path) for entry in entries]
     index = {name: number for number, name in enumerate(class_names)}
-    columns = [_columns(entry.objects, size, index) for entry, size in zip(entries, sizes, strict=True)]
+    columns = [_columns(entry.objects, size, index, counts) for entry, size in zip(entries, sizes, strict=True)]
     boxes, labels, ignored, areas = zip(*columns, strict=True)
+    counts["boxes ignored (crowd, difficult)"] += sum(int(flags.sum()) for flags in ignored)
+    counts["images without boxes"] += sum(len(rows) == 0 for rows in boxes)
     return AnnotatedImages(
         paths=tuple(str(entry.path) for entry in entries),
         sizes=np.array(sizes, np.int32),
@@ -239,35 +350,32 @@ def _assemble(
         ignored=ignored,
         areas=areas,
         class_names=class_names,
-        dropped_boxes=sum(len(entry.objects) for entry in entries) - sum(map(len, boxes)),
-        missing_images=missing_images,
+        counts=dict(counts),
     )
 
 
-def _columns(objects: list[tuple], size: tuple[int, int], index: dict[str, int]) -> tuple[np.ndarray, ...]:
-    """Boxes (n, 4), labels, flags and areas (n,) of an image; clipped, those without area left out."""
+def _columns(
+    objects: list[tuple], size: tuple[int, int], index: dict[str, int], counts: collections.Counter
+) -> tuple[np.ndarray, ...]:
+    """Boxes (n, 4), labels, flags and areas (n,) of an image; clipped, those without area left out and counted."""
     height, width = size
     table = np.array([item[1:5] for item in objects], np.float64).reshape(-1, 4)
     boxes = np.clip(table, 0, [width, height, width, height]).astype(np.float32)
     sides = boxes[:, 2:] - boxes[:, :2]
-    kept = np.isfinite(table).all(1) & (sides > 0).all(1)
+    finite, has_area = np.isfinite(table).all(1), (table[:, 2:] > table[:, :2]).all(1)
+    kept = finite & (sides > 0).all(1)
+    for what, rows in zip(DROPPED, (finite & has_area & ~kept, finite & ~has_area, ~finite), strict=True):
+        counts[what] += int(rows.sum())
+    counts["boxes cut to their image by half a pixel or more"] += int((np.abs(boxes - table) > 0.5)[kept].any(1).sum())
     labels = np.array([index[item[0]] for item in objects], np.int32)
     ignored = np.array([item[6] for item in objects], bool)
     given = np.array([np.nan if item[5] is None else item[5] for item in objects], np.float32)
-    areas = np.where(np.isnan(given), sides.prod(1), given).astype(np.float32)
+    areas = np.where(np.isfinite(given) & (given > 0), given, sides.prod(1)).astype(np.float32)
     return boxes[kept], labels[kept], ignored[kept], areas[kept]
 
 
 def _size_or_none(path: Path) -> tuple[int, int] | None:
     try:
-        return _file_size(path)
+        return upright_size(path)
     except ValueError:
         return None
-
-
-def _file_size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except OSError as error:
-        raise ValueError(f"Expected an image, received {path}: {error}. Fix: replace or unlist the file") from None

@@ -1,4 +1,4 @@
-"""Batches for a detector: images decoded, augmented or letterboxed, with their boxes.
+"""Batches for a detector: images decoded upright, augmented or letterboxed, with their boxes.
 
 Boxes are `(x1, y1, x2, y2)` in pixels, KerasCV's "xyxy". Sample order and augmentation are functions of the
 seed and the position in the run, so a run can be repeated exactly.
@@ -6,6 +6,7 @@ seed and the position in the run, so a run can be repeated exactly.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,8 @@ import tensorflow as tf
 
 from dupr_tf.config import Config
 from dupr_tf.data.annotations import AnnotatedImages
+from dupr_tf.data.bad_images import unusable_reason
+from dupr_tf.data.decoding import MAX_PIXELS, read_image
 
 PAD_COLOUR = (123.675, 116.28, 103.53)  # ImageNet's mean: 0 once the backbone has normalised it
 MIN_VISIBLE_SHARE = 0.2  # of a box's area; a crop that leaves less of it removes the box
@@ -40,7 +43,7 @@ def train_batches(annotated: AnnotatedImages, config: Config, steps: int, start:
 
     def example(position):
         path, boxes, classes = table.row(_shuffled(position, table.count, seed))
-        image = decode_image(tf.io.read_file(path))
+        image = read_image(tf.io.read_file(path), config.data.max_pixels)
         draws = tf.random.stateless_uniform([4], tf.random.experimental.stateless_fold_in([seed, 1], position))
         image, boxes = augment(image, boxes, draws, size, jitter)
         boxes, classes = _visible(boxes, classes, size)
@@ -51,22 +54,17 @@ def train_batches(annotated: AnnotatedImages, config: Config, steps: int, start:
     return examples.batch(batch, drop_remainder=True).prefetch(2)
 
 
-def eval_batches(annotated: AnnotatedImages, image_size: int, batch_size: int) -> tf.data.Dataset:
+def eval_batches(
+    annotated: AnnotatedImages, image_size: int, batch_size: int, max_pixels: int = MAX_PIXELS
+) -> tf.data.Dataset:
     """All images in order, letterboxed: `{"images": (b, S, S, 3), "scale": (b,)}`, b at most `batch_size`."""
 
     def example(path):
-        image, scale = letterbox(decode_image(tf.io.read_file(path))[None], image_size)
+        image, scale = letterbox(read_image(tf.io.read_file(path), max_pixels)[None], image_size)
         return {"images": image[0], "scale": scale}
 
-    paths = tf.data.Dataset.from_tensor_slices(list(annotated.paths))
+    paths = tf.data.Dataset.from_tensor_slices([os.fsencode(path) for path in annotated.paths])
     return paths.map(example, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size).prefetch(2)
-
-
-def decode_image(content: tf.Tensor) -> tf.Tensor:
-    """Bytes of a JPEG, PNG, BMP or GIF (its first frame) to (H, W, 3) uint8."""
-    image = tf.io.decode_image(content, channels=3, expand_animations=False)
-    image.set_shape([None, None, 3])
-    return image
 
 
 def letterbox(images: tf.Tensor, image_size: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -172,7 +170,7 @@ class _TrainingTable:
         labels = [annotated.labels[i][~annotated.ignored[i]] for i in kept]
         counts = [len(rows) for rows in boxes]
         self.most_boxes = max(counts)
-        self.paths = tf.constant([annotated.paths[i] for i in kept])
+        self.paths = tf.constant([os.fsencode(annotated.paths[i]) for i in kept])
         self.ends = tf.constant(np.cumsum([0, *counts]), tf.int64)
         self.boxes, self.labels = tf.constant(np.concatenate(boxes)), tf.constant(np.concatenate(labels))
 
@@ -182,12 +180,7 @@ class _TrainingTable:
         return self.paths[index], self.boxes[first:last], self.labels[first:last]
 
 
-def unreadable_images(annotated: AnnotatedImages) -> list[str]:
-    """The paths of the images that do not decode; slow, for saying what went wrong after a run has failed."""
-    bad = []
-    for path in annotated.paths:
-        try:
-            decode_image(tf.io.read_file(path))
-        except tf.errors.OpError:
-            bad.append(path)
-    return bad
+def unreadable_images(annotated: AnnotatedImages, max_pixels: int = MAX_PIXELS) -> dict[str, str]:
+    """{path: reason} of the images that cannot be used; slow, for saying what went wrong after a run has failed."""
+    reasons = {path: unusable_reason(path, max_pixels) for path in annotated.paths}
+    return {path: reason for path, reason in reasons.items() if reason}

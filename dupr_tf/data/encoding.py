@@ -10,7 +10,7 @@ import PIL
 import tensorflow as tf
 from PIL import Image, ImageOps, features
 
-from dupr_tf.data.decoding import read_image
+from dupr_tf.data.decoding import MAX_PIXELS, allowed_jpeg, read_image
 
 ORIENTATION = 0x0112  # EXIF
 DRAFT = 3  # a JPEG is decoded at a half, a quarter or an eighth where that leaves 3 pixels for each of the result
@@ -52,6 +52,7 @@ def _reason(text: str) -> Unreadable:
 def check_decodes(content: bytes) -> None:
     """Decodes a file whole, as training will; of a JPEG every coefficient, but only an eighth of the pixels."""
     if content.startswith(JPEG_MAGIC):
+        allowed_jpeg(tf.constant(content), MAX_PIXELS)
         tf.io.decode_jpeg(content, channels=3, ratio=8)
     else:
         read_image(content)

@@ -44,7 +44,7 @@ class Files(ImageSource):
 
     def __init__(self, paths: Sequence[str]):
         self.paths = paths
-        self._files = tf.constant(paths)
+        self._files = tf.constant([os.fsencode(path) for path in paths])  # names need not be UTF-8
 
     def __len__(self) -> int:
         return len(self.paths)

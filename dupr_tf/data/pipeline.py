@@ -2,61 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Sequence
 
 import tensorflow as tf
 
 from dupr_tf.batch import check_view_pairs
 from dupr_tf.config import Config
-from dupr_tf.data.decoding import read_image, read_pair
+from dupr_tf.data.bad_images import BadImages
+from dupr_tf.data.decoding import read_pair
 from dupr_tf.data.image_source import ImageSource, as_source, map_contents
 
-log = logging.getLogger(__name__)
 INDEX_SHUFFLE = (
     498247692  # what tf.random.experimental.index_shuffle, which takes no seed an element, puts before a seed
 )
 SUBSTITUTES = 32  # images tried in place of an unreadable one before the run gives up
-
-
-class TooManyBadImages(ValueError):
-    """More unreadable images than `data.max_bad_share` allows."""
-
-
-class BadImages:
-    """The unreadable images met so far: named in the log once, counted, held against a budget.
-
-    Args:
-        images: the source, or a list of paths.
-        max_share: share of them that may be unreadable.
-    """
-
-    def __init__(self, images: ImageSource | Sequence[str], max_share: float):
-        self.source, self.max_share = as_source(images), max_share
-        self.found: dict[int, str] = {}
-        self._lock = threading.Lock()
-
-    def add(self, index: int) -> None:
-        """Notes that image `index` cannot be read."""
-        with self._lock:
-            if index in self.found:
-                return
-            self.found[index] = self.source.name(index)
-            log.warning("skipped, cannot be decoded: %s", self.found[index])
-
-    @property
-    def over_budget(self) -> bool:
-        return len(self.found) > self.max_share * len(self.source)
-
-    def check(self) -> None:
-        """Raises TooManyBadImages once the budget is spent."""
-        if self.over_budget:
-            raise TooManyBadImages(
-                f"Expected at most {self.max_share:.2%} unreadable images (data.max_bad_share), received "
-                f"{len(self.found)} of {len(self.source)}, first {next(iter(self.found.values()))}. "
-                "Fix: mend or remove them, or raise --data.max_bad_share"
-            )
 
 
 def view_pairs(
@@ -91,11 +50,12 @@ def view_pairs(
         epoch = number // per_epoch
         return epoch, shuffled_index(number % per_epoch, len(source), config.train.seed, epoch)
 
+    def cut(seed, content):
+        return read_pair(content, seed, config.data.image_size, config.views, config.data.max_pixels)
+
     def pair_of(content, number, epoch, index, shown):
         """A sample; image `shown` stands in for `index` where that cannot be read."""
-        seed = sample_seed(config.train.seed, epoch, index)
-        sample = read_pair(content, seed, config.data.image_size, config.views)
-        return {**sample, "index": shown}, number
+        return {**cut(sample_seed(config.train.seed, epoch, index), content), "index": shown}, number
 
     def pair(number, content):
         epoch, index = position(number)
@@ -103,7 +63,7 @@ def view_pairs(
 
     def pair_despite_bad_image(number):
         epoch, index = position(number)
-        shown = readable_index(source, index, config.train.seed, epoch, bad)
+        shown = usable_index(cut, source, index, config.train.seed, epoch, bad)
         return pair_of(source.read(shown), number, epoch, index, shown)[0]
 
     samples = map_contents(source, tf.data.Dataset.range(first, last), lambda number: position(number)[1], pair)
@@ -182,60 +142,45 @@ def sample_seed(seed, epoch, index):
     return tf.stack([tf.constant(seed, tf.int64) + tf.cast(epoch, tf.int64) * 2**32, tf.cast(index, tf.int64)])
 
 
-def readable_index(source, index, seed, epoch, bad: BadImages):
-    """`index`, or if that image is unreadable (which is noted) another, drawn from (seed, epoch, index, try)."""
-    count = len(source)
+def usable_index(cut, source, index, seed, epoch, bad: BadImages):
+    """`index`, or if that image is unusable (which is noted) another, drawn from (seed, epoch, index, try).
 
-    def note(index):
-        bad.add(int(index))
-        return index
+    Args:
+        cut: (seed of the geometry, image's bytes) -> sample; fails as it will when the sample is made.
+        source: of the images.
+        index: () int64.
+        seed: of the run.
+        epoch: () int64.
+        bad: looks at the images.
+    """
+    geometry = sample_seed(seed, epoch, index)
 
-    def another(tried, index, _readable):
-        noted = tf.ensure_shape(tf.numpy_function(note, [index], tf.int64), [])
-        key = tf.stack([sample_seed(seed, epoch, noted)[0], noted * SUBSTITUTES + tried])
-        drawn = tf.random.stateless_uniform([], seed=key, maxval=count, dtype=tf.int64)
-        return tried + 1, drawn, is_readable(source, drawn)
+    def usable_whole(shown):
+        return not bad.is_bad(int(shown))
 
-    tried, index, readable = tf.while_loop(
-        lambda tried, _index, readable: ~readable & (tried < SUBSTITUTES),
-        another,
-        (tf.constant(0, tf.int64), index, is_readable(source, index)),
-    )
-    with tf.control_dependencies([tf.debugging.Assert(readable, ["no readable image found in", tried, "tries"])]):
-        return tf.identity(index)
-
-
-def is_readable(source, index):
-    """() bool: whether an image can be read and decoded. Never raises: the operations run where Python catches."""
-
-    def attempt(index):
+    def usable_after_all(geometry, shown):
+        """Of the image that failed: there may have been an error in reading it that is over."""
+        if bad.is_bad(int(shown)):
+            return False
         try:
-            read_image(source.read(tf.constant(index)))
+            cut(tf.constant(geometry), source.read(tf.constant(shown)))
             return True
         except tf.errors.OpError:
+            bad.add(int(shown), "damaged: whole, it decodes, but not in part")
             return False
 
-    return tf.ensure_shape(tf.numpy_function(attempt, [index], tf.bool, stateful=False), [])
+    def ask(question, *about):  # the operations run where Python catches what they raise
+        return tf.ensure_shape(tf.numpy_function(question, about, tf.bool), [])
 
+    def another(tried, shown, _usable):
+        key = tf.stack([geometry[0], shown * SUBSTITUTES + tried])
+        drawn = tf.random.stateless_uniform([], seed=key, maxval=len(source), dtype=tf.int64)
+        return tried + 1, drawn, ask(usable_whole, drawn)
 
-def check_readable(images: ImageSource | Sequence[str], bad: BadImages, tries: int = 64) -> None:
-    """Decodes images spread over the source before a run begins.
-
-    Raises:
-        ValueError: none of them can be decoded.
-    """
-    source = as_source(images)
-    chosen = range(0, len(source), max(1, len(source) // tries))
-    readable = 0
-    for index in chosen:
-        try:
-            read_image(source.read(tf.constant(index, tf.int64)))
-            readable += 1
-        except tf.errors.OpError:
-            bad.add(index)
-    if not readable:
-        raise ValueError(
-            f"Expected readable images, received {len(source)} files none of which could be decoded (tried "
-            f"{len(chosen)}, first {source.name(0)}). Fix: --data a folder with photos"
-        )
-    bad.check()
+    tried, shown, is_usable = tf.while_loop(
+        lambda tried, _shown, is_usable: ~is_usable & (tried < SUBSTITUTES),
+        another,
+        (tf.constant(0, tf.int64), index, ask(usable_after_all, geometry, index)),
+    )
+    with tf.control_dependencies([tf.debugging.Assert(is_usable, ["no readable image found in", tried, "tries"])]):
+        return tf.identity(shown)

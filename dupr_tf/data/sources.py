@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from dupr_tf.data.shard_files import is_shards, read_manifest
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+log = logging.getLogger(__name__)
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 VOC_IMAGES = "JPEGImages"
 TFDS = "tfds:"
 
@@ -21,7 +24,7 @@ def list_images(root: str | Path, kind: str = "auto") -> list[str]:
         kind: "folder", "coco" (looks into `images/`, `train2017/`, …), "voc" (looks into `JPEGImages/`), or "auto".
 
     Returns:
-        Absolute paths. Links to folders are not followed, hidden files and folders are passed over.
+        Absolute paths. Links to folders are not followed; hidden files and folders, pipes and devices are passed over.
 
     Raises:
         ValueError: the folder is missing, is no folder, or holds no image.
@@ -87,8 +90,27 @@ def _image_folders(root: Path, kind: str) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    for parent, folders, files in os.walk(folder, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                yield os.path.abspath(os.path.join(parent, name))
+    folders = [str(folder)]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as scan:
+                entries = sorted((e for e in scan if not e.name.startswith(".")), key=lambda entry: entry.name)
+        except OSError as error:
+            log.warning("passed over, cannot be listed: %r (%s)", folder, error.strerror)
+            continue
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            elif entry.name.lower().endswith(EXTENSIONS) and _may_be_file(entry):
+                yield os.path.abspath(entry.path)
+
+
+def _may_be_file(entry: os.DirEntry) -> bool:
+    """Whether an entry is a file, or a link that leads to one or nowhere: the latter is named when it is met."""
+    if not entry.is_symlink():
+        return entry.is_file(follow_symlinks=False)
+    try:
+        return stat.S_ISREG(entry.stat().st_mode)
+    except OSError:
+        return True

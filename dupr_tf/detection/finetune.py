@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dupr_tf.config import Config, ConfigError, dump_config
 from dupr_tf.data.annotations import AnnotatedImages, read_annotations
+from dupr_tf.data.bad_images import one_line
+from dupr_tf.data.decoding import MAX_PIXELS
 from dupr_tf.data.detection import eval_batches, to_original, train_batches, unreadable_images
 from dupr_tf.detection.coco_eval import coco_ap
 from dupr_tf.detection.pictures import contact_sheet
@@ -67,14 +69,14 @@ def finetune(
         f"{len(train.class_names)} classes, {steps} steps of {config.train.batch_size}"
     )
     log = TrainingLog(output / "metrics.jsonl", steps, config.train.batch_size, config.train.log_every, console)
-    with naming_bad_images(train):
+    with naming_bad_images(train, config.data.max_pixels):
         detector.fit(batches, callbacks=[log], verbose=0, shuffle=False)  # the batches come shuffled
     save_detector(detector, output / "detector.keras")
     export_detector(detector, output / "saved_model")
 
     console.print(f"evaluating on {len(val)} images")
     metrics = {
-        **_evaluated(detector, val, output),
+        **_evaluated(detector, val, output, config.data.max_pixels),
         "steps": steps,
         "batch_size": config.train.batch_size,
         "images_per_second": round(log.images_per_second, 2),
@@ -111,7 +113,7 @@ def evaluate(
         ValueError: no such detector, or data it cannot be evaluated on.
     """
     detector = load_detector(detector_path)
-    annotated = read_annotations(data, split, kind, detector.class_names)
+    annotated = _with_something_to_find(read_annotations(data, split, kind, detector.class_names), data)
     if output is not None:
         output = Path(output)
         output.mkdir(parents=True, exist_ok=True)
@@ -121,10 +123,12 @@ def evaluate(
     return metrics
 
 
-def detect(detector, annotated: AnnotatedImages, batch_size: int = 16) -> list[dict[str, np.ndarray]]:
+def detect(
+    detector, annotated: AnnotatedImages, batch_size: int = 16, max_pixels: int = MAX_PIXELS
+) -> list[dict[str, np.ndarray]]:
     """For every image, in its own pixels: `boxes` (k, 4) xyxy, `classes` (k,) and `scores` (k,), best first."""
     found = []
-    for batch in eval_batches(annotated, detector.image_size, batch_size):
+    for batch in eval_batches(annotated, detector.image_size, batch_size, max_pixels):
         result = detector.predict_on_batch(batch["images"])
         for i, scale in enumerate(batch["scale"].numpy()):
             count = int(result["num_detections"][i])
@@ -211,24 +215,25 @@ class TrainingLog(keras.callbacks.Callback):
 
 
 @contextlib.contextmanager
-def naming_bad_images(annotated: AnnotatedImages):
+def naming_bad_images(annotated: AnnotatedImages, max_pixels: int = MAX_PIXELS):
     """Turns TensorFlow's error about some bytes it cannot decode into one that names the files."""
     try:
         yield
-    except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError):
-        bad = unreadable_images(annotated)
+    except tf.errors.OpError:
+        bad = unreadable_images(annotated, max_pixels)
         if not bad:
             raise
+        path, reason = next(iter(bad.items()))
         raise ValueError(
-            f"Expected images that decode, received {len(bad)} that do not, such as {bad[0]}. "
+            f"Expected images that decode, received {len(bad)} that do not, such as {one_line(path)} ({reason}). "
             "Fix: replace the files, or take them out of the annotations"
         ) from None
 
 
-def _evaluated(detector, annotated: AnnotatedImages, output: Path | None) -> dict:
+def _evaluated(detector, annotated: AnnotatedImages, output: Path | None, max_pixels: int = MAX_PIXELS) -> dict:
     """AP of a split; with an output folder also the contact sheet."""
-    with naming_bad_images(annotated):
-        found = detect(detector, annotated)
+    with naming_bad_images(annotated, max_pixels):
+        found = detect(detector, annotated, max_pixels=max_pixels)
     if output is not None:
         contact_sheet(annotated, found, output / "detections.png")
     return coco_ap(annotated, found)
@@ -252,7 +257,14 @@ def _backbone(config: Config, weights: str | Path):
 def _read_splits(config: Config, data: str | Path) -> tuple[AnnotatedImages, AnnotatedImages]:
     kind, share = config.data.kind, config.data.max_bad_share
     train = read_annotations(data, "train", kind, max_missing_share=share)
-    return train, read_annotations(data, "val", kind, train.class_names, max_missing_share=share)
+    val = read_annotations(data, "val", kind, train.class_names, max_missing_share=share)
+    return train, _with_something_to_find(val, data)
+
+
+def _with_something_to_find(annotated: AnnotatedImages, data: str | Path) -> AnnotatedImages:
+    if not annotated.with_boxes():
+        raise ValueError(f"Expected boxes to evaluate on, received none in {data}. Fix: annotated images")
+    return annotated
 
 
 def _optimizer(config: Config, images: int, backbone) -> keras.optimizers.Optimizer:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from dupr_tf.data.annotations import AnnotatedImages
 
@@ -61,7 +61,7 @@ def _header(draw: ImageDraw.ImageDraw, min_score: float) -> None:
 def _cell(annotated, index, found, min_score, most_boxes) -> Image.Image:
     """One image scaled to fit a square cell, whatever its size, with lines and letters of one size."""
     with Image.open(annotated.paths[index]) as file:
-        image = file.convert("RGB")
+        image = ImageOps.exif_transpose(file).convert("RGB")  # boxes are those of the upright image
     scale = CELL / max(image.size)
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
     cell = Image.new("RGB", (CELL, CELL), (235, 235, 235))

@@ -14,8 +14,9 @@ import keras
 import numpy as np
 
 from dupr_tf.config import Config
+from dupr_tf.data.bad_images import BadImages, check_readable
 from dupr_tf.data.image_source import ImageSource, open_source
-from dupr_tf.data.pipeline import BadImages, check_readable, view_pairs
+from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.models import DUPR, build_backbone
 from dupr_tf.training.begun import compare, record_start, write_whole
 from dupr_tf.training.callbacks import CheckBadImages, MetricsLog, SaveCheckpoints
@@ -30,17 +31,18 @@ from dupr_tf.weights.loading import load_weights_for, weights_digest
 
 log = logging.getLogger(__name__)
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+BAD_IMAGES_FILE = "bad_images.tsv"
 START_FILE = "start.json"  # of a run that began from weights: where they were and the sha256 of their values
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainResult:
-    """What a run leaves: its folder, the backbone's file, the last step and the unreadable images it met."""
+    """What a run leaves: its folder, the backbone's file, the last step and the images it skipped, {name: reason}."""
 
     run: Path
     backbone: Path
     step: int
-    bad_images: tuple[str, ...]
+    bad_images: dict[str, str]
 
 
 def pretrain(
@@ -55,7 +57,7 @@ def pretrain(
     Args:
         config: the experiment.
         output: the run's folder: config.yaml, images.json, environment.json, metrics.jsonl, tensorboard/,
-            checkpoints/, backbone.keras.
+            checkpoints/, backbone.keras, and bad_images.tsv where images had to be skipped.
         data: folder of images, COCO or VOC root, shards, or `tfds:NAME`; None takes `config.data.root`.
         weights: what both encoders start from: a run, an export, `.keras`, or another tool's checkpoint; None is random
             weights, or in a run that goes on, what it was begun with.
@@ -69,7 +71,7 @@ def pretrain(
     """
     run = Path(output)
     strategy = choose_strategy()
-    config, source, bad = checked_images(config, data, replicas(strategy))
+    config, source, bad = checked_images(config, data, replicas(strategy), run / BAD_IMAGES_FILE)
     with full_disk_told(run):
         compare(run, config, source, allow_change)
         start = _starting_weights(run, config, weights)
@@ -79,16 +81,18 @@ def pretrain(
             model = compiled_model(config, len(source), start)
         checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints)
         step = _fit(model, config, source, bad, checkpoints, run)
-        return PretrainResult(run, _write_backbone(model, run), step, tuple(bad.found.values()))
+        return PretrainResult(run, _write_backbone(model, run), step, bad.reasons)
 
 
-def checked_images(config: Config, data: str | Path | None, replicas: int) -> tuple[Config, ImageSource, BadImages]:
+def checked_images(
+    config: Config, data: str | Path | None, replicas: int, report: Path | None = None
+) -> tuple[Config, ImageSource, BadImages]:
     """The config with its root resolved, the images of that, and their unreadable ones; refuses what cannot work."""
     config, source = _with_images(config, data)
     problems = config.pretrain_problems(replicas)
     if problems:
         raise ValueError("\n".join(problems))
-    bad = BadImages(source, config.data.max_bad_share)
+    bad = BadImages(source, config.data.max_bad_share, config.data.max_pixels, report)
     check_readable(source, bad)
     return config, source, bad
 
@@ -140,7 +144,7 @@ def _fit(model, config, source, bad, checkpoints, run) -> int:
     if step:
         log.info("resuming %s at step %d of %d", run, step, total)
     metrics = MetricsLog(run, step, total, per_epoch, config.train.batch_size, config.train.log_every)
-    with contextlib.closing(metrics), noted_signals() as received:
+    with contextlib.closing(bad), contextlib.closing(metrics), noted_signals() as received:
         callbacks = [
             StopOnDivergence(run, lambda of: batch_images(source, config, of, bad), step),
             metrics,

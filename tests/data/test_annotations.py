@@ -1,12 +1,15 @@
 """COCO and VOC annotations: what is read, and what is said of files that are wrong."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dupr_tf.data.annotations import read_annotations
+from tests.data.bad_images import with_orientation
 from tests.labelled_scenes import NAMES, Picture, Thing, pictures, write_coco, write_voc
 
 VOC07 = Path(__file__).parents[3] / "shared" / "data" / "voc07"
@@ -179,3 +182,196 @@ def test_voc07_counts_and_layouts():
         assert len(one.class_names) == 20
     for a, b in zip(read["coco"].boxes, read["voc"].boxes, strict=True):
         np.testing.assert_allclose(a, b, atol=0.51)  # VOC's are the same, rounded to whole pixels
+
+
+# ---- odd contents: one outcome each, counted ----
+
+
+def first_image(content):
+    """A template of annotation on the first image, and its sides."""
+    image = content["images"][0]
+    return {**content["annotations"][0], "image_id": image["id"]}, image["width"], image["height"]
+
+
+def with_boxes(*boxes, **extra):
+    def change(content):
+        template, _, _ = first_image(content)
+        content["annotations"] += [{**template, "id": 100 + i, "bbox": box, **extra} for i, box in enumerate(boxes)]
+
+    return change
+
+
+def all_boxes_away(content):
+    content["annotations"] = []
+
+
+def twice(content):
+    content["annotations"] += content["annotations"][:2]
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "count"),
+    [
+        (with_boxes([500, 500, 20, 20], [-30, 5, 20, 20]), "boxes outside their image", 2),
+        (with_boxes([3, 3, 0, 9], [5, 5, -2, 9]), "boxes without area", 2),
+        (with_boxes([float("nan"), 3, 4, 9], [1, 1, float("inf"), 4]), "boxes that are not finite", 2),
+        (with_boxes([-5, -5, 20, 20], [0, 0, 20.4, 20]), "boxes cut to their image by half a pixel or more", 1),
+        (with_boxes([2, 2, 20, 20], iscrowd=1), "boxes ignored (crowd, difficult)", 2),  # one is difficult already
+        (twice, "annotations that repeat another, left out", 2),
+        (all_boxes_away, "images without boxes", 4),
+        (lambda content: None, "images without boxes", 0),
+    ],
+)
+def test_what_is_odd_in_a_coco_file_is_counted_and_told(tmp_path, caplog, change, what, count):
+    caplog.set_level("INFO")
+    read = read_annotations(edited(tmp_path, change), "train")
+    assert read.counts[what] == count
+    assert (f"{count} {what}" in caplog.messages[-1]) == (count > 0)
+    assert caplog.messages[-1].startswith(f"train: {len(read)} images, {sum(map(len, read.boxes))} boxes")
+    assert all(np.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all() for boxes in read.boxes)
+
+
+def test_an_id_used_for_two_different_boxes_does_no_harm(tmp_path):
+    def change(content):
+        for annotation in content["annotations"]:
+            annotation["id"] = 1
+
+    assert sum(map(len, read_annotations(edited(tmp_path, change), "train").boxes)) == 1 + 2 + 3 + 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["images"][1].update(id=1), "Expected a image id once, received 1 more than once, such as 1"),
+        (lambda c: c["categories"][1].update(id=5), "Expected a category id once"),
+        (lambda c: [a.update(category_id=9) for a in c["annotations"]], r"category 9 on image 1 \(7 such in 7\)"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "not enough values"),
+        (lambda c: c["annotations"][0].update(bbox=["a", 2, 3, 4]), "could not convert"),
+        (lambda c: c["annotations"][0].update(bbox=[10**400, 2, 3, 4]), "OverflowError"),
+        (lambda c: c["annotations"][0].update(area="large"), "could not convert"),
+        (lambda c: c.update(annotations=[["a"]]), "AttributeError"),
+        (lambda c: c.update(images=7), "TypeError"),
+        (lambda c: c["images"][0].update(file_name=5), "TypeError"),
+    ],
+)
+def test_contents_of_a_wrong_type_are_told_in_one_line(tmp_path, change, message):
+    test_wrong_coco_files_are_told_in_one_line(tmp_path, change, message)
+
+
+@pytest.mark.parametrize("value", [float("nan"), -3, "100", None, 10**30])
+def test_sizes_that_are_none_are_read_from_the_files_or_refused(tmp_path, value):
+    root = edited(tmp_path, lambda c: [image.update(height=value) for image in c["images"]])
+    if value == 10**30:
+        with pytest.raises(ValueError, match="of another in 4"):
+            read_annotations(root, "train")
+    else:
+        assert [tuple(size) for size in read_annotations(root, "train").sizes] == [p.size for p in pictures(4)]
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"images": ' + "9" * 5000 + "}", "\ud800", "[]", ""])
+def test_json_that_is_none_is_told_in_one_line(tmp_path, text):
+    root = edited(tmp_path, lambda content: None)
+    (root / "annotations" / "instances_train.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ValueError, match="Expected COCO annotations") as caught:
+        read_annotations(root, "train")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_a_huge_file_is_refused_unread(tmp_path):
+    root = edited(tmp_path, lambda content: None)
+    os.truncate(root / "annotations" / "instances_train.json", 1 << 40)  # a hole: no disk is used
+    with pytest.raises(ValueError, match="at most 4294967296 bytes, received 1099511627776"):
+        read_annotations(root, "train")
+    voc = write_voc(tmp_path / "voc", {"train": pictures(2)})
+    os.truncate(voc / "Annotations" / "train_001.xml", 1 << 40)
+    with pytest.raises(ValueError, match="at most 16777216 bytes"):
+        read_annotations(voc, "train")
+
+
+def changed_voc(tmp_path, old, new):
+    """A VOC set of three whose second file has one text for another."""
+    root = write_voc(tmp_path / "voc", {"train": pictures(3)})
+    file = root / "Annotations" / "train_002.xml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ("<xmin>", "<xmin>5000", "boxes without area"),
+        ("<xmin>", "<xmin>nan</xmin><xmin>", "boxes that are not finite"),
+        ("<difficult>0", "<difficult>1", "boxes ignored (crowd, difficult)"),
+        ("<xmax>", "<xmax>9", "boxes cut to their image by half a pixel or more"),
+    ],
+)
+def test_what_is_odd_in_voc_files_is_counted(tmp_path, old, new, what):
+    before = read_annotations(write_voc(tmp_path / "as_drawn", {"train": pictures(3)}), "train").counts
+    assert read_annotations(changed_voc(tmp_path, old, new), "train").counts[what] == before[what] + 1
+
+
+ENTITIES = "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10 if i else "ha"}">' for i in range(12))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("<annotation>", f"<!DOCTYPE lolz [{ENTITIES}]><annotation>&a11;", "DOCTYPE"),
+        ("<annotation>", '<!DOCTYPE a [<!ENTITY f SYSTEM "file:///etc/passwd">]><annotation>&f;', "DOCTYPE"),
+        ("<annotation>", "<annotation>&lol;", "undefined entity"),
+        ("<xmin>", "<xmin>a", "could not convert"),
+        ("<name>", "<name><b/>", "an object without a name"),
+        ("<width>", "<width>inf</width><width>", None),
+        ("<width>", "<width>nan</width><width>", None),
+    ],
+)
+def test_wrong_voc_files_are_told_in_one_line(tmp_path, old, new, message):
+    root = changed_voc(tmp_path, old, new)
+    if message is None:  # the size is read from the image
+        assert [tuple(size) for size in read_annotations(root, "train").sizes] == [p.size for p in pictures(3)]
+        return
+    with pytest.raises(ValueError, match=message) as caught:
+        read_annotations(root, "train")
+    assert str(caught.value).startswith("Expected VOC annotations") and "\n" not in str(caught.value)
+
+
+def test_voc_lists_stay_inside_and_count_doubles(tmp_path):
+    root = write_voc(tmp_path / "voc", {"train": pictures(3)})
+    listing = root / "ImageSets" / "Main" / "train.txt"
+    text = listing.read_text()
+    listing.write_text(text + "train_001\n")
+    read = read_annotations(root, "train")
+    assert len(read) == 3 and read.counts["images listed twice, used once"] == 1
+    listing.write_text(text + "../../secret\n")
+    with pytest.raises(ValueError, match="file names inside the data set"):
+        read_annotations(root, "train")
+
+
+@pytest.mark.parametrize("with_size", [True, False])
+def test_boxes_are_those_of_the_upright_image(tmp_path, with_size):
+    def change(content):
+        for image in content["images"] if not with_size else ():
+            del image["height"], image["width"]
+
+    root = edited(tmp_path, change)
+    for value, path in zip((6, 8, 5, 3), sorted((root / "images").iterdir()), strict=True):
+        with Image.open(path) as image:
+            path.write_bytes(with_orientation(image, value, "PNG"))
+    read = read_annotations(root, "train")
+    assert [tuple(size) for size in read.sizes] == [picture.size for picture in pictures(4)]
+    assert read.counts["images of another size than annotated, of those looked at"] == 0
+
+
+def test_images_annotated_as_stored_and_not_upright_are_refused(tmp_path):
+    def change(content):
+        for image in content["images"]:
+            image["height"], image["width"] = image["width"], image["height"]
+
+    root = edited(tmp_path, change)
+    for path in (root / "images").iterdir():
+        with Image.open(path) as image:
+            path.write_bytes(with_orientation(image, 6, "PNG"))
+    with pytest.raises(ValueError, match=r"of another in 4.*turned \(EXIF\)"):
+        read_annotations(root, "train")

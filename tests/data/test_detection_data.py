@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from dupr_tf.config import parse_config
 from dupr_tf.data.annotations import read_annotations
@@ -17,6 +18,7 @@ from dupr_tf.data.detection import (
     train_batches,
     unreadable_images,
 )
+from tests.data.bad_images import with_orientation
 from tests.labelled_scenes import COLOURS, Picture, Thing, draw, pictures, write_coco
 
 SIZE = 64
@@ -158,4 +160,21 @@ def test_unreadable_images_are_named(tmp_path):
     root = write_coco(tmp_path / "set", {"train": pictures(3)})
     (root / "images" / "train_002.png").write_bytes(b"not a picture")
     bad = unreadable_images(read_annotations(root, "train"))
-    assert [path.rsplit("/", 1)[1] for path in bad] == ["train_002.png"]
+    assert [(path.rsplit("/", 1)[1], reason.split(":")[0]) for path, reason in bad.items()] == [
+        ("train_002.png", "no image")
+    ]
+
+
+def test_boxes_are_on_their_pixels_in_images_that_exif_turns(tmp_path):
+    box = (50, 10, 80, 25)
+    root = write_coco(tmp_path / "set", {"train": [Picture((60, 100), [Thing("bus", box)])] * 8})
+    for value, path in enumerate(sorted((root / "images").iterdir()), start=1):
+        with Image.open(path) as image:
+            path.write_bytes(with_orientation(image, value, "PNG"))
+    read = read_annotations(root, "train")
+    for batch in eval_batches(read, SIZE, 8):
+        for square, scale in zip(batch["images"], batch["scale"], strict=True):
+            np.testing.assert_allclose(red_extent(square), np.array(box) * scale, atol=1.01)
+    for batch in train_batches(read, config(scale_jitter=[0.9, 1.0]), 4):
+        for square, boxes in zip(batch["images"], batch["bounding_boxes"]["boxes"], strict=True):
+            np.testing.assert_allclose(red_extent(square), boxes[0], atol=1.01)

@@ -7,7 +7,8 @@ from PIL import Image
 
 from dupr_tf.batch import check_view_pairs
 from dupr_tf.config import parse_config
-from dupr_tf.data.pipeline import BadImages, TooManyBadImages, check_readable, shuffled_index, view_pairs
+from dupr_tf.data.bad_images import BadImages, TooManyBadImages, check_readable
+from dupr_tf.data.pipeline import shuffled_index, view_pairs
 from dupr_tf.data.sources import list_images
 from dupr_tf.data.views import crop_and_flip, draw_crops
 from dupr_tf.ops import roi_align
@@ -132,13 +133,13 @@ def test_unreadable_images_are_named_and_replaced(ramps, tmp_path, caplog):
     paths = list_images(tmp_path)
     bad = BadImages(paths, 0.5)
     indices = [b["index"].numpy() for b in view_pairs(paths, CONFIG, 0, 2, bad)]
-    assert list(bad.found.values()) == [str(broken)]
+    assert bad.reasons == {str(broken): "cut short: PNG"}
     assert str(broken) in caplog.text
     assert 3 not in np.concatenate(indices)
     again = [b["index"].numpy() for b in view_pairs(paths, CONFIG, 0, 2, BadImages(paths, 0.5))]
     np.testing.assert_array_equal(indices, again)  # the replacement is a function of seed and image
     bad.max_share = 0.01
-    with pytest.raises(TooManyBadImages, match=r"1 of 16.*03\.png"):
+    with pytest.raises(TooManyBadImages, match=r"1 of 16: 1 cut short, first .*03\.png"):
         bad.check()
 
 

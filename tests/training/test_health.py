@@ -12,11 +12,12 @@ from PIL import Image
 
 from dupr_tf.cli import main
 from dupr_tf.config import dump_config, parse_config
+from dupr_tf.data.bad_images import BadImages
 from dupr_tf.data.sources import list_images
 from dupr_tf.training import callbacks
 from dupr_tf.training.checkpoints import saved_checkpoints
 from dupr_tf.training.health import StopOnDivergence, WarnOfCollapse, patience
-from dupr_tf.training.pretrain import BadImages, batch_images, pretrain
+from dupr_tf.training.pretrain import batch_images, pretrain
 from tests.training.test_pretrain import metrics, photos, tiny  # noqa: F401  (a fixture)
 
 CONFIG = parse_config({

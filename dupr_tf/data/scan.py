@@ -1,0 +1,132 @@
+"""What pre-training will make of every file of a folder, said beforehand by the code that decides it then."""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from dupr_tf.data.bad_images import one_line, unusable_reason
+from dupr_tf.data.pillow_images import describe
+
+USED, SKIPPED = "used", "skipped"
+COLUMNS = "name\tbytes\tmtime_ns\toutcome\treason"
+
+
+@dataclass(frozen=True)
+class Look:
+    """A file as it was when it was looked at, and what becomes of it."""
+
+    name: str  # in one line
+    size: int  # bytes; -1: no file
+    modified: int  # ns
+    outcome: str  # USED or SKIPPED
+    reason: str  # how it is used, or why not: `group: details`
+
+    @property
+    def group(self) -> tuple[str, str]:
+        return self.outcome, self.reason.split(":")[0]
+
+
+def scan_images(
+    paths: Sequence[str], max_pixels: int, workers: int = 1, output: str | Path | None = None
+) -> Iterator[Look]:
+    """Looks at every file, and yields what it found as it finds it.
+
+    Args:
+        paths: files, as of `list_images`.
+        max_pixels: `data.max_pixels` of the run to come.
+        workers: threads; decoding does not hold Python's lock.
+        output: file of a line for each look. Lines are added as they come, and what is in it already is not looked at
+            again unless the file has changed since.
+
+    Raises:
+        ValueError: the output is no scan, or one with another limit.
+    """
+    known = {} if output is None else _read(Path(output), max_pixels)
+    fresh = []
+    for path in paths:
+        look = known.get(one_line(path))
+        if look is not None and (look.size, look.modified) == _stamp(path):
+            yield look
+        else:
+            fresh.append(path)
+    if output is None:
+        yield from _looks(fresh, max_pixels, workers)
+        return
+    with open(output, "a", encoding="utf-8", buffering=1) as file:  # a line at a time
+        for look in _looks(fresh, max_pixels, workers):
+            file.write(f"{look.name}\t{look.size}\t{look.modified}\t{look.outcome}\t{look.reason}\n")
+            yield look
+
+
+def count_groups(looks: Sequence[Look]) -> list[tuple[str, str, int, str]]:
+    """(outcome, reason, files, an example) for each kind of reason; what is skipped last, the most frequent first."""
+    counts = collections.Counter(look.group for look in looks)
+    examples = {look.group: look.name for look in reversed(looks)}
+    ordered = sorted(counts, key=lambda group: (group[0] == SKIPPED, -counts[group], group))
+    return [(*group, counts[group], examples[group]) for group in ordered]
+
+
+def _looks(paths: Sequence[str], max_pixels: int, workers: int) -> Iterator[Look]:
+    """A few files ahead of the workers, so that twelve million names do not queue in memory."""
+    rest, pending = iter(paths), set()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while True:
+                pending |= {pool.submit(_look, path, max_pixels) for path in islice(rest, 4 * workers - len(pending))}
+                if not pending:
+                    return
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (look.result() for look in done)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _look(path: str, max_pixels: int) -> Look:
+    size, modified = _stamp(path)
+    reason = unusable_reason(path, max_pixels)
+    if reason:
+        return Look(one_line(path), size, modified, SKIPPED, reason)
+    return Look(one_line(path), size, modified, USED, describe(Path(path).read_bytes()))
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    """Size and time of change; -1, -1 where there is no file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
+
+
+def _read(output: Path, max_pixels: int) -> dict[str, Look]:
+    """The looks of an earlier scan, by name, the last one of each; makes the file, and cuts off half a line at its end.
+
+    A line that was cut by a kill is no look.
+    """
+    first = f"# dupr-tf scan, max_pixels {max_pixels}\n{COLUMNS}\n"
+    try:
+        text = output.read_text(encoding="utf-8") if output.exists() and output.stat().st_size else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"Expected a scan, received {output}: {error}. Fix: another --output") from None
+    if text and not text.startswith(first):
+        raise ValueError(
+            f"Expected a scan with max_pixels {max_pixels}, received {output}, which is another file or has another "
+            "limit. Fix: another --output"
+        )
+    whole = text[: text.rfind("\n") + 1] or first
+    if whole != text:
+        temporary = output.with_name(output.name + ".tmp")
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(whole, encoding="utf-8")
+        os.replace(temporary, output)
+    looks = {}
+    for line in whole.splitlines()[2:]:
+        name, size, modified, outcome, reason = line.split("\t")
+        looks[name] = Look(name, int(size), int(modified), outcome, reason)
+    return looks
