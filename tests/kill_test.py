@@ -170,7 +170,7 @@ def kill_once(setting: Trial, run: Path, how: str, draw: random.Random, progress
         if how == "save":
             while alive(child) and not in_a_save(run) and time.monotonic() < deadline:
                 time.sleep(0.0005)
-            time.sleep(draw.uniform(0, 0.03))
+            time.sleep(draw.choice((0, draw.uniform(0, 0.02))))
         else:
             time.sleep(draw.uniform(0, 0.1))
     ended = not alive(child)
