@@ -96,6 +96,7 @@ class TrainConfig(Section):
     max_steps: int | None = Field(None, ge=1, description="stop here if the epochs are not over")
     micro_batches: int = Field(8, ge=1, description="BN groups of a step, over all devices (paper: 8 of 32)")
     precision: Literal["float32", "bfloat16", "float16"] = Field("float32")
+    jit: Literal["auto", "on", "off"] = Field("auto", description="compile the step with XLA; auto: on one GPU")
     seed: int = Field(0, ge=0, lt=2**31)
     checkpoint_every: int | str = Field(1000, description="steps (1000) or time (30s, 10min, 2h)")
     keep_checkpoints: int = Field(2, ge=1)
@@ -178,7 +179,13 @@ class Config(Section):
 
     def pretrain_problems(self, replicas: int = 1) -> list[str]:
         """The cross-field mistakes that would make pre-training impossible or meaningless, a line each."""
-        return [*self._batch_problems(replicas), *self._model_problems()]
+        problems = [*self._batch_problems(replicas), *self._model_problems()]
+        if self.train.jit == "on" and replicas > 1:
+            problems.append(
+                f"train.jit: expected auto or off on {replicas} devices, whose exchange of keys XLA does not compile, "
+                "received on. Fix: --train.jit auto"
+            )
+        return problems
 
     def pretrain_warnings(self, gpu: bool) -> list[str]:
         """What is allowed but hardly meant, a line each.

@@ -1,4 +1,4 @@
-"""Where a run computes: one device, or all GPUs of the machine."""
+"""Where and how a run computes: on one device or on all GPUs of the machine, compiled by XLA or not."""
 
 from __future__ import annotations
 
@@ -20,3 +20,19 @@ def scope(strategy):
 
 def replicas(strategy) -> int:
     return 1 if strategy is None else strategy.num_replicas_in_sync
+
+
+def choose_jit(setting: str, replicas: int) -> tuple[bool, str]:
+    """Whether XLA compiles the step, and why.
+
+    Args:
+        setting: `train.jit`.
+        replicas: devices that train together.
+    """
+    if replicas > 1:
+        return False, f"{replicas} devices exchange keys, which XLA does not compile"
+    if setting != "auto":
+        return setting == "on", f"train.jit is {setting}"
+    if tf.config.list_logical_devices("GPU"):
+        return True, "one GPU"
+    return False, "on a CPU, oneDNN's convolutions are faster than XLA's"

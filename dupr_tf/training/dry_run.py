@@ -68,7 +68,7 @@ def dry_run(config: Config, data: str | Path | None = None) -> DryRun:
     strategy = choose_strategy()
     config, source, bad = checked_images(config, data, replicas(strategy))
     with scope(strategy):
-        model = compiled_model(config, len(source))
+        model = compiled_model(config, len(source), replicas=replicas(strategy))
     batch, steps = config.train.batch_size, WARM_UP + STEPS
     batches = view_pairs(source, config, 0, steps, bad)
     input_seconds = _seconds_each(batches, steps)

@@ -21,7 +21,7 @@ from dupr_tf.models import DUPR, build_backbone
 from dupr_tf.training.begun import compare, record_start, write_whole
 from dupr_tf.training.callbacks import CheckBadImages, MetricsLog, SaveCheckpoints
 from dupr_tf.training.checkpoints import RunCheckpoints
-from dupr_tf.training.distribution import choose_strategy, replicas, scope
+from dupr_tf.training.distribution import choose_jit, choose_strategy, replicas, scope
 from dupr_tf.training.failures import full_disk_told
 from dupr_tf.training.health import StopOnDivergence, WarnOfCollapse
 from dupr_tf.training.optimizers import build_optimizer
@@ -78,7 +78,7 @@ def pretrain(
         record_start(run, config, source)
         record_environment(run)
         with scope(strategy):
-            model = compiled_model(config, len(source), start)
+            model = compiled_model(config, len(source), start, replicas(strategy))
         checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints)
         step = _fit(model, config, source, bad, checkpoints, run)
         return PretrainResult(run, _write_backbone(model, run), step, bad.reasons)
@@ -97,10 +97,12 @@ def checked_images(
     return config, source, bad
 
 
-def compiled_model(config: Config, images: int, start: list[np.ndarray] | None = None) -> DUPR:
-    """`build_model` with the optimiser of a run over so many images."""
+def compiled_model(config: Config, images: int, start: list[np.ndarray] | None = None, replicas: int = 1) -> DUPR:
+    """`build_model` with the optimiser of a run over so many images, on so many devices."""
+    jit, reason = choose_jit(config.train.jit, replicas)
+    log.info("XLA %s: %s", "compiles the step" if jit else "is not used", reason)
     model = build_model(config, start)
-    model.compile(optimizer=build_optimizer(config, images), jit_compile=False)
+    model.compile(optimizer=build_optimizer(config, images), jit_compile=jit)
     model.optimizer.build(model.query_variables)
     return model
 

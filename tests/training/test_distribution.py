@@ -1,0 +1,47 @@
+"""Where and how a run computes."""
+
+import logging
+
+import pytest
+import tensorflow as tf
+
+from dupr_tf.config import parse_config
+from dupr_tf.training.distribution import choose_jit
+from dupr_tf.training.pretrain import compiled_model
+
+TINY = {
+    "data": {"image_size": 32},
+    "views": {"min_overlap": 8},
+    "model": {"backbone": "resnet18", "width": 0.125, "bank_size": 64, "patch_weights": [0, 0, 0, 0]},
+}
+
+
+@pytest.mark.parametrize(
+    ("setting", "gpus", "replicas", "jit"),
+    [
+        ("auto", 0, 1, False),
+        ("auto", 1, 1, True),
+        ("auto", 2, 2, False),
+        ("on", 0, 1, True),
+        ("off", 1, 1, False),
+        ("off", 2, 2, False),
+    ],
+)
+def test_xla_where_it_helps_or_as_asked(monkeypatch, setting, gpus, replicas, jit):
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: ["GPU"] * gpus)
+    assert choose_jit(setting, replicas)[0] is jit
+
+
+@pytest.mark.parametrize("jit", ["on", "off"])
+def test_the_model_is_compiled_as_chosen_and_the_reason_is_logged(jit, caplog):
+    with caplog.at_level(logging.INFO):
+        model = compiled_model(parse_config({**TINY, "train": {"jit": jit}}), images=512)
+    assert model.jit_compile is (jit == "on")
+    assert f"train.jit is {jit}" in caplog.text
+
+
+def test_xla_on_several_devices_is_refused_in_one_line():
+    config = parse_config({**TINY, "train": {"jit": "on"}})
+    assert config.pretrain_problems(1) == []
+    (problem,) = config.pretrain_problems(2)
+    assert problem.startswith("train.jit: expected auto or off on 2 devices")
