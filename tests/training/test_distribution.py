@@ -41,7 +41,7 @@ def test_the_model_is_compiled_as_chosen_and_the_reason_is_logged(jit, caplog):
 
 
 def test_xla_on_several_devices_is_refused_in_one_line():
-    config = parse_config({**TINY, "train": {"jit": "on"}})
+    config = parse_config({"train": {"jit": "on"}})
     assert config.pretrain_problems(1) == []
     (problem,) = config.pretrain_problems(2)
     assert problem.startswith("train.jit: expected auto or off on 2 devices")
