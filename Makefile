@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kill format clean
+.PHONY: help demo test test-kill bench format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -13,6 +13,9 @@ test:  ## set up, lint, check the format and run the default tests
 test-kill:  ## SIGKILL a pre-training run fifty times, at random moments, and compare every loss and variable
 	@scripts/setup.sh
 	@.venv/bin/python -m tests.kill_test --kills 50 --backbone resnet18
+
+bench:  ## time what is claimed beside its peers, on a machine that does nothing else (PHOTOS=folder for the input)
+	@scripts/bench.sh $(if $(PHOTOS),--data $(PHOTOS))
 
 format:  ## sort imports, mend what ruff can mend, format
 	@scripts/setup.sh

@@ -18,6 +18,7 @@ from dupr_tf.weights.environment import commit, hardware
 
 NAMES = ("step", "loss", "roi_align", "input", "photometric", "pack")
 ROUNDS = 3
+WIDTH = 120  # of tables that go to a file
 
 
 def main(names: list[str], data: str | None, output: Path, rounds: int) -> None:
@@ -29,7 +30,9 @@ def main(names: list[str], data: str | None, output: Path, rounds: int) -> None:
         output: folder for NAME.json.
         rounds: repeats of each contestant.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
     machine = machine_line()
     console.print(machine)
     output.mkdir(parents=True, exist_ok=True)
@@ -38,6 +41,7 @@ def main(names: list[str], data: str | None, output: Path, rounds: int) -> None:
         for case in importlib.import_module(f"benchmarks.{name}").cases(data):
             results = run_case(case, rounds, say=lambda line: print(line, file=sys.stderr))
             console.print(table_of(case, results))
+            console.print(*floor_lines(results[0]), sep="\n")
             measured.append(as_json(case, results))
         entry = {
             "machine": machine,
@@ -59,7 +63,7 @@ def table_of(case: Case, results: list[Result]) -> Table:
         table.add_column(heading, justify=side)
     for result in results:
         if result.rate is None:
-            table.add_row(result.name, result.note)
+            table.add_row(f"{result.name}: {result.note}")
             continue
         spread = f"{min(result.rates):.3g} to {max(result.rates):.3g}"
         faster = "" if result is ours else f"{ours.rate / result.rate:.2f} ×"
@@ -68,8 +72,6 @@ def table_of(case: Case, results: list[Result]) -> Table:
             f"{result.name} ({result.note})" if result.note else result.name,
             f"{result.rate:.3g}", spread, faster, f"{result.peak_mib:,.0f}", f"{extra:,.0f}",
         )  # fmt: skip
-    for line in floor_lines(ours):
-        table.add_row(line)
     return table
 
 
@@ -113,9 +115,12 @@ def machine_line() -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*NAMES, []], default=[], help="which; none: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; none: all")
     parser.add_argument("--data", help="folder of photos for the input benchmarks; none: drawn scenes")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"), help="folder for NAME.json")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="repeats of each contestant")
     arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in NAMES]
+    if unknown:
+        parser.error(f"expected some of {', '.join(NAMES)}, received {', '.join(unknown)}")
     main(arguments.names or list(NAMES), arguments.data, arguments.output, arguments.rounds)

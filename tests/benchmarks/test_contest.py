@@ -1,0 +1,74 @@
+"""The benchmarks' own machinery, on contestants that cost nothing."""
+
+import importlib
+import json
+
+import pytest
+
+from benchmarks.__main__ import NAMES, as_json, floor_lines, table_of
+from benchmarks.contest import ROOT, Case, Contestant, run_case
+
+WORKERS = "tests.benchmarks.workers"
+
+
+def contest(*contestants, rounds=3):
+    case = Case("a case", "units/s", contestants)
+    lines = []
+    return case, run_case(case, rounds, lines.append), lines
+
+
+def sleeper(name, seconds, **settings):
+    return Contestant(name, f"{WORKERS}:sleeper", {"seconds": seconds}, **settings)
+
+
+def test_contestants_are_timed_in_turn_and_compared():
+    case, (ours, peer), lines = contest(sleeper("ours", 0.02), sleeper("peer", 0.1))
+    assert len(ours.rates) == len(peer.rates) == 3
+    assert ours.rate > peer.rate
+    assert [line.split(", ")[-1].split(":")[0] for line in lines if "round" in line] == ["ours", "peer"] * 3
+    written = json.loads(json.dumps(as_json(case, [ours, peer])))
+    assert written["contestants"][1]["ratio"] == ours.rate / peer.rate
+    assert written["contestants"][0]["seconds"] == 0.02  # a fact
+    assert table_of(case, [ours, peer]).row_count == 2
+
+
+def test_of_a_heat_the_fastest_goes_on():
+    _, results, _ = contest(
+        sleeper("ours", 0.01), *(sleeper(f"peer {s}", s, heat="peers") for s in (0.1, 0.02, 0.2)), rounds=2
+    )
+    assert [r.name for r in results] == ["ours", "peer 0.02", "peer 0.1", "peer 0.2"]
+    assert results[1].note == "" and len(results[1].rates) >= 2
+    assert all(r.note.startswith("slower") and len(r.rates) == 1 for r in results[2:])
+
+
+def test_a_peer_that_is_not_installed_is_told():
+    _, (_, absent), _ = contest(sleeper("ours", 0.0), sleeper("peer", 0.0, needs=("no_such_package",)))
+    assert absent.rate is None
+    assert "no_such_package not installed. Fix: pip install" in absent.note
+
+
+def test_a_contestant_that_ends_takes_its_last_words_along():
+    with pytest.raises(RuntimeError, match=r"(?s)peer ended: .*no such luck"):
+        contest(sleeper("ours", 0.0), Contestant("peer", f"{WORKERS}:broken"))
+
+
+def test_memory_of_the_repeats_is_told_apart():
+    _, (result,), _ = contest(Contestant("ours", f"{WORKERS}:holder", {"mib": 50}), rounds=3)
+    assert 190 < result.peak_mib - result.built_mib < 260  # the warm-up's and three more
+
+
+def test_the_floor_follows_from_counted_operations():
+    _, (result,), _ = contest(sleeper("ours", 0.1), rounds=1)
+    assert floor_lines(result) == []
+    result.facts = {"gflop_an_image": {"convolutions": 3.0, "heads": 1.0}, "gflops_of_a_product": 80.0}
+    result.rates = [10.0]
+    assert floor_lines(result)[1].endswith("floor at the 80 GFLOP/s of a large product: 20 images/s; ours is 50%")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_benchmark_has_cases_of_functions_that_exist(name):
+    for case in importlib.import_module(f"benchmarks.{name}").cases(None):
+        for contestant in case.contestants:
+            module, _, function = contestant.build.partition(":")
+            source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")  # it may import a peer
+            assert f"def {function}({', '.join(contestant.options)}" in source
