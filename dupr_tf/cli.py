@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dupr_tf.config import ConfigError, DataConfig, field_rows, load_config, parse_config
+from dupr_tf.config import Config, ConfigError, DataConfig, field_rows, load_config, parse_config
 from dupr_tf.data.shard_files import PackError
 from dupr_tf.data.sources import check_root, list_images
 from dupr_tf.training.failures import RunFailed
@@ -46,20 +46,21 @@ class Pretrain:
     """Take a few steps, write nothing, and print shapes, memory, images/s and how long the whole run would take."""
 
     def run(self, overrides: dict[str, str]) -> None:
-        config = load_config(self.config, overrides)
-        _refuse(config.pretrain_problems())
-        for warning in config.pretrain_warnings(has_gpu()):
+        config, problems = _config_or_problems(self.config, overrides, Config.pretrain_problems)
+        for warning in config.pretrain_warnings(has_gpu()) if config else ():
             print(f"dupr-tf: warning: {warning}", file=sys.stderr)
-        root = self.data or config.data.root
-        if root is None:
-            raise ConfigError(["data.root: expected a folder of images, received none. Fix: --data DIR"])
-        check_root(root, config.data.kind)
+        root = self.data or (config.data.root if config else None)
+        if root is not None:
+            problems += _problem_of(check_root, root, config.data.kind if config else "auto")
+        elif config:
+            problems.append("data.root: expected a folder of images, received none. Fix: --data DIR")
+        if self.output is None and not self.dry_run:
+            problems.append("--output: expected a folder for the run, received none. Fix: --output runs/mine")
+        _refuse(problems)
         if self.dry_run:
             from dupr_tf.training.dry_run import dry_run, print_dry_run
 
             return print_dry_run(dry_run(config, self.data))
-        if self.output is None:
-            raise ConfigError(["--output: expected a folder for the run, received none. Fix: --output runs/mine"])
         from dupr_tf.training.pretrain import pretrain
 
         result = pretrain(config, self.output, self.data, self.weights, self.allow_change)
@@ -89,8 +90,12 @@ class Finetune:
     """Folder for the results."""
 
     def run(self, overrides: dict[str, str]) -> None:
-        config = load_config(self.config, overrides)
-        _refuse(config.finetune_problems())
+        config, problems = _config_or_problems(self.config, overrides, Config.finetune_problems)
+        if not self.data.is_dir():
+            problems.append(f"--data: expected a folder, received {self.data}. Fix: the root of a COCO or VOC set")
+        if self.weights != "random" and not Path(self.weights).exists():
+            problems.append(f"--weights: expected a file, a run or the word random, received {self.weights} (no such)")
+        _refuse(problems)
         from dupr_tf.detection.finetune import finetune
 
         print_scores(finetune(config, self.weights, self.data, self.output), self.output)
@@ -409,6 +414,23 @@ def _with_progress(items, total: int):
 
     console = Console(stderr=True)
     yield from track(items, "scanning", total, console=console, disable=not console.is_terminal)
+
+
+def _config_or_problems(path: Path, overrides: dict[str, str], cross_field) -> tuple[Config | None, list[str]]:
+    """The config with its cross-field mistakes, or none with the mistakes in its fields."""
+    try:
+        config = load_config(path, overrides)
+    except ConfigError as error:
+        return None, error.problems
+    return config, cross_field(config)
+
+
+def _problem_of(check, *arguments) -> list[str]:
+    try:
+        check(*arguments)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def _refuse(problems: list[str]) -> None:

@@ -285,14 +285,25 @@ def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Co
     Raises:
         ConfigError: every mistake in file and overrides, one line each.
     """
-    values = _read_yaml(Path(path))
+    values, problems = _read_yaml(Path(path)), []
     for name, text in (overrides or {}).items():
         section, _, field = name.partition(".")
+        try:
+            value = _safe_value(text)
+        except ValueError as error:
+            problems.append(f"{name}: expected a YAML value, received {text!r:.80}: {error}")
+            continue
         target = values.setdefault(section, {})
         if not isinstance(target, dict):
             target = values[section] = {}
-        target[field] = _parse_value(name, text)
-    return parse_config(values)
+        target[field] = value
+    try:
+        config = parse_config(values)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return config
 
 
 def parse_config(values: dict[str, Any]) -> Config:
@@ -321,6 +332,7 @@ def field_rows() -> list[tuple[str, str, str]]:
 
 
 MAX_CONFIG_BYTES = 1 << 20
+MAX_DEPTH = 16
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -333,12 +345,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             [f"config: expected at most {MAX_CONFIG_BYTES} bytes, received {path.stat().st_size}: {path}"]
         )
     try:
-        text = path.read_text(encoding="utf-8")
-        # Anchors are of no use here and are what a YAML bomb is made of.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ConfigError([f"config: expected YAML without aliases (*name), received some: {path}"])
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = _safe_value(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ConfigError([f"config: expected YAML, received {path}: {_one_line(error)}"]) from None
     if values is None:
         return {}
@@ -349,11 +357,31 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return {str(k): ({} if v is None and k != "detector" else v) for k, v in values.items()}
 
 
-def _parse_value(name: str, text: str) -> Any:
+def _safe_value(text: str) -> Any:
+    """The value of a YAML text; ValueError, in one line, for tags, aliases, deep nesting and keys given twice."""
     try:
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):  # of no use here, and what a YAML bomb is made of
+                raise ValueError("only YAML without aliases (*name) is read")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise ValueError(f"nested more than {MAX_DEPTH} deep")
+        _refuse_double_keys(yaml.compose(text, Loader=yaml.SafeLoader))
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError([f"{name}: expected a YAML value, received {text!r}: {_one_line(error)}"]) from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: also of numbers and dates that Python cannot hold
+        raise ValueError(_one_line(error)[:300]) from None
+
+
+def _refuse_double_keys(node: yaml.Node | None) -> None:
+    """YAML forbids them; PyYAML silently takes the last."""
+    for child in node.value if isinstance(node, yaml.CollectionNode) else ():
+        _refuse_double_keys(child[1] if isinstance(child, tuple) else child)
+    if isinstance(node, yaml.MappingNode):
+        keys = [str(key.value) for key, _ in node.value]
+        double = sorted({key for key in keys if keys.count(key) > 1})
+        if double:
+            raise ValueError(f"{', '.join(double)} given twice")
 
 
 def _one_line(error: Exception) -> str:

@@ -1,7 +1,9 @@
 """The command line: what is refused, in how many lines, with which exit code."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,25 +34,31 @@ def run(capsys, *arguments):
     (("--optimizer.momentum", "!!python/object:os.system {}"), "optimizer.momentum: expected a YAML value"),
 ])  # fmt: skip
 def test_a_wrong_field_is_one_line_and_exit_2(capsys, tmp_path, override, expected):
+    (tmp_path / "a.jpg").write_bytes(b"")  # so that the folder is no mistake as well
     code, lines = run(capsys, "pretrain", SMALL, "--data", str(tmp_path), "--output", str(tmp_path / "r"), *override)
     assert code == 2 and len(lines) == 1 and expected in lines[0]
     assert not (tmp_path / "r").exists()
 
 
 def test_all_mistakes_are_told_at_once(capsys, tmp_path):
-    code, lines = run(
-        capsys,
-        "pretrain",
-        SMALL,
-        "--output",
-        str(tmp_path / "r"),
-        "--train.seed",
-        "-1",
-        "--model.width",
-        "0",
-        "--x.y=1",
-    )
-    assert code == 2 and len(lines) == 3
+    fields = ("--train.seed", "-1", "--model.width", "0", "--x.y=1", "--train.epochs", "[1", "--optimizer.momentum=*a")
+    code, lines = run(capsys, "pretrain", SMALL, "--data", str(tmp_path / "nowhere"), *fields)
+    about = ("train.seed", "model.width", "x:", "train.epochs", "optimizer.momentum", "nowhere", "--output")
+    assert code == 2 and len(lines) == len(about)
+    assert all(any(word in line for line in lines) for word in about)
+
+
+def test_cross_field_mistakes_come_with_those_of_the_command_line(capsys, tmp_path):
+    code, lines = run(capsys, "pretrain", SMALL, "--train.batch_size", "63", "--model.bank_size", "9")
+    assert code == 2 and [line.split(": ")[2] for line in lines] == [
+        "train.batch_size", "model.bank_size", "data.root", "--output",
+    ]  # fmt: skip
+
+
+def test_finetune_tells_all_at_once_too(capsys, tmp_path):
+    command = ("finetune", "configs/retinanet_r18_small.yaml", "--weights", "none.keras", "--data", "nowhere")
+    code, lines = run(capsys, *command, "--output", str(tmp_path / "r"), "--data.image_size", "100")
+    assert code == 2 and len(lines) == 3 and not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize("content, expected", [
@@ -59,10 +67,19 @@ def test_all_mistakes_are_told_at_once(capsys, tmp_path):
     ("modle: {}", "Did you mean model?"),
     ("a: &x [1]\nb: *x", "without aliases"),
     ("model: !!python/object/apply:os.system ['true']", "expected YAML"),
+    ("model: !!python/name:os.system", "expected YAML"),
+    ("a: &a [x,x]\nb: &b [*a,*a,*a]\nc: [*b,*b,*b]", "without aliases"),
+    ("model: " + "[" * 5000 + "]" * 5000, "nested more than 16 deep"),
+    ("train: {epochs: " + "9" * 5000 + "}", "expected YAML"),
+    ("train: {epochs: 1}\ntrain: {epochs: 2}", "train given twice"),
+    ("train: {epochs: 1, seed: 2, epochs: 3}", "epochs given twice"),
+    ("train: {epochs: 2020-02-31}", "expected YAML"),
+    ("train: {epochs: a\0}", "expected YAML"),
 ])  # fmt: skip
 def test_a_wrong_file_is_one_line(capsys, tmp_path, content, expected):
     path = tmp_path / "c.yaml"
     path.write_text(content)
+    (tmp_path / "a.jpg").write_bytes(b"")
     code, lines = run(capsys, "pretrain", str(path), "--data", str(tmp_path), "--output", str(tmp_path / "r"))
     assert code == 2 and len(lines) == 1 and expected in lines[0]
 
@@ -108,10 +125,21 @@ def test_overrides_are_taken_out_of_the_command_line():
     assert overrides == {"x.y": "1", "p.q": "[1, 2]"}
 
 
-def test_mistakes_are_found_before_tensorflow_loads(tmp_path):
+@pytest.mark.parametrize("command", [
+    ["pretrain", SMALL, "--data", "."],  # no image there
+    ["pretrain", SMALL, "--data", ".", "--train.epochs", "0", "--model.backbone", "vgg"],
+    ["pretrain", SMALL, "--train.batch_size", "63", "--data", "nowhere"],
+    ["pretrain", "bomb.yaml"],
+    ["finetune", "configs/retinanet_r18_small.yaml", "--weights", "random", "--data", "nowhere"],
+    ["scan", "nowhere"],
+], ids=" ".join)  # fmt: skip
+def test_mistakes_are_found_before_tensorflow_loads(tmp_path, command):
+    (tmp_path / "bomb.yaml").write_text("a: &a [x]\nb: [*a, *a]")
+    (tmp_path / "configs").symlink_to(Path("configs").resolve())
     code = (
         "import sys; from dupr_tf.cli import main\n"
-        f"code = main(['pretrain', {SMALL!r}, '--output', {str(tmp_path / 'r')!r}, '--data', {str(tmp_path)!r}])\n"
+        f"code = main({[*command, *(['--output', 'r'] if command[0] != 'scan' else [])]})\n"
         "sys.exit(10 * code + ('tensorflow' in sys.modules))"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 20
+    where = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=tmp_path, env=where).returncode == 20

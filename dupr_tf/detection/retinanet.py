@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from dupr_tf.data.detection import letterbox
 from dupr_tf.models.batch_norm import FusedBatchNormalization
+from dupr_tf.weights.loading import read_keras
 
 LEVELS = ("P3", "P4", "P5")  # of the backbone; the pyramid adds P6 and P7
 ANCHORS_PER_CELL = 9
@@ -272,7 +273,7 @@ def load_detector(path):
     file = file / "detector.keras" if file.is_dir() else file
     if not file.is_file() or file.suffix != ".keras":
         raise ValueError(f"Expected a detector (.keras, or a folder of finetune), received {path}. Fix: the path")
-    model = keras.saving.load_model(file, compile=False)
+    model = read_keras(file)
     if not isinstance(model, RetinaNet):
         raise ValueError(f"Expected a RetinaNet, received {file} ({type(model).__name__}). Fix: a detector.keras")
     return model

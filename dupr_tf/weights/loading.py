@@ -187,15 +187,24 @@ def _check_finite(backbone, file):
             )
 
 
-def _load_keras(file):
+def read_keras(file):
+    """The model of a `.keras` file. Code in it (a `Lambda` layer) is never run.
+
+    Raises:
+        ValueError: in one line, for whatever keeps it from being read.
+    """
     try:
-        model = keras.saving.load_model(file, compile=False)  # safe_mode is Keras' default: no Lambda, no pickle
+        return keras.saving.load_model(file, compile=False)  # safe_mode is Keras' default: no Lambda, no pickle
     except Exception as error:  # Keras lets through whatever zipfile, json and h5py raise
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"Expected a Keras model that loads without running its code, received {file} ({reason}). "
             "Fix: copy the file again; for a model with classes of its own, import them first."
         ) from error
+
+
+def _load_keras(file):
+    model = read_keras(file)
     if not (getattr(model, "pyramid_outputs", None) or getattr(model, "pyramid_level_inputs", None)):
         raise ValueError(
             f"Expected a backbone with a feature pyramid, received {file}, a {type(model).__name__} without. "

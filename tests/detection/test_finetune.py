@@ -8,13 +8,14 @@ import pytest
 import tensorflow as tf
 from rich.console import Console
 
+from dupr_tf.cli import main, print_scores
 from dupr_tf.config import ConfigError, load_config, parse_config
 from dupr_tf.data.annotations import read_annotations
 from dupr_tf.data.detection import train_batches
 from dupr_tf.detection.finetune import TrainingLog, _optimizer, detect, evaluate, finetune, naming_bad_images
 from dupr_tf.detection.retinanet import load_detector
 from dupr_tf.models.resnet import build_backbone
-from tests.labelled_scenes import NAMES, pictures, write_coco
+from tests.labelled_scenes import NAMES, Picture, pictures, write_coco
 
 QUIET = Console(quiet=True)
 
@@ -171,3 +172,27 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     log.on_train_batch_end(0, losses)
     with pytest.raises(ValueError, match="Expected a finite loss, received nan at step 2"):
         log.on_train_batch_end(1, losses)
+
+
+def test_code_in_a_detectors_file_is_refused_not_run(tmp_path, capsys):
+    marker = tmp_path / "it_ran"
+    layer = keras.layers.Lambda(lambda x, path=str(marker): (open(path, "w").close(), x)[1], output_shape=(4,))
+    keras.Sequential([keras.Input((4,)), layer]).save(tmp_path / "detector.keras")
+    marker.unlink(missing_ok=True)
+    assert main(["evaluate", str(tmp_path / "detector.keras"), "--data", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "loads without running its code" in line and not marker.exists()
+
+
+def test_nothing_to_evaluate_on_is_refused_before_training(tmp_path):
+    bare = [Picture((60, 80), [])] * 3
+    root = write_coco(tmp_path / "set", {"train": pictures(4), "val": bare})
+    with pytest.raises(ValueError, match="Expected boxes to evaluate on, received none"):
+        finetune(config(), "random", root, tmp_path / "out", console=QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_class_without_boxes_in_the_split_is_printed_last(capsys):
+    scores = {"AP": 0.1, "AP50": 0.2, "AP75": 0.0, "per_class": {"bus": None, "cat": 0.1, "dog": 0.3}}
+    print_scores(scores, None)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["dog", "cat", "bus"]

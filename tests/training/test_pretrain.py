@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dupr_tf.cli import main
 from dupr_tf.config import dump_config, load_config, parse_config
 from dupr_tf.data.sample import write_sample
 from dupr_tf.training.begun import differences
@@ -219,8 +220,22 @@ def test_too_many_bad_images_end_the_run(photos, tmp_path):
     for i, path in enumerate(sorted(photos.iterdir())):
         content = path.read_bytes()
         (folder / path.name).write_bytes(content[:200] if i % 4 == 0 else content)
-    with pytest.raises(ValueError, match=r"at most 1\.00% unreadable images .*received 6 of 24"):
+    with pytest.raises(ValueError, match=r"at most 1\.00% unreadable images .*received 6 of 24: 6 cut short"):
         pretrain(tiny(), tmp_path / "run", folder)
+
+
+def test_a_run_lists_what_it_skipped_with_reasons(photos, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, path in enumerate(sorted(photos.iterdir())):
+        (folder / path.name).write_bytes(path.read_bytes()[: 200 if i == 5 else None])
+    bad = str(sorted(folder.iterdir())[5])
+    (tmp_path / "c.yaml").write_text(dump_config(tiny(max_steps=3)))
+    command = ["pretrain", str(tmp_path / "c.yaml"), "--data", str(folder), "--output", str(tmp_path / "run")]
+    assert main([*command, "--data.max_bad_share", "0.1"]) == 0
+    report = tmp_path / "run" / "bad_images.tsv"
+    assert report.read_text() == f"name\treason\n{bad}\tcut short: JPEG\n"
+    assert f"1 images were skipped (1 cut short): see {report}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("precision, tolerance", [("bfloat16", 0.12), ("float16", 0.02)])
