@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from dupr_tf.safe_yaml import one_line, safe_value
+
 LEVELS = ("P2", "P3", "P4", "P5")  # conv2_x .. conv5_x
 STRIDES = (4, 8, 16, 32)
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -289,7 +291,7 @@ def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Co
     for name, text in (overrides or {}).items():
         section, _, field = name.partition(".")
         try:
-            value = _safe_value(text)
+            value = safe_value(text)
         except ValueError as error:
             problems.append(f"{name}: expected a YAML value, received {text!r:.80}: {error}")
             continue
@@ -332,7 +334,6 @@ def field_rows() -> list[tuple[str, str, str]]:
 
 
 MAX_CONFIG_BYTES = 1 << 20
-MAX_DEPTH = 16
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -345,9 +346,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             [f"config: expected at most {MAX_CONFIG_BYTES} bytes, received {path.stat().st_size}: {path}"]
         )
     try:
-        values = _safe_value(path.read_text(encoding="utf-8"))
+        values = safe_value(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConfigError([f"config: expected YAML, received {path}: {_one_line(error)}"]) from None
+        raise ConfigError([f"config: expected YAML, received {path}: {one_line(error)}"]) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -355,37 +356,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             [f"config: expected sections ({', '.join(Config.model_fields)}), received {path}: {values!r:.60}"]
         )
     return {str(k): ({} if v is None and k != "detector" else v) for k, v in values.items()}
-
-
-def _safe_value(text: str) -> Any:
-    """The value of a YAML text; ValueError, in one line, for tags, aliases, deep nesting and keys given twice."""
-    try:
-        depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):  # of no use here, and what a YAML bomb is made of
-                raise ValueError("only YAML without aliases (*name) is read")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH:
-                raise ValueError(f"nested more than {MAX_DEPTH} deep")
-        _refuse_double_keys(yaml.compose(text, Loader=yaml.SafeLoader))
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: also of numbers and dates that Python cannot hold
-        raise ValueError(_one_line(error)[:300]) from None
-
-
-def _refuse_double_keys(node: yaml.Node | None) -> None:
-    """YAML forbids them; PyYAML silently takes the last."""
-    for child in node.value if isinstance(node, yaml.CollectionNode) else ():
-        _refuse_double_keys(child[1] if isinstance(child, tuple) else child)
-    if isinstance(node, yaml.MappingNode):
-        keys = [str(key.value) for key, _ in node.value]
-        double = sorted({key for key in keys if keys.count(key) > 1})
-        if double:
-            raise ValueError(f"{', '.join(double)} given twice")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _problem_line(error: dict[str, Any]) -> str:

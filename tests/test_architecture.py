@@ -13,7 +13,8 @@ PACKAGE = ROOT / "dupr_tf"
 
 # Room → the rooms it may import, itself aside. `cli` is in nobody's list.
 ARROWS = {
-    "config": set(),
+    "safe_yaml": set(),
+    "config": {"safe_yaml"},
     "batch": set(),
     "ops": set(),
     "data": {"config", "batch", "ops"},
@@ -23,6 +24,7 @@ ARROWS = {
     "detection": {"models", "weights", "data", "config", "batch", "ops", "training"},
     "probing": {"models", "weights", "data", "config", "batch", "ops"},
 }
+ARROWS["commands"] = set(ARROWS)
 ARROWS["cli"] = set(ARROWS)
 
 FRAMEWORKS = {"tensorflow", "keras", "keras_cv", "keras_hub", "tf_keras"}

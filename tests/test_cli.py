@@ -91,7 +91,7 @@ def test_a_missing_config_names_the_nearest(capsys, tmp_path):
 
 @pytest.mark.parametrize("gpu, warnings", [(False, 1), (True, 0)])
 def test_float16_without_a_gpu_is_warned_about_in_one_line(capsys, tmp_path, monkeypatch, gpu, warnings):
-    monkeypatch.setattr("dupr_tf.cli.has_gpu", lambda: gpu)
+    monkeypatch.setattr("dupr_tf.commands.train.has_gpu", lambda: gpu)
     _, lines = run(capsys, "pretrain", SMALL, "--output", str(tmp_path / "r"), "--train.precision", "float16")
     assert sum("warning: train.precision: float16" in line for line in lines) == warnings
     assert "data.root" in lines[-1]

@@ -12,6 +12,7 @@ import tensorflow as tf
 from safetensors import SafetensorError
 
 from dupr_tf import cli
+from dupr_tf.commands import Export
 from dupr_tf.models.resnet import build_backbone, pyramid
 from dupr_tf.weights import detectron2_io, formats, keras_io, torch_export
 from dupr_tf.weights import export as module
@@ -34,7 +35,7 @@ def backbone():
 
 
 def test_the_command_offers_every_format():
-    assert typing.get_args(typing.get_type_hints(cli.Export)["to"]) == FORMATS == tuple(module._WRITERS)
+    assert typing.get_args(typing.get_type_hints(Export)["to"]) == FORMATS == tuple(module._WRITERS)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""Commands about folders of images."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import tyro
+
+from dupr_tf.commands.report import REFUSED, print_table, print_verified, with_progress
+from dupr_tf.config import ConfigError, DataConfig, parse_config
+from dupr_tf.data.sources import check_root, list_images
+
+
+@dataclasses.dataclass
+class Pack:
+    """Write a folder of images as TFRecord shards, for `pretrain --data SHARDS`; run again, it goes on.
+
+    Unreadable files are left out, named, and listed in bad_images.tsv. Each shard is a random sample of the images, so
+    that a part of the shards stands for all, and readers that shuffle only what they hold see a shuffled whole.
+    """
+
+    directory: tyro.conf.Positional[Path]
+    """Folder of images, or a COCO or VOC root; with --verify, the shards."""
+    output: Path | None = None
+    """Folder of the shards; needed unless --verify."""
+    long_side: int | None = None
+    """Shrink larger images to this, px, turned upright, as JPEG; none: the files' own bytes."""
+    quality: int = 95
+    """Of those JPEGs."""
+    images_per_shard: int = 2000
+    """Files a shard takes: 200 MB of ImageNet's."""
+    shuffle: bool = True
+    """Pack in an order drawn from --seed, or in that of the names."""
+    seed: int = 0
+    workers: int | None = None
+    """Threads that read, check and encode; none: one a CPU."""
+    max_bad_share: float = 0.01
+    """Share of the files that may be unreadable."""
+    verify: bool = False
+    """Compare shards with their checksums, write nothing."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        if self.verify:
+            return print_verified(self.directory)
+        if self.output is None:
+            raise ConfigError(["--output: expected a folder for the shards, received none. Fix: --output SHARDS"])
+        check_root(self.directory, "folder")
+        from dupr_tf.data.pack import PackSettings, pack
+
+        settings = PackSettings(self.long_side, self.quality, self.images_per_shard, self.shuffle, self.seed)
+        packed = pack(self.directory, self.output, settings, self.workers, self.max_bad_share)
+        size = sum(shard.bytes for shard in packed.shards)
+        print(f"{packed.images:,} images in {len(packed.shards)} shards ({packed.written} written now), {size:,} bytes")
+        if packed.bad:
+            print(f"{len(packed.bad)} unreadable files were left out: {self.output / 'bad_images.tsv'}")
+        print(f"wrote {self.output}")
+
+
+@dataclasses.dataclass
+class Sample:
+    """Draw the embedded sample: synthetic scenes of textured shapes, with and without boxes."""
+
+    directory: tyro.conf.Positional[Path]
+    """Folder to write: unlabeled/, and a COCO data set (images/, annotations/)."""
+    train: int = 400
+    """Labelled scenes to train on."""
+    val: int = 100
+    """Labelled scenes to evaluate on."""
+    unlabeled: int = 1200
+    """Scenes without labels, to pre-train on."""
+    seed: int = 0
+
+    def run(self, overrides: dict[str, str]) -> None:
+        from dupr_tf.data.sample import write_sample
+
+        write_sample(self.directory, train=self.train, val=self.val, unlabeled=self.unlabeled, seed=self.seed)
+        print(f"synthetic sample: {self.directory}")
+
+
+@dataclasses.dataclass
+class Scan:
+    """Say what pre-training will make of every file of a folder: used, and how, or skipped, and why.
+
+    Exit code 1 if more would be skipped than --max-bad-share allows, as then the run would stop too.
+    """
+
+    directory: tyro.conf.Positional[Path]
+    """Folder of images (nested or flat), or a COCO or VOC root, as for `pretrain --data`."""
+    output: Path | None = None
+    """File for a line for each image, tab-separated. Run again, it goes on there; changed files are looked at again."""
+    workers: int = os.cpu_count() or 1
+    """Images decoded at a time."""
+    max_bad_share: float = DataConfig().max_bad_share
+    """data.max_bad_share of the run to come."""
+    max_pixels: int = DataConfig().max_pixels
+    """data.max_pixels of the run to come."""
+
+    def run(self, overrides: dict[str, str]) -> int:
+        limits = {"max_bad_share": self.max_bad_share, "max_pixels": self.max_pixels}
+        parse_config({"data": limits})
+        if self.workers < 1:
+            raise ConfigError([f"--workers: expected 1 or more, received {self.workers}"])
+        paths = list_images(self.directory)
+        from dupr_tf.data.scan import SKIPPED, count_groups, scan_images
+
+        looks = list(with_progress(scan_images(paths, self.max_pixels, self.workers, self.output), len(paths)))
+        skipped = sum(look.outcome == SKIPPED for look in looks)
+        print_table(("outcome", "reason", "files", "such as"), count_groups(looks))
+        print(f"{skipped} of {len(looks)} images would be skipped ({skipped / len(looks):.2%})")
+        return REFUSED if skipped > self.max_bad_share * len(looks) else 0

@@ -1,0 +1,53 @@
+"""Commands about dupr_tf itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from dupr_tf.commands.report import print_table
+from dupr_tf.config import ConfigError, field_rows
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@dataclasses.dataclass
+class Fields:
+    """List every field of a config with its default: what --section.field can set."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        print_table(("field", "default", "meaning"), field_rows())
+
+
+@dataclasses.dataclass
+class Bench:
+    """Time what is claimed about speed and memory beside its peers, and print medians and ratios.
+
+    The machine should do nothing else meanwhile. Peers that are not installed are named and left out.
+    """
+
+    names: tyro.conf.Positional[tuple[Literal["step", "loss", "roi_align", "input", "photometric", "pack"], ...]] = ()
+    """Which; none: all."""
+    data: Path | None = None
+    """Folder of photos for those that read images; none: drawn scenes."""
+    output: Path = Path("runs/benchmarks")
+    """Folder for NAME.json."""
+    rounds: int = 3
+    """Repeats of each contestant."""
+
+    def run(self, overrides: dict[str, str]) -> int:
+        if not (CHECKOUT / "benchmarks" / "__main__.py").exists():
+            raise ConfigError(
+                [f"bench: expected a checkout with benchmarks/, received {CHECKOUT}. Fix: git clone, pip install -e ."]
+            )
+        if self.rounds < 1:
+            raise ConfigError([f"--rounds: expected 1 or more, received {self.rounds}"])
+        arguments = [*self.names, "--output", str(self.output.resolve()), "--rounds", str(self.rounds)]
+        if self.data is not None:
+            arguments += ["--data", str(self.data.resolve())]
+        return subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=CHECKOUT).returncode

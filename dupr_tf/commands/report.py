@@ -1,0 +1,78 @@
+"""What commands print, and how they end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dupr_tf.config import ConfigError
+
+REFUSED = 1
+USER_ERROR = 2
+BY_SIGNAL = 128  # plus the number of the signal, as shells have it
+
+
+def print_table(head: tuple[str, ...], rows: list[tuple]) -> None:
+    """Prints rows under bold headings; on a terminal, cut to its width."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*head, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))  # plain text: a name may hold [brackets]
+    Console().print(table)
+
+
+def print_scores(scores: dict, output: Path | None) -> None:
+    """Prints AP, the best and worst classes, and where the rest is."""
+    print("  ".join(f"{name} {scores[name]:.3f}" for name in ("AP", "AP50", "AP75")))
+    for name, value in sorted(scores["per_class"].items(), key=lambda item: 1 if item[1] is None else -item[1]):
+        print(f"  {name:16s} AP " + ("of nothing to find" if value is None else f"{value:.3f}"))
+    if output is not None:
+        print(f"wrote {output}")
+
+
+def print_export(written: Path) -> None:
+    """Prints the files of an export and, from its manifest, what it was compared with and the largest differences."""
+    from dupr_tf.weights.manifest import read_manifest
+
+    print(f"wrote {written}")
+    for path in sorted(p for p in written.rglob("*") if p.is_file()):
+        print(f"  {path.relative_to(written)}  {path.stat().st_size:,} bytes")
+    manifest = read_manifest(written)
+    largest: dict[tuple[str, str], float] = {}
+    for check in manifest["checks"]:
+        key = check["against"], check["level"]
+        largest[key] = max(largest.get(key, 0.0), check["difference"])
+    for against in dict.fromkeys(against for against, _ in largest):
+        levels = ", ".join(f"{level} {largest[a, level]:.1e}" for a, level in largest if a == against)
+        print(f"compared with {against}: {levels}")
+    for reason in manifest["not_compared"]:
+        print(f"not compared with {reason}")
+    relative = manifest["relative_difference"]
+    print(f"largest difference {manifest['difference']:.1e} ({relative:.1e} of the largest feature)")
+
+
+def print_verified(root: Path) -> None:
+    """Compares shards with their checksums. Raises ValueError with a line for each that is damaged."""
+    from dupr_tf.data.shard_files import damaged_files
+
+    found = [wrong for _, wrong in damaged_files(root)]
+    if any(found):
+        raise ValueError("\n".join(filter(None, found)))
+    print(f"{len(found)} shards are what was packed: {root}")
+
+
+def with_progress(items, total: int):
+    """Passes items on; on a terminal, a bar counts them."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    yield from track(items, "scanning", total, console=console, disable=not console.is_terminal)
+
+
+def refuse(problems: list[str]) -> None:
+    """Raises ConfigError if there are any."""
+    if problems:
+        raise ConfigError(problems)

@@ -1,0 +1,129 @@
+"""Commands that train and evaluate."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import tyro
+
+from dupr_tf.commands.report import print_scores, refuse
+from dupr_tf.config import Config, ConfigError, load_config
+from dupr_tf.data.sources import check_root
+
+
+@dataclasses.dataclass
+class Pretrain:
+    """Pre-train a backbone on a folder of unlabelled images; run again, it resumes.
+
+    Writes config.yaml, metrics.jsonl, tensorboard/, checkpoints/ and backbone.keras below --output.
+    Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`).
+    """
+
+    config: tyro.conf.Positional[Path]
+    """Experiment file, e.g. configs/dupr_r18_small.yaml."""
+    output: Path | None = None
+    """Folder of the run; needed unless --dry-run."""
+    data: Path | None = None
+    """Folder of images, COCO or VOC root (labels are not read), shards of `pack`, or tfds:NAME[/CONFIG][:SPLIT]."""
+    weights: Path | None = None
+    """Weights to start from instead of random ones: a run, an export, .keras, or another tool's checkpoint."""
+    allow_change: bool = False
+    """Go on with a run begun with another config or other images; the differences are printed."""
+    dry_run: bool = False
+    """Take a few steps, write nothing, and print shapes, memory, images/s and how long the whole run would take."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        config, problems = _config_or_problems(self.config, overrides, Config.pretrain_problems)
+        for warning in config.pretrain_warnings(has_gpu()) if config else ():
+            print(f"dupr-tf: warning: {warning}", file=sys.stderr)
+        root = self.data or (config.data.root if config else None)
+        if root is not None:
+            problems += _problem_of(check_root, root, config.data.kind if config else "auto")
+        elif config:
+            problems.append("data.root: expected a folder of images, received none. Fix: --data DIR")
+        if self.output is None and not self.dry_run:
+            problems.append("--output: expected a folder for the run, received none. Fix: --output runs/mine")
+        refuse(problems)
+        if self.dry_run:
+            from dupr_tf.training.dry_run import dry_run, print_dry_run
+
+            return print_dry_run(dry_run(config, self.data))
+        from dupr_tf.training.pretrain import pretrain
+
+        result = pretrain(config, self.output, self.data, self.weights, self.allow_change)
+        if result.bad_images:
+            from dupr_tf.data.bad_images import count_reasons
+
+            reasons = count_reasons(result.bad_images.values())
+            print(f"{len(result.bad_images)} images were skipped ({reasons}): see {self.output / 'bad_images.tsv'}")
+        print(f"step {result.step}: {result.backbone}")
+
+
+@dataclasses.dataclass
+class Finetune:
+    """Fine-tune a detector from a backbone on a COCO or VOC data set, and evaluate it.
+
+    Writes metrics.json (AP), detector.keras, saved_model/ and detections.png below --output.
+    Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`).
+    """
+
+    config: tyro.conf.Positional[Path]
+    """Experiment file, e.g. configs/retinanet_r18_small.yaml."""
+    weights: str
+    """A run, an export, .keras, another tool's checkpoint (as `import` reads), or the word random."""
+    data: Path
+    """Root with annotations/instances_{train,val}.json, or a VOC root."""
+    output: Path
+    """Folder for the results."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        config, problems = _config_or_problems(self.config, overrides, Config.finetune_problems)
+        if not self.data.is_dir():
+            problems.append(f"--data: expected a folder, received {self.data}. Fix: the root of a COCO or VOC set")
+        if self.weights != "random" and not Path(self.weights).exists():
+            problems.append(f"--weights: expected a file, a run or the word random, received {self.weights} (no such)")
+        refuse(problems)
+        from dupr_tf.detection.finetune import finetune
+
+        print_scores(finetune(config, self.weights, self.data, self.output), self.output)
+
+
+@dataclasses.dataclass
+class Evaluate:
+    """Evaluate a saved detector on the validation split of a COCO or VOC data set."""
+
+    detector: tyro.conf.Positional[Path]
+    """detector.keras, or the folder fine-tuning wrote."""
+    data: Path
+    """Root with annotations/instances_val.json, or a VOC root."""
+    output: Path | None = None
+    """Folder for metrics.json and detections.png; none: print only."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        from dupr_tf.detection.finetune import evaluate
+
+        print_scores(evaluate(self.detector, self.data, self.output), self.output)
+
+
+def has_gpu() -> bool:
+    """Whether the system shows a GPU (NVIDIA's or AMD's driver); asked before TensorFlow is loaded."""
+    return any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/dxg", "/dev/kfd"))
+
+
+def _config_or_problems(path: Path, overrides: dict[str, str], cross_field) -> tuple[Config | None, list[str]]:
+    """The config with its cross-field mistakes, or none with the mistakes in its fields."""
+    try:
+        config = load_config(path, overrides)
+    except ConfigError as error:
+        return None, error.problems
+    return config, cross_field(config)
+
+
+def _problem_of(check, *arguments) -> list[str]:
+    try:
+        check(*arguments)
+    except ValueError as error:
+        return [str(error)]
+    return []

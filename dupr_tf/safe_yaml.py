@@ -1,0 +1,41 @@
+"""YAML as data: what could run code, blow up or mislead is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+MAX_DEPTH = 16
+
+
+def safe_value(text: str) -> Any:
+    """The value of a YAML text; ValueError, in one line, for tags, aliases, deep nesting and keys given twice."""
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):  # of no use here, and what a YAML bomb is made of
+                raise ValueError("only YAML without aliases (*name) is read")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise ValueError(f"nested more than {MAX_DEPTH} deep")
+        _refuse_double_keys(yaml.compose(text, Loader=yaml.SafeLoader))
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: also of numbers and dates that Python cannot hold
+        raise ValueError(one_line(error)[:300]) from None
+
+
+def _refuse_double_keys(node: yaml.Node | None) -> None:
+    """YAML forbids them; PyYAML silently takes the last."""
+    for child in node.value if isinstance(node, yaml.CollectionNode) else ():
+        _refuse_double_keys(child[1] if isinstance(child, tuple) else child)
+    if isinstance(node, yaml.MappingNode):
+        keys = [str(key.value) for key, _ in node.value]
+        double = sorted({key for key in keys if keys.count(key) > 1})
+        if double:
+            raise ValueError(f"{', '.join(double)} given twice")
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error without line breaks."""
+    return " ".join(str(error).split())
