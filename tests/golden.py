@@ -226,7 +226,7 @@ class GoldenDUPR:
         """One step. `drawn` {patch loss: cells of the (B * S * S) keys that go to its bank}, random in a real run.
 
         Returns:
-            {"loss", "loss/NAME", "accuracy/NAME"}, and gradients by weight name.
+            {"loss", "loss/NAME", "accuracy/NAME", "std/NAME"}, and gradients by weight name.
         """
         for name, query in self.weights.items():  # the queries as the last step left them
             self.key_weights[name] = self.momentum * self.key_weights[name] + (1.0 - self.momentum) * query
@@ -256,6 +256,7 @@ class GoldenDUPR:
             losses, hits, d_query = info_nce(query, key, self.banks[name], self.temperature)
             share = self.shares(name, batch["valid"], len(losses))
             logs[f"loss/{name}"], logs[f"accuracy/{name}"] = (share * losses).sum(), (share * hits).sum()
+            logs[f"std/{name}"] = np.sqrt(key.var(axis=0).sum())
             logs["loss"] += weight * logs[f"loss/{name}"]
             d_queries[name] = (weight * share[:, None] * d_query).reshape(queries[name].shape)
         gradients = embed_backward(self.weights, queries, tape, d_queries)
