@@ -13,7 +13,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from dupr_tf.config import Config
+from dupr_tf.config import Config, ConfigError
 from dupr_tf.data.pipeline import BadImages, check_readable, view_pairs
 from dupr_tf.data.sources import list_images
 from dupr_tf.models import DUPR, build_backbone
@@ -87,7 +87,7 @@ def checked_images(config: Config, data: str | Path | None, replicas: int) -> tu
     config, paths = _with_images(config, data)
     problems = config.pretrain_problems(replicas)
     if problems:
-        raise ValueError("\n".join(problems))
+        raise ConfigError(problems)
     bad = BadImages(paths, config.data.max_bad_share)
     check_readable(paths, bad)
     return config, paths, bad
