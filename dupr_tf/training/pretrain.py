@@ -13,7 +13,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from dupr_tf.config import Config
+from dupr_tf.config import Config, ConfigError
 from dupr_tf.data.bad_images import BadImages, check_readable
 from dupr_tf.data.image_source import ImageSource, open_source
 from dupr_tf.data.pipeline import view_pairs
@@ -91,7 +91,7 @@ def checked_images(
     config, source = _with_images(config, data)
     problems = config.pretrain_problems(replicas)
     if problems:
-        raise ValueError("\n".join(problems))
+        raise ConfigError(problems)
     bad = BadImages(source, config.data.max_bad_share, config.data.max_pixels, report)
     check_readable(source, bad)
     return config, source, bad

@@ -194,7 +194,7 @@ def test_a_folder_with_other_images_is_refused(whole_run, photos, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_devices_go_on_from_a_checkpoint_of_one_and_back(whole_run, command, tmp_path):
+def test_two_devices_go_on_from_a_checkpoint_of_one(whole_run, command, tmp_path):
     """Same samples, same groups, other order of sums."""
     run = tmp_path / "run"
     shutil.copytree(whole_run, run)
