@@ -107,7 +107,10 @@ def test_the_arrows_form_no_circle_and_keep_data_and_models_apart():
     assert "data" not in ARROWS["models"] and "models" not in ARROWS["data"]
 
 
-@pytest.mark.parametrize("module", ["config", "data/sample", "data/sample_textures"])
+@pytest.mark.parametrize(
+    "module",
+    ["config", "data/sample", "data/sample_textures", "data/sources", "data/pillow_images", "data/annotations"],
+)
 def test_light_files_import_no_framework(module):
     files = [path for path in FILES if path.relative_to(PACKAGE).with_suffix("").as_posix() == module]
     files += [path for path in FILES if PACKAGE / module in path.parents]

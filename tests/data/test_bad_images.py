@@ -89,6 +89,14 @@ def test_what_is_skipped_fails_in_every_window(name):
             read_pair(tf.constant(content), tf.constant([i, i], tf.int64), 16, VIEWS)
 
 
+@pytest.mark.parametrize("left_out", [2, 500])
+def test_a_cut_jpeg_fails_also_where_the_crops_lie_above_the_cut(left_out):
+    content = tf.constant(encoded(picture(size=(100, 900)), quality=95)[:-left_out])
+    for i in range(12):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            read_pair(content, tf.constant([i, i], tf.int64), 16, VIEWS)
+
+
 @pytest.mark.parametrize("kind, tolerance", [("JPEG", 40), ("PNG", 0), ("WEBP", 0), ("TIFF", 0)])
 @pytest.mark.parametrize("value", range(1, 9))
 def test_an_image_is_seen_upright(kind, tolerance, value):
