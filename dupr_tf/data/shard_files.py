@@ -111,6 +111,8 @@ def read_entries(root: str | Path, shards: list[Shard]) -> np.ndarray:
     Raises:
         ValueError: an index or a shard is missing, or is not what the manifest says (a shard: of its size).
     """
+    for shard in shards:  # before room is made for what a manifest says
+        _check_count(Path(root) / shard.index, shard.images)
     entries, first = np.empty(sum(s.images for s in shards), ENTRY), 0
     for shard in shards:
         entries[first : first + shard.images] = _read_index(Path(root), shard)
@@ -121,12 +123,30 @@ def read_entries(root: str | Path, shards: list[Shard]) -> np.ndarray:
 def _read_index(root: Path, shard: Shard) -> np.ndarray:
     _check_size(root / shard.file, shard.bytes)
     path = root / shard.index
-    if not path.is_file():
-        raise ValueError(f"Expected {path}, received no such file. {_FIX}")
+    _check_count(path, shard.images)
     content = read_bytes(path)
     if hashlib.sha256(content).hexdigest() != shard.index_sha256:
         raise ValueError(f"Expected the index that was packed, received {path}, which is damaged. {_FIX}")
-    return np.load(io.BytesIO(content))
+    try:
+        entries = np.load(io.BytesIO(content), allow_pickle=False)
+    except ValueError:
+        entries = None
+    if entries is None or entries.dtype != ENTRY or entries.shape != (shard.images,):
+        raise ValueError(f"Expected an index as `dupr-tf pack` writes it, received {path}, which is none. {_FIX}")
+    ends = entries["record"].astype(np.uint64) + entries["start"] + entries["length"]
+    if len(ends) and ends.max() > shard.bytes:
+        raise ValueError(
+            f"Expected images within the {shard.bytes:,} bytes of a shard, received others in {path}. {_FIX}"
+        )
+    return entries
+
+
+def _check_count(path: Path, images: int) -> None:
+    if not path.is_file():
+        raise ValueError(f"Expected {path}, received no such file. {_FIX}")
+    size = path.stat().st_size
+    if not 0 <= images * ENTRY.itemsize <= size:
+        raise ValueError(f"Expected an index of {images:,} images in {path}, received {size:,} bytes. {_FIX}")
 
 
 def _check_size(path: Path, size: int) -> None:

@@ -198,3 +198,33 @@ def test_a_manifest_of_another_program_is_no_shards(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"files": {}}))
     with pytest.raises(ValueError, match="Expected images"):
         open_source(tmp_path)
+
+
+def forged(packed, entries=None, images=None):
+    """Shards whose manifest and indices agree, and were not written by `pack`."""
+    manifest = json.loads((packed / "shards.json").read_text())
+    del manifest["sha256"]
+    if entries is not None:
+        np.save(packed / "shard-00001.index.npy", entries, allow_pickle=True)
+        content = (packed / "shard-00001.index.npy").read_bytes()
+        manifest["shards"][1]["index_sha256"] = hashlib.sha256(content).hexdigest()
+    if images is not None:
+        manifest["shards"][1]["images"] = images
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (packed / "shards.json").write_text(json.dumps({**manifest, "sha256": digest}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"entries": np.array([print] * 8, object)}, r"shard-00001\.index\.npy, which is none"),
+        ({"entries": np.zeros(8)}, r"shard-00001\.index\.npy, which is none"),
+        ({"entries": np.full(8, 2**32 - 1, np.uint32).astype(ENTRY)}, r"received others in .*shard-00001"),
+        ({"images": 10**12}, r"1,000,000,000,000 images in .*shard-00001"),
+        ({"images": -1}, r"-1 images in .*shard-00001"),
+    ],
+)
+def test_forged_shards_are_refused_before_they_cost_anything(packed, change, message):
+    forged(packed, **change)
+    with pytest.raises(ValueError, match=rf"(?s)^Expected .*{message}"):
+        Shards(packed)
