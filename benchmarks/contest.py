@@ -95,6 +95,7 @@ class Process:
         return answer["rate"]
 
     def close(self) -> None:
+        """Lets the process end: its input does."""
         self._process.communicate()
         self._errors.close()
 
@@ -120,27 +121,34 @@ def run_case(case: Case, rounds: int, say=print) -> list[Result]:
     """
     left_out: list[Result] = []
     running: list[tuple[Contestant, Process]] = []
-    for contestant in case.contestants:
-        missing = [name for name in contestant.needs if importlib.util.find_spec(name) is None]
-        if missing:
-            note = f"{', '.join(missing)} not installed. Fix: pip install -e '.[peers]'"
-            left_out.append(Result(contestant.name, note=note))
-            continue
-        say(f"{case.name}: starting {contestant.name}")
-        running.append((contestant, Process(contestant, case.cores)))
-        loser = _slower_in_heat(running)
-        if loser is not None:
-            running.remove(loser)
-            loser[1].close()
-            loser[1].result.note = "slower variant, one repeat"
-            left_out.append(loser[1].result)
-    for number in range(rounds):
+    try:
+        for contestant in case.contestants:
+            _start(contestant, case, running, left_out, say)
+        for number in range(rounds):
+            for _, process in running:
+                rate = process.repeat()
+                say(f"{case.name}: round {number + 1} of {rounds}, {process.result.name}: {rate:.4g} {case.unit}")
+    finally:
         for _, process in running:
-            rate = process.repeat()
-            say(f"{case.name}: round {number + 1} of {rounds}, {process.result.name}: {rate:.4g} {case.unit}")
-    for _, process in running:
-        process.close()
+            process.close()
     return [process.result for _, process in running] + left_out
+
+
+def _start(contestant, case, running, left_out, say) -> None:
+    """Adds a contestant to those running, unless it cannot run here; of a heat, the slower one leaves."""
+    missing = [name for name in contestant.needs if importlib.util.find_spec(name) is None]
+    if missing:
+        note = f"{', '.join(missing)} not installed. Fix: pip install -e '.[peers]'"
+        left_out.append(Result(contestant.name, note=note))
+        return
+    say(f"{case.name}: starting {contestant.name}")
+    running.append((contestant, Process(contestant, case.cores)))
+    loser = _slower_in_heat(running)
+    if loser is not None:
+        running.remove(loser)
+        loser[1].close()
+        loser[1].result.note = "slower variant, one repeat"
+        left_out.append(loser[1].result)
 
 
 def _slower_in_heat(running):
