@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -15,7 +16,7 @@ import numpy as np
 
 from dupr_tf.config import Config, ConfigError
 from dupr_tf.data.bad_images import BadImages, check_readable
-from dupr_tf.data.image_source import ImageSource, open_source
+from dupr_tf.data.image_source import ImageSource, as_source, open_source
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.models import DUPR, build_backbone
 from dupr_tf.training.begun import compare, record_start, write_whole
@@ -170,8 +171,9 @@ def _fit(model, config, source, bad, checkpoints, run) -> int:
     return total
 
 
-def batch_images(source: ImageSource, config: Config, step: int, bad: BadImages) -> list[str]:
+def batch_images(images: ImageSource | Sequence[str], config: Config, step: int, bad: BadImages) -> list[str]:
     """Names of the images in the batch of a step, from 0."""
+    source = as_source(images)
     (batch,) = view_pairs(source, config, step, step + 1, bad)
     return [source.name(index) for index in batch["index"].numpy()]
 
