@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -68,7 +69,7 @@ class Result:
 
 
 class Process:
-    """A contestant's process, ready to be asked for repeats."""
+    """A contestant's process, ready to be asked for repeats; in between it is stopped, so that nothing runs ahead."""
 
     def __init__(self, contestant: Contestant, cores: int | None):
         self.result = Result(contestant.name)
@@ -85,19 +86,27 @@ class Process:
         )
         self.result.facts = self._answer()
         del self.result.facts["ready"]
+        self._signal("SIGSTOP")
 
     def repeat(self) -> float:
+        self._signal("SIGCONT")
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         answer = self._answer()
+        self._signal("SIGSTOP")
         self.result.rates.append(answer["rate"])
         self.result.peak_mib, self.result.built_mib = answer["peak_mib"], answer["built_mib"]
         return answer["rate"]
 
     def close(self) -> None:
         """Lets the process end: its input does."""
+        self._signal("SIGCONT")
         self._process.communicate()
         self._errors.close()
+
+    def _signal(self, name: str) -> None:
+        if hasattr(signal, name):  # not on Windows
+            self._process.send_signal(getattr(signal, name))
 
     def _answer(self) -> dict:
         line = self._process.stdout.readline()

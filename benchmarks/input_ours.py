@@ -11,7 +11,7 @@ from dupr_tf.data.bad_images import BadImages
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.ops.photometric import PRESETS, apply_and_normalise, draw
 
-BATCH, BATCHES = 64, 4
+BATCH, BATCHES = 64, 12  # many more a repeat than the pipeline holds ready
 
 
 def build(data, files, size):

@@ -160,7 +160,7 @@ def test_the_whole_step_compiles_under_xla():
     expected = tf.function(plain.train_step)(batch)
     logs = tf.function(compiled.train_step, jit_compile=True)(batch)
     for name, value in expected.items():
-        assert float(logs[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-6), name
+        assert float(logs[name]) == pytest.approx(float(value), rel=5e-5, abs=1e-6), name
     # Statistics over the four numbers of a P5 of one cell multiply rounding; a wrong gradient is off by far more.
     for start, a, b in zip(before, plain.query_variables, compiled.query_variables, strict=True):
         assert np.linalg.norm(a - b) <= 1e-2 * np.linalg.norm(a - start) + 1e-6, a.path
