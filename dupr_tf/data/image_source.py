@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import tensorflow as tf
-
-from dupr_tf.data.sources import TFDS, list_images, resolved_kind
 
 BLOCK = 64  # images that a source with `read_block` reads at once
 
@@ -63,28 +60,6 @@ class Files(ImageSource):
 def as_source(images: ImageSource | Sequence[str]) -> ImageSource:
     """A list of paths as a source; a source as it is."""
     return images if isinstance(images, ImageSource) else Files(images)
-
-
-def open_source(root: str | Path, kind: str = "auto") -> tuple[str, ImageSource]:
-    """The images of a root, and the root as a run notes it (absolute).
-
-    Args:
-        root: a folder, a COCO or VOC root, a folder of shards, or `tfds:NAME[/CONFIG][:VERSION][:SPLIT]`.
-        kind: `data.kind`.
-
-    Raises:
-        ValueError: there is nothing to read, or something is damaged.
-    """
-    kind = resolved_kind(root, kind)
-    if kind == "tfds":
-        from dupr_tf.data.tfds_source import TfdsSource
-
-        return str(root), TfdsSource(str(root).removeprefix(TFDS))
-    if kind == "tfrecord":
-        from dupr_tf.data.shards import Shards
-
-        return os.path.abspath(root), Shards(root)
-    return os.path.abspath(root), Files(list_images(root, kind))
 
 
 def map_contents(source: ImageSource, numbers, index_of, make):

@@ -16,7 +16,8 @@ import numpy as np
 
 from dupr_tf.config import Config, ConfigError
 from dupr_tf.data.bad_images import BadImages, check_readable
-from dupr_tf.data.image_source import ImageSource, as_source, open_source
+from dupr_tf.data.image_source import ImageSource, as_source
+from dupr_tf.data.open_source import open_source
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.models import DUPR, build_backbone
 from dupr_tf.training.begun import compare, record_start, write_whole

@@ -12,7 +12,8 @@ from PIL import Image
 from dupr_tf.config import parse_config
 from dupr_tf.data import shards as module
 from dupr_tf.data.bad_images import BadImages, check_readable
-from dupr_tf.data.image_source import Files, open_source
+from dupr_tf.data.image_source import Files
+from dupr_tf.data.open_source import open_source
 from dupr_tf.data.pack import PackSettings, pack
 from dupr_tf.data.pipeline import WorkerRows, shuffled_index, view_pairs
 from dupr_tf.data.shard_files import ENTRY, Shard, read_entries

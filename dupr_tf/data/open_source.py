@@ -1,0 +1,30 @@
+"""The images of a root, whatever kind it is of."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dupr_tf.data.image_source import Files, ImageSource
+from dupr_tf.data.shards import Shards
+from dupr_tf.data.sources import TFDS, list_images, resolved_kind
+
+
+def open_source(root: str | Path, kind: str = "auto") -> tuple[str, ImageSource]:
+    """The images of a root, and the root as a run notes it (absolute).
+
+    Args:
+        root: a folder, a COCO or VOC root, a folder of shards, or `tfds:NAME[/CONFIG][:VERSION][:SPLIT]`.
+        kind: `data.kind`.
+
+    Raises:
+        ValueError: there is nothing to read, or something is damaged.
+    """
+    kind = resolved_kind(root, kind)
+    if kind == "tfds":
+        from dupr_tf.data.tfds_source import TfdsSource
+
+        return str(root), TfdsSource(str(root).removeprefix(TFDS))
+    if kind == "tfrecord":
+        return os.path.abspath(root), Shards(root)
+    return os.path.abspath(root), Files(list_images(root, kind))
