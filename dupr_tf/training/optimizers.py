@@ -35,15 +35,12 @@ class CoupledSGD(keras.optimizers.Optimizer):
         self.velocities = [self.add_variable_from_reference(v, name="velocity") for v in variables]
 
     def update_step(self, gradient, variable, learning_rate):
+        rate = ops.cast(learning_rate, variable.dtype)
+        gradient = ops.cast(gradient, variable.dtype) + self.coupled_decay * variable
         velocity = self.velocities[self._get_variable_index(variable)]
-        # Without this, products with variables are made when the step begins and held until their gradients come:
-        # two copies of all weights at the moment when memory is dearest.
-        with tf.control_dependencies([gradient]):
-            rate = ops.cast(learning_rate, variable.dtype)
-            gradient = ops.cast(gradient, variable.dtype) + self.coupled_decay * variable
-            new_velocity = self.momentum * velocity + gradient
-            self.assign(velocity, new_velocity)
-            self.assign_sub(variable, rate * new_velocity)
+        new_velocity = self.momentum * velocity + gradient
+        self.assign(velocity, new_velocity)
+        self.assign_sub(variable, rate * new_velocity)
 
     def get_config(self):
         return {**super().get_config(), "momentum": self.momentum, "coupled_decay": self.coupled_decay}
