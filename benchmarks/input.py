@@ -13,16 +13,19 @@ def _case(size, options):
     return Case(
         f"input: two views of {size} px, JPEGs of 500 px",
         "images/s",
-        (
-            Contestant("dupr_tf", "benchmarks.input_ours:build", options),
-            Contestant(
-                "torchvision, Pillow (MoCo v2)", "benchmarks.input_peers:torchvision_pillow", options,
-                needs=("torch", "torchvision"),
-            ),
-            Contestant(
-                "albumentations, OpenCV", "benchmarks.input_peers:albumentations_opencv", options,
-                needs=("albumentations", "cv2"),
-            ),
-        ),
+        contestants(options, "input_ours:build", "torchvision_pillow", "albumentations_opencv"),
         cores=1,
-    )  # fmt: skip
+    )
+
+
+def contestants(options, ours, pillow, opencv):
+    """Ours, and MoCo v2's pipeline on the two other libraries."""
+    return (
+        Contestant("dupr_tf", f"benchmarks.{ours}", options),
+        Contestant(
+            "torchvision, Pillow (MoCo v2)", f"benchmarks.input_peers:{pillow}", options, needs=("torch", "torchvision")
+        ),
+        Contestant(
+            "albumentations, OpenCV", f"benchmarks.input_peers:{opencv}", options, needs=("albumentations", "cv2")
+        ),
+    )

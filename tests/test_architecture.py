@@ -14,13 +14,14 @@ PACKAGE = ROOT / "dupr_tf"
 # Room → the rooms it may import, itself aside. `cli` is in nobody's list.
 ARROWS = {
     "safe_yaml": set(),
+    "whole_files": set(),
     "config": {"safe_yaml"},
     "batch": set(),
     "ops": set(),
-    "data": {"config", "batch", "ops"},
+    "data": {"config", "batch", "ops", "whole_files"},
     "models": {"config", "batch", "ops"},
     "weights": {"models", "config", "ops"},
-    "training": {"data", "models", "weights", "config", "batch", "ops"},
+    "training": {"whole_files", "data", "models", "weights", "config", "batch", "ops"},
     "detection": {"models", "weights", "data", "config", "batch", "ops", "training"},
     "probing": {"models", "weights", "data", "config", "batch", "ops"},
 }

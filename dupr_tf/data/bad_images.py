@@ -17,6 +17,7 @@ import tensorflow as tf
 from dupr_tf.data.decoding import JPEG_END, MAX_PIXELS, read_image
 from dupr_tf.data.image_source import Files, ImageSource, as_source
 from dupr_tf.data.pillow_images import decode, kind_of, too_many_pixels
+from dupr_tf.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 HEADER = "name\treason"
@@ -163,9 +164,7 @@ class BadImages:
         if self.report is None or len(found) == self._written or not self.report.parent.is_dir():
             return  # a run that is refused before it begins makes no folder
         lines = [HEADER, *(f"{self.name(index)}\t{found[index]}" for index in sorted(found))]
-        temporary = self.report.with_suffix(".tmp")
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(temporary, self.report)
+        write_whole(self.report, "\n".join(lines) + "\n")
         self._written = len(found)
 
     def earlier(self) -> list[int]:

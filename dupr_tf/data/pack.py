@@ -26,7 +26,8 @@ import tensorflow as tf
 
 from dupr_tf.data.encoding import Unreadable, encoder_version, packed_image
 from dupr_tf.data.pack_progress import PackFiles, PackJob
-from dupr_tf.data.shard_files import ENTRY, FORMAT, FRAME, PackError, Shard, publish, sha256_of
+from dupr_tf.data.shard_files import ENTRY, FORMAT, FRAME, PackError, Shard, sha256_of
+from dupr_tf.whole_files import publish
 
 log = logging.getLogger(__name__)
 AHEAD = 4  # images a worker may be ahead of the writer: what bounds the memory

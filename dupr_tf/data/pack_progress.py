@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dupr_tf.data.shard_files import MANIFEST, PROGRESS, Shard, read_manifest, write_manifest, write_whole
+from dupr_tf.data.shard_files import MANIFEST, PROGRESS, Shard, read_manifest, write_manifest
 from dupr_tf.data.sources import list_images
+from dupr_tf.whole_files import write_whole
 
 BAD_IMAGES = "bad_images.tsv"
 

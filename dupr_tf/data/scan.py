@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dupr_tf.data.bad_images import one_line, unusable_reason
 from dupr_tf.data.pillow_images import describe
+from dupr_tf.whole_files import write_whole
 
 USED, SKIPPED = "used", "skipped"
 COLUMNS = "name\tbytes\tmtime_ns\toutcome\treason"
@@ -121,10 +122,7 @@ def _read(output: Path, max_pixels: int) -> dict[str, Look]:
         )
     whole = text[: text.rfind("\n") + 1] or first
     if whole != text:
-        temporary = output.with_name(output.name + ".tmp")
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(whole, encoding="utf-8")
-        os.replace(temporary, output)
+        write_whole(output, whole)
     looks = {}
     for line in whole.splitlines()[2:]:
         name, size, modified, outcome, reason = line.split("\t")

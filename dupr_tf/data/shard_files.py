@@ -11,10 +11,11 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 from pathlib import Path
 
 import numpy as np
+
+from dupr_tf.whole_files import write_whole
 
 MANIFEST = "shards.json"
 PROGRESS = "pack.jsonl"  # of a pack that has not ended: its settings, then a line for each finished shard
@@ -102,7 +103,7 @@ def write_manifest(root: Path, header: dict, shards: list[Shard]) -> None:
     ]
     facts = {**header, "images": sum(s.images for s in shards), "shards": entries}
     text = json.dumps({**facts, "sha256": _digest(facts)}, indent=1)
-    write_whole(root / MANIFEST, text.encode() + b"\n")
+    write_whole(root / MANIFEST, text + "\n")
 
 
 def read_entries(root: str | Path, shards: list[Shard]) -> np.ndarray:
@@ -177,26 +178,6 @@ def sha256_of(path: str | Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that is there whole or not at all, and is on the disk when this returns."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    publish(temporary, path)
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Gives a file that is on the disk its name, and has the name on the disk too."""
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _digest(facts: dict) -> str:

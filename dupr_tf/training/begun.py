@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from dupr_tf.config import Config, ConfigError, dump_config, load_config
 from dupr_tf.data.image_source import ImageSource, as_source
+from dupr_tf.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 MAY_CHANGE = ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
@@ -63,14 +63,6 @@ def differences(old: Config, new: Config) -> list[str]:
             if a.get(name) != b.get(name) and f"{section}.{name}" not in MAY_CHANGE:
                 changes.append(f"{section}.{name} {a.get(name)} -> {b.get(name)}")
     return changes
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _config_changes(path: Path, config: Config) -> list[str]:

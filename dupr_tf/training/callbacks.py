@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import keras
 import tensorflow as tf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dupr_tf.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -163,9 +164,7 @@ def drop_lines_after(path: Path, step: int) -> None:
         except (ValueError, KeyError, TypeError):
             if number < len(lines):  # the last was cut short by a kill
                 log.warning("line %d of %s cannot be read and is left out", number, path)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, "".join(kept))
 
 
 def duration(seconds: float) -> str:

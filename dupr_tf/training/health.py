@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from dupr_tf.config import Config
 from dupr_tf.training.callbacks import StepCallback
 from dupr_tf.training.failures import RunFailed
+from dupr_tf.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 DIVERGED_FILE = "diverged.json"
@@ -41,9 +41,7 @@ class StopOnDivergence(StepCallback):
         terms = {name: value for name, value in scalars.items() if name.startswith("loss/")}
         entry = {"step": step, "learning_rate": scalars["learning_rate"], "loss_terms": terms}
         entry["images"] = self.batch_images(step - 1)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(entry, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_whole(self.path, json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
         which = [name for name, value in terms.items() if isinstance(value, str)]
         raise RunFailed(
             f"Expected a finite loss and finite weights, received others at step {step} "

@@ -20,7 +20,7 @@ from dupr_tf.data.image_source import ImageSource, as_source
 from dupr_tf.data.open_source import open_source
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.models import DUPR, build_backbone
-from dupr_tf.training.begun import compare, record_start, write_whole
+from dupr_tf.training.begun import compare, record_start
 from dupr_tf.training.callbacks import CheckBadImages, MetricsLog, SaveCheckpoints
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.distribution import choose_jit, choose_strategy, replicas, scope
@@ -30,6 +30,7 @@ from dupr_tf.training.optimizers import build_optimizer
 from dupr_tf.training.signals import StopOnSignal, noted_signals
 from dupr_tf.weights.environment import record_environment
 from dupr_tf.weights.loading import load_weights_for, weights_digest
+from dupr_tf.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
