@@ -31,6 +31,7 @@ from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's would start a thread with the import, and forks allow none
 
 import tensorflow as tf
 

@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 from rich.console import Console
 
-from dupr_tf.cli import main, print_scores
+from dupr_tf.cli import main
+from dupr_tf.commands.report import print_scores
 from dupr_tf.config import ConfigError, load_config, parse_config
 from dupr_tf.data.annotations import read_annotations
 from dupr_tf.data.detection import train_batches
