@@ -248,7 +248,7 @@ def build_retinanet(backbone, class_names, config):
         fpn_norm=detector.fpn_norm,
         head_channels=detector.head_channels,
         head_convs=detector.head_convs,
-        anchor_scale=detector.anchor_scale,
+        anchor_scale=detector.anchor_scale or 4.0,
         freeze_norm=detector.norm == "frozen",
         score_threshold=detector.score_threshold,
         nms_iou=detector.nms_iou,

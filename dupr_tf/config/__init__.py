@@ -1,0 +1,37 @@
+"""The schema of an experiment: sections, fields, ranges, cross-field rules, derived values.
+
+Nothing here imports TensorFlow: a config is checked, with every mistake named, before the slow imports begin.
+Defaults are the paper's (METHOD: batch 256, 200 epochs, alpha (0.1, 0.4, 0.7, 1), beta (0, 0, 1, 1), S = 14 and 7).
+"""
+
+from dupr_tf.config.detector import DetectorConfig
+from dupr_tf.config.experiment import Config
+from dupr_tf.config.reading import ConfigError, dump_config, field_rows, load_config, parse_config
+from dupr_tf.config.sections import (
+    BACKBONES,
+    LEVELS,
+    STRIDES,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    ViewsConfig,
+)
+
+__all__ = [
+    "BACKBONES",
+    "LEVELS",
+    "STRIDES",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "DetectorConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "TrainConfig",
+    "ViewsConfig",
+    "dump_config",
+    "field_rows",
+    "load_config",
+    "parse_config",
+]

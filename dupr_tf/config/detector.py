@@ -1,0 +1,56 @@
+"""The section `detector`: which one, its sizes, and how it is trained and tested."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dupr_tf.config.sections import Section
+
+KINDS = ("retinanet", "kerashub_retinanet", "faster_rcnn", "mask_rcnn", "fcn")
+Side = Annotated[int, Field(ge=32, le=4096)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class DetectorConfig(Section):
+    kind: Literal[KINDS] = Field("retinanet", description="RetinaNet of KerasCV or KerasHub, R-CNN, or FCN (semantic)")
+    neck: Literal["fpn", "c4"] = Field("fpn", description="R-CNN: feature pyramid, or res4 with res5 as the head")
+    norm: Literal["train", "sync", "frozen"] = Field(
+        "train", description="BN of backbone and pyramid: statistics of a device, of all devices, or frozen (backbone)"
+    )
+    fpn_channels: int = Field(256, ge=8, description="width of the feature pyramid")
+    fpn_norm: bool = Field(True, description="BN in the feature pyramid (paper, appendix 6.3)")
+    head_channels: int = Field(256, ge=8, description="width of the convolutions in heads")
+    head_convs: int = Field(4, ge=1, le=8, description="3x3 convolutions in each head (RetinaNet 4, mask 4, FCN 2)")
+    box_head_width: int = Field(1024, ge=8, description="R-CNN with a pyramid: width of the two dense layers")
+    anchor_scale: float | None = Field(
+        None, ge=1, le=16, description="least anchor of a level, in strides; none: RetinaNet 4, R-CNN 8"
+    )
+    rpn_pre_nms: tuple[Count, Count] | None = Field(
+        None, description="R-CNN: proposals before NMS (training, test); none: fpn 2000, 1000 a level, c4 12000, 6000"
+    )
+    rpn_post_nms: tuple[Count, Count] | None = Field(
+        None, description="R-CNN: after NMS; none: fpn 1000, 1000, c4 2000, 1000"
+    )
+    rois_per_image: int = Field(512, ge=4, description="R-CNN: proposals an image trains heads on, a quarter objects")
+    short_sides: tuple[Side, ...] | None = Field(
+        None, description="short sides training draws from, px; none: squares of data.image_size"
+    )
+    test_short_side: Side | None = Field(None, description="short side at test; none: the largest of short_sides")
+    max_long_side: Side = Field(1333, description="long side of an image, at most")
+    scale_jitter: tuple[float, float] = Field((0.8, 1.25), description="squares: scale factor in training (min, max)")
+    score_threshold: float = Field(0.05, ge=0, lt=1)
+    nms_iou: float = Field(0.5, gt=0, lt=1)
+    max_detections: int = Field(100, ge=1)
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="adamw gets further in a few hundred steps")
+    backbone_rate: float = Field(1.0, gt=0, le=1, description="learning rate of the backbone, as a share of the rest's")
+    gradient_clip: float | None = Field(10.0, gt=0, description="global norm")
+    precise_bn_images: int = Field(0, ge=0, description="training images whose statistics BN takes before evaluation")
+
+    @model_validator(mode="after")
+    def _scales(self):
+        low, high = self.scale_jitter
+        if not 0.1 <= low <= high <= 10:
+            raise ValueError(f"scale_jitter: expected 0.1 <= min <= max <= 10, received [{low}, {high}]")
+        return self

@@ -1,0 +1,145 @@
+"""An experiment: its sections, the rules between them, derived values."""
+
+from __future__ import annotations
+
+from dupr_tf.config.detector import DetectorConfig
+from dupr_tf.config.sections import (
+    LEVELS,
+    STRIDES,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Section,
+    TrainConfig,
+    ViewsConfig,
+)
+
+
+class Config(Section):
+    """An experiment. `detector` is read by `finetune` alone."""
+
+    data: DataConfig = DataConfig()
+    views: ViewsConfig = ViewsConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    detector: DetectorConfig | None = None
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate; scaled linearly with the batch where no number is given (METHOD section 7)."""
+        rate = self.optimizer.learning_rate
+        return 0.06 * self.train.batch_size / 256 if rate is None else rate
+
+    def level_sizes(self) -> tuple[int, ...]:
+        """Side of the feature map of P2..P5, in cells."""
+        return tuple(-(-self.data.image_size // stride) for stride in STRIDES)
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Full batches in one pass over `images` images; at least one."""
+        return max(1, images // self.train.batch_size)
+
+    def total_steps(self, images: int) -> int:
+        """Optimiser steps of the whole run."""
+        steps = self.train.epochs * self.steps_per_epoch(images)
+        return steps if self.train.max_steps is None else min(steps, self.train.max_steps)
+
+    def patch_level_indices(self) -> tuple[int, ...]:
+        return tuple(i for i, weight in enumerate(self.model.patch_weights) if weight > 0)
+
+    def pretrain_problems(self, replicas: int = 1) -> list[str]:
+        """The cross-field mistakes that would make pre-training impossible or meaningless, a line each."""
+        problems = [*self._batch_problems(replicas), *self._model_problems()]
+        if self.train.jit == "on" and replicas > 1:
+            problems.append(
+                f"train.jit: expected auto or off on {replicas} devices, whose exchange of keys XLA does not compile, "
+                "received on. Fix: --train.jit auto"
+            )
+        return problems
+
+    def pretrain_warnings(self, gpu: bool) -> list[str]:
+        """What is allowed but hardly meant, a line each.
+
+        Args:
+            gpu: whether this machine has one.
+        """
+        if self.train.precision == "float16" and not gpu:
+            return [
+                "train.precision: float16 on a machine without a GPU is slower than float32 and less exact. "
+                "Better: --train.precision float32"
+            ]
+        return []
+
+    def finetune_problems(self) -> list[str]:
+        """The cross-field mistakes that would make fine-tuning a detector impossible or meaningless, a line each."""
+        if self.detector is None:
+            return ["detector: expected a section, received none. Fix: start from configs/retinanet_r18_small.yaml"]
+        problems, size = [], self.data.image_size
+        if self.optimizer.learning_rate is None:
+            problems.append(
+                "optimizer.learning_rate: expected a number (its default is for pre-training), received none. "
+                "Fix: --optimizer.learning_rate 0.01"
+            )
+        if size % 32:
+            problems.append(
+                f"data.image_size: expected a multiple of 32, received {size}. "
+                f"Fix: --data.image_size {max(32, round(size / 32) * 32)}"
+            )
+        if self.train.precision != "float32":
+            problems.append(
+                f"train.precision: expected float32 for a detector, received {self.train.precision}. "
+                "Fix: --train.precision float32"
+            )
+        if self.data.kind in ("folder", "tfrecord", "tfds"):
+            problems.append(
+                f"data.kind: expected coco, voc or auto for a detector, received {self.data.kind}. "
+                "Fix: --data.kind auto"
+            )
+        return problems
+
+    def _batch_problems(self, replicas: int) -> list[str]:
+        batch, groups = self.train.batch_size, self.train.micro_batches
+        problems = []
+        if groups % replicas:
+            problems.append(
+                f"train.micro_batches: expected a multiple of the {replicas} devices, received {groups}. "
+                f"Fix: --train.micro_batches {replicas * max(1, groups // replicas)}"
+            )
+        if batch % groups:
+            problems.append(
+                f"train.batch_size: expected a multiple of train.micro_batches ({groups}), received {batch}. "
+                f"Fix: --train.batch_size {max(1, batch // groups) * groups}"
+            )
+        elif batch // groups < 2:
+            problems.append(
+                f"train.micro_batches: expected groups of at least 2 images (batch norm needs them), received "
+                f"{batch} images in {groups} groups. Fix: --train.micro_batches {max(1, batch // 2)}"
+            )
+        return problems
+
+    def _model_problems(self) -> list[str]:
+        model, problems = self.model, []
+        if not any(model.image_weights) and not any(model.patch_weights):
+            problems.append(
+                "model.image_weights: expected a weight above 0 here or in model.patch_weights, received none. "
+                "Fix: --model.image_weights '[0.1,0.4,0.7,1]'"
+            )
+        enqueued = self.train.batch_size * (model.patch_keys_per_image if any(model.patch_weights) else 1)
+        if model.bank_size < enqueued:
+            problems.append(
+                f"model.bank_size: expected at least the {enqueued} keys a step puts in, received {model.bank_size}. "
+                f"Fix: --model.bank_size {enqueued}"
+            )
+        for i in self.patch_level_indices():
+            size, cells = model.roi_sizes[i], self.level_sizes()[i]
+            if size > cells:
+                problems.append(
+                    f"model.roi_sizes: expected at most {cells} at {LEVELS[i]} (its side at data.image_size "
+                    f"{self.data.image_size}), received {size}. Fix: a smaller RoI or larger views"
+                )
+        if any(model.patch_weights) and self.views.min_overlap > self.data.image_size:
+            problems.append(
+                f"views.min_overlap: expected at most data.image_size ({self.data.image_size}), received "
+                f"{self.views.min_overlap:g}. Fix: --views.min_overlap 32"
+            )
+        return problems

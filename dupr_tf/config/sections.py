@@ -1,0 +1,106 @@
+"""The sections of an experiment that pre-training reads: fields, ranges, descriptions."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+LEVELS = ("P2", "P3", "P4", "P5")  # conv2_x .. conv5_x
+STRIDES = (4, 8, 16, 32)
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+INTERVAL = re.compile(r"([1-9]\d*) ?(s|min|h)")  # of checkpoints, in time
+
+Weight = Annotated[float, Field(ge=0.0)]
+PerLevel = Annotated[tuple[Weight, ...], Field(min_length=4, max_length=4)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    root: str | None = Field(None, description="folder of images, COCO / VOC root, shards, tfds:NAME; --data sets it")
+    kind: Literal["auto", "folder", "coco", "voc", "tfrecord", "tfds"] = Field(
+        "auto", description="layout of root; auto looks"
+    )
+    image_size: int = Field(224, ge=32, le=4096, description="side of a view (pre-training) or input (detector), px")
+    max_bad_share: float = Field(0.01, ge=0, le=1, description="share of unreadable images a run may skip")
+    share: float = Field(1.0, gt=0, le=1, description="of the labelled training images, drawn by share_seed")
+    share_seed: int = Field(0, ge=0, lt=2**31)
+    max_pixels: int = Field(100_000_000, ge=1, description="an image of more pixels is skipped, from its header")
+
+
+class ViewsConfig(Section):
+    crop_area: tuple[float, float] = Field((0.2, 1.0), description="share of the image a crop covers (min, max)")
+    crop_aspect: tuple[float, float] = Field((3 / 4, 4 / 3), description="width / height of a crop (min, max)")
+    photometric: Literal["moco_v2", "moco_v1", "none"] = Field("moco_v2", description="colour and blur preset")
+    min_overlap: float = Field(32.0, ge=1, description="least side of the overlap, px in each view")
+    draws: int = Field(4, ge=1, le=32, description="times a pair is drawn until it overlaps")
+
+    @model_validator(mode="after")
+    def _ranges(self):
+        for name, low, high in (("crop_area", 0.0, 1.0), ("crop_aspect", 0.05, 20.0)):
+            a, b = getattr(self, name)
+            if not low < a <= b <= high:
+                raise ValueError(f"{name}: expected {low} < min <= max <= {high}, received [{a}, {b}]")
+        return self
+
+
+class ModelConfig(Section):
+    backbone: Literal[BACKBONES] = Field("resnet50", description="torch-layout ResNet")
+    width: float = Field(1.0, gt=0, le=4, description="factor on every channel count of the backbone")
+    image_weights: PerLevel = Field((0.1, 0.4, 0.7, 1.0), description="alpha of P2..P5 (eq. 2)")
+    patch_weights: PerLevel = Field((0.0, 0.0, 1.0, 1.0), description="beta of P2..P5 (eq. 2)")
+    roi_sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=4, max_length=4)] = Field(
+        (56, 28, 14, 7), description="S of P2..P5: the overlap is cut into S x S patches"
+    )
+    sampling_ratio: int = Field(1, ge=1, le=4, description="RoIAlign samples a side in each patch")
+    embedding_dim: int = Field(128, ge=2, description="width of every embedding")
+    head: Literal["mlp", "linear"] = Field("mlp", description="mlp: MoCo v2 and DUPR; linear: MoCo v1")
+    temperature: float = Field(0.2, gt=0, description="tau of every loss")
+    momentum: float = Field(0.999, ge=0, lt=1, description="EMA momentum of the key encoder")
+    bank_size: int = Field(65536, ge=1, description="keys in each memory bank")
+    patch_keys_per_image: int = Field(4, ge=1, description="patch keys an image puts into a bank each step")
+    patch_reduction: Literal["mean", "sum"] = Field("mean", description="over the cells of eq. 5; sum is literal")
+
+
+class OptimizerConfig(Section):
+    learning_rate: float | None = Field(None, gt=0, description="peak rate; none: 0.06 x batch_size / 256")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0, description="coupled, on every parameter")
+    schedule: Literal["cosine", "epoch", "milestones"] = Field(
+        "cosine", description="cosine to 0 by step; epoch: the same by epoch; milestones: x 0.1 at each"
+    )
+    milestones: tuple[float, ...] = Field((), description="epochs at which the rate falls tenfold")
+    warmup_steps: int = Field(0, ge=0, description="linear from 0 to the rate")
+
+
+class TrainConfig(Section):
+    batch_size: int = Field(256, ge=2, description="images a step, over all devices")
+    epochs: int = Field(200, ge=1)
+    max_steps: int | None = Field(None, ge=1, description="stop here if the epochs are not over")
+    micro_batches: int = Field(8, ge=1, description="BN groups of a step, over all devices (paper: 8 of 32)")
+    precision: Literal["float32", "bfloat16", "float16"] = Field("float32")
+    jit: Literal["auto", "on", "off"] = Field("auto", description="compile the step with XLA; auto: on one GPU")
+    seed: int = Field(0, ge=0, lt=2**31)
+    checkpoint_every: int | str = Field(1000, description="steps (1000) or time (30s, 10min, 2h)")
+    keep_checkpoints: int = Field(2, ge=1)
+    log_every: int = Field(20, ge=1, description="steps")
+
+    @field_validator("checkpoint_every", mode="before")
+    @classmethod
+    def _steps_or_time(cls, value):
+        good = INTERVAL.fullmatch(value) if isinstance(value, str) else type(value) is int and value >= 1
+        if not good:
+            raise ValueError(f"expected steps (1000) or a time (30s, 10min, 2h) above 0, received {value!r:.80}")
+        return value
+
+    @property
+    def checkpoint_interval(self) -> int | float:
+        """Steps (int) or seconds (float) between two checkpoints."""
+        if isinstance(self.checkpoint_every, int):
+            return self.checkpoint_every
+        number, unit = INTERVAL.fullmatch(self.checkpoint_every).groups()
+        return float(number) * {"s": 1, "min": 60, "h": 3600}[unit]
