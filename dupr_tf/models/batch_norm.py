@@ -1,4 +1,4 @@
-"""Batch normalisation by TensorFlow's fused kernel, which Keras 3 no longer uses."""
+"""Batch normalisation by TensorFlow's fused kernel, which Keras 3 no longer uses; how a detector's norms train."""
 
 import keras
 import tensorflow as tf
@@ -31,3 +31,30 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
             moving.assign(moving * self.momentum + tf.cast(batch, moving.dtype) * (1.0 - self.momentum))
         return outputs
+
+
+NORMS = ("train", "sync", "frozen")
+
+
+def norm_layers(model):
+    """Every batch normalisation of a model, those in models and layers inside it included, each once."""
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    return list({id(layer): layer for layer in layers}.values())
+
+
+def set_norm(model, norm):
+    """Makes the batch normalisation of a model train as `detector.norm` says; before the model is compiled.
+
+    Args:
+        model: a Keras model or layer that holds some.
+        norm: "train": statistics of each device; "sync": of all devices of a strategy together; "frozen": moving
+            statistics and parameters stay as they are.
+
+    Raises:
+        ValueError: for another word.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"Expected norm, one of {', '.join(NORMS)}, received {norm!r}. Fix: train.")
+    for layer in norm_layers(model):
+        layer.synchronized = norm == "sync"
+        layer.trainable = norm != "frozen"

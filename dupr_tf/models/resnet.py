@@ -40,6 +40,8 @@ class ResNetBackbone(keras.Model):
         input_shape: `(height, width, channels)` of one image; `None` where it may vary.
         include_normalization: if True, takes RGB images in 0–255 (uint8 or float) and applies ImageNet's mean
             and standard deviation in its first layer; if False, takes images normalised already.
+        output_stride: 32, or 16: conv5 then has stride 1 and dilation 2 in every 3×3 convolution, so that P5 is as
+            large as P4. Weights and P2 to P4 are the same.
         name, trainable, dtype: as in every Keras model; `dtype` may be a policy such as `"mixed_bfloat16"`.
     """
 
@@ -49,10 +51,13 @@ class ResNetBackbone(keras.Model):
         width=1.0,
         input_shape=(None, None, 3),
         include_normalization=False,
+        output_stride=32,
         name=None,
         trainable=True,
         dtype=None,
     ):
+        if output_stride not in (16, 32):
+            raise ValueError(f"Expected output_stride 16 or 32, received {output_stride!r}. Fix: 16 dilates conv5.")
         block, depths = block_and_depths(architecture)
         channels = stage_channels(width)
         _check_input_shape(input_shape, include_normalization)
@@ -64,13 +69,16 @@ class ResNetBackbone(keras.Model):
         x = _stem(x, channels[0], policy)  # (B, H/4, W/4, C)
         levels = {}
         for stage, (level, filters, depth) in enumerate(zip(LEVELS, channels, depths, strict=True)):
-            x = _stage(x, block, filters, depth, strides=1 if stage == 0 else 2, name=f"stack{stage}", dtype=policy)
+            dilation = 2 if level == "P5" and output_stride == 16 else 1
+            strides = 1 if stage == 0 or dilation > 1 else 2
+            x = _stage(x, block, filters, depth, strides, dilation, name=f"stack{stage}", dtype=policy)
             levels[level] = x  # (B, H/2^(stage+2), W/2^(stage+2), filters or 4·filters)
         super().__init__(inputs=images, outputs=x, name=name or architecture, trainable=trainable)
 
         self.architecture = architecture
         self.width = width
         self.include_normalization = include_normalization
+        self.output_stride = output_stride
         self.pyramid_outputs = levels
         self.pyramid_level_inputs = {
             level: f"stack{stage}_block{depth - 1}_out"
@@ -85,6 +93,7 @@ class ResNetBackbone(keras.Model):
             "width": self.width,
             "input_shape": self._image_shape,
             "include_normalization": self.include_normalization,
+            "output_stride": self.output_stride,
             "name": self.name,
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
@@ -102,6 +111,21 @@ def build_backbone(architecture, width=1.0, **kwargs):
         ValueError: for a name or a width that no backbone here has.
     """
     return ResNetBackbone(architecture, width=width, **kwargs)
+
+
+def dilated(backbone):
+    """Return a copy of a `ResNetBackbone` with the same weights and `output_stride` 16.
+
+    Raises:
+        ValueError: for another kind of model, whose convolutions are not ours to dilate.
+    """
+    if not isinstance(backbone, ResNetBackbone):
+        raise ValueError(
+            f"Expected a ResNetBackbone to dilate, received {type(backbone).__name__}. Fix: build_backbone, or `import`."
+        )
+    twin = ResNetBackbone.from_config({**backbone.get_config(), "output_stride": 16})
+    twin.set_weights(backbone.get_weights())
+    return twin
 
 
 def pyramid(backbone, levels=LEVELS):
@@ -175,30 +199,33 @@ def _stem(x, filters, dtype):
     return keras.layers.MaxPooling2D(3, strides=2, name="pool1_pool", dtype=dtype)(x)  # (B, H/4, W/4, C)
 
 
-def _stage(x, block, filters, depth, strides, name, dtype):
-    """`depth` residual blocks; the first one strides, and projects its shortcut where the shape changes."""
+def _stage(x, block, filters, depth, strides, dilation, name, dtype):
+    """`depth` residual blocks; the first one strides, and projects its shortcut where the shape changes.
+
+    A dilated stage does not stride, but has the same weights as one that does.
+    """
     build = {"basic": _basic_block, "bottleneck": _bottleneck_block}[block]
     expansion = {"basic": 1, "bottleneck": 4}[block]
     for index in range(depth):
         stride = strides if index == 0 else 1
-        project = index == 0 and (stride != 1 or x.shape[-1] != filters * expansion)
-        x = build(x, filters, stride, project, name=f"{name}_block{index}", dtype=dtype)
+        project = index == 0 and (stride != 1 or dilation != 1 or x.shape[-1] != filters * expansion)
+        x = build(x, filters, stride, dilation, project, name=f"{name}_block{index}", dtype=dtype)
     return x
 
 
-def _basic_block(x, filters, strides, project, name, dtype):
+def _basic_block(x, filters, strides, dilation, project, name, dtype):
     shortcut = _conv_bn(x, filters, 1, strides, name=f"{name}_0", dtype=dtype) if project else x
-    x = _conv_bn(x, filters, 3, strides, name=f"{name}_1", dtype=dtype)
+    x = _conv_bn(x, filters, 3, strides, dilation, name=f"{name}_1", dtype=dtype)
     x = keras.layers.Activation("relu", name=f"{name}_1_relu", dtype=dtype)(x)
-    x = _conv_bn(x, filters, 3, 1, name=f"{name}_2", dtype=dtype)
+    x = _conv_bn(x, filters, 3, 1, dilation, name=f"{name}_2", dtype=dtype)
     return _residual(shortcut, x, name, dtype)
 
 
-def _bottleneck_block(x, filters, strides, project, name, dtype):
+def _bottleneck_block(x, filters, strides, dilation, project, name, dtype):
     shortcut = _conv_bn(x, 4 * filters, 1, strides, name=f"{name}_0", dtype=dtype) if project else x
     x = _conv_bn(x, filters, 1, 1, name=f"{name}_1", dtype=dtype)
     x = keras.layers.Activation("relu", name=f"{name}_1_relu", dtype=dtype)(x)
-    x = _conv_bn(x, filters, 3, strides, name=f"{name}_2", dtype=dtype)  # v1.5: the stride is here
+    x = _conv_bn(x, filters, 3, strides, dilation, name=f"{name}_2", dtype=dtype)  # v1.5: the stride is here
     x = keras.layers.Activation("relu", name=f"{name}_2_relu", dtype=dtype)(x)
     x = _conv_bn(x, 4 * filters, 1, 1, name=f"{name}_3", dtype=dtype)
     return _residual(shortcut, x, name, dtype)
@@ -209,8 +236,8 @@ def _residual(shortcut, x, name, dtype):
     return keras.layers.Activation("relu", name=f"{name}_out", dtype=dtype)(x)
 
 
-def _conv_bn(x, filters, kernel, strides, name, dtype):
-    """Convolution without bias, padded by kernel // 2 on every side, then batch normalisation.
+def _conv_bn(x, filters, kernel, strides, dilation=1, *, name, dtype):
+    """Convolution without bias, padded by kernel // 2 · dilation on every side, then batch normalisation.
 
     At stride 1 TensorFlow's "same" is that padding and needs no copy of the input. At stride 2 it is not (an
     even input gets all of it at the bottom right), so there the padding is explicit.
@@ -222,6 +249,7 @@ def _conv_bn(x, filters, kernel, strides, name, dtype):
         filters,
         kernel,
         strides=strides,
+        dilation_rate=dilation,
         padding="valid" if explicit else "same",
         use_bias=False,
         kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
