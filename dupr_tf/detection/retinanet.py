@@ -1,42 +1,44 @@
 """A RetinaNet on a pre-trained backbone: KerasCV's, with a feature pyramid and heads of any width.
 
-The only file that imports keras_cv, whose last release is 0.9.0. From it come anchors, label encoder, losses,
-their normalisation by the number of positive anchors, and per-class NMS. Its own pyramid and heads have 256
-channels and cannot be resized, and its `get_config` forgets the pyramid.
+KerasCV's last release is 0.9.0. From it come label encoder, losses, their normalisation by the number of positive
+anchors, and per-class NMS. Its own pyramid and heads have 256 channels and cannot be resized, its `get_config` forgets
+the pyramid, its anchors and its decoder want the size of the images to be known when the graph is built, and its losses
+are summed over the devices of a strategy without a word.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import keras
 import keras_cv
 import numpy as np
 import tensorflow as tf
 
-from dupr_tf.data.detection import letterbox
-from dupr_tf.models.batch_norm import FusedBatchNormalization
-from dupr_tf.weights.loading import read_keras
+from dupr_tf.detection.devices import BuiltBeforeFit, DeviceShare
+from dupr_tf.models.batch_norm import FusedBatchNormalization, set_norm
 
 LEVELS = ("P3", "P4", "P5")  # of the backbone; the pyramid adds P6 and P7
 ANCHORS_PER_CELL = 9
 BOX_FORMAT = "xyxy"
+BOX_DEVIATIONS = [0.1, 0.1, 0.2, 0.2]  # what box deltas are divided by, KerasCV's
 
 
 @keras.saving.register_keras_serializable("dupr_tf")
-class RetinaNet(keras_cv.models.RetinaNet):
-    """KerasCV's RetinaNet. Images are RGB in 0–255, (B, S, S, 3); the backbone normalises them itself.
+class RetinaNet(BuiltBeforeFit, keras_cv.models.RetinaNet):
+    """KerasCV's RetinaNet. Images are RGB in 0–255, (B, H, W, 3); the backbone normalises them itself.
+
+    Anchors, targets (IoU 0.5 and 0.4), focal loss and smooth L1 are those of Focal Loss for Dense Object Detection
+    (Lin et al., 2018); smooth L1 turns linear at 1, as KerasCV has it.
 
     Args:
         backbone: a functional model with `pyramid_level_inputs` for P3, P4 and P5.
         class_names: names of the classes 0, 1, …
-        image_size: side S of its input, a multiple of 32.
+        image_size: side of its square input, a multiple of 32; None: any height and width, multiples of 32.
         fpn_channels: width of the feature pyramid.
         anchor_scale: side of the smallest anchor of a level, in strides: 4, or less for small images.
         fpn_norm: batch normalisation after the lateral and output convolutions of P3 to P5.
         head_channels: width of the class and box heads, which have no normalisation.
         head_convs: 3×3 convolutions in each head before the one that predicts.
-        freeze_norm: the backbone's batch normalisation keeps its moving statistics and its parameters.
+        norm: how batch norms train, as `set_norm`: "train", "sync" (backbone and pyramid), "frozen" (the backbone's).
         score_threshold, nms_iou, max_detections: what `predict` returns; NMS is per class.
         name, trainable: as in every Keras model.
     """
@@ -51,61 +53,77 @@ class RetinaNet(keras_cv.models.RetinaNet):
         head_channels=256,
         head_convs=4,
         anchor_scale=4.0,
-        freeze_norm=False,
+        norm="train",
         score_threshold=0.05,
         nms_iou=0.5,
         max_detections=100,
         name="retinanet",
         trainable=True,
     ):
-        if image_size % 32:
+        if image_size is not None and image_size % 32:
             raise ValueError(f"Expected image_size, a multiple of 32, received {image_size}. Fix: 224 or 256.")
         classes, prior = len(class_names), float(-np.log((1 - 0.01) / 0.01))
         super().__init__(
             backbone=backbone,
             num_classes=classes,
             bounding_box_format=BOX_FORMAT,
-            anchor_generator=_anchors(anchor_scale),
+            anchor_generator=pyramid_anchors(anchor_scale),
             feature_pyramid=FeaturePyramid(fpn_channels, fpn_norm, name="feature_pyramid"),
             classification_head=PredictionHead(
                 ANCHORS_PER_CELL * classes, head_channels, head_convs, prior, name="class_head"
             ),
             box_head=PredictionHead(ANCHORS_PER_CELL * 4, head_channels, head_convs, name="box_head"),
-            prediction_decoder=keras_cv.layers.MultiClassNonMaxSuppression(
-                bounding_box_format=BOX_FORMAT,
-                from_logits=True,
-                iou_threshold=nms_iou,
-                confidence_threshold=score_threshold,
-                max_detections=max_detections,
-                max_detections_per_class=max_detections,
-            ),
+            prediction_decoder=per_class_nms(score_threshold, nms_iou, max_detections),
             name=name,
             trainable=trainable,
         )
         self.class_names, self.image_size = tuple(class_names), image_size
         self.fpn_channels, self.fpn_norm = fpn_channels, fpn_norm
         self.head_channels, self.head_convs = head_channels, head_convs
-        self.anchor_scale, self.freeze_norm = anchor_scale, freeze_norm
+        self.anchor_scale, self.norm = anchor_scale, norm
         self.score_threshold, self.nms_iou, self.max_detections = score_threshold, nms_iou, max_detections
-        if freeze_norm:
-            _freeze_norms(backbone)
+        set_norm(backbone, norm)
+        set_norm(self.feature_pyramid, "sync" if norm == "sync" else "train")
 
     def compile(self, optimizer, **kwargs):
         """Focal and smooth L1 loss, KerasCV's; no XLA, which its label encoder and NMS do not gain from."""
-        defaults = {"classification_loss": "focal", "box_loss": "smoothl1", "jit_compile": False}
+        focal = DeviceShare(keras_cv.losses.FocalLoss(from_logits=True, reduction="sum"))
+        smooth = DeviceShare(keras_cv.losses.SmoothL1Loss(l1_cutoff=1.0, reduction="sum"))
+        defaults = {"classification_loss": focal, "box_loss": smooth, "jit_compile": False}
         super().compile(optimizer=optimizer, **(defaults | kwargs))
-        # Left to the first step, the creation of its variables has Keras trace that step twice.
+        # Left to the first step, the creation of variables has Keras trace that step twice, and fails on several devices.
         self.optimizer.build(self.trainable_variables)
+        self._build_loss_logs()
+
+    def _build_loss_logs(self):
+        """Keras makes what it logs losses in when it computes them first: here, of an empty image of 32 px."""
+        images = tf.zeros([1, 32, 32, 3])
+        count = sum(len(level) for level in self.anchor_generator(image_shape=(32, 32, 3)).values())
+        labels = {"boxes": tf.fill([1, 1, 4], -1.0), "classes": tf.fill([1, 1], -1.0)}
+        outputs = {"box": tf.zeros([1, count, 4]), "classification": tf.zeros([1, count, self.num_classes])}
+        self.compute_loss(images, labels, outputs, None)
+        self.reset_metrics()
 
     def call(self, inputs, training=None, mask=None):
         # KerasCV's steps pass the bare images where its graph has a dict; Keras would warn at every trace.
-        inputs = inputs if isinstance(inputs, dict) else {"images": inputs}
-        return super().call(inputs, training=training, mask=mask)
+        return super().call({"images": images_of(inputs)}, training=training, mask=mask)
+
+    def train_step(self, data):
+        labels = {name: data["bounding_boxes"][name] for name in ("boxes", "classes")}  # KerasCV refuses others
+        return super().train_step((data["images"], labels))
 
     def predict_step(self, data):
-        """Detections of a batch; KerasCV's own takes labels for images where a dataset has both."""
-        images = _images_of(data)
-        return self.decode_predictions(self(images, training=False), images)
+        """Detections of a batch; boxes end where the picture does, if the batch has `image_sizes`."""
+        images = images_of(data)
+        found = self.decode_predictions(self(images, training=False), images)
+        sizes = data.get("image_sizes") if isinstance(data, dict) else None
+        return found if sizes is None else clipped(found, sizes)
+
+    def decode_predictions(self, predictions, images):
+        """As KerasCV's, for images of any size. Rows of `boxes` and `classes` from `num_detections` on are -1."""
+        anchors = tf.concat(list(self.anchor_generator(image_shape=tuple(tf.shape(images)[1:])).values()), axis=0)
+        boxes = decoded(predictions["box"], anchors)  # (B, anchors, 4)
+        return self.prediction_decoder(boxes, predictions["classification"])
 
     def get_config(self):
         return {
@@ -117,7 +135,7 @@ class RetinaNet(keras_cv.models.RetinaNet):
             "head_channels": self.head_channels,
             "head_convs": self.head_convs,
             "anchor_scale": self.anchor_scale,
-            "freeze_norm": self.freeze_norm,
+            "norm": self.norm,
             "score_threshold": self.score_threshold,
             "nms_iou": self.nms_iou,
             "max_detections": self.max_detections,
@@ -238,88 +256,51 @@ class PredictionHead(keras.layers.Layer):
 
 
 def build_retinanet(backbone, class_names, config):
-    """A RetinaNet as `config.detector` and `config.data.image_size` describe it."""
+    """A RetinaNet as `config.detector` and `config.data.image_size` describe it; of no fixed size with `short_sides`."""
     detector = config.detector
     return RetinaNet(
         backbone,
         class_names,
-        config.data.image_size,
+        None if detector.short_sides else config.data.image_size,
         fpn_channels=detector.fpn_channels,
         fpn_norm=detector.fpn_norm,
         head_channels=detector.head_channels,
         head_convs=detector.head_convs,
         anchor_scale=detector.anchor_scale or 4.0,
-        freeze_norm=detector.norm == "frozen",
+        norm=detector.norm,
         score_threshold=detector.score_threshold,
         nms_iou=detector.nms_iou,
         max_detections=detector.max_detections,
     )
 
 
-def save_detector(detector, path):
-    """Writes a `.keras` file without the optimizer's state; `load_detector` reads it."""
-    copy = RetinaNet.from_config(detector.get_config())
-    copy.set_weights(detector.get_weights())
-    copy.save(path)
+@keras.saving.register_keras_serializable("dupr_tf")
+class Anchors(keras_cv.layers.AnchorGenerator):
+    """KerasCV's anchors, for an image whose sides may be known only when it is there."""
+
+    def __call__(self, image=None, image_shape=None):
+        height, width = tf.unstack((tf.shape(image) if image_shape is None else tf.convert_to_tensor(image_shape))[:2])
+        return {level: _anchors_of(one, height, width) for level, one in self.anchor_generators.items()}
 
 
-def load_detector(path):
-    """Reads a `.keras` file of `save_detector`, or of a folder that `finetune` wrote.
+def _anchors_of(generator, height, width):
+    """(h·w·K, 4) xyxy, clipped: cells row by row, at each the sizes (three to an octave) times the shapes."""
+    shapes = tf.sqrt(tf.constant(generator.aspect_ratios, tf.float32))  # width / height is the ratio
+    sizes = tf.constant([generator.sizes * scale for scale in generator.scales], tf.float32)[:, None]
+    half = tf.reshape(tf.stack([sizes * shapes, sizes / shapes], axis=-1), [1, 1, -1, 2]) / 2  # x, y
 
-    Raises:
-        ValueError: there is none, or it is another kind of model.
-    """
-    file = Path(path)
-    file = file / "detector.keras" if file.is_dir() else file
-    if not file.is_file() or file.suffix != ".keras":
-        raise ValueError(f"Expected a detector (.keras, or a folder of finetune), received {path}. Fix: the path")
-    model = read_keras(file)
-    if not isinstance(model, RetinaNet):
-        raise ValueError(f"Expected a RetinaNet, received {file} ({type(model).__name__}). Fix: a detector.keras")
-    return model
+    def centres(side):
+        return (tf.cast(tf.range(-(-side // generator.stride)), tf.float32) + 0.5) * generator.stride
+
+    centre = tf.stack(tf.meshgrid(centres(width), centres(height)), axis=-1)[:, :, None]  # (h, w, 1, 2)
+    boxes = tf.reshape(tf.concat([centre - half, centre + half], axis=-1), [-1, 4])
+    return tf.clip_by_value(boxes, 0.0, tf.cast(tf.stack([width, height, width, height]), tf.float32))
 
 
-def export_detector(detector, path):
-    """Writes a SavedModel that gives the same detections as `predict`, without Keras.
-
-    Functions of the loaded object. The first two return `boxes` (B, M, 4) float32 x1 y1 x2 y2, `classes` (B, M)
-    int32, `scores` (B, M) float32 and `num_detections` (B,) int32, rows from there on being -1:
-        serve (and the signature `serving_default`): images (B, H, W, 3) uint8 of any size, boxes in their pixels;
-        serve_square: images (B, S, S, 3) float32 in 0–255, letterboxed already;
-        class_names: takes nothing, returns (classes,) strings.
-    """
-    size = detector.image_size
-
-    @tf.function(input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32, "images")], autograph=False)
-    def serve_square(images):
-        found = detector.decode_predictions(detector(images, training=False), images)
-        return {
-            "boxes": found["boxes"],
-            "classes": tf.cast(found["classes"], tf.int32),
-            "scores": found["confidence"],
-            "num_detections": found["num_detections"],
-        }
-
-    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, "images")], autograph=False)
-    def serve(images):
-        square, scale = letterbox(images, size)
-        found = serve_square(square)
-        height, width = (tf.cast(side, tf.float32) for side in tf.unstack(tf.shape(images)[1:3]))
-        boxes = tf.clip_by_value(found["boxes"] / scale, 0.0, tf.stack([width, height, width, height]))
-        return {**found, "boxes": tf.where(found["classes"][..., None] >= 0, boxes, -1.0)}
-
-    module = tf.Module()
-    module.weights = [variable.value for variable in detector.variables]
-    module.serve, module.serve_square = serve, serve_square
-    module.class_names = tf.function(lambda: tf.constant(detector.class_names), input_signature=[])
-    # Keras' ExportArchive gives the same in twice the time.
-    tf.saved_model.save(module, str(path), signatures={"serving_default": serve})
-
-
-def _anchors(scale):
-    """KerasCV's default anchors where `scale` is 4: at every cell three sizes times three shapes."""
+def pyramid_anchors(scale):
+    """KerasCV's default anchors where `scale` is 4: at every cell of P3 to P7 three sizes times three shapes."""
     strides = [2**level for level in range(3, 8)]
-    return keras_cv.layers.AnchorGenerator(
+    return Anchors(
         bounding_box_format=BOX_FORMAT,
         sizes=[float(scale * stride) for stride in strides],
         scales=[2 ** (third / 3) for third in range(3)],
@@ -329,7 +310,36 @@ def _anchors(scale):
     )
 
 
-def _images_of(data):
+def per_class_nms(score_threshold, nms_iou, max_detections):
+    """KerasCV's layer from boxes (B, n, 4) xyxy and logits (B, n, classes) to the best detections of all classes."""
+    return keras_cv.layers.MultiClassNonMaxSuppression(
+        bounding_box_format=BOX_FORMAT,
+        from_logits=True,
+        iou_threshold=nms_iou,
+        confidence_threshold=score_threshold,
+        max_detections=max_detections,
+        max_detections_per_class=max_detections,
+    )
+
+
+def decoded(deltas, anchors):
+    """Boxes (B, n, 4) xyxy from (dy, dx, dh, dw) over their deviations, KerasCV's `center_yxhw`, and anchors (n, 4)."""
+    deltas = deltas * tf.constant(BOX_DEVIATIONS)
+    sides = anchors[:, 2:] - anchors[:, :2]  # (n, 2) width, height
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2 + deltas[..., 1::-1] * sides
+    half = tf.exp(deltas[..., :1:-1]) * sides / 2
+    return tf.concat([centres - half, centres + half], axis=-1)
+
+
+def clipped(found, image_sizes):
+    """Detections with their boxes cut off at the pictures' sizes (B, 2) height, width; rows of -1 stay."""
+    ends = tf.cast(tf.gather(image_sizes, [1, 0, 1, 0], axis=1), tf.float32)[:, None]
+    boxes = tf.clip_by_value(found["boxes"], 0.0, ends)
+    return {**found, "boxes": tf.where(found["classes"][..., None] >= 0, boxes, found["boxes"])}
+
+
+def images_of(data):
+    """The images of a batch: of a dict, of (images, labels), or themselves."""
     if isinstance(data, tuple | list):
         data = data[0]
     return data["images"] if isinstance(data, dict) else data
@@ -338,9 +348,3 @@ def _images_of(data):
 def _doubled(features):
     """Nearest-neighbour upsampling by 2."""
     return keras.ops.repeat(keras.ops.repeat(features, 2, axis=1), 2, axis=2)
-
-
-def _freeze_norms(backbone):
-    for layer in backbone._flatten_layers():
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.trainable = False

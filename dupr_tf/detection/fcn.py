@@ -1,0 +1,155 @@
+"""A fully convolutional network for semantic segmentation, as MoCo measures backbones with.
+
+Momentum Contrast (He et al., 2020, appendix A.5): the convolutions of a ResNet, those of conv5 that are 3×3 with
+dilation 2 and stride 1, so that the stride is 16; two 3×3 convolutions of 256 channels and dilation 6, each with batch
+norm and ReLU; a 1×1 convolution that classifies every cell. Nothing is said there about the way back to pixels: here it
+is bilinear, cell centres on the centres of the pixels they cover, in training and at test.
+"""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from dupr_tf.detection.devices import BuiltBeforeFit
+from dupr_tf.models.batch_norm import FusedBatchNormalization, set_norm
+from dupr_tf.models.resnet import dilated, pyramid
+
+STRIDE = 16
+DILATION = 6  # of the head's 3×3 convolutions
+IGNORED = 255  # a pixel of no class
+
+
+@keras.saving.register_keras_serializable("dupr_tf")
+class FCN(BuiltBeforeFit, keras.Model):
+    """Images in, the class of every pixel out. Images are RGB in 0–255, (B, H, W, 3), sides multiples of 16.
+
+    `fit` takes batches `{"images", "segments" (B, H, W) int32}`, 255 where nothing is to be learnt; `predict` gives
+    (B, H, W) int32 classes. Calling it gives the logits, (B, H, W, classes).
+
+    Args:
+        backbone: a `ResNetBackbone` that normalises images itself; with an `output_stride` of 32 it is copied, dilated.
+        class_names: names of the classes 0, 1, …
+        head_channels: width of the head's 3×3 convolutions.
+        head_convs: how many of them.
+        norm: "train", "sync" or "frozen", as `set_norm`; the head's norms are never frozen.
+        name, trainable: as in every Keras model.
+
+    Raises:
+        ValueError: for a backbone that cannot be dilated.
+    """
+
+    image_size = None  # any
+
+    def __init__(
+        self, backbone, class_names, head_channels=256, head_convs=2, norm="train", name="fcn", trainable=True
+    ):
+        super().__init__(name=name, trainable=trainable)
+        self.backbone = backbone if getattr(backbone, "output_stride", None) == STRIDE else dilated(backbone)
+        self.class_names, self.norm = tuple(class_names), norm
+        self.head_channels, self.head_convs = head_channels, head_convs
+        self.features = pyramid(self.backbone, ("P5",))
+        self.head = segmentation_head(len(self.class_names), head_channels, head_convs)
+        set_norm(self.backbone, norm)
+        set_norm(self.head, "sync" if norm == "sync" else "train")
+        self.head.build((None, None, None, self.features.output["P5"].shape[-1]))
+        self.built = True
+
+    def compile(self, optimizer, **kwargs):
+        """No XLA: on one GPU too, resizing and the dilated convolutions gain nothing from it."""
+        super().compile(optimizer=optimizer, **({"jit_compile": False} | kwargs))
+        self.optimizer.build(self.trainable_variables)
+
+    def call(self, inputs, training=False):
+        images = inputs["images"] if isinstance(inputs, dict) else inputs
+        cells = self.head(self.features(images, training=training)["P5"], training=training)  # (B, H/16, W/16, C)
+        # (B, H, W, C); half-pixel centres
+        return tf.image.resize(cells, tf.shape(images)[1:3], method="bilinear")
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """Cross-entropy, averaged over the pixels that are not ignored; a share of it on each device of a strategy."""
+        loss = pixel_cross_entropy(y_pred, x["segments"])
+        return loss / tf.distribute.get_strategy().num_replicas_in_sync
+
+    def predict_step(self, data):
+        data = data[0] if isinstance(data, tuple | list) else data
+        return tf.argmax(self(data, training=False), axis=-1, output_type=tf.int32)  # (B, H, W)
+
+    def get_config(self):
+        return {
+            "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "class_names": list(self.class_names),
+            "head_channels": self.head_channels,
+            "head_convs": self.head_convs,
+            "norm": self.norm,
+            "name": self.name,
+            "trainable": self.trainable,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "backbone": keras.saving.deserialize_keras_object(config["backbone"])})
+
+    def get_compile_config(self):
+        """None: a saved detector carries no optimizer."""
+        return None
+
+
+def segmentation_head(classes, channels, convs):
+    """`convs` 3×3 convolutions of dilation 6 with batch norm and ReLU, then 1×1 to logits; (B, h, w, ·) both ways."""
+    layers = []
+    for i in range(convs):
+        layers += [
+            keras.layers.Conv2D(
+                channels,
+                3,
+                padding="same",
+                dilation_rate=DILATION,
+                use_bias=False,
+                kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
+                name=f"conv{i}",
+            ),
+            FusedBatchNormalization(momentum=0.9, epsilon=1e-5, name=f"bn{i}"),
+            keras.layers.ReLU(name=f"relu{i}"),
+        ]
+    small = keras.initializers.RandomNormal(stddev=0.01)
+    return keras.Sequential([*layers, keras.layers.Conv2D(classes, 1, kernel_initializer=small, name="logits")], name="head")
+
+
+def pixel_cross_entropy(logits, segments):
+    """Mean of -log softmax(logits)[class] over the pixels of a batch that have a class; 0 where none has.
+
+    Args:
+        logits: (B, H, W, C) float32.
+        segments: (B, H, W) int32 in 0 … C - 1; 255 is ignored.
+    """
+    counted = tf.cast(segments != IGNORED, tf.float32)
+    classes = tf.where(segments != IGNORED, segments, 0)
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, logits)  # (B, H, W)
+    return tf.reduce_sum(losses * counted) / tf.maximum(tf.reduce_sum(counted), 1.0)
+
+
+def build_fcn(backbone, class_names, config):
+    """An FCN as `config.detector` describes it."""
+    detector = config.detector
+    return FCN(backbone, class_names, detector.head_channels, detector.head_convs, detector.norm)
+
+
+def export_fcn(fcn, path):
+    """Writes a SavedModel that gives the same classes as `predict`, without Keras.
+
+    Functions of the loaded object: `serve` (and the signature `serving_default`) takes images (B, H, W, 3) uint8 of any
+    size and returns `segments` (B, H, W) int32; `class_names` takes nothing and returns (classes,) strings.
+    """
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, "images")], autograph=False)
+    def serve(images):
+        height, width = tf.unstack(tf.shape(images)[1:3])
+        logits = fcn(padded(tf.cast(images, tf.float32)), training=False)
+        return {"segments": tf.argmax(logits, axis=-1, output_type=tf.int32)[:, :height, :width]}
+
+    module = tf.Module()
+    module.weights = [variable.value for variable in fcn.variables]
+    module.serve = serve
+    module.class_names = tf.function(lambda: tf.constant(fcn.class_names), input_signature=[])
+    tf.saved_model.save(module, str(path), signatures={"serving_default": serve})

@@ -1,0 +1,186 @@
+"""KerasHub's RetinaNet on a pre-trained backbone, behind the interface of the other detectors. Needs the extra `kerashub`.
+
+From KerasHub 0.32 come the graph, anchors, box coding, label encoder and heads. Repaired here: its prior bias sits on the
+box head and its head kernels start at deviation 0.05 (the first loss is 155 for 5.8); its pyramid's batch norms have
+their epsilon for momentum, and those of P3 to P5 are never called, so the pyramid is `retinanet.FeaturePyramid`; its
+non-maximum suppression leaves every box one class, so that is per class as in the other detectors; its focal loss has no
+alpha and is a mean over classes, so losses are KerasCV's too.
+"""
+
+from __future__ import annotations
+
+import keras
+import keras_cv
+import keras_hub
+import numpy as np
+import tensorflow as tf
+
+from dupr_tf.detection.devices import BuiltBeforeFit, DeviceShare
+from dupr_tf.detection.retinanet import (
+    BOX_FORMAT,
+    LEVELS,
+    FeaturePyramid,
+    clipped,
+    images_of,
+    per_class_nms,
+)
+from dupr_tf.models.batch_norm import set_norm
+from dupr_tf.models.resnet import pyramid
+
+HEAD_CHANNELS = 256  # KerasHub's heads have no other width
+PRIOR = 0.01  # probability of an object at an anchor, to begin with
+
+
+class PyramidBackbone(keras.Model):
+    """What KerasHub's detector asks of a backbone: a functional model with the pyramid P3 to P7 and its levels."""
+
+    min_level, max_level = 3, 7
+
+    def __init__(self, backbone, channels, norm, image_size):
+        images = keras.Input((image_size, image_size, 3), name="images")
+        feature_pyramid = FeaturePyramid(channels, norm, name="feature_pyramid")
+        levels = feature_pyramid(pyramid(backbone, LEVELS)(images))
+        super().__init__(images, {f"P{3 + i}": level for i, level in enumerate(levels)}, name="pyramid")
+        self.feature_pyramid, self.image_shape = feature_pyramid, (image_size, image_size, 3)
+
+
+@keras.saving.register_keras_serializable("dupr_tf")
+class KerasHubRetinaNet(BuiltBeforeFit, keras_hub.models.RetinaNetObjectDetector):
+    """KerasHub's RetinaNet. Images are RGB in 0–255, (B, S, S, 3); the backbone normalises them itself.
+
+    Args:
+        backbone: a functional model with P3, P4 and P5, as `pyramid` takes.
+        class_names: names of the classes 0, 1, …
+        image_size: side S of its input, a multiple of 32; KerasHub's anchors want it fixed.
+        fpn_channels, fpn_norm, head_convs, anchor_scale, norm: as in `RetinaNet`.
+        score_threshold, nms_iou, max_detections: what `predict` returns; NMS is per class.
+        name, trainable: as in every Keras model.
+    """
+
+    def __init__(
+        self,
+        backbone,
+        class_names,
+        image_size,
+        fpn_channels=256,
+        fpn_norm=True,
+        head_convs=4,
+        anchor_scale=4.0,
+        norm="train",
+        score_threshold=0.05,
+        nms_iou=0.5,
+        max_detections=100,
+        name="kerashub_retinanet",
+        trainable=True,
+    ):
+        anchors = keras_hub.layers.AnchorGenerator(
+            BOX_FORMAT, min_level=3, max_level=7, num_scales=3, aspect_ratios=[0.5, 1.0, 2.0], anchor_size=anchor_scale
+        )
+        levels = PyramidBackbone(backbone, fpn_channels, fpn_norm, image_size)
+        super().__init__(
+            backbone=levels,
+            num_classes=len(class_names),
+            bounding_box_format=BOX_FORMAT,
+            anchor_generator=anchors,
+            pre_logits_num_conv_layers=head_convs,
+            name=name,
+            trainable=trainable,
+        )
+        self.levels, self.backbone = levels, backbone
+        self.class_names, self.image_size = tuple(class_names), image_size
+        self.fpn_channels, self.fpn_norm = fpn_channels, fpn_norm
+        self.head_convs, self.anchor_scale, self.norm = head_convs, anchor_scale, norm
+        self.score_threshold, self.nms_iou, self.max_detections = score_threshold, nms_iou, max_detections
+        self.nms = per_class_nms(score_threshold, nms_iou, max_detections)
+        for head, bias in ((self.box_head, 0.0), (self.classification_head, -float(np.log((1 - PRIOR) / PRIOR)))):
+            begin_head(head, bias)
+        set_norm(backbone, norm)
+        set_norm(levels.feature_pyramid, "sync" if norm == "sync" else "train")
+
+    def compile(self, optimizer, **kwargs):
+        """Focal and smooth L1 loss, KerasCV's."""
+        focal = DeviceShare(keras_cv.losses.FocalLoss(from_logits=True, reduction="sum"))
+        smooth = DeviceShare(keras_cv.losses.SmoothL1Loss(l1_cutoff=1.0, reduction="sum"))
+        defaults = {"classification_loss": focal, "box_loss": smooth, "jit_compile": False}
+        super().compile(optimizer=optimizer, **(defaults | kwargs))
+        self.optimizer.build(self.trainable_variables)
+        self._build_loss_logs()
+
+    def _build_loss_logs(self):
+        """Keras makes what it logs losses in when it computes them first: here, of an empty image of 128 px."""
+        images = tf.zeros([1, 128, 128, 3])
+        count = sum(len(level) for level in self.anchor_generator(images).values())
+        labels = {"boxes": tf.fill([1, 1, 4], -1.0), "labels": tf.fill([1, 1], -1.0)}
+        outputs = {"bbox_regression": tf.zeros([1, count, 4]), "cls_logits": tf.zeros([1, count, self.num_classes])}
+        self.compute_loss(images, labels, outputs, None)
+        self.reset_metrics()
+
+    def call(self, inputs, training=None, mask=None):
+        return super().call(images_of(inputs), training=training, mask=mask)
+
+    def train_step(self, data):
+        labels = data["bounding_boxes"]
+        return super().train_step((data["images"], {"boxes": labels["boxes"], "labels": labels["classes"]}))
+
+    def predict_step(self, data):
+        """Detections of a batch; boxes end where the picture does, if the batch has `image_sizes`."""
+        images = images_of(data)
+        found = self.decode_predictions(self(images, training=False), images)
+        sizes = data.get("image_sizes") if isinstance(data, dict) else None
+        return found if sizes is None else clipped(found, sizes)
+
+    def decode_predictions(self, predictions, data):
+        """`boxes`, `classes`, `confidence`, `num_detections` of images (B, S, S, 3), as `RetinaNet` has them."""
+        anchors = tf.concat(list(self.anchor_generator(data).values()), axis=0)
+        boxes = keras.utils.bounding_boxes.decode_deltas_to_boxes(
+            anchors=anchors,
+            boxes_delta=predictions["bbox_regression"],
+            encoded_format="center_xywh",
+            anchor_format=BOX_FORMAT,
+            box_format=BOX_FORMAT,
+        )
+        return self.nms(boxes, predictions["cls_logits"])
+
+    def get_config(self):
+        names = ("image_size", "fpn_channels", "fpn_norm", "head_convs", "anchor_scale", "norm")
+        names += ("score_threshold", "nms_iou", "max_detections", "name", "trainable")
+        return {
+            "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "class_names": list(self.class_names),
+            **{name: getattr(self, name) for name in names},
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "backbone": keras.saving.deserialize_keras_object(config["backbone"])})
+
+    def get_compile_config(self):
+        """None: a saved detector carries no optimizer."""
+        return None
+
+
+def begin_head(head, bias):
+    """Starts a head as the paper of RetinaNet does: kernels of deviation 0.01, and this bias where it predicts."""
+    kernel = keras.initializers.RandomNormal(stddev=0.01)
+    for layer in (*head.conv_layers, head.prediction_layer):
+        layer.kernel.assign(kernel(layer.kernel.shape))
+        layer.bias.assign(np.zeros(layer.bias.shape, np.float32))
+    head.prediction_layer.bias.assign(np.full(head.prediction_layer.bias.shape, bias, np.float32))
+
+
+def build_kerashub(backbone, class_names, config):
+    """A `KerasHubRetinaNet` as `config.detector` and `config.data.image_size` describe it."""
+    detector = config.detector
+    return KerasHubRetinaNet(
+        backbone,
+        class_names,
+        config.data.image_size,
+        fpn_channels=detector.fpn_channels,
+        fpn_norm=detector.fpn_norm,
+        head_convs=detector.head_convs,
+        anchor_scale=detector.anchor_scale or 4.0,
+        norm=detector.norm,
+        score_threshold=detector.score_threshold,
+        nms_iou=detector.nms_iou,
+        max_detections=detector.max_detections,
+    )

@@ -1,0 +1,54 @@
+"""Precise batch normalisation: the moving statistics a trained detector is evaluated with, measured again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import tensorflow as tf
+
+from dupr_tf.models.batch_norm import norm_layers
+
+
+def measure_norms(model, batches: Iterable, forward: Callable) -> int:
+    """Replaces the moving statistics of every trained batch norm by the mean, over batches, of each batch's own.
+
+    Rethinking "Batch" in BatchNorm (Wu and Johnson, 2021, section 3), as detectron2's PreciseBN did it at the time of
+    the paper: the plain mean of batch means and of batch variances, a batch's variance being what training would put
+    into the moving one (unbiased where the fused kernel computes it). Weights stay as they are. A layer that is frozen,
+    or that a forward pass does not reach, keeps its statistics.
+
+    Args:
+        model: a detector.
+        batches: as in training, each of at least one image; all weigh the same.
+        forward: a function of one batch that runs the model as in training, without an update.
+
+    Returns:
+        How many batches there were.
+
+    Raises:
+        ValueError: for a model to measure and no batches.
+    """
+    layers = [layer for layer in norm_layers(model) if layer.trainable]
+    if not layers:
+        return 0
+    sums, momenta, count = None, [layer.momentum for layer in layers], 0
+    # At momentum 0 the moving statistics are those of the last batch alone.
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        step = tf.function(lambda batch: (forward(batch), None)[1], autograph=False, reduce_retracing=True)
+        for batch in batches:
+            step(batch)
+            found = [(layer.moving_mean.numpy(), layer.moving_variance.numpy()) for layer in layers]
+            sums = found if sums is None else [(m + a, v + b) for (m, v), (a, b) in zip(sums, found, strict=True)]
+            count += 1
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+    if sums is None:
+        raise ValueError("Expected batches to measure batch norms on, received none. Fix: detector.precise_bn_images")
+    for layer, (mean, variance) in zip(layers, sums, strict=True):
+        layer.moving_mean.assign(np.asarray(mean / count, np.float32))
+        layer.moving_variance.assign(np.asarray(variance / count, np.float32))
+    return count
