@@ -1,4 +1,4 @@
-"""Average precision by pycocotools, on arrays."""
+"""Average precision of boxes or masks by pycocotools, on arrays."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from dupr_tf.data.annotations import AnnotatedImages
+from dupr_tf.data.masks import as_coco
 
 STATISTICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # class name -> recall, precision at IoU 0.5
 
 
-def coco_ap(annotated: AnnotatedImages, detections: Sequence[dict[str, np.ndarray]]) -> dict:
+def coco_ap(annotated: AnnotatedImages, detections: Sequence[dict], masks: bool = False) -> dict:
     """COCO's AP of the detections of a split.
 
     Ignored boxes (VOC `difficult`, COCO crowds) go in as crowds. pycocotools reads no flag but `iscrowd`, and
@@ -27,35 +29,59 @@ def coco_ap(annotated: AnnotatedImages, detections: Sequence[dict[str, np.ndarra
     Args:
         annotated: the ground truth.
         detections: for each image, in order, `boxes` (k, 4) float x1 y1 x2 y2 in pixels of the image,
-            `classes` (k,) int and `scores` (k,) float; the 100 best of an image count.
+            `classes` (k,) int and `scores` (k,) float, and for masks `masks`, k run lengths; the 100 best of an
+            image count.
+        masks: compares masks instead of boxes.
 
     Returns:
         `AP` (mean over IoU 0.5 to 0.95), `AP50`, `AP75`, `AP_small`, `AP_medium`, `AP_large` in [0, 1], and
-        `per_class`: name -> AP. None where there is nothing to find.
+        `per_class` and `per_class_AP50`: name -> AP. None where there is nothing to find.
 
     Raises:
-        ValueError: as many detections as images are expected.
+        ValueError: as many detections as images are expected, and masks where masks are compared.
     """
-    if len(detections) != len(annotated):
-        raise ValueError(
-            f"Expected detections of {len(annotated)} images, received {len(detections)}. Fix: one entry for each image"
-        )
-    truth = _ground_truth(annotated)
-    rows = _result_rows(detections)
+    return coco_scores(annotated, detections, masks)[0]
+
+
+def coco_curves(annotated: AnnotatedImages, detections: Sequence[dict], masks: bool = False) -> Curves:
+    """Recall and precision at IoU 0.5, (101,) each, for every class with something to find; as `coco_ap` otherwise."""
+    return coco_scores(annotated, detections, masks)[1]
+
+
+def coco_scores(annotated: AnnotatedImages, detections: Sequence[dict], masks: bool = False) -> tuple[dict, Curves]:
+    """What `coco_ap` and `coco_curves` give, from one evaluation."""
+    check_detections(annotated, detections, masks)
+    truth = _ground_truth(annotated, masks)
+    rows = _mask_rows(annotated, detections) if masks else _box_rows(detections)
     with contextlib.redirect_stdout(io.StringIO()):
         found = _empty_results(truth) if not len(rows) else truth.loadRes(rows)
-        evaluation = COCOeval(truth, found, "bbox")
+        evaluation = COCOeval(truth, found, "segm" if masks else "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     result = {name: _share(evaluation.stats[i]) for i, name in enumerate(STATISTICS)}
     # (IoU thresholds, recalls, classes, sizes, most detections)
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    per_class = {name: _mean(precision[:, :, k]) for k, name in enumerate(annotated.class_names)}
-    return {**result, "per_class": per_class}
+    result["per_class"] = {name: _mean(precision[:, :, k]) for k, name in enumerate(annotated.class_names)}
+    result["per_class_AP50"] = {name: _mean(precision[0, :, k]) for k, name in enumerate(annotated.class_names)}
+    recall = np.asarray(evaluation.params.recThrs)
+    at_half = {name: precision[0, :, k] for k, name in enumerate(annotated.class_names)}
+    return result, {name: (recall, values) for name, values in at_half.items() if values[0] > -1}
 
 
-def _ground_truth(annotated: AnnotatedImages) -> COCO:
+def check_detections(annotated: AnnotatedImages, detections: Sequence[dict], masks: bool) -> None:
+    """Raises ValueError where images and detections, or masks, do not go together."""
+    if len(detections) != len(annotated):
+        raise ValueError(
+            f"Expected detections of {len(annotated)} images, received {len(detections)}. Fix: one entry for each image"
+        )
+    if masks and annotated.masks is None:
+        raise ValueError("Expected annotations with masks, received none. Fix: read_annotations(…, masks=True)")
+    if masks and not all("masks" in found for found in detections):
+        raise ValueError("Expected detections with masks, received boxes alone. Fix: a detector of masks")
+
+
+def _ground_truth(annotated: AnnotatedImages, masks: bool) -> COCO:
     images, annotations = [], []
     for image, (height, width) in enumerate(annotated.sizes):
         images.append({"id": image, "height": int(height), "width": int(width)})
@@ -65,7 +91,7 @@ def _ground_truth(annotated: AnnotatedImages) -> COCO:
             annotated.ignored[image],
             annotated.areas[image],
         )
-        for box, label, ignored, area in zip(*columns, strict=True):
+        for k, (box, label, ignored, area) in enumerate(zip(*columns, strict=True)):
             x1, y1, x2, y2 = map(float, box)
             annotations.append(
                 {
@@ -77,11 +103,13 @@ def _ground_truth(annotated: AnnotatedImages) -> COCO:
                     "iscrowd": int(ignored),
                 }
             )
+            if masks:
+                annotations[-1]["segmentation"] = as_coco(annotated.masks[image][k], (height, width))
     categories = [{"id": number, "name": name} for number, name in enumerate(annotated.class_names)]
     return _index({"info": {}, "images": images, "annotations": annotations, "categories": categories})
 
 
-def _result_rows(detections: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
+def _box_rows(detections: Sequence[dict]) -> np.ndarray:
     """(n, 7) image, x, y, width, height, score, class: the array form of COCO's results."""
     rows = []
     for image, found in enumerate(detections):
@@ -91,6 +119,20 @@ def _result_rows(detections: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
         columns = (np.asarray(found[name], np.float64).reshape(-1, 1) for name in ("scores", "classes"))
         rows.append(np.concatenate([ids, boxes[:, :2], sides, *columns], axis=1))
     return np.concatenate(rows) if rows else np.zeros((0, 7))
+
+
+def _mask_rows(annotated: AnnotatedImages, detections: Sequence[dict]) -> list[dict]:
+    """COCO's results with masks."""
+    return [
+        {
+            "image_id": image,
+            "category_id": int(label),
+            "score": float(score),
+            "segmentation": as_coco(mask, annotated.sizes[image]),
+        }
+        for image, found in enumerate(detections)
+        for label, score, mask in zip(found["classes"], found["scores"], found["masks"], strict=True)
+    ]
 
 
 def _empty_results(truth: COCO) -> COCO:

@@ -1,0 +1,77 @@
+"""What the readers of annotations share: an image as listed in a file, and what is said of files that are wrong.
+
+Nothing here imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+# What is wrong with the contents of a file, as Python finds it while they are read.
+MISTAKES = (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError)
+
+
+class Object(NamedTuple):
+    """An object as annotated: px of the upright image, not yet checked."""
+
+    name: str
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    area: float | None = None
+    ignored: bool = False
+    segmentation: Any = None  # COCO's polygons or RLE as in its file; bytes: RLE counts, checked
+
+
+@dataclass
+class Entry:
+    """A listed image, as read. `size` is height and width, 0 where the annotations do not say."""
+
+    path: Path
+    size: tuple[int, int]
+    id: str
+    objects: list[Object] = field(default_factory=list)
+    void: bytes | None = None  # Cityscapes: RLE counts of the pixels that are nothing
+
+
+def bounded(file: Path, most: int) -> bytes:
+    """The bytes of a file that is not too large to be read."""
+    if file.stat().st_size > most:
+        raise ValueError(
+            f"Expected annotations of at most {most} bytes, received {file.stat().st_size}: {file}. Fix: split the file"
+        )
+    return file.read_bytes()
+
+
+def told(error: Exception, kind: str, file: Path) -> ValueError:
+    """One line for what was met in a file; what is one already stays."""
+    if str(error).startswith("Expected"):
+        return error
+    what = " ".join(f"{type(error).__name__} {error}".split())[:200]
+    return ValueError(f"Expected {kind} annotations, received {file}: {what}. Fix: the file")
+
+
+def refuse_repeated(ids: Iterable, what: str, file: Path) -> None:
+    repeated = [key for key, count in collections.Counter(ids).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"Expected a {what} id once, received {len(repeated)} more than once, such as {repeated[0]}: {file}. "
+            "Fix: the file; boxes cannot be told apart by it"
+        )
+
+
+def refuse_outside(name: str, file: Path) -> None:
+    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+        raise ValueError(f"Expected file names inside the data set, received {name}: {file}. Fix: the file")
+
+
+def side(image: dict, name: str) -> int:
+    """Height or width of an image as annotated; 0, to be read from the file, where it is no number above 0."""
+    value = image.get(name)
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 0

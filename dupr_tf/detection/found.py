@@ -1,0 +1,79 @@
+"""Detections of a padded, scaled batch as detections of the original images, masks pasted at full size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dupr_tf.data.annotations import AnnotatedImages
+from dupr_tf.data.detection import to_original
+from dupr_tf.data.masks import mask_from_pixels
+
+
+def found_in_originals(result: dict, batch: dict, annotated: AnnotatedImages) -> dict[int, dict]:
+    """Detections in the pixels of their images.
+
+    Args:
+        result: of a detector's `predict_on_batch`: `boxes` (b, K, 4) xyxy px of the padded input, `classes`,
+            `confidence` (b, K), `num_detections` (b,), and `masks` (b, K, h, w) 0–1 over the boxes where there are any.
+        batch: of `eval_batches`: `scale` and `index` (b,).
+        annotated: what the batches are of.
+
+    Returns:
+        {index: `boxes` (k, 4) float32, `classes` (k,) int32, `scores` (k,), and `masks`, k run lengths (see
+        `data.masks`), where `result` has masks}.
+    """
+    found = {}
+    for row, (index, scale) in enumerate(zip(np.asarray(batch["index"]), np.asarray(batch["scale"]), strict=True)):
+        size, count = annotated.sizes[index], int(result["num_detections"][row])
+        boxes = np.asarray(result["boxes"][row][:count], np.float32)
+        one = {
+            "boxes": to_original(boxes, scale, size),
+            "classes": np.asarray(result["classes"][row][:count]).astype(np.int32),
+            "scores": np.asarray(result["confidence"][row][:count], np.float32),
+        }
+        if "masks" in result:  # over the box as it is, also where it reaches beyond the image
+            one["masks"] = paste_masks(np.asarray(result["masks"][row][:count]), boxes / scale, size)
+        found[int(index)] = one
+    return found
+
+
+def paste_masks(masks: np.ndarray, boxes: np.ndarray, size: Sequence[int], threshold: float = 0.5) -> list[bytes]:
+    """Masks over boxes as masks of the image; a pixel belongs to one where it is at least `threshold`.
+
+    A mask is sampled bilinearly at the centres of pixels, with zeros around it, as detectron2 pastes. One mask is
+    held at full size at a time.
+
+    Args:
+        masks: (K, h, w) float, 0–1.
+        boxes: (K, 4) xyxy px of the image; they may reach beyond it.
+        size: height and width of the image.
+        threshold: in (0, 1].
+
+    Returns:
+        K run lengths (see `data.masks`); empty masks for boxes without area in the image.
+    """
+    height, width = map(int, size)
+    canvas, pasted = np.zeros((height, width), np.uint8, order="F"), []
+    for mask, box in zip(np.asarray(masks, np.float32), np.asarray(boxes, np.float64), strict=True):
+        rows, columns = slice(0, 0), slice(0, 0)
+        if np.isfinite(box).all() and (box[2:] > box[:2]).all():
+            rows, columns = _pixels(box[1], box[3], height), _pixels(box[0], box[2], width)
+            down = _weights(rows, box[1], box[3], mask.shape[0])
+            across = _weights(columns, box[0], box[2], mask.shape[1])
+            canvas[rows, columns] = down @ mask @ across.T >= threshold
+        pasted.append(mask_from_pixels(canvas))
+        canvas[rows, columns] = 0
+    return pasted
+
+
+def _pixels(low: float, high: float, most: int) -> slice:
+    """The pixels of a row that an interval touches."""
+    return slice(*(int(np.clip(edge, 0, most)) for edge in (np.floor(low), np.ceil(high))))
+
+
+def _weights(pixels: slice, low: float, high: float, cells: int) -> np.ndarray:
+    """(pixels, cells) float32: what each cell between low and high gives to the centre of each pixel."""
+    at = (np.arange(pixels.start, pixels.stop) + 0.5 - low) / (high - low) * cells - 0.5
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(cells))).astype(np.float32)

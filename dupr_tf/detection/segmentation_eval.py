@@ -1,0 +1,58 @@
+"""Intersection over union of classes of pixels, counted as the images go by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dupr_tf.data.segment_classes import IGNORED
+
+
+class ConfusionMatrix:
+    """Pixels by true and predicted class; ignored ones (255 in the truth) are not counted.
+
+    Args:
+        classes: their number.
+    """
+
+    def __init__(self, classes: int):
+        self.counts = np.zeros((classes, classes), np.int64)  # [truth, predicted]
+
+    def add(self, truth: np.ndarray, predicted: np.ndarray) -> None:
+        """Counts one image.
+
+        Args:
+            truth: (H, W) integers, classes or 255.
+            predicted: (H, W) integers, classes.
+
+        Raises:
+            ValueError: other shapes, or classes that are none.
+        """
+        truth, predicted, classes = np.asarray(truth), np.asarray(predicted), len(self.counts)
+        if truth.shape != predicted.shape:
+            raise ValueError(f"Expected predictions of shape {truth.shape}, received {predicted.shape}. Fix: the sizes")
+        counted = truth != IGNORED
+        rows, columns = truth[counted].astype(np.int64), predicted[counted].astype(np.int64)
+        if rows.size and not (min(rows.min(), columns.min()) >= 0 and max(rows.max(), columns.max()) < classes):
+            raise ValueError(
+                f"Expected classes of 0 to {classes - 1}, received {min(rows.min(), columns.min())} to "
+                f"{max(rows.max(), columns.max())}. Fix: the classes of truth and detector"
+            )
+        self.counts += np.bincount(rows * classes + columns, minlength=classes**2).reshape(classes, classes)
+
+    def scores(self, class_names: Sequence[str]) -> dict:
+        """`mIoU`, `pixel_accuracy` in [0, 1] and `per_class`: name -> IoU.
+
+        The IoU of a class is its hits over all pixels that are or were called it. Classes that are neither in the truth
+        nor predicted have None and do not count in the mean; where no pixel was counted, all is None.
+        """
+        hits = np.diag(self.counts)
+        union = self.counts.sum(0) + self.counts.sum(1) - hits
+        shares = [float(h / u) if u else None for h, u in zip(hits, union, strict=True)]
+        known, total = [share for share in shares if share is not None], self.counts.sum()
+        return {
+            "mIoU": float(np.mean(known)) if known else None,
+            "pixel_accuracy": float(hits.sum() / total) if total else None,
+            "per_class": dict(zip(class_names, shares, strict=True)),
+        }

@@ -1,0 +1,143 @@
+"""PASCAL VOC's average precision, as its development kit defines it, on arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dupr_tf.data.annotations import AnnotatedImages
+from dupr_tf.detection.coco_eval import Curves, check_detections
+
+IOUS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0, 1, 101)
+METRICS = ("area", "11_point")
+ROUNDING = 1e-9  # a recall of 3 in 10 reaches 0.3, whatever the last bit of either says
+
+
+def voc_ap(annotated: AnnotatedImages, detections: Sequence[dict], metric: str = "area") -> dict:
+    """VOC's AP of the detections of a split.
+
+    Detections of a class go from the best score down. Each is held against the box of its class and image that it
+    overlaps most, whether that was found before or not: from the IoU threshold on, the first one is a hit, the next
+    ones are false; one whose box is ignored (`difficult`) is left out of the count. Boxes here end where VOC's last
+    pixel ends, so that areas are those of the kit, which adds 1 to every side.
+
+    Args:
+        annotated: the ground truth.
+        detections: as `coco_ap` takes them; all of them count.
+        metric: "area" under the precision made monotonous (VOC 2010 and later), or "11_point": its mean at the recalls
+            0, 0.1, …, 1 (until 2009, the one of published VOC07 figures).
+
+    Returns:
+        `AP` (mean over the IoU thresholds 0.5, 0.55, …, 0.95; not VOC's own, but what follows its protocol reports),
+        `AP50`, which is VOC's mAP, `AP75`, and `per_class`, `per_class_AP50`: name -> AP. None where there is nothing
+        to find.
+
+    Raises:
+        ValueError: another metric, or another number of detections than images.
+    """
+    return voc_scores(annotated, detections, metric)[0]
+
+
+def voc_curves(annotated: AnnotatedImages, detections: Sequence[dict]) -> Curves:
+    """Recall and precision at IoU 0.5, (101,) each, for every class with something to find."""
+    return voc_scores(annotated, detections)[1]
+
+
+def voc_scores(annotated: AnnotatedImages, detections: Sequence[dict], metric: str = "area") -> tuple[dict, Curves]:
+    """What `voc_ap` and `voc_curves` give, from one evaluation."""
+    if metric not in METRICS:
+        raise ValueError(f"Expected the metric {' or '.join(METRICS)}, received {metric!r}. Fix: one of these")
+    check_detections(annotated, detections, masks=False)
+    aps, curves = np.full((len(annotated.class_names), len(IOUS)), np.nan), {}
+    average = _area if metric == "area" else _at_recalls
+    for label, name in enumerate(annotated.class_names):
+        counted, overlaps, owners, difficult = _matches(annotated, detections, label)
+        if not counted:
+            continue
+        for t, iou in enumerate(IOUS):
+            recall, precision = _recall_precision(overlaps, owners, difficult, iou, counted)
+            aps[label, t] = average(recall, precision)
+            if t == 0:
+                curves[name] = RECALLS, _interpolated(recall, precision, RECALLS)
+    return _summary(aps, annotated.class_names), curves
+
+
+def _matches(annotated, detections, label) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes that count of a class, and of its detections, best first, the largest overlap, whose, and if that counts.
+
+    Returns:
+        Count; overlaps (d,), 0 where there is no box; owners (d,), a number for every box of the split, -1 where there
+        is none; difficult (d,) bool.
+    """
+    columns, counted, boxes_before = [], 0, 0
+    for image, found in enumerate(detections):
+        own = np.flatnonzero(annotated.labels[image] == label)
+        truth, ignored = annotated.boxes[image][own], annotated.ignored[image][own]
+        counted += int((~ignored).sum())
+        chosen = np.asarray(found["classes"]) == label
+        ious = box_ious(np.asarray(found["boxes"], np.float64).reshape(-1, 4)[chosen], truth)
+        best = ious.argmax(1) if len(own) else np.zeros(len(ious), int)
+        some = ious.max(1, initial=0) > 0
+        flags = ignored[best] & some if len(own) else some
+        owners = np.where(some, boxes_before + best, -1)
+        columns.append((np.asarray(found["scores"], np.float64)[chosen], ious.max(1, initial=0), owners, flags))
+        boxes_before += len(own)
+    scores, overlaps, owners, difficult = (np.concatenate(column) for column in zip(*columns, strict=True))
+    order = np.argsort(-scores, kind="stable")
+    return counted, overlaps[order], owners[order], difficult[order].astype(bool)
+
+
+def box_ious(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(n, m) intersection over union of boxes (n, 4) and (m, 4), x1 y1 x2 y2; 0 where both have no area."""
+    boxes, others = np.asarray(boxes, np.float64)[:, None], np.asarray(others, np.float64)[None]
+    sides = np.minimum(boxes[..., 2:], others[..., 2:]) - np.maximum(boxes[..., :2], others[..., :2])
+    overlap = np.maximum(sides, 0).prod(-1)
+    union = (boxes[..., 2:] - boxes[..., :2]).prod(-1) + (others[..., 2:] - others[..., :2]).prod(-1) - overlap
+    return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+
+
+def _recall_precision(overlaps, owners, difficult, iou, counted) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision (d',) after each detection that is not left out."""
+    reached = overlaps >= iou - ROUNDING
+    hits, candidates = np.zeros(len(overlaps), bool), np.flatnonzero(reached & ~difficult)
+    hits[candidates[np.unique(owners[candidates], return_index=True)[1]]] = True
+    considered = ~(reached & difficult)
+    true, false = np.cumsum(hits[considered]), np.cumsum(~hits[considered])
+    return true / counted, true / np.maximum(true + false, 1)
+
+
+def _area(recall: np.ndarray, precision: np.ndarray) -> float:
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.diff(recall, prepend=0) @ envelope)
+
+
+def _at_recalls(recall: np.ndarray, precision: np.ndarray) -> float:
+    return float(_interpolated(recall, precision, np.linspace(0, 1, 11)).mean())
+
+
+def _interpolated(recall: np.ndarray, precision: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The largest precision from each recall of `at` on; 0 where it is not reached."""
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    return envelope[np.searchsorted(recall, at - ROUNDING)]
+
+
+def _summary(aps: np.ndarray, names: Sequence[str]) -> dict:
+    """Means of (classes, IoU thresholds); rows of NaN have nothing to find."""
+    known = aps[~np.isnan(aps[:, 0])]
+
+    def mean(values):
+        return float(values.mean()) if values.size else None
+
+    return {
+        "AP": mean(known),
+        "AP50": mean(known[:, 0]),
+        "AP75": mean(known[:, 5]),
+        "per_class": {
+            name: None if np.isnan(row[0]) else float(row.mean()) for name, row in zip(names, aps, strict=True)
+        },
+        "per_class_AP50": {
+            name: None if np.isnan(row[0]) else float(row[0]) for name, row in zip(names, aps, strict=True)
+        },
+    }
