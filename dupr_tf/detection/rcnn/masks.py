@@ -1,0 +1,89 @@
+"""Masks: what a region should see, what it says, and a picture of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from dupr_tf.detection.rcnn.boxes import sides
+
+
+def mask_targets(rois, boxes, masks, size):
+    """Ground truth masks seen through regions (He et al., 2017, section 3): the bilinear value at a bin's centre.
+
+    Args:
+        rois: (N, 4) xyxy px.
+        boxes: (N, 4) the ground truth box of each, sides above 0.
+        masks: (N, h, w) float32 0–1, each over its box; outside a box there is nothing.
+        size: bins a side, S.
+
+    Returns:
+        (N, S, S) float32, 0 or 1: at least half covered.
+    """
+    shape = tf.cast(tf.shape(masks)[1:3], tf.float32)  # h, w
+    # In pixels of the mask with a border of one empty pixel; see pooling._crops.
+    scale = tf.reverse(shape, [0]) / sides(boxes)  # (N, 2) x, y
+    start = (rois[:, :2] - boxes[:, :2]) * scale + 0.5
+    step = sides(rois) * scale / size
+    corners = tf.concat([start + 0.5 * step, start + (size - 0.5) * step], 1)  # x, y, x, y
+    extent = tf.tile(tf.reverse(shape, [0]) + 1.0, [2])
+    corners = tf.gather(corners / extent, [1, 0, 3, 2], axis=1)
+    bordered = tf.pad(masks, [[0, 0], [1, 1], [1, 1]])[..., None]
+    seen = tf.image.crop_and_resize(bordered, corners, tf.range(tf.shape(rois)[0]), (size, size))
+    return tf.cast(seen[..., 0] >= 0.5, tf.float32)
+
+
+def mask_loss(logits, rois, classes, matches, positive, truth):
+    """Binary cross-entropy of the class's own mask, mean over the pixels of positive regions; 0 if there are none.
+
+    Args:
+        logits: (B, R, S, S, C).
+        rois: (B, R, 4).
+        classes: (B, R) int32 in [0, C), any where not positive.
+        matches: (B, R) int32 rows of `truth`.
+        positive: (B, R) bool.
+        truth: a `GroundTruth` with masks.
+    """
+    size = logits.shape[2]
+    boxes = tf.reshape(tf.gather(truth.boxes, matches, batch_dims=1), [-1, 4])
+    masks = tf.gather(truth.masks, matches, batch_dims=1)  # (B, R, h, w)
+    masks = tf.reshape(masks, [-1, *truth.masks.shape[2:]])
+    targets = tf.reshape(mask_targets(tf.reshape(rois, [-1, 4]), boxes, masks, size), tf.shape(logits)[:-1])
+    entropy = tf.nn.sigmoid_cross_entropy_with_logits(targets, of_class(logits, classes))
+    weight = tf.cast(positive, tf.float32)
+    pixels = tf.maximum(tf.reduce_sum(weight), 1.0) * size * size
+    return tf.reduce_sum(entropy * weight[..., None, None]) / pixels
+
+
+def of_class(logits, classes):
+    """(B, R, S, S): of (B, R, S, S, C) the channel that (B, R) int32 names."""
+    return tf.einsum("brijc,brc->brij", logits, tf.one_hot(classes, logits.shape[-1]))
+
+
+def paste_masks(masks, boxes, height, width, threshold=0.5):
+    """Detected masks as pictures.
+
+    Args:
+        masks: (n, S, S) 0–1, each over its box.
+        boxes: (n, 4) xyxy px.
+        height, width: of the picture.
+        threshold: a pixel belongs to an object from so much on, by bilinear interpolation at its centre.
+
+    Returns:
+        (n, height, width) bool; False outside the boxes.
+    """
+    pictures = np.zeros((len(masks), height, width), bool)
+    for picture, mask, (x1, y1, x2, y2) in zip(pictures, np.asarray(masks), np.asarray(boxes, float), strict=True):
+        rows = slice(max(int(np.floor(y1)), 0), min(int(np.ceil(y2)), height))
+        columns = slice(max(int(np.floor(x1)), 0), min(int(np.ceil(x2)), width))
+        y, x = np.arange(height)[rows] + 0.5, np.arange(width)[columns] + 0.5
+        if len(y) and len(x) and y2 > y1 and x2 > x1:
+            down, across = _weights(y, y1, y2, mask.shape[0]), _weights(x, x1, x2, mask.shape[1])
+            picture[rows, columns] = down @ mask @ across.T >= threshold
+    return pictures
+
+
+def _weights(points, low, high, cells):
+    """(points, cells) bilinear weights; half a cell beyond the outermost centres a mask fades to nothing."""
+    position = (points - low) / (high - low) * cells - 0.5
+    return np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(cells)))

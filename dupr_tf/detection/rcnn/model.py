@@ -1,0 +1,324 @@
+"""Faster R-CNN and Mask R-CNN as Keras models, with a feature pyramid or on res4 ("C4").
+
+Definitions are detectron2's (Base-RCNN-FPN, Base-RCNN-C4 and what they inherit), named where they stand. What differs:
+RoIAlign takes 2×2 points a bin; an anchor that overlaps its box by nothing is never forced upon it; a step has a fixed
+number of regions, filled up by repetitions that count for nothing.
+"""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from dupr_tf.detection.rcnn.anchors import grid_anchors
+from dupr_tf.detection.rcnn.heads import BOX_BINS, C4_STRIDE, BoxPredictor, MaskHead, PyramidRegions, Res5Regions
+from dupr_tf.detection.rcnn.masks import mask_loss, of_class
+from dupr_tf.detection.rcnn.matching import ground_truth
+from dupr_tf.detection.rcnn.proposals import RPNHead, propose, rpn_losses
+from dupr_tf.detection.rcnn.pyramid import STRIDES, PyramidNeck, set_norms, split_at_p4
+from dupr_tf.detection.rcnn.regions import detections, most_positives, region_losses, sample_regions
+from dupr_tf.models.resnet import LEVELS, pyramid
+
+# (training, test): detectron2's MODEL.RPN.{PRE,POST}_NMS_TOPK_{TRAIN,TEST} of Base-RCNN-FPN and of Base-RCNN-C4.
+PRE_NMS = {"fpn": (2000, 1000), "c4": (12000, 6000)}
+POST_NMS = {"fpn": (1000, 1000), "c4": (2000, 1000)}
+ANCHOR_SCALE = 8.0  # anchors of 32 to 512 px
+ARGUMENTS = (
+    "class_names", "neck", "norm", "fpn_channels", "fpn_norm", "head_channels", "head_convs", "box_head_width",
+    "anchor_scale", "rpn_pre_nms", "rpn_post_nms", "rois_per_image", "score_threshold", "nms_iou", "max_detections",
+    "image_size", "test_short_side", "max_long_side", "seed", "name",
+)  # fmt: skip
+
+
+@keras.saving.register_keras_serializable("dupr_tf")
+class FasterRCNN(keras.Model):
+    """Faster R-CNN (Ren et al., 2015). Images are RGB in 0–255 of any size; the backbone normalises them itself.
+
+    Trains on batches `{"images": (B, H, W, 3), "bounding_boxes": {"boxes": (B, M, 4) xyxy px, "classes": (B, M), -1
+    where there is none}, "image_sizes": (B, 2)}`; H and W are multiples of 32; `image_sizes` (height, width) says what
+    of an image is picture and may be left out: all. Proposals are constants to the heads: no gradient crosses them.
+
+    Args:
+        backbone: a functional model with `pyramid_level_inputs` for P2 to P5; with neck "c4" P5 must be computed from
+            P4 alone, and its last stage becomes the box head.
+        class_names: names of the classes 0, 1, …
+        neck: "fpn": P2 to P6, two dense layers; "c4": P4, and res5 with an extra batch normalisation on regions.
+        norm: batch normalisation of backbone, pyramid and the extra one: "train", "sync" (over all devices) or
+            "frozen" (the backbone's).
+        fpn_channels, fpn_norm: width of the pyramid, and whether it is normalised.
+        head_channels, head_convs: of the mask head, which with "c4" has no convolutions before the upsampling one.
+        box_head_width: of the dense layers.
+        anchor_scale: side of the anchors of a level in strides; "c4" has all sizes at its one level.
+        rpn_pre_nms, rpn_post_nms: proposals (training, test) before NMS, of each level, and after it.
+        rois_per_image: proposals an image trains the heads on, at most a quarter of them objects.
+        score_threshold, nms_iou, max_detections: what `predict` returns; NMS is per class.
+        image_size: side of square inputs; None: sizes vary.
+        test_short_side, max_long_side: size at test, for whoever feeds the detector; None: the image's own.
+        seed: of the samples, which are a function of it, the optimizer's step and the replica.
+    """
+
+    def __init__(
+        self,
+        backbone,
+        class_names,
+        neck="fpn",
+        norm="train",
+        fpn_channels=256,
+        fpn_norm=True,
+        head_channels=256,
+        head_convs=4,
+        box_head_width=1024,
+        anchor_scale=ANCHOR_SCALE,
+        rpn_pre_nms=None,
+        rpn_post_nms=None,
+        rois_per_image=512,
+        score_threshold=0.05,
+        nms_iou=0.5,
+        max_detections=100,
+        image_size=None,
+        test_short_side=None,
+        max_long_side=1333,
+        seed=0,
+        name=None,
+    ):
+        _check(neck, norm, rois_per_image, image_size)
+        super().__init__(name=name, autocast=False)  # boxes must keep their digits under a mixed policy
+        self.backbone, self.class_names, self.neck, self.norm = backbone, tuple(class_names), neck, norm
+        self.fpn_channels, self.fpn_norm = fpn_channels, fpn_norm
+        self.head_channels, self.head_convs, self.box_head_width = head_channels, head_convs, box_head_width
+        self.anchor_scale = anchor_scale
+        self.rpn_pre_nms, self.rpn_post_nms = rpn_pre_nms or PRE_NMS[neck], rpn_post_nms or POST_NMS[neck]
+        self.rois_per_image, self.seed = rois_per_image, seed
+        self.score_threshold, self.nms_iou, self.max_detections = score_threshold, nms_iou, max_detections
+        self.image_size, self.test_short_side, self.max_long_side = image_size, test_short_side, max_long_side
+        self._build_fpn() if neck == "fpn" else self._build_c4()
+        self._build_heads()
+        self.loss_names = ("rpn_objectness_loss", "rpn_box_loss", "classification_loss", "box_loss", *self.mask_losses)
+        self._means = [keras.metrics.Mean(name) for name in ("loss", *self.loss_names)]
+        self.built = True
+
+    mask_losses = ()
+
+    def _build_fpn(self):
+        self.trunk = pyramid(self.backbone, LEVELS)
+        self.pyramid_neck = PyramidNeck(self.fpn_channels, self.fpn_norm, name="pyramid")
+        self.pyramid_neck.build({level: maps.shape for level, maps in self.trunk.output.items()})
+        self.anchor_levels = [(stride, [self.anchor_scale * stride]) for stride in STRIDES]
+        self.regions = PyramidRegions(self.box_head_width, name="regions")
+        self.level_shape, self.region_shape = (None, None, None, self.fpn_channels), (None, None, self.box_head_width)
+        self.mask_shape = (2 * BOX_BINS, 2 * BOX_BINS, self.fpn_channels)
+        set_norms(self.norm, self.backbone, [self.pyramid_neck])
+
+    def _build_c4(self):
+        self.trunk, res5 = split_at_p4(self.backbone)
+        self.anchor_levels = [(C4_STRIDE, [self.anchor_scale * stride for stride in STRIDES])]
+        self.regions = Res5Regions(res5, name="regions")
+        channels = res5.output.shape[-1]
+        self.level_shape, self.region_shape = self.trunk.output["P4"].shape, (None, None, channels)
+        self.mask_shape = (BOX_BINS, BOX_BINS, channels)
+        set_norms(self.norm, self.backbone, [self.regions.norm])
+
+    def _build_heads(self):
+        self.predictor = BoxPredictor(len(self.class_names), name="predictor")
+        self.rpn = RPNHead(len(self.anchor_levels[0][1]), name="rpn")
+        self.rpn.build(self.level_shape)
+        self.regions.build(self.level_shape)
+        self.predictor.build(self.region_shape)
+
+    # ---- training ----
+
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            losses = self.losses(data, training=True)
+            # Keras' optimizers sum gradients over replicas, and each has the mean of its own images.
+            total = tf.add_n(list(losses.values()))
+            scaled = self.optimizer.scale_loss(total / tf.distribute.get_strategy().num_replicas_in_sync)
+        gradients = tape.gradient(scaled, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return self._logged(total, losses)
+
+    def test_step(self, data):
+        losses = self.losses(data, training=False)
+        return self._logged(tf.add_n(list(losses.values())), losses)
+
+    def losses(self, data, training):
+        """{name: scalar} of a batch; with `training` batch normalisation takes and keeps the batch's statistics."""
+        images, image_sizes, labels = parts(data)
+        truth = self._truth(labels, tf.shape(images)[0])
+        features = self._features(images, training)
+        levels, anchors = self._proposed(features)
+        seeds = self._seeds()
+        objectness, deltas = (tf.concat(level, 1) for level in zip(*levels, strict=True))
+        objectness_loss, rpn_box_loss = rpn_losses(objectness, deltas, tf.concat(anchors, 0), truth, seeds[0])
+        proposals, valid = self._propose(levels, anchors, image_sizes, True)
+        regions = sample_regions(proposals, valid, truth, len(self.class_names), self.rois_per_image, seeds[1])
+        maps = self.regions.maps(features, regions.boxes, training)
+        classification_loss, box_loss = region_losses(*self.predictor(self.regions.vectors(maps)), regions, truth)
+        values = (objectness_loss, rpn_box_loss, classification_loss, box_loss)
+        few = most_positives(self.rois_per_image)
+        values += self._mask_losses(features, regions.first(few), maps[:, :few], truth, training)
+        return dict(zip(self.loss_names, values, strict=True))
+
+    def _truth(self, labels, batch_size):
+        return ground_truth(labels, batch_size)
+
+    def _mask_losses(self, features, regions, maps, truth, training):
+        return ()
+
+    def _features(self, images, training):
+        levels = self.trunk(images, training=training)
+        return [levels["P4"]] if self.neck == "c4" else self.pyramid_neck(levels, training=training)
+
+    def _proposed(self, features):
+        """[(objectness, deltas)] and [anchors] of every level."""
+        anchors = [
+            grid_anchors(tf.shape(maps)[1], tf.shape(maps)[2], stride, sizes)
+            for maps, (stride, sizes) in zip(features, self.anchor_levels, strict=True)
+        ]
+        return [self.rpn(maps) for maps in features], anchors
+
+    def _propose(self, levels, anchors, image_sizes, training):
+        which = 0 if training else 1
+        counts = self.rpn_pre_nms[which], self.rpn_post_nms[which]
+        return propose(*zip(*levels, strict=True), anchors, image_sizes, *counts)
+
+    def _seeds(self):
+        """Two (2,) seeds, of this step and replica."""
+        step = 0 if self.optimizer is None else tf.cast(self.optimizer.iterations, tf.int64)
+        context = tf.distribute.get_replica_context()
+        replica = context.replica_id_in_sync_group if context is not None else 0
+        seed = tf.random.experimental.stateless_fold_in(tf.stack([tf.constant(self.seed, tf.int64), step]), replica)
+        return [tf.random.experimental.stateless_fold_in(seed, purpose) for purpose in range(2)]
+
+    def _logged(self, total, losses):
+        for mean, value in zip(self._means, (total, *losses.values()), strict=True):
+            mean.update_state(value)
+        return {mean.name: mean.result() for mean in self._means}
+
+    @property
+    def metrics(self):
+        return self._means
+
+    # ---- detection ----
+
+    def call(self, inputs, training=None):
+        """Detections of images, or of {"images", "image_sizes"}; with `training` the losses of a batch."""
+        if training:
+            return self.losses(inputs, training=True)
+        images, image_sizes, _ = parts(inputs)
+        features = self._features(images, False)
+        levels, anchors = self._proposed(features)
+        proposals, valid = self._propose(levels, anchors, image_sizes, False)
+        logits, deltas = self._by_image(self._predicted, (tf.float32, tf.float32), features, proposals)
+        found = detections(
+            logits, deltas, proposals, valid, image_sizes, self.score_threshold, self.nms_iou, self.max_detections
+        )
+        return self._with_masks(found, features)
+
+    def predict_step(self, data):
+        return self(data, training=False)
+
+    def _predicted(self, features, boxes):
+        return self.predictor(self.regions.vectors(self.regions.maps(features, boxes, False)))
+
+    def _by_image(self, function, signature, features, *tables):
+        """`function(features, *tables)`, one image after the other where all at once would take gigabytes."""
+        if not self.regions.one_image_at_a_time:
+            return function(features, *tables)
+
+        def of_one(image):
+            one = tf.nest.map_structure(lambda x: x[None], image)
+            return tf.nest.map_structure(lambda x: x[0], function(*one))
+
+        inputs = (features, *tables)
+        return tf.map_fn(of_one, inputs, fn_output_signature=signature, parallel_iterations=1)
+
+    def _with_masks(self, found, features):
+        return found
+
+    # ---- Keras ----
+
+    def compile(self, optimizer, **kwargs):
+        """Keras' own, without losses, which the model brings, and without XLA, which has no NMS."""
+        super().compile(optimizer=optimizer, **({"jit_compile": False} | kwargs))
+        # Left to the first step, the creation of its variables has Keras trace that step twice.
+        self.optimizer.build(self.trainable_variables)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Nothing: all is built at construction."""
+
+    def get_config(self):
+        config = {name: getattr(self, name) for name in ARGUMENTS}
+        config = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+        return {**config, "backbone": keras.saving.serialize_keras_object(self.backbone)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "backbone": keras.saving.deserialize_keras_object(config["backbone"])})
+
+    def get_compile_config(self):
+        """None: a saved detector carries no optimizer."""
+        return None
+
+
+@keras.saving.register_keras_serializable("dupr_tf")
+class MaskRCNN(FasterRCNN):
+    """Mask R-CNN (He et al., 2017): `FasterRCNN` with a mask of 28×28 ("c4": 14×14) for every detection.
+
+    Batches also have `bounding_boxes["masks"]`: (B, M, h, w) float32 0–1, each over its own box. Detections also have
+    `masks` (B, K, 28, 28), probabilities over the box, -1 from `num_detections` on; `paste_masks` draws them.
+
+    Arguments are `FasterRCNN`'s.
+    """
+
+    mask_losses = ("mask_loss",)
+
+    def _build_heads(self):
+        super()._build_heads()
+        convs = self.head_convs if self.neck == "fpn" else 0
+        self.mask_head = MaskHead(len(self.class_names), self.head_channels, convs, name="mask_head")
+        self.mask_head.build(self.mask_shape)
+
+    def _truth(self, labels, batch_size):
+        if labels is not None and "masks" not in labels:
+            raise ValueError("Expected bounding_boxes with masks, received none. Fix: masks, or kind: faster_rcnn")
+        return ground_truth(labels, batch_size)
+
+    def _mask_losses(self, features, regions, maps, truth, training):
+        if truth.masks is None:
+            return (tf.constant(0.0),)
+        logits = self.mask_head(self.regions.mask_maps(features, regions.boxes, training, maps))
+        classes = tf.minimum(regions.classes, len(self.class_names) - 1)
+        return (mask_loss(logits, regions.boxes, classes, regions.matches, regions.positive, truth),)
+
+    def _with_masks(self, found, features):
+        exists = found["classes"] >= 0
+        boxes = tf.maximum(found["boxes"], 0.0)
+        classes = tf.cast(tf.maximum(found["classes"], 0), tf.int32)
+        masks = self._by_image(self._masks, tf.float32, features, boxes, classes)
+        return {**found, "masks": tf.where(exists[..., None, None], masks, -1.0)}
+
+    def _masks(self, features, boxes, classes):
+        return tf.sigmoid(of_class(self.mask_head(self.regions.mask_maps(features, boxes, False)), classes))
+
+
+def parts(data):
+    """images (B, H, W, 3), image_sizes (B, 2) float32 and the labels or None, of what Keras hands to a step."""
+    while isinstance(data, tuple | list):
+        data = data[0]
+    data = data if isinstance(data, dict) else {"images": data}
+    images = tf.convert_to_tensor(data["images"])
+    sizes = data.get("image_sizes")
+    if sizes is None:
+        sizes = tf.tile(tf.shape(images)[None, 1:3], [tf.shape(images)[0], 1])
+    return images, tf.cast(sizes, tf.float32), data.get("bounding_boxes")
+
+
+def _check(neck, norm, rois_per_image, image_size):
+    for name, value, known in (("neck", neck, ("fpn", "c4")), ("norm", norm, ("train", "sync", "frozen"))):
+        if value not in known:
+            raise ValueError(f"Expected {name} {' or '.join(known)}, received {value!r}. Fix: {known[0]}")
+    if rois_per_image < 4:
+        raise ValueError(f"Expected rois_per_image of 4 or more, received {rois_per_image}. Fix: 512")
+    if image_size is not None and image_size % 32:
+        raise ValueError(f"Expected image_size, a multiple of 32, received {image_size}. Fix: 224 or 256.")

@@ -1,0 +1,111 @@
+"""Regions a step trains the heads on, their losses, and what they become at test."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow as tf
+from keras_cv import bounding_box
+
+from dupr_tf.detection.rcnn.boxes import HEAD_WEIGHTS, clip, decode, encode
+from dupr_tf.detection.rcnn.matching import match_rois, repeat_drawn, sample
+
+POSITIVE_SHARE = 0.25  # detectron2's MODEL.ROI_HEADS.POSITIVE_FRACTION
+
+
+class Regions(NamedTuple):
+    """Regions of each image: positives first, then background, then repetitions of them that count for nothing."""
+
+    boxes: tf.Tensor  # (B, R, 4)
+    classes: tf.Tensor  # (B, R) int32; C is background
+    matches: tf.Tensor  # (B, R) int32, row of the ground truth
+    drawn: tf.Tensor  # (B, R) bool
+    positive: tf.Tensor  # (B, R) bool
+
+    def first(self, count):
+        return Regions(*(field[:, :count] for field in self))
+
+
+def most_positives(count):
+    """Of `count` regions, how many may be objects: they lie in the first rows."""
+    return max(int(count * POSITIVE_SHARE), 1)
+
+
+def sample_regions(proposals, valid, truth, classes, count, seed):
+    """Draws the regions of a step, the ground truth boxes among them (detectron2's label_and_sample_proposals).
+
+    Args:
+        proposals: (B, P, 4).
+        valid: (B, P) bool.
+        truth: a `GroundTruth`.
+        classes: number C of classes.
+        count: regions an image, R; at most a quarter of them objects.
+        seed: (2,) integer.
+    """
+    boxes = tf.concat([proposals, truth.boxes], 1)
+    valid = tf.concat([valid, truth.valid], 1)
+    positive, matches = match_rois(boxes, truth)
+    drawn = sample(positive & valid, ~positive & valid, count, POSITIVE_SHARE, seed)
+    matches = tf.gather(matches, drawn.rows, batch_dims=1)
+    labels = tf.where(drawn.positive, tf.gather(truth.classes, matches, batch_dims=1), classes)
+    places = repeat_drawn(drawn.drawn)
+    boxes, labels, matches = (
+        tf.gather(x, places, batch_dims=1) for x in (tf.gather(boxes, drawn.rows, batch_dims=1), labels, matches)
+    )
+    return Regions(tf.stop_gradient(boxes), labels, matches, drawn.drawn, drawn.positive)
+
+
+def region_losses(logits, deltas, regions, truth):
+    """Losses of the box head (Girshick, 2015; detectron2's FastRCNNOutputLayers.losses).
+
+    Args:
+        logits: (B, R, C + 1), background last.
+        deltas: (B, R, C, 4); those of the region's class learn.
+        regions: `Regions`.
+        truth: a `GroundTruth`.
+
+    Returns:
+        Cross-entropy and L1 loss (smooth L1 with beta 0) of objects, both divided by the number of all drawn regions
+        of the batch; scalars, 0 if there are none.
+    """
+    drawn, positive = tf.cast(regions.drawn, tf.float32), tf.cast(regions.positive, tf.float32)
+    entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(regions.classes, logits)
+    targets = encode(tf.gather(truth.boxes, regions.matches, batch_dims=1), safe(regions.boxes), HEAD_WEIGHTS)
+    own = tf.gather(deltas, tf.minimum(regions.classes, deltas.shape[2] - 1), batch_dims=2)  # (B, R, 4)
+    distance = tf.reduce_sum(tf.abs(own - targets), -1)
+    number = tf.maximum(tf.reduce_sum(drawn), 1.0)
+    return tf.reduce_sum(entropy * drawn) / number, tf.reduce_sum(distance * positive) / number
+
+
+def detections(logits, deltas, proposals, valid, image_sizes, score_threshold, nms_iou, count):
+    """What is found (detectron2's fast_rcnn_inference): boxes of each class clipped, NMS within a class, the best.
+
+    KerasCV's `MultiClassNonMaxSuppression` has one box for all classes; the operation below it has one for each.
+
+    Args:
+        logits: (B, P, C + 1), background last.
+        deltas: (B, P, C, 4).
+        proposals: (B, P, 4).
+        valid: (B, P) bool.
+        image_sizes: (B, 2) height, width.
+        score_threshold: least probability, exclusive.
+        nms_iou: boxes of a class that overlap more are one.
+        count: detections an image, K.
+
+    Returns:
+        {"boxes": (B, K, 4), "confidence": (B, K), "classes": (B, K), "num_detections": (B,) int32}, best first, -1
+        from `num_detections` on.
+    """
+    boxes = clip(decode(deltas, proposals[:, :, None], HEAD_WEIGHTS), image_sizes)
+    scores = tf.where(valid[..., None], tf.nn.softmax(logits)[..., :-1], -1.0)
+    boxes, scores, classes, number = tf.image.combined_non_max_suppression(
+        boxes, scores, count, count, nms_iou, score_threshold, clip_boxes=False
+    )
+    found = {"boxes": boxes, "confidence": scores, "classes": classes, "num_detections": number}
+    return bounding_box.mask_invalid_detections(found, output_ragged=False)
+
+
+def safe(boxes):
+    """Boxes without area, which no region that counts is, as boxes of one pixel."""
+    empty = tf.reduce_any(boxes[..., 2:] <= boxes[..., :2], -1, keepdims=True)
+    return tf.where(empty, [0.0, 0.0, 1.0, 1.0], boxes)
