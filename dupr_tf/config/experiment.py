@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dupr_tf.config.detector import DetectorConfig
+from dupr_tf.config.detector_rules import finetune_problems
 from dupr_tf.config.sections import (
     LEVELS,
     STRIDES,
@@ -70,32 +71,9 @@ class Config(Section):
             ]
         return []
 
-    def finetune_problems(self) -> list[str]:
+    def finetune_problems(self, replicas: int = 1) -> list[str]:
         """The cross-field mistakes that would make fine-tuning a detector impossible or meaningless, a line each."""
-        if self.detector is None:
-            return ["detector: expected a section, received none. Fix: start from configs/retinanet_r18_small.yaml"]
-        problems, size = [], self.data.image_size
-        if self.optimizer.learning_rate is None:
-            problems.append(
-                "optimizer.learning_rate: expected a number (its default is for pre-training), received none. "
-                "Fix: --optimizer.learning_rate 0.01"
-            )
-        if size % 32:
-            problems.append(
-                f"data.image_size: expected a multiple of 32, received {size}. "
-                f"Fix: --data.image_size {max(32, round(size / 32) * 32)}"
-            )
-        if self.train.precision != "float32":
-            problems.append(
-                f"train.precision: expected float32 for a detector, received {self.train.precision}. "
-                "Fix: --train.precision float32"
-            )
-        if self.data.kind in ("folder", "tfrecord", "tfds"):
-            problems.append(
-                f"data.kind: expected coco, voc or auto for a detector, received {self.data.kind}. "
-                "Fix: --data.kind auto"
-            )
-        return problems
+        return finetune_problems(self, replicas)
 
     def _batch_problems(self, replicas: int) -> list[str]:
         batch, groups = self.train.batch_size, self.train.micro_batches

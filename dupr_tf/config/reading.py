@@ -63,7 +63,12 @@ def parse_config(values: dict[str, Any]) -> Config:
 
 def dump_config(config: Config) -> str:
     """YAML text that `load_config` reads back to the same config."""
-    return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False, default_flow_style=None)
+    values = config.model_dump(mode="json", exclude_none=True)
+    for name, section in config:  # a none that is not the default must be said
+        for field in type(section).model_fields if section is not None else ():
+            if getattr(section, field) is None and type(section).model_fields[field].default is not None:
+                values[name][field] = None
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None)
 
 
 def field_rows() -> list[tuple[str, str, str]]:

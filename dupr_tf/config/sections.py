@@ -22,9 +22,15 @@ class Section(BaseModel):
 
 class DataConfig(Section):
     root: str | None = Field(None, description="folder of images, COCO / VOC root, shards, tfds:NAME; --data sets it")
-    kind: Literal["auto", "folder", "coco", "voc", "tfrecord", "tfds"] = Field(
+    kind: Literal["auto", "folder", "coco", "voc", "cityscapes", "masks", "tfrecord", "tfds"] = Field(
         "auto", description="layout of root; auto looks"
     )
+    class_names: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="folder of masks: names of the values 0, 1, …; none: its classes.txt, or numbers",
+    )
+    ignore_value: int | None = Field(None, ge=0, le=255, description="folder of masks: value that is no class")
     image_size: int = Field(224, ge=32, le=4096, description="side of a view (pre-training) or input (detector), px")
     max_bad_share: float = Field(0.01, ge=0, le=1, description="share of unreadable images a run may skip")
     share: float = Field(1.0, gt=0, le=1, description="of the labelled training images, drawn by share_seed")
@@ -74,7 +80,19 @@ class OptimizerConfig(Section):
         "cosine", description="cosine to 0 by step; epoch: the same by epoch; milestones: x 0.1 at each"
     )
     milestones: tuple[float, ...] = Field((), description="epochs at which the rate falls tenfold")
+    milestone_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="the same, in steps; instead")
     warmup_steps: int = Field(0, ge=0, description="linear from 0 to the rate")
+
+    @model_validator(mode="after")
+    def _milestones(self):
+        if self.milestones and self.milestone_steps:
+            raise ValueError(
+                f"milestones: expected either milestones or milestone_steps, received {list(self.milestones)} and "
+                f"{list(self.milestone_steps)}"
+            )
+        if list(self.milestone_steps) != sorted(set(self.milestone_steps)):
+            raise ValueError(f"milestone_steps: expected rising steps, received {list(self.milestone_steps)}")
+        return self
 
 
 class TrainConfig(Section):

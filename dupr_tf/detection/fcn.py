@@ -113,7 +113,9 @@ def segmentation_head(classes, channels, convs):
             keras.layers.ReLU(name=f"relu{i}"),
         ]
     small = keras.initializers.RandomNormal(stddev=0.01)
-    return keras.Sequential([*layers, keras.layers.Conv2D(classes, 1, kernel_initializer=small, name="logits")], name="head")
+    return keras.Sequential(
+        [*layers, keras.layers.Conv2D(classes, 1, kernel_initializer=small, name="logits")], name="head"
+    )
 
 
 def pixel_cross_entropy(logits, segments):

@@ -128,7 +128,7 @@ def build_schedule(config: Config, images: int):
     """The learning-rate schedule of a run over `images` images."""
     optimizer, per_epoch = config.optimizer, config.steps_per_epoch(images)
     if optimizer.schedule == "milestones":
-        steps = [round(epoch * per_epoch) for epoch in optimizer.milestones]
+        steps = optimizer.milestone_steps or [round(epoch * per_epoch) for epoch in optimizer.milestones]
         return Milestones(config.learning_rate, steps, optimizer.warmup_steps)
     hold = per_epoch if optimizer.schedule == "epoch" else 1
     return Cosine(config.learning_rate, config.total_steps(images), hold, optimizer.warmup_steps)

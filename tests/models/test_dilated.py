@@ -13,7 +13,10 @@ def randomized(architecture, width):
     backbone = build_backbone(architecture, width=width)
     rng = np.random.default_rng(3)
     backbone.set_weights(
-        [rng.uniform(0.5, 1.5, w.shape) if w.ndim == 1 else w + rng.normal(0, 0.02, w.shape) for w in backbone.get_weights()]
+        [
+            rng.uniform(0.5, 1.5, w.shape) if w.ndim == 1 else w + rng.normal(0, 0.02, w.shape)
+            for w in backbone.get_weights()
+        ]
     )
     return backbone
 
@@ -24,9 +27,7 @@ def correlate(x, kernel, dilation):
     padded = np.pad(x.astype(np.float64), [(dilation, dilation)] * 2 + [(0, 0)])
     rows = range(0, 3 * dilation, dilation)
     return sum(
-        padded[y : y + height, z : z + width] @ kernel[i, j]
-        for i, y in enumerate(rows)
-        for j, z in enumerate(rows)
+        padded[y : y + height, z : z + width] @ kernel[i, j] for i, y in enumerate(rows) for j, z in enumerate(rows)
     )
 
 
@@ -53,6 +54,7 @@ def test_conv5_of_a_basic_block_against_numpy():
     levels = pyramid(twin)(np.random.default_rng(0).normal(size=(1, 64, 96, 3)).astype(np.float32))
     x = levels["P4"][0].numpy().astype(np.float64)
     for block in range(2):
+
         def conv(name, inputs, block=block):
             kernel = twin.get_layer(f"stack3_block{block}_{name}_conv").get_weights()[0]
             out = inputs @ kernel[0, 0] if len(kernel) == 1 else correlate(inputs, kernel, 2)

@@ -1,0 +1,146 @@
+"""What a detector can be for: the data it learns from, and how what it finds is measured. A line of `TASKS` each."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from dupr_tf.config import DataConfig
+from dupr_tf.data.annotations import AnnotatedImages, kind_of, read_annotations
+from dupr_tf.data.bad_images import one_line
+from dupr_tf.data.decoding import MAX_PIXELS
+from dupr_tf.data.detection import eval_batches, train_batches, unreadable_images
+from dupr_tf.data.segmentation import segment_eval_batches, segment_train_batches, segments_to_original
+from dupr_tf.data.segments import SegmentedImages, read_segments
+from dupr_tf.detection.cityscapes_eval import cityscapes_ap
+from dupr_tf.detection.coco_eval import coco_scores
+from dupr_tf.detection.found import found_in_originals
+from dupr_tf.detection.pictures import contact_sheet, precision_recall_picture, segmentation_sheet, sheet_positions
+from dupr_tf.detection.segmentation_eval import ConfusionMatrix
+from dupr_tf.detection.voc_eval import voc_ap
+
+EVAL_BATCH = 8  # images
+SUMMARY = ("AP", "AP50", "AP75")  # of a second metric, beside the first
+
+
+class Task(NamedTuple):
+    """A line of the table."""
+
+    read: Callable  # (root, split, data section, class_names or None) -> images
+    learnable: Callable  # images -> how many of them there is something to learn from
+    batches: Callable  # (images, config, steps, start) -> batches of the steps from start on
+    measure: Callable  # (detector, images, output folder or None, layout, max_pixels) -> what metrics.json holds
+
+
+def read_boxes(root, split: str, data: DataConfig, class_names=None, masks: bool = False) -> AnnotatedImages:
+    """A split with boxes, and masks if asked for."""
+    return read_annotations(root, split, data.kind, class_names, data.max_bad_share, masks)
+
+
+def read_masks(root, split: str, data: DataConfig, class_names=None) -> AnnotatedImages:
+    """A split with boxes and masks."""
+    return read_boxes(root, split, data, class_names, masks=True)
+
+
+def read_classes(root, split: str, data: DataConfig, class_names=None) -> SegmentedImages:
+    """A split with a class for every pixel."""
+    names = data.class_names if class_names is None else class_names
+    return read_segments(root, split, data.kind, names, data.ignore_value, data.max_bad_share)
+
+
+def with_boxes(annotated: AnnotatedImages) -> int:
+    """How many images have a box that counts."""
+    return len(annotated.with_boxes())
+
+
+def layout_of(root, split: str, kind: str) -> str:
+    """The layout "auto" finds; others are what they are."""
+    return kind_of(Path(root), split) if kind == "auto" else kind
+
+
+def detect(detector, annotated: AnnotatedImages, batch_size: int = EVAL_BATCH, max_pixels: int = MAX_PIXELS) -> list:
+    """For every image, in its own pixels: `boxes` (k, 4) xyxy, `classes` (k,), `scores` (k,), best first, and `masks`."""
+    found = {}
+    sides = detector.test_short_side, detector.max_long_side
+    for batch in eval_batches(annotated, detector.image_size, batch_size, max_pixels, *sides):
+        result = detector.predict_on_batch({name: batch[name] for name in ("images", "image_sizes")})
+        found |= found_in_originals(result, batch, annotated)
+    return [found[i] for i in range(len(annotated))]
+
+
+def measure_boxes(detector, annotated, output, layout, max_pixels=MAX_PIXELS, masks=False) -> dict:
+    """COCO's AP of boxes; VOC's metrics where the data are VOC's; with an output folder pictures too."""
+    found = detect(detector, annotated, max_pixels=max_pixels)
+    metrics, curves = coco_scores(annotated, found)
+    if layout == "voc":  # detectron2 takes the 11 points for VOC2007's test set, so published figures are of those
+        metrics |= {f"voc_{metric}": _summary(voc_ap(annotated, found, metric)) for metric in ("11_point", "area")}
+    if masks:
+        metrics["masks"], curves = coco_scores(annotated, found, masks=True)
+    if masks and annotated.void is not None:
+        metrics["cityscapes"] = cityscapes_ap(annotated, found)
+    if output is not None:
+        title = "of masks at IoU 0.5" if masks else "of boxes at IoU 0.5"
+        precision_recall_picture(curves, output / "precision_recall.png", f"Precision and recall {title}")
+        contact_sheet(annotated, found, output / "detections.png")
+    return metrics
+
+
+def measure_masks(detector, annotated, output, layout, max_pixels=MAX_PIXELS) -> dict:
+    """`measure_boxes`, and the same of masks; Cityscapes' AP where the data are Cityscapes'."""
+    return measure_boxes(detector, annotated, output, layout, max_pixels, masks=True)
+
+
+def measure_segments(detector, segmented: SegmentedImages, output, layout, max_pixels=MAX_PIXELS) -> dict:
+    """mIoU over all pixels of a split that have a class, at the size of the originals; with a folder a picture too."""
+    matrix, shown = ConfusionMatrix(len(segmented.class_names)), {}
+    wanted = sheet_positions(len(segmented)) if output is not None else ()
+    sides = detector.test_short_side, detector.max_long_side
+    for batch in segment_eval_batches(segmented, EVAL_BATCH, max_pixels, *sides):
+        predicted = np.asarray(detector.predict_on_batch({"images": batch["images"]}))
+        for row, size, index in zip(predicted, batch["image_sizes"].numpy(), batch["index"].numpy(), strict=True):
+            classes = segments_to_original(row, size, segmented.sizes[index])
+            matrix.add(segmented.truth(index), classes)
+            if index in wanted:
+                shown[int(index)] = classes
+    if output is not None:
+        segmentation_sheet(segmented, shown, output / "segments.png")
+    return matrix.scores(segmented.class_names)
+
+
+TASKS = {
+    "boxes": Task(read_boxes, with_boxes, train_batches, measure_boxes),
+    "masks": Task(read_masks, with_boxes, train_batches, measure_masks),
+    "segments": Task(read_classes, len, segment_train_batches, measure_segments),
+}
+
+
+def with_something_to_find(task: Task, images, data):
+    """The images. Raises ValueError where there is nothing to measure a detector by."""
+    if not task.learnable(images):
+        raise ValueError(f"Expected boxes to evaluate on, received none in {data}. Fix: annotated images")
+    return images
+
+
+@contextlib.contextmanager
+def naming_bad_images(images, max_pixels: int = MAX_PIXELS):
+    """Turns TensorFlow's error about some bytes it cannot decode into one that names the files."""
+    try:
+        yield
+    except tf.errors.OpError:
+        bad = unreadable_images(images, max_pixels)
+        if not bad:
+            raise
+        path, reason = next(iter(bad.items()))
+        raise ValueError(
+            f"Expected images that decode, received {len(bad)} that do not, such as {one_line(path)} ({reason}). "
+            "Fix: replace the files, or take them out of the annotations"
+        ) from None
+
+
+def _summary(metrics: dict) -> dict:
+    return {name: metrics[name] for name in SUMMARY}
