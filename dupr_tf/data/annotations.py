@@ -110,7 +110,7 @@ def read_annotations(
             "or detector.kind fcn for a folder of masks"
         )
     counts: collections.Counter = collections.Counter()
-    entries, names = _read(root, split, _kind_of(root, split) if kind == "auto" else kind, masks, counts)
+    entries, names = _read(root, split, kind_of(root, split) if kind == "auto" else kind, masks, counts)
     if not entries:
         raise ValueError(f"Expected images in the split {split!r} of {root}, received none. Fix: another split or root")
     present = existing(entries, max_missing_share)
@@ -120,7 +120,8 @@ def read_annotations(
     return read
 
 
-def _kind_of(root: Path, split: str) -> str:
+def kind_of(root: Path, split: str) -> str:
+    """The layout of a folder: "coco" where its file is, "cityscapes" where its folders are, else "voc"."""
     if any(path.is_file() for path in coco_files(root, split)):
         return "coco"
     return "cityscapes" if is_cityscapes(root) else "voc"
