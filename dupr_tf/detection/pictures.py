@@ -1,4 +1,4 @@
-"""A contact sheet: what a detector found beside what is there."""
+"""Pictures and tables of an evaluation: what was found beside what is there, and precision against recall."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from dupr_tf.data.annotations import AnnotatedImages
+from dupr_tf.data.masks import pixels_of
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and on photographs.
 TRUTH, IGNORED, FOUND = (86, 180, 233), (150, 150, 150), (230, 159, 0)
@@ -26,14 +27,14 @@ def contact_sheet(
     """Draws up to 12 images, evenly spread over the split, with ground truth and detections.
 
     Args:
-        annotated: the ground truth.
-        detections: as `coco_ap` takes them.
+        annotated: the ground truth; masks, where they were read, as outlines.
+        detections: as `coco_ap` takes them; masks as areas.
         path: PNG file to write.
         min_score: detections below it are not drawn, except the best one of an image.
         most_boxes: detections drawn in an image.
     """
-    count = min(len(annotated), ROWS * COLUMNS)
-    chosen = np.linspace(0, len(annotated) - 1, count).round().astype(int)
+    chosen = sheet_positions(len(annotated), ROWS * COLUMNS)
+    count = len(chosen)
     width = COLUMNS * (CELL + GAP) + GAP
     rows = -(-count // COLUMNS)
     sheet = Image.new("RGB", (width, HEADER + rows * (CELL + GAP)), (255, 255, 255))
@@ -43,6 +44,11 @@ def contact_sheet(
         row, column = divmod(place, COLUMNS)
         sheet.paste(cell, (GAP + column * (CELL + GAP), HEADER + row * (CELL + GAP)))
     sheet.save(path)
+
+
+def sheet_positions(count: int, most: int) -> list[int]:
+    """Up to `most` of the positions 0 … count - 1, evenly spread."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
 
 
 def _header(draw: ImageDraw.ImageDraw, min_score: float) -> None:
@@ -63,14 +69,16 @@ def _cell(annotated, index, found, min_score, most_boxes) -> Image.Image:
     with Image.open(annotated.paths[index]) as file:
         image = ImageOps.exif_transpose(file).convert("RGB")  # boxes are those of the upright image
     scale = CELL / max(image.size)
+    chosen = _drawn(found, min_score)[:most_boxes]
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+    image = _with_masks(image, annotated, index, [found["masks"][k] for k in chosen] if "masks" in found else [])
     cell = Image.new("RGB", (CELL, CELL), (235, 235, 235))
     cell.paste(image)
     truth = zip(annotated.boxes[index], annotated.labels[index], annotated.ignored[index], strict=True)
     marks = [
         (box * scale, IGNORED if ignored else TRUTH, annotated.class_names[label]) for box, label, ignored in truth
     ]
-    for k in reversed(_drawn(found, min_score)[:most_boxes]):  # the best last, on top
+    for k in reversed(chosen):  # the best last, on top
         text = f"{annotated.class_names[int(found['classes'][k])]} {found['scores'][k]:.2f}"
         marks.append((found["boxes"][k] * scale, FOUND, text))
     draw = ImageDraw.Draw(cell)
@@ -79,6 +87,29 @@ def _cell(annotated, index, found, min_score, most_boxes) -> Image.Image:
     for box, colour, text in marks:
         _label(draw, box, colour, text)
     return cell
+
+
+def _with_masks(image: Image.Image, annotated: AnnotatedImages, index: int, found: list[bytes]) -> Image.Image:
+    """Found masks as half of their pixels' colour, true ones as lines, all at the size of the cell."""
+    pixels, size = np.asarray(image, np.float32).copy(), annotated.sizes[index]
+
+    def small(mask):
+        return np.asarray(Image.fromarray(pixels_of(mask, size)).resize(image.size, Image.Resampling.NEAREST)) > 0
+
+    for mask in found:
+        inside = small(mask)
+        pixels[inside] = 0.5 * pixels[inside] + 0.5 * np.array(FOUND)
+        pixels[_rim(inside)] = FOUND
+    for mask, ignored in zip(annotated.masks[index] if annotated.masks else (), annotated.ignored[index], strict=False):
+        pixels[_rim(small(mask))] = IGNORED if ignored else TRUTH
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def _rim(inside: np.ndarray) -> np.ndarray:
+    """The pixels of a mask within two of what is not the mask."""
+    core = np.pad(inside, 2)
+    core = core[2:-2, 2:-2] & core[:-4, 2:-2] & core[4:, 2:-2] & core[2:-2, :-4] & core[2:-2, 4:]
+    return inside & ~core
 
 
 def _drawn(found: dict[str, np.ndarray], min_score: float) -> list[int]:

@@ -130,14 +130,11 @@ def _summary(aps: np.ndarray, names: Sequence[str]) -> dict:
     def mean(values):
         return float(values.mean()) if values.size else None
 
+    per_class = {name: None if np.isnan(row[0]) else row for name, row in zip(names, aps, strict=True)}
     return {
         "AP": mean(known),
         "AP50": mean(known[:, 0]),
         "AP75": mean(known[:, 5]),
-        "per_class": {
-            name: None if np.isnan(row[0]) else float(row.mean()) for name, row in zip(names, aps, strict=True)
-        },
-        "per_class_AP50": {
-            name: None if np.isnan(row[0]) else float(row[0]) for name, row in zip(names, aps, strict=True)
-        },
+        "per_class": {name: None if row is None else mean(row) for name, row in per_class.items()},
+        "per_class_AP50": {name: None if row is None else float(row[0]) for name, row in per_class.items()},
     }

@@ -1,0 +1,74 @@
+"""Precision against recall as a picture, and an evaluation as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dupr_tf.data.annotations import AnnotatedImages
+from dupr_tf.detection.coco_eval import Curves
+
+MOST_NAMED = 20  # classes in the legend; of more, the best and the worst ten
+# Okabe and Ito's colours but yellow, which is not seen on white; with four kinds of line each.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+LINES = ("-", "--", ":", "-.")
+
+
+def precision_recall_picture(curves: Curves, path: str | Path, title: str = "") -> None:
+    """Draws precision against recall at IoU 0.5: a line for each class, and the mean over classes.
+
+    Args:
+        curves: class name -> recall and precision, (n,) each, with the same recalls; as `coco_curves` and `voc_curves`
+            give them. None at all gives a picture that says so.
+        path: PNG file to write, 900 × 600 px.
+        title: above it.
+    """
+    from matplotlib.figure import Figure  # it takes a second, and an evaluation alone has no use for it
+
+    figure = Figure((9, 6), dpi=100, layout="constrained")
+    axes = figure.add_subplot(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision, IoU ≥ 0.5", title=title)
+    axes.grid(color="0.9")
+    means = {name: float(np.mean(precision)) for name, (_, precision) in curves.items()}
+    ranked = sorted(means, key=means.get, reverse=True)
+    named = ranked if len(ranked) <= MOST_NAMED else ranked[: MOST_NAMED // 2] + ranked[-MOST_NAMED // 2 :]
+    for name in ranked:
+        style = {"color": "0.8", "linewidth": 0.8, "zorder": 1}
+        if name in named:
+            at = named.index(name)
+            style = {"color": COLOURS[at % len(COLOURS)], "linestyle": LINES[at // len(COLOURS) % len(LINES)]}
+            style |= {"linewidth": 1.2, "label": f"{name} {means[name]:.2f}"}
+        axes.plot(*curves[name], **style)
+    if curves:
+        recall = next(iter(curves.values()))[0]
+        mean = np.mean([precision for _, precision in curves.values()], 0)
+        if len(ranked) > len(named):
+            axes.plot([], [], color="0.8", linewidth=0.8, label=f"the other {len(ranked) - len(named)}")
+        label = f"mean of {len(curves)} {mean.mean():.2f}"
+        axes.plot(recall, mean, color="black", linewidth=3.5, label=label, zorder=3)
+        figure.legend(loc="outside right upper", fontsize=9, frameon=False, title="AP50")
+    else:
+        axes.text(0.5, 0.5, "nothing to find", ha="center", fontsize=14)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def class_rows(metrics: dict, truth: AnnotatedImages | None = None) -> list[tuple[str, ...]]:
+    """The classes of an evaluation as rows of text, headings first, the best class on top.
+
+    Args:
+        metrics: what an evaluation returned: `per_class`, and `per_class_AP50` where it has one.
+        truth: adds the number of boxes that count.
+    """
+    head, columns = ["class"], []
+    if truth is not None:
+        labels = np.concatenate([rows[~ignored] for rows, ignored in zip(truth.labels, truth.ignored, strict=True)])
+        counts = np.bincount(labels, minlength=len(truth.class_names))
+        head.append("boxes")
+        columns.append({name: str(count) for name, count in zip(truth.class_names, counts, strict=True)})
+    of_pixels = "mIoU" in metrics
+    for key, title in (("per_class", "IoU" if of_pixels else "AP"), ("per_class_AP50", "AP50")):
+        if key in metrics:
+            head.append(title)
+            columns.append({name: "none" if v is None else f"{v:.3f}" for name, v in metrics[key].items()})
+    ranked = sorted(metrics["per_class"].items(), key=lambda item: 1.0 if item[1] is None else -item[1])
+    return [tuple(head), *((name, *(column[name] for column in columns)) for name, _ in ranked)]

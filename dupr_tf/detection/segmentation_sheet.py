@@ -1,0 +1,84 @@
+"""A sheet of images, the classes of their pixels, and what a network took them for."""
+
+from __future__ import annotations
+
+import colorsys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from dupr_tf.data.segment_classes import IGNORED
+from dupr_tf.data.segments import SegmentedImages
+from dupr_tf.detection.pictures import CELL, GAP, HEADER, sheet_positions
+
+NO_CLASS = (235, 235, 235)  # what is ignored in the truth, and around pictures
+TITLES = ("image", "ground truth (light grey: ignored)", "prediction")
+LEGEND_ROW = 22  # px
+
+
+def segmentation_sheet(segmented: SegmentedImages, predictions: dict[int, np.ndarray], path: str | Path) -> None:
+    """Draws up to four images, each beside its true and its predicted classes, with the colours of the classes below.
+
+    Args:
+        segmented: the images and their truth.
+        predictions: {position: (H, W) classes of the original's pixels}, of `sheet_positions(len(segmented), 4)`.
+        path: PNG file to write.
+    """
+    chosen = [position for position in sheet_positions(len(segmented), 4) if position in predictions]
+    heights = [_cell_size(segmented.sizes[position])[1] for position in chosen]
+    width = len(TITLES) * (CELL + GAP) + GAP
+    legend = _legend(segmented.class_names, width)
+    sheet = Image.new("RGB", (width, HEADER + sum(heights) + GAP * len(heights) + legend.height), (255, 255, 255))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for column, title in enumerate(TITLES):
+        draw.text((GAP + column * (CELL + GAP), 7), title, fill=(0, 0, 0), font=font)
+    colours, y = class_colours(len(segmented.class_names)), HEADER
+    for position, height in zip(chosen, heights, strict=True):
+        for column, cell in enumerate(_row(segmented, position, predictions[position], colours)):
+            sheet.paste(cell, (GAP + column * (CELL + GAP), y))
+        y += height + GAP
+    sheet.paste(legend, (0, y))
+    sheet.save(path)
+
+
+def class_colours(classes: int) -> np.ndarray:
+    """(256, 3) uint8: a colour for each class, far from its neighbours', light grey for what is none."""
+    colours = np.full((256, 3), NO_CLASS, np.uint8)
+    for number in range(classes):
+        hue, value = number * 0.618034 % 1, (1.0, 0.75, 0.5)[number % 3]
+        colours[number] = [round(255 * part) for part in colorsys.hsv_to_rgb(hue, (0.75, 0.9)[number % 2], value)]
+    colours[IGNORED] = NO_CLASS
+    return colours
+
+
+def _cell_size(size) -> tuple[int, int]:
+    """Width and height of a picture of `size` (height, width) in the sheet."""
+    scale = CELL / max(size)
+    return max(1, round(size[1] * scale)), max(1, round(size[0] * scale))
+
+
+def _row(segmented: SegmentedImages, position: int, predicted: np.ndarray, colours: np.ndarray) -> list[Image.Image]:
+    shape = _cell_size(segmented.sizes[position])
+    with Image.open(segmented.paths[position]) as file:
+        image = ImageOps.exif_transpose(file).convert("RGB").resize(shape, Image.Resampling.BICUBIC)
+    maps = (segmented.truth(position), np.asarray(predicted).astype(np.uint8))
+    return [image, *(Image.fromarray(colours[values]).resize(shape, Image.Resampling.NEAREST) for values in maps)]
+
+
+def _legend(names: tuple[str, ...], width: int) -> Image.Image:
+    """Squares of colour with names, in as many lines as they take."""
+    font, colours, places = ImageFont.load_default(13), class_colours(len(names)), []
+    probe, x, row = ImageDraw.Draw(Image.new("RGB", (1, 1))), GAP, 0
+    for name in names:
+        wide = 36 + round(probe.textlength(name, font))
+        if x > GAP and x + wide > width:
+            x, row = GAP, row + 1
+        places.append((x, row * LEGEND_ROW))
+        x += wide
+    legend = Image.new("RGB", (width, (row + 1) * LEGEND_ROW + GAP), (255, 255, 255))
+    draw = ImageDraw.Draw(legend)
+    for number, (name, (x, y)) in enumerate(zip(names, places, strict=True)):
+        draw.rectangle((x, y + 2, x + 14, y + 16), fill=tuple(colours[number].tolist()))
+        draw.text((x + 20, y), name, fill=(0, 0, 0), font=font)
+    return legend
