@@ -23,13 +23,26 @@ def print_table(head: tuple[str, ...], rows: list[tuple]) -> None:
     Console().print(table)
 
 
+SCORES = ("AP", "AP50", "AP75", "mIoU", "pixel_accuracy")
+
+
 def print_scores(scores: dict, output: Path | None) -> None:
-    """Prints AP, the best and worst classes, and where the rest is."""
-    print("  ".join(f"{name} {scores[name]:.3f}" for name in ("AP", "AP50", "AP75")))
-    for name, value in sorted(scores["per_class"].items(), key=lambda item: 1 if item[1] is None else -item[1]):
-        print(f"  {name:16s} AP " + ("of nothing to find" if value is None else f"{value:.3f}"))
+    """Prints what a detector scores by every metric, a table of its classes, best first, and where the rest is."""
+    print(_score_line(scores))
+    for name, other in scores.items():
+        if isinstance(other, dict) and "AP" in other:
+            print(f"{name}: {_score_line(other)}")
+    from dupr_tf.detection.curves import class_rows
+
+    head, *rows = class_rows(scores)
+    print_table(head, rows)
     if output is not None:
         print(f"wrote {output}")
+
+
+def _score_line(scores: dict) -> str:
+    values = {name: scores[name] for name in SCORES if name in scores}
+    return "  ".join(f"{name} " + ("none" if value is None else f"{value:.3f}") for name, value in values.items())
 
 
 def print_export(written: Path) -> None:

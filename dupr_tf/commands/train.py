@@ -63,9 +63,9 @@ class Pretrain:
 
 @dataclasses.dataclass
 class Finetune:
-    """Fine-tune a detector from a backbone on a COCO or VOC data set, and evaluate it.
+    """Fine-tune a detector from a backbone on labelled images, and evaluate it; detector.kind says which one.
 
-    Writes metrics.json (AP), detector.keras, saved_model/ and detections.png below --output.
+    Writes metrics.json (AP or mIoU), detector.keras, saved_model/ and pictures below --output.
     Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`).
     """
 
@@ -74,14 +74,14 @@ class Finetune:
     weights: str
     """A run, an export, .keras, another tool's checkpoint (as `import` reads), or the word random."""
     data: Path
-    """Root with annotations/instances_{train,val}.json, or a VOC root."""
+    """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks (see docs/detection.md)."""
     output: Path
     """Folder for the results."""
 
     def run(self, overrides: dict[str, str]) -> None:
         config, problems = _config_or_problems(self.config, overrides, Config.finetune_problems)
         if not self.data.is_dir():
-            problems.append(f"--data: expected a folder, received {self.data}. Fix: the root of a COCO or VOC set")
+            problems.append(f"--data: expected a folder, received {self.data}. Fix: the root of a data set")
         if self.weights != "random" and not Path(self.weights).exists():
             problems.append(f"--weights: expected a file, a run or the word random, received {self.weights} (no such)")
         refuse(problems)
@@ -92,19 +92,21 @@ class Finetune:
 
 @dataclasses.dataclass
 class Evaluate:
-    """Evaluate a saved detector on the validation split of a COCO or VOC data set."""
+    """Evaluate a saved detector on the validation split of labelled images with its classes."""
 
     detector: tyro.conf.Positional[Path]
     """detector.keras, or the folder fine-tuning wrote."""
     data: Path
-    """Root with annotations/instances_val.json, or a VOC root."""
+    """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks."""
     output: Path | None = None
-    """Folder for metrics.json and detections.png; none: print only."""
+    """Folder for metrics.json and pictures; none: print only."""
+    split: str = "val"
+    """Which split."""
 
     def run(self, overrides: dict[str, str]) -> None:
         from dupr_tf.detection.finetune import evaluate
 
-        print_scores(evaluate(self.detector, self.data, self.output), self.output)
+        print_scores(evaluate(self.detector, self.data, self.output, self.split), self.output)
 
 
 def has_gpu() -> bool:

@@ -54,3 +54,8 @@ class DetectorConfig(Section):
         if not 0.1 <= low <= high <= 10:
             raise ValueError(f"scale_jitter: expected 0.1 <= min <= max <= 10, received [{low}, {high}]")
         return self
+
+    @property
+    def side_at_test(self) -> int | None:
+        """Short side of an image at test, px; none: squares, or for an FCN the image's own size."""
+        return self.test_short_side or (max(self.short_sides) if self.short_sides else None)

@@ -53,12 +53,13 @@ def _data(config) -> list[str]:
     allowed = DATA_KINDS[kind]
     if data.kind not in allowed:
         problems.append(
-            f"data.kind: expected {', '.join(allowed[:-1])} or {allowed[-1]} for {kind}{MISSING.get(kind, '')}, received "
-            f"{data.kind}. Fix: --data.kind auto"
+            f"data.kind: expected {', '.join(allowed[:-1])} or {allowed[-1]} for {kind}{MISSING.get(kind, '')}, "
+            f"received {data.kind}. Fix: --data.kind auto"
         )
     if kind != "fcn":
         problems += [
-            f"data.{name}: expected none but for detector.kind fcn (a folder of masks), received {value!r:.60}. Fix: leave it out"
+            f"data.{name}: expected none but for detector.kind fcn (a folder of masks), received {value!r:.60}. "
+            "Fix: leave it out"
             for name, value in (("class_names", data.class_names), ("ignore_value", data.ignore_value))
             if value is not None
         ]
@@ -70,11 +71,13 @@ def _kind(config) -> list[str]:
     kind = detector.kind
     if detector.neck == "c4" and kind not in RCNN:
         problems.append(
-            f"detector.neck: expected fpn for {kind}, received c4 (of faster_rcnn and mask_rcnn). Fix: --detector.neck fpn"
+            f"detector.neck: expected fpn for {kind}, received c4 (of faster_rcnn and mask_rcnn). "
+            "Fix: --detector.neck fpn"
         )
     if kind not in RCNN:
         problems += [
-            f"detector.{name}: expected none for {kind}, which has no proposals, received {list(value)}. Fix: leave it out"
+            f"detector.{name}: expected none for {kind}, which has no proposals, received {list(value)}. "
+            "Fix: leave it out"
             for name, value in (("rpn_pre_nms", detector.rpn_pre_nms), ("rpn_post_nms", detector.rpn_post_nms))
             if value is not None
         ]

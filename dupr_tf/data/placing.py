@@ -132,6 +132,21 @@ def scaled_without_mean(image, scale, sides):
     return tf.ensure_shape(placed[0], [None, None, 3])
 
 
+def scaled_batch(images, short_side, max_long_side):
+    """Images (B, H, W, 3) of one size, as at test: (B, H', W', 3) float32, sides multiples of `STRIDE`, and the scale.
+
+    Args:
+        short_side: px they are scaled to; none: they keep their size.
+        max_long_side: px, with `short_side`.
+    """
+    sides = tf.shape(images)[1:3]
+    scale = tf.constant(1.0) if short_side is None else short_side_scale(sides, short_side, max_long_side)
+    frame = scaled_sides(sides, scale)
+    below, right = tf.unstack(-frame % STRIDE)
+    placed = tf.pad(_translated(images, frame, scale, tf.zeros([2])), [[0, 0], [0, below], [0, right], [0, 0]])
+    return with_mean(placed), scale
+
+
 def with_mean(images):
     """(B, H, W, 3) with the mean colour added: what was zero has that colour."""
     return tf.ensure_shape(_add_colour(images, tf.shape(images), PAD_COLOUR), [None, None, None, 3])

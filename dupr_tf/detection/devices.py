@@ -9,8 +9,8 @@ import tensorflow as tf
 class BuiltBeforeFit:
     """For a Keras model with every variable made by `compile`: spares `fit` its own way of making them.
 
-    Under a strategy Keras runs the model on symbols first, on the mean of the batches of all devices, and takes the whole
-    batch, boxes and all, for what the model takes.
+    Under a strategy Keras runs the model on symbols first, on the mean of the batches of all devices, and takes the
+    whole batch, boxes and all, for what the model takes.
     """
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):

@@ -33,6 +33,7 @@ class FCN(BuiltBeforeFit, keras.Model):
         head_channels: width of the head's 3×3 convolutions.
         head_convs: how many of them.
         norm: "train", "sync" or "frozen", as `set_norm`; the head's norms are never frozen.
+        test_short_side, max_long_side: size at test, for whoever feeds it; None: the image's own.
         name, trainable: as in every Keras model.
 
     Raises:
@@ -42,12 +43,22 @@ class FCN(BuiltBeforeFit, keras.Model):
     image_size = None  # any
 
     def __init__(
-        self, backbone, class_names, head_channels=256, head_convs=2, norm="train", name="fcn", trainable=True
+        self,
+        backbone,
+        class_names,
+        head_channels=256,
+        head_convs=2,
+        norm="train",
+        test_short_side=None,
+        max_long_side=1333,
+        name="fcn",
+        trainable=True,
     ):
         super().__init__(name=name, trainable=trainable)
         self.backbone = backbone if getattr(backbone, "output_stride", None) == STRIDE else dilated(backbone)
         self.class_names, self.norm = tuple(class_names), norm
         self.head_channels, self.head_convs = head_channels, head_convs
+        self.test_short_side, self.max_long_side = test_short_side, max_long_side
         self.features = pyramid(self.backbone, ("P5",))
         self.head = segmentation_head(len(self.class_names), head_channels, head_convs)
         set_norm(self.backbone, norm)
@@ -76,14 +87,11 @@ class FCN(BuiltBeforeFit, keras.Model):
         return tf.argmax(self(data, training=False), axis=-1, output_type=tf.int32)  # (B, H, W)
 
     def get_config(self):
+        names = ("head_channels", "head_convs", "norm", "test_short_side", "max_long_side", "name", "trainable")
         return {
             "backbone": keras.saving.serialize_keras_object(self.backbone),
             "class_names": list(self.class_names),
-            "head_channels": self.head_channels,
-            "head_convs": self.head_convs,
-            "norm": self.norm,
-            "name": self.name,
-            "trainable": self.trainable,
+            **{name: getattr(self, name) for name in names},
         }
 
     @classmethod
@@ -134,24 +142,12 @@ def pixel_cross_entropy(logits, segments):
 def build_fcn(backbone, class_names, config):
     """An FCN as `config.detector` describes it."""
     detector = config.detector
-    return FCN(backbone, class_names, detector.head_channels, detector.head_convs, detector.norm)
-
-
-def export_fcn(fcn, path):
-    """Writes a SavedModel that gives the same classes as `predict`, without Keras.
-
-    Functions of the loaded object: `serve` (and the signature `serving_default`) takes images (B, H, W, 3) uint8 of any
-    size and returns `segments` (B, H, W) int32; `class_names` takes nothing and returns (classes,) strings.
-    """
-
-    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, "images")], autograph=False)
-    def serve(images):
-        height, width = tf.unstack(tf.shape(images)[1:3])
-        logits = fcn(padded(tf.cast(images, tf.float32)), training=False)
-        return {"segments": tf.argmax(logits, axis=-1, output_type=tf.int32)[:, :height, :width]}
-
-    module = tf.Module()
-    module.weights = [variable.value for variable in fcn.variables]
-    module.serve = serve
-    module.class_names = tf.function(lambda: tf.constant(fcn.class_names), input_signature=[])
-    tf.saved_model.save(module, str(path), signatures={"serving_default": serve})
+    return FCN(
+        backbone,
+        class_names,
+        detector.head_channels,
+        detector.head_convs,
+        detector.norm,
+        detector.side_at_test,
+        detector.max_long_side,
+    )

@@ -39,7 +39,7 @@ def finetune(
         console: where progress goes; none: the terminal.
 
     Returns:
-        What `metrics.json` holds: by task `AP`, `AP50`, … or `mIoU`, `per_class`; steps, speed, seed, source of weights.
+        What `metrics.json` holds: by task `AP`, `AP50`, … or `mIoU`, `per_class`; steps, speed, seed, weights.
 
     Raises:
         ValueError: config, weights, data or output do not fit together; one line, before any long work.
@@ -137,7 +137,7 @@ def _backbone(config: Config, weights: str | Path):
 
 
 def _read_splits(config: Config, data: str | Path, task):
-    """The share of the training images that is asked for, the images to evaluate on, and the ids of the share or none."""
+    """The training images or a share of them, the images to evaluate on, and the ids of the share or none."""
     train = task.read(data, "train", config.data)
     val = with_something_to_find(task, task.read(data, "val", config.data, train.class_names), data)
     if config.data.share == 1:

@@ -1,10 +1,10 @@
-"""KerasHub's RetinaNet on a pre-trained backbone, behind the interface of the other detectors. Needs the extra `kerashub`.
+"""KerasHub's RetinaNet on a pre-trained backbone, with the interface of the other detectors. Needs the extra `kerashub`.
 
-From KerasHub 0.32 come the graph, anchors, box coding, label encoder and heads. Repaired here: its prior bias sits on the
-box head and its head kernels start at deviation 0.05 (the first loss is 155 for 5.8); its pyramid's batch norms have
-their epsilon for momentum, and those of P3 to P5 are never called, so the pyramid is `retinanet.FeaturePyramid`; its
-non-maximum suppression leaves every box one class, so that is per class as in the other detectors; its focal loss has no
-alpha and is a mean over classes, so losses are KerasCV's too.
+From KerasHub 0.32 come the graph, anchors, box coding, label encoder and heads. Repaired here: its prior bias sits on
+the box head and its head kernels start at deviation 0.05 (the first loss is 155 for 5.8); its pyramid's batch norms
+have their epsilon for momentum, and those of P3 to P5 are never called, so the pyramid is `retinanet.FeaturePyramid`;
+its non-maximum suppression leaves every box one class, so that is per class as in the other detectors; its focal loss
+has no alpha and is a mean over classes, so losses are KerasCV's too.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class KerasHubRetinaNet(BuiltBeforeFit, keras_hub.models.RetinaNetObjectDetector
         self.nms = per_class_nms(score_threshold, nms_iou, max_detections)
         for head, bias in ((self.box_head, 0.0), (self.classification_head, -float(np.log((1 - PRIOR) / PRIOR)))):
             begin_head(head, bias)
+        self.test_short_side, self.max_long_side = None, image_size
         set_norm(backbone, norm)
         set_norm(levels.feature_pyramid, "sync" if norm == "sync" else "train")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import tensorflow as tf
@@ -10,7 +10,7 @@ import tensorflow as tf
 from dupr_tf.models.batch_norm import norm_layers
 
 
-def measure_norms(model, batches: Iterable, forward: Callable) -> int:
+def measure_norms(model, batches: Iterable) -> int:
     """Replaces the moving statistics of every trained batch norm by the mean, over batches, of each batch's own.
 
     Rethinking "Batch" in BatchNorm (Wu and Johnson, 2021, section 3), as detectron2's PreciseBN did it at the time of
@@ -19,9 +19,8 @@ def measure_norms(model, batches: Iterable, forward: Callable) -> int:
     or that a forward pass does not reach, keeps its statistics.
 
     Args:
-        model: a detector.
+        model: a detector; called with a batch and `training=True` it does what a training step does before the update.
         batches: as in training, each of at least one image; all weigh the same.
-        forward: a function of one batch that runs the model as in training, without an update.
 
     Returns:
         How many batches there were.
@@ -37,7 +36,7 @@ def measure_norms(model, batches: Iterable, forward: Callable) -> int:
     for layer in layers:
         layer.momentum = 0.0
     try:
-        step = tf.function(lambda batch: (forward(batch), None)[1], autograph=False, reduce_retracing=True)
+        step = tf.function(lambda batch: (model(batch, training=True), None)[1], autograph=False, reduce_retracing=True)
         for batch in batches:
             step(batch)
             found = [(layer.moving_mean.numpy(), layer.moving_variance.numpy()) for layer in layers]

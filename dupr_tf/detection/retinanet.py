@@ -20,6 +20,10 @@ LEVELS = ("P3", "P4", "P5")  # of the backbone; the pyramid adds P6 and P7
 ANCHORS_PER_CELL = 9
 BOX_FORMAT = "xyxy"
 BOX_DEVIATIONS = [0.1, 0.1, 0.2, 0.2]  # what box deltas are divided by, KerasCV's
+SETTINGS = (
+    "image_size", "fpn_channels", "fpn_norm", "head_channels", "head_convs", "anchor_scale", "norm", "score_threshold",
+    "nms_iou", "max_detections", "test_short_side", "max_long_side", "name", "trainable",
+)  # fmt: skip
 
 
 @keras.saving.register_keras_serializable("dupr_tf")
@@ -40,6 +44,7 @@ class RetinaNet(BuiltBeforeFit, keras_cv.models.RetinaNet):
         head_convs: 3×3 convolutions in each head before the one that predicts.
         norm: how batch norms train, as `set_norm`: "train", "sync" (backbone and pyramid), "frozen" (the backbone's).
         score_threshold, nms_iou, max_detections: what `predict` returns; NMS is per class.
+        test_short_side, max_long_side: size at test, for whoever feeds a detector whose `image_size` is None.
         name, trainable: as in every Keras model.
     """
 
@@ -57,6 +62,8 @@ class RetinaNet(BuiltBeforeFit, keras_cv.models.RetinaNet):
         score_threshold=0.05,
         nms_iou=0.5,
         max_detections=100,
+        test_short_side=None,
+        max_long_side=1333,
         name="retinanet",
         trainable=True,
     ):
@@ -82,6 +89,7 @@ class RetinaNet(BuiltBeforeFit, keras_cv.models.RetinaNet):
         self.head_channels, self.head_convs = head_channels, head_convs
         self.anchor_scale, self.norm = anchor_scale, norm
         self.score_threshold, self.nms_iou, self.max_detections = score_threshold, nms_iou, max_detections
+        self.test_short_side, self.max_long_side = test_short_side, max_long_side
         set_norm(backbone, norm)
         set_norm(self.feature_pyramid, "sync" if norm == "sync" else "train")
 
@@ -91,7 +99,7 @@ class RetinaNet(BuiltBeforeFit, keras_cv.models.RetinaNet):
         smooth = DeviceShare(keras_cv.losses.SmoothL1Loss(l1_cutoff=1.0, reduction="sum"))
         defaults = {"classification_loss": focal, "box_loss": smooth, "jit_compile": False}
         super().compile(optimizer=optimizer, **(defaults | kwargs))
-        # Left to the first step, the creation of variables has Keras trace that step twice, and fails on several devices.
+        # Left to the first step, making variables has Keras trace that step twice, and fails on several devices.
         self.optimizer.build(self.trainable_variables)
         self._build_loss_logs()
 
@@ -129,18 +137,7 @@ class RetinaNet(BuiltBeforeFit, keras_cv.models.RetinaNet):
         return {
             "backbone": keras.saving.serialize_keras_object(self.backbone),
             "class_names": list(self.class_names),
-            "image_size": self.image_size,
-            "fpn_channels": self.fpn_channels,
-            "fpn_norm": self.fpn_norm,
-            "head_channels": self.head_channels,
-            "head_convs": self.head_convs,
-            "anchor_scale": self.anchor_scale,
-            "norm": self.norm,
-            "score_threshold": self.score_threshold,
-            "nms_iou": self.nms_iou,
-            "max_detections": self.max_detections,
-            "name": self.name,
-            "trainable": self.trainable,
+            **{name: getattr(self, name) for name in SETTINGS},
         }
 
     @classmethod
@@ -256,7 +253,7 @@ class PredictionHead(keras.layers.Layer):
 
 
 def build_retinanet(backbone, class_names, config):
-    """A RetinaNet as `config.detector` and `config.data.image_size` describe it; of no fixed size with `short_sides`."""
+    """A RetinaNet as `config.detector` describes it: for squares of `data.image_size`, or any size with `short_sides`."""
     detector = config.detector
     return RetinaNet(
         backbone,
@@ -271,6 +268,8 @@ def build_retinanet(backbone, class_names, config):
         score_threshold=detector.score_threshold,
         nms_iou=detector.nms_iou,
         max_detections=detector.max_detections,
+        test_short_side=detector.side_at_test,
+        max_long_side=detector.max_long_side,
     )
 
 

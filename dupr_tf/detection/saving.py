@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dupr_tf.detection.build import CLASSES, task_of
+import tensorflow as tf
+
+from dupr_tf.data.detection import letterbox
+from dupr_tf.data.placing import scaled_batch
+from dupr_tf.detection.build import detector_classes, task_of
 from dupr_tf.weights.loading import read_keras
 
 
@@ -22,9 +26,10 @@ def load_detector(path):
         ValueError: there is none, or it is another kind of model.
     """
     file = detector_file(path)
+    known = detector_classes()  # imported before the file is read, so that Keras finds them by name
     model = read_keras(file)
-    if not isinstance(model, CLASSES):
-        names = ", ".join(one.__name__ for one in CLASSES)
+    if not isinstance(model, known):
+        names = ", ".join(one.__name__ for one in known)
         raise ValueError(
             f"Expected a detector ({names}), received {file} ({type(model).__name__}). Fix: a detector.keras of finetune"
         )
@@ -38,3 +43,83 @@ def detector_file(path):
     if not file.is_file() or file.suffix != ".keras":
         raise ValueError(f"Expected a detector (.keras, or a folder of finetune), received {path}. Fix: the path")
     return file
+
+
+def export_detector(detector, path):
+    """Writes a SavedModel that finds the same as `predict`, without Keras.
+
+    Functions of the loaded object:
+        serve (and the signature `serving_default`): images (B, H, W, 3) uint8 of any size, scaled as at test, to
+            `boxes` (B, K, 4) float32 x1 y1 x2 y2 in their pixels, `classes` (B, K) int32, `scores` (B, K) float32 and
+            `num_detections` (B,) int32, rows from there on being -1; of Mask R-CNN also `masks` (B, K, h, w), 0–1 over
+            the boxes; of an FCN `segments` (B, H, W) int32 instead of all that;
+        serve_square, of a detector with a fixed size: images (B, S, S, 3) float32 in 0–255, letterboxed already;
+        class_names: takes nothing, returns (classes,) strings.
+    """
+    module = tf.Module()
+    module.weights = [variable.value for variable in detector.variables]
+    module.class_names = tf.function(lambda: tf.constant(detector.class_names), input_signature=[])
+    module.serve = _segmenting(detector) if task_of(detector) == "segments" else _finding(detector)
+    if detector.image_size is not None:
+        module.serve_square = _finding_in_squares(detector)
+    # Keras' ExportArchive gives the same in twice the time.
+    tf.saved_model.save(module, str(path), signatures={"serving_default": module.serve})
+
+
+def _as_at_test(detector, images):
+    """Images scaled and padded as the evaluation does, the size (2,) of the picture in them, and the scale ()."""
+    sides = tf.shape(images)[1:3]
+    if detector.image_size is None:
+        padded, scale = scaled_batch(images, detector.test_short_side, detector.max_long_side)
+    else:
+        padded, scale = letterbox(images, detector.image_size)
+    return padded, tf.cast(sides, tf.float32) * scale, scale
+
+
+def _finding(detector):
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, "images")], autograph=False)
+    def serve(images):
+        padded, picture, scale = _as_at_test(detector, images)
+        sizes = tf.tile(picture[None], [tf.shape(images)[0], 1])
+        found = _served(detector.predict_step({"images": padded, "image_sizes": sizes}))
+        height, width = (tf.cast(side, tf.float32) for side in tf.unstack(tf.shape(images)[1:3]))
+        boxes = tf.clip_by_value(found["boxes"] / scale, 0.0, tf.stack([width, height, width, height]))
+        return {**found, "boxes": tf.where(found["classes"][..., None] >= 0, boxes, -1.0)}
+
+    return serve
+
+
+def _finding_in_squares(detector):
+    size = detector.image_size
+
+    @tf.function(input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32, "images")], autograph=False)
+    def serve_square(images):
+        return _served(detector.predict_step({"images": images}))
+
+    return serve_square
+
+
+def _served(found):
+    renamed = {
+        "boxes": found["boxes"],
+        "classes": tf.cast(found["classes"], tf.int32),
+        "scores": found["confidence"],
+        "num_detections": found["num_detections"],
+    }
+    return {**renamed, "masks": found["masks"]} if "masks" in found else renamed
+
+
+def _segmenting(detector):
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, "images")], autograph=False)
+    def serve(images):
+        height, width = tf.unstack(tf.shape(images)[1:3])
+        padded, picture, _ = _as_at_test(detector, images)
+        classes = detector.predict_step({"images": padded})
+        # The pixel of the scaled picture that the centre of a pixel of the image lies in.
+        rows, columns = (
+            tf.cast((tf.range(tf.cast(side, tf.float32)) + 0.5) * (part / tf.cast(side, tf.float32)), tf.int32)
+            for side, part in ((height, picture[0]), (width, picture[1]))
+        )
+        return {"segments": tf.gather(tf.gather(classes, rows, axis=1), columns, axis=2)}
+
+    return serve

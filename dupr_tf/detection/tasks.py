@@ -19,9 +19,11 @@ from dupr_tf.data.segmentation import segment_eval_batches, segment_train_batche
 from dupr_tf.data.segments import SegmentedImages, read_segments
 from dupr_tf.detection.cityscapes_eval import cityscapes_ap
 from dupr_tf.detection.coco_eval import coco_scores
+from dupr_tf.detection.curves import precision_recall_picture
 from dupr_tf.detection.found import found_in_originals
-from dupr_tf.detection.pictures import contact_sheet, precision_recall_picture, segmentation_sheet, sheet_positions
+from dupr_tf.detection.pictures import contact_sheet, sheet_positions
 from dupr_tf.detection.segmentation_eval import ConfusionMatrix
+from dupr_tf.detection.segmentation_sheet import segmentation_sheet
 from dupr_tf.detection.voc_eval import voc_ap
 
 EVAL_BATCH = 8  # images
@@ -98,7 +100,7 @@ def measure_masks(detector, annotated, output, layout, max_pixels=MAX_PIXELS) ->
 def measure_segments(detector, segmented: SegmentedImages, output, layout, max_pixels=MAX_PIXELS) -> dict:
     """mIoU over all pixels of a split that have a class, at the size of the originals; with a folder a picture too."""
     matrix, shown = ConfusionMatrix(len(segmented.class_names)), {}
-    wanted = sheet_positions(len(segmented)) if output is not None else ()
+    wanted = sheet_positions(len(segmented), 4) if output is not None else ()
     sides = detector.test_short_side, detector.max_long_side
     for batch in segment_eval_batches(segmented, EVAL_BATCH, max_pixels, *sides):
         predicted = np.asarray(detector.predict_on_batch({"images": batch["images"]}))
