@@ -110,8 +110,8 @@ def _unpacked(text: bytes) -> list[int]:
 
 def mask_of_box(box: np.ndarray, size: Size) -> bytes:
     """The rectangle itself; `box` is x1 y1 x2 y2."""
-    x1, y1, x2, y2 = map(float, box)
-    (mask,) = coco_mask.frPyObjects([[x1, y1, x2 - x1, y2 - y1]], *map(int, size))
+    corners = np.asarray(box, np.float64)
+    (mask,) = coco_mask.frPyObjects(np.concatenate([corners[:2], corners[2:] - corners[:2]])[None], *map(int, size))
     return mask["counts"]
 
 
