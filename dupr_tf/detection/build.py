@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from dupr_tf.detection.fcn import FCN, build_fcn
-from dupr_tf.detection.rcnn.model import FasterRCNN, MaskRCNN
+from dupr_tf.detection.rcnn import FasterRCNN, MaskRCNN, build_rcnn
 from dupr_tf.detection.retinanet import RetinaNet, build_retinanet
 
 KERASHUB = importlib.util.find_spec("keras_hub") is not None
@@ -30,18 +30,6 @@ def build_kerashub_retinanet(backbone, class_names, config):
     from dupr_tf.detection.kerashub import build_kerashub
 
     return build_kerashub(backbone, class_names, config)
-
-
-def build_rcnn(backbone, class_names, config):
-    d = config.detector
-    names = (
-        "neck", "norm", "fpn_channels", "fpn_norm", "head_channels", "head_convs", "box_head_width", "rpn_pre_nms",
-        "rpn_post_nms", "rois_per_image", "score_threshold", "nms_iou", "max_detections", "max_long_side",
-    )  # fmt: skip
-    return {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}[d.kind](
-        backbone, class_names, **{n: getattr(d, n) for n in names}, anchor_scale=d.anchor_scale or 8.0,
-        image_size=None if d.short_sides else config.data.image_size, test_short_side=d.side_at_test, seed=config.train.seed,
-    )
 
 
 KINDS = {
