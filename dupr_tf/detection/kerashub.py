@@ -20,6 +20,7 @@ from dupr_tf.detection.retinanet import (
     BOX_FORMAT,
     LEVELS,
     FeaturePyramid,
+    batch_of,
     clipped,
     images_of,
     per_class_nms,
@@ -83,6 +84,7 @@ class KerasHubRetinaNet(BuiltBeforeFit, keras_hub.models.RetinaNetObjectDetector
             bounding_box_format=BOX_FORMAT,
             anchor_generator=anchors,
             pre_logits_num_conv_layers=head_convs,
+            compile=False,
             name=name,
             trainable=trainable,
         )
@@ -120,11 +122,13 @@ class KerasHubRetinaNet(BuiltBeforeFit, keras_hub.models.RetinaNetObjectDetector
         return super().call(images_of(inputs), training=training, mask=mask)
 
     def train_step(self, data):
+        data = batch_of(data)
         labels = data["bounding_boxes"]
         return super().train_step((data["images"], {"boxes": labels["boxes"], "labels": labels["classes"]}))
 
     def predict_step(self, data):
         """Detections of a batch; boxes end where the picture does, if the batch has `image_sizes`."""
+        data = batch_of(data)
         images = images_of(data)
         found = self.decode_predictions(self(images, training=False), images)
         sizes = data.get("image_sizes") if isinstance(data, dict) else None

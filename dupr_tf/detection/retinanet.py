@@ -117,11 +117,13 @@ class RetinaNet(BuiltBeforeFit, keras_cv.models.RetinaNet):
         return super().call({"images": images_of(inputs)}, training=training, mask=mask)
 
     def train_step(self, data):
+        data = batch_of(data)
         labels = {name: data["bounding_boxes"][name] for name in ("boxes", "classes")}  # KerasCV refuses others
         return super().train_step((data["images"], labels))
 
     def predict_step(self, data):
         """Detections of a batch; boxes end where the picture does, if the batch has `image_sizes`."""
+        data = batch_of(data)
         images = images_of(data)
         found = self.decode_predictions(self(images, training=False), images)
         sizes = data.get("image_sizes") if isinstance(data, dict) else None
@@ -129,7 +131,7 @@ class RetinaNet(BuiltBeforeFit, keras_cv.models.RetinaNet):
 
     def decode_predictions(self, predictions, images):
         """As KerasCV's, for images of any size. Rows of `boxes` and `classes` from `num_detections` on are -1."""
-        anchors = tf.concat(list(self.anchor_generator(image_shape=tuple(tf.shape(images)[1:])).values()), axis=0)
+        anchors = tf.concat(list(self.anchor_generator(image_shape=tf.shape(images)[1:]).values()), axis=0)
         boxes = decoded(predictions["box"], anchors)  # (B, anchors, 4)
         return self.prediction_decoder(boxes, predictions["classification"])
 
@@ -337,10 +339,16 @@ def clipped(found, image_sizes):
     return {**found, "boxes": tf.where(found["classes"][..., None] >= 0, boxes, found["boxes"])}
 
 
+def batch_of(data):
+    """What Keras hands to a step, without the tuple it may have come in: a dict, or images alone."""
+    while isinstance(data, tuple | list):
+        data = data[0]
+    return data
+
+
 def images_of(data):
     """The images of a batch: of a dict, of (images, labels), or themselves."""
-    if isinstance(data, tuple | list):
-        data = data[0]
+    data = batch_of(data)
     return data["images"] if isinstance(data, dict) else data
 
 

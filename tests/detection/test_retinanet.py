@@ -1,22 +1,26 @@
 """The detector: targets and decoding agree, what is frozen stays, what is saved comes back."""
 
 import keras
+import keras_cv
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras_cv import bounding_box
+from keras_cv.src.bounding_box.converters import _encode_box_to_deltas
 
 from dupr_tf.config import parse_config
 from dupr_tf.data.detection import letterbox
+from dupr_tf.data.placing import scaled_batch
 from dupr_tf.detection.retinanet import (
     ANCHORS_PER_CELL,
+    BOX_DEVIATIONS,
     PredictionHead,
     RetinaNet,
     build_retinanet,
-    export_detector,
-    load_detector,
-    save_detector,
+    decoded,
+    pyramid_anchors,
 )
+from dupr_tf.detection.saving import export_detector, load_detector, save_detector
 from dupr_tf.models.resnet import build_backbone
 
 SIZE = 64
@@ -136,7 +140,7 @@ def norms(layers):
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_frozen_norms_keep_all_their_values_and_only_they_do(frozen):
-    model = make(freeze_norm=frozen)
+    model = make(norm="frozen" if frozen else "train")
     backbone, pyramid = norms(model.backbone._flatten_layers()), norms(model.feature_pyramid._flatten_layers())
     assert len(backbone) == 20 and len(pyramid) == 6
     before = [layer.moving_mean.numpy() for layer in (*backbone, *pyramid)]
@@ -184,7 +188,7 @@ def test_a_config_becomes_the_detector_it_describes():
     assert {name: settings[name] for name in ("fpn_channels", "head_channels", "head_convs", "anchor_scale")} == {
         name: section[name] for name in ("fpn_channels", "head_channels", "head_convs", "anchor_scale")
     }
-    assert settings["freeze_norm"] and not settings["fpn_norm"] and settings["nms_iou"] == 0.6
+    assert settings["norm"] == "frozen" and not settings["fpn_norm"] and settings["nms_iou"] == 0.6
     assert norms(model.feature_pyramid._flatten_layers()) == []
 
 
@@ -197,8 +201,82 @@ def test_mistakes_are_told():
 
 def test_a_model_of_another_kind_is_refused(tmp_path):
     keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "detector.keras")
-    with pytest.raises(ValueError, match=r"Expected a RetinaNet, received .* \(Sequential\)"):
+    with pytest.raises(ValueError, match=r"Expected a detector \(RetinaNet, .*\), received .* \(Sequential\)"):
         load_detector(tmp_path)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (256, 160), (32, 32)])
+def test_anchors_are_kerascvs_for_a_size_known_or_not(height, width):
+    theirs = keras_cv.models.RetinaNet.default_anchor_generator("xyxy")(image_shape=(height, width, 3))
+    ours = pyramid_anchors(4.0)
+    unknown = tf.function(lambda image: ours(image), input_signature=[tf.TensorSpec((None, None, 3))])
+    for found in (ours(image_shape=(height, width, 3)), unknown(tf.zeros([height, width, 3]))):
+        assert found.keys() == theirs.keys()
+        for level, boxes in theirs.items():
+            np.testing.assert_allclose(found[level], boxes, atol=1e-3)
+
+
+def test_boxes_are_decoded_as_kerascv_encodes_them():
+    """`test_encoded_truth_decodes_to_itself` for boxes that are not anchors' neighbours: any deltas, both ways."""
+    anchors = tf.constant([[10.0, 20, 50, 40], [0, 0, 30, 60]])
+    boxes = tf.constant([[[12.0, 15, 80, 47], [-5, 3, 25, 90]]])
+    deltas = _encode_box_to_deltas(anchors, boxes, "xyxy", "xyxy", variance=BOX_DEVIATIONS)
+    np.testing.assert_allclose(decoded(deltas, anchors), boxes, atol=1e-3)
+
+
+def of_any_size(**arguments):
+    keras.utils.set_random_seed(1)
+    backbone = build_backbone("resnet18", width=0.125, include_normalization=True)
+    defaults = {"fpn_channels": 8, "head_channels": 8, "head_convs": 1, "score_threshold": 0.001, "max_detections": 20}
+    return RetinaNet(backbone, NAMES, None, **(defaults | arguments))
+
+
+def test_a_detector_of_any_size_finds_what_one_of_that_size_does(detector):
+    twin = of_any_size()
+    twin.set_weights(detector.get_weights())
+    images = batch()["images"]
+    for name, value in eager(detector, images).items():
+        np.testing.assert_array_equal(eager(twin, images)[name], value)
+    wide = tf.pad(images, [[0, 0], [0, 32], [0, 96], [0, 0]])  # (2, 96, 160, 3)
+    sizes = tf.constant([[64.0, 64.0], [50.0, 150.0]])
+    found = twin.predict_on_batch({"images": wide, "image_sizes": sizes})
+    bare = twin.predict_on_batch(wide)
+    assert found["num_detections"].min() > 0
+    for i, (height, width) in enumerate(sizes.numpy()):
+        count = found["num_detections"][i]
+        expected = np.clip(bare["boxes"][i, :count], 0, [width, height, width, height])
+        np.testing.assert_allclose(found["boxes"][i, :count], expected, atol=1e-4)
+        assert (found["boxes"][i, count:] == -1).all() and (found["classes"][i, count:] == -1).all()
+
+
+def test_sizes_may_change_from_batch_to_batch_in_training():
+    model = of_any_size(norm="sync")
+    assert all(layer.synchronized for layer in norms(model._flatten_layers()))
+    model.compile(keras.optimizers.SGD(0.001))
+    square = batch(boxes=[[8, 8, 40, 40]], classes=[1], padding=0)
+    masks = tf.zeros([2, 1, 56, 56])
+    square["bounding_boxes"]["masks"] = masks  # of data read for Mask R-CNN: not in the way
+    wide = {**square, "images": tf.pad(square["images"], [[0, 0], [0, 0], [0, 32], [0, 0]])}
+    losses = [model.train_on_batch(one, return_dict=True) for one in (square, wide)]
+    for logs in losses:
+        assert np.isfinite(logs["loss"])
+        assert logs["loss"] == pytest.approx(logs["classification_loss"] + logs["box_loss"], rel=1e-4)
+
+
+def test_the_saved_model_of_any_size_scales_as_the_evaluation_does(detector, tmp_path):
+    twin = of_any_size(test_short_side=48, max_long_side=80)
+    twin.set_weights(detector.get_weights())
+    image = np.random.default_rng(0).integers(0, 256, (1, 40, 100, 3), np.uint8)
+    padded, scale = scaled_batch(image, 48, 80)  # the long side decides: 80 / 100
+    assert padded.shape == (1, 32, 96, 3) and float(scale) == pytest.approx(0.8)
+    expected = twin.predict_on_batch({"images": padded, "image_sizes": [[32.0, 80.0]]})
+    export_detector(twin, tmp_path)
+    served = tf.saved_model.load(str(tmp_path))
+    found = served.serve(tf.constant(image))
+    count = int(found["num_detections"][0])
+    assert count == expected["num_detections"][0] > 0 and not hasattr(served, "serve_square")
+    boxes = np.clip(expected["boxes"][0, :count] / 0.8, 0, [100, 40, 100, 40])
+    np.testing.assert_allclose(found["boxes"][0, :count], boxes, atol=1e-3)
 
 
 def test_boxes_are_x_first():
