@@ -146,7 +146,9 @@ def test_a_config_becomes_the_fcn_it_describes():
     model = build_detector(backbone, NAMES, parse_config({"detector": section}))
     assert isinstance(model, FCN) and model.image_size is None
     settings = model.get_config()
-    assert {name: settings[name] for name in section if name != "kind"} == {k: v for k, v in section.items() if k != "kind"}
+    assert {name: settings[name] for name in section if name != "kind"} == {
+        k: v for k, v in section.items() if k != "kind"
+    }
     plain = pyramid(backbone)(batch()["images"])["P4"]
     np.testing.assert_array_equal(pyramid(model.backbone)(batch()["images"])["P4"], plain)
     with pytest.raises(ValueError, match="Expected a ResNetBackbone to dilate"):
