@@ -110,7 +110,11 @@ def test_the_arrows_form_no_circle_and_keep_data_and_models_apart():
 
 @pytest.mark.parametrize(
     "module",
-    ["config", "data/sample", "data/sample_textures", "data/sources", "data/pillow_images", "data/annotations"],
+    [
+        *("config", "data/sample", "data/sample_textures", "data/sources", "data/pillow_images", "data/annotations"),
+        *("data/entries", "data/coco_files", "data/voc_files", "data/cityscapes_files", "data/masks", "data/share"),
+        *("data/segments", "data/segment_classes"),
+    ],
 )
 def test_light_files_import_no_framework(module):
     files = [path for path in FILES if path.relative_to(PACKAGE).with_suffix("").as_posix() == module]

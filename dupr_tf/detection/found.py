@@ -42,8 +42,8 @@ def found_in_originals(result: dict, batch: dict, annotated: AnnotatedImages) ->
 def paste_masks(masks: np.ndarray, boxes: np.ndarray, size: Sequence[int], threshold: float = 0.5) -> list[bytes]:
     """Masks over boxes as masks of the image; a pixel belongs to one where it is at least `threshold`.
 
-    A mask is sampled bilinearly at the centres of pixels, with zeros around it, as detectron2 pastes. One mask is
-    held at full size at a time.
+    A mask is sampled bilinearly at the centres of pixels, with zeros around it, as detectron2 pastes: of a mask that
+    fills a large box, the very corners are cut. One mask is held at full size at a time.
 
     Args:
         masks: (K, h, w) float, 0–1.

@@ -1,10 +1,13 @@
 """COCO's AP: the ends of its range, and what ignored boxes do to it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from dupr_tf.data.annotations import AnnotatedImages
-from dupr_tf.detection.coco_eval import coco_ap
+from dupr_tf.data.masks import mask_from_pixels
+from dupr_tf.detection.coco_eval import coco_ap, coco_curves
 
 
 def truth(*rows, classes=("cat", "dog")):
@@ -84,3 +87,75 @@ def test_missing_an_ignored_box_costs_nothing():
 def test_every_image_needs_its_detections():
     with pytest.raises(ValueError, match="Expected detections of 2 images, received 1"):
         coco_ap(SCENE, [found()])
+
+
+# ---- masks, curves, degenerate splits ----
+
+
+def half(box, side):
+    """(200, 200) mask of the left or the right half of a box."""
+    x1, y1, x2, y2 = box
+    mask, middle = np.zeros((200, 200), bool), (x1 + x2) // 2
+    mask[y1:y2, slice(x1, middle) if side == "left" else slice(middle, x2)] = True
+    return mask_from_pixels(mask)
+
+
+def with_masks(scene, side="left"):
+    masks = tuple([half(tuple(map(int, box)), side) for box in boxes] for boxes in scene.boxes)
+    return dataclasses.replace(scene, masks=masks, areas=tuple(areas / 2 for areas in scene.areas))
+
+
+def found_masks(side, *rows):
+    return {**found(*rows), "masks": [half(box, side) for _, box, _ in rows]}
+
+
+def test_masks_are_compared_as_masks():
+    scene = with_masks(SCENE)
+    right = [found_masks("left", (0, A, 0.9), (1, B, 0.8)), found_masks("left", (0, B, 0.3))]
+    wrong = [found_masks("right", (0, A, 0.9), (1, B, 0.8)), found_masks("right", (0, B, 0.3))]
+    assert coco_ap(scene, right, masks=True)["AP"] == pytest.approx(1.0)
+    assert coco_ap(scene, wrong, masks=True)["AP"] == 0.0 and coco_ap(scene, wrong)["AP"] == pytest.approx(1.0)
+    assert coco_ap(scene, right, masks=True)["AP_medium"] == pytest.approx(1.0)
+
+
+def test_a_mask_within_an_ignored_mask_is_not_counted():
+    scene = with_masks(truth([(0, A, False), (0, B, True)]))
+    inside = found_masks("left", (0, (100, 100, 150, 150), 0.9), (0, A, 0.8))
+    outside = found_masks("right", (0, B, 0.9), (0, A, 0.8))
+    outside["masks"][1] = half(A, "left")
+    assert coco_ap(scene, [inside], masks=True)["AP50"] == pytest.approx(1.0)
+    assert coco_ap(scene, [outside], masks=True)["AP50"] == pytest.approx(0.5)
+
+
+def test_no_masks_found_and_no_masks_given():
+    scene, nothing = with_masks(SCENE), found_masks("left")
+    assert coco_ap(scene, [nothing, nothing], masks=True)["AP"] == 0.0
+    with pytest.raises(ValueError, match="Expected annotations with masks"):
+        coco_ap(SCENE, [nothing, nothing], masks=True)
+    with pytest.raises(ValueError, match="Expected detections with masks"):
+        coco_ap(scene, [found(), found()], masks=True)
+
+
+@pytest.mark.parametrize("images", [[[]], [[(0, A, True)]], [[], [(1, B, True)]]])
+@pytest.mark.parametrize("rows", [[], [(0, A, 0.9)]])
+def test_nothing_to_find_is_none(images, rows):
+    scene = truth(*images)
+    result = coco_ap(scene, [found(*rows)] * len(images))
+    assert result["AP"] is result["AP50"] is result["AP_small"] is None
+    assert result["per_class"] == result["per_class_AP50"] == {"cat": None, "dog": None}
+    assert coco_curves(scene, [found(*rows)] * len(images)) == {}
+
+
+def test_curves():
+    scene = truth([(0, A, False)], [(0, B, False)])
+    curves = coco_curves(scene, [found((0, (150, 10, 190, 60), 0.8), (0, A, 0.9)), found((0, B, 0.7))])
+    recall, precision = curves.pop("cat")
+    np.testing.assert_allclose(recall, np.linspace(0, 1, 101))
+    np.testing.assert_allclose(precision, [1.0] * 51 + [2 / 3] * 50)
+    assert curves == {}
+
+
+def test_a_class_has_its_ap50():
+    result = coco_ap(truth([(0, A, False)]), [found((0, (20, 10, 70, 60), 0.9))])
+    assert result["per_class_AP50"] == {"cat": pytest.approx(1.0), "dog": None}
+    assert result["per_class"]["cat"] == pytest.approx(0.4)

@@ -5,8 +5,10 @@ import pytest
 from PIL import Image
 
 from dupr_tf.data.annotations import read_annotations
+from dupr_tf.data.masks import mask_from_pixels
 from dupr_tf.detection.pictures import CELL, COLUMNS, FOUND, GAP, HEADER, IGNORED, TRUTH, contact_sheet
-from tests.labelled_scenes import Picture, Thing, write_coco
+from tests.labelled_scenes import COLOURS, Picture, Thing, write_coco
+from tests.masked_scenes import write_coco_masks
 
 NONE = {"boxes": np.zeros((0, 4), np.float32), "classes": np.zeros(0, np.int32), "scores": np.zeros(0, np.float32)}
 
@@ -38,3 +40,24 @@ def test_truth_ignored_and_detections_are_drawn_where_they_are(tmp_path):
     assert edge(10, 40) == TRUTH and edge(60, 50) == IGNORED
     assert edge(20, 20) == FOUND and edge(70, 60) == FOUND
     assert edge(2, 5) not in (TRUTH, IGNORED, FOUND)  # below the least score
+
+
+def test_masks_are_drawn_true_ones_as_lines_found_ones_as_areas(tmp_path):
+    root = write_coco_masks(tmp_path / "set", {"val": [Picture((80, 100), [Thing("bus", (10, 10, 50, 70))])]})
+    annotated = read_annotations(root, "val", masks=True)
+    inside = np.zeros((80, 100))
+    inside[20:60, 60:90] = 1
+    found = {
+        "boxes": np.array([[60, 20, 90, 60]], np.float32),
+        "classes": np.array([1], np.int32),
+        "scores": np.array([0.9], np.float32),
+        "masks": [mask_from_pixels(inside)],
+    }
+    contact_sheet(annotated, [found], tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png")).astype(int)
+
+    def near(x, y, colour):
+        return np.abs(sheet[HEADER + round(y * 3.2), GAP + round(x * 3.2)] - colour).max() < 12
+
+    assert near(30 - 0.4, 55, TRUTH) and near(20, 30, COLOURS["bus"])  # the inner edge of the L, and within it
+    assert near(75, 40, np.add(FOUND, 120) // 2) and near(95, 40, (120, 120, 120))

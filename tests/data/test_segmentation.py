@@ -1,0 +1,116 @@
+"""Batches for segmentation: classes lie on their pixels, in training and back on the original."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dupr_tf.config import parse_config
+from dupr_tf.data.detection import PAD_COLOUR, unreadable_images
+from dupr_tf.data.segmentation import segment_eval_batches, segment_train_batches, segments_to_original
+from dupr_tf.data.segments import read_segments
+from tests.labelled_scenes import COLOURS, GREY, Picture, Thing
+from tests.masked_scenes import IGNORE, write_segments
+
+SIZE = 64
+PALETTE = np.array([[GREY] * 3, *COLOURS.values()], np.float32)
+PICTURES = [
+    Picture(size, [Thing("bus", (4, 8, 30, 40)), Thing("dog", (28, 12, 44, 44))]) for size in ((60, 90), (90, 50))
+]
+
+
+def config(**detector):
+    settings = {
+        "data": {"image_size": SIZE},
+        "train": {"batch_size": 4, "seed": 3},
+        "optimizer": {"learning_rate": 0.1},
+    }
+    return parse_config({**settings, "detector": {"kind": "fcn", "scale_jitter": [0.5, 2.0], **detector}})
+
+
+@pytest.fixture(scope="module")
+def segmented(tmp_path_factory):
+    root = write_segments(tmp_path_factory.mktemp("segments") / "set", {"train": PICTURES})
+    return read_segments(root, "train", class_names=("ground", "bus", "cat", "dog"), ignore_value=IGNORE)
+
+
+def nearest(image):
+    """The class whose colour a pixel is nearest to."""
+    return np.abs(image[..., None, :] - PALETTE).sum(-1).argmin(-1)
+
+
+def inner(classes):
+    """Where a pixel and the eight around it are of one class: no edge is mixed into it."""
+    padded = np.pad(classes, 1, constant_values=-1)
+    around = [padded[y : y + classes.shape[0], x : x + classes.shape[1]] for y, x in np.ndindex(3, 3)]
+    return np.min(around, 0) == np.max(around, 0)
+
+
+def test_classes_lie_on_their_pixels_at_every_scale(segmented):
+    scales = []
+    for batch in segment_train_batches(segmented, config(), 5):
+        images, segments = batch["images"].numpy(), batch["segments"].numpy()
+        assert images.shape == (4, SIZE, SIZE, 3) and segments.dtype == np.int32
+        np.testing.assert_array_equal(batch["image_sizes"], [[SIZE, SIZE]] * 4)
+        for image, classes in zip(images, segments, strict=True):
+            clear = inner(classes) & (classes != 255)
+            assert (nearest(image)[clear] == classes[clear]).mean() > 0.99
+            padding = (np.abs(image - PAD_COLOUR) < 1e-3).all(-1)
+            assert (classes[padding] == 255).all()
+            scales.append((classes == 1).sum())
+    assert max(scales) > 4 * max(1, min(scales))
+
+
+def test_scale_is_of_the_own_size_or_the_test_size(segmented):
+    for side, factor in ((None, 1.0), (45, 45 / 60)):
+        settings = config(scale_jitter=[1.0, 1.0], test_short_side=side)
+        widest = 0
+        for batch in segment_train_batches(segmented, settings, 4):
+            for image in batch["images"].numpy():
+                widest = max(widest, (~(np.abs(image - PAD_COLOUR) < 1e-3).all(-1)).any(0).sum())
+        assert widest == SIZE if side is None else widest >= round(90 * factor) - 4
+
+
+def test_batches_are_a_function_of_seed_and_step(segmented):
+    def seen(seed=3, **where):
+        settings = config()
+        settings = settings.model_copy(update={"train": settings.train.model_copy(update={"seed": seed})})
+        return [
+            {k: v.numpy() for k, v in batch.items()} for batch in segment_train_batches(segmented, settings, 4, **where)
+        ]
+
+    run, resumed = seen(), seen(start=3)
+    for name in run[0]:
+        np.testing.assert_array_equal(run[3][name], resumed[0][name])
+    assert not np.array_equal(run[3]["segments"], seen(seed=4)[3]["segments"])
+
+
+@pytest.mark.parametrize("short_side", [None, 48, 75])
+def test_evaluation_is_whole_and_maps_back(segmented, short_side):
+    batches = list(segment_eval_batches(segmented, 2, short_side=short_side, max_long_side=200))
+    assert sorted(np.concatenate([batch["index"] for batch in batches])) == [0, 1]
+    for batch in batches:
+        assert batch["images"].shape[1] % 32 == batch["images"].shape[2] % 32 == 0
+        for image, size, index in zip(*(batch[k].numpy() for k in ("images", "image_sizes", "index")), strict=True):
+            truth = segmented.truth(index)
+            scale = 1 if short_side is None else short_side / min(truth.shape)
+            np.testing.assert_allclose(size, np.array(truth.shape) * scale, rtol=1e-6)
+            back = segments_to_original(nearest(image), size, truth.shape)
+            clear = inner(truth) & (truth != 255)
+            assert back.shape == truth.shape and (back[clear] == truth[clear]).mean() > 0.995
+
+
+def test_classes_of_the_same_size_come_back_as_they_are():
+    predicted = np.arange(32 * 64).reshape(32, 64)
+    np.testing.assert_array_equal(segments_to_original(predicted, (20, 50), (20, 50)), predicted[:20, :50])
+    np.testing.assert_array_equal(
+        segments_to_original(predicted, (20, 50), (40, 100)), predicted[:20, :50].repeat(2, 0).repeat(2, 1)
+    )
+
+
+def test_masks_that_went_bad_are_named(tmp_path):
+    root = write_segments(tmp_path / "set", {"train": PICTURES})
+    read = read_segments(root, "train", ignore_value=IGNORE)
+    assert unreadable_images(read) == {}
+    Image.fromarray(np.zeros((3, 3), np.uint8)).save(root / "train" / "masks" / "001.png")
+    ((path, reason),) = unreadable_images(read).items()
+    assert path.endswith("masks/001.png") and "Expected classes of 90 x 50 pixels, received 3 x 3" in reason

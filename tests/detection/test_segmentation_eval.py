@@ -1,0 +1,71 @@
+"""IoU of pixels: known answers, streaming, and what is ignored or absent."""
+
+import numpy as np
+import pytest
+
+from dupr_tf.detection.segmentation_eval import ConfusionMatrix
+
+NAMES = ("road", "car", "sky")
+
+
+def scores(*images):
+    matrix = ConfusionMatrix(3)
+    for truth, predicted in images:
+        matrix.add(np.array(truth), np.array(predicted))
+    return matrix.scores(NAMES)
+
+
+def test_known_answers():
+    result = scores(([[0, 0, 1, 1], [2, 2, 2, 2]], [[0, 1, 1, 1], [2, 2, 0, 0]]))
+    # road: 1 hit of 2 true and 3 predicted; car: 2 of 2 and 3; sky: 2 of 4 and 2
+    assert result["per_class"] == {"road": 1 / 4, "car": 2 / 3, "sky": 1 / 2}
+    assert result["mIoU"] == pytest.approx((1 / 4 + 2 / 3 + 1 / 2) / 3)
+    assert result["pixel_accuracy"] == 5 / 8
+
+
+def test_pixels_are_counted_over_all_images():
+    one, other = ([[0, 0]], [[0, 1]]), ([[1, 1, 1, 1]], [[1, 1, 1, 0]])
+    assert scores(one, other)["per_class"] == {"road": 1 / 3, "car": 3 / 5, "sky": None}
+    big = np.zeros((2, 3, 5), np.uint8)
+    assert scores((big, big))["mIoU"] == 1
+
+
+def test_what_is_ignored_is_not_counted_whatever_is_predicted():
+    result = scores(([[0, 255, 255]], [[0, 1, 2]]))
+    assert result == {"mIoU": 1.0, "pixel_accuracy": 1.0, "per_class": {"road": 1.0, "car": None, "sky": None}}
+
+
+def test_a_class_predicted_and_never_there_counts_as_0():
+    assert scores(([[0, 0]], [[0, 1]]))["per_class"] == {"road": 1 / 2, "car": 0.0, "sky": None}
+    assert scores(([[0, 0]], [[0, 1]]))["mIoU"] == 1 / 4
+
+
+def test_nothing_counted_is_none():
+    nothing = {"mIoU": None, "pixel_accuracy": None, "per_class": dict.fromkeys(NAMES)}
+    assert scores() == scores(([[255, 255]], [[1, 2]])) == nothing
+
+
+def test_a_loop_agrees():
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.integers(0, 4, (9, 11)), rng.integers(0, 3, (9, 11))
+    truth = np.where(truth == 3, 255, truth)
+    result = scores((truth.astype(np.uint8), predicted.astype(np.int32)))
+    for number, name in enumerate(NAMES):
+        pairs = [(t, p) for t, p in zip(truth.flat, predicted.flat, strict=True) if t != 255]
+        hits = sum(t == p == number for t, p in pairs)
+        union = sum(number in (t, p) for t, p in pairs)
+        assert result["per_class"][name] == pytest.approx(hits / union)
+
+
+@pytest.mark.parametrize(
+    ("truth", "predicted", "message"),
+    [
+        ([[0, 1]], [[0]], r"Expected predictions of shape \(1, 2\), received \(1, 1\)"),
+        ([[0, 3]], [[0, 0]], "Expected classes of 0 to 2, received 0 to 3"),
+        ([[0, 1]], [[0, 7]], "received 0 to 7"),
+        ([[0, 1]], [[0, -1]], "received -1 to 1"),
+    ],
+)
+def test_wrong_arrays_are_told(truth, predicted, message):
+    with pytest.raises(ValueError, match=message):
+        scores((truth, predicted))
