@@ -1,4 +1,4 @@
-"""KerasHub's RetinaNet on a pre-trained backbone, with the interface of the other detectors. Needs the extra `kerashub`.
+"""KerasHub's RetinaNet on a pre-trained backbone, with the interface of the others here. Needs the extra `kerashub`.
 
 From KerasHub 0.32 come the graph, anchors, box coding, label encoder and heads. Repaired here: its prior bias sits on
 the box head and its head kernels start at deviation 0.05 (the first loss is 155 for 5.8); its pyramid's batch norms

@@ -255,7 +255,7 @@ class PredictionHead(keras.layers.Layer):
 
 
 def build_retinanet(backbone, class_names, config):
-    """A RetinaNet as `config.detector` describes it: for squares of `data.image_size`, or any size with `short_sides`."""
+    """A RetinaNet as `config.detector` describes it: for squares of `data.image_size`; any size with `short_sides`."""
     detector = config.detector
     return RetinaNet(
         backbone,

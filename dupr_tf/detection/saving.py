@@ -31,7 +31,8 @@ def load_detector(path):
     if not isinstance(model, known):
         names = ", ".join(one.__name__ for one in known)
         raise ValueError(
-            f"Expected a detector ({names}), received {file} ({type(model).__name__}). Fix: a detector.keras of finetune"
+            f"Expected a detector ({names}), received {file} ({type(model).__name__}). "
+            "Fix: a detector.keras of finetune"
         )
     return model
 

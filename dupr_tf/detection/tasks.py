@@ -66,7 +66,7 @@ def layout_of(root, split: str, kind: str) -> str:
 
 
 def detect(detector, annotated: AnnotatedImages, batch_size: int = EVAL_BATCH, max_pixels: int = MAX_PIXELS) -> list:
-    """For every image, in its own pixels: `boxes` (k, 4) xyxy, `classes` (k,), `scores` (k,), best first, and `masks`."""
+    """For every image, in its pixels: `boxes` (k, 4) xyxy, `classes` (k,), `scores` (k,), best first, and `masks`."""
     found = {}
     sides = detector.test_short_side, detector.max_long_side
     for batch in eval_batches(annotated, detector.image_size, batch_size, max_pixels, *sides):

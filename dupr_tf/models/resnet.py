@@ -121,7 +121,7 @@ def dilated(backbone):
     """
     if not isinstance(backbone, ResNetBackbone):
         raise ValueError(
-            f"Expected a ResNetBackbone to dilate, received {type(backbone).__name__}. Fix: build_backbone, or `import`."
+            f"Expected a ResNetBackbone to dilate, received {type(backbone).__name__}. Fix: one of build_backbone"
         )
     twin = ResNetBackbone.from_config({**backbone.get_config(), "output_stride": 16})
     twin.set_weights(backbone.get_weights())

@@ -13,8 +13,10 @@ from dupr_tf.commands.report import print_scores
 from dupr_tf.config import ConfigError, load_config, parse_config
 from dupr_tf.data.annotations import read_annotations
 from dupr_tf.data.detection import train_batches
-from dupr_tf.detection.finetune import TrainingLog, _optimizer, detect, evaluate, finetune, naming_bad_images
-from dupr_tf.detection.retinanet import load_detector
+from dupr_tf.detection.finetune import _optimizer, evaluate, finetune
+from dupr_tf.detection.saving import load_detector
+from dupr_tf.detection.tasks import detect, naming_bad_images
+from dupr_tf.detection.training_log import TrainingLog
 from dupr_tf.models.resnet import build_backbone
 from tests.labelled_scenes import NAMES, Picture, pictures, write_coco
 
@@ -56,6 +58,7 @@ def run(data, weights, tmp_path_factory):
 def test_it_writes_what_it_says(run, weights):
     metrics, output = run
     names = {"config.yaml", "metrics.json", "metrics.jsonl", "detector.keras", "saved_model", "detections.png"}
+    names.add("precision_recall.png")
     assert {path.name for path in output.iterdir()} == names
     assert json.loads((output / "metrics.json").read_text()) == metrics
     assert load_config(output / "config.yaml") == config()
@@ -194,6 +197,9 @@ def test_nothing_to_evaluate_on_is_refused_before_training(tmp_path):
 
 
 def test_a_class_without_boxes_in_the_split_is_printed_last(capsys):
-    scores = {"AP": 0.1, "AP50": 0.2, "AP75": 0.0, "per_class": {"bus": None, "cat": 0.1, "dog": 0.3}}
-    print_scores(scores, None)
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["dog", "cat", "bus"]
+    classes = {"bus": None, "cat": 0.1, "dog": 0.3}
+    scores = {"AP": 0.1, "AP50": 0.2, "AP75": 0.0, "per_class": classes, "masks": {"AP": 0.05, "AP50": None}}
+    print_scores({**scores, "per_class_AP50": classes}, None)
+    first, second, _, *rows = capsys.readouterr().out.splitlines()
+    assert (first, second) == ("AP 0.100  AP50 0.200  AP75 0.000", "masks: AP 0.050  AP50 none")
+    assert [line.split()[0] for line in rows] == ["dog", "cat", "bus"]

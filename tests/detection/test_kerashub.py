@@ -114,7 +114,8 @@ def test_saved_and_exported_it_detects_the_same(tmp_path):
     assert (task_of(loaded), loaded.class_names, loaded.image_size) == ("boxes", NAMES, SIZE)
     again = loaded.predict_on_batch({name: data[name] for name in ("images", "image_sizes")})
     export_detector(model, tmp_path / "saved_model")
-    served = tf.saved_model.load(str(tmp_path / "saved_model")).serve_square(data["images"])
+    module = tf.saved_model.load(str(tmp_path / "saved_model"))
+    served = module.serve_square(data["images"])
     for name in ("boxes", "classes", "num_detections"):
         np.testing.assert_array_equal(again[name], expected[name])
     np.testing.assert_array_equal(served["classes"], expected["classes"])
