@@ -163,7 +163,7 @@ def crop_masks(masks: Sequence[bytes], size: Size, boxes: np.ndarray, side: int 
     """
     crops = np.zeros((len(masks), side, side), np.uint8)
     for crop, mask, box in zip(crops, masks, np.asarray(boxes, np.float64), strict=True):
-        x1, y1 = np.floor(box[:2]).astype(int)
+        y1, x1 = np.minimum(np.floor(box[1::-1]).astype(int), np.array(size) - 1)
         x2, y2 = np.maximum(np.ceil(box[2:]).astype(int), (x1 + 1, y1 + 1))
         window = pixels_of(mask, size)[y1:y2, x1:x2]
         sums = np.pad(window.cumsum(0, np.int64).cumsum(1), ((1, 0), (1, 0)))  # above and left of each corner

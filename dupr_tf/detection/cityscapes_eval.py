@@ -25,7 +25,6 @@ class _Scene(NamedTuple):
 
     scores: np.ndarray  # (d,)
     ious: np.ndarray  # (d, g)
-    elsewhere: np.ndarray  # (d,) the largest IoU with a group or an object too small to count
     ignorable: np.ndarray  # (d,) share of a detection on groups, objects too small and pixels that are nothing
 
 
@@ -80,14 +79,12 @@ def _scene(annotated: AnnotatedImages, image: int, found: dict, label: int) -> _
     own_areas = np.array([area_of(mask, size) for mask in masks], np.float64)
     overlaps = _overlaps(masks, truth, size)  # (d, truth) px
     ious = overlaps / np.maximum(own_areas[:, None] + areas[None] - overlaps, 1)
-    counted = ~group & ~small
     void = [] if annotated.void is None else [annotated.void[image]]
     # A group of less than 100 pixels counts twice here, as it does there.
     nothing = _overlaps(masks, void, size).sum(1) + overlaps[:, group].sum(1) + overlaps[:, small].sum(1)
     return _Scene(
         np.asarray(found["scores"], np.float64)[chosen],
-        ious[:, counted],
-        ious[:, ~counted].max(1, initial=0),
+        ious[:, ~group & ~small],
         nothing / np.maximum(own_areas, 1),
     )
 
@@ -110,7 +107,7 @@ def _average_precision(scenes: list[_Scene], iou: float) -> float:
             missed += not own.size
             scores += own.tolist()
             hits += [*([0] * (own.size - 1)), 1][: own.size]
-        false = ~matched.any(1) & (scene.elsewhere <= iou) & (scene.ignorable <= iou)
+        false = ~matched.any(1) & (scene.ignorable <= iou)
         scores += scene.scores[false].tolist()
         hits += [0] * int(false.sum())
     if not scores:

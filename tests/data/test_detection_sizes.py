@@ -168,3 +168,24 @@ def test_letterboxed_evaluation_stays_in_order(annotated):
 def test_the_picture_drawn_is_the_one_read(annotated):
     (batch,) = eval_batches(annotated, None, 1, short_side=60, max_long_side=200).take(1)
     np.testing.assert_allclose(batch["images"][0, :60, :100], draw(PICTURES[0]), atol=1e-3)  # 60 px are its short side
+
+
+@pytest.mark.parametrize("size", [(3, 900), (900, 3), (1, 1)])
+def test_extreme_shapes_and_boxes_of_a_pixel(tmp_path, size):
+    picture = Picture(size, [Thing("bus", (0, 0, 1, 1))])
+    root = write_coco_masks(tmp_path / "set", {"train": [picture] * 3}, "runs", whole_masks)
+    read = read_annotations(root, "train", masks=True)
+    for batch in (
+        *train_batches(read, config(short_sides=[64], max_long_side=100), 1),
+        *eval_batches(read, None, 3, short_side=64),
+    ):
+        assert np.isfinite(batch["images"]).all() and min(batch["images"].shape[1:3]) >= 32
+    (batch,) = train_batches(read, config(short_sides=[64], max_long_side=100), 1)
+    boxes = batch["bounding_boxes"]["boxes"].numpy()
+    assert (boxes[..., 2:] > boxes[..., :2]).all() and batch["bounding_boxes"]["masks"].numpy().all()
+
+
+def whole_masks(content):
+    for annotation in content["annotations"]:
+        height, width = annotation["segmentation"]["size"]
+        annotation["segmentation"]["counts"] = [0, height * width]

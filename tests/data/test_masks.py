@@ -164,6 +164,6 @@ def test_crops_agree_with_a_fine_grid():
 
 def test_a_box_of_less_than_a_pixel_at_the_border():
     pixels = np.ones((4, 8), bool)
-    for box in ([7.6, 3.6, 8, 4], [0, 0, 0.1, 0.1], [8 - 1e-6, 0, 8, 4]):
+    for box in ([7.6, 3.6, 8, 4], [0, 0, 0.1, 0.1], [8 - 1e-6, 0, 8, 4], [8, 4, 8, 4]):
         assert crop_masks([mask_from_pixels(pixels)], (4, 8), [box])[0].all()
     assert crop_masks([], (4, 8), np.zeros((0, 4))).shape == (0, 56, 56)

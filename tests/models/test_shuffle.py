@@ -13,7 +13,7 @@ from dupr_tf.ops import gather
 from dupr_tf.training.optimizers import CoupledSGD
 from tests.models.test_golden import SIZE, STAGES, TinyBackbone
 
-STEPS, GROUPS, GROUP = 300, 4, 4
+STEPS, GROUPS, GROUP = 240, 4, 4
 BATCH = GROUPS * GROUP
 COLOURED = 1 / GROUP  # the share of images that can be matched by what they show
 CHANNELS = dict(zip(STAGES, (8, 12, 16, 16, 32), strict=True))
@@ -29,11 +29,11 @@ def views(seed):
 
 
 def accuracy_after_training():
-    """Mean contrastive accuracy of the last hundred steps."""
+    """Mean contrastive accuracy of the last quarter of the steps."""
     keras.utils.set_random_seed(2)
     model = DUPR(
         TinyBackbone(CHANNELS), image_weights=(0, 0, 0, 1), patch_weights=(0, 0, 0, 0), embedding_dim=16,
-        bank_size=64, momentum=0.99, photometric="none", micro_batches=GROUPS,
+        bank_size=64, momentum=0.99, temperature=0.1, photometric="none", micro_batches=GROUPS,
     )  # fmt: skip
     model.compile(optimizer=CoupledSGD(0.2), jit_compile=False)
     step = tf.function(model.train_step, autograph=False)
@@ -46,12 +46,13 @@ def accuracy_after_training():
             "flipped_2": no, "valid": ~no, "index": tf.range(BATCH, dtype=tf.int64),
         }  # fmt: skip
         accuracies.append(float(step(batch)["accuracy/image_P5"]))
-    return np.mean(accuracies[-100:])
+    return np.mean(accuracies[-STEPS // 4 :])
 
 
 def test_the_shuffle_stops_batch_norm_from_leaking(monkeypatch):
     shuffled = accuracy_after_training()
     monkeypatch.setattr(gather, "permutation", lambda count, seed: (tf.range(count), tf.range(count)))
     leaking = accuracy_after_training()
-    assert leaking > 1.5 * COLOURED, "noise is matched through the statistics of its group"  # about 0.5 here
-    assert shuffled < COLOURED, "what is matched is what can be seen"  # about 0.2 here
+    # About 0.65 and 0.18 here; by the last bits of a machine, each may be off by 0.1.
+    assert leaking > 0.45, "noise is matched through the statistics of its group"
+    assert shuffled < COLOURED + 0.1, "what is matched is what can be seen"
