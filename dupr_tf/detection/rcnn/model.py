@@ -184,7 +184,8 @@ class FasterRCNN(keras.Model):
 
     def _seeds(self):
         """Two (2,) seeds, of this step and replica."""
-        step = 0 if self.optimizer is None else tf.cast(self.optimizer.iterations, tf.int64)
+        optimizer = getattr(self, "optimizer", None)  # absent before `compile`
+        step = 0 if optimizer is None else tf.cast(optimizer.iterations, tf.int64)
         context = tf.distribute.get_replica_context()
         replica = context.replica_id_in_sync_group if context is not None else 0
         seed = tf.random.experimental.stateless_fold_in(tf.stack([tf.constant(self.seed, tf.int64), step]), replica)
