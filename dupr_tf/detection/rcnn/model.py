@@ -87,7 +87,7 @@ class FasterRCNN(keras.Model):
         self.fpn_channels, self.fpn_norm = fpn_channels, fpn_norm
         self.head_channels, self.head_convs, self.box_head_width = head_channels, head_convs, box_head_width
         self.anchor_scale = anchor_scale
-        self.rpn_pre_nms, self.rpn_post_nms = rpn_pre_nms or PRE_NMS[neck], rpn_post_nms or POST_NMS[neck]
+        self.rpn_pre_nms, self.rpn_post_nms = tuple(rpn_pre_nms or PRE_NMS[neck]), tuple(rpn_post_nms or POST_NMS[neck])
         self.rois_per_image, self.seed = rois_per_image, seed
         self.score_threshold, self.nms_iou, self.max_detections = score_threshold, nms_iou, max_detections
         self.image_size, self.test_short_side, self.max_long_side = image_size, test_short_side, max_long_side

@@ -97,7 +97,7 @@ def test_saved_and_loaded_it_detects_the_same(made, tmp_path):
 
 
 def test_the_saved_model_detects_the_same(made, tmp_path):
-    kind, _, detector = made
+    _, _, detector = made
     export_rcnn(detector, tmp_path / "saved_model")
     served = tf.saved_model.load(str(tmp_path / "saved_model"))
     images = tf.constant(np.random.default_rng(0).integers(0, 256, (2, 90, 120, 3)), tf.uint8)
