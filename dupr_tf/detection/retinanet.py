@@ -1,7 +1,7 @@
 """A RetinaNet on a pre-trained backbone: KerasCV's, with a feature pyramid and heads of any width.
 
-With `rcnn/`, which takes two functions, the only importer of keras_cv, whose last release is 0.9.0. From it come anchors, label encoder, losses,
-their normalisation by the number of positive anchors, and per-class NMS. Its own pyramid and heads have 256
+With `rcnn/`, which takes two functions, the only importer of keras_cv, whose last release is 0.9.0. From it come
+anchors, label encoder, losses, their normalisation by the number of positive anchors, and per-class NMS. Its own pyramid and heads have 256
 channels and cannot be resized, and its `get_config` forgets the pyramid.
 """
 
