@@ -26,7 +26,7 @@ def iou(a, b):
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     both = width * height
     areas = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
-    return both / (areas - both)
+    return both / (areas - both) if both > 0 else 0.0
 
 
 def encode(box, anchor, weights):
@@ -148,9 +148,10 @@ def detections(logits, deltas, proposals, height, width, threshold, nms_iou, cou
         boxes, scores = [], []
         for row, proposal, moves in zip(logits, proposals, deltas, strict=True):
             score = np.exp(row[klass] - row.max()) / np.exp(row - row.max()).sum()
-            if score > threshold:
+            box = clip(decode(moves[klass], proposal, (10, 10, 5, 5)), height, width)
+            if score > threshold and box[2] > box[0] and box[3] > box[1]:
                 scores.append(score)
-                boxes.append(clip(decode(moves[klass], proposal, (10, 10, 5, 5)), height, width))
+                boxes.append(box)
         found += [(scores[i], klass, boxes[i]) for i in nms(boxes, scores, nms_iou)]
     return sorted(found, key=lambda row: -row[0])[:count]
 

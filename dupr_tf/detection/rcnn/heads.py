@@ -103,7 +103,9 @@ class BoxPredictor(keras.layers.Layer):
         self.deltas = self._dense(4 * classes, 0.001, "deltas")
 
     def _dense(self, units, deviation, name):
-        return keras.layers.Dense(units, kernel_initializer=keras.initializers.RandomNormal(stddev=deviation), name=name)
+        return keras.layers.Dense(
+            units, kernel_initializer=keras.initializers.RandomNormal(stddev=deviation), name=name
+        )
 
     def build(self, input_shape):
         for layer in (self.logits, self.deltas):

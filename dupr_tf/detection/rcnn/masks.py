@@ -47,7 +47,7 @@ def mask_loss(logits, rois, classes, matches, positive, truth):
     size = logits.shape[2]
     boxes = tf.reshape(tf.gather(truth.boxes, matches, batch_dims=1), [-1, 4])
     masks = tf.gather(truth.masks, matches, batch_dims=1)  # (B, R, h, w)
-    masks = tf.reshape(masks, [-1, *truth.masks.shape[2:]])
+    masks = tf.reshape(masks, tf.concat([[-1], tf.shape(masks)[2:]], 0))
     targets = tf.reshape(mask_targets(tf.reshape(rois, [-1, 4]), boxes, masks, size), tf.shape(logits)[:-1])
     entropy = tf.nn.sigmoid_cross_entropy_with_logits(targets, of_class(logits, classes))
     weight = tf.cast(positive, tf.float32)

@@ -87,7 +87,7 @@ class FasterRCNN(keras.Model):
         self.fpn_channels, self.fpn_norm = fpn_channels, fpn_norm
         self.head_channels, self.head_convs, self.box_head_width = head_channels, head_convs, box_head_width
         self.anchor_scale = anchor_scale
-        self.rpn_pre_nms, self.rpn_post_nms = rpn_pre_nms or PRE_NMS[neck], rpn_post_nms or POST_NMS[neck]
+        self.rpn_pre_nms, self.rpn_post_nms = tuple(rpn_pre_nms or PRE_NMS[neck]), tuple(rpn_post_nms or POST_NMS[neck])
         self.rois_per_image, self.seed = rois_per_image, seed
         self.score_threshold, self.nms_iou, self.max_detections = score_threshold, nms_iou, max_detections
         self.image_size, self.test_short_side, self.max_long_side = image_size, test_short_side, max_long_side
@@ -184,7 +184,8 @@ class FasterRCNN(keras.Model):
 
     def _seeds(self):
         """Two (2,) seeds, of this step and replica."""
-        step = 0 if self.optimizer is None else tf.cast(self.optimizer.iterations, tf.int64)
+        optimizer = getattr(self, "optimizer", None)  # absent before `compile`
+        step = 0 if optimizer is None else tf.cast(optimizer.iterations, tf.int64)
         context = tf.distribute.get_replica_context()
         replica = context.replica_id_in_sync_group if context is not None else 0
         seed = tf.random.experimental.stateless_fold_in(tf.stack([tf.constant(self.seed, tf.int64), step]), replica)

@@ -35,9 +35,7 @@ class RPNHead(keras.layers.Layer):
 
     def _conv(self, filters, kernel, name, **kwargs):
         deviation = keras.initializers.RandomNormal(stddev=0.01)
-        return keras.layers.Conv2D(
-            filters, kernel, padding="same", kernel_initializer=deviation, name=name, **kwargs
-        )
+        return keras.layers.Conv2D(filters, kernel, padding="same", kernel_initializer=deviation, name=name, **kwargs)
 
     def call(self, features):
         hidden = self.conv(features)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 from keras_cv import bounding_box
 
-from dupr_tf.detection.rcnn.boxes import HEAD_WEIGHTS, clip, decode, encode
+from dupr_tf.detection.rcnn.boxes import HEAD_WEIGHTS, clip, decode, encode, sides
 from dupr_tf.detection.rcnn.matching import match_rois, repeat_drawn, sample
 
 POSITIVE_SHARE = 0.25  # detectron2's MODEL.ROI_HEADS.POSITIVE_FRACTION
@@ -78,7 +78,8 @@ def region_losses(logits, deltas, regions, truth):
 
 
 def detections(logits, deltas, proposals, valid, image_sizes, score_threshold, nms_iou, count):
-    """What is found (detectron2's fast_rcnn_inference): boxes of each class clipped, NMS within a class, the best.
+    """What is found (detectron2's fast_rcnn_inference): boxes of each class clipped, those without area dropped, NMS
+    within a class, the best.
 
     KerasCV's `MultiClassNonMaxSuppression` has one box for all classes; the operation below it has one for each.
 
@@ -97,7 +98,8 @@ def detections(logits, deltas, proposals, valid, image_sizes, score_threshold, n
         from `num_detections` on.
     """
     boxes = clip(decode(deltas, proposals[:, :, None], HEAD_WEIGHTS), image_sizes)
-    scores = tf.where(valid[..., None], tf.nn.softmax(logits)[..., :-1], -1.0)
+    exists = valid[..., None] & tf.reduce_all(sides(boxes) > 0, -1)  # (B, P, C): some are clipped to nothing
+    scores = tf.where(exists, tf.nn.softmax(logits)[..., :-1], -1.0)
     boxes, scores, classes, number = tf.image.combined_non_max_suppression(
         boxes, scores, count, count, nms_iou, score_threshold, clip_boxes=False
     )
@@ -107,5 +109,5 @@ def detections(logits, deltas, proposals, valid, image_sizes, score_threshold, n
 
 def safe(boxes):
     """Boxes without area, which no region that counts is, as boxes of one pixel."""
-    empty = tf.reduce_any(boxes[..., 2:] <= boxes[..., :2], -1, keepdims=True)
+    empty = tf.reduce_any(sides(boxes) <= 0, -1, keepdims=True)
     return tf.where(empty, [0.0, 0.0, 1.0, 1.0], boxes)

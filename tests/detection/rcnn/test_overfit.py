@@ -73,9 +73,13 @@ def overfitted(kind, neck, steps=STEPS):
     logs = detector.fit(batches, epochs=1, verbose=0, shuffle=False).history
     found = detector.predict_on_batch(images)
     rows = [
-        {"boxes": found["boxes"][i, :n], "classes": found["classes"][i, :n].astype(int), "scores": found["confidence"][i, :n]}
+        {
+            "boxes": found["boxes"][i, :n],
+            "classes": found["classes"][i, :n].astype(int),
+            "scores": found["confidence"][i, :n],
+        }
         for i, n in enumerate(found["num_detections"])
-    ]  # fmt: skip
+    ]
     return coco_ap(annotated, rows)["AP50"], mask_iou(found), logs
 
 

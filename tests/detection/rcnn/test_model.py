@@ -1,0 +1,254 @@
+"""The detectors as Keras models: what they take, give, keep and refuse."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dupr_tf.config import parse_config
+from dupr_tf.detection.rcnn import FasterRCNN, build_rcnn, export_rcnn, load_rcnn, save_rcnn
+from dupr_tf.detection.rcnn.export import fit_to_test
+from dupr_tf.models.resnet import build_backbone
+from tests.detection.rcnn.small import NAMES, ChainBackbone, batch, make
+
+NECKS = pytest.mark.parametrize("neck", ["fpn", "c4"])
+# A Mask R-CNN runs all a Faster R-CNN does.
+EVERY = [("mask", "fpn"), ("mask", "c4"), *(pytest.param(("faster", n), marks=pytest.mark.slow) for n in ("fpn", "c4"))]
+
+
+@pytest.fixture(scope="module", params=EVERY, ids="-".join)
+def made(request):
+    kind, neck = request.param
+    return kind, neck, make(kind, neck, test_short_side=64, max_long_side=96)
+
+
+def inputs(data):
+    return {name: data[name] for name in ("images", "image_sizes")}
+
+
+def same(found, expected, atol=1e-4):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=atol, err_msg=name)
+
+
+def test_detections_lie_in_the_picture_and_end_with_minus_one(made):
+    kind, neck, detector = made
+    found = detector(inputs(batch(kind, sizes=[(64, 96), (40, 50)])))
+    number = found["num_detections"].numpy()
+    assert number.min() >= 1 and number.max() < 30
+    assert found["boxes"].shape == (2, 30, 4) and found["classes"].shape == found["confidence"].shape == (2, 30)
+    assert found["boxes"].numpy()[1].max(0).tolist()[2] <= 50 and found["boxes"].numpy()[1].max(0).tolist()[3] <= 40
+    assert found["boxes"].numpy()[0].max() > 50
+    side = {"fpn": 28, "c4": 14}[neck]
+    assert ("masks" in found) == (kind == "mask")
+    if kind == "mask":
+        assert found["masks"].shape == (2, 30, side, side) and found["masks"].numpy().max() <= 1
+    for i, count in enumerate(number):
+        for name in set(found) - {"num_detections"}:
+            assert (found[name][i, count:].numpy() == -1).all()
+            assert (found[name][i, :count].numpy() >= 0).all()
+
+
+def test_an_image_is_found_the_same_alone_and_in_a_batch(made):
+    kind, _, detector = made
+    data = inputs(batch(kind, sizes=[(64, 96), (40, 50)]))
+    whole = detector(data)
+    alone = detector({name: value[1:] for name, value in data.items()})
+    same(alone, {name: value[1:] for name, value in whole.items()})
+    everything = detector(data["images"][:1])  # without sizes all is picture
+    same(everything, {name: value[:1] for name, value in whole.items()})
+
+
+def test_no_gradient_crosses_the_proposals(made):
+    kind, _, detector = made
+    with tf.GradientTape() as tape:
+        losses = detector.losses(batch(kind), training=True)
+        total = tf.add_n([value for name, value in losses.items() if not name.startswith("rpn")])
+    of_rpn, of_backbone = tape.gradient(total, [detector.rpn.trainable_variables, detector.backbone.layers[2].kernel])
+    assert of_rpn == [None] * 6 and float(tf.reduce_max(tf.abs(of_backbone))) > 0
+    assert list(losses) == ["rpn_objectness_loss", "rpn_box_loss", "classification_loss", "box_loss"] + (
+        ["mask_loss"] if kind == "mask" else []
+    )
+
+
+def test_every_weight_learns(made):
+    kind, _, detector = made
+    with tf.GradientTape() as tape:
+        losses = detector.losses(batch(kind), training=True)
+        total = tf.add_n(list(losses.values()))
+    gradients = tape.gradient(total, detector.trainable_variables)
+    dead = [v.path for v, g in zip(detector.trainable_variables, gradients, strict=True) if g is None]
+    assert dead == []
+
+
+def test_saved_and_loaded_it_detects_the_same(made, tmp_path):
+    kind, neck, detector = made
+    expected = detector(inputs(batch(kind)))
+    assert expected["num_detections"].numpy().min() > 0
+    save_rcnn(detector, tmp_path / "detector.keras")
+    loaded = load_rcnn(tmp_path)
+    assert type(loaded) is type(detector) and (loaded.class_names, loaded.neck) == (NAMES, neck)
+    settings = loaded.get_config()
+    assert {k: v for k, v in settings.items() if k != "backbone"} == {
+        k: v for k, v in detector.get_config().items() if k != "backbone"
+    }
+    same(loaded(inputs(batch(kind))), expected, atol=0)
+
+
+def test_the_saved_model_detects_the_same(made, tmp_path):
+    _, _, detector = made
+    export_rcnn(detector, tmp_path / "saved_model")
+    served = tf.saved_model.load(str(tmp_path / "saved_model"))
+    images = tf.constant(np.random.default_rng(0).integers(0, 256, (2, 90, 120, 3)), tf.uint8)
+    padded, size, scale = fit_to_test(images, detector)
+    assert padded.shape == (2, 64, 96, 3) and size.numpy().tolist() == [64, 85]
+    expected = detector({"images": padded, "image_sizes": [size] * 2})
+    bare, full = served.serve_padded(padded, tf.stack([size] * 2)), served.signatures["serving_default"](images)
+    same({**bare, "confidence": bare["scores"]}, {**expected, "scores": expected["confidence"]})
+    boxes = np.clip(expected["boxes"] / np.tile(scale.numpy()[::-1], 2), 0, [120, 90, 120, 90])
+    np.testing.assert_allclose(full["boxes"], np.where(expected["classes"][..., None] >= 0, boxes, -1), atol=1e-3)
+    assert full["boxes"].numpy().max() > 96 and full["classes"].dtype == tf.int32
+    assert [name.decode() for name in served.class_names().numpy()] == list(NAMES)
+
+
+def odd_batches(kind):
+    """Batches no photograph gives, each of its own size, with as many rows as the fullest."""
+    far, tiny = ((8, 8, 60, 50), 1), ((30, 30, 31, 31), 2)
+    crowd = [((x, y, x + 5, y + 4), (x + y) % 2) for x in range(0, 90, 6) for y in range(0, 60, 3)][:300]
+    yield batch(kind, things=[[], []], rows=300)
+    yield batch(kind, things=[[far], []], rows=300)
+    yield batch(kind, things=[[tiny], [tiny, ((0, 0, 1, 1), 0)]], rows=300)
+    yield batch(kind, things=[crowd, [far]], rows=300)
+    yield batch(kind, 2, 96, 96, [[far], [far]], 300, sizes=[(96, 50), (50, 96)])  # portrait and landscape
+    yield batch(kind, 1, 32, 128, [[((5, 5, 5, 20), 1), ((90, 10, 127, 31), 1)]], 300)  # a box without width
+
+
+@pytest.mark.parametrize("which", EVERY, ids="-".join)
+def test_odd_batches_train_in_fit(which):
+    kind, neck = which
+    detector = make(kind, neck)
+    detector.compile(keras.optimizers.SGD(1e-3))
+    signature = tf.nest.map_structure(
+        lambda x: tf.TensorSpec([None] * (x.shape.rank - 1) + x.shape[-1:], x.dtype), batch(kind, rows=300)
+    )
+    batches = tf.data.Dataset.from_generator(lambda: odd_batches(kind), output_signature=signature)
+    losses = []
+    log = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: losses.append(dict(logs)))
+    before = detector.get_weights()
+    detector.fit(batches, verbose=0, shuffle=False, callbacks=[log])
+    assert len(losses) == 6 and all(np.isfinite(list(entry.values())).all() for entry in losses)
+    assert all(np.isfinite(value).all() for value in detector.get_weights())
+    assert any((a != b).any() for a, b in zip(before, detector.get_weights(), strict=True))
+    for name in ("rpn_box_loss", "box_loss"):
+        assert losses[0][name] == 0 and losses[-1][name] > 0
+    assert losses[-1]["loss"] == pytest.approx(sum(v for k, v in losses[-1].items() if k != "loss"), rel=1e-4)
+
+
+@NECKS
+def test_a_batch_without_rows_and_one_without_labels(neck):
+    detector = make("mask", neck)
+    empty = {"boxes": tf.zeros([2, 0, 4]), "classes": tf.zeros([2, 0]), "masks": tf.zeros([2, 0, 56, 56])}
+    without = {name: value for name, value in batch("mask").items() if name != "bounding_boxes"}
+    a = detector({**without, "bounding_boxes": empty}, training=True)
+    b = detector(without, training=True)
+    assert a.keys() == b.keys() and np.isfinite(list(a.values())).all()
+    assert float(a["box_loss"]) == float(a["mask_loss"]) == float(b["mask_loss"]) == 0.0
+
+
+def test_samples_follow_the_seed_and_the_step():
+    detector = make("faster", "fpn")
+    detector.compile(keras.optimizers.SGD(0.0))
+    data = batch("faster", 1, 128, 128)  # more anchors than are drawn
+
+    def loss():
+        return float(detector.losses(data, training=False)["rpn_objectness_loss"])
+
+    first = loss()
+    assert loss() == first
+    detector.optimizer.iterations.assign_add(1)
+    assert loss() != first
+    detector.optimizer.iterations.assign(0)
+    detector.seed = 5
+    assert loss() != first
+
+
+def norms(layer):
+    return [part for part in layer._flatten_layers() if isinstance(part, keras.layers.BatchNormalization)]
+
+
+@NECKS
+@pytest.mark.parametrize("norm", ["train", "sync", "frozen"])
+def test_norms(neck, norm):
+    detector = make("faster", neck, norm=norm)
+    own = norms(detector.pyramid_neck) if neck == "fpn" else [detector.regions.norm]
+    backbone = norms(detector.backbone)
+    assert len(backbone) == 4 and len(own) == (8 if neck == "fpn" else 1)
+    assert len(norms(detector)) == len(backbone) + len(own)  # heads have none
+    assert all(layer.synchronized == (norm == "sync") for layer in (*backbone, *own))
+    before = [layer.moving_mean.numpy() for layer in (*backbone, *own)]
+    detector.losses(batch("faster"), training=True)
+    kept = [np.array_equal(a, layer.moving_mean) for a, layer in zip(before, (*backbone, *own), strict=True)]
+    assert kept == [norm == "frozen"] * 4 + [False] * len(own)
+    trained = {id(variable) for variable in detector.trainable_variables}
+    assert all((id(layer.gamma) in trained) != (norm == "frozen") for layer in backbone)
+    assert all(id(layer.gamma) in trained for layer in own)
+
+
+def test_c4_has_the_backbones_last_stage_as_its_head():
+    backbone = build_backbone("resnet18", width=0.125, include_normalization=True)
+    detector = make("faster", "c4", backbone=backbone)
+    conv = backbone.get_layer("stack3_block0_1_conv")
+    assert any(conv is layer for layer in detector.regions.res5.layers)
+    assert not any(conv is layer for layer in detector.trunk.layers)
+    assert not {layer.name for layer in detector.regions.res5.layers} & {"conv1_conv", "stack2_block1_2_conv"}
+    pooled = keras.random.normal((3, 14, 14, backbone.get_layer("stack2_block1_out").output.shape[-1]), seed=1)
+    assert detector.regions.res5(pooled).shape[:3] == (3, 7, 7)
+    assert len({id(v) for v in detector.trainable_variables}) == len(detector.trainable_variables)
+    assert set(map(id, backbone.trainable_variables)) <= set(map(id, detector.trainable_variables))
+
+
+def test_parameters_of_the_papers_size():
+    # Lateral 1x1, output 3x3, both without bias and with BN of 4; RPN of 3 anchors; dense layers; predictors; masks.
+    backbone = build_backbone("resnet18", include_normalization=True)
+    config = parse_config({"detector": {"kind": "mask_rcnn"}})
+    detector = build_rcnn(backbone, NAMES, config)
+    pyramid = 256 * (64 + 128 + 256 + 512) + 4 * 9 * 256**2 + 8 * 4 * 256
+    rpn = 9 * 256**2 + 256 + 257 * 3 * 5
+    box = 49 * 256 * 1024 + 1024 + 1024**2 + 1024 + 1025 * (4 + 12)
+    mask = 4 * (9 * 256**2 + 256) + 4 * 256**2 + 256 + 257 * 3
+    assert detector.count_params() == backbone.count_params() + pyramid + rpn + box + mask
+    assert (detector.rpn_pre_nms, detector.rpn_post_nms) == ((2000, 1000), (1000, 1000))
+    assert [stride * 8 for stride, _ in detector.anchor_levels] == [size for _, (size,) in detector.anchor_levels]
+
+
+def test_a_config_becomes_the_detector_it_describes():
+    section = {"neck": "c4", "norm": "frozen", "anchor_scale": 3, "rois_per_image": 64, "nms_iou": 0.6}
+    section |= {"head_channels": 24, "max_detections": 7, "rpn_pre_nms": [300, 200]}
+    config = parse_config({"detector": {"kind": "faster_rcnn", **section, "short_sides": [320, 480]}})
+    detector = build_rcnn(ChainBackbone(), NAMES, config)
+    settings = detector.get_config()
+    assert {name: settings[name] for name in section} == section
+    assert (detector.image_size, detector.test_short_side, detector.max_long_side) == (None, 480, 1333)
+    assert detector.rpn_post_nms == (2000, 1000)
+    assert detector.anchor_levels == [(16, [12.0, 24.0, 48.0, 96.0, 192.0])]
+    square = build_rcnn(ChainBackbone(), NAMES, parse_config({"detector": {"kind": "faster_rcnn"}}))
+    assert square.image_size == 224 and square.test_short_side is None
+
+
+def test_mistakes_are_told(tmp_path):
+    with pytest.raises(ValueError, match="Expected neck fpn or c4, received 'dc5'"):
+        FasterRCNN(ChainBackbone(), NAMES, neck="dc5")
+    with pytest.raises(ValueError, match="computes P5 from P4 alone, received chain"):
+        FasterRCNN(ChainBackbone(around=True), NAMES, neck="c4")
+    with pytest.raises(ValueError, match="multiple of 32, received 100"):
+        FasterRCNN(ChainBackbone(), NAMES, image_size=100)
+    with pytest.raises(ValueError, match="Expected bounding_boxes with masks"):
+        make("mask", "fpn")(batch("faster"), training=True)
+    with pytest.raises(ValueError, match=r"Expected detector.kind .* received retinanet"):
+        build_rcnn(ChainBackbone(), NAMES, parse_config({"detector": {}}))
+    with pytest.raises(ValueError, match="Expected a detector"):
+        load_rcnn("nowhere.keras")
+    keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "detector.keras")
+    with pytest.raises(ValueError, match=r"Expected an R-CNN, received .* \(Sequential\)"):
+        load_rcnn(tmp_path)
