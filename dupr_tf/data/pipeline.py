@@ -10,7 +10,7 @@ from dupr_tf.batch import check_view_pairs
 from dupr_tf.config import Config
 from dupr_tf.data.bad_images import BadImages
 from dupr_tf.data.decoding import read_pair
-from dupr_tf.data.image_source import ImageSource, as_source, map_contents
+from dupr_tf.data.image_source import ImageSource, as_source, as_written, map_contents
 
 INDEX_SHUFFLE = (
     498247692  # what tf.random.experimental.index_shuffle, which takes no seed an element, puts before a seed
@@ -124,8 +124,8 @@ def fill_gaps(samples, first, last, replace):
 
         return tf.cond(expected < number, filled, lambda: own)
 
-    samples = samples.concatenate(end).scan(tf.constant(first, tf.int64), gap_before)
-    return samples.map(with_gap)
+    samples = samples.concatenate(end).scan(tf.constant(first, tf.int64), as_written(gap_before))
+    return samples.map(as_written(with_gap))
 
 
 def shuffled_index(place, count, seed, epoch):
