@@ -36,7 +36,9 @@ def batches():
 
 
 def dataset(kind):
-    kept = [{k: v for k, v in one.items() if k != ("bounding_boxes" if kind == "fcn" else "segments")} for one in batches()]
+    kept = [
+        {k: v for k, v in one.items() if k != ("bounding_boxes" if kind == "fcn" else "segments")} for one in batches()
+    ]
 
     def spec(value):
         picture = value.ndim >= 3 and value.shape[1] > 2

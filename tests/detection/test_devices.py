@@ -22,4 +22,6 @@ def test_two_devices_are_one(kind, tmp_path):
     assert one.keys() == two.keys() and {name.split("_")[0] for name in one} == {"weight", "mean", "precise", "log"}
     for name, value in one.items():
         if name != "log_percent_boxes_matched_with_anchor":  # KerasCV's own, of one device
-            np.testing.assert_allclose(two[name], value, rtol=1e-3, atol=2e-4 * max(1, np.abs(value).max()), err_msg=name)
+            np.testing.assert_allclose(
+                two[name], value, rtol=1e-3, atol=2e-4 * max(1, np.abs(value).max()), err_msg=name
+            )

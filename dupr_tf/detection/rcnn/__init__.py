@@ -1,10 +1,9 @@
 """Faster R-CNN and Mask R-CNN, with a feature pyramid or on res4."""
 
-from dupr_tf.detection.rcnn.export import export_rcnn, load_rcnn, save_rcnn
 from dupr_tf.detection.rcnn.masks import paste_masks
 from dupr_tf.detection.rcnn.model import ANCHOR_SCALE, FasterRCNN, MaskRCNN
 
-__all__ = ["FasterRCNN", "MaskRCNN", "build_rcnn", "export_rcnn", "load_rcnn", "paste_masks", "save_rcnn"]
+__all__ = ["FasterRCNN", "MaskRCNN", "build_rcnn", "paste_masks"]
 
 KINDS = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN}
 

@@ -6,8 +6,9 @@ import pytest
 import tensorflow as tf
 
 from dupr_tf.config import parse_config
-from dupr_tf.detection.rcnn import FasterRCNN, build_rcnn, export_rcnn, load_rcnn, save_rcnn
-from dupr_tf.detection.rcnn.export import fit_to_test
+from dupr_tf.data.placing import scaled_batch
+from dupr_tf.detection.rcnn import FasterRCNN, build_rcnn
+from dupr_tf.detection.saving import export_detector, load_detector, save_detector
 from dupr_tf.models.resnet import build_backbone
 from tests.detection.rcnn.small import NAMES, ChainBackbone, batch, make
 
@@ -86,8 +87,8 @@ def test_saved_and_loaded_it_detects_the_same(made, tmp_path):
     kind, neck, detector = made
     expected = detector(inputs(batch(kind)))
     assert expected["num_detections"].numpy().min() > 0
-    save_rcnn(detector, tmp_path / "detector.keras")
-    loaded = load_rcnn(tmp_path)
+    save_detector(detector, tmp_path / "detector.keras")
+    loaded = load_detector(tmp_path)
     assert type(loaded) is type(detector) and (loaded.class_names, loaded.neck) == (NAMES, neck)
     settings = loaded.get_config()
     assert {k: v for k, v in settings.items() if k != "backbone"} == {
@@ -98,15 +99,15 @@ def test_saved_and_loaded_it_detects_the_same(made, tmp_path):
 
 def test_the_saved_model_detects_the_same(made, tmp_path):
     _, _, detector = made
-    export_rcnn(detector, tmp_path / "saved_model")
+    export_detector(detector, tmp_path / "saved_model")
     served = tf.saved_model.load(str(tmp_path / "saved_model"))
     images = tf.constant(np.random.default_rng(0).integers(0, 256, (2, 90, 120, 3)), tf.uint8)
-    padded, size, scale = fit_to_test(images, detector)
-    assert padded.shape == (2, 64, 96, 3) and size.numpy().tolist() == [64, 85]
-    expected = detector({"images": padded, "image_sizes": [size] * 2})
-    bare, full = served.serve_padded(padded, tf.stack([size] * 2)), served.signatures["serving_default"](images)
-    same({**bare, "confidence": bare["scores"]}, {**expected, "scores": expected["confidence"]})
-    boxes = np.clip(expected["boxes"] / np.tile(scale.numpy()[::-1], 2), 0, [120, 90, 120, 90])
+    padded, scale = scaled_batch(images, detector.test_short_side, detector.max_long_side)
+    assert padded.shape == (2, 64, 96, 3) and float(scale) == pytest.approx(64 / 90)
+    expected = detector({"images": padded, "image_sizes": tf.constant([[90.0, 120.0]] * 2) * scale})
+    full = served.signatures["serving_default"](images)
+    same({**full, "confidence": full["scores"], "boxes": expected["boxes"]}, {**expected, "scores": full["scores"]})
+    boxes = np.clip(expected["boxes"] / scale, 0, [120, 90, 120, 90])
     np.testing.assert_allclose(full["boxes"], np.where(expected["classes"][..., None] >= 0, boxes, -1), atol=1e-3)
     assert full["boxes"].numpy().max() > 96 and full["classes"].dtype == tf.int32
     assert [name.decode() for name in served.class_names().numpy()] == list(NAMES)
@@ -248,7 +249,7 @@ def test_mistakes_are_told(tmp_path):
     with pytest.raises(ValueError, match=r"Expected detector.kind .* received retinanet"):
         build_rcnn(ChainBackbone(), NAMES, parse_config({"detector": {}}))
     with pytest.raises(ValueError, match="Expected a detector"):
-        load_rcnn("nowhere.keras")
+        load_detector("nowhere.keras")
     keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]).save(tmp_path / "detector.keras")
-    with pytest.raises(ValueError, match=r"Expected an R-CNN, received .* \(Sequential\)"):
-        load_rcnn(tmp_path)
+    with pytest.raises(ValueError, match=r"Expected a detector .*, received .* \(Sequential\)"):
+        load_detector(tmp_path)
