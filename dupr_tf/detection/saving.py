@@ -59,7 +59,7 @@ def export_detector(detector, path):
     """
     module = tf.Module()
     module.weights = [variable.value for variable in detector.variables]
-    module.class_names = tf.function(lambda: tf.constant(detector.class_names), input_signature=[])
+    module.class_names = tf.function(lambda: tf.constant(detector.class_names), input_signature=[], autograph=False)
     module.serve = _segmenting(detector) if task_of(detector) == "segments" else _finding(detector)
     if detector.image_size is not None:
         module.serve_square = _finding_in_squares(detector)
