@@ -1,7 +1,8 @@
 """DUPR steps by `fit` on N logical devices: python -m tests.models.replica_run DEVICES GROUPS STEPS OUTPUT.npz [KIND].
 
-KIND is float32 (the default), float16, overflow: float16 where the last replica's gradients are infinite, or nan: a
-batch before the last whose last image, on the last replica, makes the loss NaN.
+KIND is float32 (the default), coarse: half as many groups of the same images, or one without photometrics: plain,
+float16, overflow: float16 where the last replica's gradients are infinite, or nan: a batch before the last whose last
+image, on the last replica, makes the loss NaN.
 
 Run in a process of its own: logical devices are set before TensorFlow starts, and one process holds one strategy.
 """
@@ -61,7 +62,9 @@ def main(devices, groups, steps, output, kind="float32"):
         keras.utils.set_random_seed(1)
         model = (Overflowing if kind == "overflow" else DUPR)(
             TinyBackbone(CHANNELS, dtype=policy),
-            roi_sizes=(16, 8, 4, 2), embedding_dim=16, bank_size=163, momentum=0.9, micro_batches=groups,
+            roi_sizes=(16, 8, 4, 2), embedding_dim=16, bank_size=163, momentum=0.9,
+            micro_batches=groups // 2 if kind == "coarse" else groups,
+            photometric="moco_v2" if kind in ("float32", "coarse") else "none",
         )  # fmt: skip
         optimizer = CoupledSGD(1e-3)
         model.compile(keras.optimizers.LossScaleOptimizer(optimizer) if half else optimizer, jit_compile=False)

@@ -94,7 +94,7 @@ def test_losses_and_keys_are_the_oracles(reduction):
         oracles_step.ema(np.asarray(k, np.float64), np.asarray(q, np.float64), 0.9)
         for k, q in zip(model.key_variables, model.query_variables, strict=True)
     ]
-    logs = {k: float(v) for k, v in tf.function(model.train_step)(batch).items()}
+    logs = {k: float(v) for k, v in tf.function(model.train_step, autograph=False)(batch).items()}
     for variable, expected in zip(model.key_variables, moved, strict=True):
         np.testing.assert_allclose(variable.numpy(), expected, atol=1e-6, err_msg=variable.path)
     keys = oracle_embeddings(model.key_encoder, batch["view_2"], batch["boxes_2"], batch["flipped_2"])
@@ -157,8 +157,8 @@ def test_the_whole_step_compiles_under_xla():
     """One batch-norm group: the shuffle's draws, other under XLA, then change nothing in the losses."""
     plain, compiled, batch = make_model(), make_model(), make_batch()
     before = [v.numpy() for v in plain.query_variables]
-    expected = tf.function(plain.train_step)(batch)
-    logs = tf.function(compiled.train_step, jit_compile=True)(batch)
+    expected = tf.function(plain.train_step, autograph=False)(batch)
+    logs = tf.function(compiled.train_step, jit_compile=True, autograph=False)(batch)
     for name, value in expected.items():
         assert float(logs[name]) == pytest.approx(float(value), rel=5e-5, abs=1e-6), name
     # Statistics over the four numbers of a P5 of one cell multiply rounding; a wrong gradient is off by far more.
@@ -166,10 +166,11 @@ def test_the_whole_step_compiles_under_xla():
         assert np.linalg.norm(a - b) <= 1e-2 * np.linalg.norm(a - start) + 1e-6, a.path
 
 
+@pytest.mark.slow
 def test_groups_and_photometrics_compile_under_xla():
     model, batch = make_model(micro_batches=2, photometric="moco_v2"), make_batch()
     before = [v.numpy() for v in model.query_variables]
-    logs = tf.function(model.train_step, jit_compile=True)(batch)
+    logs = tf.function(model.train_step, jit_compile=True, autograph=False)(batch)
     assert all(np.isfinite(float(value)) for value in logs.values())
     assert all((a != b.numpy()).any() for a, b in zip(before, model.query_variables, strict=True))
 

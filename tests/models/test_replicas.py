@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-STEPS, GROUPS = 4, 8
+STEPS, GROUPS = 4, 4
 
 
 def run(folder, devices, groups, steps=STEPS, kind="float32"):
@@ -19,14 +19,24 @@ def run(folder, devices, groups, steps=STEPS, kind="float32"):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """One device with eight batch-norm groups, two with four each, eight with one each."""
+    """One device with four batch-norm groups, two with two each, four with one each."""
     folder = tmp_path_factory.mktemp("replicas")
-    return {devices: run(folder, devices, GROUPS) for devices in (1, 2, 8)}
+    return {devices: run(folder, devices, GROUPS) for devices in (1, 2, 4)}
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [2, 4])
 def test_losses_banks_and_updates_do_not_depend_on_the_number_of_devices(runs, devices):
-    one, many = runs[1], runs[devices]
+    same_numbers(runs[1], runs[devices])
+
+
+@pytest.mark.slow
+def test_eight_devices_give_what_one_gives(tmp_path):
+    one, eight = (run(tmp_path, devices, groups=8) for devices in (1, 8))
+    same_numbers(one, eight)
+    assert eight["replicas_agree"]
+
+
+def same_numbers(one, many):
     np.testing.assert_allclose(many["losses"][0], one["losses"][0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(many["losses"], one["losses"], rtol=2e-5, atol=1e-6)  # rounding adds up over steps
     for name in one:
@@ -36,22 +46,22 @@ def test_losses_banks_and_updates_do_not_depend_on_the_number_of_devices(runs, d
         np.testing.assert_allclose(many[name], one[name], atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [2, 4])
 def test_every_replica_holds_the_same_bits(runs, devices):
     assert runs[devices]["replicas_agree"]
 
 
 def test_every_replica_holds_the_same_bits_after_fifty_steps(tmp_path):
-    assert run(tmp_path, 2, groups=2, steps=50)["replicas_agree"]
+    assert run(tmp_path, 2, groups=2, steps=50, kind="plain")["replicas_agree"]
 
 
 def test_the_number_of_groups_does_matter(runs, tmp_path):
-    few = run(tmp_path, 1, groups=4, steps=1)["losses"][0]
+    few = run(tmp_path, 1, GROUPS, steps=1, kind="coarse")["losses"][0]
     assert np.abs(few - runs[1]["losses"][0]).max() > 1e-2
 
 
 def test_float16_trains_on_two_devices_as_float32_does(tmp_path):
-    half, full = (run(tmp_path, 2, 2, 2, kind) for kind in ("float16", "float32"))
+    half, full = (run(tmp_path, 2, 2, 2, kind) for kind in ("float16", "plain"))
     assert half["replicas_agree"] and half["moved"] > 0
     np.testing.assert_allclose(half["losses"][0], full["losses"][0], rtol=0.02, atol=1e-3)
     assert all(half[name].dtype == np.float32 for name in half if name.startswith("bank"))
@@ -66,7 +76,7 @@ def test_an_overflow_on_one_replica_skips_the_step_on_all(tmp_path):
 
 
 def test_a_nan_on_one_replica_takes_the_step_back_on_all(tmp_path):
-    plain, poisoned = (run(tmp_path, 2, 2, 2, kind) for kind in ("float32", "nan"))
+    plain, poisoned = (run(tmp_path, 2, 2, 2, kind) for kind in ("plain", "nan"))
     assert np.isnan(poisoned["losses"]).any(axis=1).tolist() == [False, True, False]
     assert poisoned["replicas_agree"]
     np.testing.assert_array_equal(poisoned["losses"][[0, 2]], plain["losses"])

@@ -45,7 +45,7 @@ NAMES = tuple(ADJUSTMENTS)
 
 @functools.cache
 def in_mode(function, mode):
-    return function if mode == "eager" else tf.function(function, jit_compile=mode == "xla")
+    return function if mode == "eager" else tf.function(function, jit_compile=mode == "xla", autograph=False)
 
 
 @functools.cache

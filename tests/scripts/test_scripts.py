@@ -32,8 +32,12 @@ def backbone(sample, tmp_path_factory):
     return path
 
 
-def test_pretrain_then_finetune(sample, backbone, tmp_path, monkeypatch, capsys):
+def test_pretrain_writes_a_backbone(backbone):
     assert (load_backbone(backbone).architecture, load_backbone(backbone).width) == ("resnet18", 0.5)
+
+
+@pytest.mark.slow
+def test_finetune_takes_it(sample, backbone, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     script("finetune_retinanet").main(backbone, sample, steps=2)
     assert "AP50" in capsys.readouterr().out
