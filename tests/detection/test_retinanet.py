@@ -249,6 +249,7 @@ def test_a_detector_of_any_size_finds_what_one_of_that_size_does(detector):
         assert (found["boxes"][i, count:] == -1).all() and (found["classes"][i, count:] == -1).all()
 
 
+@pytest.mark.slow
 def test_sizes_may_change_from_batch_to_batch_in_training():
     model = of_any_size(norm="sync")
     assert all(layer.synchronized for layer in norms(model._flatten_layers()))
@@ -263,6 +264,7 @@ def test_sizes_may_change_from_batch_to_batch_in_training():
         assert logs["loss"] == pytest.approx(logs["classification_loss"] + logs["box_loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_saved_model_of_any_size_scales_as_the_evaluation_does(detector, tmp_path):
     twin = of_any_size(test_short_side=48, max_long_side=80)
     twin.set_weights(detector.get_weights())
