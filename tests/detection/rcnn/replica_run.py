@@ -12,7 +12,8 @@ import tensorflow as tf
 from dupr_tf.training.distribution import scope
 from tests.detection.rcnn.small import batch, make
 
-# So many regions that all proposals are drawn: then no draw of a replica can differ from one device's.
+# So many regions that all proposals are drawn, and images so small that all anchors are: then no draw of a replica can
+# differ from one device's.
 ALL = {"rois_per_image": 256, "rpn_post_nms": (40, 20)}
 
 
@@ -21,7 +22,7 @@ def trained(strategy, kind, neck, rate, twice, **arguments):
     with scope(strategy):
         detector = make(kind, neck, **ALL, **arguments)
         detector.compile(keras.optimizers.SGD(rate))
-    data = batch(kind, 2, 32, 64, things=[[((4, 4, 28, 30), 1), ((30, 8, 60, 30), 0)]] * 2)
+    data = batch(kind, 2, 32, 32, things=[[((4, 4, 28, 30), 1), ((16, 8, 31, 30), 0)]] * 2)
     if twice:
         data = tf.nest.map_structure(lambda x: tf.repeat(x[:1], 2, 0), data)
     # `fit` splits a batch over the replicas.

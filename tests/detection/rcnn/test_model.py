@@ -1,5 +1,7 @@
 """The detectors as Keras models: what they take, give, keep and refuse."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -125,7 +127,7 @@ def odd_batches(kind):
     yield batch(kind, 1, 32, 128, [[((5, 5, 5, 20), 1), ((90, 10, 127, 31), 1)]], 300)  # a box without width
 
 
-@pytest.mark.parametrize("which", EVERY, ids="-".join)
+@pytest.mark.parametrize("which", [EVERY[1], pytest.param(EVERY[0], marks=pytest.mark.slow), *EVERY[2:]], ids="-".join)
 def test_odd_batches_train_in_fit(which):
     kind, neck = which
     detector = make(kind, neck)
@@ -209,18 +211,21 @@ def test_c4_has_the_backbones_last_stage_as_its_head():
     assert set(map(id, backbone.trainable_variables)) <= set(map(id, detector.trainable_variables))
 
 
-def test_parameters_of_the_papers_size():
+def test_parameters_and_the_papers_sizes():
     # Lateral 1x1, output 3x3, both without bias and with BN of 4; RPN of 3 anchors; dense layers; predictors; masks.
-    backbone = build_backbone("resnet18", include_normalization=True)
-    config = parse_config({"detector": {"kind": "mask_rcnn"}})
-    detector = build_rcnn(backbone, NAMES, config)
-    pyramid = 256 * (64 + 128 + 256 + 512) + 4 * 9 * 256**2 + 8 * 4 * 256
-    rpn = 9 * 256**2 + 256 + 257 * 3 * 5
-    box = 49 * 256 * 1024 + 1024 + 1024**2 + 1024 + 1025 * (4 + 12)
-    mask = 4 * (9 * 256**2 + 256) + 4 * 256**2 + 256 + 257 * 3
+    section = {"kind": "mask_rcnn", "fpn_channels": 16, "head_channels": 24, "box_head_width": 40}
+    backbone = ChainBackbone()
+    detector = build_rcnn(backbone, NAMES, parse_config({"detector": section}))
+    pyramid = 16 * (8 + 12 + 16 + 20) + 4 * 9 * 16**2 + 8 * 4 * 16
+    rpn = 9 * 16**2 + 16 + 17 * 3 * 5
+    box = 49 * 16 * 40 + 40 + 40**2 + 40 + 41 * (4 + 12)
+    mask = 9 * 16 * 24 + 24 + 3 * (9 * 24**2 + 24) + 4 * 24**2 + 24 + 25 * 3
     assert detector.count_params() == backbone.count_params() + pyramid + rpn + box + mask
+    defaults = {name: value.default for name, value in inspect.signature(FasterRCNN).parameters.items()}
+    assert (defaults["fpn_channels"], defaults["head_channels"], defaults["head_convs"]) == (256, 256, 4)
+    assert (defaults["box_head_width"], defaults["rois_per_image"], defaults["max_detections"]) == (1024, 512, 100)
     assert (detector.rpn_pre_nms, detector.rpn_post_nms) == ((2000, 1000), (1000, 1000))
-    assert [stride * 8 for stride, _ in detector.anchor_levels] == [size for _, (size,) in detector.anchor_levels]
+    assert [size for _, (size,) in detector.anchor_levels] == [32, 64, 128, 256, 512]
 
 
 def test_a_config_becomes_the_detector_it_describes():
