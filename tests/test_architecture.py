@@ -25,6 +25,9 @@ ARROWS = {
     "detection": {"models", "weights", "data", "config", "batch", "ops", "training"},
     "probing": {"whole_files", "models", "weights", "data", "config", "batch", "ops"},
 }
+ARROWS["reporting"] = {
+    "whole_files", "probing", "training", "models", "weights", "data", "config", "batch", "ops",
+}  # fmt: skip
 ARROWS["commands"] = set(ARROWS)
 ARROWS["cli"] = set(ARROWS)
 

@@ -3,11 +3,13 @@
 from dupr_tf.commands.images import Pack, Sample, Scan
 from dupr_tf.commands.probe import Probe, Views
 from dupr_tf.commands.reference import Bench, Fields
+from dupr_tf.commands.report_runs import Report
 from dupr_tf.commands.train import Evaluate, Finetune, Pretrain
 from dupr_tf.commands.weights import Export, Import
 
 COMMANDS = {
     "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "export": Export, "import": Import,
-    "probe": Probe, "views": Views, "scan": Scan, "pack": Pack, "sample": Sample, "bench": Bench, "fields": Fields,
+    "probe": Probe, "views": Views, "report": Report,
+    "scan": Scan, "pack": Pack, "sample": Sample, "bench": Bench, "fields": Fields,
 }  # fmt: skip
 CONFIGURED = ("pretrain", "finetune", "probe", "views")
