@@ -105,8 +105,7 @@ def tick_text(value: float) -> str:
 def _axis(low: float, high: float, start: float, end: float, most: int):
     """Maps low..high to start..end, with a little room; returns the map and [(place, text)]."""
     if high - low <= 1e-9 * max(abs(high), abs(low), 1e-12):
-        pad = abs(high) / 2 or 0.5
-        low, high = low - pad, high + pad
+        low, high = min(0.0, 1.1 * low), max(0.0, 1.1 * high) or (1.0 if low == 0 else 0.0)
 
     def place(value: float) -> float:
         return round(start + (value - low) / (high - low) * (end - start), 1)
