@@ -10,38 +10,51 @@ import math
 import numpy as np
 
 from dupr_tf.config import Config
+from dupr_tf.reporting.folders import counted
 from dupr_tf.training.collapse import patience
 
 SMALL_SET = 100_000  # images, below which the small recipe is meant
 LEAST_TURNS = 3  # of the data set over a bank: more keys than a third of the images are often of the query's own image
+FEW = 1000  # images
 RATE_RANGE = (0.25, 8.0)  # of the scaled learning rate; the small recipe has 4
 LOW_OVERLAP, LONG = 0.97, 2.0
 GOOD = "Nothing to do."
 
 
-def sensible_bank(images: int, enqueued: int) -> int:
-    """Keys for so many images: the largest power of two within a third of them, 64 to 65,536, at least a step's "
-    "keys."""
+def sensible_bank(images: int, least: int) -> int:
+    """Keys for so many images: the largest power of two within a third of them, 64 to 65,536, and a step's keys."""
     fitting = 2 ** int(math.log2(max(images // LEAST_TURNS, 1)))
-    return max(min(max(fitting, 64), 65536), enqueued)
+    return max(min(max(fitting, 64), 65536), least)
 
 
 def sensible_epochs(config: Config, images: int) -> int:
-    """Epochs for ten times the steps after which a run no longer guesses."""
-    return max(1, math.ceil(10 * patience(config) / config.steps_per_epoch(images)))
+    """Epochs for ten times the steps after which a run no longer guesses, its bank a sensible one."""
+    bank = min(config.model.bank_size, sensible_bank(images, enqueued(config)))
+    sensible = config.model_copy(update={"model": config.model.model_copy(update={"bank_size": bank})})
+    return max(1, math.ceil(10 * patience(sensible) / config.steps_per_epoch(images)))
+
+
+def enqueued(config: Config) -> int:
+    """The most keys a step puts into a bank."""
+    return config.train.batch_size * (config.model.patch_keys_per_image if any(config.model.patch_weights) else 1)
 
 
 def advice_on_length(config: Config, images: int) -> list[str]:
     """Steps, epochs, warm-up and the average of the key encoder."""
     per_epoch, total, least = config.steps_per_epoch(images), config.total_steps(images), patience(config)
     batch, sentences = config.train.batch_size, []
+    if images < FEW:
+        sentences.append(
+            f"{images:,} images are few: backbones are pre-trained on thousands and more. What to do: collect more "
+            "photos, they need no labels."
+        )
     if images < batch:
         sentences.append(
             f"{images:,} images are fewer than one batch of {batch}, so that images repeat within it and count as each "
             f"other's negatives. What to do: more images, or --train.batch_size {max(2, images // 2)}."
         )
     text = (
-        f"{images:,} images in batches of {batch} are {per_epoch:,} steps an epoch and {total:,} steps in all. After "
+        f"{images:,} images in batches of {batch} are {counted(per_epoch, 'step')} an epoch and {counted(total, 'step')} in all. After "
         f"about {least:,} (warm-up, four turns of the banks, two of the key encoder's average) a run no longer "
         f"guesses. "
     )
@@ -66,8 +79,7 @@ def advice_on_length(config: Config, images: int) -> list[str]:
 def advice_on_banks(config: Config, images: int) -> list[str]:
     """K against the number of images."""
     size, batch = config.model.bank_size, config.train.batch_size
-    enqueued = batch * (config.model.patch_keys_per_image if any(config.model.patch_weights) else 1)
-    better = sensible_bank(images, enqueued)
+    better = sensible_bank(images, enqueued(config))
     text = f"A bank holds {size:,} keys, those of the last {math.ceil(size / batch):,} steps for images. "
     if size > images:
         text += (
@@ -90,7 +102,8 @@ def advice_on_rate(config: Config) -> list[str]:
     """The learning rate against the batch, and the warm-up."""
     rate, scaled = config.learning_rate, 0.06 * config.train.batch_size / 256
     share = rate / scaled
-    text = f"The learning rate peaks at {rate:.3g}; the paper's, scaled to batches of {config.train.batch_size}, is {scaled:.3g}. "
+    batch = config.train.batch_size
+    text = f"The learning rate peaks at {rate:.3g}; the paper's, scaled to batches of {batch}, is {scaled:.3g}. "
     if share > RATE_RANGE[1]:
         text += f"{share:.0f} times as much may diverge. What to do: --optimizer.learning_rate {4 * scaled:.2g}."
     elif share < RATE_RANGE[0]:
@@ -138,7 +151,9 @@ def advice_on_overlap(overlap, config: Config) -> list[str]:
     sentences = [text]
     for level, cells in overlap.support.items():
         size = config.model.roi_sizes[("P2", "P3", "P4", "P5").index(level)]
-        text = f"At {level} the middling overlap gives each of its {size} x {size} patches {cells:.2f} cells of the feature map a side. "
+        text = (
+            f"At {level} the median overlap gives each of {size} x {size} patches {cells:.2f} cells of the map a side. "
+        )
         if cells < 0.25:
             text += "Neighbouring patches read the same cells. What to do: smaller --model.roi_sizes, or larger views."
         else:
@@ -160,7 +175,7 @@ def advice_on_sizes(sizes, enlarged: float, image_size: int, max_bad_share: floa
     """
     sentences, bad = [], len(sizes.unreadable) / sizes.looked
     if bad:
-        text = f"{len(sizes.unreadable)} of the {sizes.looked:,} files looked at have no readable header ({bad:.1%}). "
+        text = f"No readable header: {counted(len(sizes.unreadable), 'file')} of {sizes.looked:,} ({bad:.1%}). "
         stops = (
             f"More than data.max_bad_share ({max_bad_share:.1%}) of them stops a run. " if bad > max_bad_share else ""
         )

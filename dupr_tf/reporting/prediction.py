@@ -15,7 +15,7 @@ from dupr_tf.training.dry_run import predicted_memory
 from dupr_tf.training.pretrain import build_model
 
 SIDE, SECONDS = 1536, 0.4  # of the matrix product, and how long it is repeated
-# Shares of that product's speed which whole steps were seen to reach on CPUs: a quarter-width network at 64 px, ResNet-50.
+# Shares of that product's speed which whole steps were seen to reach on CPUs: small networks at 64 px, ResNet-50.
 SHARES = (0.3, 0.85)
 
 
