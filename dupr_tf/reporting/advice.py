@@ -54,9 +54,9 @@ def advice_on_length(config: Config, images: int) -> list[str]:
             f"other's negatives. What to do: more images, or --train.batch_size {max(2, images // 2)}."
         )
     text = (
-        f"{images:,} images in batches of {batch} are {counted(per_epoch, 'step')} an epoch and {counted(total, 'step')} in all. After "
-        f"about {least:,} (warm-up, four turns of the banks, two of the key encoder's average) a run no longer "
-        f"guesses. "
+        f"{images:,} images in batches of {batch} are {counted(per_epoch, 'step')} an epoch and "
+        f"{counted(total, 'step')} in all. After about {least:,} (warm-up, four turns of the banks, two of the key "
+        "encoder's average) a run no longer guesses. "
     )
     if total < 2 * least:
         epochs = sensible_epochs(config, images)

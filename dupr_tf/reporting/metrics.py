@@ -26,6 +26,7 @@ class Metrics:
         default_factory=dict
     )  # {loss: first steps it was no number at}
     stride: int = 1
+    probe_seconds: float = 0.0  # that probing in training took
 
     @property
     def last_step(self) -> int:
@@ -70,6 +71,7 @@ def _keep(found: Metrics, row: dict) -> None:
     for name, value in row.items():
         if value is None and name.startswith("loss") and len(found.not_finite.setdefault(name, [])) < 3:
             found.not_finite[name].append(int(row["step"]))
+    found.probe_seconds += row.get("seconds/probes") or 0.0
     if found.lines % found.stride == 0:
         found.rows.append(row)
     found.lines += 1

@@ -24,7 +24,9 @@ TEMPLATES = Path(__file__).parent / "templates"
 GROUPS = {  # heading -> what the scalars in it begin with
     "Losses": ("loss", "classification_loss", "box_loss"),
     "Accuracies": ("accuracy/",),
+    "Similarity of a query to its own key and to the bank, patches matched": ("positive/", "negative/", "match/"),
     "Spread of the keys": ("std/",),
+    "Probes in training": ("probe/", "seconds/"),
     "Speed, overlap, learning rate": ("images_per_second", "valid_share", "learning_rate"),
 }
 OTHERS, MOST_OTHERS = "Everything else that was logged", 24

@@ -171,7 +171,9 @@ def _files(export: Export) -> str:
 def score_table(runs: Sequence[RunFolder]) -> Table:
     """A row for each number in the metrics.json of fine-tuning runs, a column for each run."""
     scored = [run for run in runs if run.scores]
-    names = dict.fromkeys(n for run in scored for n, v in run.scores.items() if is_number(v) or isinstance(v, str))
+    names = dict.fromkeys(
+        n for run in scored for n, v in run.scores.items() if v is None or is_number(v) or isinstance(v, str)
+    )
     rows = [[name, *(number_text(run.scores.get(name)) for run in scored)] for name in names]
     return Table(["", *(run.label for run in scored)], rows)
 
