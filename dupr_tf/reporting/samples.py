@@ -38,7 +38,10 @@ def sample_views(run: RunFolder, count: int) -> Samples:
         check_readable(source, BadImages(source, 1.0, data.max_pixels), tries=4)
     except ValueError as error:
         return Samples(run.label, [], f"No views: the images cannot be read any more ({error}).")
-    return Samples(run.label, _drawn(source, run.config, count), _changed(run, source, root))
+    notes = [_changed(run, source, root)]
+    if not any(run.config.model.patch_weights):
+        notes.append("It has no patch loss: the numbers only show where its views agree.")
+    return Samples(run.label, _drawn(source, run.config, count), " ".join(filter(None, notes)))
 
 
 def _changed(run: RunFolder, source, root: str) -> str:
