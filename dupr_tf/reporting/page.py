@@ -63,7 +63,7 @@ def render(runs: Sequence[RunFolder], samples: Sequence[Samples] = (), created: 
         pretraining=pretraining, finetuning=finetuning,
         findings=[finding for run in runs for finding in findings.findings_of(run)],
         state=findings.state, total_steps=findings.total_steps, time_spent=findings.time_spent,
-        summary=tables.summary(runs), config_tables=[tables.config_table(pretraining), tables.config_table(finetuning)], dump_config=_yaml,
+        summary=tables.summary(runs), config_tables=[tables.config_table(kind) for kind in (pretraining, finetuning)], dump_config=_yaml,
         curves=curves(pretraining, runs), detector_curves=curves(finetuning, runs),
         terms=tables.term_table(pretraining), probes=tables.probe_tables(runs), exports=tables.export_tables(runs),
         scores=tables.score_table(finetuning), classes=tables.class_table(finetuning), versions=tables.environment_rows,
