@@ -23,8 +23,11 @@ ARROWS = {
     "weights": {"models", "config", "ops"},
     "training": {"whole_files", "data", "models", "weights", "config", "batch", "ops"},
     "detection": {"models", "weights", "data", "config", "batch", "ops", "training"},
-    "probing": {"models", "weights", "data", "config", "batch", "ops"},
+    "probing": {"whole_files", "models", "weights", "data", "config", "batch", "ops"},
 }
+ARROWS["reporting"] = {
+    "whole_files", "probing", "training", "models", "weights", "data", "config", "batch", "ops",
+}  # fmt: skip
 ARROWS["commands"] = set(ARROWS)
 ARROWS["cli"] = set(ARROWS)
 

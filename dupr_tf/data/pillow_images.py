@@ -9,6 +9,7 @@ import io
 import re
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -120,12 +121,18 @@ def upright_size(path: str | Path) -> tuple[int, int]:
         ValueError: no image of a known kind.
     """
     try:
-        with open(path, "rb") as file, Image.open(file, formats=KINDS) as image:
-            height, width = image.height, image.width
-            file.seek(0)
-            turned = image.format != "TIFF" and _orientation(image, file.read(EXIF_REACH)) >= 5
+        with open(path, "rb") as file:
+            return upright_size_of(file)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"Expected an image, received {path}: {error}. Fix: replace or unlist the file") from None
+
+
+def upright_size_of(file: BinaryIO) -> tuple[int, int]:
+    """As `upright_size`, of an open file; raises what Pillow raises."""
+    with Image.open(file, formats=KINDS) as image:
+        height, width = image.height, image.width
+        file.seek(0)
+        turned = image.format != "TIFF" and _orientation(image, file.read(EXIF_REACH)) >= 5
     return (width, height) if turned else (height, width)  # Pillow has turned a TIFF's already
 
 

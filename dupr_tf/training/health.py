@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dupr_tf.config import Config
 from dupr_tf.training.callbacks import StepCallback
+from dupr_tf.training.collapse import WINDOW, patience, signs_of_collapse
 from dupr_tf.training.failures import RunFailed
 from dupr_tf.whole_files import write_whole
 
@@ -54,41 +55,30 @@ class StopOnDivergence(StepCallback):
 class WarnOfCollapse(StepCallback):
     """Warns once if a loss stays what guessing gives, or the keys of a level all become the same.
 
-    Guessing gives a loss of ln(K + 1) and an accuracy of 1 / (K + 1). Every young run is there while its banks fill,
-    so nothing is looked at before `patience` steps, and then a window of steps.
+    Every young run looks like that (`signs_of_collapse`) while its banks fill, so nothing is looked at before
+    `patience` steps, and then a window of steps.
 
     Args:
         config: of the run.
         first_step: the run starts from.
     """
 
-    WINDOW = 50  # steps
-    PINNED = 0.98  # of ln(K + 1)
-    CHANCE = 10  # times the accuracy of guessing, below which a window counts as guessing
-    SAME = 0.02  # spread of the keys, of 1, below which they count as the same
-
     def __init__(self, config: Config, first_step: int = 0):
         super().__init__(first_step)
         self.keys, self.patience = config.model.bank_size, patience(config)
-        self.window: deque[dict] = deque(maxlen=self.WINDOW)
+        self.window: deque[dict] = deque(maxlen=WINDOW)
         self._told = False
 
     def on_step(self, step, logs):
         if self._told or step <= self.patience:
             return
         self.window.append(logs)
-        if len(self.window) == self.WINDOW and step % self.WINDOW == 0:
+        if len(self.window) == WINDOW and step % WINDOW == 0:
             self._look(step)
 
     def _look(self, step):
-        mean = {name: sum(logs[name] for logs in self.window) / self.WINDOW for name in self.window[0]}
-        signs = []
-        for name in (key.removeprefix("loss/") for key in mean if key.startswith("loss/")):
-            loss, accuracy, spread = (mean[f"{what}/{name}"] for what in ("loss", "accuracy", "std"))
-            if loss > self.PINNED * math.log(self.keys + 1) and accuracy < self.CHANCE / (self.keys + 1):
-                signs.append(f"{name} guesses: loss {loss:.3f}, ln(K + 1) is {math.log(self.keys + 1):.3f}")
-            if spread < self.SAME:
-                signs.append(f"all keys of {name} are the same: std {spread:.4f} of 1")
+        mean = {name: sum(logs[name] for logs in self.window) / WINDOW for name in self.window[0]}
+        signs = signs_of_collapse(mean, self.keys)
         if signs:
             self._told = True
             log.warning(
@@ -97,10 +87,3 @@ class WarnOfCollapse(StepCallback):
                 "--model.momentum too low for the bank",
                 step, "; ".join(signs),
             )  # fmt: skip
-
-
-def patience(config: Config) -> int:
-    """Steps after which a healthy run no longer guesses: warm-up, four turns of the banks, two of the average."""
-    model, batch = config.model, config.train.batch_size
-    enqueued = batch if any(model.image_weights) else batch * model.patch_keys_per_image
-    return config.optimizer.warmup_steps + 4 * math.ceil(model.bank_size / enqueued) + round(2 / (1 - model.momentum))

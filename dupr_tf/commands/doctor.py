@@ -1,0 +1,84 @@
+"""The command that says what to expect before a run is begun."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import tyro
+
+from dupr_tf.commands.report import print_table, refuse
+from dupr_tf.commands.train import has_gpu
+from dupr_tf.config import Config, ConfigError, load_config
+from dupr_tf.data.sources import check_root
+
+
+@dataclasses.dataclass
+class Doctor:
+    """Say what this machine is, what a folder of images is like, and what a run will cost and show at first.
+
+    Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`). Nothing is written.
+    """
+
+    config: tyro.conf.Positional[Path | None] = None
+    """Experiment file of a pre-training run to come."""
+    data: Path | None = None
+    """Folder of images, COCO or VOC root, shards, or tfds:NAME; none: data.root of the config."""
+    steps: bool = False
+    """Take a few real steps, as `pretrain --dry-run` does, instead of predicting the speed; needs both."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        config, root = self._checked(overrides)
+        for warning in _warnings(config):
+            print(f"dupr-tf: warning: {warning}", file=sys.stderr)
+        from dupr_tf.data.open_source import open_source
+        from dupr_tf.reporting.doctor import about_images, about_run, machine_rows
+
+        print_table(("this machine", ""), machine_rows())
+        source = None if root is None else open_source(root, config.data.kind if config else "auto")[1]
+        examined = [about_images(source, config)] if source is not None else []
+        if self.steps:
+            from dupr_tf.training.dry_run import dry_run, print_dry_run
+
+            print_dry_run(dry_run(config, root))
+        if config is not None:
+            examined.append(about_run(config, None if source is None else len(source), measured=self.steps))
+        for examination in examined:
+            print()
+            print_table((examination.title, ""), examination.rows)
+            for sentence in examination.sentences:
+                print(f"* {sentence}")
+
+    def _checked(self, overrides) -> tuple[Config | None, Path | str | None]:
+        """The config and the root, before TensorFlow loads; raises every mistake at once."""
+        problems, config = [], None
+        if self.config is not None:
+            try:
+                config = load_config(self.config, overrides)
+                problems += config.pretrain_problems()
+            except ConfigError as error:
+                problems += error.problems
+        elif overrides:
+            problems.append(
+                f"{next(iter(overrides))}: expected a config to change, received none. Fix: give CONFIG first"
+            )
+        root = self.data or (config.data.root if config else None)
+        if root is not None:
+            try:
+                check_root(root, config.data.kind if config else "auto")
+            except ValueError as error:
+                problems.append(str(error))
+        if self.steps and (self.config is None or root is None):
+            problems.append(
+                "--steps: expected a config and images, received one or none. Fix: CONFIG --data DIR --steps"
+            )
+        refuse(problems)
+        return config, root
+
+
+def _warnings(config: Config | None) -> list[str]:
+    if config is None:
+        return []
+    own = ["detector: this config is for finetune; what follows is of pretrain"] if config.detector else []
+    return own + config.pretrain_warnings(has_gpu())

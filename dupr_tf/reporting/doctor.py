@@ -1,0 +1,115 @@
+"""What `dupr-tf doctor` says: of the machine, of a folder of images, of a run to come."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from dupr_tf.config import Config
+from dupr_tf.data.image_source import ImageSource
+from dupr_tf.reporting import advice
+from dupr_tf.reporting.folder_statistics import Overlap, Sizes, look_at_sizes, simulate_overlap
+from dupr_tf.reporting.prediction import available_memory, predict, usable_cpus
+from dupr_tf.reporting.tables import environment_rows
+from dupr_tf.training.callbacks import duration
+from dupr_tf.weights.environment import describe_environment
+
+PERCENTILES = (5, 50, 95)
+
+
+@dataclasses.dataclass(frozen=True)
+class Examination:
+    """Numbers, and what follows from them: sentences, each with what to do."""
+
+    title: str
+    rows: list[tuple[str, str]]
+    sentences: list[str]
+
+
+def machine_rows() -> list[tuple[str, str]]:
+    """Versions, processors, GPUs and memory."""
+    memory = available_memory()
+    return [
+        *environment_rows(describe_environment()),
+        ("processors for this process", str(usable_cpus())),
+        ("memory free", "unknown" if memory is None else f"{memory / 2**30:.1f} GiB"),
+    ]
+
+
+def about_images(source: ImageSource, config: Config | None) -> Examination:
+    """A folder's statistics, and how the views of a config (none: the paper's) will overlap on it."""
+    sizes, settings = look_at_sizes(source), config or Config()
+    rows, sentences, enlarged = _size_rows(sizes), [], 0.0
+    if len(sizes.sizes):
+        overlap = simulate_overlap(sizes.sizes, settings)
+        enlarged = overlap.enlarged
+        rows += _overlap_rows(overlap)
+        if any(settings.model.patch_weights):
+            sentences += advice.advice_on_overlap(overlap, settings)
+    data = settings.data
+    sentences = [*advice.advice_on_sizes(sizes, enlarged, data.image_size, data.max_bad_share), *sentences]
+    if config is None:
+        sentences.append(advice.recipe(sizes.count))
+    return Examination("the images", rows, sentences)
+
+
+def about_run(config: Config, images: int | None, measured: bool = False) -> Examination:
+    """Memory, speed, length and the first losses of a run.
+
+    Args:
+        config: of the run.
+        images: how many there are; None: unknown, and nothing is said that hangs on it.
+        measured: the speed was measured, so that no prediction is needed.
+    """
+    predicted = predict(config)
+    rows = [(f"memory, {part}", _mib(size)) for part, size in predicted.memory.items()]
+    rows.append(("memory, sum", _mib(predicted.total_memory)))
+    if not measured:
+        rows += _speed_rows(predicted, config, images)
+    sentences = advice.advice_on_memory(predicted.total_memory, available_memory(), config)
+    if images is not None:
+        sentences += [*advice.advice_on_length(config, images), *advice.advice_on_banks(config, images)]
+    return Examination("the run", rows, [*sentences, *advice.advice_on_rate(config), *advice.expected_curve(config)])
+
+
+def _size_rows(sizes: Sizes) -> list[tuple[str, str]]:
+    rows = [("images", f"{sizes.count:,}"), ("headers looked at", f"{sizes.looked:,}")]
+    if sizes.unreadable:
+        rows.append(("unreadable", f"{len(sizes.unreadable):,}, such as {sizes.unreadable[0]!r}"))
+    if not len(sizes.sizes):
+        return rows
+    columns = (("short side, px", sizes.short_sides, ".0f"), ("long over short side", sizes.aspects, ".2f"))
+    for name, values, form in columns:
+        low, middle, high = (format(value, form) for value in np.percentile(values, PERCENTILES))
+        rows.append((name, f"median {middle}, nine of ten between {low} and {high}"))
+    return rows
+
+
+def _overlap_rows(overlap: Overlap) -> list[tuple[str, str]]:
+    rows = [("pairs that overlap", f"{overlap.first:.2%} drawn once, {overlap.valid:.2%} as training draws")]
+    if len(overlap.sides):
+        low, middle, high = np.percentile(overlap.sides, PERCENTILES)
+        rows.append(
+            ("overlap's shorter side, px", f"median {middle:.0f}, nine of ten between {low:.0f} and {high:.0f}")
+        )
+    return [*rows, *((f"patch at {level}", f"{cells:.2f} cells a side") for level, cells in overlap.support.items())]
+
+
+def _speed_rows(predicted, config: Config, images: int | None) -> list[tuple[str, str]]:
+    slow, fast = predicted.images_per_second
+    rows = [
+        ("work", f"{predicted.gflop:.1f} GFLOP an image; a large product runs at {predicted.gflops:.0f} GFLOP/s here"),
+        (
+            "speed, predicted",
+            f"{slow:.2g} to {fast:.2g} images/s on the CPU, if reading keeps up (--steps measures it)",
+        ),
+    ]
+    if images is not None:
+        work = config.total_steps(images) * config.train.batch_size
+        rows.append(("the whole run", f"{duration(work / fast)} to {duration(work / slow)}"))
+    return rows
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"

@@ -1,0 +1,179 @@
+"""What a run's numbers say: whether it diverged or collapsed, how it ended, where its time went."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+
+from dupr_tf.reporting.folders import FINETUNING, PRETRAINING, RunFolder, counted
+from dupr_tf.reporting.metrics import number
+from dupr_tf.training.collapse import WINDOW, patience, signs_of_collapse
+
+SLOW = 1.25  # times the median time an image takes: a stretch of lines counts as slow
+LOW_OVERLAP = 0.9  # share of pairs whose views overlap, below which something is said
+LEAST_LINES = 5  # a judgement of collapse is over
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something to look at."""
+
+    run: str
+    text: str
+    grave: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Spent:
+    """A run's time, seconds, as its lines tell it."""
+
+    total: float
+    images: int
+    median_rate: float  # images/s
+    at_median: float  # what all images would have taken at that rate
+    first: float  # the first line's share beyond it: tracing the step, filling the pipeline
+    slow: float  # that of stretches slower than SLOW times the median
+    slow_lines: int
+
+    @property
+    def rest(self) -> float:
+        """What is left: many small differences, faster stretches counted against."""
+        return self.total - self.at_median - self.first - self.slow
+
+
+def findings_of(run: RunFolder) -> list[Finding]:
+    """Divergence, collapse, low overlap, damaged exports: what a reader must not overlook."""
+    texts = [(text, True) for text in (*_diverged(run), *_not_finite(run), *_collapsed(run), *_damaged_exports(run))]
+    texts += [(text, False) for text in _little_overlap(run)]
+    return [Finding(run.label, text, grave) for text, grave in texts]
+
+
+def total_steps(run: RunFolder) -> int | None:
+    """Steps the run is meant to take; None where its config or its number of images is unknown."""
+    if run.config is None:
+        return None
+    if run.kind == FINETUNING:
+        return run.config.train.max_steps
+    count = number((run.images or {}).get("count"))
+    if count is None or not 1 <= count < 1e12:
+        return None
+    return run.config.total_steps(int(count))
+
+
+def state(run: RunFolder) -> str:
+    """How far the run is, in a few words."""
+    step, total = run.metrics.last_step, total_steps(run)
+    if run.kind == FINETUNING and run.scores is not None:
+        return "finished and evaluated"
+    if run.diverged is not None and (_diverged_step(run) or 0) >= step:
+        return "stopped: it diverged"
+    if not run.metrics.rows:
+        return "not begun, or its metrics are lost"
+    if total is None:
+        return f"at step {step:,}"
+    if step < total:
+        return f"at step {step:,} of {total:,}"
+    return "finished" if run.kind == PRETRAINING else "trained, not evaluated"
+
+
+def time_spent(run: RunFolder) -> Spent | None:
+    """Where the time went; None where there are no two lines with a speed. Restarts leave no trace in the lines."""
+    if run.config is None or run.kind != PRETRAINING:
+        return None
+    stretches, before = [], 0.0
+    for row in run.metrics.rows:
+        rate = row.get("images_per_second")
+        images, before = (row["step"] - before) * run.config.train.batch_size, row["step"]
+        if rate and rate > 0:
+            stretches.append((images, images / rate))
+    if len(stretches) < 2:
+        return None
+    median = statistics.median(images / seconds for images, seconds in stretches[1:])
+    excess = [seconds - images / median for images, seconds in stretches]
+    slow = [
+        more for more, (images, _) in zip(excess[1:], stretches[1:], strict=True) if more > (SLOW - 1) * images / median
+    ]
+    images = sum(images for images, _ in stretches)
+    return Spent(
+        sum(seconds for _, seconds in stretches), int(images), median, images / median, excess[0], sum(slow), len(slow)
+    )
+
+
+def guessing(run: RunFolder) -> float | None:
+    """ln(K + 1), the loss of a run that guesses."""
+    return None if run.config is None else math.log(run.config.model.bank_size + 1)
+
+
+def _diverged_step(run: RunFolder) -> int | None:
+    step = number((run.diverged or {}).get("step"))
+    return None if step is None else int(step)
+
+
+def _diverged(run: RunFolder) -> list[str]:
+    if run.diverged is None:
+        return []
+    step, terms = _diverged_step(run), run.diverged.get("loss_terms")
+    which = [str(name) for name, value in terms.items() if number(value) is None] if isinstance(terms, dict) else []
+    where = f"at step {step:,}" if step is not None else "at an unknown step"
+    text = (
+        f"It diverged {where} ({', '.join(which) or 'gradients or weights'} not finite); nothing of that step was kept."
+    )
+    if step is not None and run.metrics.last_step > step:
+        return [f"{text} A later start went on to step {run.metrics.last_step:,}."]
+    return [
+        f"{text} Its images are listed in diverged.json. What to do: look at them; else go on with --allow-change "
+        "and a lower --optimizer.learning_rate, longer --optimizer.warmup_steps, or --train.precision float32."
+    ]
+
+
+def _not_finite(run: RunFolder) -> list[str]:
+    found = run.metrics.not_finite
+    if not found:
+        return []
+    where = "; ".join(f"{name} at step {', '.join(f'{s:,}' for s in steps)}" for name, steps in found.items())
+    return [f"Losses in metrics.jsonl that are no finite number (the first of each): {where}."]
+
+
+def _collapsed(run: RunFolder) -> list[str]:
+    """The first window that looks like collapse, judged as `WarnOfCollapse` does, on the logged lines alone."""
+    if run.config is None or run.kind != PRETRAINING:
+        return []
+    rows = [row for row in run.metrics.rows if row["step"] > patience(run.config)]
+    start = 0
+    for end in range(len(rows)):
+        if end - start + 1 < LEAST_LINES or rows[end]["step"] - rows[start]["step"] < WINDOW:
+            continue
+        signs = signs_of_collapse(_means(rows[start : end + 1]), run.config.model.bank_size)
+        if signs:
+            return [
+                f"It may have collapsed by step {rows[end]['step']:,.0f}: {'; '.join(signs)}. What to do: a lower "
+                "learning rate, more warm-up steps, a --model.momentum nearer 1, images that are not all alike."
+            ]
+        start = end + 1
+    return []
+
+
+def _means(rows) -> dict[str, float]:
+    names = {name for row in rows for name in row}
+    values = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
+    return {name: sum(found) / len(found) for name, found in values.items() if found}
+
+
+def _little_overlap(run: RunFolder) -> list[str]:
+    share = run.metrics.mean_of_last("valid_share", 1.0)
+    if share is None or share >= LOW_OVERLAP:
+        return []
+    return [
+        f"Only {share:.1%} of the pairs overlapped enough for a patch loss. What to do: more --views.draws, a smaller "
+        "--views.min_overlap or a larger least --views.crop_area (long, narrow images overlap less)."
+    ]
+
+
+def _damaged_exports(run: RunFolder) -> list[str]:
+    return [
+        f"{counted(len(export.wrong), 'file')} of {export.path.name} missing, or others than its manifest has: "
+        f"{', '.join(export.wrong[:3])}. What to do: export again."
+        for export in run.exports
+        if export.wrong
+    ]

@@ -1,0 +1,276 @@
+"""What a folder holds that can be reported: a run, exports, probes. Nothing in it is trusted.
+
+What is missing or damaged becomes a sentence, not an error; only a folder that holds nothing of all this is refused.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from dupr_tf.config import Config, ConfigError, load_config
+from dupr_tf.reporting.metrics import Metrics, read_metrics
+from dupr_tf.weights.environment import ENVIRONMENT_FILE
+from dupr_tf.weights.manifest import MANIFEST_FILE, sha256_of
+
+PRETRAINING, FINETUNING, EXPORT, PROBES = "pre-training", "fine-tuning", "export", "probes"
+MOST_JSON = 16 << 20  # bytes
+MOST_PICTURE = 8 << 20
+MOST_BAD_LISTED = 50
+DEPTH, MOST_FOLDERS = 2, 500  # how far below a run exports and probes are looked for
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class BadImages:
+    """bad_images.tsv: how many, why, and the first of them."""
+
+    count: int
+    reasons: list[tuple[str, int]]  # the most frequent first
+    first: list[tuple[str, str]]  # (name, reason)
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """The manifest of an export, and whether its files still are what it says."""
+
+    path: Path
+    manifest: dict
+    wrong: list[str]  # files that are missing, others, or outside
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeResult:
+    """probe.json as `dupr-tf probe` writes it, and its picture."""
+
+    path: Path
+    probe: str
+    settings: dict
+    numbers: dict[str, dict]
+    seconds: dict
+    picture: bytes | None
+
+
+@dataclasses.dataclass
+class RunFolder:
+    """All that was found in one folder."""
+
+    path: Path
+    label: str
+    kind: str
+    config: Config | None = None
+    metrics: Metrics = dataclasses.field(default_factory=Metrics)
+    scores: dict | None = None  # metrics.json
+    environments: list[dict] = dataclasses.field(default_factory=list)
+    images: dict | None = None  # images.json
+    start: dict | None = None  # start.json
+    diverged: dict | None = None  # diverged.json
+    bad: BadImages | None = None
+    detections: bytes | None = None  # detections.png
+    exports: list[Export] = dataclasses.field(default_factory=list)
+    probes: list[ProbeResult] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)  # what is missing or damaged, a sentence each
+
+
+def read_folders(paths: list[Path]) -> list[RunFolder]:
+    """Reads the folders of a report.
+
+    Raises:
+        ValueError: a line for each that is none, or that holds nothing to report.
+    """
+    problems = [problem for path in paths if (problem := _problem(path))]
+    if problems:
+        raise ValueError("\n".join(problems))
+    return [_read(path, label) for path, label in zip(paths, labels(paths), strict=True)]
+
+
+def labels(paths: list[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-length:]) for p in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    counts = collections.Counter()
+    for i, name in enumerate(names):
+        counts[name] += 1
+        names[i] = name if counts[name] == 1 else f"{name} ({counts[name]})"
+    return names
+
+
+def _problem(path: Path) -> str:
+    if not path.is_dir():
+        state = "is a file" if path.exists() else "does not exist"
+        return f"Expected the folder of a run, received {path} ({state}). Fix: the --output of pretrain or finetune"
+    if _kind(path) is None:
+        return (
+            f"Expected a run (config.yaml, metrics.jsonl), an export or probes in {path}, received a folder without. "
+            "Fix: the --output of pretrain, finetune, export or probe"
+        )
+    return ""
+
+
+def _kind(path: Path) -> str | None:
+    if (path / "metrics.json").is_file():
+        return FINETUNING
+    if (path / "metrics.jsonl").is_file() or (path / "config.yaml").is_file():
+        return PRETRAINING
+    if (path / MANIFEST_FILE).is_file():
+        return EXPORT
+    return PROBES if next(_below(path, "probe.json"), None) else None
+
+
+def _read(path: Path, label: str) -> RunFolder:
+    found = RunFolder(path, label, _kind(path))
+    if found.kind in (PRETRAINING, FINETUNING):
+        _read_config(found)
+        if found.config is not None and found.config.detector is not None:
+            found.kind = FINETUNING  # one that has not come to its scores
+        _read_metrics(found)
+        _read_records(found)
+    found.exports = [export for file in _below(path, MANIFEST_FILE) if (export := _export(file, found.notes))]
+    found.probes = [probe for file in _below(path, "probe.json") if (probe := _probe(file, found.notes))]
+    return found
+
+
+def _read_config(found: RunFolder) -> None:
+    try:
+        found.config = load_config(found.path / "config.yaml")
+    except ConfigError as error:
+        missing = not (found.path / "config.yaml").is_file()
+        found.notes.append(
+            "There is no config.yaml." if missing else f"config.yaml cannot be read: {error.problems[0]}."
+        )
+    except OSError as error:
+        found.notes.append(f"config.yaml cannot be read: {error.strerror}.")
+
+
+def _read_metrics(found: RunFolder) -> None:
+    try:
+        found.metrics = read_metrics(found.path / "metrics.jsonl")
+    except OSError as error:
+        found.notes.append(f"There is no metrics.jsonl to draw curves from ({error.strerror}).")
+        return
+    metrics = found.metrics
+    whole = metrics.damaged - metrics.cut
+    if metrics.cut:
+        found.notes.append("The last line of metrics.jsonl was cut short, as a kill leaves it; it is left out.")
+    if whole:
+        found.notes.append(f"{counted(whole, 'line')} of metrics.jsonl could not be read and {_is(whole)} left out.")
+    if metrics.disordered:
+        count = counted(metrics.disordered, "line")
+        found.notes.append(f"{count} of metrics.jsonl came after a later step and {_is(metrics.disordered)} left out.")
+    if not metrics.rows:
+        found.notes.append("metrics.jsonl holds no line yet.")
+
+
+def _read_records(found: RunFolder) -> None:
+    """The small files beside metrics.jsonl."""
+    environments = _json(found.path / ENVIRONMENT_FILE, found.notes, list)
+    found.environments = [entry for entry in environments or [] if isinstance(entry, dict)]
+    if found.kind == FINETUNING:
+        found.scores = _json(found.path / "metrics.json", found.notes)
+        found.detections = _picture(found.path / "detections.png")
+        return
+    found.images = _json(found.path / "images.json", found.notes)
+    found.start = _json(found.path / "start.json", found.notes)
+    found.diverged = _json(found.path / "diverged.json", found.notes)
+    found.bad = _bad_images(found.path / "bad_images.tsv")
+
+
+def _json(path: Path, notes: list[str], kind: type = dict):
+    """The content of a JSON file; None, and a sentence, where it is damaged; None where it is missing."""
+    if not path.is_file():
+        return None
+    reason = f"{path.stat().st_size:,} bytes, more than such a file ever has"
+    if path.stat().st_size <= MOST_JSON:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(content, kind):
+                return content
+            reason = f"no {'object' if kind is dict else 'list'} inside"
+        except (ValueError, OSError, RecursionError) as error:
+            reason = str(error)[:100] or type(error).__name__
+    notes.append(f"{path.name} cannot be read: {reason}.")
+    return None
+
+
+def _picture(path: Path) -> bytes | None:
+    if not path.is_file() or path.stat().st_size > MOST_PICTURE:
+        return None
+    content = path.read_bytes()
+    return content if content.startswith(PNG) else None
+
+
+def _bad_images(path: Path) -> BadImages | None:
+    if not path.is_file():
+        return None
+    count, first, reasons = 0, [], collections.Counter()
+    with path.open(encoding="utf-8", errors="backslashreplace") as file:
+        file.readline(1 << 16)  # its head
+        while line := file.readline(1 << 16):
+            name, _, reason = line.rstrip("\n").partition("\t")
+            count += 1
+            reasons[reason.split(":")[0][:80]] += 1
+            if len(first) < MOST_BAD_LISTED:
+                first.append((name, reason))
+    return BadImages(count, reasons.most_common(20), first)
+
+
+def _export(file: Path, notes: list[str]) -> Export | None:
+    manifest = _json(file, notes)
+    if manifest is None or "format" not in manifest or not isinstance(manifest.get("files"), dict):
+        return None  # somebody else's manifest, or that of shards
+    wrong = [name for name, digest in manifest["files"].items() if not _is_as_written(file.parent, name, digest)]
+    return Export(file.parent, manifest, wrong)
+
+
+def _is_as_written(folder: Path, name: str, digest) -> bool:
+    path = Path(os.path.abspath(folder / name))
+    return path.is_relative_to(os.path.abspath(folder)) and path.is_file() and sha256_of(path) == digest
+
+
+def _probe(file: Path, notes: list[str]) -> ProbeResult | None:
+    content = _json(file, notes)
+    if content is None:
+        return None
+    numbers, name = content.get("numbers"), content.get("probe")
+    if not isinstance(numbers, dict) or not isinstance(name, str):
+        notes.append(f"{file.parent.name}/probe.json holds no numbers.")
+        return None
+    settings, seconds = (content[k] if isinstance(content.get(k), dict) else {} for k in ("settings", "seconds"))
+    numbers = {label: values for label, values in numbers.items() if isinstance(values, dict)}
+    picture = _picture(file.parent / f"{name}.png") if os.path.basename(name) == name else None
+    return ProbeResult(file.parent, name, settings, numbers, seconds, picture)
+
+
+def _below(root: Path, name: str) -> Iterator[Path]:
+    """Files of a name in a folder and, to DEPTH, below it; links are not followed."""
+    level, seen = [root], 0
+    for depth in range(DEPTH + 1):
+        yield from (folder / name for folder in level if (folder / name).is_file())
+        if depth == DEPTH or seen > MOST_FOLDERS:
+            return
+        level = [folder for parent in level for folder in _folders(parent)]
+        seen += len(level)
+
+
+def _folders(parent: Path) -> list[Path]:
+    try:
+        with os.scandir(parent) as entries:
+            return sorted(Path(e.path) for e in entries if e.is_dir(follow_symlinks=False) and e.name[:1] != ".")
+    except OSError:
+        return []  # what may not be looked into holds nothing to show
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 line`, `2 lines`."""
+    return f"{count:,} {noun}" + "s" * (count != 1)
+
+
+def _is(count: int) -> str:
+    return "is" if count == 1 else "are"

@@ -1,0 +1,125 @@
+"""The report: one HTML file that needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from dupr_tf import __version__
+from dupr_tf.config import Config, dump_config
+from dupr_tf.reporting import charts, findings, tables
+from dupr_tf.reporting.folders import FINETUNING, PRETRAINING, RunFolder
+from dupr_tf.reporting.samples import Samples
+
+GENERATOR = "dupr_tf report"
+SECTIONS = {
+    "summary": "Summary", "config": "Config", "curves": "Curves", "time": "Time", "data": "Data", "views": "Views",
+    "probes": "Probes", "exports": "Exports", "detectors": "Fine-tuning", "environment": "Environment",
+}  # fmt: skip
+TEMPLATES = Path(__file__).parent / "templates"
+GROUPS = {  # heading -> what the scalars in it begin with
+    "Losses": ("loss", "classification_loss", "box_loss"),
+    "Accuracies": ("accuracy/",),
+    "Similarity of a query to its own key and to the bank, patches matched": ("positive/", "negative/", "match/"),
+    "Spread of the keys": ("std/",),
+    "Probes in training": ("probe/", "seconds/"),
+    "Speed, overlap, learning rate": ("images_per_second", "valid_share", "learning_rate"),
+}
+OTHERS, MOST_OTHERS = "Everything else that was logged", 24
+NOT_DRAWN = ("seconds",)
+READABLE = {
+    "valid_share": "share of pairs that overlap", "images_per_second": "images/s", "learning_rate": "learning rate",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    heading: str
+    charts: list[charts.Chart]
+
+
+def render(runs: Sequence[RunFolder], samples: Sequence[Samples] = (), created: str = "") -> str:
+    """The page of some runs.
+
+    Args:
+        runs: from `read_folders`.
+        samples: sample views, from `sample_views`.
+        created: when, in words.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, finalize=visible,
+    )  # fmt: skip
+    environment.filters.update(number=tables.number_text, data_uri=data_uri)
+    pretraining = [run for run in runs if run.kind == PRETRAINING]
+    finetuning = [run for run in runs if run.kind == FINETUNING]
+    return environment.get_template("report.html.j2").render(
+        generator=GENERATOR, sections=SECTIONS.items(), version=__version__, created=created,
+        runs=runs, samples=samples,
+        pretraining=pretraining, finetuning=finetuning,
+        findings=[finding for run in runs for finding in findings.findings_of(run)],
+        state=findings.state, total_steps=findings.total_steps, time_spent=findings.time_spent,
+        summary=tables.summary(runs), dump_config=_yaml,
+        config_tables=[tables.config_table(kind) for kind in (pretraining, finetuning)],
+        curves=curves(pretraining, runs), detector_curves=curves(finetuning, runs),
+        terms=tables.term_table(pretraining), probes=tables.probe_tables(runs), exports=tables.export_tables(runs),
+        scores=tables.score_table(finetuning), classes=tables.class_table(finetuning), versions=tables.environment_rows,
+        width=charts.WIDTH, height=charts.HEIGHT, left=charts.LEFT, right=charts.WIDTH - charts.RIGHT,
+        top=charts.TOP, bottom=charts.HEIGHT - charts.BOTTOM,
+    )  # fmt: skip
+
+
+def curves(of: Sequence[RunFolder], runs: Sequence[RunFolder]) -> list[Group]:
+    """A chart for each scalar that was logged, the runs of one kind in it together.
+
+    Args:
+        of: the runs that are drawn.
+        runs: all runs of the page: a run's place in it is its colour.
+    """
+    style = {run.label: list(runs).index(run) for run in of}
+    names = [n for n in dict.fromkeys(n for run in of for n in run.metrics.names()) if n not in NOT_DRAWN]
+    groups = {heading: [n for n in names if n.startswith(starts)] for heading, starts in GROUPS.items()}
+    groups[OTHERS] = [n for n in names if not any(n in members for members in groups.values())][:MOST_OTHERS]
+    drawn = []
+    for heading, members in groups.items():
+        made = [_chart(name, of, style) for name in members]
+        drawn.append(Group(heading, [chart for chart in made if chart is not None]))
+    return [group for group in drawn if group.charts]
+
+
+def _chart(name: str, of: Sequence[RunFolder], style: dict[str, int]) -> charts.Chart | None:
+    series = {run.label: (style[run.label], points) for run in of if (points := run.metrics.points(name))}
+    references = {}
+    if name.startswith("loss/"):
+        levels = {guess for run in of if run.label in series and (guess := findings.guessing(run)) is not None}
+        references = {f"ln(K + 1) = {level:.2f}": level for level in sorted(levels)}
+    return charts.line_chart(READABLE.get(name, name.replace("/", ", ").replace("_", " ")), series, references)
+
+
+def visible(value):
+    """Text with what has no shape (control characters, halves of surrogate pairs) escaped, for the template."""
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    fitting = "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode() for c in value
+    )
+    return type(value)(fitting)  # Markup stays Markup
+
+
+def data_uri(picture: bytes) -> str:
+    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is an earlier report, which may be replaced."""
+    with path.open("rb") as file:
+        return GENERATOR.encode() in file.read(2000)
+
+
+def _yaml(config: Config | None) -> str:
+    return "" if config is None else dump_config(config)

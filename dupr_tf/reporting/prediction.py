@@ -1,0 +1,76 @@
+"""What a run will need of this machine, from the shapes of its network and one matrix product."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+
+import tensorflow as tf
+
+from dupr_tf.config import Config
+from dupr_tf.models.flops import step_flops
+from dupr_tf.training.dry_run import predicted_memory
+from dupr_tf.training.pretrain import build_model
+
+SIDE, SECONDS = 1536, 0.4  # of the matrix product, and how long it is repeated
+# Shares of that product's speed which whole steps were seen to reach on CPUs: small networks at 64 px, ResNet-50.
+SHARES = (0.3, 0.85)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Of a pre-training run."""
+
+    memory: dict[str, int]  # bytes by part
+    gflop: float  # an image
+    gflops: float  # of this machine, in a large matrix product
+    images_per_second: tuple[float, float]  # from, to
+
+    @property
+    def total_memory(self) -> int:
+        return sum(self.memory.values())
+
+
+def predict(config: Config) -> Prediction:
+    """Predicts memory and speed; no step is taken. Reading images may be slower than the step, which this leaves out.
+
+    Args:
+        config: of the run.
+    """
+    model = build_model(config)
+    batch = config.train.batch_size
+    gflop = sum(step_flops(model, config.data.image_size, batch).values()) / batch / 1e9
+    gflops = product_speed()
+    return Prediction(predicted_memory(model, config), gflop, gflops, tuple(share * gflops / gflop for share in SHARES))
+
+
+def product_speed() -> float:
+    """GFLOP/s of a large matrix product in float32; the best of some, so that other work disturbs it less."""
+    a = tf.random.stateless_uniform([SIDE, SIDE], seed=[0, 0])
+    tf.linalg.matmul(a, a).numpy()
+    best, end = float("inf"), time.perf_counter() + SECONDS
+    while time.perf_counter() < end or best == float("inf"):
+        start = time.perf_counter()
+        tf.linalg.matmul(a, a)[0, 0].numpy()
+        best = min(best, time.perf_counter() - start)
+    return 2 * SIDE**3 / best / 1e9
+
+
+def available_memory() -> int | None:
+    """Bytes this process may still take: what the machine has left, or a container's limit; None if unknown."""
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="utf-8") for name in ("max", "current"))
+        found.append(int(limit) - int(used))
+    except (OSError, ValueError):  # no Linux, no such container, or its limit is the word max
+        pass
+    return min(found, default=None)
+
+
+def usable_cpus() -> int:
+    """Processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
