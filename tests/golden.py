@@ -226,7 +226,8 @@ class GoldenDUPR:
         """One step. `drawn` {patch loss: cells of the (B * S * S) keys that go to its bank}, random in a real run.
 
         Returns:
-            {"loss", "loss/NAME", "accuracy/NAME", "std/NAME"}, and gradients by weight name.
+            {"loss"} and of each loss "loss/NAME", "accuracy/…", "positive/…", "negative/…", "std/…" and, of patches,
+            "match/…"; gradients by weight name.
         """
         for name, query in self.weights.items():  # the queries as the last step left them
             self.key_weights[name] = self.momentum * self.key_weights[name] + (1.0 - self.momentum) * query
@@ -256,6 +257,10 @@ class GoldenDUPR:
             losses, hits, d_query = info_nce(query, key, self.banks[name], self.temperature)
             share = self.shares(name, batch["valid"], len(losses))
             logs[f"loss/{name}"], logs[f"accuracy/{name}"] = (share * losses).sum(), (share * hits).sum()
+            logs[f"positive/{name}"] = (share * [q @ k for q, k in zip(query, key, strict=True)]).sum()
+            logs[f"negative/{name}"] = (share * [np.mean([q @ k for k in self.banks[name]]) for q in query]).sum()
+            if name.startswith("patch"):
+                logs[f"match/{name}"] = (share * own_cell_nearest(query, key, len(batch["valid"]))).sum()
             logs[f"std/{name}"] = np.sqrt(key.var(axis=0).sum())
             logs["loss"] += weight * logs[f"loss/{name}"]
             d_queries[name] = (weight * share[:, None] * d_query).reshape(queries[name].shape)
@@ -283,3 +288,12 @@ class GoldenDUPR:
     @property
     def dim(self):
         return next(iter(self.banks.values())).shape[-1]
+
+
+def own_cell_nearest(query, key, images):
+    """Whether the key nearest to each query, of those of its own pair, is its own; rows go image by image."""
+    cells, hits = len(query) // images, []
+    for row, q in enumerate(query):
+        first = row // cells * cells
+        hits.append(max(range(first, first + cells), key=lambda k: q @ key[k]) == row)
+    return np.array(hits, float)

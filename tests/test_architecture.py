@@ -23,7 +23,7 @@ ARROWS = {
     "weights": {"models", "config", "ops"},
     "training": {"whole_files", "data", "models", "weights", "config", "batch", "ops"},
     "detection": {"models", "weights", "data", "config", "batch", "ops", "training"},
-    "probing": {"models", "weights", "data", "config", "batch", "ops"},
+    "probing": {"whole_files", "models", "weights", "data", "config", "batch", "ops"},
 }
 ARROWS["commands"] = set(ARROWS)
 ARROWS["cli"] = set(ARROWS)

@@ -1,12 +1,13 @@
 """The commands of `dupr-tf`, a dataclass each: its fields are the flags, its docstring the help, `run` the work."""
 
 from dupr_tf.commands.images import Pack, Sample, Scan
+from dupr_tf.commands.probe import Probe, Views
 from dupr_tf.commands.reference import Bench, Fields
 from dupr_tf.commands.train import Evaluate, Finetune, Pretrain
 from dupr_tf.commands.weights import Export, Import
 
 COMMANDS = {
     "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "export": Export, "import": Import,
-    "scan": Scan, "pack": Pack, "sample": Sample, "bench": Bench, "fields": Fields,
+    "probe": Probe, "views": Views, "scan": Scan, "pack": Pack, "sample": Sample, "bench": Bench, "fields": Fields,
 }  # fmt: skip
-CONFIGURED = ("pretrain", "finetune")
+CONFIGURED = ("pretrain", "finetune", "probe", "views")

@@ -11,6 +11,7 @@ import tyro
 from dupr_tf.commands.report import print_scores, refuse
 from dupr_tf.config import Config, ConfigError, load_config
 from dupr_tf.data.sources import check_root
+from dupr_tf.probing.labelled import read_class_folders
 
 
 @dataclasses.dataclass
@@ -43,6 +44,7 @@ class Pretrain:
             problems += _problem_of(check_root, root, config.data.kind if config else "auto")
         elif config:
             problems.append("data.root: expected a folder of images, received none. Fix: --data DIR")
+        problems += _probing_problems(config) if config else []
         if self.output is None and not self.dry_run:
             problems.append("--output: expected a folder for the run, received none. Fix: --output runs/mine")
         refuse(problems)
@@ -52,7 +54,12 @@ class Pretrain:
             return print_dry_run(dry_run(config, self.data))
         from dupr_tf.training.pretrain import pretrain
 
-        result = pretrain(config, self.output, self.data, self.weights, self.allow_change)
+        probe = None
+        if config.probing.every_epochs:
+            from dupr_tf.probing.in_training import build_probe
+
+            probe = build_probe(config.probing, config.train.seed)
+        result = pretrain(config, self.output, self.data, self.weights, self.allow_change, probe)
         if result.bad_images:
             from dupr_tf.data.bad_images import count_reasons
 
@@ -119,6 +126,14 @@ def _config_or_problems(path: Path, overrides: dict[str, str], cross_field) -> t
     except ConfigError as error:
         return None, error.problems
     return config, cross_field(config)
+
+
+def _probing_problems(config: Config) -> list[str]:
+    """What is wrong with the folder that a run is to be probed on."""
+    if not config.probing.every_epochs or config.probing.data is None:
+        return []  # the second is told with the config's other problems
+    check = read_class_folders if "knn" in config.probing.probes else check_root
+    return [f"probing.data: {problem}" for problem in _problem_of(check, config.probing.data)]
 
 
 def _problem_of(check, *arguments) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dupr_tf.config.detector import DetectorConfig
+from dupr_tf.config.probing import LinearConfig, ProbingConfig
 from dupr_tf.config.sections import (
     LEVELS,
     STRIDES,
@@ -16,14 +17,16 @@ from dupr_tf.config.sections import (
 
 
 class Config(Section):
-    """An experiment. `detector` is read by `finetune` alone."""
+    """An experiment. `detector` is read by `finetune` alone, `linear` by `probe linear`."""
 
     data: DataConfig = DataConfig()
     views: ViewsConfig = ViewsConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    probing: ProbingConfig = ProbingConfig()
     detector: DetectorConfig | None = None
+    linear: LinearConfig | None = None
 
     @property
     def learning_rate(self) -> float:
@@ -49,7 +52,7 @@ class Config(Section):
 
     def pretrain_problems(self, replicas: int = 1) -> list[str]:
         """The cross-field mistakes that would make pre-training impossible or meaningless, a line each."""
-        problems = [*self._batch_problems(replicas), *self._model_problems()]
+        problems = [*self._batch_problems(replicas), *self._model_problems(), *self.probing.problems()]
         if self.train.jit == "on" and replicas > 1:
             problems.append(
                 f"train.jit: expected auto or off on {replicas} devices, whose exchange of keys XLA does not compile, "

@@ -11,7 +11,11 @@ from pydantic import ValidationError
 
 from dupr_tf.config.detector import DetectorConfig
 from dupr_tf.config.experiment import Config
+from dupr_tf.config.probing import LinearConfig
+from dupr_tf.config.sections import Section
 from dupr_tf.safe_yaml import one_line, safe_value
+
+OPTIONAL = {"detector": DetectorConfig, "linear": LinearConfig}  # sections that only some experiments have
 
 
 class ConfigError(ValueError):
@@ -22,17 +26,17 @@ class ConfigError(ValueError):
         self.problems = problems
 
 
-def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
+def load_config(path: str | Path | None, overrides: dict[str, str] | None = None) -> Config:
     """Reads a YAML file over the defaults, then sets the overrides.
 
     Args:
-        path: a YAML file of sections (`configs/*.yaml`).
+        path: a YAML file of sections (`configs/*.yaml`); None: the defaults alone.
         overrides: dotted field name -> YAML text of its value, as given on the command line.
 
     Raises:
         ConfigError: every mistake in file and overrides, one line each.
     """
-    values, problems = _read_yaml(Path(path)), []
+    values, problems = {} if path is None else _read_yaml(Path(path)), []
     for name, text in (overrides or {}).items():
         section, _, field = name.partition(".")
         try:
@@ -69,13 +73,17 @@ def dump_config(config: Config) -> str:
 def field_rows() -> list[tuple[str, str, str]]:
     """(dotted name, default, description) of every field, for `--help` and the README."""
     rows = []
-    for section, info in Config.model_fields.items():
-        schema = DetectorConfig if section == "detector" else type(info.default)
+    for section in Config.model_fields:
+        schema = _schema(section)
         rows += [
             (f"{section}.{name}", str(field.default), field.description or "")
             for name, field in schema.model_fields.items()
         ]
     return rows
+
+
+def _schema(section: str) -> type[Section]:
+    return OPTIONAL.get(section) or type(Config.model_fields[section].default)
 
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -100,7 +108,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             [f"config: expected sections ({', '.join(Config.model_fields)}), received {path}: {values!r:.60}"]
         )
-    return {str(k): ({} if v is None and k != "detector" else v) for k, v in values.items()}
+    return {str(k): ({} if v is None and k not in OPTIONAL else v) for k, v in values.items()}
 
 
 def _problem_line(error: dict[str, Any]) -> str:
@@ -125,9 +133,7 @@ def _unknown_key_line(where: list[str], received: str) -> str:
     if len(where) == 1:
         allowed, known = sections, sections
     else:
-        info = Config.model_fields[where[0]]
-        schema = DetectorConfig if where[0] == "detector" else type(info.default)
-        allowed = list(schema.model_fields)
+        allowed = list(_schema(where[0]).model_fields)
         known = [row[0] for row in field_rows()]
     # The right name in the wrong section is a surer guess than a similar one in this section.
     suggestion = next((name for name in known if name.endswith("." + where[-1])), None)

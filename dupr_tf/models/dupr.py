@@ -8,6 +8,7 @@ import tensorflow as tf
 from dupr_tf.batch import ViewPair
 from dupr_tf.models.encoder import Encoder
 from dupr_tf.models.memory_bank import MemoryBank
+from dupr_tf.models.observations import bank_ages, match_accuracy, similarities, spreads
 from dupr_tf.models.resnet import LEVELS
 from dupr_tf.ops import gather
 from dupr_tf.ops.info_nce import info_nce_with_accuracy
@@ -133,7 +134,7 @@ class DUPR(keras.Model):
         finite = self._take_back_unless_finite(before, logs)
         self._enqueue(keys, gather.all_gather(batch["valid"]), step, finite)
         self.step.assign_add(tf.cast(finite, tf.int64))
-        return {**logs, **_spreads(keys)}
+        return {**logs, **spreads(keys), **bank_ages(step, self._enqueued(keys), self.bank_size)}
 
     def _state(self):
         """[(variable, its value now)] of both encoders and the optimiser; a value costs a copy only once written."""
@@ -190,10 +191,11 @@ class DUPR(keras.Model):
         images = float(views.shape[0] * gather.replica_count())
         positives = {name: gather.own_rows(key) for name, key in keys.items()}
         inputs = (views, batch["boxes_1"], batch["flipped_1"], batch["valid"], positives)
+        bank_means = {name: tf.reduce_mean(bank.read(), axis=0) for name, bank in self.banks.items()}
 
         def group_gradients(inputs):
             with tf.GradientTape() as tape:
-                loss, terms = self._loss(*inputs, images, pairs)
+                loss, terms = self._loss(*inputs, images, pairs, bank_means)
                 scaled = self.optimizer.scale_loss(loss)
             gradients = tape.gradient(scaled, self.query_variables, unconnected_gradients="zero")
             return gradients, tf.stack([loss, *terms.values()])
@@ -201,8 +203,8 @@ class DUPR(keras.Model):
         gradients, scalars = self._sum_over_groups(group_gradients, inputs)
         return gradients, self._logs(gather.global_sum(scalars), pairs / images)
 
-    def _loss(self, views, boxes, flipped, valid, positives, images, pairs):
-        """This group's share of eq. 2, and of each term and accuracy: summed over all groups they are global means."""
+    def _loss(self, views, boxes, flipped, valid, positives, images, pairs, bank_means):
+        """This group's share of eq. 2, and of each term's scalars: summed over all groups they are global means."""
         queries = self.query_encoder(views, boxes, flipped, training=True)
         loss, terms = 0.0, {}
         for name, weight in self.loss_weights.items():
@@ -216,7 +218,24 @@ class DUPR(keras.Model):
             terms[f"loss/{name}"] = tf.reduce_sum(share * losses)
             terms[f"accuracy/{name}"] = tf.reduce_sum(share * hits)
             loss += weight * terms[f"loss/{name}"]
+            terms |= self._observed(name, queries[name], positives[name], bank_means[name], valid, images, pairs)
         return loss, terms
+
+    def _observed(self, name, queries, positives, bank_mean, valid, images, pairs):
+        """What `_term_names` has of a loss beside its own: means over images, or over the cells of valid pairs."""
+        is_image = name.startswith("image")
+        share = tf.ones_like(pairs) / images if is_image else tf.cast(valid, tf.float32) / tf.maximum(pairs, 1.0)
+        positive, negative = similarities(queries, positives, bank_mean)  # (b, cells)
+        observed = {"positive": tf.reduce_mean(positive, -1), "negative": tf.reduce_mean(negative, -1)}
+        if not is_image:
+            observed["match"] = match_accuracy(queries, positives)
+        return {f"{what}/{name}": tf.reduce_sum(share * values) for what, values in observed.items()}
+
+    def _term_names(self):
+        """The scalars of `_loss`, in its order."""
+        for name in self.loss_weights:
+            whats = ("loss", "accuracy", "positive", "negative", "match")
+            yield from (f"{what}/{name}" for what in (whats if name.startswith("patch") else whats[:-1]))
 
     def _contrast(self, name, queries, positives):
         """InfoNCE (eqs. 5, 6) and hits of one loss, (b,) for images and (b, S * S) for patches."""
@@ -240,6 +259,11 @@ class DUPR(keras.Model):
                 drawn = draw_patch_keys(keys[name], valid, self.patch_keys_per_image, seed)
                 bank.enqueue(drawn, where & tf.reduce_any(valid))
 
+    def _enqueued(self, keys):
+        """{kind: keys a step puts into each bank}."""
+        images = {name.split("_")[0]: key.shape[0] for name, key in keys.items()}
+        return {kind: n * (self.patch_keys_per_image if kind == "patch" else 1) for kind, n in images.items()}
+
     def _in_groups(self, function, inputs):
         """Applies `function` to each batch-norm group of `inputs` (b, ...) and joins the outputs."""
         groups = self.micro_batches // gather.replica_count()
@@ -258,7 +282,7 @@ class DUPR(keras.Model):
         split = tf.nest.map_structure(lambda x: _split(x, groups), inputs)
         start = (
             [tf.zeros(v.shape, v.dtype) for v in self.query_variables],
-            tf.zeros(1 + 2 * len(self.loss_weights)),
+            tf.zeros(1 + len(list(self._term_names()))),
         )
 
         def add_group(i, total):
@@ -270,8 +294,7 @@ class DUPR(keras.Model):
         )[1]
 
     def _logs(self, scalars, valid_share):
-        names = ["loss"] + [f"{what}/{name}" for name in self.loss_weights for what in ("loss", "accuracy")]
-        logs = dict(zip(names, tf.unstack(scalars), strict=True))
+        logs = dict(zip(["loss", *self._term_names()], tf.unstack(scalars), strict=True))
         return {
             **logs,
             "valid_share": valid_share,
@@ -321,16 +344,6 @@ def draw_patch_keys(keys, valid, count, seed):
     cells = tf.minimum(tf.cast(u[:, 1:] * float(side * side), tf.int32), side * side - 1)  # (B, count)
     picked = tf.gather(tf.reshape(keys, [images, side * side, dim]), source)
     return tf.reshape(tf.gather(picked, cells, batch_dims=1), [images * count, dim])
-
-
-def _spreads(keys):
-    """{"std/name": () float32}: how much the keys of a step differ, from 0 (all the same) to 1 (spread evenly)."""
-    spreads = {}
-    for name, key in keys.items():
-        rows = tf.reshape(tf.cast(key, tf.float32), [-1, key.shape[-1]])
-        mean = tf.reduce_mean(rows, axis=0)  # of rows of length 1
-        spreads[f"std/{name}"] = tf.sqrt(tf.maximum(1.0 - tf.reduce_sum(mean * mean), 0.0))
-    return spreads
 
 
 def _split(rows, groups):

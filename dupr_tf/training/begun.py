@@ -12,7 +12,7 @@ from dupr_tf.data.image_source import ImageSource, as_source
 from dupr_tf.whole_files import write_whole
 
 log = logging.getLogger(__name__)
-MAY_CHANGE = ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints")
+MAY_CHANGE = ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "probing")  # fields, sections
 IMAGES_FILE = "images.json"
 
 
@@ -60,7 +60,7 @@ def differences(old: Config, new: Config) -> list[str]:
     for section in after:
         a, b = before[section] or {}, after[section] or {}
         for name in sorted({*a, *b}):
-            if a.get(name) != b.get(name) and f"{section}.{name}" not in MAY_CHANGE:
+            if a.get(name) != b.get(name) and not {section, f"{section}.{name}"} & set(MAY_CHANGE):
                 changes.append(f"{section}.{name} {a.get(name)} -> {b.get(name)}")
     return changes
 

@@ -53,6 +53,16 @@ class MetricsLog(StepCallback):
         self.progress, self.task = progress_line(last_step, first_step)
         drop_lines_after(self.path, first_step)
         self._since, self._since_step = None, first_step
+        self._noted, self._pictures = {}, {}
+
+    def note(self, scalars: dict[str, float], pictures: dict, seconds: float) -> None:
+        """Has this step's line written, with these scalars in it, and pictures (H, W, 3) uint8 in TensorBoard.
+
+        The seconds they took do not count as training in `images_per_second`.
+        """
+        self._noted, self._pictures = scalars, pictures
+        if self._since is not None:
+            self._since += seconds
 
     def on_train_batch_begin(self, batch, logs=None):
         if self._since is None:
@@ -60,7 +70,7 @@ class MetricsLog(StepCallback):
             self._since = time.perf_counter()
 
     def on_step(self, step, logs):
-        if step % self.every == 0 or step == self.last_step:
+        if step % self.every == 0 or step == self.last_step or self._noted:
             self._write(step, {name: float(value) for name, value in logs.items()})
         else:
             self.progress.update(self.task, completed=step)
@@ -69,12 +79,15 @@ class MetricsLog(StepCallback):
         now = time.perf_counter()
         rate = (step - self._since_step) * self.batch_size / max(now - self._since, 1e-9)
         self._since, self._since_step = now, step
-        line = {"step": step, "epoch": step / self.steps_per_epoch, **scalars, "images_per_second": rate}
+        line = {"step": step, "epoch": step / self.steps_per_epoch, **scalars, "images_per_second": rate, **self._noted}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
         with self.writer.as_default(step=step):
             for name, value in line.items():
                 tf.summary.scalar(name, value)
+            for name, picture in self._pictures.items():
+                tf.summary.image(name, picture[None])
+        self._noted, self._pictures = {}, {}
         text = f"loss {scalars['loss']:.4f}  {rate:.1f} images/s"
         self.progress.update(self.task, completed=step, text=text)
         if not self.progress.console.is_terminal:

@@ -27,6 +27,7 @@ from dupr_tf.training.distribution import choose_jit, choose_strategy, replicas,
 from dupr_tf.training.failures import full_disk_told
 from dupr_tf.training.health import StopOnDivergence, WarnOfCollapse
 from dupr_tf.training.optimizers import build_optimizer
+from dupr_tf.training.probes import Probe, RunProbes
 from dupr_tf.training.signals import StopOnSignal, noted_signals
 from dupr_tf.weights.environment import record_environment
 from dupr_tf.weights.loading import load_weights_for, weights_digest
@@ -54,6 +55,7 @@ def pretrain(
     data: str | Path | None = None,
     weights: str | Path | None = None,
     allow_change: bool = False,
+    probe: Probe | None = None,
 ) -> PretrainResult:
     """Trains a backbone on unlabelled images; continues where an earlier start of the same run ended.
 
@@ -65,6 +67,7 @@ def pretrain(
         weights: what both encoders start from: a run, an export, `.keras`, or another tool's checkpoint; None is random
             weights, or in a run that goes on, what it was begun with.
         allow_change: let a run go on with another config or other images, and name the differences.
+        probe: asked every `config.probing.every_epochs` epochs and at the end, see `dupr_tf.probing.in_training`.
 
     Raises:
         ValueError: a folder without images, impossible settings, weights of another network, or an output folder of
@@ -73,6 +76,11 @@ def pretrain(
         RunInterrupted: SIGTERM or SIGINT came; the step was finished and saved. It is a `KeyboardInterrupt`.
     """
     run = Path(output)
+    if config.probing.every_epochs and probe is None:
+        raise ValueError(
+            f"Expected a probe for probing.every_epochs {config.probing.every_epochs}, received none. "
+            "Fix: probe=dupr_tf.probing.in_training.build_probe(config.probing), or every_epochs 0"
+        )
     strategy = choose_strategy()
     config, source, bad = checked_images(config, data, replicas(strategy), run / BAD_IMAGES_FILE)
     with full_disk_told(run):
@@ -83,7 +91,7 @@ def pretrain(
         with scope(strategy):
             model = compiled_model(config, len(source), start, replicas(strategy))
         checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints)
-        step = _fit(model, config, source, bad, checkpoints, run)
+        step = _fit(model, config, source, bad, checkpoints, run, probe)
         return PretrainResult(run, _write_backbone(model, run), step, bad.reasons)
 
 
@@ -142,7 +150,7 @@ def build_model(config: Config, start: list[np.ndarray] | None = None) -> DUPR:
     )
 
 
-def _fit(model, config, source, bad, checkpoints, run) -> int:
+def _fit(model, config, source, bad, checkpoints, run, probe=None) -> int:
     """`model.fit` from the last checkpoint to the last step; one call an epoch or less where a resume cut one."""
     per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
     step = checkpoints.restore()
@@ -150,8 +158,10 @@ def _fit(model, config, source, bad, checkpoints, run) -> int:
         log.info("resuming %s at step %d of %d", run, step, total)
     metrics = MetricsLog(run, step, total, per_epoch, config.train.batch_size, config.train.log_every)
     with contextlib.closing(bad), contextlib.closing(metrics), noted_signals() as received:
+        every = config.probing.every_epochs * per_epoch
         callbacks = [
             StopOnDivergence(run, lambda of: batch_images(source, config, of, bad), step),
+            *([RunProbes(probe, model.backbone, metrics, step, total, every)] if every else []),
             metrics,
             WarnOfCollapse(config, step),
             SaveCheckpoints(checkpoints, step, config.train.checkpoint_interval),

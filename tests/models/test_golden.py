@@ -235,7 +235,7 @@ def golden_steps():
     """{what: {tensor: relative difference}} of each of four steps; the fourth has no valid pair."""
     model = make_model()
     golden, step = make_golden(model), tf.function(model.train_step, autograph=False)
-    for seed, valid in zip(SEEDS, VALID, strict=True):
+    for i, (seed, valid) in enumerate(zip(SEEDS, VALID, strict=True)):
         batch = make_batch(seed, valid)
         drawn = drawn_cells(model, batch["valid"])
         logs = step({name: tf.constant(value) for name, value in batch.items()})
@@ -244,6 +244,10 @@ def golden_steps():
         logs = {name: float(value) for name, value in logs.items()}
         assert logs.pop("valid_share") == np.mean(valid)
         assert logs.pop("learning_rate") == pytest.approx(TRAINING["learning_rate"])
+        ages = {kind: logs.pop(f"bank_age/{kind}") for kind in ("image", "patch")}
+        assert ages == {"image": min(i, model.bank_size / BATCH), "patch": min(i, model.bank_size / (4 * BATCH))}
+        for name in [name for name in logs if name.startswith("negative/")]:  # near 0: held absolutely
+            assert logs.pop(name) == pytest.approx(golden_logs.pop(name), abs=1e-6)
         assert {name: int(bank.next_row) for name, bank in model.banks.items()} == golden.next_rows
         yield {
             "logs": differences(logs, golden_logs),

@@ -65,7 +65,8 @@ def test_a_run_leaves_what_the_readme_promises(whole_run):
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]  # 24 photos, batches of 8, 2 epochs
     expected = {"step", "epoch", "loss", "valid_share", "learning_rate", "images_per_second"}
     for name in ("image_P2", "image_P3", "image_P4", "image_P5", "patch_P4", "patch_P5"):
-        expected |= {f"loss/{name}", f"accuracy/{name}", f"std/{name}"}
+        expected |= {f"{what}/{name}" for what in ("loss", "accuracy", "positive", "negative", "std")}
+    expected |= {"match/patch_P4", "match/patch_P5", "bank_age/image", "bank_age/patch"}
     assert set(lines[0]) == expected
     weights = {"image_P2": 0.1, "image_P3": 0.4, "image_P4": 0.7, "image_P5": 1, "patch_P4": 1, "patch_P5": 1}
     for line in lines:

@@ -1,0 +1,347 @@
+"""Commands that ask what a backbone knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from dupr_tf.commands.report import print_table, refuse
+from dupr_tf.config import BACKBONES, PROBED_LEVELS, ConfigError, LinearConfig, load_config
+from dupr_tf.whole_files import write_whole
+
+LEAST = {"images": 1, "image_size": 32, "k": 1, "queries": 1, "top": 1, "cells": 1, "folds": 2, "seed": 0}
+Level = Literal[PROBED_LEVELS]
+MapLevel = Literal[PROBED_LEVELS[1:]]
+
+
+@dataclasses.dataclass
+class Weights:
+    """What every probe is told."""
+
+    weights: tuple[str, ...]
+    """Runs, exports, backbone files, checkpoints of other tools, or the word random; a row of the table for each."""
+    data: Path
+    """Folder of images."""
+    output: Path | None = None
+    """Folder for probe.json and the picture; none: runs/probes/NAME."""
+    backbone: Literal[BACKBONES] | None = None
+    """Of the random weights; none: as the first of the others."""
+    width: float = 1.0
+    """Of the random weights, with --backbone."""
+    seed: int = 0
+    """Of random weights and of what the probe draws."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        refuse(self._problems(overrides))
+        from dupr_tf.probing.backbones import load_backbones
+
+        backbones = load_backbones(self.weights, self.backbone, self.width, self.seed)
+        found = self.probe(backbones, overrides)
+        print_table(*self.table(found.numbers))
+        self._write(found)
+
+    def _problems(self, overrides) -> list[str]:
+        problems = [] if self.weights else ["--weights: expected a run, a file or random, received none"]
+        for weights in self.weights:
+            if weights != "random" and not Path(weights).exists():
+                problems.append(f"--weights: expected a file, a run or the word random, received {weights} (no such)")
+        if not self.data.is_dir():
+            problems.append(f"--data: expected a folder, received {self.data}. Fix: --data DIR")
+        for name, least in LEAST.items():
+            value = getattr(self, name, None)
+            if value is not None and value < least:
+                problems.append(f"--{name.replace('_', '-')}: expected {least} or more, received {value}")
+        if getattr(self, "temperature", 1.0) <= 0:
+            problems.append(f"--temperature: expected more than 0, received {self.temperature}")
+        return problems
+
+    def probe(self, backbones, overrides):
+        """The `Findings`."""
+        raise NotImplementedError
+
+    def table(self, numbers: dict[str, dict]) -> tuple[tuple, list[tuple]]:
+        """Head and rows of what is printed: a column for each number."""
+        first = next(iter(numbers.values()))
+        names = [name for name, value in first.items() if value is None or isinstance(value, int | float)]
+        rows = [(label, *(_text(found[name]) for name in names)) for label, found in numbers.items()]
+        return ("weights", *names), rows
+
+    def _write(self, found) -> None:
+        from dupr_tf.probing.pictures import save
+
+        folder = self.output or Path("runs/probes") / found.probe
+        write_whole(folder / "probe.json", json.dumps(found.as_json(), indent=2) + "\n")
+        print(f"wrote {folder / 'probe.json'}")
+        if found.picture is not None:
+            save(found.picture, folder / f"{found.probe}.png")
+            print(f"wrote {folder / f'{found.probe}.png'}")
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+@dataclasses.dataclass
+class Knn(Weights):
+    """Classify by the nearest training images; --data holds train/CLASS/ and val/CLASS/."""
+
+    k: int = 200
+    """Neighbours that vote; at most all training images."""
+    temperature: float = 0.07
+    """Of the vote, exp(cosine / temperature)."""
+    level: Level = "P5"
+    """Features of."""
+    cells: int = 1
+    """Averaged to so many cells a side."""
+    image_size: int = 224
+    """px"""
+
+    def probe(self, backbones, overrides):
+        from dupr_tf.probing.protocols import probe_knn
+
+        shown = (self.level, self.cells, self.image_size)
+        return probe_knn(backbones, self.data, *shown, self.k, self.temperature)
+
+
+@dataclasses.dataclass
+class Linear(Weights):
+    """Train a linear classifier on frozen features; --data holds train/CLASS/ and val/CLASS/.
+
+    Without --config, for small sets: features cached and standardised. Any field: --linear.level P4 (`dupr-tf fields`).
+    """
+
+    config: Path | None = None
+    """E.g. configs/probes/linear_imagenet.yaml."""
+
+    def _problems(self, overrides):
+        problems = super()._problems(overrides)
+        try:
+            settings = self._settings(overrides)
+        except ConfigError as error:
+            return [*problems, *error.problems]
+        return [*problems, *settings.problems()]
+
+    def _settings(self, overrides) -> LinearConfig:
+        return load_config(self.config, overrides).linear or LinearConfig()
+
+    def probe(self, backbones, overrides):
+        from dupr_tf.probing.protocols import probe_linear
+
+        return probe_linear(backbones, self.data, self._settings(overrides), self.seed)
+
+
+@dataclasses.dataclass
+class Svm(Weights):
+    """Train linear SVMs on the features of each level, for the classes an image shows; mAP by VOC07's 11 points.
+
+    --data is a VOC or COCO root. C is chosen by cross-validation, class by class.
+    """
+
+    levels: tuple[Level, ...] = PROBED_LEVELS
+    """Of which levels."""
+    train_split: str = "train"
+    """VOC2007 itself: trainval."""
+    test_split: str = "val"
+    """VOC2007 itself: test."""
+    image_size: int = 224
+    """px"""
+    costs: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)
+    """The C tried."""
+    folds: int = 3
+    """Of the cross-validation."""
+
+    def _problems(self, overrides):
+        problems = super()._problems(overrides)
+        if not self.levels:
+            problems.append(f"--levels: expected some of {', '.join(PROBED_LEVELS)}, received none")
+        if not self.costs or min(self.costs) <= 0:
+            problems.append(f"--costs: expected numbers above 0, received {self.costs or 'none'}")
+        return problems
+
+    def probe(self, backbones, overrides):
+        from dupr_tf.probing.protocols import probe_svm
+
+        splits = (self.train_split, self.test_split)
+        return probe_svm(
+            backbones, self.data, self.levels, splits, self.image_size, self.costs, self.folds, self.seed
+        )  # fmt: skip
+
+    def table(self, numbers):
+        rows = [(label, *(_text(found[level]["mAP"]) for level in self.levels)) for label, found in numbers.items()]
+        chance = next(iter(numbers.values()))[self.levels[0]]["chance"]
+        rows.append(("share of positives", *[_text(chance)] * len(self.levels)))
+        return ("mAP", *self.levels), rows
+
+
+@dataclasses.dataclass
+class Sensitivity(Weights):
+    """How similar features stay to an object's as the IoU of a box with it falls (eq. 8, Fig. 5).
+
+    --data is a COCO or VOC root.
+    """
+
+    split: str = "val"
+    """Whose boxes."""
+    images: int = 200
+    """One object of each, 20 boxes about it."""
+    image_size: int = 448
+    """px"""
+    level: MapLevel = "P4"
+    """Features of."""
+    cells: int = 7
+    """S of RoIAlign."""
+
+    def probe(self, backbones, overrides):
+        from dupr_tf.probing.protocols import probe_sensitivity
+
+        shown = (self.split, self.images, self.image_size, self.level, self.cells, self.seed)
+        return probe_sensitivity(backbones, self.data, *shown)
+
+
+@dataclasses.dataclass
+class Matching(Weights):
+    """Match the cells of two views by their features: the share within 1 and 2 cells of the truth (Fig. 10)."""
+
+    images: int = 64
+    """Evenly spread over the folder; a pair of views of each."""
+    image_size: int = 448
+    """Side of a view, px: 28 x 28 cells of P4."""
+    level: MapLevel = "P4"
+    """Cells of."""
+
+    def probe(self, backbones, overrides):
+        from dupr_tf.probing.protocols import probe_matching
+
+        return probe_matching(backbones, self.data, self.images, self.image_size, self.level, self.seed)
+
+
+@dataclasses.dataclass
+class Affinity(Weights):
+    """The affinity of all places of one object in two views, and its mass on the diagonal (eq. 9, Fig. 9).
+
+    Of a COCO or VOC root, the objects' boxes; of any other folder, the overlaps of the views.
+    """
+
+    split: str = "val"
+    """Of a COCO or VOC root."""
+    images: int = 64
+    """A pair of views of each."""
+    image_size: int = 448
+    """Side of a view, px."""
+    level: MapLevel = "P5"
+    """Features of."""
+    cells: int = 14
+    """S of RoIAlign."""
+    temperature: float = 0.001
+    """Of eq. 9."""
+
+    def probe(self, backbones, overrides):
+        from dupr_tf.probing.protocols import probe_affinity
+
+        shown = (self.images, self.image_size, self.level, self.seed, self.split, self.cells, self.temperature)
+        return probe_affinity(backbones, self.data, *shown)
+
+
+@dataclasses.dataclass
+class Retrieval(Weights):
+    """Find the nearest images, and say whether what they show stands in the same place (Figs. 6, 8)."""
+
+    images: int = 500
+    """Evenly spread over the folder (of class folders, over val/)."""
+    queries: int = 100
+    """Of them."""
+    image_size: int = 224
+    """px"""
+    level: MapLevel = "P5"
+    """Maps of."""
+    top: int = 4
+    """Neighbours of a query."""
+
+    def probe(self, backbones, overrides):
+        from dupr_tf.probing.protocols import probe_retrieval
+
+        shown = (self.images, self.queries, self.image_size, self.level, self.top)
+        return probe_retrieval(backbones, self.data, *shown)
+
+
+WHICH = {
+    "knn": Knn, "linear": Linear, "svm": Svm,
+    "sensitivity": Sensitivity, "matching": Matching, "affinity": Affinity, "retrieval": Retrieval,
+}  # fmt: skip
+
+
+def _choice(name: str):
+    return Annotated[WHICH[name], tyro.conf.subcommand(name)]
+
+
+AnyProbe = (
+    _choice("knn") | _choice("linear") | _choice("svm") | _choice("sensitivity") | _choice("matching")
+    | _choice("affinity") | _choice("retrieval")
+)  # fmt: skip
+
+
+@dataclasses.dataclass
+class Probe:
+    """Ask what backbones know: classes (knn, linear, svm) and places (sensitivity, matching, affinity, retrieval)."""
+
+    which: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[AnyProbe]]
+
+    def run(self, overrides: dict[str, str]) -> None:
+        if overrides and not isinstance(self.which, Linear):
+            raise ConfigError([f"{next(iter(overrides))}: only probe linear takes fields of a config"])
+        self.which.run(overrides)
+
+
+@dataclasses.dataclass
+class Views:
+    """Draw pairs of views as pre-training makes them, their overlap framed and its patches numbered.
+
+    The same number must show the same thing in both views.
+    """
+
+    config: tyro.conf.Positional[Path]
+    """Experiment file, e.g. configs/dupr_r18_small.yaml."""
+    data: Path | None = None
+    """Folder of images, COCO or VOC root, shards, or tfds:NAME; none: data.root of the config."""
+    output: Path = Path("views.png")
+    """PNG to write."""
+    pairs: int = 8
+    """How many."""
+    columns: int = 2
+    """Pairs in a row."""
+    cells: int | None = None
+    """Patches a side to number; none: those of the coarsest patch loss, if they can be read."""
+    colours: bool = True
+    """Change colours as the config says, or leave the photographs as they are."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        config = load_config(self.config, overrides)
+        root = self.data or config.data.root
+        refuse(self._problems(root))
+        from dupr_tf.data.bad_images import BadImages, check_readable
+        from dupr_tf.data.open_source import open_source
+        from dupr_tf.probing.pictures import save
+        from dupr_tf.probing.view_sheet import cells_of, first_pairs, view_sheet
+
+        _, source = open_source(root, config.data.kind)
+        check_readable(source, BadImages(source, config.data.max_bad_share, config.data.max_pixels))
+        pairs, names = first_pairs(source, config, self.pairs, self.colours)
+        save(view_sheet(pairs, names, self.cells or cells_of(config), self.columns), self.output)
+        print(f"{len(names)} pairs, {int(pairs['valid'].sum())} with enough overlap for a patch loss")
+        print(f"wrote {self.output}")
+
+    def _problems(self, root) -> list[str]:
+        problems = [] if root is not None else ["--data: expected a folder of images, received none. Fix: --data DIR"]
+        if self.output.suffix.lower() != ".png":
+            problems.append(f"--output: expected a name ending in .png, received {self.output}")
+        if self.output.is_dir():
+            problems.append(f"--output: expected a file, received the folder {self.output}")
+        for name, most in (("pairs", 200), ("columns", 20), ("cells", 14)):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= most:
+                problems.append(f"--{name}: expected 1 to {most}, received {value}")
+        return problems

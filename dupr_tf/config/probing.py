@@ -1,0 +1,57 @@
+"""What probes read: when a pre-training run probes itself, and how a linear classifier is trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from dupr_tf.config.sections import Section
+
+PROBED_LEVELS = ("conv1", "P2", "P3", "P4", "P5")
+IN_TRAINING = ("knn", "matching", "affinity", "retrieval")
+
+
+class ProbingConfig(Section):
+    every_epochs: int = Field(0, ge=0, description="probe the backbone every so many epochs and at the end; 0: never")
+    data: str | None = Field(None, description="held-out folder; for knn train/CLASS/ and val/CLASS/")
+    probes: tuple[Literal[IN_TRAINING], ...] = Field(("matching",), description="which of them")
+    images: int = Field(64, ge=2, description="images looked at, evenly spread over the folder (not by knn)")
+    image_size: int = Field(224, ge=32, le=2048, description="side of what the backbone is shown, px")
+
+    def problems(self) -> list[str]:
+        """What makes probing in training impossible, a line each."""
+        if self.every_epochs and self.data is None:
+            return ["probing.data: expected a held-out folder, received none. Fix: --probing.data DIR"]
+        return []
+
+
+class LinearConfig(Section):
+    level: Literal[PROBED_LEVELS] = Field("P5", description="features of")
+    cells: int = Field(1, ge=1, le=14, description="pooled to so many cells a side; 1: global average")
+    image_size: int = Field(224, ge=32, le=2048, description="px")
+    augment: bool = Field(False, description="a random crop and flip each epoch, through the backbone; no: cached")
+    crop_area: tuple[float, float] = Field((0.08, 1.0), description="share of the image a random crop covers")
+    standardize: bool = Field(True, description="features to mean 0, deviation 1 over the training images; cached only")
+    epochs: int = Field(100, ge=1)
+    batch_size: int = Field(256, ge=1)
+    learning_rate: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-3, ge=0, description="coupled, on the weights")
+    milestones: tuple[int, ...] = Field((), description="epochs at which the rate falls tenfold; none: cosine to 0")
+
+    @model_validator(mode="after")
+    def _ranges(self):
+        low, high = self.crop_area
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_area: expected 0 < min <= max <= 1, received [{low}, {high}]")
+        return self
+
+    def problems(self) -> list[str]:
+        """The cross-field mistakes, a line each."""
+        if self.augment and self.standardize:
+            return [
+                "linear.standardize: expected false with linear.augment, whose features are never all at hand, "
+                "received true. Fix: --linear.standardize false"
+            ]
+        return []

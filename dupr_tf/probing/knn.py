@@ -1,0 +1,57 @@
+"""Classification by the nearest neighbours in feature space, votes weighted by similarity (InstDis, section 3.4)."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from dupr_tf.probing.features import unit
+
+log = logging.getLogger(__name__)
+BLOCK = 512  # images classified at a time
+
+
+def knn_scores(train, labels, val, classes: int, k: int = 200, temperature: float = 0.07) -> np.ndarray:
+    """Votes for each class: the sum of exp(cosine / τ) over the k nearest training images.
+
+    Args:
+        train: (N, D) features.
+        labels: (N,) int, their classes.
+        val: (M, D) features.
+        classes: how many there are.
+        k: neighbours that vote; at most N do.
+        temperature: τ > 0.
+
+    Returns:
+        (M, classes), each row divided by the weight of its nearest neighbour, which keeps it finite for any τ.
+    """
+    if k < 1 or temperature <= 0:
+        raise ValueError(f"Expected k of at least 1 and τ above 0, received {k}, {temperature}. Fix: 200, 0.07")
+    train, val, k = unit(np.asarray(train)), unit(np.asarray(val)), min(k, len(train))
+    scores = np.zeros((len(val), classes))
+    for start in range(0, len(val), BLOCK):
+        similarity = val[start : start + BLOCK] @ train.T  # (m, N)
+        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+        found = np.take_along_axis(similarity, nearest, 1)
+        weights = np.exp((found - found[:, :1]) / temperature)
+        rows = np.arange(start, start + len(found))[:, None]
+        np.add.at(scores, (rows, np.asarray(labels)[nearest]), weights)
+    return scores
+
+
+def knn(train, labels, val, val_labels, classes: int, k: int = 200, temperature: float = 0.07) -> dict:
+    """{"top1", "top5" (None below six classes), "chance", "k", "temperature"} of `knn_scores`."""
+    if k > len(train):
+        log.info("k %d is more than the %d training images: all of them vote", k, len(train))
+    scores = knn_scores(train, labels, val, classes, k, temperature)
+    return {**top_accuracies(scores, val_labels), "k": min(k, len(train)), "temperature": temperature}
+
+
+def top_accuracies(scores: np.ndarray, labels) -> dict:
+    """Share of rows whose class is the highest score, and among the five highest; equal scores go to the first."""
+    order = np.argsort(-scores, axis=1, kind="stable")
+    hits = order == np.asarray(labels)[:, None]
+    classes = scores.shape[1]
+    top5 = float(hits[:, :5].any(1).mean()) if classes > 5 else None
+    return {"top1": float(hits[:, 0].mean()), "top5": top5, "chance": 1 / classes}

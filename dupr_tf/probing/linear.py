@@ -1,0 +1,122 @@
+"""A linear classifier on frozen features (MoCo's protocol, and one for small sets)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dupr_tf.config import LinearConfig
+from dupr_tf.probing.features import extract_paths, pool
+from dupr_tf.probing.images import centre_view, random_view, read_each
+from dupr_tf.probing.knn import top_accuracies
+
+
+class LinearClassifier:
+    """Logits `x @ weights + bias`, and the SGD that trains them; the loss is the mean cross-entropy.
+
+    Args:
+        dim: D, width of a feature.
+        classes: how many.
+        settings: momentum, weight_decay are read.
+        seed: of the weights.
+    """
+
+    def __init__(self, dim: int, classes: int, settings: LinearConfig, seed: int = 0):
+        start = tf.random.stateless_normal([dim, classes], seed=[seed, 0x11], stddev=0.01)
+        self.weights = keras.Variable(start, name="weights")
+        self.bias = keras.Variable(tf.zeros([classes]), name="bias")
+        self.optimizer = keras.optimizers.SGD(0.0, momentum=settings.momentum)
+        self.optimizer.build([self.weights, self.bias])
+        self.decay = settings.weight_decay
+
+    @tf.function(reduce_retracing=True)
+    def step(self, rows, labels):
+        """One step on (b, D) features and (b,) labels. Returns the loss."""
+        with tf.GradientTape() as tape:
+            logits = tf.matmul(rows, self.weights.value) + self.bias.value
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+        by_weights, by_bias = tape.gradient(loss, [self.weights.value, self.bias.value])
+        self.optimizer.apply([by_weights + self.decay * self.weights.value, by_bias], [self.weights, self.bias])
+        return loss
+
+    def scores(self, rows) -> np.ndarray:
+        """(M, classes) logits."""
+        return np.asarray(rows) @ self.weights.numpy() + self.bias.numpy()
+
+
+def learning_rate(settings: LinearConfig, epoch: float) -> float:
+    """Tenfold lower from each milestone on; without any, a cosine to 0. `epoch` counts from 0, fractions included."""
+    if settings.milestones:
+        return settings.learning_rate * 0.1 ** sum(epoch >= milestone for milestone in settings.milestones)
+    return settings.learning_rate * 0.5 * (1 + float(np.cos(np.pi * min(epoch / settings.epochs, 1.0))))
+
+
+def train_cached(rows, labels, classes: int, settings: LinearConfig, seed: int = 0) -> LinearClassifier:
+    """Trains on (N, D) features that are all at hand, in a new order each epoch."""
+    classifier = LinearClassifier(rows.shape[1], classes, settings, seed)
+    rng, batch = np.random.default_rng(seed), min(settings.batch_size, len(rows))
+    steps = len(rows) // batch
+    for epoch in range(settings.epochs):
+        order = rng.permutation(len(rows))
+        for k in range(steps):
+            classifier.optimizer.learning_rate = learning_rate(settings, epoch + k / steps)
+            chosen = order[k * batch : (k + 1) * batch]
+            classifier.step(tf.constant(rows[chosen], tf.float32), tf.constant(labels[chosen], tf.int64))
+    return classifier
+
+
+def standardization(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation (D,) of training features; a feature that never changes has deviation 1."""
+    deviation = rows.std(0)
+    return rows.mean(0), np.where(deviation > 1e-6 * max(float(deviation.max()), 1e-30), deviation, 1.0)
+
+
+def linear(maps, splits, settings: LinearConfig, seed: int = 0) -> dict:
+    """{"top1", "top5", "chance", "train_top1"} of a classifier on one level of a frozen backbone.
+
+    Args:
+        maps: from `feature_maps`, of `settings.level`.
+        splits: from `read_class_folders`.
+        settings: how.
+        seed: of weights, orders and crops.
+    """
+    train, val = splits["train"], splits["val"]
+    cells, size = {settings.level: settings.cells}, settings.image_size
+    kept, found = extract_paths(maps, val.paths, lambda c: centre_view(c, size), cells)
+    rows, truth = found[settings.level], val.labels[kept]
+    classes = len(train.class_names)
+    if settings.augment:
+        classifier = _train_augmented(maps, train, classes, rows.shape[1], settings, seed)
+        return {**top_accuracies(classifier.scores(rows), truth), "train_top1": None}
+    kept, found = extract_paths(maps, train.paths, lambda c: centre_view(c, size), cells)
+    own, labels = found[settings.level], train.labels[kept]
+    mean, deviation = standardization(own) if settings.standardize else (0.0, 1.0)
+    own, rows = (own - mean) / deviation, (rows - mean) / deviation
+    classifier = train_cached(own, labels, classes, settings, seed)
+    fitted = top_accuracies(classifier.scores(own), labels)["top1"]
+    return {**top_accuracies(classifier.scores(rows), truth), "train_top1": fitted}
+
+
+def _train_augmented(maps, train, classes, dim, settings, seed) -> LinearClassifier:
+    classifier = LinearClassifier(dim, classes, settings, seed)
+    steps = -(-len(train.paths) // settings.batch_size)
+    for epoch in range(settings.epochs):
+        for k, (images, labels) in enumerate(_augmented(train, settings, seed, epoch)):
+            classifier.optimizer.learning_rate = learning_rate(settings, epoch + k / steps)
+            pooled = pool(maps(images)[settings.level], settings.cells)
+            classifier.step(tf.reshape(pooled, [pooled.shape[0], dim]), tf.constant(labels))
+    return classifier
+
+
+def _augmented(train, settings, seed, epoch) -> Iterator[tuple[tf.Tensor, np.ndarray]]:
+    """One epoch of crops, in an order of its own."""
+    order = np.random.default_rng([seed, epoch]).permutation(len(train.paths))
+
+    def make(index, content):
+        return random_view(content, settings.image_size, tf.stack([seed + (epoch << 32), index]), settings.crop_area)
+
+    for places, images in read_each([train.paths[i] for i in order], make, settings.batch_size):
+        yield images, train.labels[order[places]]

@@ -1,0 +1,239 @@
+"""Each probe from weights and a folder to numbers and a picture: what the commands and training call."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+from PIL import Image
+
+from dupr_tf.config import LinearConfig, ViewsConfig
+from dupr_tf.data.annotations import AnnotatedImages, read_annotations
+from dupr_tf.data.sources import list_images
+from dupr_tf.probing import affinity, pictures, sensitivity
+from dupr_tf.probing import knn as neighbours
+from dupr_tf.probing import linear as classifier
+from dupr_tf.probing.features import extract_paths, feature_maps
+from dupr_tf.probing.images import centre_view, read_each, spread
+from dupr_tf.probing.labelled import SPLITS, image_labels, read_class_folders
+from dupr_tf.probing.matching import matching
+from dupr_tf.probing.pairs import object_pairs, pick_objects, view_pairs_of
+from dupr_tf.probing.retrieval import TOP, alignment, retrieval
+
+LEVELS = {"matching": "P4", "affinity": "P5", "sensitivity": "P4", "retrieval": "P5"}  # the paper's
+DRAWN = 3  # pairs, or queries, in a picture
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What a probe found; all but the picture is JSON as it is."""
+
+    probe: str
+    settings: dict
+    numbers: dict[str, dict]  # by label of the weights
+    seconds: dict[str, float]  # likewise
+    picture: Image.Image | None = None
+
+    def as_json(self) -> dict:
+        return {name: getattr(self, name) for name in ("probe", "settings", "numbers", "seconds")}
+
+
+def _each(backbones: dict[str, keras.Model], probe: Callable) -> tuple[dict, dict]:
+    """{label: what `probe(backbone)` returns} and {label: seconds}."""
+    found, seconds = {}, {}
+    for label, backbone in backbones.items():
+        start = time.perf_counter()
+        found[label] = probe(backbone)
+        seconds[label] = round(time.perf_counter() - start, 3)
+    return found, seconds
+
+
+def probe_knn(backbones, data, level="P5", cells=1, image_size=224, k=200, temperature=0.07) -> Findings:
+    """kNN classification on class folders.
+
+    Args:
+        backbones: {label: backbone}, from `load_backbones`.
+        data: root with `train/CLASS/` and `val/CLASS/`.
+        level, cells: which features, averaged to so many cells a side.
+        image_size: px.
+        k, temperature: of the vote.
+    """
+    splits = read_class_folders(data)
+
+    def probe(backbone):
+        maps, rows, labels = feature_maps(backbone, (level,)), {}, {}
+        for split in SPLITS:
+            kept, found = extract_paths(maps, splits[split].paths, lambda c: centre_view(c, image_size), {level: cells})
+            rows[split], labels[split] = found[level], splits[split].labels[kept]
+        classes = len(splits["train"].class_names)
+        votes = neighbours.knn(rows["train"], labels["train"], rows["val"], labels["val"], classes, k, temperature)
+        return {**votes, "train_images": len(labels["train"]), "val_images": len(labels["val"])}
+
+    numbers, seconds = _each(backbones, probe)
+    settings = {"data": str(data), "level": level, "cells": cells, "image_size": image_size}
+    return Findings("knn", settings, numbers, seconds)
+
+
+def probe_linear(backbones, data, settings: LinearConfig, seed: int = 0) -> Findings:
+    """Linear classification on class folders; arguments as for `probe_knn` and `linear`."""
+    splits = read_class_folders(data)
+    numbers, seconds = _each(
+        backbones, lambda b: classifier.linear(feature_maps(b, (settings.level,)), splits, settings, seed)
+    )
+    return Findings("linear", {"data": str(data), "seed": seed, **settings.model_dump(mode="json")}, numbers, seconds)
+
+
+def probe_svm(backbones, data, levels: Sequence[str], splits=SPLITS, image_size=224, costs=None, folds=3, seed=0):
+    """Linear SVMs for each level on an annotated set; arguments as for `probe_knn` and `svm`."""
+    from dupr_tf.probing.svm import CELLS, COSTS, svm  # scikit-learn takes a second to import
+
+    annotated = _both_splits(data, splits)
+    labels = [image_labels(split) for split in annotated]
+    names, costs = annotated[0].class_names, tuple(costs or COSTS)
+
+    def probe(backbone):
+        maps, cells = feature_maps(backbone, levels), {level: CELLS[level] for level in levels}
+        rows, kept = [], []
+        for split in annotated:
+            index, found = extract_paths(maps, split.paths, lambda c: centre_view(c, image_size), cells)
+            rows.append(found)
+            kept.append(index)
+        truth = [label[index] for label, index in zip(labels, kept, strict=True)]
+        return {
+            level: svm(rows[0][level], truth[0], rows[1][level], truth[1], names, costs, folds, seed)
+            for level in levels
+        }
+
+    numbers, seconds = _each(backbones, probe)
+    settings = {"data": str(data), "splits": list(splits), "image_size": image_size, "costs": list(costs)}
+    return Findings("svm", {**settings, "folds": folds, "seed": seed}, numbers, seconds)
+
+
+def _both_splits(data, splits) -> list[AnnotatedImages]:
+    """Training and test split, with the classes of both in one order."""
+    read = [read_annotations(data, split) for split in splits]
+    names = sorted({name for split in read for name in split.class_names})
+    if any(list(split.class_names) != names for split in read):
+        read = [read_annotations(data, split, class_names=names) for split in splits]
+    return read
+
+
+def probe_sensitivity(backbones, data, split="val", images=200, image_size=448, level=None, cells=7, seed=0):
+    """Eq. 8 against IoU, on the boxes of an annotated set; arguments as for `sensitivity`."""
+    level = level or LEVELS["sensitivity"]
+    annotated = read_annotations(data, split)
+    rows = pick_objects(annotated, images, seed)
+    numbers, seconds = _each(
+        backbones,
+        lambda b: sensitivity.sensitivity(
+            feature_maps(b, (level,)), annotated, rows, image_size, level, cells, seed
+        ),
+    )  # fmt: skip
+    settings = {"data": str(data), "split": split, "image_size": image_size, "level": level, "cells": cells}
+    picture = pictures.sensitivity_picture(numbers)
+    return Findings("sensitivity", {**settings, "seed": seed}, numbers, seconds, picture)
+
+
+def probe_matching(
+    backbones, data, images=64, image_size=448, level=None, seed=0, views: ViewsConfig | None = None
+) -> Findings:
+    """PCK between two views of each image; arguments as for `matching`."""
+    level, views = level or LEVELS["matching"], views or ViewsConfig()
+    paths = spread(list_images(data), images)
+    found, seconds = _each(
+        backbones,
+        lambda b: matching(
+            feature_maps(b, (level,)), view_pairs_of(paths, image_size, views, seed), image_size, level, DRAWN
+        ),
+    )  # fmt: skip
+    settings = {"data": str(data), "image_size": image_size, "level": level, "seed": seed}
+    picture = pictures.matching_picture({label: shown for label, (_, shown) in found.items()})
+    return Findings("matching", settings, {label: numbers for label, (numbers, _) in found.items()}, seconds, picture)
+
+
+def probe_affinity(
+    backbones, data, images=64, image_size=448, level=None, seed=0, split="val", cells=affinity.CELLS,
+    temperature=affinity.TEMPERATURE, views: ViewsConfig | None = None,
+) -> Findings:  # fmt: skip
+    """Eq. 9 in two views of an object where boxes are known, else of the overlap; arguments as for `affinities`."""
+    level, views, pairs = level or LEVELS["affinity"], views or ViewsConfig(), None
+    with_boxes = is_annotated(data)
+    if with_boxes:
+        annotated = read_annotations(data, split)
+        rows = pick_objects(annotated, images, seed)
+        pairs = lambda: object_pairs(annotated, rows, image_size, views, seed)  # noqa: E731
+    else:
+        paths = spread(list_images(data), images)
+        pairs = lambda: view_pairs_of(paths, image_size, views, seed)  # noqa: E731
+    found, seconds = _each(
+        backbones,
+        lambda b: affinity.affinities(
+            feature_maps(b, (level,)), pairs(), image_size, level, cells, temperature, DRAWN
+        ),
+    )  # fmt: skip
+    settings = {
+        "data": str(data), "region": "object" if with_boxes else "overlap", "image_size": image_size, "level": level,
+        "cells": cells, "temperature": temperature, "seed": seed,
+    }  # fmt: skip
+    picture = pictures.affinity_picture({label: shown for label, (_, shown) in found.items()})
+    return Findings("affinity", settings, {label: numbers for label, (numbers, _) in found.items()}, seconds, picture)
+
+
+def probe_retrieval(backbones, data, images=500, queries=100, image_size=224, level=None, top=TOP) -> Findings:
+    """Nearest neighbours by whole feature maps; of class folders, those of val/ with their classes."""
+    level = level or LEVELS["retrieval"]
+    paths, labels = _retrieved_from(data, images)
+    asked = np.linspace(0, len(paths) - 1, min(queries, len(paths))).round().astype(int)
+
+    def probe(backbone):
+        maps = feature_maps(backbone, (level,))
+        parts, kept = [], []
+        for index, batch in read_each(paths, lambda _, content: centre_view(content, image_size), 32):
+            parts.append(maps(batch)[level].numpy())
+            kept.append(index)
+        kept, rows = np.concatenate(kept), np.concatenate(parts)
+        own = np.flatnonzero(np.isin(kept, asked))
+        numbers, found = retrieval(rows, own, None if labels is None else labels[kept], top)
+        return numbers, _shown(paths, kept, own, found, rows, image_size)
+
+    found, seconds = _each(backbones, probe)
+    settings = {"data": str(data), "image_size": image_size, "level": level, "top": top}
+    picture = pictures.retrieval_picture({label: shown for label, (_, shown) in found.items()})
+    return Findings("retrieval", settings, {label: numbers for label, (numbers, _) in found.items()}, seconds, picture)
+
+
+def _retrieved_from(data, images) -> tuple[list[str], np.ndarray | None]:
+    if not all((Path(data) / split).is_dir() for split in SPLITS):
+        return spread(list_images(data), images), None
+    val = read_class_folders(data)["val"]
+    chosen = spread(range(len(val.paths)), images)
+    return [val.paths[i] for i in chosen], val.labels[chosen]
+
+
+def _shown(paths, kept, queries, found, rows, size) -> list:
+    """[(query's view, [(neighbour's view, alignment), …]), …] of a few queries."""
+    chosen = np.linspace(0, len(queries) - 1, min(DRAWN + 2, len(queries))).round().astype(int)[1:-1]
+    chosen = chosen if len(chosen) else [0]
+    wanted = [[queries[q], *found[q]] for q in chosen]
+    views = _views([paths[kept[i]] for row in wanted for i in row], size)
+    shown = []
+    for number, row in enumerate(wanted):
+        own = views[number * len(row) : (number + 1) * len(row)]
+        shares = [alignment(rows[row[0]], rows[k]) for k in row[1:]]
+        shown.append((own[0], list(zip(own[1:], shares, strict=True))))
+    return shown
+
+
+def _views(paths, size) -> np.ndarray:
+    return np.concatenate(
+        [batch.numpy() for _, batch in read_each(paths, lambda _, content: centre_view(content, size), 32)]
+    )
+
+
+def is_annotated(data: str | Path) -> bool:
+    """Whether a root is laid out as COCO or VOC, boxes and all."""
+    return (Path(data) / "annotations").is_dir() or (Path(data) / "Annotations").is_dir()

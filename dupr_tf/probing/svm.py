@@ -1,0 +1,96 @@
+"""Linear SVMs on frozen features, one against the rest, for images of several classes (paper, Tab. 1b and 4)."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import StratifiedKFold
+from sklearn.svm import LinearSVC
+
+from dupr_tf.probing.features import unit
+
+log = logging.getLogger(__name__)
+# Cells a side each level is averaged to, so that all have about 9,000 numbers in ResNet-50 (12² · 64 … 2² · 2048).
+CELLS = {"conv1": 12, "P2": 6, "P3": 4, "P4": 3, "P5": 2}
+COSTS = (0.01, 0.1, 1.0, 10.0)
+FOLDS = 3
+MIDDLE_COST = 1.0  # where a class has too few examples to choose
+RECALLS = np.linspace(0, 1, 11)
+
+
+def svm(train, labels, val, val_labels, class_names, costs=COSTS, folds: int = FOLDS, seed: int = 0) -> dict:
+    """Trains a linear SVM for each class, its C by cross-validation, and measures VOC07's AP.
+
+    Args:
+        train: (N, D) features; rows are scaled to length 1.
+        labels: (N, classes) 1, 0 or -1, as from `image_labels`; -1 takes no part in that class.
+        val: (M, D) features.
+        val_labels: (M, classes), likewise.
+        class_names: what the classes are called.
+        costs: the C tried.
+        folds: of the cross-validation.
+        seed: of the folds and of liblinear.
+
+    Returns:
+        {"mAP", "chance", "per_class": {name: AP or None}, "cost": {name: C}}; None: nothing to train on or to find.
+    """
+    train, val = unit(np.asarray(train, np.float64)), unit(np.asarray(val, np.float64))
+    scores, chosen, shares = {}, {}, []
+    for column, name in enumerate(class_names):
+        counted, judged = labels[:, column] >= 0, val_labels[:, column] >= 0
+        y, truth = labels[counted, column] == 1, val_labels[judged, column] == 1
+        if not truth.any() or not y.any() or y.all():
+            scores[name] = None
+            continue
+        chosen[name] = best_cost(train[counted], y, costs, folds, seed)
+        model = _fit(train[counted], y, chosen[name], seed)
+        scores[name] = average_precision_11(model.decision_function(val[judged]), truth)
+        shares.append(truth.mean())
+    found = [score for score in scores.values() if score is not None]
+    if not found:
+        raise ValueError("Expected a class with and without examples in both splits, received none. Fix: more images")
+    return {
+        "mAP": float(np.mean(found)), "chance": float(np.mean(shares)), "per_class": scores, "cost": chosen,
+    }  # fmt: skip
+
+
+def best_cost(rows, positive, costs, folds, seed) -> float:
+    """The C with the best mean AP over the folds; the smaller of equals."""
+    folds = min(folds, int(positive.sum()), int((~positive).sum()))
+    if folds < 2 or len(costs) == 1:
+        return float(costs[0]) if len(costs) == 1 else MIDDLE_COST
+    split = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(rows, positive))
+    means = []
+    for cost in sorted(costs):
+        found = [
+            average_precision_11(
+                _fit(rows[a], positive[a], cost, seed).decision_function(rows[b]), positive[b]
+            )
+            for a, b in split
+        ]  # fmt: skip
+        means.append(np.mean(found))
+    return float(sorted(costs)[int(np.argmax(means))])
+
+
+def _fit(rows, positive, cost, seed) -> LinearSVC:
+    """Positives count twice, as in the protocol's common implementations."""
+    model = LinearSVC(C=cost, class_weight={True: 2, False: 1}, dual=True, max_iter=2000, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # at the largest C; its AP decides whether it is taken
+        return model.fit(rows, positive)
+
+
+def average_precision_11(scores, positive) -> float:
+    """VOC07's average precision: the mean, over recalls of 0, 0.1 … 1, of the best precision at that recall or more.
+
+    Args:
+        scores: (M,) higher is surer.
+        positive: (M,) bool, at least one true.
+    """
+    hits = np.asarray(positive, bool)[np.argsort(-np.asarray(scores), kind="stable")]
+    found = np.cumsum(hits)
+    precision, recall = found / np.arange(1, len(hits) + 1), found / found[-1]
+    return float(np.mean([precision[recall >= least - 1e-9].max() for least in RECALLS]))
