@@ -338,7 +338,7 @@ class Views:
         problems = [] if root is not None else ["--data: expected a folder of images, received none. Fix: --data DIR"]
         if self.output.suffix.lower() != ".png":
             problems.append(f"--output: expected a name ending in .png, received {self.output}")
-        if self.output.is_dir():
+        elif self.output.is_dir():
             problems.append(f"--output: expected a file, received the folder {self.output}")
         for name, most in (("pairs", 200), ("columns", 20), ("cells", 14)):
             value = getattr(self, name)

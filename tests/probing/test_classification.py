@@ -1,0 +1,183 @@
+"""kNN, linear and SVM on features whose answer is known."""
+
+import numpy as np
+import pytest
+
+from dupr_tf.config import LinearConfig, ProbingConfig, parse_config
+from dupr_tf.config.reading import ConfigError
+from dupr_tf.data.annotations import AnnotatedImages
+from dupr_tf.probing.knn import knn, knn_scores, top_accuracies
+from dupr_tf.probing.labelled import image_labels
+from dupr_tf.probing.linear import LinearClassifier, learning_rate, standardization, train_cached
+from dupr_tf.probing.svm import average_precision_11, best_cost, svm
+from tests import oracles_probing as oracles
+
+
+def clusters(count, classes, dim=12, noise=0.05, seed=0):
+    """(count, dim) features, a direction for each class, and labels in turn."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    return np.eye(classes, dim)[labels] + noise * rng.normal(size=(count, dim)), labels
+
+
+def test_knn_votes_are_instdis():
+    rng = np.random.default_rng(0)
+    train, labels, val = rng.normal(size=(30, 5)), rng.integers(0, 4, 30), rng.normal(size=(6, 5))
+    scores = knn_scores(train, labels, val, 4, k=7, temperature=0.07)
+    for row, query in zip(scores, val, strict=True):
+        expected = np.array(oracles.knn_votes(train, labels, query, 4, 7, 0.07))
+        np.testing.assert_allclose(row / row.sum(), expected / expected.sum(), rtol=1e-9)
+
+
+def test_one_near_neighbour_outvotes_two_far_ones():
+    train = [[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]]
+    assert knn_scores(np.array(train), [0, 1, 1], np.array([[1.0, 0.05]]), 2, k=3, temperature=0.07).argmax() == 0
+    assert knn_scores(np.array(train), [0, 1, 1], np.array([[1.0, 0.05]]), 2, k=3, temperature=1e3).argmax() == 1
+
+
+def test_knn_knows_separate_classes_and_guesses_shuffled_ones():
+    train, labels = clusters(120, 6)
+    val, truth = clusters(600, 6, seed=1)
+    perfect = knn(train, labels, val, truth, 6, k=10)
+    assert perfect["top1"] == 1.0 and perfect["top5"] == 1.0 and perfect["chance"] == pytest.approx(1 / 6)
+    shuffled = knn(train, labels, val, np.random.default_rng(2).permutation(truth), 6, k=10)
+    assert shuffled["top1"] == pytest.approx(1 / 6, abs=0.05)
+
+
+def test_k_is_capped_with_a_message(caplog):
+    train, labels = clusters(8, 2)
+    with caplog.at_level("INFO"):
+        found = knn(train, labels, train, labels, 2, k=200)
+    assert found["k"] == 8 and found["top5"] is None
+    assert "k 200 is more than the 8 training images" in caplog.text
+
+
+@pytest.mark.parametrize("k, temperature", [(0, 0.07), (5, 0.0)])
+def test_knn_refuses(k, temperature):
+    with pytest.raises(ValueError, match="Expected k"):
+        knn_scores(np.eye(3), [0, 1, 2], np.eye(3), 3, k, temperature)
+
+
+def test_top5_counts_the_five_highest():
+    scores = np.array([[7, 6, 5, 4, 3, 2, 1.0]])
+    assert [top_accuracies(scores, [label])["top5"] for label in (0, 4, 5)] == [1.0, 1.0, 0.0]
+    assert [top_accuracies(scores, [label])["top1"] for label in (0, 1)] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_average_precision_is_vocs(seed):
+    rng = np.random.default_rng(seed)
+    scores, positive = rng.normal(size=40), rng.random(40) < 0.3
+    assert average_precision_11(scores, positive) == pytest.approx(oracles.average_precision_11(scores, positive))
+
+
+def test_average_precision_by_hand():
+    assert average_precision_11([3, 2, 1], [True, True, False]) == 1.0
+    # Ranks 2 and 4 of four: precision 1/2 up to recall 1/2 and again at 1.
+    assert average_precision_11([4, 3, 2, 1], [False, True, False, True]) == pytest.approx(0.5)
+    # Ranks 1 and 4: precision 1 up to recall 1/2 (6 of 11 levels), 1/2 beyond (5 of 11).
+    assert average_precision_11([4, 3, 2, 1], [True, False, False, True]) == pytest.approx((6 + 5 * 0.5) / 11)
+
+
+def test_svm_knows_separate_classes_and_guesses_shuffled_ones():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((150, 3)) < 0.4).astype(np.int8)
+    rows = np.concatenate([2.0 * labels - 1, 0.1 * rng.normal(size=(150, 5))], 1)
+    found = svm(rows[:100], labels[:100], rows[100:], labels[100:], ("a", "b", "c"))
+    assert found["mAP"] == pytest.approx(1.0) and set(found["per_class"]) == {"a", "b", "c"}
+    noise = svm(rng.normal(size=(100, 8)), labels[:100], rng.normal(size=(50, 8)), labels[100:], ("a", "b", "c"))
+    assert noise["mAP"] == pytest.approx(found["chance"], abs=0.15) and noise["mAP"] < 0.65
+
+
+def test_svm_leaves_difficult_images_out():
+    """Image 0 of the test set would be the highest wrong answer; as -1 it does not count."""
+    labels = np.array([1, 0] * 10, np.int8)[:, None]
+    rows = np.concatenate([labels, 1.0 - labels], 1) * 1.0
+    val, truth = np.array([[5.0, 0], [1, 0], [0, 1]]), np.array([[0], [1], [0]], np.int8)
+    assert svm(rows, labels, val, truth, ("a",))["mAP"] < 1  # equal scores after scaling: the first comes first
+    truth[0] = -1
+    assert svm(rows, labels, val, truth, ("a",))["mAP"] == 1.0
+
+
+def test_svm_says_none_of_a_class_that_is_not_there():
+    labels = np.array([[1, 0], [0, 0]] * 6, np.int8)
+    rows = np.array([[1.0, 0], [0, 1]] * 6)
+    found = svm(rows, labels, rows, labels, ("a", "b"))
+    assert found["per_class"] == {"a": 1.0, "b": None} and found["mAP"] == 1.0
+    with pytest.raises(ValueError, match="Expected a class"):
+        svm(rows, labels * 0, rows, labels, ("a", "b"))
+
+
+def test_the_cost_is_the_best_of_the_folds():
+    """Unbalanced overlap where a tiny C ranks by one large noisy feature and a larger one finds the small clean one."""
+    rng = np.random.default_rng(3)
+    y = np.arange(120) % 4 == 0
+    rows = np.stack([0.15 * y + 0.02 * rng.normal(size=120), rng.normal(size=120) + 0.4 * y], 1)
+    costs = (1e-4, 100.0)
+    assert best_cost(rows, y, costs, 3, 0) == 100.0
+    assert best_cost(rows[:4], y[:4], costs, 3, 0) == 1.0  # one example: nothing to choose by
+
+
+def test_image_labels_tell_difficult_from_absent():
+    boxes = tuple(np.zeros((n, 4), np.float32) for n in (2, 1, 0))
+    annotated = AnnotatedImages(
+        ("a", "b", "c"), np.ones((3, 2), np.int32), boxes,
+        (np.array([0, 1]), np.array([0]), np.array([], int)),
+        (np.array([True, False]), np.array([False]), np.array([], bool)),
+        tuple(np.zeros(n) for n in (2, 1, 0)), ("cat", "dog", "cow"),
+    )  # fmt: skip
+    assert image_labels(annotated).tolist() == [[-1, 1, 0], [1, 0, 0], [0, 0, 0]]
+
+
+def test_a_linear_classifier_learns_and_does_not_learn_noise():
+    rows, labels = clusters(200, 5, noise=0.2)
+    val, truth = clusters(100, 5, noise=0.2, seed=1)
+    classifier = train_cached(rows.astype(np.float32), labels, 5, LinearConfig(epochs=20, batch_size=50))
+    assert top_accuracies(classifier.scores(val), truth)["top1"] > 0.95
+    blind = train_cached(np.zeros((200, 12), np.float32), labels, 5, LinearConfig(epochs=2))
+    assert top_accuracies(blind.scores(np.zeros((100, 12))), truth)["top1"] == pytest.approx(0.2)
+
+
+def test_the_first_step_is_sgds_by_hand():
+    settings = LinearConfig(epochs=1, batch_size=4, learning_rate=0.5, momentum=0.0, weight_decay=0.1, milestones=(9,))
+    rows, labels = clusters(4, 2, dim=3)
+    classifier = LinearClassifier(3, 2, settings)
+    w = classifier.weights.numpy().astype(np.float64)
+    classifier.optimizer.learning_rate = 0.5
+    classifier.step(rows.astype(np.float32), labels)
+    logits = rows @ w
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    error = (p - np.eye(2)[labels]) / 4
+    np.testing.assert_allclose(classifier.weights.numpy(), w - 0.5 * (rows.T @ error + 0.1 * w), atol=1e-6)
+    np.testing.assert_allclose(classifier.bias.numpy(), -0.5 * error.sum(0), atol=1e-6)
+
+
+def test_rates_are_mocos_or_a_cosine():
+    moco = LinearConfig(learning_rate=30, milestones=(60, 80), epochs=100)
+    assert [learning_rate(moco, epoch) for epoch in (0, 59.9, 60, 80)] == pytest.approx([30, 30, 3, 0.3])
+    small = LinearConfig(learning_rate=1.0, epochs=10)
+    assert [learning_rate(small, epoch) for epoch in (0, 5, 10)] == pytest.approx([1, 0.5, 0])
+
+
+def test_a_feature_that_never_changes_is_left_alone():
+    mean, deviation = standardization(np.array([[1.0, 5.0], [3.0, 5.0]]))
+    assert mean.tolist() == [2, 5] and deviation.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("section, expected", [
+    ({"linear": {"crop_area": [0.9, 0.2]}}, "linear: crop_area: expected 0 < min <= max <= 1"),
+    ({"linear": {"level": "P6"}}, "linear.level: "),
+    ({"linear": {"epoch": 3}}, "Did you mean linear.epochs?"),
+    ({"probing": {"probes": ["svm"]}}, "probing.probes.0: "),
+    ({"probing": {"every": 1}}, "Did you mean probing.every_epochs?"),
+])  # fmt: skip
+def test_wrong_fields_are_named(section, expected):
+    with pytest.raises(ConfigError) as told:
+        parse_config(section)
+    assert expected in str(told.value)
+
+
+def test_cross_field_mistakes():
+    assert "linear.standardize" in LinearConfig(augment=True).problems()[0]
+    assert LinearConfig(augment=True, standardize=False).problems() == []
+    assert "probing.data" in ProbingConfig(every_epochs=1).problems()[0]

@@ -1,0 +1,115 @@
+"""Probing while training: when it is asked, where its answers go, and that the run is the same with it as without."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dupr_tf.cli import main
+from dupr_tf.config import parse_config
+from dupr_tf.data.sample import write_sample
+from dupr_tf.probing.in_training import build_probe
+from dupr_tf.training.callbacks import MetricsLog
+from dupr_tf.training.pretrain import pretrain
+from dupr_tf.training.probes import RunProbes
+
+
+def tiny(photos=None, **train):
+    probing = {"every_epochs": 1, "data": str(photos), "images": 4, "image_size": 64} if photos else {}
+    return parse_config({
+        "data": {"image_size": 32},
+        "views": {"min_overlap": 8},
+        "model": {"backbone": "resnet18", "width": 0.125, "roi_sizes": [8, 4, 2, 1], "bank_size": 70, "momentum": 0.9,
+                  "embedding_dim": 16, "image_weights": [0, 0, 0, 1], "patch_weights": [0, 0, 0, 1]},
+        "optimizer": {"learning_rate": 0.05},
+        "probing": probing,
+        "train": {"batch_size": 8, "micro_batches": 2, "epochs": 2, "log_every": 1, "checkpoint_every": 2, **train},
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample")
+    write_sample(folder, train=1, val=1, unlabeled=16, seed=3)
+    return folder / "unlabeled"
+
+
+def lines_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_probed_run_is_the_run_without_and_has_the_answers(photos, tmp_path):
+    pretrain(tiny(), tmp_path / "plain", photos)
+    config = tiny(photos)
+    pretrain(config, tmp_path / "probed", photos, probe=build_probe(config.probing))
+    plain, probed = lines_of(tmp_path / "plain"), lines_of(tmp_path / "probed")
+    assert [line["loss"].hex() for line in plain] == [line["loss"].hex() for line in probed]
+    asked = [line["step"] for line in probed if "probe/matching/pck_1" in line]
+    assert asked == [2, 4] and all("probe/matching/pck_1" not in line for line in plain)
+    for line in probed:
+        assert (line["step"] in asked) == ("seconds/probes" in line)
+    events = [str(path) for path in (tmp_path / "probed" / "tensorboard").iterdir()]
+    tags = {value.tag for event in tf.compat.v1.train.summary_iterator(events[0]) for value in event.summary.value}
+    assert {"probe/matching", "probe/matching/pck_2", "seconds/probes", "match/patch_P5"} <= tags
+
+
+def test_a_run_that_is_to_be_probed_wants_a_probe(photos, tmp_path):
+    with pytest.raises(ValueError, match="Expected a probe for"):
+        pretrain(tiny(photos), tmp_path / "run", photos)
+    assert not (tmp_path / "run").exists()
+
+
+class Metrics:
+    def __init__(self):
+        self.noted = []
+
+    def note(self, scalars, pictures, seconds):
+        self.noted.append((scalars, list(pictures)))
+
+
+def test_it_asks_every_so_many_steps_and_at_the_end():
+    metrics, asked = Metrics(), []
+
+    def probe(backbone):
+        asked.append(backbone)
+        return {"a/b": len(asked)}, {"a": np.zeros((2, 2, 3), np.uint8)}
+
+    probes = RunProbes(probe, "backbone", metrics, first_step=3, last_step=11, every=4)
+    for step in range(4, 12):
+        probes.on_step(step, {})
+        assert len(asked) == {4: 1, 5: 1, 6: 1, 7: 1, 8: 2, 9: 2, 10: 2, 11: 3}[step]
+    assert asked == ["backbone"] * 3 and metrics.noted[2][0]["probe/a/b"] == 3.0
+    assert metrics.noted[0][1] == ["probe/a"] and metrics.noted[0][0]["seconds/probes"] >= 0
+
+
+def test_probing_does_not_count_as_training_and_has_a_line_of_its_own(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("dupr_tf.training.callbacks.time.perf_counter", lambda: clock[0])
+    metrics = MetricsLog(tmp_path, 0, 100, 10, 8, every=10)
+    metrics.on_train_batch_begin(0)
+    for step in range(1, 6):
+        clock[0] += 1.0
+        if step == 5:
+            clock[0] += 60.0
+            metrics.note({"probe/x": 0.5}, {}, 60.0)
+        metrics.on_step(step, {"loss": 1.0})
+    metrics.close()
+    (line,) = lines_of(tmp_path)
+    assert line["step"] == 5 and line["probe/x"] == 0.5
+    assert line["images_per_second"] == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize("fields, expected", [
+    (("--probing.every_epochs", "1"), "probing.data: expected a held-out folder, received none"),
+    (("--probing.every_epochs", "1", "--probing.data", "nowhere"), "probing.data: Expected a folder of images"),
+    (("--probing.every_epochs", "1", "--probing.data", "configs", "--probing.probes", "[knn]"), "probing.data: "),
+    (("--probing.probes", "[svm]"), "probing.probes.0: "),
+])  # fmt: skip
+def test_wrong_probing_is_one_line_before_anything_begins(capsys, tmp_path, photos, fields, expected):
+    run = tmp_path / "run"
+    words = ("pretrain", "configs/dupr_r18_small.yaml", "--data", str(photos), "--output", str(run))
+    assert main([*words, *fields]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and expected in lines[0] and not run.exists()
