@@ -6,7 +6,7 @@ import pytest
 from dupr_tf.config import LinearConfig, ProbingConfig, parse_config
 from dupr_tf.config.reading import ConfigError
 from dupr_tf.data.annotations import AnnotatedImages
-from dupr_tf.probing.knn import knn, knn_scores, top_accuracies
+from dupr_tf.probing.knn import _largest, knn, knn_scores, top_accuracies
 from dupr_tf.probing.labelled import image_labels
 from dupr_tf.probing.linear import LinearClassifier, learning_rate, standardization, train_cached
 from dupr_tf.probing.svm import average_precision_11, best_cost, svm
@@ -27,6 +27,12 @@ def test_knn_votes_are_instdis():
     for row, query in zip(scores, val, strict=True):
         expected = np.array(oracles.knn_votes(train, labels, query, 4, 7, 0.07))
         np.testing.assert_allclose(row / row.sum(), expected / expected.sum(), rtol=1e-9)
+
+
+def test_the_nearest_are_found_among_many():
+    values = np.random.default_rng(0).normal(size=(3, 500))
+    np.testing.assert_array_equal(_largest(values, 20), np.argsort(-values, axis=1)[:, :20])
+    assert _largest(values[:, :4], 4).shape == (3, 4)
 
 
 def test_one_near_neighbour_outvotes_two_far_ones():
