@@ -66,7 +66,7 @@ class Weights:
     def table(self, numbers: dict[str, dict]) -> tuple[tuple, list[tuple]]:
         """Head and rows of what is printed: a column for each number."""
         first = next(iter(numbers.values()))
-        names = [name for name, value in first.items() if value is None or isinstance(value, int | float)]
+        names = [name for name, value in first.items() if isinstance(value, int | float)]
         rows = [(label, *(_text(found[name]) for name in names)) for label, found in numbers.items()]
         return ("weights", *names), rows
 

@@ -22,7 +22,7 @@ from dupr_tf.probing.images import centre_view, read_each, spread
 from dupr_tf.probing.labelled import SPLITS, image_labels, read_class_folders
 from dupr_tf.probing.matching import matching
 from dupr_tf.probing.pairs import object_pairs, pick_objects, view_pairs_of
-from dupr_tf.probing.retrieval import TOP, alignment, retrieval
+from dupr_tf.probing.retrieval import TOP, retrieval
 
 LEVELS = {"matching": "P4", "affinity": "P5", "sensitivity": "P4", "retrieval": "P5"}  # the paper's
 DRAWN = 3  # pairs, or queries, in a picture
@@ -197,8 +197,8 @@ def probe_retrieval(backbones, data, images=500, queries=100, image_size=224, le
             kept.append(index)
         kept, rows = np.concatenate(kept), np.concatenate(parts)
         own = np.flatnonzero(np.isin(kept, asked))
-        numbers, found = retrieval(rows, own, None if labels is None else labels[kept], top)
-        return numbers, _shown(paths, kept, own, found, rows, image_size)
+        numbers, *answers = retrieval(rows, own, None if labels is None else labels[kept], top)
+        return numbers, _shown([paths[i] for i in kept], own, *answers, image_size)
 
     found, seconds = _each(backbones, probe)
     settings = {"data": str(data), "image_size": image_size, "level": level, "top": top}
@@ -214,18 +214,14 @@ def _retrieved_from(data, images) -> tuple[list[str], np.ndarray | None]:
     return [val.paths[i] for i in chosen], val.labels[chosen]
 
 
-def _shown(paths, kept, queries, found, rows, size) -> list:
+def _shown(paths, queries, found, aligned, size) -> list:
     """[(query's view, [(neighbour's view, alignment), …]), …] of a few queries."""
-    chosen = np.linspace(0, len(queries) - 1, min(DRAWN + 2, len(queries))).round().astype(int)[1:-1]
-    chosen = chosen if len(chosen) else [0]
-    wanted = [[queries[q], *found[q]] for q in chosen]
-    views = _views([paths[kept[i]] for row in wanted for i in row], size)
-    shown = []
-    for number, row in enumerate(wanted):
-        own = views[number * len(row) : (number + 1) * len(row)]
-        shares = [alignment(rows[row[0]], rows[k]) for k in row[1:]]
-        shown.append((own[0], list(zip(own[1:], shares, strict=True))))
-    return shown
+    chosen = np.linspace(0, len(queries) - 1, min(DRAWN + 2, len(queries))).round().astype(int)
+    chosen = chosen[1:-1] if len(chosen) > 2 else chosen[:1]
+    width = 1 + found.shape[1]
+    views = _views([paths[i] for q in chosen for i in (queries[q], *found[q])], size)
+    rows = [views[n * width : (n + 1) * width] for n in range(len(chosen))]
+    return [(row[0], list(zip(row[1:], aligned[q], strict=True))) for q, row in zip(chosen, rows, strict=True)]
 
 
 def _views(paths, size) -> np.ndarray:

@@ -42,8 +42,14 @@ def alignment_chance(height: int, width: int) -> float:
     return float(y * x / (height * width))
 
 
-def retrieval(maps: np.ndarray, queries, labels=None, top: int = TOP) -> tuple[dict, np.ndarray]:
-    """Numbers of the nearest neighbours, and their positions (Q, top).
+def without_places(maps: np.ndarray) -> np.ndarray:
+    """Maps (N, h, w, C) without what a cell has in common over all images: the zeros around an image tell a network
+    where a cell is, whatever it shows, and without this a random one would seem to align best."""
+    return maps - maps.mean(0)
+
+
+def retrieval(maps: np.ndarray, queries, labels=None, top: int = TOP) -> tuple[dict, np.ndarray, np.ndarray]:
+    """Numbers of the nearest neighbours, their positions (Q, top), and the alignment of each.
 
     Args:
         maps: (N, h, w, C) features.
@@ -53,11 +59,11 @@ def retrieval(maps: np.ndarray, queries, labels=None, top: int = TOP) -> tuple[d
 
     Returns:
         {"similarity", "alignment", "chance", "same_class" and "same_class_chance" (None without labels), "queries",
-        "images"}, and the neighbours.
+        "images"}, the neighbours, and their alignments (Q, top), of maps `without_places`.
     """
-    queries = np.asarray(queries)
+    queries, shown = np.asarray(queries), without_places(maps)
     found, similarity = neighbours(maps, queries, top)
-    aligned = [alignment(maps[q], maps[k]) for q, row in zip(queries, found, strict=True) for k in row]
+    aligned = [[alignment(shown[q], shown[k]) for k in row] for q, row in zip(queries, found, strict=True)]
     same = guess = None
     if labels is not None:
         labels = np.asarray(labels)
@@ -68,4 +74,4 @@ def retrieval(maps: np.ndarray, queries, labels=None, top: int = TOP) -> tuple[d
         "similarity": float(similarity.mean()), "alignment": float(np.mean(aligned)),
         "chance": alignment_chance(*maps.shape[1:3]), "same_class": same, "same_class_chance": guess,
         "queries": len(queries), "images": len(maps),
-    }, found  # fmt: skip
+    }, found, np.array(aligned)  # fmt: skip

@@ -271,10 +271,19 @@ def test_retrieval_counts_classes():
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(2, 3, 3, 16))
     maps = centres[np.arange(12) % 2] + 0.01 * rng.normal(size=(12, 3, 3, 16))
-    numbers, _ = retrieve.retrieval(maps, np.arange(12), np.arange(12) % 2)
-    assert numbers["same_class"] == 1.0 and numbers["alignment"] == 1.0
+    numbers, _, aligned = retrieve.retrieval(maps, np.arange(12), np.arange(12) % 2)
+    assert numbers["same_class"] == 1.0 and numbers["alignment"] == 1.0 and aligned.shape == (12, 4)
     assert numbers["same_class_chance"] == pytest.approx(5 / 11)
     assert retrieve.retrieval(maps, [0])[0]["same_class"] is None
+
+
+def test_features_that_only_know_their_place_do_not_align():
+    """As a random network's near the border: the same in every image, but for noise."""
+    rng = np.random.default_rng(0)
+    maps = 10 * rng.normal(size=(1, 4, 4, 32)) + rng.normal(size=(40, 4, 4, 32))
+    assert retrieve.alignment(maps[0], maps[1]) == 1.0
+    numbers, *_ = retrieve.retrieval(maps, np.arange(40))
+    assert numbers["alignment"] == pytest.approx(numbers["chance"], rel=0.15)
 
 
 # ---- features ----
