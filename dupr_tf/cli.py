@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         arguments, overrides = split_overrides(arguments)
         if overrides and arguments[:1] not in [[name] for name in CONFIGURED]:
-            raise ConfigError([f"{next(iter(overrides))}: only {' and '.join(CONFIGURED)} take fields of a config"])
+            raise ConfigError([f"{next(iter(overrides))}: only {', '.join(CONFIGURED)} take fields of a config"])
         command = tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             args=arguments, prog="dupr-tf", description=DESCRIPTION, console_outputs=True,

@@ -132,6 +132,9 @@ def test_overrides_are_taken_out_of_the_command_line():
     ["pretrain", "bomb.yaml"],
     ["finetune", "configs/retinanet_r18_small.yaml", "--weights", "random", "--data", "nowhere"],
     ["scan", "nowhere"],
+    ["probe", "knn", "--weights", "nowhere", "--data", "nowhere"],
+    ["probe", "linear", "--weights", "random", "--data", ".", "--linear.epochs", "0"],
+    ["views", SMALL, "--data", ".", "--train.epochs", "0"],
 ], ids=" ".join)  # fmt: skip
 def test_mistakes_are_found_before_tensorflow_loads(tmp_path, command):
     (tmp_path / "bomb.yaml").write_text("a: &a [x]\nb: [*a, *a]")

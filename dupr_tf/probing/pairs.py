@@ -16,7 +16,7 @@ from dupr_tf.ops.photometric import PRESETS, apply, draw
 from dupr_tf.probing.images import read_each
 
 BATCH = 8  # pairs encoded at a time
-OBJECT_DRAWS = 64  # pairs of crops drawn until both hold the object; then the whole image
+OBJECT_DRAWS = 64  # crops drawn until one holds the object
 
 
 def view_pairs_of(paths: Sequence[str], size: int, views: ViewsConfig, seed: int = 0) -> Iterator[dict]:
@@ -66,17 +66,22 @@ def object_pairs(annotated: AnnotatedImages, rows: Sequence[tuple[int, int]], si
 
 
 def crops_holding(box, height, width, seed, views: ViewsConfig):
-    """(2, 4) int32 crops that both hold a box `(y1, x1, y2, x2)`: the first such of many draws, else all the image."""
-    u = tf.random.stateless_uniform([OBJECT_DRAWS, 2, CROP_TRIES + 1, 4], seed=tf.stack(seed))
+    """(2, 4) int32 crops that both hold a box `(y1, x1, y2, x2)`: each the first such of many random resized crops.
+
+    Where none of them holds a large object, one from somewhere between its box and the whole image, of any aspect.
+    """
+    seed = tf.stack(seed)
+    u = tf.random.stateless_uniform([OBJECT_DRAWS, 2, CROP_TRIES + 1, 4], seed=seed)
     crops = draw_crops(u, height, width, views.crop_area, views.crop_aspect)  # (draws, 2, 4)
     as_float = tf.cast(crops, tf.float32)
     holds = tf.reduce_all(as_float[..., :2] <= box[:2], -1) & tf.reduce_all(as_float[..., 2:] >= box[2:], -1)
-    whole = tf.stack([0, 0, height, width])
-    taken = [
-        tf.where(tf.reduce_any(holds[:, n]), crops[tf.argmax(tf.cast(holds[:, n], tf.int32)), n], whole)
-        for n in range(2)
-    ]
-    return tf.stack(taken)
+    first = tf.argmax(tf.cast(holds, tf.int32), 0)  # (2,)
+    found = tf.gather(tf.transpose(crops, [1, 0, 2]), first, batch_dims=1)
+    v = u[0, :, 0]  # (2, 4)
+    end = tf.cast(tf.stack([height, width]), tf.float32)
+    between = tf.concat([tf.floor(v[:, :2] * box[:2]), tf.math.ceil(box[2:] + v[:, 2:] * (end - box[2:]))], 1)
+    between = tf.concat([between[:, :2], tf.minimum(between[:, 2:], end)], 1)
+    return tf.where(tf.reduce_any(holds, 0)[:, None], found, tf.cast(between, tf.int32))
 
 
 def _coloured(batches, photometric: str, seed: int) -> Iterator[dict]:

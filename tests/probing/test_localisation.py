@@ -237,12 +237,15 @@ def test_objects_are_neither_tiny_nor_all_of_the_image_nor_difficult():
 
 
 def test_crops_hold_the_object():
-    for seed in range(20):
+    for seed in range(8):
         crops = crops_holding(tf.constant([30.0, 40.0, 60.0, 80.0]), 100, 120, [0, seed], ViewsConfig()).numpy()
         assert (crops[:, :2] <= [30, 40]).all() and (crops[:, 2:] >= [60, 80]).all()
         assert (crops[:, :2] >= 0).all() and (crops[:, 2:] <= [100, 120]).all()
     whole = crops_holding(tf.constant([0.0, 0.0, 100.0, 120.0]), 100, 120, [0, 0], ViewsConfig(crop_area=(0.2, 0.5)))
     assert whole.numpy().tolist() == [[0, 0, 100, 120]] * 2
+    large = tf.constant([20.0, 20.0, 90.0, 110.0])  # no crop of at most a fifth of the area holds it
+    crops = crops_holding(large, 100, 120, [0, 1], ViewsConfig(crop_area=(0.1, 0.2))).numpy()
+    assert (crops[:, :2] <= [20, 20]).all() and (crops[:, 2:] >= [90, 110]).all() and (crops[0] != crops[1]).any()
 
 
 # ---- retrieval ----
