@@ -9,7 +9,7 @@ from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.probing.knn import _largest, knn, knn_scores, top_accuracies
 from dupr_tf.probing.labelled import image_labels
 from dupr_tf.probing.linear import LinearClassifier, learning_rate, standardization, train_cached
-from dupr_tf.probing.svm import average_precision_11, best_cost, svm
+from dupr_tf.probing.svm import _fewer_columns, _fit, average_precision_11, best_cost, svm
 from tests import oracles_probing as oracles
 
 
@@ -93,6 +93,16 @@ def test_svm_knows_separate_classes_and_guesses_shuffled_ones():
     assert found["mAP"] == pytest.approx(1.0) and set(found["per_class"]) == {"a", "b", "c"}
     noise = svm(rng.normal(size=(100, 8)), labels[:100], rng.normal(size=(50, 8)), labels[100:], ("a", "b", "c"))
     assert noise["mAP"] == pytest.approx(found["chance"], abs=0.15) and noise["mAP"] < 0.65
+
+
+def test_more_columns_than_rows_change_nothing():
+    rng = np.random.default_rng(0)
+    rows, val, y = rng.normal(size=(30, 80)), rng.normal(size=(9, 80)), np.arange(30) % 3 == 0
+    few, few_val = _fewer_columns(rows, val)
+    assert few.shape == (30, 30) and few_val.shape == (9, 30)
+    whole, less = _fit(rows, y, 1.0, 0), _fit(few, y, 1.0, 0)
+    np.testing.assert_allclose(whole.decision_function(val), less.decision_function(few_val), atol=2e-3)
+    assert _fewer_columns(rows[:, :20], val[:, :20])[0].shape == (30, 20)
 
 
 def test_svm_leaves_difficult_images_out():

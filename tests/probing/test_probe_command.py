@@ -71,16 +71,21 @@ def found_in(folder, picture=None):
     return written
 
 
-def test_knn_and_linear_tell_red_from_blue(capsys, tmp_path, weights, classes, caplog):
-    common = ("--weights", weights, "random", "--data", classes, "--output", tmp_path)
-    code, out, _ = run(capsys, "probe", "knn", *common, *SMALL)
+def test_knn_tells_red_from_blue(capsys, tmp_path, weights, classes, caplog):
+    words = ("--weights", weights, "random", "--data", classes, "--output", tmp_path)
+    code, out, _ = run(capsys, "probe", "knn", *words, *SMALL)
     assert code == 0 and "top1" in out[0] and [line.split()[0] for line in out[1:3]] == ["tiny.keras", "random"]
     found = found_in(tmp_path)
     assert found["numbers"]["random"]["top1"] == 1.0 and found["numbers"]["random"]["k"] == 12
     assert found["numbers"]["random"]["val_images"] == 8 and "1 of 9 images cannot be read" in caplog.text
     assert found["settings"]["level"] == "P5" and found["seconds"]["random"] > 0
+
+
+@pytest.mark.slow
+def test_linear_tells_red_from_blue_at_any_level(capsys, tmp_path, weights, classes):
+    words = ("--weights", weights, "--data", classes, "--output", tmp_path)
     fields = ("--linear.image_size", "64", "--linear.epochs", "20", "--linear.level", "conv1")
-    code, _, _ = run(capsys, "probe", "linear", *common, *fields)
+    code, _, _ = run(capsys, "probe", "linear", *words, *fields)
     assert code == 0 and found_in(tmp_path)["numbers"]["tiny.keras"]["top1"] == 1.0
     assert found_in(tmp_path)["settings"]["level"] == "conv1"
 
@@ -115,7 +120,9 @@ def test_probes_with_boxes(capsys, tmp_path, weights, scenes, probe):
     assert found["settings"].get("region", "object") == "object"
 
 
-@pytest.mark.parametrize("probe", ["matching", "retrieval", pytest.param("affinity", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "probe", ["matching", *(pytest.param(name, marks=pytest.mark.slow) for name in ("affinity", "retrieval"))]
+)
 def test_probes_of_any_folder(capsys, tmp_path, weights, photos, probe):
     code, _, _ = run(
         capsys, "probe", probe, "--weights", weights, "--data", photos, "--output", tmp_path, "--image-size", "96"
