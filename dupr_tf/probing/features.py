@@ -37,7 +37,7 @@ def feature_maps(backbone: keras.Model, levels: Sequence[str]):
         outputs["conv1"] = backbone.get_layer(STEM).output
     model = keras.Model(backbone.input, {level: outputs[level] for level in levels})
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def maps(images):
         found = model(normalise(tf.cast(images, tf.float32) / 255.0), training=False)
         return {level: tf.cast(found[level], tf.float32) for level in levels}

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from dupr_tf.data.bad_images import unusable_reason
 from dupr_tf.data.decoding import MAX_PIXELS, read_image
-from dupr_tf.data.image_source import as_source
+from dupr_tf.data.image_source import as_source, as_written
 from dupr_tf.data.views import CROP_TRIES, crop_and_flip, draw_crops
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,9 @@ def read_each(paths: Sequence[str], make: Callable, batch_size: int) -> Iterator
     """
     source, read = as_source(paths), 0
     samples = tf.data.Dataset.range(len(source)).map(
-        lambda index: (index, make(index, source.read(index))), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        as_written(lambda index: (index, make(index, source.read(index)))),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
     )
     seen = []
     for indices, batch in samples.ignore_errors().batch(batch_size).prefetch(1):

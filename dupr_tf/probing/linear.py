@@ -32,7 +32,7 @@ class LinearClassifier:
         self.optimizer.build([self.weights, self.bias])
         self.decay = settings.weight_decay
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def step(self, rows, labels):
         """One step on (b, D) features and (b,) labels. Returns the loss."""
         with tf.GradientTape() as tape:
