@@ -102,13 +102,17 @@ def _speed_rows(predicted, config: Config, images: int | None) -> list[tuple[str
         ("work", f"{predicted.gflop:.1f} GFLOP an image; a large product runs at {predicted.gflops:.0f} GFLOP/s here"),
         (
             "speed, predicted",
-            f"{slow:.2g} to {fast:.2g} images/s on the CPU, if reading keeps up (--steps measures it)",
+            f"{_rate(slow)} to {_rate(fast)} images/s on the CPU, if reading keeps up (--steps measures it)",
         ),
     ]
     if images is not None:
         work = config.total_steps(images) * config.train.batch_size
         rows.append(("the whole run", f"{duration(work / fast)} to {duration(work / slow)}"))
     return rows
+
+
+def _rate(images_per_second: float) -> str:
+    return f"{images_per_second:.0f}" if images_per_second >= 10 else f"{images_per_second:.2g}"
 
 
 def _mib(size: int) -> str:

@@ -172,8 +172,8 @@ def _little_overlap(run: RunFolder) -> list[str]:
 
 def _damaged_exports(run: RunFolder) -> list[str]:
     return [
-        f"{counted(len(export.wrong), 'file')} of {export.path.name} missing, or others than its manifest has: "
-        f"{', '.join(export.wrong[:3])}. What to do: export again."
+        f"In {export.path.name}, not there or not as its manifest has it: {', '.join(export.wrong[:3])} "
+        f"({counted(len(export.wrong), 'file')}). What to do: export again."
         for export in run.exports
         if export.wrong
     ]
