@@ -18,6 +18,7 @@ from dupr_tf.detection.training_log import TrainingLog
 from dupr_tf.models.resnet import build_backbone
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
 from dupr_tf.training.optimizers import CoupledSGD, build_schedule, with_slow_variables
+from dupr_tf.weights.environment import record_environment
 from dupr_tf.weights.loading import load_weights_for
 
 
@@ -149,6 +150,7 @@ def _read_splits(config: Config, data: str | Path, task):
 def _begin(output: Path, config: Config, ids) -> None:
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    record_environment(output)
     if ids is not None:
         (output / "image_ids.txt").write_text("".join(f"{one}\n" for one in ids), encoding="utf-8")
 

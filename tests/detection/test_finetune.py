@@ -57,8 +57,8 @@ def run(data, weights, tmp_path_factory):
 
 def test_it_writes_what_it_says(run, weights):
     metrics, output = run
-    names = {"config.yaml", "metrics.json", "metrics.jsonl", "detector.keras", "saved_model", "detections.png"}
-    names.add("precision_recall.png")
+    names = {"config.yaml", "environment.json", "metrics.json", "metrics.jsonl", "detector.keras", "saved_model"}
+    names |= {"detections.png", "precision_recall.png"}
     assert {path.name for path in output.iterdir()} == names
     assert json.loads((output / "metrics.json").read_text()) == metrics
     assert load_config(output / "config.yaml") == config()

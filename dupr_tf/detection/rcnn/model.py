@@ -15,8 +15,9 @@ from dupr_tf.detection.rcnn.heads import BOX_BINS, C4_STRIDE, BoxPredictor, Mask
 from dupr_tf.detection.rcnn.masks import mask_loss, of_class
 from dupr_tf.detection.rcnn.matching import ground_truth
 from dupr_tf.detection.rcnn.proposals import RPNHead, propose, rpn_losses
-from dupr_tf.detection.rcnn.pyramid import STRIDES, PyramidNeck, set_norms, split_at_p4
+from dupr_tf.detection.rcnn.pyramid import STRIDES, PyramidNeck, split_at_p4
 from dupr_tf.detection.rcnn.regions import detections, most_positives, region_losses, sample_regions
+from dupr_tf.models.batch_norm import set_norm
 from dupr_tf.models.resnet import LEVELS, pyramid
 
 # (training, test): detectron2's MODEL.RPN.{PRE,POST}_NMS_TOPK_{TRAIN,TEST} of Base-RCNN-FPN and of Base-RCNN-C4.
@@ -107,7 +108,7 @@ class FasterRCNN(keras.Model):
         self.regions = PyramidRegions(self.box_head_width, name="regions")
         self.level_shape, self.region_shape = (None, None, None, self.fpn_channels), (None, None, self.box_head_width)
         self.mask_shape = (2 * BOX_BINS, 2 * BOX_BINS, self.fpn_channels)
-        set_norms(self.norm, self.backbone, [self.pyramid_neck])
+        self._set_norms(self.pyramid_neck)
 
     def _build_c4(self):
         self.trunk, res5 = split_at_p4(self.backbone)
@@ -116,7 +117,11 @@ class FasterRCNN(keras.Model):
         channels = res5.output.shape[-1]
         self.level_shape, self.region_shape = self.trunk.output["P4"].shape, (None, None, channels)
         self.mask_shape = (BOX_BINS, BOX_BINS, channels)
-        set_norms(self.norm, self.backbone, [self.regions.norm])
+        self._set_norms(self.regions.norm)
+
+    def _set_norms(self, own):
+        set_norm(self.backbone, self.norm)
+        set_norm(own, "sync" if self.norm == "sync" else "train")
 
     def _build_heads(self):
         self.predictor = BoxPredictor(len(self.class_names), name="predictor")

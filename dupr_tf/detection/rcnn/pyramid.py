@@ -77,25 +77,6 @@ def split_at_p4(backbone):
     return pyramid(backbone, ("P4",)), stage
 
 
-def set_norms(norm, backbone, layers):
-    """Sets how batch normalisation behaves: `detector.norm`.
-
-    Args:
-        norm: "train"; "sync": statistics over all devices; "frozen": the backbone's layers keep what they have.
-        backbone: a model.
-        layers: the detector's own layers with batch normalisation; never frozen.
-    """
-    own = [norm for layer in layers for norm in _norms(layer)]
-    for layer in _norms(backbone):
-        layer.trainable = norm != "frozen"
-    for layer in (*_norms(backbone), *own):
-        layer.synchronized = norm == "sync"
-
-
-def _norms(layer):
-    return [part for part in layer._flatten_layers() if isinstance(part, keras.layers.BatchNormalization)]
-
-
 def _doubled(features):
     """Nearest-neighbour upsampling by 2."""
     return keras.ops.repeat(keras.ops.repeat(features, 2, axis=1), 2, axis=2)
