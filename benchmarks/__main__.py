@@ -16,7 +16,7 @@ from rich.table import Table
 from benchmarks.contest import Case, Result, run_case
 from dupr_tf.weights.environment import commit, hardware
 
-NAMES = ("step", "loss", "roi_align", "input", "photometric", "pack")
+NAMES = ("step", "loss", "roi_align", "input", "photometric", "pack", "detector")
 ROUNDS = 3
 WIDTH = 120  # of tables that go to a file
 

@@ -31,7 +31,9 @@ class Bench:
     The machine should do nothing else meanwhile. Peers that are not installed are named and left out.
     """
 
-    names: tyro.conf.Positional[tuple[Literal["step", "loss", "roi_align", "input", "photometric", "pack"], ...]] = ()
+    names: tyro.conf.Positional[
+        tuple[Literal["step", "loss", "roi_align", "input", "photometric", "pack", "detector"], ...]
+    ] = ()
     """Which; none: all."""
     data: Path | None = None
     """Folder of photos for those that read images; none: drawn scenes."""
