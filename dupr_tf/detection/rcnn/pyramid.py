@@ -62,7 +62,7 @@ def split_at_p4(backbone):
 
     Args:
         backbone: a functional model with P4 and P5 by name (`pyramid_level_inputs` or `pyramid_outputs`), whose P5 is
-            computed from P4 alone, as a ResNet's is; its last stage must strides by 2 and take maps of 14×14.
+            computed from P4 alone, as a ResNet's is; its last stage must stride by 2 and take maps of 14×14.
 
     Raises:
         ValueError: P5 needs something else of the image than P4.
