@@ -80,10 +80,11 @@ def main(devices, groups, steps, output, kind="float32"):
     data = data.unbatch().batch(batch, drop_remainder=True)
     losses = []
     record = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: losses.append([float(logs[k]) for k in sorted(logs)])
+        on_train_batch_end=lambda batch, logs: losses.append({k: float(logs[k]) for k in sorted(logs)})
     )
     model.fit(data, epochs=1, verbose=0, callbacks=[record])
-    results = {"losses": np.array(losses), "replicas_agree": np.array(_replicas_agree(model))}
+    results = {"names": np.array(list(losses[0])), "losses": np.array([list(entry.values()) for entry in losses])}
+    results |= {"replicas_agree": np.array(_replicas_agree(model))}
     results |= {f"bank_{name}": bank.keys.numpy() for name, bank in model.banks.items()}
     results["weights"], results["key_weights"] = _flat(model.query_variables), _flat(model.key_variables)
     results["moved"] = np.abs(results["weights"] - before).max()

@@ -264,6 +264,7 @@ def test_four_steps_are_the_golden_steps():
             assert_small(of_tensors, f"{what} of step {i + 1}")
 
 
+@pytest.mark.slow
 def test_golden_gradients_are_slopes():
     """Central differences in float64: of each tensor the weight with the largest gradient, and a random one."""
     golden, batch = make_golden(make_model()), make_batch(SEEDS[0])

@@ -55,18 +55,22 @@ def test_every_replica_holds_the_same_bits_after_fifty_steps(tmp_path):
     assert run(tmp_path, 2, groups=2, steps=50, kind="plain")["replicas_agree"]
 
 
+@pytest.mark.slow
 def test_the_number_of_groups_does_matter(runs, tmp_path):
     few = run(tmp_path, 1, GROUPS, steps=1, kind="coarse")["losses"][0]
     assert np.abs(few - runs[1]["losses"][0]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_float16_trains_on_two_devices_as_float32_does(tmp_path):
     half, full = (run(tmp_path, 2, 2, 2, kind) for kind in ("float16", "plain"))
     assert half["replicas_agree"] and half["moved"] > 0
-    np.testing.assert_allclose(half["losses"][0], full["losses"][0], rtol=0.02, atol=1e-3)
+    losses = [name.startswith("loss") for name in half["names"]]
+    np.testing.assert_allclose(half["losses"][0][losses], full["losses"][0][losses], rtol=0.02, atol=1e-3)
     assert all(half[name].dtype == np.float32 for name in half if name.startswith("bank"))
 
 
+@pytest.mark.slow
 def test_an_overflow_on_one_replica_skips_the_step_on_all(tmp_path):
     """Keras' loss scaling looks at the first replica alone: unheeded, the second's NaN would be in every weight."""
     result = run(tmp_path, 2, 2, 1, "overflow")
@@ -75,6 +79,7 @@ def test_an_overflow_on_one_replica_skips_the_step_on_all(tmp_path):
     assert result["loss_scale"] == 2.0**14  # halved
 
 
+@pytest.mark.slow
 def test_a_nan_on_one_replica_takes_the_step_back_on_all(tmp_path):
     plain, poisoned = (run(tmp_path, 2, 2, 2, kind) for kind in ("plain", "nan"))
     assert np.isnan(poisoned["losses"]).any(axis=1).tolist() == [False, True, False]

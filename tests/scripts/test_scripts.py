@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dupr_tf.data.sample import write_sample
+from dupr_tf.models import build_backbone
 from dupr_tf.weights import load_backbone
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -32,6 +33,7 @@ def backbone(sample, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_pretrain_writes_a_backbone(backbone):
     assert (load_backbone(backbone).architecture, load_backbone(backbone).width) == ("resnet18", 0.5)
 
@@ -44,7 +46,8 @@ def test_finetune_takes_it(sample, backbone, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "detector.keras").is_file()
 
 
-def test_export_prints_what_the_saved_model_gives(backbone, tmp_path, capsys):
-    script("export").main(backbone, tmp_path)
+def test_export_prints_what_the_saved_model_gives(tmp_path, capsys):
+    build_backbone("resnet18", width=0.5).save(tmp_path / "backbone.keras")
+    script("export").main(tmp_path / "backbone.keras", tmp_path)
     assert "P5 (1, 5, 7, 256)" in capsys.readouterr().out
     assert (tmp_path / "detectron2" / "backbone.pkl").is_file()

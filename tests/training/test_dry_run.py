@@ -59,6 +59,7 @@ def test_it_says_what_decides(result, input_ms, step_ms, expected):
     assert changed.limit.startswith(expected)
 
 
+@pytest.mark.slow
 def test_the_command_prints_all_of_it_and_writes_nothing(photos, tmp_path, capsys):
     config = tmp_path / "config.yaml"
     config.write_text(dump_config(CONFIG))

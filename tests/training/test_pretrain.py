@@ -86,6 +86,7 @@ def test_the_backbone_learnt_and_loads(whole_run):
     assert min(moved) > 0  # every weight and every moving statistic
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_losses(whole_run, photos, tmp_path):
     pretrain(tiny(), tmp_path / "again", photos)
     assert losses(tmp_path / "again") == losses(whole_run)
@@ -239,7 +240,9 @@ def test_a_run_lists_what_it_skipped_with_reasons(photos, tmp_path, capsys):
     assert f"1 images were skipped (1 cut short): see {report}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("precision, tolerance", [("bfloat16", 0.12), ("float16", 0.02)])
+@pytest.mark.parametrize(
+    "precision, tolerance", [pytest.param("bfloat16", 0.12, marks=pytest.mark.slow), ("float16", 0.02)]
+)
 def test_half_precision_agrees_with_float32_to_its_precision(precision, tolerance, whole_run, photos, tmp_path):
     """P5 has one cell here, so its batch norm is over four numbers, which multiplies rounding (seen: 0.07 and 0.01)."""
     try:

@@ -105,6 +105,7 @@ def test_cut_after_a_checkpoint_it_goes_on_without_the_flag_and_without_the_file
     same_end(tmp_path / "run", place / "whole")
 
 
+@pytest.mark.slow
 def test_cut_before_a_checkpoint_it_begins_again_from_the_same_weights_only(place, tmp_path, monkeypatch):
     run = tmp_path / "run"
     begin_and_stop(monkeypatch, place, run, 1, place / "start.keras")  # the same weights in another format
