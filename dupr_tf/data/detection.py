@@ -15,6 +15,7 @@ from dupr_tf.config import Config
 from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.data.bad_images import unusable_reason
 from dupr_tf.data.decoding import MAX_PIXELS, read_image
+from dupr_tf.data.image_source import as_written
 from dupr_tf.data.masks import MASK_SIDE, crop_masks
 from dupr_tf.data.order import grouped_positions, shuffled
 from dupr_tf.data.placing import (
@@ -65,7 +66,7 @@ def train_batches(annotated: AnnotatedImages, config: Config, steps: int, start:
         positions = grouped_positions(table.sizes, batch, seed, steps, start)
     else:
         positions = tf.data.Dataset.range(start * batch, steps * batch).map(
-            lambda at: (at, shuffled(at, table.count, seed))
+            as_written(lambda at: (at, shuffled(at, table.count, seed)))
         )
 
     def example(position, index):
@@ -82,7 +83,7 @@ def train_batches(annotated: AnnotatedImages, config: Config, steps: int, start:
         padded = {name: _padded(rows, table.most_boxes) for name, rows in targets.items()}
         return {"images": image, "image_sizes": frame, "bounding_boxes": padded}
 
-    examples = positions.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+    examples = positions.map(as_written(example), num_parallel_calls=tf.data.AUTOTUNE)
     batches = examples.padded_batch(batch, drop_remainder=True)
     return batches.map(_finished(config.detector.short_sides is not None)).prefetch(2)
 
@@ -128,7 +129,7 @@ def eval_batches(
 
     paths = [os.fsencode(annotated.paths[i]) for i in order]
     examples = tf.data.Dataset.from_tensor_slices((paths, order.astype(np.int64)))
-    examples = examples.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+    examples = examples.map(as_written(example), num_parallel_calls=tf.data.AUTOTUNE)
     return examples.padded_batch(batch_size).map(_finished(short_side is not None)).prefetch(2)
 
 
@@ -163,7 +164,7 @@ def _finished(without_mean: bool):
             batch["bounding_boxes"] = targets | {"masks": tf.cast(targets["masks"], tf.float32)}
         return batch
 
-    return finish
+    return as_written(finish)
 
 
 def _visible(boxes, frame, crops):

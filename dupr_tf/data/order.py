@@ -7,6 +7,8 @@ import functools
 import numpy as np
 import tensorflow as tf
 
+from dupr_tf.data.image_source import as_written
+
 
 def shuffled(position, count, seed):
     """The image at a position of the run: every epoch is a permutation of its own.
@@ -45,7 +47,7 @@ def grouped_positions(sizes: np.ndarray, batch: int, seed: int, steps: int, star
         pair = tf.numpy_function(images_of, [step], [tf.int64, tf.int64], stateful=False)
         return tuple(tf.ensure_shape(column, [batch]) for column in pair)
 
-    return tf.data.Dataset.range(start, steps).map(of_step).unbatch()
+    return tf.data.Dataset.range(start, steps).map(as_written(of_step)).unbatch()
 
 
 def grouped_epoch(tall: np.ndarray, batch: int, seed: int, epoch: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from dupr_tf.config import Config
 from dupr_tf.data.decoding import MAX_PIXELS, read_image
+from dupr_tf.data.image_source import as_written
 from dupr_tf.data.order import shuffled
 from dupr_tf.data.placing import (
     drawn_place,
@@ -59,7 +60,7 @@ def segment_train_batches(segmented: SegmentedImages, config: Config, steps: int
         }
 
     positions = tf.data.Dataset.range(start * batch, steps * batch)
-    examples = positions.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+    examples = positions.map(as_written(example), num_parallel_calls=tf.data.AUTOTUNE)
     return examples.batch(batch, drop_remainder=True).prefetch(2)
 
 
@@ -94,8 +95,8 @@ def segment_eval_batches(
 
     paths = [os.fsencode(segmented.paths[i]) for i in order]
     examples = tf.data.Dataset.from_tensor_slices((paths, order.astype(np.int64)))
-    examples = examples.map(example, num_parallel_calls=tf.data.AUTOTUNE).padded_batch(batch_size)
-    return examples.map(lambda batch: {**batch, "images": with_mean(batch["images"])}).prefetch(2)
+    examples = examples.map(as_written(example), num_parallel_calls=tf.data.AUTOTUNE).padded_batch(batch_size)
+    return examples.map(as_written(lambda batch: {**batch, "images": with_mean(batch["images"])})).prefetch(2)
 
 
 def segments_to_original(predicted: np.ndarray, image_size: np.ndarray, size: np.ndarray) -> np.ndarray:

@@ -6,17 +6,6 @@ import keras
 import tensorflow as tf
 
 
-class BuiltBeforeFit:
-    """For a Keras model with every variable made by `compile`: spares `fit` its own way of making them.
-
-    Under a strategy Keras runs the model on symbols first, on the mean of the batches of all devices, and takes the
-    whole batch, boxes and all, for what the model takes.
-    """
-
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Nothing is left to build."""
-
-
 @keras.saving.register_keras_serializable("dupr_tf")
 class DeviceShare(keras.losses.Loss):
     """A loss that is a sum, divided by the devices of the strategy: Keras adds their gradients up.

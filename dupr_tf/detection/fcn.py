@@ -11,8 +11,8 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from dupr_tf.detection.devices import BuiltBeforeFit
-from dupr_tf.models.batch_norm import FusedBatchNormalization, set_norm
+from dupr_tf.detection.detector import Detector
+from dupr_tf.models.batch_norm import FusedBatchNormalization
 from dupr_tf.models.resnet import dilated, pyramid
 
 STRIDE = 16
@@ -21,7 +21,7 @@ IGNORED = 255  # a pixel of no class
 
 
 @keras.saving.register_keras_serializable("dupr_tf")
-class FCN(BuiltBeforeFit, keras.Model):
+class FCN(Detector, keras.Model):
     """Images in, the class of every pixel out. Images are RGB in 0–255, (B, H, W, 3), sides multiples of 16.
 
     `fit` takes batches `{"images", "segments" (B, H, W) int32}`, 255 where nothing is to be learnt; `predict` gives
@@ -40,6 +40,7 @@ class FCN(BuiltBeforeFit, keras.Model):
         ValueError: for a backbone that cannot be dilated.
     """
 
+    SETTINGS = ("head_channels", "head_convs", "norm", "test_short_side", "max_long_side", "name", "trainable")
     image_size = None  # any
 
     def __init__(
@@ -61,8 +62,7 @@ class FCN(BuiltBeforeFit, keras.Model):
         self.test_short_side, self.max_long_side = test_short_side, max_long_side
         self.features = pyramid(self.backbone, ("P5",))
         self.head = segmentation_head(len(self.class_names), head_channels, head_convs)
-        set_norm(self.backbone, norm)
-        set_norm(self.head, "sync" if norm == "sync" else "train")
+        self._set_norms(self.head)
         self.head.build((None, None, None, self.features.output["P5"].shape[-1]))
         self.built = True
 
@@ -85,22 +85,6 @@ class FCN(BuiltBeforeFit, keras.Model):
     def predict_step(self, data):
         data = data[0] if isinstance(data, tuple | list) else data
         return tf.argmax(self(data, training=False), axis=-1, output_type=tf.int32)  # (B, H, W)
-
-    def get_config(self):
-        names = ("head_channels", "head_convs", "norm", "test_short_side", "max_long_side", "name", "trainable")
-        return {
-            "backbone": keras.saving.serialize_keras_object(self.backbone),
-            "class_names": list(self.class_names),
-            **{name: getattr(self, name) for name in names},
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**{**config, "backbone": keras.saving.deserialize_keras_object(config["backbone"])})
-
-    def get_compile_config(self):
-        """None: a saved detector carries no optimizer."""
-        return None
 
 
 def segmentation_head(classes, channels, convs):

@@ -10,22 +10,19 @@ has no alpha and is a mean over classes, so losses are KerasCV's too.
 from __future__ import annotations
 
 import keras
-import keras_cv
 import keras_hub
 import numpy as np
 import tensorflow as tf
 
-from dupr_tf.detection.devices import BuiltBeforeFit, DeviceShare
 from dupr_tf.detection.retinanet import (
     BOX_FORMAT,
     LEVELS,
+    DenseDetector,
     FeaturePyramid,
     batch_of,
-    clipped,
     images_of,
     per_class_nms,
 )
-from dupr_tf.models.batch_norm import set_norm
 from dupr_tf.models.resnet import pyramid
 
 HEAD_CHANNELS = 256  # KerasHub's heads have no other width
@@ -46,7 +43,7 @@ class PyramidBackbone(keras.Model):
 
 
 @keras.saving.register_keras_serializable("dupr_tf")
-class KerasHubRetinaNet(BuiltBeforeFit, keras_hub.models.RetinaNetObjectDetector):
+class KerasHubRetinaNet(DenseDetector, keras_hub.models.RetinaNetObjectDetector):
     """KerasHub's RetinaNet. Images are RGB in 0–255, (B, S, S, 3); the backbone normalises them itself.
 
     Args:
@@ -57,6 +54,11 @@ class KerasHubRetinaNet(BuiltBeforeFit, keras_hub.models.RetinaNetObjectDetector
         score_threshold, nms_iou, max_detections: what `predict` returns; NMS is per class.
         name, trainable: as in every Keras model.
     """
+
+    SETTINGS = (
+        "image_size", "fpn_channels", "fpn_norm", "head_convs", "anchor_scale", "norm", "score_threshold", "nms_iou",
+        "max_detections", "name", "trainable",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -97,17 +99,7 @@ class KerasHubRetinaNet(BuiltBeforeFit, keras_hub.models.RetinaNetObjectDetector
         for head, bias in ((self.box_head, 0.0), (self.classification_head, -float(np.log((1 - PRIOR) / PRIOR)))):
             begin_head(head, bias)
         self.test_short_side, self.max_long_side = None, image_size
-        set_norm(backbone, norm)
-        set_norm(levels.feature_pyramid, "sync" if norm == "sync" else "train")
-
-    def compile(self, optimizer, **kwargs):
-        """Focal and smooth L1 loss, KerasCV's."""
-        focal = DeviceShare(keras_cv.losses.FocalLoss(from_logits=True, reduction="sum"))
-        smooth = DeviceShare(keras_cv.losses.SmoothL1Loss(l1_cutoff=1.0, reduction="sum"))
-        defaults = {"classification_loss": focal, "box_loss": smooth, "jit_compile": False}
-        super().compile(optimizer=optimizer, **(defaults | kwargs))
-        self.optimizer.build(self.trainable_variables)
-        self._build_loss_logs()
+        self._set_norms(levels.feature_pyramid)
 
     def _build_loss_logs(self):
         """Keras makes what it logs losses in when it computes them first: here, of an empty image of 128 px."""
@@ -126,14 +118,6 @@ class KerasHubRetinaNet(BuiltBeforeFit, keras_hub.models.RetinaNetObjectDetector
         labels = data["bounding_boxes"]
         return super().train_step((data["images"], {"boxes": labels["boxes"], "labels": labels["classes"]}))
 
-    def predict_step(self, data):
-        """Detections of a batch; boxes end where the picture does, if the batch has `image_sizes`."""
-        data = batch_of(data)
-        images = images_of(data)
-        found = self.decode_predictions(self(images, training=False), images)
-        sizes = data.get("image_sizes") if isinstance(data, dict) else None
-        return found if sizes is None else clipped(found, sizes)
-
     def decode_predictions(self, predictions, data):
         """`boxes`, `classes`, `confidence`, `num_detections` of images (B, S, S, 3), as `RetinaNet` has them."""
         anchors = tf.concat(list(self.anchor_generator(data).values()), axis=0)
@@ -145,23 +129,6 @@ class KerasHubRetinaNet(BuiltBeforeFit, keras_hub.models.RetinaNetObjectDetector
             box_format=BOX_FORMAT,
         )
         return self.nms(boxes, predictions["cls_logits"])
-
-    def get_config(self):
-        names = ("image_size", "fpn_channels", "fpn_norm", "head_convs", "anchor_scale", "norm")
-        names += ("score_threshold", "nms_iou", "max_detections", "name", "trainable")
-        return {
-            "backbone": keras.saving.serialize_keras_object(self.backbone),
-            "class_names": list(self.class_names),
-            **{name: getattr(self, name) for name in names},
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**{**config, "backbone": keras.saving.deserialize_keras_object(config["backbone"])})
-
-    def get_compile_config(self):
-        """None: a saved detector carries no optimizer."""
-        return None
 
 
 def begin_head(head, bias):

@@ -13,21 +13,40 @@ import keras_cv
 import numpy as np
 import tensorflow as tf
 
-from dupr_tf.detection.devices import BuiltBeforeFit, DeviceShare
-from dupr_tf.models.batch_norm import FusedBatchNormalization, set_norm
+from dupr_tf.detection.detector import Detector
+from dupr_tf.detection.devices import DeviceShare
+from dupr_tf.models.batch_norm import FusedBatchNormalization
 
 LEVELS = ("P3", "P4", "P5")  # of the backbone; the pyramid adds P6 and P7
 ANCHORS_PER_CELL = 9
 BOX_FORMAT = "xyxy"
 BOX_DEVIATIONS = [0.1, 0.1, 0.2, 0.2]  # what box deltas are divided by, KerasCV's
-SETTINGS = (
-    "image_size", "fpn_channels", "fpn_norm", "head_channels", "head_convs", "anchor_scale", "norm", "score_threshold",
-    "nms_iou", "max_detections", "test_short_side", "max_long_side", "name", "trainable",
-)  # fmt: skip
+
+
+class DenseDetector(Detector):
+    """What the RetinaNets of KerasCV and KerasHub share: losses and detections."""
+
+    def compile(self, optimizer, **kwargs):
+        """Focal and smooth L1 loss, KerasCV's; no XLA, which its label encoder and NMS do not gain from."""
+        focal = DeviceShare(keras_cv.losses.FocalLoss(from_logits=True, reduction="sum"))
+        smooth = DeviceShare(keras_cv.losses.SmoothL1Loss(l1_cutoff=1.0, reduction="sum"))
+        defaults = {"classification_loss": focal, "box_loss": smooth, "jit_compile": False}
+        super().compile(optimizer=optimizer, **(defaults | kwargs))
+        # Left to the first step, making variables has Keras trace that step twice, and fails on several devices.
+        self.optimizer.build(self.trainable_variables)
+        self._build_loss_logs()
+
+    def predict_step(self, data):
+        """Detections of a batch; boxes end where the picture does, if the batch has `image_sizes`."""
+        data = batch_of(data)
+        images = images_of(data)
+        found = self.decode_predictions(self(images, training=False), images)
+        sizes = data.get("image_sizes") if isinstance(data, dict) else None
+        return found if sizes is None else clipped(found, sizes)
 
 
 @keras.saving.register_keras_serializable("dupr_tf")
-class RetinaNet(BuiltBeforeFit, keras_cv.models.RetinaNet):
+class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
     """KerasCV's RetinaNet. Images are RGB in 0–255, (B, H, W, 3); the backbone normalises them itself.
 
     Anchors, targets (IoU 0.5 and 0.4), focal loss and smooth L1 are those of Focal Loss for Dense Object Detection
@@ -47,6 +66,11 @@ class RetinaNet(BuiltBeforeFit, keras_cv.models.RetinaNet):
         test_short_side, max_long_side: size at test, for whoever feeds a detector whose `image_size` is None.
         name, trainable: as in every Keras model.
     """
+
+    SETTINGS = (
+        "image_size", "fpn_channels", "fpn_norm", "head_channels", "head_convs", "anchor_scale", "norm",
+        "score_threshold", "nms_iou", "max_detections", "test_short_side", "max_long_side", "name", "trainable",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -90,18 +114,7 @@ class RetinaNet(BuiltBeforeFit, keras_cv.models.RetinaNet):
         self.anchor_scale, self.norm = anchor_scale, norm
         self.score_threshold, self.nms_iou, self.max_detections = score_threshold, nms_iou, max_detections
         self.test_short_side, self.max_long_side = test_short_side, max_long_side
-        set_norm(backbone, norm)
-        set_norm(self.feature_pyramid, "sync" if norm == "sync" else "train")
-
-    def compile(self, optimizer, **kwargs):
-        """Focal and smooth L1 loss, KerasCV's; no XLA, which its label encoder and NMS do not gain from."""
-        focal = DeviceShare(keras_cv.losses.FocalLoss(from_logits=True, reduction="sum"))
-        smooth = DeviceShare(keras_cv.losses.SmoothL1Loss(l1_cutoff=1.0, reduction="sum"))
-        defaults = {"classification_loss": focal, "box_loss": smooth, "jit_compile": False}
-        super().compile(optimizer=optimizer, **(defaults | kwargs))
-        # Left to the first step, making variables has Keras trace that step twice, and fails on several devices.
-        self.optimizer.build(self.trainable_variables)
-        self._build_loss_logs()
+        self._set_norms(self.feature_pyramid)
 
     def _build_loss_logs(self):
         """Keras makes what it logs losses in when it computes them first: here, of an empty image of 32 px."""
@@ -121,34 +134,11 @@ class RetinaNet(BuiltBeforeFit, keras_cv.models.RetinaNet):
         labels = {name: data["bounding_boxes"][name] for name in ("boxes", "classes")}  # KerasCV refuses others
         return super().train_step((data["images"], labels))
 
-    def predict_step(self, data):
-        """Detections of a batch; boxes end where the picture does, if the batch has `image_sizes`."""
-        data = batch_of(data)
-        images = images_of(data)
-        found = self.decode_predictions(self(images, training=False), images)
-        sizes = data.get("image_sizes") if isinstance(data, dict) else None
-        return found if sizes is None else clipped(found, sizes)
-
     def decode_predictions(self, predictions, images):
         """As KerasCV's, for images of any size. Rows of `boxes` and `classes` from `num_detections` on are -1."""
         anchors = tf.concat(list(self.anchor_generator(image_shape=tf.shape(images)[1:]).values()), axis=0)
         boxes = decoded(predictions["box"], anchors)  # (B, anchors, 4)
         return self.prediction_decoder(boxes, predictions["classification"])
-
-    def get_config(self):
-        return {
-            "backbone": keras.saving.serialize_keras_object(self.backbone),
-            "class_names": list(self.class_names),
-            **{name: getattr(self, name) for name in SETTINGS},
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**{**config, "backbone": keras.saving.deserialize_keras_object(config["backbone"])})
-
-    def get_compile_config(self):
-        """None: a saved detector carries no optimizer."""
-        return None
 
 
 @keras.saving.register_keras_serializable("dupr_tf")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+from dupr_tf.detection.detector import Detector
 from dupr_tf.detection.rcnn.anchors import grid_anchors
 from dupr_tf.detection.rcnn.heads import BOX_BINS, C4_STRIDE, BoxPredictor, MaskHead, PyramidRegions, Res5Regions
 from dupr_tf.detection.rcnn.masks import mask_loss, of_class
@@ -17,22 +18,21 @@ from dupr_tf.detection.rcnn.matching import ground_truth
 from dupr_tf.detection.rcnn.proposals import RPNHead, propose, rpn_losses
 from dupr_tf.detection.rcnn.pyramid import STRIDES, PyramidNeck, split_at_p4
 from dupr_tf.detection.rcnn.regions import detections, most_positives, region_losses, sample_regions
-from dupr_tf.models.batch_norm import set_norm
 from dupr_tf.models.resnet import LEVELS, pyramid
 
 # (training, test): detectron2's MODEL.RPN.{PRE,POST}_NMS_TOPK_{TRAIN,TEST} of Base-RCNN-FPN and of Base-RCNN-C4.
 PRE_NMS = {"fpn": (2000, 1000), "c4": (12000, 6000)}
 POST_NMS = {"fpn": (1000, 1000), "c4": (2000, 1000)}
 ANCHOR_SCALE = 8.0  # anchors of 32 to 512 px
-ARGUMENTS = (
-    "class_names", "neck", "norm", "fpn_channels", "fpn_norm", "head_channels", "head_convs", "box_head_width",
+SETTINGS = (
+    "neck", "norm", "fpn_channels", "fpn_norm", "head_channels", "head_convs", "box_head_width",
     "anchor_scale", "rpn_pre_nms", "rpn_post_nms", "rois_per_image", "score_threshold", "nms_iou", "max_detections",
     "image_size", "test_short_side", "max_long_side", "seed", "name",
 )  # fmt: skip
 
 
 @keras.saving.register_keras_serializable("dupr_tf")
-class FasterRCNN(keras.Model):
+class FasterRCNN(Detector, keras.Model):
     """Faster R-CNN (Ren et al., 2015). Images are RGB in 0–255 of any size; the backbone normalises them itself.
 
     Trains on batches `{"images": (B, H, W, 3), "bounding_boxes": {"boxes": (B, M, 4) xyxy px, "classes": (B, M), -1
@@ -57,6 +57,8 @@ class FasterRCNN(keras.Model):
         test_short_side, max_long_side: size at test, for whoever feeds the detector; None: the image's own.
         seed: of the samples, which are a function of it, the optimizer's step and the replica.
     """
+
+    SETTINGS = SETTINGS
 
     def __init__(
         self,
@@ -118,10 +120,6 @@ class FasterRCNN(keras.Model):
         self.level_shape, self.region_shape = self.trunk.output["P4"].shape, (None, None, channels)
         self.mask_shape = (BOX_BINS, BOX_BINS, channels)
         self._set_norms(self.regions.norm)
-
-    def _set_norms(self, own):
-        set_norm(self.backbone, self.norm)
-        set_norm(own, "sync" if self.norm == "sync" else "train")
 
     def _build_heads(self):
         self.predictor = BoxPredictor(len(self.class_names), name="predictor")
@@ -249,22 +247,6 @@ class FasterRCNN(keras.Model):
         super().compile(optimizer=optimizer, **({"jit_compile": False} | kwargs))
         # Left to the first step, the creation of its variables has Keras trace that step twice.
         self.optimizer.build(self.trainable_variables)
-
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Nothing: all is built at construction."""
-
-    def get_config(self):
-        config = {name: getattr(self, name) for name in ARGUMENTS}
-        config = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
-        return {**config, "backbone": keras.saving.serialize_keras_object(self.backbone)}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**{**config, "backbone": keras.saving.deserialize_keras_object(config["backbone"])})
-
-    def get_compile_config(self):
-        """None: a saved detector carries no optimizer."""
-        return None
 
 
 @keras.saving.register_keras_serializable("dupr_tf")

@@ -1,0 +1,44 @@
+"""What the detectors have in common as Keras models: their config, their norms, and variables made before `fit`."""
+
+from __future__ import annotations
+
+import keras
+
+from dupr_tf.models.batch_norm import set_norm
+
+
+class Detector:
+    """For a Keras model with a `backbone` and `class_names`, whose every variable is made by `compile`.
+
+    `SETTINGS` names the other arguments of its constructor, each kept in an attribute of that name.
+    """
+
+    SETTINGS: tuple[str, ...] = ()
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Nothing is left to build.
+
+        Under a strategy Keras' own would run the model on symbols first, on the mean of the batches of all devices,
+        and take the whole batch, boxes and all, for what the model takes.
+        """
+
+    def get_config(self):
+        settings = {name: getattr(self, name) for name in self.SETTINGS}
+        return {
+            "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "class_names": list(self.class_names),
+            **{name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()},
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "backbone": keras.saving.deserialize_keras_object(config["backbone"])})
+
+    def get_compile_config(self):
+        """None: a saved detector carries no optimizer."""
+        return None
+
+    def _set_norms(self, own):
+        """`norm` for the backbone; the detector's own layers are never frozen."""
+        set_norm(self.backbone, self.norm)
+        set_norm(own, "sync" if self.norm == "sync" else "train")
