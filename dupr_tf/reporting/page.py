@@ -27,12 +27,13 @@ GROUPS = {  # heading -> what the scalars in it begin with
     "Similarity of a query to its own key and to the bank, patches matched": ("positive/", "negative/", "match/"),
     "Spread of the keys": ("std/",),
     "Probes in training": ("probe/", "seconds/"),
-    "Speed, overlap, learning rate": ("images_per_second", "valid_share", "learning_rate"),
+    "Speed, overlap, learning rate": ("images_per_second", "step_share", "valid_share", "learning_rate"),
 }
 OTHERS, MOST_OTHERS = "Everything else that was logged", 24
 NOT_DRAWN = ("seconds",)
 READABLE = {
     "valid_share": "share of pairs that overlap", "images_per_second": "images/s", "learning_rate": "learning rate",
+    "step_share": "share of the time in steps, the rest in checkpoints and lines",
 }  # fmt: skip
 
 

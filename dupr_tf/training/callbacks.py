@@ -36,6 +36,9 @@ class StepCallback(keras.callbacks.Callback):
 class MetricsLog(StepCallback):
     """Writes a line of scalars every `every` steps: to metrics.jsonl, to TensorBoard, and to the screen.
 
+    `images_per_second` and `step_share`, the share of the time that steps took, their images included, are of the time
+    since the line before; the rest went to checkpoints and to these lines.
+
     Args:
         run: the run's folder.
         first_step, last_step: of this start of the run; later lines of an earlier, killed start are removed.
@@ -53,6 +56,7 @@ class MetricsLog(StepCallback):
         self.progress, self.task = progress_line(last_step, first_step)
         drop_lines_after(self.path, first_step)
         self._since, self._since_step = None, first_step
+        self._begun, self._in_steps = 0.0, 0.0  # when this step began, and seconds in steps since the last line
         self._noted, self._pictures = {}, {}
 
     def note(self, scalars: dict[str, float], pictures: dict, seconds: float) -> None:
@@ -63,13 +67,16 @@ class MetricsLog(StepCallback):
         self._noted, self._pictures = scalars, pictures
         if self._since is not None:
             self._since += seconds
+            self._begun += seconds
 
     def on_train_batch_begin(self, batch, logs=None):
+        self._begun = time.perf_counter()
         if self._since is None:
             self.progress.start()
-            self._since = time.perf_counter()
+            self._since = self._begun
 
     def on_step(self, step, logs):
+        self._in_steps += time.perf_counter() - self._begun
         if step % self.every == 0 or step == self.last_step or self._noted:
             self._write(step, {name: float(value) for name, value in logs.items()})
         else:
@@ -77,9 +84,11 @@ class MetricsLog(StepCallback):
 
     def _write(self, step, scalars):
         now = time.perf_counter()
-        rate = (step - self._since_step) * self.batch_size / max(now - self._since, 1e-9)
-        self._since, self._since_step = now, step
-        line = {"step": step, "epoch": step / self.steps_per_epoch, **scalars, "images_per_second": rate, **self._noted}
+        seconds = max(now - self._since, 1e-9)
+        rate, share = (step - self._since_step) * self.batch_size / seconds, self._in_steps / seconds
+        self._since, self._since_step, self._in_steps = now, step, 0.0
+        line = {"step": step, "epoch": step / self.steps_per_epoch, **scalars}
+        line |= {"images_per_second": rate, "step_share": share, **self._noted}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
         with self.writer.as_default(step=step):

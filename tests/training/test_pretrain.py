@@ -63,7 +63,7 @@ def test_a_run_leaves_what_the_readme_promises(whole_run):
     ]  # fmt: skip
     lines = metrics(whole_run)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]  # 24 photos, batches of 8, 2 epochs
-    expected = {"step", "epoch", "loss", "valid_share", "learning_rate", "images_per_second"}
+    expected = {"step", "epoch", "loss", "valid_share", "learning_rate", "images_per_second", "step_share"}
     for name in ("image_P2", "image_P3", "image_P4", "image_P5", "patch_P4", "patch_P5"):
         expected |= {f"{what}/{name}" for what in ("loss", "accuracy", "positive", "negative", "std")}
     expected |= {"match/patch_P4", "match/patch_P5", "bank_age/image", "bank_age/patch"}
@@ -72,6 +72,7 @@ def test_a_run_leaves_what_the_readme_promises(whole_run):
     for line in lines:
         assert line["loss"] == pytest.approx(sum(w * line[f"loss/{n}"] for n, w in weights.items()), rel=1e-5)
         assert 0 <= line["valid_share"] <= 1
+        assert 0 < line["step_share"] <= 1
     assert lines[0]["learning_rate"] > lines[-1]["learning_rate"]
     assert any((whole_run / "tensorboard").iterdir())
 
@@ -208,7 +209,7 @@ def test_two_devices_go_on_from_a_checkpoint_of_one(whole_run, command, tmp_path
     assert losses(run)[:4] == losses(whole_run)[:4]
     for ours, theirs in zip(metrics(run)[4:], metrics(whole_run)[4:], strict=True):
         for name in theirs:
-            if name != "images_per_second":
+            if name not in ("images_per_second", "step_share"):
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-4), name
     refused = subprocess.run(
         [*arguments[:3], "4", *command[3:]], capture_output=True, text=True, check=False
