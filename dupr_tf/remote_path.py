@@ -384,7 +384,7 @@ def _check_scheme(gfile, path: RemotePath) -> None:
     known = sorted(filter(None, gfile.get_registered_schemes()))
     if path.scheme in known:
         return
-    near = difflib.get_close_matches(path.scheme, known, 1, 0.5)
+    near = difflib.get_close_matches(path.scheme, known, 1, 0.6)
     rest = str(path).partition("://")[2]
     fix = f"did you mean {near[0]}://{rest}?" if near else "one of these, or a TensorFlow plugin for it (tensorflow-io)"
     raise RemoteError(

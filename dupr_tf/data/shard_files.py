@@ -59,7 +59,8 @@ class Shard:
 
 def is_shards(root: str | Path) -> bool:
     """Whether a folder is what `dupr-tf pack` wrote, or has begun to write."""
-    return any((as_path(root) / name).is_file() for name in (MANIFEST, PROGRESS))
+    root = as_path(root)
+    return root.is_dir() and any((root / name).is_file() for name in (MANIFEST, PROGRESS))
 
 
 def read_bytes(path: str | Path) -> bytes:
