@@ -12,7 +12,7 @@ import tensorflow as tf
 import yaml
 
 from dupr_tf.cli import main
-from dupr_tf.config import dump_config
+from dupr_tf.config import dump_config, parse_config
 from dupr_tf.data.annotations import read_annotations
 from dupr_tf.data.bad_images import unusable_reason
 from dupr_tf.data.image_source import Files
@@ -24,9 +24,19 @@ from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.pretrain import pretrain
 from dupr_tf.weights.loading import load_backbone
 from tests.labelled_scenes import pictures, write_coco, write_voc
-from tests.training.test_pretrain import tiny
 
 ROOT = "ram://runs-test"
+
+
+def tiny():
+    """A network of one level's losses, since tracing is what takes the time."""
+    return parse_config({
+        "data": {"image_size": 32},
+        "views": {"min_overlap": 8, "photometric": "none"},
+        "model": {"backbone": "resnet18", "width": 0.125, "roi_sizes": [8, 4, 2, 1], "bank_size": 70,
+                  "embedding_dim": 16, "image_weights": [0, 0, 0, 1], "patch_weights": [0, 0, 0, 1]},
+        "train": {"batch_size": 8, "micro_batches": 2, "epochs": 2, "log_every": 1, "checkpoint_every": 2},
+    })  # fmt: skip
 
 
 def upload(folder: Path, address: str) -> str:
@@ -173,8 +183,12 @@ def test_a_damaged_export_is_named_by_its_address(whole_run, capsys):
     assert f"Expected {ROOT}/flipped/backbone.safetensors to have the sha256" in capsys.readouterr().err
 
 
-def test_doctor_views_scan_and_dry_run_read_there(photos, config_file, capsys):
+@pytest.mark.slow
+def test_doctor_reads_there(photos, config_file):
     assert main(["doctor", config_file, "--data", photos]) == 0
+
+
+def test_views_and_scan_read_there(photos, config_file, capsys):
     assert main(["views", config_file, "--data", photos, "--pairs", "2", "--output", f"{ROOT}/v/views.png"]) == 0
     assert as_path(f"{ROOT}/v/views.png").read_bytes().startswith(b"\x89PNG")
     for _ in range(2):
@@ -239,6 +253,7 @@ def test_annotations_are_those_of_the_local_files(labelled, tmp_path):
         read_annotations(f"{ROOT}/voc", "train")
 
 
+@pytest.mark.slow
 def test_a_detector_is_trained_evaluated_and_reported_there(labelled, tmp_path):
     from tests.detection.test_finetune import config
 

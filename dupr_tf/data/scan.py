@@ -61,7 +61,8 @@ def scan_images(
         yield from _looks(fresh, max_pixels, workers)
         return
     file = GrowingFile(as_path(output))
-    with contextlib.closing(_looks(fresh, max_pixels, workers)) as looks:
+    with contextlib.closing(_looks(fresh, max_pixels, workers)) as looks, contextlib.ExitStack() as stack:
+        stack.callback(file.flush)
         for look in looks:
             file.add(f"{look.name}\t{look.size}\t{look.modified}\t{look.outcome}\t{look.reason}\n")
             yield look
