@@ -17,6 +17,7 @@ from dupr_tf.data.annotations import read_annotations
 from dupr_tf.data.bad_images import unusable_reason
 from dupr_tf.data.image_source import Files
 from dupr_tf.data.sample import write_sample
+from dupr_tf.data.segments import read_segments
 from dupr_tf.data.shards import Shards
 from dupr_tf.data.sources import list_images
 from dupr_tf.remote_path import as_path
@@ -24,6 +25,7 @@ from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.pretrain import pretrain
 from dupr_tf.weights.loading import load_backbone
 from tests.labelled_scenes import pictures, write_coco, write_voc
+from tests.masked_scenes import write_cityscapes, write_segments
 
 ROOT = "ram://runs-test"
 
@@ -251,6 +253,39 @@ def test_annotations_are_those_of_the_local_files(labelled, tmp_path):
     as_path(f"{ROOT}/voc/JPEGImages").rmtree()
     with pytest.raises(ValueError, match=rf"received 4 without one, such as {ROOT}/voc/JPEGImages/"):
         read_annotations(f"{ROOT}/voc", "train")
+
+
+def test_maps_of_classes_and_cityscapes_are_those_of_the_local_files(tmp_path):
+    splits = {"train": pictures(3), "val": pictures(2, seed=1)}
+    segments, city = write_segments(tmp_path / "segments", splits), write_cityscapes(tmp_path / "city", splits)
+    for local, kind in ((segments, "masks"), (city, "cityscapes")):
+        remote = upload(local, f"{ROOT}/{kind}")
+        here, there = read_segments(local, "train"), read_segments(remote, "train")
+        assert there.kind == kind and there.class_names == here.class_names and len(there) == 3
+        for index in range(3):
+            np.testing.assert_array_equal(there.truth(index), here.truth(index))
+    same_annotations(read_annotations(f"{ROOT}/cityscapes", "train", masks=True), read_annotations(city, "train"))
+
+
+def test_a_sample_is_drawn_there_once_and_never_over_other_files(tmp_path):
+    counts = {"train": 1, "val": 1, "unlabeled": 2, "seed": 3}
+    local, remote = write_sample(tmp_path / "s", **counts), write_sample(f"{ROOT}/s", **counts)
+    files = [path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file()]
+    assert len(files) == 7 and all((remote / name).read_bytes() == (local / name).read_bytes() for name in files)
+    with pytest.raises(FileExistsError, match=r"which has more\.txt"):
+        (remote / "more.txt").write_bytes(b"")
+        write_sample(f"{ROOT}/s", **{**counts, "seed": 4})
+
+
+@pytest.mark.slow
+def test_backbones_are_probed_on_remote_classes(whole_run, local_photos):
+    for split in ("train", "val"):
+        for number, file in enumerate(sorted(local_photos.rglob("*.jpg"))[:8]):
+            (as_path(ROOT) / f"classes/{split}/{'ab'[number % 2]}/{file.name}").write_bytes(file.read_bytes())
+    arguments = ["--weights", str(whole_run), "--data", f"{ROOT}/classes", "--output", f"{ROOT}/probed", "--k", "1"]
+    assert main(["probe", "knn", *arguments, "--image-size", "32"]) == 0
+    found = json.loads((as_path(f"{ROOT}/probed") / "probe.json").read_text())
+    assert found["numbers"]["whole"]["top1"] == 1.0  # the same images in both splits
 
 
 @pytest.mark.slow
