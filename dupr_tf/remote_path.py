@@ -191,11 +191,14 @@ class RemotePath:
     def names(self, missing_ok: bool = False) -> list[str]:
         """What a folder holds, sorted; folders may end in a slash, as some file systems tell."""
         try:
-            return sorted(name for name in self._call("listdir") if name.strip("/"))
+            names = sorted({name for name in self._call("listdir") if name.strip("/")})
         except FileNotFoundError:
             if missing_ok:
                 return []
             raise
+        if self.scheme == "ram":  # which takes `ab/` for a child of `a`, named `b`
+            return [name for name in names if (self / name).exists()]
+        return names
 
     def iterdir(self) -> Iterator[RemotePath]:
         return (self / name for name in self.names())
@@ -277,7 +280,11 @@ class RemotePath:
 
     def rmtree(self) -> None:
         """Removes a folder with all that is in it."""
-        self._call("rmtree")
+        files = [path for path in self.rglob("*") if path.is_file()] if self.scheme == "ram" else []
+        for file in files:
+            file.unlink()
+        with contextlib.suppress(*([FileNotFoundError] if files else [])):  # of what ram:// takes for a child
+            self._call("rmtree")
 
     def _call(self, function: str, *arguments, **options):
         return _asked(self, lambda gfile: getattr(gfile, function)(str(self), *arguments, **options))

@@ -111,6 +111,12 @@ def test_folders_are_listed_searched_and_asked_once(folder, monkeypatch):
     below = [p.relative_to(folder).as_posix() for p in folder.rglob("*.txt")]
     assert sorted(below) == ["sub/deep/z.txt", "sub/y.txt", "x.txt"]
     assert list((folder / "none").glob("*")) == [] == list((folder / "none").rglob("*"))
+    assert [p.name for p in (folder / "su").glob("*")] == []
+    for name in ("su/a.txt", "su/b/c.txt"):
+        write_whole(folder / name, name)
+    assert [p.name for p in (folder / "su").iterdir()] == ["a.txt", "b"]  # and not `b` of `sub`
+    (folder / "su").rmtree()
+    assert not (folder / "su/b/c.txt").exists() and (folder / "sub/y.txt").exists()
     listed, names = [], RemotePath.names
     monkeypatch.setattr(
         RemotePath, "names", lambda self, missing_ok=False: listed.append(self) or names(self, missing_ok)
