@@ -162,9 +162,6 @@ class RemotePath:
         other = as_path(other)
         return isinstance(other, RemotePath) and self.scheme == other.scheme and self._path.is_relative_to(other._path)
 
-    def as_posix(self) -> str:
-        return str(self)
-
     # ---- what is there ----
 
     def stat(self) -> SimpleNamespace:
@@ -355,7 +352,7 @@ def _asked(path: RemotePath, operation):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
     except tf.errors.OpError as error:
         raise RemoteError(
-            f"Expected {path} to answer, received {type(error).__name__.removesuffix('Error')}: {_short(error)}. "
+            f"Expected {path} to answer, received {type(error).__name__.removesuffix('Error')}: {' '.join(error.message.split())[:300]}. "
             "Fix: the address, the network, or the credentials"
         ) from None
     _reached.add(place)
@@ -398,7 +395,3 @@ def _check_scheme(gfile, path: RemotePath) -> None:
         f"Expected a file system that this TensorFlow knows ({', '.join(f'{name}://' for name in known)}), "
         f"received {path}. Fix: {fix}"
     )
-
-
-def _short(error) -> str:
-    return " ".join(str(error.message).split())[:300]
