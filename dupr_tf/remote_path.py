@@ -351,9 +351,9 @@ def _asked(path: RemotePath, operation):
         _reached.add(place)
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
     except tf.errors.OpError as error:
+        reason = f"{type(error).__name__.removesuffix('Error')}: {' '.join(error.message.split())[:300]}"
         raise RemoteError(
-            f"Expected {path} to answer, received {type(error).__name__.removesuffix('Error')}: {' '.join(error.message.split())[:300]}. "
-            "Fix: the address, the network, or the credentials"
+            f"Expected {path} to answer, received {reason}. Fix: the address, the network, or the credentials"
         ) from None
     _reached.add(place)
     return found
