@@ -13,6 +13,7 @@ from dupr_tf.commands import COMMANDS, CONFIGURED
 from dupr_tf.commands.report import BY_SIGNAL, REFUSED, USER_ERROR
 from dupr_tf.config import ConfigError
 from dupr_tf.data.shard_files import PackError
+from dupr_tf.remote_path import RemoteError
 from dupr_tf.training.failures import RunFailed
 from dupr_tf.weights.formats import ExportError
 
@@ -43,6 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ExportError, PackError, RunFailed) as error:
         print(f"dupr-tf: error: {error}", file=sys.stderr)
         return REFUSED
+    except RemoteError as error:
+        print(f"dupr-tf: error: {error}", file=sys.stderr)
+        return USER_ERROR
     except ValueError as error:
         if not isinstance(error, ConfigError) and not str(error).startswith("Expected"):
             raise  # a defect of ours, not of the input

@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from dupr_tf.commands.places import Place
 from dupr_tf.commands.report import print_table, refuse
 from dupr_tf.config import BACKBONES, PROBED_LEVELS, ConfigError, LinearConfig, load_config
+from dupr_tf.remote_path import as_path
 from dupr_tf.whole_files import write_whole
 
 LEAST = {"images": 1, "image_size": 32, "k": 1, "queries": 1, "top": 1, "cells": 1, "folds": 2, "seed": 0}
@@ -24,9 +26,9 @@ class Weights:
 
     weights: tuple[str, ...]
     """Runs, exports, backbone files, checkpoints of other tools, or the word random; a row of the table for each."""
-    data: Path
+    data: Place
     """Folder of images."""
-    output: Path | None = None
+    output: Place | None = None
     """Folder for probe.json and the picture; none: runs/probes/NAME."""
     backbone: Literal[BACKBONES] | None = None
     """Of the random weights; none: as the first of the others."""
@@ -47,7 +49,7 @@ class Weights:
     def _problems(self, overrides) -> list[str]:
         problems = [] if self.weights else ["--weights: expected a run, a file or random, received none"]
         for weights in self.weights:
-            if weights != "random" and not Path(weights).exists():
+            if weights != "random" and not as_path(weights).exists():
                 problems.append(f"--weights: expected a file, a run or the word random, received {weights} (no such)")
         if not self.data.is_dir():
             problems.append(f"--data: expected a folder, received {self.data}. Fix: --data DIR")
@@ -114,7 +116,7 @@ class Linear(Weights):
     Without --config, for small sets: features cached and standardised. Any field: --linear.level P4 (`dupr-tf fields`).
     """
 
-    config: Path | None = None
+    config: Place | None = None
     """E.g. configs/probes/linear_imagenet.yaml."""
 
     def _problems(self, overrides):
@@ -303,11 +305,11 @@ class Views:
     The same number must show the same thing in both views.
     """
 
-    config: tyro.conf.Positional[Path]
+    config: tyro.conf.Positional[Place]
     """Experiment file, e.g. configs/dupr_r18_small.yaml."""
-    data: Path | None = None
+    data: Place | None = None
     """Folder of images, COCO or VOC root, shards, or tfds:NAME; none: data.root of the config."""
-    output: Path = Path("views.png")
+    output: Place = Path("views.png")
     """PNG to write."""
     pairs: int = 8
     """How many."""

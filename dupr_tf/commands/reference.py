@@ -10,8 +10,10 @@ from typing import Literal
 
 import tyro
 
+from dupr_tf.commands.places import Place
 from dupr_tf.commands.report import print_table
 from dupr_tf.config import ConfigError, field_rows
+from dupr_tf.remote_path import is_remote
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -35,9 +37,9 @@ class Bench:
         tuple[Literal["step", "loss", "roi_align", "input", "photometric", "pack", "detector"], ...]
     ] = ()
     """Which; none: all."""
-    data: Path | None = None
+    data: Place | None = None
     """Folder of photos for those that read images; none: drawn scenes."""
-    output: Path = Path("runs/benchmarks")
+    output: Place = Path("runs/benchmarks")
     """Folder for NAME.json."""
     rounds: int = 3
     """Repeats of each contestant."""
@@ -47,6 +49,8 @@ class Bench:
             raise ConfigError(
                 [f"bench: expected a checkout with benchmarks/, received {CHECKOUT}. Fix: git clone, pip install -e ."]
             )
+        if remote := next((path for path in (self.output, self.data) if is_remote(path)), None):
+            raise ConfigError([f"bench: expected local folders, received {remote}. Fix: copy the photos here"])
         if self.rounds < 1:
             raise ConfigError([f"--rounds: expected 1 or more, received {self.rounds}"])
         arguments = [*self.names, "--output", str(self.output.resolve()), "--rounds", str(self.rounds)]

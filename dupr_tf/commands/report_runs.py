@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tyro
 
+from dupr_tf.commands.places import Place
 from dupr_tf.config import ConfigError
 
 MOST_VIEWS = 64
@@ -20,9 +21,9 @@ class Report:
     It needs no network and nothing beside it. What a run lacks is said so.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[tuple[Place, ...]]
     """Folders of pretrain or finetune, of exports, of probes; what lies below a run is found."""
-    output: Path = Path("report.html")
+    output: Place = Path("report.html")
     """File to write; an earlier report is replaced, another file is not."""
     views: int = 4
     """Pairs of views drawn for each pre-training run, from its images; 0: none, and TensorFlow is not loaded."""

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import tyro
 
+from dupr_tf.commands.places import Place
 from dupr_tf.commands.report import print_scores, refuse
 from dupr_tf.config import Config, ConfigError, load_config
 from dupr_tf.data.sources import check_root
 from dupr_tf.probing.labelled import read_class_folders
+from dupr_tf.remote_path import as_path
 
 
 @dataclasses.dataclass
@@ -22,13 +24,13 @@ class Pretrain:
     Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`).
     """
 
-    config: tyro.conf.Positional[Path]
+    config: tyro.conf.Positional[Place]
     """Experiment file, e.g. configs/dupr_r18_small.yaml."""
-    output: Path | None = None
+    output: Place | None = None
     """Folder of the run; needed unless --dry-run."""
-    data: Path | None = None
+    data: Place | None = None
     """Folder of images, COCO or VOC root (labels are not read), shards of `pack`, or tfds:NAME[/CONFIG][:SPLIT]."""
-    weights: Path | None = None
+    weights: Place | None = None
     """Weights to start from instead of random ones: a run, an export, .keras, or another tool's checkpoint."""
     allow_change: bool = False
     """Go on with a run begun with another config or other images; the differences are printed."""
@@ -76,20 +78,20 @@ class Finetune:
     Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`).
     """
 
-    config: tyro.conf.Positional[Path]
+    config: tyro.conf.Positional[Place]
     """Experiment file, e.g. configs/retinanet_r18_small.yaml."""
     weights: str
     """A run, an export, .keras, another tool's checkpoint (as `import` reads), or the word random."""
-    data: Path
+    data: Place
     """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks (see docs/detection.md)."""
-    output: Path
+    output: Place
     """Folder for the results."""
 
     def run(self, overrides: dict[str, str]) -> None:
         config, problems = _config_or_problems(self.config, overrides, Config.finetune_problems)
         if not self.data.is_dir():
             problems.append(f"--data: expected a folder, received {self.data}. Fix: the root of a data set")
-        if self.weights != "random" and not Path(self.weights).exists():
+        if self.weights != "random" and not as_path(self.weights).exists():
             problems.append(f"--weights: expected a file, a run or the word random, received {self.weights} (no such)")
         refuse(problems)
         from dupr_tf.detection.finetune import finetune
@@ -101,11 +103,11 @@ class Finetune:
 class Evaluate:
     """Evaluate a saved detector on the validation split of labelled images with its classes."""
 
-    detector: tyro.conf.Positional[Path]
+    detector: tyro.conf.Positional[Place]
     """detector.keras, or the folder fine-tuning wrote."""
-    data: Path
+    data: Place
     """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks."""
-    output: Path | None = None
+    output: Place | None = None
     """Folder for metrics.json and pictures; none: print only."""
     split: str = "val"
     """Which split."""

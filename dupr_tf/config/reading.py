@@ -13,6 +13,7 @@ from dupr_tf.config.detector import DetectorConfig
 from dupr_tf.config.experiment import Config
 from dupr_tf.config.probing import LinearConfig
 from dupr_tf.config.sections import Section
+from dupr_tf.remote_path import RemotePath, as_path
 from dupr_tf.safe_yaml import one_line, safe_value
 
 OPTIONAL = {"detector": DetectorConfig, "linear": LinearConfig}  # sections that only some experiments have
@@ -36,7 +37,7 @@ def load_config(path: str | Path | None, overrides: dict[str, str] | None = None
     Raises:
         ConfigError: every mistake in file and overrides, one line each.
     """
-    values, problems = {} if path is None else _read_yaml(Path(path)), []
+    values, problems = {} if path is None else _read_yaml(as_path(path)), []
     for name, text in (overrides or {}).items():
         section, _, field = name.partition(".")
         try:
@@ -94,7 +95,7 @@ def _schema(section: str) -> type[Section]:
 MAX_CONFIG_BYTES = 1 << 20
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path | RemotePath) -> dict[str, Any]:
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
         hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a YAML file, see configs/"

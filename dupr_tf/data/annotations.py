@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from dupr_tf.data.entries import Entry, Object
 from dupr_tf.data.masks import mask_of_box, read_mask
 from dupr_tf.data.pillow_images import upright_size
 from dupr_tf.data.voc_files import read_voc
+from dupr_tf.remote_path import are_files, as_path
 
 log = logging.getLogger(__name__)
 KINDS = ("coco", "voc", "cityscapes")
@@ -101,7 +101,7 @@ def read_annotations(
     Raises:
         ValueError: one line that says what is wrong with the data and what to do.
     """
-    root = Path(root)
+    root = as_path(root)
     if not root.is_dir():
         raise ValueError(f"Expected a folder, received {root} (not one). Fix: give the root of a COCO or VOC set.")
     if kind not in ("auto", *KINDS):
@@ -139,10 +139,11 @@ def existing(entries: list[Entry], max_missing_share: float) -> list[Entry]:
     Raises:
         ValueError: more than the given share are not.
     """
-    present = [entry for entry in entries if os.path.isfile(entry.path)]
+    found = are_files(entry.path for entry in entries)
+    present = [entry for entry, there in zip(entries, found, strict=True) if there]
     missing = len(entries) - len(present)
     if missing > max_missing_share * len(entries):
-        first = next(entry.path for entry in entries if not os.path.isfile(entry.path))
+        first = entries[found.index(False)].path
         raise ValueError(
             f"Expected a file for {1 - max_missing_share:.0%} of the {len(entries)} listed images or more, "
             f"received {missing} without one, such as {first}. "

@@ -116,7 +116,7 @@ def label_ids(truth: Path) -> np.ndarray:
 
 def _png(file: Path) -> np.ndarray:
     try:
-        with Image.open(file, formats=["PNG"]) as image:
+        with file.open("rb") as content, Image.open(content, formats=["PNG"]) as image:
             if image.mode not in ("L", "P", "I", "I;16", "I;16B"):
                 raise ValueError(f"pixels of mode {image.mode}, where ids are of 8 or 16 bits")
             return np.asarray(image).astype(np.int32)

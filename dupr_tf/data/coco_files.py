@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import json
-import os
 from pathlib import Path
 
 from dupr_tf.data.entries import MISTAKES, Entry, Object, bounded, refuse_outside, refuse_repeated, side, told
@@ -83,7 +82,7 @@ def _folder(root: Path, split: str, file: Path, images: list[dict]) -> Path:
         refuse_outside(image["file_name"], file)
     for image in images[:100]:
         for name in names:
-            if os.path.isfile(root / name / image["file_name"]):
+            if (root / name / image["file_name"]).is_file():
                 return root / name
     if images:
         raise ValueError(

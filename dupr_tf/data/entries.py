@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from dupr_tf.remote_path import RemotePath
+
 # What is wrong with the contents of a file, as Python finds it while they are read.
 MISTAKES = (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError)
 
@@ -33,7 +35,7 @@ class Object(NamedTuple):
 class Entry:
     """A listed image, as read. `size` is height and width, 0 where the annotations do not say."""
 
-    path: Path
+    path: Path | RemotePath
     size: tuple[int, int]
     id: str
     objects: list[Object] = field(default_factory=list)

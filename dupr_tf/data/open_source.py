@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from dupr_tf.data.image_source import Files, ImageSource
 from dupr_tf.data.shards import Shards
 from dupr_tf.data.sources import TFDS, list_images, resolved_kind
+from dupr_tf.remote_path import absolute
 
 
 def open_source(root: str | Path, kind: str = "auto") -> tuple[str, ImageSource]:
@@ -26,5 +26,5 @@ def open_source(root: str | Path, kind: str = "auto") -> tuple[str, ImageSource]
 
         return str(root), TfdsSource(str(root).removeprefix(TFDS))
     if kind == "tfrecord":
-        return os.path.abspath(root), Shards(root)
-    return os.path.abspath(root), Files(list_images(root, kind))
+        return absolute(root), Shards(root)
+    return absolute(root), Files(list_images(root, kind))

@@ -13,7 +13,7 @@ import errno
 import itertools
 import logging
 import os
-import shutil
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator
@@ -27,7 +27,8 @@ import tensorflow as tf
 from dupr_tf.data.encoding import Unreadable, encoder_version, packed_image
 from dupr_tf.data.pack_progress import PackFiles, PackJob
 from dupr_tf.data.shard_files import ENTRY, FORMAT, FRAME, PackError, Shard, sha256_of
-from dupr_tf.whole_files import publish
+from dupr_tf.remote_path import RemotePath, as_path
+from dupr_tf.whole_files import publish, room_at
 
 log = logging.getLogger(__name__)
 AHEAD = 4  # images a worker may be ahead of the writer: what bounds the memory
@@ -98,7 +99,7 @@ def pack(
         ValueError: no images, too many unreadable ones, or an output of other files or settings.
         PackError: the disk is full.
     """
-    settings, output = settings or PackSettings(), Path(output)
+    settings, output = settings or PackSettings(), as_path(output)
     workers = workers or os.cpu_count() or 1
     if not 0 <= max_bad_share <= 1 or workers < 1:
         raise ValueError(
@@ -126,12 +127,22 @@ def _write_shards(job: PackJob, files: PackFiles, todo: list[int], settings: Pac
 
     spans = [job.span(number) for number in todo]
     numbers = (int(i) for span in spans for i in files.numbers[span])
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers) as pool, _scratch(job.output) as folder:
         results = _in_order(pool, work, numbers, workers * AHEAD)
         with contextlib.closing(results):  # what is under way when an error comes is not waited for
             reported = _reported(results, sum(span.stop - span.start for span in spans))
             for number, span in zip(todo, spans, strict=True):
-                job.note(_write_shard(job, number, itertools.islice(reported, span.stop - span.start)))
+                job.note(_write_shard(job, folder, number, itertools.islice(reported, span.stop - span.start)))
+
+
+@contextlib.contextmanager
+def _scratch(output: Path | RemotePath) -> Iterator[Path]:
+    """Where a shard is written until it is whole: beside the others, or here if they are elsewhere."""
+    if not isinstance(output, RemotePath):
+        yield output
+        return
+    with tempfile.TemporaryDirectory(prefix="dupr-tf-") as folder:
+        yield Path(folder)
 
 
 def _in_order(pool, work, items: Iterator, ahead: int) -> Iterator:
@@ -160,11 +171,10 @@ def _reported(results: Iterator, total: int) -> Iterator:
         yield result
 
 
-def _write_shard(job: PackJob, number: int, images: Iterator) -> Shard:
+def _write_shard(job: PackJob, folder: Path, number: int, images: Iterator) -> Shard:
     """Writes a shard and its index under their names once both are on the disk."""
     shard = Shard(number, 0, 0, "", "")
-    path, index = job.output / shard.file, job.output / shard.index
-    temporary = path.with_name(path.name + ".tmp")
+    temporary, index_temporary = (folder / f"{name}.tmp" for name in (shard.file, shard.index))
     entries, bad, size = [], [], 0
     with tf.io.TFRecordWriter(str(temporary)) as writer:
         for name, image in images:
@@ -178,14 +188,13 @@ def _write_shard(job: PackJob, number: int, images: Iterator) -> Shard:
             entries.append((size, FRAME[0] + record.index(image), len(image), zlib.crc32(image)))
             size += FRAME[0] + len(record) + FRAME[1]
     _sync(temporary, size)
-    index_temporary = index.with_name(index.name + ".tmp")
     with index_temporary.open("wb") as file:
         np.save(file, np.array(entries, ENTRY))
         file.flush()
         os.fsync(file.fileno())
     shard = Shard(number, len(entries), size, sha256_of(temporary), sha256_of(index_temporary), tuple(bad))
-    publish(temporary, path)
-    publish(index_temporary, index)
+    publish(temporary, job.output / shard.file)
+    publish(index_temporary, job.output / shard.index)
     return shard
 
 
@@ -213,13 +222,13 @@ def _bytes_of(shards: list[int], job: PackJob, files: PackFiles) -> int:
 
 
 def _check_room(output: Path, wanted: int) -> None:
-    free = shutil.disk_usage(output).free
-    if free < wanted:
+    free = room_at(output)
+    if free is not None and free < wanted:
         raise _no_room(output, wanted)
 
 
-def _no_room(output: Path, wanted: int) -> PackError:
-    free = shutil.disk_usage(output).free
+def _no_room(output: Path | RemotePath, wanted: int) -> PackError:
+    free = room_at(Path(tempfile.gettempdir()) if isinstance(output, RemotePath) else output)
     return PackError(
         f"Expected room for {wanted:,} bytes in {output}, received a disk that is full ({free:,} bytes free). Finished "
         "shards are kept. Fix: make room and run it again"

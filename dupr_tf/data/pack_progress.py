@@ -10,15 +10,18 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from dupr_tf.data.shard_files import MANIFEST, PROGRESS, Shard, read_manifest, write_manifest
 from dupr_tf.data.sources import list_images
+from dupr_tf.remote_path import RemotePath, absolute, as_path, is_remote
 from dupr_tf.whole_files import write_whole
 
 BAD_IMAGES = "bad_images.tsv"
+ASKED_AT_ONCE = 32  # requests for the sizes of remote files
 
 
 class PackFiles:
@@ -31,8 +34,8 @@ class PackFiles:
 
     def __init__(self, root: str | Path, kind: str, seed: int | None):
         self.paths = list_images(root, kind)
-        self.prefix = len(os.path.join(os.path.abspath(root), ""))
-        self.sizes = np.fromiter(map(_size, self.paths), np.int64, len(self.paths))
+        self.prefix = len(os.path.join(absolute(root), ""))
+        self.sizes = np.fromiter(_sizes(self.paths), np.int64, len(self.paths))
         self.numbers = np.arange(len(self.paths)) if seed is None else self._order(seed)
         digest = hashlib.sha256()
         for path, size in zip(self.paths, self.sizes.tolist(), strict=True):
@@ -49,11 +52,60 @@ class PackFiles:
         return self.paths[number][self.prefix :]
 
 
+def _sizes(paths: list[str]) -> Iterator[int]:
+    if not is_remote(paths[0]):
+        return map(_size, paths)
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        return iter(list(pool.map(_size, paths)))
+
+
 def _size(path: str) -> int:
     try:
-        return os.path.getsize(path)
+        return as_path(path).stat().st_size
     except OSError:  # a link to nothing: it will be named when it is read
         return 0
+
+
+class ProgressLog:
+    """The progress of a pack, a line at a time, each on the disk when `add` returns; a second pack is kept away.
+
+    Remote file systems have no locks: there, nothing keeps a second pack away.
+
+    Args:
+        path: of the file, which is there.
+    """
+
+    def __init__(self, path: Path | RemotePath):
+        self._path = path
+        self._file = None if isinstance(path, RemotePath) else path.open("r+b")
+        self._content = b""
+        try:
+            if self._file:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise ValueError(f"Expected no pack at work on {path.parent}, received one. Fix: wait for it") from None
+
+    def read_whole(self) -> bytes:
+        """The whole lines; what a kill cut off counts as not written."""
+        content = self._file.read() if self._file else self._path.read_bytes()
+        self._content = content[: content.rfind(b"\n") + 1]
+        if self._file:
+            self._file.seek(len(self._content))
+            self._file.truncate()
+        return self._content
+
+    def add(self, line: bytes) -> None:
+        if self._file is None:
+            self._content += line
+            return write_whole(self._path, self._content)
+        self._file.write(line)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
 
 
 class PackJob:
@@ -65,7 +117,7 @@ class PackJob:
         max_bad_share: share of the files that may be unreadable.
     """
 
-    def __init__(self, output: Path, header: dict, max_bad_share: float):
+    def __init__(self, output: Path | RemotePath, header: dict, max_bad_share: float):
         self.output, self.header, self.max_bad_share = output, header, max_bad_share
         self.files, self.per_shard = header["source"]["files"], header["settings"]["images_per_shard"]
         self.shard_count = -(-self.files // self.per_shard)
@@ -78,11 +130,7 @@ class PackJob:
         if not path.exists():
             write_whole(path, b"".join(_line(entry) for entry in self._beginning()))
         with contextlib.ExitStack() as stack:
-            self._log = stack.enter_context(path.open("r+b"))
-            try:
-                fcntl.flock(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"Expected no pack at work on {self.output}, received one. Fix: wait for it") from None
+            self._log = stack.enter_context(contextlib.closing(ProgressLog(path)))
             self._read_progress()
             stack.pop_all()
         return self
@@ -111,12 +159,8 @@ class PackJob:
             yield dataclasses.replace(shard, bad=tuple(itertools.islice(bad, left_out)))
 
     def _read_progress(self) -> None:
-        content = self._log.read()
-        whole = content.rfind(b"\n") + 1  # what a kill cut off counts as not written
-        self._log.seek(whole)
-        self._log.truncate()
         try:
-            header, *lines = map(json.loads, content[:whole].splitlines())
+            header, *lines = map(json.loads, self._log.read_whole().splitlines())
             shards = [Shard(**{**entry, "bad": tuple(map(tuple, entry["bad"]))}) for entry in lines]
         except (ValueError, TypeError, KeyError):
             raise ValueError(
@@ -146,9 +190,7 @@ class PackJob:
         """Counts a shard as finished, on the disk too."""
         self.finished[shard.number] = shard
         self.bad_count += len(shard.bad)
-        self._log.write(_line(dataclasses.asdict(shard)))
-        self._log.flush()
-        os.fsync(self._log.fileno())
+        self._log.add(_line(dataclasses.asdict(shard)))
 
     def bad(self) -> list[tuple[str, str]]:
         return [pair for number in sorted(self.finished) for pair in self.finished[number].bad]
@@ -185,7 +227,7 @@ def write_bad_images(output: Path, bad: list[tuple[str, str]]) -> None:
 
 def read_bad_images(output: str | Path) -> list[tuple[str, str]]:
     """(name, reason) of each file `pack` left out."""
-    rows = os.fsdecode((Path(output) / BAD_IMAGES).read_bytes()).split("\n")[1:-1]
+    rows = os.fsdecode((as_path(output) / BAD_IMAGES).read_bytes()).split("\n")[1:-1]
     return [tuple(_unescaped(text) for text in row.split("\t")) for row in rows]
 
 

@@ -14,6 +14,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dupr_tf.remote_path import as_path
+
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"  # what their files begin with
 PILLOW_KINDS = ("GIF", "BMP", "WEBP", "TIFF")
 KINDS = ("JPEG", "PNG", *PILLOW_KINDS)
@@ -121,7 +123,7 @@ def upright_size(path: str | Path) -> tuple[int, int]:
         ValueError: no image of a known kind.
     """
     try:
-        with open(path, "rb") as file:
+        with as_path(path).open("rb") as file:
             return upright_size_of(file)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"Expected an image, received {path}: {error}. Fix: replace or unlist the file") from None

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from dupr_tf.data.sample_textures import Rng, contrasting_palette, grid, noise, palette, textured
+from dupr_tf.remote_path import as_path
 
 CLASSES = ("disc", "ring", "square", "triangle", "star", "cross")
 MIN_VISIBLE = 0.4  # share of an object's own pixels that must show for it to be annotated
@@ -62,7 +63,7 @@ def write_sample(
     """
     counts = {"train": train, "val": val, "unlabeled": unlabeled}
     _check(counts, size, seed)
-    root = Path(root)
+    root = as_path(root)
     parameters = {"version": _VERSION, **counts, "size": list(size), "seed": seed}
     if _is_complete(root, parameters):
         return root
@@ -145,13 +146,14 @@ def _write_labelled(root: Path, split: str, count: int, size: tuple[int, int], s
 
 
 def _save(image: np.ndarray, path: Path) -> None:
-    Image.fromarray(image).save(path, quality=90)
+    with path.open("wb") as file:
+        Image.fromarray(image).save(file, "JPEG", quality=90)
 
 
 def _write_json(path: Path, content: dict) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(part, path)
+    part.replace(path)
 
 
 # ---- a scene -----------------------------------------------------------------------------------------------

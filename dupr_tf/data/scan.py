@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-import os
+import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from pathlib import Path
 
 from dupr_tf.data.bad_images import one_line, unusable_reason
 from dupr_tf.data.pillow_images import describe
-from dupr_tf.whole_files import write_whole
+from dupr_tf.remote_path import as_path
+from dupr_tf.whole_files import GrowingFile, write_whole
 
 USED, SKIPPED = "used", "skipped"
 COLUMNS = "name\tbytes\tmtime_ns\toutcome\treason"
@@ -48,7 +49,7 @@ def scan_images(
     Raises:
         ValueError: the output is no scan, or one with another limit.
     """
-    known = {} if output is None else _read(Path(output), max_pixels)
+    known = {} if output is None else _read(as_path(output), max_pixels)
     fresh = []
     for path in paths:
         look = known.get(one_line(path))
@@ -59,9 +60,11 @@ def scan_images(
     if output is None:
         yield from _looks(fresh, max_pixels, workers)
         return
-    with open(output, "a", encoding="utf-8", buffering=1) as file:  # a line at a time
-        for look in _looks(fresh, max_pixels, workers):
-            file.write(f"{look.name}\t{look.size}\t{look.modified}\t{look.outcome}\t{look.reason}\n")
+    file = GrowingFile(as_path(output))
+    with contextlib.closing(_looks(fresh, max_pixels, workers)) as looks, contextlib.ExitStack() as stack:
+        stack.callback(file.flush)
+        for look in looks:
+            file.add(f"{look.name}\t{look.size}\t{look.modified}\t{look.outcome}\t{look.reason}\n")
             yield look
 
 
@@ -93,13 +96,13 @@ def _look(path: str, max_pixels: int) -> Look:
     reason = unusable_reason(path, max_pixels)
     if reason:
         return Look(one_line(path), size, modified, SKIPPED, reason)
-    return Look(one_line(path), size, modified, USED, describe(Path(path).read_bytes()))
+    return Look(one_line(path), size, modified, USED, describe(as_path(path).read_bytes()))
 
 
 def _stamp(path: str) -> tuple[int, int]:
     """Size and time of change; -1, -1 where there is no file."""
     try:
-        found = os.stat(path)
+        found = as_path(path).stat()
     except OSError:
         return -1, -1
     return found.st_size, found.st_mtime_ns

@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from dupr_tf.data.cityscapes_files import SEMANTIC_IDS, SEMANTIC_NAMES, cityscapes_scenes, is_cityscapes, label_ids
 from dupr_tf.data.pillow_images import upright_size
 from dupr_tf.data.segment_classes import IGNORED, class_table
+from dupr_tf.remote_path import as_path
 
 log = logging.getLogger(__name__)
 KINDS = ("masks", "cityscapes")
@@ -58,7 +59,7 @@ class SegmentedImages:
         Raises:
             ValueError: the file cannot be read, or is of another size than the image.
         """
-        path = Path(self.segment_paths[index])
+        path = as_path(self.segment_paths[index])
         values = label_ids(path) if self.kind == "cityscapes" else read_values(path)
         if values.shape != tuple(self.sizes[index]):
             raise ValueError(
@@ -101,7 +102,7 @@ def read_segments(
     Raises:
         ValueError: one line that says what is wrong with the data and what to do.
     """
-    root = Path(root)
+    root = as_path(root)
     if not root.is_dir():
         raise ValueError(f"Expected a folder, received {root} (not one). Fix: give the root of images and masks")
     if kind not in ("auto", *KINDS):
@@ -120,7 +121,7 @@ def read_values(path: Path) -> np.ndarray:
         ValueError: no PNG of one channel of 8 bits.
     """
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with path.open("rb") as file, Image.open(file, formats=["PNG"]) as image:
             if image.mode not in ("L", "P", "1"):
                 raise ValueError(f"pixels of mode {image.mode}, where a mask has one channel of 8 bits")
             return np.asarray(image).astype(np.uint8)

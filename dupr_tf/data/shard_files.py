@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dupr_tf.remote_path import RemotePath, as_path
 from dupr_tf.whole_files import write_whole
 
 MANIFEST = "shards.json"
@@ -58,7 +59,8 @@ class Shard:
 
 def is_shards(root: str | Path) -> bool:
     """Whether a folder is what `dupr-tf pack` wrote, or has begun to write."""
-    return any((Path(root) / name).is_file() for name in (MANIFEST, PROGRESS))
+    root = as_path(root)
+    return root.is_dir() and any((root / name).is_file() for name in (MANIFEST, PROGRESS))
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -69,7 +71,8 @@ def read_bytes(path: str | Path) -> bytes:
 
 def open_file(path: str | Path):
     """A file of shards to read from, unbuffered. The one place where such files are opened."""
-    return open(path, "rb", buffering=0)
+    path = as_path(path)
+    return path.open("rb") if isinstance(path, RemotePath) else open(path, "rb", buffering=0)
 
 
 def read_manifest(root: str | Path) -> tuple[dict, list[Shard]]:
@@ -78,9 +81,9 @@ def read_manifest(root: str | Path) -> tuple[dict, list[Shard]]:
     Raises:
         ValueError: there is none, packing has not ended, or it is damaged.
     """
-    path = Path(root) / MANIFEST
+    path = as_path(root) / MANIFEST
     if not path.is_file():
-        if (Path(root) / PROGRESS).is_file():
+        if (as_path(root) / PROGRESS).is_file():
             raise ValueError(
                 f"Expected finished shards in {root}, received a pack that has not ended. Fix: run it again"
             )
@@ -113,10 +116,10 @@ def read_entries(root: str | Path, shards: list[Shard]) -> np.ndarray:
         ValueError: an index or a shard is missing, or is not what the manifest says (a shard: of its size).
     """
     for shard in shards:  # before room is made for what a manifest says
-        _check_count(Path(root) / shard.index, shard.images)
+        _check_count(as_path(root) / shard.index, shard.images)
     entries, first = np.empty(sum(s.images for s in shards), ENTRY), 0
     for shard in shards:
-        entries[first : first + shard.images] = _read_index(Path(root), shard)
+        entries[first : first + shard.images] = _read_index(as_path(root), shard)
         first += shard.images
     return entries
 
@@ -160,8 +163,8 @@ def damaged_files(root: str | Path):
     """Compares every shard and index with its sha256; yields (shard number, what is wrong or None)."""
     for shard in read_manifest(root)[1]:
         try:
-            _read_index(Path(root), shard)
-            path = Path(root) / shard.file
+            _read_index(as_path(root), shard)
+            path = as_path(root) / shard.file
             same = sha256_of(path) == shard.sha256
             yield (
                 shard.number,

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from dupr_tf.data.image_source import ImageSource
 from dupr_tf.data.shard_files import FRAME, open_file, read_entries, read_manifest
+from dupr_tf.remote_path import RemotePath, absolute, as_path
 
 log = logging.getLogger(__name__)
 KEPT_OPEN = 256  # shards; further ones are opened for each image, since a process may have 1,024 files
@@ -38,8 +39,8 @@ class Shards(ImageSource):
 
     def __init__(self, root: str | Path):
         _, shards = read_manifest(root)
-        self.root = Path(root)
-        self.files = [os.path.join(os.path.abspath(root), shard.file) for shard in shards]
+        self.root = as_path(root)
+        self.files = [str(as_path(absolute(root)) / shard.file) for shard in shards]
         self.entries = read_entries(root, shards)
         self.ends = np.cumsum([shard.images for shard in shards])
         self._open = {}
@@ -88,6 +89,8 @@ class Shards(ImageSource):
         return content if zlib.crc32(content) == crc32 else b""
 
     def _read(self, shard, start, length) -> bytes:
+        if isinstance(self.root, RemotePath):
+            return as_path(self.files[shard]).read_range(start, length)
         file = self._open.get(shard)
         if file is None:
             file = open_file(self.files[shard])

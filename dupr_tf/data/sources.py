@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dupr_tf.data.shard_files import is_shards, read_manifest
+from dupr_tf.remote_path import RemotePath, as_path
 
 log = logging.getLogger(__name__)
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -29,7 +30,7 @@ def list_images(root: str | Path, kind: str = "auto") -> list[str]:
     Raises:
         ValueError: the folder is missing, is no folder, or holds no image.
     """
-    paths = sorted(set(_images(Path(root), kind)))
+    paths = sorted(set(_images(as_path(root), kind)))
     if not paths:
         raise _no_image(root)
     return paths
@@ -54,7 +55,7 @@ def check_root(root: str | Path, kind: str = "auto") -> None:
     kind = resolved_kind(root, kind)
     if kind == "tfrecord":
         read_manifest(root)
-    elif kind != "tfds" and next(_images(Path(root), kind), None) is None:
+    elif kind != "tfds" and next(_images(as_path(root), kind), None) is None:
         raise _no_image(root)
 
 
@@ -64,12 +65,12 @@ def _no_image(root) -> ValueError:
     )
 
 
-def _images(root: Path, kind: str) -> Iterator[str]:
+def _images(root: Path | RemotePath, kind: str) -> Iterator[str]:
     if not root.is_dir():
         state = "is a file" if root.exists() else "does not exist"
         raise ValueError(f"Expected a folder of images, received {root} ({state}). Fix: --data DIR")
     for folder in _image_folders(root, kind):
-        yield from _walk(folder)
+        yield from _walk_remote(folder) if isinstance(folder, RemotePath) else _walk(folder)
 
 
 def _image_folders(root: Path, kind: str) -> list[Path]:
@@ -104,6 +105,18 @@ def _walk(folder: Path) -> Iterator[str]:
                 folders.append(entry.path)
             elif entry.name.lower().endswith(EXTENSIONS) and _may_be_file(entry):
                 yield os.path.abspath(entry.path)
+
+
+def _walk_remote(folder: RemotePath) -> Iterator[str]:
+    """As `_walk`, by as few requests as may be: what is named as an image is taken for a file."""
+    for name in folder.names():
+        path = folder / name
+        if name.startswith("."):
+            continue
+        if not name.endswith("/") and name.lower().endswith(EXTENSIONS):
+            yield str(path)
+        elif name.endswith("/") or path.is_dir():
+            yield from _walk_remote(path)
 
 
 def _may_be_file(entry: os.DirEntry) -> bool:

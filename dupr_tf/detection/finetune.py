@@ -16,6 +16,7 @@ from dupr_tf.detection.saving import detector_file, export_detector, load_detect
 from dupr_tf.detection.tasks import TASKS, layout_of, naming_bad_images, with_something_to_find
 from dupr_tf.detection.training_log import TrainingLog
 from dupr_tf.models.resnet import build_backbone
+from dupr_tf.remote_path import as_path
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
 from dupr_tf.training.optimizers import CoupledSGD, build_schedule, with_slow_variables
 from dupr_tf.weights.environment import record_environment
@@ -105,7 +106,7 @@ def evaluate(
     task, section = TASKS[task_of(detector)], _data_section(detector_path, kind)
     images = with_something_to_find(task, task.read(data, split, section, detector.class_names), data)
     if output is not None:
-        output = Path(output)
+        output = as_path(output)
         output.mkdir(parents=True, exist_ok=True)
     with naming_bad_images(images, section.max_pixels):
         scores = task.measure(detector, images, output, layout_of(data, split, section.kind), section.max_pixels)
@@ -123,7 +124,7 @@ def _data_section(detector_path: str | Path, kind: str) -> DataConfig:
 
 
 def _new_folder(output: str | Path) -> Path:
-    output = Path(output)
+    output = as_path(output)
     if output.is_file() or (output / "detector.keras").exists():
         raise ValueError(f"Expected a folder without a detector, received {output}. Fix: another output, or remove it")
     return output

@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.data.masks import pixels_of
+from dupr_tf.remote_path import as_path
+from dupr_tf.whole_files import written_locally
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and on photographs.
 TRUTH, IGNORED, FOUND = (86, 180, 233), (150, 150, 150), (230, 159, 0)
@@ -43,7 +45,8 @@ def contact_sheet(
         cell = _cell(annotated, index, detections[index], min_score, most_boxes)
         row, column = divmod(place, COLUMNS)
         sheet.paste(cell, (GAP + column * (CELL + GAP), HEADER + row * (CELL + GAP)))
-    sheet.save(path)
+    with written_locally(path) as local:
+        sheet.save(local)
 
 
 def sheet_positions(count: int, most: int) -> list[int]:
@@ -66,8 +69,8 @@ def _header(draw: ImageDraw.ImageDraw, min_score: float) -> None:
 
 def _cell(annotated, index, found, min_score, most_boxes) -> Image.Image:
     """One image scaled to fit a square cell, whatever its size, with lines and letters of one size."""
-    with Image.open(annotated.paths[index]) as file:
-        image = ImageOps.exif_transpose(file).convert("RGB")  # boxes are those of the upright image
+    with as_path(annotated.paths[index]).open("rb") as file, Image.open(file) as stored:
+        image = ImageOps.exif_transpose(stored).convert("RGB")  # boxes are those of the upright image
     scale = CELL / max(image.size)
     chosen = _drawn(found, min_score)[:most_boxes]
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)

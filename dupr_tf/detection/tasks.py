@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +24,7 @@ from dupr_tf.detection.pictures import contact_sheet, sheet_positions
 from dupr_tf.detection.segmentation_eval import ConfusionMatrix
 from dupr_tf.detection.segmentation_sheet import segmentation_sheet
 from dupr_tf.detection.voc_eval import voc_ap
+from dupr_tf.remote_path import as_path
 
 EVAL_BATCH = 8  # images
 SUMMARY = ("AP", "AP50", "AP75")  # of a second metric, beside the first
@@ -62,7 +62,7 @@ def with_boxes(annotated: AnnotatedImages) -> int:
 
 def layout_of(root, split: str, kind: str) -> str:
     """The layout "auto" finds; others are what they are."""
-    return kind_of(Path(root), split) if kind == "auto" else kind
+    return kind_of(as_path(root), split) if kind == "auto" else kind
 
 
 def detect(detector, annotated: AnnotatedImages, batch_size: int = EVAL_BATCH, max_pixels: int = MAX_PIXELS) -> list:

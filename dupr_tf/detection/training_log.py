@@ -11,6 +11,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dupr_tf.whole_files import GrowingFile
+
 
 class TrainingLog(keras.callbacks.Callback):
     """Writes the mean of every loss over `log_every` steps to a file and shows progress.
@@ -41,6 +43,7 @@ class TrainingLog(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self.path.write_text("", encoding="utf-8")
+        self.lines = GrowingFile(self.path)
         self.started = self.first_done = time.perf_counter()
         self.bar.start()
 
@@ -55,6 +58,7 @@ class TrainingLog(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self.bar.stop()
+        self.lines.flush()
 
     def _write(self, logs: dict[str, float]) -> None:
         now = time.perf_counter()
@@ -69,8 +73,7 @@ class TrainingLog(keras.callbacks.Callback):
             "images_per_second": round(self.images_per_second, 2),
             "seconds": round(self.seconds, 1),
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        self.lines.add(json.dumps(entry) + "\n")
         state = f"loss {losses['loss']:.3f}, {self.images_per_second:.1f} images/s"
         self.bar.update(self.task, state=state)
         if not self.console.is_terminal:

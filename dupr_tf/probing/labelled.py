@@ -9,6 +9,7 @@ import numpy as np
 
 from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.data.sources import list_images
+from dupr_tf.remote_path import as_path
 
 SPLITS = ("train", "val")
 
@@ -28,7 +29,7 @@ def read_class_folders(root: str | Path) -> dict[str, ClassFolders]:
     Raises:
         ValueError: no such folders, fewer than two classes, a class of only one split, or a class without images.
     """
-    root = Path(root)
+    root = as_path(root)
     if not root.is_dir():
         state = "is a file" if root.exists() else "does not exist"
         raise ValueError(f"Expected a folder with train/CLASS/ and val/CLASS/, received {root} ({state}). Fix: --data")

@@ -13,7 +13,8 @@ import tensorflow as tf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dupr_tf.whole_files import write_whole
+from dupr_tf.remote_path import as_path
+from dupr_tf.whole_files import GrowingFile, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +50,13 @@ class MetricsLog(StepCallback):
 
     def __init__(self, run: Path, first_step: int, last_step: int, steps_per_epoch: int, batch_size: int, every: int):
         super().__init__(first_step)
-        self.path = Path(run) / "metrics.jsonl"
+        self.path = as_path(run) / "metrics.jsonl"
         self.last_step, self.steps_per_epoch = last_step, steps_per_epoch
         self.batch_size, self.every = batch_size, every
-        self.writer = tf.summary.create_file_writer(str(Path(run) / "tensorboard"))
+        self.writer = tf.summary.create_file_writer(str(as_path(run) / "tensorboard"))
         self.progress, self.task = progress_line(last_step, first_step)
         drop_lines_after(self.path, first_step)
+        self.lines = GrowingFile(self.path)
         self._since, self._since_step = None, first_step
         self._begun, self._in_steps = 0.0, 0.0  # when this step began, and seconds in steps since the last line
         self._noted, self._pictures = {}, {}
@@ -89,8 +91,7 @@ class MetricsLog(StepCallback):
         self._since, self._since_step, self._in_steps = now, step, 0.0
         line = {"step": step, "epoch": step / self.steps_per_epoch, **scalars}
         line |= {"images_per_second": rate, "step_share": share, **self._noted}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
+        self.lines.add(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
         with self.writer.as_default(step=step):
             for name, value in line.items():
                 tf.summary.scalar(name, value)
@@ -106,6 +107,7 @@ class MetricsLog(StepCallback):
     def close(self) -> None:
         self.progress.stop()
         self.writer.close()
+        self.lines.flush()
 
 
 class SaveCheckpoints(StepCallback):

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from dupr_tf.remote_path import RemotePath, as_path
 from dupr_tf.training.failures import RunFailed
+from dupr_tf.whole_files import remove_tree, room_at
 
 ENDINGS = ("data-00000-of-00001", "index")  # of TensorFlow's files
 
@@ -37,10 +38,11 @@ class RunCheckpoints:
 
     Attributes:
         variables: {key: variable} of the whole state.
+        before_save: called before a checkpoint is written.
     """
 
     def __init__(self, model: keras.Model, folder: str | Path, keep: int = 2):
-        self.folder, self.keep = Path(folder), keep
+        self.folder, self.keep = as_path(folder), keep
         self.folder.mkdir(parents=True, exist_ok=True)
         _remove_unfinished(self.folder)
         optimizer = model.optimizer
@@ -52,6 +54,7 @@ class RunCheckpoints:
         self.step = model.step
         self.checkpoint = tf.train.Checkpoint(variables=self.variables)
         _ = self.checkpoint.save_counter  # made here, since checkpoints of earlier versions hold one
+        self.before_save: Callable[[], None] = lambda: None
         self._at_hand: int | None = None  # the step that is saved, or was restored, as it is
 
     @property
@@ -71,6 +74,7 @@ class RunCheckpoints:
             return path
         _remove_checkpoint(path)  # a damaged one of the same step
         try:
+            self.before_save()
             self.checkpoint.write(str(path))
             _write_sums(path)
         except (tf.errors.OpError, OSError) as error:
@@ -121,14 +125,21 @@ class RunCheckpoints:
         left = f"that of step {step_of(paths[0])} is untouched" if paths else "there is none before it"
         return (
             f"Expected room for the checkpoint of step {step} below {self.folder}: {self.size:,} bytes, received "
-            f"{shutil.disk_usage(self.folder).free:,} free ({' '.join(str(error).split())[:120]}); {left}. "
+            f"{_free(self.folder)} ({' '.join(str(error).split())[:120]}); {left}. "
             "Fix: free some and run the same command again"
         )
 
 
+def _free(folder: Path | RemotePath) -> str:
+    free = room_at(folder)
+    return "a file system that does not say how much is free" if free is None else f"{free:,} free"
+
+
 def saved_checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints below a folder, newest first: paths without the endings; whole or not."""
-    found = {path.with_suffix("") for ending in ("index", "sha256") for path in Path(folder).glob(f"ckpt-*.{ending}")}
+    found = {
+        path.with_suffix("") for ending in ("index", "sha256") for path in as_path(folder).glob(f"ckpt-*.{ending}")
+    }
     return sorted((path for path in found if path.name[5:].isdigit()), key=step_of, reverse=True)
 
 
@@ -154,7 +165,7 @@ def find_damage(path: Path) -> str | None:
 def _write_sums(path: Path) -> None:
     temporary = path.with_suffix(".sums_temp")
     temporary.write_text("".join(map(_sum_line, _files(path))), encoding="ascii")
-    os.replace(temporary, path.with_suffix(".sha256"))
+    temporary.replace(path.with_suffix(".sha256"))
 
 
 def _sum_line(file: Path) -> str:
@@ -175,7 +186,7 @@ def _remove_checkpoint(path: Path) -> None:
 def _remove_unfinished(folder: Path) -> None:
     """What a save that was killed has left: files under other names, and data whose index was never written."""
     for leftover in [*folder.glob("*_temp*"), *folder.glob("*.tempstate*")]:
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        remove_tree(leftover) if leftover.is_dir() else leftover.unlink()
     for data in folder.glob("ckpt-*.data-*"):
         path = data.with_suffix("")
         if not any(path.with_suffix(ending).exists() for ending in (".index", ".sha256")):

@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from dupr_tf.data.image_source import ImageSource, as_source
 from dupr_tf.data.open_source import open_source
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.models import DUPR, build_backbone
+from dupr_tf.remote_path import absolute, as_path
 from dupr_tf.training.begun import compare, record_start
 from dupr_tf.training.callbacks import CheckBadImages, MetricsLog, SaveCheckpoints
 from dupr_tf.training.checkpoints import RunCheckpoints
@@ -31,7 +31,7 @@ from dupr_tf.training.probes import Probe, RunProbes
 from dupr_tf.training.signals import StopOnSignal, noted_signals
 from dupr_tf.weights.environment import record_environment
 from dupr_tf.weights.loading import load_weights_for, weights_digest
-from dupr_tf.whole_files import write_whole
+from dupr_tf.whole_files import write_whole, written_locally
 
 log = logging.getLogger(__name__)
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -75,7 +75,7 @@ def pretrain(
         RunFailed: the loss diverged, or the disk is full.
         RunInterrupted: SIGTERM or SIGINT came; the step was finished and saved. It is a `KeyboardInterrupt`.
     """
-    run = Path(output)
+    run = as_path(output)
     if config.probing.every_epochs and probe is None:
         raise ValueError(
             f"Expected a probe for probing.every_epochs {config.probing.every_epochs}, received none. "
@@ -157,6 +157,7 @@ def _fit(model, config, source, bad, checkpoints, run, probe=None) -> int:
     if step:
         log.info("resuming %s at step %d of %d", run, step, total)
     metrics = MetricsLog(run, step, total, per_epoch, config.train.batch_size, config.train.log_every)
+    checkpoints.before_save = metrics.lines.flush  # what a run goes on from never lacks its lines
     with contextlib.closing(bad), contextlib.closing(metrics), noted_signals() as received:
         every = config.probing.every_epochs * per_epoch
         callbacks = [
@@ -239,7 +240,7 @@ def _load_start(run: Path, config: Config, weights: str | Path, begun: dict | No
     backbone = load_weights_for(config.model.backbone, config.model.width, weights, include_normalization=False)
     digest = weights_digest(backbone)
     if begun is None:
-        entry = {"weights": os.path.abspath(weights), "sha256": digest}
+        entry = {"weights": absolute(weights), "sha256": digest}
         write_whole(run / START_FILE, json.dumps(entry, indent=2) + "\n")
         log.info("starting from the weights of %s", weights)
     elif digest != begun["sha256"]:
@@ -253,7 +254,8 @@ def _load_start(run: Path, config: Config, weights: str | Path, begun: dict | No
 def _write_backbone(model: DUPR, run: Path) -> Path:
     """Saves the query backbone under its final name only once it is whole."""
     path = run / "backbone.keras"
-    temporary = run / "backbone.tmp.keras"
-    model.backbone.save(temporary)
-    os.replace(temporary, path)
+    with written_locally(path) as local:
+        temporary = local.with_name("backbone.tmp.keras")
+        model.backbone.save(temporary)
+        temporary.replace(local)
     return path

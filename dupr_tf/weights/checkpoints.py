@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import zipfile
-from pathlib import Path
 
 import numpy as np
 
+from dupr_tf.remote_path import as_path
 from dupr_tf.weights.torch_io import read_safetensors
+from dupr_tf.whole_files import local_copy
 
 TORCH_ENDINGS = (".pth", ".pt", ".tar", ".ckpt")
 ENDINGS = (".safetensors", ".npz", *TORCH_ENDINGS)
@@ -34,9 +35,14 @@ def read_checkpoint(path):
     Raises:
         ValueError: in one line, for another kind of file, a damaged one, or one with code in it.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise ValueError(f"Expected a weight file, received {path}: no such file. Fix: the path.")
+    with local_copy(path) as local:
+        return _read(local)
+
+
+def _read(path):
     if path.suffix == ".safetensors":
         return name_children(read_safetensors(path)[0])
     if path.suffix == ".npz":

@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 
 from dupr_tf import __version__
+from dupr_tf.remote_path import as_path
+from dupr_tf.whole_files import write_whole
 
 PACKAGE = Path(__file__).parents[1]
 ENVIRONMENT_FILE = "environment.json"
@@ -25,19 +27,17 @@ def describe_environment():
 
 def record_environment(run):
     """Note in a run's `environment.json` what works on it; a resume elsewhere, or by other code, adds an entry."""
-    path = Path(run) / ENVIRONMENT_FILE
+    path = as_path(run) / ENVIRONMENT_FILE
     entries, entry = read_environments(run), describe_environment()
     if entries[-1:] == [entry]:
         return
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps([*entries, entry], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, json.dumps([*entries, entry], indent=2, ensure_ascii=False) + "\n")
 
 
 def read_environments(run):
     """Return the entries of a run's `environment.json`, oldest first; none if it has no such file, or a damaged one."""
     try:
-        entries = json.loads((Path(run) / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+        entries = json.loads((as_path(run) / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []

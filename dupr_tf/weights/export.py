@@ -9,14 +9,15 @@ import errno
 import importlib
 import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 
+from dupr_tf.remote_path import RemotePath, as_path
 from dupr_tf.weights.compare import TOLERANCE
 from dupr_tf.weights.formats import FORMATS, ExportError, check_format
 from dupr_tf.weights.manifest import MANIFEST_FILE, check_directory, write_manifest
 from dupr_tf.weights.model_card import model_card
+from dupr_tf.whole_files import written_locally
 
 __all__ = ["FORMATS", "ExportError", "export"]
 
@@ -60,9 +61,11 @@ def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=Fal
         ExportError: for a tensor that is missing or has no name, features that differ by more than 1e-4 of the
             largest, or a full disk. Nothing is left at `output`, or what was there before.
     """
-    output = Path(output)
+    output = as_path(output)
     check_format(to)
     _check_output(output, overwrite)
+    if isinstance(output, RemotePath):
+        return _export_remotely(output, backbone, to, overwrite, card, allow_nonfinite, license)
     if not allow_nonfinite:
         _check_finite(backbone)
     wanted = _bytes_wanted(backbone, to)
@@ -85,6 +88,16 @@ def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=Fal
         raise ExportError(_full(output.parent, wanted)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return output
+
+
+def _export_remotely(output, backbone, to, overwrite, *options):
+    """Export here, then upload; the manifest comes last, and that of an earlier export goes first."""
+    with written_locally(output, last=MANIFEST_FILE) as local:
+        export(backbone, to, local, False, *options)
+        if overwrite and output.exists():
+            (output / MANIFEST_FILE).unlink(missing_ok=True)
+            output.rmtree()
     return output
 
 

@@ -3,16 +3,17 @@
 import dataclasses
 import hashlib
 import os
-from pathlib import Path
 
 import keras
 import numpy as np
 
 from dupr_tf.models.resnet import ResNetBackbone, stage_channels
+from dupr_tf.remote_path import as_path
 from dupr_tf.weights.checkpoints import ENDINGS, read_checkpoint
 from dupr_tf.weights.manifest import check_file
 from dupr_tf.weights.names import weight_names
 from dupr_tf.weights.torch_io import dropped_keys, find_prefix, from_torchvision
+from dupr_tf.whole_files import local_copy, written_locally
 
 KERAS_FILE = "backbone.keras"
 SAFETENSORS_FILE = "backbone.safetensors"
@@ -39,7 +40,7 @@ def load_backbone(path, include_normalization=None, allow_nonfinite=False):
     Raises:
         ValueError: in one line, for a path that is missing, of another type, damaged, or not a backbone.
     """
-    file = _file_of(Path(path))
+    file = _file_of(as_path(path))
     check_file(file)
     if file.suffix == ".keras":
         backbone = _load_keras(file)
@@ -107,17 +108,18 @@ def import_backbone(file, output, prefix=None, overwrite=False, allow_nonfinite=
         ValueError: in one line, naming what is missing, of another shape, unknown or not finite, or why the output
             cannot be written. Nothing is then left of it.
     """
-    output = Path(output)
+    output = as_path(output)
     if output.suffix != ".keras":
         raise ValueError(f"Expected an output ending in .keras, received {output}. Fix: {output.with_suffix('.keras')}")
     if output.exists() and not overwrite:
         raise ValueError(f"Expected a new output, received {output}, which exists. Fix: --overwrite, or another name.")
-    check_file(Path(file))
+    check_file(file)
     state = read_checkpoint(file)
     prefix = find_prefix(state) if prefix is None else prefix
     backbone = from_torchvision(state, prefix, allow_nonfinite=allow_nonfinite)
     dropped = dropped_keys(state, prefix)
-    _save_keras(backbone, output)
+    with written_locally(output) as local:
+        _save_keras(backbone, local)
     matched = len(weight_names(backbone.architecture))
     return Imported(backbone.architecture, backbone.width, prefix, matched, tuple(dropped))
 
@@ -194,7 +196,8 @@ def read_keras(file):
         ValueError: in one line, for whatever keeps it from being read.
     """
     try:
-        return keras.saving.load_model(file, compile=False)  # safe_mode is Keras' default: no Lambda, no pickle
+        with local_copy(file) as local:
+            return keras.saving.load_model(local, compile=False)  # safe_mode is Keras' default: no Lambda, no pickle
     except Exception as error:  # Keras lets through whatever zipfile, json and h5py raise
         reason = " ".join(str(error).split())[:200]
         raise ValueError(

@@ -5,20 +5,21 @@ It is there because neither safetensors nor HDF5 notices a flipped bit.
 
 import hashlib
 import json
-from pathlib import Path
+
+from dupr_tf.remote_path import as_path
 
 MANIFEST_FILE = "manifest.json"
 
 
 def sha256_of(path):
     """Return the sha256 of a file, in hexadecimal."""
-    with Path(path).open("rb") as file:
+    with as_path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_manifest(directory, facts=None):
     """Write `manifest.json`: `facts`, then `files: {relative path: sha256}` of everything that is there."""
-    directory = Path(directory)
+    directory = as_path(directory)
     paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
     files = {path.relative_to(directory).as_posix(): sha256_of(path) for path in paths}
     text = json.dumps({**(facts or {}), "files": files}, indent=2, ensure_ascii=False)
@@ -31,7 +32,7 @@ def read_manifest(directory):
     Raises:
         ValueError: if there is one that cannot be read.
     """
-    path = Path(directory) / MANIFEST_FILE
+    path = as_path(directory) / MANIFEST_FILE
     if not path.is_file():
         return None
     try:
@@ -49,7 +50,7 @@ def check_file(path):
     Raises:
         ValueError: if the file is not the one that was written.
     """
-    path = Path(path)
+    path = as_path(path)
     expected = ((read_manifest(path.parent) or {}).get("files") or {}).get(path.name)
     if expected is not None and sha256_of(path) != expected:
         raise ValueError(
@@ -68,6 +69,6 @@ def check_directory(directory):
     if manifest is None:
         raise ValueError(f"Expected {MANIFEST_FILE} in {directory}, received none. Fix: export it again.")
     for name in manifest.get("files", {}):
-        path = Path(directory) / name
+        path = as_path(directory) / name
         if not path.is_file() or sha256_of(path) != manifest["files"][name]:
             raise ValueError(f"Expected {path} as the manifest has it, received another or none. Fix: copy it again.")

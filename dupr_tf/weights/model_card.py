@@ -1,11 +1,12 @@
 """The text beside an export: what the network is, what it takes and gives, how to read it."""
 
 import json
-from pathlib import Path
+from pathlib import PurePath
 
 import yaml
 
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD
+from dupr_tf.remote_path import as_path
 from dupr_tf.weights.environment import describe_environment, read_environments
 
 NO_LICENSE = "not stated"
@@ -72,7 +73,7 @@ def run_facts(run):
     Args:
         run: what `load_backbone` takes.
     """
-    run, facts = Path(run), {}
+    run, facts = as_path(run), {}
     if (run / "config.yaml").is_file():
         facts.update(_config_facts((run / "config.yaml").read_text(encoding="utf-8")))
     if (run / "metrics.jsonl").is_file():
@@ -91,7 +92,7 @@ def _config_facts(text):
     data = (yaml.safe_load(text) or {}).get("data") or {}
     facts = {"pre-training config": "`" + " ".join(text.split()) + "`"}
     if data.get("root"):
-        facts["data"] = f"`{Path(data['root']).name}` ({data.get('kind', 'folder')}), without labels"
+        facts["data"] = f"`{PurePath(data['root']).name}` ({data.get('kind', 'folder')}), without labels"
     return facts
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,8 +254,8 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_no_half_shard(tmp_path):
 
 
 def test_too_little_room_is_told_before_anything_is_written(photos, tmp_path, monkeypatch):
-    free = module.shutil.disk_usage(tmp_path)._replace(free=1_000)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: free)
+    free = shutil.disk_usage(tmp_path)._replace(free=1_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     monkeypatch.setattr(module, "_write_shards", lambda *_: pytest.fail("written"))
     with pytest.raises(PackError, match=r"Expected room for [\d,]{6,} bytes in .*\(1,000 bytes free\)"):
         pack(photos, tmp_path / "out", SMALL)

@@ -88,17 +88,19 @@ def test_probing_does_not_count_as_training_and_has_a_line_of_its_own(tmp_path, 
     clock = [0.0]
     monkeypatch.setattr("dupr_tf.training.callbacks.time.perf_counter", lambda: clock[0])
     metrics = MetricsLog(tmp_path, 0, 100, 10, 8, every=10)
-    metrics.on_train_batch_begin(0)
     for step in range(1, 6):
-        clock[0] += 1.0
+        metrics.on_train_batch_begin(step)
+        clock[0] += 0.9
         if step == 5:
             clock[0] += 60.0
             metrics.note({"probe/x": 0.5}, {}, 60.0)
         metrics.on_step(step, {"loss": 1.0})
+        clock[0] += 0.1 if step < 5 else 0.0
     metrics.close()
     (line,) = lines_of(tmp_path)
     assert line["step"] == 5 and line["probe/x"] == 0.5
-    assert line["images_per_second"] == pytest.approx(8.0)
+    assert line["images_per_second"] == pytest.approx(40 / 4.9)
+    assert line["step_share"] == pytest.approx(4.5 / 4.9)
 
 
 @pytest.mark.parametrize("fields, expected", [
