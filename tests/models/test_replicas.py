@@ -1,5 +1,6 @@
 """The same step on one device and on several logical ones (METHOD section 6). Each run is a process of its own."""
 
+import functools
 import subprocess
 import sys
 
@@ -19,14 +20,17 @@ def run(folder, devices, groups, steps=STEPS, kind="float32"):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """One device with four batch-norm groups, two with two each, four with one each."""
+    """By devices: one has four batch-norm groups, two have two each, four have one each. Each is run when asked for."""
     folder = tmp_path_factory.mktemp("replicas")
-    return {devices: run(folder, devices, GROUPS) for devices in (1, 2, 4)}
+    return functools.cache(lambda devices: run(folder, devices, GROUPS))
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+TWO_OR_FOUR = pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow)])
+
+
+@TWO_OR_FOUR
 def test_losses_banks_and_updates_do_not_depend_on_the_number_of_devices(runs, devices):
-    same_numbers(runs[1], runs[devices])
+    same_numbers(runs(1), runs(devices))
 
 
 @pytest.mark.slow
@@ -46,9 +50,9 @@ def same_numbers(one, many):
         np.testing.assert_allclose(many[name], one[name], atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@TWO_OR_FOUR
 def test_every_replica_holds_the_same_bits(runs, devices):
-    assert runs[devices]["replicas_agree"]
+    assert runs(devices)["replicas_agree"]
 
 
 def test_every_replica_holds_the_same_bits_after_fifty_steps(tmp_path):
@@ -58,7 +62,7 @@ def test_every_replica_holds_the_same_bits_after_fifty_steps(tmp_path):
 @pytest.mark.slow
 def test_the_number_of_groups_does_matter(runs, tmp_path):
     few = run(tmp_path, 1, GROUPS, steps=1, kind="coarse")["losses"][0]
-    assert np.abs(few - runs[1]["losses"][0]).max() > 1e-2
+    assert np.abs(few - runs(1)["losses"][0]).max() > 1e-2
 
 
 @pytest.mark.slow
