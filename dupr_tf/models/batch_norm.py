@@ -48,7 +48,7 @@ def set_norm(model, norm):
     Args:
         model: a Keras model or layer that holds some.
         norm: "train": statistics of each device; "sync": of all devices of a strategy together; "frozen": moving
-            statistics and parameters stay as they are.
+            statistics and parameters stay as they are. What a caller has frozen stays so with every word.
 
     Raises:
         ValueError: for another word.
@@ -57,4 +57,5 @@ def set_norm(model, norm):
         raise ValueError(f"Expected norm, one of {', '.join(NORMS)}, received {norm!r}. Fix: train.")
     for layer in norm_layers(model):
         layer.synchronized = norm == "sync"
-        layer.trainable = norm != "frozen"
+        if norm == "frozen":
+            layer.trainable = False

@@ -56,6 +56,14 @@ def test_nothing_else_changes_and_frozen_norms_keep_theirs():
     assert [layer.momentum for layer in norm_layers(made)] == [0.9, 0.99]
 
 
+@pytest.mark.parametrize("norm", ["train", "sync", "frozen"])
+def test_what_a_caller_froze_stays_frozen(norm):
+    made = model()
+    made.get_layer("a").trainable = False
+    set_norm(made, norm)
+    assert [layer.trainable for layer in norm_layers(made)] == [False, norm != "frozen"]
+
+
 def test_it_needs_batches_and_norms_to_measure():
     made = model()
     with pytest.raises(ValueError, match="Expected batches to measure batch norms on, received none"):
