@@ -26,7 +26,7 @@ def all_gather(rows):
         return rows
     if rows.dtype == tf.bool:  # the collectives add, and bools cannot be added
         return tf.cast(all_gather(tf.cast(rows, tf.int32)), tf.bool)
-    gathered = context.all_gather(rows, axis=0)
+    gathered = context.all_gather(tf.identity(rows), axis=0)  # an argument of a graph has no device, which it needs
     total = None if rows.shape[0] is None else rows.shape[0] * context.num_replicas_in_sync
     return tf.ensure_shape(gathered, [total, *rows.shape[1:]])  # the collective forgets it
 

@@ -1,0 +1,83 @@
+"""DUPR on many workers: what `fit` needs there beside `DUPR.train_step`, which stays as it is.
+
+Under `MultiWorkerMirroredStrategy`, Keras' own train function fails where it reduces the logs of the replicas; that it
+builds a model by running it, which fails as well, `DUPR` has ruled out already. Tested with the versions in
+`TESTED_KERAS`, since what is overridden here is not part of Keras' documented interface.
+"""
+
+from __future__ import annotations
+
+import time
+
+import keras
+import tensorflow as tf
+
+from dupr_tf.models.dupr import DUPR
+
+TESTED_KERAS = ("3.15",)  # major and minor versions
+
+
+class MultiWorkerDUPR(DUPR):
+    """A `DUPR` that `fit` can train on many workers. Arguments are those of `DUPR`.
+
+    Attributes:
+        own_seconds: of the last step, the seconds in which this worker waited for no other: for its images, and for the
+            gradients once all keys were there (the longest stretch of a step without an exchange).
+
+    Raises:
+        ValueError: Keras is of a version it was not tested with.
+    """
+
+    own_seconds = 0.0
+
+    def __init__(self, *args, **kwargs):
+        check_keras(keras.version())
+        super().__init__(*args, **kwargs)
+
+    def make_train_function(self, force=False):
+        """Sets the function that takes a step; `fit` calls it with the iterator of a distributed dataset."""
+        if self.train_function is not None and not force:
+            return
+        strategy = self.distribute_strategy
+
+        @tf.function(reduce_retracing=True)
+        @tf.autograph.experimental.do_not_convert
+        def on_all_replicas(batch):
+            logs, seconds = strategy.run(self._timed_step, args=(batch,))
+            # Logs are sums over all replicas, the same on each, so that nothing has to be exchanged for them.
+            return {name: strategy.experimental_local_results(value)[0] for name, value in logs.items()}, (
+                tf.reduce_max(strategy.experimental_local_results(seconds))
+            )
+
+        def train_function(iterator):
+            start = time.perf_counter()
+            batch = next(iterator)
+            waited = time.perf_counter() - start
+            logs, seconds = on_all_replicas(batch)
+            self.own_seconds = waited + float(seconds)
+            return logs
+
+        self.train_function = train_function
+
+    def _timed_step(self, batch):
+        """The logs of a step, and the seconds its gradients took."""
+        self._gradient_seconds = None
+        logs = self.train_step(batch)
+        return logs, self._gradient_seconds
+
+    def _query_gradients(self, views, batch, keys):
+        with tf.control_dependencies(tf.nest.flatten(keys)):
+            start = tf.timestamp()
+        gradients, logs = super()._query_gradients(views, batch, keys)
+        with tf.control_dependencies(gradients):
+            self._gradient_seconds = tf.timestamp() - start
+        return gradients, logs
+
+
+def check_keras(version: str) -> None:
+    """Refuses a version of Keras whose train function was not looked at."""
+    if ".".join(version.split(".")[:2]) not in TESTED_KERAS:
+        raise ValueError(
+            f"Expected Keras {' or '.join(f'{tested}.x' for tested in TESTED_KERAS)} to train on several workers "
+            f"(others were not tested), received {version}. Fix: pip install 'keras=={TESTED_KERAS[-1]}.*'"
+        )
