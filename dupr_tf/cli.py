@@ -23,11 +23,12 @@ DESCRIPTION = "Pre-train object-detection backbones on unlabelled images (DUPR),
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command. Returns 0; 2 where the user's input is wrong, 1 where a run fails or its result is refused.
 
-    A run that SIGTERM or SIGINT ended returns 143 or 130.
+    A run that SIGTERM or SIGINT ended returns 143 or 130; one that lost a worker, 75.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    for library in ("absl", "tensorflow"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's C++ chatter; what matters is raised
     try:
         arguments, overrides = split_overrides(arguments)
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         return BY_SIGNAL + getattr(error, "number", signal.SIGINT)
     except (ExportError, PackError, RunFailed) as error:
         print(f"dupr-tf: error: {error}", file=sys.stderr)
-        return REFUSED
+        return getattr(error, "code", REFUSED)
     except RemoteError as error:
         print(f"dupr-tf: error: {error}", file=sys.stderr)
         return USER_ERROR

@@ -14,6 +14,7 @@ from dupr_tf.config import Config, ConfigError, load_config
 from dupr_tf.data.sources import check_root
 from dupr_tf.probing.labelled import read_class_folders
 from dupr_tf.remote_path import as_path
+from dupr_tf.training.cluster import cluster_of, refuse_cluster
 
 
 @dataclasses.dataclass
@@ -47,6 +48,7 @@ class Pretrain:
         elif config:
             problems.append("data.root: expected a folder of images, received none. Fix: --data DIR")
         problems += _probing_problems(config) if config else []
+        problems += _problem_of(cluster_of, config) if config and not self.dry_run else []
         if self.output is None and not self.dry_run:
             problems.append("--output: expected a folder for the run, received none. Fix: --output runs/mine")
         refuse(problems)
@@ -89,6 +91,7 @@ class Finetune:
 
     def run(self, overrides: dict[str, str]) -> None:
         config, problems = _config_or_problems(self.config, overrides, Config.finetune_problems)
+        problems += _problem_of(refuse_cluster)
         if not self.data.is_dir():
             problems.append(f"--data: expected a folder, received {self.data}. Fix: the root of a data set")
         if self.weights != "random" and not as_path(self.weights).exists():

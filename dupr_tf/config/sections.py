@@ -106,6 +106,11 @@ class TrainConfig(Section):
     checkpoint_every: int | str = Field(1000, description="steps (1000) or time (30s, 10min, 2h)")
     keep_checkpoints: int = Field(2, ge=1)
     log_every: int = Field(20, ge=1, description="steps")
+    strategy: Literal["auto", "one", "mirrored", "multi_worker"] = Field(
+        "auto", description="devices: one, all of the machine, or all of TF_CONFIG's workers; auto: what there is"
+    )
+    worker_timeout: float = Field(60, ge=1, description="s without a sign of life after which a worker is gone")
+    start_timeout: float = Field(600, ge=1, description="s for all workers to come, and for each step to be done")
 
     @field_validator("checkpoint_every", mode="before")
     @classmethod

@@ -46,7 +46,7 @@ def finetune(
     Raises:
         ValueError: config, weights, data or output do not fit together; one line, before any long work.
     """
-    console, strategy = console or Console(), choose_strategy()
+    console, strategy = console or Console(), choose_strategy(config.train.strategy)
     if problems := config.finetune_problems(replicas(strategy)):
         raise ConfigError(problems)
     output, task = _new_folder(output), TASKS[KINDS[config.detector.kind].task]

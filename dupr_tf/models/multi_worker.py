@@ -31,7 +31,7 @@ class MultiWorkerDUPR(DUPR):
     own_seconds = 0.0
 
     def __init__(self, *args, **kwargs):
-        check_keras(keras.version())
+        check_keras()
         super().__init__(*args, **kwargs)
 
     def make_train_function(self, force=False):
@@ -74,7 +74,7 @@ class MultiWorkerDUPR(DUPR):
         return gradients, logs
 
 
-def check_keras(version: str) -> None:
+def check_keras(version: str = keras.__version__) -> None:
     """Refuses a version of Keras whose train function was not looked at."""
     if ".".join(version.split(".")[:2]) not in TESTED_KERAS:
         raise ValueError(

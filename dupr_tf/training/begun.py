@@ -12,7 +12,10 @@ from dupr_tf.data.image_source import ImageSource, as_source
 from dupr_tf.whole_files import write_whole
 
 log = logging.getLogger(__name__)
-MAY_CHANGE = ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "probing")  # fields, sections
+MAY_CHANGE = (  # fields, sections
+    "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.strategy", "train.worker_timeout",
+    "train.start_timeout", "probing",
+)  # fmt: skip
 IMAGES_FILE = "images.json"
 
 

@@ -35,16 +35,18 @@ class RunCheckpoints:
         model: a compiled DUPR whose optimiser is built.
         folder: where the checkpoints go.
         keep: checkpoints kept, the newest.
+        read_only: for workers other than the chief: nothing is made or cleared away.
 
     Attributes:
         variables: {key: variable} of the whole state.
         before_save: called before a checkpoint is written.
     """
 
-    def __init__(self, model: keras.Model, folder: str | Path, keep: int = 2):
+    def __init__(self, model: keras.Model, folder: str | Path, keep: int = 2, read_only: bool = False):
         self.folder, self.keep = as_path(folder), keep
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _remove_unfinished(self.folder)
+        if not read_only:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _remove_unfinished(self.folder)
         optimizer = model.optimizer
         self.variables = {
             f"{owner}_{i:04d}": variable.value
@@ -112,6 +114,24 @@ class RunCheckpoints:
                 f"{self.folder}. Fix: another --output, or remove that folder to start again"
             )
         return 0
+
+    def restore_step(self, step: int) -> None:
+        """Restores the checkpoint of a step, the one another worker has restored; of step 0 there is none.
+
+        Raises:
+            ValueError: it is not here, or not what was written.
+        """
+        path = self.folder / f"ckpt-{step}"
+        if not step:
+            return
+        damage = find_damage(path) if path.with_suffix(".index").exists() else "it is not there"
+        if damage:
+            raise ValueError(
+                f"Expected the checkpoint of step {step} that the chief has read, received {path}: {damage}. "
+                "Fix: one folder that all workers see"
+            )
+        self.checkpoint.read(str(path)).assert_consumed()
+        self._at_hand = step
 
     def _remove_old(self, step):
         """Keeps the newest, up to this step: later ones are damaged, or the run would have begun from them."""

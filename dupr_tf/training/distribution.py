@@ -1,4 +1,4 @@
-"""Where and how a run computes: on one device or on all GPUs of the machine, compiled by XLA or not."""
+"""Where and how a run computes: on one device, on all of the machine, or on many workers; compiled by XLA or not."""
 
 from __future__ import annotations
 
@@ -6,11 +6,55 @@ import contextlib
 
 import tensorflow as tf
 
+from dupr_tf.config import ConfigError
+from dupr_tf.models.multi_worker import check_keras
+from dupr_tf.training.cluster import Cluster
 
-def choose_strategy():
-    """`MirroredStrategy` where there are several GPUs, else None."""
+
+def choose_strategy(setting: str = "auto", cluster: Cluster | None = None):
+    """The strategy of a run, None for one device. Made once in a process, before it computes anything.
+
+    Args:
+        setting: `train.strategy`.
+        cluster: of several workers, as `TF_CONFIG` has it; None: this machine alone.
+
+    Raises:
+        ConfigError: mirrored with one device; several workers with a Keras that was not tested for it, or a port that
+            was taken in the meantime.
+    """
+    if cluster is not None:
+        return _multi_worker(cluster)
+    devices = local_devices()
+    if setting == "mirrored" and len(devices) < 2:
+        raise ConfigError(["train.strategy: expected several devices for mirrored, received one. Fix: auto"])
+    return tf.distribute.MirroredStrategy(devices) if setting != "one" and len(devices) > 1 else None
+
+
+def local_devices() -> list[str]:
+    """The GPUs of this machine; without any, its CPU, or the logical devices it was split into on purpose."""
     gpus = tf.config.list_physical_devices("GPU")
-    return tf.distribute.MirroredStrategy() if len(gpus) > 1 else None
+    if gpus:
+        return [f"GPU:{i}" for i in range(len(gpus))]
+    (cpu, *_) = tf.config.list_physical_devices("CPU")
+    return [f"CPU:{i}" for i in range(len(tf.config.get_logical_device_configuration(cpu) or [None]))]
+
+
+def _multi_worker(cluster):
+    check_keras()
+    try:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    except tf.errors.OpError as error:
+        raise ConfigError(
+            [f"TF_CONFIG: expected {cluster.called(cluster.index)} to open its port, received: "
+             f"{' '.join(str(error).split())[:200]}. Fix: another port"]
+        ) from None  # fmt: skip
+    # Every batch is full, so that workers need not ask each other at every step whether one has run out of images.
+    strategy.extended.experimental_enable_get_next_as_optional = False
+    return strategy
+
+
+def is_multi_worker(strategy) -> bool:
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
 def scope(strategy):
@@ -20,6 +64,25 @@ def scope(strategy):
 
 def replicas(strategy) -> int:
     return 1 if strategy is None else strategy.num_replicas_in_sync
+
+
+def distributed(strategy, make_batches):
+    """What `fit` reads: the whole batches, or on many workers this one's rows of each, dealt to its devices in order.
+
+    Args:
+        strategy: of the run.
+        make_batches: (w, n) -> dataset of the w-th of n equal parts of every batch, as `view_pairs` has it.
+    """
+    if not is_multi_worker(strategy):
+        return make_batches((0, 1))
+
+    def own_batches(context):
+        batches = make_batches((context.input_pipeline_id, context.num_input_pipelines))
+        devices = context.num_replicas_in_sync // context.num_input_pipelines
+        (rows,) = {spec.shape[0] for spec in batches.element_spec.values()}
+        return batches.rebatch(rows // devices, drop_remainder=True)
+
+    return strategy.distribute_datasets_from_function(own_batches)
 
 
 def choose_jit(setting: str, replicas: int) -> tuple[bool, str]:

@@ -65,7 +65,8 @@ def dry_run(config: Config, data: str | Path | None = None) -> DryRun:
     Raises:
         ValueError: what `pretrain` would raise, or a loss that is not finite.
     """
-    strategy = choose_strategy()
+    setting = config.train.strategy
+    strategy = choose_strategy("auto" if setting == "multi_worker" else setting)  # of this machine alone
     config, source, bad = checked_images(config, data, replicas(strategy))
     with scope(strategy):
         model = compiled_model(config, len(source), replicas=replicas(strategy))

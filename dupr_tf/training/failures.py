@@ -10,8 +10,23 @@ from pathlib import Path
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+LOST = 75  # exit code of a run that lost a worker; sysexits.h has it as "try again"
+
+
 class RunFailed(Exception):
-    """A run that cannot go on. Its newest checkpoint is whole, and the same command goes on from there."""
+    """A run that cannot go on. Its newest checkpoint is whole, and the same command goes on from there.
+
+    Attributes:
+        code: exit code of the command.
+    """
+
+    code = 1
+
+
+class WorkerLost(RunFailed):
+    """A run of several workers that one of them has left."""
+
+    code = LOST
 
 
 @contextlib.contextmanager

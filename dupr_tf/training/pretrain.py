@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from dupr_tf.config import Config, ConfigError
 from dupr_tf.data.bad_images import BadImages, check_readable
@@ -19,16 +21,29 @@ from dupr_tf.data.image_source import ImageSource, as_source
 from dupr_tf.data.open_source import open_source
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.models import DUPR, build_backbone
+from dupr_tf.models.multi_worker import MultiWorkerDUPR
 from dupr_tf.remote_path import absolute, as_path
 from dupr_tf.training.begun import compare, record_start
 from dupr_tf.training.callbacks import CheckBadImages, MetricsLog, SaveCheckpoints
 from dupr_tf.training.checkpoints import RunCheckpoints
-from dupr_tf.training.distribution import choose_jit, choose_strategy, replicas, scope
+from dupr_tf.training.cluster import Cluster, cluster_of
+from dupr_tf.training.cluster_link import Alone, Link
+from dupr_tf.training.distribution import (
+    choose_jit,
+    choose_strategy,
+    distributed,
+    is_multi_worker,
+    local_devices,
+    replicas,
+    scope,
+)
 from dupr_tf.training.failures import full_disk_told
 from dupr_tf.training.health import StopOnDivergence, WarnOfCollapse
 from dupr_tf.training.optimizers import build_optimizer
 from dupr_tf.training.probes import Probe, RunProbes
+from dupr_tf.training.same_run import check_shared, image_facts, note_cluster, program_facts
 from dupr_tf.training.signals import StopOnSignal, noted_signals
+from dupr_tf.training.worker_reports import ReportToChief
 from dupr_tf.weights.environment import record_environment
 from dupr_tf.weights.loading import load_weights_for, weights_digest
 from dupr_tf.whole_files import write_whole, written_locally
@@ -36,6 +51,7 @@ from dupr_tf.whole_files import write_whole, written_locally
 log = logging.getLogger(__name__)
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 BAD_IMAGES_FILE = "bad_images.tsv"
+BACKBONE_FILE = "backbone.keras"
 START_FILE = "start.json"  # of a run that began from weights: where they were and the sha256 of their values
 
 
@@ -81,18 +97,53 @@ def pretrain(
             f"Expected a probe for probing.every_epochs {config.probing.every_epochs}, received none. "
             "Fix: probe=dupr_tf.probing.in_training.build_probe(config.probing), or every_epochs 0"
         )
-    strategy = choose_strategy()
-    config, source, bad = checked_images(config, data, replicas(strategy), run / BAD_IMAGES_FILE)
-    with full_disk_told(run):
+    cluster = cluster_of(config)
+    with joined(cluster, config) as link:
+        strategy = choose_strategy(config.train.strategy, cluster)
+        report = run / BAD_IMAGES_FILE if link.chief else None
+        config, source, bad = checked_images(config, data, replicas(strategy), report)
+        with full_disk_told(run):
+            start = _begin(run, config, source, weights, allow_change, link, cluster)
+            with scope(strategy):
+                model = compiled_model(config, len(source), start, replicas(strategy))
+            checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints, not link.chief)
+            step = _fit(model, config, source, bad, checkpoints, run, probe, link)
+            backbone = _write_backbone(model, run) if link.chief else run / BACKBONE_FILE
+            return PretrainResult(run, backbone, step, bad.reasons)
+
+
+@contextlib.contextmanager
+def joined(cluster: Cluster | None, config: Config):
+    """The link with the other workers, once all are known to be about to do the same; ready for TensorFlow's server."""
+    if cluster is None:
+        yield Alone()
+        return
+    devices = len(local_devices())
+    with Link(cluster, config.train.worker_timeout, config.train.start_timeout) as link:
+        link.agree(program_facts(config, cluster, devices))
+        problems = config.pretrain_problems(devices * link.workers)
+        if problems and link.chief:  # the others hear it from there
+            raise ConfigError(problems)
+        log.info("%d workers of %d devices; this is %s", link.workers, devices, cluster.called(cluster.index))
+        link.start_server()
+        yield link
+
+
+def _begin(run: Path, config: Config, source, weights, allow_change, link, cluster) -> list[np.ndarray] | None:
+    """Has the chief look at and write down what the run is begun with; returns the weights to start from."""
+    link.agree(image_facts(source, config.data.root) if cluster else {})
+    word = ""
+    if link.chief:
         compare(run, config, source, allow_change)
         start = _starting_weights(run, config, weights)
         record_start(run, config, source)
         record_environment(run)
-        with scope(strategy):
-            model = compiled_model(config, len(source), start, replicas(strategy))
-        checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints)
-        step = _fit(model, config, source, bad, checkpoints, run, probe)
-        return PretrainResult(run, _write_backbone(model, run), step, bad.reasons)
+        word = note_cluster(run, cluster)
+    told = link.agree({}, {"word": word})
+    if not link.chief:
+        check_shared(run, cluster, told["word"])
+        start = _starting_weights(run, config, weights)
+    return start
 
 
 def checked_images(
@@ -131,7 +182,8 @@ def build_model(config: Config, start: list[np.ndarray] | None = None) -> DUPR:
     backbone = build_backbone(settings.backbone, width=settings.width)
     if start is not None:
         backbone.set_weights(start)  # before DUPR copies the query encoder into the key encoder
-    return DUPR(
+    kind = MultiWorkerDUPR if is_multi_worker(tf.distribute.get_strategy()) else DUPR
+    return kind(
         backbone,
         image_weights=settings.image_weights,
         patch_weights=settings.patch_weights,
@@ -150,28 +202,34 @@ def build_model(config: Config, start: list[np.ndarray] | None = None) -> DUPR:
     )
 
 
-def _fit(model, config, source, bad, checkpoints, run, probe=None) -> int:
+def _fit(model, config, source, bad, checkpoints, run, probe, link) -> int:
     """`model.fit` from the last checkpoint to the last step; one call an epoch or less where a resume cut one."""
     per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
-    step = checkpoints.restore()
+    step = _restore(checkpoints, link)
     if step:
         log.info("resuming %s at step %d of %d", run, step, total)
-    metrics = MetricsLog(run, step, total, per_epoch, config.train.batch_size, config.train.log_every)
-    checkpoints.before_save = metrics.lines.flush  # what a run goes on from never lacks its lines
-    with contextlib.closing(bad), contextlib.closing(metrics), noted_signals() as received:
-        every = config.probing.every_epochs * per_epoch
-        callbacks = [
-            StopOnDivergence(run, lambda of: batch_images(source, config, of, bad), step),
-            *([RunProbes(probe, model.backbone, metrics, step, total, every)] if every else []),
-            metrics,
-            WarnOfCollapse(config, step),
-            SaveCheckpoints(checkpoints, step, config.train.checkpoint_interval),
-            CheckBadImages(bad, step),
-            StopOnSignal(received, checkpoints, step),
-        ]
+    with contextlib.ExitStack() as stack:
+        received = stack.enter_context(noted_signals())
+        callbacks = [ReportToChief(link, bad, received, step, config.train.log_every)] if link.workers > 1 else []
+        if link.chief:
+            metrics = MetricsLog(run, step, total, per_epoch, config.train.batch_size, config.train.log_every)
+            stack.callback(metrics.close)
+            checkpoints.before_save = metrics.lines.flush  # what a run goes on from never lacks its lines
+            stack.callback(bad.close)
+            every = config.probing.every_epochs * per_epoch
+            callbacks += [
+                StopOnDivergence(run, lambda of: batch_images(source, config, of, bad), step),
+                *([RunProbes(probe, model.backbone, metrics, step, total, every)] if every else []),
+                metrics,
+                WarnOfCollapse(config, step),
+                SaveCheckpoints(checkpoints, step, config.train.checkpoint_interval),
+                CheckBadImages(bad, step),
+                StopOnSignal(received, checkpoints, step),
+            ]
         for first, last in _stretches(step, per_epoch, total):
+            batches = functools.partial(view_pairs, source, config, first, last, bad)
             model.fit(
-                view_pairs(source, config, first, last, bad),
+                distributed(model.distribute_strategy, batches),
                 initial_epoch=first // per_epoch,
                 epochs=first // per_epoch + -(-(last - first) // per_epoch),
                 steps_per_epoch=min(per_epoch, last - first),
@@ -179,9 +237,18 @@ def _fit(model, config, source, bad, checkpoints, run, probe=None) -> int:
                 shuffle=False,  # the batches come shuffled
                 verbose=0,
             )
-    if total > step:
-        checkpoints.save()
+        if total > step and link.chief:
+            checkpoints.save()
     return total
+
+
+def _restore(checkpoints, link) -> int:
+    """Restores the chief's newest whole checkpoint on every worker; returns its step."""
+    if link.chief:
+        return link.agree({}, {"step": checkpoints.restore()})["step"]
+    step = link.agree({})["step"]
+    checkpoints.restore_step(step)
+    return step
 
 
 def batch_images(images: ImageSource | Sequence[str], config: Config, step: int, bad: BadImages) -> list[str]:
@@ -253,7 +320,7 @@ def _load_start(run: Path, config: Config, weights: str | Path, begun: dict | No
 
 def _write_backbone(model: DUPR, run: Path) -> Path:
     """Saves the query backbone under its final name only once it is whole."""
-    path = run / "backbone.keras"
+    path = run / BACKBONE_FILE
     with written_locally(path) as local:
         temporary = local.with_name("backbone.tmp.keras")
         model.backbone.save(temporary)

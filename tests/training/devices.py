@@ -3,18 +3,20 @@
 import sys
 
 import tensorflow as tf
+from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
 
 from dupr_tf.cli import main
-from dupr_tf.training import dry_run, pretrain
 
 
 def use_logical_devices(count: int) -> None:
-    """Makes a run see so many devices; before TensorFlow starts, in a process of its own."""
+    """Splits the CPU into so many devices; before TensorFlow starts, in a process of its own."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
-    names = [f"CPU:{i}" for i in range(count)]
-    for module in (pretrain, dry_run):
-        module.choose_strategy = lambda: tf.distribute.MirroredStrategy(names) if count > 1 else None
+    # With several workers TensorFlow takes all GPUs of each, but one CPU, whatever it was split into.
+    CollectiveAllReduceExtended._initialize_local_devices = lambda _self, _resolver, worker: (
+        tuple(f"{worker}/device:CPU:{i}" for i in range(count)),
+        "CPU",
+    )
 
 
 if __name__ == "__main__":

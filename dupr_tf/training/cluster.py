@@ -1,0 +1,124 @@
+"""Which workers train together, and which of them this process is: what `TF_CONFIG` says. Imports no TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+
+from dupr_tf.config import Config, ConfigError
+
+KINDS = ("chief", "worker")  # of tasks that train; the chief's comes first, as TensorFlow has it
+EXAMPLE = """TF_CONFIG='{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Workers that train together.
+
+    Args:
+        addresses: `host:port` of each; the first is the chief, which writes the run folder.
+        index: of this process.
+    """
+
+    addresses: tuple[str, ...]
+    index: int
+
+    @property
+    def chief(self) -> bool:
+        return self.index == 0
+
+    def called(self, index: int) -> str:
+        """How a worker is named in messages."""
+        return f"worker {index} ({self.addresses[index]}{', the chief' if index == 0 else ''})"
+
+    def host_and_port(self, index: int) -> tuple[str, int]:
+        host, _, port = self.addresses[index].rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+def cluster_of(config: Config, environment: dict[str, str] | None = None) -> Cluster | None:
+    """The cluster a run is to use; None where this machine trains alone.
+
+    Args:
+        config: its `train.strategy` is read.
+        environment: its `TF_CONFIG` is read; None is this process's.
+
+    Raises:
+        ConfigError: `TF_CONFIG` is malformed, or missing where the strategy is multi_worker.
+    """
+    setting = config.train.strategy
+    if setting not in ("auto", "multi_worker"):
+        return None
+    cluster = read_cluster(os.environ if environment is None else environment)
+    if cluster is None and setting == "multi_worker":
+        raise ConfigError(
+            [f"train.strategy: expected TF_CONFIG in the environment for multi_worker, received none. Fix: {EXAMPLE}"]
+        )
+    return cluster if cluster is not None and len(cluster.addresses) > 1 else None
+
+
+def refuse_cluster(environment: dict[str, str] | None = None) -> None:
+    """Raises ConfigError where several workers are started for what one machine does."""
+    cluster = read_cluster(os.environ if environment is None else environment)
+    if cluster is not None and len(cluster.addresses) > 1:
+        raise ConfigError(
+            [f"TF_CONFIG: expected none, since this runs on one machine, received {len(cluster.addresses)} workers. "
+             "Fix: unset TF_CONFIG, and start it once"]
+        )  # fmt: skip
+
+
+def read_cluster(environment: dict[str, str]) -> Cluster | None:
+    """The cluster of a `TF_CONFIG`, None without one.
+
+    Raises:
+        ConfigError: what is wrong with it.
+    """
+    text = environment.get("TF_CONFIG", "").strip()
+    if not text:
+        return None
+    try:
+        settings = json.loads(text)
+    except ValueError as error:
+        raise _wrong("JSON", f"{text:.80} ({error})") from None
+    if not isinstance(settings, dict) or not isinstance(settings.get("cluster"), dict) or not settings["cluster"]:
+        raise _wrong("a cluster in it", f"{text:.80}")
+    jobs, task = settings["cluster"], settings.get("task")
+    for kind, addresses in jobs.items():
+        _check_job(kind, addresses)
+    addresses = [address for kind in KINDS for address in jobs.get(kind, [])]
+    doubled = sorted({address for address in addresses if addresses.count(address) > 1})
+    if doubled:
+        raise _wrong("each address once", f"{', '.join(doubled)} more than once")
+    return Cluster(tuple(addresses), _index(task, jobs))
+
+
+def _index(task, jobs) -> int:
+    """This process's place among all workers."""
+    if not isinstance(task, dict) or task.get("type") is None or task.get("index") is None:
+        raise _wrong("a task with type and index", f"{task!r:.80}")
+    kind, index = task["type"], task["index"]
+    if kind not in jobs:
+        raise _wrong(f"a task of a type that the cluster has ({', '.join(jobs)})", f"{kind!r:.80}")
+    if isinstance(index, str) and index.isdigit():  # as TensorFlow has it
+        index = int(index)
+    if type(index) is not int or not 0 <= index < len(jobs[kind]):
+        raise _wrong(f"a task index from 0 to {len(jobs[kind]) - 1} for {kind}", f"{index!r:.80}")
+    return index + (len(jobs.get("chief", [])) if kind == "worker" else 0)
+
+
+def _check_job(kind, addresses) -> None:
+    if kind not in KINDS:
+        raise _wrong(f"tasks of type {' and '.join(KINDS)} alone (all of them train)", f"{kind!r:.80}")
+    if not isinstance(addresses, list) or not addresses:
+        raise _wrong(f"a list of addresses for {kind}", f"{addresses!r:.80}")
+    if kind == "chief" and len(addresses) > 1:
+        raise _wrong("one chief", f"{len(addresses)}")
+    for address in addresses:
+        host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise _wrong("addresses as host:port", f"{address!r:.80}")
+
+
+def _wrong(expected: str, received: str) -> ConfigError:
+    return ConfigError([f"TF_CONFIG: expected {expected}, received {received}. Fix: {EXAMPLE}"])

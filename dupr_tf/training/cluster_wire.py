@@ -1,0 +1,156 @@
+"""How workers meet: each connects to the chief's address before TensorFlow's server takes it, and stays connected.
+
+What goes over these connections is small JSON, a line a message: what is compared at the start, signs of life, bad
+images, step times, and how a run ends. Gradients and keys go by TensorFlow's collectives alone. The end of a process
+closes its connection, so that the others know at once, and by name.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+from dupr_tf.config import ConfigError
+from dupr_tf.training.cluster import Cluster
+
+LONGEST = 1 << 20  # bytes of a message
+HELLO = "dupr_tf 1"  # of this protocol
+HELLO_SECONDS = 5.0
+
+
+class Connection:
+    """A connection to another worker.
+
+    Args:
+        opened: its socket.
+
+    Attributes:
+        heard: when the last message came, `time.monotonic()`.
+    """
+
+    def __init__(self, opened: socket.socket):
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket, self._lines, self._lock = opened, opened.makefile("rb"), threading.Lock()
+        self.heard = time.monotonic()
+
+    def send(self, message: dict) -> None:
+        """Sends a message; that the other end is gone shows where its messages are read."""
+        try:
+            with self._lock:
+                self._socket.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            self.close()
+
+    def receive(self, seconds: float | None = None) -> dict | None:
+        """The next message; None where the other end is gone, speaks otherwise or says nothing for so long."""
+        try:
+            self._socket.settimeout(seconds)
+            line = self._lines.readline(LONGEST)
+            message = json.loads(line) if line.endswith(b"\n") else None
+        except (OSError, ValueError):
+            return None
+        self.heard = time.monotonic()
+        return message if isinstance(message, dict) else None
+
+    def messages(self) -> Iterator[dict]:
+        """Its messages until it is gone."""
+        while (message := self.receive()) is not None:
+            yield message
+
+    def end(self) -> None:
+        """Ends what this side says; what was said arrives."""
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def own_port(cluster: Cluster) -> socket.socket:
+    """Listens at this worker's port, which shows that it is free. Raises ConfigError where it is not."""
+    _, port = cluster.host_and_port(cluster.index)
+    try:
+        return socket.create_server(("", port), backlog=len(cluster.addresses))
+    except OSError as error:
+        raise ConfigError(
+            [f"TF_CONFIG: expected port {port} of {cluster.called(cluster.index)} to be free, received: "
+             f"{error.strerror}. Fix: end what uses it, or another port"]
+        ) from None  # fmt: skip
+
+
+def meet_chief(cluster: Cluster, seconds: float) -> Connection:
+    """Connects to the chief, trying again for so many seconds. Raises ConfigError with its address."""
+    address, deadline, problem = cluster.host_and_port(0), time.monotonic() + seconds, "no answer"
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            connection = Connection(socket.create_connection(address, timeout=min(left, HELLO_SECONDS)))
+            hello = {"hello": HELLO, "index": cluster.index, "workers": len(cluster.addresses)}
+            connection.send(hello)
+            answer = connection.receive(min(left, HELLO_SECONDS))
+            if answer == {"welcome": HELLO}:
+                return connection
+            connection.close()
+            if answer and "refused" in answer:
+                raise ConfigError([str(answer["refused"])])
+            problem = "an answer that is not a chief's at its start (a run that goes on, or something else)"
+        except OSError as error:
+            problem = error.strerror or str(error)
+        time.sleep(min(0.2, max(0.0, left)))
+    raise ConfigError(
+        [f"TF_CONFIG: expected {cluster.called(0)} to answer {cluster.called(cluster.index)} within {seconds:g} s "
+         f"(train.start_timeout), received: {problem}. Fix: start every worker, and let them reach each other"]
+    )  # fmt: skip
+
+
+def meet_workers(cluster: Cluster, listener: socket.socket, seconds: float) -> dict[int, Connection]:
+    """The chief's connections to all others, by index. Raises ConfigError naming those that did not come."""
+    met: dict[int, Connection] = {}
+    deadline = time.monotonic() + seconds
+    while len(met) < len(cluster.addresses) - 1:
+        listener.settimeout(max(0.01, deadline - time.monotonic()))
+        try:
+            opened, _ = listener.accept()
+        except TimeoutError:
+            absent = [cluster.called(i) for i in range(1, len(cluster.addresses)) if i not in met]
+            problem = (
+                f"TF_CONFIG: expected every worker within {seconds:g} s (train.start_timeout), received nothing from "
+                f"{', '.join(absent)}. Fix: start every worker, and let them reach {cluster.addresses[0]}"
+            )
+            raise refusal(met, problem) from None
+        connection = Connection(opened)
+        hello = connection.receive(HELLO_SECONDS) or {}
+        index = hello.get("index")
+        if hello.get("hello") != HELLO or type(index) is not int:
+            connection.close()  # a port scanner, or another program
+            continue
+        problem = _unwelcome(cluster, hello, met)
+        if problem:
+            raise refusal({**met, -1: connection}, problem)
+        connection.send({"welcome": HELLO})
+        met[index] = connection
+    return met
+
+
+def refusal(connections: dict[int, Connection], problem: str) -> ConfigError:
+    """Tells the workers that are there, and returns what the chief raises."""
+    for connection in connections.values():
+        connection.send({"refused": problem, "end": [2, problem]})
+        connection.end()
+    return ConfigError([problem])
+
+
+def _unwelcome(cluster, hello, met) -> str | None:
+    index, workers = hello["index"], hello.get("workers")
+    if workers != len(cluster.addresses) or not 0 < index < workers:
+        return (
+            f"TF_CONFIG: expected the same cluster on every worker, received {workers} workers on worker {index} and "
+            f"{len(cluster.addresses)} on the chief. Fix: the same cluster, and another index for each"
+        )
+    if index in met:
+        return f"TF_CONFIG: expected each task index once, received {index} twice. Fix: another index for each worker"
+    return None
