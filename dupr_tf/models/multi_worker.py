@@ -34,6 +34,11 @@ class MultiWorkerDUPR(DUPR):
         check_keras()
         super().__init__(*args, **kwargs)
 
+    @property
+    def metrics(self):
+        """None: Keras' tracker of a loss it is never told meets the other workers between epochs, one by one."""
+        return []
+
     def make_train_function(self, force=False):
         """Sets the function that takes a step; `fit` calls it with the iterator of a distributed dataset."""
         if self.train_function is not None and not force:
