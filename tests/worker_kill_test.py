@@ -1,0 +1,159 @@
+"""Kills a random worker of a run of several, over and over: the others end by themselves, and nothing is lost.
+
+python -m tests.worker_kill_test --kills 10
+
+As `tests.kill_test`, of which this borrows what it compares: after each kill, losses and checkpoints must be those of a
+run of the same workers that was left alone. Beyond that, all other workers must end soon, with the exit code of a lost
+worker and a line that names the one that was killed. Workers meet on loopback, at the same ports at every start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import os
+import random
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from dupr_tf.training.checkpoints import saved_checkpoints, step_of
+from dupr_tf.training.failures import LOST
+from tests.kill_test import PATIENCE, Trial, alive, in_a_save, losses, lost, state, trial, wait
+from tests.training.cluster import free_ports, tf_config
+
+HOW = ("start", "steps", "steps", "steps", "save")
+START_SECONDS = 120  # train.start_timeout
+SOON = 15.0  # seconds in which the others must have ended
+NOT_MET = 2  # exit code where a worker never came
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers(Trial):
+    """A trial whose command runs once on each of several workers."""
+
+    ports: tuple[int, ...] = ()
+
+    def start_all(self, run: Path, every: int, keep: int = 2) -> list[int]:
+        """Starts the same command on every worker and returns the processes' ids."""
+        children = []
+        for index in range(len(self.ports)):
+            sys.stdout.flush()
+            child = os.fork()
+            if child == 0:
+                os.environ["TF_CONFIG"] = tf_config(list(self.ports), index)
+                arguments = ["pretrain", str(self.folder / "config.yaml"), "--output", str(run)]
+                arguments += ["--data", str(self.folder / "unlabeled"), f"--train.checkpoint_every={every}"]
+                arguments += [f"--train.keep_checkpoints={keep}", f"--train.start_timeout={START_SECONDS}"]
+                self._be_the_command(arguments, self.log(index).open("wb").fileno())
+            children.append(child)
+        return children
+
+    def log(self, index: int) -> Path:
+        return self.folder / f"worker{index}.log"
+
+
+def kill_over_and_over(setting: Workers, kills: int, steps: int, seed: int, say=print) -> list[str]:
+    """Runs the trial; returns what went wrong, a line each. Arguments as of `tests.kill_test.kill_over_and_over`."""
+    whole, run = setting.folder / "whole", setting.folder / "killed"
+    codes = [wait(child) for child in setting.start_all(whole, every=1, keep=steps + 1)]
+    if any(codes) or len(losses(whole)) != steps:
+        return [f"the undisturbed run ended with {codes} after {len(losses(whole))} steps"]
+    states, expected = {step_of(path): state(path) for path in saved_checkpoints(whole / "checkpoints")}, losses(whole)
+    say(f"the undisturbed run took {steps} steps")
+    draw, wrong, kinds, longest = random.Random(seed), [], Counter(), 0.0
+    for number in range(1, kills + 1):
+        how, victim = draw.choice(HOW), draw.randrange(len(setting.ports))
+        moment, seconds, mistakes = kill_one(
+            setting, run, how, victim, draw, (steps - len(losses(run))) // (kills - number + 2)
+        )
+        if moment is None:
+            return [*wrong, f"the run ended by itself after {number - 1} kills. Fix: more --steps"]
+        longest = max(longest, seconds if moment != "before they met" else 0.0)
+        kinds[f"{'chief' if victim == 0 else 'other'} {moment}"] += 1
+        wrong += [f"kill {number}: {line}" for line in [*mistakes, *lost(run, states, expected)]]
+        say(
+            f"kill {number}: worker {victim} {moment}, {len(losses(run))} steps done, the others gone after "
+            f"{seconds:.1f} s, {len(wrong)} mistakes so far"
+        )
+    codes = [wait(child) for child in setting.start_all(run, every=2)]
+    if any(codes):
+        wrong.append(f"the last start ended with {codes}")
+    wrong += [f"at the end: {line}" for line in lost(run, states, expected)]
+    if losses(run) != expected or [step_of(path) for path in saved_checkpoints(run / "checkpoints")[:1]] != [steps]:
+        wrong.append(f"at the end: {len(losses(run))} losses are not the {len(expected)} expected, or no last state")
+    text = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    say(
+        f"{sum(kinds.values())} kills ({text}); the others gone within {longest:.1f} s; {steps} losses and the last "
+        f"state compared: {len(wrong)} mistakes"
+    )
+    return wrong
+
+
+def kill_one(setting: Workers, run: Path, how: str, victim: int, draw: random.Random, progress: int):
+    """Starts the run, kills a worker, waits for the others.
+
+    Returns:
+        The moment (None: the run had ended by itself), the seconds until the others had ended, and what was wrong.
+    """
+    before = len(losses(run))
+    children = setting.start_all(run, every=1 if how == "save" else draw.randint(1, 3))
+    if how == "start":
+        time.sleep(draw.uniform(0, 12))
+    else:
+        wanted, deadline = before + draw.randint(1, max(1, 2 * progress - 1)), time.monotonic() + PATIENCE
+        while all(map(alive, children)) and len(losses(run)) < wanted and time.monotonic() < deadline:
+            time.sleep(0.002)
+        while how == "save" and alive(children[0]) and not in_a_save(run) and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        time.sleep(draw.uniform(0, 0.05))
+    if not all(map(alive, children)):
+        codes = [wait(child) for child in children]
+        return None, 0.0, [f"the workers had ended with {codes}"]
+    os.kill(children[victim], signal.SIGKILL)
+    begun = time.monotonic()
+    wait(children[victim])
+    others = {index: wait(child) for index, child in enumerate(children) if index != victim}
+    seconds = time.monotonic() - begun
+    met = all("this is worker" in setting.log(index).read_text(errors="replace") for index in others)
+    moment = "while it trained" if len(losses(run)) > before else "while it started" if met else "before they met"
+    return moment, seconds, list(_mistakes(setting, victim, others, seconds, met))
+
+
+def _mistakes(setting, victim, others, seconds, met):
+    """What was wrong in how the others ended."""
+    if met and seconds > SOON:
+        yield f"the others took {seconds:.1f} s"
+    for index, code in others.items():
+        text = setting.log(index).read_text(errors="replace")
+        if code not in ((LOST,) if met else (LOST, NOT_MET)):
+            yield f"worker {index} ended with {code}: {text[-300:]}"
+        elif not re.search(rf"dupr-tf: error: .*worker {victim} \(127", text):
+            yield f"worker {index} did not name worker {victim}: {text[-300:]}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--steps", type=int, help="of the run; default: four times the kills")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    steps = options.steps or 4 * options.kills
+    with tempfile.TemporaryDirectory() as folder:
+        plain = trial(Path(folder), steps)
+        setting = Workers(plain.folder, plain.config, ports=tuple(free_ports(options.workers)))
+        wrong = kill_over_and_over(setting, options.kills, steps, options.seed, functools.partial(print, flush=True))
+        if wrong:
+            logs = [setting.log(index).read_text(errors="replace")[-2000:] for index in range(options.workers)]
+            print("\n".join(wrong), *logs, sep="\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
