@@ -1,4 +1,4 @@
-"""A few steps of one loss on two workers of one device, and on one process of two: python -m tests.training.worker_steps.
+"""A few steps on two workers of one device, and on one process of two: python -m tests.training.worker_steps.
 
 Prints a JSON line for each process: losses as hex, and the sha256 of bank and weights. The processes are forked from
 one that has imported TensorFlow and computes nothing.
@@ -39,7 +39,7 @@ def run(devices: int) -> dict:
         model = (MultiWorkerDUPR if is_multi_worker(strategy) else DUPR)(
             TinyBackbone(dict.fromkeys(STAGES, 4)),
             image_weights=(0, 0, 0, 0), patch_weights=(0, 0, 0, 1), roi_sizes=(16, 8, 4, 2), embedding_dim=8,
-            bank_size=70, momentum=0.9, micro_batches=GROUPS,
+            bank_size=70, momentum=0.9, micro_batches=GROUPS, photometric="none",
         )  # fmt: skip
         model.compile(CoupledSGD(1e-2), jit_compile=False)
         model.optimizer.build(model.query_variables)
