@@ -13,6 +13,7 @@ from dupr_tf.commands.places import Place
 from dupr_tf.commands.report import print_table, refuse
 from dupr_tf.config import BACKBONES, PROBED_LEVELS, ConfigError, LinearConfig, load_config
 from dupr_tf.remote_path import as_path
+from dupr_tf.training.cluster import refuse_cluster
 from dupr_tf.whole_files import write_whole
 
 LEAST = {"images": 1, "image_size": 32, "k": 1, "queries": 1, "top": 1, "cells": 1, "folds": 2, "seed": 0}
@@ -38,6 +39,7 @@ class Weights:
     """Of random weights and of what the probe draws."""
 
     def run(self, overrides: dict[str, str]) -> None:
+        refuse_cluster()
         refuse(self._problems(overrides))
         from dupr_tf.probing.backbones import load_backbones
 

@@ -116,6 +116,7 @@ class Evaluate:
     """Which split."""
 
     def run(self, overrides: dict[str, str]) -> None:
+        refuse_cluster()
         from dupr_tf.detection.finetune import evaluate
 
         print_scores(evaluate(self.detector, self.data, self.output, self.split), self.output)

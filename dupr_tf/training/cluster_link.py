@@ -16,6 +16,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 
 from dupr_tf.config import ConfigError
+from dupr_tf.remote_path import RemoteError
 from dupr_tf.training.cluster import Cluster
 from dupr_tf.training.cluster_wire import Connection, meet_chief, meet_workers, own_port
 from dupr_tf.training.failures import LOST, RunFailed, WorkerLost
@@ -268,7 +269,8 @@ def verdict(error: BaseException) -> tuple[int, str]:
         return 128 + getattr(error, "number", 2), str(error) or "interrupted"
     if isinstance(error, RunFailed):
         return error.code, str(error)
-    if isinstance(error, ValueError) and (isinstance(error, ConfigError) or str(error).startswith("Expected")):
+    ours = isinstance(error, ConfigError) or (isinstance(error, ValueError) and str(error).startswith("Expected"))
+    if ours or isinstance(error, RemoteError):
         return 2, str(error)
     traceback.print_exception(error)
     return 1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -14,6 +14,7 @@ import pytest
 from dupr_tf.cli import main
 from dupr_tf.config import ConfigError, parse_config
 from dupr_tf.models.multi_worker import check_keras
+from dupr_tf.remote_path import RemoteError
 from dupr_tf.training.cluster import Cluster, cluster_of, read_cluster, refuse_cluster
 from dupr_tf.training.cluster_link import Link, verdict
 from dupr_tf.training.cluster_wire import HELLO
@@ -87,6 +88,23 @@ def test_the_command_line_says_so_too(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("TF_CONFIG")
     assert main([*command, "--train.strategy", "multi_worker"]) == 2
     assert "expected TF_CONFIG in the environment" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["finetune", "c.yaml", "--weights", "random", "--data", ".", "--output", "run"],
+        ["evaluate", "run/detector.keras", "--data", "."],
+        ["probe", "knn", "--weights", "random", "--data", "."],
+    ],
+)
+def test_what_one_machine_does_is_not_started_on_several(command, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TF_CONFIG", environment()["TF_CONFIG"])
+    (tmp_path / "c.yaml").write_text("train: {epochs: 1}")
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "TF_CONFIG: expected none, since this runs on one machine, received 2 workers" in line
 
 
 def test_the_strategy_decides_whether_tf_config_is_looked_at():
@@ -318,6 +336,7 @@ def test_what_ended_a_run_has_an_exit_code(capsys):
     assert verdict(RunFailed("full")) == (1, "full")
     assert verdict(WorkerLost("gone")) == (LOST, "gone")
     assert verdict(ValueError("Expected x, received y"))[0] == 2
+    assert verdict(RemoteError("gs://a is not reached")) == (2, "gs://a is not reached")
     assert verdict(ValueError("a defect")) == (1, "ValueError: a defect")
     assert "a defect" in capsys.readouterr().err  # with its traceback
 

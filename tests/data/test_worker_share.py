@@ -1,0 +1,71 @@
+"""What each of several workers reads: its share of every batch, and over all of them every image once an epoch."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from dupr_tf.config import parse_config
+from dupr_tf.data.bad_images import BadImages
+from dupr_tf.data.image_source import Files
+from dupr_tf.data.pack import PackSettings, pack
+from dupr_tf.data.pipeline import view_pairs
+from dupr_tf.data.shards import Shards
+from dupr_tf.data.sources import list_images
+
+COUNT, BATCH, PER_EPOCH = 36, 12, 3
+CONFIG = parse_config({"data": {"image_size": 32}, "train": {"batch_size": BATCH, "micro_batches": 1, "seed": 5}})
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(COUNT):
+        pixels = np.random.default_rng(i).integers(0, 255, (40 + i, 60, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02d}.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed(photos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packed") / "shards"
+    pack(photos, folder, PackSettings(images_per_shard=16), workers=1)
+    assert sorted(np.diff(Shards(folder).ends, prepend=0)) == [4, 16, 16]
+    return folder
+
+
+def counted(source) -> list[int]:
+    """The numbers of the images that are read from a source, one entry for each time."""
+    read = []
+    if isinstance(source, Shards):
+        contents = source._contents
+        source._contents = lambda indices: read.extend(indices.tolist()) or contents(indices)
+    else:
+        plain = source.read
+        noted = lambda index: read.append(int(index)) or index  # noqa: E731
+        source.read = lambda index: plain(tf.ensure_shape(tf.numpy_function(noted, [index], tf.int64), []))
+    return read
+
+
+@pytest.mark.parametrize("kind", ["files", "shards of unequal size"])
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_each_image_is_read_once_an_epoch_and_by_one_worker_alone(kind, workers, photos, packed):
+    epoch, shares = Counter(), []
+    for worker in range(workers):
+        source = Files(list_images(photos)) if kind == "files" else Shards(packed)
+        read = counted(source)
+        batches = view_pairs(source, CONFIG, 0, PER_EPOCH, BadImages(source, 0.0), (worker, workers))
+        shares.append(np.array([batch["index"] for batch in batches]))  # (steps, rows)
+        assert shares[-1].shape == (PER_EPOCH, BATCH // workers)
+        assert sorted(read) == sorted(shares[-1].ravel())  # nothing of the others'
+        epoch.update(read)
+    assert epoch == dict.fromkeys(range(COUNT), 1)
+    np.testing.assert_array_equal(np.concatenate(shares, 1), rows_of_one_worker(photos))
+
+
+def rows_of_one_worker(photos):
+    """(steps, batch) the image in each row of each batch."""
+    files = list_images(photos)
+    return np.array([batch["index"] for batch in view_pairs(files, CONFIG, 0, PER_EPOCH, BadImages(files, 0.0))])
