@@ -50,7 +50,8 @@ class Workers(Trial):
                 arguments = ["pretrain", str(self.folder / "config.yaml"), "--output", str(run)]
                 arguments += ["--data", str(self.folder / "unlabeled"), f"--train.checkpoint_every={every}"]
                 arguments += [f"--train.keep_checkpoints={keep}", f"--train.start_timeout={START_SECONDS}"]
-                self._be_the_command(arguments, self.log(index).open("wb").fileno())
+                log = self.log(index).open("wb")  # a name of its own keeps it open
+                self._be_the_command(arguments, log.fileno())
             children.append(child)
         return children
 
