@@ -28,7 +28,7 @@ from tests.kill_test import PATIENCE, Trial, alive, in_a_save, losses, lost, sta
 from tests.training.cluster import free_ports, tf_config
 
 HOW = ("start", "steps", "steps", "steps", "save")
-START_SECONDS = 120  # train.start_timeout
+START_SECONDS = 600  # train.start_timeout
 SOON = 15.0  # seconds in which the others must have ended
 NOT_MET = 2  # exit code where a worker never came
 
@@ -74,7 +74,7 @@ def kill_over_and_over(setting: Workers, kills: int, steps: int, seed: int, say=
             setting, run, how, victim, draw, (steps - len(losses(run))) // (kills - number + 2)
         )
         if moment is None:
-            return [*wrong, f"the run ended by itself after {number - 1} kills. Fix: more --steps"]
+            return [*wrong, *mistakes, f"the run ended by itself after {number - 1} kills. Fix: more --steps"]
         longest = max(longest, seconds if moment != "before they met" else 0.0)
         kinds[f"{'chief' if victim == 0 else 'other'} {moment}"] += 1
         wrong += [f"kill {number}: {line}" for line in [*mistakes, *lost(run, states, expected)]]
