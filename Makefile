@@ -1,8 +1,8 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kill bench format clean
+.PHONY: help demo test test-kill test-kill-workers bench format clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
 
 demo:  ## set up and run the demonstration on the embedded sample
 	@scripts/demo.sh
@@ -13,6 +13,10 @@ test:  ## set up, lint, check the format and run the default tests
 test-kill:  ## SIGKILL a pre-training run fifty times, at random moments, and compare every loss and variable
 	@scripts/setup.sh
 	@.venv/bin/python -m tests.kill_test --kills 50 --backbone resnet18
+
+test-kill-workers:  ## SIGKILL a random worker of a run of two, ten times, and compare likewise
+	@scripts/setup.sh
+	@.venv/bin/python -m tests.worker_kill_test --kills 10
 
 bench:  ## time what is claimed beside its peers, on a machine that does nothing else (PHOTOS=folder for the input)
 	@scripts/bench.sh $(if $(PHOTOS),--data $(PHOTOS))
