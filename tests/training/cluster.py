@@ -36,7 +36,7 @@ def write_trial(folder: Path, steps: int, **train) -> Config:
                   "roi_sizes": [4, 2, 2, 1], "bank_size": 70, "momentum": 0.9, "embedding_dim": 16},
         "optimizer": {"learning_rate": 0.005},
         "train": {"batch_size": 8, "micro_batches": 4, "epochs": steps, "max_steps": steps, "log_every": 1,
-                  "worker_timeout": 30, "start_timeout": 300, "checkpoint_every": 2, **train},
+                  "worker_timeout": 30, "start_timeout": 1200, "checkpoint_every": 2, **train},
     })  # fmt: skip
     (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     return config
@@ -67,7 +67,7 @@ def start(folder: Path, run: Path, workers: int, devices: int, ports=None, envir
     return processes
 
 
-def finish(processes, seconds: float = 600) -> list[int]:
+def finish(processes, seconds: float = 2400) -> list[int]:
     """Their exit codes."""
     try:
         return [process.wait(seconds) for process in processes]
