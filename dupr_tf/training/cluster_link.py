@@ -7,6 +7,7 @@ is in order, and where it is killed, its newest checkpoint is whole.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -21,6 +22,7 @@ from dupr_tf.training.cluster import Cluster
 from dupr_tf.training.cluster_wire import Connection, meet_chief, meet_workers, own_port
 from dupr_tf.training.failures import LOST, RunFailed, WorkerLost
 
+log = logging.getLogger(__name__)
 GO_ON = "The newest checkpoint is whole. Fix: start the same commands again"
 DRAIN_SECONDS = 2.0  # for the others to hear how the run ends
 # What TensorFlow raises where another worker is gone; which one, the link learns.
@@ -80,7 +82,8 @@ class Link:
         self._progressed = time.monotonic()
 
     def __enter__(self) -> Link:
-        problem = None
+        problem, whom = None, "the other workers" if self.chief else self.cluster.called(0)
+        log.info("waiting for %s, at most %g s (train.start_timeout)", whom, self.start_timeout)
         try:
             listener = own_port(self.cluster)
         except ConfigError as error:
