@@ -36,6 +36,13 @@ def packed(photos, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def rows_of_one_worker(photos):
+    """(steps, batch) the image in each row of each batch."""
+    files = list_images(photos)
+    return np.array([batch["index"] for batch in view_pairs(files, CONFIG, 0, PER_EPOCH, BadImages(files, 0.0))])
+
+
 def counted(source) -> list[int]:
     """The numbers of the images that are read from a source, one entry for each time."""
     read = []
@@ -49,12 +56,18 @@ def counted(source) -> list[int]:
     return read
 
 
-@pytest.mark.parametrize("kind", ["files", "shards of unequal size"])
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_each_image_is_read_once_an_epoch_and_by_one_worker_alone(kind, workers, photos, packed):
+@pytest.mark.parametrize(
+    ("kind", "workers"),
+    [
+        ("files", 2),  # shards with 2 workers: test_shards.py
+        pytest.param("files", 4, marks=pytest.mark.slow),
+        pytest.param("shards of unequal size", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_each_image_is_read_once_an_epoch_and_by_one_worker_alone(kind, workers, photos, request, rows_of_one_worker):
     epoch, shares = Counter(), []
     for worker in range(workers):
-        source = Files(list_images(photos)) if kind == "files" else Shards(packed)
+        source = Files(list_images(photos)) if kind == "files" else Shards(request.getfixturevalue("packed"))
         read = counted(source)
         batches = view_pairs(source, CONFIG, 0, PER_EPOCH, BadImages(source, 0.0), (worker, workers))
         shares.append(np.array([batch["index"] for batch in batches]))  # (steps, rows)
@@ -62,10 +75,4 @@ def test_each_image_is_read_once_an_epoch_and_by_one_worker_alone(kind, workers,
         assert sorted(read) == sorted(shares[-1].ravel())  # nothing of the others'
         epoch.update(read)
     assert epoch == dict.fromkeys(range(COUNT), 1)
-    np.testing.assert_array_equal(np.concatenate(shares, 1), rows_of_one_worker(photos))
-
-
-def rows_of_one_worker(photos):
-    """(steps, batch) the image in each row of each batch."""
-    files = list_images(photos)
-    return np.array([batch["index"] for batch in view_pairs(files, CONFIG, 0, PER_EPOCH, BadImages(files, 0.0))])
+    np.testing.assert_array_equal(np.concatenate(shares, 1), rows_of_one_worker)

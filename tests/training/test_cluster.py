@@ -294,9 +294,16 @@ def processes(count, *arguments):
     return started, ports
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_the_end_of_one_process_ends_the_others_whatever_they_wait_for(killed, how):
+@pytest.mark.parametrize(
+    ("how", "killed"),
+    [
+        (signal.SIGKILL, 0),
+        (signal.SIGSTOP, 1),
+        pytest.param(signal.SIGKILL, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.slow),
+    ],
+)
+def test_the_end_of_one_process_ends_the_others_whatever_they_wait_for(how, killed):
     started, ports = processes(3, "60")
     try:
         for process in started:

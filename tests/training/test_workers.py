@@ -13,6 +13,7 @@ import pytest
 from tests.training.cluster import finish, log_of, start, write_trial
 
 
+@pytest.mark.slow
 def test_two_workers_do_the_steps_of_one_machine_with_two_devices():
     command = [sys.executable, "-m", "tests.training.worker_steps"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
