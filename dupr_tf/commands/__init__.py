@@ -1,5 +1,6 @@
 """The commands of `dupr-tf`, a dataclass each: its fields are the flags, its docstring the help, `run` the work."""
 
+from dupr_tf.commands.cluster import ClusterEnv
 from dupr_tf.commands.doctor import Doctor
 from dupr_tf.commands.images import Pack, Sample, Scan
 from dupr_tf.commands.probe import Probe, Views
@@ -10,7 +11,7 @@ from dupr_tf.commands.weights import Export, Import
 
 COMMANDS = {
     "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "export": Export, "import": Import,
-    "probe": Probe, "views": Views, "report": Report, "doctor": Doctor,
+    "probe": Probe, "views": Views, "report": Report, "doctor": Doctor, "cluster-env": ClusterEnv,
     "scan": Scan, "pack": Pack, "sample": Sample, "bench": Bench, "fields": Fields,
 }  # fmt: skip
 CONFIGURED = ("pretrain", "finetune", "probe", "views", "doctor")
