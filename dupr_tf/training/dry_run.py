@@ -96,9 +96,7 @@ def dry_run(config: Config, data: str | Path | None = None) -> DryRun:
     )
 
 
-def predicted_memory(
-    model: DUPR, config: Config, replicas: int = 1, block_keys: int | None = None
-) -> dict[str, int]:
+def predicted_memory(model: DUPR, config: Config, replicas: int = 1, block_keys: int | None = None) -> dict[str, int]:
     """Bytes a device holds, by part. Activations are those of one batch-norm group, the only ones alive at a time.
 
     Args:
@@ -123,7 +121,7 @@ def predicted_memory(
         "views of a batch": batch // replicas * 2 * view * (1 + 4),  # uint8, and float32 once augmented
         **({"views gathered and shuffled": 2 * 4 * batch * view} if replicas > 1 else {}),
         "keys gathered and put back": 2 * keys,
-        f"activations of {group} images": width * group * _activations(model.backbone, config.data.image_size),
+        f"activations of {group} images": width * group * activation_numbers(model.backbone, config.data.image_size),
         "logits": block_bytes(group * cells, model.bank_size, block_keys),
     }
 
@@ -204,7 +202,7 @@ def _parameters(model) -> dict[str, int]:
     return {"backbone": backbone, "heads": heads}
 
 
-def _activations(backbone, size) -> int:
+def activation_numbers(backbone, size) -> int:
     """Numbers an image leaves behind for the gradient of one of our ResNets; 0 for a backbone of another kind."""
     if not isinstance(backbone, ResNetBackbone):
         return 0

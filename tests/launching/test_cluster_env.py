@@ -32,7 +32,9 @@ def test_a_worker_a_node():
 
 def test_several_tasks_a_node_have_ports_of_their_own():
     tasks = {"SLURM_NTASKS": "3", "SLURM_TASKS_PER_NODE": "2,1"}
-    clusters = [cluster_of({**JOB, **tasks, "SLURM_PROCID": str(i), "SLURM_NODEID": str(i // 2)}, port=70) for i in range(3)]
+    clusters = [
+        cluster_of({**JOB, **tasks, "SLURM_PROCID": str(i), "SLURM_NODEID": str(i // 2)}, port=70) for i in range(3)
+    ]
     assert [cluster.index for cluster in clusters] == [0, 1, 2]
     assert {cluster.workers for cluster in clusters} == {("node08:70", "node08:71", "node09:70")}
 
@@ -96,7 +98,9 @@ def test_a_pod_of_an_indexed_job():
 
 
 def test_a_pod_of_a_stateful_set_has_its_index_in_its_name_alone():
-    cluster = cluster_of(without(POD, "JOB_COMPLETION_INDEX", HOSTNAME="pre-train-11"), replicas=12, service="s", port=70)
+    cluster = cluster_of(
+        without(POD, "JOB_COMPLETION_INDEX", HOSTNAME="pre-train-11"), replicas=12, service="s", port=70
+    )
     assert cluster.workers[11] == "pre-train-11.s:70" and cluster.index == 11 and len(cluster.workers) == 12
 
 
