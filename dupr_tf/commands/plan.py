@@ -7,10 +7,10 @@ import difflib
 import json
 import math
 import re
-from pathlib import Path
 
 import tyro
 
+from dupr_tf.commands.places import Place
 from dupr_tf.commands.report import refuse
 from dupr_tf.config import Config, ConfigError, load_config
 from dupr_tf.data.sources import check_root
@@ -26,10 +26,10 @@ MOST_IMAGES = 10**12
 class Plan:
     """Say what a run will need: operations, exchange, memory, cores, storage, hours; nothing is trained.
 
-    At 1 M, 12 M, 100 M and 1 B images and at --images. Any field of the config can be set here as well: --train.epochs 10.
+    Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`).
     """
 
-    config: tyro.conf.Positional[Path]
+    config: tyro.conf.Positional[Place]
     """Experiment file of a pre-training run, e.g. configs/dupr_r50_imagenet_200ep.yaml."""
     images: str | None = None
     """How many images, such as 1280000, 12M or 1B; none: as many as in --data."""
@@ -37,13 +37,13 @@ class Plan:
     """Devices that share the batch; none: 8, or as many of them as divide train.micro_batches; 1 for cpu."""
     gpu_type: str = "a100-40gb"
     """t4, v100-32gb, a10, l4, a100-40gb, a100-80gb, h100, or cpu: this machine's cores, measured."""
-    data: Path | None = None
+    data: Place | None = None
     """Images to measure the input with: a folder, shards, or tfds:NAME; none: a figure measured elsewhere."""
     assume: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """name=value in place of an assumption; may be given again. The plan's last table has their names."""
     check: bool = False
     """Take real steps of the config here and print the error of the prediction; with --gpu-type cpu."""
-    json: Path | None = None
+    json: Place | None = None
     """File for everything as JSON."""
 
     def run(self, overrides: dict[str, str]) -> None:
@@ -60,7 +60,7 @@ class Plan:
 
     def _checked(self, overrides) -> tuple[Config, int, int | None]:
         """Config, devices and images, before TensorFlow loads; raises every mistake at once."""
-        problems, config, images = [], None, None
+        problems, config = [], None
         try:
             config = load_config(self.config, overrides)
         except ConfigError as error:

@@ -39,8 +39,8 @@ def assumptions_of(device: str, precision: str, image_size: int) -> dict[str, As
     size = (image_size**2 - 64**2) / (224**2 - 64**2)
     milliseconds = max(0.5, INPUT_64 + (INPUT_224 - INPUT_64) * size)
     return found | {
-        "weight_passes": Assumption(20, "times a step reads or writes each weight", "counted in the code of the step"),
-        "bank_passes": Assumption(4, "times a step reads or writes each key of a bank", "counted in the code of the step"),
+        "weight_passes": Assumption(20, "times a step reads or writes each weight", "counted in the step's code"),
+        "bank_passes": Assumption(4, "times a step reads or writes each key of a bank", "counted in the step's code"),
         "share_of_network": Assumption(0.7, "of link and network that a ring reaches", NEVER_MEASURED),
         "input_images_s_a_core": Assumption(
             1000 / milliseconds, "images/s", "measured on an EPYC of 2 GHz, photos of 500 px (docs/scaling.md)"

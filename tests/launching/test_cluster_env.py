@@ -130,7 +130,7 @@ def test_auto_takes_slurm_before_a_pod_and_refuses_neither():
 
 
 def refused(environment, what, **arguments):
-    with pytest.raises(ValueError, match="^Expected ") as told:
+    with pytest.raises(ValueError, match=r"^Expected ") as told:
         cluster_of(environment, **arguments)
     assert what in str(told.value) and "Fix: " in str(told.value) and "\n" not in str(told.value)
 

@@ -62,7 +62,7 @@ def test_as_many_hosts_as_are_allowed():
     ("nödé", "a host named"),
 ])  # fmt: skip
 def test_what_is_no_node_list_is_told_in_one_line(text, what):
-    with pytest.raises(ValueError, match="^Expected a node list") as told:
+    with pytest.raises(ValueError, match=r"^Expected a node list") as told:
         expand_node_list(text)
     assert what in str(told.value) and "\n" not in str(told.value) and "Fix: " in str(told.value)
 
@@ -74,5 +74,5 @@ def test_counts(text, counts):
 
 @pytest.mark.parametrize("text", ["", "0", "2(x0)", "2(x", "2x3", "-1", "1,,1", "1(x99999)", "two"])
 def test_what_is_no_count_is_told(text):
-    with pytest.raises(ValueError, match="^Expected tasks by node"):
+    with pytest.raises(ValueError, match=r"^Expected tasks by node"):
         expand_counts(text)
