@@ -38,7 +38,9 @@ def test_what_is_given_replaces_and_says_so():
 
 
 def test_a_card_without_bfloat16_says_what_it_has():
-    with pytest.raises(ValueError, match=r"^Expected a precision of t4 \(float32, float16\), received bfloat16\. Fix: "):
+    with pytest.raises(
+        ValueError, match=r"^Expected a precision of t4 \(float32, float16\), received bfloat16\. Fix: "
+    ):
         assumptions_of("t4", "bfloat16", 224)
 
 
