@@ -1,4 +1,4 @@
-"""The points of `scaling`, in a process for each list: python -m benchmarks.scaling_points PART VALUE…; a JSON line each.
+"""The points of `scaling`, a JSON line each: python -m benchmarks.scaling_points PART VALUE…
 
 Seconds are the process's own, of all its threads, so that other work beside disturbs them little; the least of some
 repeats. MiB are what the process holds more than before.

@@ -57,7 +57,7 @@ def test_devices_share_products_and_activations_but_each_holds_weights_and_banks
 
 @pytest.mark.parametrize("devices, machines, bandwidth", [(2, 1, 50e9), (4, 1, 50e9), (8, 2, 5e9)])
 def test_a_ring_within_a_machine_and_between(devices, machines, bandwidth):
-    """Each device sends its share of the sums, then of the whole: 2 (n - 1) / n, and (n - 1) / n of what is gathered."""
+    """Each device sends 2 (n - 1) / n of what is summed, and (n - 1) / n of what is gathered."""
     found = step(devices)
     share = (devices - 1) / devices
     assert found.machines == machines
@@ -94,8 +94,8 @@ def test_hours_storage_and_checkpoints_by_hand():
 
 
 def test_an_interval_of_time_counts_seconds():
-    config = parse_config({"model": {"bank_size": 4096},
-                           "train": {"batch_size": 100, "micro_batches": 4, "epochs": 3, "checkpoint_every": "1min"}})  # fmt: skip
+    timed = {"batch_size": 100, "micro_batches": 4, "epochs": 3, "checkpoint_every": "1min"}
+    config = parse_config({"model": {"bank_size": 4096}, "train": timed})
     found = dataclasses.replace(step(4), seconds={"all of it": 2.0}, input_limit=float("inf"))
     assert size_of(10_000, config, COUNTS, found, 4, assumed()).checkpoints == 600 // 60 + 1
 
