@@ -16,6 +16,7 @@ from dupr_tf.config import Config, ConfigError, load_config
 from dupr_tf.data.sources import check_root
 from dupr_tf.planning.assumptions import assumptions_of, with_given
 from dupr_tf.planning.devices import CPU, NAMES
+from dupr_tf.remote_path import is_remote
 from dupr_tf.whole_files import write_whole
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
@@ -68,6 +69,8 @@ class Plan:
         devices = self.gpus if self.gpus is not None else self._default_devices(config)
         if devices < 1:
             problems.append(f"--gpus: expected 1 or more, received {devices}")
+        elif config is not None and config.detector is not None:
+            problems.append(f"detector: expected a config of a pre-training run, received {self.config}, for finetune")
         elif config is not None:
             problems += config.pretrain_problems(devices)
         if self.gpu_type not in NAMES:
@@ -82,7 +85,7 @@ class Plan:
             problems += _problem_of(check_root, self.data, config.data.kind if config else "auto")
         if self.check and (self.gpu_type, devices) != (CPU, 1):
             problems.append("--check: expected one process on this machine's cores. Fix: --gpu-type cpu --gpus 1")
-        if self.json is not None and not self.json.absolute().parent.is_dir():
+        if self.json is not None and not _writable(self.json):
             problems.append(f"--json: expected a file in a folder that exists, received {self.json}")
         refuse(problems)
         return config, devices, None if self.images is None else images_in(self.images)
@@ -105,6 +108,10 @@ def images_in(text: str) -> int:
     if not 1 <= number <= MOST_IMAGES or abs(number - round(number)) > 1e-6 * number:
         raise ValueError(f"--images: expected a number of images such as 1280000 or 12M, received {text!r:.40}")
     return round(number)
+
+
+def _writable(path) -> bool:
+    return is_remote(path) or (path.absolute().parent.is_dir() and not path.is_dir())
 
 
 def _problem_of(check, *arguments) -> list[str]:
