@@ -61,15 +61,11 @@ def test_traffic_is_what_two_replicas_exchange():
     assert found["reduced"] == sum(reduced.values())
 
 
-def test_memory_is_the_predicted_one_shared_by_the_devices(model):
-    one, two = (count(TINY, devices, gpu=False).memory for devices in (1, 2))
-    assert one == predicted_memory(model, TINY)
-    assert two["views of a batch"] * 2 == one["views of a batch"] and two["memory banks"] == one["memory banks"]
-    assert two["views gathered and shuffled"] == 2 * 4 * 8 * 32 * 32 * 3
-
-
-def test_weights_banks_and_the_checkpoint_on_the_disk(model, tmp_path):
-    counts = count(ONE_GROUP, 1, gpu=False)
+def test_memory_weights_banks_and_the_checkpoint_on_the_disk(model, tmp_path):
+    counts, alone = count(TINY, 2, gpu=False), predicted_memory(model, TINY)
+    assert counts.memory == predicted_memory(model, TINY, 2) and counts.memory["memory banks"] == alone["memory banks"]
+    assert 2 * counts.memory["views of a batch"] == alone["views of a batch"]
+    assert counts.memory["views gathered and shuffled"] == 2 * 4 * 8 * 32 * 32 * 3
     assert counts.weights == sum(int(np.prod(v.shape)) for v in model.query_encoder.trainable_variables)
     assert counts.bank_numbers == 3 * 96 * 16
     path = RunCheckpoints(model, tmp_path).save()

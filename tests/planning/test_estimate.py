@@ -7,6 +7,7 @@ import pytest
 from dupr_tf.config import parse_config
 from dupr_tf.planning.assumptions import Assumption
 from dupr_tf.planning.estimate import Counts, cores_wanted, device_numbers, size_of, step_of
+from dupr_tf.planning.printing import Plan
 
 COUNTS = Counts(
     flops={"convolutions": 6 * 10**12, "losses": 2 * 10**12},
@@ -102,3 +103,21 @@ def test_an_interval_of_time_counts_seconds():
 
 def test_as_many_devices_as_divide_the_groups():
     assert device_numbers(8) == [1, 2, 4, 8] and device_numbers(6) == [1, 2, 3, 6] and device_numbers(1) == [1]
+
+
+def test_what_does_not_fit_is_said():
+    fits, less = assumed(memory_gb=1.1), assumed(memory_gb=0.9, cores_a_machine=1)
+    assert plan(fits).problems() == []
+    memory, reading = plan(less).problems()
+    assert memory.startswith("a device needs 1 GB and has 900 MB. Fix: more devices")
+    assert reading.startswith("the input reads 50 images/s where 216 are asked for") and "Fix: 5 cores" in reading
+
+
+def test_the_error_is_of_the_step_without_its_input():
+    shared = dataclasses.replace(plan(assumed(memory_gb=16)), measured_seconds=2.0, step=step(1, shares_cores=True))
+    assert shared.error == pytest.approx((1.6 + 0.2 + 0.0048) / 2.0 - 1)
+
+
+def plan(assumptions):
+    found = step_of(COUNTS, 100, 4, assumptions)
+    return Plan("c", "a100-40gb", 4, COUNTS, found, cores_wanted(found, assumptions), (), {4: found}, assumptions)

@@ -48,14 +48,6 @@ def test_it_prints_every_part_and_writes_the_same_as_json(config, capsys, tmp_pa
     assert list(plan["by_devices"]) == ["1", "2"] and plan["error"] is None
 
 
-def test_what_does_not_fit_is_said(config, capsys):
-    command = ("plan", config, "--gpu-type", "t4", "--assume", "memory_gb=0.001", "--assume", "input_images_s_a_core=1")
-    assert main(list(command)) == 0
-    sentences = [line for line in capsys.readouterr().out.splitlines() if line.startswith("* ")]
-    assert len(sentences) == 2
-    assert "and has 1 MB. Fix: " in sentences[0] and "the input reads 64 images/s where " in sentences[1]
-
-
 @pytest.mark.parametrize("arguments, told", [
     ([SMALL, "--gpu-type", "a100"], "--gpu-type: expected a device that is known, received 'a100'. Did you mean a10"),
     ([SMALL, "--gpu-type", "abacus"], "Allowed: t4, v100-32gb, "),
