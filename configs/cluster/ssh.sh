@@ -5,7 +5,7 @@
 # HOSTS is a file of a line for each worker, `host` or `host:port` (several on one host: different ports); the first is
 # the chief. Without a port it is DUPR_PORT (2222). DUPR_TF names the command on the machines (dupr-tf).
 # Where one worker fails, the others have DUPR_GRACE seconds (120) to end by themselves; then their connections are cut,
-# which ends them. The same command again goes on from the last checkpoint.
+# which ends them. The same command again goes on from the last checkpoint: exit code 75 says that a worker was lost.
 set -euo pipefail
 
 refuse() {
@@ -62,6 +62,9 @@ while ((${#connections[@]})); do
     fi
     ended=0
     wait "$connection" || ended=$?
+    if ((ended == 75 && status > 128)); then
+      status=75 # the first was killed or cut off, and this one saw it go: to be started again
+    fi
     if ((ended && !status)); then
       status=$ended
       deadline=$((SECONDS + ${DUPR_GRACE:-120}))

@@ -18,13 +18,16 @@ SSH = CLUSTER / "ssh.sh"
 SCRIPTS = [SSH, CLUSTER / "slurm.sbatch"]
 ARGUMENTS = ["configs/a b.yaml", "--data", "it's $HOME", "--output", "runs/x"]
 
-# Notes what it was started with; `cluster-env` is the real one. FAIL_INDEX names a worker that fails, the others wait.
+# Notes what it was started with; `cluster-env` is the real one. FAIL_INDEX
+# names a worker that fails, the others wait; KILLED_INDEX one that is killed, which the others see.
 DUPR_TF = f"""#!/bin/bash
 if [[ $1 == cluster-env ]]; then exec {sys.executable} -m dupr_tf.cli "$@"; fi
 index=$(sed 's/.*"index": //; s/}}.*//' <<< "$TF_CONFIG")
 printf '%s\\0' "$PWD" "$TF_CONFIG" "$@" > "$NOTES/$index"
 echo "worker $index"
 if [[ ${{FAIL_INDEX:-}} == "$index" ]]; then exit 7; fi
+if [[ ${{KILLED_INDEX:-}} == "$index" ]]; then kill -9 $$; fi
+if [[ -n ${{KILLED_INDEX:-}} ]]; then sleep 2; exit 75; fi
 if [[ -n ${{FAIL_INDEX:-}} ]]; then exec sleep 60; fi
 """
 STAND_IN_SSH = """#!/bin/bash
@@ -102,6 +105,11 @@ def test_ssh_ends_the_others_some_time_after_one_failed(stage, tmp_path):
     done = over_ssh("a\nb\nc\n", tmp_path, {**environment, "FAIL_INDEX": "1", "DUPR_GRACE": "1"})
     assert done.returncode == 7 and "a worker ended with exit code 7" in done.stderr
     assert time.monotonic() - start < 30  # the others would have slept 60 s
+
+
+def test_ssh_ends_as_those_do_who_saw_a_worker_go(stage, tmp_path):
+    done = over_ssh("a\nb\n", tmp_path, {**stage[0], "KILLED_INDEX": "0"})
+    assert done.returncode == 75 and "a worker ended with exit code 137" in done.stderr
 
 
 def test_ssh_stops_all_on_a_signal(stage, tmp_path):

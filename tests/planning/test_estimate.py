@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_said():
     assert plan(fits).problems() == []
     memory, reading = plan(less).problems()
     assert memory.startswith("a device needs 1 GB and has 900 MB. Fix: more devices")
-    assert reading.startswith("the input reads 50 images/s where 216 are asked for") and "Fix: 5 cores" in reading
+    assert reading.startswith("the input reads 50 images/s where 194 are asked for") and "Fix: 4 cores" in reading
 
 
 def test_the_error_is_of_the_step_without_its_input():
