@@ -5,7 +5,7 @@ import math
 import pytest
 
 from dupr_tf.config import ConfigError
-from dupr_tf.planning.assumptions import assumptions_of, with_given
+from dupr_tf.planning.assumptions import INPUT_64, INPUT_224, assumptions_of, with_given
 from dupr_tf.planning.devices import CPU, NAMES, TYPES
 
 A100 = assumptions_of("a100-40gb", "float32", 224)
@@ -27,7 +27,7 @@ def test_half_precision_is_twice_as_fast_at_least(device):
 
 def test_larger_views_cost_more_of_a_core():
     small, large = (assumptions_of(CPU, "float32", side)["input_images_s_a_core"].value for side in (64, 224))
-    assert small == pytest.approx(1000 / 3) and large == pytest.approx(1000 / 9)
+    assert small == pytest.approx(1000 / INPUT_64) and large == pytest.approx(1000 / INPUT_224)
 
 
 def test_what_is_given_replaces_and_says_so():
