@@ -25,6 +25,8 @@ ORDERS = (
     ("names", (10**4, 10**5, 10**6)),
     ("shards", (10, 100, 1000, 10000)),
 )
+POINTS = ("-m", "benchmarks.scaling_points")
+KINDS = (("seconds", "ms of a core", 1e3, 1e-3), ("mib", "MiB", 1, 0.1))  # what is drawn: label, factor, least
 PICTURE = {"figsize": (8, 3), "dpi": 80, "layout": "constrained"}
 
 
@@ -81,16 +83,15 @@ def draw(part: str, points: list[dict], path: Path) -> None:
 
     figure = Figure(**PICTURE)
     values = [point["value"] for point in points]
-    for axes, kind, unit, factor in zip(
-        figure.subplots(1, 2), ("seconds", "mib"), ("ms", "MiB"), (1e3, 1), strict=True
-    ):
+    for axes, (kind, unit, factor, least) in zip(figure.subplots(1, 2), KINDS, strict=True):
         for what in points[0][kind]:
-            axes.plot(values, [factor * point[kind][what] for point in points], "o-", label=what)
-        axes.set(xscale="log", yscale="log" if kind == "seconds" else "symlog", xlabel=part, ylabel=unit)
+            axes.plot(values, [max(least, factor * point[kind][what]) for point in points], "o-", label=what)
+        axes.set(xscale="log", yscale="log", xlabel=part, ylabel=unit)
         axes.set_xticks(values, [f"{value:,}" for value in values])
         axes.minorticks_off()
+        axes.set_ylim(axes.get_ylim()[0] / 2, 4 * axes.get_ylim()[1])  # room for the legend
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(fontsize="x-small", ncols=2, loc="upper left")
     figure.savefig(path)
 
 
@@ -98,7 +99,7 @@ def _measured(part, values):
     """The points of a part as they come out of its process."""
     if not values:
         return
-    command = [sys.executable, "-m", "benchmarks.scaling_points", part, *map(str, values)]
+    command = [sys.executable, *POINTS, part, *map(str, values)]
     with tempfile.TemporaryFile("w+") as errors:
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
             for line in process.stdout:

@@ -45,9 +45,12 @@ def test_what_is_there_is_not_measured_again(tmp_path, monkeypatch):
     assert all((tmp_path / f"scaling_{part}.png").read_bytes()[:4] == b"\x89PNG" for part in ("shards", "names"))
 
 
-def test_a_part_that_fails_says_its_last_words():
-    with pytest.raises(RuntimeError, match=r"(?s)^no such part ended: .*KeyError"):
-        list(scaling._measured("no such part", [1]))
+def test_a_part_that_fails_says_its_last_words(monkeypatch):
+    monkeypatch.setattr(scaling, "POINTS", ("-c", "print('{\"value\": 1}', flush=True); raise KeyError('gone')"))
+    found = scaling._measured("shards", [1, 2])
+    assert next(found) == {"value": 1}
+    with pytest.raises(RuntimeError, match=r"(?s)^shards ended: .*KeyError: 'gone'"):
+        next(found)
 
 
 @pytest.mark.parametrize("part", [names, lambda count: shards(count)])
