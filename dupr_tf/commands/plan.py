@@ -77,8 +77,7 @@ class Plan:
             near = difflib.get_close_matches(self.gpu_type.lower(), NAMES, 1, 0.5)
             hint = f"Did you mean {near[0]}?" if near else f"Allowed: {', '.join(NAMES)}"
             problems.append(f"--gpu-type: expected a device that is known, received {self.gpu_type!r:.40}. {hint}")
-        elif config is not None:
-            problems += _problem_of(self._assumptions, config)
+        problems += _problem_of(self._assumptions, config)
         if self.images is not None:
             problems += _problem_of(images_in, self.images)
         if self.data is not None:
@@ -93,8 +92,11 @@ class Plan:
     def _default_devices(self, config: Config | None) -> int:
         return 1 if self.gpu_type == CPU or config is None else math.gcd(8, config.train.micro_batches)
 
-    def _assumptions(self, config: Config):
-        return with_given(assumptions_of(self.gpu_type, config.train.precision, config.data.image_size), self.assume)
+    def _assumptions(self, config: Config | None):
+        """Those of the device, or of any where it or the config is not known: the names are the same."""
+        known = config is not None and self.gpu_type in NAMES
+        of = (self.gpu_type, config.train.precision, config.data.image_size) if known else (CPU, "float32", 224)
+        return with_given(assumptions_of(*of), self.assume)
 
 
 def images_in(text: str) -> int:
