@@ -74,7 +74,7 @@ def test_wrong_input_is_one_line_and_exit_2(capsys, arguments, told):
 def test_all_mistakes_are_told_at_once_before_tensorflow_loads():
     program = (
         "import sys; from dupr_tf.cli import main; "
-        f"code = main(['plan', '{SMALL}', '--gpus', '0', '--images', 'many', '--assume', 'x', '--gpu-type', 'abacus']); "
+        f"code = main(['plan', '{SMALL}', '--gpus', '0', '--images', 'many', '--assume', 'x', '--gpu-type', 'tpu9']); "
         "sys.exit(10 * code + ('tensorflow' in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
