@@ -71,7 +71,7 @@ def input_assumptions(source: ImageSource, config: Config) -> dict[str, Assumpti
     lengths = [len(source.read(tf.constant(index)).numpy()) for index in chosen]
     measured = "measured just now on these images"
     return {
-        "input_images_s_a_core": Assumption(speed, "images/s", f"{measured}, in seconds of a core"),
+        "input_images_s_a_core": Assumption(speed, "images/s to two views", f"{measured}, in seconds of a core"),
         "bytes_an_image": Assumption(float(np.mean(lengths)), "bytes", f"{measured}, {len(lengths)} of them"),
     }
 

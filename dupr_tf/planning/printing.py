@@ -83,9 +83,9 @@ def plan_lines(plan: Plan) -> list[str]:
     total = sum(step.seconds.values())
     lines = [
         f"{plan.config} on {plan.devices} × {plan.device}, {_plural(step.machines, 'machine')}: "
-        f"{step.images_per_second:,.4g} images/s (an estimate, see the assumptions at the end)",
+        f"{number_text(step.images_per_second)} images/s (an estimate, see the assumptions at the end)",
         "", "operations of a step, all devices (norms, photometrics and exponentials are not counted)",
-        *_parts(counts.flops, lambda value: f"{value / 1e12:,.4g} TFLOP"),
+        *_parts(counts.flops, lambda value: f"{number_text(value / 1e12)} TFLOP"),
         "", f"seconds of a step of {step.batch} images",
         *_parts(step.seconds, lambda value: f"{value:.4g} s  {value / total:4.0%}"),
     ]  # fmt: skip
@@ -100,14 +100,14 @@ def plan_lines(plan: Plan) -> list[str]:
         "", "exchanged in a step (each replica holds the whole afterwards)",
         *_parts({f"all-reduced, {part}": value for part, value in counts.reduced.items()}
                 | {f"all-gathered, {part}": value for part, value in counts.gathered.items()}, size_text),
-        "", f"input: {step.asked:,.4g} images/s are needed; a core reads "
-        f"{plan.assumed['input_images_s_a_core'].value:,.4g}: {_plural(plan.cores, 'core')} a machine",
+        "", f"input: {number_text(step.asked)} images/s are needed; a core reads "
+        f"{number_text(plan.assumed['input_images_s_a_core'].value)}: {_plural(plan.cores, 'core')} a machine",
         "", f"by number of devices (train.micro_batches allows {', '.join(map(str, plan.by_devices))})",
         *_columns(_device_rows(plan)),
         "", "by number of images",
         *_columns(_size_rows(plan)),
         "", "assumptions (change any with --assume name=value)",
-        *_columns([(name, f"{entry.value:,.4g}", entry.unit, entry.source) for name, entry in plan.assumed.items()]),
+        *_columns([(name, number_text(entry.value), entry.unit, entry.source) for name, entry in plan.assumed.items()]),
     ]  # fmt: skip
     return lines
 
@@ -119,7 +119,13 @@ def _device_rows(plan):
         total, exchange = sum(step.seconds.values()), step.seconds["exchange between devices"]
         rate = step.images_per_second
         rows.append(
-            (str(number), f"{total:.4g}", f"{exchange / total:.0%}", f"{rate:,.4g}", f"{rate / one / number:.0%}")
+            (
+                str(number),
+                f"{total:.4g}",
+                f"{exchange / total:.0%}",
+                number_text(rate),
+                f"{rate / one / number:.0%}",
+            )
         )
     return rows
 
@@ -128,9 +134,9 @@ def _size_rows(plan):
     rows = [("", *(f"{size.images:,}" for size in plan.sizes))]
     cells = {
         "steps": lambda size: f"{size.steps:,}",
-        "hours": lambda size: f"{size.hours:,.4g}",
-        "device-hours": lambda size: f"{size.device_hours:,.4g}",
-        "hours an epoch": lambda size: f"{size.epoch_hours:,.4g}",
+        "hours": lambda size: number_text(size.hours),
+        "device-hours": lambda size: number_text(size.device_hours),
+        "hours an epoch": lambda size: number_text(size.epoch_hours),
         "shards": lambda size: f"{size.shards:,}",
         "storage of shards": lambda size: size_text(size.storage),
         "index in memory, each worker": lambda size: size_text(size.index),
@@ -159,13 +165,18 @@ def _is_figure(cell: str) -> bool:
     return cell[:1].isdigit() or cell in ("s a step", "of it exchange", "images/s", "of n times one")
 
 
+def number_text(value: float) -> str:
+    """Four figures, or whole with separators; never an exponent for what is large."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def size_text(size: float) -> str:
     """`3.2 GB`, in powers of 1,000."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if size < 999.5:
             return f"{size:.3g} {unit}"
         size /= 1000
-    return f"{size:,.4g} PB"
+    return f"{number_text(size)} PB"
 
 
 def _plural(count: int, what: str) -> str:

@@ -10,7 +10,7 @@ from dupr_tf.cli import main
 from dupr_tf.commands.plan import images_in
 from dupr_tf.config import dump_config
 from dupr_tf.planning.measuring import input_assumptions
-from dupr_tf.planning.printing import size_text
+from dupr_tf.planning.printing import number_text, size_text
 from tests.planning.tiny_config import TINY
 
 SMALL = "configs/dupr_r18_small.yaml"
@@ -93,6 +93,11 @@ def test_numbers_of_images(text, number):
 )
 def test_sizes(size, text):
     assert size_text(size) == text
+
+
+@pytest.mark.parametrize("value, text", [(16130.4, "16,130"), (110_000, "110,000"), (16.128, "16.13"), (0.95, "0.95")])
+def test_numbers(value, text):
+    assert number_text(value) == text
 
 
 @pytest.mark.slow
