@@ -1,6 +1,7 @@
 #!/bin/bash
 # Pre-training on machines that SSH reaches: the same command on each, in this folder, which all see by the same name.
-# Not run between machines: none were at hand. The tests run it with a stand-in for ssh that stays on this one.
+# Not run between machines: none were at hand. The tests run it with a stand-in for ssh that stays on this one; so did
+# two workers of the real training, to their end, and once with one of them killed (exit code 75 after a second).
 # Command: configs/cluster/ssh.sh HOSTS CONFIG --data SHARDS --output RUN [--train.epochs 100 …]
 # HOSTS is a file of a line for each worker, `host` or `host:port` (several on one host: different ports); the first is
 # the chief. Without a port it is DUPR_PORT (2222). DUPR_TF names the command on the machines (dupr-tf).

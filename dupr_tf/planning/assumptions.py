@@ -43,7 +43,7 @@ def assumptions_of(device: str, precision: str, image_size: int) -> dict[str, As
         "bank_passes": Assumption(4, "times a step reads or writes each key of a bank", "counted in the step's code"),
         "share_of_network": Assumption(0.7, "of link and network that a ring reaches", NEVER_MEASURED),
         "input_images_s_a_core": Assumption(
-            1000 / milliseconds, "images/s to two views", "measured on an EPYC of 2 GHz, photos of 500 px (docs/scaling.md)"
+            1000 / milliseconds, "images/s to two views", "measured on an EPYC of 2 GHz, 500 px: docs/scaling.md"
         ),
         "bytes_an_image": Assumption(110_000, "bytes", "ImageNet's mean; photos of a phone have 20 times as many"),
         "images_a_shard": Assumption(2000, "images", "the default of dupr-tf pack"),
