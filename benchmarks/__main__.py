@@ -16,7 +16,7 @@ from rich.table import Table
 from benchmarks.contest import Case, Result, run_case
 from dupr_tf.weights.environment import commit, hardware
 
-NAMES = ("step", "loss", "roi_align", "input", "photometric", "pack", "detector")
+NAMES = ("step", "loss", "roi_align", "input", "photometric", "pack", "detector", "scaling")
 ROUNDS = 3
 WIDTH = 120  # of tables that go to a file
 
@@ -37,8 +37,12 @@ def main(names: list[str], data: str | None, output: Path, rounds: int) -> None:
     console.print(machine)
     output.mkdir(parents=True, exist_ok=True)
     for name in names:
+        module = importlib.import_module(f"benchmarks.{name}")
+        if hasattr(module, "measure"):  # curves instead of contests
+            module.measure(output, machine, commit(), console.print)
+            continue
         measured = []
-        for case in importlib.import_module(f"benchmarks.{name}").cases(data):
+        for case in module.cases(data):
             results = run_case(case, rounds, say=lambda line: print(line, file=sys.stderr))
             console.print(table_of(case, results))
             console.print(*floor_lines(results[0]), sep="\n")

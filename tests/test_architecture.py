@@ -31,6 +31,8 @@ ARROWS = {
 ARROWS["reporting"] = {
     "remote_path", "whole_files", "probing", "training", "models", "weights", "data", "config", "batch", "ops",
 }  # fmt: skip
+ARROWS["planning"] = ARROWS["reporting"] | {"reporting"}
+ARROWS["launching"] = set()
 ARROWS["commands"] = set(ARROWS)
 ARROWS["cli"] = set(ARROWS)
 
@@ -120,7 +122,8 @@ def test_the_arrows_form_no_circle_and_keep_data_and_models_apart():
         "whole_files",
         *("config", "data/sample", "data/sample_textures", "data/sources", "data/pillow_images", "data/annotations"),
         *("data/entries", "data/coco_files", "data/voc_files", "data/cityscapes_files", "data/masks", "data/share"),
-        *("data/segments", "data/segment_classes"),
+        *("data/segments", "data/segment_classes", "launching", "planning/devices", "planning/assumptions"),
+        "planning/estimate",
     ],
 )
 def test_light_files_import_no_framework(module):

@@ -1,7 +1,9 @@
 """The commands of `dupr-tf`, a dataclass each: its fields are the flags, its docstring the help, `run` the work."""
 
+from dupr_tf.commands.cluster import ClusterEnv
 from dupr_tf.commands.doctor import Doctor
 from dupr_tf.commands.images import Pack, Sample, Scan
+from dupr_tf.commands.plan import Plan
 from dupr_tf.commands.probe import Probe, Views
 from dupr_tf.commands.reference import Bench, Fields
 from dupr_tf.commands.report_runs import Report
@@ -10,7 +12,8 @@ from dupr_tf.commands.weights import Export, Import
 
 COMMANDS = {
     "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "export": Export, "import": Import,
-    "probe": Probe, "views": Views, "report": Report, "doctor": Doctor,
+    "probe": Probe, "views": Views, "report": Report, "doctor": Doctor, "plan": Plan,
+    "cluster-env": ClusterEnv,
     "scan": Scan, "pack": Pack, "sample": Sample, "bench": Bench, "fields": Fields,
 }  # fmt: skip
-CONFIGURED = ("pretrain", "finetune", "probe", "views", "doctor")
+CONFIGURED = ("pretrain", "finetune", "probe", "views", "doctor", "plan")

@@ -34,7 +34,7 @@ class Bench:
     """
 
     names: tyro.conf.Positional[
-        tuple[Literal["step", "loss", "roi_align", "input", "photometric", "pack", "detector"], ...]
+        tuple[Literal["step", "loss", "roi_align", "input", "photometric", "pack", "detector", "scaling"], ...]
     ] = ()
     """Which; none: all."""
     data: Place | None = None

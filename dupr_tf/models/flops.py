@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from dupr_tf.models.resnet import ResNetBackbone
+from dupr_tf.models.traffic import head_cells
 
 QUERY = 3  # the query encoder's forward pass, and the gradients w.r.t. inputs and kernels
 KEY = 1  # the key encoder has a forward pass only
@@ -28,7 +29,7 @@ def step_flops(model, image_size: int, batch: int) -> dict[str, int]:
     convolutions = [_convolution(layer) for layer in twin.layers if isinstance(layer, keras.layers.Conv2D)]
     heads, losses = 0, 0
     for name, head in encoder.heads.items():
-        cells = encoder.patch_sizes[name.split("_")[1]] ** 2 if name.startswith("patch") else 1
+        cells = head_cells(encoder, name)
         heads += sum(2 * cells * int(np.prod(v.shape)) for v in head.trainable_variables if len(v.shape) == 2)
         losses += 2 * cells * model.bank_size * model.embedding_dim
     stem = convolutions[0]  # needs no gradient w.r.t. the images

@@ -107,4 +107,20 @@ def _choose_block(queries, bank_keys):
     number, size = queries.shape[0], bank_keys.shape[0]
     if number and size and 4 * number * size <= DIRECT_BYTES:
         return size
+    return _key_block()
+
+
+def _key_block():
     return KEY_BLOCK["GPU" if tf.config.list_logical_devices("GPU") else "CPU"]
+
+
+def block_bytes(queries: int, keys: int, block: int | None = None) -> int:
+    """Bytes of the logits and of their exponentials that are held at a time.
+
+    Args:
+        queries: N of one call.
+        keys: K.
+        block: keys handled at once; None: as this machine's devices have it.
+    """
+    logits = 4 * queries * keys
+    return 2 * (logits if logits <= DIRECT_BYTES else 4 * queries * min(keys, block or _key_block()))

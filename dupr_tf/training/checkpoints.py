@@ -47,12 +47,7 @@ class RunCheckpoints:
         if not read_only:
             self.folder.mkdir(parents=True, exist_ok=True)
             _remove_unfinished(self.folder)
-        optimizer = model.optimizer
-        self.variables = {
-            f"{owner}_{i:04d}": variable.value
-            for owner, variables in (("model", model.variables), ("optimizer", optimizer.variables))
-            for i, variable in enumerate(variables)
-        }
+        self.variables = state_of(model)
         self.step = model.step
         self.checkpoint = tf.train.Checkpoint(variables=self.variables)
         _ = self.checkpoint.save_counter  # made here, since checkpoints of earlier versions hold one
@@ -62,7 +57,7 @@ class RunCheckpoints:
     @property
     def size(self) -> int:
         """Bytes of the state."""
-        return sum(int(np.prod(v.shape)) * v.dtype.size for v in self.variables.values())
+        return state_bytes(self.variables)
 
     def save(self) -> Path:
         """Writes a checkpoint of the current step, unless there is one, and returns its path without the endings.
@@ -153,6 +148,20 @@ class RunCheckpoints:
 def _free(folder: Path | RemotePath) -> str:
     free = room_at(folder)
     return "a file system that does not say how much is free" if free is None else f"{free:,} free"
+
+
+def state_of(model: keras.Model) -> dict:
+    """{key: variable} of all that the steps to come depend on; the model's optimiser is built."""
+    return {
+        f"{owner}_{i:04d}": variable.value
+        for owner, variables in (("model", model.variables), ("optimizer", model.optimizer.variables))
+        for i, variable in enumerate(variables)
+    }
+
+
+def state_bytes(variables: dict) -> int:
+    """Bytes of the variables of `state_of`."""
+    return sum(int(np.prod(v.shape)) * v.dtype.size for v in variables.values())
 
 
 def saved_checkpoints(folder: str | Path) -> list[Path]:

@@ -17,6 +17,8 @@ from rich.table import Table
 from dupr_tf.config import Config
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.models import DUPR, ResNetBackbone
+from dupr_tf.models.traffic import head_cells, step_traffic
+from dupr_tf.ops.info_nce import block_bytes
 from dupr_tf.training.callbacks import duration
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
 from dupr_tf.training.pretrain import checked_images, compiled_model
@@ -94,24 +96,33 @@ def dry_run(config: Config, data: str | Path | None = None) -> DryRun:
     )
 
 
-def predicted_memory(model: DUPR, config: Config) -> dict[str, int]:
+def predicted_memory(model: DUPR, config: Config, replicas: int = 1, block_keys: int | None = None) -> dict[str, int]:
     """Bytes a device holds, by part. Activations are those of one batch-norm group, the only ones alive at a time.
 
     Args:
         model: the pre-training model.
         config: of the run.
+        replicas: devices that share the batch; weights and banks are whole on each.
+        block_keys: of the losses, see `info_nce`; None: as on this machine.
     """
-    group = config.train.batch_size // config.train.micro_batches
+    batch = config.train.batch_size
+    group = batch // config.train.micro_batches
     width = 4 if config.train.precision == "float32" else 2  # bytes a number
     trainable = sum(_size(v.shape) for v in model.query_variables)
     everything = sum(_size(v.shape) for v in (*model.query_encoder.variables, *model.key_encoder.variables))
     view = config.data.image_size**2 * 3
+    keys = step_traffic(model, config.data.image_size, batch)["gathered"]["keys"]
+    cells = max(head_cells(model.query_encoder, name) for name in model.loss_weights)
     return {
         "weights of both encoders": 4 * everything,
         "gradients and momentum": 4 * 2 * trainable,
+        "values to go back to if a step is not finite": 4 * (everything + trainable),
         "memory banks": sum(4 * _size(bank.keys.shape) for bank in model.banks.values()),
-        "views of a batch": config.train.batch_size * 2 * view * (1 + 4),  # uint8, and float32 once augmented
-        f"activations of {group} images": width * group * _activations(model.backbone, config.data.image_size),
+        "views of a batch": batch // replicas * 2 * view * (1 + 4),  # uint8, and float32 once augmented
+        **({"views gathered and shuffled": 2 * 4 * batch * view} if replicas > 1 else {}),
+        "keys gathered and put back": 2 * keys,
+        f"activations of {group} images": width * group * activation_numbers(model.backbone, config.data.image_size),
+        "logits": block_bytes(group * cells, model.bank_size, block_keys),
     }
 
 
@@ -191,7 +202,7 @@ def _parameters(model) -> dict[str, int]:
     return {"backbone": backbone, "heads": heads}
 
 
-def _activations(backbone, size) -> int:
+def activation_numbers(backbone, size) -> int:
     """Numbers an image leaves behind for the gradient of one of our ResNets; 0 for a backbone of another kind."""
     if not isinstance(backbone, ResNetBackbone):
         return 0

@@ -1,0 +1,157 @@
+"""The points of `scaling`, a JSON line each: python -m benchmarks.scaling_points PART VALUE…
+
+Seconds are the process's own, of all its threads, so that other work beside disturbs them little; the least of some
+repeats. MiB are what the process holds more than before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import sys
+import tempfile
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.scaling_replicas import works
+from benchmarks.worker import forget_peak, peak_mib
+from dupr_tf.data.image_source import Files
+from dupr_tf.data.order import shuffled
+from dupr_tf.data.shard_files import ENTRY, FRAME, Shard, sha256_of, write_manifest
+from dupr_tf.data.shards import Shards
+from dupr_tf.models.memory_bank import MemoryBank
+from dupr_tf.ops.info_nce import info_nce
+
+ENOUGH, MOST = 0.5, 20  # seconds of repeats, and how many
+QUERIES, DIM, KEYS_A_STEP = 256, 128, 256
+IMAGES_A_SHARD, IMAGES, READ = 2000, 1_000_000, 2048
+IMAGE = bytes(100)  # what an image's bytes are: zeros, which a file has where nothing was written
+
+
+def replicas(count: int) -> dict:
+    """A step of a tiny network, and its parts, on so many logical devices."""
+    before = held()
+    seconds = {name: least_seconds(work) for name, work in works(count).items()}
+    return {"seconds": seconds, "mib": {"in all": peak_mib() - before}}
+
+
+def bank_keys(size: int) -> dict:
+    """The loss of some queries against a bank of so many keys, with its gradient, and the enqueueing."""
+    before = held()
+    bank = MemoryBank(size, DIM)
+    bank_mib = held() - before
+    keys = tf.math.l2_normalize(tf.random.stateless_normal([QUERIES, DIM], [0, 1]), -1)
+
+    @tf.function
+    def loss():
+        with tf.GradientTape() as tape:
+            tape.watch(keys)
+            total = tf.reduce_sum(info_nce(keys, keys, bank.read(), 0.2))
+        return tape.gradient(total, keys)
+
+    enqueue = tf.function(lambda: bank.enqueue(keys[:KEYS_A_STEP]))
+    seconds = {"loss and gradient": least_seconds(lambda: loss().numpy()), "enqueueing": least_seconds(enqueue)}
+    return {"seconds": seconds, "mib": {"bank": bank_mib, "at the most": peak_mib() - before}}
+
+
+def indexed(images: int) -> dict:
+    """Opening packed shards of so many images, and their exact shuffle."""
+    return _opened(images, -(-images // IMAGES_A_SHARD))
+
+
+def shards(count: int) -> dict:
+    """Opening and reading as many images in so many shards."""
+    return _opened(IMAGES, count)
+
+
+def names(images: int) -> dict:
+    """A folder's images as a list of names, without shards."""
+    before = held()
+    paths = [f"/photos/camera_{i % 100:03d}/image_{i:09d}.jpg" for i in range(images)]
+    start = time.process_time()
+    source = Files(paths)
+    seconds = {"opening": time.process_time() - start}
+    seconds["order of 1,000 images"] = least_seconds(lambda: _order(len(source)))
+    return {"seconds": seconds, "mib": {"held": held() - before}}
+
+
+PARTS = {"replicas": replicas, "bank keys": bank_keys, "indexed images": indexed, "shards": shards, "names": names}
+
+
+def _opened(images, count) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        write_shards(Path(folder), images, count)
+        before = held()
+        start = time.process_time()
+        source = Shards(folder)
+        seconds = {"opening": time.process_time() - start}
+        most = peak_mib() - before
+        held_mib = held() - before
+        seconds["order of 1,000 images"] = least_seconds(lambda: _order(images))
+        chosen = np.random.default_rng(0).integers(0, images, READ)
+
+        def read():
+            assert all(content == IMAGE for content in source._contents(chosen))
+
+        seconds["reading 1,000 images"] = least_seconds(read) / READ * 1000
+    return {"seconds": seconds, "mib": {"held": held_mib, "at the most": most}}
+
+
+def write_shards(folder: Path, images: int, count: int) -> None:
+    """Shards as `pack` writes them, of images that are zeros in files without content, which take no room."""
+    before, behind = FRAME
+    record, written = before + len(IMAGE) + behind, []
+    share, rest = divmod(images, count)
+    digests = {}
+    for number in range(count):
+        rows = share + (number < rest)
+        shard = Shard(number, rows, rows * record, "", "")
+        with open(folder / shard.file, "wb") as file:
+            file.truncate(shard.bytes)
+        entries = np.zeros(rows, ENTRY)
+        entries["record"], entries["start"] = np.arange(rows, dtype=np.uint64) * record, before
+        entries["length"], entries["crc32"] = len(IMAGE), zlib.crc32(IMAGE)
+        np.save(folder / shard.index, entries)
+        digests.setdefault(rows, sha256_of(folder / shard.index))
+        written.append(Shard(number, rows, shard.bytes, "0" * 64, digests[rows]))
+    write_manifest(folder, {"format": "dupr_tf shards 1"}, written)
+
+
+@tf.function
+def _orders(count):
+    return tf.map_fn(lambda position: shuffled(position, count, 0), tf.range(1000, dtype=tf.int64))
+
+
+def _order(count):
+    return _orders(tf.constant(count, tf.int64)).numpy()
+
+
+def held() -> float:
+    """MiB the process holds, after what is free goes back to the system, where that can be asked for; a new peak."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+    return forget_peak()
+
+
+def least_seconds(work) -> float:
+    """Of the process, for one call of `work`, which was called once before."""
+    work()
+    seconds = []
+    while not seconds or (sum(seconds) < ENOUGH and len(seconds) < MOST):
+        start = time.process_time()
+        work()
+        seconds.append(time.process_time() - start)
+    return min(seconds)
+
+
+if __name__ == "__main__":
+    measure = PARTS[sys.argv[1]]
+    for value in map(int, sys.argv[2:]):
+        print(json.dumps({"part": sys.argv[1], "value": value, **measure(value)}), flush=True)

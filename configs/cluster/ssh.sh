@@ -1,0 +1,81 @@
+#!/bin/bash
+# Pre-training on machines that SSH reaches: the same command on each, in this folder, which all see by the same name.
+# Not run between machines: none were at hand. The tests run it with a stand-in for ssh that stays on this one; so did
+# two workers of the real training, to their end, and once with one of them killed (exit code 75 after a second).
+# Command: configs/cluster/ssh.sh HOSTS CONFIG --data SHARDS --output RUN [--train.epochs 100 …]
+# HOSTS is a file of a line for each worker, `host` or `host:port` (several on one host: different ports); the first is
+# the chief. Without a port it is DUPR_PORT (2222). DUPR_TF names the command on the machines (dupr-tf).
+# Where one worker fails, the others have DUPR_GRACE seconds (120) to end by themselves; then their connections are cut,
+# which ends them. The same command again goes on from the last checkpoint: exit code 75 says that a worker was lost.
+set -euo pipefail
+
+refuse() {
+  echo "ssh.sh: error: $*" >&2
+  exit 2
+}
+
+(($# >= 2)) || refuse "expected HOSTS CONFIG --data SHARDS --output RUN, received $# arguments"
+hosts=$1
+shift
+[[ -r $hosts ]] || refuse "expected a file of hosts, received $hosts (cannot be read)"
+
+workers=()
+while read -r worker; do
+  [[ $worker == *:* ]] || worker=$worker:${DUPR_PORT:-2222}
+  [[ $worker =~ ^[A-Za-z0-9][A-Za-z0-9._-]*:[0-9]+$ ]] || refuse "expected host or host:port, received $worker in $hosts"
+  workers+=("$worker")
+done < <(sed -e 's/#.*//' -e 's/[[:space:]]*$//' -e 's/^[[:space:]]*//' -e '/^$/d' "$hosts")
+((${#workers[@]})) || refuse "expected hosts in $hosts, received none"
+twice=$(printf '%s\n' "${workers[@]}" | sort | uniq -d | head -n 1)
+[[ -z $twice ]] || refuse "expected each worker once, received $twice twice in $hosts. Fix: another port"
+
+list=$(printf '"%s", ' "${workers[@]}")
+arguments=$(printf '%q ' "$@")
+connections=()
+
+start() { # the index of a worker
+  local config command
+  config=$(printf '{"cluster": {"worker": [%s]}, "task": {"type": "worker", "index": %d}}' "${list%, }" "$1")
+  command="cd $(printf %q "$PWD") && TF_CONFIG=$(printf %q "$config") exec ${DUPR_TF:-dupr-tf} pretrain $arguments"
+  # -tt: the worker ends when its connection does
+  ssh -tt -o BatchMode=yes "${workers[$1]%:*}" "$command" < /dev/null > >(sed -u "s/\r$//; s/^/[$1] /") 2>&1 &
+  connections+=($!)
+}
+
+cut() {
+  kill "${connections[@]}" 2> /dev/null || true
+}
+
+trap 'cut; exit 130' INT
+trap 'cut; exit 143' TERM
+for index in "${!workers[@]}"; do
+  start "$index"
+done
+
+status=0
+deadline=
+while ((${#connections[@]})); do
+  running=()
+  for connection in "${connections[@]}"; do
+    if kill -0 "$connection" 2> /dev/null; then
+      running+=("$connection")
+      continue
+    fi
+    ended=0
+    wait "$connection" || ended=$?
+    if ((ended == 75 && status > 128)); then
+      status=75 # the first was killed or cut off, and this one saw it go: to be started again
+    fi
+    if ((ended && !status)); then
+      status=$ended
+      deadline=$((SECONDS + ${DUPR_GRACE:-120}))
+      echo "ssh.sh: a worker ended with exit code $status" >&2
+    fi
+  done
+  connections=("${running[@]}")
+  if [[ -n $deadline ]] && ((SECONDS >= deadline)); then
+    cut
+  fi
+  sleep 0.5
+done
+exit "$status"

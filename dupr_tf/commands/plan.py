@@ -1,0 +1,126 @@
+"""The command that plans a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+
+import tyro
+
+from dupr_tf.commands.places import Place
+from dupr_tf.commands.report import refuse
+from dupr_tf.config import Config, ConfigError, load_config
+from dupr_tf.data.sources import check_root
+from dupr_tf.planning.assumptions import assumptions_of, with_given
+from dupr_tf.planning.devices import CPU, NAMES
+from dupr_tf.remote_path import is_remote
+from dupr_tf.whole_files import write_whole
+
+UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
+MOST_IMAGES = 10**12
+
+
+@dataclasses.dataclass
+class Plan:
+    """Say what a run will need: operations, exchange, memory, cores, storage, hours; nothing is trained.
+
+    Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`).
+    """
+
+    config: tyro.conf.Positional[Place]
+    """Experiment file of a pre-training run, e.g. configs/dupr_r50_imagenet_200ep.yaml."""
+    images: str | None = None
+    """How many images, such as 1280000, 12M or 1B; none: as many as in --data."""
+    gpus: int | None = None
+    """Devices that share the batch; none: 8, or as many of them as divide train.micro_batches; 1 for cpu."""
+    gpu_type: str = "a100-40gb"
+    """t4, v100-32gb, a10, l4, a100-40gb, a100-80gb, h100, or cpu: this machine's cores, measured."""
+    data: Place | None = None
+    """Images to measure the input with: a folder, shards, or tfds:NAME; none: a figure measured elsewhere."""
+    assume: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """name=value in place of an assumption; may be given again. The plan's last table has their names."""
+    check: bool = False
+    """Take real steps of the config here and print the error of the prediction; with --gpu-type cpu."""
+    json: Place | None = None
+    """File for everything as JSON."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        config, devices, images = self._checked(overrides)
+        from dupr_tf.planning.build import build_plan
+        from dupr_tf.planning.printing import plan_lines
+
+        plan = build_plan(config, str(self.config), self.gpu_type, devices, images, self.data, self.assume, self.check)
+        print(*plan_lines(plan), sep="\n")
+        for problem in plan.problems():
+            print(f"* {problem}")
+        if self.json is not None:
+            write_whole(self.json, json.dumps(plan.as_json(), indent=2) + "\n")
+
+    def _checked(self, overrides) -> tuple[Config, int, int | None]:
+        """Config, devices and images, before TensorFlow loads; raises every mistake at once."""
+        problems, config = [], None
+        try:
+            config = load_config(self.config, overrides)
+        except ConfigError as error:
+            problems += error.problems
+        devices = self.gpus if self.gpus is not None else self._default_devices(config)
+        if devices < 1:
+            problems.append(f"--gpus: expected 1 or more, received {devices}")
+        elif config is not None and config.detector is not None:
+            problems.append(f"detector: expected a config of a pre-training run, received {self.config}, for finetune")
+        elif config is not None:
+            problems += config.pretrain_problems(devices)
+        if self.gpu_type not in NAMES:
+            near = difflib.get_close_matches(self.gpu_type.lower(), NAMES, 1, 0.5)
+            hint = f"Did you mean {near[0]}?" if near else f"Allowed: {', '.join(NAMES)}"
+            problems.append(f"--gpu-type: expected a device that is known, received {self.gpu_type!r:.40}. {hint}")
+        problems += _problem_of(self._assumptions, config)
+        if self.images is not None:
+            problems += _problem_of(images_in, self.images)
+        if self.data is not None:
+            problems += _problem_of(check_root, self.data, config.data.kind if config else "auto")
+        if self.check and (self.gpu_type, devices) != (CPU, 1):
+            problems.append("--check: expected one process on this machine's cores. Fix: --gpu-type cpu --gpus 1")
+        if self.json is not None and not _writable(self.json):
+            problems.append(f"--json: expected a file in a folder that exists, received {self.json}")
+        refuse(problems)
+        return config, devices, None if self.images is None else images_in(self.images)
+
+    def _default_devices(self, config: Config | None) -> int:
+        return 1 if self.gpu_type == CPU or config is None else math.gcd(8, config.train.micro_batches)
+
+    def _assumptions(self, config: Config | None):
+        """Those of the device, or of any where it or the config is not known: the names are the same."""
+        known = config is not None and self.gpu_type in NAMES
+        of = (self.gpu_type, config.train.precision, config.data.image_size) if known else (CPU, "float32", 224)
+        return with_given(assumptions_of(*of), self.assume)
+
+
+def images_in(text: str) -> int:
+    """The number that `1280000`, `1.28M` or `1B` stands for.
+
+    Raises:
+        ValueError: it is none from 1 to 10^12.
+    """
+    found = re.fullmatch(r"(\d{1,13}(?:\.\d{1,9})?)([kMB]?)", text.strip(), re.ASCII)
+    number = float(found[1]) * UNITS[found[2]] if found else 0
+    if not 1 <= number <= MOST_IMAGES or abs(number - round(number)) > 1e-6 * number:
+        raise ValueError(f"--images: expected a number of images such as 1280000 or 12M, received {text!r:.40}")
+    return round(number)
+
+
+def _writable(path) -> bool:
+    return is_remote(path) or (path.absolute().parent.is_dir() and not path.is_dir())
+
+
+def _problem_of(check, *arguments) -> list[str]:
+    try:
+        check(*arguments)
+    except ConfigError as error:
+        return error.problems
+    except ValueError as error:
+        return [str(error)]
+    return []

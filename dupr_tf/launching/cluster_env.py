@@ -1,0 +1,192 @@
+"""TF_CONFIG out of the variables that Slurm or Kubernetes gives to each task of a job.
+
+All workers have to come to the same list, so it is a function of what is equal on all of them; only the index differs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Literal
+
+from dupr_tf.launching.node_list import HOST, expand_counts, expand_node_list
+
+Launcher = Literal["auto", "slurm", "pod"]
+POD_PORT = 2222
+SLURM_PORTS = 15_000, 15_000  # the first, and how many the numbers of jobs are spread over; below Linux' own choices
+LAST_PORT = 65_535
+POD_NAME = re.compile(r"(.+)-(\d{1,6})", re.ASCII)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The workers of a run, `host:port` each in the order of their index, and which of them this one is."""
+
+    workers: tuple[str, ...]
+    index: int
+
+    def as_json(self) -> str:
+        """The value of TF_CONFIG, in one line."""
+        task = {"type": "worker", "index": self.index}
+        return json.dumps({"cluster": {"worker": list(self.workers)}, "task": task})
+
+    def as_shell(self) -> str:
+        """`export TF_CONFIG=…`, quoted for a POSIX shell."""
+        return f"export TF_CONFIG={shlex.quote(self.as_json())}"
+
+
+def cluster_of(
+    environment: Mapping[str, str],
+    launcher: Launcher = "auto",
+    port: int | None = None,
+    replicas: int | None = None,
+    service: str | None = None,
+) -> Cluster:
+    """The cluster this process belongs to.
+
+    Args:
+        environment: the variables of the process.
+        launcher: what set them; auto: Slurm's if there are any, else a pod's.
+        port: of the first worker on a host; None: made of the number of the Slurm job, or 2222 in a pod.
+        replicas: pods; None: DUPR_REPLICAS.
+        service: the headless service of the pods; None: DUPR_SERVICE.
+
+    Raises:
+        ValueError: variables are missing, malformed or contradict each other.
+    """
+    if port is not None and not 1 <= port <= LAST_PORT:
+        raise ValueError(f"Expected --port from 1 to {LAST_PORT}, received {port}. Fix: --port {POD_PORT}")
+    if launcher == "auto":
+        launcher = _launcher_of(environment)
+    if launcher == "slurm":
+        return _slurm(environment, port)
+    return _pod(environment, port or POD_PORT, replicas, service)
+
+
+def _launcher_of(environment) -> str:
+    if any(environment.get(name) for name in ("SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST", "SLURM_NODELIST")):
+        return "slurm"
+    if environment.get("JOB_COMPLETION_INDEX") or environment.get("KUBERNETES_SERVICE_HOST"):
+        return "pod"
+    raise ValueError(
+        "Expected the variables of Slurm (SLURM_JOB_NODELIST) or of a pod (JOB_COMPLETION_INDEX), received neither. "
+        "Fix: run within srun or the Job's pods, or write TF_CONFIG by hand"
+    )
+
+
+def _slurm(environment, port) -> Cluster:
+    """A task a worker. Of a job step its own variables are read, which may have fewer nodes than the job."""
+    within = "STEP" if environment.get("SLURM_STEP_NODELIST") else "JOB"
+    names = (f"SLURM_{within}_NODELIST", "SLURM_NODELIST")
+    nodes = expand_node_list(_first(environment, *names, fix="run within srun or sbatch"))
+    tasks = _tasks_by_node(environment, within, len(nodes))
+    base = port or _port_of_job(environment)
+    if base + max(tasks) - 1 > LAST_PORT:
+        raise ValueError(
+            f"Expected ports up to {LAST_PORT}, received --port {port} for {max(tasks)} tasks a node. Fix: a lower one"
+        )
+    workers = [
+        f"{node}:{base + local}" for node, count in zip(nodes, tasks, strict=True) for local in range(count)
+    ]  # fmt: skip
+    index = _number(environment, "SLURM_PROCID" if "SLURM_PROCID" in environment else "SLURM_NODEID", len(workers))
+    _check_place(environment, tasks, index)
+    return Cluster(tuple(workers), index)
+
+
+def _tasks_by_node(environment, within, nodes) -> list[int]:
+    if "SLURM_PROCID" not in environment:  # a worker a node, started by something else than srun
+        return [1] * nodes
+    text = environment.get("SLURM_STEP_TASKS_PER_NODE" if within == "STEP" else "SLURM_TASKS_PER_NODE")
+    total = environment.get("SLURM_STEP_NUM_TASKS" if within == "STEP" else "SLURM_NTASKS")
+    if text:
+        tasks = expand_counts(text)
+    elif total:
+        each, left = divmod(_number(environment, "SLURM_STEP_NUM_TASKS" if within == "STEP" else "SLURM_NTASKS"), nodes)
+        if left or not each:
+            raise ValueError(
+                f"Expected as many tasks on each of {nodes} nodes, received {total} tasks. Fix: --ntasks-per-node"
+            )
+        tasks = [each] * nodes
+    else:
+        tasks = [1] * nodes
+    if len(tasks) != nodes:
+        raise ValueError(
+            f"Expected tasks for each of {nodes} nodes, received {text} for {len(tasks)}. Fix: run within srun"
+        )
+    if text and total and sum(tasks) != int(total if total.isdecimal() else -1):
+        raise ValueError(f"Expected {text} to be the {total!r:.20} tasks of the job, received {sum(tasks)}. Fix: srun")
+    return tasks
+
+
+def _check_place(environment, tasks, index):
+    """Slurm can deal tasks to nodes in another order (`--distribution=cyclic`), and then hosts and indices mix."""
+    if not environment.get("SLURM_NODEID") or "SLURM_PROCID" not in environment:
+        return
+    here, first = _number(environment, "SLURM_NODEID", len(tasks)), 0
+    for node, count in enumerate(tasks):
+        if first <= index < first + count and node != here:
+            raise ValueError(
+                f"Expected task {index} on node {node}, received node {here}: tasks are not dealt node by node. "
+                "Fix: srun --distribution=block"
+            )
+        first += count
+
+
+def _port_of_job(environment) -> int:
+    """Other jobs on the same host get other ports; every task of this one the same."""
+    first, spread = SLURM_PORTS
+    name = "SLURM_JOB_ID" if environment.get("SLURM_JOB_ID") else "SLURM_JOBID"
+    return first + (_number(environment, name) if environment.get(name) else 0) * 8 % spread
+
+
+def _pod(environment, port, replicas, service) -> Cluster:
+    """The pods of an Indexed Job or a StatefulSet are NAME-0, NAME-1, … below their headless service."""
+    host = _first(environment, "HOSTNAME", fix="run in a pod of the Job").split(".")[0]
+    named = POD_NAME.fullmatch(host)
+    if not named or not HOST.fullmatch(host):
+        raise ValueError(
+            f"Expected a pod named NAME-INDEX, received HOSTNAME {host!r:.80}. "
+            "Fix: an Indexed Job or a StatefulSet, see configs/cluster/kubernetes.yaml"
+        )
+    if replicas is None:
+        _first(environment, "DUPR_REPLICAS", fix="--replicas N, or set it in the manifest")
+        replicas = _number(environment, "DUPR_REPLICAS")
+    if not 1 <= replicas <= 10_000:
+        raise ValueError(f"Expected 1 to 10000 replicas, received {replicas}. Fix: --replicas, completions of the Job")
+    if service is None:
+        service = _first(environment, "DUPR_SERVICE", fix="--service NAME, or set it in the manifest")
+    if not HOST.fullmatch(service):
+        raise ValueError(f"Expected the name of a service, received {service!r:.80}. Fix: --service dupr")
+    name, index = named[1], int(named[2])
+    if environment.get("JOB_COMPLETION_INDEX"):
+        completion = _number(environment, "JOB_COMPLETION_INDEX")
+        if completion != index:
+            raise ValueError(
+                f"Expected pod {host} to have index {index}, received JOB_COMPLETION_INDEX {completion}. "
+                "Fix: set no hostname in the manifest"
+            )
+    if index >= replicas:
+        raise ValueError(
+            f"Expected an index below the {replicas} replicas, received pod {host}. Fix: --replicas, completions"
+        )
+    return Cluster(tuple(f"{name}-{i}.{service}:{port}" for i in range(replicas)), index)
+
+
+def _first(environment, *names, fix) -> str:
+    """The first of these variables that is set."""
+    value = next((environment[name] for name in names if environment.get(name, "").strip()), None)
+    if value is None:
+        raise ValueError(f"Expected the variable {names[0]}, received none. Fix: {fix}")
+    return value.strip()
+
+
+def _number(environment, name, below: int | None = None) -> int:
+    text = environment.get(name, "").strip()
+    if not re.fullmatch(r"\d{1,12}", text, re.ASCII):
+        raise ValueError(f"Expected a number from 0 in {name}, received {text!r:.40}. Fix: run within the job")
+    if below is not None and int(text) >= below:
+        raise ValueError(f"Expected {name} below the {below} workers, received {text}. Fix: run within srun")
+    return int(text)

@@ -1,0 +1,133 @@
+"""What a plan takes for granted, each with its unit and where it is from, and changed by `--assume name=value`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+
+from dupr_tf.config import ConfigError
+from dupr_tf.planning.devices import CPU, TYPES
+
+NEVER_MEASURED = "assumed, never measured here"
+COUNTS = ("devices_a_machine", "cores_a_machine", "images_a_shard")  # whole numbers
+# Milliseconds of a core for an image of 500 px to two views of 64 and of 224 px: docs/scaling.md.
+INPUT_64, INPUT_224 = 3.6, 6.8
+# Both chosen for eight steps of ResNet-18, 34 and 50 on one core, to 12 %; another sitting's nine were met to 11 %:
+# docs/scaling.md. The passes stand for all that is no product: norms, photometrics, exponentials.
+CPU_SHARE, CPU_PASSES = 0.95, 55
+
+
+@dataclasses.dataclass(frozen=True)
+class Assumption:
+    """A number a plan rests on: its value, its unit, and who says so."""
+
+    value: float
+    unit: str
+    source: str
+
+
+def assumptions_of(device: str, precision: str, image_size: int) -> dict[str, Assumption]:
+    """All assumptions for a device; what can be measured on a CPU is NaN until it is.
+
+    Args:
+        device: of `devices.NAMES`.
+        precision: `train.precision`.
+        image_size: side of a view, px.
+    """
+    found = _cpu() if device == CPU else _gpu(device, precision)
+    size = (image_size**2 - 64**2) / (224**2 - 64**2)
+    milliseconds = max(0.5, INPUT_64 + (INPUT_224 - INPUT_64) * size)
+    return found | {
+        "weight_passes": Assumption(20, "times a step reads or writes each weight", "counted in the step's code"),
+        "bank_passes": Assumption(4, "times a step reads or writes each key of a bank", "counted in the step's code"),
+        "share_of_network": Assumption(0.7, "of link and network that a ring reaches", NEVER_MEASURED),
+        "input_images_s_a_core": Assumption(
+            1000 / milliseconds, "images/s to two views", "measured on an EPYC of 2 GHz, 500 px: docs/scaling.md"
+        ),
+        "bytes_an_image": Assumption(110_000, "bytes", "ImageNet's mean; photos of a phone have 20 times as many"),
+        "images_a_shard": Assumption(2000, "images", "the default of dupr-tf pack"),
+    }  # fmt: skip
+
+
+def _gpu(device, precision) -> dict[str, Assumption]:
+    sheet = TYPES[device]
+    if precision not in sheet.peak:
+        raise ValueError(
+            f"Expected a precision of {device} ({', '.join(sheet.peak)}), received {precision}. "
+            "Fix: --train.precision float16"
+        )
+    return {
+        "peak_tflops": Assumption(sheet.peak[precision], f"TFLOP/s in {precision}", sheet.source),
+        "share_of_peak": Assumption(0.35, "of it that convolutions and products reach", NEVER_MEASURED),
+        "memory_gb": Assumption(sheet.memory, "GB", sheet.source),
+        "memory_gb_s": Assumption(sheet.bandwidth, "GB/s", sheet.source),
+        "share_of_bandwidth": Assumption(0.7, "of it that is reached", NEVER_MEASURED),
+        "activation_passes": Assumption(16, "times a step reads or writes each activation", NEVER_MEASURED),
+        "devices_a_machine": Assumption(8, "GPUs", "assumed"),
+        "cores_a_machine": Assumption(64, "cores for the input", "assumed"),
+        "link_gb_s": Assumption(sheet.link, "GB/s between GPUs of a machine, one direction", sheet.source),
+        "network_gb_s": Assumption(12.5, "GB/s between machines, one direction (100 Gb/s)", NEVER_MEASURED),
+    }
+
+
+def _cpu() -> dict[str, Assumption]:
+    measured = "measured just now, in seconds of a core"
+    return {
+        "peak_tflops": Assumption(math.nan, "TFLOP/s of a large product on these cores", measured),
+        "share_of_peak": Assumption(
+            CPU_SHARE, "of it that convolutions and products reach", "fitted here, docs/scaling.md"
+        ),
+        "memory_gb": Assumption(math.nan, "GB", "free on this machine"),
+        "memory_gb_s": Assumption(math.nan, "GB/s of copying", measured),
+        "share_of_bandwidth": Assumption(1.0, "of it that is reached", "assumed"),
+        "activation_passes": Assumption(
+            CPU_PASSES, "times a step reads or writes each activation", "fitted here, docs/scaling.md"
+        ),
+        "devices_a_machine": Assumption(1, "processes", "assumed"),
+        "cores_a_machine": Assumption(math.nan, "cores, which the step needs too", "this process may use them"),
+        "link_gb_s": Assumption(1.25, "GB/s between processes, one direction", NEVER_MEASURED),
+        "network_gb_s": Assumption(1.25, "GB/s between machines, one direction (10 Gb/s)", NEVER_MEASURED),
+    }
+
+
+def with_given(assumptions: dict[str, Assumption], given: tuple[str, ...]) -> dict[str, Assumption]:
+    """Assumptions with those replaced that `--assume` names.
+
+    Args:
+        assumptions: as of `assumptions_of`.
+        given: `name=value` each.
+
+    Raises:
+        ConfigError: a line for each that is malformed, unknown, or no possible number.
+    """
+    changed, problems = dict(assumptions), []
+    for text in given:
+        name, equals, value = text.partition("=")
+        problem = (
+            _problem(assumptions, name, value) if equals else f"--assume: expected name=value, received {text!r:.60}"
+        )
+        if problem:
+            problems.append(problem)
+        else:
+            changed[name] = dataclasses.replace(assumptions[name], value=float(value), source="given with --assume")
+    if problems:
+        raise ConfigError(problems)
+    return changed
+
+
+def _problem(assumptions, name, value) -> str | None:
+    if name not in assumptions:
+        near = difflib.get_close_matches(name, assumptions, 1)
+        hint = f"Did you mean {near[0]}?" if near else f"Allowed: {', '.join(assumptions)}"
+        return f"--assume: expected an assumption, received {name!r:.60}. {hint}"
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    limit = 1.0 if name.startswith("share_") else 1e15
+    whole = name not in COUNTS or number == math.floor(number) if math.isfinite(number) else False
+    if not whole or not 0 < number <= limit:
+        kind = "a whole number above 0" if name in COUNTS else f"a number above 0{' up to 1' if limit == 1 else ''}"
+        return f"--assume: expected {kind} for {name}, received {value!r:.40}"
+    return None

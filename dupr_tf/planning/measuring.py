@@ -1,0 +1,104 @@
+"""What a plan can measure on this machine. Seconds are a core's own, so that other work beside disturbs them little."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from dupr_tf.config import Config
+from dupr_tf.data.bad_images import BadImages
+from dupr_tf.data.image_source import ImageSource
+from dupr_tf.data.pipeline import view_pairs
+from dupr_tf.planning.assumptions import Assumption
+from dupr_tf.reporting.prediction import available_memory, product_speed, usable_cpus
+from dupr_tf.training.pretrain import compiled_model
+
+SECONDS = 6.0  # that reading images takes at most, roughly
+LOOKED_AT = 256  # images whose bytes are counted
+COPIED = 64 << 20  # bytes, more than caches hold
+STEPS = 2
+
+
+def measured_assumptions(assumed: dict[str, Assumption]) -> dict[str, Assumption]:
+    """Assumptions with those filled in that are still NaN: speed, memory and cores of this machine."""
+    measures = {
+        "peak_tflops": lambda: product_speed(time.process_time) * usable_cpus() / 1e3,
+        "memory_gb": lambda: (available_memory() or np.inf) / 1e9,
+        "memory_gb_s": copy_speed,
+        "cores_a_machine": usable_cpus,
+    }
+    return {
+        name: dataclasses.replace(entry, value=float(measures[name]())) if np.isnan(entry.value) else entry
+        for name, entry in assumed.items()
+    }
+
+
+def copy_speed() -> float:
+    """GB/s of copying a large array with one core, bytes read and bytes written together; the best of some."""
+    source = np.ones(COPIED // 4, np.float32)
+    target, best = np.empty_like(source), float("inf")
+    for _ in range(8):
+        start = time.process_time()
+        np.copyto(target, source)
+        best = min(best, time.process_time() - start)
+    return 2 * COPIED / best / 1e9
+
+
+def input_assumptions(source: ImageSource, config: Config) -> dict[str, Assumption]:
+    """Images/s of a core through the run's own input pipeline, and the mean bytes of an image; both measured.
+
+    Args:
+        source: the images.
+        config: of the run.
+
+    Raises:
+        ValueError: too many of the images cannot be read.
+    """
+    batch = config.train.batch_size
+    bad = BadImages(source, config.data.max_bad_share, config.data.max_pixels)
+    batches = iter(view_pairs(source, config, 0, 1_000, bad))
+    next(batches)  # starts the pipeline
+    start, began, images = time.process_time(), time.perf_counter(), 0
+    while time.perf_counter() - began < SECONDS:
+        next(batches)
+        images += batch
+    speed = images / (time.process_time() - start)
+    bad.check()
+    chosen = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(np.int64))
+    lengths = [len(source.read(tf.constant(index)).numpy()) for index in chosen]
+    measured = "measured just now on these images"
+    return {
+        "input_images_s_a_core": Assumption(speed, "images/s to two views", f"{measured}, in seconds of a core"),
+        "bytes_an_image": Assumption(float(np.mean(lengths)), "bytes", f"{measured}, {len(lengths)} of them"),
+    }
+
+
+def step_seconds(config: Config) -> float:
+    """Seconds of all cores for a real step on images of noise, the quicker of two; the input is left out."""
+    model = compiled_model(config, 10_000)
+    model.make_train_function()
+    batches = iter(tf.data.Dataset.from_tensors(noise_pairs(config)).repeat())
+    seconds = []
+    for _ in range(1 + STEPS):
+        start = time.process_time()
+        loss = float(model.train_function(batches)["loss"])  # waits for the step
+        seconds.append(time.process_time() - start)
+    if not np.isfinite(loss):
+        raise ValueError(f"Expected a finite loss, received {loss}. Fix: a lower --optimizer.learning_rate")
+    return min(seconds[1:])  # the first one traces
+
+
+def noise_pairs(config: Config) -> dict[str, np.ndarray]:
+    """A batch of noise, with overlaps of half a view to a whole one."""
+    random, size, batch = np.random.default_rng(0), config.data.image_size, config.train.batch_size
+    low, high = random.uniform(0, size / 4, (2, batch, 2)), random.uniform(0.75 * size, size, (2, batch, 2))
+    boxes = np.concatenate([low, high], -1).astype(np.float32)
+    views = random.integers(0, 256, (2, batch, size, size, 3), np.uint8)
+    return {
+        "view_1": views[0], "view_2": views[1], "boxes_1": boxes[0], "boxes_2": boxes[1],
+        "flipped_1": random.random(batch) < 0.5, "flipped_2": random.random(batch) < 0.5,
+        "valid": np.ones(batch, bool), "index": np.arange(batch),
+    }  # fmt: skip

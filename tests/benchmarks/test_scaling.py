@@ -1,0 +1,61 @@
+"""The curves of `bench scaling`: their points are what they are called, and a second start measures what is missing."""
+
+import json
+
+import pytest
+
+from benchmarks import scaling
+from benchmarks.scaling_points import IMAGE, names, shards, write_shards
+from dupr_tf.data.shards import Shards
+
+
+def point(part, value, seconds=1.0, mib=2.0):
+    return {"part": part, "value": value, "seconds": {"all": seconds}, "mib": {"held": mib}}
+
+
+def test_the_shards_are_such_as_a_run_reads(tmp_path):
+    write_shards(tmp_path, images=25, count=4)
+    source = Shards(tmp_path)
+    assert len(source) == 25 and len(source.files) == 4
+    assert [source.read(index).numpy() for index in (0, 7, 24)] == [IMAGE] * 3
+
+
+def test_slopes_are_of_a_straight_line():
+    points = [point("shards", n, seconds=0.5 + 2e-6 * n, mib=10 + 20 * n / 2**20) for n in (10, 100, 1000)]
+    assert scaling.slopes(points) == {"seconds of all": "2 µs", "memory held": "20 bytes"}
+    assert scaling.slopes(points[:1]) == {}
+
+
+def test_what_is_there_is_not_measured_again(tmp_path, monkeypatch):
+    asked = []
+
+    def measured(part, values):
+        asked.append((part, values))
+        yield from (point(part, value) for value in values)
+
+    monkeypatch.setattr(scaling, "ORDERS", (("shards", (10, 100)), ("names", (5,))))
+    monkeypatch.setattr(scaling, "_measured", measured)
+    (tmp_path / "scaling.json").write_text(json.dumps([point("shards", 10)]))
+    lines = []
+    scaling.measure(tmp_path, "a machine", "a commit", lines.append)
+    assert asked == [("shards", [100]), ("names", [5])]
+    written = json.loads((tmp_path / "scaling.json").read_text())
+    assert [(entry["part"], entry["value"]) for entry in written] == [("shards", 10), ("shards", 100), ("names", 5)]
+    assert written[1]["machine"] == "a machine" and lines[0] == "shards 100: all 1000 ms; memory held 2.0 MiB"
+    assert all((tmp_path / f"scaling_{part}.png").read_bytes()[:4] == b"\x89PNG" for part in ("shards", "names"))
+
+
+def test_a_part_that_fails_says_its_last_words(monkeypatch):
+    monkeypatch.setattr(scaling, "POINTS", ("-c", "print('{\"value\": 1}', flush=True); raise KeyError('gone')"))
+    found = scaling._measured("shards", [1, 2])
+    assert next(found) == {"value": 1}
+    with pytest.raises(RuntimeError, match=r"(?s)^shards ended: .*KeyError: 'gone'"):
+        next(found)
+
+
+@pytest.mark.parametrize("part", [names, lambda count: shards(count)])
+def test_points_hold_seconds_and_memory(part, monkeypatch):
+    monkeypatch.setattr("benchmarks.scaling_points.IMAGES", 50)
+    monkeypatch.setattr("benchmarks.scaling_points.MOST", 1)
+    found = part(5)
+    assert all(value >= 0 for value in found["seconds"].values()) and set(found) == {"seconds", "mib"}
