@@ -7,6 +7,7 @@ is in order, and where it is killed, its newest checkpoint is whole.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -19,11 +20,11 @@ from collections.abc import Callable
 from dupr_tf.config import ConfigError
 from dupr_tf.remote_path import RemoteError
 from dupr_tf.training.cluster import Cluster
+from dupr_tf.training.cluster_guard import GO_ON, Guard
 from dupr_tf.training.cluster_wire import Connection, meet_chief, meet_workers, own_port
 from dupr_tf.training.failures import LOST, RunFailed, WorkerLost
 
 log = logging.getLogger(__name__)
-GO_ON = "The newest checkpoint is whole. Fix: start the same commands again"
 DRAIN_SECONDS = 2.0  # for the others to hear how the run ends
 # What TensorFlow raises where another worker is gone; which one, the link learns.
 OF_OTHERS = {"UnavailableError", "CancelledError", "AbortedError", "InternalError", "FailedPreconditionError",
@@ -52,6 +53,9 @@ class Alone:
 
     def start_server(self) -> None:
         """There is none."""
+
+    def servers_meeting(self):
+        return contextlib.nullcontext()
 
     def progress(self) -> None:
         """Nobody waits."""
@@ -115,6 +119,10 @@ class Link:
                 raise as_error(*self._ended)
             self._hard = True
         self.progress()
+
+    def servers_meeting(self) -> Guard:
+        """A context for the time in which TensorFlow holds Python's lock until all workers are there."""
+        return Guard({self.cluster.called(i): other for i, other in self._others.items()}, self.start_timeout)
 
     def agree(self, facts: dict[str, str], told: dict | None = None) -> dict:
         """Compares facts between all workers, and hands what the chief has to tell to all.

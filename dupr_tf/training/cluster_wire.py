@@ -60,6 +60,10 @@ class Connection:
         while (message := self.receive()) is not None:
             yield message
 
+    def fileno(self) -> int:
+        """Of its socket, for whoever watches it from outside."""
+        return self._socket.fileno()
+
     def end(self) -> None:
         """Ends what this side says; what was said arrives."""
         try:

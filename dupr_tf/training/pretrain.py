@@ -99,7 +99,8 @@ def pretrain(
         )
     cluster = cluster_of(config)
     with joined(cluster, config) as link:
-        strategy = choose_strategy(config.train.strategy, cluster)
+        with link.servers_meeting():
+            strategy = choose_strategy(config.train.strategy, cluster)
         report = run / BAD_IMAGES_FILE if link.chief else None
         config, source, bad = checked_images(config, data, replicas(strategy), report)
         with full_disk_told(run):
@@ -122,7 +123,7 @@ def joined(cluster: Cluster | None, config: Config):
     with Link(cluster, config.train.worker_timeout, config.train.start_timeout) as link:
         link.agree(program_facts(config, cluster, devices))
         problems = config.pretrain_problems(devices * link.workers)
-        if problems and link.chief:  # the others hear it from there
+        if problems:  # the same for each: whoever went on would wait for the others' servers
             raise ConfigError(problems)
         log.info("%d workers of %d devices; this is %s", link.workers, devices, cluster.called(cluster.index))
         link.start_server()

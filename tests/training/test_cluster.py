@@ -385,3 +385,33 @@ def test_the_straggler_is_named_once(caplog):
         for index, seconds in enumerate(own):
             stragglers.note(index, step, seconds)
     assert not caplog.records
+
+
+STUCK = """
+import socket, sys, time
+from dupr_tf.training.cluster_guard import Guard
+ours, theirs = socket.socketpair()
+with Guard({"worker 1 (b:2)": ours}, float(sys.argv[1])):
+    if sys.argv[2] == "leaves":
+        theirs.close()
+    time.sleep(60 if sys.argv[2] != "meets" else 0.2)
+print("met")
+"""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "what", "told"),
+    [
+        ("40", "leaves", "worker 1 (b:2) is gone: it ended while TensorFlow's servers met"),
+        ("1", "stays", "TensorFlow's servers did not meet within 1 s (train.start_timeout)"),
+        ("40", "meets", None),
+    ],
+)
+def test_the_guard_ends_a_worker_that_is_stuck(seconds, what, told):
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", STUCK, seconds, what], capture_output=True, text=True, check=False)
+    assert time.monotonic() - start < 40
+    if told is None:
+        assert (done.returncode, done.stdout, done.stderr) == (0, "met\n", "")
+    else:
+        assert done.returncode == -signal.SIGKILL and done.stderr.startswith(f"dupr-tf: error: {told}. ")

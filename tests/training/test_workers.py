@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from dupr_tf.training.failures import LOST
 from tests.training.cluster import finish, log_of, start, write_trial
 
 
@@ -92,6 +93,17 @@ def test_a_worker_with_bad_images_a_slow_one_and_a_signal(tmp_path):
     assert (run / "checkpoints" / f"ckpt-{step}.sha256").exists()
     listed = (run / "bad_images.tsv").read_text()
     assert all(path.name in listed for path in bad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_worker_that_leaves_while_servers_meet_is_not_waited_for_an_hour(tmp_path, gone):
+    write_trial(tmp_path, 2)
+    run = tmp_path / "run"
+    workers = start(tmp_path, run, 2, 1, environment={gone: {"LEAVE": "1"}})
+    codes = finish(workers, 120)
+    assert codes[gone] == 9 and codes[1 - gone] in (LOST, -signal.SIGKILL), log_of(run, 1 - gone)
+    assert f"worker {gone} (127.0.0.1:" in log_of(run, 1 - gone).splitlines()[-1], log_of(run, 1 - gone)
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """The command line with a network of five convolutions: python -m tests.training.worker_run DEVICES DUMP ARGUMENTS.
 
 DEVICES are logical ones of the CPU. DUMP is a file for banks, weights and losses of this worker at the end, or `-`.
-Settings of the environment make a worker misbehave: SLOW (seconds a step of its own it wastes).
+Settings of the environment make a worker misbehave: SLOW (seconds a step of its own it wastes), LEAVE (any text: it is
+gone when TensorFlow's servers are to meet).
 """
 
 import os
@@ -39,6 +40,11 @@ def be_slow(seconds: float) -> None:
     MultiWorkerDUPR._loss = slow_loss
 
 
+def leave_before_servers_meet() -> None:
+    """Ends without a word where the strategy is made; the others are inside TensorFlow by then, or soon."""
+    pretrain_module.choose_strategy = lambda *settings: os._exit(9)
+
+
 def keep_models(kept: list) -> None:
     compiled_model = pretrain_module.compiled_model
 
@@ -71,6 +77,8 @@ if __name__ == "__main__":
     use_tiny_backbone()
     if "SLOW" in os.environ:
         be_slow(float(os.environ["SLOW"]))
+    if "LEAVE" in os.environ:
+        leave_before_servers_meet()
     models = []
     keep_models(models)
     code = main(arguments)
