@@ -116,7 +116,7 @@ def test_workers_that_differ_do_not_begin(tmp_path):
         assert "train.seed: expected the same on every worker, received 5 on worker 1" in log_of(run, index)
     assert not run.exists()
 
-    run, other = tmp_path / "images", tmp_path / "other"
+    run, other = tmp_path / "of_images", tmp_path / "other"
     shutil.copytree(tmp_path / "unlabeled", other)
     next(iter(sorted(other.iterdir()))).unlink()
     assert finish(start(tmp_path, run, 2, 1, extra={1: ["--data", str(other)]})) == [2, 2]

@@ -30,12 +30,13 @@ def be_slow(seconds: float) -> None:
     loss = MultiWorkerDUPR._loss
 
     def slow_loss(self, *inputs):
-        def wait():
+        def wait(_value):
             time.sleep(seconds)
             return np.float32(0)
 
         value, terms = loss(self, *inputs)
-        return value + tf.numpy_function(wait, [], tf.float32), terms
+        # Of the value, so that the time is wasted behind the exchange of keys and not beside it.
+        return value + tf.numpy_function(wait, [value], tf.float32), terms
 
     MultiWorkerDUPR._loss = slow_loss
 
