@@ -7,7 +7,7 @@ import pytest
 
 from dupr_tf.config import Config, ConfigError, dump_config, field_rows, load_config, parse_config
 
-ELSEWHERE = ("detectron2", "detection")  # these have tests of their own
+ELSEWHERE = ("detectron2", "detection", "cluster")  # these have tests of their own
 CONFIGS = sorted(path for path in Path("configs").rglob("*.yaml") if path.parent.name not in ELSEWHERE)
 GRADED, NONE, LAST = (0.1, 0.4, 0.7, 1.0), (0, 0, 0, 0), (0, 0, 0, 1)
 PAPER = {  # file: alpha, beta, head, photometric, tau, rate, schedule, epochs
