@@ -16,4 +16,4 @@ fi
 bin=.venv/bin
 "$bin/ruff" check .
 "$bin/ruff" format --check .
-exec "$bin/python" -m pytest -n 2 --dist loadfile -q "$@"
+exec "$bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q "$@"

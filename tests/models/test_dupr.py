@@ -85,9 +85,12 @@ def oracle_losses(model, batch, queries, keys, banks):
     return losses
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_losses_and_keys_are_the_oracles(reduction):
-    model, batch = make_model(patch_reduction=reduction), make_batch()
+TWO_LOSSES = {"image_weights": (0, 0, 0, 1), "patch_weights": (0, 0, 0, 1)}
+
+
+@pytest.mark.parametrize("changes", [{}, {"patch_reduction": "sum", **TWO_LOSSES}], ids=["mean", "sum"])
+def test_losses_and_keys_are_the_oracles(changes):
+    model, batch = make_model(**changes), make_batch()
     banks = {name: bank.keys.numpy().astype(np.float64) for name, bank in model.banks.items()}
     queries = oracle_embeddings(model.query_encoder, batch["view_1"], batch["boxes_1"], batch["flipped_1"])
     moved = [
@@ -153,7 +156,8 @@ def test_a_step_moves_queries_by_the_optimiser_and_keys_by_the_average_only():
         assert not np.array_equal(query.numpy(), query_before), query.path  # decay moves even unused biases
 
 
-def test_the_whole_step_compiles_under_xla():
+@pytest.mark.slow  # test_golden.py compiles a network of five convolutions
+def test_the_step_of_a_resnet_compiles_under_xla():
     """One batch-norm group: the shuffle's draws, other under XLA, then change nothing in the losses."""
     plain, compiled, batch = make_model(), make_model(), make_batch()
     before = [v.numpy() for v in plain.query_variables]
@@ -257,7 +261,7 @@ def test_wrong_settings_are_refused_at_construction(changes, message):
 
 
 def test_fit_saves_and_reloads_as_one_model(tmp_path):
-    model = make_model()
+    model = make_model(**TWO_LOSSES)
     history = model.fit(tf.data.Dataset.from_tensors(make_batch()).repeat(2), epochs=1, verbose=0)
     assert np.isfinite(history.history["loss"][0])
     path = tmp_path / "dupr.keras"

@@ -55,6 +55,7 @@ def test_every_replica_holds_the_same_bits(runs, devices):
     assert runs(devices)["replicas_agree"]
 
 
+@pytest.mark.slow
 def test_every_replica_holds_the_same_bits_after_fifty_steps(tmp_path):
     assert run(tmp_path, 2, groups=2, steps=50, kind="plain")["replicas_agree"]
 

@@ -23,11 +23,12 @@ from tests import oracles_step
 
 
 def tiny(**train):
+    """Three of the losses, since a start is spent on tracing them."""
     return parse_config({
         "data": {"image_size": 32},
         "views": {"min_overlap": 8},
         "model": {"backbone": "resnet18", "width": 0.125, "roi_sizes": [8, 4, 2, 1], "bank_size": 70, "momentum": 0.9,
-                  "embedding_dim": 16},
+                  "embedding_dim": 16, "image_weights": [0, 0, 0.7, 1], "patch_weights": [0, 0, 0, 0.5]},
         "optimizer": {"learning_rate": 0.05},
         "train": {"batch_size": 8, "micro_batches": 2, "epochs": 2, "log_every": 1, "checkpoint_every": 2, **train},
     })  # fmt: skip
@@ -64,11 +65,11 @@ def test_a_run_leaves_what_the_readme_promises(whole_run):
     lines = metrics(whole_run)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]  # 24 photos, batches of 8, 2 epochs
     expected = {"step", "epoch", "loss", "valid_share", "learning_rate", "images_per_second", "step_share"}
-    for name in ("image_P2", "image_P3", "image_P4", "image_P5", "patch_P4", "patch_P5"):
+    weights = {"image_P4": 0.7, "image_P5": 1, "patch_P5": 0.5}
+    for name in weights:
         expected |= {f"{what}/{name}" for what in ("loss", "accuracy", "positive", "negative", "std")}
-    expected |= {"match/patch_P4", "match/patch_P5", "bank_age/image", "bank_age/patch"}
+    expected |= {"match/patch_P5", "bank_age/image", "bank_age/patch"}
     assert set(lines[0]) == expected
-    weights = {"image_P2": 0.1, "image_P3": 0.4, "image_P4": 0.7, "image_P5": 1, "patch_P4": 1, "patch_P5": 1}
     for line in lines:
         assert line["loss"] == pytest.approx(sum(w * line[f"loss/{n}"] for n, w in weights.items()), rel=1e-5)
         assert 0 <= line["valid_share"] <= 1
@@ -152,7 +153,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_however_often_it_comes(whole_ru
     assert f"stopped by {number.name} after step {step}, which is saved" in stderr and "Traceback" not in stderr
     assert (run / "checkpoints" / f"ckpt-{step}.index").exists() and 1 <= step < 6
     assert not (run / "backbone.keras").exists()
-    if number == signal.SIGTERM:
+    if number == signal.SIGINT:
         assert_goes_on_as_the_whole_run(command, run, whole_run)
 
 
@@ -163,7 +164,7 @@ def _steps(run):
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(photos, tmp_path, caplog, whole_run):
     run = tmp_path / "damaged"
-    pretrain(tiny(), run, photos)
+    shutil.copytree(whole_run, run)
     newest = max((run / "checkpoints").glob("*.data-*"), key=lambda p: int(p.name.split("-")[1].split(".")[0]))
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -241,9 +242,8 @@ def test_a_run_lists_what_it_skipped_with_reasons(photos, tmp_path, capsys):
     assert f"1 images were skipped (1 cut short): see {report}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "precision, tolerance", [pytest.param("bfloat16", 0.12, marks=pytest.mark.slow), ("float16", 0.02)]
-)
+@pytest.mark.parametrize("precision, tolerance", [("bfloat16", 0.12), ("float16", 0.02)])
+@pytest.mark.slow
 def test_half_precision_agrees_with_float32_to_its_precision(precision, tolerance, whole_run, photos, tmp_path):
     """P5 has one cell here, so its batch norm is over four numbers, which multiplies rounding (seen: 0.07 and 0.01)."""
     try:

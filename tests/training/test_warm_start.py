@@ -96,6 +96,7 @@ def test_a_run_keeps_where_it_began(place):
     assert len(record["sha256"]) == 64
 
 
+@pytest.mark.slow
 def test_cut_after_a_checkpoint_it_goes_on_without_the_flag_and_without_the_file(place, tmp_path, monkeypatch):
     weights = tmp_path / "gone.npz"
     weights.write_bytes((place / "moco.npz").read_bytes())
