@@ -127,7 +127,7 @@ def assert_goes_on_as_the_whole_run(command, run, whole_run):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.slow  # test_kills.py does it six times
+@pytest.mark.slow  # test_kills.py does it twice
 def test_a_killed_run_resumes_bit_identically(whole_run, command, tmp_path):
     run = tmp_path / "run"
     process = started(command, run, 3)
