@@ -1,5 +1,6 @@
 """Loaded before any test: dupr_tf comes before TensorFlow, so that this process computes as the ones it starts do."""
 
+import gc
 from pathlib import Path
 
 import dupr_tf  # noqa: F401  (it sets what TensorFlow reads when it is imported)
@@ -14,3 +15,7 @@ def pytest_collection_modifyitems(items):
         return FIRST.index(folder) if folder in FIRST else len(FIRST)
 
     items.sort(key=place)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what was imported is not searched for garbage again, which costs more the longer tests run

@@ -143,7 +143,7 @@ def test_unreadable_images_are_named_and_replaced(ramps, tmp_path, caplog):
         bad.check()
 
 
-@pytest.mark.parametrize("broken", [[0, 7, 8, 14, 15], list(range(12))])
+@pytest.mark.parametrize("broken", [[0, 7, 8, 14, 15], pytest.param(list(range(12)), marks=pytest.mark.slow)])
 def test_any_pattern_of_unreadable_images_leaves_the_others_where_they_were(ramps, tmp_path, broken):
     order = _batches(ramps, 0, 1)[0]["index"]
     for path in sorted(ramps.iterdir()):

@@ -13,7 +13,7 @@ from dupr_tf.ops import gather
 from dupr_tf.training.optimizers import CoupledSGD
 from tests.models.test_golden import SIZE, STAGES, TinyBackbone
 
-STEPS, GROUPS, GROUP = 240, 4, 4
+STEPS, GROUPS, GROUP = 200, 4, 4
 BATCH = GROUPS * GROUP
 COLOURED = 1 / GROUP  # the share of images that can be matched by what they show
 CHANNELS = dict(zip(STAGES, (8, 12, 16, 16, 32), strict=True))

@@ -68,10 +68,10 @@ def test_keys_that_are_all_the_same_are_told(caplog):
 
 
 def test_the_images_of_a_batch_are_those_it_holds(photos):  # noqa: F811
-    paths, config = list_images(photos, "folder"), tiny()
-    epoch = [batch_images(paths, config, step, BadImages(paths, 0.1)) for step in range(3)]
-    assert sorted(path for batch in epoch for path in batch) == sorted(paths)  # each once an epoch
-    assert epoch[0] != batch_images(paths, config, 3, BadImages(paths, 0.1))
+    paths, config = list_images(photos, "folder"), tiny(batch_size=12)
+    first, second, next_epoch = (batch_images(paths, config, step, BadImages(paths, 0.1)) for step in range(3))
+    assert sorted(first + second) == sorted(paths)  # each once an epoch
+    assert first != next_epoch
 
 
 def test_only_a_loss_that_is_not_finite_ends_the_run(tmp_path):

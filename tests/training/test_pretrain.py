@@ -127,7 +127,7 @@ def assert_goes_on_as_the_whole_run(command, run, whole_run):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.slow  # test_kills.py does it twice
+@pytest.mark.slow  # test_kills.py does it too
 def test_a_killed_run_resumes_bit_identically(whole_run, command, tmp_path):
     run = tmp_path / "run"
     process = started(command, run, 3)
@@ -162,6 +162,7 @@ def _steps(run):
     return path.read_text().splitlines() if path.exists() else []
 
 
+@pytest.mark.slow  # test_checkpoints.py damages one without a run
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(photos, tmp_path, caplog, whole_run):
     run = tmp_path / "damaged"
     shutil.copytree(whole_run, run)
@@ -180,6 +181,7 @@ def test_another_config_is_refused_with_the_difference(whole_run, photos):
     assert differences(tiny(), tiny(log_every=7, checkpoint_every="10min")) == []
 
 
+@pytest.mark.slow
 def test_a_changed_config_is_taken_when_that_is_allowed(whole_run, photos, tmp_path, caplog):
     run = tmp_path / "run"
     shutil.copytree(whole_run, run)
@@ -228,6 +230,7 @@ def test_too_many_bad_images_end_the_run(photos, tmp_path):
         pretrain(tiny(), tmp_path / "run", folder)
 
 
+@pytest.mark.slow
 def test_a_run_lists_what_it_skipped_with_reasons(photos, tmp_path, capsys):
     folder = tmp_path / "photos"
     folder.mkdir()
