@@ -22,7 +22,7 @@ def build(size, batch):
     )
     detector = keras_cv.models.RetinaNet(num_classes=CLASSES, bounding_box_format="xyxy", backbone=backbone)
     optimizer = keras.optimizers.SGD(1e-4, momentum=0.9, global_clipnorm=10.0)
-    detector.compile(optimizer, classification_loss="focal", box_loss="smoothl1", jit_compile=False)
+    detector.compile(optimizer=optimizer, classification_loss="focal", box_loss="smoothl1", jit_compile=False)
     batch = objects(size, batch, masks=False)
     del batch["image_sizes"]  # its graph takes images alone
     return steps_of(detector, batch)
