@@ -1,7 +1,9 @@
 """The benchmarks' own machinery, on contestants that cost nothing."""
 
+import dataclasses
 import importlib
 import json
+import re
 
 import pytest
 
@@ -65,10 +67,39 @@ def test_the_floor_follows_from_counted_operations():
     assert floor_lines(result)[1].endswith("floor at the 80 GFLOP/s of a large product: 20 images/s; ours is 50%")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "scaling"])  # which has curves
+CONTESTS = [name for name in NAMES if name != "scaling"]  # which has curves
+TINY = {
+    "architecture": "resnet18", "size": 64, "batch": 2, "groups": 1, "bank": 64, "roi_sizes": (16, 8, 4, 2),
+    "queries": 32, "keys": 64, "images": 1, "channels": 8, "files": 8, "count": 2, "regions": 8,
+}  # fmt: skip
+
+
+def contestants(name):
+    return [each for case in importlib.import_module(f"benchmarks.{name}").cases(None) for each in case.contestants]
+
+
+@pytest.mark.parametrize("name", CONTESTS)
 def test_every_benchmark_has_cases_of_functions_that_exist(name):
-    for case in importlib.import_module(f"benchmarks.{name}").cases(None):
-        for contestant in case.contestants:
-            module, _, function = contestant.build.partition(":")
-            source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")  # it may import a peer
-            assert f"def {function}({', '.join(contestant.options)}" in source
+    for contestant in contestants(name):
+        module, _, function = contestant.build.partition(":")
+        source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")  # it may import a peer
+        assert re.search(rf"def {function}\({'[^)]*'.join(contestant.options)}", source)
+
+
+def tiny():
+    """Every contestant that differs from the others at tiny sizes too."""
+    found = {}
+    for name in CONTESTS:
+        for each in contestants(name):
+            small = dataclasses.replace(each, options={k: TINY.get(k, v) for k, v in each.options.items()})
+            found.setdefault(f"{small.build} {small.options}", (name, small))
+    return [pytest.param(small, id=f"{name}: {small.name}") for name, small in found.values()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("contestant", tiny())
+def test_every_contestant_does_its_work(contestant):
+    _, (result,), _ = contest(contestant, rounds=1)
+    if result.note:
+        pytest.skip(result.note)
+    assert result.rate > 0

@@ -280,14 +280,18 @@ class MaskRCNN(FasterRCNN):
         return (mask_loss(logits, regions.boxes, classes, regions.matches, regions.positive, truth),)
 
     def _with_masks(self, found, features):
-        exists = found["classes"] >= 0
-        boxes = tf.maximum(found["boxes"], 0.0)
+        boxes, number = tf.maximum(found["boxes"], 0.0), found["num_detections"]
         classes = tf.cast(tf.maximum(found["classes"], 0), tf.int32)
-        masks = self._by_image(self._masks, tf.float32, features, boxes, classes)
-        return {**found, "masks": tf.where(exists[..., None, None], masks, -1.0)}
+        masks = self._by_image(self._masks, tf.float32, features, boxes, classes, number)
+        return {**found, "masks": tf.where(found["classes"][..., None, None] >= 0, masks, -1.0)}
 
-    def _masks(self, features, boxes, classes):
-        return tf.sigmoid(of_class(self.mask_head(self.regions.mask_maps(features, boxes, False)), classes))
+    def _masks(self, features, boxes, classes, number):
+        """(B, K, 28, 28), of which as many are computed as an image of the batch has detections, which come first."""
+        most = tf.maximum(tf.reduce_max(number), 1)
+        logits = self.mask_head(self.regions.mask_maps(features, boxes[:, :most], False))
+        masks = tf.sigmoid(of_class(logits, classes[:, :most]))
+        padded = tf.pad(masks, [[0, 0], [0, self.max_detections - most], [0, 0], [0, 0]])
+        return tf.ensure_shape(padded, [boxes.shape[0], self.max_detections, *masks.shape[2:]])
 
 
 def parts(data):

@@ -63,6 +63,14 @@ def test_an_image_is_found_the_same_alone_and_in_a_batch(made):
     same(everything, {name: value[:1] for name, value in whole.items()})
 
 
+def test_nothing_found_is_minus_one_throughout(made, monkeypatch):
+    kind, _, detector = made
+    monkeypatch.setattr(detector, "score_threshold", 1.0)
+    found = tf.function(detector.call)(inputs(batch(kind)))
+    assert found.pop("num_detections").numpy().tolist() == [0, 0]
+    assert all((value.numpy() == -1).all() and value.shape[:2] == (2, 30) for value in found.values())
+
+
 def test_no_gradient_crosses_the_proposals(made):
     kind, _, detector = made
     with tf.GradientTape() as tape:
