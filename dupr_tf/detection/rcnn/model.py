@@ -158,8 +158,7 @@ class FasterRCNN(Detector, keras.Model):
         maps = self.regions.maps(features, regions.boxes, training)
         classification_loss, box_loss = region_losses(*self.predictor(self.regions.vectors(maps)), regions, truth)
         values = (objectness_loss, rpn_box_loss, classification_loss, box_loss)
-        few = most_positives(self.rois_per_image)
-        values += self._mask_losses(features, regions.first(few), maps[:, :few], truth, training)
+        values += self._mask_losses(features, regions, maps, truth, training)
         return dict(zip(self.loss_names, values, strict=True))
 
     def _truth(self, labels, batch_size):
@@ -275,7 +274,9 @@ class MaskRCNN(FasterRCNN):
     def _mask_losses(self, features, regions, maps, truth, training):
         if truth.masks is None:
             return (tf.constant(0.0),)
-        logits = self.mask_head(self.regions.mask_maps(features, regions.boxes, training, maps))
+        few = most_positives(regions)
+        regions = regions.first(few)
+        logits = self.mask_head(self.regions.mask_maps(features, regions.boxes, training, maps[:, :few]))
         classes = tf.minimum(regions.classes, len(self.class_names) - 1)
         return (mask_loss(logits, regions.boxes, classes, regions.matches, regions.positive, truth),)
 

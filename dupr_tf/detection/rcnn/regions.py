@@ -26,9 +26,9 @@ class Regions(NamedTuple):
         return Regions(*(field[:, :count] for field in self))
 
 
-def most_positives(count):
-    """Of `count` regions, how many may be objects: they lie in the first rows."""
-    return max(int(count * POSITIVE_SHARE), 1)
+def most_positives(regions):
+    """The greatest number of objects among an image's regions, or 1: none lies in a later row. A scalar int32."""
+    return tf.maximum(tf.reduce_max(tf.reduce_sum(tf.cast(regions.positive, tf.int32), 1)), 1)
 
 
 def sample_regions(proposals, valid, truth, classes, count, seed):

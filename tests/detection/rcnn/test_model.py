@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from dupr_tf.config import parse_config
 from dupr_tf.data.placing import scaled_batch
+from dupr_tf.detection import rcnn
 from dupr_tf.detection.rcnn import FasterRCNN, build_rcnn
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
 from dupr_tf.models.resnet import build_backbone
@@ -69,6 +70,16 @@ def test_nothing_found_is_minus_one_throughout(made, monkeypatch):
     found = tf.function(detector.call)(inputs(batch(kind)))
     assert found.pop("num_detections").numpy().tolist() == [0, 0]
     assert all((value.numpy() == -1).all() and value.shape[:2] == (2, 30) for value in found.values())
+
+
+def test_masks_of_objects_alone_make_the_loss_of_all_regions(made, monkeypatch):
+    kind, _, detector = made
+    if kind == "mask":
+        data = batch(kind, things=[[((8, 8, 60, 50), 1)], [((50, 20, 90, 60), 0), ((0, 0, 30, 30), 2)]])
+        own = detector.losses(data, training=False)["mask_loss"]
+        monkeypatch.setattr(rcnn.model, "most_positives", lambda regions: regions.boxes.shape[1])
+        np.testing.assert_allclose(detector.losses(data, training=False)["mask_loss"], own, rtol=1e-5)
+        assert float(own) > 0
 
 
 def test_no_gradient_crosses_the_proposals(made):
