@@ -13,19 +13,24 @@ OURS, THEIRS = "benchmarks.detector_ours:build", "benchmarks.detector_keras_cv"
 
 
 def cases(_data):
-    retinanet = Contestant("KerasCV RetinaNet, its own ResNet-18", f"{THEIRS}:build", SETTING)
+    few = {"rois_per_image": C4_REGIONS}
     return [
-        _case("RetinaNet", {"kind": "retinanet", "neck": "fpn"}, retinanet),
-        _case("Faster R-CNN, pyramid", {"kind": "faster_rcnn", "neck": "fpn"}, _torchvision("faster_rcnn")),
-        _case("Mask R-CNN, pyramid", {"kind": "mask_rcnn", "neck": "fpn"}, _torchvision("mask_rcnn")),
-        _case(f"Faster R-CNN, C4, {C4_REGIONS} regions", {"kind": "faster_rcnn", "neck": "c4", "regions": C4_REGIONS}),
-        _case(f"Mask R-CNN, C4, {C4_REGIONS} regions", {"kind": "mask_rcnn", "neck": "c4", "regions": C4_REGIONS}),
-        _case("FCN", {"kind": "fcn", "neck": "fpn"}),
-    ]
+        _case("RetinaNet", "retinanet", "fpn", {}),
+        _case(
+            "RetinaNet with three convolutions a head and no norm in the pyramid, KerasCV's", "retinanet", "fpn",
+            {"head_convs": 3, "fpn_norm": False},
+            Contestant("KerasCV RetinaNet, its own ResNet-18", f"{THEIRS}:build", SETTING),
+        ),
+        _case("Faster R-CNN, pyramid", "faster_rcnn", "fpn", {}, _torchvision("faster_rcnn")),
+        _case("Mask R-CNN, pyramid", "mask_rcnn", "fpn", {}, _torchvision("mask_rcnn")),
+        _case(f"Faster R-CNN, C4, {C4_REGIONS} regions", "faster_rcnn", "c4", few),
+        _case(f"Mask R-CNN, C4, {C4_REGIONS} regions", "mask_rcnn", "c4", few),
+        _case("FCN", "fcn", "fpn", {}),
+    ]  # fmt: skip
 
 
-def _case(name, which, *peers):
-    ours = Contestant("dupr_tf", OURS, {**which, **SETTING})
+def _case(name, kind, neck, settings, *peers):
+    ours = Contestant("dupr_tf", OURS, {"kind": kind, "neck": neck, **SETTING, "settings": settings})
     return Case(f"{name}: {TITLE}", "images/s", (ours, *peers))
 
 

@@ -10,7 +10,7 @@ from benchmarks.detector_ours import steps_of
 
 
 def build(size, batch):
-    """Its default pyramid, heads and anchors on its own ResNet-18."""
+    """Its default pyramid without norm, heads of three convolutions and a prediction, anchors; its own ResNet-18."""
     keras.utils.set_random_seed(0)
     backbone = keras_cv.models.ResNetBackbone(
         stackwise_filters=[64, 128, 256, 512],

@@ -13,10 +13,9 @@ from dupr_tf.models.resnet import build_backbone
 from dupr_tf.training.optimizers import CoupledSGD
 
 
-def build(kind, neck, size, batch, regions=512):
+def build(kind, neck, size, batch, settings):
     """A step of `model.fit`'s own training function, with SGD as in the paper's protocols."""
-    detector = {"kind": kind, "neck": neck, "rois_per_image": regions}
-    config = parse_config({"data": {"image_size": size}, "detector": detector})
+    config = parse_config({"data": {"image_size": size}, "detector": {"kind": kind, "neck": neck, **settings}})
     keras.utils.set_random_seed(0)
     backbone = build_backbone("resnet18", include_normalization=True)
     detector = build_detector(backbone, [f"class {i}" for i in range(CLASSES)], config)

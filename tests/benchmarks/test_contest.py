@@ -70,7 +70,7 @@ def test_the_floor_follows_from_counted_operations():
 CONTESTS = [name for name in NAMES if name != "scaling"]  # which has curves
 TINY = {
     "architecture": "resnet18", "size": 64, "batch": 2, "groups": 1, "bank": 64, "roi_sizes": (16, 8, 4, 2),
-    "queries": 32, "keys": 64, "images": 1, "channels": 8, "files": 8, "count": 2, "regions": 8,
+    "queries": 32, "keys": 64, "images": 1, "channels": 8, "files": 8, "count": 2,
 }  # fmt: skip
 
 
