@@ -159,6 +159,7 @@ def test_a_run_begins_from_remote_weights_and_notes_where_they_are(whole_run, ph
     assert json.loads((as_path(f"{ROOT}/warm") / "start.json").read_text())["weights"] == str(whole_run)
 
 
+@pytest.mark.slow
 def test_weights_exports_and_reports_of_a_remote_run(whole_run, photos, config_file, capsys):
     assert main(["export", str(whole_run), "--to", "torchvision", "--output", f"{ROOT}/export"]) == 0
     exported = as_path(f"{ROOT}/export")

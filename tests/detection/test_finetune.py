@@ -112,9 +112,15 @@ def test_keras_and_saved_model_find_the_same_in_files(run, data):
         other = {name: value[0].numpy() for name, value in served.serve(image[None]).items()}
         count = int(other["num_detections"])
         assert count == len(one["scores"])
-        np.testing.assert_allclose(other["boxes"][:count], one["boxes"], atol=1e-3)
-        np.testing.assert_array_equal(other["classes"][:count], one["classes"])
-        np.testing.assert_allclose(other["scores"][:count], one["scores"], atol=1e-6)
+        if count:
+            # One by one and not in order: by their last bits, two of nearly the same score may change places.
+            far = np.abs(rows_of(one, count)[:, None] - rows_of(other, count)).max(-1)  # (count, count)
+            assert max(far.min(0).max(), far.min(1).max()) < 1e-3
+
+
+def rows_of(found, count):
+    """(count, 6): boxes in px, class, thousandths of score."""
+    return np.column_stack([found["boxes"][:count], found["classes"][:count], 1e3 * found["scores"][:count]])
 
 
 def test_mistakes_are_told_in_one_line_before_any_work(data, weights, run, tmp_path):

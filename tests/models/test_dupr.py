@@ -88,7 +88,9 @@ def oracle_losses(model, batch, queries, keys, banks):
 TWO_LOSSES = {"image_weights": (0, 0, 0, 1), "patch_weights": (0, 0, 0, 1)}
 
 
-@pytest.mark.parametrize("changes", [{}, {"patch_reduction": "sum", **TWO_LOSSES}], ids=["mean", "sum"])
+@pytest.mark.parametrize(
+    "changes", [{}, pytest.param({"patch_reduction": "sum", **TWO_LOSSES}, marks=pytest.mark.slow)], ids=["mean", "sum"]
+)
 def test_losses_and_keys_are_the_oracles(changes):
     model, batch = make_model(**changes), make_batch()
     banks = {name: bank.keys.numpy().astype(np.float64) for name, bank in model.banks.items()}

@@ -261,6 +261,7 @@ def test_a_format_without_its_extra_is_one_line(backbone, tmp_path, monkeypatch,
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_mixed_backbone_goes_out_in_float32(tmp_path):
     mixed = randomised("resnet18", width=0.125, dtype="mixed_bfloat16")
     for to in ("torchvision", "detectron2", "kerascv", "saved_model"):

@@ -116,7 +116,11 @@ def test_a_pytorch_that_cannot_be_imported_is_told(tmp_path, monkeypatch):
 @needs("onnx", "tf2onnx", "onnxruntime")
 @pytest.mark.parametrize(
     ("architecture", "width", "normalising"),
-    [("resnet18", 0.125, False), ("resnet18", 0.125, True), ("resnet50", 0.125, False)],
+    [
+        ("resnet18", 0.125, False),
+        ("resnet18", 0.125, True),
+        pytest.param("resnet50", 0.125, False, marks=pytest.mark.slow),
+    ],
 )
 def test_onnx(architecture, width, normalising, tmp_path):
     from dupr_tf.weights import read_onnx

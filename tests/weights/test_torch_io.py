@@ -30,7 +30,12 @@ def state_of(architecture="resnet18", width=0.125):
 
 @pytest.mark.parametrize(
     ("architecture", "width"),
-    [("resnet18", 0.3), ("resnet34", 0.125), ("resnet50", 0.25), ("resnet101", 0.125)],
+    [
+        ("resnet18", 0.3),
+        ("resnet34", 0.125),
+        ("resnet50", 0.25),
+        pytest.param("resnet101", 0.125, marks=pytest.mark.slow),
+    ],
 )
 def test_a_round_trip_keeps_network_and_features(architecture, width):
     state = state_of(architecture, width)
