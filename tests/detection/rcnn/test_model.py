@@ -48,6 +48,7 @@ def test_detections_lie_in_the_picture_and_end_with_minus_one(made):
     assert ("masks" in found) == (kind == "mask")
     if kind == "mask":
         assert found["masks"].shape == (2, 30, side, side) and found["masks"].numpy().max() <= 1
+        assert all(masks[:count].min() > 0 for masks, count in zip(found["masks"].numpy(), number, strict=True))
     for i, count in enumerate(number):
         for name in set(found) - {"num_detections"}:
             assert (found[name][i, count:].numpy() == -1).all()
@@ -74,12 +75,13 @@ def test_nothing_found_is_minus_one_throughout(made, monkeypatch):
 
 def test_masks_of_objects_alone_make_the_loss_of_all_regions(made, monkeypatch):
     kind, _, detector = made
-    if kind == "mask":
-        data = batch(kind, things=[[((8, 8, 60, 50), 1)], [((50, 20, 90, 60), 0), ((0, 0, 30, 30), 2)]])
-        own = detector.losses(data, training=False)["mask_loss"]
-        monkeypatch.setattr(rcnn.model, "most_positives", lambda regions: regions.boxes.shape[1])
-        np.testing.assert_allclose(detector.losses(data, training=False)["mask_loss"], own, rtol=1e-5)
-        assert float(own) > 0
+    if kind == "faster":
+        pytest.skip("has no masks")
+    data = batch(kind, things=[[((8, 8, 60, 50), 1)], [((50, 20, 90, 60), 0), ((0, 0, 30, 30), 2)]])
+    own = detector.losses(data, training=False)["mask_loss"]
+    monkeypatch.setattr(rcnn.model, "most_positives", lambda regions: regions.boxes.shape[1])
+    np.testing.assert_allclose(detector.losses(data, training=False)["mask_loss"], own, rtol=1e-5)
+    assert float(own) > 0
 
 
 def test_no_gradient_crosses_the_proposals(made):
