@@ -1,0 +1,143 @@
+"""The errors of this package. The exit code of a command follows from the class alone.
+
+| class | exit code | meaning |
+|---|---|---|
+| UserError | 2 | something the user gave is wrong; nothing was begun |
+| RunFailed | 1 | a command had begun and cannot finish |
+| WorkerLost | 75 | a worker has left a run of several; sysexits.h has 75 as "try again" |
+| RunInterrupted | 128 + signal | a signal stopped a run after its state was saved |
+
+Any other exception is a defect of this package and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class UserError(ValueError):
+    """One thing that the user gave and that cannot work: what it is, what is wrong, how to mend it.
+
+    Printed as `field: problem fix` on one line.
+
+    Args:
+        field: what the user knows it by: a config field ("train.epochs"), a flag ("--data") or an argument's name.
+            None where the problem itself names it.
+        problem: a sentence. "Expected …, received …" is for wrong values only.
+        fix: a sentence that says what to do.
+
+    Attributes:
+        errors: this error alone; those of a `UserErrors`.
+        fields: the `field` of each of `errors`.
+    """
+
+    code = 2
+
+    def __init__(self, field: str | None, problem: str, fix: str = ""):
+        self.field, self.problem, self.fix = field, problem, fix
+        where = f"{field}: " if field else ""
+        super().__init__(where + " ".join(part for part in (problem, fix) if part))
+
+    def __reduce__(self):  # by default an exception is unpickled from its message alone; workers send errors
+        return type(self), (self.field, self.problem, self.fix)
+
+    @property
+    def errors(self) -> tuple[UserError, ...]:
+        return (self,)
+
+    @property
+    def fields(self) -> tuple[str | None, ...]:
+        return tuple(error.field for error in self.errors)
+
+
+class UserErrors(UserError):
+    """Several mistakes found together; each is printed on a line of its own.
+
+    Args:
+        errors: at least one; those inside another `UserErrors` are taken out of it.
+    """
+
+    def __init__(self, errors: Iterable[UserError]):
+        self._errors = tuple(one for error in errors for one in error.errors)
+        first = self._errors[0]
+        super().__init__(first.field, first.problem, first.fix)
+        self.args = ("\n".join(map(str, self._errors)),)
+
+    def __reduce__(self):
+        return type(self), (self._errors,)
+
+    @property
+    def errors(self) -> tuple[UserError, ...]:
+        return self._errors
+
+
+class RunFailed(Exception):
+    """A command that had begun and cannot finish; what was saved before is whole."""
+
+    code = 1
+
+
+class WorkerLost(RunFailed):
+    """A worker has left a run of several; the same commands resume it."""
+
+    code = 75
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """A run that a signal stopped after its state was saved.
+
+    Args:
+        number: of the signal.
+        step: the last step taken; a checkpoint holds it.
+    """
+
+    def __init__(self, number: int, step: int):
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}, which is saved")
+        self.number, self.step = number, step
+
+    @property
+    def code(self) -> int:
+        return 128 + self.number
+
+
+def raise_all(errors: list[UserError]) -> None:
+    """Raises the errors of a list together; does nothing where it is empty."""
+    if errors:
+        raise errors[0] if len(errors) == 1 else UserErrors(errors)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is that of a full disk or quota.
+
+    TensorFlow and h5py keep only the text of the system's error, so that is looked at too.
+    """
+    while error is not None:
+        if getattr(error, "errno", None) in DISK_FULL or any(os.strerror(n) in str(error) for n in DISK_FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextlib.contextmanager
+def reporting_full_disk(output: str | Path) -> Iterator[None]:
+    """Turns the error of a full disk into a `RunFailed` that names the file or folder.
+
+    Args:
+        output: named where the error itself names no file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise RunFailed(
+            f"The disk is full: {error.filename or output} could not be written. "
+            "Free some space and run the same command again."
+        ) from error

@@ -1,0 +1,45 @@
+"""How names, messages, numbers and times are written on a screen or in a list."""
+
+from __future__ import annotations
+
+
+def one_line(message: object, limit: int | None = None) -> str:
+    """A message, usually an exception's, with every run of white space as one blank.
+
+    Args:
+        message: anything that `str` takes.
+        limit: characters at most; a longer message is cut.
+    """
+    return " ".join(str(message).split())[:limit]
+
+
+def escape(name: str) -> str:
+    """A file or class name on one line: backslashes, control characters and broken Unicode are escaped."""
+    escaped = name.replace("\\", "\\\\")
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in escaped)
+    return escaped.encode("utf-8", "backslashreplace").decode()
+
+
+def number_text(value: float) -> str:
+    """Four digits, `12,345` from a thousand on; an exponent only where a number is tiny or has over 15 digits."""
+    if isinstance(value, int) and abs(value) >= 10**300:
+        return "too large"
+    if abs(value) >= 10**15:
+        return f"{value:.4g}"
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}"
+
+
+def size_text(size: float) -> str:
+    """Bytes as `3.2 GB`, in powers of 1,000."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{number_text(size)} PB"
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`, or `2:03` below an hour."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

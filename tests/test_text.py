@@ -1,0 +1,37 @@
+"""How messages, names, numbers and times are written."""
+
+import pytest
+
+from dupr_tf.text import duration, escape, number_text, one_line, size_text
+
+
+def test_one_line_folds_white_space_and_cuts():
+    assert one_line(ValueError("a\n  b\tc")) == "a b c"
+    assert one_line("abcdef", 3) == "abc"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("é.jpg", "é.jpg"), ("a\nb", r"a\nb"), ("\x1b[31m", r"\x1b[31m"), ("a\\b", r"a\\b"), ("\udce9", r"\udce9")],
+)
+def test_escape_leaves_one_printable_line(name, expected):
+    assert escape(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0, "0"), (7, "7"), (12345, "12,345"), (0.12345, "0.1235"), (999.94, "999.9"), (1234.5, "1,234"),
+        (1e15, "1e+15"), (10**16, "1e+16"), (10**301, "too large"), (1e-7, "1e-07"),
+    ],
+)  # fmt: skip
+def test_number_text(value, expected):
+    assert number_text(value) == expected
+
+
+def test_size_text_uses_powers_of_a_thousand():
+    assert [size_text(n) for n in (0, 999, 1000, 3.2e9, 5e18)] == ["0 B", "999 B", "1 kB", "3.2 GB", "5,000 PB"]
+
+
+def test_duration_shows_hours_only_from_one_on():
+    assert [duration(s) for s in (0, 59.6, 123, 3723)] == ["0:00", "1:00", "2:03", "1:02:03"]
