@@ -70,10 +70,10 @@ class MultiWorkerDUPR(DUPR):
         logs = self.train_step(batch)
         return logs, self._gradient_seconds
 
-    def _query_gradients(self, views, batch, keys):
+    def query_gradients(self, batch, views, keys):
         with tf.control_dependencies(tf.nest.flatten(keys)):
             start = tf.timestamp()
-        gradients, logs = super()._query_gradients(views, batch, keys)
+        gradients, logs = super().query_gradients(batch, views, keys)
         with tf.control_dependencies(gradients):
             self._gradient_seconds = tf.timestamp() - start
         return gradients, logs
