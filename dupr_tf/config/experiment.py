@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dupr_tf.config.detector import DetectorConfig
 from dupr_tf.config.detector_rules import finetune_problems
+from dupr_tf.config.lines import user_errors
 from dupr_tf.config.probing import LinearConfig, ProbingConfig
 from dupr_tf.config.sections import (
     LEVELS,
@@ -15,6 +16,7 @@ from dupr_tf.config.sections import (
     TrainConfig,
     ViewsConfig,
 )
+from dupr_tf.errors import UserError
 
 
 class Config(Section):
@@ -51,13 +53,21 @@ class Config(Section):
     def patch_level_indices(self) -> tuple[int, ...]:
         return tuple(i for i, weight in enumerate(self.model.patch_weights) if weight > 0)
 
-    def pretrain_problems(self, replicas: int = 1) -> list[str]:
-        """The cross-field mistakes that would make pre-training impossible or meaningless, a line each."""
-        problems = [*self._batch_problems(replicas), *self._model_problems(), *self.probing.problems()]
+    def pretrain_problems(self, replicas: int = 1) -> list[UserError]:
+        """The cross-field mistakes that would make pre-training impossible or meaningless.
+
+        Args:
+            replicas: devices that train together.
+        """
+        problems = [*self._batch_problems(replicas), *user_errors(self._model_problems())]
+        problems += user_errors(self.probing.problems())
         if self.train.jit == "on" and replicas > 1:
             problems.append(
-                f"train.jit: expected auto or off on {replicas} devices, whose exchange of keys XLA does not compile, "
-                "received on. Fix: --train.jit auto"
+                UserError(
+                    "train.jit",
+                    f"XLA cannot compile a step in which {replicas} devices exchange keys.",
+                    "Use --train.jit auto.",
+                )
             )
         return problems
 
@@ -74,27 +84,40 @@ class Config(Section):
             ]
         return []
 
-    def finetune_problems(self, replicas: int = 1) -> list[str]:
-        """The cross-field mistakes that would make fine-tuning a detector impossible or meaningless, a line each."""
-        return finetune_problems(self, replicas)
+    def finetune_problems(self, replicas: int = 1) -> list[UserError]:
+        """The cross-field mistakes that would make fine-tuning a detector impossible or meaningless.
 
-    def _batch_problems(self, replicas: int) -> list[str]:
+        Args:
+            replicas: devices that train together.
+        """
+        return user_errors(finetune_problems(self, replicas))
+
+    def _batch_problems(self, replicas: int) -> list[UserError]:
         batch, groups = self.train.batch_size, self.train.micro_batches
         problems = []
         if groups % replicas:
             problems.append(
-                f"train.micro_batches: expected a multiple of the {replicas} devices, received {groups}. "
-                f"Fix: --train.micro_batches {replicas * max(1, groups // replicas)}"
+                UserError(
+                    "train.micro_batches",
+                    f"Expected a multiple of the {replicas} devices, received {groups}.",
+                    f"Use --train.micro_batches {replicas * max(1, groups // replicas)}.",
+                )
             )
         if batch % groups:
             problems.append(
-                f"train.batch_size: expected a multiple of train.micro_batches ({groups}), received {batch}. "
-                f"Fix: --train.batch_size {max(1, batch // groups) * groups}"
+                UserError(
+                    "train.batch_size",
+                    f"Expected a multiple of train.micro_batches ({groups}), received {batch}.",
+                    f"Use --train.batch_size {max(1, batch // groups) * groups}.",
+                )
             )
         elif batch // groups < 2:
             problems.append(
-                f"train.micro_batches: expected groups of at least 2 images (batch norm needs them), received "
-                f"{batch} images in {groups} groups. Fix: --train.micro_batches {max(1, batch // 2)}"
+                UserError(
+                    "train.micro_batches",
+                    f"Batch norm needs groups of at least 2 images, and {batch} images are cut into {groups} groups.",
+                    f"Use --train.micro_batches {max(1, batch // 2)}.",
+                )
             )
         return problems
 

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from dupr_tf.errors import UserError
+
 LEVELS = ("P2", "P3", "P4", "P5")  # conv2_x .. conv5_x
 STRIDES = (4, 8, 16, 32)
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -50,7 +52,7 @@ class ViewsConfig(Section):
         for name, low, high in (("crop_area", 0.0, 1.0), ("crop_aspect", 0.05, 20.0)):
             a, b = getattr(self, name)
             if not low < a <= b <= high:
-                raise ValueError(f"{name}: expected {low} < min <= max <= {high}, received [{a}, {b}]")
+                raise UserError(name, f"Expected {low:g} < min <= max <= {high:g}, received [{a:g}, {b:g}].")
         return self
 
 
@@ -86,12 +88,13 @@ class OptimizerConfig(Section):
     @model_validator(mode="after")
     def _milestones(self):
         if self.milestones and self.milestone_steps:
-            raise ValueError(
-                f"milestones: expected either milestones or milestone_steps, received {list(self.milestones)} and "
-                f"{list(self.milestone_steps)}"
+            raise UserError(
+                "milestones",
+                "Both optimizer.milestones and optimizer.milestone_steps are given.",
+                "Keep one of them.",
             )
         if list(self.milestone_steps) != sorted(set(self.milestone_steps)):
-            raise ValueError(f"milestone_steps: expected rising steps, received {list(self.milestone_steps)}")
+            raise UserError("milestone_steps", f"Expected rising steps, received {list(self.milestone_steps)}.")
         return self
 
 
@@ -117,7 +120,7 @@ class TrainConfig(Section):
     def _steps_or_time(cls, value):
         good = INTERVAL.fullmatch(value) if isinstance(value, str) else type(value) is int and value >= 1
         if not good:
-            raise ValueError(f"expected steps (1000) or a time (30s, 10min, 2h) above 0, received {value!r:.80}")
+            raise UserError(None, f"Expected steps (1000) or a time (30s, 10min, 2h) above 0, received {value!r:.80}.")
         return value
 
     @property

@@ -7,8 +7,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from dupr_tf.config import Config, ConfigError, dump_config, load_config
+from dupr_tf.config import Config, dump_config, load_config
 from dupr_tf.data.image_source import ImageSource, as_source
+from dupr_tf.errors import UserError
 from dupr_tf.whole_files import write_whole
 
 log = logging.getLogger(__name__)
@@ -71,8 +72,8 @@ def differences(old: Config, new: Config) -> list[str]:
 def _config_changes(path: Path, config: Config) -> list[str]:
     try:
         return differences(load_config(path), config)
-    except ConfigError as error:
-        return [f"{path} is damaged ({error.problems[0]})"]
+    except UserError as error:
+        return [f"{path} is damaged ({error.errors[0]})"]
 
 
 def _image_changes(path: Path, entry: dict) -> list[str]:
