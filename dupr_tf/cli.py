@@ -10,20 +10,19 @@ import sys
 import tyro
 
 from dupr_tf.commands import COMMANDS, CONFIGURED
-from dupr_tf.commands.report import BY_SIGNAL, REFUSED, USER_ERROR
-from dupr_tf.config import ConfigError
 from dupr_tf.data.shard_files import PackError
+from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.remote_path import RemoteError
-from dupr_tf.training.failures import RunFailed
 from dupr_tf.weights.formats import ExportError
 
 DESCRIPTION = "Pre-train object-detection backbones on unlabelled images (DUPR), fine-tune detectors, export weights."
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command. Returns 0; 2 where the user's input is wrong, 1 where a run fails or its result is refused.
+    """Runs one command and returns its exit code.
 
-    A run that SIGTERM or SIGINT ended returns 143 or 130; one that lost a worker, 75.
+    0, or what the command returns; for an error, its `code` (see `dupr_tf.errors`); 130 for Ctrl-C. Any other exception
+    is a defect of this package and keeps its traceback.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -33,27 +32,29 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         arguments, overrides = split_overrides(arguments)
         if overrides and arguments[:1] not in [[name] for name in CONFIGURED]:
-            raise ConfigError([f"{next(iter(overrides))}: only {', '.join(CONFIGURED)} take fields of a config"])
+            raise UserError(
+                f"--{next(iter(overrides))}",
+                "This command takes no fields of a config.",
+                f"Only {', '.join(CONFIGURED)} do.",
+            )
         command = tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             args=arguments, prog="dupr-tf", description=DESCRIPTION, console_outputs=True,
         )  # fmt: skip
         return command.run(overrides) or 0
-    except KeyboardInterrupt as error:  # of a run, which has saved its state, or of anything else
-        print(f"dupr-tf: {error or 'interrupted'}", file=sys.stderr)
-        return BY_SIGNAL + getattr(error, "number", signal.SIGINT)
-    except (ExportError, PackError, RunFailed) as error:
-        print(f"dupr-tf: error: {error}", file=sys.stderr)
-        return getattr(error, "code", REFUSED)
-    except RemoteError as error:
-        print(f"dupr-tf: error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except ValueError as error:
-        if not isinstance(error, ConfigError) and not str(error).startswith("Expected"):
-            raise  # a defect of ours, not of the input
+    except KeyboardInterrupt as error:  # RunInterrupted, whose state is saved, or Ctrl-C anywhere else
+        print(f"dupr-tf: {str(error) or 'interrupted'}", file=sys.stderr)
+        return getattr(error, "code", 128 + signal.SIGINT)
+    except (UserError, RunFailed) as error:
+        for line in map(str, getattr(error, "errors", [error])):
+            print(f"dupr-tf: error: {line}", file=sys.stderr)
+        return error.code
+    except (ExportError, PackError, RemoteError, ValueError) as error:  # not converted yet
+        if isinstance(error, ValueError) and not str(error).startswith("Expected"):
+            raise
         for line in str(error).splitlines():
             print(f"dupr-tf: error: {line}", file=sys.stderr)
-        return USER_ERROR
+        return 2 if isinstance(error, ValueError | RemoteError) else getattr(error, "code", 1)
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -72,7 +73,7 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
             continue
         if not equals:
             if i == len(arguments):
-                raise ConfigError([f"{name}: expected a value after it, received none"])
+                raise UserError(word, "A value is missing after it.", f"Write {word} VALUE.")
             value = arguments[i]
             i += 1
         overrides[name] = value

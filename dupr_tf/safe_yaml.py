@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from dupr_tf.text import one_line
+
 MAX_DEPTH = 16
 
 
@@ -22,7 +24,7 @@ def safe_value(text: str) -> Any:
         _refuse_double_keys(yaml.compose(text, Loader=yaml.SafeLoader))
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: also of numbers and dates that Python cannot hold
-        raise ValueError(one_line(error)[:300]) from None
+        raise ValueError(one_line(error, 300)) from None
 
 
 def _refuse_double_keys(node: yaml.Node | None) -> None:
@@ -34,8 +36,3 @@ def _refuse_double_keys(node: yaml.Node | None) -> None:
         double = sorted({key for key in keys if keys.count(key) > 1})
         if double:
             raise ValueError(f"{', '.join(double)} given twice")
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error without line breaks."""
-    return " ".join(str(error).split())

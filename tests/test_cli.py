@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dupr_tf.cli import main, split_overrides
+from dupr_tf.errors import RunFailed, RunInterrupted, UserError, UserErrors, WorkerLost
 
 SMALL = "configs/dupr_r18_small.yaml"
 
@@ -18,83 +19,101 @@ def run(capsys, *arguments):
     return code, capsys.readouterr().err.splitlines()
 
 
-@pytest.mark.parametrize("override, expected", [
-    (("--train.epoch", "3"), "train.epoch: unknown key, received 3. Did you mean train.epochs?"),
-    (("--data.batch_size", "3"), "data.batch_size: unknown key, received 3. Did you mean train.batch_size?"),
-    (("--optimizer.learning_rate", "-1"), "optimizer.learning_rate: input should be greater than 0, received -1"),
-    (("--train.epochs", "ten"), "train.epochs: input should be a valid integer"),
-    (("--model.backbone", "resnet19"), "Did you mean resnet18?"),
-    (("--model.image_weights", "[1, 1]"), "model.image_weights: "),
-    (("--train.batch_size=63",), "train.batch_size: expected a multiple of train.micro_batches (4), received 63"),
-    (("--train.micro_batches", "64"), "groups of at least 2 images"),
-    (("--model.bank_size", "100"), "model.bank_size: expected at least the 256 keys a step puts in, received 100"),
-    (("--model.roi_sizes", "[16, 8, 5, 2]"), "model.roi_sizes: expected at most 4 at P4"),
-    (("--views.crop_area", "[0.5, 2]"), "crop_area: expected 0.0 < min <= max <= 1.0"),
-    (("--model.temperature", ".nan"), "model.temperature: "),
-    (("--optimizer.momentum", "!!python/object:os.system {}"), "optimizer.momentum: expected a YAML value"),
+def fields(lines):
+    """The field that each printed error is about."""
+    assert all(line.startswith("dupr-tf: error: ") for line in lines), lines
+    return [line.split(": ")[2] for line in lines]
+
+
+@pytest.mark.parametrize("override, field, named", [
+    (("--train.epoch", "3"), "train.epoch", "Did you mean train.epochs?"),
+    (("--data.batch_size", "3"), "data.batch_size", "Did you mean train.batch_size?"),
+    (("--modle.width", "3"), "modle", "Did you mean model?"),
+    (("--optimizer.learning_rate", "-1"), "optimizer.learning_rate", "greater than 0, received -1"),
+    (("--train.epochs", "ten"), "train.epochs", "an integer, received 'ten'"),
+    (("--train.epochs", "0"), "train.epochs", "at least 1, received 0"),
+    (("--train.seed", "2147483648"), "train.seed", "less than 2,147,483,648"),
+    (("--model.backbone", "resnet19"), "model.backbone", "Did you mean resnet18?"),
+    (("--train.precision", "double"), "train.precision", "float32, bfloat16 or float16"),
+    (("--model.image_weights", "[1, 1]"), "model.image_weights", "4 values"),
+    (("--model.image_weights", "[1, 1, -1, 1]"), "model.image_weights.2", "-1"),
+    (("--train.batch_size=63",), "train.batch_size", "(4), received 63"),
+    (("--train.micro_batches", "64"), "train.micro_batches", "64"),
+    (("--model.bank_size", "100"), "model.bank_size", "256"),
+    (("--model.roi_sizes", "[16, 8, 5, 2]"), "model.roi_sizes", "at most 4 at P4"),
+    (("--views.crop_area", "[0.5, 2]"), "views.crop_area", "[0.5, 2]"),
+    (("--optimizer.milestone_steps", "[3, 2]"), "optimizer.milestone_steps", "[3, 2]"),
+    (("--model.temperature", ".nan"), "model.temperature", "nan"),
+    (("--optimizer.momentum", "!!python/object:os.system {}"), "optimizer.momentum", "YAML"),
 ])  # fmt: skip
-def test_a_wrong_field_is_one_line_and_exit_2(capsys, tmp_path, override, expected):
+def test_wrong_field_is_one_line_and_exit_2(capsys, tmp_path, override, field, named):
     (tmp_path / "a.jpg").write_bytes(b"")  # so that the folder is no mistake as well
     code, lines = run(capsys, "pretrain", SMALL, "--data", str(tmp_path), "--output", str(tmp_path / "r"), *override)
-    assert code == 2 and len(lines) == 1 and expected in lines[0]
+    assert code == 2 and fields(lines) == [field] and named in lines[0]
     assert not (tmp_path / "r").exists()
 
 
-def test_all_mistakes_are_told_at_once(capsys, tmp_path):
-    fields = ("--train.seed", "-1", "--model.width", "0", "--x.y=1", "--train.epochs", "[1", "--optimizer.momentum=*a")
-    code, lines = run(capsys, "pretrain", SMALL, "--data", str(tmp_path / "nowhere"), *fields)
-    about = ("train.seed", "model.width", "x:", "train.epochs", "optimizer.momentum", "nowhere", "--output")
-    assert code == 2 and len(lines) == len(about)
-    assert all(any(word in line for line in lines) for word in about)
+def test_all_mistakes_are_reported_at_once(capsys, tmp_path):
+    wrong = ("--train.seed", "-1", "--model.width", "0", "--x.y=1", "--train.epochs", "[1", "--optimizer.momentum=*a")
+    code, lines = run(capsys, "pretrain", SMALL, "--data", str(tmp_path / "nowhere"), *wrong)
+    about = {"train.seed", "model.width", "x", "train.epochs", "optimizer.momentum", "--output"}
+    assert code == 2 and len(lines) == len(about) + 1
+    assert about < set(fields(lines)) and any("nowhere" in line for line in lines)
 
 
-def test_cross_field_mistakes_come_with_those_of_the_command_line(capsys, tmp_path):
+def test_cross_field_mistakes_are_reported_with_the_others(capsys):
     code, lines = run(capsys, "pretrain", SMALL, "--train.batch_size", "63", "--model.bank_size", "9")
-    assert code == 2 and [line.split(": ")[2] for line in lines] == [
-        "train.batch_size", "model.bank_size", "data.root", "--output",
-    ]  # fmt: skip
+    assert code == 2 and fields(lines) == ["train.batch_size", "model.bank_size", "data.root", "--output"]
 
 
-def test_finetune_tells_all_at_once_too(capsys, tmp_path):
+def test_finetune_reports_all_mistakes_at_once(capsys, tmp_path):
     command = ("finetune", "configs/retinanet_r18_small.yaml", "--weights", "none.keras", "--data", "nowhere")
     code, lines = run(capsys, *command, "--output", str(tmp_path / "r"), "--data.image_size", "100")
     assert code == 2 and len(lines) == 3 and not (tmp_path / "r").exists()
 
 
-@pytest.mark.parametrize("content, expected", [
-    ("model: [1", "expected YAML"),
-    ("- a\n- b", "expected sections"),
-    ("modle: {}", "Did you mean model?"),
-    ("a: &x [1]\nb: *x", "without aliases"),
-    ("model: !!python/object/apply:os.system ['true']", "expected YAML"),
-    ("model: !!python/name:os.system", "expected YAML"),
-    ("a: &a [x,x]\nb: &b [*a,*a,*a]\nc: [*b,*b,*b]", "without aliases"),
-    ("model: " + "[" * 5000 + "]" * 5000, "nested more than 16 deep"),
-    ("train: {epochs: " + "9" * 5000 + "}", "expected YAML"),
+@pytest.mark.parametrize("content, named", [
+    ("model: [1", "expected ',' or ']'"),
+    ("- a\n- b", "['a', 'b']"),
+    ("a: &x [1]\nb: *x", "aliases"),
+    ("model: !!python/object/apply:os.system ['true']", "python/object/apply"),
+    ("model: !!python/name:os.system", "python/name"),
+    ("a: &a [x,x]\nb: &b [*a,*a,*a]\nc: [*b,*b,*b]", "aliases"),
+    ("model: " + "[" * 5000 + "]" * 5000, "16 deep"),
+    ("train: {epochs: " + "9" * 5000 + "}", "4300"),
     ("train: {epochs: 1}\ntrain: {epochs: 2}", "train given twice"),
     ("train: {epochs: 1, seed: 2, epochs: 3}", "epochs given twice"),
-    ("train: {epochs: 2020-02-31}", "expected YAML"),
-    ("train: {epochs: a\0}", "expected YAML"),
+    ("train: {epochs: 2020-02-31}", "day"),
+    ("train: {epochs: a\0}", "special characters"),
 ])  # fmt: skip
-def test_a_wrong_file_is_one_line(capsys, tmp_path, content, expected):
+def test_unreadable_config_is_one_line(capsys, tmp_path, content, named):
     path = tmp_path / "c.yaml"
     path.write_text(content)
     (tmp_path / "a.jpg").write_bytes(b"")
     code, lines = run(capsys, "pretrain", str(path), "--data", str(tmp_path), "--output", str(tmp_path / "r"))
-    assert code == 2 and len(lines) == 1 and expected in lines[0]
+    assert code == 2 and fields(lines) == ["config"] and named in lines[0] and str(path) in lines[0]
 
 
-def test_a_missing_config_names_the_nearest(capsys, tmp_path):
+@pytest.mark.parametrize("content", ["train: 3", "modle: {}"])
+def test_wrong_section_of_a_config_is_one_line(capsys, tmp_path, content):
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    (tmp_path / "a.jpg").write_bytes(b"")
+    code, lines = run(capsys, "pretrain", str(path), "--data", str(tmp_path), "--output", str(tmp_path / "r"))
+    assert code == 2 and fields(lines) == [content.partition(":")[0]]
+
+
+def test_missing_config_names_the_nearest(capsys, tmp_path):
     code, lines = run(capsys, "pretrain", "configs/dupr_r18_smal.yaml", "--output", str(tmp_path / "r"))
     assert code == 2 and len(lines) == 1 and SMALL in lines[0]
 
 
 @pytest.mark.parametrize("gpu, warnings", [(False, 1), (True, 0)])
-def test_float16_without_a_gpu_is_warned_about_in_one_line(capsys, tmp_path, monkeypatch, gpu, warnings):
+def test_float16_without_a_gpu_is_one_warning(capsys, tmp_path, monkeypatch, gpu, warnings):
     monkeypatch.setattr("dupr_tf.commands.train.has_gpu", lambda: gpu)
     _, lines = run(capsys, "pretrain", SMALL, "--output", str(tmp_path / "r"), "--train.precision", "float16")
     assert sum("warning: train.precision: float16" in line for line in lines) == warnings
-    assert "data.root" in lines[-1]
+    assert fields(lines[warnings:]) == ["data.root"]
 
 
 def test_folders_without_images_are_refused(capsys, tmp_path):
@@ -105,18 +124,54 @@ def test_folders_without_images_are_refused(capsys, tmp_path):
 
 def test_no_data_at_all_is_refused(capsys, tmp_path):
     code, lines = run(capsys, "pretrain", SMALL, "--output", str(tmp_path / "r"))
-    assert code == 2 and "--data DIR" in lines[0]
+    assert code == 2 and fields(lines) == ["data.root"]
 
 
 def test_only_broken_images_are_refused(capsys, tmp_path):
     (tmp_path / "1.jpg").write_bytes(b"text")
     code, lines = run(capsys, "pretrain", SMALL, "--data", str(tmp_path), "--output", str(tmp_path / "r"))
-    assert code == 2 and "received 1 files none of which could be decoded" in lines[-1]
+    assert code == 2 and lines[-1].startswith("dupr-tf: error: ") and not (tmp_path / "r" / "checkpoints").exists()
 
 
 def test_commands_without_config_take_no_fields(capsys, tmp_path):
     code, lines = run(capsys, "sample", str(tmp_path), "--train.epochs", "3")
-    assert code == 2 and len(lines) == 1
+    assert code == 2 and fields(lines) == ["--train.epochs"]
+
+
+def test_field_without_a_value_is_refused(capsys):
+    code, lines = run(capsys, "pretrain", SMALL, "--train.epochs")
+    assert code == 2 and fields(lines) == ["--train.epochs"]
+
+
+class Failing:
+    """A command that ends as a test wants it to."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def run(self, overrides):
+        raise self.error
+
+
+@pytest.mark.parametrize("error, code, lines", [
+    (UserError("a.b", "It is wrong.", "Mend it."), 2, ["dupr-tf: error: a.b: It is wrong. Mend it."]),
+    (UserErrors([UserError("a", "A."), UserError(None, "B.")]), 2, ["dupr-tf: error: a: A.", "dupr-tf: error: B."]),
+    (RunFailed("The loss is NaN."), 1, ["dupr-tf: error: The loss is NaN."]),
+    (WorkerLost("Worker 1 is gone."), 75, ["dupr-tf: error: Worker 1 is gone."]),
+    (RunInterrupted(15, 7), 143, ["dupr-tf: stopped by SIGTERM after step 7, which is saved"]),
+    (KeyboardInterrupt(), 130, ["dupr-tf: interrupted"]),
+], ids=lambda value: type(value).__name__)  # fmt: skip
+def test_exit_code_follows_from_the_class_of_the_error(capsys, monkeypatch, error, code, lines):
+    monkeypatch.setattr("tyro.extras.subcommand_cli_from_dict", lambda *_, **__: Failing(error))
+    assert run(capsys, "fields") == (code, lines)
+
+
+@pytest.mark.parametrize("defect", [ValueError("a defect"), KeyError("x"), RuntimeError("y")])
+def test_defect_keeps_its_traceback(monkeypatch, defect):
+    monkeypatch.setattr("tyro.extras.subcommand_cli_from_dict", lambda *_, **__: Failing(defect))
+    with pytest.raises(type(defect)) as error:
+        main(["fields"])
+    assert error.value is defect
 
 
 def test_overrides_are_taken_out_of_the_command_line():

@@ -2,7 +2,8 @@
 
 import pytest
 
-from dupr_tf.config import ConfigError, dump_config, load_config, parse_config
+from dupr_tf.config import dump_config, load_config, parse_config
+from dupr_tf.errors import UserError
 
 
 def config(**sections):
@@ -36,7 +37,7 @@ def config(**sections):
         ({"detector": {"rpn_pre_nms": [10, 10]}}, "detector.rpn_pre_nms: expected none for retinanet"),
         (
             {"detector": {"short_sides": [800, 640]}},
-            "detector.short_sides: expected rising numbers, received [800, 640]. Fix: [640, 800]",
+            "detector.short_sides: expected rising numbers, received [800, 640]",
         ),
         ({"detector": {"kind": "fcn", "short_sides": [640]}}, "detector.short_sides: expected none for fcn"),
         (
@@ -62,7 +63,7 @@ def config(**sections):
 )
 def test_what_does_not_go_together_is_one_line(sections, line):
     (problem,) = config(**sections).finetune_problems()
-    assert problem.startswith(line) and "Fix: " in problem and "\n" not in problem
+    assert str(problem).lower().startswith(line.lower()) and problem.fix and "\n" not in str(problem)
 
 
 @pytest.mark.parametrize(
@@ -83,22 +84,23 @@ def test_kerashub_has_its_own_limits(monkeypatch):
     assert config(detector={"kind": "kerashub_retinanet"}).finetune_problems() == []
     narrow = config(detector={"kind": "kerashub_retinanet", "head_channels": 64, "short_sides": [640]})
     first, second = narrow.finetune_problems()
-    assert first.startswith("detector.head_channels: expected 256") and second.startswith("detector.short_sides")
+    assert (first.field, second.field) == ("detector.head_channels", "detector.short_sides") and "256" in first.problem
 
 
 def test_a_batch_is_for_all_devices():
     assert config().finetune_problems(replicas=2) == []
     (problem,) = config().finetune_problems(replicas=3)
-    assert problem.startswith("train.batch_size: expected a multiple of the 3 devices, received 4")
+    assert problem.field == "train.batch_size"
 
 
 def test_milestones_are_given_once_and_in_order():
-    for section, message in (
-        ({"milestones": [1], "milestone_steps": [10]}, "either milestones or milestone_steps"),
-        ({"milestone_steps": [20, 10]}, r"expected rising steps, received \[20, 10\]"),
+    for section, field in (
+        ({"milestones": [1], "milestone_steps": [10]}, "optimizer.milestones"),
+        ({"milestone_steps": [20, 10]}, "optimizer.milestone_steps"),
     ):
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(UserError) as error:
             parse_config({"optimizer": section})
+        assert error.value.fields == (field,)
 
 
 def test_a_none_that_is_not_the_default_survives_the_file(tmp_path):

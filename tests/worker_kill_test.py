@@ -22,8 +22,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from dupr_tf.errors import WorkerLost
 from dupr_tf.training.checkpoints import saved_checkpoints, step_of
-from dupr_tf.training.failures import LOST
 from tests.kill_test import PATIENCE, Trial, alive, in_a_save, losses, lost, state, trial, wait
 from tests.training.cluster import free_ports, tf_config
 
@@ -132,7 +132,7 @@ def _mistakes(setting, victim, others, seconds, met):
         yield f"the others took {seconds:.1f} s"
     for index, code in others.items():
         text = setting.log(index).read_text(errors="replace")
-        if code not in ((LOST,) if met else (LOST, NOT_MET)):
+        if code not in ((WorkerLost.code,) if met else (WorkerLost.code, NOT_MET)):
             yield f"worker {index} ended with {code}: {text[-300:]}"
         elif not re.search(rf"dupr-tf: error: .*worker {victim} \(127", text):
             yield f"worker {index} did not name worker {victim}: {text[-300:]}"

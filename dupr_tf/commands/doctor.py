@@ -9,10 +9,11 @@ from pathlib import Path
 import tyro
 
 from dupr_tf.commands.places import Place
-from dupr_tf.commands.report import print_table, refuse
+from dupr_tf.commands.report import print_table, problems_of, refuse
 from dupr_tf.commands.train import has_gpu
-from dupr_tf.config import Config, ConfigError, load_config
+from dupr_tf.config import Config, load_config
 from dupr_tf.data.sources import check_root
+from dupr_tf.errors import UserError
 
 
 @dataclasses.dataclass
@@ -58,18 +59,15 @@ class Doctor:
             try:
                 config = load_config(self.config, overrides)
                 problems += config.pretrain_problems()
-            except ConfigError as error:
-                problems += error.problems
+            except UserError as error:
+                problems += error.errors
         elif overrides:
             problems.append(
                 f"{next(iter(overrides))}: expected a config to change, received none. Fix: give CONFIG first"
             )
         root = self.data or (config.data.root if config else None)
         if root is not None:
-            try:
-                check_root(root, config.data.kind if config else "auto")
-            except ValueError as error:
-                problems.append(str(error))
+            problems += problems_of(check_root, root, config.data.kind if config else "auto")
         if self.steps and (self.config is None or root is None):
             problems.append(
                 "--steps: expected a config and images, received one or none. Fix: CONFIG --data DIR --steps"

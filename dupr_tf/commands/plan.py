@@ -11,9 +11,10 @@ import re
 import tyro
 
 from dupr_tf.commands.places import Place
-from dupr_tf.commands.report import refuse
-from dupr_tf.config import Config, ConfigError, load_config
+from dupr_tf.commands.report import problems_of, refuse
+from dupr_tf.config import Config, load_config
 from dupr_tf.data.sources import check_root
+from dupr_tf.errors import UserError
 from dupr_tf.planning.assumptions import assumptions_of, with_given
 from dupr_tf.planning.devices import CPU, NAMES
 from dupr_tf.remote_path import is_remote
@@ -64,28 +65,31 @@ class Plan:
         problems, config = [], None
         try:
             config = load_config(self.config, overrides)
-        except ConfigError as error:
-            problems += error.problems
+        except UserError as error:
+            problems += error.errors
         devices = self.gpus if self.gpus is not None else self._default_devices(config)
         if devices < 1:
-            problems.append(f"--gpus: expected 1 or more, received {devices}")
+            problems.append(UserError("--gpus", f"Expected 1 or more, received {devices}."))
         elif config is not None and config.detector is not None:
-            problems.append(f"detector: expected a config of a pre-training run, received {self.config}, for finetune")
+            problem = f"{self.config} is a config for finetune, and plan is about pre-training."
+            problems.append(UserError("detector", problem, "Pass a config of pretrain."))
         elif config is not None:
             problems += config.pretrain_problems(devices)
         if self.gpu_type not in NAMES:
             near = difflib.get_close_matches(self.gpu_type.lower(), NAMES, 1, 0.5)
-            hint = f"Did you mean {near[0]}?" if near else f"Allowed: {', '.join(NAMES)}"
-            problems.append(f"--gpu-type: expected a device that is known, received {self.gpu_type!r:.40}. {hint}")
-        problems += _problem_of(self._assumptions, config)
+            fix = f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(NAMES)}."
+            problems.append(UserError("--gpu-type", f"There is no device called {self.gpu_type!r:.40}.", fix))
+        problems += problems_of(self._assumptions, config)
         if self.images is not None:
-            problems += _problem_of(images_in, self.images)
+            problems += problems_of(images_in, self.images)
         if self.data is not None:
-            problems += _problem_of(check_root, self.data, config.data.kind if config else "auto")
+            problems += problems_of(check_root, self.data, config.data.kind if config else "auto")
         if self.check and (self.gpu_type, devices) != (CPU, 1):
-            problems.append("--check: expected one process on this machine's cores. Fix: --gpu-type cpu --gpus 1")
+            problem = "A check runs one process on the cores of this machine."
+            problems.append(UserError("--check", problem, "Pass --gpu-type cpu --gpus 1."))
         if self.json is not None and not _writable(self.json):
-            problems.append(f"--json: expected a file in a folder that exists, received {self.json}")
+            fix = "Pass the name of a file in a folder that exists."
+            problems.append(UserError("--json", f"{self.json} cannot be written.", fix))
         refuse(problems)
         return config, devices, None if self.images is None else images_in(self.images)
 
@@ -103,24 +107,14 @@ def images_in(text: str) -> int:
     """The number that `1280000`, `1.28M` or `1B` stands for.
 
     Raises:
-        ValueError: it is none from 1 to 10^12.
+        UserError: it is none from 1 to 10^12.
     """
     found = re.fullmatch(r"(\d{1,13}(?:\.\d{1,9})?)([kMB]?)", text.strip(), re.ASCII)
     number = float(found[1]) * UNITS[found[2]] if found else 0
     if not 1 <= number <= MOST_IMAGES or abs(number - round(number)) > 1e-6 * number:
-        raise ValueError(f"--images: expected a number of images such as 1280000 or 12M, received {text!r:.40}")
+        raise UserError("--images", f"Expected a number of images such as 1280000 or 12M, received {text!r:.40}.")
     return round(number)
 
 
 def _writable(path) -> bool:
     return is_remote(path) or (path.absolute().parent.is_dir() and not path.is_dir())
-
-
-def _problem_of(check, *arguments) -> list[str]:
-    try:
-        check(*arguments)
-    except ConfigError as error:
-        return error.problems
-    except ValueError as error:
-        return [str(error)]
-    return []

@@ -11,7 +11,8 @@ import tyro
 
 from dupr_tf.commands.places import Place
 from dupr_tf.commands.report import print_table, refuse
-from dupr_tf.config import BACKBONES, PROBED_LEVELS, ConfigError, LinearConfig, load_config
+from dupr_tf.config import BACKBONES, PROBED_LEVELS, LinearConfig, load_config
+from dupr_tf.errors import UserError
 from dupr_tf.remote_path import as_path
 from dupr_tf.training.cluster import refuse_cluster
 from dupr_tf.whole_files import write_whole
@@ -125,8 +126,8 @@ class Linear(Weights):
         problems = super()._problems(overrides)
         try:
             settings = self._settings(overrides)
-        except ConfigError as error:
-            return [*problems, *error.problems]
+        except UserError as error:
+            return [*problems, *error.errors]
         return [*problems, *settings.problems()]
 
     def _settings(self, overrides) -> LinearConfig:
@@ -296,7 +297,8 @@ class Probe:
 
     def run(self, overrides: dict[str, str]) -> None:
         if overrides and not isinstance(self.which, Linear):
-            raise ConfigError([f"{next(iter(overrides))}: only probe linear takes fields of a config"])
+            problem = "This probe takes no fields of a config."
+            raise UserError(f"--{next(iter(overrides))}", problem, "Only probe linear does.")
         self.which.run(overrides)
 
 

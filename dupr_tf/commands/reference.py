@@ -12,7 +12,8 @@ import tyro
 
 from dupr_tf.commands.places import Place
 from dupr_tf.commands.report import print_table
-from dupr_tf.config import ConfigError, field_rows
+from dupr_tf.config import field_rows
+from dupr_tf.errors import UserError
 from dupr_tf.remote_path import is_remote
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -46,13 +47,14 @@ class Bench:
 
     def run(self, overrides: dict[str, str]) -> int:
         if not (CHECKOUT / "benchmarks" / "__main__.py").exists():
-            raise ConfigError(
-                [f"bench: expected a checkout with benchmarks/, received {CHECKOUT}. Fix: git clone, pip install -e ."]
-            )
+            problem = f"{CHECKOUT} has no folder benchmarks/."
+            raise UserError(None, problem, "Clone the repository and install it with pip install -e .")
         if remote := next((path for path in (self.output, self.data) if is_remote(path)), None):
-            raise ConfigError([f"bench: expected local folders, received {remote}. Fix: copy the photos here"])
+            raise UserError(
+                None, f"bench reads and writes local folders, and {remote} is remote.", "Use a local folder."
+            )
         if self.rounds < 1:
-            raise ConfigError([f"--rounds: expected 1 or more, received {self.rounds}"])
+            raise UserError("--rounds", f"Expected 1 or more, received {self.rounds}.")
         arguments = [*self.names, "--output", str(self.output.resolve()), "--rounds", str(self.rounds)]
         if self.data is not None:
             arguments += ["--data", str(self.data.resolve())]

@@ -9,7 +9,8 @@ from pathlib import Path
 import tyro
 
 from dupr_tf.commands.places import Place
-from dupr_tf.config import ConfigError
+from dupr_tf.commands.report import refuse
+from dupr_tf.errors import UserError
 
 MOST_VIEWS = 64
 
@@ -58,8 +59,7 @@ class Report:
             problems.append(
                 f"--output: expected a new file or an earlier report, received {self.output}, which is neither"
             )
-        if problems:
-            raise ConfigError(problems)
+        refuse(problems)
 
     def _write(self, page: str) -> None:
         from dupr_tf.whole_files import write_whole
@@ -68,7 +68,5 @@ class Report:
         try:
             write_whole(self.output, content)
         except OSError as error:
-            raise ConfigError(
-                [f"--output: expected a file that can be written, received {self.output}: {error}"]
-            ) from None
+            raise UserError("--output", f"{self.output} cannot be written: {error}.") from None
         print(f"wrote {self.output}, {len(content):,} bytes")

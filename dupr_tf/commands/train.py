@@ -9,9 +9,10 @@ from pathlib import Path
 import tyro
 
 from dupr_tf.commands.places import Place
-from dupr_tf.commands.report import print_scores, refuse
-from dupr_tf.config import Config, ConfigError, load_config
+from dupr_tf.commands.report import print_scores, problems_of, refuse
+from dupr_tf.config import Config, load_config
 from dupr_tf.data.sources import check_root
+from dupr_tf.errors import UserError
 from dupr_tf.probing.labelled import read_class_folders
 from dupr_tf.remote_path import as_path
 from dupr_tf.training.cluster import cluster_of, refuse_cluster
@@ -44,13 +45,13 @@ class Pretrain:
             print(f"dupr-tf: warning: {warning}", file=sys.stderr)
         root = self.data or (config.data.root if config else None)
         if root is not None:
-            problems += _problem_of(check_root, root, config.data.kind if config else "auto")
+            problems += problems_of(check_root, root, config.data.kind if config else "auto")
         elif config:
-            problems.append("data.root: expected a folder of images, received none. Fix: --data DIR")
+            problems.append(UserError("data.root", "No folder of images is given.", "Pass --data DIR."))
         problems += _probing_problems(config) if config else []
-        problems += _problem_of(cluster_of, config) if config and not self.dry_run else []
+        problems += problems_of(cluster_of, config) if config and not self.dry_run else []
         if self.output is None and not self.dry_run:
-            problems.append("--output: expected a folder for the run, received none. Fix: --output runs/mine")
+            problems.append(UserError("--output", "No folder for the run is given.", "Pass --output runs/mine."))
         refuse(problems)
         if self.dry_run:
             from dupr_tf.training.dry_run import dry_run, print_dry_run
@@ -91,11 +92,12 @@ class Finetune:
 
     def run(self, overrides: dict[str, str]) -> None:
         config, problems = _config_or_problems(self.config, overrides, Config.finetune_problems)
-        problems += _problem_of(refuse_cluster)
+        problems += problems_of(refuse_cluster)
         if not self.data.is_dir():
-            problems.append(f"--data: expected a folder, received {self.data}. Fix: the root of a data set")
+            problems.append(UserError("--data", f"{self.data} is not a folder.", "Pass the root of a data set."))
         if self.weights != "random" and not as_path(self.weights).exists():
-            problems.append(f"--weights: expected a file, a run or the word random, received {self.weights} (no such)")
+            fix = "Pass a run, an export, a file of weights, or the word random."
+            problems.append(UserError("--weights", f"{self.weights} does not exist.", fix))
         refuse(problems)
         from dupr_tf.detection.finetune import finetune
 
@@ -127,26 +129,18 @@ def has_gpu() -> bool:
     return any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/dxg", "/dev/kfd"))
 
 
-def _config_or_problems(path: Path, overrides: dict[str, str], cross_field) -> tuple[Config | None, list[str]]:
+def _config_or_problems(path: Path, overrides: dict[str, str], cross_field) -> tuple[Config | None, list[UserError]]:
     """The config with its cross-field mistakes, or none with the mistakes in its fields."""
     try:
         config = load_config(path, overrides)
-    except ConfigError as error:
-        return None, error.problems
+    except UserError as error:
+        return None, list(error.errors)
     return config, cross_field(config)
 
 
-def _probing_problems(config: Config) -> list[str]:
-    """What is wrong with the folder that a run is to be probed on."""
+def _probing_problems(config: Config) -> list[UserError]:
+    """Errors about the folder of images that a run is to be probed with."""
     if not config.probing.every_epochs or config.probing.data is None:
-        return []  # the second is told with the config's other problems
+        return []  # a missing folder is among `Config.pretrain_problems`
     check = read_class_folders if "knn" in config.probing.probes else check_root
-    return [f"probing.data: {problem}" for problem in _problem_of(check, config.probing.data)]
-
-
-def _problem_of(check, *arguments) -> list[str]:
-    try:
-        check(*arguments)
-    except ValueError as error:
-        return [str(error)]
-    return []
+    return [UserError("probing.data", one.problem, one.fix) for one in problems_of(check, config.probing.data)]

@@ -7,7 +7,7 @@ Defaults are the paper's (METHOD: batch 256, 200 epochs, alpha (0.1, 0.4, 0.7, 1
 from dupr_tf.config.detector import DetectorConfig
 from dupr_tf.config.experiment import Config
 from dupr_tf.config.probing import PROBED_LEVELS, LinearConfig, ProbingConfig
-from dupr_tf.config.reading import ConfigError, dump_config, field_rows, load_config, parse_config
+from dupr_tf.config.reading import dump_config, field_rows, load_config, parse_config
 from dupr_tf.config.sections import (
     BACKBONES,
     DataConfig,
@@ -16,16 +16,15 @@ from dupr_tf.config.sections import (
     TrainConfig,
     ViewsConfig,
 )
-from dupr_tf.config.terms import LEVELS, STRIDES, TERMS
+from dupr_tf.config.terms import LEVELS, STRIDE_OF, TERMS
 
 __all__ = [
     "BACKBONES",
     "LEVELS",
     "PROBED_LEVELS",
-    "STRIDES",
+    "STRIDE_OF",
     "TERMS",
     "Config",
-    "ConfigError",
     "DataConfig",
     "DetectorConfig",
     "LinearConfig",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dupr_tf.config.detector import DetectorConfig
 from dupr_tf.config.detector_rules import finetune_problems
+from dupr_tf.config.lines import user_errors
 from dupr_tf.config.probing import LinearConfig, ProbingConfig
 from dupr_tf.config.sections import DataConfig, ModelConfig, OptimizerConfig, TrainConfig, ViewsConfig
 from dupr_tf.config.terms import STRIDE_OF, Section, term_arguments
+from dupr_tf.errors import UserError
 
 
 class Config(Section):
@@ -56,13 +58,21 @@ class Config(Section):
             "seed": self.train.seed,
         }
 
-    def pretrain_problems(self, replicas: int = 1) -> list[str]:
-        """The cross-field mistakes that would make pre-training impossible or meaningless, a line each."""
-        problems = [*self._batch_problems(replicas), *self._model_problems(), *self.probing.problems()]
+    def pretrain_problems(self, replicas: int = 1) -> list[UserError]:
+        """The cross-field mistakes that would make pre-training impossible or meaningless.
+
+        Args:
+            replicas: devices that train together.
+        """
+        problems = [*self._batch_problems(replicas), *self._model_problems()]
+        problems += user_errors(self.probing.problems())
         if self.train.jit == "on" and replicas > 1:
             problems.append(
-                f"train.jit: expected auto or off on {replicas} devices, whose exchange of keys XLA does not compile, "
-                "received on. Fix: --train.jit auto"
+                UserError(
+                    "train.jit",
+                    f"XLA cannot compile a step in which {replicas} devices exchange keys.",
+                    "Use --train.jit auto.",
+                )
             )
         return problems
 
@@ -79,55 +89,64 @@ class Config(Section):
             ]
         return []
 
-    def finetune_problems(self, replicas: int = 1) -> list[str]:
-        """The cross-field mistakes that would make fine-tuning a detector impossible or meaningless, a line each."""
-        return finetune_problems(self, replicas)
+    def finetune_problems(self, replicas: int = 1) -> list[UserError]:
+        """The cross-field mistakes that would make fine-tuning a detector impossible or meaningless.
 
-    def _batch_problems(self, replicas: int) -> list[str]:
+        Args:
+            replicas: devices that train together.
+        """
+        return user_errors(finetune_problems(self, replicas))
+
+    def _batch_problems(self, replicas: int) -> list[UserError]:
         batch, groups = self.train.batch_size, self.train.micro_batches
         problems = []
         if groups % replicas:
             problems.append(
-                f"train.micro_batches: expected a multiple of the {replicas} devices, received {groups}. "
-                f"Fix: --train.micro_batches {replicas * max(1, groups // replicas)}"
+                UserError(
+                    "train.micro_batches",
+                    f"Expected a multiple of the {replicas} devices, received {groups}.",
+                    f"Use --train.micro_batches {replicas * max(1, groups // replicas)}.",
+                )
             )
         if batch % groups:
             problems.append(
-                f"train.batch_size: expected a multiple of train.micro_batches ({groups}), received {batch}. "
-                f"Fix: --train.batch_size {max(1, batch // groups) * groups}"
+                UserError(
+                    "train.batch_size",
+                    f"Expected a multiple of train.micro_batches ({groups}), received {batch}.",
+                    f"Use --train.batch_size {max(1, batch // groups) * groups}.",
+                )
             )
         elif batch // groups < 2:
             problems.append(
-                f"train.micro_batches: expected groups of at least 2 images (batch norm needs them), received "
-                f"{batch} images in {groups} groups. Fix: --train.micro_batches {max(1, batch // 2)}"
+                UserError(
+                    "train.micro_batches",
+                    f"Batch norm needs groups of at least 2 images, and {batch} images are cut into {groups} groups.",
+                    f"Use --train.micro_batches {max(1, batch // 2)}.",
+                )
             )
         return problems
 
-    def _model_problems(self) -> list[str]:
+    def _model_problems(self) -> list[UserError]:
         model, problems = self.model, []
         if not model.term_list:
-            problems.append(
-                "model.image_weights: expected a weight above 0 here or in model.patch_weights, received none. "
-                "Fix: --model.image_weights '[0.1,0.4,0.7,1]'"
-            )
+            fix = "Use --model.image_weights '[0.1,0.4,0.7,1]'."
+            problems.append(UserError("model.image_weights", "All image and patch weights are 0.", fix))
+        short = model.terms is None
         for term in model.term_list:
-            enqueued = term.keys_per_step(self.train.batch_size)
-            if hasattr(term, "bank_size") and term.bank_size < enqueued:
-                problems.append(
-                    f"model.bank_size: expected at least the {enqueued} keys a step puts in, received "
-                    f"{term.bank_size}. Fix: --model.bank_size {enqueued}"
-                )
+            keys = term.keys_per_step(self.train.batch_size)
+            if hasattr(term, "bank_size") and term.bank_size < keys:
+                expected = f"at least the {keys} keys that {term.full_name} stores each step"
+                problem = f"Expected {expected}, received {term.bank_size}."
+                fix = f"Use a bank_size of {keys} or more."
+                problems.append(UserError("model.bank_size" if short else "model.terms", problem, fix))
                 break
         for level, size in model.patch_sizes.items():
             cells = self.level_size(level)
             if size > cells:
-                problems.append(
-                    f"model.roi_sizes: expected at most {cells} at {level} (its side at data.image_size "
-                    f"{self.data.image_size}), received {size}. Fix: a smaller RoI or larger views"
-                )
+                expected = f"at most {cells} at {level}, its side at data.image_size {self.data.image_size}"
+                problem, fix = f"Expected {expected}, received {size}.", "Use a smaller size, or larger views."
+                problems.append(UserError("model.roi_sizes" if short else "model.terms", problem, fix))
         if model.patch_sizes and self.views.min_overlap > self.data.image_size:
-            problems.append(
-                f"views.min_overlap: expected at most data.image_size ({self.data.image_size}), received "
-                f"{self.views.min_overlap:g}. Fix: --views.min_overlap 32"
-            )
+            problem = f"Expected at most data.image_size ({self.data.image_size}), received {self.views.min_overlap:g}."
+            problems.append(UserError("views.min_overlap", problem, "Use --views.min_overlap 32."))
         return problems

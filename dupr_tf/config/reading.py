@@ -1,4 +1,4 @@
-"""Configs from YAML files and the command line: every mistake named, a line each."""
+"""Configs from YAML files and the command line. Every mistake is reported, each with the name of its field."""
 
 from __future__ import annotations
 
@@ -11,20 +11,39 @@ from pydantic import ValidationError
 
 from dupr_tf.config.detector import DetectorConfig
 from dupr_tf.config.experiment import Config
+from dupr_tf.config.lines import user_errors
 from dupr_tf.config.probing import LinearConfig
-from dupr_tf.config.sections import Section
+from dupr_tf.config.sections import SHORT_FORM
+from dupr_tf.config.terms import TERMS, Section
+from dupr_tf.errors import UserError, raise_all
 from dupr_tf.remote_path import RemotePath, as_path
-from dupr_tf.safe_yaml import one_line, safe_value
+from dupr_tf.safe_yaml import safe_value
+from dupr_tf.text import number_text, one_line
 
 OPTIONAL = {"detector": DetectorConfig, "linear": LinearConfig}  # sections that only some experiments have
-
-
-class ConfigError(ValueError):
-    """One or more mistakes in a config; `problems` holds one line for each."""
-
-    def __init__(self, problems: list[str]):
-        super().__init__("\n".join(problems))
-        self.problems = problems
+MAX_CONFIG_BYTES = 1 << 20
+EXPECTED = {  # pydantic's type of error -> what was expected
+    "greater_than": "a number greater than {gt}",
+    "greater_than_equal": "a number of at least {ge}",
+    "less_than": "a number less than {lt}",
+    "less_than_equal": "a number of at most {le}",
+    "finite_number": "a finite number",
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_parsing_size": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "too_short": "at least {min_length} values",
+    "too_long": "at most {max_length} values",
+    "missing": "a value",
+    "model_type": "fields with their values",
+}
 
 
 def load_config(path: str | Path | None, overrides: dict[str, str] | None = None) -> Config:
@@ -35,7 +54,7 @@ def load_config(path: str | Path | None, overrides: dict[str, str] | None = None
         overrides: dotted field name -> YAML text of its value, as given on the command line.
 
     Raises:
-        ConfigError: every mistake in file and overrides, one line each.
+        UserError: a mistake in the file or the overrides; a UserErrors if there are several.
     """
     values, problems = {} if path is None else _read_yaml(as_path(path)), []
     for name, text in (overrides or {}).items():
@@ -43,7 +62,7 @@ def load_config(path: str | Path | None, overrides: dict[str, str] | None = None
         try:
             value = safe_value(text)
         except ValueError as error:
-            problems.append(f"{name}: expected a YAML value, received {text!r:.80}: {error}")
+            problems.append(UserError(name, f"Expected a YAML value, received {text!r:.80}: {error}."))
             continue
         target = values.setdefault(section, {})
         if not isinstance(target, dict):
@@ -51,24 +70,32 @@ def load_config(path: str | Path | None, overrides: dict[str, str] | None = None
         target[field] = value
     try:
         config = parse_config(values)
-    except ConfigError as error:
-        problems += error.problems
-    if problems:
-        raise ConfigError(problems)
+    except UserError as error:
+        problems += error.errors
+    raise_all(problems)
     return config
 
 
 def parse_config(values: dict[str, Any]) -> Config:
-    """Checks a mapping of sections. Raises ConfigError with every mistake, one line each."""
+    """Checks a mapping of sections.
+
+    Raises:
+        UserError: a mistake; a UserErrors if there are several.
+    """
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError([_problem_line(e) for e in error.errors()]) from None
+        found = error.errors()
+    # A list with a wrong value is also too short for pydantic, which counts the right ones.
+    wrong_lists = {one["loc"][:-1] for one in found}
+    raise_all([_user_error(one) for one in found if one["type"] != "too_short" or one["loc"] not in wrong_lists])
 
 
 def dump_config(config: Config) -> str:
     """YAML text that `load_config` reads back to the same config."""
     values = config.model_dump(mode="json", exclude_none=True)
+    if config.model.terms is not None:  # the short form beside them would be refused
+        values["model"] = {name: value for name, value in values["model"].items() if name not in SHORT_FORM}
     for name, section in config:  # a none that is not the default must be said
         for field in type(section).model_fields if section is not None else ():
             if getattr(section, field) is None and type(section).model_fields[field].default is not None:
@@ -92,49 +119,70 @@ def _schema(section: str) -> type[Section]:
     return OPTIONAL.get(section) or type(Config.model_fields[section].default)
 
 
-MAX_CONFIG_BYTES = 1 << 20
-
-
 def _read_yaml(path: Path | RemotePath) -> dict[str, Any]:
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
-        hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a YAML file, see configs/"
-        raise ConfigError([f"config: expected a file, received {path} (does not exist). Fix: {hint}"])
+        fix = f"Did you mean {path.parent / near[0]}?" if near else "Pass the path of a YAML file, as in configs/."
+        raise UserError("config", f"There is no file {path}.", fix)
     if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ConfigError(
-            [f"config: expected at most {MAX_CONFIG_BYTES} bytes, received {path.stat().st_size}: {path}"]
-        )
+        problem = f"{path} has {path.stat().st_size} bytes; a config has at most {MAX_CONFIG_BYTES}."
+        raise UserError("config", problem, "Pass an experiment file, as in configs/.")
     try:
         values = safe_value(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConfigError([f"config: expected YAML, received {path}: {one_line(error)}"]) from None
+        raise UserError("config", f"{path} is not YAML that can be read: {one_line(error)}.") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(
-            [f"config: expected sections ({', '.join(Config.model_fields)}), received {path}: {values!r:.60}"]
+        raise UserError(
+            "config",
+            f"Expected sections in {path}, received {values!r:.60}.",
+            f"The sections are {', '.join(Config.model_fields)}.",
         )
     return {str(k): ({} if v is None and k not in OPTIONAL else v) for k, v in values.items()}
 
 
-def _problem_line(error: dict[str, Any]) -> str:
-    """One line for one pydantic error: dotted key, what was expected, what came, the nearest right spelling."""
-    where = [str(part) for part in error["loc"]]
-    name, received = ".".join(where) or "config", f"{error['input']!r:.80}"
-    if error["type"] == "extra_forbidden":
-        return _unknown_key_line(where, received)
-    expected = error["msg"].removeprefix("Value error, ")
-    line = f"{name}: {expected[:1].lower() + expected[1:]}"
-    if ", received" not in expected:
-        line += f", received {received}"
-    if error["type"] == "literal_error":
-        allowed = [part.strip("' ") for part in error["ctx"]["expected"].replace(" or ", ", ").split(",")]
+def _user_error(error: dict[str, Any]) -> UserError:
+    """The UserError for one of pydantic's: dotted field, what was expected, what came, the nearest right spelling."""
+    where, kind, context = [str(part) for part in error["loc"]], error["type"], error.get("ctx", {})
+    if where[:2] == ["model", "terms"] and len(where) > 3:  # pydantic names the kind of term between place and field
+        where = [f"model.terms[{where[2]}]", *where[4:]]
+        if kind == "extra_forbidden":
+            return _unknown_term_field(where, error["loc"][3])
+    received, fix = f"{error['input']!r:.80}", ""
+    if isinstance(context.get("error"), ValueError):  # of a validator of a section
+        (own,) = user_errors([context["error"] if isinstance(context["error"], UserError) else str(context["error"])])
+        return UserError(".".join([*where, *([own.field] if own.field else [])]), own.problem, own.fix)
+    if kind == "extra_forbidden":
+        return _unknown_field(where)
+    if kind in ("union_tag_invalid", "union_tag_not_found"):  # of a term
+        try:
+            TERMS.check(context.get("tag"))
+        except UserError as unknown:
+            return UserError(f"model.terms[{where[2]}].kind", unknown.problem, unknown.fix)
+    if kind == "literal_error":
+        allowed = [part.strip("' ") for part in context["expected"].replace(" or ", ", ").split(",")]
         near = difflib.get_close_matches(str(error["input"]), allowed, 1)
-        line += f". Did you mean {near[0]}?" if near else ""
-    return line
+        fix = f"Did you mean {near[0]}?" if near else ""
+        expected = " or ".join([", ".join(allowed[:-1]), allowed[-1]] if len(allowed) > 1 else allowed)
+    elif kind in EXPECTED:
+        limits = {
+            name: number_text(limit) if isinstance(limit, int | float) else limit for name, limit in context.items()
+        }
+        expected = EXPECTED[kind].format(**limits)
+    else:
+        expected = error["msg"].removeprefix("Input should be ")
+    return UserError(".".join(where) or "config", f"Expected {expected}, received {received}.", fix)
 
 
-def _unknown_key_line(where: list[str], received: str) -> str:
+def _unknown_term_field(where: list[str], kind: str) -> UserError:
+    allowed = list(TERMS[kind].facts["schema"].model_fields)
+    near = difflib.get_close_matches(where[-1], allowed, 1, 0.5)
+    fix = f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(allowed)}."
+    return UserError(".".join(where), f"{kind} has no such field.", fix)
+
+
+def _unknown_field(where: list[str]) -> UserError:
     sections = list(Config.model_fields)
     if len(where) == 1:
         allowed, known = sections, sections
@@ -146,5 +194,6 @@ def _unknown_key_line(where: list[str], received: str) -> str:
     near = difflib.get_close_matches(where[-1], allowed, 1, 0.5)
     if suggestion is None and near:
         suggestion = ".".join([*where[:-1], near[0]])
-    hint = f"Did you mean {suggestion}?" if suggestion else f"Allowed: {', '.join(allowed)}"
-    return f"{'.'.join(where)}: unknown key, received {received}. {hint}"
+    fix = f"Did you mean {suggestion}?" if suggestion else f"Choose from {', '.join(allowed)}."
+    kind = "section" if len(where) == 1 else "field"
+    return UserError(".".join(where), f"A config has no such {kind}.", fix)

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
-from dupr_tf.config.terms import LEVELS, AnyTerm, Section, TermConfig, expand_short_form
+from dupr_tf.config.terms import LEVELS, AnyTerm, Section, TermConfig, check_unique_names, expand_short_form
+from dupr_tf.errors import UserError
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 INTERVAL = re.compile(r"([1-9]\d*) ?(s|min|h)")  # of checkpoints, in time
@@ -49,7 +50,7 @@ class ViewsConfig(Section):
         for name, low, high in (("crop_area", 0.0, 1.0), ("crop_aspect", 0.05, 20.0)):
             a, b = getattr(self, name)
             if not low < a <= b <= high:
-                raise ValueError(f"{name}: expected {low} < min <= max <= {high}, received [{a}, {b}]")
+                raise UserError(name, f"Expected {low:g} < min <= max <= {high:g}, received [{a:g}, {b:g}].")
         return self
 
 
@@ -78,11 +79,8 @@ class ModelConfig(Section):
     def _one_form(self):
         both = [name for name in SHORT_FORM if name in self.model_fields_set]
         if self.terms is not None and both:
-            raise ValueError(f"terms and {', '.join(both)} are both given; give one of the two")
-        names = [term.full_name for term in self.terms or ()]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two terms are called {', '.join(twice)}; give one of them another name")
+            raise UserError("terms", f"terms and {', '.join(both)} are both given.", "Give one of the two.")
+        check_unique_names([term.full_name for term in self.terms or ()])
         return self
 
     @property
@@ -103,6 +101,11 @@ class ModelConfig(Section):
     def keys_per_step(self, batch_size: int) -> int:
         """Keys that a step puts into the memory bank that gets most."""
         return max((term.keys_per_step(batch_size) for term in self.term_list), default=0)
+
+    @property
+    def largest_bank(self) -> int:
+        """K of the largest memory bank; 0 without one."""
+        return max(self.bank_sizes.values(), default=0)
 
     @property
     def bank_sizes(self) -> dict[str, int]:
@@ -129,12 +132,13 @@ class OptimizerConfig(Section):
     @model_validator(mode="after")
     def _milestones(self):
         if self.milestones and self.milestone_steps:
-            raise ValueError(
-                f"milestones: expected either milestones or milestone_steps, received {list(self.milestones)} and "
-                f"{list(self.milestone_steps)}"
+            raise UserError(
+                "milestones",
+                "Both optimizer.milestones and optimizer.milestone_steps are given.",
+                "Keep one of them.",
             )
         if list(self.milestone_steps) != sorted(set(self.milestone_steps)):
-            raise ValueError(f"milestone_steps: expected rising steps, received {list(self.milestone_steps)}")
+            raise UserError("milestone_steps", f"Expected rising steps, received {list(self.milestone_steps)}.")
         return self
 
 
@@ -160,7 +164,7 @@ class TrainConfig(Section):
     def _steps_or_time(cls, value):
         good = INTERVAL.fullmatch(value) if isinstance(value, str) else type(value) is int and value >= 1
         if not good:
-            raise ValueError(f"expected steps (1000) or a time (30s, 10min, 2h) above 0, received {value!r:.80}")
+            raise UserError(None, f"Expected steps (1000) or a time (30s, 10min, 2h) above 0, received {value!r:.80}.")
         return value
 
     @property

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Union
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -84,7 +84,7 @@ TERMS = Registry(
         ),
     },
 )
-AnyTerm = Annotated[Union[tuple(entry.facts["schema"] for entry in TERMS.values())], Field(discriminator="kind")]
+AnyTerm = Annotated[tuple(entry.facts["schema"] for entry in TERMS.values()), Field(discriminator="kind")]
 
 
 def expand_short_form(
@@ -143,7 +143,7 @@ def check_unique_names(names: Sequence[str]) -> None:
     """Raises UserError where two terms have one name."""
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
-        raise UserError("model.terms", f"Two terms are called {', '.join(twice)}.", "Give one of them another `name`.")
+        raise UserError("terms", f"Two terms are called {', '.join(twice)}.", "Give one of them another `name`.")
 
 
 def term_arguments(term: TermConfig) -> Mapping[str, Any]:

@@ -8,13 +8,14 @@ from pathlib import Path
 import keras
 from rich.console import Console
 
-from dupr_tf.config import Config, ConfigError, DataConfig, dump_config, load_config
+from dupr_tf.config import Config, DataConfig, dump_config, load_config
 from dupr_tf.data.share import take_share
 from dupr_tf.detection.build import KINDS, build_detector, task_of
 from dupr_tf.detection.precise_bn import measure_norms
 from dupr_tf.detection.saving import detector_file, export_detector, load_detector, save_detector
 from dupr_tf.detection.tasks import TASKS, layout_of, naming_bad_images, with_something_to_find
 from dupr_tf.detection.training_log import TrainingLog
+from dupr_tf.errors import raise_all
 from dupr_tf.models.resnet import build_backbone
 from dupr_tf.remote_path import as_path
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
@@ -47,8 +48,7 @@ def finetune(
         ValueError: config, weights, data or output do not fit together; one line, before any long work.
     """
     console, strategy = console or Console(), choose_strategy(config.train.strategy)
-    if problems := config.finetune_problems(replicas(strategy)):
-        raise ConfigError(problems)
+    raise_all(config.finetune_problems(replicas(strategy)))
     output, task = _new_folder(output), TASKS[KINDS[config.detector.kind].task]
     keras.utils.set_random_seed(config.train.seed)
     with scope(strategy):

@@ -55,7 +55,8 @@ class DUPR(keras.Model):
             raise UserError("terms", f"Both terms and {', '.join(short_form)} are given.", "Give one of the two.")
         if momentum_schedule not in ("constant", "cosine") or (momentum_schedule == "cosine" and not total_steps):
             raise UserError(
-                "momentum_schedule", f"Expected 'constant', or 'cosine' with total_steps, received {momentum_schedule!r}."
+                "momentum_schedule",
+                f"Expected 'constant', or 'cosine' with total_steps, received {momentum_schedule!r}.",
             )
         self.momentum, self.momentum_schedule, self.total_steps = momentum, momentum_schedule, total_steps
         self.photometric, self.micro_batches, self.seed = photometric, micro_batches, seed
@@ -139,7 +140,7 @@ class DUPR(keras.Model):
         return gradients, keys, logs
 
     def augment(self, batch, step):
-        """{1: (images, boxes, flipped), 2: …}: photometrics of both views, drawn by a row's place in the global batch."""
+        """{view: (images, boxes, flipped)} with colours changed; draws follow a row's place in the global batch."""
         recipe, views = PRESETS[self.photometric], {}
         for side in (1, 2):
             images = batch[f"view_{side}"]
@@ -206,7 +207,7 @@ class DUPR(keras.Model):
         return gradients, gather.global_sums(scalars)
 
     def group_loss(self, group, memories):
-        """Eq. 2, the weighted sum of the terms, of one batch-norm group; over all groups and replicas it sums to the mean.
+        """Eq. 2 of one batch-norm group, the weighted sum of the terms; over all groups and replicas it adds to the mean.
 
         Args:
             group: rows of one group: {"views": {side: (images, boxes, flipped)}, "keys": {side: {term: …}},

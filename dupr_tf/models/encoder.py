@@ -58,9 +58,7 @@ class Encoder(keras.layers.Layer):
             **super().get_config(),
             "backbone": keras.saving.serialize_keras_object(self.backbone),
             "levels": list(self.levels),
-            "projectors": {
-                name: keras.saving.serialize_keras_object(layer) for name, layer in self.projectors.items()
-            },
+            "projectors": {name: keras.saving.serialize_keras_object(layer) for name, layer in self.projectors.items()},
         }
 
     @classmethod

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 
-from dupr_tf.config import ConfigError
+from dupr_tf.errors import UserError, raise_all
 from dupr_tf.planning.devices import CPU, TYPES
 
 NEVER_MEASURED = "assumed, never measured here"
@@ -53,9 +53,10 @@ def assumptions_of(device: str, precision: str, image_size: int) -> dict[str, As
 def _gpu(device, precision) -> dict[str, Assumption]:
     sheet = TYPES[device]
     if precision not in sheet.peak:
-        raise ValueError(
-            f"Expected a precision of {device} ({', '.join(sheet.peak)}), received {precision}. "
-            "Fix: --train.precision float16"
+        raise UserError(
+            "train.precision",
+            f"Expected a precision of {device} ({', '.join(sheet.peak)}), received {precision}.",
+            "Use --train.precision float16.",
         )
     return {
         "peak_tflops": Assumption(sheet.peak[precision], f"TFLOP/s in {precision}", sheet.source),
@@ -99,28 +100,27 @@ def with_given(assumptions: dict[str, Assumption], given: tuple[str, ...]) -> di
         given: `name=value` each.
 
     Raises:
-        ConfigError: a line for each that is malformed, unknown, or no possible number.
+        UserError: an assumption is malformed, unknown, or no possible number; a UserErrors for several.
     """
     changed, problems = dict(assumptions), []
     for text in given:
         name, equals, value = text.partition("=")
-        problem = (
-            _problem(assumptions, name, value) if equals else f"--assume: expected name=value, received {text!r:.60}"
-        )
-        if problem:
-            problems.append(problem)
-        else:
-            changed[name] = dataclasses.replace(assumptions[name], value=float(value), source="given with --assume")
-    if problems:
-        raise ConfigError(problems)
+        try:
+            if not equals:
+                raise UserError("--assume", f"Expected name=value, received {text!r:.60}.")
+            number = _checked(assumptions, name, value)
+            changed[name] = dataclasses.replace(assumptions[name], value=number, source="given with --assume")
+        except UserError as error:
+            problems.append(error)
+    raise_all(problems)
     return changed
 
 
-def _problem(assumptions, name, value) -> str | None:
+def _checked(assumptions, name, value) -> float:
     if name not in assumptions:
         near = difflib.get_close_matches(name, assumptions, 1)
-        hint = f"Did you mean {near[0]}?" if near else f"Allowed: {', '.join(assumptions)}"
-        return f"--assume: expected an assumption, received {name!r:.60}. {hint}"
+        fix = f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(assumptions)}."
+        raise UserError("--assume", f"There is no assumption called {name!r:.60}.", fix)
     try:
         number = float(value)
     except ValueError:
@@ -129,5 +129,5 @@ def _problem(assumptions, name, value) -> str | None:
     whole = name not in COUNTS or number == math.floor(number) if math.isfinite(number) else False
     if not whole or not 0 < number <= limit:
         kind = "a whole number above 0" if name in COUNTS else f"a number above 0{' up to 1' if limit == 1 else ''}"
-        return f"--assume: expected {kind} for {name}, received {value!r:.40}"
-    return None
+        raise UserError("--assume", f"Expected {kind} for {name}, received {value!r:.40}.")
+    return number

@@ -12,7 +12,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from dupr_tf.config import Config, ConfigError, load_config
+from dupr_tf.config import Config, load_config
+from dupr_tf.errors import UserError
 from dupr_tf.remote_path import RemotePath, absolute, as_path
 from dupr_tf.reporting.metrics import Metrics, read_metrics
 from dupr_tf.weights.environment import ENVIRONMENT_FILE
@@ -141,11 +142,9 @@ def _read(path: Path, label: str) -> RunFolder:
 def _read_config(found: RunFolder) -> None:
     try:
         found.config = load_config(found.path / "config.yaml")
-    except ConfigError as error:
+    except UserError as error:
         missing = not (found.path / "config.yaml").is_file()
-        found.notes.append(
-            "There is no config.yaml." if missing else f"config.yaml cannot be read: {error.problems[0]}."
-        )
+        found.notes.append("There is no config.yaml." if missing else f"config.yaml cannot be read: {error.errors[0]}")
     except OSError as error:
         found.notes.append(f"config.yaml cannot be read: {error.strerror}.")
 

@@ -7,8 +7,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from dupr_tf.config import Config, ConfigError, dump_config, load_config
+from dupr_tf.config import Config, dump_config, load_config
 from dupr_tf.data.image_source import ImageSource, as_source
+from dupr_tf.errors import UserError
 from dupr_tf.whole_files import write_whole
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def images_entry(root: str, images: ImageSource | Sequence[str]) -> dict:
 
 def differences(old: Config, new: Config) -> list[str]:
     """`train.epochs 10 -> 20` for every field that differs and may not change within a run."""
-    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    before, after = ({**c.model_dump(mode="json"), "model": c.model.comparable()} for c in (old, new))
     changes = []
     for section in after:
         a, b = before[section] or {}, after[section] or {}
@@ -71,8 +72,8 @@ def differences(old: Config, new: Config) -> list[str]:
 def _config_changes(path: Path, config: Config) -> list[str]:
     try:
         return differences(load_config(path), config)
-    except ConfigError as error:
-        return [f"{path} is damaged ({error.problems[0]})"]
+    except UserError as error:
+        return [f"{path} is damaged ({error.errors[0]})"]
 
 
 def _image_changes(path: Path, entry: dict) -> list[str]:

@@ -19,8 +19,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dupr_tf.errors import RunFailed
 from dupr_tf.remote_path import RemotePath, as_path
-from dupr_tf.training.failures import RunFailed
 from dupr_tf.whole_files import remove_tree, room_at
 
 ENDINGS = ("data-00000-of-00001", "index")  # of TensorFlow's files

@@ -6,7 +6,8 @@ import dataclasses
 import json
 import os
 
-from dupr_tf.config import Config, ConfigError
+from dupr_tf.config import Config
+from dupr_tf.errors import UserError
 
 KINDS = ("chief", "worker")  # of tasks that train; the chief's comes first, as TensorFlow has it
 EXAMPLE = """TF_CONFIG='{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'"""
@@ -45,34 +46,33 @@ def cluster_of(config: Config, environment: dict[str, str] | None = None) -> Clu
         environment: its `TF_CONFIG` is read; None is this process's.
 
     Raises:
-        ConfigError: `TF_CONFIG` is malformed, or missing where the strategy is multi_worker.
+        UserError: `TF_CONFIG` is malformed, or missing where the strategy is multi_worker.
     """
     setting = config.train.strategy
     if setting not in ("auto", "multi_worker"):
         return None
     cluster = read_cluster(os.environ if environment is None else environment)
     if cluster is None and setting == "multi_worker":
-        raise ConfigError(
-            [f"train.strategy: expected TF_CONFIG in the environment for multi_worker, received none. Fix: {EXAMPLE}"]
-        )
+        raise UserError("train.strategy", "multi_worker needs the environment variable TF_CONFIG.", f"Set {EXAMPLE}.")
     return cluster if cluster is not None and len(cluster.addresses) > 1 else None
 
 
 def refuse_cluster(environment: dict[str, str] | None = None) -> None:
-    """Raises ConfigError where several workers are started for what one machine does."""
+    """Raises UserError where several workers are started for what one machine does."""
     cluster = read_cluster(os.environ if environment is None else environment)
     if cluster is not None and len(cluster.addresses) > 1:
-        raise ConfigError(
-            [f"TF_CONFIG: expected none, since this runs on one machine, received {len(cluster.addresses)} workers. "
-             "Fix: unset TF_CONFIG, and start it once"]
-        )  # fmt: skip
+        raise UserError(
+            "TF_CONFIG",
+            f"This command runs on one machine, and TF_CONFIG has {len(cluster.addresses)} workers.",
+            "Unset TF_CONFIG and start the command once.",
+        )
 
 
 def read_cluster(environment: dict[str, str]) -> Cluster | None:
     """The cluster of a `TF_CONFIG`, None without one.
 
     Raises:
-        ConfigError: what is wrong with it.
+        UserError: what is wrong with it.
     """
     text = environment.get("TF_CONFIG", "").strip()
     if not text:
@@ -120,5 +120,5 @@ def _check_job(kind, addresses) -> None:
             raise _wrong("addresses as host:port", f"{address!r:.80}")
 
 
-def _wrong(expected: str, received: str) -> ConfigError:
-    return ConfigError([f"TF_CONFIG: expected {expected}, received {received}. Fix: {EXAMPLE}"])
+def _wrong(expected: str, received: str) -> UserError:
+    return UserError("TF_CONFIG", f"Expected {expected}, received {received}.", f"Set {EXAMPLE}.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -17,12 +18,11 @@ import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable
 
-from dupr_tf.config import ConfigError
+from dupr_tf.errors import RunFailed, UserError, UserErrors, WorkerLost, raise_all
 from dupr_tf.remote_path import RemoteError
 from dupr_tf.training.cluster import Cluster
 from dupr_tf.training.cluster_guard import GO_ON, Guard
 from dupr_tf.training.cluster_wire import Connection, meet_chief, meet_workers, own_port
-from dupr_tf.training.failures import LOST, RunFailed, WorkerLost
 
 log = logging.getLogger(__name__)
 DRAIN_SECONDS = 2.0  # for the others to hear how the run ends
@@ -65,7 +65,7 @@ class Link:
     """The connections of this worker with the others, a context: entered before TensorFlow starts, left at the end.
 
     Within it, once `start_server` was called, whatever ends this worker early, or another one, ends the process: in one
-    line, with the exit code of what happened, or `LOST` where a worker is gone.
+    line, with the exit code of what happened, or that of `WorkerLost` where a worker is gone.
 
     Args:
         cluster: of the run.
@@ -90,7 +90,7 @@ class Link:
         log.info("waiting for %s, at most %g s (train.start_timeout)", whom, self.start_timeout)
         try:
             listener = own_port(self.cluster)
-        except ConfigError as error:
+        except UserError as error:
             if self.chief:
                 raise
             problem = error
@@ -135,7 +135,7 @@ class Link:
             The chief's `told`.
 
         Raises:
-            ConfigError: each fact that differs, by worker.
+            UserError: a fact differs; a UserErrors if several do.
         """
         self.progress()
         if not self.chief:
@@ -144,8 +144,7 @@ class Link:
             return self._told.popleft()
         self._wait(lambda: all(self._facts[i] for i in self._others), "all workers")
         problems = [p for i in sorted(self._others) for p in self._differences(i, self._facts[i].popleft(), facts)]
-        if problems:
-            raise ConfigError(problems)
+        raise_all(problems)
         self._broadcast({"told": told or {}})
         self.progress()
         return told or {}
@@ -232,13 +231,13 @@ class Link:
                     self._lose(index, f"no sign of life for {self.worker_timeout:g} s (train.worker_timeout)")
             if self._hard and now - self._progressed > self.start_timeout:
                 self._end(
-                    LOST,
+                    WorkerLost.code,
                     f"no step was done within {self.start_timeout:g} s (train.start_timeout), though all workers give "
                     f"signs of life. {GO_ON}",
                 )
 
     def _lose(self, index: int, why: str) -> None:
-        self._end(LOST, f"{self.cluster.called(index)} is gone: {why}. {GO_ON}")
+        self._end(WorkerLost.code, f"{self.cluster.called(index)} is gone: {why}. {GO_ON}")
 
     def _end(self, code: int, text: str) -> None:
         """The end of the run, for whatever reason and from whatever thread; the first one counts."""
@@ -265,22 +264,27 @@ class Link:
         for connection in self._others.values():
             connection.send(message)
 
-    def _differences(self, index: int, theirs: dict, own: dict) -> list[str]:
+    def _differences(self, index: int, theirs: dict, own: dict) -> list[UserError]:
         return [
-            f"{name}: expected the same on every worker, received {theirs.get(name)!s:.80} on "
-            f"{self.cluster.called(index)} and {own.get(name)!s:.80} on the chief. Fix: the same everywhere"
+            UserError(
+                name,
+                f"Expected the same on every worker, received {theirs.get(name)!s:.80} on {self.cluster.called(index)} "
+                f"and {own.get(name)!s:.80} on the chief.",
+                "Start all workers with the same.",
+            )
             for name in sorted({*own, *theirs})
             if theirs.get(name) != own.get(name)
         ]
 
 
 def verdict(error: BaseException) -> tuple[int, str]:
-    """Exit code and words for what ended a worker."""
+    """Exit code and message for what ended a worker."""
     if isinstance(error, KeyboardInterrupt):
-        return 128 + getattr(error, "number", 2), str(error) or "interrupted"
-    if isinstance(error, RunFailed):
+        number = getattr(error, "number", signal.SIGINT)
+        return getattr(error, "code", 128 + number), str(error) or "interrupted"
+    if isinstance(error, UserError | RunFailed):
         return error.code, str(error)
-    ours = isinstance(error, ConfigError) or (isinstance(error, ValueError) and str(error).startswith("Expected"))
+    ours = isinstance(error, ValueError) and str(error).startswith("Expected")  # not converted yet
     if ours or isinstance(error, RemoteError):
         return 2, str(error)
     traceback.print_exception(error)
@@ -289,8 +293,8 @@ def verdict(error: BaseException) -> tuple[int, str]:
 
 def as_error(code: int, text: str) -> Exception:
     """The exception for what another worker told."""
-    if code == 2:
-        return ConfigError(text.splitlines())
+    if code == UserError.code:
+        return UserErrors([UserError(None, line) for line in text.splitlines()])
     error = WorkerLost(text)
     error.code = code
     return error

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from dupr_tf.config import ConfigError
+from dupr_tf.errors import UserError
 from dupr_tf.training.cluster import Cluster
 
 LONGEST = 1 << 20  # bytes of a message
@@ -76,19 +76,17 @@ class Connection:
 
 
 def own_port(cluster: Cluster) -> socket.socket:
-    """Listens at this worker's port, which shows that it is free. Raises ConfigError where it is not."""
+    """Listens at this worker's port, which shows that it is free. Raises UserError where it is not."""
     _, port = cluster.host_and_port(cluster.index)
     try:
         return socket.create_server(("", port), backlog=len(cluster.addresses))
     except OSError as error:
-        raise ConfigError(
-            [f"TF_CONFIG: expected port {port} of {cluster.called(cluster.index)} to be free, received: "
-             f"{error.strerror}. Fix: end what uses it, or another port"]
-        ) from None  # fmt: skip
+        problem = f"Port {port} of {cluster.called(cluster.index)} cannot be used: {error.strerror}."
+        raise UserError("TF_CONFIG", problem, "End the process that uses it, or choose another port.") from None
 
 
 def meet_chief(cluster: Cluster, seconds: float) -> Connection:
-    """Connects to the chief, trying again for so many seconds. Raises ConfigError with its address."""
+    """Connects to the chief, trying again for so many seconds. Raises UserError with its address."""
     address, deadline, problem = cluster.host_and_port(0), time.monotonic() + seconds, "no answer"
     while (left := deadline - time.monotonic()) > 0:
         try:
@@ -100,19 +98,21 @@ def meet_chief(cluster: Cluster, seconds: float) -> Connection:
                 return connection
             connection.close()
             if answer and "refused" in answer:
-                raise ConfigError([str(answer["refused"])])
+                raise UserError(None, str(answer["refused"]))
             problem = "an answer that is not a chief's at its start (a run that goes on, or something else)"
         except OSError as error:
             problem = error.strerror or str(error)
         time.sleep(min(0.2, max(0.0, left)))
-    raise ConfigError(
-        [f"TF_CONFIG: expected {cluster.called(0)} to answer {cluster.called(cluster.index)} within {seconds:g} s "
-         f"(train.start_timeout), received: {problem}. Fix: start every worker, and let them reach each other"]
-    )  # fmt: skip
+    raise UserError(
+        "TF_CONFIG",
+        f"{cluster.called(0)} did not answer {cluster.called(cluster.index)} within {seconds:g} s "
+        f"(train.start_timeout): {problem}.",
+        "Start every worker and check that they can reach each other.",
+    )
 
 
 def meet_workers(cluster: Cluster, listener: socket.socket, seconds: float) -> dict[int, Connection]:
-    """The chief's connections to all others, by index. Raises ConfigError naming those that did not come."""
+    """The chief's connections to all others, by index. Raises UserError naming those that did not come."""
     met: dict[int, Connection] = {}
     deadline = time.monotonic() + seconds
     while len(met) < len(cluster.addresses) - 1:
@@ -121,9 +121,10 @@ def meet_workers(cluster: Cluster, listener: socket.socket, seconds: float) -> d
             opened, _ = listener.accept()
         except TimeoutError:
             absent = [cluster.called(i) for i in range(1, len(cluster.addresses)) if i not in met]
-            problem = (
-                f"TF_CONFIG: expected every worker within {seconds:g} s (train.start_timeout), received nothing from "
-                f"{', '.join(absent)}. Fix: start every worker, and let them reach {cluster.addresses[0]}"
+            problem = UserError(
+                "TF_CONFIG",
+                f"{', '.join(absent)} did not connect within {seconds:g} s (train.start_timeout).",
+                f"Start every worker and check that it can reach {cluster.addresses[0]}.",
             )
             raise refusal(met, problem) from None
         connection = Connection(opened)
@@ -140,21 +141,24 @@ def meet_workers(cluster: Cluster, listener: socket.socket, seconds: float) -> d
     return met
 
 
-def refusal(connections: dict[int, Connection], problem: str) -> ConfigError:
+def refusal(connections: dict[int, Connection], problem: UserError) -> UserError:
     """Tells the workers that are there, and returns what the chief raises."""
     for connection in connections.values():
-        connection.send({"refused": problem, "end": [2, problem]})
+        connection.send({"refused": str(problem), "end": [problem.code, str(problem)]})
         connection.end()
-    return ConfigError([problem])
+    return problem
 
 
-def _unwelcome(cluster, hello, met) -> str | None:
+def _unwelcome(cluster, hello, met) -> UserError | None:
     index, workers = hello["index"], hello.get("workers")
     if workers != len(cluster.addresses) or not 0 < index < workers:
-        return (
-            f"TF_CONFIG: expected the same cluster on every worker, received {workers} workers on worker {index} and "
-            f"{len(cluster.addresses)} on the chief. Fix: the same cluster, and another index for each"
+        return UserError(
+            "TF_CONFIG",
+            f"Expected the same cluster on every worker, received {workers} workers on worker {index} and "
+            f"{len(cluster.addresses)} on the chief.",
+            "Give every worker the same cluster and its own index.",
         )
     if index in met:
-        return f"TF_CONFIG: expected each task index once, received {index} twice. Fix: another index for each worker"
+        problem = f"Expected each task index once, received {index} twice."
+        return UserError("TF_CONFIG", problem, "Give every worker its own index.")
     return None

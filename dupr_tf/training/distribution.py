@@ -6,8 +6,9 @@ import contextlib
 
 import tensorflow as tf
 
-from dupr_tf.config import ConfigError
+from dupr_tf.errors import UserError
 from dupr_tf.models.multi_worker import check_keras
+from dupr_tf.text import one_line
 from dupr_tf.training.cluster import Cluster
 
 
@@ -19,14 +20,14 @@ def choose_strategy(setting: str = "auto", cluster: Cluster | None = None):
         cluster: of several workers, as `TF_CONFIG` has it; None: this machine alone.
 
     Raises:
-        ConfigError: mirrored with one device; several workers with a Keras that was not tested for it, or a port that
+        UserError: mirrored with one device; several workers with a Keras that was not tested for it, or a port that
             was taken in the meantime.
     """
     if cluster is not None:
         return _multi_worker(cluster)
     devices = local_devices()
     if setting == "mirrored" and len(devices) < 2:
-        raise ConfigError(["train.strategy: expected several devices for mirrored, received one. Fix: auto"])
+        raise UserError("train.strategy", "mirrored needs several devices, and there is one.", "Use auto.")
     return tf.distribute.MirroredStrategy(devices) if setting != "one" and len(devices) > 1 else None
 
 
@@ -44,10 +45,8 @@ def _multi_worker(cluster):
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.OpError as error:
-        raise ConfigError(
-            [f"TF_CONFIG: expected {cluster.called(cluster.index)} to open its port, received: "
-             f"{' '.join(str(error).split())[:200]}. Fix: another port"]
-        ) from None  # fmt: skip
+        problem = f"{cluster.called(cluster.index)} cannot open its port: {one_line(error, 200)}."
+        raise UserError("TF_CONFIG", problem, "Choose another port.") from None
     # Every batch is full, so that workers need not ask each other at every step whether one has run out of images.
     strategy.extended.experimental_enable_get_next_as_optional = False
     return strategy

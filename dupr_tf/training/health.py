@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dupr_tf.config import Config
+from dupr_tf.errors import RunFailed
 from dupr_tf.remote_path import as_path
 from dupr_tf.training.callbacks import StepCallback
 from dupr_tf.training.collapse import WINDOW, patience, signs_of_collapse
-from dupr_tf.training.failures import RunFailed
 from dupr_tf.whole_files import write_whole
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class WarnOfCollapse(StepCallback):
 
     def __init__(self, config: Config, first_step: int = 0):
         super().__init__(first_step)
-        self.keys, self.patience = config.model.bank_size, patience(config)
+        self.keys, self.patience = config.model.bank_sizes, patience(config)
         self.window: deque[dict] = deque(maxlen=WINDOW)
         self._told = False
 

@@ -15,11 +15,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dupr_tf.config import Config, ConfigError
+from dupr_tf.config import Config
 from dupr_tf.data.bad_images import BadImages, check_readable
 from dupr_tf.data.image_source import ImageSource, as_source
 from dupr_tf.data.open_source import open_source
 from dupr_tf.data.pipeline import view_pairs
+from dupr_tf.errors import raise_all, reporting_full_disk
 from dupr_tf.models import DUPR, build_backbone
 from dupr_tf.models.multi_worker import MultiWorkerDUPR
 from dupr_tf.remote_path import absolute, as_path
@@ -37,7 +38,6 @@ from dupr_tf.training.distribution import (
     replicas,
     scope,
 )
-from dupr_tf.training.failures import full_disk_told
 from dupr_tf.training.health import StopOnDivergence, WarnOfCollapse
 from dupr_tf.training.optimizers import build_optimizer
 from dupr_tf.training.probes import Probe, RunProbes
@@ -103,7 +103,7 @@ def pretrain(
             strategy = choose_strategy(config.train.strategy, cluster)
         report = run / BAD_IMAGES_FILE if link.chief else None
         config, source, bad = checked_images(config, data, replicas(strategy), report)
-        with full_disk_told(run):
+        with reporting_full_disk(run):
             start = _begin(run, config, source, weights, allow_change, link, cluster)
             with scope(strategy):
                 model = compiled_model(config, len(source), start, replicas(strategy))
@@ -122,9 +122,8 @@ def joined(cluster: Cluster | None, config: Config):
     devices = len(local_devices())
     with Link(cluster, config.train.worker_timeout, config.train.start_timeout) as link:
         link.agree(program_facts(config, cluster, devices))
-        problems = config.pretrain_problems(devices * link.workers)
-        if problems:  # the same for each: whoever went on would wait for the others' servers
-            raise ConfigError(problems)
+        # The same for each worker: one that went on would wait for the others' servers.
+        raise_all(config.pretrain_problems(devices * link.workers))
         log.info("%d workers of %d devices; this is %s", link.workers, devices, cluster.called(cluster.index))
         link.start_server()
         yield link
@@ -152,9 +151,7 @@ def checked_images(
 ) -> tuple[Config, ImageSource, BadImages]:
     """The config with its root resolved, the images of that, and their unreadable ones; refuses what cannot work."""
     config, source = _with_images(config, data)
-    problems = config.pretrain_problems(replicas)
-    if problems:
-        raise ConfigError(problems)
+    raise_all(config.pretrain_problems(replicas))
     bad = BadImages(source, config.data.max_bad_share, config.data.max_pixels, report)
     check_readable(source, bad)
     return config, source, bad

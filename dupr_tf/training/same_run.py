@@ -9,8 +9,9 @@ import time
 import uuid
 from pathlib import Path
 
-from dupr_tf.config import Config, ConfigError
+from dupr_tf.config import Config
 from dupr_tf.data.image_source import ImageSource
+from dupr_tf.errors import UserError
 from dupr_tf.training.cluster import Cluster
 from dupr_tf.weights.environment import PACKAGE, versions
 from dupr_tf.whole_files import write_whole
@@ -59,15 +60,16 @@ def note_cluster(run: Path, cluster: Cluster | None) -> str:
 
 
 def check_shared(run: Path, cluster: Cluster, word: str, patience: float = PATIENCE) -> None:
-    """Raises ConfigError where this worker does not see in the run's folder what the chief wrote there."""
+    """Raises UserError where this worker does not see in the run's folder what the chief wrote there."""
     deadline = time.monotonic() + patience
     while _word(run) != word:
         if time.monotonic() > deadline:
-            raise ConfigError(
-                [f"--output: expected one folder that all workers see, received {run}, in which "
-                 f"{cluster.called(cluster.index)} does not find the {CLUSTER_FILE} of this start, which the chief "
-                 "wrote. Fix: a folder on a file system that all share"]
-            )  # fmt: skip
+            raise UserError(
+                "--output",
+                f"All workers must see one folder, but in {run} {cluster.called(cluster.index)} does not find the "
+                f"{CLUSTER_FILE} of this start, which the chief wrote.",
+                "Use a folder on a file system that all workers share.",
+            )
         time.sleep(0.2)
 
 

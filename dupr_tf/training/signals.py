@@ -7,20 +7,8 @@ import signal
 import threading
 from collections.abc import Iterator
 
+from dupr_tf.errors import RunInterrupted
 from dupr_tf.training.callbacks import StepCallback
-
-
-class RunInterrupted(KeyboardInterrupt):
-    """A run ended by a signal, after it had saved its state.
-
-    Attributes:
-        number: of the signal.
-        step: the last one taken; a checkpoint has it.
-    """
-
-    def __init__(self, number: int, step: int):
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}, which is saved")
-        self.number, self.step = number, step
 
 
 @contextlib.contextmanager

@@ -10,13 +10,14 @@ from rich.console import Console
 
 from dupr_tf.cli import main
 from dupr_tf.commands.report import print_scores
-from dupr_tf.config import ConfigError, load_config, parse_config
+from dupr_tf.config import load_config, parse_config
 from dupr_tf.data.annotations import read_annotations
 from dupr_tf.data.detection import train_batches
 from dupr_tf.detection.finetune import _optimizer, evaluate, finetune
 from dupr_tf.detection.saving import load_detector
 from dupr_tf.detection.tasks import detect, naming_bad_images
 from dupr_tf.detection.training_log import TrainingLog
+from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import build_backbone
 from tests.labelled_scenes import NAMES, Picture, pictures, write_coco
 
@@ -156,7 +157,7 @@ def test_configs_that_cannot_be_run_are_refused(sections, key):
     assert config().finetune_problems() == []
     (problem,) = config(**sections).finetune_problems()
     assert problem.startswith(f"{key}: expected ") and "Fix: " in problem
-    with pytest.raises(ConfigError, match=key):
+    with pytest.raises(UserError, match=key):
         finetune(config(**sections), "random", "nowhere", "nowhere", console=QUIET)
 
 

@@ -29,7 +29,7 @@ def refused(capsys, *arguments):
     code = main(["plan", *arguments])
     lines = capsys.readouterr().err.splitlines()
     assert code == 2 and len(lines) == 1 and lines[0].startswith("dupr-tf: error: "), lines
-    return lines[0]
+    return lines[0].removeprefix("dupr-tf: error: ")
 
 
 def test_it_prints_every_part_and_writes_the_same_as_json(config, capsys, tmp_path):
@@ -48,30 +48,31 @@ def test_it_prints_every_part_and_writes_the_same_as_json(config, capsys, tmp_pa
     assert list(plan["by_devices"]) == ["1", "2"] and plan["error"] is None
 
 
-@pytest.mark.parametrize("arguments, told", [
-    ([SMALL, "--gpu-type", "a100"], "--gpu-type: expected a device that is known, received 'a100'. Did you mean a10"),
-    ([SMALL, "--gpu-type", "abacus"], "Allowed: t4, v100-32gb, "),
-    ([SMALL, "--gpus", "0"], "--gpus: expected 1 or more, received 0"),
-    ([SMALL, "--gpus", "3"], "micro_batches"),
-    ([SMALL, "--images", "12 M"], "--images: expected a number of images such as 1280000 or 12M, received '12 M'"),
-    ([SMALL, "--images", "0"], "received '0'"),
-    ([SMALL, "--images", "1.5"], "received '1.5'"),
-    ([SMALL, "--images", "-3"], "received '-3'"),
-    ([SMALL, "--assume", "memory_bg=3"], "received 'memory_bg'. Did you mean memory_gb?"),
-    ([SMALL, "--check"], "--check: expected one process on this machine's cores. Fix: --gpu-type cpu --gpus 1"),
-    ([SMALL, "--json", "no/folder/plan.json"], "--json: expected a file in a folder that exists"),
-    ([SMALL, "--json", "configs"], "--json: expected a file in a folder that exists"),
-    ([SMALL, "--data", "no_such_folder"], "no_such_folder"),
-    ([SMALL, "--train.epoch", "3"], "train.epoch: unknown key, received 3. Did you mean train.epochs?"),
-    ([SMALL, "--train.precision", "bfloat16", "--gpu-type", "t4"], "Expected a precision of t4"),
-    (["configs/retinanet_r18_small.yaml"], "detector: expected a config of a pre-training run"),
-    (["configs/none.yaml"], "none.yaml"),
+@pytest.mark.parametrize("arguments, field, named", [
+    ([SMALL, "--gpu-type", "a100"], "--gpu-type", "Did you mean a10"),
+    ([SMALL, "--gpu-type", "abacus"], "--gpu-type", "Choose from t4, v100-32gb, "),
+    ([SMALL, "--gpus", "0"], "--gpus", "0"),
+    ([SMALL, "--gpus", "3"], "train.micro_batches", "3 devices"),
+    ([SMALL, "--images", "12 M"], "--images", "'12 M'"),
+    ([SMALL, "--images", "0"], "--images", "'0'"),
+    ([SMALL, "--images", "1.5"], "--images", "'1.5'"),
+    ([SMALL, "--images", "-3"], "--images", "'-3'"),
+    ([SMALL, "--assume", "memory_bg=3"], "--assume", "Did you mean memory_gb?"),
+    ([SMALL, "--check"], "--check", "--gpu-type cpu --gpus 1"),
+    ([SMALL, "--json", "no/folder/plan.json"], "--json", "no/folder/plan.json"),
+    ([SMALL, "--json", "configs"], "--json", "configs"),
+    ([SMALL, "--data", "no_such_folder"], "", "no_such_folder"),
+    ([SMALL, "--train.epoch", "3"], "train.epoch", "Did you mean train.epochs?"),
+    ([SMALL, "--train.precision", "bfloat16", "--gpu-type", "t4"], "train.precision", "t4"),
+    (["configs/retinanet_r18_small.yaml"], "detector", "retinanet_r18_small.yaml"),
+    (["configs/none.yaml"], "config", "none.yaml"),
 ])  # fmt: skip
-def test_wrong_input_is_one_line_and_exit_2(capsys, arguments, told):
-    assert told in refused(capsys, *arguments)
+def test_wrong_input_is_one_line_and_exit_2(capsys, arguments, field, named):
+    line = refused(capsys, *arguments)
+    assert line.startswith(f"{field}: " if field else "") and named in line
 
 
-def test_all_mistakes_are_told_at_once_before_tensorflow_loads():
+def test_all_mistakes_are_reported_before_tensorflow_loads():
     program = (
         "import sys; from dupr_tf.cli import main; "
         f"code = main(['plan', '{SMALL}', '--gpus', '0', '--images', 'many', '--assume', 'x', '--gpu-type', 'tpu9']); "

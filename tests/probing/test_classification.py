@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dupr_tf.config import LinearConfig, ProbingConfig, parse_config
-from dupr_tf.config.reading import ConfigError
 from dupr_tf.data.annotations import AnnotatedImages
+from dupr_tf.errors import UserError
 from dupr_tf.probing.knn import _largest, knn, knn_scores, top_accuracies
 from dupr_tf.probing.labelled import image_labels
 from dupr_tf.probing.linear import LinearClassifier, learning_rate, standardization, train_cached
@@ -181,14 +181,14 @@ def test_a_feature_that_never_changes_is_left_alone():
 
 
 @pytest.mark.parametrize("section, expected", [
-    ({"linear": {"crop_area": [0.9, 0.2]}}, "linear: crop_area: expected 0 < min <= max <= 1"),
+    ({"linear": {"crop_area": [0.9, 0.2]}}, "linear.crop_area: Expected 0 < min <= max <= 1"),
     ({"linear": {"level": "P6"}}, "linear.level: "),
     ({"linear": {"epoch": 3}}, "Did you mean linear.epochs?"),
     ({"probing": {"probes": ["svm"]}}, "probing.probes.0: "),
     ({"probing": {"every": 1}}, "Did you mean probing.every_epochs?"),
 ])  # fmt: skip
 def test_wrong_fields_are_named(section, expected):
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(UserError) as told:
         parse_config(section)
     assert expected in str(told.value)
 

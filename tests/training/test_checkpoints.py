@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dupr_tf.errors import RunFailed
 from dupr_tf.training.checkpoints import RunCheckpoints, find_damage, saved_checkpoints
-from dupr_tf.training.failures import RunFailed
 from dupr_tf.training.optimizers import CoupledSGD
 from tests.models.test_divergence import GOOD, make_model
 

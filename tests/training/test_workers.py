@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from dupr_tf.training.failures import LOST
+from dupr_tf.errors import WorkerLost
 from tests.training.cluster import finish, log_of, start, write_trial
 
 
@@ -102,7 +102,7 @@ def test_a_worker_that_leaves_while_servers_meet_is_not_waited_for_an_hour(tmp_p
     run = tmp_path / "run"
     workers = start(tmp_path, run, 2, 1, environment={gone: {"LEAVE": "1"}})
     codes = finish(workers, 120)
-    assert codes[gone] == 9 and codes[1 - gone] in (LOST, -signal.SIGKILL), log_of(run, 1 - gone)
+    assert codes[gone] == 9 and codes[1 - gone] in (WorkerLost.code, -signal.SIGKILL), log_of(run, 1 - gone)
     assert f"worker {gone} (127.0.0.1:" in log_of(run, 1 - gone).splitlines()[-1], log_of(run, 1 - gone)
 
 

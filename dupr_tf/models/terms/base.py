@@ -168,9 +168,9 @@ def build_terms(terms):
         unknown = [name for name in arguments if name not in schema.model_fields]
         if unknown:
             allowed = ", ".join(name for name in schema.model_fields if name != "kind")
-            raise UserError("model.terms", f"{kind} has no {', '.join(unknown)}.", f"It has {allowed}.")
+            raise UserError("terms", f"{kind} has no {', '.join(unknown)}.", f"It has {allowed}.")
         built.append(TERMS.load(kind)(**arguments))
     if not built:
-        raise UserError("model.terms", "The list of terms is empty.", "Give at least one.")
+        raise UserError("terms", "The list of terms is empty.", "Give at least one.")
     check_unique_names([term.name for term in built])
     return built
