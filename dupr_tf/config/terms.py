@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -84,7 +86,8 @@ TERMS = Registry(
         ),
     },
 )
-AnyTerm = Annotated[tuple(entry.facts["schema"] for entry in TERMS.values()), Field(discriminator="kind")]
+SCHEMAS = [entry.facts["schema"] for entry in TERMS.values()]
+AnyTerm = Annotated[functools.reduce(operator.or_, SCHEMAS), Field(discriminator="kind")]
 
 
 def expand_short_form(

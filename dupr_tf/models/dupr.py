@@ -99,6 +99,11 @@ class DUPR(keras.Model):
         """[(query variable, key variable that follows it)]."""
         return [(query, key) for query, key in self._twins() if query.trainable]
 
+    @property
+    def key_variables(self):
+        """What follows the query encoder."""
+        return [key for _, key in self.moving_average]
+
     def train_step(self, batch: ViewPair):
         """Takes one step in the paper's order (METHOD sections 1 and 6).
 
@@ -186,6 +191,7 @@ class DUPR(keras.Model):
             keys: {side: what `encode_keys` gave}.
         """
         memories = {term.name: term.recall() for term in self.terms}
+        sources = [variable.value for variable in self.query_variables]  # zeros like a Keras variable fail when eager
         inputs = {
             "views": {side: views[side] for side, _, _ in self.directions},
             "keys": tf.nest.map_structure(gather.own_rows, keys),  # (b, ...)
@@ -197,17 +203,17 @@ class DUPR(keras.Model):
             with tf.GradientTape() as tape:
                 scalars = self.group_loss(group, memories)
                 scaled = self.optimizer.scale_loss(scalars["loss"])
-            return tape.gradient(scaled, self.query_variables, unconnected_gradients="zero"), scalars
+            return tape.gradient(scaled, sources, unconnected_gradients="zero"), scalars
 
         names = ["loss", *(f"{column}/{term.name}" for term in self.terms for column in term.columns)]
-        zeros = [tf.zeros(v.shape, v.dtype) for v in self.query_variables], dict.fromkeys(names, tf.constant(0.0))
+        zeros = [tf.zeros(v.shape, v.dtype) for v in sources], dict.fromkeys(names, tf.constant(0.0))
         gradients, scalars = groups.sum_over_groups(group_gradients, inputs, self.own_groups, zeros)
         valid = tf.cast(batch["valid"], tf.float32)
         scalars["valid_share"] = tf.reduce_sum(valid) / (valid.shape[0] * gather.replica_count())
         return gradients, gather.global_sums(scalars)
 
     def group_loss(self, group, memories):
-        """Eq. 2 of one batch-norm group, the weighted sum of the terms; over all groups and replicas it adds to the mean.
+        """Eq. 2 of a batch-norm group, the weighted sum of the terms; over all groups and replicas it adds to the mean.
 
         Args:
             group: rows of one group: {"views": {side: (images, boxes, flipped)}, "keys": {side: {term: …}},
@@ -228,6 +234,11 @@ class DUPR(keras.Model):
                     mean = tf.reduce_sum(group["shares"][term.name] * values)
                     scalars[f"{column}/{term.name}"] = scalars.get(f"{column}/{term.name}", 0.0) + mean
         return {"loss": sum(term.weight * scalars[f"loss/{term.name}"] for term in self.terms), **scalars}
+
+    @property
+    def banks(self):
+        """{term name: its `MemoryBank`} of the terms that have one."""
+        return {term.name: term.bank for term in self.terms if hasattr(term, "bank")}
 
     @property
     def own_groups(self):

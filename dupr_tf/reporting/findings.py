@@ -116,9 +116,7 @@ def _diverged(run: RunFolder) -> list[str]:
     step, terms = _diverged_step(run), run.diverged.get("loss_terms")
     which = [str(name) for name, value in terms.items() if number(value) is None] if isinstance(terms, dict) else []
     where = f"at step {step:,}" if step is not None else "at an unknown step"
-    text = (
-        f"It diverged {where} ({', '.join(which) or 'gradients or weights'} not finite); nothing was saved after it."
-    )
+    text = f"It diverged {where} ({', '.join(which) or 'gradients or weights'} not finite); nothing was saved after it."
     if step is not None and run.metrics.last_step > step:
         return [f"{text} A later start went on to step {run.metrics.last_step:,}."]
     return [
