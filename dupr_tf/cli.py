@@ -12,9 +12,8 @@ import tyro
 from dupr_tf.commands import COMMANDS, CONFIGURED
 from dupr_tf.commands.report import BY_SIGNAL, REFUSED, USER_ERROR
 from dupr_tf.config import ConfigError
-from dupr_tf.data.shard_files import PackError
-from dupr_tf.remote_path import RemoteError
-from dupr_tf.training.failures import RunFailed
+from dupr_tf.errors import RunFailed, UserError
+from dupr_tf.training import failures
 from dupr_tf.weights.formats import ExportError
 
 DESCRIPTION = "Pre-train object-detection backbones on unlabelled images (DUPR), fine-tune detectors, export weights."
@@ -42,12 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:  # of a run, which has saved its state, or of anything else
         print(f"dupr-tf: {error or 'interrupted'}", file=sys.stderr)
         return BY_SIGNAL + getattr(error, "number", signal.SIGINT)
-    except (ExportError, PackError, RunFailed) as error:
+    except UserError as error:
+        for one in error.errors:
+            print(f"dupr-tf: error: {one}", file=sys.stderr)
+        return error.code
+    except (ExportError, RunFailed, failures.RunFailed) as error:
         print(f"dupr-tf: error: {error}", file=sys.stderr)
         return getattr(error, "code", REFUSED)
-    except RemoteError as error:
-        print(f"dupr-tf: error: {error}", file=sys.stderr)
-        return USER_ERROR
     except ValueError as error:
         if not isinstance(error, ConfigError) and not str(error).startswith("Expected"):
             raise  # a defect of ours, not of the input

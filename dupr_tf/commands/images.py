@@ -9,8 +9,9 @@ import tyro
 
 from dupr_tf.commands.places import Place
 from dupr_tf.commands.report import REFUSED, print_table, print_verified, with_progress
-from dupr_tf.config import ConfigError, DataConfig, parse_config
+from dupr_tf.config import DataConfig, parse_config
 from dupr_tf.data.sources import check_root, list_images
+from dupr_tf.errors import UserError
 
 
 @dataclasses.dataclass
@@ -45,7 +46,7 @@ class Pack:
         if self.verify:
             return print_verified(self.directory)
         if self.output is None:
-            raise ConfigError(["--output: expected a folder for the shards, received none. Fix: --output SHARDS"])
+            raise UserError("--output", "There is no folder for the shards.", "Pass --output SHARDS.")
         check_root(self.directory, "folder")
         from dupr_tf.data.pack import PackSettings, pack
 
@@ -101,7 +102,7 @@ class Scan:
         limits = {"max_bad_share": self.max_bad_share, "max_pixels": self.max_pixels}
         parse_config({"data": limits})
         if self.workers < 1:
-            raise ConfigError([f"--workers: expected 1 or more, received {self.workers}"])
+            raise UserError("--workers", f"Expected 1 or more, received {self.workers}.", "Pass --workers 1.")
         paths = list_images(self.directory)
         from dupr_tf.data.scan import SKIPPED, count_groups, scan_images
 

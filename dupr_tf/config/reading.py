@@ -14,7 +14,8 @@ from dupr_tf.config.experiment import Config
 from dupr_tf.config.probing import LinearConfig
 from dupr_tf.config.sections import Section
 from dupr_tf.remote_path import RemotePath, as_path
-from dupr_tf.safe_yaml import one_line, safe_value
+from dupr_tf.safe_yaml import safe_value
+from dupr_tf.text import one_line
 
 OPTIONAL = {"detector": DetectorConfig, "linear": LinearConfig}  # sections that only some experiments have
 

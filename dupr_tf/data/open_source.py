@@ -18,7 +18,7 @@ def open_source(root: str | Path, kind: str = "auto") -> tuple[str, ImageSource]
         kind: `data.kind`.
 
     Raises:
-        ValueError: there is nothing to read, or something is damaged.
+        UserError: there is nothing to read, or something is damaged.
     """
     kind = resolved_kind(root, kind)
     if kind == "tfds":

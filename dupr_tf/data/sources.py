@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dupr_tf.data.shard_files import is_shards, read_manifest
+from dupr_tf.errors import UserError
 from dupr_tf.remote_path import RemotePath, as_path
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def list_images(root: str | Path, kind: str = "auto") -> list[str]:
         Absolute paths. Links to folders are not followed; hidden files and folders, pipes and devices are passed over.
 
     Raises:
-        ValueError: the folder is missing, is no folder, or holds no image.
+        UserError: the folder is missing, is no folder, or holds no image.
     """
     paths = sorted(set(_images(as_path(root), kind)))
     if not paths:
@@ -40,11 +41,13 @@ def resolved_kind(root: str | Path, kind: str = "auto") -> str:
     """`kind`, or for "auto" what the root shows: "tfds", "tfrecord", else "auto" (a folder, COCO or VOC).
 
     Raises:
-        ValueError: the kind is tfds and the root does not begin with `tfds:`.
+        UserError: the kind is tfds and the root does not begin with `tfds:`.
     """
     named = str(root).startswith(TFDS)
     if kind == "tfds" and not named:
-        raise ValueError(f"Expected {TFDS}NAME for data.kind tfds, received {root}. Fix: --data {TFDS}NAME:train")
+        raise UserError(
+            "data.kind", f"Expected {TFDS}NAME as data of kind tfds, received {root}.", f"Pass {TFDS}NAME:train."
+        )
     if kind != "auto":
         return kind
     return "tfds" if named else "tfrecord" if is_shards(root) else "auto"
@@ -59,16 +62,14 @@ def check_root(root: str | Path, kind: str = "auto") -> None:
         raise _no_image(root)
 
 
-def _no_image(root) -> ValueError:
-    return ValueError(
-        f"Expected images ({', '.join(EXTENSIONS)}) below {root}, received none. Fix: --data a folder with photos"
-    )
+def _no_image(root) -> UserError:
+    return UserError(None, f"There is no image ({', '.join(EXTENSIONS)}) below {root}.", "Pass a folder of photos.")
 
 
 def _images(root: Path | RemotePath, kind: str) -> Iterator[str]:
     if not root.is_dir():
         state = "is a file" if root.exists() else "does not exist"
-        raise ValueError(f"Expected a folder of images, received {root} ({state}). Fix: --data DIR")
+        raise UserError(None, f"{root} {state}.", "Pass a folder of images.")
     for folder in _image_folders(root, kind):
         yield from _walk_remote(folder) if isinstance(folder, RemotePath) else _walk(folder)
 
@@ -79,13 +80,13 @@ def _image_folders(root: Path, kind: str) -> list[Path]:
     voc = root / VOC_IMAGES
     if kind == "voc" or (kind == "auto" and voc.is_dir() and (root / "Annotations").is_dir()):
         if not voc.is_dir():
-            raise ValueError(f"Expected a VOC root with {VOC_IMAGES}/, received {root}. Fix: --data.kind folder")
+            raise UserError("data.kind", f"{root} is no VOC root: it has no {VOC_IMAGES}/.", "Use folder.")
         return [voc]
     if kind == "coco" or (kind == "auto" and (root / "annotations").is_dir()):
         names = ("images", "train2017", "unlabeled2017", "train2014", VOC_IMAGES)
         found = [root / name for name in names if (root / name).is_dir()]
         if kind == "coco" and not found:
-            raise ValueError(f"Expected a COCO root with images/, received {root}. Fix: --data.kind folder")
+            raise UserError("data.kind", f"{root} is no COCO root: it has no images/.", "Use folder.")
         return found or [root]
     return [root]
 

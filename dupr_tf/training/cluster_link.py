@@ -17,8 +17,8 @@ import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable
 
+from dupr_tf import errors
 from dupr_tf.config import ConfigError
-from dupr_tf.remote_path import RemoteError
 from dupr_tf.training.cluster import Cluster
 from dupr_tf.training.cluster_guard import GO_ON, Guard
 from dupr_tf.training.cluster_wire import Connection, meet_chief, meet_workers, own_port
@@ -278,10 +278,10 @@ def verdict(error: BaseException) -> tuple[int, str]:
     """Exit code and words for what ended a worker."""
     if isinstance(error, KeyboardInterrupt):
         return 128 + getattr(error, "number", 2), str(error) or "interrupted"
-    if isinstance(error, RunFailed):
+    if isinstance(error, RunFailed | errors.RunFailed):
         return error.code, str(error)
     ours = isinstance(error, ConfigError) or (isinstance(error, ValueError) and str(error).startswith("Expected"))
-    if ours or isinstance(error, RemoteError):
+    if ours or isinstance(error, errors.UserError):
         return 2, str(error)
     traceback.print_exception(error)
     return 1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
