@@ -97,6 +97,10 @@ def test_groups_divide_over_replicas(replicas, groups, ok):
     assert (config.pretrain_problems(replicas) == []) == ok
 
 
+def test_sides_of_feature_maps_are_rounded_up():
+    assert parse_config({"data": {"image_size": 200}}).level_sizes() == (50, 25, 13, 7)
+
+
 def test_a_file_too_large_is_not_read(tmp_path):
     (tmp_path / "c.yaml").write_bytes(b"# " + b"x" * (1 << 21))
     with pytest.raises(ConfigError, match="at most 1048576 bytes"):

@@ -31,6 +31,7 @@ from tests.data.bad_images import (
     with_orientation,
     write_bad_images,
 )  # fmt: skip
+from tests.refusals import refusal
 
 FILES = files()
 VIEWS = ViewsConfig(min_overlap=8)
@@ -246,6 +247,15 @@ def test_a_run_that_goes_on_looks_again_at_what_an_earlier_start_listed(tmp_path
     check_readable(paths, second)
     assert list(second.found) == [7]
     assert report.read_text().splitlines() == ["name\treason", f"{paths[7]}\tempty: 0 bytes"]
+
+
+def test_bad_images_are_allowed_up_to_the_limit():
+    bad = BadImages([f"{i}.jpg" for i in range(24)], max_share=0.25)
+    for index in range(6):
+        bad.add(index, "empty: 0 bytes")
+    bad.check(), bad.check(running=True)  # 6 of 24: exactly at the limit
+    bad.add(6, "empty: 0 bytes")
+    assert "7 of 24" in refusal(bad.check).problem
 
 
 # ---- dupr-tf scan ----

@@ -134,6 +134,20 @@ def test_what_is_ignored_is_not_trained_on(annotated):
         assert sorted(classes[classes >= 0]) == expected
 
 
+@pytest.mark.parametrize(("scale", "kept"), [(2.2, True), (2.3, False)])  # it shows 0.207 and 0.189 of the image
+def test_boxes_that_a_crop_cuts_below_a_fifth_are_left_out(tmp_path, scale, kept):
+    root = write_coco(tmp_path / "set", {"train": [Picture((40, 40), [Thing("bus", (0, 0, 40, 40))])]})
+    batches = train_batches(read_annotations(root, "train"), config(scale_jitter=[scale, scale]), 2)
+    boxes = np.concatenate([batch["bounding_boxes"]["boxes"] for batch in batches])
+    np.testing.assert_allclose(boxes, np.broadcast_to([0, 0, SIZE, SIZE] if kept else [-1.0] * 4, (8, 1, 4)), atol=1e-3)
+
+
+def test_images_are_augmented_anew_in_every_epoch(annotated):
+    (batch,) = train_batches(annotated.taking([0]), config(), 1)  # four epochs of one image
+    boxes = batch["bounding_boxes"]["boxes"].numpy()[:, 0]
+    assert len(np.unique(boxes.round(2), axis=0)) == 4
+
+
 def test_batches_are_a_function_of_seed_and_step(annotated):
     def images(batches):
         return np.stack([batch["images"] for batch in batches])

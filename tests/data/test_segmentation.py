@@ -99,6 +99,11 @@ def test_evaluation_is_whole_and_maps_back(segmented, short_side):
             assert back.shape == truth.shape and (back[clear] == truth[clear]).mean() > 0.995
 
 
+def test_images_are_augmented_anew_in_every_epoch(segmented):
+    (batch,) = segment_train_batches(segmented.taking([0]), config(), 1)  # four epochs of one image
+    assert len(np.unique(batch["segments"].numpy().reshape(4, -1), axis=0)) == 4
+
+
 def test_classes_of_the_same_size_come_back_as_they_are():
     predicted = np.arange(32 * 64).reshape(32, 64)
     np.testing.assert_array_equal(segments_to_original(predicted, (20, 50), (20, 50)), predicted[:20, :50])

@@ -180,8 +180,10 @@ def test_workers_read_their_rows_of_each_batch_no_others_and_every_image_once_an
         assert len(own) == 16 and sorted(read) == sorted(own)
     joined = [{k: np.concatenate([part[step][k] for part in parts]) for k in whole[0]} for step in range(4)]
     assert_equal(joined, whole)
-    epoch = np.concatenate([part[step]["index"] for part in parts for step in range(2)])  # 2 steps of 8 an epoch
-    assert len(set(epoch.tolist())) == 16
+    for epoch in range(2):  # of 21 images, 16 are shown in two steps of 8; the next epoch starts anew
+        shown = np.concatenate([whole[2 * epoch + step]["index"] for step in range(2)])
+        order = shuffled_index(np.arange(16), COUNT, CONFIG.train.seed, np.full(16, epoch)).numpy()
+        assert shown.tolist() == order.tolist() and len(set(shown.tolist())) == 16
     assert_equal(batches(source, 3, 4, worker=(1, 2)), parts[1][3:])  # a worker resumes
 
 
