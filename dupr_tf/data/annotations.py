@@ -15,17 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dupr_tf.data.cityscapes_files import is_cityscapes, read_cityscapes
-from dupr_tf.data.coco_files import coco_files, read_coco
 from dupr_tf.data.entries import Entry, Object
+from dupr_tf.data.formats import BOXES, layout_of
 from dupr_tf.data.masks import mask_of_box, read_mask
 from dupr_tf.data.pillow_images import upright_size
-from dupr_tf.data.voc_files import read_voc
 from dupr_tf.errors import UserError
 from dupr_tf.remote_path import are_files, as_path
 
 log = logging.getLogger(__name__)
-KINDS = ("coco", "voc", "cityscapes")
 NO_FILE, OTHER_SIZE = "images without a file", "images of another size than annotated, of those looked at"
 DROPPED = ("boxes outside their image", "boxes without area", "boxes that are not finite")
 UNMASKED = "boxes without a usable mask, ignored"
@@ -93,7 +90,7 @@ def read_annotations(
             (`ImageSets/Main/{split}.txt`, `Annotations/*.xml`, `JPEGImages/`), of both years (`VOC2007/` and
             `VOC2012/`: train is trainval of both, val is test of 2007), or Cityscapes' (`leftImg8bit/`, `gtFine/`).
         split: "train" or "val" in the file names above; "train" also finds COCO's `instances_train2017.json`.
-        kind: "coco", "voc", "cityscapes", or "auto": COCO where its file is, Cityscapes where its folder is, else VOC.
+        kind: a name in `formats.BOXES`, or "auto": COCO where its file is, Cityscapes where its folder is, else VOC.
         class_names: the order of the classes, as of a trained detector; none: COCO's and Cityscapes' by id, VOC's by
             name.
         max_missing_share: share of the listed images that may be without a file; they are left out.
@@ -105,14 +102,8 @@ def read_annotations(
     root = as_path(root)
     if not root.is_dir():
         raise UserError(None, f"{root} is not a folder.", "Pass the root of a COCO, VOC or Cityscapes data set.")
-    if kind not in ("auto", *KINDS):
-        raise UserError(
-            "data.kind",
-            f"Expected auto, {', '.join(KINDS)}, received {kind!r}.",
-            "Use auto, or detector.kind fcn for a folder of masks.",
-        )
     counts: collections.Counter = collections.Counter()
-    entries, names = _read(root, split, kind_of(root, split) if kind == "auto" else kind, masks, counts)
+    entries, names = BOXES.load(layout_of(BOXES, root, kind, split))(root, split, counts, masks)
     if not entries:
         raise UserError(None, f"The split {split!r} of {root} has no images.", "Choose another split or data set.")
     present = existing(entries, max_missing_share)
@@ -120,19 +111,6 @@ def read_annotations(
     read = _assemble(present, names, class_names, masks, counts)
     log.info("%s: %s", split, read.summary())
     return read
-
-
-def kind_of(root: Path, split: str) -> str:
-    """The layout of a folder: "coco" where its file is, "cityscapes" where its folders are, else "voc"."""
-    if any(path.is_file() for path in coco_files(root, split)):
-        return "coco"
-    return "cityscapes" if is_cityscapes(root) else "voc"
-
-
-def _read(root: Path, split: str, kind: str, masks: bool, counts: collections.Counter) -> tuple[list[Entry], list[str]]:
-    if kind == "coco":
-        return read_coco(root, split, counts)
-    return read_cityscapes(root, split, masks) if kind == "cityscapes" else read_voc(root, split, counts)
 
 
 def existing(entries: list[Entry], max_missing_share: float) -> list[Entry]:

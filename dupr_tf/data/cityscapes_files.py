@@ -8,6 +8,7 @@ PNG of ids, they are drawn from the polygons. Nothing here imports TensorFlow.
 
 from __future__ import annotations
 
+import collections
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,10 +37,6 @@ MAX_POLYGON_BYTES = 64 << 20
 IMAGES, TRUTH = "leftImg8bit", "gtFine"
 
 
-def is_cityscapes(root: Path) -> bool:
-    return (root / TRUTH).is_dir() and (root / IMAGES).is_dir()
-
-
 def cityscapes_scenes(root: Path, split: str) -> list[tuple[Path, Path, str]]:
     """Every image of a split, the beginning of the names of its truth, and `city/name`, sorted.
 
@@ -59,8 +56,8 @@ def cityscapes_scenes(root: Path, split: str) -> list[tuple[Path, Path, str]]:
     ]
 
 
-def read_cityscapes(root: Path, split: str, masks: bool) -> tuple[list[Entry], list[str]]:
-    """The images of a split with the objects of the eight classes; groups are ignored."""
+def read_cityscapes(root: Path, split: str, counts: collections.Counter, masks: bool) -> tuple[list[Entry], list[str]]:
+    """The images of a split with the objects of the eight classes, and these; groups are ignored."""
     scenes = cityscapes_scenes(root, split)
     with ThreadPoolExecutor() as pool:  # most of the time goes into PNG
         return list(pool.map(lambda scene: _entry(*scene, masks), scenes)), list(INSTANCE_NAMES)

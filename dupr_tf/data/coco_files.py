@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from dupr_tf.data.entries import MISTAKES, Entry, Object, bounded, file_error, refuse_outside, refuse_repeated, side
+from dupr_tf.data.formats import COCO_IMAGES
 from dupr_tf.errors import UserError
 
 MAX_COCO_BYTES = 4 << 30  # read, it takes about six times as much memory; COCO's largest has 0.5 GB, LVIS's 1.2
@@ -17,7 +18,15 @@ def coco_files(root: Path, split: str) -> list[Path]:
     return [root / "annotations" / f"instances_{split}{year}.json" for year in ("", "2017", "2014")]
 
 
-def read_coco(root: Path, split: str, counts: collections.Counter) -> tuple[list[Entry], list[str]]:
+def photo_folders(root: Path) -> list[Path]:
+    """The folders of photos of a root."""
+    folders = [root / name for name in COCO_IMAGES if (root / name).is_dir()]
+    if not folders:
+        raise UserError("data.kind", f"{root} is no COCO root: it has no images/.", "Use folder.")
+    return folders
+
+
+def read_coco(root: Path, split: str, counts: collections.Counter, masks: bool) -> tuple[list[Entry], list[str]]:
     """The listed images with their objects, and the classes by id; `counts` gets what was odd."""
     file = next((path for path in coco_files(root, split) if path.is_file()), None)
     if file is None:

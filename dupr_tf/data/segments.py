@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dupr_tf.data.cityscapes_files import SEMANTIC_IDS, SEMANTIC_NAMES, cityscapes_scenes, is_cityscapes, label_ids
+from dupr_tf.data.cityscapes_files import SEMANTIC_IDS, SEMANTIC_NAMES, cityscapes_scenes, label_ids
+from dupr_tf.data.formats import PIXELS, layout_of
 from dupr_tf.data.pillow_images import upright_size
 from dupr_tf.data.segment_classes import IGNORED, class_table
 from dupr_tf.errors import UserError
@@ -24,7 +25,6 @@ from dupr_tf.remote_path import as_path
 from dupr_tf.text import one_line
 
 log = logging.getLogger(__name__)
-KINDS = ("masks", "cityscapes")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
@@ -38,7 +38,8 @@ class SegmentedImages:
     ids: tuple[str, ...]  # N
     class_names: tuple[str, ...]
     table: np.ndarray  # (256,) uint8, the class of every value in a file; 255 is ignored
-    kind: str
+    kind: str  # a name in `formats.PIXELS`
+    read_values: Callable[[Path], np.ndarray]  # of a segment path: (H, W) integers
     counts: dict[str, int] = dataclasses.field(default_factory=dict)  # {what was odd: how often}
 
     def __len__(self) -> int:
@@ -62,7 +63,7 @@ class SegmentedImages:
             UserError: the file cannot be read, or is of another size than the image.
         """
         path = as_path(self.segment_paths[index])
-        values = label_ids(path) if self.kind == "cityscapes" else read_values(path)
+        values = self.read_values(path)
         if values.shape != tuple(self.sizes[index]):
             raise UserError(
                 None,
@@ -97,7 +98,7 @@ def read_segments(
         root: of `{split}/images` and `{split}/masks` (or `images/{split}` and `masks/{split}`), a mask having its
             image's name and `.png`; or of Cityscapes.
         split: "train", "val", …
-        kind: "masks", "cityscapes", or "auto": Cityscapes where its folders are.
+        kind: a name in `formats.PIXELS`, or "auto": Cityscapes where its folders are, else masks.
         class_names: the order of the classes, as of a trained detector; in a folder of masks without `classes.txt`
             they name the values 0, 1, … (see `class_table`).
         ignore_value: of a mask, beside 255: pixels that are no class.
@@ -109,10 +110,7 @@ def read_segments(
     root = as_path(root)
     if not root.is_dir():
         raise UserError(None, f"{root} is not a folder.", "Pass the root of images and masks, or of Cityscapes.")
-    if kind not in ("auto", *KINDS):
-        raise UserError("data.kind", f"Expected auto, masks or cityscapes, received {kind!r}.", "Use auto.")
-    cityscapes = kind == "cityscapes" or (kind == "auto" and is_cityscapes(root))
-    reader = _read_cityscapes if cityscapes else _read_masks
+    reader = PIXELS.load(layout_of(PIXELS, root, kind, split))
     read = reader(root, split, class_names, ignore_value, max_missing_share)
     log.info("%s: %s", split, read.summary())
     return read
@@ -134,7 +132,8 @@ def read_values(path: Path) -> np.ndarray:
         raise UserError(None, f"{path} is no mask (8-bit PNG): {reason}.", "Replace the file.") from None
 
 
-def _read_cityscapes(root, split, class_names, ignore_value, max_missing_share) -> SegmentedImages:
+def read_cityscapes(root, split, class_names, ignore_value, max_missing_share) -> SegmentedImages:
+    """Lists a split of Cityscapes, with its 19 classes; see `read_segments`."""
     names = tuple(class_names or SEMANTIC_NAMES)
     unknown = sorted(set(SEMANTIC_NAMES) - set(names))
     if unknown:
@@ -148,10 +147,12 @@ def _read_cityscapes(root, split, class_names, ignore_value, max_missing_share) 
         table[number] = names.index(name)
     paths, truths, ids = zip(*cityscapes_scenes(root, split), strict=True)
     sizes = np.array([upright_size(path) for path in paths], np.int32)
-    return SegmentedImages(tuple(map(str, paths)), tuple(map(str, truths)), sizes, ids, names, table, "cityscapes")
+    paths, truths = tuple(map(str, paths)), tuple(map(str, truths))
+    return SegmentedImages(paths, truths, sizes, ids, names, table, "cityscapes", label_ids)
 
 
-def _read_masks(root, split, class_names, ignore_value, max_missing_share) -> SegmentedImages:
+def read_masks(root, split, class_names, ignore_value, max_missing_share) -> SegmentedImages:
+    """Lists a split of folders of images and masks; see `read_segments`."""
     pairs = mask_pairs(root, split)
     with ThreadPoolExecutor() as pool:
         looked = list(pool.map(lambda pair: _look(*pair), pairs))
@@ -175,6 +176,7 @@ def _read_masks(root, split, class_names, ignore_value, max_missing_share) -> Se
         class_names=names,
         table=table,
         kind="masks",
+        read_values=read_values,
         counts=dict(counts),
     )
 

@@ -105,6 +105,11 @@ class Shards(ImageSource):
         return os.pread(file.fileno(), length, start)
 
 
+def open_shards(root: str | Path) -> tuple[str, Shards]:
+    """The absolute root, and the images of its shards."""
+    return absolute(root), Shards(root)
+
+
 def read_record(file, offset):
     """() string, the payload of the TFRecord that begins at an offset; DataLossError where its checksums differ."""
     records = tf.raw_ops.TFRecordDatasetV2(

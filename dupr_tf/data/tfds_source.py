@@ -9,6 +9,7 @@ import re
 import numpy as np
 import tensorflow as tf
 
+from dupr_tf.data.formats import TFDS, check_tfds
 from dupr_tf.data.image_source import ImageSource
 from dupr_tf.data.shards import read_record, record_offsets
 from dupr_tf.errors import UserError
@@ -61,6 +62,12 @@ class TfdsSource(ImageSource):
         return tf.io.parse_single_example(serialized, {self.feature: tf.io.FixedLenFeature([], tf.string)})[
             self.feature
         ]
+
+
+def open_tfds(root: str) -> tuple[str, TfdsSource]:
+    """The root as it is, `tfds:NAME`, and the images of that data set."""
+    check_tfds(root)
+    return str(root), TfdsSource(str(root).removeprefix(TFDS))
 
 
 def _builder(name):

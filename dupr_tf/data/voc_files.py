@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from dupr_tf.data.entries import MISTAKES, Entry, Object, bounded, file_error, refuse_outside, side
+from dupr_tf.data.formats import VOC_IMAGES
 from dupr_tf.errors import UserError
 
 MAX_VOC_BYTES = 16 << 20  # of one image
@@ -17,7 +18,14 @@ UNION = {"train": ("trainval", None), "trainval": ("trainval", None)}
 UNION |= {"val": ("test", "VOC2007"), "test": ("test", "VOC2007")}
 
 
-def read_voc(root: Path, split: str, counts: collections.Counter) -> tuple[list[Entry], list[str]]:
+def photo_folders(root: Path) -> list[Path]:
+    """The folder of photos of a root, in a list."""
+    if not (root / VOC_IMAGES).is_dir():
+        raise UserError("data.kind", f"{root} is no VOC root: it has no {VOC_IMAGES}/.", "Use folder.")
+    return [root / VOC_IMAGES]
+
+
+def read_voc(root: Path, split: str, counts: collections.Counter, masks: bool) -> tuple[list[Entry], list[str]]:
     """The listed images with their objects, and the classes by name; `counts` gets what was odd."""
     parts = _parts(root, split)
     if not parts:
@@ -95,7 +103,7 @@ def _entry(root: Path, name: str, prefix: str) -> Entry:
     except (ET.ParseError, *MISTAKES) as error:
         raise file_error(error, "VOC", file) from None
     size = side(sides, "height"), side(sides, "width")
-    return Entry(root / "JPEGImages" / f"{name}.jpg", size, prefix + name, objects)
+    return Entry(root / VOC_IMAGES / f"{name}.jpg", size, prefix + name, objects)
 
 
 def _object(node: ET.Element) -> Object:
