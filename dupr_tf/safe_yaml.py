@@ -6,7 +6,6 @@ from typing import Any
 
 import yaml
 
-from dupr_tf.errors import UserError
 from dupr_tf.text import one_line
 
 MAX_DEPTH = 16
@@ -16,20 +15,21 @@ def safe_value(text: str) -> Any:
     """The value of a YAML text.
 
     Raises:
-        UserError: it is no YAML, or has tags, aliases, deep nesting or a key twice.
+        ValueError: it is no YAML, or has tags, aliases, deep nesting or a key twice. The message is a reason in one
+            line, for the `UserError` of a caller, who knows the field or the file.
     """
     try:
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):  # of no use here, and what a YAML bomb is made of
-                raise ValueError("aliases (*name) are not allowed")
+                raise ValueError("only YAML without aliases (*name) is read")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
-                raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+                raise ValueError(f"nested more than {MAX_DEPTH} deep")
         _refuse_double_keys(yaml.compose(text, Loader=yaml.SafeLoader))
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: also of numbers and dates that Python cannot hold
-        raise UserError(None, f"This YAML cannot be read: {one_line(error, 300)}.", "Correct it.") from None
+        raise ValueError(one_line(error, 300)) from None
 
 
 def _refuse_double_keys(node: yaml.Node | None) -> None:
@@ -40,4 +40,4 @@ def _refuse_double_keys(node: yaml.Node | None) -> None:
         keys = [str(key.value) for key, _ in node.value]
         double = sorted({key for key in keys if keys.count(key) > 1})
         if double:
-            raise ValueError(f"{', '.join(double)} is there twice")
+            raise ValueError(f"{', '.join(double)} given twice")
