@@ -104,6 +104,11 @@ def test_xla_on_several_devices_is_refused(replicas, fields):
     assert tuple(problem.field for problem in problems) == fields
 
 
+def test_sides_of_feature_maps_are_rounded_up():
+    config = parse_config({"data": {"image_size": 200}})
+    assert [config.level_size(level) for level in LEVELS] == [50, 25, 13, 7]
+
+
 def test_config_above_a_megabyte_is_not_read(tmp_path):
     (tmp_path / "c.yaml").write_bytes(b"# " + b"x" * (1 << 21))
     with pytest.raises(UserError) as error:

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.config import DataConfig
-from dupr_tf.data.annotations import AnnotatedImages, kind_of, read_annotations
-from dupr_tf.data.bad_images import one_line
+from dupr_tf.data import formats
+from dupr_tf.data.annotations import AnnotatedImages, read_annotations
 from dupr_tf.data.decoding import MAX_PIXELS
 from dupr_tf.data.detection import eval_batches, train_batches, unreadable_images
 from dupr_tf.data.segmentation import segment_eval_batches, segment_train_batches, segments_to_original
@@ -25,6 +25,7 @@ from dupr_tf.detection.segmentation_eval import ConfusionMatrix
 from dupr_tf.detection.segmentation_sheet import segmentation_sheet
 from dupr_tf.detection.voc_eval import voc_ap
 from dupr_tf.remote_path import as_path
+from dupr_tf.text import escape
 
 EVAL_BATCH = 8  # images
 SUMMARY = ("AP", "AP50", "AP75")  # of a second metric, beside the first
@@ -62,7 +63,7 @@ def with_boxes(annotated: AnnotatedImages) -> int:
 
 def layout_of(root, split: str, kind: str) -> str:
     """The layout "auto" finds; others are what they are."""
-    return kind_of(as_path(root), split) if kind == "auto" else kind
+    return formats.layout_of(formats.BOXES, as_path(root), split=split) if kind == "auto" else kind
 
 
 def detect(detector, annotated: AnnotatedImages, batch_size: int = EVAL_BATCH, max_pixels: int = MAX_PIXELS) -> list:
@@ -139,7 +140,7 @@ def naming_bad_images(images, max_pixels: int = MAX_PIXELS):
             raise
         path, reason = next(iter(bad.items()))
         raise ValueError(
-            f"Expected images that decode, received {len(bad)} that do not, such as {one_line(path)} ({reason}). "
+            f"Expected images that decode, received {len(bad)} that do not, such as {escape(path)} ({reason}). "
             "Fix: replace the files, or take them out of the annotations"
         ) from None
 

@@ -129,7 +129,7 @@ def test_mistakes_are_told_in_one_line_before_any_work(data, weights, run, tmp_p
     cases = [
         ((wide, weights, data), r"weights of resnet18 at width 0\.25, received resnet18 at width 0\.125"),
         ((config(), tmp_path / "none.keras", data), "no such file"),
-        ((config(), "random", tmp_path / "none"), "Expected a folder"),
+        ((config(), "random", tmp_path / "none"), "none is not a folder"),
         ((config(data={"kind": "voc"}), "random", data), "VOC"),
         ((config(detector=None), "random", data), "detector: expected a section"),
     ]

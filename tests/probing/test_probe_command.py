@@ -159,11 +159,11 @@ def remove(root, *names):
     ("knn", lambda root: remove(root, "train/red", "val/red"), "at least two classes"),
     ("knn", lambda root: remove(root, "val/red"), "red in only one of them"),
     ("linear", lambda root: remove(root, "train"), "no such folder"),
-    ("knn", lambda root: [p.write_bytes(b"x") for p in root.glob("train/*/*")], "Expected readable images"),
-    ("matching", lambda root: [p.unlink() for p in root.rglob("*.*")], "Expected images"),
+    ("knn", lambda root: [p.write_bytes(b"x") for p in root.glob("train/*/*")], "can be decoded"),
+    ("matching", lambda root: [p.unlink() for p in root.rglob("*.*")], "no image"),
     ("retrieval", lambda root: [p.unlink() for p in root.rglob("val/*/[1-9]*")] + [remove(root, "train")], ""),
-    ("svm", lambda root: None, "Expected annotations"),
-    ("sensitivity", lambda root: None, "Expected annotations"),
+    ("svm", lambda root: None, "instances_train.json"),
+    ("sensitivity", lambda root: None, "instances_val.json"),
 ])  # fmt: skip
 def test_wrong_data_is_one_line_and_exit_2(capsys, tmp_path, weights, classes, probe, change, expected):
     root = tmp_path / "data"
@@ -220,8 +220,8 @@ def test_views_draws_a_sheet(capsys, tmp_path, photos):
     (("--output", "a.jpg"), "--output: expected a name ending in .png"),
     (("--output", "configs"), "--output: expected a name ending in .png"),
     (("--pairs", "0"), "--pairs: expected 1 to 200"),
-    (("--data", "nowhere"), "nowhere (does not exist)"),
-    (("--data", "configs"), "Expected images"),
+    (("--data", "nowhere"), "nowhere does not exist"),
+    (("--data", "configs"), "no image"),
     (("--train.epoch", "1"), "Did you mean train.epochs?"),
 ])  # fmt: skip
 def test_views_refuses(capsys, photos, words, expected):
