@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from dupr_tf.config.sections import Section
 
@@ -48,12 +48,12 @@ class DetectorConfig(Section):
     gradient_clip: float | None = Field(10.0, gt=0, description="global norm")
     precise_bn_images: int = Field(0, ge=0, description="training images whose statistics BN takes before evaluation")
 
-    @model_validator(mode="after")
-    def _scales(self):
-        low, high = self.scale_jitter
-        if not 0.1 <= low <= high <= 10:
-            raise ValueError(f"scale_jitter: expected 0.1 <= min <= max <= 10, received [{low}, {high}]")
-        return self
+    @field_validator("scale_jitter")
+    @classmethod
+    def _rising(cls, value):
+        if not 0.1 <= value[0] <= value[1] <= 10:
+            raise ValueError(f"Expected 0.1 <= min <= max <= 10, received {list(value)}.")
+        return value
 
     @property
     def side_at_test(self) -> int | None:

@@ -59,8 +59,7 @@ class Config(Section):
         Args:
             replicas: devices that train together.
         """
-        problems = [*self._batch_problems(replicas), *user_errors(self._model_problems())]
-        problems += user_errors(self.probing.problems())
+        problems = [*self._batch_problems(replicas), *user_errors(self._model_problems()), *self.probing.problems()]
         if self.train.jit == "on" and replicas > 1:
             problems.append(
                 UserError(
@@ -90,7 +89,7 @@ class Config(Section):
         Args:
             replicas: devices that train together.
         """
-        return user_errors(finetune_problems(self, replicas))
+        return finetune_problems(self, replicas)
 
     def _batch_problems(self, replicas: int) -> list[UserError]:
         batch, groups = self.train.batch_size, self.train.micro_batches

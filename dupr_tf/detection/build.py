@@ -9,6 +9,7 @@ from typing import NamedTuple
 from dupr_tf.detection.fcn import FCN, build_fcn
 from dupr_tf.detection.rcnn import FasterRCNN, MaskRCNN, build_rcnn
 from dupr_tf.detection.retinanet import RetinaNet, build_retinanet
+from dupr_tf.errors import UserError
 
 KERASHUB = importlib.util.find_spec("keras_hub") is not None
 
@@ -21,12 +22,10 @@ class Kind(NamedTuple):
 
 
 def build_kerashub_retinanet(backbone, class_names, config):
-    """A `KerasHubRetinaNet`. Raises ValueError where the extra is not installed."""
+    """A `KerasHubRetinaNet`. Raises UserError where the extra is not installed."""
     if not KERASHUB:
-        raise ValueError(
-            "Expected KerasHub for detector.kind kerashub_retinanet, received none. "
-            "Fix: pip install 'dupr_tf[kerashub]'"
-        )
+        problem = "kerashub_retinanet needs keras_hub, which is not installed."
+        raise UserError("detector.kind", problem, "Run: pip install 'dupr_tf[kerashub]'.")
     from dupr_tf.detection.kerashub import build_kerashub
 
     return build_kerashub(backbone, class_names, config)
@@ -50,7 +49,7 @@ def build_detector(backbone, class_names, config):
         config: with a `detector` section.
 
     Raises:
-        ValueError: a kind whose extra is not installed, or a backbone it cannot stand on.
+        UserError: a kind whose extra is not installed, or a backbone it cannot stand on.
     """
     return KINDS[config.detector.kind].build(backbone, tuple(class_names), config)
 

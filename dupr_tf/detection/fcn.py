@@ -37,7 +37,7 @@ class FCN(Detector, keras.Model):
         name, trainable: as in every Keras model.
 
     Raises:
-        ValueError: for a backbone that cannot be dilated.
+        UserError: the backbone cannot be dilated.
     """
 
     SETTINGS = ("head_channels", "head_convs", "norm", "test_short_side", "max_long_side", "name", "trainable")

@@ -13,7 +13,7 @@ import keras_cv
 import numpy as np
 import tensorflow as tf
 
-from dupr_tf.detection.detector import Detector
+from dupr_tf.detection.detector import Detector, check_image_size
 from dupr_tf.detection.devices import DeviceShare
 from dupr_tf.models.batch_norm import FusedBatchNormalization
 
@@ -91,8 +91,7 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
         name="retinanet",
         trainable=True,
     ):
-        if image_size is not None and image_size % 32:
-            raise ValueError(f"Expected image_size, a multiple of 32, received {image_size}. Fix: 224 or 256.")
+        check_image_size(image_size)
         classes, prior = len(class_names), float(-np.log((1 - 0.01) / 0.01))
         super().__init__(
             backbone=backbone,

@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from dupr_tf.config import DataConfig
 from dupr_tf.data.annotations import AnnotatedImages, kind_of, read_annotations
-from dupr_tf.data.bad_images import one_line
 from dupr_tf.data.decoding import MAX_PIXELS
 from dupr_tf.data.detection import eval_batches, train_batches, unreadable_images
 from dupr_tf.data.segmentation import segment_eval_batches, segment_train_batches, segments_to_original
@@ -24,7 +23,9 @@ from dupr_tf.detection.pictures import contact_sheet, sheet_positions
 from dupr_tf.detection.segmentation_eval import ConfusionMatrix
 from dupr_tf.detection.segmentation_sheet import segmentation_sheet
 from dupr_tf.detection.voc_eval import voc_ap
+from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.remote_path import as_path
+from dupr_tf.text import escape
 
 EVAL_BATCH = 8  # images
 SUMMARY = ("AP", "AP50", "AP75")  # of a second metric, beside the first
@@ -122,15 +123,15 @@ TASKS = {
 
 
 def with_something_to_find(task: Task, images, data):
-    """The images. Raises ValueError where there is nothing to measure a detector by."""
+    """The images. Raises UserError where there is nothing to measure a detector by."""
     if not task.learnable(images):
-        raise ValueError(f"Expected boxes to evaluate on, received none in {data}. Fix: annotated images")
+        raise UserError("data", f"{data} has no boxes to evaluate on.", "Use a split whose images have labels.")
     return images
 
 
 @contextlib.contextmanager
 def naming_bad_images(images, max_pixels: int = MAX_PIXELS):
-    """Turns TensorFlow's error about some bytes it cannot decode into one that names the files."""
+    """Turns TensorFlow's error about some bytes it cannot decode into a RunFailed that names the files."""
     try:
         yield
     except tf.errors.OpError:
@@ -138,9 +139,9 @@ def naming_bad_images(images, max_pixels: int = MAX_PIXELS):
         if not bad:
             raise
         path, reason = next(iter(bad.items()))
-        raise ValueError(
-            f"Expected images that decode, received {len(bad)} that do not, such as {one_line(path)} ({reason}). "
-            "Fix: replace the files, or take them out of the annotations"
+        raise RunFailed(
+            f"{len(bad)} of the {len(images)} images cannot be decoded, such as {escape(path)} ({reason}). "
+            "Replace these files, or take them out of the annotations."
         ) from None
 
 

@@ -181,7 +181,7 @@ def test_a_feature_that_never_changes_is_left_alone():
 
 
 @pytest.mark.parametrize("section, expected", [
-    ({"linear": {"crop_area": [0.9, 0.2]}}, "linear.crop_area: Expected 0 < min <= max <= 1"),
+    ({"linear": {"crop_area": [0.9, 0.2]}}, "linear.crop_area: "),
     ({"linear": {"level": "P6"}}, "linear.level: "),
     ({"linear": {"epoch": 3}}, "Did you mean linear.epochs?"),
     ({"probing": {"probes": ["svm"]}}, "probing.probes.0: "),
@@ -194,6 +194,6 @@ def test_wrong_fields_are_named(section, expected):
 
 
 def test_cross_field_mistakes():
-    assert "linear.standardize" in LinearConfig(augment=True).problems()[0]
+    assert [error.field for error in LinearConfig(augment=True).problems()] == ["linear.standardize"]
     assert LinearConfig(augment=True, standardize=False).problems() == []
-    assert "probing.data" in ProbingConfig(every_epochs=1).problems()[0]
+    assert [error.field for error in ProbingConfig(every_epochs=1).problems()] == ["probing.data"]

@@ -2,6 +2,7 @@
 
 from dupr_tf.detection.rcnn.masks import paste_masks
 from dupr_tf.detection.rcnn.model import ANCHOR_SCALE, FasterRCNN, MaskRCNN
+from dupr_tf.errors import UserError
 
 __all__ = ["FasterRCNN", "MaskRCNN", "build_rcnn", "paste_masks"]
 
@@ -17,11 +18,12 @@ def build_rcnn(backbone, class_names, config):
         config: of it the section `detector`, `data.image_size` (without `detector.short_sides`) and `train.seed`.
 
     Raises:
-        ValueError: `detector.kind` is another, or the backbone does not fit `detector.neck`.
+        UserError: `detector.kind` is another, or the backbone does not fit `detector.neck`.
     """
     detector = config.detector
     if detector.kind not in KINDS:
-        raise ValueError(f"Expected detector.kind {' or '.join(KINDS)}, received {detector.kind}. Fix: one of them")
+        problem = f"Expected {' or '.join(KINDS)}, received {detector.kind}."
+        raise UserError("detector.kind", problem, "Use one of them.")
     square = detector.short_sides is None
     return KINDS[detector.kind](
         backbone,
