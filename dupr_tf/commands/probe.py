@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from dupr_tf.commands.places import Place
-from dupr_tf.commands.report import print_table, refuse
+from dupr_tf.commands.report import print_table
 from dupr_tf.config import BACKBONES, PROBED_LEVELS, LinearConfig, load_config
-from dupr_tf.errors import UserError
+from dupr_tf.errors import UserError, raise_all
 from dupr_tf.remote_path import as_path
 from dupr_tf.training.cluster import refuse_cluster
 from dupr_tf.whole_files import write_whole
@@ -41,7 +41,7 @@ class Weights:
 
     def run(self, overrides: dict[str, str]) -> None:
         refuse_cluster()
-        refuse(self._problems(overrides))
+        raise_all(self._problems(overrides))
         from dupr_tf.probing.backbones import load_backbones
 
         backbones = load_backbones(self.weights, self.backbone, self.width, self.seed)
@@ -49,19 +49,22 @@ class Weights:
         print_table(*self.table(found.numbers))
         self._write(found)
 
-    def _problems(self, overrides) -> list[str]:
-        problems = [] if self.weights else ["--weights: expected a run, a file or random, received none"]
+    def _problems(self, overrides) -> list[UserError]:
+        which = "Pass a run, a file, or random."
+        problems = [] if self.weights else [UserError("--weights", "There are no weights to probe.", which)]
         for weights in self.weights:
             if weights != "random" and not as_path(weights).exists():
-                problems.append(f"--weights: expected a file, a run or the word random, received {weights} (no such)")
+                problems.append(UserError("--weights", f"There is no {weights}.", which))
         if not self.data.is_dir():
-            problems.append(f"--data: expected a folder, received {self.data}. Fix: --data DIR")
+            problems.append(UserError("--data", f"{self.data} is not a folder.", "Pass a folder of images."))
         for name, least in LEAST.items():
             value = getattr(self, name, None)
             if value is not None and value < least:
-                problems.append(f"--{name.replace('_', '-')}: expected {least} or more, received {value}")
+                flag, problem = f"--{name.replace('_', '-')}", f"Expected {least} or more, received {value}."
+                problems.append(UserError(flag, problem, f"Use at least {least}."))
         if getattr(self, "temperature", 1.0) <= 0:
-            problems.append(f"--temperature: expected more than 0, received {self.temperature}")
+            problem = f"Expected more than 0, received {self.temperature}."
+            problems.append(UserError("--temperature", problem, "Leave it out for the default."))
         return problems
 
     def probe(self, backbones, overrides):
@@ -162,9 +165,11 @@ class Svm(Weights):
     def _problems(self, overrides):
         problems = super()._problems(overrides)
         if not self.levels:
-            problems.append(f"--levels: expected some of {', '.join(PROBED_LEVELS)}, received none")
+            problem = f"Expected some of {', '.join(PROBED_LEVELS)}, received none."
+            problems.append(UserError("--levels", problem, "Leave it out for all of them."))
         if not self.costs or min(self.costs) <= 0:
-            problems.append(f"--costs: expected numbers above 0, received {self.costs or 'none'}")
+            problem = f"Expected numbers above 0, received {list(self.costs) or 'none'}."
+            problems.append(UserError("--costs", problem, "Leave it out for the default."))
         return problems
 
     def probe(self, backbones, overrides):
@@ -297,8 +302,8 @@ class Probe:
 
     def run(self, overrides: dict[str, str]) -> None:
         if overrides and not isinstance(self.which, Linear):
-            problem = "This probe takes no fields of a config."
-            raise UserError(f"--{next(iter(overrides))}", problem, "Only probe linear does.")
+            problem = "Only probe linear takes fields of a config."
+            raise UserError(f"--{next(iter(overrides))}", problem, "Leave it out.")
         self.which.run(overrides)
 
 
@@ -327,7 +332,7 @@ class Views:
     def run(self, overrides: dict[str, str]) -> None:
         config = load_config(self.config, overrides)
         root = self.data or config.data.root
-        refuse(self._problems(root))
+        raise_all(self._problems(root))
         from dupr_tf.data.bad_images import BadImages, check_readable
         from dupr_tf.data.open_source import open_source
         from dupr_tf.probing.pictures import save
@@ -340,14 +345,18 @@ class Views:
         print(f"{len(names)} pairs, {int(pairs['valid'].sum())} with enough overlap for a patch loss")
         print(f"wrote {self.output}")
 
-    def _problems(self, root) -> list[str]:
-        problems = [] if root is not None else ["--data: expected a folder of images, received none. Fix: --data DIR"]
+    def _problems(self, root) -> list[UserError]:
+        problems = []
+        if root is None:
+            problems.append(UserError("--data", "There are no images to draw.", "Pass --data DIR."))
         if self.output.suffix.lower() != ".png":
-            problems.append(f"--output: expected a name ending in .png, received {self.output}")
+            problem = f"Expected a name that ends in .png, received {self.output}."
+            problems.append(UserError("--output", problem, "Pass --output views.png."))
         elif self.output.is_dir():
-            problems.append(f"--output: expected a file, received the folder {self.output}")
+            problems.append(UserError("--output", f"{self.output} is a folder.", "Pass the name of a file."))
         for name, most in (("pairs", 200), ("columns", 20), ("cells", 14)):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= most:
-                problems.append(f"--{name}: expected 1 to {most}, received {value}")
+                problem = f"Expected 1 to {most}, received {value}."
+                problems.append(UserError(f"--{name}", problem, "Leave it out for the default."))
         return problems

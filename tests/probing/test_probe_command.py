@@ -155,17 +155,17 @@ def remove(root, *names):
 
 
 @pytest.mark.parametrize("probe, change, expected", [
-    ("knn", lambda root: remove(root, "val"), "no such folder"),
-    ("knn", lambda root: remove(root, "train/red", "val/red"), "at least two classes"),
-    ("knn", lambda root: remove(root, "val/red"), "red in only one of them"),
-    ("linear", lambda root: remove(root, "train"), "no such folder"),
-    ("knn", lambda root: [p.write_bytes(b"x") for p in root.glob("train/*/*")], "Expected readable images"),
-    ("matching", lambda root: [p.unlink() for p in root.rglob("*.*")], "Expected images"),
+    ("knn", lambda root: remove(root, "val"), "data/val"),
+    ("knn", lambda root: remove(root, "train/red", "val/red"), "data/train, received 1"),
+    ("knn", lambda root: remove(root, "val/red"), "class red"),
+    ("linear", lambda root: remove(root, "train"), "data/train"),
+    ("knn", lambda root: [p.write_bytes(b"x") for p in root.glob("train/*/*")], "12 images"),
+    ("matching", lambda root: [p.unlink() for p in root.rglob("*.*")], "data"),
     ("retrieval", lambda root: [p.unlink() for p in root.rglob("val/*/[1-9]*")] + [remove(root, "train")], ""),
-    ("svm", lambda root: None, "Expected annotations"),
-    ("sensitivity", lambda root: None, "Expected annotations"),
+    ("svm", lambda root: None, "annotations"),
+    ("sensitivity", lambda root: None, "annotations"),
 ])  # fmt: skip
-def test_wrong_data_is_one_line_and_exit_2(capsys, tmp_path, weights, classes, probe, change, expected):
+def test_probe_of_wrong_data_is_one_line_and_exit_2(capsys, tmp_path, weights, classes, probe, change, expected):
     root = tmp_path / "data"
     shutil.copytree(classes, root)
     (root / "val" / "red" / "broken.jpg").unlink()
@@ -181,27 +181,27 @@ def test_wrong_data_is_one_line_and_exit_2(capsys, tmp_path, weights, classes, p
 def test_one_image_cannot_be_retrieved_from(capsys, tmp_path, weights):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     code, _, lines = run(capsys, "probe", "retrieval", "--weights", weights, "--data", tmp_path, *SMALL)
-    assert code == 2 and len(lines) == 1 and "at least two images" in lines[0]
+    assert code == 2 and len(lines) == 1 and "received 1" in lines[0]
 
 
 @pytest.mark.parametrize("words, expected", [
-    (("knn", "--weights", "nowhere", "--data", "."), "--weights: expected a file, a run or the word random"),
-    (("knn", "--weights", "README.md", "--data", "configs"), "received README.md"),
-    (("knn", "--weights", "random", "--data", "configs"), "Expected an architecture for random weights"),
-    (("knn", "--weights", "random", "random", "--data", "configs"), "Expected each weights once"),
-    (("knn", "--weights", "random", "--data", "nowhere"), "--data: expected a folder"),
-    (("knn", "--weights", "random", "--data", "README.md"), "--data: expected a folder"),
-    (("knn", "--weights", "random", "--data", "configs", "--k", "0"), "--k: expected 1 or more"),
-    (("knn", "--weights", "random", "--data", "configs", "--temperature", "0"), "--temperature: expected more than 0"),
-    (("matching", "--weights", "random", "--data", "configs", "--image-size", "8"), "--image-size: expected 32"),
-    (("svm", "--weights", "random", "--data", "configs", "--costs", "-1"), "--costs: expected numbers above 0"),
+    (("knn", "--weights", "nowhere", "--data", "."), "--weights: "),
+    (("knn", "--weights", "README.md", "--data", "configs"), "README.md"),
+    (("knn", "--weights", "random", "--data", "configs"), "backbone: "),
+    (("knn", "--weights", "random", "random", "--data", "configs"), "weights: "),
+    (("knn", "--weights", "random", "--data", "nowhere"), "--data: "),
+    (("knn", "--weights", "random", "--data", "README.md"), "--data: "),
+    (("knn", "--weights", "random", "--data", "configs", "--k", "0"), "--k: "),
+    (("knn", "--weights", "random", "--data", "configs", "--temperature", "0"), "--temperature: "),
+    (("matching", "--weights", "random", "--data", "configs", "--image-size", "8"), "--image-size: "),
+    (("svm", "--weights", "random", "--data", "configs", "--costs", "-1"), "--costs: "),
     (("linear", "--weights", "random", "--data", "configs", "--linear.epochs", "0"), "linear.epochs: "),
     (("linear", "--weights", "random", "--data", "configs", "--linear.epoch", "1"), "Did you mean linear.epochs?"),
-    (("linear", "--weights", "random", "--data", "configs", "--config", "no.yaml"), "config: expected a file"),
-    (("linear", "--weights", "random", "--data", "configs", "--linear.augment", "true"), "linear.standardize"),
-    (("knn", "--weights", "random", "--data", "configs", "--linear.epochs", "1"), "only probe linear takes fields"),
+    (("linear", "--weights", "random", "--data", "configs", "--config", "no.yaml"), "no.yaml"),
+    (("linear", "--weights", "random", "--data", "configs", "--linear.augment", "true"), "linear.standardize: "),
+    (("knn", "--weights", "random", "--data", "configs", "--linear.epochs", "1"), "--linear.epochs: "),
 ])  # fmt: skip
-def test_wrong_words_are_one_line_and_exit_2(capsys, words, expected):
+def test_probe_with_wrong_flags_is_one_line_and_exit_2(capsys, words, expected):
     code, _, lines = run(capsys, "probe", *words)
     assert code == 2 and len(lines) == 1 and expected in lines[0]
 
@@ -217,14 +217,14 @@ def test_views_draws_a_sheet(capsys, tmp_path, photos):
 
 
 @pytest.mark.parametrize("words, expected", [
-    (("--output", "a.jpg"), "--output: expected a name ending in .png"),
-    (("--output", "configs"), "--output: expected a name ending in .png"),
-    (("--pairs", "0"), "--pairs: expected 1 to 200"),
-    (("--data", "nowhere"), "nowhere (does not exist)"),
-    (("--data", "configs"), "Expected images"),
+    (("--output", "a.jpg"), "--output: "),
+    (("--output", "configs"), "--output: "),
+    (("--pairs", "0"), "--pairs: "),
+    (("--data", "nowhere"), "nowhere"),
+    (("--data", "configs"), "configs"),
     (("--train.epoch", "1"), "Did you mean train.epochs?"),
 ])  # fmt: skip
-def test_views_refuses(capsys, photos, words, expected):
+def test_views_with_wrong_flags_is_one_line_and_exit_2(capsys, photos, words, expected):
     data = () if "--data" in words else ("--data", photos)
     code, _, lines = run(capsys, "views", "configs/dupr_r18_small.yaml", *data, *words)
     assert code == 2 and len(lines) == 1 and expected in lines[0]
