@@ -85,6 +85,24 @@ def test_missing_an_ignored_box_costs_nothing():
     assert coco_ap(scene, [found((0, A, 0.9))])["AP"] == pytest.approx(1.0)
 
 
+SMALL, LARGE = (10, 10, 20, 20), (30, 30, 180, 180)  # 10² and 150² px; COCO's limits are 32² and 96²
+
+
+def test_ap_by_size_is_of_objects_of_that_size():
+    result = coco_ap(truth([(0, SMALL, False), (0, LARGE, False)]), [found((0, SMALL, 0.9))])
+    assert result["AP_small"] == pytest.approx(1.0)
+    assert result["AP_medium"] is None and result["AP_large"] == 0.0
+
+
+def test_size_of_an_object_is_its_given_area_not_its_boxs():
+    scene = truth([(0, LARGE, False)])
+    thin = dataclasses.replace(scene, areas=(np.array([500.0]),))  # as of a mask that fills little of its box
+    assert coco_ap(scene, [found((0, LARGE, 0.9))])["AP_large"] == pytest.approx(1.0)
+    result = coco_ap(thin, [found((0, LARGE, 0.9))])
+    assert result["AP_small"] == pytest.approx(1.0)
+    assert result["AP_medium"] is None and result["AP_large"] is None
+
+
 def test_detections_of_too_few_images_are_refused():
     with pytest.raises(UserError) as error:
         coco_ap(SCENE, [found()])

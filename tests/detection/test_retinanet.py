@@ -14,6 +14,7 @@ from dupr_tf.data.placing import scaled_batch
 from dupr_tf.detection.retinanet import (
     ANCHORS_PER_CELL,
     BOX_DEVIATIONS,
+    FeaturePyramid,
     PredictionHead,
     RetinaNet,
     build_retinanet,
@@ -23,6 +24,7 @@ from dupr_tf.detection.retinanet import (
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
 from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import build_backbone
+from tests import oracles_rcnn as twin
 
 SIZE = 64
 NAMES = ("bus", "cat", "dog")
@@ -122,6 +124,46 @@ def test_padding_and_pictures_without_boxes_give_no_target_and_a_finite_loss(det
     assert loss(data) == 0.0
     assert loss(batch(padding=5)) == pytest.approx(loss(batch(padding=1)), rel=1e-5)
     assert np.isfinite(loss(batch())) and loss(batch()) > 0
+
+
+def test_box_loss_is_smooth_l1_with_a_cutoff_of_1(detector):
+    data = batch(boxes=[[8, 8, 40, 40]], classes=[1])
+    targets, classes = detector.label_encoder(data["images"], dict(data["bounding_boxes"]))
+    logits = tf.zeros([*classes.shape, 3])
+
+    def loss(error):
+        outputs = {"box": targets + error, "classification": logits}
+        return float(detector.compute_loss(data["images"], data["bounding_boxes"], outputs, None))
+
+    # A mean over the four deltas and over the positive anchors: half of the square up to 1, the distance less ½ beyond.
+    for error, expected in ((0.5, 0.125), (-0.9, 0.405), (2.0, 1.5)):
+        assert loss(error) - loss(0.0) == pytest.approx(expected, abs=1e-3)
+
+
+def test_feature_pyramid_matches_its_numpy_twin():
+    pyramid, rng = FeaturePyramid(3, norm=False), np.random.default_rng(0)
+    levels = {name: rng.normal(size=(1, 2**n, 2**n, n + 1)) for name, n in (("P3", 4), ("P4", 3), ("P5", 2))}
+    pyramid.build({name: maps.shape for name, maps in levels.items()})
+    pyramid.set_weights([rng.normal(size=weight.shape) for weight in pyramid.weights])
+
+    def twin_of(part, maps, stride=1):
+        (conv,) = part.layers
+        return twin.convolve(maps, np.asarray(conv.kernel), np.asarray(conv.bias), stride)
+
+    def doubled(maps):
+        return maps.repeat(2, axis=0).repeat(2, axis=1)
+
+    lateral = {name: twin_of(pyramid.lateral[name], maps[0]) for name, maps in levels.items()}
+    p5 = lateral["P5"]
+    p4 = lateral["P4"] + doubled(p5)
+    p3 = lateral["P3"] + doubled(p4)
+    expected = [twin_of(pyramid.output_convs[name], maps) for name, maps in (("P3", p3), ("P4", p4), ("P5", p5))]
+    p6 = twin_of(pyramid.p6, levels["P5"][0], 2)
+    assert (p6 < 0).any() and (p6 > 0).any()
+    expected += [p6, twin_of(pyramid.p7, np.maximum(p6, 0), 2)]
+    found = pyramid({name: tf.constant(maps, tf.float32) for name, maps in levels.items()})
+    for level, twins in zip(found, expected, strict=True):
+        np.testing.assert_allclose(level[0], twins, rtol=1e-4, atol=1e-3)
 
 
 def test_nms_is_per_class():
