@@ -6,15 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.config.sections import Section
 
-KINDS = ("retinanet", "kerashub_retinanet", "faster_rcnn", "mask_rcnn", "fcn")
 Side = Annotated[int, Field(ge=32, le=4096)]
 Count = Annotated[int, Field(ge=1)]
 
 
 class DetectorConfig(Section):
-    kind: Literal[KINDS] = Field("retinanet", description="RetinaNet of KerasCV or KerasHub, R-CNN, or FCN (semantic)")
+    kind: Literal[tuple(DETECTORS)] = Field(
+        "retinanet", description=", ".join(f"{name} ({entry.summary})" for name, entry in DETECTORS.items())
+    )
     neck: Literal["fpn", "c4"] = Field("fpn", description="R-CNN: feature pyramid, or res4 with res5 as the head")
     norm: Literal["train", "sync", "frozen"] = Field(
         "train", description="BN of backbone and pyramid: statistics of a device, of all devices, or frozen (backbone)"

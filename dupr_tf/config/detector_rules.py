@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-
+from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.errors import UserError
-
-RCNN = ("faster_rcnn", "mask_rcnn")
-# Data that has what a detector learns from.
-DATA_KINDS = {
-    "retinanet": ("auto", "coco", "voc", "cityscapes"),
-    "kerashub_retinanet": ("auto", "coco", "voc", "cityscapes"),
-    "faster_rcnn": ("auto", "coco", "voc", "cityscapes"),
-    "mask_rcnn": ("auto", "coco", "cityscapes"),
-    "fcn": ("auto", "masks", "cityscapes"),
-}
-MISSING = {"mask_rcnn": " (voc has no masks of objects)", "fcn": " (classes of pixels)"}
 
 
 def finetune_problems(config, replicas: int = 1) -> list[UserError]:
@@ -28,7 +16,7 @@ def finetune_problems(config, replicas: int = 1) -> list[UserError]:
     if config.detector is None:
         fix = "Start from configs/retinanet_r18_small.yaml."
         return [UserError("detector", "The config has no section detector.", fix)]
-    checks = (_training, _data, _kind, _sizes, _schedule)
+    checks = (_training, _kind, _sizes, _schedule)
     return [error for check in checks for error in check(config)] + _devices(config, replicas)
 
 
@@ -47,49 +35,22 @@ def _training(config) -> list[UserError]:
     return problems
 
 
-def _data(config) -> list[UserError]:
-    data, kind, problems = config.data, config.detector.kind, []
-    allowed = DATA_KINDS[kind]
-    if data.kind not in allowed:
-        names = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
-        problem = f"Expected {names} for {kind}{MISSING.get(kind, '')}, received {data.kind}."
-        problems.append(UserError("data.kind", problem, "Pass --data.kind auto."))
-    if kind != "fcn":
-        problem = f"Only detector.kind fcn reads it, from a folder of masks; the kind here is {kind}."
-        given = [name for name in ("class_names", "ignore_value") if getattr(data, name) is not None]
-        problems += [UserError(f"data.{name}", problem, "Leave it out.") for name in given]
-    return problems
-
-
 def _kind(config) -> list[UserError]:
-    detector, problems = config.detector, []
-    kind = detector.kind
-    if detector.neck == "c4" and kind not in RCNN:
-        problem = f"Expected fpn for {kind}, received c4."
-        fix = f"Pass --detector.neck fpn, or --detector.kind {' or '.join(RCNN)}."
-        problems.append(UserError("detector.neck", problem, fix))
-    if kind not in RCNN:
-        given = [name for name in ("rpn_pre_nms", "rpn_post_nms") if getattr(detector, name) is not None]
-        problem = f"{kind} has no proposals."
-        problems += [UserError(f"detector.{name}", problem, "Leave it out.") for name in given]
-    if kind == "kerashub_retinanet":
-        problems += _kerashub(detector)
-    return problems
-
-
-def _kerashub(detector) -> list[UserError]:
-    problems = []
-    if importlib.util.find_spec("keras_hub") is None:
-        problem = "kerashub_retinanet needs keras_hub, which is not installed."
-        problems.append(UserError("detector.kind", problem, "Run: pip install 'dupr_tf[kerashub]'."))
-    if detector.head_channels != 256:
-        problem = f"Expected 256, the width of KerasHub's heads, received {detector.head_channels}."
-        fix = "Pass --detector.head_channels 256, or --detector.kind retinanet."
-        problems.append(UserError("detector.head_channels", problem, fix))
-    if detector.short_sides:
-        problem = "kerashub_retinanet takes images of one size only."
-        fix = "Set data.image_size instead, or pass --detector.kind retinanet."
-        problems.append(UserError("detector.short_sides", problem, fix))
+    """What the kind of detector needs and does not take."""
+    kind, problems = config.detector.kind, []
+    try:
+        facts = DETECTORS.check(kind).facts
+    except UserError as error:
+        problems, facts = [error], DETECTORS[kind].facts
+    allowed, note = facts["data"], facts["data_note"]
+    if config.data.kind not in allowed:
+        problem = f"Expected {', '.join(allowed[:-1])} or {allowed[-1]} for {kind}, received {config.data.kind}."
+        problems.append(UserError("data.kind", problem, f"Pass --data.kind auto{note and f'; {note}'}."))
+    for field, (why, fix) in facts["refuses"].items():
+        section, _, name = field.partition(".")
+        section = getattr(config, section)
+        if getattr(section, name) not in (type(section).model_fields[name].default, ()):
+            problems.append(UserError(field, f"{kind} {why}", fix))
     return problems
 
 
@@ -99,13 +60,11 @@ def _sizes(config) -> list[UserError]:
     if size % 32:
         problem, fix = f"Expected a multiple of 32, received {size}.", max(32, round(size / 32) * 32)
         problems.append(UserError("data.image_size", problem, f"Pass --data.image_size {fix}."))
-    if detector.kind == "fcn" and sides:
-        problem, fix = "fcn trains on squares of data.image_size.", "Use detector.scale_jitter instead."
-        problems.append(UserError("detector.short_sides", problem, fix))
-    elif sides and list(sides) != sorted(set(sides)):
+    facts = DETECTORS[detector.kind].facts
+    if sides and "detector.short_sides" not in facts["refuses"] and list(sides) != sorted(set(sides)):
         problem, fix = f"Expected rising numbers, received {list(sides)}.", f"Use {sorted(set(sides))}."
         problems.append(UserError("detector.short_sides", problem, fix))
-    if not sides and detector.kind != "fcn" and test_side:
+    if test_side and not sides and not facts["any_test_size"]:
         problem = "It has no effect without detector.short_sides: images are squares of data.image_size."
         fix = f"Leave it out, or pass --detector.short_sides '[{test_side}]'."
         problems.append(UserError("detector.test_short_side", problem, fix))

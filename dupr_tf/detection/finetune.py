@@ -9,8 +9,9 @@ import keras
 from rich.console import Console
 
 from dupr_tf.config import Config, DataConfig, dump_config, load_config
+from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.share import take_share
-from dupr_tf.detection.build import KINDS, build_detector, task_of
+from dupr_tf.detection.build import build_detector, task_of
 from dupr_tf.detection.precise_bn import measure_norms
 from dupr_tf.detection.saving import detector_file, export_detector, load_detector, save_detector
 from dupr_tf.detection.tasks import TASKS, layout_of, naming_bad_images, with_something_to_find
@@ -50,7 +51,7 @@ def finetune(
     """
     console, strategy = console or Console(), choose_strategy(config.train.strategy)
     raise_all(config.finetune_problems(replicas(strategy)))
-    output, task = _new_folder(output), TASKS[KINDS[config.detector.kind].task]
+    output, task = _new_folder(output), TASKS[DETECTORS[config.detector.kind].facts["task"]]
     keras.utils.set_random_seed(config.train.seed)
     with scope(strategy):
         backbone = _backbone(config, weights)
@@ -163,7 +164,7 @@ def _begin(output: Path, config: Config, ids) -> None:
 def _plan(config: Config, train, val, images: int, steps: int, devices: int) -> str:
     """One line of what is about to be done."""
     kind, neck = config.detector.kind, config.detector.neck
-    name = f"{kind} ({neck})" if kind in ("faster_rcnn", "mask_rcnn") else kind
+    name = kind if "detector.neck" in DETECTORS[kind].facts["refuses"] else f"{kind} ({neck})"
     what = "" if images == len(train) else f" ({images} with boxes)"
     where = "" if devices == 1 else f" on {devices} devices"
     return (

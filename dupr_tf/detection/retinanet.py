@@ -115,6 +115,27 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
         self.test_short_side, self.max_long_side = test_short_side, max_long_side
         self._set_norms(self.feature_pyramid)
 
+    @classmethod
+    def from_experiment(cls, backbone, class_names, config):
+        """A RetinaNet as `config.detector` describes it: squares of `data.image_size`; any size with `short_sides`."""
+        detector = config.detector
+        return cls(
+            backbone,
+            class_names,
+            None if detector.short_sides else config.data.image_size,
+            fpn_channels=detector.fpn_channels,
+            fpn_norm=detector.fpn_norm,
+            head_channels=detector.head_channels,
+            head_convs=detector.head_convs,
+            anchor_scale=detector.anchor_scale or 4.0,
+            norm=detector.norm,
+            score_threshold=detector.score_threshold,
+            nms_iou=detector.nms_iou,
+            max_detections=detector.max_detections,
+            test_short_side=detector.side_at_test,
+            max_long_side=detector.max_long_side,
+        )
+
     def _build_loss_logs(self):
         """Keras makes what it logs losses in when it computes them first: here, of an empty image of 32 px."""
         images = tf.zeros([1, 32, 32, 3])
@@ -241,27 +262,6 @@ class PredictionHead(keras.layers.Layer):
     def get_config(self):
         own = {"filters": self.filters, "channels": self.channels, "convs": self.convs, "bias": self.bias}
         return {**super().get_config(), **own}
-
-
-def build_retinanet(backbone, class_names, config):
-    """A RetinaNet as `config.detector` describes it: for squares of `data.image_size`; any size with `short_sides`."""
-    detector = config.detector
-    return RetinaNet(
-        backbone,
-        class_names,
-        None if detector.short_sides else config.data.image_size,
-        fpn_channels=detector.fpn_channels,
-        fpn_norm=detector.fpn_norm,
-        head_channels=detector.head_channels,
-        head_convs=detector.head_convs,
-        anchor_scale=detector.anchor_scale or 4.0,
-        norm=detector.norm,
-        score_threshold=detector.score_threshold,
-        nms_iou=detector.nms_iou,
-        max_detections=detector.max_detections,
-        test_short_side=detector.side_at_test,
-        max_long_side=detector.max_long_side,
-    )
 
 
 @keras.saving.register_keras_serializable("dupr_tf")

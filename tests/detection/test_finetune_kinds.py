@@ -10,7 +10,8 @@ from rich.console import Console
 
 from dupr_tf.commands.report import print_scores
 from dupr_tf.config import parse_config
-from dupr_tf.detection.build import KINDS, task_of
+from dupr_tf.config.detectors import DETECTORS
+from dupr_tf.detection.build import task_of
 from dupr_tf.detection.finetune import evaluate, finetune
 from dupr_tf.detection.saving import load_detector
 from tests.labelled_scenes import NAMES, draw, pictures, write_coco, write_voc
@@ -83,7 +84,7 @@ def check_run(metrics, output, kind):
     for entry in entries:
         parts = [value for name, value in entry.items() if name.endswith("_loss")]
         assert np.isfinite(entry["loss"]) and (not parts or entry["loss"] == pytest.approx(sum(parts), rel=1e-3))
-    assert task_of(load_detector(output)) == KINDS[kind].task
+    assert task_of(load_detector(output)) == DETECTORS[kind].facts["task"]
 
 
 @pytest.mark.slow

@@ -17,7 +17,6 @@ from dupr_tf.detection.retinanet import (
     FeaturePyramid,
     PredictionHead,
     RetinaNet,
-    build_retinanet,
     decoded,
     pyramid_anchors,
 )
@@ -226,7 +225,9 @@ def test_the_saved_model_detects_the_same(detector, tmp_path):
 def test_a_config_becomes_the_detector_it_describes():
     section = {"fpn_channels": 16, "head_channels": 24, "head_convs": 2, "norm": "frozen", "anchor_scale": 3}
     config = parse_config({"data": {"image_size": SIZE}, "detector": {**section, "fpn_norm": False, "nms_iou": 0.6}})
-    model = build_retinanet(build_backbone("resnet18", width=0.125, include_normalization=True), NAMES, config)
+    model = RetinaNet.from_experiment(
+        build_backbone("resnet18", width=0.125, include_normalization=True), NAMES, config
+    )
     settings = model.get_config()
     assert {name: settings[name] for name in ("fpn_channels", "head_channels", "head_convs", "anchor_scale")} == {
         name: section[name] for name in ("fpn_channels", "head_channels", "head_convs", "anchor_scale")

@@ -101,6 +101,19 @@ class FasterRCNN(Detector, keras.Model):
         self._means = [keras.metrics.Mean(name) for name in ("loss", *self.loss_names)]
         self.built = True
 
+    @classmethod
+    def from_experiment(cls, backbone, class_names, config):
+        """The R-CNN that `config` describes: its section `detector`, `data.image_size` and `train.seed`."""
+        detector = config.detector
+        same = (name for name in SETTINGS if name in type(detector).model_fields)
+        settings = {name: getattr(detector, name) for name in same}
+        settings |= {"anchor_scale": detector.anchor_scale or ANCHOR_SCALE, "test_short_side": None}
+        if detector.short_sides:
+            settings["test_short_side"] = detector.side_at_test
+        else:
+            settings["image_size"] = config.data.image_size
+        return cls(backbone, class_names, **settings, seed=config.train.seed)
+
     mask_losses = ()
 
     def _build_fpn(self):

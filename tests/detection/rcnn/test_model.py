@@ -10,7 +10,8 @@ import tensorflow as tf
 from dupr_tf.config import parse_config
 from dupr_tf.data.placing import scaled_batch
 from dupr_tf.detection import rcnn
-from dupr_tf.detection.rcnn import FasterRCNN, build_rcnn
+from dupr_tf.detection.build import build_detector
+from dupr_tf.detection.rcnn import FasterRCNN
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
 from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import build_backbone
@@ -237,7 +238,7 @@ def test_parameters_and_the_papers_sizes():
     # Lateral 1x1, output 3x3, both without bias and with BN of 4; RPN of 3 anchors; dense layers; predictors; masks.
     section = {"kind": "mask_rcnn", "fpn_channels": 16, "head_channels": 24, "box_head_width": 40}
     backbone = ChainBackbone()
-    detector = build_rcnn(backbone, NAMES, parse_config({"detector": section}))
+    detector = build_detector(backbone, NAMES, parse_config({"detector": section}))
     pyramid = 16 * (8 + 12 + 16 + 20) + 4 * 9 * 16**2 + 8 * 4 * 16
     rpn = 9 * 16**2 + 16 + 17 * 3 * 5
     box = 49 * 16 * 40 + 40 + 40**2 + 40 + 41 * (4 + 12)
@@ -254,13 +255,13 @@ def test_a_config_becomes_the_detector_it_describes():
     section = {"neck": "c4", "norm": "frozen", "anchor_scale": 3, "rois_per_image": 64, "nms_iou": 0.6}
     section |= {"head_channels": 24, "max_detections": 7, "rpn_pre_nms": [300, 200]}
     config = parse_config({"detector": {"kind": "faster_rcnn", **section, "short_sides": [320, 480]}})
-    detector = build_rcnn(ChainBackbone(), NAMES, config)
+    detector = build_detector(ChainBackbone(), NAMES, config)
     settings = detector.get_config()
     assert {name: settings[name] for name in section} == section
     assert (detector.image_size, detector.test_short_side, detector.max_long_side) == (None, 480, 1333)
     assert detector.rpn_post_nms == (2000, 1000)
     assert detector.anchor_levels == [(16, [12.0, 24.0, 48.0, 96.0, 192.0])]
-    square = build_rcnn(ChainBackbone(), NAMES, parse_config({"detector": {"kind": "faster_rcnn"}}))
+    square = build_detector(ChainBackbone(), NAMES, parse_config({"detector": {"kind": "faster_rcnn"}}))
     assert square.image_size == 224 and square.test_short_side is None
 
 
