@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import json
+import operator
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +16,7 @@ import tyro
 from dupr_tf.commands.places import Place
 from dupr_tf.commands.report import print_table
 from dupr_tf.config import BACKBONES, PROBED_LEVELS, LinearConfig, load_config
+from dupr_tf.config.probes import PROBES
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.remote_path import as_path
 from dupr_tf.training.cluster import refuse_cluster
@@ -45,7 +50,8 @@ class Weights:
         from dupr_tf.probing.backbones import load_backbones
 
         backbones = load_backbones(self.weights, self.backbone, self.width, self.seed)
-        found = self.probe(backbones, overrides)
+        probe = PROBES.load(next(name for name, flags in WHICH.items() if flags is type(self)))
+        found = probe(backbones, self.data, **self.arguments(overrides, inspect.signature(probe).parameters))
         print_table(*self.table(found.numbers))
         self._write(found)
 
@@ -67,9 +73,9 @@ class Weights:
             problems.append(UserError("--temperature", problem, "Leave it out for the default."))
         return problems
 
-    def probe(self, backbones, overrides):
-        """The `Findings`."""
-        raise NotImplementedError
+    def arguments(self, overrides: dict[str, str], taken: Container[str]) -> dict[str, Any]:
+        """What the function of the probe is called with beside backbones and data: the flags that it takes."""
+        return {name: getattr(self, name) for name in vars(self) if name in taken and name != "data"}
 
     def table(self, numbers: dict[str, dict]) -> tuple[tuple, list[tuple]]:
         """Head and rows of what is printed: a column for each number."""
@@ -108,12 +114,6 @@ class Knn(Weights):
     image_size: int = 224
     """px"""
 
-    def probe(self, backbones, overrides):
-        from dupr_tf.probing.protocols import probe_knn
-
-        shown = (self.level, self.cells, self.image_size)
-        return probe_knn(backbones, self.data, *shown, self.k, self.temperature)
-
 
 @dataclasses.dataclass
 class Linear(Weights):
@@ -136,10 +136,8 @@ class Linear(Weights):
     def _settings(self, overrides) -> LinearConfig:
         return load_config(self.config, overrides).linear or LinearConfig()
 
-    def probe(self, backbones, overrides):
-        from dupr_tf.probing.protocols import probe_linear
-
-        return probe_linear(backbones, self.data, self._settings(overrides), self.seed)
+    def arguments(self, overrides, taken):
+        return {"settings": self._settings(overrides), "seed": self.seed}
 
 
 @dataclasses.dataclass
@@ -172,13 +170,8 @@ class Svm(Weights):
             problems.append(UserError("--costs", problem, "Leave it out for the default."))
         return problems
 
-    def probe(self, backbones, overrides):
-        from dupr_tf.probing.protocols import probe_svm
-
-        splits = (self.train_split, self.test_split)
-        return probe_svm(
-            backbones, self.data, self.levels, splits, self.image_size, self.costs, self.folds, self.seed
-        )  # fmt: skip
+    def arguments(self, overrides, taken):
+        return {**super().arguments(overrides, taken), "splits": (self.train_split, self.test_split)}
 
     def table(self, numbers):
         rows = [(label, *(_text(found[level]["mAP"]) for level in self.levels)) for label, found in numbers.items()]
@@ -205,12 +198,6 @@ class Sensitivity(Weights):
     cells: int = 7
     """S of RoIAlign."""
 
-    def probe(self, backbones, overrides):
-        from dupr_tf.probing.protocols import probe_sensitivity
-
-        shown = (self.split, self.images, self.image_size, self.level, self.cells, self.seed)
-        return probe_sensitivity(backbones, self.data, *shown)
-
 
 @dataclasses.dataclass
 class Matching(Weights):
@@ -222,11 +209,6 @@ class Matching(Weights):
     """Side of a view, px: 28 x 28 cells of P4."""
     level: MapLevel = "P4"
     """Cells of."""
-
-    def probe(self, backbones, overrides):
-        from dupr_tf.probing.protocols import probe_matching
-
-        return probe_matching(backbones, self.data, self.images, self.image_size, self.level, self.seed)
 
 
 @dataclasses.dataclass
@@ -249,12 +231,6 @@ class Affinity(Weights):
     temperature: float = 0.001
     """Of eq. 9."""
 
-    def probe(self, backbones, overrides):
-        from dupr_tf.probing.protocols import probe_affinity
-
-        shown = (self.images, self.image_size, self.level, self.seed, self.split, self.cells, self.temperature)
-        return probe_affinity(backbones, self.data, *shown)
-
 
 @dataclasses.dataclass
 class Retrieval(Weights):
@@ -271,27 +247,14 @@ class Retrieval(Weights):
     top: int = 4
     """Neighbours of a query."""
 
-    def probe(self, backbones, overrides):
-        from dupr_tf.probing.protocols import probe_retrieval
 
-        shown = (self.images, self.queries, self.image_size, self.level, self.top)
-        return probe_retrieval(backbones, self.data, *shown)
-
-
+# The flags of every line of PROBES.
 WHICH = {
     "knn": Knn, "linear": Linear, "svm": Svm,
     "sensitivity": Sensitivity, "matching": Matching, "affinity": Affinity, "retrieval": Retrieval,
 }  # fmt: skip
-
-
-def _choice(name: str):
-    return Annotated[WHICH[name], tyro.conf.subcommand(name)]
-
-
-AnyProbe = (
-    _choice("knn") | _choice("linear") | _choice("svm") | _choice("sensitivity") | _choice("matching")
-    | _choice("affinity") | _choice("retrieval")
-)  # fmt: skip
+CHOICES = [Annotated[flags, tyro.conf.subcommand(name)] for name, flags in WHICH.items()]
+AnyProbe = functools.reduce(operator.or_, CHOICES)
 
 
 @dataclasses.dataclass

@@ -6,11 +6,12 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from dupr_tf.config.probes import PROBES
 from dupr_tf.config.sections import Section
 from dupr_tf.errors import UserError
 
 PROBED_LEVELS = ("conv1", "P2", "P3", "P4", "P5")
-IN_TRAINING = ("knn", "matching", "affinity", "retrieval")
+IN_TRAINING = tuple(name for name, entry in PROBES.items() if entry.facts)
 
 
 class ProbingConfig(Section):

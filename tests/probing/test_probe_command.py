@@ -1,5 +1,7 @@
 """`dupr-tf probe` and `views` from the command line: what they write, and every kind of wrong input."""
 
+import dataclasses
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +11,9 @@ import pytest
 from PIL import Image
 
 from dupr_tf.cli import main
+from dupr_tf.commands.probe import WHICH, Weights
 from dupr_tf.config import ProbingConfig
+from dupr_tf.config.probes import PROBES
 from dupr_tf.data.sample import write_sample
 from dupr_tf.models import build_backbone
 from dupr_tf.probing.backbones import labels_of, load_backbones
@@ -236,6 +240,29 @@ def test_views_without_data_is_refused(capsys):
 
 
 # ---- the parts underneath ----
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_flags_of_a_probe_reach_its_function(name):
+    flags, parameters = WHICH[name](("random",), Path("photos")), inspect.signature(PROBES.load(name)).parameters
+    passed = flags.arguments({}, parameters)
+    own = {field.name for field in dataclasses.fields(flags)} - {field.name for field in dataclasses.fields(Weights)}
+    assert own - {"config", "train_split", "test_split"} <= set(passed) <= set(parameters)
+    assert all(value == getattr(flags, key) for key, value in passed.items() if key not in ("settings", "splits"))
+    assert ("seed" in parameters) == ("seed" in passed)
+    if name == "svm":
+        assert passed["splits"] == ("train", "val")
+
+
+@pytest.mark.parametrize("name", [name for name, entry in PROBES.items() if entry.facts])
+def test_a_probe_in_training_takes_what_it_is_given(name):
+    taken = PROBES[name].facts["takes"]
+    assert set(taken) <= set(inspect.signature(PROBES.load(name)).parameters)
+    assert set(taken) <= {"images", "queries", "image_size", "seed"}
+
+
+def test_every_probe_has_flags():
+    assert list(WHICH) == list(PROBES)
 
 
 def test_random_is_like_the_others_and_seeded(weights):
