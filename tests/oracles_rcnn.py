@@ -172,3 +172,24 @@ def mask_target(region, box, mask, size):
                 bottom = empty[y0 + 1, x0] * (1 - x + x0) + empty[y0 + 1, x0 + 1] * (x - x0)
                 out[i, j] = (top * (1 - y + y0) + bottom * (y - y0)) >= 0.5
     return out
+
+
+def convolve(x, kernel, bias, stride=1):
+    """(h, w, C) with a kernel (k, k, C, F), padded as TensorFlow's "same" pads: the odd row and column at the end."""
+    side = kernel.shape[0]
+    size = [-(-length // stride) for length in x.shape[:2]]
+    pads = [max((out - 1) * stride + side - length, 0) for out, length in zip(size, x.shape[:2], strict=True)]
+    padded = np.pad(x, [*((pad // 2, pad - pad // 2) for pad in pads), (0, 0)])
+    found = np.empty((*size, kernel.shape[-1]))
+    for i, j in np.ndindex(*size):
+        window = padded[i * stride : i * stride + side, j * stride : j * stride + side]
+        found[i, j] = np.tensordot(window, kernel, 3) + bias
+    return found
+
+
+def upsample(x, kernel, bias):
+    """(h, w, C) to (2 h, 2 w, F): the transposed convolution with a kernel (2, 2, F, C) at stride 2."""
+    found = np.empty((2 * x.shape[0], 2 * x.shape[1], kernel.shape[2]))
+    for i, j, a, b in np.ndindex(*x.shape[:2], 2, 2):
+        found[2 * i + a, 2 * j + b] = kernel[a, b] @ x[i, j] + bias
+    return found

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dupr_tf.config import Config, dump_config, field_rows, load_config, parse_config
+from dupr_tf.config import LEVELS, Config, dump_config, field_rows, load_config, parse_config
 from dupr_tf.errors import UserError
 
 ELSEWHERE = ("detectron2", "detection", "cluster")  # these have tests of their own

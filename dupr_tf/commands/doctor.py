@@ -9,11 +9,11 @@ from pathlib import Path
 import tyro
 
 from dupr_tf.commands.places import Place
-from dupr_tf.commands.report import print_table, problems_of, refuse
+from dupr_tf.commands.report import print_table, problems_of
 from dupr_tf.commands.train import has_gpu
 from dupr_tf.config import Config, load_config
 from dupr_tf.data.sources import check_root
-from dupr_tf.errors import UserError
+from dupr_tf.errors import UserError, raise_all
 
 
 @dataclasses.dataclass
@@ -62,17 +62,15 @@ class Doctor:
             except UserError as error:
                 problems += error.errors
         elif overrides:
-            problems.append(
-                f"{next(iter(overrides))}: expected a config to change, received none. Fix: give CONFIG first"
-            )
+            problem = "There is no config whose field it could change."
+            problems.append(UserError(f"--{next(iter(overrides))}", problem, "Pass a config as the first argument."))
         root = self.data or (config.data.root if config else None)
         if root is not None:
             problems += problems_of(check_root, root, config.data.kind if config else "auto")
         if self.steps and (self.config is None or root is None):
-            problems.append(
-                "--steps: expected a config and images, received one or none. Fix: CONFIG --data DIR --steps"
-            )
-        refuse(problems)
+            problem, fix = "Steps need a config and images.", "Run: dupr-tf doctor CONFIG --data DIR --steps."
+            problems.append(UserError("--steps", problem, fix))
+        raise_all(problems)
         return config, root
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import json
+import operator
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from dupr_tf.commands.places import Place
-from dupr_tf.commands.report import print_table, refuse
+from dupr_tf.commands.report import print_table
 from dupr_tf.config import BACKBONES, PROBED_LEVELS, LinearConfig, load_config
-from dupr_tf.errors import UserError
+from dupr_tf.config.probes import PROBES
+from dupr_tf.errors import UserError, raise_all
 from dupr_tf.remote_path import as_path
 from dupr_tf.training.cluster import refuse_cluster
 from dupr_tf.whole_files import write_whole
@@ -41,32 +46,36 @@ class Weights:
 
     def run(self, overrides: dict[str, str]) -> None:
         refuse_cluster()
-        refuse(self._problems(overrides))
+        raise_all(self._problems(overrides))
         from dupr_tf.probing.backbones import load_backbones
 
         backbones = load_backbones(self.weights, self.backbone, self.width, self.seed)
-        found = self.probe(backbones, overrides)
+        probe = PROBES.load(next(name for name, flags in WHICH.items() if flags is type(self)))
+        found = probe(backbones, self.data, **self.arguments(overrides, inspect.signature(probe).parameters))
         print_table(*self.table(found.numbers))
         self._write(found)
 
-    def _problems(self, overrides) -> list[str]:
-        problems = [] if self.weights else ["--weights: expected a run, a file or random, received none"]
+    def _problems(self, overrides) -> list[UserError]:
+        which = "Pass a run, a file, or random."
+        problems = [] if self.weights else [UserError("--weights", "There are no weights to probe.", which)]
         for weights in self.weights:
             if weights != "random" and not as_path(weights).exists():
-                problems.append(f"--weights: expected a file, a run or the word random, received {weights} (no such)")
+                problems.append(UserError("--weights", f"There is no {weights}.", which))
         if not self.data.is_dir():
-            problems.append(f"--data: expected a folder, received {self.data}. Fix: --data DIR")
+            problems.append(UserError("--data", f"{self.data} is not a folder.", "Pass a folder of images."))
         for name, least in LEAST.items():
             value = getattr(self, name, None)
             if value is not None and value < least:
-                problems.append(f"--{name.replace('_', '-')}: expected {least} or more, received {value}")
+                flag, problem = f"--{name.replace('_', '-')}", f"Expected {least} or more, received {value}."
+                problems.append(UserError(flag, problem, f"Use at least {least}."))
         if getattr(self, "temperature", 1.0) <= 0:
-            problems.append(f"--temperature: expected more than 0, received {self.temperature}")
+            problem = f"Expected more than 0, received {self.temperature}."
+            problems.append(UserError("--temperature", problem, "Leave it out for the default."))
         return problems
 
-    def probe(self, backbones, overrides):
-        """The `Findings`."""
-        raise NotImplementedError
+    def arguments(self, overrides: dict[str, str], taken: Container[str]) -> dict[str, Any]:
+        """What the function of the probe is called with beside backbones and data: the flags that it takes."""
+        return {name: getattr(self, name) for name in vars(self) if name in taken and name != "data"}
 
     def table(self, numbers: dict[str, dict]) -> tuple[tuple, list[tuple]]:
         """Head and rows of what is printed: a column for each number."""
@@ -105,12 +114,6 @@ class Knn(Weights):
     image_size: int = 224
     """px"""
 
-    def probe(self, backbones, overrides):
-        from dupr_tf.probing.protocols import probe_knn
-
-        shown = (self.level, self.cells, self.image_size)
-        return probe_knn(backbones, self.data, *shown, self.k, self.temperature)
-
 
 @dataclasses.dataclass
 class Linear(Weights):
@@ -133,10 +136,8 @@ class Linear(Weights):
     def _settings(self, overrides) -> LinearConfig:
         return load_config(self.config, overrides).linear or LinearConfig()
 
-    def probe(self, backbones, overrides):
-        from dupr_tf.probing.protocols import probe_linear
-
-        return probe_linear(backbones, self.data, self._settings(overrides), self.seed)
+    def arguments(self, overrides, taken):
+        return {"settings": self._settings(overrides), "seed": self.seed}
 
 
 @dataclasses.dataclass
@@ -162,18 +163,15 @@ class Svm(Weights):
     def _problems(self, overrides):
         problems = super()._problems(overrides)
         if not self.levels:
-            problems.append(f"--levels: expected some of {', '.join(PROBED_LEVELS)}, received none")
+            problem = f"Expected some of {', '.join(PROBED_LEVELS)}, received none."
+            problems.append(UserError("--levels", problem, "Leave it out for all of them."))
         if not self.costs or min(self.costs) <= 0:
-            problems.append(f"--costs: expected numbers above 0, received {self.costs or 'none'}")
+            problem = f"Expected numbers above 0, received {list(self.costs) or 'none'}."
+            problems.append(UserError("--costs", problem, "Leave it out for the default."))
         return problems
 
-    def probe(self, backbones, overrides):
-        from dupr_tf.probing.protocols import probe_svm
-
-        splits = (self.train_split, self.test_split)
-        return probe_svm(
-            backbones, self.data, self.levels, splits, self.image_size, self.costs, self.folds, self.seed
-        )  # fmt: skip
+    def arguments(self, overrides, taken):
+        return {**super().arguments(overrides, taken), "splits": (self.train_split, self.test_split)}
 
     def table(self, numbers):
         rows = [(label, *(_text(found[level]["mAP"]) for level in self.levels)) for label, found in numbers.items()]
@@ -200,12 +198,6 @@ class Sensitivity(Weights):
     cells: int = 7
     """S of RoIAlign."""
 
-    def probe(self, backbones, overrides):
-        from dupr_tf.probing.protocols import probe_sensitivity
-
-        shown = (self.split, self.images, self.image_size, self.level, self.cells, self.seed)
-        return probe_sensitivity(backbones, self.data, *shown)
-
 
 @dataclasses.dataclass
 class Matching(Weights):
@@ -217,11 +209,6 @@ class Matching(Weights):
     """Side of a view, px: 28 x 28 cells of P4."""
     level: MapLevel = "P4"
     """Cells of."""
-
-    def probe(self, backbones, overrides):
-        from dupr_tf.probing.protocols import probe_matching
-
-        return probe_matching(backbones, self.data, self.images, self.image_size, self.level, self.seed)
 
 
 @dataclasses.dataclass
@@ -244,12 +231,6 @@ class Affinity(Weights):
     temperature: float = 0.001
     """Of eq. 9."""
 
-    def probe(self, backbones, overrides):
-        from dupr_tf.probing.protocols import probe_affinity
-
-        shown = (self.images, self.image_size, self.level, self.seed, self.split, self.cells, self.temperature)
-        return probe_affinity(backbones, self.data, *shown)
-
 
 @dataclasses.dataclass
 class Retrieval(Weights):
@@ -266,27 +247,14 @@ class Retrieval(Weights):
     top: int = 4
     """Neighbours of a query."""
 
-    def probe(self, backbones, overrides):
-        from dupr_tf.probing.protocols import probe_retrieval
 
-        shown = (self.images, self.queries, self.image_size, self.level, self.top)
-        return probe_retrieval(backbones, self.data, *shown)
-
-
+# The flags of every line of PROBES.
 WHICH = {
     "knn": Knn, "linear": Linear, "svm": Svm,
     "sensitivity": Sensitivity, "matching": Matching, "affinity": Affinity, "retrieval": Retrieval,
 }  # fmt: skip
-
-
-def _choice(name: str):
-    return Annotated[WHICH[name], tyro.conf.subcommand(name)]
-
-
-AnyProbe = (
-    _choice("knn") | _choice("linear") | _choice("svm") | _choice("sensitivity") | _choice("matching")
-    | _choice("affinity") | _choice("retrieval")
-)  # fmt: skip
+CHOICES = [Annotated[flags, tyro.conf.subcommand(name)] for name, flags in WHICH.items()]
+AnyProbe = functools.reduce(operator.or_, CHOICES)
 
 
 @dataclasses.dataclass
@@ -297,8 +265,8 @@ class Probe:
 
     def run(self, overrides: dict[str, str]) -> None:
         if overrides and not isinstance(self.which, Linear):
-            problem = "This probe takes no fields of a config."
-            raise UserError(f"--{next(iter(overrides))}", problem, "Only probe linear does.")
+            problem = "Only probe linear takes fields of a config."
+            raise UserError(f"--{next(iter(overrides))}", problem, "Leave it out.")
         self.which.run(overrides)
 
 
@@ -327,7 +295,7 @@ class Views:
     def run(self, overrides: dict[str, str]) -> None:
         config = load_config(self.config, overrides)
         root = self.data or config.data.root
-        refuse(self._problems(root))
+        raise_all(self._problems(root))
         from dupr_tf.data.bad_images import BadImages, check_readable
         from dupr_tf.data.open_source import open_source
         from dupr_tf.probing.pictures import save
@@ -340,14 +308,18 @@ class Views:
         print(f"{len(names)} pairs, {int(pairs['valid'].sum())} with enough overlap for a patch loss")
         print(f"wrote {self.output}")
 
-    def _problems(self, root) -> list[str]:
-        problems = [] if root is not None else ["--data: expected a folder of images, received none. Fix: --data DIR"]
+    def _problems(self, root) -> list[UserError]:
+        problems = []
+        if root is None:
+            problems.append(UserError("--data", "There are no images to draw.", "Pass --data DIR."))
         if self.output.suffix.lower() != ".png":
-            problems.append(f"--output: expected a name ending in .png, received {self.output}")
+            problem = f"Expected a name that ends in .png, received {self.output}."
+            problems.append(UserError("--output", problem, "Pass --output views.png."))
         elif self.output.is_dir():
-            problems.append(f"--output: expected a file, received the folder {self.output}")
+            problems.append(UserError("--output", f"{self.output} is a folder.", "Pass the name of a file."))
         for name, most in (("pairs", 200), ("columns", 20), ("cells", 14)):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= most:
-                problems.append(f"--{name}: expected 1 to {most}, received {value}")
+                problem = f"Expected 1 to {most}, received {value}."
+                problems.append(UserError(f"--{name}", problem, "Leave it out for the default."))
         return problems

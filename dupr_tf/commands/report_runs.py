@@ -9,8 +9,7 @@ from pathlib import Path
 import tyro
 
 from dupr_tf.commands.places import Place
-from dupr_tf.commands.report import refuse
-from dupr_tf.errors import UserError
+from dupr_tf.errors import UserError, raise_all
 
 MOST_VIEWS = 64
 
@@ -46,20 +45,19 @@ class Report:
     def _check(self) -> None:
         from dupr_tf.reporting.page import is_report
 
-        problems = (
-            [] if self.runs else ["RUN: expected the folder of a run, received none. Fix: dupr-tf report runs/mine"]
-        )
+        problems = []
+        if not self.runs:
+            problems.append(UserError("RUNS", "There is no run to report on.", "Run: dupr-tf report runs/mine."))
         if not 0 <= self.views <= MOST_VIEWS:
-            problems.append(f"--views: expected 0 to {MOST_VIEWS}, received {self.views}")
+            problem = f"Expected 0 to {MOST_VIEWS}, received {self.views}."
+            problems.append(UserError("--views", problem, "Use 4, for example."))
         if self.output.is_dir():
-            problems.append(
-                f"--output: expected a file, received the folder {self.output}. Fix: {self.output}/report.html"
-            )
+            fix = f"Pass --output {self.output}/report.html."
+            problems.append(UserError("--output", f"{self.output} is a folder.", fix))
         elif self.output.exists() and not is_report(self.output):
-            problems.append(
-                f"--output: expected a new file or an earlier report, received {self.output}, which is neither"
-            )
-        refuse(problems)
+            problem = f"{self.output} exists and is not a report, so it is not replaced."
+            problems.append(UserError("--output", problem, "Pass another name."))
+        raise_all(problems)
 
     def _write(self, page: str) -> None:
         from dupr_tf.whole_files import write_whole
@@ -68,5 +66,6 @@ class Report:
         try:
             write_whole(self.output, content)
         except OSError as error:
-            raise UserError("--output", f"{self.output} cannot be written: {error}.") from None
+            problem = f"{self.output} cannot be written: {error.strerror or error}."
+            raise UserError("--output", problem, "Pass another name.") from None
         print(f"wrote {self.output}, {len(content):,} bytes")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
+from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.config.sections import Section
 
-KINDS = ("retinanet", "kerashub_retinanet", "faster_rcnn", "mask_rcnn", "fcn")
 Side = Annotated[int, Field(ge=32, le=4096)]
 Count = Annotated[int, Field(ge=1)]
 
 
 class DetectorConfig(Section):
-    kind: Literal[KINDS] = Field("retinanet", description="RetinaNet of KerasCV or KerasHub, R-CNN, or FCN (semantic)")
+    kind: Literal[tuple(DETECTORS)] = Field(
+        "retinanet", description=", ".join(f"{name} ({entry.summary})" for name, entry in DETECTORS.items())
+    )
     neck: Literal["fpn", "c4"] = Field("fpn", description="R-CNN: feature pyramid, or res4 with res5 as the head")
     norm: Literal["train", "sync", "frozen"] = Field(
         "train", description="BN of backbone and pyramid: statistics of a device, of all devices, or frozen (backbone)"
@@ -48,12 +50,12 @@ class DetectorConfig(Section):
     gradient_clip: float | None = Field(10.0, gt=0, description="global norm")
     precise_bn_images: int = Field(0, ge=0, description="training images whose statistics BN takes before evaluation")
 
-    @model_validator(mode="after")
-    def _scales(self):
-        low, high = self.scale_jitter
-        if not 0.1 <= low <= high <= 10:
-            raise ValueError(f"scale_jitter: expected 0.1 <= min <= max <= 10, received [{low}, {high}]")
-        return self
+    @field_validator("scale_jitter")
+    @classmethod
+    def _rising(cls, value):
+        if not 0.1 <= value[0] <= value[1] <= 10:
+            raise ValueError(f"Expected 0.1 <= min <= max <= 10, received {list(value)}.")
+        return value
 
     @property
     def side_at_test(self) -> int | None:

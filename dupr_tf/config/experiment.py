@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dupr_tf.config.detector import DetectorConfig
 from dupr_tf.config.detector_rules import finetune_problems
-from dupr_tf.config.lines import user_errors
 from dupr_tf.config.probing import LinearConfig, ProbingConfig
 from dupr_tf.config.sections import DataConfig, ModelConfig, OptimizerConfig, TrainConfig, ViewsConfig
 from dupr_tf.config.terms import STRIDE_OF, Section, term_arguments
@@ -64,8 +63,7 @@ class Config(Section):
         Args:
             replicas: devices that train together.
         """
-        problems = [*self._batch_problems(replicas), *self._model_problems()]
-        problems += user_errors(self.probing.problems())
+        problems = [*self._batch_problems(replicas), *self._model_problems(), *self.probing.problems()]
         if self.train.jit == "on" and replicas > 1:
             problems.append(
                 UserError(
@@ -95,7 +93,7 @@ class Config(Section):
         Args:
             replicas: devices that train together.
         """
-        return user_errors(finetune_problems(self, replicas))
+        return finetune_problems(self, replicas)
 
     def _batch_problems(self, replicas: int) -> list[UserError]:
         batch, groups = self.train.batch_size, self.train.micro_batches

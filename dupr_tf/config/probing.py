@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
+from dupr_tf.config.probes import PROBES
 from dupr_tf.config.sections import Section
+from dupr_tf.errors import UserError
 
 PROBED_LEVELS = ("conv1", "P2", "P3", "P4", "P5")
-IN_TRAINING = ("knn", "matching", "affinity", "retrieval")
+IN_TRAINING = tuple(name for name, entry in PROBES.items() if entry.facts)
 
 
 class ProbingConfig(Section):
@@ -19,10 +21,10 @@ class ProbingConfig(Section):
     images: int = Field(64, ge=2, description="images looked at, evenly spread over the folder (not by knn)")
     image_size: int = Field(224, ge=32, le=2048, description="side of what the backbone is shown, px")
 
-    def problems(self) -> list[str]:
-        """What makes probing in training impossible, a line each."""
+    def problems(self) -> list[UserError]:
+        """The cross-field mistakes that make probing in training impossible."""
         if self.every_epochs and self.data is None:
-            return ["probing.data: expected a held-out folder, received none. Fix: --probing.data DIR"]
+            return [UserError("probing.data", "Probing needs a folder of held-out images.", "Pass --probing.data DIR.")]
         return []
 
 
@@ -40,18 +42,16 @@ class LinearConfig(Section):
     weight_decay: float = Field(1e-3, ge=0, description="coupled, on the weights")
     milestones: tuple[int, ...] = Field((), description="epochs at which the rate falls tenfold; none: cosine to 0")
 
-    @model_validator(mode="after")
-    def _ranges(self):
-        low, high = self.crop_area
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_area: expected 0 < min <= max <= 1, received [{low}, {high}]")
-        return self
+    @field_validator("crop_area")
+    @classmethod
+    def _rising(cls, value):
+        if not 0 < value[0] <= value[1] <= 1:
+            raise ValueError(f"Expected 0 < min <= max <= 1, received {list(value)}.")
+        return value
 
-    def problems(self) -> list[str]:
-        """The cross-field mistakes, a line each."""
+    def problems(self) -> list[UserError]:
+        """The cross-field mistakes."""
         if self.augment and self.standardize:
-            return [
-                "linear.standardize: expected false with linear.augment, whose features are never all at hand, "
-                "received true. Fix: --linear.standardize false"
-            ]
+            problem = "Augmented features are never all in memory, so they cannot be standardised."
+            return [UserError("linear.standardize", problem, "Pass --linear.standardize false.")]
         return []

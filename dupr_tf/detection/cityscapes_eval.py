@@ -45,7 +45,7 @@ def cityscapes_ap(annotated: AnnotatedImages, detections: Sequence[dict]) -> dic
         None where there is nothing to find.
 
     Raises:
-        ValueError: as many detections as images are expected, and masks in both.
+        UserError: the numbers of images and detections differ, or one of them has no masks.
     """
     check_detections(annotated, detections, masks=True)
     aps = np.full((len(annotated.class_names), len(IOUS)), np.nan)

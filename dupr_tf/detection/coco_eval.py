@@ -13,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.data.masks import as_coco
+from dupr_tf.errors import UserError
 
 STATISTICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # class name -> recall, precision at IoU 0.5
@@ -38,7 +39,7 @@ def coco_ap(annotated: AnnotatedImages, detections: Sequence[dict], masks: bool 
         `per_class` and `per_class_AP50`: name -> AP. None where there is nothing to find.
 
     Raises:
-        ValueError: as many detections as images are expected, and masks where masks are compared.
+        UserError: the numbers of images and detections differ, or masks are compared and there are none.
     """
     return coco_scores(annotated, detections, masks)[0]
 
@@ -70,15 +71,17 @@ def coco_scores(annotated: AnnotatedImages, detections: Sequence[dict], masks: b
 
 
 def check_detections(annotated: AnnotatedImages, detections: Sequence[dict], masks: bool) -> None:
-    """Raises ValueError where images and detections, or masks, do not go together."""
+    """Raises UserError where images and detections, or masks, do not go together."""
     if len(detections) != len(annotated):
-        raise ValueError(
-            f"Expected detections of {len(annotated)} images, received {len(detections)}. Fix: one entry for each image"
+        raise UserError(
+            "detections",
+            f"Expected one entry for each of the {len(annotated)} images, received {len(detections)}.",
+            "Pass the detections of every image, in order.",
         )
     if masks and annotated.masks is None:
-        raise ValueError("Expected annotations with masks, received none. Fix: read_annotations(…, masks=True)")
+        raise UserError("annotated", "The annotations have no masks.", "Call read_annotations with masks=True.")
     if masks and not all("masks" in found for found in detections):
-        raise ValueError("Expected detections with masks, received boxes alone. Fix: a detector of masks")
+        raise UserError("detections", "The detections have no masks.", "Use a detector that finds masks.")
 
 
 def _ground_truth(annotated: AnnotatedImages, masks: bool) -> COCO:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keras
 
+from dupr_tf.errors import UserError
 from dupr_tf.models.batch_norm import set_norm
 
 
@@ -42,3 +43,9 @@ class Detector:
         """`norm` for the backbone; the detector's own layers are never frozen."""
         set_norm(self.backbone, self.norm)
         set_norm(own, "sync" if self.norm == "sync" else "train")
+
+
+def check_image_size(size):
+    """Raises UserError where a fixed side of the input is no multiple of 32; None is any size."""
+    if size is not None and size % 32:
+        raise UserError("image_size", f"Expected a multiple of 32, received {size}.", "Use 224 or 256, for example.")

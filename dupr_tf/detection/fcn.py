@@ -37,7 +37,7 @@ class FCN(Detector, keras.Model):
         name, trainable: as in every Keras model.
 
     Raises:
-        ValueError: for a backbone that cannot be dilated.
+        UserError: the backbone cannot be dilated.
     """
 
     SETTINGS = ("head_channels", "head_convs", "norm", "test_short_side", "max_long_side", "name", "trainable")
@@ -65,6 +65,20 @@ class FCN(Detector, keras.Model):
         self._set_norms(self.head)
         self.head.build((None, None, None, self.features.output["P5"].shape[-1]))
         self.built = True
+
+    @classmethod
+    def from_experiment(cls, backbone, class_names, config):
+        """An FCN as `config.detector` describes it."""
+        detector = config.detector
+        return cls(
+            backbone,
+            class_names,
+            detector.head_channels,
+            detector.head_convs,
+            detector.norm,
+            detector.side_at_test,
+            detector.max_long_side,
+        )
 
     def compile(self, optimizer, **kwargs):
         """No XLA: on one GPU too, resizing and the dilated convolutions gain nothing from it."""
@@ -121,17 +135,3 @@ def pixel_cross_entropy(logits, segments):
     classes = tf.where(segments != IGNORED, segments, 0)
     losses = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, logits)  # (B, H, W)
     return tf.reduce_sum(losses * counted) / tf.maximum(tf.reduce_sum(counted), 1.0)
-
-
-def build_fcn(backbone, class_names, config):
-    """An FCN as `config.detector` describes it."""
-    detector = config.detector
-    return FCN(
-        backbone,
-        class_names,
-        detector.head_channels,
-        detector.head_convs,
-        detector.norm,
-        detector.side_at_test,
-        detector.max_long_side,
-    )

@@ -9,13 +9,14 @@ import keras
 from rich.console import Console
 
 from dupr_tf.config import Config, DataConfig, dump_config, load_config
+from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.share import take_share
-from dupr_tf.detection.build import KINDS, build_detector, task_of
+from dupr_tf.detection.build import build_detector, task_of
 from dupr_tf.detection.precise_bn import measure_norms
 from dupr_tf.detection.saving import detector_file, export_detector, load_detector, save_detector
 from dupr_tf.detection.tasks import TASKS, layout_of, naming_bad_images, with_something_to_find
 from dupr_tf.detection.training_log import TrainingLog
-from dupr_tf.errors import raise_all
+from dupr_tf.errors import UserError, raise_all
 from dupr_tf.models.resnet import build_backbone
 from dupr_tf.remote_path import as_path
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
@@ -45,11 +46,12 @@ def finetune(
         What `metrics.json` holds: by task `AP`, `AP50`, … or `mIoU`, `per_class`; steps, speed, seed, weights.
 
     Raises:
-        ValueError: config, weights, data or output do not fit together; one line, before any long work.
+        UserError: config, weights, data or output do not fit together; before any long work.
+        RunFailed: an image does not decode, or the loss is not finite.
     """
     console, strategy = console or Console(), choose_strategy(config.train.strategy)
     raise_all(config.finetune_problems(replicas(strategy)))
-    output, task = _new_folder(output), TASKS[KINDS[config.detector.kind].task]
+    output, task = _new_folder(output), TASKS[DETECTORS[config.detector.kind].facts["task"]]
     keras.utils.set_random_seed(config.train.seed)
     with scope(strategy):
         backbone = _backbone(config, weights)
@@ -100,7 +102,8 @@ def evaluate(
         By task `AP`, `AP50`, … or `mIoU`, `per_class`, and the number of images.
 
     Raises:
-        ValueError: no such detector, or data it cannot be evaluated on.
+        UserError: no such detector, or data it cannot be evaluated on.
+        RunFailed: an image does not decode.
     """
     detector = load_detector(detector_path)
     task, section = TASKS[task_of(detector)], _data_section(detector_path, kind)
@@ -125,8 +128,10 @@ def _data_section(detector_path: str | Path, kind: str) -> DataConfig:
 
 def _new_folder(output: str | Path) -> Path:
     output = as_path(output)
-    if output.is_file() or (output / "detector.keras").exists():
-        raise ValueError(f"Expected a folder without a detector, received {output}. Fix: another output, or remove it")
+    if output.is_file():
+        raise UserError("output", f"{output} is a file.", "Pass a folder.")
+    if (output / "detector.keras").exists():
+        raise UserError("output", f"{output} already holds a detector.", "Pass another folder, or remove this one.")
     return output
 
 
@@ -159,7 +164,7 @@ def _begin(output: Path, config: Config, ids) -> None:
 def _plan(config: Config, train, val, images: int, steps: int, devices: int) -> str:
     """One line of what is about to be done."""
     kind, neck = config.detector.kind, config.detector.neck
-    name = f"{kind} ({neck})" if kind in ("faster_rcnn", "mask_rcnn") else kind
+    name = kind if "detector.neck" in DETECTORS[kind].facts["refuses"] else f"{kind} ({neck})"
     what = "" if images == len(train) else f" ({images} with boxes)"
     where = "" if devices == 1 else f" on {devices} devices"
     return (

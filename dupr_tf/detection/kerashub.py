@@ -101,6 +101,24 @@ class KerasHubRetinaNet(DenseDetector, keras_hub.models.RetinaNetObjectDetector)
         self.test_short_side, self.max_long_side = None, image_size
         self._set_norms(levels.feature_pyramid)
 
+    @classmethod
+    def from_experiment(cls, backbone, class_names, config):
+        """A `KerasHubRetinaNet` as `config.detector` and `config.data.image_size` describe it."""
+        detector = config.detector
+        return cls(
+            backbone,
+            class_names,
+            config.data.image_size,
+            fpn_channels=detector.fpn_channels,
+            fpn_norm=detector.fpn_norm,
+            head_convs=detector.head_convs,
+            anchor_scale=detector.anchor_scale or 4.0,
+            norm=detector.norm,
+            score_threshold=detector.score_threshold,
+            nms_iou=detector.nms_iou,
+            max_detections=detector.max_detections,
+        )
+
     def _build_loss_logs(self):
         """Keras makes what it logs losses in when it computes them first: here, of an empty image of 128 px."""
         images = tf.zeros([1, 128, 128, 3])
@@ -138,21 +156,3 @@ def begin_head(head, bias):
         layer.kernel.assign(kernel(layer.kernel.shape))
         layer.bias.assign(np.zeros(layer.bias.shape, np.float32))
     head.prediction_layer.bias.assign(np.full(head.prediction_layer.bias.shape, bias, np.float32))
-
-
-def build_kerashub(backbone, class_names, config):
-    """A `KerasHubRetinaNet` as `config.detector` and `config.data.image_size` describe it."""
-    detector = config.detector
-    return KerasHubRetinaNet(
-        backbone,
-        class_names,
-        config.data.image_size,
-        fpn_channels=detector.fpn_channels,
-        fpn_norm=detector.fpn_norm,
-        head_convs=detector.head_convs,
-        anchor_scale=detector.anchor_scale or 4.0,
-        norm=detector.norm,
-        score_threshold=detector.score_threshold,
-        nms_iou=detector.nms_iou,
-        max_detections=detector.max_detections,
-    )

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import tensorflow as tf
 
+from dupr_tf.errors import UserError
 from dupr_tf.models.batch_norm import norm_layers
 
 
@@ -26,7 +27,7 @@ def measure_norms(model, batches: Iterable) -> int:
         How many batches there were.
 
     Raises:
-        ValueError: for a model to measure and no batches.
+        UserError: there are no batches, and the model has norms to measure.
     """
     layers = [layer for layer in norm_layers(model) if layer.trainable]
     if not layers:
@@ -46,7 +47,7 @@ def measure_norms(model, batches: Iterable) -> int:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
     if sums is None:
-        raise ValueError("Expected batches to measure batch norms on, received none. Fix: detector.precise_bn_images")
+        raise UserError("batches", "There are no batches to measure batch norms on.", "Pass at least one.")
     for layer, (mean, variance) in zip(layers, sums, strict=True):
         layer.moving_mean.assign(np.asarray(mean / count, np.float32))
         layer.moving_variance.assign(np.asarray(variance / count, np.float32))

@@ -13,7 +13,7 @@ import keras_cv
 import numpy as np
 import tensorflow as tf
 
-from dupr_tf.detection.detector import Detector
+from dupr_tf.detection.detector import Detector, check_image_size
 from dupr_tf.detection.devices import DeviceShare
 from dupr_tf.models.batch_norm import FusedBatchNormalization
 
@@ -91,8 +91,7 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
         name="retinanet",
         trainable=True,
     ):
-        if image_size is not None and image_size % 32:
-            raise ValueError(f"Expected image_size, a multiple of 32, received {image_size}. Fix: 224 or 256.")
+        check_image_size(image_size)
         classes, prior = len(class_names), float(-np.log((1 - 0.01) / 0.01))
         super().__init__(
             backbone=backbone,
@@ -115,6 +114,27 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
         self.score_threshold, self.nms_iou, self.max_detections = score_threshold, nms_iou, max_detections
         self.test_short_side, self.max_long_side = test_short_side, max_long_side
         self._set_norms(self.feature_pyramid)
+
+    @classmethod
+    def from_experiment(cls, backbone, class_names, config):
+        """A RetinaNet as `config.detector` describes it: squares of `data.image_size`; any size with `short_sides`."""
+        detector = config.detector
+        return cls(
+            backbone,
+            class_names,
+            None if detector.short_sides else config.data.image_size,
+            fpn_channels=detector.fpn_channels,
+            fpn_norm=detector.fpn_norm,
+            head_channels=detector.head_channels,
+            head_convs=detector.head_convs,
+            anchor_scale=detector.anchor_scale or 4.0,
+            norm=detector.norm,
+            score_threshold=detector.score_threshold,
+            nms_iou=detector.nms_iou,
+            max_detections=detector.max_detections,
+            test_short_side=detector.side_at_test,
+            max_long_side=detector.max_long_side,
+        )
 
     def _build_loss_logs(self):
         """Keras makes what it logs losses in when it computes them first: here, of an empty image of 32 px."""
@@ -242,27 +262,6 @@ class PredictionHead(keras.layers.Layer):
     def get_config(self):
         own = {"filters": self.filters, "channels": self.channels, "convs": self.convs, "bias": self.bias}
         return {**super().get_config(), **own}
-
-
-def build_retinanet(backbone, class_names, config):
-    """A RetinaNet as `config.detector` describes it: for squares of `data.image_size`; any size with `short_sides`."""
-    detector = config.detector
-    return RetinaNet(
-        backbone,
-        class_names,
-        None if detector.short_sides else config.data.image_size,
-        fpn_channels=detector.fpn_channels,
-        fpn_norm=detector.fpn_norm,
-        head_channels=detector.head_channels,
-        head_convs=detector.head_convs,
-        anchor_scale=detector.anchor_scale or 4.0,
-        norm=detector.norm,
-        score_threshold=detector.score_threshold,
-        nms_iou=detector.nms_iou,
-        max_detections=detector.max_detections,
-        test_short_side=detector.side_at_test,
-        max_long_side=detector.max_long_side,
-    )
 
 
 @keras.saving.register_keras_serializable("dupr_tf")

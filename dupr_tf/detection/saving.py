@@ -7,6 +7,7 @@ import tensorflow as tf
 from dupr_tf.data.detection import letterbox
 from dupr_tf.data.placing import scaled_batch
 from dupr_tf.detection.build import detector_classes, task_of
+from dupr_tf.errors import UserError
 from dupr_tf.remote_path import as_path
 from dupr_tf.weights.loading import read_keras
 from dupr_tf.whole_files import written_locally
@@ -24,26 +25,30 @@ def load_detector(path):
     """Reads a `.keras` file of `save_detector`, or of a folder that `finetune` wrote.
 
     Raises:
-        ValueError: there is none, or it is another kind of model.
+        UserError: there is none, or it is another kind of model.
     """
     file = detector_file(path)
     known = detector_classes()  # imported before the file is read, so that Keras finds them by name
     model = read_keras(file)
     if not isinstance(model, known):
-        names = ", ".join(one.__name__ for one in known)
-        raise ValueError(
-            f"Expected a detector ({names}), received {file} ({type(model).__name__}). "
-            "Fix: a detector.keras of finetune"
+        raise UserError(
+            "detector",
+            f"{file} holds a {type(model).__name__}, which is not a detector.",
+            "Pass a detector.keras that finetune wrote.",
         )
     return model
 
 
 def detector_file(path):
-    """The `.keras` file itself, or the one of a folder that `finetune` wrote. Raises ValueError where there is none."""
+    """The `.keras` file itself, or the one of a folder that `finetune` wrote. Raises UserError where there is none."""
     file = as_path(path)
     file = file / "detector.keras" if file.is_dir() else file
     if not file.is_file() or file.suffix != ".keras":
-        raise ValueError(f"Expected a detector (.keras, or a folder of finetune), received {path}. Fix: the path")
+        raise UserError(
+            "detector",
+            f"There is no detector at {path}.",
+            "Pass a .keras file, or the folder that finetune wrote.",
+        )
     return file
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dupr_tf.data.segment_classes import IGNORED
+from dupr_tf.errors import UserError
 
 
 class ConfusionMatrix:
@@ -27,18 +28,24 @@ class ConfusionMatrix:
             predicted: (H, W) integers, classes.
 
         Raises:
-            ValueError: other shapes, or classes that are none.
+            UserError: the shapes differ, or a class is out of range.
         """
         truth, predicted, classes = np.asarray(truth), np.asarray(predicted), len(self.counts)
         if truth.shape != predicted.shape:
-            raise ValueError(f"Expected predictions of shape {truth.shape}, received {predicted.shape}. Fix: the sizes")
+            raise UserError(
+                "predicted",
+                f"Expected shape {truth.shape}, received {predicted.shape}.",
+                "Resize the prediction to the size of its image.",
+            )
         counted = truth != IGNORED
         rows, columns = truth[counted].astype(np.int64), predicted[counted].astype(np.int64)
-        if rows.size and not (min(rows.min(), columns.min()) >= 0 and max(rows.max(), columns.max()) < classes):
-            raise ValueError(
-                f"Expected classes of 0 to {classes - 1}, received {min(rows.min(), columns.min())} to "
-                f"{max(rows.max(), columns.max())}. Fix: the classes of truth and detector"
-            )
+        for name, values in (("truth", rows), ("predicted", columns)):
+            if values.size and not 0 <= values.min() <= values.max() < classes:
+                raise UserError(
+                    name,
+                    f"Expected classes 0 to {classes - 1}, received {values.min()} to {values.max()}.",
+                    "Use the same list of classes for the labels and the detector.",
+                )
         self.counts += np.bincount(rows * classes + columns, minlength=classes**2).reshape(classes, classes)
 
     def scores(self, class_names: Sequence[str]) -> dict:

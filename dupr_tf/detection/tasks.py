@@ -24,6 +24,7 @@ from dupr_tf.detection.pictures import contact_sheet, sheet_positions
 from dupr_tf.detection.segmentation_eval import ConfusionMatrix
 from dupr_tf.detection.segmentation_sheet import segmentation_sheet
 from dupr_tf.detection.voc_eval import voc_ap
+from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.remote_path import as_path
 from dupr_tf.text import escape
 
@@ -123,15 +124,15 @@ TASKS = {
 
 
 def with_something_to_find(task: Task, images, data):
-    """The images. Raises ValueError where there is nothing to measure a detector by."""
+    """The images. Raises UserError where there is nothing to measure a detector by."""
     if not task.learnable(images):
-        raise ValueError(f"Expected boxes to evaluate on, received none in {data}. Fix: annotated images")
+        raise UserError("data", f"{data} has no boxes to evaluate on.", "Use a split whose images have labels.")
     return images
 
 
 @contextlib.contextmanager
 def naming_bad_images(images, max_pixels: int = MAX_PIXELS):
-    """Turns TensorFlow's error about some bytes it cannot decode into one that names the files."""
+    """Turns TensorFlow's error about some bytes it cannot decode into a RunFailed that names the files."""
     try:
         yield
     except tf.errors.OpError:
@@ -139,9 +140,9 @@ def naming_bad_images(images, max_pixels: int = MAX_PIXELS):
         if not bad:
             raise
         path, reason = next(iter(bad.items()))
-        raise ValueError(
-            f"Expected images that decode, received {len(bad)} that do not, such as {escape(path)} ({reason}). "
-            "Fix: replace the files, or take them out of the annotations"
+        raise RunFailed(
+            f"{len(bad)} of the {len(images)} images cannot be decoded, such as {escape(path)} ({reason}). "
+            "Replace these files, or take them out of the annotations."
         ) from None
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dupr_tf.errors import RunFailed
 from dupr_tf.whole_files import GrowingFile
 
 
@@ -81,7 +82,7 @@ class TrainingLog(keras.callbacks.Callback):
             self.console.print(f"step {self.step}/{self.steps}, {state}, {left / 60:.1f} min left")
         if not np.isfinite(losses["loss"]):
             self.bar.stop()
-            raise ValueError(
-                f"Expected a finite loss, received {losses['loss']} at step {self.step}. "
-                "Fix: a lower optimizer.learning_rate, or more optimizer.warmup_steps"
+            raise RunFailed(
+                f"The loss is {losses['loss']} at step {self.step}. "
+                "Lower optimizer.learning_rate, or raise optimizer.warmup_steps."
             )

@@ -8,6 +8,7 @@ import numpy as np
 
 from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.detection.coco_eval import Curves, check_detections
+from dupr_tf.errors import UserError
 
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
@@ -35,7 +36,7 @@ def voc_ap(annotated: AnnotatedImages, detections: Sequence[dict], metric: str =
         to find.
 
     Raises:
-        ValueError: another metric, or another number of detections than images.
+        UserError: another metric, or another number of detections than images.
     """
     return voc_scores(annotated, detections, metric)[0]
 
@@ -48,7 +49,7 @@ def voc_curves(annotated: AnnotatedImages, detections: Sequence[dict]) -> Curves
 def voc_scores(annotated: AnnotatedImages, detections: Sequence[dict], metric: str = "area") -> tuple[dict, Curves]:
     """What `voc_ap` and `voc_curves` give, from one evaluation."""
     if metric not in METRICS:
-        raise ValueError(f"Expected the metric {' or '.join(METRICS)}, received {metric!r}. Fix: one of these")
+        raise UserError("metric", f"Expected {' or '.join(METRICS)}, received {metric!r}.", "Pass one of them.")
     check_detections(annotated, detections, masks=False)
     aps, curves = np.full((len(annotated.class_names), len(IOUS)), np.nan), {}
     average = _area if metric == "area" else _at_recalls

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from dupr_tf.errors import UserError
 from dupr_tf.ops.roi_align import roi_align
 from dupr_tf.probing.features import unit
+from dupr_tf.probing.pairs import check_overlaps
 
 TEMPERATURE = 0.001
 CELLS = 14  # S of the regions
@@ -24,7 +26,7 @@ def affinity(region_1: np.ndarray, region_2: np.ndarray, temperature: float = TE
         (S², S²) float64; each column adds up to 1, and the ideal is the identity.
     """
     if temperature <= 0:
-        raise ValueError(f"Expected a temperature above 0, received {temperature}. Fix: 0.001, the paper's")
+        raise UserError("temperature", f"Expected more than 0, received {temperature}.", "Use the paper's 0.001.")
     a, b = (unit(np.asarray(r, np.float64)).reshape(-1, r.shape[-1]) for r in (region_1, region_2))
     logits = a @ b.T / temperature
     weights = np.exp(logits - logits.max(0, keepdims=True))
@@ -71,10 +73,7 @@ def affinities(
             near.append(diagonal_mass(matrix, 1))
             if len(shown) < drawn:
                 shown.append((*(pair[name][n] for name in ("view_1", "view_2", "boxes_1", "boxes_2")), matrix))
-    if not exact:
-        raise ValueError(
-            "Expected a pair of views that overlap, received none. Fix: more images, or less elongated ones"
-        )
+    check_overlaps(exact)
     flat = np.full((cells * cells,) * 2, 1 / cells**2)
     return {
         "diagonal": float(np.mean(exact)), "within_1": float(np.mean(near)),

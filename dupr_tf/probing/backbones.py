@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 
 from dupr_tf.config import BACKBONES
+from dupr_tf.errors import UserError
 from dupr_tf.models import build_backbone
 from dupr_tf.models.resnet import ResNetBackbone
 from dupr_tf.weights.loading import load_backbone
@@ -28,12 +29,13 @@ def load_backbones(
         seed: of the random weights.
 
     Raises:
-        ValueError: none given, one given twice, no backbone, or nothing to say what the random one should be.
+        UserError: none given, one given twice, no backbone, or nothing to say what the random one should be.
     """
     if not weights:
-        raise ValueError("Expected weights, received none. Fix: --weights RUN random")
+        raise UserError("weights", "There are no weights to probe.", "Pass a run, a file, or random.")
     if len(set(weights)) < len(weights):
-        raise ValueError(f"Expected each weights once, received {' '.join(weights)}. Fix: leave the repeated ones out")
+        problem = f"Some are given twice: {' '.join(map(str, weights))}."
+        raise UserError("weights", problem, "Pass each of them once.")
     labels = labels_of(weights)
     loaded = {w: load_backbone(w, include_normalization=False) for w in weights if w != RANDOM}
     if RANDOM in weights:
@@ -50,10 +52,8 @@ def labels_of(weights: Sequence[str]) -> list[str]:
 def _random(others: list[keras.Model], architecture, width, seed) -> keras.Model:
     like = next((b for b in others if isinstance(b, ResNetBackbone)), None)
     if architecture is None and like is None:
-        raise ValueError(
-            "Expected an architecture for random weights, received none. "
-            f"Fix: --backbone {BACKBONES[0]} --width 0.5, or other weights beside them, whose architecture they take"
-        )
+        problem = "Random weights need an architecture."
+        raise UserError("backbone", problem, f"Pass --backbone {BACKBONES[0]} --width 0.5, or other weights as well.")
     if architecture is None:
         architecture, width = like.architecture, like.width
     keras.utils.set_random_seed(seed)

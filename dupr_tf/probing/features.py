@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.config import PROBED_LEVELS
+from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import pyramid
 from dupr_tf.ops.photometric import normalise
 from dupr_tf.probing.images import read_each
@@ -26,14 +27,14 @@ def feature_maps(backbone: keras.Model, levels: Sequence[str]):
         levels: of "conv1" (behind its ReLU, stride 2) and P2..P5.
 
     Raises:
-        ValueError: a level that the backbone lacks.
+        UserError: a level that the backbone lacks.
     """
     levels = tuple(levels)
     inside = [level for level in levels if level != "conv1"]
     outputs = dict(pyramid(backbone, inside).output) if inside else {}
     if "conv1" in levels:
         if STEM not in [layer.name for layer in backbone.layers]:
-            raise ValueError(f"Expected a layer {STEM} in `{backbone.name}`, received none. Fix: levels P2..P5")
+            raise UserError("levels", f"{backbone.name} has no layer {STEM} for conv1.", "Use levels of P2 to P5.")
         outputs["conv1"] = backbone.get_layer(STEM).output
     model = keras.Model(backbone.input, {level: outputs[level] for level in levels})
 
@@ -106,8 +107,8 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def check_levels(levels: Sequence[str]) -> None:
-    """Raises ValueError for a level that is none."""
+    """Raises UserError for a level that is none."""
     wrong = [level for level in levels if level not in PROBED_LEVELS]
     if wrong or not levels:
         received = ", ".join(wrong) or "none"
-        raise ValueError(f"Expected levels of {', '.join(PROBED_LEVELS)}, received {received}. Fix: P5")
+        raise UserError("levels", f"Expected some of {', '.join(PROBED_LEVELS)}, received {received}.", "Use P5.")

@@ -12,6 +12,8 @@ from dupr_tf.data.bad_images import unusable_reason
 from dupr_tf.data.decoding import MAX_PIXELS, read_image
 from dupr_tf.data.image_source import as_source, as_written
 from dupr_tf.data.views import CROP_TRIES, crop_and_flip, draw_crops
+from dupr_tf.errors import UserError
+from dupr_tf.text import escape
 
 log = logging.getLogger(__name__)
 CENTRE_SHARE = 224 / 256  # of the short side: the evaluation crop of ImageNet's protocols
@@ -51,7 +53,7 @@ def read_each(paths: Sequence[str], make: Callable, batch_size: int) -> Iterator
         batch_size: at most.
 
     Raises:
-        ValueError: not one of them could be read.
+        UserError: not one of them could be read.
     """
     source, read = as_source(paths), 0
     samples = tf.data.Dataset.range(len(source)).map(
@@ -72,7 +74,8 @@ def _tell_missing(paths, seen) -> None:
     missing = sorted({*range(len(paths))} - set(seen.tolist()))
     reason = unusable_reason(paths[missing[0]], MAX_PIXELS) or "it decodes, but not into a view"
     if not len(seen):
-        raise ValueError(f"Expected readable images, received {len(paths)} files none of which is: {reason}")
+        problem = f"None of the {len(paths)} images can be read, such as {escape(str(paths[missing[0]]))} ({reason})."
+        raise UserError("data", problem, "Use other images.")
     log.warning("%d of %d images cannot be read: %s (%s)", len(missing), len(paths), paths[missing[0]], reason)
 
 

@@ -7,13 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from dupr_tf.config import ProbingConfig
-from dupr_tf.probing.protocols import Findings, probe_affinity, probe_knn, probe_matching, probe_retrieval
+from dupr_tf.config.probes import PROBES
 
 LABEL = "run"
-LOGGED = {
-    "knn": ("top1",), "matching": ("pck_1", "pck_2"), "affinity": ("diagonal", "within_1"),
-    "retrieval": ("alignment", "same_class"),
-}  # fmt: skip
 
 
 def build_probe(settings: ProbingConfig, seed: int = 0) -> Callable:
@@ -25,19 +21,14 @@ def build_probe(settings: ProbingConfig, seed: int = 0) -> Callable:
         settings: `data`, `probes`, `images` and `image_size` are read.
         seed: of the views.
     """
-    images, size = settings.images, settings.image_size
-    asked = {
-        "knn": lambda b: probe_knn(b, settings.data, image_size=size),
-        "matching": lambda b: probe_matching(b, settings.data, images, size, seed=seed),
-        "affinity": lambda b: probe_affinity(b, settings.data, images, size, seed=seed),
-        "retrieval": lambda b: probe_retrieval(b, settings.data, images, images, size),
-    }
+    known = {"images": settings.images, "queries": settings.images, "image_size": settings.image_size, "seed": seed}
+    chosen = {name: (PROBES.load(name), PROBES[name].facts) for name in settings.probes}
 
     def probe(backbone) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         numbers, pictures = {}, {}
-        for name in settings.probes:
-            found: Findings = asked[name]({LABEL: backbone})
-            for key in LOGGED[name]:
+        for name, (run, facts) in chosen.items():
+            found = run({LABEL: backbone}, settings.data, **{key: known[key] for key in facts["takes"]})
+            for key in facts["logs"]:
                 value = found.numbers[LABEL][key]
                 numbers |= {} if value is None else {f"{name}/{key}": value}
             if found.picture is not None:

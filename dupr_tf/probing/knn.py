@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 
+from dupr_tf.errors import UserError
 from dupr_tf.probing.features import unit
 
 log = logging.getLogger(__name__)
@@ -26,13 +27,15 @@ def knn_scores(train, labels, val, classes: int, k: int = 200, temperature: floa
     Returns:
         (M, classes), each row divided by the weight of its nearest neighbour, which keeps it finite for any τ.
     """
-    if k < 1 or temperature <= 0:
-        raise ValueError(f"Expected k of at least 1 and τ above 0, received {k}, {temperature}. Fix: 200, 0.07")
+    if k < 1:
+        raise UserError("k", f"Expected 1 or more, received {k}.", "Use 200, for example.")
+    if temperature <= 0:
+        raise UserError("temperature", f"Expected more than 0, received {temperature}.", "Use 0.07, for example.")
     train, val, k = unit(np.asarray(train)), unit(np.asarray(val)), min(k, len(train))
     scores = np.zeros((len(val), classes))
     for start in range(0, len(val), BLOCK):
         similarity = val[start : start + BLOCK] @ train.T  # (m, N)
-        nearest = _largest(similarity, k)
+        nearest = largest(similarity, k)
         found = np.take_along_axis(similarity, nearest, 1)
         weights = np.exp((found - found[:, :1]) / temperature)
         rows = np.arange(start, start + len(found))[:, None]
@@ -40,7 +43,7 @@ def knn_scores(train, labels, val, classes: int, k: int = 200, temperature: floa
     return scores
 
 
-def _largest(values: np.ndarray, k: int) -> np.ndarray:
+def largest(values: np.ndarray, k: int) -> np.ndarray:
     """(m, k) columns of the k largest of each row, from the largest on; a million columns are not sorted for it."""
     columns = np.argpartition(-values, k - 1, axis=1)[:, :k]
     order = np.argsort(-np.take_along_axis(values, columns, 1), axis=1, kind="stable")

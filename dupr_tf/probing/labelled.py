@@ -9,6 +9,7 @@ import numpy as np
 
 from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.data.sources import list_images
+from dupr_tf.errors import UserError
 from dupr_tf.remote_path import as_path
 
 SPLITS = ("train", "val")
@@ -27,30 +28,26 @@ def read_class_folders(root: str | Path) -> dict[str, ClassFolders]:
     """{"train", "val"} of a root with `train/CLASS/` and `val/CLASS/`.
 
     Raises:
-        ValueError: no such folders, fewer than two classes, a class of only one split, or a class without images.
+        UserError: no such folders, fewer than two classes, a class of only one split, or a class without images.
     """
     root = as_path(root)
     if not root.is_dir():
         state = "is a file" if root.exists() else "does not exist"
-        raise ValueError(f"Expected a folder with train/CLASS/ and val/CLASS/, received {root} ({state}). Fix: --data")
+        raise UserError(None, f"{root} {state}.", "Pass a folder with train/CLASS/ and val/CLASS/ in it.")
     names = {split: _classes(root / split) for split in SPLITS}
     if names["train"] != names["val"]:
         odd = sorted(set(names["train"]) ^ set(names["val"]))
-        raise ValueError(
-            f"Expected the same classes in train/ and val/ of {root}, received {odd[0]} in only one of them. "
-            "Fix: a folder for each class in both"
-        )
+        problem = f"The class {odd[0]} is in only one of train/ and val/ of {root}."
+        raise UserError(None, problem, "Make a folder for each class in both.")
     if len(names["train"]) < 2:
-        raise ValueError(
-            f"Expected at least two classes below {root / 'train'}, received {len(names['train'])}. "
-            "Fix: a folder for each class"
-        )
+        problem = f"Expected at least two classes below {root / 'train'}, received {len(names['train'])}."
+        raise UserError(None, problem, "Make a folder for each class.")
     return {split: _split(root / split, names[split]) for split in SPLITS}
 
 
 def _classes(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise ValueError(f"Expected {folder}/CLASS/ with images, received no such folder. Fix: train/ and val/ in it")
+        raise UserError(None, f"There is no folder {folder}.", f"Put images into {folder}/CLASS/.")
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from dupr_tf.probing.features import unit
+from dupr_tf.probing.pairs import check_overlaps
 
 RADII = (1, 2)  # cells
 
@@ -105,10 +106,7 @@ def matching(maps, pairs: Iterable[dict], size: int, level: str = "P4", drawn: i
             used += 1
             if len(shown) < drawn:
                 shown.append(Drawn(pair["view_1"][n], pair["view_2"][n], **match, side=side))
-    if not errors:
-        raise ValueError(
-            "Expected a pair of views that overlap, received none. Fix: more images, or less elongated ones"
-        )
+    check_overlaps(errors)
     errors, guesses = np.concatenate(errors), np.sum(guesses, 0)
     numbers = {f"pck_{radius}": float((errors <= radius).mean()) for radius in RADII}
     numbers |= {f"chance_{radius}": float(guess / len(errors)) for radius, guess in zip(RADII, guesses, strict=True)}

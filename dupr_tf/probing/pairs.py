@@ -11,6 +11,7 @@ from dupr_tf.config import ViewsConfig
 from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.data.decoding import read_image, read_pair
 from dupr_tf.data.views import CROP_TRIES, crop_and_flip, draw_crops
+from dupr_tf.errors import UserError
 from dupr_tf.ops.boxes import box_in_view
 from dupr_tf.ops.photometric import PRESETS, apply, draw
 from dupr_tf.probing.images import read_each
@@ -96,11 +97,17 @@ def _coloured(batches, photometric: str, seed: int) -> Iterator[dict]:
         yield {**found, "index": index}
 
 
+def check_overlaps(measured: Sequence) -> None:
+    """Raises UserError where no pair of views overlapped enough to be measured."""
+    if not measured:
+        raise UserError("data", "No pair of views overlaps enough.", "Use more images, or less elongated ones.")
+
+
 def pick_objects(annotated: AnnotatedImages, count: int, seed: int = 0) -> list[tuple[int, int]]:
     """At most `count` (image, object), one an image, evenly spread: of those neither tiny nor filling the image.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     rng, found = np.random.default_rng(seed), []
     for i, (boxes, ignored) in enumerate(zip(annotated.boxes, annotated.ignored, strict=True)):
@@ -110,8 +117,6 @@ def pick_objects(annotated: AnnotatedImages, count: int, seed: int = 0) -> list[
         if len(fitting):
             found.append((i, int(rng.choice(fitting))))
     if not found:
-        raise ValueError(
-            "Expected objects at least an eighth of their image's sides and at most 0.6 of its area, received none. "
-            "Fix: other images"
-        )
+        problem = "No object has at least an eighth of its image's sides and at most 0.6 of its area."
+        raise UserError("data", problem, "Use images with medium-sized objects.")
     return [found[k] for k in np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)]

@@ -25,7 +25,6 @@ from dupr_tf.probing.pairs import object_pairs, pick_objects, view_pairs_of
 from dupr_tf.probing.retrieval import TOP, retrieval
 from dupr_tf.remote_path import as_path
 
-LEVELS = {"matching": "P4", "affinity": "P5", "sensitivity": "P4", "retrieval": "P5"}  # the paper's
 DRAWN = 3  # pairs, or queries, in a picture
 
 
@@ -123,9 +122,8 @@ def _both_splits(data, splits) -> list[AnnotatedImages]:
     return read
 
 
-def probe_sensitivity(backbones, data, split="val", images=200, image_size=448, level=None, cells=7, seed=0):
+def probe_sensitivity(backbones, data, split="val", images=200, image_size=448, level="P4", cells=7, seed=0):
     """Eq. 8 against IoU, on the boxes of an annotated set; arguments as for `sensitivity`."""
-    level = level or LEVELS["sensitivity"]
     annotated = read_annotations(data, split)
     rows = pick_objects(annotated, images, seed)
     numbers, seconds = _each(
@@ -140,10 +138,10 @@ def probe_sensitivity(backbones, data, split="val", images=200, image_size=448, 
 
 
 def probe_matching(
-    backbones, data, images=64, image_size=448, level=None, seed=0, views: ViewsConfig | None = None
+    backbones, data, images=64, image_size=448, level="P4", seed=0, views: ViewsConfig | None = None
 ) -> Findings:
     """PCK between two views of each image; arguments as for `matching`."""
-    level, views = level or LEVELS["matching"], views or ViewsConfig()
+    views = views or ViewsConfig()
     paths = spread(list_images(data), images)
     found, seconds = _each(
         backbones,
@@ -157,11 +155,11 @@ def probe_matching(
 
 
 def probe_affinity(
-    backbones, data, images=64, image_size=448, level=None, seed=0, split="val", cells=affinity.CELLS,
+    backbones, data, images=64, image_size=448, level="P5", seed=0, split="val", cells=affinity.CELLS,
     temperature=affinity.TEMPERATURE, views: ViewsConfig | None = None,
 ) -> Findings:  # fmt: skip
     """Eq. 9 in two views of an object where boxes are known, else of the overlap; arguments as for `affinities`."""
-    level, views, pairs = level or LEVELS["affinity"], views or ViewsConfig(), None
+    views, pairs = views or ViewsConfig(), None
     with_boxes = is_annotated(data)
     if with_boxes:
         annotated = read_annotations(data, split)
@@ -184,9 +182,8 @@ def probe_affinity(
     return Findings("affinity", settings, {label: numbers for label, (numbers, _) in found.items()}, seconds, picture)
 
 
-def probe_retrieval(backbones, data, images=500, queries=100, image_size=224, level=None, top=TOP) -> Findings:
+def probe_retrieval(backbones, data, images=500, queries=100, image_size=224, level="P5", top=TOP) -> Findings:
     """Nearest neighbours by whole feature maps; of class folders, those of val/ with their classes."""
-    level = level or LEVELS["retrieval"]
     paths, labels = _retrieved_from(data, images)
     asked = np.linspace(0, len(paths) - 1, min(queries, len(paths))).round().astype(int)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dupr_tf.errors import UserError
 from dupr_tf.probing.features import unit
 from dupr_tf.probing.matching import nearest_cells
 
@@ -22,7 +23,7 @@ def neighbours(maps: np.ndarray, queries, top: int = TOP) -> tuple[np.ndarray, n
         (Q, top) positions from the nearest on, and their cosines.
     """
     if len(maps) < 2:
-        raise ValueError(f"Expected at least two images to retrieve from, received {len(maps)}. Fix: more images")
+        raise UserError("data", f"Expected at least two images, received {len(maps)}.", "Use more images.")
     rows = unit(maps.reshape(len(maps), -1))
     similarity = rows[queries] @ rows.T
     similarity[np.arange(len(queries)), queries] = -np.inf  # not the query itself

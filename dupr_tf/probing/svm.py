@@ -11,6 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 
+from dupr_tf.errors import UserError
 from dupr_tf.probing.features import unit
 
 # Cells a side each level is averaged to, so that all have about 9,000 numbers in ResNet-50 (12² · 64 … 2² · 2048).
@@ -37,7 +38,7 @@ def svm(train, labels, val, val_labels, class_names, costs=COSTS, folds: int = F
     Returns:
         {"mAP", "chance", "per_class": {name: AP or None}, "cost": {name: C}}; None: nothing to train on or to find.
     """
-    train, val = _fewer_columns(unit(np.asarray(train, np.float64)), unit(np.asarray(val, np.float64)))
+    train, val = fewer_columns(unit(np.asarray(train, np.float64)), unit(np.asarray(val, np.float64)))
 
     def of_class(column):
         """AP, C and share of positives of one class; None where there is nothing to train on or to find."""
@@ -46,7 +47,7 @@ def svm(train, labels, val, val_labels, class_names, costs=COSTS, folds: int = F
         if not truth.any() or not y.any() or y.all():
             return None
         cost = best_cost(train[counted], y, costs, folds, seed)
-        model = _fit(train[counted], y, cost, seed)
+        model = fit(train[counted], y, cost, seed)
         return average_precision_11(model.decision_function(val[judged]), truth), cost, float(truth.mean())
 
     # Threads: liblinear lets go of the interpreter, and in the primal draws nothing, so their order changes nothing.
@@ -56,7 +57,7 @@ def svm(train, labels, val, val_labels, class_names, costs=COSTS, folds: int = F
         each = list(threads.map(of_class, range(len(class_names))))
     usable = {name: result for name, result in zip(class_names, each, strict=True) if result is not None}
     if not usable:
-        raise ValueError("Expected a class with and without examples in both splits, received none. Fix: more images")
+        raise UserError("data", "No class has images with and without it in both splits.", "Use more images.")
     aps, chosen, shares = zip(*usable.values(), strict=True)
     return {
         "mAP": float(np.mean(aps)),
@@ -66,7 +67,7 @@ def svm(train, labels, val, val_labels, class_names, costs=COSTS, folds: int = F
     }
 
 
-def _fewer_columns(train, val):
+def fewer_columns(train, val):
     """Both in the span of the training rows, where every solution lies: the same scores from at most N columns."""
     if train.shape[1] <= train.shape[0]:
         return train, val
@@ -84,7 +85,7 @@ def best_cost(rows, positive, costs, folds, seed) -> float:
     for cost in sorted(costs):
         found = [
             average_precision_11(
-                _fit(rows[a], positive[a], cost, seed).decision_function(rows[b]), positive[b]
+                fit(rows[a], positive[a], cost, seed).decision_function(rows[b]), positive[b]
             )
             for a, b in split
         ]  # fmt: skip
@@ -92,7 +93,7 @@ def best_cost(rows, positive, costs, folds, seed) -> float:
     return float(sorted(costs)[int(np.argmax(means))])
 
 
-def _fit(rows, positive, cost, seed) -> LinearSVC:
+def fit(rows, positive, cost, seed) -> LinearSVC:
     """Positives count twice, as in the protocol's common implementations.
 
     In the primal: features of a network are alike, and the dual takes a thousand turns. A tolerance of 1e-3 instead of

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dupr_tf.config import Config, load_config
-from dupr_tf.errors import UserError
+from dupr_tf.errors import UserError, raise_all
 from dupr_tf.remote_path import RemotePath, absolute, as_path
 from dupr_tf.reporting.metrics import Metrics, read_metrics
 from dupr_tf.weights.environment import ENVIRONMENT_FILE
@@ -83,11 +83,9 @@ def read_folders(paths: list[Path]) -> list[RunFolder]:
     """Reads the folders of a report.
 
     Raises:
-        ValueError: a line for each that is none, or that holds nothing to report.
+        UserError: some are no folders, or hold nothing to report.
     """
-    problems = [problem for path in paths if (problem := _problem(path))]
-    if problems:
-        raise ValueError("\n".join(problems))
+    raise_all([problem for path in paths for problem in _problems(path)])
     return [_read(path, label) for path, label in zip(paths, labels(paths), strict=True)]
 
 
@@ -105,16 +103,13 @@ def labels(paths: list[Path]) -> list[str]:
     return names
 
 
-def _problem(path: Path) -> str:
+def _problems(path: Path) -> list[UserError]:
+    fix = "Pass the --output of pretrain, finetune, export or probe."
     if not path.is_dir():
-        state = "is a file" if path.exists() else "does not exist"
-        return f"Expected the folder of a run, received {path} ({state}). Fix: the --output of pretrain or finetune"
+        return [UserError(None, f"{path} {'is a file' if path.exists() else 'does not exist'}.", fix)]
     if _kind(path) is None:
-        return (
-            f"Expected a run (config.yaml, metrics.jsonl), an export or probes in {path}, received a folder without. "
-            "Fix: the --output of pretrain, finetune, export or probe"
-        )
-    return ""
+        return [UserError(None, f"{path} holds no run, export or probe.", fix)]
+    return []
 
 
 def _kind(path: Path) -> str | None:
@@ -145,7 +140,7 @@ def _read_config(found: RunFolder) -> None:
         found.config = load_config(found.path / "config.yaml")
     except UserError as error:
         missing = not (found.path / "config.yaml").is_file()
-        found.notes.append("There is no config.yaml." if missing else f"config.yaml cannot be read: {error.errors[0]}")
+        found.notes.append("There is no config.yaml." if missing else f"config.yaml cannot be read. {error.errors[0]}")
     except OSError as error:
         found.notes.append(f"config.yaml cannot be read: {error.strerror}.")
 

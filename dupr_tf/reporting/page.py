@@ -55,7 +55,7 @@ def render(runs: Sequence[RunFolder], samples: Sequence[Samples] = (), created: 
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, finalize=visible,
     )  # fmt: skip
-    environment.filters.update(number=tables.number_text, data_uri=data_uri)
+    environment.filters.update(number=tables.cell_text, data_uri=data_uri)
     pretraining = [run for run in runs if run.kind == PRETRAINING]
     finetuning = [run for run in runs if run.kind == FINETUNING]
     return environment.get_template("report.html.j2").render(

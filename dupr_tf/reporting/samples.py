@@ -7,6 +7,7 @@ import io
 
 from dupr_tf.reporting.folders import RunFolder
 from dupr_tf.reporting.metrics import number
+from dupr_tf.text import one_line
 
 QUALITY = 88  # of the JPEGs
 
@@ -37,7 +38,7 @@ def sample_views(run: RunFolder, count: int) -> Samples:
         root, source = open_source(data.root, data.kind)
         check_readable(source, BadImages(source, 1.0, data.max_pixels), tries=4)
     except ValueError as error:
-        return Samples(run.label, [], f"No views: the images cannot be read any more ({error}).")
+        return Samples(run.label, [], f"No views: the images cannot be read any more. {one_line(error)}")
     notes = [_changed(run, source, root)]
     if not run.config.model.patch_sizes:
         notes.append("It has no patch loss: the numbers only show where its views agree.")

@@ -10,6 +10,7 @@ from dupr_tf.config import Config, DetectorConfig
 from dupr_tf.reporting.findings import guessing, state, time_spent
 from dupr_tf.reporting.folders import PRETRAINING, Export, RunFolder
 from dupr_tf.reporting.metrics import is_number, number
+from dupr_tf.text import number_text
 
 ABSENT = "–"
 MOST_COLUMNS = 24  # numbers of a probe that are shown
@@ -26,15 +27,11 @@ class Table:
     picture_alt: str = ""
 
 
-def number_text(value: Any) -> str:
-    """Four digits of a number, `–` for none, other things as they are."""
+def cell_text(value: Any) -> str:
+    """A number as `number_text` writes it, `–` for none, other things as they are."""
     if value is None:
         return ABSENT
-    if isinstance(value, bool) or not is_number(value):
-        return str(value)
-    if isinstance(value, int):
-        return f"{value:,}" if abs(value) < 10**15 else f"{value:.4g}" if abs(value) < 10**300 else "too large"
-    return f"{value:.4g}"
+    return number_text(value) if is_number(value) else str(value)
 
 
 def summary(runs: Sequence[RunFolder]) -> Table:
@@ -46,10 +43,10 @@ def summary(runs: Sequence[RunFolder]) -> Table:
         share = run.metrics.mean_of_last("valid_share", 1.0)
         rows.append([
             run.label, run.kind, state(run) if run.metrics.rows or run.scores or run.diverged else ABSENT,
-            number_text(run.metrics.mean_of_last("loss")),
+            cell_text(run.metrics.mean_of_last("loss")),
             ABSENT if spent is None else f"{spent.median_rate:.1f}",
             ABSENT if share is None else f"{share:.1%}",
-            ABSENT if run.kind != PRETRAINING else number_text(run.bad.count if run.bad else 0),
+            ABSENT if run.kind != PRETRAINING else cell_text(run.bad.count if run.bad else 0),
         ])  # fmt: skip
     return Table(head, rows)
 
@@ -90,7 +87,7 @@ def term_table(runs: Sequence[RunFolder]) -> Table:
         row = [name.removeprefix("loss/").replace("_", " ")]
         for run in runs:
             means = (run.metrics.mean_of_last(n) for n in (name, name.replace("loss/", "accuracy/")))
-            row += [number_text(mean) for mean in means]
+            row += [cell_text(mean) for mean in means]
         rows.append(row)
     return Table(head, rows)
 
@@ -110,8 +107,8 @@ def _probe_table(members) -> list[Table]:
     names = list(dict.fromkeys(name for *_, numbers in rows for name in numbers))[:MOST_COLUMNS]
     cells = [
         [label if len(members) == 1 else f"{label} ({run.label}, {probe.path.name})"]
-        + [number_text(numbers.get(name)) for name in names]
-        + [number_text(number(probe.seconds.get(label)))]
+        + [cell_text(numbers.get(name)) for name in names]
+        + [cell_text(number(probe.seconds.get(label)))]
         for run, probe, label, numbers in rows
     ]
     settings = ", ".join(f"{name} {value}" for name, value in first.settings.items())
@@ -174,7 +171,7 @@ def score_table(runs: Sequence[RunFolder]) -> Table:
     names = dict.fromkeys(
         n for run in scored for n, v in run.scores.items() if v is None or is_number(v) or isinstance(v, str)
     )
-    rows = [[name, *(number_text(run.scores.get(name)) for run in scored)] for name in names]
+    rows = [[name, *(cell_text(run.scores.get(name)) for run in scored)] for name in names]
     return Table(["", *(run.label for run in scored)], rows)
 
 
@@ -184,7 +181,7 @@ def class_table(runs: Sequence[RunFolder]) -> Table:
         run.label: run.scores["per_class"] for run in runs if isinstance((run.scores or {}).get("per_class"), dict)
     }
     names = dict.fromkeys(name for classes in by_class.values() for name in classes)
-    rows = [[name, *(number_text(classes.get(name)) for classes in by_class.values())] for name in names]
+    rows = [[name, *(cell_text(classes.get(name)) for classes in by_class.values())] for name in names]
     return Table(["class", *by_class], rows)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from dupr_tf.data.masks import mask_from_pixels
 from dupr_tf.detection.cityscapes_eval import cityscapes_ap
+from dupr_tf.errors import UserError
 from tests.detection.test_coco_eval import found, truth
 
 SIZE = (200, 200)  # of the images of `truth`
@@ -123,9 +124,11 @@ def test_only_ignorable_detections_are_an_ap_of_0_and_empty_masks_are_nothing():
     assert cityscapes_ap(scene, [empty])["AP"] == 0
 
 
-def test_masks_are_needed():
+def test_cityscapes_ap_without_masks_is_refused():
     scene = masked([(0, A, False)])
-    with pytest.raises(ValueError, match="Expected annotations with masks"):
+    with pytest.raises(UserError) as error:
         cityscapes_ap(dataclasses.replace(scene, masks=None), [seen()])
-    with pytest.raises(ValueError, match="Expected detections with masks"):
+    assert error.value.field == "annotated"
+    with pytest.raises(UserError) as error:
         cityscapes_ap(scene, [found()])
+    assert error.value.field == "detections"

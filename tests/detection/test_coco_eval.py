@@ -8,6 +8,7 @@ import pytest
 from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.data.masks import mask_from_pixels
 from dupr_tf.detection.coco_eval import coco_ap, coco_curves
+from dupr_tf.errors import UserError
 
 
 def truth(*rows, classes=("cat", "dog")):
@@ -84,9 +85,28 @@ def test_missing_an_ignored_box_costs_nothing():
     assert coco_ap(scene, [found((0, A, 0.9))])["AP"] == pytest.approx(1.0)
 
 
-def test_every_image_needs_its_detections():
-    with pytest.raises(ValueError, match="Expected detections of 2 images, received 1"):
+SMALL, LARGE = (10, 10, 20, 20), (30, 30, 180, 180)  # 10² and 150² px; COCO's limits are 32² and 96²
+
+
+def test_ap_by_size_is_of_objects_of_that_size():
+    result = coco_ap(truth([(0, SMALL, False), (0, LARGE, False)]), [found((0, SMALL, 0.9))])
+    assert result["AP_small"] == pytest.approx(1.0)
+    assert result["AP_medium"] is None and result["AP_large"] == 0.0
+
+
+def test_size_of_an_object_is_its_given_area_not_its_boxs():
+    scene = truth([(0, LARGE, False)])
+    thin = dataclasses.replace(scene, areas=(np.array([500.0]),))  # as of a mask that fills little of its box
+    assert coco_ap(scene, [found((0, LARGE, 0.9))])["AP_large"] == pytest.approx(1.0)
+    result = coco_ap(thin, [found((0, LARGE, 0.9))])
+    assert result["AP_small"] == pytest.approx(1.0)
+    assert result["AP_medium"] is None and result["AP_large"] is None
+
+
+def test_detections_of_too_few_images_are_refused():
+    with pytest.raises(UserError) as error:
         coco_ap(SCENE, [found()])
+    assert error.value.field == "detections" and "2 images" in error.value.problem
 
 
 # ---- masks, curves, degenerate splits ----
@@ -130,10 +150,12 @@ def test_a_mask_within_an_ignored_mask_is_not_counted():
 def test_no_masks_found_and_no_masks_given():
     scene, nothing = with_masks(SCENE), found_masks("left")
     assert coco_ap(scene, [nothing, nothing], masks=True)["AP"] == 0.0
-    with pytest.raises(ValueError, match="Expected annotations with masks"):
+    with pytest.raises(UserError) as error:
         coco_ap(SCENE, [nothing, nothing], masks=True)
-    with pytest.raises(ValueError, match="Expected detections with masks"):
+    assert error.value.field == "annotated"
+    with pytest.raises(UserError) as error:
         coco_ap(scene, [found(), found()], masks=True)
+    assert error.value.field == "detections"
 
 
 @pytest.mark.parametrize("images", [[[]], [[(0, A, True)]], [[], [(1, B, True)]]])

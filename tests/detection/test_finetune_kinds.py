@@ -10,7 +10,8 @@ from rich.console import Console
 
 from dupr_tf.commands.report import print_scores
 from dupr_tf.config import parse_config
-from dupr_tf.detection.build import KINDS, task_of
+from dupr_tf.config.detectors import DETECTORS
+from dupr_tf.detection.build import task_of
 from dupr_tf.detection.finetune import evaluate, finetune
 from dupr_tf.detection.saving import load_detector
 from tests.labelled_scenes import NAMES, draw, pictures, write_coco, write_voc
@@ -84,7 +85,7 @@ def check_run(metrics, output, kind):
     for entry in entries:
         parts = [value for name, value in entry.items() if name.endswith("_loss")]
         assert np.isfinite(entry["loss"]) and (not parts or entry["loss"] == pytest.approx(sum(parts), rel=1e-3))
-    assert task_of(load_detector(output)) == KINDS[kind].task
+    assert task_of(load_detector(output)) == DETECTORS[kind].facts["task"]
 
 
 @pytest.mark.slow
@@ -139,7 +140,7 @@ def test_on_voc_data_vocs_metrics_are_measured_too(splits, tmp_path, kind):
     assert not (tmp_path / "out" / "image_ids.txt").exists()
 
 
-def test_wrong_data_is_told_in_one_line_before_any_work(splits, tmp_path):
+def test_data_of_another_task_is_refused_first(splits, tmp_path):
     coco = write_coco(tmp_path / "coco", splits)
     masks = write_masks(tmp_path / "masks", splits)
     cases = [

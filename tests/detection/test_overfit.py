@@ -10,11 +10,11 @@ import pytest
 import tensorflow as tf
 
 from dupr_tf.config import load_config
+from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.annotations import read_annotations
 from dupr_tf.data.decoding import read_image
 from dupr_tf.data.detection import letterbox
 from dupr_tf.data.segments import read_segments
-from dupr_tf.detection.build import KERASHUB
 from dupr_tf.detection.coco_eval import coco_ap
 from dupr_tf.detection.fcn import FCN
 from dupr_tf.detection.rcnn import FasterRCNN, MaskRCNN, paste_masks
@@ -149,7 +149,10 @@ def segments_overfitted(steps=STEPS):
     pytest.param(retinanet, id="retinanet"),
     pytest.param(
         kerashub_retinanet, id="kerashub_retinanet",
-        marks=pytest.mark.skipif(not KERASHUB, reason="the extra is not installed: pip install 'dupr_tf[kerashub]'"),
+        marks=pytest.mark.skipif(
+            bool(DETECTORS["kerashub_retinanet"].missing),
+            reason="the extra is not installed: pip install 'dupr_tf[kerashub]'",
+        ),
     ),
 ])  # fmt: skip
 def test_it_learns_eight_photos_by_heart(build):

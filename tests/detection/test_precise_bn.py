@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from dupr_tf.detection.precise_bn import measure_norms
+from dupr_tf.errors import UserError
 from dupr_tf.models.batch_norm import FusedBatchNormalization, norm_layers, set_norm
 
 
@@ -64,12 +65,14 @@ def test_what_a_caller_froze_stays_frozen(norm):
     assert [layer.trainable for layer in norm_layers(made)] == [False, norm != "frozen"]
 
 
-def test_it_needs_batches_and_norms_to_measure():
+def test_measuring_norms_without_batches_is_refused():
     made = model()
-    with pytest.raises(ValueError, match="Expected batches to measure batch norms on, received none"):
+    with pytest.raises(UserError) as error:
         measure_norms(made, [])
+    assert error.value.field == "batches"
     assert [layer.momentum for layer in norm_layers(made)] == [0.9, 0.99]
     set_norm(made, "frozen")
     assert measure_norms(made, []) == 0
-    with pytest.raises(ValueError, match="Expected norm, one of train, sync, frozen, received 'half'"):
+    with pytest.raises(ValueError) as error:
         set_norm(made, "half")
+    assert "'half'" in str(error.value)

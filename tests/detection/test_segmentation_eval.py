@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dupr_tf.detection.segmentation_eval import ConfusionMatrix
+from dupr_tf.errors import UserError
 
 NAMES = ("road", "car", "sky")
 
@@ -58,14 +59,15 @@ def test_a_loop_agrees():
 
 
 @pytest.mark.parametrize(
-    ("truth", "predicted", "message"),
+    ("truth", "predicted", "field", "named"),
     [
-        ([[0, 1]], [[0]], r"Expected predictions of shape \(1, 2\), received \(1, 1\)"),
-        ([[0, 3]], [[0, 0]], "Expected classes of 0 to 2, received 0 to 3"),
-        ([[0, 1]], [[0, 7]], "received 0 to 7"),
-        ([[0, 1]], [[0, -1]], "received -1 to 1"),
+        ([[0, 1]], [[0]], "predicted", "(1, 1)"),
+        ([[0, 3]], [[0, 0]], "truth", "3"),
+        ([[0, 1]], [[0, 7]], "predicted", "7"),
+        ([[0, 1]], [[0, -1]], "predicted", "-1"),
     ],
 )
-def test_wrong_arrays_are_told(truth, predicted, message):
-    with pytest.raises(ValueError, match=message):
+def test_arrays_of_wrong_shape_or_class_are_refused(truth, predicted, field, named):
+    with pytest.raises(UserError) as error:
         scores((truth, predicted))
+    assert error.value.field == field and named in error.value.problem

@@ -5,6 +5,7 @@ import pytest
 
 from dupr_tf.detection.coco_eval import coco_ap
 from dupr_tf.detection.voc_eval import box_ious, voc_ap, voc_curves
+from dupr_tf.errors import UserError
 from tests import oracles_voc
 from tests.detection.test_coco_eval import SCENE, A, B, found, truth
 
@@ -86,11 +87,13 @@ def test_curves():
     np.testing.assert_allclose(precision, [1.0] * 51 + [2 / 3] * 50)
 
 
-def test_wrong_arguments_are_told():
-    with pytest.raises(ValueError, match="Expected the metric area or 11_point, received 'coco'"):
+def test_voc_ap_refuses_unknown_metrics_and_missing_images():
+    with pytest.raises(UserError) as error:
         voc_ap(SCENE, [found(), found()], "coco")
-    with pytest.raises(ValueError, match="Expected detections of 2 images, received 0"):
+    assert error.value.field == "metric"
+    with pytest.raises(UserError) as error:
         voc_ap(SCENE, [])
+    assert error.value.field == "detections"
 
 
 def test_ious_of_boxes_without_area_are_0():

@@ -6,10 +6,10 @@ import pytest
 from dupr_tf.config import LinearConfig, ProbingConfig, parse_config
 from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.errors import UserError
-from dupr_tf.probing.knn import _largest, knn, knn_scores, top_accuracies
+from dupr_tf.probing.knn import knn, knn_scores, largest, top_accuracies
 from dupr_tf.probing.labelled import image_labels
 from dupr_tf.probing.linear import LinearClassifier, learning_rate, standardization, train_cached
-from dupr_tf.probing.svm import _fewer_columns, _fit, average_precision_11, best_cost, svm
+from dupr_tf.probing.svm import average_precision_11, best_cost, fewer_columns, fit, svm
 from tests import oracles_probing as oracles
 
 
@@ -31,8 +31,8 @@ def test_knn_votes_are_instdis():
 
 def test_the_nearest_are_found_among_many():
     values = np.random.default_rng(0).normal(size=(3, 500))
-    np.testing.assert_array_equal(_largest(values, 20), np.argsort(-values, axis=1)[:, :20])
-    assert _largest(values[:, :4], 4).shape == (3, 4)
+    np.testing.assert_array_equal(largest(values, 20), np.argsort(-values, axis=1)[:, :20])
+    assert largest(values[:, :4], 4).shape == (3, 4)
 
 
 def test_one_near_neighbour_outvotes_two_far_ones():
@@ -58,10 +58,11 @@ def test_k_is_capped_with_a_message(caplog):
     assert "k 200 is more than the 8 training images" in caplog.text
 
 
-@pytest.mark.parametrize("k, temperature", [(0, 0.07), (5, 0.0)])
-def test_knn_refuses(k, temperature):
-    with pytest.raises(ValueError, match="Expected k"):
+@pytest.mark.parametrize("k, temperature, field", [(0, 0.07, "k"), (5, 0.0, "temperature")])
+def test_knn_refuses_no_neighbours_and_no_temperature(k, temperature, field):
+    with pytest.raises(UserError) as error:
         knn_scores(np.eye(3), [0, 1, 2], np.eye(3), 3, k, temperature)
+    assert error.value.field == field
 
 
 def test_top5_counts_the_five_highest():
@@ -98,11 +99,11 @@ def test_svm_knows_separate_classes_and_guesses_shuffled_ones():
 def test_more_columns_than_rows_change_nothing():
     rng = np.random.default_rng(0)
     rows, val, y = rng.normal(size=(30, 80)), rng.normal(size=(9, 80)), np.arange(30) % 3 == 0
-    few, few_val = _fewer_columns(rows, val)
+    few, few_val = fewer_columns(rows, val)
     assert few.shape == (30, 30) and few_val.shape == (9, 30)
-    whole, less = _fit(rows, y, 1.0, 0), _fit(few, y, 1.0, 0)
+    whole, less = fit(rows, y, 1.0, 0), fit(few, y, 1.0, 0)
     np.testing.assert_allclose(whole.decision_function(val), less.decision_function(few_val), atol=2e-3)
-    assert _fewer_columns(rows[:, :20], val[:, :20])[0].shape == (30, 20)
+    assert fewer_columns(rows[:, :20], val[:, :20])[0].shape == (30, 20)
 
 
 def test_svm_leaves_difficult_images_out():
@@ -120,8 +121,9 @@ def test_svm_says_none_of_a_class_that_is_not_there():
     rows = np.array([[1.0, 0], [0, 1]] * 6)
     found = svm(rows, labels, rows, labels, ("a", "b"))
     assert found["per_class"] == {"a": 1.0, "b": None} and found["mAP"] == 1.0
-    with pytest.raises(ValueError, match="Expected a class"):
+    with pytest.raises(UserError) as error:
         svm(rows, labels * 0, rows, labels, ("a", "b"))
+    assert error.value.field == "data"
 
 
 def test_the_cost_is_the_best_of_the_folds():
@@ -181,19 +183,19 @@ def test_a_feature_that_never_changes_is_left_alone():
 
 
 @pytest.mark.parametrize("section, expected", [
-    ({"linear": {"crop_area": [0.9, 0.2]}}, "linear.crop_area: Expected 0 < min <= max <= 1"),
+    ({"linear": {"crop_area": [0.9, 0.2]}}, "linear.crop_area: "),
     ({"linear": {"level": "P6"}}, "linear.level: "),
     ({"linear": {"epoch": 3}}, "Did you mean linear.epochs?"),
     ({"probing": {"probes": ["svm"]}}, "probing.probes.0: "),
     ({"probing": {"every": 1}}, "Did you mean probing.every_epochs?"),
 ])  # fmt: skip
-def test_wrong_fields_are_named(section, expected):
-    with pytest.raises(UserError) as told:
+def test_wrong_probing_fields_are_named(section, expected):
+    with pytest.raises(UserError) as error:
         parse_config(section)
-    assert expected in str(told.value)
+    assert expected in str(error.value)
 
 
 def test_cross_field_mistakes():
-    assert "linear.standardize" in LinearConfig(augment=True).problems()[0]
+    assert [error.field for error in LinearConfig(augment=True).problems()] == ["linear.standardize"]
     assert LinearConfig(augment=True, standardize=False).problems() == []
-    assert "probing.data" in ProbingConfig(every_epochs=1).problems()[0]
+    assert [error.field for error in ProbingConfig(every_epochs=1).problems()] == ["probing.data"]

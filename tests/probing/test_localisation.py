@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from dupr_tf.config import ViewsConfig
 from dupr_tf.data.annotations import AnnotatedImages
+from dupr_tf.errors import UserError
 from dupr_tf.ops.boxes import intersect_views
 from dupr_tf.probing import affinity as affine
 from dupr_tf.probing import matching as match
@@ -110,8 +111,10 @@ def test_matching_as_a_whole():
     assert 0 < numbers["chance_1"] < numbers["chance_2"] < 0.06 and numbers["median_error"] < 0.71
     pairs[0]["valid"] = np.array([False])
     assert match.matching(fake_maps(None), pairs, SIZE)[0]["pairs"] == 3
-    with pytest.raises(ValueError, match="Expected a pair of views that overlap"):
-        match.matching(fake_maps(None), pairs[:1], SIZE)
+    for measure in (match.matching, affine.affinities):
+        with pytest.raises(UserError) as error:
+            measure(fake_maps(None), pairs[:1], SIZE)
+        assert error.value.field == "data"
 
 
 # ---- affinity ----
@@ -164,8 +167,9 @@ def test_affinities_read_mirrored_views_right_to_left():
 
 
 def test_affinity_refuses_a_temperature_of_0():
-    with pytest.raises(ValueError, match="Expected a temperature"):
+    with pytest.raises(UserError) as error:
         affine.affinity(np.ones((2, 2, 3)), np.ones((2, 2, 3)), 0)
+    assert error.value.field == "temperature"
 
 
 # ---- sensitivity ----
@@ -232,8 +236,9 @@ def test_objects_are_neither_tiny_nor_all_of_the_image_nor_difficult():
     ignored = [np.array([False, False]), np.array([False]), np.array([True]), np.array([], bool)]
     images = annotated("abcd", boxes, [(100, 100)] * 4, ignored)
     assert pick_objects(images, 10) == [(0, 1)]
-    with pytest.raises(ValueError, match="Expected objects"):
+    with pytest.raises(UserError) as error:
         pick_objects(annotated("a", boxes[1:2], [(100, 100)]), 10)
+    assert error.value.field == "data"
 
 
 def test_crops_hold_the_object():
@@ -256,8 +261,9 @@ def test_neighbours_are_sorted_and_never_the_query():
     found, similarity = retrieve.neighbours(maps, np.array([0, 2]), 2)
     assert found.tolist() == [[1, 3], [3, 1]] and (np.diff(similarity) < 0).all()
     assert retrieve.neighbours(maps, np.array([0]), 9)[0].shape == (1, 3)
-    with pytest.raises(ValueError, match="Expected at least two images"):
+    with pytest.raises(UserError) as error:
         retrieve.neighbours(maps[:1], np.array([0]))
+    assert error.value.field == "data"
 
 
 def test_alignment_of_the_same_of_a_shift_and_of_chance():

@@ -186,12 +186,12 @@ def test_predicted_memory_is_the_dry_runs():
 
 
 @pytest.mark.parametrize("arguments, lines", [
-    (["nowhere.yaml"], ["does not exist"]),
+    (["nowhere.yaml"], ["nowhere.yaml"]),
     (["--data", "nowhere"], ["nowhere"]),
     (["c.yaml", "--train.batch_size", "9", "--data", "nowhere"], ["train.batch_size", "nowhere"]),
     (["c.yaml", "--train.epoch", "9"], ["Did you mean train.epochs"]),
-    (["--train.epochs", "9"], ["expected a config to change"]),
-    (["c.yaml", "--steps"], ["--steps: expected a config and images"]),
+    (["--train.epochs", "9"], ["--train.epochs: "]),
+    (["c.yaml", "--steps"], ["--steps: "]),
 ])  # fmt: skip
 def test_mistakes_are_a_line_each_before_tensorflow_loads(tmp_path, arguments, lines):
     (tmp_path / "c.yaml").write_text(dump_config(config()))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from dupr_tf.detection.detector import Detector
+from dupr_tf.detection.detector import Detector, check_image_size
 from dupr_tf.detection.rcnn.anchors import grid_anchors
 from dupr_tf.detection.rcnn.heads import BOX_BINS, C4_STRIDE, BoxPredictor, MaskHead, PyramidRegions, Res5Regions
 from dupr_tf.detection.rcnn.masks import mask_loss, of_class
@@ -18,6 +18,7 @@ from dupr_tf.detection.rcnn.matching import ground_truth
 from dupr_tf.detection.rcnn.proposals import RPNHead, propose, rpn_losses
 from dupr_tf.detection.rcnn.pyramid import STRIDES, PyramidNeck, split_at_p4
 from dupr_tf.detection.rcnn.regions import detections, most_positives, region_losses, sample_regions
+from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import LEVELS, pyramid
 
 # (training, test): detectron2's MODEL.RPN.{PRE,POST}_NMS_TOPK_{TRAIN,TEST} of Base-RCNN-FPN and of Base-RCNN-C4.
@@ -99,6 +100,19 @@ class FasterRCNN(Detector, keras.Model):
         self.loss_names = ("rpn_objectness_loss", "rpn_box_loss", "classification_loss", "box_loss", *self.mask_losses)
         self._means = [keras.metrics.Mean(name) for name in ("loss", *self.loss_names)]
         self.built = True
+
+    @classmethod
+    def from_experiment(cls, backbone, class_names, config):
+        """The R-CNN that `config` describes: its section `detector`, `data.image_size` and `train.seed`."""
+        detector = config.detector
+        same = (name for name in SETTINGS if name in type(detector).model_fields)
+        settings = {name: getattr(detector, name) for name in same}
+        settings |= {"anchor_scale": detector.anchor_scale or ANCHOR_SCALE, "test_short_side": None}
+        if detector.short_sides:
+            settings["test_short_side"] = detector.side_at_test
+        else:
+            settings["image_size"] = config.data.image_size
+        return cls(backbone, class_names, **settings, seed=config.train.seed)
 
     mask_losses = ()
 
@@ -268,7 +282,9 @@ class MaskRCNN(FasterRCNN):
 
     def _truth(self, labels, batch_size):
         if labels is not None and "masks" not in labels:
-            raise ValueError("Expected bounding_boxes with masks, received none. Fix: masks, or kind: faster_rcnn")
+            raise UserError(
+                "bounding_boxes", "The boxes of the batch have no masks.", "Add masks, or use a FasterRCNN."
+            )
         return ground_truth(labels, batch_size)
 
     def _mask_losses(self, features, regions, maps, truth, training):
@@ -310,8 +326,7 @@ def parts(data):
 def _check(neck, norm, rois_per_image, image_size):
     for name, value, known in (("neck", neck, ("fpn", "c4")), ("norm", norm, ("train", "sync", "frozen"))):
         if value not in known:
-            raise ValueError(f"Expected {name} {' or '.join(known)}, received {value!r}. Fix: {known[0]}")
+            raise UserError(name, f"Expected {' or '.join(known)}, received {value!r}.", f"Use {known[0]!r}.")
     if rois_per_image < 4:
-        raise ValueError(f"Expected rois_per_image of 4 or more, received {rois_per_image}. Fix: 512")
-    if image_size is not None and image_size % 32:
-        raise ValueError(f"Expected image_size, a multiple of 32, received {image_size}. Fix: 224 or 256.")
+        raise UserError("rois_per_image", f"Expected 4 or more, received {rois_per_image}.", "Use 512.")
+    check_image_size(image_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keras
 
+from dupr_tf.errors import UserError
 from dupr_tf.models.batch_norm import FusedBatchNormalization
 from dupr_tf.models.resnet import LEVELS, pyramid
 
@@ -65,14 +66,14 @@ def split_at_p4(backbone):
             computed from P4 alone, as a ResNet's is; its last stage must stride by 2 and take maps of 14×14.
 
     Raises:
-        ValueError: P5 needs something else of the image than P4.
+        UserError: P5 needs something else of the image than P4.
     """
     levels = pyramid(backbone, ("P4", "P5")).output
     try:
         stage = keras.Model(levels["P4"], levels["P5"], name=f"{backbone.name}_res5")
     except ValueError as error:
-        raise ValueError(
-            f"Expected a backbone that computes P5 from P4 alone, received {backbone.name}. Fix: detector.neck: fpn"
+        raise UserError(
+            "backbone", f"{backbone.name} does not compute P5 from P4 alone.", "Use detector.neck: fpn."
         ) from error
     return pyramid(backbone, ("P4",)), stage
 

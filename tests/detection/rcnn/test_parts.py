@@ -7,6 +7,7 @@ import tensorflow as tf
 from dupr_tf.detection.rcnn import masks, matching, pooling, proposals, regions
 from dupr_tf.detection.rcnn.anchors import grid_anchors
 from dupr_tf.detection.rcnn.boxes import HEAD_WEIGHTS, clip, decode, encode
+from dupr_tf.detection.rcnn.heads import MaskHead, PyramidRegions
 from dupr_tf.detection.rcnn.matching import GroundTruth, ground_truth
 from tests import oracles_rcnn as twin
 
@@ -182,6 +183,47 @@ def test_rpn_losses_of_the_drawn_anchors(monkeypatch):
     assert (labels[0] == 1).sum() > 2 and all(len(own) == 256 for own in rows)
     assert min(map(min, labels)) >= 0  # none that is ignored
     np.testing.assert_allclose(losses, twin.rpn_losses(objectness, deltas, table, rows, labels, boxes), rtol=1e-5)
+
+
+def test_rpn_learns_from_at_most_half_positives():
+    box, far = (8.0, 8, 40, 40), (100.0, 100, 120, 120)
+    table = tf.constant([box] * 300 + [far] * 300)
+    # Every positive anchor is its box, so its targets are 0: each positive adds a distance of 1.
+    deltas = tf.constant([[[1.0, 0, 0, 0]] * 600])
+    loss = proposals.rpn_losses(tf.zeros([1, 600]), deltas, table, truth_of([(box, 0)]), [1, 2])[1]
+    assert float(loss) == pytest.approx(128 / 256)
+
+
+def random_weights(layer, seed):
+    """Sets every weight of a layer at random, biases too, and returns them as float64."""
+    rng = np.random.default_rng(seed)
+    layer.set_weights([rng.normal(size=weight.shape) for weight in layer.weights])
+    return [np.asarray(weight, np.float64) for weight in layer.weights]
+
+
+def test_box_head_is_two_dense_layers_with_relu():
+    head = PyramidRegions(6)
+    head.build((None, None, None, 3))
+    kernel_1, bias_1, kernel_2, bias_2 = random_weights(head, 9)
+    maps = np.random.default_rng(10).normal(size=(2, 5, 7, 7, 3))
+    hidden = np.maximum(maps.reshape(2, 5, -1) @ kernel_1 + bias_1, 0)
+    expected = np.maximum(hidden @ kernel_2 + bias_2, 0)
+    assert (hidden == 0).any() and (expected == 0).any() and (expected > 0).any()
+    np.testing.assert_allclose(head.vectors(tf.constant(maps, tf.float32)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_mask_head_has_relu_after_every_layer_but_the_last():
+    head = MaskHead(classes=2, channels=4, convs=1)
+    head.build((5, 5, 3))
+    conv, up, last = np.array(random_weights(head, 11), object).reshape(3, 2)
+    maps = np.random.default_rng(12).normal(size=(1, 2, 5, 5, 3))
+    found = head(tf.constant(maps, tf.float32)).numpy()
+    assert found.shape == (1, 2, 10, 10, 2)
+    for row in range(2):
+        hidden = np.maximum(twin.convolve(maps[0, row], *conv), 0)
+        doubled = np.maximum(twin.upsample(hidden, *up), 0)
+        assert (hidden == 0).any() and (doubled == 0).any()
+        np.testing.assert_allclose(found[0, row], twin.convolve(doubled, *last), rtol=1e-4, atol=1e-3)
 
 
 def test_regions_of_a_step():

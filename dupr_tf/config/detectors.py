@@ -1,0 +1,75 @@
+"""Every detector: its class, what it finds, what it learns from, which fields it does not take.
+
+A new detector is one new file below `detection/` and one line here. Its class has `from_experiment(backbone,
+class_names, config)`, which returns it uncompiled. Facts of a line:
+
+    task: a key of `detection.tasks.TASKS`: "boxes", "masks" or "segments".
+    data: values of `data.kind` that have what it learns from.
+    data_note: why the others do not; may be empty.
+    refuses: {dotted field: (why, what to do)} of fields that must keep their default; the kind's name goes before why.
+    any_test_size: `detector.test_short_side` may be set without `detector.short_sides`.
+"""
+
+from __future__ import annotations
+
+from dupr_tf.registry import Entry, Registry
+
+BOXES = ("auto", "coco", "voc", "cityscapes")
+MASKS = ("auto", "coco", "cityscapes")
+PIXELS = ("auto", "masks", "cityscapes")
+NO_PIXELS = {
+    f"data.{name}": ("does not read it: it is for detector.kind fcn and a folder of masks.", "Leave it out.")
+    for name in ("class_names", "ignore_value")
+}
+NO_PROPOSALS = {
+    "detector.neck": ("has no neck but fpn.", "Pass --detector.neck fpn, or --detector.kind faster_rcnn or mask_rcnn."),
+    "detector.rpn_pre_nms": ("has no proposals.", "Leave it out."),
+    "detector.rpn_post_nms": ("has no proposals.", "Leave it out."),
+}
+KERASHUB = {
+    "detector.head_channels": ("has heads of 256 channels.", "Leave it out, or pass --detector.kind retinanet."),
+    "detector.short_sides": (
+        "takes images of one size only.",
+        "Set data.image_size instead, or pass --detector.kind retinanet.",
+    ),
+}
+SQUARES = {
+    "detector.short_sides": ("trains on squares of data.image_size.", "Use detector.scale_jitter instead."),
+}
+
+
+def _line(target, summary, task, data, refuses, data_note="", any_test_size=False, **needs) -> Entry:
+    facts = {"task": task, "data": data, "data_note": data_note, "refuses": refuses, "any_test_size": any_test_size}
+    return Entry(f"dupr_tf.detection.{target}", summary, facts=facts, **needs)
+
+
+ONE_STAGE = {**NO_PIXELS, **NO_PROPOSALS}
+DETECTORS = Registry(
+    "detector",
+    "detector.kind",
+    {
+        "retinanet": _line("retinanet:RetinaNet", "RetinaNet of KerasCV", "boxes", BOXES, ONE_STAGE),
+        "kerashub_retinanet": _line(
+            "kerashub:KerasHubRetinaNet",
+            "RetinaNet of KerasHub",
+            "boxes",
+            BOXES,
+            {**ONE_STAGE, **KERASHUB},
+            extra="kerashub",
+            modules=("keras_hub",),
+        ),
+        "faster_rcnn": _line("rcnn.model:FasterRCNN", "boxes in two stages", "boxes", BOXES, NO_PIXELS),
+        "mask_rcnn": _line(
+            "rcnn.model:MaskRCNN", "Faster R-CNN with masks", "masks", MASKS, NO_PIXELS, "voc has no masks of objects"
+        ),
+        "fcn": _line(
+            "fcn:FCN",
+            "classes of pixels",
+            "segments",
+            PIXELS,
+            {**NO_PROPOSALS, **SQUARES},
+            "it learns classes of pixels",
+            any_test_size=True,
+        ),
+    },
+)

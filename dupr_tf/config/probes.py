@@ -1,0 +1,45 @@
+"""Every probe: the function that runs it, and what a pre-training run logs of it.
+
+A new probe is one new file below `probing/`, a line here and its flags in `commands/probe.py`. Its function takes the
+backbones and the data, then what it is to do by keyword, and returns `Findings`. Facts of a line, for probes that can
+run in training; others have none:
+
+    takes: fields of the section `probing`, or "seed", that the function takes by the same name; queries are images.
+    logs: numbers of its findings that are logged.
+"""
+
+from __future__ import annotations
+
+from dupr_tf.registry import Entry, Registry
+
+PROBES = Registry(
+    "probe",
+    "probing.probes",
+    {
+        "knn": Entry(
+            "dupr_tf.probing.protocols:probe_knn",
+            "classes by the nearest training images",
+            facts={"takes": ("image_size",), "logs": ("top1",)},
+        ),
+        "linear": Entry("dupr_tf.probing.protocols:probe_linear", "classes by a linear classifier"),
+        "svm": Entry("dupr_tf.probing.protocols:probe_svm", "classes of objects by a linear SVM for each"),
+        "sensitivity": Entry(
+            "dupr_tf.probing.protocols:probe_sensitivity", "similarity to an object as the IoU with it falls (eq. 8)"
+        ),
+        "matching": Entry(
+            "dupr_tf.probing.protocols:probe_matching",
+            "cells of two views matched by their features",
+            facts={"takes": ("images", "image_size", "seed"), "logs": ("pck_1", "pck_2")},
+        ),
+        "affinity": Entry(
+            "dupr_tf.probing.protocols:probe_affinity",
+            "affinity of the places of an object in two views (eq. 9)",
+            facts={"takes": ("images", "image_size", "seed"), "logs": ("diagonal", "within_1")},
+        ),
+        "retrieval": Entry(
+            "dupr_tf.probing.protocols:probe_retrieval",
+            "nearest images, and whether they show things in the same place",
+            facts={"takes": ("images", "queries", "image_size"), "logs": ("alignment", "same_class")},
+        ),
+    },
+)
