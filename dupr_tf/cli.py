@@ -13,7 +13,6 @@ from dupr_tf.commands import COMMANDS, CONFIGURED
 from dupr_tf.data.shard_files import PackError
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.remote_path import RemoteError
-from dupr_tf.weights.formats import ExportError
 
 DESCRIPTION = "Pre-train object-detection backbones on unlabelled images (DUPR), fine-tune detectors, export weights."
 
@@ -49,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         for line in map(str, getattr(error, "errors", [error])):
             print(f"dupr-tf: error: {line}", file=sys.stderr)
         return error.code
-    except (ExportError, PackError, RemoteError, ValueError) as error:  # not converted yet
+    except (PackError, RemoteError, ValueError) as error:  # not converted yet
         if isinstance(error, ValueError) and not str(error).startswith("Expected"):
             raise
         for line in str(error).splitlines():

@@ -8,7 +8,6 @@ import importlib
 
 _HOME = {
     "FORMATS": "formats",
-    "ExportError": "formats",
     "weight_names": "names",
     "translation": "names",
     "named_arrays": "names",

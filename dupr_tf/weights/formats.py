@@ -2,6 +2,8 @@
 
 import importlib.util
 
+from dupr_tf.errors import UserError
+
 FORMATS = ("keras", "saved_model", "onnx", "torchvision", "timm", "detectron2", "kerashub", "kerascv")
 
 # Format -> (extra of this package that brings it, modules it needs).
@@ -9,10 +11,6 @@ EXTRAS = {
     "onnx": ("onnx", ("onnx", "tf2onnx", "onnxruntime")),
     "kerashub": ("kerashub", ("keras_hub",)),
 }
-
-
-class ExportError(RuntimeError):
-    """The request was right and the export was not: it is refused, and nothing is left under its name."""
 
 
 def installed(module):
@@ -24,14 +22,13 @@ def check_format(to):
     """Refuse a format that does not exist, or that needs what is not installed.
 
     Raises:
-        ValueError: naming the formats, or the extra to install.
+        UserError: naming the formats, or the extra to install.
     """
     if to not in FORMATS:
-        raise ValueError(f"Expected one of {', '.join(FORMATS)}, received {to!r}. Fix: choose one of them.")
+        raise UserError("to", f"Expected one of {', '.join(FORMATS)}, received {to!r}.")
     extra, modules = EXTRAS.get(to, (None, ()))
     missing = [module for module in modules if not installed(module)]
     if missing:
-        raise ValueError(
-            f"Expected {', '.join(missing)} to be installed for {to}, received no such package. "
-            f"Fix: pip install 'dupr_tf[{extra}]'"
+        raise UserError(
+            "to", f"{to} needs {', '.join(missing)}, which is not installed.", f"Run: pip install 'dupr_tf[{extra}]'."
         )

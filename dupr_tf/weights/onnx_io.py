@@ -30,7 +30,7 @@ def write_onnx(backbone, path):
         A `Written`: onnxruntime on the CPU against the model.
 
     Raises:
-        ValueError: if the extra `onnx` is not installed.
+        UserError: if the extra `onnx` is not installed.
     """
     check_format("onnx")
     import onnxruntime

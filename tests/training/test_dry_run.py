@@ -74,4 +74,4 @@ def test_a_run_needs_a_folder(photos, tmp_path, capsys):
     config = tmp_path / "config.yaml"
     config.write_text(dump_config(CONFIG))
     assert main(["pretrain", str(config), "--data", str(photos)]) == 2
-    assert capsys.readouterr().err.startswith("dupr-tf: error: --output: expected a folder for the run, received none")
+    assert capsys.readouterr().err.startswith("dupr-tf: error: --output: ")
