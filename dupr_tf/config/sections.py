@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from dupr_tf.config.backbones import BACKBONES
 from dupr_tf.errors import UserError
 
 LEVELS = ("P2", "P3", "P4", "P5")  # conv2_x .. conv5_x
 STRIDES = (4, 8, 16, 32)
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 INTERVAL = re.compile(r"([1-9]\d*) ?(s|min|h)")  # of checkpoints, in time
 
 Weight = Annotated[float, Field(ge=0.0)]
@@ -57,7 +57,7 @@ class ViewsConfig(Section):
 
 
 class ModelConfig(Section):
-    backbone: Literal[BACKBONES] = Field("resnet50", description="torch-layout ResNet")
+    backbone: Literal[tuple(BACKBONES)] = Field("resnet50", description="see `dupr-tf list backbones`")
     width: float = Field(1.0, gt=0, le=4, description="factor on every channel count of the backbone")
     image_weights: PerLevel = Field((0.1, 0.4, 0.7, 1.0), description="alpha of P2..P5 (eq. 2)")
     patch_weights: PerLevel = Field((0.0, 0.0, 1.0, 1.0), description="beta of P2..P5 (eq. 2)")

@@ -9,6 +9,7 @@ Shapes are NHWC. Level `P2` is conv2_x (stride 4) … `P5` is conv5_x (stride 32
 
 import keras
 
+from dupr_tf.config import BACKBONES
 from dupr_tf.errors import UserError
 from dupr_tf.models.batch_norm import FusedBatchNormalization
 from dupr_tf.models.convolution import TrainedConv2D
@@ -20,11 +21,9 @@ STAGE_WIDTHS = (64, 128, 256, 512)
 
 # name -> (kind of block, blocks in each of the four stages)
 ARCHITECTURES = {
-    "resnet18": ("basic", (2, 2, 2, 2)),
-    "resnet34": ("basic", (3, 4, 6, 3)),
-    "resnet50": ("bottleneck", (3, 4, 6, 3)),
-    "resnet101": ("bottleneck", (3, 4, 23, 3)),
-    "resnet152": ("bottleneck", (3, 8, 36, 3)),
+    name: (entry.facts["block"], entry.facts["depths"])
+    for name, entry in BACKBONES.items()
+    if entry.target == "dupr_tf.models.resnet:ResNetBackbone"
 }
 
 
@@ -106,12 +105,12 @@ class ResNetBackbone(keras.Model):
 
 
 def build_backbone(architecture, width=1.0, **kwargs):
-    """Return a new `ResNetBackbone`; `kwargs` go to its constructor.
+    """Return a new backbone of the registry (`dupr-tf list backbones`); `kwargs` go to its constructor.
 
     Raises:
         UserError: for a name or a width that no backbone here has.
     """
-    return ResNetBackbone(architecture, width=width, **kwargs)
+    return BACKBONES.load(architecture)(architecture, width=width, **kwargs)
 
 
 def dilated(backbone):

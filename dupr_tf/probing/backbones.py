@@ -8,7 +8,6 @@ from pathlib import Path
 
 import keras
 
-from dupr_tf.config import BACKBONES
 from dupr_tf.models import build_backbone
 from dupr_tf.models.resnet import ResNetBackbone
 from dupr_tf.weights.loading import load_backbone
@@ -52,7 +51,7 @@ def _random(others: list[keras.Model], architecture, width, seed) -> keras.Model
     if architecture is None and like is None:
         raise ValueError(
             "Expected an architecture for random weights, received none. "
-            f"Fix: --backbone {BACKBONES[0]} --width 0.5, or other weights beside them, whose architecture they take"
+            "Fix: --backbone resnet18 --width 0.5, or other weights beside them, whose architecture they take"
         )
     if architecture is None:
         architecture, width = like.architecture, like.width

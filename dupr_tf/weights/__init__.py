@@ -7,6 +7,7 @@ call that does it all, verified, is `dupr_tf.export`.
 import importlib
 
 _HOME = {
+    "EXPORTS": "formats",
     "FORMATS": "formats",
     "weight_names": "names",
     "translation": "names",

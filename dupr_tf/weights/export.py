@@ -5,7 +5,6 @@ file).
 It appears under its name only when it is complete and right: a killed or refused export leaves nothing there.
 """
 
-import importlib
 import os
 import shutil
 
@@ -14,24 +13,12 @@ import numpy as np
 from dupr_tf.errors import RunFailed, UserError, is_disk_full
 from dupr_tf.remote_path import RemotePath, as_path
 from dupr_tf.weights.compare import TOLERANCE
-from dupr_tf.weights.formats import FORMATS, check_format
+from dupr_tf.weights.formats import EXPORTS, FORMATS
 from dupr_tf.weights.manifest import MANIFEST_FILE, check_directory, write_manifest
 from dupr_tf.weights.model_card import model_card
 from dupr_tf.whole_files import written_locally
 
 __all__ = ["FORMATS", "export"]
-
-# Format -> (module and function that fills a directory and returns a `Written`, files of all weights it makes).
-_WRITERS = {
-    "keras": ("keras_io", "write_keras", 1),
-    "saved_model": ("saved_model", "write_saved_model", 1),
-    "onnx": ("onnx_io", "write_onnx_directory", 1),
-    "torchvision": ("torch_export", "write_torchvision", 2),
-    "timm": ("torch_export", "write_timm", 1),
-    "detectron2": ("detectron2_io", "write_detectron2_directory", 1),
-    "kerashub": ("kerashub_io", "write_kerashub", 1),
-    "kerascv": ("keras_io", "write_kerascv", 1),
-}
 
 
 def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=False, license=None):
@@ -62,7 +49,7 @@ def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=Fal
             largest, or a full disk. Nothing is left at `output`, or what was there before.
     """
     output = as_path(output)
-    check_format(to)
+    write = EXPORTS.load(to)
     _check_output(output, overwrite)
     if isinstance(output, RemotePath):
         return _export_remotely(output, backbone, to, overwrite, card, allow_nonfinite, license)
@@ -75,7 +62,7 @@ def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=Fal
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        written = _write(backbone, to, partial)
+        written = write(backbone, partial)
         _check_features(written, to, output, allow_nonfinite)
         text = model_card(backbone, to, written, card or {}, license)
         (partial / "model_card.md").write_text(text, encoding="utf-8")
@@ -99,11 +86,6 @@ def _export_remotely(output, backbone, to, overwrite, *options):
             (output / MANIFEST_FILE).unlink(missing_ok=True)
             output.rmtree()
     return output
-
-
-def _write(backbone, to, directory):
-    module, function, _ = _WRITERS[to]
-    return getattr(importlib.import_module(f"dupr_tf.weights.{module}"), function)(backbone, directory)
 
 
 def _check_output(output, overwrite):
@@ -159,7 +141,7 @@ def _manifest_facts(to, written):
 def _bytes_wanted(backbone, to):
     """What the files will take: every weight in each copy, and a twentieth for names, graphs and the card."""
     weights = sum(4 * int(np.prod(variable.shape)) for variable in backbone.weights)
-    return int(1.05 * weights * _WRITERS[to][2]) + 1_000_000
+    return int(1.05 * weights * EXPORTS[to].facts.get("copies", 1)) + 1_000_000
 
 
 def _check_space(directory, wanted):
@@ -177,11 +159,15 @@ def _full(directory, wanted):
 
 
 def _move_into_place(partial, output):
-    """Rename; an earlier export steps aside first and is removed last: one of the two is always whole."""
+    """Renames; an earlier export is moved aside first and removed last, and comes back where the renaming fails."""
     if not output.exists():
         partial.rename(output)
         return
     earlier = output.with_name(f".{output.name}.earlier-{os.getpid()}")
     output.rename(earlier)
-    partial.rename(output)
+    try:
+        partial.rename(output)
+    except OSError:
+        earlier.rename(output)
+        raise
     shutil.rmtree(earlier)

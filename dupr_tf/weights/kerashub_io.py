@@ -3,7 +3,7 @@
 from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNetBackbone, block_and_depths, stage_channels
 from dupr_tf.weights.compare import Written, check_images, compare, features, float32_twin, normalized
-from dupr_tf.weights.formats import check_format
+from dupr_tf.weights.formats import EXPORTS
 from dupr_tf.weights.names import architecture_of, assign_arrays, named_arrays
 
 BLOCKS = {"basic": "basic_block", "bottleneck": "bottleneck_block"}
@@ -17,7 +17,7 @@ def to_keras_hub(backbone):
     Raises:
         UserError: for another model or width, or if KerasHub is not installed.
     """
-    check_format("kerashub")
+    EXPORTS.check("kerashub")
     import keras_hub
 
     architecture = architecture_of(backbone)

@@ -11,6 +11,7 @@ from dupr_tf.models.resnet import (
     IMAGENET_STD,
     ResNetBackbone,
     build_backbone,
+    imagenet_normalization,
     pyramid,
     stage_channels,
 )
@@ -208,6 +209,18 @@ def test_pyramid_shares_weights_and_says_what_it_lacks():
     assert error.value.field == "backbone" and "none" in error.value.problem
 
 
+def test_normalisation_is_imagenets_in_rgb_order():
+    red = np.array([[[[255.0, 0.0, 0.0]]]], np.float32)
+    received = np.asarray(imagenet_normalization()(red))[0, 0, 0]
+    np.testing.assert_allclose(received, [2.24891, -2.03571, -1.80444], atol=1e-5)  # torchvision's numbers
+
+
+def test_kernels_start_from_fan_out_as_torchvisions_do():
+    keras.utils.set_random_seed(0)
+    kernel = np.asarray(build_backbone("resnet18", width=0.5).get_layer("conv1_conv").kernel)  # (7, 7, 3, 32)
+    assert kernel.std() == pytest.approx(np.sqrt(2 / (32 * 7 * 7)), rel=0.05)
+
+
 def test_width_gives_multiples_of_eight():
     assert stage_channels(1.0) == (64, 128, 256, 512)
     assert stage_channels(0.3) == (16, 40, 80, 152)
@@ -218,7 +231,7 @@ def test_width_gives_multiples_of_eight():
 @pytest.mark.parametrize(
     ("kwargs", "field", "named"),
     [
-        ({"architecture": "resnet51"}, "architecture", "'resnet51'"),
+        ({"architecture": "resnet51"}, "model.backbone", "'resnet51'"),
         ({"architecture": "resnet18", "width": 0}, "width", "received 0"),
         ({"architecture": "resnet18", "width": "wide"}, "width", "'wide'"),
         ({"architecture": "resnet18", "input_shape": (224, 224)}, "input_shape", "(224, 224)"),

@@ -1,9 +1,11 @@
 """Exports: complete, verified, described, or not there at all."""
 
 import errno
+import importlib.util
 import json
 import shutil
 import typing
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -15,12 +17,12 @@ from dupr_tf import cli
 from dupr_tf.commands import Export
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.models.resnet import build_backbone, pyramid
-from dupr_tf.weights import detectron2_io, formats, keras_io, torch_export
-from dupr_tf.weights import export as module
+from dupr_tf.weights import detectron2_io, keras_io, torch_export
 from dupr_tf.weights.compare import float32_twin
-from dupr_tf.weights.export import FORMATS, export
+from dupr_tf.weights.export import export
+from dupr_tf.weights.formats import EXPORTS, FORMATS
 from dupr_tf.weights.loading import load_backbone
-from dupr_tf.weights.manifest import check_directory
+from dupr_tf.weights.manifest import check_directory, write_manifest
 from dupr_tf.weights.torch_io import to_torchvision, write_safetensors
 from dupr_tf.whole_files import sha256_of
 from tests.weights.backbones import randomised
@@ -37,7 +39,7 @@ def backbone():
 
 
 def test_the_command_offers_every_format():
-    assert typing.get_args(typing.get_type_hints(Export)["to"]) == FORMATS == tuple(module._WRITERS)
+    assert typing.get_args(typing.get_type_hints(Export)["to"]) == FORMATS == tuple(EXPORTS)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +88,37 @@ def test_an_earlier_export_is_replaced_only_when_asked(backbone, tmp_path):
     assert not (output / "backbone.keras").exists() and (output / "backbone.safetensors").is_file()
     check_directory(output)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_earlier_export_stays_where_the_rename_fails(backbone, tmp_path, monkeypatch):
+    output = export(backbone, "torchvision", tmp_path / "out")
+    before, rename = (output / "manifest.json").read_text(), Path.rename
+
+    def fail(self, target):
+        if ".partial" in self.name:
+            raise PermissionError(errno.EPERM, "not now", str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(PermissionError):
+        export(backbone, "torchvision", output, overwrite=True)
+    check_directory(output)
+    assert (output / "manifest.json").read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_file_changed_after_the_manifest_is_noticed(backbone, tmp_path, monkeypatch):
+    def write_then_damage(directory, facts):
+        write_manifest(directory, facts)
+        file = directory / "backbone.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+
+    monkeypatch.setattr("dupr_tf.weights.export.write_manifest", write_then_damage)
+    with pytest.raises(UserError, match=r"backbone\.safetensors"):
+        export(backbone, "torchvision", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_no_export_is_never_replaced(backbone, tmp_path):
@@ -240,13 +273,13 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(backbone, tmp_path,
 def test_too_little_room_is_told_before_anything_is_written(backbone, tmp_path, monkeypatch):
     free = shutil.disk_usage(tmp_path)._replace(free=1_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-    monkeypatch.setattr(module, "_write", lambda *_: pytest.fail("written"))
+    monkeypatch.setattr(torch_export, "write_torchvision", lambda *_: pytest.fail("written"))
     with pytest.raises(RunFailed, match=r" 1,000 left"):
         export(backbone, "torchvision", tmp_path / "out")
 
 
 def test_other_errors_keep_their_own_words(backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_write", lambda *_: 1 / 0)
+    monkeypatch.setattr(keras_io, "write_keras", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export(backbone, "keras", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -254,7 +287,9 @@ def test_other_errors_keep_their_own_words(backbone, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("to", ["onnx", "kerashub"])
 def test_a_format_without_its_extra_is_one_line(backbone, tmp_path, monkeypatch, capsys, to):
-    monkeypatch.setattr(formats, "installed", lambda module: False)
+    found = importlib.util.find_spec
+    needed = EXPORTS[to].modules
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in needed else found(name, *rest))
     with pytest.raises(UserError) as error:
         export(backbone, to, tmp_path / "out")
     assert error.value.field == "to" and f"'dupr_tf[{to}]'" in error.value.fix

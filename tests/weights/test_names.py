@@ -186,6 +186,6 @@ def test_public_names_of_the_package_exist():
     from dupr_tf import weights
 
     assert {"to_torchvision", "from_torchvision", "to_keras_hub", "from_keras_hub"} <= set(dir(weights))
-    assert all(callable(getattr(weights, name)) or name == "FORMATS" for name in weights.__all__)
+    assert all(callable(getattr(weights, name)) or name in ("EXPORTS", "FORMATS") for name in weights.__all__)
     with pytest.raises(AttributeError, match=r"has no attribute 'to_tensorflow'; it has .*to_torchvision"):
         weights.to_tensorflow  # noqa: B018
