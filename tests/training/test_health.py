@@ -96,7 +96,7 @@ def test_a_run_that_diverges_ends_with_the_images_and_the_last_good_checkpoint(p
     assert not (run / "backbone.keras").exists()
 
     assert main(command) == 2  # another rate than it was begun with
-    assert "optimizer.learning_rate 1e+30 -> 0.05" in capsys.readouterr().err
+    assert "error: optimizer.learning_rate: " in capsys.readouterr().err
 
 
 @pytest.mark.slow
