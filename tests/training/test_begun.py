@@ -5,9 +5,9 @@ import logging
 
 import pytest
 
-from dupr_tf.config import parse_config
+from dupr_tf.config import Config, load_config, parse_config
 from dupr_tf.errors import UserError
-from dupr_tf.training.begun import compare, images_entry, record_start
+from dupr_tf.training.begun import compare, differences, images_entry, record_start
 
 
 def config(**train):
@@ -76,3 +76,20 @@ def test_a_damaged_record_is_named(run):
         compare(run, config(), PATHS)
     config_error, images_error = error.value.errors
     assert str(run / "config.yaml") in config_error.problem and str(run / "images.json") in images_error.problem
+
+
+def test_only_listed_fields_may_change_within_a_run():
+    default, other = Config(), load_config("tests/every_field.yaml")
+    may_change = {
+        "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.strategy", "train.worker_timeout",
+        "train.start_timeout",
+    }  # fmt: skip
+    changed = {
+        f"{name}.{field}"
+        for name, section in other
+        if section is not None and name != "probing"
+        for field in type(section).model_fields
+        if getattr(section, field) != getattr(getattr(default, name), field)
+    }
+    assert {change.field for change in differences(default, other)} == changed - may_change
+    assert {"views.draws", "train.seed", "data.root", "model.temperature"} < changed

@@ -205,3 +205,19 @@ def test_a_full_disk_tells_what_it_wants_and_leaves_the_one_before(small_disk):
     rows = 1000
     model, checkpoints = saved(small_disk, [1], rows=rows)  # 256 kB, of which a second has no room
     fails_for_want_of_room(small_disk, model, checkpoints, rows)
+
+
+def test_restore_step_refuses_damaged_and_missing_checkpoints(tmp_path):
+    saved(tmp_path, [1, 2])
+    model = stand_in()
+    checkpoints = RunCheckpoints(model, tmp_path, read_only=True)
+    checkpoints.restore_step(2)
+    assert_equal(values(model), of_step(2))
+    file = next(tmp_path.glob("ckpt-2.data-*"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    for step, named in ((2, file.name), (3, "ckpt-3")):
+        with pytest.raises(UserError) as error:
+            checkpoints.restore_step(step)
+        assert error.value.field == "--output" and named in error.value.problem

@@ -12,7 +12,7 @@ import pytest
 
 from dupr_tf.cli import main
 from dupr_tf.errors import UserError
-from dupr_tf.models.resnet import build_backbone
+from dupr_tf.models.resnet import ResNetBackbone, build_backbone
 from dupr_tf.weights.checkpoints import read_checkpoint
 from dupr_tf.weights.loading import import_backbone, load_backbone, weights_digest
 from dupr_tf.weights.manifest import write_manifest
@@ -132,6 +132,34 @@ def test_a_digest_is_of_the_values(state):
     assert weights_digest(first) == weights_digest(again)
     again.trainable_variables[0].assign_add(again.trainable_variables[0] * 1e-6 + 1e-6)
     assert weights_digest(first) != weights_digest(again)
+
+
+def test_digest_depends_on_the_last_array(state):
+    backbone = from_torchvision(state)
+    before, weights = weights_digest(backbone), backbone.get_weights()
+    weights[-1] = weights[-1] + 1
+    backbone.set_weights(weights)
+    assert weights_digest(backbone) != before
+
+
+@pytest.mark.parametrize("averaged", ["teacher", "momentum", "target_net", "encoder_k", "module.ema"])
+def test_averaged_encoder_is_passed_over(state, averaged):
+    both = {f"{averaged}.{name}": value + 1 for name, value in state.items()}
+    both |= {f"student.{name}": value for name, value in state.items()}
+    assert find_prefix(both) == "student."
+
+
+def test_import_refuses_a_file_with_other_weights(state, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "weights.safetensors"
+    write_safetensors(state, file)
+    save = ResNetBackbone.save
+
+    def save_others(self, path):
+        other = ResNetBackbone.from_config(self.get_config())
+        save(other, path)
+
+    monkeypatch.setattr(ResNetBackbone, "save", save_others)
+    assert str(tmp_path / "b.keras") in refused(capsys, file, code=1)
 
 
 def test_a_module_registered_twice_is_one_but_two_networks_are_refused(state):
