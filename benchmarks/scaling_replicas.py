@@ -50,7 +50,7 @@ def works(replicas: int) -> dict:
     numbers = sum(v.shape.num_elements() for v in model.query_variables)
     keys = {name: tf.math.l2_normalize(tf.random.stateless_normal([BATCH, 128], [1, 2]), -1) for name in model.banks}
 
-    def gathered(pairs):  # what `_encode_keys` gathers: views and boxes on the way in, keys on the way out
+    def gathered(pairs):  # what `encode_keys` gathers: views and boxes on the way in, keys on the way out
         cells = tf.reshape(tf.cast(pairs["view_2"], tf.float32), [BATCH // replicas, -1])[:, : 5 * 128]
         return [gather.all_gather(tf.cast(x, tf.float32)) for x in (pairs["view_2"], pairs["boxes_2"], cells)]
 

@@ -220,7 +220,6 @@ class GoldenDUPR:
 
     def __post_init__(self):
         self.velocities = {name: np.zeros_like(weight) for name, weight in self.weights.items()}
-        self.margin = np.inf  # of the last step's queries, see `nearest_kink`
 
     def step(self, batch, drawn):
         """One step. `drawn` {patch loss: cells of the (B * S * S) keys that go to its bank}, random in a real run.
@@ -250,7 +249,6 @@ class GoldenDUPR:
         """Eq. 2 with its terms, gradients by weight name, and the batch statistics {stage: (mean, variance)}."""
         first = (batch["view_1"], batch["boxes_1"], batch["flipped_1"])
         queries, tape = embed(self.weights, self.losses, self.sizes, *first)
-        self.margin = nearest_kink(tape)
         logs, d_queries = {"loss": 0.0}, {}
         for name, weight in self.losses.items():
             query, key = queries[name].reshape(-1, self.dim), keys[name].reshape(-1, self.dim)

@@ -28,14 +28,12 @@ class MoCoV2:
         self.queue, self.queue_ptr = np.array(queue, np.float64), 0
         self.T, self.m, self.base_lr, self.epochs = T, m, lr, epochs
         self.momentum, self.weight_decay = momentum, weight_decay
-        self.margin = np.inf  # how near the last step's ReLU inputs came to 0
         self.buffers = {}  # torch's momentum buffers: none before the first step
 
     def train(self, im_q, im_k, epoch):
         """One iteration on normalised images; the loss before the update."""
         lr = self.base_lr * 0.5 * (1.0 + math.cos(math.pi * epoch / self.epochs))
         q, tape = self.encoder(self.params_q, im_q)
-        self.margin = min(np.abs(x).min() for x in (tape[3], *(stage[3] for stage in tape[0])))
         for name, param_q in self.params_q.items():
             self.params_k[name] = self.params_k[name] * self.m + param_q * (1.0 - self.m)
         k, _ = self.encoder(self.params_k, im_k)
@@ -47,6 +45,11 @@ class MoCoV2:
         d_q = (d_logits[:, :1] * k + d_logits[:, 1:] @ queue.T) / self.T
         self.sgd(self.encoder_backward(tape, d_q), lr)
         return loss
+
+    def nearest_kink(self, im_q):
+        """How near the ReLU inputs of normalised images come to 0."""
+        _, tape = self.encoder(self.params_q, im_q)
+        return min(np.abs(x).min() for x in (tape[3], *(stage[3] for stage in tape[0])))
 
     def encoder(self, params, images):
         """Convolutions, average pool, fc, `F.normalize`."""

@@ -11,10 +11,10 @@ import re
 import tyro
 
 from dupr_tf.commands.places import Place
-from dupr_tf.commands.report import problems_of, refuse
+from dupr_tf.commands.report import problems_of
 from dupr_tf.config import Config, load_config
 from dupr_tf.data.sources import check_root
-from dupr_tf.errors import UserError
+from dupr_tf.errors import UserError, raise_all
 from dupr_tf.planning.assumptions import assumptions_of, with_given
 from dupr_tf.planning.devices import CPU, NAMES
 from dupr_tf.remote_path import is_remote
@@ -90,7 +90,7 @@ class Plan:
         if self.json is not None and not _writable(self.json):
             fix = "Pass the name of a file in a folder that exists."
             problems.append(UserError("--json", f"{self.json} cannot be written.", fix))
-        refuse(problems)
+        raise_all(problems)
         return config, devices, None if self.images is None else images_in(self.images)
 
     def _default_devices(self, config: Config | None) -> int:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
-from dupr_tf.config.lines import user_errors
 from dupr_tf.errors import UserError, raise_all
 
 REFUSED = 1
@@ -84,17 +83,10 @@ def with_progress(items, total: int):
     yield from track(items, "scanning", total, console=console, disable=not console.is_terminal)
 
 
-def refuse(problems: Iterable[UserError | str]) -> None:
-    """Raises the problems together if there are any."""
-    raise_all(user_errors(problems))
-
-
 def problems_of(check: Callable, *arguments) -> list[UserError]:
     """The errors that a check of the user's input raises, so that several checks are reported together."""
     try:
         check(*arguments)
     except UserError as error:
         return list(error.errors)
-    except ValueError as error:  # not converted yet
-        return user_errors([str(error)])
     return []

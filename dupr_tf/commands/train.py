@@ -9,10 +9,10 @@ from pathlib import Path
 import tyro
 
 from dupr_tf.commands.places import Place
-from dupr_tf.commands.report import print_scores, problems_of, refuse
+from dupr_tf.commands.report import print_scores, problems_of
 from dupr_tf.config import Config, load_config
 from dupr_tf.data.sources import check_root
-from dupr_tf.errors import UserError
+from dupr_tf.errors import UserError, raise_all
 from dupr_tf.probing.labelled import read_class_folders
 from dupr_tf.remote_path import as_path
 from dupr_tf.training.cluster import cluster_of, refuse_cluster
@@ -52,7 +52,7 @@ class Pretrain:
         problems += problems_of(cluster_of, config) if config and not self.dry_run else []
         if self.output is None and not self.dry_run:
             problems.append(UserError("--output", "No folder for the run is given.", "Pass --output runs/mine."))
-        refuse(problems)
+        raise_all(problems)
         if self.dry_run:
             from dupr_tf.training.dry_run import dry_run, print_dry_run
 
@@ -98,7 +98,7 @@ class Finetune:
         if self.weights != "random" and not as_path(self.weights).exists():
             fix = "Pass a run, an export, a file of weights, or the word random."
             problems.append(UserError("--weights", f"{self.weights} does not exist.", fix))
-        refuse(problems)
+        raise_all(problems)
         from dupr_tf.detection.finetune import finetune
 
         print_scores(finetune(config, self.weights, self.data, self.output), self.output)

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from dupr_tf.config.detector import DetectorConfig
 from dupr_tf.config.experiment import Config
-from dupr_tf.config.lines import user_errors
 from dupr_tf.config.probing import LinearConfig
 from dupr_tf.config.sections import SHORT_FORM
 from dupr_tf.config.terms import TERMS, Section
@@ -150,8 +149,8 @@ def _user_error(error: dict[str, Any]) -> UserError:
         if kind == "extra_forbidden":
             return _unknown_term_field(where, error["loc"][3])
     received, fix = f"{error['input']!r:.80}", ""
-    if isinstance(context.get("error"), ValueError):  # of a validator of a section
-        (own,) = user_errors([context["error"] if isinstance(context["error"], UserError) else str(context["error"])])
+    own = context.get("error")
+    if isinstance(own, UserError):  # of a validator of a section
         return UserError(".".join([*where, *([own.field] if own.field else [])]), own.problem, own.fix)
     if kind == "extra_forbidden":
         return _unknown_field(where)

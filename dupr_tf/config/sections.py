@@ -112,10 +112,9 @@ class ModelConfig(Section):
         """{term: K} of the terms with a memory bank."""
         return {term.full_name: term.bank_size for term in self.term_list if hasattr(term, "bank_size")}
 
-    def comparable(self) -> dict:
-        """The section as plain data with the terms in full: two configs that mean the same are equal."""
-        values = self.model_dump(mode="json", exclude={"terms", *SHORT_FORM})
-        return {**values, "terms": {t.full_name: t.model_dump(mode="json", exclude={"name"}) for t in self.term_list}}
+    def named_terms(self) -> dict[str, dict]:
+        """{name: fields} of the terms in full; equal for two configs that mean the same."""
+        return {term.full_name: term.model_dump(mode="json", exclude={"name"}) for term in self.term_list}
 
 
 class OptimizerConfig(Section):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dupr_tf.config import Config, dump_config, load_config
+from dupr_tf.config.sections import SHORT_FORM
 from dupr_tf.data.image_source import ImageSource, as_source
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.whole_files import write_whole
@@ -18,6 +19,8 @@ MAY_CHANGE = (  # fields, sections
     "train.start_timeout", "probing",
 )  # fmt: skip
 IMAGES_FILE = "images.json"
+FORMAT_FILE = "format.json"
+FORMAT = 2  # raised by each change of random draws, checkpoint keys or the files of a run; CHANGELOG says what changed
 KEEP_OR_ALLOW = "Use the same as before, pass --allow-change, or choose another --output."
 
 
@@ -35,6 +38,7 @@ def compare(run: Path, config: Config, images: ImageSource | Sequence[str], allo
     """
     if not (run / "config.yaml").exists():
         return
+    check_format(run)
     entry = images_entry(config.data.root, images)
     changes = [*_config_changes(run / "config.yaml", config), *_image_changes(run / IMAGES_FILE, entry)]
     if not allow_change:
@@ -43,8 +47,28 @@ def compare(run: Path, config: Config, images: ImageSource | Sequence[str], allo
         log.warning("changed within the run: %s: %s", change.field, change.problem)
 
 
+def check_format(run: Path) -> None:
+    """Refuses a run of another version of this program, whose draws or checkpoints differ.
+
+    Raises:
+        UserError: another format, or a record that cannot be read.
+    """
+    try:
+        path = run / FORMAT_FILE
+        found = int(json.loads(path.read_text(encoding="utf-8"))["format"]) if path.exists() else 1
+    except (ValueError, KeyError, TypeError):
+        raise UserError("--output", f"{path} is damaged.", "Restore the file, or choose another --output.") from None
+    if found != FORMAT:
+        raise UserError(
+            "--output",
+            f"The run in {run} has format {found}, and this version resumes format {FORMAT} only.",
+            f"Choose another --output; --weights {run} starts from its backbone.",
+        )
+
+
 def record_start(run: Path, config: Config, images: ImageSource | Sequence[str]) -> None:
-    """Writes down the config and the images of this start."""
+    """Writes down the format of the run, and the config and the images of this start."""
+    write_whole(run / FORMAT_FILE, json.dumps({"format": FORMAT}) + "\n")
     write_whole(run / IMAGES_FILE, json.dumps(images_entry(config.data.root, images), indent=2) + "\n")
     write_whole(run / "config.yaml", dump_config(config))
 
@@ -57,7 +81,8 @@ def images_entry(root: str, images: ImageSource | Sequence[str]) -> dict:
 
 def differences(old: Config, new: Config) -> list[UserError]:
     """An error for every field that differs and may not change within a run."""
-    before, after = ({**c.model_dump(mode="json"), "model": c.model.comparable()} for c in (old, new))
+    before, after = (config.model_dump(mode="json") for config in (old, new))
+    before["model"], after["model"] = _model_values(old.model, new.model), _model_values(new.model, old.model)
     changes = []
     for section in after:
         a, b = before[section] or {}, after[section] or {}
@@ -66,6 +91,17 @@ def differences(old: Config, new: Config) -> list[UserError]:
                 problem = f"The run was started with {a.get(name)}, and the config now has {b.get(name)}."
                 changes.append(UserError(f"{section}.{name}", problem, KEEP_OR_ALLOW))
     return changes
+
+
+def _model_values(model, other) -> dict:
+    """The fields of a model's section to compare with another's: terms field by field, if they are not all the same."""
+    values = model.model_dump(mode="json", exclude={"terms", *SHORT_FORM})
+    if model.named_terms() == other.named_terms():
+        return values
+    if model.terms is None and other.terms is None:
+        return {**values, **model.model_dump(mode="json", include=set(SHORT_FORM))}
+    terms = model.named_terms().items()
+    return {**values, **{f"terms.{name}.{field}": value for name, term in terms for field, value in term.items()}}
 
 
 def _config_changes(path: Path, config: Config) -> list[UserError]:

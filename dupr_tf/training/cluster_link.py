@@ -283,9 +283,6 @@ def verdict(error: BaseException) -> tuple[int, str]:
         return getattr(error, "code", 128 + number), str(error) or "interrupted"
     if isinstance(error, UserError | RunFailed):
         return error.code, str(error)
-    ours = isinstance(error, ValueError) and str(error).startswith("Expected")  # not converted yet
-    if ours:
-        return 2, str(error)
     traceback.print_exception(error)
     return 1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 

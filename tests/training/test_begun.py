@@ -78,6 +78,35 @@ def test_a_damaged_record_is_named(run):
     assert str(run / "config.yaml") in config_error.problem and str(run / "images.json") in images_error.problem
 
 
+def test_run_of_another_format_is_refused(run):
+    for content in ('{"format": 1}', '{"format": 3}', "[]", "{"):
+        (run / "format.json").write_text(content)
+        with pytest.raises(UserError) as error:
+            compare(run, config(), PATHS, allow_change=True)
+        assert error.value.field == "--output" and str(run) in error.value.problem
+    (run / "format.json").unlink()  # as runs of version 0.1 are
+    with pytest.raises(UserError):
+        compare(run, config(), PATHS)
+
+
+def test_terms_are_compared_by_what_they_mean(run):
+    def of_model(**model):
+        return parse_config({"data": {"root": "/photos"}, "model": model})
+
+    def fields(old, new):
+        return [error.field for error in differences(old, new)]
+
+    written = [{"kind": "image_contrast"}, {"kind": "patch_contrast", "level": "P4", "size": 14}]
+    short = of_model(image_weights=[0, 0, 0, 1], patch_weights=[0, 0, 1, 0])
+    assert fields(short, of_model(terms=written)) == []
+    assert (
+        fields(short, of_model(image_weights=[0, 0, 0, 1], patch_weights=[0, 0, 1, 0], roi_sizes=[1, 1, 14, 1])) == []
+    )
+    assert fields(short, of_model(image_weights=[0, 0, 0, 2], patch_weights=[0, 0, 1, 0])) == ["model.image_weights"]
+    written[1]["size"] = 7
+    assert fields(short, of_model(terms=written)) == ["model.terms.patch_P4.size"]
+
+
 def test_only_listed_fields_may_change_within_a_run():
     default, other = Config(), load_config("tests/every_field.yaml")
     may_change = {

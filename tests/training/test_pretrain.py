@@ -72,7 +72,7 @@ def test_a_run_leaves_what_the_readme_promises(whole_run):
     weights = {"image_P5": 0.7, "patch_P5": 0.5}
     for name in weights:
         expected |= {f"{what}/{name}" for what in ("loss", "accuracy", "positive", "negative", "std")}
-    expected |= {"match/patch_P5", "bank_age/image", "bank_age/patch"}
+    expected |= {"match/patch_P5"}
     assert set(lines[0]) == expected
     for line in lines:
         assert line["loss"] == pytest.approx(sum(w * line[f"loss/{n}"] for n, w in weights.items()), rel=1e-5)
