@@ -4,7 +4,7 @@
 difference over the largest expected element; the greater of the two. `FLOOR` keeps a tensor of zeros comparable.
 
 A ReLU input within rounding of 0 may take the other branch in float32, and a gradient then jumps by far more than the
-tolerance (seen: 2e-3 from an input of 1.5e-7). Each step takes the first batch in which none comes nearer than `MARGIN`.
+tolerance (seen: 2e-3 from an input of 1.5e-7). Each step takes the first batch whose inputs all stay `MARGIN` away.
 """
 
 import math
