@@ -14,13 +14,20 @@ from dupr_tf.registry import Entry, Registry
 # Kind -> where its registry is. None of these modules imports TensorFlow.
 REGISTRIES = {
     "backbones": "dupr_tf.config.backbones:BACKBONES",
+    "terms": "dupr_tf.config.terms:TERMS",
+    "detectors": "dupr_tf.config.detectors:DETECTORS",
+    "photos": "dupr_tf.data.formats:FOLDERS",
+    "sources": "dupr_tf.data.formats:SOURCES",
+    "boxes": "dupr_tf.data.formats:BOXES",
+    "pixels": "dupr_tf.data.formats:PIXELS",
+    "probes": "dupr_tf.config.probes:PROBES",
     "exports": "dupr_tf.weights.formats:EXPORTS",
 }
 
 
 @dataclasses.dataclass
 class List:
-    """List what can be chosen by name (backbones, export formats, …), and what must be installed for it."""
+    """List what can be chosen by name: backbones, terms, detectors, layouts of data, probes, export formats."""
 
     kind: tyro.conf.Positional[Literal[tuple(REGISTRIES)] | None] = None
     """One kind only."""

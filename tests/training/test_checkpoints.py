@@ -22,8 +22,11 @@ def stand_in(rows=64):
     """What RunCheckpoints asks of a model, and no more."""
     step = keras.Variable(0, dtype="int64", trainable=False)
     weights = [keras.Variable(np.zeros((rows, 16), np.float32)) for _ in range(3)]
-    optimizer = types.SimpleNamespace(variables=[keras.Variable(np.zeros((rows, 16), np.float32))])
-    return types.SimpleNamespace(variables=[*weights, step], optimizer=optimizer, step=step)
+    optimizer = types.SimpleNamespace(variables=[keras.Variable(np.zeros((rows, 16), np.float32), name="velocity")])
+    named = {f"weight_{i}": weight for i, weight in enumerate(weights)} | {"step": step}
+    return types.SimpleNamespace(
+        variables=[*weights, step], optimizer=optimizer, step=step, named_variables=lambda: named
+    )
 
 
 def set_to(model, step):
