@@ -159,7 +159,7 @@ def remove(root, *names):
     ("knn", lambda root: remove(root, "train/red", "val/red"), "at least two classes"),
     ("knn", lambda root: remove(root, "val/red"), "red in only one of them"),
     ("linear", lambda root: remove(root, "train"), "no such folder"),
-    ("knn", lambda root: [p.write_bytes(b"x") for p in root.glob("train/*/*")], "can be decoded"),
+    ("knn", lambda root: [p.write_bytes(b"x") for p in root.glob("train/*/*")], "Expected readable images"),
     ("matching", lambda root: [p.unlink() for p in root.rglob("*.*")], "no image"),
     ("retrieval", lambda root: [p.unlink() for p in root.rglob("val/*/[1-9]*")] + [remove(root, "train")], ""),
     ("svm", lambda root: None, "instances_train.json"),
