@@ -13,7 +13,7 @@ from dupr_tf.commands.report import print_scores
 from dupr_tf.config import load_config, parse_config
 from dupr_tf.data.annotations import read_annotations
 from dupr_tf.data.detection import train_batches
-from dupr_tf.detection.finetune import _optimizer, evaluate, finetune
+from dupr_tf.detection.finetune import detector_optimizer, evaluate, finetune
 from dupr_tf.detection.saving import load_detector
 from dupr_tf.detection.tasks import detect, naming_bad_images
 from dupr_tf.detection.training_log import TrainingLog
@@ -76,7 +76,7 @@ def test_the_backbone_learns_at_its_share_of_the_rate(kind):
     backbone = keras.Sequential([keras.layers.Dense(1, use_bias=False)])
     backbone.build((None, 3))
     slow, fast = backbone.trainable_variables[0], keras.Variable(np.zeros([3, 1], np.float32))
-    optimizer, before = _optimizer(settings, 10, backbone), slow.numpy()
+    optimizer, before = detector_optimizer(settings, 10, backbone), slow.numpy()
     optimizer.build([slow, fast])
     for _ in range(3):
         optimizer.apply([tf.fill([3, 1], 0.5)] * 2)
