@@ -9,6 +9,10 @@ from typing import TypedDict
 
 import tensorflow as tf
 
+from dupr_tf.errors import UserError
+
+SEE = "See dupr_tf.batch for the fields of a batch."
+
 
 class ViewPair(TypedDict):
     """One batch; B pairs of square views of side `size`."""
@@ -47,16 +51,16 @@ def check_view_pairs(dataset: tf.data.Dataset, batch_size: int, size: int) -> tf
     """Returns a dataset of ViewPair batches as it is.
 
     Raises:
-        ValueError: its elements are not what `view_pair_spec` says; every field that differs is named.
+        UserError: its elements are not what `view_pair_spec` says; every field that differs is named.
     """
     expected, received = view_pair_spec(batch_size, size), dataset.element_spec
     if not isinstance(received, dict):
-        raise ValueError(f"Expected a dict of {', '.join(expected)}, received {received}. Fix: see dupr_tf.batch")
+        raise UserError("dataset", f"Expected a dict of {', '.join(expected)}, received {received}.", SEE)
     wrong = [f"{name} {received.get(name)}" for name in expected if not _fits(received.get(name), expected[name])] + [
         f"{name} (unknown)" for name in received if name not in expected
     ]
     if wrong:
-        raise ValueError(f"Expected ViewPair batches, received {'; '.join(wrong)}. Fix: see dupr_tf.batch")
+        raise UserError("dataset", f"Expected ViewPair batches, received {'; '.join(wrong)}.", SEE)
     return dataset
 
 

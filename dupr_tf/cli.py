@@ -10,9 +10,7 @@ import sys
 import tyro
 
 from dupr_tf.commands import COMMANDS, CONFIGURED
-from dupr_tf.data.shard_files import PackError
 from dupr_tf.errors import RunFailed, UserError
-from dupr_tf.remote_path import RemoteError
 from dupr_tf.weights.formats import ExportError
 
 DESCRIPTION = "Pre-train object-detection backbones on unlabelled images (DUPR), fine-tune detectors, export weights."
@@ -49,12 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
         for line in map(str, getattr(error, "errors", [error])):
             print(f"dupr-tf: error: {line}", file=sys.stderr)
         return error.code
-    except (ExportError, PackError, RemoteError, ValueError) as error:  # not converted yet
+    except (ExportError, ValueError) as error:  # not converted yet
         if isinstance(error, ValueError) and not str(error).startswith("Expected"):
             raise
         for line in str(error).splitlines():
             print(f"dupr-tf: error: {line}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError | RemoteError) else getattr(error, "code", 1)
+        return 2 if isinstance(error, ValueError) else getattr(error, "code", 1)
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:

@@ -21,17 +21,25 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
+from dupr_tf.errors import UserError
+from dupr_tf.text import one_line
+
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 PATIENCE = 60.0  # seconds for the first answer of a bucket or host; TensorFlow itself would try for many minutes
 PLUGINS = "tensorflow_io"  # where it is installed, importing it registers s3://, az:// and others
 _reached: set[str] = set()
 
 
-class RemoteError(OSError):
-    """A remote file system that does not answer, or does not let us: one line with the address."""
+class RemoteError(UserError, OSError):
+    """A remote file system that does not answer, or does not let us; an `OSError` for those who can go on without."""
 
-    def __init__(self, text: str):
-        super().__init__(errno.EIO, text)
+    def __init__(self, problem: str, fix: str = ""):
+        super().__init__(None, problem, fix)
+        (text,) = self.args
+        self.errno, self.strerror = errno.EIO, text
+
+    def __reduce__(self):
+        return type(self), (self.problem, self.fix)
 
     def __str__(self) -> str:
         return self.strerror
@@ -41,7 +49,7 @@ def as_path(path: str | os.PathLike | RemotePath) -> Path | RemotePath:
     """A `RemotePath` for an address (`scheme://…`), a `pathlib.Path` for anything else, `file://` included.
 
     Raises:
-        ValueError: pathlib has had the address before, which takes a slash from it.
+        UserError: it is an address that was a `pathlib.Path` before, which takes a slash from it.
     """
     if isinstance(path, RemotePath):
         return path
@@ -54,7 +62,7 @@ def as_path(path: str | os.PathLike | RemotePath) -> Path | RemotePath:
 def _local(path: Path) -> Path:
     first = path.parts[0] if path.parts else ""
     if len(first) > 2 and re.fullmatch(r"[a-z][a-z0-9+.-]*:", first) and not Path(first).exists():
-        raise ValueError(f"Expected an address as a str, received the pathlib.Path {path}. Fix: '{first}//…'")
+        raise UserError(None, f"Expected an address as a str, received the pathlib.Path {path}.", f"Pass '{first}//…'.")
     return path
 
 
@@ -227,7 +235,7 @@ class RemotePath:
         """A file to read or write whole; what is written is there when it is closed."""
         kind = mode.replace("b", "")
         if kind not in ("r", "w"):
-            raise ValueError(f"Expected mode r or w, received {mode} for {self}. Fix: remote files are written whole")
+            raise UserError("mode", f"Expected r or w for {self}, received {mode}.", "Read or write the whole file.")
         if kind == "r":
             if self.stat().is_dir:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(self))
@@ -351,9 +359,9 @@ def _asked(path: RemotePath, operation):
         _reached.add(place)
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
     except tf.errors.OpError as error:
-        reason = f"{type(error).__name__.removesuffix('Error')}: {' '.join(error.message.split())[:300]}"
+        reason = f"{type(error).__name__.removesuffix('Error')}: {one_line(error.message, 300).rstrip('.')}"
         raise RemoteError(
-            f"Expected {path} to answer, received {reason}. Fix: the address, the network, or the credentials"
+            f"{path} cannot be used: {reason}.", "Check the address, the network and the credentials."
         ) from None
     _reached.add(place)
     return found
@@ -374,7 +382,7 @@ def _in_time(operation, path: RemotePath):
     thread.join(PATIENCE)
     if not done:
         raise RemoteError(
-            f"Expected {path} to answer, received nothing in {PATIENCE:g} s. Fix: the network, a proxy, or the address"
+            f"{path} has not answered in {PATIENCE:g} s.", "Check the network, the proxy and the address."
         )
     result, error = done[0]
     if error is not None:
@@ -390,8 +398,6 @@ def _check_scheme(gfile, path: RemotePath) -> None:
         return
     near = difflib.get_close_matches(path.scheme, known, 1, 0.6)
     rest = str(path).partition("://")[2]
-    fix = f"did you mean {near[0]}://{rest}?" if near else "one of these, or a TensorFlow plugin for it (tensorflow-io)"
-    raise RemoteError(
-        f"Expected a file system that this TensorFlow knows ({', '.join(f'{name}://' for name in known)}), "
-        f"received {path}. Fix: {fix}"
-    )
+    fix = f"Did you mean {near[0]}://{rest}?" if near else "Use one of these, or install tensorflow-io."
+    names = ", ".join(f"{name}://" for name in known)
+    raise RemoteError(f"{path} is on a file system that TensorFlow does not know; it knows {names}.", fix)

@@ -12,7 +12,12 @@ MAX_DEPTH = 16
 
 
 def safe_value(text: str) -> Any:
-    """The value of a YAML text; ValueError, in one line, for tags, aliases, deep nesting and keys given twice."""
+    """The value of a YAML text.
+
+    Raises:
+        ValueError: it is no YAML, or has tags, aliases, deep nesting or a key twice. The message is a reason in one
+            line, for the `UserError` of a caller, who knows the field or the file.
+    """
     try:
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):

@@ -6,6 +6,7 @@ Of a remote path an object store promises the same: an object is uploaded whole;
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from dupr_tf.errors import UserError, UserErrors
 from dupr_tf.remote_path import RemotePath, as_path
 
 SEND_EVERY = 30.0  # seconds between two uploads of a file that grows
@@ -48,6 +50,12 @@ def publish(temporary: Path, path: Path | RemotePath) -> None:
 def remove_tree(path: Path | RemotePath) -> None:
     """Removes a folder with all that is in it."""
     path.rmtree() if isinstance(path, RemotePath) else shutil.rmtree(path)
+
+
+def sha256_of(path: str | Path | RemotePath) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with as_path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def room_at(folder: Path | RemotePath) -> int | None:
@@ -97,7 +105,11 @@ def _temporary(path: RemotePath) -> Iterator[Path]:
         except ValueError as error:
             if folder not in str(error):
                 raise
-            raise ValueError(str(error).replace(str(local), str(path))) from error
+            if not isinstance(error, UserError):
+                raise ValueError(str(error).replace(str(local), str(path))) from error
+            parts = ((one.field, one.problem, one.fix) for one in error.errors)
+            renamed = [UserError(*(part and part.replace(str(local), str(path)) for part in one)) for one in parts]
+            raise (UserErrors(renamed) if len(renamed) > 1 else renamed[0]) from error
 
 
 def _upload(file: Path, path: RemotePath) -> None:

@@ -127,8 +127,8 @@ def test_the_arrows_form_no_circle_and_keep_data_and_models_apart():
         *("errors", "text", "registry", "whole_files"),
         *("config", "data/sample", "data/sample_textures", "data/sources", "data/pillow_images", "data/annotations"),
         *("data/entries", "data/coco_files", "data/voc_files", "data/cityscapes_files", "data/masks", "data/share"),
-        *("data/segments", "data/segment_classes", "launching", "planning/devices", "planning/assumptions"),
-        "planning/estimate",
+        *("data/segments", "data/segment_classes", "data/formats", "launching", "planning/devices"),
+        *("planning/assumptions", "planning/estimate"),
     ],
 )
 def test_light_files_import_no_framework(module):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dupr_tf.config import Config, dump_config, field_rows, load_config, parse_config
+from dupr_tf.config import LEVELS, Config, dump_config, field_rows, load_config, parse_config
 from dupr_tf.errors import UserError
 
 ELSEWHERE = ("detectron2", "detection", "cluster")  # these have tests of their own
@@ -102,6 +102,11 @@ def test_groups_divide_over_replicas(replicas, groups, ok):
 def test_xla_on_several_devices_is_refused(replicas, fields):
     problems = parse_config({"train": {"jit": "on"}}).pretrain_problems(replicas)
     assert tuple(problem.field for problem in problems) == fields
+
+
+def test_sides_of_feature_maps_are_rounded_up():
+    config = parse_config({"data": {"image_size": 200}})
+    assert [config.level_size(level) for level in LEVELS] == [50, 25, 13, 7]
 
 
 def test_config_above_a_megabyte_is_not_read(tmp_path):

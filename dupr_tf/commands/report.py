@@ -67,13 +67,12 @@ def print_export(written: Path) -> None:
 
 
 def print_verified(root: Path) -> None:
-    """Compares shards with their checksums. Raises ValueError with a line for each that is damaged."""
+    """Compares shards with their checksums. Raises a `UserError` for each that is damaged."""
     from dupr_tf.data.shard_files import damaged_files
 
-    found = [wrong for _, wrong in damaged_files(root)]
-    if any(found):
-        raise ValueError("\n".join(filter(None, found)))
-    print(f"{len(found)} shards are what was packed: {root}")
+    errors = [error for _, error in damaged_files(root)]
+    raise_all(list(filter(None, errors)))
+    print(f"{len(errors)} shards are what was packed: {root}")
 
 
 def with_progress(items, total: int):

@@ -10,20 +10,20 @@ from dupr_tf.config.probing import PROBED_LEVELS, LinearConfig, ProbingConfig
 from dupr_tf.config.reading import dump_config, field_rows, load_config, parse_config
 from dupr_tf.config.sections import (
     BACKBONES,
-    LEVELS,
-    STRIDES,
     DataConfig,
     ModelConfig,
     OptimizerConfig,
     TrainConfig,
     ViewsConfig,
 )
+from dupr_tf.config.terms import LEVELS, STRIDE_OF, TERMS
 
 __all__ = [
     "BACKBONES",
     "LEVELS",
     "PROBED_LEVELS",
-    "STRIDES",
+    "STRIDE_OF",
+    "TERMS",
     "Config",
     "DataConfig",
     "DetectorConfig",

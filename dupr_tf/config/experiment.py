@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from dupr_tf.config.detector import DetectorConfig
 from dupr_tf.config.detector_rules import finetune_problems
-from dupr_tf.config.lines import user_errors
 from dupr_tf.config.probing import LinearConfig, ProbingConfig
-from dupr_tf.config.sections import (
-    LEVELS,
-    STRIDES,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    Section,
-    TrainConfig,
-    ViewsConfig,
-)
+from dupr_tf.config.sections import DataConfig, ModelConfig, OptimizerConfig, TrainConfig, ViewsConfig
+from dupr_tf.config.terms import STRIDE_OF, Section, term_arguments
 from dupr_tf.errors import UserError
 
 
@@ -37,9 +28,9 @@ class Config(Section):
         rate = self.optimizer.learning_rate
         return 0.06 * self.train.batch_size / 256 if rate is None else rate
 
-    def level_sizes(self) -> tuple[int, ...]:
-        """Side of the feature map of P2..P5, in cells."""
-        return tuple(-(-self.data.image_size // stride) for stride in STRIDES)
+    def level_size(self, level: str) -> int:
+        """Side of the feature map of a level, in cells."""
+        return -(-self.data.image_size // STRIDE_OF[level])
 
     def steps_per_epoch(self, images: int) -> int:
         """Full batches in one pass over `images` images; at least one."""
@@ -50,8 +41,21 @@ class Config(Section):
         steps = self.train.epochs * self.steps_per_epoch(images)
         return steps if self.train.max_steps is None else min(steps, self.train.max_steps)
 
-    def patch_level_indices(self) -> tuple[int, ...]:
-        return tuple(i for i, weight in enumerate(self.model.patch_weights) if weight > 0)
+    def dupr_arguments(self, total_steps: int | None = None) -> dict:
+        """What `DUPR` takes beside the backbone.
+
+        Args:
+            total_steps: of the run; needed by `model.momentum_schedule: cosine`.
+        """
+        return {
+            "terms": [term_arguments(term) for term in self.model.term_list],
+            "momentum": self.model.momentum,
+            "momentum_schedule": self.model.momentum_schedule,
+            "total_steps": total_steps if self.model.momentum_schedule == "cosine" else None,
+            "photometric": self.views.photometric,
+            "micro_batches": self.train.micro_batches,
+            "seed": self.train.seed,
+        }
 
     def pretrain_problems(self, replicas: int = 1) -> list[UserError]:
         """The cross-field mistakes that would make pre-training impossible or meaningless.
@@ -59,7 +63,7 @@ class Config(Section):
         Args:
             replicas: devices that train together.
         """
-        problems = [*self._batch_problems(replicas), *user_errors(self._model_problems()), *self.probing.problems()]
+        problems = [*self._batch_problems(replicas), *self._model_problems(), *self.probing.problems()]
         if self.train.jit == "on" and replicas > 1:
             problems.append(
                 UserError(
@@ -120,29 +124,27 @@ class Config(Section):
             )
         return problems
 
-    def _model_problems(self) -> list[str]:
+    def _model_problems(self) -> list[UserError]:
         model, problems = self.model, []
-        if not any(model.image_weights) and not any(model.patch_weights):
-            problems.append(
-                "model.image_weights: expected a weight above 0 here or in model.patch_weights, received none. "
-                "Fix: --model.image_weights '[0.1,0.4,0.7,1]'"
-            )
-        enqueued = self.train.batch_size * (model.patch_keys_per_image if any(model.patch_weights) else 1)
-        if model.bank_size < enqueued:
-            problems.append(
-                f"model.bank_size: expected at least the {enqueued} keys a step puts in, received {model.bank_size}. "
-                f"Fix: --model.bank_size {enqueued}"
-            )
-        for i in self.patch_level_indices():
-            size, cells = model.roi_sizes[i], self.level_sizes()[i]
+        if not model.term_list:
+            fix = "Use --model.image_weights '[0.1,0.4,0.7,1]'."
+            problems.append(UserError("model.image_weights", "All image and patch weights are 0.", fix))
+        short = model.terms is None
+        for term in model.term_list:
+            keys = term.keys_per_step(self.train.batch_size)
+            if hasattr(term, "bank_size") and term.bank_size < keys:
+                expected = f"at least the {keys} keys that {term.full_name} stores each step"
+                problem = f"Expected {expected}, received {term.bank_size}."
+                fix = f"Use a bank_size of {keys} or more."
+                problems.append(UserError("model.bank_size" if short else "model.terms", problem, fix))
+                break
+        for level, size in model.patch_sizes.items():
+            cells = self.level_size(level)
             if size > cells:
-                problems.append(
-                    f"model.roi_sizes: expected at most {cells} at {LEVELS[i]} (its side at data.image_size "
-                    f"{self.data.image_size}), received {size}. Fix: a smaller RoI or larger views"
-                )
-        if any(model.patch_weights) and self.views.min_overlap > self.data.image_size:
-            problems.append(
-                f"views.min_overlap: expected at most data.image_size ({self.data.image_size}), received "
-                f"{self.views.min_overlap:g}. Fix: --views.min_overlap 32"
-            )
+                expected = f"at most {cells} at {level}, its side at data.image_size {self.data.image_size}"
+                problem, fix = f"Expected {expected}, received {size}.", "Use a smaller size, or larger views."
+                problems.append(UserError("model.roi_sizes" if short else "model.terms", problem, fix))
+        if model.patch_sizes and self.views.min_overlap > self.data.image_size:
+            problem = f"Expected at most data.image_size ({self.data.image_size}), received {self.views.min_overlap:g}."
+            problems.append(UserError("views.min_overlap", problem, "Use --views.min_overlap 32."))
         return problems

@@ -13,7 +13,8 @@ from dupr_tf.config.detector import DetectorConfig
 from dupr_tf.config.experiment import Config
 from dupr_tf.config.lines import user_errors
 from dupr_tf.config.probing import LinearConfig
-from dupr_tf.config.sections import Section
+from dupr_tf.config.sections import SHORT_FORM
+from dupr_tf.config.terms import TERMS, Section
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.remote_path import RemotePath, as_path
 from dupr_tf.safe_yaml import safe_value
@@ -93,6 +94,8 @@ def parse_config(values: dict[str, Any]) -> Config:
 def dump_config(config: Config) -> str:
     """YAML text that `load_config` reads back to the same config."""
     values = config.model_dump(mode="json", exclude_none=True)
+    if config.model.terms is not None:  # the short form beside them would be refused
+        values["model"] = {name: value for name, value in values["model"].items() if name not in SHORT_FORM}
     for name, section in config:  # a none that is not the default must be said
         for field in type(section).model_fields if section is not None else ():
             if getattr(section, field) is None and type(section).model_fields[field].default is not None:
@@ -142,12 +145,21 @@ def _read_yaml(path: Path | RemotePath) -> dict[str, Any]:
 def _user_error(error: dict[str, Any]) -> UserError:
     """The UserError for one of pydantic's: dotted field, what was expected, what came, the nearest right spelling."""
     where, kind, context = [str(part) for part in error["loc"]], error["type"], error.get("ctx", {})
+    if where[:2] == ["model", "terms"] and len(where) > 3:  # pydantic names the kind of term between place and field
+        where = [f"model.terms[{where[2]}]", *where[4:]]
+        if kind == "extra_forbidden":
+            return _unknown_term_field(where, error["loc"][3])
     received, fix = f"{error['input']!r:.80}", ""
     if isinstance(context.get("error"), ValueError):  # of a validator of a section
         (own,) = user_errors([context["error"] if isinstance(context["error"], UserError) else str(context["error"])])
         return UserError(".".join([*where, *([own.field] if own.field else [])]), own.problem, own.fix)
     if kind == "extra_forbidden":
         return _unknown_field(where)
+    if kind in ("union_tag_invalid", "union_tag_not_found"):  # of a term
+        try:
+            TERMS.check(context.get("tag"))
+        except UserError as unknown:
+            return UserError(f"model.terms[{where[2]}].kind", unknown.problem, unknown.fix)
     if kind == "literal_error":
         allowed = [part.strip("' ") for part in context["expected"].replace(" or ", ", ").split(",")]
         near = difflib.get_close_matches(str(error["input"]), allowed, 1)
@@ -161,6 +173,13 @@ def _user_error(error: dict[str, Any]) -> UserError:
     else:
         expected = error["msg"].removeprefix("Input should be ")
     return UserError(".".join(where) or "config", f"Expected {expected}, received {received}.", fix)
+
+
+def _unknown_term_field(where: list[str], kind: str) -> UserError:
+    allowed = list(TERMS[kind].facts["schema"].model_fields)
+    near = difflib.get_close_matches(where[-1], allowed, 1, 0.5)
+    fix = f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(allowed)}."
+    return UserError(".".join(where), f"{kind} has no such field.", fix)
 
 
 def _unknown_field(where: list[str]) -> UserError:

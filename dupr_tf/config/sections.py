@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
+from dupr_tf.config.terms import LEVELS, AnyTerm, Section, TermConfig, check_unique_names, expand_short_form
 from dupr_tf.errors import UserError
 
-LEVELS = ("P2", "P3", "P4", "P5")  # conv2_x .. conv5_x
-STRIDES = (4, 8, 16, 32)
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 INTERVAL = re.compile(r"([1-9]\d*) ?(s|min|h)")  # of checkpoints, in time
 
+SHORT_FORM = tuple(inspect.signature(expand_short_form).parameters)
+
 Weight = Annotated[float, Field(ge=0.0)]
-PerLevel = Annotated[tuple[Weight, ...], Field(min_length=4, max_length=4)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+PerLevel = Annotated[tuple[Weight, ...], Field(min_length=len(LEVELS), max_length=len(LEVELS))]
 
 
 class DataConfig(Section):
@@ -59,6 +57,9 @@ class ViewsConfig(Section):
 class ModelConfig(Section):
     backbone: Literal[BACKBONES] = Field("resnet50", description="torch-layout ResNet")
     width: float = Field(1.0, gt=0, le=4, description="factor on every channel count of the backbone")
+    terms: tuple[AnyTerm, ...] | None = Field(
+        None, min_length=1, description="terms of the loss in full; default: DUPR's, by the ten fields below"
+    )
     image_weights: PerLevel = Field((0.1, 0.4, 0.7, 1.0), description="alpha of P2..P5 (eq. 2)")
     patch_weights: PerLevel = Field((0.0, 0.0, 1.0, 1.0), description="beta of P2..P5 (eq. 2)")
     roi_sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=4, max_length=4)] = Field(
@@ -67,11 +68,54 @@ class ModelConfig(Section):
     sampling_ratio: int = Field(1, ge=1, le=4, description="RoIAlign samples a side in each patch")
     embedding_dim: int = Field(128, ge=2, description="width of every embedding")
     head: Literal["mlp", "linear"] = Field("mlp", description="mlp: MoCo v2 and DUPR; linear: MoCo v1")
-    temperature: float = Field(0.2, gt=0, description="tau of every loss")
-    momentum: float = Field(0.999, ge=0, lt=1, description="EMA momentum of the key encoder")
+    temperature: float = Field(0.2, gt=0, description="tau of every term")
     bank_size: int = Field(65536, ge=1, description="keys in each memory bank")
     patch_keys_per_image: int = Field(4, ge=1, description="patch keys an image puts into a bank each step")
     patch_reduction: Literal["mean", "sum"] = Field("mean", description="over the cells of eq. 5; sum is literal")
+    momentum: float = Field(0.999, ge=0, lt=1, description="EMA momentum of the key encoder")
+    momentum_schedule: Literal["constant", "cosine"] = Field("constant", description="cosine: from momentum to 1")
+
+    @model_validator(mode="after")
+    def _one_form(self):
+        both = [name for name in SHORT_FORM if name in self.model_fields_set]
+        if self.terms is not None and both:
+            raise UserError("terms", f"terms and {', '.join(both)} are both given.", "Give one of the two.")
+        check_unique_names([term.full_name for term in self.terms or ()])
+        return self
+
+    @property
+    def term_list(self) -> tuple[TermConfig, ...]:
+        """The terms in full, whichever form they were written in; none where all weights are 0."""
+        if self.terms is not None:
+            return self.terms
+        if not any(self.image_weights) and not any(self.patch_weights):
+            return ()
+        short = expand_short_form(**{name: getattr(self, name) for name in SHORT_FORM})
+        return tuple(TypeAdapter(AnyTerm).validate_python(term) for term in short)
+
+    @property
+    def patch_sizes(self) -> dict[str, int]:
+        """{level: S} of the terms that cut the overlap into patches."""
+        return {term.level: term.size for term in self.term_list if hasattr(term, "size")}
+
+    def keys_per_step(self, batch_size: int) -> int:
+        """Keys that a step puts into the memory bank that gets most."""
+        return max((term.keys_per_step(batch_size) for term in self.term_list), default=0)
+
+    @property
+    def largest_bank(self) -> int:
+        """K of the largest memory bank; 0 without one."""
+        return max(self.bank_sizes.values(), default=0)
+
+    @property
+    def bank_sizes(self) -> dict[str, int]:
+        """{term: K} of the terms with a memory bank."""
+        return {term.full_name: term.bank_size for term in self.term_list if hasattr(term, "bank_size")}
+
+    def comparable(self) -> dict:
+        """The section as plain data with the terms in full: two configs that mean the same are equal."""
+        values = self.model_dump(mode="json", exclude={"terms", *SHORT_FORM})
+        return {**values, "terms": {t.full_name: t.model_dump(mode="json", exclude={"name"}) for t in self.term_list}}
 
 
 class OptimizerConfig(Section):

@@ -15,16 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dupr_tf.data.cityscapes_files import is_cityscapes, read_cityscapes
-from dupr_tf.data.coco_files import coco_files, read_coco
 from dupr_tf.data.entries import Entry, Object
+from dupr_tf.data.formats import BOXES, layout_of
 from dupr_tf.data.masks import mask_of_box, read_mask
 from dupr_tf.data.pillow_images import upright_size
-from dupr_tf.data.voc_files import read_voc
+from dupr_tf.errors import UserError
 from dupr_tf.remote_path import are_files, as_path
 
 log = logging.getLogger(__name__)
-KINDS = ("coco", "voc", "cityscapes")
 NO_FILE, OTHER_SIZE = "images without a file", "images of another size than annotated, of those looked at"
 DROPPED = ("boxes outside their image", "boxes without area", "boxes that are not finite")
 UNMASKED = "boxes without a usable mask, ignored"
@@ -92,27 +90,22 @@ def read_annotations(
             (`ImageSets/Main/{split}.txt`, `Annotations/*.xml`, `JPEGImages/`), of both years (`VOC2007/` and
             `VOC2012/`: train is trainval of both, val is test of 2007), or Cityscapes' (`leftImg8bit/`, `gtFine/`).
         split: "train" or "val" in the file names above; "train" also finds COCO's `instances_train2017.json`.
-        kind: "coco", "voc", "cityscapes", or "auto": COCO where its file is, Cityscapes where its folder is, else VOC.
+        kind: a name in `formats.BOXES`, or "auto": COCO where its file is, Cityscapes where its folder is, else VOC.
         class_names: the order of the classes, as of a trained detector; none: COCO's and Cityscapes' by id, VOC's by
             name.
         max_missing_share: share of the listed images that may be without a file; they are left out.
         masks: reads masks too. A box without a usable one is ignored then, its mask being the box.
 
     Raises:
-        ValueError: one line that says what is wrong with the data and what to do.
+        UserError: the data are wrong.
     """
     root = as_path(root)
     if not root.is_dir():
-        raise ValueError(f"Expected a folder, received {root} (not one). Fix: give the root of a COCO or VOC set.")
-    if kind not in ("auto", *KINDS):
-        raise ValueError(
-            f"Expected data.kind auto, {', '.join(KINDS)}, received {kind!r}. Fix: --data.kind auto, "
-            "or detector.kind fcn for a folder of masks"
-        )
+        raise UserError(None, f"{root} is not a folder.", "Pass the root of a COCO, VOC or Cityscapes data set.")
     counts: collections.Counter = collections.Counter()
-    entries, names = _read(root, split, kind_of(root, split) if kind == "auto" else kind, masks, counts)
+    entries, names = BOXES.load(layout_of(BOXES, root, kind, split))(root, split, counts, masks)
     if not entries:
-        raise ValueError(f"Expected images in the split {split!r} of {root}, received none. Fix: another split or root")
+        raise UserError(None, f"The split {split!r} of {root} has no images.", "Choose another split or data set.")
     present = existing(entries, max_missing_share)
     counts[NO_FILE], counts[OTHER_SIZE] = len(entries) - len(present), _check_sizes(present)
     read = _assemble(present, names, class_names, masks, counts)
@@ -120,34 +113,22 @@ def read_annotations(
     return read
 
 
-def kind_of(root: Path, split: str) -> str:
-    """The layout of a folder: "coco" where its file is, "cityscapes" where its folders are, else "voc"."""
-    if any(path.is_file() for path in coco_files(root, split)):
-        return "coco"
-    return "cityscapes" if is_cityscapes(root) else "voc"
-
-
-def _read(root: Path, split: str, kind: str, masks: bool, counts: collections.Counter) -> tuple[list[Entry], list[str]]:
-    if kind == "coco":
-        return read_coco(root, split, counts)
-    return read_cityscapes(root, split, masks) if kind == "cityscapes" else read_voc(root, split, counts)
-
-
 def existing(entries: list[Entry], max_missing_share: float) -> list[Entry]:
     """The entries whose image is there.
 
     Raises:
-        ValueError: more than the given share are not.
+        UserError: more than the given share are not.
     """
     found = are_files(entry.path for entry in entries)
     present = [entry for entry, there in zip(entries, found, strict=True) if there]
     missing = len(entries) - len(present)
     if missing > max_missing_share * len(entries):
         first = entries[found.index(False)].path
-        raise ValueError(
-            f"Expected a file for {1 - max_missing_share:.0%} of the {len(entries)} listed images or more, "
-            f"received {missing} without one, such as {first}. "
-            "Fix: complete the folder, or raise data.max_bad_share"
+        raise UserError(
+            "data.max_bad_share",
+            f"{missing} of {len(entries)} listed images have no file, such as {first}; {max_missing_share:.0%} may be "
+            "missing.",
+            "Complete the folder, or raise data.max_bad_share.",
         )
     return present
 
@@ -165,10 +146,11 @@ def _check_sizes(entries: list[Entry], looks: int = 100) -> int:
     wrong = [entry for entry in looked if _size_or_none(entry.path) not in (None, tuple(entry.size))]
     if len(wrong) > 0.05 * len(looked):  # VOC and COCO have some such images each
         height, width = upright_size(wrong[0].path)
-        raise ValueError(
-            f"Expected images of the sizes in their annotations, received {len(wrong)} of another in {len(looked)}, "
-            f"such as {wrong[0].path} ({height} x {width}, annotated {wrong[0].size[0]} x {wrong[0].size[1]}). "
-            "Fix: the images the boxes were drawn on, or boxes rescaled or turned (EXIF) with them"
+        raise UserError(
+            None,
+            f"{len(wrong)} of {len(looked)} images have another size than in their annotations, such as "
+            f"{wrong[0].path} ({height} x {width}, annotated {wrong[0].size[0]} x {wrong[0].size[1]}).",
+            "Use the images the boxes were drawn on, or rescale or turn (EXIF) the boxes with them.",
         )
     return len(wrong)
 
@@ -189,9 +171,10 @@ def _assemble(
     ]
     boxes, labels, ignored, areas, masks = zip(*columns, strict=True)
     if with_masks and counts[UNMASKED] and counts[UNMASKED] == sum(map(len, boxes)):
-        raise ValueError(
-            f"Expected masks of objects, received {counts[UNMASKED]} boxes without one, such as in {entries[0].path}. "
-            "Fix: annotations with masks (COCO's segmentation, Cityscapes), or a detector without (detector.kind)"
+        raise UserError(
+            None,
+            f"None of the {counts[UNMASKED]} boxes has a mask, such as those of {entries[0].path}.",
+            "Use annotations with masks (COCO's segmentation, Cityscapes), or a detector without (detector.kind).",
         )
     counts["boxes ignored (crowd, difficult)"] += sum(int(flags.sum()) for flags in ignored)
     counts["images without boxes"] += sum(len(rows) == 0 for rows in boxes)
@@ -214,14 +197,16 @@ def _assemble(
 def _check_classes(class_names: tuple[str, ...], met: set[str]) -> None:
     unknown = sorted(met - set(class_names))
     if unknown:
-        raise ValueError(
-            f"Expected boxes of the classes {', '.join(class_names)}, received {', '.join(unknown)}. "
-            "Fix: data with the classes the detector was trained on"
+        raise UserError(
+            None,
+            f"Expected boxes of the classes {', '.join(class_names)}, received {', '.join(unknown)}.",
+            "Use data with the classes the detector was trained on.",
         )
     if not class_names or len(set(class_names)) < len(class_names):
-        raise ValueError(
-            f"Expected classes, each by a name of its own, received {', '.join(class_names) or 'none'}. "
-            "Fix: the annotations"
+        raise UserError(
+            None,
+            f"Expected classes with different names, received {', '.join(class_names) or 'none'}.",
+            "Correct the annotations.",
         )
 
 

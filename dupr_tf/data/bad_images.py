@@ -17,7 +17,9 @@ import tensorflow as tf
 from dupr_tf.data.decoding import JPEG_END, MAX_PIXELS, read_image
 from dupr_tf.data.image_source import Files, ImageSource, as_source
 from dupr_tf.data.pillow_images import decode, kind_of, too_many_pixels
+from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.remote_path import RemotePath, as_path
+from dupr_tf.text import escape
 from dupr_tf.whole_files import write_whole
 
 log = logging.getLogger(__name__)
@@ -28,10 +30,6 @@ FILE_ERRORS = {
     errno.ELOOP: "no file: a link loop",
     errno.EACCES: "cannot be opened: permission denied",
 }
-
-
-class TooManyBadImages(ValueError):
-    """More unusable images than `data.max_bad_share` allows."""
 
 
 def unusable_reason(path: str, max_pixels: int = MAX_PIXELS) -> str:
@@ -52,7 +50,7 @@ def unusable_content(content: bytes, max_pixels: int = MAX_PIXELS) -> str:
         read_image(tf.constant(content), max_pixels)
         return ""
     except tf.errors.OpError:
-        return one_line(_reason(content, max_pixels))
+        return escape(_reason(content, max_pixels))
 
 
 def _reason_of(source: ImageSource, index: int, max_pixels: int) -> str:
@@ -119,7 +117,7 @@ class BadImages:
 
     def name(self, index: int) -> str:
         """The name of an image, in one line."""
-        return one_line(self.source.name(index))
+        return escape(self.source.name(index))
 
     def is_bad(self, index: int) -> bool:
         """Looks at image `index`, all of it, and notes it if it cannot be used."""
@@ -145,16 +143,27 @@ class BadImages:
     def over_budget(self) -> bool:
         return len(self.found) > self.max_share * len(self.source)
 
-    def check(self) -> None:
-        """Raises TooManyBadImages once the budget is spent; keeps the list on disk up to date."""
+    def check(self, running: bool = False) -> None:
+        """Refuses more unusable images than allowed; keeps the list on disk up to date.
+
+        Args:
+            running: whether training has begun.
+
+        Raises:
+            UserError: there are too many, and training has not begun.
+            RunFailed: there are too many, and it has.
+        """
         if self.over_budget:
             self.close()
             where = f", listed in {self.report}" if self.report and self.report.exists() else ""
-            raise TooManyBadImages(
-                f"Expected at most {self.max_share:.2%} unreadable images (data.max_bad_share), received "
-                f"{len(self.found)} of {len(self.source)}: {count_reasons(self.found.values())}{where}, first "
-                f"{self.name(next(iter(self.found)))}. Fix: mend or remove them, or raise --data.max_bad_share"
+            error = UserError(
+                "data.max_bad_share",
+                f"{len(self.found)} of {len(self.source)} images cannot be used, where {self.max_share:.2%} may be "
+                f"skipped: {count_reasons(self.found.values())}{where}, the first is "
+                f"{self.name(next(iter(self.found)))}.",
+                "Mend or remove them, or raise --data.max_bad_share.",
             )
+            raise RunFailed(str(error)) if running else error
         if time.monotonic() >= self._write_at:
             self.close()
 
@@ -183,15 +192,17 @@ def check_readable(images: ImageSource | Sequence[str], bad: BadImages, tries: i
     """Decodes images spread over the source, and those known to be bad from earlier, before a run begins.
 
     Raises:
-        ValueError: none of them can be decoded, or too many cannot.
+        UserError: none of them can be decoded, or too many cannot.
     """
     count = len(images)
     spread = range(0, count, max(1, count // tries))
     readable = sum(not bad.is_bad(index) for index in spread)
     if not readable:
-        raise ValueError(
-            f"Expected readable images, received {count} files none of which could be decoded (tried "
-            f"{len(spread)}, first {bad.name(0)}: {bad.found[0]}). Fix: --data a folder with photos"
+        raise UserError(
+            None,
+            f"None of {len(spread)} images tried can be decoded, of {count}; the first is {bad.name(0)} "
+            f"({bad.found[0]}).",
+            "Pass a folder of photos.",
         )
     for index in bad.earlier():
         bad.is_bad(index)
@@ -202,10 +213,3 @@ def count_reasons(reasons: Iterable[str]) -> str:
     """`2 cut short, 1 empty`, the most frequent first."""
     counts = collections.Counter(reason.split(":")[0] for reason in reasons)
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-
-
-def one_line(text: str) -> str:
-    """A name or a message without line breaks, tabs, other control characters or broken Unicode: they are escaped."""
-    escaped = text.replace("\\", "\\\\")
-    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in escaped)
-    return escaped.encode("utf-8", "backslashreplace").decode()

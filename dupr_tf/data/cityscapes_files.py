@@ -8,6 +8,7 @@ PNG of ids, they are drawn from the polygons. Nothing here imports TensorFlow.
 
 from __future__ import annotations
 
+import collections
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,8 +17,9 @@ import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
 from pycocotools import mask as coco_mask
 
-from dupr_tf.data.entries import MISTAKES, Entry, Object, bounded, told
+from dupr_tf.data.entries import MISTAKES, Entry, Object, bounded, file_error
 from dupr_tf.data.masks import area_of, as_coco, mask_from_pixels, masks_by_value
+from dupr_tf.errors import UserError
 
 LABELS = (  # by id from 0 on
     *("unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic", "ground", "road"),
@@ -35,21 +37,17 @@ MAX_POLYGON_BYTES = 64 << 20
 IMAGES, TRUTH = "leftImg8bit", "gtFine"
 
 
-def is_cityscapes(root: Path) -> bool:
-    return (root / TRUTH).is_dir() and (root / IMAGES).is_dir()
-
-
 def cityscapes_scenes(root: Path, split: str) -> list[tuple[Path, Path, str]]:
     """Every image of a split, the beginning of the names of its truth, and `city/name`, sorted.
 
     Raises:
-        ValueError: there is no such split, or it has no images.
+        UserError: there is no such split, or it has no images.
     """
     folder = root / IMAGES / split
     images = sorted(folder.glob(f"*/*_{IMAGES}.png"))
     if not images:
-        raise ValueError(
-            f"Expected {folder}/CITY/*_{IMAGES}.png, received none. Fix: the root of Cityscapes, and one of its splits"
+        raise UserError(
+            None, f"There is no {folder}/CITY/*_{IMAGES}.png.", "Pass the root of Cityscapes, and one of its splits."
         )
     names = [(path, path.name.removesuffix(f"_{IMAGES}.png")) for path in images]
     return [
@@ -58,8 +56,8 @@ def cityscapes_scenes(root: Path, split: str) -> list[tuple[Path, Path, str]]:
     ]
 
 
-def read_cityscapes(root: Path, split: str, masks: bool) -> tuple[list[Entry], list[str]]:
-    """The images of a split with the objects of the eight classes; groups are ignored."""
+def read_cityscapes(root: Path, split: str, counts: collections.Counter, masks: bool) -> tuple[list[Entry], list[str]]:
+    """The images of a split with the objects of the eight classes, and these; groups are ignored."""
     scenes = cityscapes_scenes(root, split)
     with ThreadPoolExecutor() as pool:  # most of the time goes into PNG
         return list(pool.map(lambda scene: _entry(*scene, masks), scenes)), list(INSTANCE_NAMES)
@@ -118,31 +116,32 @@ def _png(file: Path) -> np.ndarray:
     try:
         with file.open("rb") as content, Image.open(content, formats=["PNG"]) as image:
             if image.mode not in ("L", "P", "I", "I;16", "I;16B"):
-                raise ValueError(f"pixels of mode {image.mode}, where ids are of 8 or 16 bits")
+                raise ValueError(f"its pixels have mode {image.mode}, where ids have 8 or 16 bits")
             return np.asarray(image).astype(np.int32)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise told(error, "Cityscapes", file) from None
+        raise file_error(error, "Cityscapes", file) from None
 
 
 def _drawn(truth: Path, as_labels: bool) -> np.ndarray:
     """The polygons of a scene, one over the other; each object of a counted label has its number."""
     file = truth.with_name(f"{truth.name}_polygons.json")
     if not file.is_file():
-        raise ValueError(
-            f"Expected {truth.name}_instanceIds.png, _labelIds.png or _polygons.json in {truth.parent}, received none. "
-            "Fix: add it, or remove the image"
+        raise UserError(
+            None,
+            f"{truth.parent} has no {truth.name}_instanceIds.png, _labelIds.png or _polygons.json.",
+            "Add it, or remove the image.",
         )
     try:
         content = json.loads(bounded(file, MAX_POLYGON_BYTES))
         height, width = int(content["imgHeight"]), int(content["imgWidth"])
         if not 0 < height * width <= Image.MAX_IMAGE_PIXELS or height < 0:
-            raise ValueError(f"an image of {width} x {height}")
+            raise ValueError(f"its image has {width} x {height} pixels")
         canvas = Image.new("I", (width, height), 0)
         draw, numbers = ImageDraw.Draw(canvas), dict.fromkeys(COUNTED_IDS, 0)
         for thing in content["objects"]:
             _draw_thing(draw, thing, numbers, as_labels, (width, height))
     except (*MISTAKES, IndexError) as error:
-        raise told(error, "Cityscapes", file) from None
+        raise file_error(error, "Cityscapes", file) from None
     return np.asarray(canvas).astype(np.int32)
 
 
@@ -153,11 +152,11 @@ def _draw_thing(draw, thing: dict, numbers: dict[int, int], as_labels: bool, siz
     group = name not in LABELS
     label = name.removesuffix("group") if group else name
     if label not in LABELS:
-        raise ValueError(f"the label {name!r:.60}, which is none of Cityscapes'")
+        raise ValueError(f"{name!r:.60} is no label of Cityscapes")
     number = LABELS.index(label)
     points = np.clip(np.asarray(thing["polygon"], np.float64).reshape(-1, 2), -np.array(size), 2 * np.array(size))
     if not np.isfinite(points).all() or len(points) < 2:
-        raise ValueError(f"a polygon of {name} without points")
+        raise ValueError(f"a polygon of {name} has no points")
     value = number
     if number in numbers and not group and not as_labels:
         value = number * 1000 + numbers[number]

@@ -6,7 +6,9 @@ import collections
 import json
 from pathlib import Path
 
-from dupr_tf.data.entries import MISTAKES, Entry, Object, bounded, refuse_outside, refuse_repeated, side, told
+from dupr_tf.data.entries import MISTAKES, Entry, Object, bounded, file_error, refuse_outside, refuse_repeated, side
+from dupr_tf.data.formats import COCO_IMAGES
+from dupr_tf.errors import UserError
 
 MAX_COCO_BYTES = 4 << 30  # read, it takes about six times as much memory; COCO's largest has 0.5 GB, LVIS's 1.2
 
@@ -16,13 +18,19 @@ def coco_files(root: Path, split: str) -> list[Path]:
     return [root / "annotations" / f"instances_{split}{year}.json" for year in ("", "2017", "2014")]
 
 
-def read_coco(root: Path, split: str, counts: collections.Counter) -> tuple[list[Entry], list[str]]:
+def photo_folders(root: Path) -> list[Path]:
+    """The folders of photos of a root."""
+    folders = [root / name for name in COCO_IMAGES if (root / name).is_dir()]
+    if not folders:
+        raise UserError("data.kind", f"{root} is no COCO root: it has no images/.", "Use folder.")
+    return folders
+
+
+def read_coco(root: Path, split: str, counts: collections.Counter, masks: bool) -> tuple[list[Entry], list[str]]:
     """The listed images with their objects, and the classes by id; `counts` gets what was odd."""
     file = next((path for path in coco_files(root, split) if path.is_file()), None)
     if file is None:
-        raise ValueError(
-            f"Expected {coco_files(root, split)[0]}, received no such file. Fix: give the root of a COCO set"
-        )
+        raise UserError(None, f"There is no {coco_files(root, split)[0]}.", "Pass the root of a COCO data set.")
     try:
         content = json.loads(bounded(file, MAX_COCO_BYTES))
         refuse_repeated((c["id"] for c in content["categories"]), "category", file)
@@ -40,16 +48,18 @@ def read_coco(root: Path, split: str, counts: collections.Counter) -> tuple[list
         for annotation in annotations:
             entries[annotation["image_id"]].objects.append(_object(annotation, names))
     except MISTAKES as error:
-        raise told(error, "COCO", file) from None
+        raise file_error(error, "COCO", file) from None
     return list(entries.values()), list(names.values())
 
 
 def _refuse_unlisted(annotations: list[dict], names: dict, entries: dict, file: Path) -> None:
     odd = [a for a in annotations if a["category_id"] not in names or a["image_id"] not in entries]
     if odd:
-        raise ValueError(
-            f"Expected annotations of listed images and categories, received category {odd[0]['category_id']} on image "
-            f"{odd[0]['image_id']} ({len(odd)} such in {len(annotations)}): {file}. Fix: the file"
+        raise UserError(
+            None,
+            f"{file} has {len(odd)} of {len(annotations)} annotations whose image or category is not listed, such as "
+            f"category {odd[0]['category_id']} on image {odd[0]['image_id']}.",
+            "Correct the file.",
         )
 
 
@@ -85,8 +95,10 @@ def _folder(root: Path, split: str, file: Path, images: list[dict]) -> Path:
             if (root / name / image["file_name"]).is_file():
                 return root / name
     if images:
-        raise ValueError(
-            f"Expected the images of {file.name} in one of {', '.join(names)} under {root}, "
-            f"received no {images[0]['file_name']}. Fix: move or link the folder of images there"
+        raise UserError(
+            None,
+            f"The images of {file.name}, such as {images[0]['file_name']}, are in none of {', '.join(names)} under "
+            f"{root}.",
+            "Move or link the folder of images there.",
         )
     return root

@@ -34,6 +34,7 @@ from dupr_tf.data.placing import (
     with_mean,
 )
 from dupr_tf.data.segments import SegmentedImages
+from dupr_tf.errors import UserError
 
 __all__ = ["PAD_COLOUR", "augment", "eval_batches", "letterbox", "to_original", "train_batches", "unreadable_images"]
 MIN_VISIBLE_SHARE = 0.2  # of a box's area; a crop that leaves less of it removes the box
@@ -191,7 +192,7 @@ class _TrainingTable:
     def __init__(self, annotated: AnnotatedImages):
         kept = annotated.with_boxes()
         if not kept:
-            raise ValueError("Expected boxes to train on, received images without any. Fix: annotated images")
+            raise UserError("annotated", "None of the images has a box to train on.", "Use annotated images.")
         self.count, self.sizes = len(kept), annotated.sizes[kept]
         used = [np.flatnonzero(~annotated.ignored[i]) for i in kept]
         counts = [len(rows) for rows in used]

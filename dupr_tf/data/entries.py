@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from dupr_tf.errors import UserError
 from dupr_tf.remote_path import RemotePath
+from dupr_tf.text import one_line
 
 # What is wrong with the contents of a file, as Python finds it while they are read.
 MISTAKES = (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError)
@@ -45,32 +47,34 @@ class Entry:
 def bounded(file: Path, most: int) -> bytes:
     """The bytes of a file that is not too large to be read."""
     if file.stat().st_size > most:
-        raise ValueError(
-            f"Expected annotations of at most {most} bytes, received {file.stat().st_size}: {file}. Fix: split the file"
+        raise UserError(
+            None, f"{file} has {file.stat().st_size} bytes, where {most} are the most that is read.", "Split the file."
         )
     return file.read_bytes()
 
 
-def told(error: Exception, kind: str, file: Path) -> ValueError:
-    """One line for what was met in a file; what is one already stays."""
-    if str(error).startswith("Expected"):
+def file_error(error: Exception, kind: str, file: Path) -> UserError:
+    """The error about a file for what was raised while it was read; a `UserError` stays as it is."""
+    if isinstance(error, UserError):
         return error
-    what = " ".join(f"{type(error).__name__} {error}".split())[:200]
-    return ValueError(f"Expected {kind} annotations, received {file}: {what}. Fix: the file")
+    reason = str(error) if type(error) is ValueError else f"{type(error).__name__} {error}"
+    reason = one_line(reason, 200).rstrip(".")
+    return UserError(None, f"{file} cannot be read as {kind} annotations: {reason}.", "Correct the file.")
 
 
 def refuse_repeated(ids: Iterable, what: str, file: Path) -> None:
     repeated = [key for key, count in collections.Counter(ids).items() if count > 1]
     if repeated:
-        raise ValueError(
-            f"Expected a {what} id once, received {len(repeated)} more than once, such as {repeated[0]}: {file}. "
-            "Fix: the file; boxes cannot be told apart by it"
+        raise UserError(
+            None,
+            f"{file} has {len(repeated)} {what} ids more than once, such as {repeated[0]}.",
+            "Give every one an id of its own.",
         )
 
 
 def refuse_outside(name: str, file: Path) -> None:
     if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-        raise ValueError(f"Expected file names inside the data set, received {name}: {file}. Fix: the file")
+        raise UserError(None, f"{file} lists {name}, which is outside the data set.", "Correct the file.")
 
 
 def side(image: dict, name: str) -> int:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from dupr_tf.errors import UserError
+
 MASK_SIDE = 56  # px: what a batch holds of an object is its box, resampled to this
 NO_POLYGON = "polygons that are none (odd, short or not finite), left out"
 OTHER_MASK = "masks of another size than their image"
@@ -79,12 +81,12 @@ def from_runs(runs: Sequence[int], size: Size) -> bytes:
     """Compressed counts of the run lengths of zeros, ones, zeros, … down the columns of an image.
 
     Raises:
-        ValueError: they do not make up the image; pycocotools would fill the rest with what was in memory.
+        UserError: they do not make up the image; pycocotools would fill the rest with what was in memory.
     """
     height, width = map(int, size)
     runs = [int(run) for run in runs]
     if sum(runs) != height * width or min(runs, default=-1) < 0:
-        raise ValueError(f"Expected runs of {height * width} pixels, received {sum(runs)}. Fix: the annotation")
+        raise UserError("runs", f"Expected runs of {height * width} pixels, received {sum(runs)}.", "Correct the mask.")
     return coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dupr_tf.data.formats import SOURCES
 from dupr_tf.data.image_source import Files, ImageSource
-from dupr_tf.data.shards import Shards
-from dupr_tf.data.sources import TFDS, list_images, resolved_kind
+from dupr_tf.data.sources import list_images, resolved_kind
 from dupr_tf.remote_path import absolute
 
 
@@ -18,13 +18,9 @@ def open_source(root: str | Path, kind: str = "auto") -> tuple[str, ImageSource]
         kind: `data.kind`.
 
     Raises:
-        ValueError: there is nothing to read, or something is damaged.
+        UserError: there is nothing to read, or something is damaged.
     """
     kind = resolved_kind(root, kind)
-    if kind == "tfds":
-        from dupr_tf.data.tfds_source import TfdsSource
-
-        return str(root), TfdsSource(str(root).removeprefix(TFDS))
-    if kind == "tfrecord":
-        return absolute(root), Shards(root)
+    if kind in SOURCES:
+        return SOURCES.load(kind)(root)
     return absolute(root), Files(list_images(root, kind))

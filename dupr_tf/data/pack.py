@@ -26,14 +26,14 @@ import tensorflow as tf
 
 from dupr_tf.data.encoding import Unreadable, encoder_version, packed_image
 from dupr_tf.data.pack_progress import PackFiles, PackJob
-from dupr_tf.data.shard_files import ENTRY, FORMAT, FRAME, PackError, Shard, sha256_of
+from dupr_tf.data.shard_files import ENTRY, FORMAT, FRAME, Shard
+from dupr_tf.errors import RunFailed, UserError, is_disk_full
 from dupr_tf.remote_path import RemotePath, as_path
-from dupr_tf.whole_files import publish, room_at
+from dupr_tf.whole_files import publish, room_at, sha256_of
 
 log = logging.getLogger(__name__)
 AHEAD = 4  # images a worker may be ahead of the writer: what bounds the memory
 REPORT_SECONDS = 10
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +58,9 @@ class PackSettings:
         for name, low, high in (("long_side", 16, 65500), ("quality", 1, 100), ("images_per_shard", 1, 10**6)):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                flag = name.replace("_", "-")
-                raise ValueError(
-                    f"Expected --{flag} from {low} to {high}, received {value}. Fix: --{flag} a number there"
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(
+                    flag, f"Expected {low} to {high}, received {value}.", f"Pass {max(low, min(value, high))}."
                 )
 
 
@@ -96,16 +96,15 @@ def pack(
         kind: layout of root, as `list_images` has it.
 
     Raises:
-        ValueError: no images, too many unreadable ones, or an output of other files or settings.
-        PackError: the disk is full.
+        UserError: no images, or an output of other files or settings.
+        RunFailed: the disk is full, or too many images are unreadable.
     """
     settings, output = settings or PackSettings(), as_path(output)
     workers = workers or os.cpu_count() or 1
-    if not 0 <= max_bad_share <= 1 or workers < 1:
-        raise ValueError(
-            f"Expected --max-bad-share from 0 to 1 and --workers of at least 1, received {max_bad_share:g} and "
-            f"{workers}. Fix: numbers there"
-        )
+    if not 0 <= max_bad_share <= 1:
+        raise UserError("--max-bad-share", f"Expected 0 to 1, received {max_bad_share:g}.", "Pass 0.01.")
+    if workers < 1:
+        raise UserError("--workers", f"Expected at least 1, received {workers}.", "Pass 1.")
     files = PackFiles(root, kind, settings.seed if settings.shuffle else None)
     job = PackJob(output, {"format": FORMAT, "settings": _facts(settings), "source": files.facts}, max_bad_share)
     with job, _full_disk_told(job, files):
@@ -227,22 +226,21 @@ def _check_room(output: Path, wanted: int) -> None:
         raise _no_room(output, wanted)
 
 
-def _no_room(output: Path | RemotePath, wanted: int) -> PackError:
+def _no_room(output: Path | RemotePath, wanted: int) -> RunFailed:
     free = room_at(Path(tempfile.gettempdir()) if isinstance(output, RemotePath) else output)
-    return PackError(
-        f"Expected room for {wanted:,} bytes in {output}, received a disk that is full ({free:,} bytes free). Finished "
-        "shards are kept. Fix: make room and run it again"
+    return RunFailed(
+        f"The disk is full: {wanted:,} bytes do not fit in {output} ({free:,} bytes free). Finished shards are kept. "
+        "Free some space and run the same command again."
     )
 
 
 @contextlib.contextmanager
 def _full_disk_told(job: PackJob, files: PackFiles):
-    """Turns a full disk, which Python and TensorFlow tell of in their own ways, into a PackError."""
+    """Turns the error of a full disk into a `RunFailed` that says how much is missing."""
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
-        full = getattr(error, "errno", None) in FULL or any(os.strerror(code) in str(error) for code in FULL)
-        if not full:
+        if not is_disk_full(error):
             raise
         left = [n for n in range(job.shard_count) if n not in job.finished]
         raise _no_room(job.output, _bytes_of(left, job, files)) from error

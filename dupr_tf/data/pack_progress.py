@@ -17,6 +17,7 @@ import numpy as np
 
 from dupr_tf.data.shard_files import MANIFEST, PROGRESS, Shard, read_manifest, write_manifest
 from dupr_tf.data.sources import list_images
+from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.remote_path import RemotePath, absolute, as_path, is_remote
 from dupr_tf.whole_files import write_whole
 
@@ -84,7 +85,7 @@ class ProgressLog:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.close()
-            raise ValueError(f"Expected no pack at work on {path.parent}, received one. Fix: wait for it") from None
+            raise UserError(None, f"Another pack writes to {path.parent}.", "Wait until it ends.") from None
 
     def read_whole(self) -> bytes:
         """The whole lines; what a kill cut off counts as not written."""
@@ -147,7 +148,7 @@ class PackJob:
             self._check_header({name: facts[name] for name in self.header})
             return [self.header, *map(dataclasses.asdict, self._with_bad(shards))]
         if any(not path.name.startswith(("shard-", BAD_IMAGES, MANIFEST)) for path in self.output.iterdir()):
-            raise ValueError(f"Expected an empty folder to pack into, received {self.output}. Fix: another --output")
+            raise UserError("--output", f"{self.output} has other files.", "Choose an empty folder.")
         return [self.header]
 
     def _with_bad(self, shards: list[Shard]) -> Iterator[Shard]:
@@ -163,9 +164,8 @@ class PackJob:
             header, *lines = map(json.loads, self._log.read_whole().splitlines())
             shards = [Shard(**{**entry, "bad": tuple(map(tuple, entry["bad"]))}) for entry in lines]
         except (ValueError, TypeError, KeyError):
-            raise ValueError(
-                f"Expected the progress of a pack, received {self.output / PROGRESS}, which is damaged. "
-                "Fix: remove it, and shards are written anew"
+            raise UserError(
+                None, f"{self.output / PROGRESS} is damaged.", "Remove it, and all shards are written again."
             ) from None
         self._check_header(header)
         self.finished = {shard.number: shard for shard in shards if self._is_there(shard)}
@@ -173,9 +173,10 @@ class PackJob:
 
     def _check_header(self, header: dict) -> None:
         if header != self.header:
-            raise ValueError(
-                f"Expected what {self.output} was begun with, received other {_changes(header, self.header)}. "
-                "Fix: the same again, or another --output"
+            raise UserError(
+                "--output",
+                f"{self.output} was packed with other {_changes(header, self.header)}.",
+                "Use the same again, or choose another folder.",
             )
 
     def _is_there(self, shard: Shard) -> bool:
@@ -196,22 +197,22 @@ class PackJob:
         return [pair for number in sorted(self.finished) for pair in self.finished[number].bad]
 
     def check_bad(self, more: list[tuple[str, str]]) -> None:
-        """Raises ValueError, the list written, once more files are unreadable than may be."""
+        """Raises RunFailed, the list written, once more files are unreadable than may be."""
         count = self.bad_count + len(more)
         if count > self.max_bad_share * self.files:
             write_bad_images(self.output, self.bad() + more)
-            raise ValueError(
-                f"Expected at most {self.max_bad_share:.2%} unreadable images (--max-bad-share), received {count} of "
-                f"{self.files}, listed in {self.output / BAD_IMAGES}. Fix: mend or remove them, or --max-bad-share 0.1"
+            raise RunFailed(
+                f"{count} of {self.files} images are unreadable, where {self.max_bad_share:.2%} may be; they are "
+                f"listed in {self.output / BAD_IMAGES}. Mend or remove them, or pass --max-bad-share 0.1."
             )
 
     def finish(self) -> list[Shard]:
         """Writes the list of unreadable files, then the manifest, then removes the progress; returns the shards."""
         shards, bad = [self.finished[n] for n in range(self.shard_count)], self.bad()
         if len(bad) == self.files:
-            raise ValueError(
-                f"Expected readable images, received {self.files} files none of which could be decoded, first "
-                f"{bad[0][0]} ({bad[0][1]}). Fix: a folder with photos"
+            raise RunFailed(
+                f"None of {self.files} files can be decoded; the first is {bad[0][0]} ({bad[0][1]}). "
+                "Pass a folder of photos."
             )
         write_bad_images(self.output, bad)
         write_manifest(self.output, self.header, shards)

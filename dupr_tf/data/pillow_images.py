@@ -14,7 +14,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dupr_tf.errors import UserError
 from dupr_tf.remote_path import as_path
+from dupr_tf.text import one_line
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"  # what their files begin with
 PILLOW_KINDS = ("GIF", "BMP", "WEBP", "TIFF")
@@ -120,13 +122,14 @@ def upright_size(path: str | Path) -> tuple[int, int]:
     """Height and width of an image file as it is meant to be seen, from its header.
 
     Raises:
-        ValueError: no image of a known kind.
+        UserError: it is no image of a known kind.
     """
     try:
         with as_path(path).open("rb") as file:
             return upright_size_of(file)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"Expected an image, received {path}: {error}. Fix: replace or unlist the file") from None
+        reason = one_line(error).rstrip(".")
+        raise UserError(None, f"{path} cannot be read as an image: {reason}.", "Replace or unlist the file.") from None
 
 
 def upright_size_of(file: BinaryIO) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from dupr_tf.config import Config
 from dupr_tf.data.bad_images import BadImages
 from dupr_tf.data.decoding import read_pair
 from dupr_tf.data.image_source import ImageSource, as_source, as_written, map_contents
+from dupr_tf.errors import UserError
 
 INDEX_SHUFFLE = (
     498247692  # what tf.random.experimental.index_shuffle, which takes no seed an element, puts before a seed
@@ -83,9 +84,11 @@ class WorkerRows:
 
     def __init__(self, batch: int, worker: int = 0, workers: int = 1):
         if not 0 <= worker < workers or batch % workers:
-            raise ValueError(
-                f"Expected train.batch_size to be a multiple of the workers, and a worker among them, received batch "
-                f"{batch}, worker {worker} of {workers}. Fix: --train.batch_size {max(1, batch // workers) * workers}"
+            raise UserError(
+                "train.batch_size",
+                f"Expected a multiple of the {workers} workers, and a worker among them, received {batch} and worker "
+                f"{worker}.",
+                f"Use {max(1, batch // workers) * workers}.",
             )
         self.batch, self.share, self.first_row = batch, batch // workers, worker * (batch // workers)
 

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from dupr_tf.data.sample_textures import Rng, contrasting_palette, grid, noise, palette, textured
+from dupr_tf.errors import UserError
 from dupr_tf.remote_path import as_path
 
 CLASSES = ("disc", "ring", "square", "triangle", "star", "cross")
@@ -58,8 +59,7 @@ def write_sample(
       `root` as a path.
 
     Raises:
-      ValueError: an argument is outside its range.
-      FileExistsError: `root` is a file, or holds files that are not a sample's.
+      UserError: an argument is outside its range, or `root` is a file or holds files that are not a sample's.
     """
     counts = {"train": train, "val": val, "unlabeled": unlabeled}
     _check(counts, size, seed)
@@ -79,14 +79,15 @@ def write_sample(
 def _check(counts: dict[str, int], size: tuple[int, int], seed: int) -> None:
     for name, count in counts.items():
         if not 0 <= count <= 999_999:
-            raise ValueError(f"Expected {name} from 0 to 999999, received {count}. Fix: give a number of scenes.")
+            raise UserError(name, f"Expected 0 to 999999 scenes, received {count}.", "Pass a number of scenes.")
     if len(size) != 2 or not 48 <= size[0] <= size[1] <= 2048:
-        raise ValueError(
-            f"Expected size = (least, greatest) side with 48 <= least <= greatest <= 2048, received {size}. "
-            "Fix: for example size=(128, 192)."
+        raise UserError(
+            "size",
+            f"Expected (least, greatest) side with 48 <= least <= greatest <= 2048, received {size}.",
+            "Pass (128, 192), for example.",
         )
     if seed < 0:
-        raise ValueError(f"Expected seed of 0 or more, received {seed}. Fix: seed=0.")
+        raise UserError("seed", f"Expected 0 or more, received {seed}.", "Pass 0.")
 
 
 # ---- files -------------------------------------------------------------------------------------------------
@@ -110,13 +111,12 @@ def _names(counts: dict) -> Iterator[str]:
 def _clear(root: Path) -> None:
     """Removes an earlier sample, its marker first, and makes the folders; refuses other things."""
     if root.exists() and not root.is_dir():
-        raise FileExistsError(f"Expected a folder, received the file {root}. Fix: name a new folder.")
+        raise UserError(None, f"{root} is a file.", "Choose a new folder.")
     files = [path for path in root.rglob("*") if not path.is_dir()]
     foreign = [path for path in files if not _OURS.fullmatch(path.relative_to(root).as_posix())]
     if foreign:
-        raise FileExistsError(
-            f"Expected a new folder or an earlier sample, received {root}, "
-            f"which has {foreign[0].relative_to(root)}. Fix: name a new folder."
+        raise UserError(
+            None, f"{root} has {foreign[0].relative_to(root)}, which is no file of a sample.", "Choose a new folder."
         )
     for path in sorted(files, key=lambda path: path.name != _MARKER):
         path.unlink()
@@ -168,7 +168,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """Something painted over the backdrop; it may reach beyond the picture."""
 
     shape: str  # one of CLASSES, or of _CLUTTER
@@ -195,11 +195,11 @@ def draw_scene(seed: int, split: str, index: int, size: tuple[int, int]) -> Scen
     of_backdrop, of_pieces, of_light = rng.spawn(3)
     backdrop = textured(of_backdrop, height, width, palette(of_backdrop))
     pieces = _draw_pieces(of_pieces, backdrop)
-    canvas, owner = _paint(backdrop, pieces)
+    canvas, owner = paint(backdrop, pieces)
     return Scene(_develop(of_light, canvas), _annotate(pieces, owner))
 
 
-def _draw_pieces(rng: Rng, backdrop: np.ndarray) -> list[_Piece]:
+def _draw_pieces(rng: Rng, backdrop: np.ndarray) -> list[Piece]:
     """One to five objects and up to three pieces of clutter, back to front; the last is always an object."""
     shapes = list(rng.choice(CLASSES, rng.integers(0, 5))) + list(rng.choice(_CLUTTER, rng.integers(0, 4)))
     rng.shuffle(shapes)
@@ -208,7 +208,7 @@ def _draw_pieces(rng: Rng, backdrop: np.ndarray) -> list[_Piece]:
     return [_draw_piece(rng, str(shape), backdrop.shape[0], backdrop.shape[1], tone) for shape in shapes]
 
 
-def _draw_piece(rng: Rng, shape: str, height: int, width: int, behind: np.ndarray) -> _Piece:
+def _draw_piece(rng: Rng, shape: str, height: int, width: int, behind: np.ndarray) -> Piece:
     radius = min(height, width) * np.exp(rng.uniform(np.log(0.08), np.log(0.3)))
     reach = int(np.ceil(radius)) + 1
     # The centre keeps half a radius from the edge: at least 40 % of a front object is always in the picture.
@@ -222,10 +222,10 @@ def _draw_piece(rng: Rng, shape: str, height: int, width: int, behind: np.ndarra
     if rng.random() < 0.5:  # a rounded look: darker (or lighter) towards the edge
         colour *= 1 + rng.uniform(-0.5, 0.3) * np.exp(np.minimum(distance, 0) / (0.2 * radius))[..., None]
     top, left = (middle - reach for middle in centre)
-    return _Piece(shape, top, left, np.clip(0.5 - distance, 0, 1), colour.clip(0, 1))
+    return Piece(shape, top, left, np.clip(0.5 - distance, 0, 1), colour.clip(0, 1))
 
 
-def _paint(backdrop: np.ndarray, pieces: list[_Piece]) -> tuple[np.ndarray, np.ndarray]:
+def paint(backdrop: np.ndarray, pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray]:
     """Paints back to front; the second result (h, w) is the index of the piece showing at a pixel, or -1."""
     canvas, owner = backdrop.copy(), np.full(backdrop.shape[:2], -1, np.int8)
     for index, piece in enumerate(pieces):
@@ -240,7 +240,7 @@ def _paint(backdrop: np.ndarray, pieces: list[_Piece]) -> tuple[np.ndarray, np.n
     return canvas, owner
 
 
-def _annotate(pieces: list[_Piece], owner: np.ndarray) -> list[dict]:
+def _annotate(pieces: list[Piece], owner: np.ndarray) -> list[dict]:
     objects = []
     for index, piece in enumerate(pieces):
         visible = owner == index

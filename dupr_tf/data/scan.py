@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from dupr_tf.data.bad_images import one_line, unusable_reason
+from dupr_tf.data.bad_images import unusable_reason
 from dupr_tf.data.pillow_images import describe
+from dupr_tf.errors import UserError
 from dupr_tf.remote_path import as_path
+from dupr_tf.text import escape
 from dupr_tf.whole_files import GrowingFile, write_whole
 
 USED, SKIPPED = "used", "skipped"
@@ -47,12 +49,12 @@ def scan_images(
             again unless the file has changed since.
 
     Raises:
-        ValueError: the output is no scan, or one with another limit.
+        UserError: the output is no scan, or one with another limit.
     """
     known = {} if output is None else _read(as_path(output), max_pixels)
     fresh = []
     for path in paths:
-        look = known.get(one_line(path))
+        look = known.get(escape(path))
         if look is not None and (look.size, look.modified) == _stamp(path):
             yield look
         else:
@@ -95,8 +97,8 @@ def _look(path: str, max_pixels: int) -> Look:
     size, modified = _stamp(path)
     reason = unusable_reason(path, max_pixels)
     if reason:
-        return Look(one_line(path), size, modified, SKIPPED, reason)
-    return Look(one_line(path), size, modified, USED, describe(as_path(path).read_bytes()))
+        return Look(escape(path), size, modified, SKIPPED, reason)
+    return Look(escape(path), size, modified, USED, describe(as_path(path).read_bytes()))
 
 
 def _stamp(path: str) -> tuple[int, int]:
@@ -117,11 +119,12 @@ def _read(output: Path, max_pixels: int) -> dict[str, Look]:
     try:
         text = output.read_text(encoding="utf-8") if output.exists() and output.stat().st_size else ""
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"Expected a scan, received {output}: {error}. Fix: another --output") from None
+        raise UserError("--output", f"{output} cannot be read as a scan: {error}.", "Choose another file.") from None
     if text and not text.startswith(first):
-        raise ValueError(
-            f"Expected a scan with max_pixels {max_pixels}, received {output}, which is another file or has another "
-            "limit. Fix: another --output"
+        raise UserError(
+            "--output",
+            f"{output} is no scan with max_pixels {max_pixels}: it is another file or has another limit.",
+            "Choose another file.",
         )
     whole = text[: text.rfind("\n") + 1] or first
     if whole != text:

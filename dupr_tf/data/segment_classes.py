@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dupr_tf.data.entries import bounded
+from dupr_tf.errors import UserError
 
 log = logging.getLogger(__name__)
 IGNORED = 255  # the class of pixels that are none: not trained on, not counted
@@ -40,7 +41,7 @@ def class_table(
         Names, and (256,) uint8.
 
     Raises:
-        ValueError: `classes.txt` or a mask is wrong.
+        UserError: `classes.txt` or a mask is wrong.
     """
     file = root / "classes.txt"
     if file.is_file():
@@ -64,10 +65,11 @@ def class_table(
 def _table(values: dict[int, str], names: tuple[str, ...], root: Path) -> np.ndarray:
     unknown = sorted(set(values.values()) - set(names))
     if unknown or not names or len(set(names)) < len(names) or len(names) > IGNORED:
-        raise ValueError(
-            f"Expected up to {IGNORED} classes, each by a name of its own, {', '.join(names) or 'none'}, "
-            f"received {', '.join(unknown or values.values()) or 'none'} of the masks in {root}. "
-            "Fix: classes.txt, or data.class_names"
+        raise UserError(
+            "data.class_names",
+            f"Expected up to {IGNORED} classes with different names, among {', '.join(names) or 'none'}, received "
+            f"{', '.join(unknown or values.values()) or 'none'} in the masks of {root}.",
+            "Correct classes.txt or data.class_names.",
         )
     table = np.full(256, IGNORED, np.uint8)
     for value, name in values.items():
@@ -80,15 +82,15 @@ def _read(file: Path) -> tuple[dict[int, str], set[int]]:
     try:
         lines = [line.strip() for line in bounded(file, MAX_BYTES).decode().splitlines()]
     except UnicodeDecodeError:
-        raise ValueError(f"Expected text in UTF-8, received {file}. Fix: the file") from None
+        raise UserError(None, f"{file} is no text in UTF-8.", "Save it as UTF-8.") from None
     lines = [line for line in lines if line and not line.startswith("#")]
     numbered = [line.split(maxsplit=1)[0].isdecimal() and len(line.split()) > 1 for line in lines]
     if any(numbered) and not all(numbered):
-        raise ValueError(f"Expected a value and a name in every line, or in none, received {file}. Fix: the file")
+        raise UserError(None, f"Only some lines of {file} have a value.", "Put a value and a name on every line.")
     rows = [line.split(maxsplit=1) if any(numbered) else (str(i), line) for i, line in enumerate(lines)]
     pairs = [(int(value), name) for value, name in rows]
     if not pairs or len(dict(pairs)) < len(pairs) or max(pairs)[0] > 255:
-        raise ValueError(f"Expected values of 0 to 255, each once, received {file}. Fix: the file")
+        raise UserError(None, f"{file} has no values of 0 to 255, each once.", "Correct the file.")
     ignored = {value for value, name in pairs if name.lower() in IGNORED_NAMES}
     return {value: name for value, name in pairs if value not in ignored}, ignored
 
@@ -97,7 +99,9 @@ def _refuse_unknown(met: dict[Path, set[int]], known: set[int]) -> None:
     odd = {path: values - known for path, values in met.items() if values - known}
     if odd:
         path, values = next(iter(odd.items()))
-        raise ValueError(
+        raise UserError(
+            "data.ignore_value",
             f"Expected mask values {', '.join(map(str, sorted(known)))}, received {min(values)} in {path} "
-            f"({len(odd)} such in {len(met)}). Fix: name it in classes.txt, or --data.ignore_value {min(values)}"
+            f"({len(odd)} of {len(met)} masks have such).",
+            f"Add it to classes.txt, or set data.ignore_value to {min(values)}.",
         )

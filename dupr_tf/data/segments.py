@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dupr_tf.data.cityscapes_files import SEMANTIC_IDS, SEMANTIC_NAMES, cityscapes_scenes, is_cityscapes, label_ids
+from dupr_tf.data.cityscapes_files import SEMANTIC_IDS, SEMANTIC_NAMES, cityscapes_scenes, label_ids
+from dupr_tf.data.formats import PIXELS, layout_of
 from dupr_tf.data.pillow_images import upright_size
 from dupr_tf.data.segment_classes import IGNORED, class_table
+from dupr_tf.errors import UserError
 from dupr_tf.remote_path import as_path
+from dupr_tf.text import one_line
 
 log = logging.getLogger(__name__)
-KINDS = ("masks", "cityscapes")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
@@ -36,7 +38,8 @@ class SegmentedImages:
     ids: tuple[str, ...]  # N
     class_names: tuple[str, ...]
     table: np.ndarray  # (256,) uint8, the class of every value in a file; 255 is ignored
-    kind: str
+    kind: str  # a name in `formats.PIXELS`
+    read_values: Callable[[Path], np.ndarray]  # of a segment path: (H, W) integers
     counts: dict[str, int] = dataclasses.field(default_factory=dict)  # {what was odd: how often}
 
     def __len__(self) -> int:
@@ -57,14 +60,16 @@ class SegmentedImages:
         """(H, W) uint8: the class of every pixel of an image, 255 where it is ignored.
 
         Raises:
-            ValueError: the file cannot be read, or is of another size than the image.
+            UserError: the file cannot be read, or is of another size than the image.
         """
         path = as_path(self.segment_paths[index])
-        values = label_ids(path) if self.kind == "cityscapes" else read_values(path)
+        values = self.read_values(path)
         if values.shape != tuple(self.sizes[index]):
-            raise ValueError(
-                f"Expected classes of {self.sizes[index][0]} x {self.sizes[index][1]} pixels, received "
-                f"{values.shape[0]} x {values.shape[1]}: {path}. Fix: the mask of {self.paths[index]}"
+            raise UserError(
+                None,
+                f"{path} has {values.shape[0]} x {values.shape[1]} pixels, where its image has "
+                f"{self.sizes[index][0]} x {self.sizes[index][1]}.",
+                f"Correct the mask of {self.paths[index]}.",
             )
         return self.table[np.clip(values, 0, 255)]
 
@@ -74,8 +79,8 @@ class SegmentedImages:
         for index, path in enumerate(self.segment_paths):
             try:
                 self.truth(index)
-            except ValueError as error:
-                reasons[path] = str(error)
+            except UserError as error:
+                reasons[path] = error.problem
         return reasons
 
 
@@ -93,22 +98,19 @@ def read_segments(
         root: of `{split}/images` and `{split}/masks` (or `images/{split}` and `masks/{split}`), a mask having its
             image's name and `.png`; or of Cityscapes.
         split: "train", "val", …
-        kind: "masks", "cityscapes", or "auto": Cityscapes where its folders are.
+        kind: a name in `formats.PIXELS`, or "auto": Cityscapes where its folders are, else masks.
         class_names: the order of the classes, as of a trained detector; in a folder of masks without `classes.txt`
             they name the values 0, 1, … (see `class_table`).
         ignore_value: of a mask, beside 255: pixels that are no class.
         max_missing_share: share of the images that may be without a usable mask; they are left out.
 
     Raises:
-        ValueError: one line that says what is wrong with the data and what to do.
+        UserError: the data are wrong.
     """
     root = as_path(root)
     if not root.is_dir():
-        raise ValueError(f"Expected a folder, received {root} (not one). Fix: give the root of images and masks")
-    if kind not in ("auto", *KINDS):
-        raise ValueError(f"Expected data.kind auto, masks or cityscapes, received {kind!r}. Fix: --data.kind auto")
-    cityscapes = kind == "cityscapes" or (kind == "auto" and is_cityscapes(root))
-    reader = _read_cityscapes if cityscapes else _read_masks
+        raise UserError(None, f"{root} is not a folder.", "Pass the root of images and masks, or of Cityscapes.")
+    reader = PIXELS.load(layout_of(PIXELS, root, kind, split))
     read = reader(root, split, class_names, ignore_value, max_missing_share)
     log.info("%s: %s", split, read.summary())
     return read
@@ -118,35 +120,39 @@ def read_values(path: Path) -> np.ndarray:
     """(H, W) integers of a mask, as stored: a palette's indices, not its colours.
 
     Raises:
-        ValueError: no PNG of one channel of 8 bits.
+        UserError: it is no PNG of one channel of 8 bits.
     """
     try:
         with path.open("rb") as file, Image.open(file, formats=["PNG"]) as image:
             if image.mode not in ("L", "P", "1"):
-                raise ValueError(f"pixels of mode {image.mode}, where a mask has one channel of 8 bits")
+                raise ValueError(f"its pixels have mode {image.mode}, where a mask has one channel of 8 bits")
             return np.asarray(image).astype(np.uint8)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        what = " ".join(str(error).split())[:200]
-        raise ValueError(f"Expected a mask (8-bit PNG), received {path}: {what}. Fix: the file") from None
+        reason = one_line(error, 200).rstrip(".")
+        raise UserError(None, f"{path} is no mask (8-bit PNG): {reason}.", "Replace the file.") from None
 
 
-def _read_cityscapes(root, split, class_names, ignore_value, max_missing_share) -> SegmentedImages:
+def read_cityscapes(root, split, class_names, ignore_value, max_missing_share) -> SegmentedImages:
+    """Lists a split of Cityscapes, with its 19 classes; see `read_segments`."""
     names = tuple(class_names or SEMANTIC_NAMES)
     unknown = sorted(set(SEMANTIC_NAMES) - set(names))
     if unknown:
-        raise ValueError(
-            f"Expected the classes {', '.join(names)}, received Cityscapes, which also has {', '.join(unknown)}. "
-            "Fix: data with the classes the detector was trained on"
+        raise UserError(
+            "data.class_names",
+            f"Expected the classes {', '.join(names)}, received Cityscapes, which also has {', '.join(unknown)}.",
+            "Use data with the classes the detector was trained on.",
         )
     table = np.full(256, IGNORED, np.uint8)
     for number, name in zip(SEMANTIC_IDS, SEMANTIC_NAMES, strict=True):
         table[number] = names.index(name)
     paths, truths, ids = zip(*cityscapes_scenes(root, split), strict=True)
     sizes = np.array([upright_size(path) for path in paths], np.int32)
-    return SegmentedImages(tuple(map(str, paths)), tuple(map(str, truths)), sizes, ids, names, table, "cityscapes")
+    paths, truths = tuple(map(str, paths)), tuple(map(str, truths))
+    return SegmentedImages(paths, truths, sizes, ids, names, table, "cityscapes", label_ids)
 
 
-def _read_masks(root, split, class_names, ignore_value, max_missing_share) -> SegmentedImages:
+def read_masks(root, split, class_names, ignore_value, max_missing_share) -> SegmentedImages:
+    """Lists a split of folders of images and masks; see `read_segments`."""
     pairs = mask_pairs(root, split)
     with ThreadPoolExecutor() as pool:
         looked = list(pool.map(lambda pair: _look(*pair), pairs))
@@ -154,10 +160,11 @@ def _read_masks(root, split, class_names, ignore_value, max_missing_share) -> Se
     usable = [pair for pair, (reason, *_) in zip(pairs, looked, strict=True) if not reason]
     if len(pairs) - len(usable) > max_missing_share * len(pairs):
         first = next(detail for reason, detail, _ in looked if reason)
-        raise ValueError(
-            f"Expected a mask for {1 - max_missing_share:.0%} of the {len(pairs)} images or more, received "
-            f"{len(pairs) - len(usable)} without a usable one, such as {first}. "
-            "Fix: complete the folder, or raise data.max_bad_share"
+        raise UserError(
+            "data.max_bad_share",
+            f"{len(pairs) - len(usable)} of {len(pairs)} images have no usable mask, where {max_missing_share:.0%} may "
+            f"have none; the first is {first}.",
+            "Complete the folder, or raise data.max_bad_share.",
         )
     met = {pair[1]: values for pair, (reason, _, values) in zip(pairs, looked, strict=True) if not reason}
     names, table = class_table(root, split, met, class_names, ignore_value, values_of_split)
@@ -169,6 +176,7 @@ def _read_masks(root, split, class_names, ignore_value, max_missing_share) -> Se
         class_names=names,
         table=table,
         kind="masks",
+        read_values=read_values,
         counts=dict(counts),
     )
 
@@ -180,9 +188,11 @@ def mask_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
             files = sorted(path for path in (root / images).iterdir() if path.suffix.lower() in SUFFIXES)
             if files:
                 return [(path, root / masks / f"{path.stem}.png") for path in files]
-    raise ValueError(
-        f"Expected images in {split}/images and masks in {split}/masks (or images/{split}, masks/{split}; or "
-        f"Cityscapes' leftImg8bit and gtFine) under {root}, received none. Fix: give the root of such a set"
+    raise UserError(
+        None,
+        f"{root} has no images in {split}/images and masks in {split}/masks (nor images/{split} and masks/{split}, nor "
+        "Cityscapes' leftImg8bit and gtFine).",
+        "Pass the root of such a data set.",
     )
 
 
@@ -190,7 +200,7 @@ def values_of_split(root: Path, split: str) -> set[int]:
     """Every value of the masks of another split; none where there is no such split or a mask cannot be read."""
     try:
         pairs = mask_pairs(root, split)
-    except ValueError:
+    except UserError:
         return set()
     with ThreadPoolExecutor() as pool:
         return set().union(*(values for reason, _, values in pool.map(lambda pair: _look(*pair), pairs) if not reason))
@@ -202,8 +212,8 @@ def _look(image: Path, mask: Path) -> tuple[str, object, set[int]]:
         return "images without a mask", image, set()
     try:
         values, size = read_values(mask), upright_size(image)
-    except ValueError as error:
-        return "images or masks that cannot be read", str(error).removeprefix("Expected "), set()
+    except UserError as error:
+        return "images or masks that cannot be read", error.problem.rstrip("."), set()
     if values.shape != size:
         what = f"{mask} ({values.shape[0]} x {values.shape[1]}, its image {size[0]} x {size[1]})"
         return "masks of another size than their image", what, set()

@@ -11,16 +11,19 @@ import dataclasses
 import hashlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from dupr_tf.errors import UserError
 from dupr_tf.remote_path import RemotePath, as_path
-from dupr_tf.whole_files import write_whole
+from dupr_tf.whole_files import sha256_of, write_whole
 
 MANIFEST = "shards.json"
 PROGRESS = "pack.jsonl"  # of a pack that has not ended: its settings, then a line for each finished shard
 FORMAT = "dupr_tf shards 1"
+REPAIR = "Copy it again, or remove it and run the same `dupr-tf pack`, which writes what is missing."
 FRAME = 12, 4  # bytes a TFRecord has before (length and its checksum) and behind (checksum) its payload
 
 ENTRY = np.dtype(
@@ -31,10 +34,6 @@ ENTRY = np.dtype(
         ("crc32", "<u4"),  # of the encoded image, zlib's
     ]
 )
-
-
-class PackError(RuntimeError):
-    """Packing cannot go on (a full disk); what is finished stays, and the same command goes on from there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,15 +78,13 @@ def read_manifest(root: str | Path) -> tuple[dict, list[Shard]]:
     """The manifest of packed shards: its facts, and the shards in order.
 
     Raises:
-        ValueError: there is none, packing has not ended, or it is damaged.
+        UserError: there is none, packing has not ended, or it is damaged.
     """
     path = as_path(root) / MANIFEST
     if not path.is_file():
         if (as_path(root) / PROGRESS).is_file():
-            raise ValueError(
-                f"Expected finished shards in {root}, received a pack that has not ended. Fix: run it again"
-            )
-        raise ValueError(f"Expected {MANIFEST} in {root}, received none. Fix: --data a folder `dupr-tf pack` wrote")
+            raise UserError(None, f"The pack of {root} has not ended.", "Run it again.")
+        raise UserError(None, f"{root} has no {MANIFEST}.", "Pass a folder that `dupr-tf pack` wrote.")
     try:
         facts = json.loads(read_bytes(path))
         shards = [Shard(number, **entry) for number, entry in enumerate(facts["shards"])]
@@ -95,7 +92,7 @@ def read_manifest(root: str | Path) -> tuple[dict, list[Shard]]:
     except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
-        raise ValueError(f"Expected a manifest as `dupr-tf pack` writes it, received {path}, which is damaged. {_FIX}")
+        raise UserError(None, f"{path} is damaged.", REPAIR)
     return facts, shards
 
 
@@ -113,7 +110,7 @@ def read_entries(root: str | Path, shards: list[Shard]) -> np.ndarray:
     """(N,) `ENTRY` of every image, shard after shard: 20 bytes each.
 
     Raises:
-        ValueError: an index or a shard is missing, or is not what the manifest says (a shard: of its size).
+        UserError: an index or a shard is missing, or is not what the manifest says (a shard: of its size).
     """
     for shard in shards:  # before room is made for what a manifest says
         _check_count(as_path(root) / shard.index, shard.images)
@@ -130,57 +127,44 @@ def _read_index(root: Path, shard: Shard) -> np.ndarray:
     _check_count(path, shard.images)
     content = read_bytes(path)
     if hashlib.sha256(content).hexdigest() != shard.index_sha256:
-        raise ValueError(f"Expected the index that was packed, received {path}, which is damaged. {_FIX}")
+        raise UserError(None, f"{path} is damaged: its sha256 is another.", REPAIR)
     try:
         entries = np.load(io.BytesIO(content), allow_pickle=False)
     except ValueError:
         entries = None
     if entries is None or entries.dtype != ENTRY or entries.shape != (shard.images,):
-        raise ValueError(f"Expected an index as `dupr-tf pack` writes it, received {path}, which is none. {_FIX}")
+        raise UserError(None, f"{path} is no index of {shard.images:,} images.", REPAIR)
     ends = entries["record"].astype(np.uint64) + entries["start"] + entries["length"]
     if len(ends) and ends.max() > shard.bytes:
-        raise ValueError(
-            f"Expected images within the {shard.bytes:,} bytes of a shard, received others in {path}. {_FIX}"
-        )
+        raise UserError(None, f"{path} has images beyond the {shard.bytes:,} bytes of its shard.", REPAIR)
     return entries
 
 
 def _check_count(path: Path, images: int) -> None:
     if not path.is_file():
-        raise ValueError(f"Expected {path}, received no such file. {_FIX}")
+        raise UserError(None, f"There is no {path}.", REPAIR)
     size = path.stat().st_size
     if not 0 <= images * ENTRY.itemsize <= size:
-        raise ValueError(f"Expected an index of {images:,} images in {path}, received {size:,} bytes. {_FIX}")
+        raise UserError(None, f"{path} has {size:,} bytes, too few for {images:,} images.", REPAIR)
 
 
 def _check_size(path: Path, size: int) -> None:
-    received = f"{path.stat().st_size:,}" if path.is_file() else "no such file"
-    if received != f"{size:,}":
-        raise ValueError(f"Expected {path} to have {size:,} bytes, received {received}. {_FIX}")
+    if not path.is_file():
+        raise UserError(None, f"There is no {path}.", REPAIR)
+    if path.stat().st_size != size:
+        raise UserError(None, f"{path} has {path.stat().st_size:,} bytes, where {size:,} were packed.", REPAIR)
 
 
-def damaged_files(root: str | Path):
-    """Compares every shard and index with its sha256; yields (shard number, what is wrong or None)."""
+def damaged_files(root: str | Path) -> Iterator[tuple[int, UserError | None]]:
+    """Compares every shard and index with its sha256; yields the number of each shard and what is wrong with it."""
     for shard in read_manifest(root)[1]:
         try:
             _read_index(as_path(root), shard)
             path = as_path(root) / shard.file
             same = sha256_of(path) == shard.sha256
-            yield (
-                shard.number,
-                None if same else f"Expected the shard that was packed, received {path}, damaged. {_FIX}",
-            )
-        except ValueError as error:
-            yield shard.number, str(error)
-
-
-_FIX = "Fix: copy it again, or remove it and run `dupr-tf pack` again as before: it writes what is missing"
-
-
-def sha256_of(path: str | Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+            yield shard.number, None if same else UserError(None, f"{path} is damaged: its sha256 is another.", REPAIR)
+        except UserError as error:
+            yield shard.number, error
 
 
 def _digest(facts: dict) -> str:

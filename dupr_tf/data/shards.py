@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from dupr_tf.data.image_source import ImageSource
 from dupr_tf.data.shard_files import FRAME, open_file, read_entries, read_manifest
+from dupr_tf.errors import UserError
 from dupr_tf.remote_path import RemotePath, absolute, as_path
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class Shards(ImageSource):
         root: folder of the shards.
 
     Raises:
-        ValueError: packing has not ended, or manifest, index or shard are damaged.
+        UserError: packing has not ended, or manifest, index or shard are damaged.
     """
 
     def __init__(self, root: str | Path):
@@ -67,13 +68,14 @@ class Shards(ImageSource):
 
     def read_block(self, indices):
         """(n,) string of (n,) int64; "" where the bytes on the disk are not those that were packed."""
-        contents = tf.numpy_function(self._contents, [indices], tf.string, stateful=False)
+        contents = tf.numpy_function(self.contents, [indices], tf.string, stateful=False)
         return tf.ensure_shape(contents, [None])
 
     def _place(self, index):
         return int(np.searchsorted(self.ends, index, side="right")), self.entries[index]
 
-    def _contents(self, indices):
+    def contents(self, indices):
+        """(n,) bytes of (n,) integers, as NumPy arrays; b"" where they are not those that were packed."""
         shards = np.searchsorted(self.ends, indices, side="right").tolist()
         rows = self.entries[indices]
         starts = (rows["record"] + rows["start"]).tolist()
@@ -103,6 +105,11 @@ class Shards(ImageSource):
         return os.pread(file.fileno(), length, start)
 
 
+def open_shards(root: str | Path) -> tuple[str, Shards]:
+    """The absolute root, and the images of its shards."""
+    return absolute(root), Shards(root)
+
+
 def read_record(file, offset):
     """() string, the payload of the TFRecord that begins at an offset; DataLossError where its checksums differ."""
     records = tf.raw_ops.TFRecordDatasetV2(
@@ -124,7 +131,7 @@ def record_offsets(path: str | Path) -> list[int]:
     """Where each record of a TFRecord file begins. Reads the 12 bytes before each, nothing else.
 
     Raises:
-        ValueError: the file ends within a record.
+        UserError: the file ends within a record.
     """
     offsets, offset = [], 0
     before, behind = FRAME
@@ -134,5 +141,5 @@ def record_offsets(path: str | Path) -> list[int]:
             offsets.append(offset)
             offset += before + int.from_bytes(os.pread(file.fileno(), 8, offset), "little") + behind
     if offset != size:
-        raise ValueError(f"Expected whole records in {path}, received one that is cut or damaged. Fix: copy it again")
+        raise UserError(None, f"A record of {path} is cut or damaged.", "Copy it again.")
     return offsets

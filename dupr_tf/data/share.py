@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from dupr_tf.errors import UserError
+
 
 def take_share(images, share: float, seed: int):
     """Draws a share of the images, at least one. With one seed, a smaller share lies within a larger one.
@@ -17,7 +19,7 @@ def take_share(images, share: float, seed: int):
         The chosen images in their old order, and their ids, a tuple of strings.
     """
     if not 0 < share <= 1:
-        raise ValueError(f"Expected data.share above 0 and up to 1, received {share}. Fix: --data.share 0.1")
+        raise UserError("data.share", f"Expected a share above 0 and up to 1, received {share}.", "Use 0.1.")
     count = max(1, round(share * len(images)))
     chosen = sorted(np.random.default_rng(seed).permutation(len(images))[:count].tolist())
     subset = images.taking(chosen)

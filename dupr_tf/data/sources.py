@@ -8,13 +8,12 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from dupr_tf.data.shard_files import is_shards, read_manifest
+from dupr_tf.data.formats import FOLDERS, SOURCES, layout_of
+from dupr_tf.errors import UserError
 from dupr_tf.remote_path import RemotePath, as_path
 
 log = logging.getLogger(__name__)
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-VOC_IMAGES = "JPEGImages"
-TFDS = "tfds:"
 
 
 def list_images(root: str | Path, kind: str = "auto") -> list[str]:
@@ -22,13 +21,13 @@ def list_images(root: str | Path, kind: str = "auto") -> list[str]:
 
     Args:
         root: a folder, nested or flat; or the root of a COCO or VOC data set.
-        kind: "folder", "coco" (looks into `images/`, `train2017/`, …), "voc" (looks into `JPEGImages/`), or "auto".
+        kind: a name in `formats.FOLDERS`, or "auto".
 
     Returns:
         Absolute paths. Links to folders are not followed; hidden files and folders, pipes and devices are passed over.
 
     Raises:
-        ValueError: the folder is missing, is no folder, or holds no image.
+        UserError: the folder is missing, is no folder, or holds no image.
     """
     paths = sorted(set(_images(as_path(root), kind)))
     if not paths:
@@ -37,56 +36,34 @@ def list_images(root: str | Path, kind: str = "auto") -> list[str]:
 
 
 def resolved_kind(root: str | Path, kind: str = "auto") -> str:
-    """`kind`, or for "auto" what the root shows: "tfds", "tfrecord", else "auto" (a folder, COCO or VOC).
-
-    Raises:
-        ValueError: the kind is tfds and the root does not begin with `tfds:`.
-    """
-    named = str(root).startswith(TFDS)
-    if kind == "tfds" and not named:
-        raise ValueError(f"Expected {TFDS}NAME for data.kind tfds, received {root}. Fix: --data {TFDS}NAME:train")
-    if kind != "auto":
-        return kind
-    return "tfds" if named else "tfrecord" if is_shards(root) else "auto"
+    """`kind`, or for "auto" the source of `formats.SOURCES` that the root shows, else "auto": the photos are files."""
+    shown = (name for name, entry in SOURCES.items() if entry.facts["shown"](root))
+    return next(shown, kind) if kind == "auto" else kind
 
 
 def check_root(root: str | Path, kind: str = "auto") -> None:
     """Raises what opening the root would, without walking further than the first image or the manifest."""
     kind = resolved_kind(root, kind)
-    if kind == "tfrecord":
-        read_manifest(root)
-    elif kind != "tfds" and next(_images(as_path(root), kind), None) is None:
+    if kind in SOURCES:
+        SOURCES[kind].facts["check"](root)
+    elif next(_images(as_path(root), kind), None) is None:
         raise _no_image(root)
 
 
-def _no_image(root) -> ValueError:
-    return ValueError(
-        f"Expected images ({', '.join(EXTENSIONS)}) below {root}, received none. Fix: --data a folder with photos"
-    )
+def _no_image(root) -> UserError:
+    return UserError(None, f"There is no image ({', '.join(EXTENSIONS)}) below {root}.", "Pass a folder of photos.")
 
 
 def _images(root: Path | RemotePath, kind: str) -> Iterator[str]:
     if not root.is_dir():
         state = "is a file" if root.exists() else "does not exist"
-        raise ValueError(f"Expected a folder of images, received {root} ({state}). Fix: --data DIR")
-    for folder in _image_folders(root, kind):
+        raise UserError(None, f"{root} {state}.", "Pass a folder of images.")
+    for folder in FOLDERS.load(layout_of(FOLDERS, root, kind))(root):
         yield from _walk_remote(folder) if isinstance(folder, RemotePath) else _walk(folder)
 
 
-def _image_folders(root: Path, kind: str) -> list[Path]:
-    if kind == "folder":
-        return [root]
-    voc = root / VOC_IMAGES
-    if kind == "voc" or (kind == "auto" and voc.is_dir() and (root / "Annotations").is_dir()):
-        if not voc.is_dir():
-            raise ValueError(f"Expected a VOC root with {VOC_IMAGES}/, received {root}. Fix: --data.kind folder")
-        return [voc]
-    if kind == "coco" or (kind == "auto" and (root / "annotations").is_dir()):
-        names = ("images", "train2017", "unlabeled2017", "train2014", VOC_IMAGES)
-        found = [root / name for name in names if (root / name).is_dir()]
-        if kind == "coco" and not found:
-            raise ValueError(f"Expected a COCO root with images/, received {root}. Fix: --data.kind folder")
-        return found or [root]
+def photo_folders(root: Path | RemotePath) -> list[Path | RemotePath]:
+    """The root itself, in a list: every image below it is a photo."""
     return [root]
 
 

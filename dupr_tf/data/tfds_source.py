@@ -9,8 +9,10 @@ import re
 import numpy as np
 import tensorflow as tf
 
+from dupr_tf.data.formats import TFDS, check_tfds
 from dupr_tf.data.image_source import ImageSource
 from dupr_tf.data.shards import read_record, record_offsets
+from dupr_tf.errors import UserError
 
 NAME = re.compile(r"(?P<name>\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?)(:(?P<split>.+))?")
 
@@ -26,7 +28,7 @@ class TfdsSource(ImageSource):
             `TFDS_DATA_DIR` says where data sets are, if not in `~/tensorflow_datasets`.
 
     Raises:
-        ValueError: the data set is not prepared, has no such split, no image or several, or damaged files.
+        UserError: the data set is not prepared, has no such split, no image or several, or damaged files.
     """
 
     def __init__(self, name: str):
@@ -35,7 +37,7 @@ class TfdsSource(ImageSource):
         self.feature = _image_feature(builder, name)
         offsets = [_wanted_offsets(part) for part in _instructions(builder, split, name)]
         if not sum(len(wanted) for _, wanted in offsets):
-            raise ValueError(f"Expected images in {self.label}, received none. Fix: another split")
+            raise UserError(None, f"{self.label} has no images.", "Choose another split.")
         self.ends = np.cumsum([len(wanted) for _, wanted in offsets])
         self.files = [file for file, _ in offsets]
         self.offsets = np.concatenate([wanted for _, wanted in offsets])
@@ -62,20 +64,27 @@ class TfdsSource(ImageSource):
         ]
 
 
+def open_tfds(root: str) -> tuple[str, TfdsSource]:
+    """The root as it is, `tfds:NAME`, and the images of that data set."""
+    check_tfds(root)
+    return str(root), TfdsSource(str(root).removeprefix(TFDS))
+
+
 def _builder(name):
     from tensorflow_datasets.core import read_only_builder, registered
 
     match = NAME.fullmatch(name)
     if match is None:
-        raise ValueError(
-            f"Expected tfds:NAME[/CONFIG][:VERSION][:SPLIT], received tfds:{name}. Fix: --data tfds:NAME:train"
+        raise UserError(
+            None, f"Expected tfds:NAME[/CONFIG][:VERSION][:SPLIT], received tfds:{name}.", "Pass tfds:NAME:train."
         )
     try:
         builder = read_only_builder.builder_from_files(match["name"], data_dir=os.environ.get("TFDS_DATA_DIR"))
     except registered.DatasetNotFoundError:
-        raise ValueError(
-            f"Expected a data set that is prepared on this machine, received tfds:{name}. Fix: "
-            f"`tfds build {match['name']}` first, or set TFDS_DATA_DIR to the folder it is in"
+        raise UserError(
+            None,
+            f"tfds:{name} is not prepared on this machine.",
+            f"Run `tfds build {match['name']}` first, or set TFDS_DATA_DIR to the folder it is in.",
         ) from None
     return builder, match["split"] or "train"
 
@@ -85,17 +94,19 @@ def _image_feature(builder, name) -> str:
 
     file_format = builder.info.file_format
     if file_format != tfds.core.FileFormat.TFRECORD:
-        raise ValueError(
-            f"Expected a data set in TFRecord files, received tfds:{name} in {file_format.value}. "
-            "Fix: tfds build --file_format=tfrecord"
+        raise UserError(
+            None,
+            f"The files of tfds:{name} are {file_format.value}, where only TFRecord can be read.",
+            "Run tfds build --file_format=tfrecord.",
         )
     images = sorted(k for k, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image))
     if len(images) > 1 and "image" in images:
         images = ["image"]
     if len(images) != 1:
-        raise ValueError(
-            f"Expected one image in each example, or one that is called image, received {images or 'none'} in "
-            f"tfds:{name}. Fix: another data set"
+        raise UserError(
+            None,
+            f"Expected one image in each example of tfds:{name}, or one called image, received {images or 'none'}.",
+            "Choose another data set.",
         )
     return images[0]
 
@@ -105,15 +116,16 @@ def _instructions(builder, split, name):
         return builder.info.splits[split].file_instructions
     except (KeyError, ValueError, AssertionError):
         splits = ", ".join(builder.info.splits)
-        raise ValueError(f"Expected a split of {splits}, received {split} in tfds:{name}. Fix: one of these") from None
+        raise UserError(None, f"tfds:{name} has no split {split}.", f"Choose from {splits}.") from None
 
 
 def _wanted_offsets(part):
     """(file, (n,) int64 offsets) of what a split takes of a file."""
     offsets = record_offsets(part.filename)
     if len(offsets) != part.examples_in_shard:
-        raise ValueError(
-            f"Expected {part.examples_in_shard} examples in {part.filename}, received {len(offsets)}. "
-            "Fix: prepare it again"
+        raise UserError(
+            None,
+            f"{part.filename} has {len(offsets)} examples, where {part.examples_in_shard} were written.",
+            "Prepare the data set again.",
         )
     return part.filename, np.array(offsets[part.skip : part.skip + part.take], np.int64)

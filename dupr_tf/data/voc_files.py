@@ -7,7 +7,9 @@ import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from dupr_tf.data.entries import MISTAKES, Entry, Object, bounded, refuse_outside, side, told
+from dupr_tf.data.entries import MISTAKES, Entry, Object, bounded, file_error, refuse_outside, side
+from dupr_tf.data.formats import VOC_IMAGES
+from dupr_tf.errors import UserError
 
 MAX_VOC_BYTES = 16 << 20  # of one image
 YEAR = re.compile(r"VOC20\d\d")
@@ -16,14 +18,22 @@ UNION = {"train": ("trainval", None), "trainval": ("trainval", None)}
 UNION |= {"val": ("test", "VOC2007"), "test": ("test", "VOC2007")}
 
 
-def read_voc(root: Path, split: str, counts: collections.Counter) -> tuple[list[Entry], list[str]]:
+def photo_folders(root: Path) -> list[Path]:
+    """The folder of photos of a root, in a list."""
+    if not (root / VOC_IMAGES).is_dir():
+        raise UserError("data.kind", f"{root} is no VOC root: it has no {VOC_IMAGES}/.", "Use folder.")
+    return [root / VOC_IMAGES]
+
+
+def read_voc(root: Path, split: str, counts: collections.Counter, masks: bool) -> tuple[list[Entry], list[str]]:
     """The listed images with their objects, and the classes by name; `counts` gets what was odd."""
     parts = _parts(root, split)
     if not parts:
-        raise ValueError(
-            f"Expected annotations/instances_{split}.json (COCO), ImageSets/Main/{split}.txt (VOC; or the folders "
-            f"VOC2007 and VOC2012) or gtFine/{split} (Cityscapes) under {root}, received neither. "
-            "Fix: give the root of a COCO, VOC or Cityscapes set"
+        raise UserError(
+            None,
+            f"{root} has no annotations/instances_{split}.json (COCO), no ImageSets/Main/{split}.txt (VOC; nor the "
+            f"folders VOC2007 and VOC2012) and no gtFine/{split} (Cityscapes).",
+            "Pass the root of a COCO, VOC or Cityscapes data set.",
         )
     entries, names = [], set()
     for listing, prefix in parts:
@@ -55,9 +65,11 @@ def _parts(root: Path, split: str, needed: bool = True) -> list[tuple[Path, str]
     if not needed:
         return [(path, f"{path.parents[2].name}/") for path in lists if path.is_file()]
     if missing or not lists:
-        raise ValueError(
-            f"Expected {missing[0] if missing else f'{only} beside {years[0]}'}, received no such file: of VOC 07+12, "
-            f"{split} is {of_year} of {only or 'every year'}. Fix: add it, or give the root of one year"
+        raise UserError(
+            None,
+            f"There is no {missing[0] if missing else f'{only} beside {years[0]}'}: of VOC 07+12, {split} is {of_year} "
+            f"of {only or 'every year'}.",
+            "Add it, or pass the root of one year.",
         )
     return [(path, f"{path.parents[2].name}/") for path in lists]
 
@@ -66,7 +78,7 @@ def _names(listing: Path) -> list[str]:
     try:
         lines = bounded(listing, MAX_VOC_BYTES).decode().splitlines()
     except UnicodeDecodeError as error:
-        raise told(error, "VOC", listing) from None
+        raise file_error(error, "VOC", listing) from None
     names = [line.split()[0] for line in lines if line.strip()]
     for name in names:
         refuse_outside(name, listing)
@@ -77,7 +89,7 @@ class _WithoutDoctype(ET.TreeBuilder):
     """Refuses a document type: VOC's files have none, and it is where entity bombs are declared."""
 
     def doctype(self, name, public_id, system_id):
-        raise ValueError(f"a DOCTYPE ({name}), which annotations have no use for")
+        raise ValueError(f"it has a DOCTYPE ({name}), which is not allowed")
 
 
 def _entry(root: Path, name: str, prefix: str) -> Entry:
@@ -87,11 +99,11 @@ def _entry(root: Path, name: str, prefix: str) -> Entry:
         objects = [_object(node) for node in tree.iter("object")]
         sides = {which: float(tree.findtext(f"size/{which}") or 0) for which in ("height", "width")}
     except FileNotFoundError:
-        raise ValueError(f"Expected {file}, received no such file. Fix: add it, or take {name} off the list") from None
+        raise UserError(None, f"There is no {file}.", f"Add it, or take {name} off the list.") from None
     except (ET.ParseError, *MISTAKES) as error:
-        raise told(error, "VOC", file) from None
+        raise file_error(error, "VOC", file) from None
     size = side(sides, "height"), side(sides, "width")
-    return Entry(root / "JPEGImages" / f"{name}.jpg", size, prefix + name, objects)
+    return Entry(root / VOC_IMAGES / f"{name}.jpg", size, prefix + name, objects)
 
 
 def _object(node: ET.Element) -> Object:
@@ -100,5 +112,5 @@ def _object(node: ET.Element) -> Object:
     difficult = bool(int(node.findtext("difficult") or 0))
     name = (node.findtext("name") or "").strip()
     if not name:
-        raise ValueError("an object without a name")
+        raise ValueError("an object has no name")
     return Object(name, x1 - 1, y1 - 1, x2, y2, None, difficult)

@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.config import DataConfig
-from dupr_tf.data.annotations import AnnotatedImages, kind_of, read_annotations
+from dupr_tf.data import formats
+from dupr_tf.data.annotations import AnnotatedImages, read_annotations
 from dupr_tf.data.decoding import MAX_PIXELS
 from dupr_tf.data.detection import eval_batches, train_batches, unreadable_images
 from dupr_tf.data.segmentation import segment_eval_batches, segment_train_batches, segments_to_original
@@ -63,7 +64,7 @@ def with_boxes(annotated: AnnotatedImages) -> int:
 
 def layout_of(root, split: str, kind: str) -> str:
     """The layout "auto" finds; others are what they are."""
-    return kind_of(as_path(root), split) if kind == "auto" else kind
+    return formats.layout_of(formats.BOXES, as_path(root), split=split) if kind == "auto" else kind
 
 
 def detect(detector, annotated: AnnotatedImages, batch_size: int = EVAL_BATCH, max_pixels: int = MAX_PIXELS) -> list:

@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from dupr_tf.errors import UserError
+
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class FusedBatchNormalization(keras.layers.BatchNormalization):
@@ -51,10 +53,10 @@ def set_norm(model, norm):
             statistics and parameters stay as they are. What a caller has frozen stays so with every word.
 
     Raises:
-        ValueError: for another word.
+        UserError: another word.
     """
     if norm not in NORMS:
-        raise ValueError(f"Expected norm, one of {', '.join(NORMS)}, received {norm!r}. Fix: train.")
+        raise UserError("detector.norm", f"Expected one of {', '.join(NORMS)}, received {norm!r}.")
     for layer in norm_layers(model):
         layer.synchronized = norm == "sync"
         if norm == "frozen":

@@ -6,11 +6,10 @@ import keras
 import numpy as np
 
 from dupr_tf.models.resnet import ResNetBackbone
-from dupr_tf.models.traffic import head_cells
+from dupr_tf.models.traffic import channels_by_term
 
 QUERY = 3  # the query encoder's forward pass, and the gradients w.r.t. inputs and kernels
 KEY = 1  # the key encoder has a forward pass only
-LOSS = 2  # similarities to all keys of a bank, and the sum of keys that is their gradient
 
 
 def step_flops(model, image_size: int, batch: int) -> dict[str, int]:
@@ -24,19 +23,15 @@ def step_flops(model, image_size: int, batch: int) -> dict[str, int]:
     Returns:
         {"convolutions": …, "heads": …, "losses": …}.
     """
-    encoder = model.query_encoder
     twin = ResNetBackbone.from_config({**model.backbone.get_config(), "input_shape": (image_size, image_size, 3)})
     convolutions = [_convolution(layer) for layer in twin.layers if isinstance(layer, keras.layers.Conv2D)]
-    heads, losses = 0, 0
-    for name, head in encoder.heads.items():
-        cells = head_cells(encoder, name)
-        heads += sum(2 * cells * int(np.prod(v.shape)) for v in head.trainable_variables if len(v.shape) == 2)
-        losses += 2 * cells * model.bank_size * model.embedding_dim
+    costs = [(term, term.cost(channels, batch)) for term, channels in channels_by_term(model)]
+    heads = sum(cost.projector_flops * (QUERY + KEY if term.needs_keys else QUERY) for term, cost in costs)
     stem = convolutions[0]  # needs no gradient w.r.t. the images
     return {
         "convolutions": batch * ((QUERY + KEY) * sum(convolutions) - stem),
-        "heads": batch * (QUERY + KEY) * heads,
-        "losses": batch * LOSS * losses,
+        "heads": batch * heads,
+        "losses": batch * sum(cost.compare_flops for _, cost in costs),
     }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+from dupr_tf.errors import UserError
+
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class ProjectionHead(keras.layers.Layer):
@@ -16,12 +18,15 @@ class ProjectionHead(keras.layers.Layer):
     Args:
         dim: width of the embedding.
         kind: "mlp" or "linear" (MoCo v1). The hidden width is that of the input.
+
+    Raises:
+        UserError: another kind.
     """
 
     def __init__(self, dim, kind="mlp", **kwargs):
         super().__init__(**kwargs)
         if kind not in ("mlp", "linear"):
-            raise ValueError(f"Expected kind 'mlp' or 'linear', received {kind!r}. Fix: kind='mlp'")
+            raise UserError("head", f"Expected 'mlp' or 'linear', received {kind!r}.", "The paper uses 'mlp'.")
         self.dim, self.kind = int(dim), kind
 
     def build(self, input_shape):

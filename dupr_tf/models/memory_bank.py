@@ -5,6 +5,8 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+from dupr_tf.errors import UserError
+
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class MemoryBank(keras.layers.Layer):
@@ -23,14 +25,14 @@ class MemoryBank(keras.layers.Layer):
         next_row: () int32 variable, the row the next key goes to.
 
     Raises:
-        ValueError: when a step enqueues more keys than the bank holds.
+        UserError: a size or dim below 1, or a step that enqueues more keys than the bank holds.
     """
 
     def __init__(self, size, dim, seed=0, **kwargs):
         super().__init__(trainable=False, dtype="float32", **kwargs)
         self.size, self.dim, self.seed = int(size), int(dim), int(seed)
         if self.size < 1 or self.dim < 1:
-            raise ValueError(f"Expected size and dim of at least 1, received {size}, {dim}. Fix: 65536, 128")
+            raise UserError("bank_size", f"Expected a size and a dim of at least 1, received {size} and {dim}.")
         self.build()
 
     def build(self, input_shape=None):
@@ -55,7 +57,8 @@ class MemoryBank(keras.layers.Layer):
         """
         count = keys.shape[0]
         if count > self.size:
-            raise ValueError(f"Expected at most {self.size} keys, received {count}. Fix: a larger bank_size")
+            raise UserError("bank_size", f"A step stores {count} keys, more than the {self.size} of its memory bank.",
+                            f"Use a bank_size of {count} or more.")  # fmt: skip
         where = tf.convert_to_tensor(where)
         start = tf.convert_to_tensor(self.next_row)
         rows = tf.math.floormod(start + tf.range(count), self.size)  # (n,)

@@ -12,6 +12,7 @@ import time
 import keras
 import tensorflow as tf
 
+from dupr_tf.errors import UserError
 from dupr_tf.models.dupr import DUPR
 
 TESTED_KERAS = ("3.15",)  # major and minor versions
@@ -25,7 +26,7 @@ class MultiWorkerDUPR(DUPR):
             gradients once all keys were there (the longest stretch of a step without an exchange).
 
     Raises:
-        ValueError: Keras is of a version it was not tested with.
+        UserError: another version of Keras than the tested ones.
     """
 
     own_seconds = 0.0
@@ -70,10 +71,10 @@ class MultiWorkerDUPR(DUPR):
         logs = self.train_step(batch)
         return logs, self._gradient_seconds
 
-    def _query_gradients(self, views, batch, keys):
+    def query_gradients(self, batch, views, keys):
         with tf.control_dependencies(tf.nest.flatten(keys)):
             start = tf.timestamp()
-        gradients, logs = super()._query_gradients(views, batch, keys)
+        gradients, logs = super().query_gradients(batch, views, keys)
         with tf.control_dependencies(gradients):
             self._gradient_seconds = tf.timestamp() - start
         return gradients, logs
@@ -82,7 +83,9 @@ class MultiWorkerDUPR(DUPR):
 def check_keras(version: str = keras.__version__) -> None:
     """Refuses a version of Keras whose train function was not looked at."""
     if ".".join(version.split(".")[:2]) not in TESTED_KERAS:
-        raise ValueError(
-            f"Expected Keras {' or '.join(f'{tested}.x' for tested in TESTED_KERAS)} to train on several workers "
-            f"(others were not tested), received {version}. Fix: pip install 'keras=={TESTED_KERAS[-1]}.*'"
+        tested = " or ".join(f"{version}.x" for version in TESTED_KERAS)
+        raise UserError(
+            "keras",
+            f"Training on several workers was tested with Keras {tested}, and Keras {version} is installed.",
+            f"Run: pip install 'keras=={TESTED_KERAS[-1]}.*'.",
         )

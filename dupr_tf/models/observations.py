@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-MATCHED_CELLS = 64  # query cells an image, at most, whose match is looked for: it stays a trifle on P2's 56 x 56 too
+MATCHED_CELLS = 64  # query cells of an image that are looked at, at most: little work on P2's 56 x 56 cells too
 
 
 def similarities(queries, positives, bank_mean):
     """Cosine of each query with its positive, and its mean cosine with the keys of the bank.
 
     Args:
-        queries: (b, ..., C) of unit length.
-        positives: (b, ..., C), likewise.
+        queries: (N, C) of unit length.
+        positives: (N, C), likewise.
         bank_mean: (C,) mean of the bank's keys.
 
     Returns:
-        (b, n) float32 twice; n is 1 for images and the number of cells for patches.
+        (N,) float32 twice.
     """
-    rows = tf.reshape(tf.stop_gradient(queries), [queries.shape[0], -1, queries.shape[-1]])  # (b, n, C)
-    partners = tf.reshape(positives, [positives.shape[0], -1, positives.shape[-1]])
-    return tf.reduce_sum(rows * partners, -1), tf.linalg.matvec(rows, bank_mean)
+    queries = tf.stop_gradient(queries)
+    return tf.reduce_sum(queries * positives, -1), tf.linalg.matvec(queries, bank_mean)
 
 
 def match_accuracy(queries, positives):
@@ -41,27 +40,14 @@ def match_accuracy(queries, positives):
     return tf.reduce_mean(tf.cast(hits, tf.float32), axis=-1)
 
 
-def spreads(keys):
-    """{"std/name": () float32}: how much the keys of a step differ, from 0 (all the same) to 1 (spread evenly)."""
-    found = {}
-    for name, key in keys.items():
-        rows = tf.reshape(tf.cast(key, tf.float32), [-1, key.shape[-1]])
-        mean = tf.reduce_mean(rows, axis=0)  # of rows of length 1
-        found[f"std/{name}"] = tf.sqrt(tf.maximum(1.0 - tf.reduce_sum(mean * mean), 0.0))
-    return found
-
-
-def bank_ages(step, enqueued, bank_size):
-    """{"bank_age/kind": () float32}: steps since the oldest key of the banks of a kind was made.
-
-    Until a bank is full, that is the age of the run: what is older is the noise it began with. Steps without a valid
-    pair, in which patch banks rest, are not told apart.
+def spread(keys):
+    """How much keys differ, from 0 (all the same) to 1 (spread evenly).
 
     Args:
-        step: () int64, steps taken before this one.
-        enqueued: {"image" or "patch": keys a step puts into a bank}.
-        bank_size: K.
+        keys: (..., C) of unit length.
+
+    Returns:
+        () float32.
     """
-    return {
-        f"bank_age/{kind}": tf.minimum(tf.cast(step, tf.float32), bank_size / count) for kind, count in enqueued.items()
-    }
+    mean = tf.reduce_mean(tf.reshape(tf.cast(keys, tf.float32), [-1, keys.shape[-1]]), axis=0)
+    return tf.sqrt(tf.maximum(1.0 - tf.reduce_sum(mean * mean), 0.0))

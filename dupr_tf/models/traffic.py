@@ -21,17 +21,18 @@ def step_traffic(model, image_size: int, batch: int) -> dict[str, dict[str, int]
     Returns:
         {"reduced": bytes by part, "gathered": bytes by part}.
     """
-    cells = sum(head_cells(model.query_encoder, name) for name in model.loss_weights)
+    keys = sum(term.cost(channels, batch).key_bytes for term, channels in channels_by_term(model) if term.needs_keys)
     return {
         "reduced": {"gradients": NUMBER * sum(int(np.prod(v.shape)) for v in model.query_variables)},
         "gathered": {
             "views of the keys": NUMBER * batch * image_size**2 * 3,
             "boxes, flips, valid pairs": NUMBER * batch * (BOX + 2),
-            "keys": NUMBER * batch * cells * model.embedding_dim,
+            "keys": batch * keys,
         },
     }
 
 
-def head_cells(encoder, name: str) -> int:
-    """Embeddings an image has of one loss: 1, or S² of a patch loss."""
-    return encoder.patch_sizes[name.split("_")[1]] ** 2 if name.startswith("patch") else 1
+def channels_by_term(model):
+    """[(term, channels of the features that it reads)] of a `DUPR`."""
+    outputs = model.query_encoder.pyramid.output
+    return [(term, outputs[term.level].shape[-1]) for term in model.terms]

@@ -47,6 +47,13 @@ def global_sum(value):
     return value if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
+def global_sums(values):
+    """{name: sum of a scalar over replicas}, in one exchange."""
+    if replica_context() is None:
+        return values
+    return dict(zip(values, tf.unstack(global_sum(tf.stack(list(values.values())))), strict=True))
+
+
 def agree_on_finite(gradients):
     """Gradients that are all NaN on every replica if any is not finite on one.
 

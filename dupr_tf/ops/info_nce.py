@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from dupr_tf.errors import UserError
+
 DIRECT_BYTES = 32 << 20  # logits up to this size are computed in one block
 KEY_BLOCK = {
     "CPU": 1024,
@@ -40,7 +42,7 @@ def info_nce_with_accuracy(queries, positives, bank_keys, temperature, block_key
         (N,) float32 losses, and (N,) float32 of 1.0 (positive wins) or 0.0. No gradient flows through the second.
     """
     if not isinstance(temperature, tf.Tensor) and temperature <= 0:
-        raise ValueError(f"Expected temperature > 0, received {temperature}. Fix: the paper uses 0.2")
+        raise UserError("temperature", f"Expected a number above 0, received {temperature}.", "The paper uses 0.2.")
     queries, positives = tf.cast(queries, tf.float32), tf.cast(positives, tf.float32)
     bank_keys = tf.stop_gradient(tf.cast(bank_keys, tf.float32))
     block = block_keys or _choose_block(queries, bank_keys)

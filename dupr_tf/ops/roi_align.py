@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from dupr_tf.errors import UserError
+
 
 def roi_align(features, boxes, output_size, spatial_scale=1.0, sampling_ratio=1, flipped=None):
     """Samples a fixed grid of bins from each box (Mask R-CNN, section 3, `aligned=True`; DUPR eqs. 3 and 4).
@@ -34,7 +36,7 @@ def roi_align(features, boxes, output_size, spatial_scale=1.0, sampling_ratio=1,
         (N, S_y, S_x, C), or (N, R, S_y, S_x, C) for boxes of rank 3, in the dtype of `features`.
 
     Raises:
-        ValueError: a sampling_ratio below 1.
+        UserError: a sampling_ratio below 1.
     """
     _check(sampling_ratio)
     features, boxes = tf.convert_to_tensor(features), tf.convert_to_tensor(boxes)
@@ -112,7 +114,7 @@ def _clamped_centres(low, high, samples, extent):
 
 def _check(sampling_ratio):
     if int(sampling_ratio) < 1:
-        raise ValueError(f"Expected sampling_ratio of at least 1, received {sampling_ratio}. Fix: 1 or 2")
+        raise UserError("sampling_ratio", f"Expected at least 1, received {sampling_ratio}.")
 
 
 def _pair(size) -> tuple[int, int]:

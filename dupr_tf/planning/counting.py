@@ -10,7 +10,7 @@ from dupr_tf.models.traffic import step_traffic
 from dupr_tf.ops.info_nce import KEY_BLOCK
 from dupr_tf.planning.estimate import Counts
 from dupr_tf.training.checkpoints import state_bytes, state_of
-from dupr_tf.training.dry_run import activation_numbers, predicted_memory
+from dupr_tf.training.dry_run import activation_numbers, memory_bytes, predicted_memory
 from dupr_tf.training.optimizers import build_optimizer
 from dupr_tf.training.pretrain import build_model
 
@@ -25,7 +25,7 @@ def count(config: Config, devices: int, gpu: bool) -> Counts:
         devices: that share the batch.
         gpu: whether they are GPUs, where the losses take larger blocks of a bank.
     """
-    model = build_model(config)
+    model = build_model(config, total_steps=config.total_steps(SOME_IMAGES))
     model.compile(optimizer=build_optimizer(config, SOME_IMAGES))
     model.optimizer.build(model.query_variables)
     size, batch = config.data.image_size, config.train.batch_size
@@ -36,7 +36,7 @@ def count(config: Config, devices: int, gpu: bool) -> Counts:
         memory=predicted_memory(model, config, devices, KEY_BLOCK["GPU" if gpu else "CPU"]),
         activations=width * activation_numbers(model.backbone, size),
         weights=sum(_numbers(variable) for variable in model.query_variables),
-        bank_numbers=sum(_numbers(bank.keys) for bank in model.banks.values()),
+        bank_numbers=memory_bytes(model) // 4,
         checkpoint=state_bytes(state_of(model)),
     )
 

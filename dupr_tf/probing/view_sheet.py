@@ -53,8 +53,8 @@ def patch_centres(box, flipped: bool, cells: int) -> np.ndarray:
 
 def cells_of(config: Config) -> int:
     """Patches a side to number: those of the coarsest patch loss; 3 where there is none, or too many to read."""
-    sizes = [config.model.roi_sizes[i] for i in config.patch_level_indices()]
-    return min(sizes) if sizes and min(sizes) <= MOST_CELLS else 3
+    smallest = min(config.model.patch_sizes.values(), default=3)
+    return smallest if smallest <= MOST_CELLS else 3
 
 
 def view_sheet(pairs: dict, names: Sequence[str], cells: int, columns: int = 2) -> Image.Image:

@@ -29,14 +29,8 @@ def sensible_bank(images: int, least: int) -> int:
 
 def sensible_epochs(config: Config, images: int) -> int:
     """Epochs for ten times the steps after which a run no longer guesses, its bank a sensible one."""
-    bank = min(config.model.bank_size, sensible_bank(images, enqueued(config)))
-    sensible = config.model_copy(update={"model": config.model.model_copy(update={"bank_size": bank})})
-    return max(1, math.ceil(10 * patience(sensible) / config.steps_per_epoch(images)))
-
-
-def enqueued(config: Config) -> int:
-    """The most keys a step puts into a bank."""
-    return config.train.batch_size * (config.model.patch_keys_per_image if any(config.model.patch_weights) else 1)
+    most = sensible_bank(images, config.model.keys_per_step(config.train.batch_size))
+    return max(1, math.ceil(10 * patience(config, most) / config.steps_per_epoch(images)))
 
 
 def advice_on_length(config: Config, images: int) -> list[str]:
@@ -78,8 +72,8 @@ def advice_on_length(config: Config, images: int) -> list[str]:
 
 def advice_on_banks(config: Config, images: int) -> list[str]:
     """K against the number of images."""
-    size, batch = config.model.bank_size, config.train.batch_size
-    better = sensible_bank(images, enqueued(config))
+    size, batch = config.model.largest_bank, config.train.batch_size
+    better = sensible_bank(images, config.model.keys_per_step(batch))
     text = f"A bank holds {size:,} keys, those of the last {math.ceil(size / batch):,} steps for images. "
     if size > images:
         text += (
@@ -118,12 +112,13 @@ def advice_on_rate(config: Config) -> list[str]:
 def expected_curve(config: Config) -> list[str]:
     """What the losses do first."""
     model = config.model
-    guess = math.log(model.bank_size + 1)
-    first = math.log1p(model.bank_size * math.exp(-1 / model.temperature))
-    weight = sum(model.image_weights) + sum(model.patch_weights)
+    size, coldest = model.largest_bank, min((term.temperature for term in model.term_list), default=1.0)
+    guess = math.log(size + 1)
+    first = math.log1p(size * math.exp(-1 / coldest))
+    weight = sum(term.weight for term in model.term_list)
     return [
         f"Every loss term will begin between {first:.1f} and {guess:.2f}, rise to about ln(K + 1) = {guess:.2f} within "
-        f"the {math.ceil(model.bank_size / config.train.batch_size):,} steps in which the bank fills, and then fall. "
+        f"the {math.ceil(size / config.train.batch_size):,} steps in which the bank fills, and then fall. "
         f"It "
         "rises because the bank begins with random keys, easily told from the positive one; then come the keys of a "
         "young "
@@ -150,7 +145,7 @@ def advice_on_overlap(overlap, config: Config) -> list[str]:
         text += GOOD
     sentences = [text]
     for level, cells in overlap.support.items():
-        size = config.model.roi_sizes[("P2", "P3", "P4", "P5").index(level)]
+        size = config.model.patch_sizes[level]
         text = (
             f"At {level} the median overlap gives each of {size} x {size} patches {cells:.2f} cells of the map a side. "
         )

@@ -45,7 +45,7 @@ def about_images(source: ImageSource, config: Config | None) -> Examination:
         overlap = simulate_overlap(sizes.sizes, settings)
         enlarged = overlap.enlarged
         rows += _overlap_rows(overlap)
-        if any(settings.model.patch_weights):
+        if settings.model.patch_sizes:
             sentences += advice.advice_on_overlap(overlap, settings)
     data = settings.data
     sentences = [*advice.advice_on_sizes(sizes, enlarged, data.image_size, data.max_bad_share), *sentences]

@@ -102,7 +102,7 @@ def time_spent(run: RunFolder) -> Spent | None:
 
 def guessing(run: RunFolder) -> float | None:
     """ln(K + 1), the loss of a run that guesses."""
-    return None if run.config is None else math.log(run.config.model.bank_size + 1)
+    return None if run.config is None else math.log(run.config.model.largest_bank + 1)
 
 
 def _diverged_step(run: RunFolder) -> int | None:
@@ -116,9 +116,7 @@ def _diverged(run: RunFolder) -> list[str]:
     step, terms = _diverged_step(run), run.diverged.get("loss_terms")
     which = [str(name) for name, value in terms.items() if number(value) is None] if isinstance(terms, dict) else []
     where = f"at step {step:,}" if step is not None else "at an unknown step"
-    text = (
-        f"It diverged {where} ({', '.join(which) or 'gradients or weights'} not finite); nothing of that step was kept."
-    )
+    text = f"It diverged {where} ({', '.join(which) or 'gradients or weights'} not finite); nothing was saved after it."
     if step is not None and run.metrics.last_step > step:
         return [f"{text} A later start went on to step {run.metrics.last_step:,}."]
     return [
@@ -144,7 +142,7 @@ def _collapsed(run: RunFolder) -> list[str]:
     for end in range(len(rows)):
         if end - start + 1 < LEAST_LINES or rows[end]["step"] - rows[start]["step"] < WINDOW:
             continue
-        signs = signs_of_collapse(_means(rows[start : end + 1]), run.config.model.bank_size)
+        signs = signs_of_collapse(_means(rows[start : end + 1]), run.config.model.bank_sizes)
         if signs:
             return [
                 f"It may have collapsed by step {rows[end]['step']:,.0f}: {'; '.join(signs)}. What to do: a lower "

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from dupr_tf.config import LEVELS, STRIDES, Config
+from dupr_tf.config import STRIDE_OF, Config
 from dupr_tf.data.image_source import Files, ImageSource
 from dupr_tf.data.pillow_images import upright_size, upright_size_of
 from dupr_tf.data.views import draw_pair
@@ -114,7 +114,5 @@ def _geometry(shape, seed, size, views):
 def _support(sides: np.ndarray, config: Config) -> dict[str, float]:
     if not len(sides):
         return {}
-    roi_sizes = config.model.roi_sizes
-    return {
-        LEVELS[i]: float(np.median(sides)) / roi_sizes[i] / STRIDES[i] for i in config.patch_level_indices()
-    }  # fmt: skip
+    side = float(np.median(sides))
+    return {level: side / size / STRIDE_OF[level] for level, size in config.model.patch_sizes.items()}

@@ -40,7 +40,7 @@ def sample_views(run: RunFolder, count: int) -> Samples:
     except ValueError as error:
         return Samples(run.label, [], f"No views: the images cannot be read any more. {one_line(error)}")
     notes = [_changed(run, source, root)]
-    if not any(run.config.model.patch_weights):
+    if not run.config.model.patch_sizes:
         notes.append("It has no patch loss: the numbers only show where its views agree.")
     return Samples(run.label, _drawn(source, run.config, count), " ".join(filter(None, notes)))
 

@@ -59,7 +59,7 @@ def images_entry(root: str, images: ImageSource | Sequence[str]) -> dict:
 
 def differences(old: Config, new: Config) -> list[str]:
     """`train.epochs 10 -> 20` for every field that differs and may not change within a run."""
-    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    before, after = ({**c.model_dump(mode="json"), "model": c.model.comparable()} for c in (old, new))
     changes = []
     for section in after:
         a, b = before[section] or {}, after[section] or {}

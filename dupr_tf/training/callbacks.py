@@ -157,7 +157,7 @@ class CheckBadImages(StepCallback):
         self.bad = bad
 
     def on_step(self, step, logs):
-        self.bad.check()
+        self.bad.check(running=True)
 
 
 def progress_line(total: int, completed: int = 0) -> tuple[Progress, int]:

@@ -151,12 +151,17 @@ def _free(folder: Path | RemotePath) -> str:
 
 
 def state_of(model: keras.Model) -> dict:
-    """{key: variable} of all that the steps to come depend on; the model's optimiser is built."""
-    return {
-        f"{owner}_{i:04d}": variable.value
-        for owner, variables in (("model", model.variables), ("optimizer", model.optimizer.variables))
-        for i, variable in enumerate(variables)
-    }
+    """{unique name: variable} of all that the steps to come depend on; the model's optimiser is built.
+
+    A name follows from a variable's path, and a term's variables carry the term's name, so that a further term or
+    layer does not rename the rest.
+    """
+    named = {f"model/{name}": variable for name, variable in model.named_variables().items()}
+    named |= {f"optimizer/{variable.path}": variable for variable in model.optimizer.variables}
+    count = len(model.variables) + len(model.optimizer.variables)
+    if len(named) != count:
+        raise RuntimeError(f"{count - len(named)} of {count} variables share their name with another or are left out")
+    return {name: variable.value for name, variable in named.items()}
 
 
 def state_bytes(variables: dict) -> int:

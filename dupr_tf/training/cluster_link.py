@@ -19,7 +19,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 
 from dupr_tf.errors import RunFailed, UserError, UserErrors, WorkerLost, raise_all
-from dupr_tf.remote_path import RemoteError
 from dupr_tf.training.cluster import Cluster
 from dupr_tf.training.cluster_guard import GO_ON, Guard
 from dupr_tf.training.cluster_wire import Connection, meet_chief, meet_workers, own_port
@@ -285,7 +284,7 @@ def verdict(error: BaseException) -> tuple[int, str]:
     if isinstance(error, UserError | RunFailed):
         return error.code, str(error)
     ours = isinstance(error, ValueError) and str(error).startswith("Expected")  # not converted yet
-    if ours or isinstance(error, RemoteError):
+    if ours:
         return 2, str(error)
     traceback.print_exception(error)
     return 1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -17,8 +17,7 @@ from rich.table import Table
 from dupr_tf.config import Config
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.models import DUPR, ResNetBackbone
-from dupr_tf.models.traffic import head_cells, step_traffic
-from dupr_tf.ops.info_nce import block_bytes
+from dupr_tf.models.traffic import channels_by_term, step_traffic
 from dupr_tf.training.callbacks import duration
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
 from dupr_tf.training.pretrain import checked_images, compiled_model
@@ -112,18 +111,22 @@ def predicted_memory(model: DUPR, config: Config, replicas: int = 1, block_keys:
     everything = sum(_size(v.shape) for v in (*model.query_encoder.variables, *model.key_encoder.variables))
     view = config.data.image_size**2 * 3
     keys = step_traffic(model, config.data.image_size, batch)["gathered"]["keys"]
-    cells = max(head_cells(model.query_encoder, name) for name in model.loss_weights)
+    costs = [term.cost(channels, group, block_keys) for term, channels in channels_by_term(model)]
     return {
         "weights of both encoders": 4 * everything,
         "gradients and momentum": 4 * 2 * trainable,
-        "values to go back to if a step is not finite": 4 * (everything + trainable),
-        "memory banks": sum(4 * _size(bank.keys.shape) for bank in model.banks.values()),
+        "memory banks": memory_bytes(model),
         "views of a batch": batch // replicas * 2 * view * (1 + 4),  # uint8, and float32 once augmented
         **({"views gathered and shuffled": 2 * 4 * batch * view} if replicas > 1 else {}),
         "keys gathered and put back": 2 * keys,
         f"activations of {group} images": width * group * activation_numbers(model.backbone, config.data.image_size),
-        "logits": block_bytes(group * cells, model.bank_size, block_keys),
+        "logits": max(cost.compare_bytes for cost in costs),
     }
+
+
+def memory_bytes(model: DUPR) -> int:
+    """Bytes of what the terms remember between steps."""
+    return sum(4 * _size(v.shape) for term in model.terms for v in term.non_trainable_variables if v.shape)
 
 
 def peak_memory() -> int:
@@ -198,7 +201,7 @@ def _level_shapes(model, size):
 
 def _parameters(model) -> dict[str, int]:
     backbone = model.backbone.count_params()
-    heads = sum(_size(v.shape) for head in model.query_encoder.heads.values() for v in head.variables)
+    heads = sum(_size(v.shape) for head in model.query_encoder.projectors.values() for v in head.variables)
     return {"backbone": backbone, "heads": heads}
 
 

@@ -66,7 +66,7 @@ class WarnOfCollapse(StepCallback):
 
     def __init__(self, config: Config, first_step: int = 0):
         super().__init__(first_step)
-        self.keys, self.patience = config.model.bank_size, patience(config)
+        self.keys, self.patience = config.model.bank_sizes, patience(config)
         self.window: deque[dict] = deque(maxlen=WINDOW)
         self._told = False
 

@@ -161,43 +161,27 @@ def compiled_model(config: Config, images: int, start: list[np.ndarray] | None =
     """`build_model` with the optimiser of a run over so many images, on so many devices."""
     jit, reason = choose_jit(config.train.jit, replicas)
     log.info("XLA %s: %s", "compiles the step" if jit else "is not used", reason)
-    model = build_model(config, start)
+    model = build_model(config, start, config.total_steps(images))
     model.compile(optimizer=build_optimizer(config, images), jit_compile=jit)
     model.optimizer.build(model.query_variables)
     return model
 
 
-def build_model(config: Config, start: list[np.ndarray] | None = None) -> DUPR:
+def build_model(config: Config, start: list[np.ndarray] | None = None, total_steps: int | None = None) -> DUPR:
     """The pre-training model of a config, its weights drawn from `train.seed`.
 
     Args:
         config: the experiment.
         start: weights of the backbone instead of random ones; both encoders get them, the heads stay random.
+        total_steps: of the run; needed by `model.momentum_schedule: cosine`.
     """
     keras.utils.set_random_seed(config.train.seed)
     keras.config.set_dtype_policy(POLICIES[config.train.precision])
-    settings = config.model
-    backbone = build_backbone(settings.backbone, width=settings.width)
+    backbone = build_backbone(config.model.backbone, width=config.model.width)
     if start is not None:
         backbone.set_weights(start)  # before DUPR copies the query encoder into the key encoder
     kind = MultiWorkerDUPR if is_multi_worker(tf.distribute.get_strategy()) else DUPR
-    return kind(
-        backbone,
-        image_weights=settings.image_weights,
-        patch_weights=settings.patch_weights,
-        roi_sizes=settings.roi_sizes,
-        embedding_dim=settings.embedding_dim,
-        head=settings.head,
-        temperature=settings.temperature,
-        momentum=settings.momentum,
-        bank_size=settings.bank_size,
-        patch_keys_per_image=settings.patch_keys_per_image,
-        patch_reduction=settings.patch_reduction,
-        sampling_ratio=settings.sampling_ratio,
-        photometric=config.views.photometric,
-        micro_batches=config.train.micro_batches,
-        seed=config.train.seed,
-    )
+    return kind(backbone, **config.dupr_arguments(total_steps))
 
 
 def _fit(model, config, source, bad, checkpoints, run, probe, link) -> int:

@@ -3,18 +3,12 @@
 It is there because neither safetensors nor HDF5 notices a flipped bit.
 """
 
-import hashlib
 import json
 
 from dupr_tf.remote_path import as_path
+from dupr_tf.whole_files import sha256_of
 
 MANIFEST_FILE = "manifest.json"
-
-
-def sha256_of(path):
-    """Return the sha256 of a file, in hexadecimal."""
-    with as_path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_manifest(directory, facts=None):

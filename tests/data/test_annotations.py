@@ -11,6 +11,7 @@ from PIL import Image
 from dupr_tf.data.annotations import read_annotations
 from tests.data.bad_images import with_orientation
 from tests.labelled_scenes import NAMES, Picture, Thing, pictures, write_coco, write_voc
+from tests.refusals import refusal
 
 VOC07 = Path(__file__).parents[3] / "shared" / "data" / "voc07"
 SPLITS = {"train": pictures(9), "val": pictures(3, seed=1)}
@@ -60,8 +61,7 @@ def test_classes_keep_the_order_of_a_trained_detector(coco):
     read = read_annotations(coco, "val", class_names=("dog", "bus", "cat"))
     names = [[read.class_names[label] for label in labels] for labels in read.labels]
     assert names == [[thing.name for thing in picture.things] for picture in SPLITS["val"]]
-    with pytest.raises(ValueError, match="Expected boxes of the classes dog, bus, received cat"):
-        read_annotations(coco, "val", class_names=("dog", "bus"))
+    assert "received cat" in refusal(read_annotations, coco, "val", class_names=("dog", "bus")).problem
 
 
 def test_voc_numbers_a_class_that_only_the_other_split_has(tmp_path):
@@ -108,8 +108,8 @@ def test_images_of_another_size_than_annotated_are_refused(tmp_path):
         for image in content["images"]:
             image["width"] *= 2
 
-    with pytest.raises(ValueError, match=r"4 of another in 4, such as .*train_001\.png"):
-        read_annotations(edited(tmp_path, change), "train")
+    problem = refusal(read_annotations, edited(tmp_path, change), "train").problem
+    assert "4 of 4" in problem and "train_001.png" in problem
 
 
 def test_other_folders_and_names_are_found(coco, tmp_path):
@@ -126,31 +126,38 @@ def test_a_few_missing_images_are_left_out_and_many_refused(tmp_path):
     (root / "images" / "train_002.png").unlink()
     read = read_annotations(root, "train", max_missing_share=0.2)
     assert (len(read), read.missing_images) == (8, 1)
-    with pytest.raises(ValueError, match=r"1 without one, such as .*train_002\.png"):
-        read_annotations(root, "train")
+    error = refusal(read_annotations, root, "train")
+    assert error.field == "data.max_bad_share" and "1 of 9" in error.problem and "train_002.png" in error.problem
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "named"),
     [
-        (lambda c: c["annotations"][0].update(category_id=77), "received category 77 on image 1"),
+        (lambda c: c["annotations"][0].update(category_id=77), "category 77 on image 1"),
         (lambda c: c["annotations"][0].update(image_id=99), "category 5 on image 99"),
-        (lambda c: c.update(images=[], annotations=[]), "Expected images in the split 'train'"),
+        (lambda c: c.update(images=[], annotations=[]), "'train'"),
         (lambda c: c.pop("categories"), "KeyError 'categories'"),
-        (lambda c: c["annotations"][0].update(bbox=None), "Expected COCO annotations"),
-        (lambda c: c["images"][0].update(file_name="../secret.png"), "file names inside the data set"),
-        (lambda c: [i.update(file_name=f"no/{i['id']}.png") for i in c["images"]], r"received no no/1\.png"),
-        (lambda c: c["categories"][1].update(name="bus"), "each by a name of its own"),
+        (lambda c: c["annotations"][0].update(bbox=None), "instances_train.json"),
+        (lambda c: c["images"][0].update(file_name="../secret.png"), "../secret.png"),
+        (lambda c: [i.update(file_name=f"no/{i['id']}.png") for i in c["images"]], "no/1.png"),
+        (lambda c: c["categories"][1].update(name="bus"), "bus, bus"),
+        (lambda c: c["images"][1].update(id=1), "1 image ids more than once, such as 1"),
+        (lambda c: c["categories"][1].update(id=5), "1 category ids more than once, such as 5"),
+        (lambda c: [a.update(category_id=9) for a in c["annotations"]], "7 of 7"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "not enough values"),
+        (lambda c: c["annotations"][0].update(bbox=["a", 2, 3, 4]), "could not convert"),
+        (lambda c: c["annotations"][0].update(bbox=[10**400, 2, 3, 4]), "OverflowError"),
+        (lambda c: c["annotations"][0].update(area="large"), "could not convert"),
+        (lambda c: c.update(annotations=[["a"]]), "AttributeError"),
+        (lambda c: c.update(images=7), "TypeError"),
+        (lambda c: c["images"][0].update(file_name=5), "TypeError"),
     ],
 )
-def test_wrong_coco_files_are_told_in_one_line(tmp_path, change, message):
-    root = edited(tmp_path, change)
-    with pytest.raises(ValueError, match=message) as caught:
-        read_annotations(root, "train")
-    assert "\n" not in str(caught.value) and "Fix: " in str(caught.value)
+def test_wrong_coco_files_are_refused(tmp_path, change, named):
+    assert named in refusal(read_annotations, edited(tmp_path, change), "train").problem
 
 
-def test_wrong_roots_and_files_are_told_in_one_line(tmp_path, coco, voc):
+def test_wrong_roots_and_files_are_refused(tmp_path, coco, voc):
     (tmp_path / "empty").mkdir()
     broken = write_voc(tmp_path / "broken", {"train": pictures(3)})
     (broken / "Annotations" / "train_002.xml").write_text("<annotation><object>")
@@ -158,19 +165,18 @@ def test_wrong_roots_and_files_are_told_in_one_line(tmp_path, coco, voc):
     (gone / "Annotations" / "train_003.xml").unlink()
     (coco / "annotations" / "instances_odd.json").write_text("{")
     cases = [
-        ((tmp_path / "absent", "train"), "Expected a folder"),
-        ((tmp_path / "empty", "train"), "received neither"),
-        ((coco, "test"), "received neither"),
-        ((voc, "train", "coco"), "received no such file"),
-        ((voc, "train", "folder"), "Expected data.kind"),
-        ((coco, "odd"), "JSONDecodeError"),
-        ((broken, "train"), r"Expected VOC annotations, received .*train_002\.xml"),
-        ((gone, "train"), r"train_003\.xml, received no such file"),
+        ((tmp_path / "absent", "train"), None, "absent"),
+        ((tmp_path / "empty", "train"), None, "empty"),
+        ((coco, "test"), None, "test.txt"),
+        ((voc, "train", "coco"), None, "instances_train.json"),
+        ((voc, "train", "folder"), "data.kind", "'folder'"),
+        ((coco, "odd"), None, "instances_odd.json"),
+        ((broken, "train"), None, "train_002.xml"),
+        ((gone, "train"), None, "train_003.xml"),
     ]
-    for arguments, message in cases:
-        with pytest.raises(ValueError, match=message) as caught:
-            read_annotations(*arguments)
-        assert "\n" not in str(caught.value) and "Fix: " in str(caught.value)
+    for arguments, field, named in cases:
+        error = refusal(read_annotations, *arguments)
+        assert error.field == field and named in error.problem
 
 
 @pytest.mark.data
@@ -239,53 +245,31 @@ def test_an_id_used_for_two_different_boxes_does_no_harm(tmp_path):
     assert sum(map(len, read_annotations(edited(tmp_path, change), "train").boxes)) == 1 + 2 + 3 + 1
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda c: c["images"][1].update(id=1), "Expected a image id once, received 1 more than once, such as 1"),
-        (lambda c: c["categories"][1].update(id=5), "Expected a category id once"),
-        (lambda c: [a.update(category_id=9) for a in c["annotations"]], r"category 9 on image 1 \(7 such in 7\)"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "not enough values"),
-        (lambda c: c["annotations"][0].update(bbox=["a", 2, 3, 4]), "could not convert"),
-        (lambda c: c["annotations"][0].update(bbox=[10**400, 2, 3, 4]), "OverflowError"),
-        (lambda c: c["annotations"][0].update(area="large"), "could not convert"),
-        (lambda c: c.update(annotations=[["a"]]), "AttributeError"),
-        (lambda c: c.update(images=7), "TypeError"),
-        (lambda c: c["images"][0].update(file_name=5), "TypeError"),
-    ],
-)
-def test_contents_of_a_wrong_type_are_told_in_one_line(tmp_path, change, message):
-    test_wrong_coco_files_are_told_in_one_line(tmp_path, change, message)
-
-
 @pytest.mark.parametrize("value", [float("nan"), -3, "100", None, 10**30])
 def test_sizes_that_are_none_are_read_from_the_files_or_refused(tmp_path, value):
     root = edited(tmp_path, lambda c: [image.update(height=value) for image in c["images"]])
     if value == 10**30:
-        with pytest.raises(ValueError, match="of another in 4"):
-            read_annotations(root, "train")
+        assert "4 of 4" in refusal(read_annotations, root, "train").problem
     else:
         assert [tuple(size) for size in read_annotations(root, "train").sizes] == [p.size for p in pictures(4)]
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, '{"images": ' + "9" * 5000 + "}", "\ud800", "[]", ""])
-def test_json_that_is_none_is_told_in_one_line(tmp_path, text):
+def test_broken_json_is_refused_in_a_short_line(tmp_path, text):
     root = edited(tmp_path, lambda content: None)
     (root / "annotations" / "instances_train.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(ValueError, match="Expected COCO annotations") as caught:
-        read_annotations(root, "train")
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+    error = refusal(read_annotations, root, "train")
+    assert "instances_train.json" in error.problem and len(str(error)) < 600
 
 
 def test_a_huge_file_is_refused_unread(tmp_path):
     root = edited(tmp_path, lambda content: None)
     os.truncate(root / "annotations" / "instances_train.json", 1 << 40)  # a hole: no disk is used
-    with pytest.raises(ValueError, match="at most 4294967296 bytes, received 1099511627776"):
-        read_annotations(root, "train")
+    problem = refusal(read_annotations, root, "train").problem
+    assert "4294967296" in problem and "1099511627776" in problem
     voc = write_voc(tmp_path / "voc", {"train": pictures(2)})
     os.truncate(voc / "Annotations" / "train_001.xml", 1 << 40)
-    with pytest.raises(ValueError, match="at most 16777216 bytes"):
-        read_annotations(voc, "train")
+    assert "16777216" in refusal(read_annotations, voc, "train").problem
 
 
 def changed_voc(tmp_path, old, new):
@@ -316,25 +300,24 @@ ENTITIES = "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10 if i else "ha"}">' for i
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("old", "new", "reason"),
     [
         ("<annotation>", f"<!DOCTYPE lolz [{ENTITIES}]><annotation>&a11;", "DOCTYPE"),
         ("<annotation>", '<!DOCTYPE a [<!ENTITY f SYSTEM "file:///etc/passwd">]><annotation>&f;', "DOCTYPE"),
         ("<annotation>", "<annotation>&lol;", "undefined entity"),
         ("<xmin>", "<xmin>a", "could not convert"),
-        ("<name>", "<name><b/>", "an object without a name"),
+        ("<name>", "<name><b/>", "has no name"),
         ("<width>", "<width>inf</width><width>", None),
         ("<width>", "<width>nan</width><width>", None),
     ],
 )
-def test_wrong_voc_files_are_told_in_one_line(tmp_path, old, new, message):
+def test_wrong_voc_files_are_refused_by_name(tmp_path, old, new, reason):
     root = changed_voc(tmp_path, old, new)
-    if message is None:  # the size is read from the image
+    if reason is None:  # the size is read from the image
         assert [tuple(size) for size in read_annotations(root, "train").sizes] == [p.size for p in pictures(3)]
         return
-    with pytest.raises(ValueError, match=message) as caught:
-        read_annotations(root, "train")
-    assert str(caught.value).startswith("Expected VOC annotations") and "\n" not in str(caught.value)
+    problem = refusal(read_annotations, root, "train").problem
+    assert "train_002.xml" in problem and reason in problem
 
 
 def test_voc_lists_stay_inside_and_count_doubles(tmp_path):
@@ -345,8 +328,7 @@ def test_voc_lists_stay_inside_and_count_doubles(tmp_path):
     read = read_annotations(root, "train")
     assert len(read) == 3 and read.counts["images listed twice, used once"] == 1
     listing.write_text(text + "../../secret\n")
-    with pytest.raises(ValueError, match="file names inside the data set"):
-        read_annotations(root, "train")
+    assert "../../secret" in refusal(read_annotations, root, "train").problem
 
 
 @pytest.mark.parametrize("with_size", [True, False])
@@ -373,5 +355,5 @@ def test_images_annotated_as_stored_and_not_upright_are_refused(tmp_path):
     for path in (root / "images").iterdir():
         with Image.open(path) as image:
             path.write_bytes(with_orientation(image, 6, "PNG"))
-    with pytest.raises(ValueError, match=r"of another in 4.*turned \(EXIF\)"):
-        read_annotations(root, "train")
+    error = refusal(read_annotations, root, "train")
+    assert "4 of 4" in error.problem and "EXIF" in error.fix

@@ -18,6 +18,7 @@ from dupr_tf.data.detection import (
     train_batches,
     unreadable_images,
 )
+from dupr_tf.errors import UserError
 from tests.data.bad_images import with_orientation
 from tests.labelled_scenes import COLOURS, Picture, Thing, draw, pictures, write_coco
 
@@ -124,13 +125,27 @@ def test_training_boxes_are_true_clipped_and_padded(annotated):
 
 def test_what_is_ignored_is_not_trained_on(annotated):
     hidden = dataclasses.replace(annotated, ignored=tuple(np.ones_like(flags) for flags in annotated.ignored))
-    with pytest.raises(ValueError, match="Expected boxes to train on"):
+    with pytest.raises(UserError):
         train_batches(hidden, config(), 1)
     first = tuple(np.full_like(flags, i != 5) for i, flags in enumerate(annotated.ignored))
     (batch,) = train_batches(dataclasses.replace(annotated, ignored=first), config(scale_jitter=[0.5, 0.8]), 1)
     expected = sorted(annotated.labels[5])
     for classes in batch["bounding_boxes"]["classes"].numpy():
         assert sorted(classes[classes >= 0]) == expected
+
+
+@pytest.mark.parametrize(("scale", "kept"), [(2.2, True), (2.3, False)])  # it shows 0.207 and 0.189 of the image
+def test_boxes_that_a_crop_cuts_below_a_fifth_are_left_out(tmp_path, scale, kept):
+    root = write_coco(tmp_path / "set", {"train": [Picture((40, 40), [Thing("bus", (0, 0, 40, 40))])]})
+    batches = train_batches(read_annotations(root, "train"), config(scale_jitter=[scale, scale]), 2)
+    boxes = np.concatenate([batch["bounding_boxes"]["boxes"] for batch in batches])
+    np.testing.assert_allclose(boxes, np.broadcast_to([0, 0, SIZE, SIZE] if kept else [-1.0] * 4, (8, 1, 4)), atol=1e-3)
+
+
+def test_images_are_augmented_anew_in_every_epoch(annotated):
+    (batch,) = train_batches(annotated.taking([0]), config(), 1)  # four epochs of one image
+    boxes = batch["bounding_boxes"]["boxes"].numpy()[:, 0]
+    assert len(np.unique(boxes.round(2), axis=0)) == 4
 
 
 def test_batches_are_a_function_of_seed_and_step(annotated):

@@ -18,6 +18,7 @@ from dupr_tf.data.masks import (
     pixels_of,
     read_mask,
 )
+from tests.refusals import refusal
 
 SIZE = (4, 5)
 TRIANGLE = [0, 0, 4, 0, 4, 3]
@@ -117,8 +118,8 @@ def test_a_box_as_a_mask():
 
 
 def test_runs_that_do_not_fill_the_image_are_refused():
-    with pytest.raises(ValueError, match="Expected runs of 20 pixels, received 19"):
-        from_runs([19], SIZE)
+    error = refusal(from_runs, [19], SIZE)
+    assert error.field == "runs" and "20" in error.problem and "19" in error.problem
 
 
 def test_masks_by_value():

@@ -99,6 +99,11 @@ def test_evaluation_is_whole_and_maps_back(segmented, short_side):
             assert back.shape == truth.shape and (back[clear] == truth[clear]).mean() > 0.995
 
 
+def test_images_are_augmented_anew_in_every_epoch(segmented):
+    (batch,) = segment_train_batches(segmented.taking([0]), config(), 1)  # four epochs of one image
+    assert len(np.unique(batch["segments"].numpy().reshape(4, -1), axis=0)) == 4
+
+
 def test_classes_of_the_same_size_come_back_as_they_are():
     predicted = np.arange(32 * 64).reshape(32, 64)
     np.testing.assert_array_equal(segments_to_original(predicted, (20, 50), (20, 50)), predicted[:20, :50])
@@ -113,4 +118,4 @@ def test_masks_that_went_bad_are_named(tmp_path):
     assert unreadable_images(read) == {}
     Image.fromarray(np.zeros((3, 3), np.uint8)).save(root / "train" / "masks" / "001.png")
     ((path, reason),) = unreadable_images(read).items()
-    assert path.endswith("masks/001.png") and "Expected classes of 90 x 50 pixels, received 3 x 3" in reason
+    assert path.endswith("masks/001.png") and "3 x 3" in reason and "90 x 50" in reason

@@ -19,6 +19,7 @@ from dupr_tf.data.pipeline import WorkerRows, shuffled_index, view_pairs
 from dupr_tf.data.shard_files import ENTRY, Shard, read_entries
 from dupr_tf.data.shards import Shards, read_record, record_offsets
 from dupr_tf.data.sources import check_root, list_images
+from tests.refusals import refusal
 
 CONFIG = parse_config({"data": {"image_size": 32}, "train": {"batch_size": 8, "micro_batches": 1, "seed": 5}})
 COUNT = 21
@@ -106,20 +107,18 @@ def test_a_shard_that_vanishes_counts_as_unreadable_images(packed):
     assert source.read(tf.constant(2, tf.int64)).numpy() != b""
 
 
-@pytest.mark.parametrize(("name", "change", "message"), [
-    ("shards.json", lambda p: flip(p, 100), r"shards\.json, which is damaged"),
-    ("shards.json", lambda p: p.write_text("{}"), r"shards\.json, which is damaged"),
-    ("shards.json", lambda p: p.write_text("[1"), r"shards\.json, which is damaged"),
-    ("shard-00001.index.npy", lambda p: flip(p, -3), r"shard-00001\.index\.npy, which is damaged"),
-    ("shard-00001.index.npy", lambda p: p.unlink(), r"shard-00001\.index\.npy, received no such file"),
-    ("shard-00002.tfrecord", lambda p: p.unlink(), r"shard-00002\.tfrecord to have .* received no such file"),
-    ("shard-00002.tfrecord", lambda p: p.write_bytes(p.read_bytes()[:-1]), r"shard-00002\.tfrecord to have "),
+@pytest.mark.parametrize(("name", "change"), [
+    ("shards.json", lambda p: flip(p, 100)),
+    ("shards.json", lambda p: p.write_text("{}")),
+    ("shards.json", lambda p: p.write_text("[1")),
+    ("shard-00001.index.npy", lambda p: flip(p, -3)),
+    ("shard-00001.index.npy", lambda p: p.unlink()),
+    ("shard-00002.tfrecord", lambda p: p.unlink()),
+    ("shard-00002.tfrecord", lambda p: p.write_bytes(p.read_bytes()[:-1])),
 ])  # fmt: skip
-def test_damage_that_shows_is_refused_by_name_when_a_run_begins(packed, name, change, message):
+def test_damaged_shards_are_refused_by_name_before_a_run(packed, name, change):
     change(packed / name)
-    with pytest.raises(ValueError, match=message) as error:
-        open_source(packed)
-    assert "\n" not in str(error.value) and "Fix: " in str(error.value)
+    assert str(packed / name) in refusal(open_source, packed).problem
 
 
 def test_a_folder_of_shards_is_found_and_an_unfinished_one_refused(packed, tmp_path):
@@ -127,10 +126,8 @@ def test_a_folder_of_shards_is_found_and_an_unfinished_one_refused(packed, tmp_p
     check_root(packed)
     shutil.move(packed / "shards.json", packed / "pack.jsonl")
     for opening in (check_root, open_source):
-        with pytest.raises(ValueError, match="has not ended"):
-            opening(packed)
-    with pytest.raises(ValueError, match=r"Expected shards\.json in .* received none"):
-        check_root(tmp_path, "tfrecord")
+        assert "not ended" in refusal(opening, packed).problem
+    assert "shards.json" in refusal(check_root, tmp_path, "tfrecord").problem
 
 
 def test_records_are_found_by_their_lengths_alone_and_read_with_their_checksums(packed):
@@ -143,8 +140,7 @@ def test_records_are_found_by_their_lengths_alone_and_read_with_their_checksums(
     with pytest.raises(tf.errors.DataLossError):
         read_record(str(path), offsets[3])
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="is cut or damaged"):
-        record_offsets(path)
+    assert str(path) in refusal(record_offsets, path).problem
 
 
 @pytest.mark.parametrize("shards", [1000, 10])
@@ -174,8 +170,8 @@ def test_an_order_drawn_for_a_block_is_that_of_its_numbers_and_of_tensorflow():
 
 def test_workers_read_their_rows_of_each_batch_no_others_and_every_image_once_an_epoch(packed):
     source, read = Shards(packed), []
-    plain = source._contents
-    source._contents = lambda indices: read.extend(indices.tolist()) or plain(indices)
+    plain = source.contents
+    source.contents = lambda indices: read.extend(indices.tolist()) or plain(indices)
     whole, parts = batches(source, 0, 4), []
     for worker in range(2):
         read.clear()
@@ -184,21 +180,21 @@ def test_workers_read_their_rows_of_each_batch_no_others_and_every_image_once_an
         assert len(own) == 16 and sorted(read) == sorted(own)
     joined = [{k: np.concatenate([part[step][k] for part in parts]) for k in whole[0]} for step in range(4)]
     assert_equal(joined, whole)
-    epoch = np.concatenate([part[step]["index"] for part in parts for step in range(2)])  # 2 steps of 8 an epoch
-    assert len(set(epoch.tolist())) == 16
+    for epoch in range(2):  # of 21 images, 16 are shown in two steps of 8; the next epoch starts anew
+        shown = np.concatenate([whole[2 * epoch + step]["index"] for step in range(2)])
+        order = shuffled_index(np.arange(16), COUNT, CONFIG.train.seed, np.full(16, epoch)).numpy()
+        assert shown.tolist() == order.tolist() and len(set(shown.tolist())) == 16
     assert_equal(batches(source, 3, 4, worker=(1, 2)), parts[1][3:])  # a worker resumes
 
 
 @pytest.mark.parametrize("worker", [(0, 3), (2, 2), (-1, 2)])
 def test_workers_that_do_not_share_a_batch_evenly_are_refused(worker):
-    with pytest.raises(ValueError, match="to be a multiple of the workers"):
-        WorkerRows(8, *worker)
+    assert refusal(WorkerRows, 8, *worker).field == "train.batch_size"
 
 
 def test_a_manifest_of_another_program_is_no_shards(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"files": {}}))
-    with pytest.raises(ValueError, match="Expected images"):
-        open_source(tmp_path)
+    assert str(tmp_path) in refusal(open_source, tmp_path).problem
 
 
 def forged(packed, entries=None, images=None):
@@ -216,16 +212,16 @@ def forged(packed, entries=None, images=None):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "reason"),
     [
-        ({"entries": np.array([print] * 8, object)}, r"shard-00001\.index\.npy, which is none"),
-        ({"entries": np.zeros(8)}, r"shard-00001\.index\.npy, which is none"),
-        ({"entries": np.full(8, 2**32 - 1, np.uint32).astype(ENTRY)}, r"received others in .*shard-00001"),
-        ({"images": 10**12}, r"1,000,000,000,000 images in .*shard-00001"),
-        ({"images": -1}, r"-1 images in .*shard-00001"),
+        ({"entries": np.array([print] * 8, object)}, "no index"),
+        ({"entries": np.zeros(8)}, "no index"),
+        ({"entries": np.full(8, 2**32 - 1, np.uint32).astype(ENTRY)}, "beyond"),
+        ({"images": 10**12}, "1,000,000,000,000 images"),
+        ({"images": -1}, "-1 images"),
     ],
 )
-def test_forged_shards_are_refused_before_they_cost_anything(packed, change, message):
+def test_forged_shards_are_refused_before_they_cost_anything(packed, change, reason):
     forged(packed, **change)
-    with pytest.raises(ValueError, match=rf"(?s)^Expected .*{message}"):
-        Shards(packed)
+    problem = refusal(Shards, packed).problem
+    assert "shard-00001.index.npy" in problem and reason in problem

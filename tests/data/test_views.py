@@ -6,12 +6,15 @@ import tensorflow as tf
 from PIL import Image
 
 from dupr_tf.batch import check_view_pairs
-from dupr_tf.config import parse_config
-from dupr_tf.data.bad_images import BadImages, TooManyBadImages, check_readable
+from dupr_tf.config import ViewsConfig, parse_config
+from dupr_tf.data.bad_images import BadImages, check_readable
 from dupr_tf.data.pipeline import shuffled_index, view_pairs
 from dupr_tf.data.sources import list_images
-from dupr_tf.data.views import crop_and_flip, draw_crops
+from dupr_tf.data.views import crop_and_flip, draw_crops, draw_pair
+from dupr_tf.errors import RunFailed
 from dupr_tf.ops import roi_align
+from dupr_tf.ops.boxes import intersect_views
+from tests.refusals import refusal
 
 SIZE = 96
 CONFIG = parse_config({"data": {"image_size": SIZE}, "train": {"batch_size": 16, "micro_batches": 1}})
@@ -79,11 +82,15 @@ def test_batches_do_not_depend_on_where_the_run_was_resumed(ramps):
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-def test_every_image_comes_once_an_epoch_in_a_new_order(ramps):
-    orders = [batch["index"].tolist() for batch in _batches(ramps, 0, 3)]  # 16 images, batch 16: an epoch each
+def test_every_image_comes_once_an_epoch_in_a_new_order_with_new_crops(ramps):
+    batches = _batches(ramps, 0, 3)  # 16 images, batch 16: an epoch each
+    orders = [batch["index"].tolist() for batch in batches]
     assert all(sorted(order) == list(range(16)) for order in orders)
     assert orders[0] != orders[1] != orders[2]
     assert len({int(shuffled_index(i, 16, 1, 0)) for i in range(16)}) == 16
+    for name in ("boxes_1", "view_1"):
+        first, second = (batch[name][np.argsort(batch["index"])].reshape(16, -1) for batch in batches[:2])
+        assert not (first == second).all(1).any()
 
 
 def test_batches_keep_the_contract_and_others_are_refused(ramps):
@@ -91,11 +98,11 @@ def test_batches_keep_the_contract_and_others_are_refused(ramps):
     dataset = view_pairs(paths, CONFIG, 0, 1, BadImages(paths, 0.01))
     assert check_view_pairs(dataset, 16, SIZE) is dataset
     assert view_pairs(paths, CONFIG, 2, 5, BadImages(paths, 0.01)).cardinality() == 3  # Keras shows how far it is
-    with pytest.raises(ValueError, match="view_1 TensorSpec"):
-        check_view_pairs(dataset, 16, SIZE + 1)
-    with pytest.raises(ValueError, match=r"flipped_1 None.*more \(unknown\)"):
-        changed = dataset.map(lambda b: {"more": b["valid"], **{k: v for k, v in b.items() if k != "flipped_1"}})
-        check_view_pairs(changed, 16, SIZE)
+    error = refusal(check_view_pairs, dataset, 16, SIZE + 1)
+    assert error.field == "dataset" and "view_1 TensorSpec" in error.problem and "boxes_1" not in error.problem
+    changed = dataset.map(lambda b: {"more": b["valid"], **{k: v for k, v in b.items() if k != "flipped_1"}})
+    problem = refusal(check_view_pairs, changed, 16, SIZE).problem
+    assert "flipped_1 None" in problem and "more (unknown)" in problem
 
 
 def test_crop_and_resize_is_pillows():
@@ -104,6 +111,7 @@ def test_crop_and_resize_is_pillows():
     ours = crop_and_flip(tf.constant(image), tf.constant(crop), tf.constant(False), 40).numpy()
     pillow = Image.fromarray(image[10:110, 20:160]).resize((40, 40), Image.Resampling.BILINEAR)
     assert np.abs(ours.astype(int) - np.asarray(pillow, int)).max() <= 1
+    assert abs((ours.astype(int) - np.asarray(pillow, int)).mean()) < 0.05  # rounded; cut off, it would be 0.5 less
     mirrored = crop_and_flip(tf.constant(image), tf.constant(crop), tf.constant(True), 40).numpy()
     np.testing.assert_array_equal(mirrored, ours[:, ::-1])
 
@@ -117,6 +125,47 @@ def test_crops_have_the_areas_and_aspects_asked_for_and_lie_inside():
     assert 0.19 < area.min() < 0.22 and area.max() > 0.9
     assert 0.74 < aspect.min() < 0.77 and 1.3 < aspect.max() < 1.35
     assert abs(np.log(aspect).mean()) < 0.02  # log-uniform
+
+
+def test_wide_crops_are_as_frequent_as_tall_ones():
+    u = tf.random.stateless_uniform([4000, 11, 4], seed=[1, 2])
+    crops = draw_crops(u, 300, 300, (0.05, 0.2), (1 / 4, 4)).numpy()
+    aspects = np.log((crops[:, 3] - crops[:, 1]) / (crops[:, 2] - crops[:, 0]))
+    assert abs(aspects.mean()) < 0.06  # 0.57 if the aspect itself were uniform
+    np.testing.assert_allclose(np.quantile(aspects, [0.25, 0.75]), np.log([1 / 2, 2]), atol=0.08)
+
+
+def test_crops_lie_anywhere_with_independent_rows_and_columns():
+    u = tf.random.stateless_uniform([4000, 11, 4], seed=[1, 2])
+    crops = draw_crops(u, 300, 200, (0.05, 0.1), (3 / 4, 4 / 3)).numpy()
+    assert crops[:, :2].min(0).tolist() == [0, 0] and crops[:, 2:].max(0).tolist() == [300, 200]
+    places = crops[:, :2] / ([300, 200] - crops[:, 2:] + crops[:, :2])  # 0 to 1
+    np.testing.assert_allclose(places.mean(0), 0.5, atol=0.03)
+    assert abs(np.corrcoef(places.T)[0, 1]) < 0.08
+
+
+def _drawn_pairs(views, count=2000):
+    """Crops (count, 2, 4) and flips (count, 2) of pairs drawn from the seeds 0, 1, …, and which of them are valid."""
+    seeds = tf.data.Dataset.range(count).map(lambda i: draw_pair(200, 200, tf.stack([i, 7]), SIZE, views))
+    crops, flipped = next(iter(seeds.batch(count)))
+    arguments = crops[:, 0], crops[:, 1], flipped[:, 0], flipped[:, 1], SIZE, views.min_overlap
+    return crops.numpy(), flipped.numpy(), intersect_views(*arguments)[-1].numpy()
+
+
+def test_flips_are_even_and_independent_of_place():
+    crops, flipped, _ = _drawn_pairs(ViewsConfig())
+    np.testing.assert_allclose(flipped.mean(0), 0.5, atol=0.05)
+    places = crops[:, :, :2].reshape(-1, 4).T  # y and x of both views
+    correlations = np.corrcoef(places, flipped.T)[:4, 4:]
+    assert np.abs(correlations).max() < 0.1
+    assert abs(np.corrcoef(flipped.T)[0, 1]) < 0.1
+
+
+def test_pairs_are_drawn_again_until_they_overlap():
+    small = {"crop_area": (0.05, 0.1), "min_overlap": 24}
+    once, four = (_drawn_pairs(ViewsConfig(**small, draws=draws))[2].mean() for draws in (1, 4))
+    assert 0.1 < once < 0.6
+    assert four == pytest.approx(1 - (1 - once) ** 4, abs=0.06)
 
 
 def test_a_panorama_falls_back_to_its_central_crop():
@@ -139,8 +188,10 @@ def test_unreadable_images_are_named_and_replaced(ramps, tmp_path, caplog):
     again = [b["index"].numpy() for b in view_pairs(paths, CONFIG, 0, 2, BadImages(paths, 0.5))]
     np.testing.assert_array_equal(indices, again)  # the replacement is a function of seed and image
     bad.max_share = 0.01
-    with pytest.raises(TooManyBadImages, match=r"1 of 16: 1 cut short, first .*03\.png"):
-        bad.check()
+    error = refusal(bad.check)
+    assert error.field == "data.max_bad_share" and all(part in error.problem for part in ("1 of 16", "03.png"))
+    with pytest.raises(RunFailed, match=r"03\.png"):
+        bad.check(running=True)
 
 
 @pytest.mark.parametrize("broken", [[0, 7, 8, 14, 15], pytest.param(list(range(12)), marks=pytest.mark.slow)])
@@ -167,19 +218,16 @@ def test_only_broken_images_are_refused_before_the_run(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.jpg").write_bytes(b"no image")
     paths = list_images(tmp_path)
-    with pytest.raises(ValueError, match="Expected readable images"):
-        check_readable(paths, BadImages(paths, 1.0))
+    assert "0.jpg" in refusal(check_readable, paths, BadImages(paths, 1.0)).problem
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda d: d / "nowhere", "does not exist"),
-    (lambda d: d, "received none"),
-    (lambda d: (d / "file").write_bytes(b"x") and d / "file", "is a file"),
+@pytest.mark.parametrize("make, problem", [
+    (lambda d: d / "nowhere", "nowhere does not exist"),
+    (lambda d: d, "no image"),
+    (lambda d: (d / "file").write_bytes(b"x") and d / "file", "file is a file"),
 ])  # fmt: skip
-def test_a_folder_without_images_is_one_clear_line(tmp_path, make, message):
-    with pytest.raises(ValueError, match=message) as error:
-        list_images(make(tmp_path))
-    assert "\n" not in str(error.value)
+def test_root_without_images_is_refused(tmp_path, make, problem):
+    assert problem in refusal(list_images, make(tmp_path)).problem
 
 
 def test_nested_folders_and_voc_and_coco_roots_are_found(tmp_path):

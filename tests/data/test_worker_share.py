@@ -47,8 +47,8 @@ def counted(source) -> list[int]:
     """The numbers of the images that are read from a source, one entry for each time."""
     read = []
     if isinstance(source, Shards):
-        contents = source._contents
-        source._contents = lambda indices: read.extend(indices.tolist()) or contents(indices)
+        contents = source.contents
+        source.contents = lambda indices: read.extend(indices.tolist()) or contents(indices)
     else:
         plain = source.read
         noted = lambda index: read.append(int(index)) or index  # noqa: E731

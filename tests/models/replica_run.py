@@ -25,8 +25,8 @@ GROUP, SIZE = 4, 64  # SIZE is what TinyBackbone takes
 class Overflowing(DUPR):
     """A DUPR whose gradients are infinite on the last replica alone."""
 
-    def _query_gradients(self, *inputs):
-        gradients, logs = super()._query_gradients(*inputs)
+    def query_gradients(self, *inputs):
+        gradients, logs = super().query_gradients(*inputs)
         context = tf.distribute.get_replica_context()
         last = context.replica_id_in_sync_group == context.num_replicas_in_sync - 1
         return [g + tf.where(last, float("inf"), 0.0) for g in gradients], logs

@@ -1,4 +1,4 @@
-"""A step whose loss or weights are not finite leaves no trace: not in weights, statistics, banks or optimiser."""
+"""A step whose loss or new weights are not finite logs a loss of NaN, which ends a run before anything is saved."""
 
 import keras
 import numpy as np
@@ -14,8 +14,8 @@ from tests.models.test_golden import CHANNELS, TinyBackbone
 class BrokenGradients(DUPR):
     """A DUPR with an infinite gradient in one weight, and a finite loss."""
 
-    def _query_gradients(self, *inputs):
-        gradients, logs = super()._query_gradients(*inputs)
+    def query_gradients(self, *inputs):
+        gradients, logs = super().query_gradients(*inputs)
         return [gradients[0] + float("inf"), *gradients[1:]], logs
 
 
@@ -30,63 +30,37 @@ def make_model(kind=DUPR, optimizer=None, groups=1):
     return model
 
 
-def state(model):
-    return [v.numpy().copy() for v in (*model.variables, *model.optimizer.variables)]
-
-
-def changed(before, after):
-    return [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if not np.array_equal(a, b)]
-
-
 GOOD = {name: tf.constant(value) for name, value in next(batches(1, 8)).items()}
 NAN = {**GOOD, "boxes_1": GOOD["boxes_1"] + float("nan")}
 
 
-def test_a_loss_of_nan_takes_the_whole_step_back_and_a_good_batch_goes_on():
-    model, twin = make_model(groups=2), make_model(groups=2)
-    step, twin_step = (tf.function(m.train_step, autograph=False) for m in (model, twin))
-    step(GOOD)  # a step that counts, so that velocities and statistics are not those of the start
-    twin_step(GOOD)
-    before = state(model)
+def test_loss_that_is_nan_is_logged_with_its_term():
+    step = tf.function(make_model(groups=2).train_step, autograph=False)
+    assert np.isfinite(float(step(GOOD)["loss"]))
     logs = step(NAN)
-    assert changed(before, state(model)) == []
     assert np.isnan(float(logs["loss"])) and np.isnan(float(logs["loss/patch_P4"]))
     assert np.isfinite(float(logs["loss/image_P5"]))  # the term that is to blame can be told
-    assert np.isfinite(float(step(GOOD)["loss"]))
-    assert changed(before, state(model)), "a good batch is learnt from again"
-    twin_step(GOOD)
-    assert changed(state(twin), state(model)) == [], "as if the bad batch had never been there"
 
 
 @pytest.mark.parametrize("kind, rate", [(BrokenGradients, 0.05), (DUPR, float("inf"))], ids=["gradient", "update"])
-def test_a_gradient_or_an_update_that_is_not_finite_takes_the_step_back(kind, rate):
+def test_weight_that_is_not_finite_logs_a_loss_of_nan(kind, rate):
     model = make_model(kind, CoupledSGD(rate))
-    before = state(model)
     logs = tf.function(model.train_step, autograph=False)(GOOD)
-    assert changed(before, state(model)) == []
     assert np.isnan(float(logs["loss"])) and np.isfinite(float(logs["loss/image_P5"]))
 
 
-@pytest.mark.slow
-def test_a_step_taken_back_under_xla():
-    model = make_model()
-    before = state(model)
-    step = tf.function(model.train_step, jit_compile=True, autograph=False)
-    assert np.isnan(float(step(NAN)["loss"]))
-    assert changed(before, state(model)) == []
-    assert np.isfinite(float(step(GOOD)["loss"]))
-
-
-def test_loss_scaling_may_skip_until_the_scale_is_below_one():
+def test_skipped_steps_count_as_divergence_below_scale_one():
     model = make_model(BrokenGradients, keras.optimizers.LossScaleOptimizer(CoupledSGD(0.05), initial_scale=4.0))
+    before = [v.numpy() for v in model.query_variables]
     step = tf.function(model.train_step, autograph=False)
     losses, scales = [], []
     for _ in range(3):
         losses.append(float(step(GOOD)["loss"]))
         scales.append(float(model.optimizer.dynamic_scale))
     assert np.isfinite(losses).tolist() == [True, True, False]
-    assert scales == [2.0, 1.0, 1.0]  # the last halving was taken back with its step
-    assert int(model.step) == 2
+    assert scales == [2.0, 1.0, 0.5]
+    assert int(model.step) == 3
+    assert all(np.array_equal(a, b.numpy()) for a, b in zip(before, model.query_variables, strict=True))
 
 
 def test_the_spread_of_the_keys_is_logged():

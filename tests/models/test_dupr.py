@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dupr_tf.errors import UserError
 from dupr_tf.models import DUPR, MemoryBank, build_backbone
-from dupr_tf.models.dupr import draw_patch_keys
+from dupr_tf.models.terms import ImageContrast, PatchContrast
+from dupr_tf.models.terms.contrast import draw_patch_keys
+from dupr_tf.ops.photometric import PRESETS, apply_and_normalise, draw
 from dupr_tf.training.optimizers import CoupledSGD
 from tests import oracles, oracles_step
 
@@ -46,55 +49,51 @@ def make_batch(seed=0, valid=(True, True, False, True), count=BATCH):
     }
 
 
-def oracle_embeddings(encoder, view, boxes, flipped):
+def oracle_embeddings(model, encoder, view, boxes, flipped):
     """Features from the backbone in batch-statistics mode, everything after it from the oracles."""
     images = oracles.normalize(np.asarray(view, np.float64) / 255.0)
     features = encoder.pyramid(tf.constant(images, tf.float32), training=True)
-    embeddings = {}
-    for name, head in encoder.heads.items():
-        kind, level = name.split("_")
-        weights = [np.asarray(w, np.float64) for w in head.get_weights()]
-        maps = features[level].numpy().astype(np.float64)
-        if kind == "image":
-            embeddings[name] = np.stack([oracles.image_head(f[None], *weights)[0] for f in maps])
+    boxes, flipped, embeddings = np.asarray(boxes, np.float64)[:, None], np.asarray(flipped), {}
+    for term in model.terms:
+        weights = [np.asarray(w, np.float64) for w in encoder.projectors[term.name].get_weights()]
+        maps = features[term.level].numpy().astype(np.float64)
+        if isinstance(term, ImageContrast):
+            embeddings[term.name] = np.stack([oracles.image_head(f[None], *weights)[0] for f in maps])
         else:
-            size = encoder.patch_sizes[level]
-            rois = oracles.roi_align(
-                maps,
-                np.asarray(boxes, np.float64)[:, None],
-                size,
-                1 / STRIDES[level],
-                1,
-                flipped=np.asarray(flipped),
-            )
-            embeddings[name] = oracles.patch_head(rois[:, 0], *weights)
+            scale, ratio = 1 / STRIDES[term.level], term.sampling_ratio
+            rois = oracles.roi_align(maps, boxes, term.size, scale, ratio, flipped=flipped)
+            embeddings[term.name] = oracles.patch_head(rois[:, 0], *weights)
     return embeddings
 
 
 def oracle_losses(model, batch, queries, keys, banks):
-    """{name: loss} of eqs. 5 and 6, reduced over the batch."""
-    losses = {}
-    for name in model.loss_weights:
-        flat = [np.reshape(x[name], (-1, DIM)) for x in (queries, keys)]
-        each = oracles.info_nce(*flat, banks[name], model.temperature)
-        if name.startswith("image"):
-            losses[name] = each.mean()
+    """{name: (loss, accuracy)} of eqs. 5 and 6, reduced over the batch."""
+    losses, valid = {}, np.asarray(batch["valid"])
+    for term in model.terms:
+        name = term.name
+        query, key = (np.reshape(x[name], (-1, DIM)) for x in (queries, keys))
+        each = oracles.info_nce(query, key, banks[name], term.temperature)
+        hits = ((query * key).sum(-1) > (query @ banks[name].T).max(-1)).astype(float)
+        if isinstance(term, ImageContrast):
+            losses[name] = each.mean(), hits.mean()
         else:
-            cells = each.reshape(BATCH, -1)
-            losses[name] = oracles.reduce_patch_loss(cells, np.asarray(batch["valid"]), model.patch_reduction)
+            cells = each.reshape(BATCH, -1), hits.reshape(BATCH, -1)
+            loss = oracles.reduce_patch_loss(cells[0], valid, term.reduction)
+            losses[name] = loss, oracles.reduce_patch_loss(cells[1], valid, "mean")
     return losses
 
 
 TWO_LOSSES = {"image_weights": (0, 0, 0, 1), "patch_weights": (0, 0, 0, 1)}
+SUM_OF_SAMPLES = {  # S of 2 at P4, so that a sum differs from a mean
+    "image_weights": (0, 0, 0, 1), "patch_weights": (0, 0, 1, 0), "patch_reduction": "sum", "sampling_ratio": 2,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, pytest.param({"patch_reduction": "sum", **TWO_LOSSES}, marks=pytest.mark.slow)], ids=["mean", "sum"]
-)
+@pytest.mark.parametrize("changes", [{}, SUM_OF_SAMPLES], ids=["mean", "sum and sampling ratio 2"])
 def test_losses_and_keys_are_the_oracles(changes):
     model, batch = make_model(**changes), make_batch()
     banks = {name: bank.keys.numpy().astype(np.float64) for name, bank in model.banks.items()}
-    queries = oracle_embeddings(model.query_encoder, batch["view_1"], batch["boxes_1"], batch["flipped_1"])
+    queries = oracle_embeddings(model, model.query_encoder, batch["view_1"], batch["boxes_1"], batch["flipped_1"])
     moved = [
         oracles_step.ema(np.asarray(k, np.float64), np.asarray(q, np.float64), 0.9)
         for k, q in zip(model.key_variables, model.query_variables, strict=True)
@@ -102,14 +101,15 @@ def test_losses_and_keys_are_the_oracles(changes):
     logs = {k: float(v) for k, v in tf.function(model.train_step, autograph=False)(batch).items()}
     for variable, expected in zip(model.key_variables, moved, strict=True):
         np.testing.assert_allclose(variable.numpy(), expected, atol=1e-6, err_msg=variable.path)
-    keys = oracle_embeddings(model.key_encoder, batch["view_2"], batch["boxes_2"], batch["flipped_2"])
+    keys = oracle_embeddings(model, model.key_encoder, batch["view_2"], batch["boxes_2"], batch["flipped_2"])
     losses = oracle_losses(model, batch, queries, keys, banks)
-    for name, expected in losses.items():
-        assert logs[f"loss/{name}"] == pytest.approx(expected, rel=2e-4), name
-    total = sum(model.loss_weights[name] * loss for name, loss in losses.items())
+    for name, (loss, accuracy) in losses.items():
+        assert logs[f"loss/{name}"] == pytest.approx(loss, rel=2e-4), name
+        assert logs[f"accuracy/{name}"] == pytest.approx(accuracy, abs=1e-6), name
+    total = sum(term.weight * losses[term.name][0] for term in model.terms)
     assert logs["loss"] == pytest.approx(total, rel=2e-4)
     assert logs["valid_share"] == 0.75
-    for name in model.loss_weights:
+    for name in losses:
         rows = model.banks[name].keys.numpy()[: BATCH * (1 if name.startswith("image") else 4)]
         if name.startswith("image"):
             np.testing.assert_allclose(rows, keys[name], atol=1e-4)
@@ -119,18 +119,16 @@ def test_losses_and_keys_are_the_oracles(changes):
             assert nearest.max() < 1e-4
 
 
-def test_gradient_is_the_losss_slope():
+def test_gradient_is_the_slope_of_the_loss():
     model, batch = make_model(), make_batch()
-    views = model._augment(batch, tf.constant(0, tf.int64))
-    keys = model._encode_keys(views[1], batch["boxes_2"], batch["flipped_2"], tf.constant(0, tf.int64))
-    gradients, _ = model._query_gradients(views[0], batch, keys)
+    gradients, _, _ = model.gradients(batch)
     tape_norm = np.sqrt(sum(float(tf.reduce_sum(g**2)) for g in gradients))
     step = 1e-2 / tape_norm
 
     def loss_at(sign):
         for variable, gradient in zip(model.query_variables, gradients, strict=True):
             variable.assign_add(sign * step / tape_norm * gradient)
-        return float(model._query_gradients(views[0], batch, keys)[1]["loss"])
+        return float(model.gradients(batch)[2]["loss"])
 
     up = loss_at(1.0)
     down = loss_at(-2.0)
@@ -213,7 +211,8 @@ def test_banks_wrap_over_steps():
 
 def test_levels_without_weight_cost_nothing():
     model = make_model(image_weights=(0, 0, 0, 1), patch_weights=(0, 0, 0, 0))
-    assert list(model.banks) == list(model.query_encoder.heads) == ["image_P5"]
+    assert list(model.banks) == list(model.query_encoder.projectors) == ["image_P5"]
+    assert list(model.key_encoder.projectors) == ["image_P5"] and model.query_encoder.levels == ["P5"]
     assert isinstance(model.banks["image_P5"], MemoryBank)
 
 
@@ -222,25 +221,15 @@ def test_micro_batches_equal_one_group_of_a_model_without_batch_norm_leaks():
     one, two = make_model(), make_model(micro_batches=2)
     batch = make_batch()
     doubled = {name: tf.concat([value, value], 0) for name, value in batch.items()}
-    single = one._query_gradients(*_views_and_keys(one, batch))
-    double = two._query_gradients(*_views_and_keys(two, doubled, keys_of=one, half=batch))
+    step = tf.constant(0, tf.int64)
+    keys = {2: one.encode_keys(one.augment(batch, step)[2], one.terms, step)}
+    keys_twice = tf.nest.map_structure(lambda key: tf.concat([key, key], 0), keys)
+    single = one.query_gradients(batch, one.augment(batch, step), keys)
+    double = two.query_gradients(doubled, two.augment(doubled, step), keys_twice)
     for a, b in zip(single[0], double[0], strict=True):
         np.testing.assert_allclose(a.numpy(), b.numpy(), atol=2e-5 * max(1.0, float(tf.reduce_max(tf.abs(a)))))
     for name in single[1]:
         assert float(single[1][name]) == pytest.approx(float(double[1][name]), rel=1e-5, abs=1e-6), name
-
-
-def _views_and_keys(model, batch, keys_of=None, half=None):
-    """Normalised first views, the batch, and keys (of another model and batch, repeated, where given)."""
-    step = tf.constant(0, tf.int64)
-    views = model._augment(batch, step)
-    if keys_of is None:
-        keys = model._encode_keys(views[1], batch["boxes_2"], batch["flipped_2"], step)
-    else:
-        second = keys_of._augment(half, step)[1]
-        keys = keys_of._encode_keys(second, half["boxes_2"], half["flipped_2"], step)
-        keys = {name: tf.concat([key, key], 0) for name, key in keys.items()}
-    return views[0], batch, keys
 
 
 def test_drawn_patch_keys_come_from_valid_images_and_their_own_cells():
@@ -251,15 +240,97 @@ def test_drawn_patch_keys_come_from_valid_images_and_their_own_cells():
     assert set(drawn[0] // 4) == {0} and set(drawn[2] // 4) == {2}  # a valid image draws from itself
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"image_weights": (1, 1)}, "one number for each of P2, P3, P4, P5"),
-    ({"image_weights": (0,) * 4, "patch_weights": (0,) * 4}, "a weight above 0"),
-    ({"patch_reduction": "max"}, "'mean' or 'sum'"),
-    ({"head": "deep"}, "'mlp' or 'linear'"),
+@pytest.mark.parametrize("changes, field", [
+    ({"image_weights": (1, 1)}, "image_weights"),
+    ({"image_weights": (0,) * 4, "patch_weights": (0,) * 4}, "image_weights"),
+    ({"patch_reduction": "max"}, "reduction"),
+    ({"head": "deep"}, "head"),
+    ({"temperature": 0.0}, "temperature"),
+    ({"momentum_schedule": "cosine"}, "momentum_schedule"),
+    ({"terms": [ImageContrast()]}, "terms"),
 ])  # fmt: skip
-def test_wrong_settings_are_refused_at_construction(changes, message):
-    with pytest.raises(ValueError, match=message):
+def test_wrong_settings_are_refused_at_construction(changes, field):
+    with pytest.raises(UserError) as error:
         make_model(**changes)
+    assert error.value.fields == (field,)
+
+
+# --- random draws -----------------------------------------------------------------------------------
+
+
+def augmented(step=0, photometric="moco_v2", **batch):
+    """Both views of a batch in which they are the same images."""
+    model = make_model(photometric=photometric, **TWO_LOSSES)
+    views = model.augment({**make_batch(), **batch}, tf.constant(step, tf.int64))
+    return model, [views[side][0].numpy() for side in (1, 2)]
+
+
+def test_views_and_steps_have_colour_draws_of_their_own():
+    same = make_batch()["view_1"]
+    _, (first, second) = augmented(view_1=same, view_2=same)
+    _, (later, _) = augmented(1, view_1=same, view_2=same)
+    for image in range(BATCH):
+        assert np.abs(first[image] - second[image]).max() > 0.01
+        assert np.abs(first[image] - later[image]).max() > 0.01
+
+
+def test_photometric_preset_reaches_the_views():
+    images = make_batch()["view_1"]
+    model, (first, _) = augmented(photometric="moco_v1", view_1=images)
+    draws = draw(BATCH, model.seed_of("view_1", tf.constant(0, tf.int64)), "moco_v1")
+    expected = apply_and_normalise(images, draws, PRESETS["moco_v1"])
+    np.testing.assert_allclose(first, expected.numpy(), atol=1e-5)
+
+
+def test_banks_start_with_noise_of_their_own():
+    banks = [bank.keys.numpy() for bank in make_model().banks.values()]
+    other_seed = make_model(seed=1).banks["image_P2"].keys.numpy()
+    assert all(np.abs(a - b).max() > 0.1 for i, a in enumerate(banks) for b in [*banks[:i], other_seed])
+
+
+def test_a_further_term_leaves_draws_of_the_others_alone():
+    few, more = make_model(**TWO_LOSSES), make_model()
+    batch, step = make_batch(), tf.constant(0, tf.int64)
+    for name in few.banks:
+        np.testing.assert_array_equal(few.banks[name].keys.numpy(), more.banks[name].keys.numpy())
+        np.testing.assert_array_equal(few.seed_of(f"keys/{name}", step), more.seed_of(f"keys/{name}", step))
+    few_names, more_names = few.named_variables(), more.named_variables()
+    assert len(more_names) == len(more.variables) and few_names.keys() < more_names.keys()
+    assert batch["valid"].shape[0] == BATCH
+
+
+def test_patch_keys_of_two_banks_are_drawn_apart():
+    model, step = make_model(), tf.constant(3, tf.int64)
+    numbers = tf.reshape(tf.range(BATCH * 100, dtype=tf.float32), [BATCH, 10, 10, 1])
+    valid = tf.ones([BATCH], tf.bool)
+    drawn = [
+        draw_patch_keys(numbers, valid, 4, model.seed_of(f"keys/{term.name}", step)).numpy()
+        for term in model.terms
+        if isinstance(term, PatchContrast)
+    ]
+    assert not np.array_equal(drawn[0], drawn[1])
+
+
+# --- precision, schedules, saving ---------------------------------------------------------------------
+
+
+def test_loss_scale_multiplies_the_gradients_given_to_the_optimiser():
+    model, batch = make_model(**TWO_LOSSES), make_batch()
+    expected, _, _ = model.gradients(batch)
+    model.compile(keras.optimizers.LossScaleOptimizer(CoupledSGD(0.1), initial_scale=64.0), jit_compile=False)
+    model.optimizer.build(model.query_variables)
+    scaled, _, _ = model.gradients(batch)
+    for a, b in zip(expected, scaled, strict=True):
+        np.testing.assert_allclose(b.numpy(), 64.0 * a.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_cosine_schedule_takes_the_momentum_to_one():
+    model = make_model(momentum=0.5, momentum_schedule="cosine", total_steps=10, **TWO_LOSSES)
+    query, key = model.moving_average[0]
+    for step, momentum in ((0, 0.5), (5, 0.75), (10, 1.0), (12, 1.0)):
+        key.assign(tf.zeros_like(key))
+        model.update_key_encoder(tf.constant(step, tf.int64))
+        np.testing.assert_allclose(key.numpy(), (1.0 - momentum) * query.numpy(), atol=1e-6)
 
 
 def test_fit_saves_and_reloads_as_one_model(tmp_path):

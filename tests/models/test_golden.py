@@ -15,8 +15,9 @@ import pytest
 import tensorflow as tf
 
 from dupr_tf.models import DUPR
-from dupr_tf.models.dupr import draw_patch_keys
 from dupr_tf.models.resnet import _conv_bn
+from dupr_tf.models.terms import PatchContrast
+from dupr_tf.models.terms.contrast import draw_patch_keys
 from dupr_tf.training.optimizers import Cosine, CoupledSGD
 from tests.golden import MEAN, STAGES, STD, GoldenDUPR, embed
 from tests.golden_moco import FC, MoCoV2
@@ -85,7 +86,7 @@ def variables_by_name(encoder):
         norm = encoder.backbone.get_layer(f"{stage}_bn")
         named[f"{stage}/kernel"] = encoder.backbone.get_layer(f"{stage}_conv").kernel
         named[f"{stage}/gamma"], named[f"{stage}/beta"] = norm.gamma, norm.beta
-    for name, head in encoder.heads.items():
+    for name, head in encoder.projectors.items():
         for i, dense in enumerate((head.hidden, head.output_layer), start=1):
             named[f"{name}/kernel_{i}"], named[f"{name}/bias_{i}"] = dense.kernel, dense.bias
     return named
@@ -122,13 +123,13 @@ def make_model(learning_rate=TRAINING["learning_rate"], **changes):
 
 def make_golden(model):
     return GoldenDUPR(
-        losses=dict(model.loss_weights),
-        sizes=dict(zip(STAGES[1:], model.roi_sizes, strict=True)),
+        losses={term.name: term.weight for term in model.terms},
+        sizes={term.level: term.size for term in model.terms if isinstance(term, PatchContrast)},
         weights=values(variables_by_name(model.query_encoder)),
         key_weights=values(variables_by_name(model.key_encoder)),
         banks={name: np.array(bank.keys, np.float64) for name, bank in model.banks.items()},
         next_rows={name: int(bank.next_row) for name, bank in model.banks.items()},
-        temperature=model.temperature,
+        temperature=SETTINGS["temperature"],
         momentum=model.momentum,
         learning_rate=TRAINING["learning_rate"],
         sgd_momentum=TRAINING["momentum"],
@@ -166,11 +167,11 @@ def make_batch(seed, valid=VALID[0]):
 def drawn_cells(model, valid):
     """{patch loss: (B * 4,) cells that the next step enqueues}: the drawing, applied to a map of cell numbers."""
     drawn = {}
-    for i, name in enumerate(model.banks):
-        if name.startswith("patch"):
-            side = model.query_encoder.patch_sizes[name.split("_")[1]]
+    for term in model.terms:
+        if isinstance(term, PatchContrast):
+            name, side = term.name, term.size
             numbers = tf.reshape(tf.range(BATCH * side * side, dtype=tf.float32), [BATCH, side, side, 1])
-            seed = model._seed(tf.convert_to_tensor(model.step), "cells", extra=i)
+            seed = model.seed_of(f"keys/{name}", tf.convert_to_tensor(model.step))
             drawn[name] = draw_patch_keys(numbers, tf.constant(valid), PER_IMAGE, seed).numpy().astype(int)[:, 0]
             images = drawn[name].reshape(BATCH, PER_IMAGE) // side**2
             assert not np.any(valid) or np.all(valid[images])
@@ -235,7 +236,7 @@ def golden_steps():
     """{what: {tensor: relative difference}} of each of four steps; the fourth has no valid pair."""
     model = make_model()
     golden, step = make_golden(model), tf.function(model.train_step, autograph=False)
-    for i, (seed, valid) in enumerate(zip(SEEDS, VALID, strict=True)):
+    for seed, valid in zip(SEEDS, VALID, strict=True):
         batch = make_batch(seed, valid)
         drawn = drawn_cells(model, batch["valid"])
         logs = step({name: tf.constant(value) for name, value in batch.items()})
@@ -244,8 +245,6 @@ def golden_steps():
         logs = {name: float(value) for name, value in logs.items()}
         assert logs.pop("valid_share") == np.mean(valid)
         assert logs.pop("learning_rate") == pytest.approx(TRAINING["learning_rate"])
-        ages = {kind: logs.pop(f"bank_age/{kind}") for kind in ("image", "patch")}
-        assert ages == {"image": min(i, model.bank_size / BATCH), "patch": min(i, model.bank_size / (4 * BATCH))}
         for name in [name for name in logs if name.startswith("negative/")]:  # near 0: held absolutely
             assert logs.pop(name) == pytest.approx(golden_logs.pop(name), abs=1e-6)
         assert {name: int(bank.next_row) for name, bank in model.banks.items()} == golden.next_rows
@@ -315,7 +314,7 @@ def moco_steps():
         moco_names(values(variables_by_name(model.query_encoder))),
         moco_names(values(variables_by_name(model.key_encoder))),
         np.array(bank.keys, np.float64).T,
-        T=model.temperature, m=model.momentum, lr=TRAINING["learning_rate"], epochs=epochs,
+        T=SETTINGS["temperature"], m=model.momentum, lr=TRAINING["learning_rate"], epochs=epochs,
         momentum=TRAINING["momentum"], weight_decay=TRAINING["coupled_decay"],
     )  # fmt: skip
     step = tf.function(model.train_step, autograph=False)

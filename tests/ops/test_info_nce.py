@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dupr_tf import ops
+from dupr_tf.errors import UserError
 from tests import oracles
 
 FEW = settings(max_examples=10, deadline=None, derandomize=True, database=None)
@@ -168,5 +169,6 @@ def test_large_logits_are_never_held_forward_or_backward():
 @pytest.mark.parametrize("temperature", [0.0, -0.2])
 def test_temperature_must_be_positive(temperature):
     rows = tf.eye(3)
-    with pytest.raises(ValueError, match="temperature"):
+    with pytest.raises(UserError) as error:
         ops.info_nce(rows, rows, rows, temperature)
+    assert error.value.field == "temperature"

@@ -105,7 +105,7 @@ def test_probing_does_not_count_as_training_and_has_a_line_of_its_own(tmp_path, 
 
 @pytest.mark.parametrize("fields, expected", [
     (("--probing.every_epochs", "1"), "probing.data: expected a held-out folder, received none"),
-    (("--probing.every_epochs", "1", "--probing.data", "nowhere"), "probing.data: Expected a folder of images"),
+    (("--probing.every_epochs", "1", "--probing.data", "nowhere"), "probing.data: nowhere does not exist"),
     (("--probing.every_epochs", "1", "--probing.data", "configs", "--probing.probes", "[knn]"), "probing.data: "),
     (("--probing.probes", "[svm]"), "probing.probes.0: "),
 ])  # fmt: skip

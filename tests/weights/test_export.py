@@ -19,8 +19,9 @@ from dupr_tf.weights import export as module
 from dupr_tf.weights.compare import float32_twin
 from dupr_tf.weights.export import FORMATS, ExportError, export
 from dupr_tf.weights.loading import load_backbone
-from dupr_tf.weights.manifest import check_directory, sha256_of
+from dupr_tf.weights.manifest import check_directory
 from dupr_tf.weights.torch_io import to_torchvision, write_safetensors
+from dupr_tf.whole_files import sha256_of
 from tests.weights.backbones import randomised
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)

@@ -1,0 +1,176 @@
+"""What a term of the loss is: everything the training step needs to know about it, in one class."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from dupr_tf.config.terms import LEVELS, TERMS, check_unique_names
+from dupr_tf.errors import UserError
+from dupr_tf.ops import gather
+
+
+class Cost(NamedTuple):
+    """What a term adds to a step, for forecasts. Operations count a multiplication and an addition as two."""
+
+    key_bytes: int = 0  # of one image's keys, as replicas exchange them
+    projector_flops: int = 0  # of one image's forward pass
+    compare_flops: int = 0  # of one image's queries, forward and backward
+    compare_bytes: int = 0  # held at a time while the queries of a batch-norm group are compared
+
+
+class Term(keras.layers.Layer):
+    """A term of the loss (DUPR eq. 2). `DUPR.train_step` calls the methods below in their order.
+
+    Both encoders build a projector of the term. The key encoder's follows the query encoder's by the moving average. A
+    predictor (attribute `predictor`, None by default) stands on the query side only and is trained.
+
+    Args:
+        level: features it reads, "P2" to "P5".
+        weight: factor in the loss, above 0.
+        name: unique among the terms of a model. Logs, checkpoints and random draws go by it.
+
+    Attributes:
+        needs_keys: whether it compares with keys of the other view; False spares the key encoder.
+        symmetric: whether it also compares queries of view 2 with keys of view 1; its loss is the mean of both.
+        fields: names of batch fields that `compare` and `share` read beside the views, such as labels.
+        columns: names of what `compare` returns.
+        key_dtypes: nest of dtypes, one for each tensor that `embed` returns.
+
+    Raises:
+        UserError: an unknown level, or a weight that is not above 0.
+    """
+
+    needs_keys = True
+    symmetric = False
+    fields: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ("loss",)
+    key_dtypes: Any = tf.float32
+    predictor: keras.layers.Layer | None = None
+
+    def __init__(self, level="P5", weight=1.0, name=None, **kwargs):
+        super().__init__(name=name, **kwargs)
+        if level not in LEVELS:
+            raise UserError("level", f"Expected one of {', '.join(LEVELS)}, received {level!r}.")
+        if not weight > 0:
+            raise UserError("weight", f"Expected a number above 0, received {weight!r}.", "Leave the term out instead.")
+        self.level, self.weight = level, float(weight)
+        self.built = True
+
+    def create_memory(self, seed):
+        """Creates what the term remembers between steps, such as a memory bank; nothing by default.
+
+        Args:
+            seed: integer, of its starting values.
+        """
+
+    def make_projector(self, channels):
+        """Builds a new projector for features of so many channels; called once for each encoder."""
+        raise NotImplementedError
+
+    def embed(self, features, boxes, flipped, projector):
+        """Embeds the images of a batch.
+
+        Args:
+            features: (b, H/s, W/s, channels) of the term's level.
+            boxes: (b, 4) float32 `(y1, x1, y2, x2)`, the overlap in pixels of this view.
+            flipped: (b,) bool, this view is mirrored left-right.
+            projector: this encoder's own, of `make_projector`.
+
+        Returns:
+            A nest of tensors whose first axis is the images.
+        """
+        raise NotImplementedError
+
+    def share(self, batch):
+        """The part of each image in the term's means.
+
+        Args:
+            batch: this replica's rows, before they are split into batch-norm groups.
+
+        Returns:
+            (b,) float32 that sums to 1 over all replicas; all 0 where no row of the global batch counts.
+        """
+        rows = batch["valid"].shape[0]
+        return tf.fill([rows], 1.0 / (rows * gather.replica_count()))
+
+    def recall(self):
+        """What the term remembers, read once before the groups of a step; None by default."""
+        return None
+
+    def compare(self, queries, keys, memory, fields):
+        """Compares the queries of a batch-norm group with their keys.
+
+        Args:
+            queries: what `embed` and the predictor give, gradients flow to it.
+            keys: what `embed` gave for the other view; None where `needs_keys` is False.
+            memory: what `recall` gave.
+            fields: {name: (b, ...)} of `self.fields`.
+
+        Returns:
+            {column: (b,) float32} of every name in `self.columns`; "loss" is what is minimised.
+        """
+        raise NotImplementedError
+
+    def remember(self, keys, valid, seed):
+        """Stores keys of a step, after the optimiser; nothing by default.
+
+        Args:
+            keys: of view 2 of the global batch, the same on every replica.
+            valid: (B,) bool, the two views of the image overlap enough.
+            seed: (2,) int64 of this term and step.
+        """
+
+    def describe(self, keys):
+        """{name: () float32} to log about the keys of view 2; nothing by default."""
+        return {}
+
+    def keys_per_step(self, batch_size):
+        """Keys that a step stores."""
+        return 0
+
+    def cost(self, channels, images, block_keys=None):
+        """What the term adds to a step.
+
+        Args:
+            channels: of the features it reads.
+            images: of a batch-norm group.
+            block_keys: see `info_nce`; None: as on this machine.
+
+        Returns:
+            `Cost`; all 0 where a term does not say.
+        """
+        return Cost()
+
+    def get_config(self):
+        return {**super().get_config(), "level": self.level, "weight": self.weight}
+
+
+def build_terms(terms):
+    """Builds the terms of a model.
+
+    Args:
+        terms: `Term` objects, or dictionaries of a `kind` (see `dupr_tf.config.terms.TERMS`) and its arguments.
+
+    Raises:
+        UserError: no term, an unknown kind or argument, or two terms of one name.
+    """
+    built = []
+    for term in terms:
+        if isinstance(term, Term):
+            built.append(term)
+            continue
+        arguments = dict(term)
+        kind = arguments.pop("kind", None)
+        schema = TERMS.check(kind).facts["schema"]
+        unknown = [name for name in arguments if name not in schema.model_fields]
+        if unknown:
+            allowed = ", ".join(name for name in schema.model_fields if name != "kind")
+            raise UserError("terms", f"{kind} has no {', '.join(unknown)}.", f"It has {allowed}.")
+        built.append(TERMS.load(kind)(**arguments))
+    if not built:
+        raise UserError("terms", "The list of terms is empty.", "Give at least one.")
+    check_unique_names([term.name for term in built])
+    return built

@@ -1,0 +1,172 @@
+"""DUPR's two terms: InfoNCE of images (eq. 6) and of the patches of the overlap (eq. 5), each with a memory bank."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dupr_tf.config.terms import STRIDE_OF
+from dupr_tf.errors import UserError
+from dupr_tf.models.heads import ProjectionHead
+from dupr_tf.models.memory_bank import MemoryBank
+from dupr_tf.models.observations import match_accuracy, similarities, spread
+from dupr_tf.models.terms.base import Cost, Term
+from dupr_tf.ops import gather, roi_align
+from dupr_tf.ops.info_nce import block_bytes, info_nce_with_accuracy
+
+
+class Contrast(Term):
+    """InfoNCE of embeddings against their keys and a memory bank (MoCo eq. 1; DUPR eq. 1).
+
+    Args:
+        level, weight, name: see `Term`.
+        embedding_dim: C, width of an embedding.
+        head: "mlp" (MoCo v2, DUPR) or "linear" (MoCo v1).
+        temperature: tau, above 0.
+        bank_size: K, keys in the memory bank.
+
+    Attributes:
+        cells: embeddings of one image.
+        bank: the `MemoryBank`, once `create_memory` was called.
+    """
+
+    PREFIX = ""  # of the default name
+    columns = ("loss", "accuracy", "positive", "negative")
+    cells = 1
+
+    def __init__(self, level="P5", weight=1.0, embedding_dim=128, head="mlp", temperature=0.2, bank_size=65536,
+                 name=None, **kwargs):  # fmt: skip
+        super().__init__(level, weight, name or f"{self.PREFIX}_{level}", **kwargs)
+        if not temperature > 0:
+            raise UserError("temperature", f"Expected a number above 0, received {temperature!r}.", "Use 0.2.")
+        self.embedding_dim, self.head = int(embedding_dim), head
+        self.temperature, self.bank_size = float(temperature), int(bank_size)
+
+    def create_memory(self, seed):
+        self.bank = MemoryBank(self.bank_size, self.embedding_dim, seed=seed, name="bank")
+
+    def make_projector(self, channels):
+        head = ProjectionHead(self.embedding_dim, self.head, name=self.name, dtype=self.dtype_policy)
+        head.build((None, channels))  # a dense layer on the last axis, whatever stands before it
+        return head
+
+    def recall(self):
+        keys = self.bank.read()  # (K, C)
+        return keys, tf.reduce_mean(keys, axis=0)
+
+    def compare(self, queries, keys, memory, fields):
+        bank, bank_mean = memory
+        rows, positives = (tf.reshape(x, [-1, self.embedding_dim]) for x in (queries, keys))  # (b * cells, C)
+        losses, hits = info_nce_with_accuracy(rows, positives, bank, self.temperature)  # (b * cells,)
+        positive, negative = similarities(rows, positives, bank_mean)
+        each = {"loss": losses, "accuracy": hits, "positive": positive, "negative": negative}
+        return {name: tf.reduce_mean(tf.reshape(x, [-1, self.cells]), axis=1) for name, x in each.items()}  # (b,)
+
+    def describe(self, keys):
+        return {"std": spread(keys)}
+
+    def cost(self, channels, images, block_keys=None):
+        shapes = [v.shape for v in self.make_projector(channels).trainable_variables if len(v.shape) == 2]
+        return Cost(
+            key_bytes=4 * self.cells * self.embedding_dim,
+            projector_flops=2 * self.cells * sum(int(np.prod(shape)) for shape in shapes),
+            # Similarities with every key, and the weighted sum of keys that is their gradient.
+            compare_flops=2 * 2 * self.cells * self.bank_size * self.embedding_dim,
+            compare_bytes=block_bytes(images * self.cells, self.bank_size, block_keys),
+        )
+
+    def get_config(self):
+        names = ("embedding_dim", "head", "temperature", "bank_size")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+@keras.saving.register_keras_serializable("dupr_tf")
+class ImageContrast(Contrast):
+    """Contrast of whole images (DUPR eq. 6): global average pooling, then the image head. Arguments: see `Contrast`."""
+
+    PREFIX = "image"
+
+    def embed(self, features, boxes, flipped, projector):
+        return projector(tf.reduce_mean(features, axis=[1, 2]))  # (b, channels) -> (b, C)
+
+    def remember(self, keys, valid, seed):
+        self.bank.enqueue(keys)
+
+    def keys_per_step(self, batch_size):
+        return batch_size
+
+
+@keras.saving.register_keras_serializable("dupr_tf")
+class PatchContrast(Contrast):
+    """Re-identification of the S x S patches of the overlap (DUPR eqs. 3-5): RoIAlign, then the patch head.
+
+    Args:
+        size: S: the overlap is cut into S x S patches.
+        sampling_ratio: samples a side that RoIAlign averages in each patch.
+        keys_per_image: keys an image puts into the bank each step.
+        reduction: "mean" over the cells of eq. 5, or "sum" as it is printed.
+
+    The others are those of `Contrast`.
+    """
+
+    PREFIX = "patch"
+    columns = (*Contrast.columns, "match")
+
+    def __init__(self, level="P5", weight=1.0, size=7, sampling_ratio=1, keys_per_image=4, reduction="mean", **kwargs):
+        super().__init__(level, weight, **kwargs)
+        if reduction not in ("mean", "sum"):
+            raise UserError("reduction", f"Expected 'mean' or 'sum', received {reduction!r}.")
+        self.size, self.sampling_ratio = int(size), int(sampling_ratio)
+        self.keys_per_image, self.reduction = int(keys_per_image), reduction
+        self.cells = self.size**2
+
+    def embed(self, features, boxes, flipped, projector):
+        scale = 1.0 / STRIDE_OF[self.level]
+        patches = roi_align(features, boxes, self.size, scale, self.sampling_ratio, flipped)  # (b, S, S, channels)
+        return projector(patches)  # (b, S, S, C)
+
+    def share(self, batch):
+        valid = tf.cast(batch["valid"], tf.float32)
+        return valid / tf.maximum(gather.global_sum(tf.reduce_sum(valid)), 1.0)
+
+    def compare(self, queries, keys, memory, fields):
+        columns = super().compare(queries, keys, memory, fields)
+        if self.reduction == "sum":
+            columns["loss"] *= self.cells
+        return {**columns, "match": match_accuracy(queries, keys)}
+
+    def remember(self, keys, valid, seed):
+        drawn = draw_patch_keys(keys, valid, self.keys_per_image, seed)
+        self.bank.enqueue(drawn, where=tf.reduce_any(valid))
+
+    def keys_per_step(self, batch_size):
+        return batch_size * self.keys_per_image
+
+    def get_config(self):
+        names = ("size", "sampling_ratio", "keys_per_image", "reduction")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def draw_patch_keys(keys, valid, count, seed):
+    """Draws the patch keys a step stores: `count` cells of each image (METHOD section 5).
+
+    Args:
+        keys: (B, S, S, C) patch keys of the global batch.
+        valid: (B,) bool; an image whose pair is invalid is replaced by a random valid one, so the count is fixed.
+        count: cells an image.
+        seed: (2,) integer.
+
+    Returns:
+        (B * count, C); arbitrary rows where no pair is valid.
+    """
+    images, side, dim = keys.shape[0], keys.shape[1], keys.shape[3]
+    u = tf.random.stateless_uniform([images, count + 1], seed=seed)
+    number = tf.reduce_sum(tf.cast(valid, tf.int32))
+    chosen = tf.cast(u[:, 0] * tf.cast(number, tf.float32), tf.int32)  # among the valid ones
+    valid_first = tf.argsort(tf.cast(~valid, tf.int32), stable=True)  # valid images, then the others
+    substitute = tf.gather(valid_first, tf.clip_by_value(chosen, 0, images - 1))
+    source = tf.where(valid, tf.range(images), substitute)  # (B,)
+    cells = tf.minimum(tf.cast(u[:, 1:] * float(side * side), tf.int32), side * side - 1)  # (B, count)
+    picked = tf.gather(tf.reshape(keys, [images, side * side, dim]), source)
+    return tf.reshape(tf.gather(picked, cells, batch_dims=1), [images * count, dim])

@@ -1,0 +1,122 @@
+"""Two terms of other methods, and a run of them for `test_terms`: `python -m tests.models.terms_run DEVICES OUTPUT`."""
+
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dupr_tf.models import DUPR
+from dupr_tf.models.terms import ImageContrast, PatchContrast, Term
+from dupr_tf.ops import gather
+from dupr_tf.training.distribution import scope
+from dupr_tf.training.optimizers import CoupledSGD
+from tests.models.replica_run import batches
+from tests.models.test_golden import CHANNELS, TinyBackbone
+
+BATCH, GROUPS, STEPS, CLASSES = 8, 4, 3, 3
+
+
+def projector(channels, dim, name):
+    """Dense, batch norm, ReLU, dense; named, since Keras' own names depend on what else was built."""
+    layers = [
+        keras.layers.Dense(12, name="hidden"),
+        keras.layers.BatchNormalization(name="norm"),
+        keras.layers.ReLU(),
+        keras.layers.Dense(dim, name="output"),
+    ]
+    model = keras.Sequential(layers, name=name)
+    model.build((None, channels))
+    return model
+
+
+@keras.saving.register_keras_serializable("dupr_tf_tests")
+class Bootstrap(Term):
+    """BYOL: a predictor foretells the key of the other view; no negatives, no bank."""
+
+    symmetric = True
+    columns = ("loss", "cosine")
+
+    def __init__(self, level="P5", weight=1.0, dim=6, **kwargs):
+        super().__init__(level, weight, **kwargs)
+        self.dim = dim
+        self.predictor = projector(dim, dim, name=f"{self.name}_predictor")
+
+    def make_projector(self, channels):
+        return projector(channels, self.dim, name=self.name)
+
+    def embed(self, features, boxes, flipped, projector):
+        return projector(tf.reduce_mean(features, axis=[1, 2]), training=True)
+
+    def compare(self, queries, keys, memory, fields):
+        cosine = tf.reduce_sum(tf.math.l2_normalize(queries, -1) * tf.math.l2_normalize(keys, -1), -1)
+        return {"loss": 2.0 - 2.0 * cosine, "cosine": cosine}
+
+    def get_config(self):
+        return {**super().get_config(), "dim": self.dim}
+
+
+@keras.saving.register_keras_serializable("dupr_tf_tests")
+class Classify(Term):
+    """Cross entropy with the labels of the batch; -1 is no label."""
+
+    needs_keys = False
+    fields = ("labels",)
+    columns = ("loss", "accuracy")
+
+    def make_projector(self, channels):
+        layer = keras.layers.Dense(CLASSES, name=self.name)
+        layer.build((None, channels))
+        return layer
+
+    def embed(self, features, boxes, flipped, projector):
+        return projector(tf.reduce_mean(features, axis=[1, 2]))
+
+    def share(self, batch):
+        labelled = tf.cast(batch["labels"] >= 0, tf.float32)
+        return labelled / tf.maximum(gather.global_sum(tf.reduce_sum(labelled)), 1.0)
+
+    def compare(self, queries, keys, memory, fields):
+        labels = tf.maximum(fields["labels"], 0)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, queries)
+        hits = tf.equal(tf.argmax(queries, -1, output_type=tf.int32), labels)
+        return {"loss": losses, "accuracy": tf.cast(hits, tf.float32)}
+
+
+def make_model(groups=GROUPS, learning_rate=0.01):
+    keras.utils.set_random_seed(1)
+    terms = [
+        Bootstrap("P5", 0.5, name="byol"),
+        Classify("P4", 0.7, name="classes"),
+        ImageContrast("P5", embedding_dim=8, bank_size=24),
+        PatchContrast("P4", 0.3, size=4, embedding_dim=8, bank_size=51),
+    ]
+    model = DUPR(TinyBackbone(CHANNELS), terms, momentum=0.9, photometric="none", micro_batches=groups)
+    model.compile(CoupledSGD(learning_rate), jit_compile=False)
+    model.optimizer.build(model.query_variables)
+    return model
+
+
+def labelled_batches(steps):
+    for i, batch in enumerate(batches(steps, BATCH)):
+        yield {**batch, "labels": np.array([0, 1, 2, -1, 0, -1, 2, 1], np.int32) if i else np.full(8, -1, np.int32)}
+
+
+def main(devices, output):
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
+    with scope(tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)]) if devices > 1 else None):
+        model = make_model()
+    elements = list(labelled_batches(STEPS))
+    data = tf.data.Dataset.from_tensor_slices({k: np.concatenate([e[k] for e in elements]) for k in elements[0]})
+    lines = []
+    record = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: lines.append(dict(logs)))
+    model.fit(data.batch(BATCH, drop_remainder=True), epochs=1, verbose=0, callbacks=[record])
+    names = sorted(lines[0])
+    results = {name: np.array([float(line[name]) for line in lines]) for name in names}
+    state = {name: np.asarray(variable) for name, variable in model.named_variables().items()}
+    np.savez(output, **{f"log {name}": value for name, value in results.items()}, **state)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])
