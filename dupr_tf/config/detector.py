@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.config.sections import Section
+from dupr_tf.errors import UserError
 
 Side = Annotated[int, Field(ge=32, le=4096)]
 Count = Annotated[int, Field(ge=1)]
@@ -54,7 +55,7 @@ class DetectorConfig(Section):
     @classmethod
     def _rising(cls, value):
         if not 0.1 <= value[0] <= value[1] <= 10:
-            raise ValueError(f"Expected 0.1 <= min <= max <= 10, received {list(value)}.")
+            raise UserError(None, f"Expected 0.1 <= min <= max <= 10, received {list(value)}.", "Use [0.8, 1.25].")
         return value
 
     @property

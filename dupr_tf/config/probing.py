@@ -46,7 +46,7 @@ class LinearConfig(Section):
     @classmethod
     def _rising(cls, value):
         if not 0 < value[0] <= value[1] <= 1:
-            raise ValueError(f"Expected 0 < min <= max <= 1, received {list(value)}.")
+            raise UserError(None, f"Expected 0 < min <= max <= 1, received {list(value)}.", "Use [0.08, 1].")
         return value
 
     def problems(self) -> list[UserError]:
