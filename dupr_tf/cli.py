@@ -11,7 +11,6 @@ import tyro
 
 from dupr_tf.commands import COMMANDS, CONFIGURED
 from dupr_tf.errors import RunFailed, UserError
-from dupr_tf.weights.formats import ExportError
 
 DESCRIPTION = "Pre-train object-detection backbones on unlabelled images (DUPR), fine-tune detectors, export weights."
 
@@ -47,12 +46,6 @@ def main(arguments: list[str] | None = None) -> int:
         for line in map(str, getattr(error, "errors", [error])):
             print(f"dupr-tf: error: {line}", file=sys.stderr)
         return error.code
-    except (ExportError, ValueError) as error:  # not converted yet
-        if isinstance(error, ValueError) and not str(error).startswith("Expected"):
-            raise
-        for line in str(error).splitlines():
-            print(f"dupr-tf: error: {line}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else getattr(error, "code", 1)
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:

@@ -27,9 +27,7 @@ def parse_subset(name):
         return None
     subset = Subset(name, found[1], float(found[2]), int(found[3]))
     if not 0 < subset.percent <= 100:
-        raise ValueError(
-            f"Expected a percentage above 0 and up to 100, received {name}. Fix: e.g. {found[1]}_1pct_seed0"
-        )
+        raise ValueError(f"Expected a percentage above 0 and up to 100, received {name}. Use {found[1]}_1pct_seed0.")
     return subset
 
 
@@ -37,7 +35,7 @@ def draw_images(image_ids, percent, seed):
     """Return `percent` % of the image ids (rounded, at least one), sorted; the order they come in does not matter."""
     ids = set(image_ids)
     if not ids:
-        raise ValueError("Expected image ids to draw from, received none. Fix: the data set's annotations")
+        raise ValueError("The data set has no images to draw from. Look at its annotations.")
     ranked = sorted(ids, key=lambda image_id: hashlib.sha256(f"{seed}:{image_id}".encode()).digest())
     return sorted(ranked[: max(1, round(len(ids) * percent / 100))])
 
@@ -78,7 +76,7 @@ def draw_and_record(records, subset, folder, write=True):
     chosen = draw_images([record["image_id"] for record in records], subset.percent, subset.seed)
     path = list_file(folder, subset)
     if path.exists() and read_list(path) != chosen:
-        raise ValueError(f"Expected the images listed in {path}, received others. Fix: another OUTPUT_DIR")
+        raise ValueError(f"The subset's images are not those listed in {path}. Choose another OUTPUT_DIR.")
     if write and not path.exists():
         write_list(path, subset, chosen)
     wanted = set(chosen)

@@ -57,7 +57,7 @@ def configure(arguments):
     cfg.merge_from_file(arguments.config_file)
     cfg.merge_from_list(arguments.opts)
     if not cfg.MODEL.WEIGHTS:
-        raise ValueError("Expected MODEL.WEIGHTS, received none. Fix: MODEL.WEIGHTS backbone.pkl, or random")
+        raise ValueError("MODEL.WEIGHTS is missing. Add MODEL.WEIGHTS backbone.pkl, or MODEL.WEIGHTS random.")
     if cfg.MODEL.WEIGHTS == "random":
         cfg.MODEL.WEIGHTS = ""
     cfg.freeze()

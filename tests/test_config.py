@@ -90,6 +90,10 @@ def test_steps():
     assert parse_config({"train": {"max_steps": 5}}).total_steps(10**6) == 5
 
 
+def test_level_sizes_are_rounded_up():
+    assert parse_config({"data": {"image_size": 200}}).level_sizes() == (50, 25, 13, 7)
+
+
 @pytest.mark.parametrize(
     "replicas, groups, ok", [(1, 8, True), (2, 8, True), (8, 8, True), (2, 1, False), (3, 8, False)]
 )

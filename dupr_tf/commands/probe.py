@@ -37,7 +37,7 @@ class Weights:
     """Folder of images."""
     output: Place | None = None
     """Folder for probe.json and the picture; none: runs/probes/NAME."""
-    backbone: Literal[BACKBONES] | None = None
+    backbone: Literal[tuple(BACKBONES)] | None = None
     """Of the random weights; none: as the first of the others."""
     width: float = 1.0
     """Of the random weights, with --backbone."""

@@ -9,7 +9,7 @@ import tyro
 
 from dupr_tf.commands.places import Place
 from dupr_tf.commands.report import print_export
-from dupr_tf.weights.formats import check_format
+from dupr_tf.weights.formats import EXPORTS, FORMATS
 
 
 @dataclasses.dataclass
@@ -22,7 +22,7 @@ class Export:
 
     run_or_file: Annotated[Place, tyro.conf.arg(name="run", metavar="RUN"), tyro.conf.Positional]
     """A pre-training run, or a backbone file (.keras, .safetensors)."""
-    to: Literal["keras", "saved_model", "onnx", "torchvision", "timm", "detectron2", "kerashub", "kerascv"]
+    to: Literal[FORMATS]
     """keras, kerascv: .keras. saved_model, onnx: images in, P2..P5 out. torchvision, timm: safetensors. detectron2: a
     pickle it loads. kerashub: a preset."""
     output: Place
@@ -35,7 +35,7 @@ class Export:
     """Write weights that are NaN or infinite all the same."""
 
     def run(self, overrides: dict[str, str]) -> None:
-        check_format(self.to)
+        EXPORTS.check(self.to)
         from dupr_tf.weights.export import export
         from dupr_tf.weights.loading import load_backbone
         from dupr_tf.weights.model_card import run_facts

@@ -4,12 +4,12 @@ Nothing here imports TensorFlow: a config is checked, with every mistake named, 
 Defaults are the paper's (METHOD: batch 256, 200 epochs, alpha (0.1, 0.4, 0.7, 1), beta (0, 0, 1, 1), S = 14 and 7).
 """
 
+from dupr_tf.config.backbones import BACKBONES
 from dupr_tf.config.detector import DetectorConfig
 from dupr_tf.config.experiment import Config
 from dupr_tf.config.probing import PROBED_LEVELS, LinearConfig, ProbingConfig
 from dupr_tf.config.reading import dump_config, field_rows, load_config, parse_config
 from dupr_tf.config.sections import (
-    BACKBONES,
     DataConfig,
     ModelConfig,
     OptimizerConfig,

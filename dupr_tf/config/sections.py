@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
+from dupr_tf.config.backbones import BACKBONES
 from dupr_tf.config.terms import LEVELS, AnyTerm, Section, TermConfig, check_unique_names, expand_short_form
 from dupr_tf.errors import UserError
 
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 INTERVAL = re.compile(r"([1-9]\d*) ?(s|min|h)")  # of checkpoints, in time
 
 SHORT_FORM = tuple(inspect.signature(expand_short_form).parameters)
@@ -55,7 +55,7 @@ class ViewsConfig(Section):
 
 
 class ModelConfig(Section):
-    backbone: Literal[BACKBONES] = Field("resnet50", description="torch-layout ResNet")
+    backbone: Literal[tuple(BACKBONES)] = Field("resnet50", description="see `dupr-tf list backbones`")
     width: float = Field(1.0, gt=0, le=4, description="factor on every channel count of the backbone")
     terms: tuple[AnyTerm, ...] | None = Field(
         None, min_length=1, description="terms of the loss in full; default: DUPR's, by the ten fields below"

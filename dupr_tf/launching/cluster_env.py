@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Literal
 
+from dupr_tf.errors import UserError
 from dupr_tf.launching.node_list import HOST, expand_counts, expand_node_list
 
 Launcher = Literal["auto", "slurm", "pod"]
@@ -55,10 +56,10 @@ def cluster_of(
         service: the headless service of the pods; None: DUPR_SERVICE.
 
     Raises:
-        ValueError: variables are missing, malformed or contradict each other.
+        UserError: variables are missing, malformed or contradict each other.
     """
     if port is not None and not 1 <= port <= LAST_PORT:
-        raise ValueError(f"Expected --port from 1 to {LAST_PORT}, received {port}. Fix: --port {POD_PORT}")
+        raise UserError("--port", f"Expected 1 to {LAST_PORT}, received {port}.", f"Use --port {POD_PORT}.")
     if launcher == "auto":
         launcher = _launcher_of(environment)
     if launcher == "slurm":
@@ -71,9 +72,10 @@ def _launcher_of(environment) -> str:
         return "slurm"
     if environment.get("JOB_COMPLETION_INDEX") or environment.get("KUBERNETES_SERVICE_HOST"):
         return "pod"
-    raise ValueError(
-        "Expected the variables of Slurm (SLURM_JOB_NODELIST) or of a pod (JOB_COMPLETION_INDEX), received neither. "
-        "Fix: run within srun or the Job's pods, or write TF_CONFIG by hand"
+    raise UserError(
+        None,
+        "There are no variables of Slurm (SLURM_JOB_NODELIST) or of a pod (JOB_COMPLETION_INDEX).",
+        "Run within srun or the Job's pods, or write TF_CONFIG by hand.",
     )
 
 
@@ -81,13 +83,12 @@ def _slurm(environment, port) -> Cluster:
     """A task a worker. Of a job step its own variables are read, which may have fewer nodes than the job."""
     within = "STEP" if environment.get("SLURM_STEP_NODELIST") else "JOB"
     names = (f"SLURM_{within}_NODELIST", "SLURM_NODELIST")
-    nodes = expand_node_list(_first(environment, *names, fix="run within srun or sbatch"))
+    nodes = expand_node_list(_first(environment, *names, fix="Run within srun or sbatch."))
     tasks = _tasks_by_node(environment, within, len(nodes))
     base = port or _port_of_job(environment)
     if base + max(tasks) - 1 > LAST_PORT:
-        raise ValueError(
-            f"Expected ports up to {LAST_PORT}, received --port {port} for {max(tasks)} tasks a node. Fix: a lower one"
-        )
+        problem = f"Expected ports up to {LAST_PORT}, received {port} and {max(tasks)} tasks a node."
+        raise UserError("--port", problem, "Use a lower one.")
     workers = [
         f"{node}:{base + local}" for node, count in zip(nodes, tasks, strict=True) for local in range(count)
     ]  # fmt: skip
@@ -106,18 +107,17 @@ def _tasks_by_node(environment, within, nodes) -> list[int]:
     elif total:
         each, left = divmod(_number(environment, "SLURM_STEP_NUM_TASKS" if within == "STEP" else "SLURM_NTASKS"), nodes)
         if left or not each:
-            raise ValueError(
-                f"Expected as many tasks on each of {nodes} nodes, received {total} tasks. Fix: --ntasks-per-node"
-            )
+            problem = f"Expected as many tasks on each of {nodes} nodes, received {total} tasks."
+            raise UserError("SLURM_NTASKS", problem, "Pass --ntasks-per-node to Slurm.")
         tasks = [each] * nodes
     else:
         tasks = [1] * nodes
     if len(tasks) != nodes:
-        raise ValueError(
-            f"Expected tasks for each of {nodes} nodes, received {text} for {len(tasks)}. Fix: run within srun"
-        )
+        problem = f"Expected tasks for each of {nodes} nodes, received {text} for {len(tasks)}."
+        raise UserError("SLURM_TASKS_PER_NODE", problem, "Run within srun.")
     if text and total and sum(tasks) != int(total if total.isdecimal() else -1):
-        raise ValueError(f"Expected {text} to be the {total!r:.20} tasks of the job, received {sum(tasks)}. Fix: srun")
+        problem = f"Expected {text} to be the {total!r:.20} tasks of the job, received {sum(tasks)}."
+        raise UserError("SLURM_TASKS_PER_NODE", problem, "Run within srun.")
     return tasks
 
 
@@ -128,10 +128,8 @@ def _check_place(environment, tasks, index):
     here, first = _number(environment, "SLURM_NODEID", len(tasks)), 0
     for node, count in enumerate(tasks):
         if first <= index < first + count and node != here:
-            raise ValueError(
-                f"Expected task {index} on node {node}, received node {here}: tasks are not dealt node by node. "
-                "Fix: srun --distribution=block"
-            )
+            problem = f"Expected task {index} on node {node}, received node {here}: tasks are not dealt node by node."
+            raise UserError("SLURM_NODEID", problem, "Use srun --distribution=block.")
         first += count
 
 
@@ -144,34 +142,32 @@ def _port_of_job(environment) -> int:
 
 def _pod(environment, port, replicas, service) -> Cluster:
     """The pods of an Indexed Job or a StatefulSet are NAME-0, NAME-1, … below their headless service."""
-    host = _first(environment, "HOSTNAME", fix="run in a pod of the Job").split(".")[0]
+    host = _first(environment, "HOSTNAME", fix="Run in a pod of the Job.").split(".")[0]
     named = POD_NAME.fullmatch(host)
     if not named or not HOST.fullmatch(host):
-        raise ValueError(
-            f"Expected a pod named NAME-INDEX, received HOSTNAME {host!r:.80}. "
-            "Fix: an Indexed Job or a StatefulSet, see configs/cluster/kubernetes.yaml"
-        )
+        fix = "Use an Indexed Job or a StatefulSet, see configs/cluster/kubernetes.yaml."
+        raise UserError("HOSTNAME", f"Expected a pod named NAME-INDEX, received {host!r:.80}.", fix)
     if replicas is None:
-        _first(environment, "DUPR_REPLICAS", fix="--replicas N, or set it in the manifest")
+        _first(environment, "DUPR_REPLICAS", fix="Pass --replicas N, or set it in the manifest.")
         replicas = _number(environment, "DUPR_REPLICAS")
     if not 1 <= replicas <= 10_000:
-        raise ValueError(f"Expected 1 to 10000 replicas, received {replicas}. Fix: --replicas, completions of the Job")
+        fix = "Pass --replicas, the completions of the Job."
+        raise UserError("--replicas", f"Expected 1 to 10000, received {replicas}.", fix)
     if service is None:
-        service = _first(environment, "DUPR_SERVICE", fix="--service NAME, or set it in the manifest")
+        service = _first(environment, "DUPR_SERVICE", fix="Pass --service NAME, or set it in the manifest.")
     if not HOST.fullmatch(service):
-        raise ValueError(f"Expected the name of a service, received {service!r:.80}. Fix: --service dupr")
+        raise UserError(
+            "--service", f"Expected the name of a service, received {service!r:.80}.", "Use --service dupr."
+        )
     name, index = named[1], int(named[2])
     if environment.get("JOB_COMPLETION_INDEX"):
         completion = _number(environment, "JOB_COMPLETION_INDEX")
         if completion != index:
-            raise ValueError(
-                f"Expected pod {host} to have index {index}, received JOB_COMPLETION_INDEX {completion}. "
-                "Fix: set no hostname in the manifest"
-            )
+            problem = f"Expected {index}, as in the name of the pod {host}, received {completion}."
+            raise UserError("JOB_COMPLETION_INDEX", problem, "Set no hostname in the manifest.")
     if index >= replicas:
-        raise ValueError(
-            f"Expected an index below the {replicas} replicas, received pod {host}. Fix: --replicas, completions"
-        )
+        problem = f"Expected an index below the {replicas} replicas, received the pod {host}."
+        raise UserError("--replicas", problem, "Pass --replicas, the completions of the Job.")
     return Cluster(tuple(f"{name}-{i}.{service}:{port}" for i in range(replicas)), index)
 
 
@@ -179,14 +175,14 @@ def _first(environment, *names, fix) -> str:
     """The first of these variables that is set."""
     value = next((environment[name] for name in names if environment.get(name, "").strip()), None)
     if value is None:
-        raise ValueError(f"Expected the variable {names[0]}, received none. Fix: {fix}")
+        raise UserError(names[0], "The variable is not set.", fix)
     return value.strip()
 
 
 def _number(environment, name, below: int | None = None) -> int:
     text = environment.get(name, "").strip()
     if not re.fullmatch(r"\d{1,12}", text, re.ASCII):
-        raise ValueError(f"Expected a number from 0 in {name}, received {text!r:.40}. Fix: run within the job")
+        raise UserError(name, f"Expected a number from 0, received {text!r:.40}.", "Run within the job.")
     if below is not None and int(text) >= below:
-        raise ValueError(f"Expected {name} below the {below} workers, received {text}. Fix: run within srun")
+        raise UserError(name, f"Expected less than the {below} workers, received {text}.", "Run within srun.")
     return int(text)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import re
 
+from dupr_tf.errors import UserError
+
 MOST_HOSTS = 10_000  # a typing mistake such as [1-999999999] must not fill the memory
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
 RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?", re.ASCII)
@@ -19,7 +21,7 @@ def expand_node_list(text: str) -> list[str]:
             with leading zeros sets the width of all numbers of its range, as in Slurm.
 
     Raises:
-        ValueError: brackets, a range or a name is malformed, a host comes twice, or there are more than 10,000.
+        UserError: brackets, a range or a name is malformed, a host comes twice, or there are more than 10,000.
     """
     hosts: list[str] = []
     for part in _split_outside_brackets(text):
@@ -37,16 +39,15 @@ def expand_counts(text: str) -> list[int]:
     """The numbers of `2(x3),1`, as Slurm writes tasks by node: 2, 2, 2, 1.
 
     Raises:
-        ValueError: it is malformed, or a number is 0.
+        UserError: it is malformed, or a number is 0.
     """
     counts: list[int] = []
     for part in text.split(","):
         found = COUNT.fullmatch(part.strip())
         times = int(found[2] or 1) if found else 0
         if not times or not int(found[1]) or len(counts) + times > MOST_HOSTS:
-            raise ValueError(
-                f"Expected tasks by node such as 2(x3),1, received {text!r:.80}. Fix: run within srun or sbatch"
-            )
+            problem = f"Expected tasks by node such as 2(x3),1, received {text!r:.80}."
+            raise UserError(None, problem, "Run within srun or sbatch.")
         counts += [int(found[1])] * times
     return counts
 
@@ -93,8 +94,9 @@ def _numbers(ranges, text, room):
     return numbers
 
 
-def _malformed(text, what) -> ValueError:
-    return ValueError(
-        f"Expected a node list such as node[001-003,7],other, received {what} in {text!r:.80}. "
-        "Fix: what `scontrol show hostnames` understands"
+def _malformed(text, what) -> UserError:
+    return UserError(
+        None,
+        f"Expected a node list such as node[001-003,7],other, received {what} in {text!r:.80}.",
+        "Write what `scontrol show hostnames` understands.",
     )

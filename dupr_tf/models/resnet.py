@@ -9,6 +9,8 @@ Shapes are NHWC. Level `P2` is conv2_x (stride 4) … `P5` is conv5_x (stride 32
 
 import keras
 
+from dupr_tf.config import BACKBONES
+from dupr_tf.errors import UserError
 from dupr_tf.models.batch_norm import FusedBatchNormalization
 from dupr_tf.models.convolution import TrainedConv2D
 
@@ -19,11 +21,9 @@ STAGE_WIDTHS = (64, 128, 256, 512)
 
 # name -> (kind of block, blocks in each of the four stages)
 ARCHITECTURES = {
-    "resnet18": ("basic", (2, 2, 2, 2)),
-    "resnet34": ("basic", (3, 4, 6, 3)),
-    "resnet50": ("bottleneck", (3, 4, 6, 3)),
-    "resnet101": ("bottleneck", (3, 4, 23, 3)),
-    "resnet152": ("bottleneck", (3, 8, 36, 3)),
+    name: (entry.facts["block"], entry.facts["depths"])
+    for name, entry in BACKBONES.items()
+    if entry.target == "dupr_tf.models.resnet:ResNetBackbone"
 }
 
 
@@ -57,7 +57,7 @@ class ResNetBackbone(keras.Model):
         dtype=None,
     ):
         if output_stride not in (16, 32):
-            raise ValueError(f"Expected output_stride 16 or 32, received {output_stride!r}. Fix: 16 dilates conv5.")
+            raise UserError("output_stride", f"Expected 16 or 32, received {output_stride!r}.", "16 dilates conv5.")
         block, depths = block_and_depths(architecture)
         channels = stage_channels(width)
         _check_input_shape(input_shape, include_normalization)
@@ -105,24 +105,23 @@ class ResNetBackbone(keras.Model):
 
 
 def build_backbone(architecture, width=1.0, **kwargs):
-    """Return a new `ResNetBackbone`; `kwargs` go to its constructor.
+    """Return a new backbone of the registry (`dupr-tf list backbones`); `kwargs` go to its constructor.
 
     Raises:
-        ValueError: for a name or a width that no backbone here has.
+        UserError: for a name or a width that no backbone here has.
     """
-    return ResNetBackbone(architecture, width=width, **kwargs)
+    return BACKBONES.load(architecture)(architecture, width=width, **kwargs)
 
 
 def dilated(backbone):
     """Return a copy of a `ResNetBackbone` with the same weights and `output_stride` 16.
 
     Raises:
-        ValueError: for another kind of model, whose convolutions are not ours to dilate.
+        UserError: for another kind of model, whose convolutions are not ours to dilate.
     """
     if not isinstance(backbone, ResNetBackbone):
-        raise ValueError(
-            f"Expected a ResNetBackbone to dilate, received {type(backbone).__name__}. Fix: one of build_backbone"
-        )
+        problem = f"Expected a ResNetBackbone, received {type(backbone).__name__}."
+        raise UserError("backbone", problem, "Pass a backbone of build_backbone.")
     twin = ResNetBackbone.from_config({**backbone.get_config(), "output_stride": 16})
     twin.set_weights(backbone.get_weights())
     return twin
@@ -137,7 +136,7 @@ def pyramid(backbone, levels=LEVELS):
         levels: the levels wanted, for example `("P4", "P5")`.
 
     Raises:
-        ValueError: if the model has neither attribute, or not all of the levels.
+        UserError: if the model has neither attribute, or not all of the levels.
     """
     found = dict(getattr(backbone, "pyramid_outputs", None) or {})
     if not found:
@@ -145,10 +144,12 @@ def pyramid(backbone, levels=LEVELS):
         found = {level: backbone.get_layer(layer).output for level, layer in names.items()}
     missing = [level for level in levels if level not in found]
     if missing or not levels:
-        raise ValueError(
-            f"Expected a backbone with the levels {', '.join(levels) or '(at least one)'}, received "
-            f"`{backbone.name}` with {', '.join(sorted(found)) or 'none'}. Fix: set `pyramid_outputs` "
-            "({level: tensor}) or `pyramid_level_inputs` ({level: layer name}) on it, or ask for fewer."
+        raise UserError(
+            "backbone",
+            f"Expected the levels {', '.join(levels) or '(at least one)'}, received `{backbone.name}` with "
+            f"{', '.join(sorted(found)) or 'none'}.",
+            "Set `pyramid_outputs` ({level: tensor}) or `pyramid_level_inputs` ({level: layer name}) on it, or ask for "
+            "fewer levels.",
         )
     inputs = backbone.input if len(backbone.inputs) == 1 else backbone.inputs
     return keras.Model(inputs, {level: found[level] for level in levels}, name=f"{backbone.name}_pyramid")
@@ -164,30 +165,32 @@ def imagenet_normalization(dtype="float32"):
 def stage_channels(width):
     """Channels of the stem and of each stage (before a bottleneck's factor 4): multiples of 8."""
     if not isinstance(width, int | float) or not 0 < width <= 16:
-        raise ValueError(f"Expected a width between 0 and 16, received {width!r}. Fix: 1.0 is the standard network.")
+        raise UserError(
+            "width", f"Expected a number between 0 and 16, received {width!r}.", "1 is the standard network."
+        )
     return tuple(max(8, round(channels * width / 8) * 8) for channels in STAGE_WIDTHS)
 
 
 def block_and_depths(architecture):
     """Return the kind of block (`"basic"`, `"bottleneck"`) and how many blocks each of four stages has."""
     if architecture not in ARCHITECTURES:
-        raise ValueError(
-            f"Expected one of {', '.join(ARCHITECTURES)}, received {architecture!r}. "
-            "Fix: choose a listed name; a narrower or wider network is `width=…`."
+        raise UserError(
+            "architecture",
+            f"Expected one of {', '.join(ARCHITECTURES)}, received {architecture!r}.",
+            "Choose one of them; `width` makes a network narrower or wider.",
         )
     return ARCHITECTURES[architecture]
 
 
 def _check_input_shape(input_shape, include_normalization):
     if len(input_shape) != 3 or input_shape[-1] is None:
-        raise ValueError(
-            f"Expected input_shape (height, width, channels) with known channels, received {input_shape}. "
-            "Fix: use (None, None, 3)."
-        )
+        problem = f"Expected (height, width, channels) with known channels, received {input_shape}."
+        raise UserError("input_shape", problem, "Use (None, None, 3).")
     if include_normalization and input_shape[-1] != 3:
-        raise ValueError(
-            f"Expected 3 channels with include_normalization=True, received {input_shape[-1]}. "
-            "Fix: normalise the images before the model and pass include_normalization=False."
+        raise UserError(
+            "input_shape",
+            f"Expected 3 channels with include_normalization=True, received {input_shape[-1]}.",
+            "Normalise the images before the model and pass include_normalization=False.",
         )
 
 

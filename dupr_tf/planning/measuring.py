@@ -12,6 +12,7 @@ from dupr_tf.config import Config
 from dupr_tf.data.bad_images import BadImages
 from dupr_tf.data.image_source import ImageSource
 from dupr_tf.data.pipeline import view_pairs
+from dupr_tf.errors import RunFailed
 from dupr_tf.planning.assumptions import Assumption
 from dupr_tf.reporting.prediction import available_memory, product_speed, usable_cpus
 from dupr_tf.training.pretrain import compiled_model
@@ -87,7 +88,7 @@ def step_seconds(config: Config) -> float:
         loss = float(model.train_function(batches)["loss"])  # waits for the step
         seconds.append(time.process_time() - start)
     if not np.isfinite(loss):
-        raise ValueError(f"Expected a finite loss, received {loss}. Fix: a lower --optimizer.learning_rate")
+        raise RunFailed(f"The loss is {loss} after {1 + STEPS} steps. Use a lower --optimizer.learning_rate.")
     return min(seconds[1:])  # the first one traces
 
 

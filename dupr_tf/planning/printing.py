@@ -6,6 +6,7 @@ import dataclasses
 
 from dupr_tf.planning.assumptions import Assumption
 from dupr_tf.planning.estimate import Counts, Size, Step
+from dupr_tf.text import number_text, size_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,18 +48,18 @@ class Plan:
         return sum(value for part, value in self.step.seconds.items() if not part.startswith("reading"))
 
     def problems(self) -> list[str]:
-        """What will not go, a sentence each."""
+        """Reasons for which the run cannot work as planned, a sentence or two each."""
         found = []
         held, there = sum(self.counts.memory.values()), 1e9 * self.assumed["memory_gb"].value
         if held > there:
             found.append(
-                f"a device needs {size_text(held)} and has {size_text(there)}. Fix: more devices, more "
-                "train.micro_batches, a smaller model.bank_size, or --train.precision bfloat16"
+                f"A device needs {size_text(held)} and has {size_text(there)}. Use more devices, more "
+                "train.micro_batches, a smaller model.bank_size, or --train.precision bfloat16."
             )
         if self.step.input_limit < self.step.asked:
             found.append(
-                f"the input reads {self.step.input_limit:,.0f} images/s where {self.step.asked:,.0f} are asked for, "
-                f"and the run takes as long as it does. Fix: {self.cores} cores a machine, or smaller files (pack)"
+                f"The input reads {self.step.input_limit:,.0f} images/s where {self.step.asked:,.0f} are needed, and "
+                f"slows the run down. Use {self.cores} cores a machine, or smaller files (pack)."
             )
         return found
 
@@ -163,20 +164,6 @@ def _columns(rows) -> list[str]:
 
 def _is_figure(cell: str) -> bool:
     return cell[:1].isdigit() or cell in ("s a step", "of it exchange", "images/s", "of n times one")
-
-
-def number_text(value: float) -> str:
-    """Four figures, or whole with separators; never an exponent for what is large."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def size_text(size: float) -> str:
-    """`3.2 GB`, in powers of 1,000."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{number_text(size)} PB"
 
 
 def _plural(count: int, what: str) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import keras
 
-from dupr_tf.config import BACKBONES
 from dupr_tf.errors import UserError
 from dupr_tf.models import build_backbone
 from dupr_tf.models.resnet import ResNetBackbone
@@ -53,7 +52,7 @@ def _random(others: list[keras.Model], architecture, width, seed) -> keras.Model
     like = next((b for b in others if isinstance(b, ResNetBackbone)), None)
     if architecture is None and like is None:
         problem = "Random weights need an architecture."
-        raise UserError("backbone", problem, f"Pass --backbone {BACKBONES[0]} --width 0.5, or other weights as well.")
+        raise UserError("backbone", problem, "Pass --backbone resnet18 --width 0.5, or other weights as well.")
     if architecture is None:
         architecture, width = like.architecture, like.width
     keras.utils.set_random_seed(seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dupr_tf.config import Config, dump_config, load_config
 from dupr_tf.data.image_source import ImageSource, as_source
-from dupr_tf.errors import UserError
+from dupr_tf.errors import UserError, raise_all
 from dupr_tf.whole_files import write_whole
 
 log = logging.getLogger(__name__)
@@ -18,6 +18,7 @@ MAY_CHANGE = (  # fields, sections
     "train.start_timeout", "probing",
 )  # fmt: skip
 IMAGES_FILE = "images.json"
+KEEP_OR_ALLOW = "Use the same as before, pass --allow-change, or choose another --output."
 
 
 def compare(run: Path, config: Config, images: ImageSource | Sequence[str], allow_change: bool = False) -> None:
@@ -30,19 +31,16 @@ def compare(run: Path, config: Config, images: ImageSource | Sequence[str], allo
         allow_change: name the differences in the log and go on with this start's.
 
     Raises:
-        ValueError: every difference, or a file of the record that cannot be read.
+        UserError: a difference, or a file of the record that cannot be read; a UserErrors for several.
     """
     if not (run / "config.yaml").exists():
         return
     entry = images_entry(config.data.root, images)
     changes = [*_config_changes(run / "config.yaml", config), *_image_changes(run / IMAGES_FILE, entry)]
-    if changes and not allow_change:
-        raise ValueError(
-            f"Expected the config and the images that {run} was begun with, received others: {'; '.join(changes)}. "
-            "Fix: the same again, --allow-change to go on with these, or another --output"
-        )
+    if not allow_change:
+        raise_all(changes)
     for change in changes:
-        log.warning("changed within the run: %s", change)
+        log.warning("changed within the run: %s: %s", change.field, change.problem)
 
 
 def record_start(run: Path, config: Config, images: ImageSource | Sequence[str]) -> None:
@@ -57,33 +55,35 @@ def images_entry(root: str, images: ImageSource | Sequence[str]) -> dict:
     return {"count": len(source), "sha256": source.digest(root)}
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """`train.epochs 10 -> 20` for every field that differs and may not change within a run."""
+def differences(old: Config, new: Config) -> list[UserError]:
+    """An error for every field that differs and may not change within a run."""
     before, after = ({**c.model_dump(mode="json"), "model": c.model.comparable()} for c in (old, new))
     changes = []
     for section in after:
         a, b = before[section] or {}, after[section] or {}
         for name in sorted({*a, *b}):
             if a.get(name) != b.get(name) and not {section, f"{section}.{name}"} & set(MAY_CHANGE):
-                changes.append(f"{section}.{name} {a.get(name)} -> {b.get(name)}")
+                problem = f"The run was started with {a.get(name)}, and the config now has {b.get(name)}."
+                changes.append(UserError(f"{section}.{name}", problem, KEEP_OR_ALLOW))
     return changes
 
 
-def _config_changes(path: Path, config: Config) -> list[str]:
+def _config_changes(path: Path, config: Config) -> list[UserError]:
     try:
         return differences(load_config(path), config)
     except UserError as error:
-        return [f"{path} is damaged ({error.errors[0]})"]
+        return [UserError(None, f"{path} is damaged ({error.errors[0]})", KEEP_OR_ALLOW)]
 
 
-def _image_changes(path: Path, entry: dict) -> list[str]:
+def _image_changes(path: Path, entry: dict) -> list[UserError]:
     if not path.exists():  # a run of an earlier version, or killed in its first seconds
         return []
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))
         count, digest = int(begun["count"]), str(begun["sha256"])
     except (ValueError, KeyError, TypeError):
-        return [f"{path} is damaged"]
+        return [UserError(None, f"{path} is damaged.", KEEP_OR_ALLOW)]
     if (count, digest) == (entry["count"], entry["sha256"]):
         return []
-    return [f"images {count} -> {entry['count']}{', others' if count == entry['count'] else ''}"]
+    now = "others" if count == entry["count"] else str(entry["count"])
+    return [UserError("data.root", f"The run was started with {count} images, and there are {now} now.", KEEP_OR_ALLOW)]

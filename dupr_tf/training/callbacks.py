@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dupr_tf.remote_path import as_path
+from dupr_tf.text import duration
 from dupr_tf.whole_files import GrowingFile, write_whole
 
 log = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ class SaveCheckpoints(StepCallback):
         if not self._told and elapsed > self.FAIR_TRIAL and self.spent > self.SHARE * elapsed:
             self._told = True
             log.warning(
-                "saving checkpoints takes %.1f %% of the time. Fix: a longer --train.checkpoint_every",
+                "saving checkpoints takes %.1f %% of the time; a longer --train.checkpoint_every saves less often",
                 100 * self.spent / elapsed,
             )
 
@@ -189,10 +190,3 @@ def drop_lines_after(path: Path, step: int) -> None:
             if number < len(lines):  # the last was cut short by a kill
                 log.warning("line %d of %s cannot be read and is left out", number, path)
     write_whole(path, "".join(kept))
-
-
-def duration(seconds: float) -> str:
-    """`1:02:03` or `2:03`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

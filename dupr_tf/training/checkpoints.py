@@ -10,7 +10,6 @@ bit of the index, and its state file `checkpoint` has none, so it is not used: t
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +18,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dupr_tf.errors import RunFailed
+from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.remote_path import RemotePath, as_path
-from dupr_tf.whole_files import remove_tree, room_at
+from dupr_tf.text import one_line
+from dupr_tf.whole_files import remove_tree, room_at, sha256_of
 
 ENDINGS = ("data-00000-of-00001", "index")  # of TensorFlow's files
 
@@ -86,7 +86,7 @@ class RunCheckpoints:
         """Restores the newest checkpoint that is whole; returns its step, 0 where there is none.
 
         Raises:
-            ValueError: there are checkpoints and none of them fits or is whole.
+            UserError: there are checkpoints and none of them fits or is whole.
         """
         unfit = 0
         for path in saved_checkpoints(self.folder):
@@ -98,33 +98,29 @@ class RunCheckpoints:
                     self._at_hand = int(self.step.numpy())
                     return self._at_hand
                 except (tf.errors.OpError, AssertionError, ValueError) as error:
-                    damage = " ".join(str(error).split())[:200]
+                    damage = one_line(error, 200)
                     if not finished and isinstance(error, tf.errors.OpError):
                         continue  # a save that was killed while its index was written
             unfit += 1
             log.warning("checkpoint %s cannot be used: %s", path, damage)
         if unfit:
-            raise ValueError(
-                f"Expected a whole checkpoint of this model, received {unfit} damaged or foreign ones below "
-                f"{self.folder}. Fix: another --output, or remove that folder to start again"
-            )
+            problem = f"{self.folder} has {unfit} checkpoints, and each is damaged or of another model."
+            raise UserError(None, problem, "Choose another --output, or remove that folder to start again.")
         return 0
 
     def restore_step(self, step: int) -> None:
         """Restores the checkpoint of a step, the one another worker has restored; of step 0 there is none.
 
         Raises:
-            ValueError: it is not here, or not what was written.
+            UserError: it is not here, or not what was written.
         """
         path = self.folder / f"ckpt-{step}"
         if not step:
             return
         damage = find_damage(path) if path.with_suffix(".index").exists() else "it is not there"
         if damage:
-            raise ValueError(
-                f"Expected the checkpoint of step {step} that the chief has read, received {path}: {damage}. "
-                "Fix: one folder that all workers see"
-            )
+            problem = f"The chief has restored the checkpoint of step {step}, and here {path} cannot be used: {damage}."
+            raise UserError("--output", problem, "Use a folder that all workers share.")
         self.checkpoint.read(str(path)).assert_consumed()
         self._at_hand = step
 
@@ -137,17 +133,16 @@ class RunCheckpoints:
 
     def _no_room(self, step, error):
         paths = saved_checkpoints(self.folder)
-        left = f"that of step {step_of(paths[0])} is untouched" if paths else "there is none before it"
+        left = f"The one of step {step_of(paths[0])} is untouched." if paths else "There is none before it."
         return (
-            f"Expected room for the checkpoint of step {step} below {self.folder}: {self.size:,} bytes, received "
-            f"{_free(self.folder)} ({' '.join(str(error).split())[:120]}); {left}. "
-            "Fix: free some and run the same command again"
+            f"The checkpoint of step {step} ({self.size:,} bytes) cannot be written below {self.folder}, which has "
+            f"{_free(self.folder)} ({one_line(error, 120)}). {left} Free some space and run the same command again."
         )
 
 
 def _free(folder: Path | RemotePath) -> str:
     free = room_at(folder)
-    return "a file system that does not say how much is free" if free is None else f"{free:,} free"
+    return "an unknown number of bytes free" if free is None else f"{free:,} bytes free"
 
 
 def state_of(model: keras.Model) -> dict:
@@ -203,8 +198,7 @@ def _write_sums(path: Path) -> None:
 
 
 def _sum_line(file: Path) -> str:
-    with file.open("rb") as content:
-        return f"{hashlib.file_digest(content, 'sha256').hexdigest()}  {file.name}\n"
+    return f"{sha256_of(file)}  {file.name}\n"
 
 
 def _files(path: Path) -> list[Path]:

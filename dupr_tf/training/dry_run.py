@@ -16,9 +16,10 @@ from rich.table import Table
 
 from dupr_tf.config import Config
 from dupr_tf.data.pipeline import view_pairs
+from dupr_tf.errors import RunFailed
 from dupr_tf.models import DUPR, ResNetBackbone
 from dupr_tf.models.traffic import channels_by_term, step_traffic
-from dupr_tf.training.callbacks import duration
+from dupr_tf.text import duration
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
 from dupr_tf.training.pretrain import checked_images, compiled_model
 
@@ -64,7 +65,8 @@ def dry_run(config: Config, data: str | Path | None = None) -> DryRun:
         data: folder of images, COCO or VOC root, shards, or `tfds:NAME`; None takes `config.data.root`.
 
     Raises:
-        ValueError: what `pretrain` would raise, or a loss that is not finite.
+        UserError: what `pretrain` would raise.
+        RunFailed: the loss is not finite.
     """
     setting = config.train.strategy
     strategy = choose_strategy("auto" if setting == "multi_worker" else setting)  # of this machine alone
@@ -79,7 +81,7 @@ def dry_run(config: Config, data: str | Path | None = None) -> DryRun:
     alone = _fit(model, held, steps)
     loss = both.loss
     if not np.isfinite(loss):
-        raise ValueError(f"Expected a finite loss, received {loss}. Fix: a lower --optimizer.learning_rate")
+        raise RunFailed(f"The loss is {loss} after {steps} steps. Use a lower --optimizer.learning_rate.")
     return DryRun(
         levels=_level_shapes(model, config.data.image_size),
         parameters=_parameters(model),

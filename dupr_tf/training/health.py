@@ -46,10 +46,10 @@ class StopOnDivergence(StepCallback):
         write_whole(self.path, json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
         which = [name for name, value in terms.items() if isinstance(value, str)]
         raise RunFailed(
-            f"Expected a finite loss and finite weights, received others at step {step} "
-            f"({', '.join(which) or 'gradients or weights'}); nothing of that step was kept. Its images are listed in "
-            f"{self.path}. Fix: look at them, or run again with --allow-change and a lower --optimizer.learning_rate, "
-            "longer --optimizer.warmup_steps, or --train.precision float32"
+            f"The run diverged at step {step}: {', '.join(which) or 'gradients or weights'} became NaN or infinite. "
+            f"Nothing of that step was kept; its images are listed in {self.path}. Look at them, or run again with "
+            "--allow-change and a lower --optimizer.learning_rate, more --optimizer.warmup_steps, or --train.precision "
+            "float32."
         )
 
 

@@ -20,7 +20,7 @@ from dupr_tf.data.bad_images import BadImages, check_readable
 from dupr_tf.data.image_source import ImageSource, as_source
 from dupr_tf.data.open_source import open_source
 from dupr_tf.data.pipeline import view_pairs
-from dupr_tf.errors import raise_all, reporting_full_disk
+from dupr_tf.errors import UserError, raise_all, reporting_full_disk
 from dupr_tf.models import DUPR, build_backbone
 from dupr_tf.models.multi_worker import MultiWorkerDUPR
 from dupr_tf.remote_path import absolute, as_path
@@ -86,16 +86,17 @@ def pretrain(
         probe: asked every `config.probing.every_epochs` epochs and at the end, see `dupr_tf.probing.in_training`.
 
     Raises:
-        ValueError: a folder without images, impossible settings, weights of another network, or an output folder of
+        UserError: a folder without images, impossible settings, weights of another network, or an output folder of
             another config or other images or begun from other weights.
         RunFailed: the loss diverged, or the disk is full.
         RunInterrupted: SIGTERM or SIGINT came; the step was finished and saved. It is a `KeyboardInterrupt`.
     """
     run = as_path(output)
     if config.probing.every_epochs and probe is None:
-        raise ValueError(
-            f"Expected a probe for probing.every_epochs {config.probing.every_epochs}, received none. "
-            "Fix: probe=dupr_tf.probing.in_training.build_probe(config.probing), or every_epochs 0"
+        raise UserError(
+            "probe",
+            f"probing.every_epochs is {config.probing.every_epochs}, and no probe is given.",
+            "Pass probe=dupr_tf.probing.in_training.build_probe(config.probing), or set every_epochs to 0.",
         )
     cluster = cluster_of(config)
     with joined(cluster, config) as link:
@@ -135,14 +136,14 @@ def _begin(run: Path, config: Config, source, weights, allow_change, link, clust
     word = ""
     if link.chief:
         compare(run, config, source, allow_change)
-        start = _starting_weights(run, config, weights)
+        start = starting_weights(run, config, weights)
         record_start(run, config, source)
         record_environment(run)
         word = note_cluster(run, cluster)
     told = link.agree({}, {"word": word})
     if not link.chief:
         check_shared(run, cluster, told["word"])
-        start = _starting_weights(run, config, weights)
+        start = starting_weights(run, config, weights)
     return start
 
 
@@ -208,7 +209,7 @@ def _fit(model, config, source, bad, checkpoints, run, probe, link) -> int:
                 CheckBadImages(bad, step),
                 StopOnSignal(received, checkpoints, step),
             ]
-        for first, last in _stretches(step, per_epoch, total):
+        for first, last in stretches(step, per_epoch, total):
             batches = functools.partial(view_pairs, source, config, first, last, bad)
             model.fit(
                 distributed(model.distribute_strategy, batches),
@@ -240,8 +241,8 @@ def batch_images(images: ImageSource | Sequence[str], config: Config, step: int,
     return [source.name(index) for index in batch["index"].numpy()]
 
 
-def _stretches(step, per_epoch, total):
-    """Spans of steps for `fit`: what is left of a cut epoch, the whole epochs, what is left of the run."""
+def stretches(step: int, per_epoch: int, total: int) -> list[tuple[int, int]]:
+    """Spans of steps for `fit`, (first, last): the rest of a cut epoch, the whole epochs, the rest of the run."""
     cut = min(total, -(-step // per_epoch) * per_epoch)
     spans = itertools.pairwise([step, cut, max(cut, total // per_epoch * per_epoch), total])
     return [(first, last) for first, last in spans if last > first]
@@ -250,12 +251,12 @@ def _stretches(step, per_epoch, total):
 def _with_images(config: Config, data) -> tuple[Config, ImageSource]:
     root = data or config.data.root
     if root is None:
-        raise ValueError("Expected a folder of images, received none. Fix: --data DIR")
+        raise UserError("data.root", "No folder of images is given.", "Pass --data DIR.")
     root, source = open_source(root, config.data.kind)
     return config.model_copy(update={"data": config.data.model_copy(update={"root": root})}), source
 
 
-def _starting_weights(run: Path, config: Config, weights: str | Path | None) -> list[np.ndarray] | None:
+def starting_weights(run: Path, config: Config, weights: str | Path | None) -> list[np.ndarray] | None:
     """The backbone's weights a run begins from, None for random ones; what a run was begun with is kept in it.
 
     `start.json` is written before `config.yaml`: a run that was killed in between goes on from the same weights.
@@ -265,9 +266,10 @@ def _starting_weights(run: Path, config: Config, weights: str | Path | None) -> 
     if weights is None and begun is None:
         return None
     if begun is None and (run / "config.yaml").exists():
-        raise ValueError(
-            f"Expected --weights only when a run is begun, received {weights} for {run}, which was begun from random "
-            "weights. Fix: another --output, or leave --weights out to go on"
+        raise UserError(
+            "--weights",
+            f"The run {run} was started from random weights, so it cannot go on from {weights}.",
+            "Leave --weights out to go on, or choose another --output.",
         )
     if weights is None and any((run / "checkpoints").glob("*.index")):
         return None  # the checkpoint holds all there is to know
@@ -279,10 +281,7 @@ def _read_start(record: Path) -> dict:
         begun = json.loads(record.read_text(encoding="utf-8"))
         return {name: str(begun[name]) for name in ("weights", "sha256")}
     except (ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"Expected `weights` and `sha256` in {record}, received a damaged file. "
-            "Fix: copy it again, or another --output"
-        ) from None
+        raise UserError(None, f"{record} is damaged.", "Copy it again, or choose another --output.") from None
 
 
 def _load_start(run: Path, config: Config, weights: str | Path, begun: dict | None) -> list[np.ndarray]:
@@ -293,9 +292,10 @@ def _load_start(run: Path, config: Config, weights: str | Path, begun: dict | No
         write_whole(run / START_FILE, json.dumps(entry, indent=2) + "\n")
         log.info("starting from the weights of %s", weights)
     elif digest != begun["sha256"]:
-        raise ValueError(
-            f"Expected the weights that {run} was begun with ({begun['weights']}, sha256 {begun['sha256'][:12]}…), "
-            f"received others: {weights} ({digest[:12]}…). Fix: leave --weights out to go on, or another --output"
+        raise UserError(
+            "--weights",
+            f"The run {run} was started from {begun['weights']}, and {weights} holds other weights.",
+            "Leave --weights out to go on, or choose another --output.",
         )
     return backbone.get_weights()
 

@@ -7,8 +7,8 @@ call that does it all, verified, is `dupr_tf.export`.
 import importlib
 
 _HOME = {
+    "EXPORTS": "formats",
     "FORMATS": "formats",
-    "ExportError": "formats",
     "weight_names": "names",
     "translation": "names",
     "named_arrays": "names",

@@ -7,7 +7,9 @@ import zipfile
 
 import numpy as np
 
+from dupr_tf.errors import UserError
 from dupr_tf.remote_path import as_path
+from dupr_tf.text import one_line
 from dupr_tf.weights.torch_io import read_safetensors
 from dupr_tf.whole_files import local_copy
 
@@ -33,11 +35,11 @@ def read_checkpoint(path):
         `{name: array}`, with torchvision's names where the file numbers a ResNet's children (`4.0.conv1.weight`).
 
     Raises:
-        ValueError: in one line, for another kind of file, a damaged one, or one with code in it.
+        UserError: for another kind of file, a damaged one, or one with code in it.
     """
     path = as_path(path)
     if not path.is_file():
-        raise ValueError(f"Expected a weight file, received {path}: no such file. Fix: the path.")
+        raise UserError(None, f"There is no file {path}.", "Pass the path of a file of weights.")
     with local_copy(path) as local:
         return _read(local)
 
@@ -49,9 +51,10 @@ def _read(path):
         return name_children(_read_npz(path))
     if path.suffix in TORCH_ENDINGS:
         return name_children(_read_torch(path))
-    raise ValueError(
-        f"Expected one of {', '.join(ENDINGS)}, received {path}. "
-        "Fix: convert it first; pickles (.pkl) can run code and are not read here."
+    raise UserError(
+        None,
+        f"Expected a file ending in {', '.join(ENDINGS)}, received {path}.",
+        "Convert it first; pickles (.pkl) can run code, so they are not read.",
     )
 
 
@@ -73,9 +76,10 @@ def _read_npz(path):
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, AttributeError) as error:
-        raise ValueError(
-            f"Expected an npz file of plain arrays, received {path} ({_short(error)}). "
-            "Fix: copy it again; object arrays are not read."
+        raise UserError(
+            None,
+            f"{path} is not an npz file of plain arrays ({one_line(error, 120)}).",
+            "Copy it again; arrays of objects are not read.",
         ) from None
 
 
@@ -83,16 +87,18 @@ def _read_torch(path):
     try:
         import torch
     except ImportError:
-        raise ValueError(
-            f"Expected PyTorch to be installed for reading {path}, received none. "
-            "Fix: pip install torch, or save the state dict as .safetensors or .npz where PyTorch is."
+        raise UserError(
+            None,
+            f"Reading {path} needs PyTorch, which is not installed.",
+            "Run: pip install torch. Or save the state dict as .safetensors or .npz where PyTorch is installed.",
         ) from None
     try:
         return _tensors(torch.load(path, map_location="cpu", weights_only=True), torch)
     except Exception as error:  # torch lets through whatever unpickling, zipfile and its own reader raise
-        raise ValueError(
-            f"Expected a PyTorch file of tensors, received {path} ({_short(error)}). "
-            "Fix: copy it again; files that hold more than tensors and plain values are refused."
+        raise UserError(
+            None,
+            f"{path} is not a PyTorch file of tensors ({one_line(error, 120)}).",
+            "Copy it again; files that hold more than tensors and plain values are not read.",
         ) from None
 
 
@@ -106,7 +112,3 @@ def _tensors(content, torch):
             break
     tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     return {str(name): value.float().numpy(force=True) for name, value in tensors.items()}  # NumPy has no bfloat16
-
-
-def _short(error):
-    return " ".join(str(error).split())[:120]

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dupr_tf.errors import RunFailed
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD, LEVELS, ResNetBackbone, pyramid
-from dupr_tf.weights.formats import ExportError
 
 # Padding on one side only is found by an even size (stride 2 over an odd one pads both alike), rounding by an odd one.
 SIZES = ((64, 96), (65, 97))
@@ -93,9 +93,7 @@ def compare(against, expected, received, inputs=check_images):
         images = inputs(size)
         ours, theirs = expected(images), received(images)
         if set(ours) != set(theirs):
-            raise ExportError(
-                f"Expected the levels {', '.join(sorted(ours))} from {against}, received {sorted(theirs)}."
-            )
+            raise RunFailed(f"Expected the levels {', '.join(sorted(ours))} from {against}, received {sorted(theirs)}.")
         checks += [
             _check(against, "×".join(map(str, size)), level, ours[level], theirs[level]) for level in sorted(ours)
         ]
@@ -124,19 +122,17 @@ def check_arrays(expected, received, where):
         where: the file, for the message.
 
     Raises:
-        ExportError: naming what is missing, unmapped or different.
+        RunFailed: naming what is missing, unmapped or different.
     """
     missing, unmapped = sorted(set(expected) - set(received)), sorted(set(received) - set(expected))
     if missing or unmapped:
-        raise ExportError(
-            f"Expected {len(expected)} arrays in {where}, received it without {_listed(missing)} and with "
-            f"{_listed(unmapped)} besides. Fix: this is a defect of the table of names; please report it."
+        raise RunFailed(
+            f"{where} lacks {_listed(missing)} and has {_listed(unmapped)} besides. "
+            "This is a defect of the table of names; please report it."
         )
     changed = [name for name in expected if not np.array_equal(expected[name], received[name], equal_nan=True)]
     if changed:
-        raise ExportError(
-            f"Expected {where} to hold the weights, received others in {_listed(changed)}. Fix: try again."
-        )
+        raise RunFailed(f"{where} does not hold the weights: {_listed(changed)} differ. Try again.")
 
 
 def _listed(names, most=5):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dupr_tf.errors import UserError
 from dupr_tf.weights.compare import Written, check_arrays
 from dupr_tf.weights.names import torch_arrays
 from dupr_tf.weights.torch_export import reread_checks
@@ -60,11 +61,11 @@ def write_detectron2(model, path):
         path: the file to write, ending in `.pkl` (detectron2 chooses its reader by that).
 
     Raises:
-        ValueError: for another ending, or a model that has no detectron2 names.
+        UserError: for another ending, or a model that has no detectron2 names.
     """
     path = Path(path)
     if path.suffix != ".pkl":
-        raise ValueError(f"Expected a file ending in .pkl, received {path}. Fix: detectron2 goes by the ending.")
+        raise UserError("path", f"Expected a name ending in .pkl, received {path}.", "detectron2 goes by the ending.")
     arrays = torch_arrays(model, "detectron2")
     # Without __author__ detectron2 refuses the file; without matching_heuristics an FPN model loads nothing.
     checkpoint = {"model": arrays, "__author__": AUTHOR, "matching_heuristics": True}

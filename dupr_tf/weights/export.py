@@ -5,33 +5,20 @@ file).
 It appears under its name only when it is complete and right: a killed or refused export leaves nothing there.
 """
 
-import errno
-import importlib
 import os
 import shutil
 
 import numpy as np
 
+from dupr_tf.errors import RunFailed, UserError, is_disk_full
 from dupr_tf.remote_path import RemotePath, as_path
 from dupr_tf.weights.compare import TOLERANCE
-from dupr_tf.weights.formats import FORMATS, ExportError, check_format
+from dupr_tf.weights.formats import EXPORTS, FORMATS
 from dupr_tf.weights.manifest import MANIFEST_FILE, check_directory, write_manifest
 from dupr_tf.weights.model_card import model_card
 from dupr_tf.whole_files import written_locally
 
-__all__ = ["FORMATS", "ExportError", "export"]
-
-# Format -> (module and function that fills a directory and returns a `Written`, files of all weights it makes).
-_WRITERS = {
-    "keras": ("keras_io", "write_keras", 1),
-    "saved_model": ("saved_model", "write_saved_model", 1),
-    "onnx": ("onnx_io", "write_onnx_directory", 1),
-    "torchvision": ("torch_export", "write_torchvision", 2),
-    "timm": ("torch_export", "write_timm", 1),
-    "detectron2": ("detectron2_io", "write_detectron2_directory", 1),
-    "kerashub": ("kerashub_io", "write_kerashub", 1),
-    "kerascv": ("keras_io", "write_kerascv", 1),
-}
+__all__ = ["FORMATS", "export"]
 
 
 def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=False, license=None):
@@ -56,13 +43,13 @@ def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=Fal
         The path of the directory. Its manifest has every comparison that was made.
 
     Raises:
-        ValueError: for an unknown format or one whose extra is not installed, an output that exists, weights that are
+        UserError: for an unknown format or one whose extra is not installed, an output that exists, weights that are
             not finite, or a model that the format has no place for.
-        ExportError: for a tensor that is missing or has no name, features that differ by more than 1e-4 of the
+        RunFailed: for a tensor that is missing or has no name, features that differ by more than 1e-4 of the
             largest, or a full disk. Nothing is left at `output`, or what was there before.
     """
     output = as_path(output)
-    check_format(to)
+    write = EXPORTS.load(to)
     _check_output(output, overwrite)
     if isinstance(output, RemotePath):
         return _export_remotely(output, backbone, to, overwrite, card, allow_nonfinite, license)
@@ -75,17 +62,17 @@ def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=Fal
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        written = _write(backbone, to, partial)
+        written = write(backbone, partial)
         _check_features(written, to, output, allow_nonfinite)
         text = model_card(backbone, to, written, card or {}, license)
         (partial / "model_card.md").write_text(text, encoding="utf-8")
         write_manifest(partial, _manifest_facts(to, written))
         check_directory(partial)
         _move_into_place(partial, output)
-    except Exception as error:  # h5py, safetensors and TensorFlow each tell of a full disk in their own way
-        if not _disk_is_full(error):
+    except Exception as error:  # h5py, safetensors and TensorFlow each have an error of their own for a full disk
+        if not is_disk_full(error):
             raise
-        raise ExportError(_full(output.parent, wanted)) from error
+        raise RunFailed(_full(output.parent, wanted)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return output
@@ -101,51 +88,42 @@ def _export_remotely(output, backbone, to, overwrite, *options):
     return output
 
 
-def _write(backbone, to, directory):
-    module, function, _ = _WRITERS[to]
-    return getattr(importlib.import_module(f"dupr_tf.weights.{module}"), function)(backbone, directory)
-
-
 def _check_output(output, overwrite):
     """Refuse whatever would have to be destroyed that is not an export."""
     if output.suffix in (".keras", ".pkl", ".safetensors", ".onnx", ".pth"):
-        raise ValueError(
-            f"Expected a directory as output, received {output}. Fix: drop the ending; the file goes inside."
-        )
+        problem = f"Expected the name of a directory, received {output}."
+        raise UserError("output", problem, "Drop the ending; the file is written inside.")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:
-        raise ValueError(
-            f"Expected a new output, received {output}, which exists. Fix: pass --overwrite, or another name."
-        )
+        raise UserError("output", f"{output} exists already.", "Pass --overwrite, or choose another name.")
     if not (output / MANIFEST_FILE).is_file():
-        raise ValueError(
-            f"Expected an earlier export to overwrite, received {output}, which has no {MANIFEST_FILE}. "
-            "Fix: choose another output, or remove it yourself."
-        )
+        problem = f"{output} is not an earlier export (it has no {MANIFEST_FILE}), so it is not overwritten."
+        raise UserError("output", problem, "Choose another output, or remove it yourself.")
 
 
 def _check_finite(backbone):
     bad = [variable.path for variable in backbone.weights if not np.isfinite(np.asarray(variable, np.float32)).all()]
     if bad:
-        raise ValueError(
-            f"Expected finite weights, received NaN or infinity in {len(bad)} tensors ({', '.join(bad[:3])}). "
-            "Fix: use an earlier, sound checkpoint; --allow-nonfinite writes them all the same."
+        raise UserError(
+            None,
+            f"{len(bad)} tensors of the weights contain NaN or infinity ({', '.join(bad[:3])}).",
+            "Use an earlier, sound checkpoint, or pass --allow-nonfinite to write them all the same.",
         )
 
 
 def _check_features(written, to, output, allow_nonfinite):
     worst = written.worst()
     if not worst.relative <= TOLERANCE:
-        raise ExportError(
-            f"Expected the {to} export to give the model's features to {TOLERANCE} of the largest, received "
-            f"{worst.relative:.2e} ({worst.difference:.2e}) at {worst.level} of an image of {worst.image} in "
-            f"{worst.against}. Fix: this is a defect, please report it; nothing was left at {output}."
+        raise RunFailed(
+            f"The features of the {to} export differ from the model's by {worst.relative:.2e} of the largest "
+            f"({worst.difference:.2e}; at most {TOLERANCE} is allowed) at {worst.level} of an image of {worst.image} "
+            f"in {worst.against}. This is a defect, please report it; nothing was left at {output}."
         )
     if not allow_nonfinite and not all(check.finite for check in written.checks):
-        raise ExportError(
-            "Expected finite features from finite weights, received NaN or infinity. "
-            f"Fix: these weights overflow; --allow-nonfinite writes them all the same. Nothing was left at {output}."
+        raise RunFailed(
+            "The features contain NaN or infinity though the weights are finite: they overflow. Pass --allow-nonfinite "
+            f"to write them all the same; nothing was left at {output}."
         )
 
 
@@ -163,40 +141,33 @@ def _manifest_facts(to, written):
 def _bytes_wanted(backbone, to):
     """What the files will take: every weight in each copy, and a twentieth for names, graphs and the card."""
     weights = sum(4 * int(np.prod(variable.shape)) for variable in backbone.weights)
-    return int(1.05 * weights * _WRITERS[to][2]) + 1_000_000
+    return int(1.05 * weights * EXPORTS[to].facts.get("copies", 1)) + 1_000_000
 
 
 def _check_space(directory, wanted):
     free = shutil.disk_usage(directory).free
     if free < wanted:
-        raise ExportError(_full(directory, wanted))
+        raise RunFailed(_full(directory, wanted))
 
 
 def _full(directory, wanted):
     free = shutil.disk_usage(directory).free
     return (
-        f"Expected room for {wanted:,} bytes in {directory}, received a disk that is full ({free:,} bytes free). "
-        "Fix: make room, or choose another output; nothing was left there."
+        f"The disk is full: the export takes {wanted:,} bytes and {directory} has {free:,} left. "
+        "Free some space, or choose another output; nothing was left there."
     )
 
 
-def _disk_is_full(error):
-    """Whether an error, or one it came from, is that of a full disk or quota."""
-    while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def _move_into_place(partial, output):
-    """Rename; an earlier export steps aside first and is removed last: one of the two is always whole."""
+    """Renames; an earlier export is moved aside first and removed last, and comes back where the renaming fails."""
     if not output.exists():
         partial.rename(output)
         return
     earlier = output.with_name(f".{output.name}.earlier-{os.getpid()}")
     output.rename(earlier)
-    partial.rename(output)
+    try:
+        partial.rename(output)
+    except OSError:
+        earlier.rename(output)
+        raise
     shutil.rmtree(earlier)

@@ -1,37 +1,62 @@
-"""What `export` writes, and what each format needs besides this package. Importing this needs no TensorFlow."""
+"""The formats that `export` writes, and what each needs besides this package. Importing this needs no TensorFlow."""
 
 import importlib.util
 
-FORMATS = ("keras", "saved_model", "onnx", "torchvision", "timm", "detectron2", "kerashub", "kerascv")
+from dupr_tf.registry import Entry, Registry
 
-# Format -> (extra of this package that brings it, modules it needs).
-EXTRAS = {
-    "onnx": ("onnx", ("onnx", "tf2onnx", "onnxruntime")),
-    "kerashub": ("kerashub", ("keras_hub",)),
-}
-
-
-class ExportError(RuntimeError):
-    """The request was right and the export was not: it is refused, and nothing is left under its name."""
+# A target is called as `target(backbone, directory)`, fills the empty directory and returns a `Written`. Facts:
+# `pixels`: whether it takes pixels in 0-255 (None: as the backbone does), `copies`: files of all weights that it makes.
+EXPORTS = Registry(
+    "export format",
+    "to",
+    {
+        "keras": Entry(
+            "dupr_tf.weights.keras_io:write_keras", "a .keras file of the model as it is", facts={"pixels": None}
+        ),
+        "saved_model": Entry(
+            "dupr_tf.weights.saved_model:write_saved_model",
+            "TensorFlow SavedModel: images in, P2..P5 out",
+            facts={"pixels": True},
+        ),
+        "onnx": Entry(
+            "dupr_tf.weights.onnx_io:write_onnx_directory",
+            "ONNX file: images in, P2..P5 out",
+            "onnx",
+            ("onnx", "tf2onnx", "onnxruntime"),
+            facts={"pixels": True},
+        ),
+        "torchvision": Entry(
+            "dupr_tf.weights.torch_export:write_torchvision",
+            "safetensors for torchvision, and a .pth where PyTorch is installed",
+            facts={"pixels": False, "copies": 2, "levels": "layer1..layer4"},
+        ),
+        "timm": Entry(
+            "dupr_tf.weights.torch_export:write_timm",
+            "safetensors and config.json for timm.create_model",
+            facts={"pixels": False, "levels": "layer1..layer4"},
+        ),
+        "detectron2": Entry(
+            "dupr_tf.weights.detectron2_io:write_detectron2_directory",
+            "a pickle that detectron2 loads, and its config lines",
+            facts={"pixels": False, "levels": "res2..res5"},
+        ),
+        "kerashub": Entry(
+            "dupr_tf.weights.kerashub_io:write_kerashub",
+            "a KerasHub preset with its image converter",
+            "kerashub",
+            ("keras_hub",),
+            facts={"pixels": False},
+        ),
+        "kerascv": Entry(
+            "dupr_tf.weights.keras_io:write_kerascv",
+            "a .keras file with the normalisation inside, for KerasCV's detectors",
+            facts={"pixels": True},
+        ),
+    },
+)
+FORMATS = tuple(EXPORTS)
 
 
 def installed(module):
     """Whether a module is there to be imported; it is not imported."""
     return importlib.util.find_spec(module) is not None
-
-
-def check_format(to):
-    """Refuse a format that does not exist, or that needs what is not installed.
-
-    Raises:
-        ValueError: naming the formats, or the extra to install.
-    """
-    if to not in FORMATS:
-        raise ValueError(f"Expected one of {', '.join(FORMATS)}, received {to!r}. Fix: choose one of them.")
-    extra, modules = EXTRAS.get(to, (None, ()))
-    missing = [module for module in modules if not installed(module)]
-    if missing:
-        raise ValueError(
-            f"Expected {', '.join(missing)} to be installed for {to}, received no such package. "
-            f"Fix: pip install 'dupr_tf[{extra}]'"
-        )

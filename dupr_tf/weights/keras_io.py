@@ -2,9 +2,9 @@
 
 import keras
 
+from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.models.resnet import ResNetBackbone
 from dupr_tf.weights.compare import Written, compare, features
-from dupr_tf.weights.formats import ExportError
 from dupr_tf.weights.loading import KERAS_FILE, load_backbone, with_normalization
 
 
@@ -31,16 +31,17 @@ def write_kerascv(backbone, directory):
     if isinstance(backbone, ResNetBackbone):
         backbone = with_normalization(backbone, True)
     if not getattr(backbone, "pyramid_level_inputs", None):
-        raise ValueError(
-            f"Expected a backbone with pyramid_level_inputs, received `{backbone.name}`. "
-            "Fix: KerasCV needs it, {level: layer name}; a ResNetBackbone has it."
+        raise UserError(
+            "backbone",
+            f"`{backbone.name}` has no pyramid_level_inputs.",
+            "KerasCV needs it, {level: layer name}; a ResNetBackbone has it.",
         )
     backbone.save(directory / KERAS_FILE)
     read = keras.saving.load_model(directory / KERAS_FILE, compile=False)
     if getattr(read, "pyramid_level_inputs", None) != backbone.pyramid_level_inputs:
-        raise ExportError(
-            f"Expected {KERAS_FILE} to keep pyramid_level_inputs, received a {type(read).__name__} with others. "
-            "Fix: register a class of its own for this backbone, which sets it in __init__."
+        raise RunFailed(
+            f"{KERAS_FILE}, read again, is a {type(read).__name__} without the pyramid_level_inputs of the backbone. "
+            "Register a class for this backbone that sets it in __init__."
         )
     return _compare_read(backbone, read)
 

@@ -1,8 +1,9 @@
 """ResNets to and from KerasHub's `ResNetBackbone`, and KerasHub presets. Needs the extra `kerashub`."""
 
+from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNetBackbone, block_and_depths, stage_channels
 from dupr_tf.weights.compare import Written, check_images, compare, features, float32_twin, normalized
-from dupr_tf.weights.formats import check_format
+from dupr_tf.weights.formats import EXPORTS
 from dupr_tf.weights.names import architecture_of, assign_arrays, named_arrays
 
 BLOCKS = {"basic": "basic_block", "bottleneck": "bottleneck_block"}
@@ -14,16 +15,17 @@ def to_keras_hub(backbone):
     It takes images that are normalised already, whatever `backbone` takes.
 
     Raises:
-        ValueError: for another model or width, or if KerasHub is not installed.
+        UserError: for another model or width, or if KerasHub is not installed.
     """
-    check_format("kerashub")
+    EXPORTS.check("kerashub")
     import keras_hub
 
     architecture = architecture_of(backbone)
     if backbone.width != 1:
-        raise ValueError(
-            f"Expected width 1 for kerashub, received {backbone.width:g}. "
-            "Fix: KerasHub's ResNet has no other; its detectors take the export to kerascv or keras too."
+        raise UserError(
+            "backbone",
+            f"Expected width 1 for kerashub, received {backbone.width:g}.",
+            "KerasHub's ResNet has no other width; its detectors take the export to kerascv or keras too.",
         )
     block, depths = block_and_depths(architecture)
     model = keras_hub.models.ResNetBackbone(
@@ -49,7 +51,7 @@ def from_keras_hub(model, architecture, include_normalization=False):
         include_normalization: as in `ResNetBackbone`.
 
     Raises:
-        ExportError: naming the tensors that one of the two has and the other has not.
+        RunFailed: naming the tensors that one of the two has and the other has not.
     """
     backbone = ResNetBackbone(architecture, include_normalization=include_normalization)
     arrays = named_arrays(model, "kerashub", architecture)

@@ -7,8 +7,10 @@ import os
 import keras
 import numpy as np
 
+from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.models.resnet import ResNetBackbone, stage_channels
 from dupr_tf.remote_path import as_path
+from dupr_tf.text import one_line
 from dupr_tf.weights.checkpoints import ENDINGS, read_checkpoint
 from dupr_tf.weights.manifest import check_file
 from dupr_tf.weights.names import weight_names
@@ -38,7 +40,7 @@ def load_backbone(path, include_normalization=None, allow_nonfinite=False):
         A Keras model with `pyramid_outputs` or `pyramid_level_inputs`.
 
     Raises:
-        ValueError: in one line, for a path that is missing, of another type, damaged, or not a backbone.
+        UserError: for a path that is missing, of another type, damaged, or not a backbone.
     """
     file = _file_of(as_path(path))
     check_file(file)
@@ -57,16 +59,17 @@ def load_weights_for(architecture, width, path, include_normalization):
     """`load_backbone` for a config: a `ResNetBackbone` has to be of its architecture and width.
 
     Raises:
-        ValueError: as `load_backbone`, and for another architecture or width.
+        UserError: as `load_backbone`, and for another architecture or width.
     """
     backbone = load_backbone(path, include_normalization)
     if not isinstance(backbone, ResNetBackbone):
         return backbone
     if (backbone.architecture, stage_channels(backbone.width)) != (architecture, stage_channels(width)):
-        raise ValueError(
+        raise UserError(
+            None,
             f"Expected weights of {architecture} at width {width:g}, received {backbone.architecture} at "
-            f"width {backbone.width:g} from {path}. Fix: --model.backbone {backbone.architecture} "
-            f"--model.width {backbone.width:g}"
+            f"width {backbone.width:g} from {path}.",
+            f"Use --model.backbone {backbone.architecture} --model.width {backbone.width:g}.",
         )
     return backbone
 
@@ -105,14 +108,17 @@ def import_backbone(file, output, prefix=None, overwrite=False, allow_nonfinite=
         An `Imported`.
 
     Raises:
-        ValueError: in one line, naming what is missing, of another shape, unknown or not finite, or why the output
+        UserError: naming what is missing, of another shape, unknown or not finite, or why the output
             cannot be written. Nothing is then left of it.
+        RunFailed: the disk cannot take it.
     """
     output = as_path(output)
     if output.suffix != ".keras":
-        raise ValueError(f"Expected an output ending in .keras, received {output}. Fix: {output.with_suffix('.keras')}")
+        raise UserError(
+            "output", f"Expected a name ending in .keras, received {output}.", f"Use {output.with_suffix('.keras')}."
+        )
     if output.exists() and not overwrite:
-        raise ValueError(f"Expected a new output, received {output}, which exists. Fix: --overwrite, or another name.")
+        raise UserError("output", f"{output} exists already.", "Pass --overwrite, or choose another name.")
     check_file(file)
     state = read_checkpoint(file)
     prefix = find_prefix(state) if prefix is None else prefix
@@ -127,9 +133,10 @@ def import_backbone(file, output, prefix=None, overwrite=False, allow_nonfinite=
 def with_normalization(backbone, include_normalization):
     """Return a copy of a `ResNetBackbone` that normalises its images itself, or one that does not."""
     if not isinstance(backbone, ResNetBackbone):
-        raise ValueError(
-            f"Expected a ResNetBackbone, received `{backbone.name}` ({type(backbone).__name__}). "
-            "Fix: pass include_normalization=None and normalise as that model needs it."
+        raise UserError(
+            "backbone",
+            f"Expected a ResNetBackbone, received `{backbone.name}` ({type(backbone).__name__}).",
+            "Pass include_normalization=None and normalise images as that model needs it.",
         )
     copy = ResNetBackbone.from_config({**backbone.get_config(), "include_normalization": include_normalization})
     copy.set_weights(backbone.get_weights())  # the normalisation has none, so the lists are the same
@@ -142,16 +149,18 @@ def _file_of(path):
         for name in (KERAS_FILE, SAFETENSORS_FILE):
             if (path / name).is_file():
                 return path / name
-        raise ValueError(
-            f"Expected {KERAS_FILE} or {SAFETENSORS_FILE} in {path}, received a directory without them. "
-            "Fix: give a finished run, or an export to keras or torchvision."
+        raise UserError(
+            None,
+            f"The directory {path} has no {KERAS_FILE} and no {SAFETENSORS_FILE}.",
+            "Pass a finished run, or an export to keras or torchvision.",
         )
     if not path.exists():
-        raise ValueError(f"Expected a run directory or a backbone file, received {path}: no such file. Fix: the path.")
+        raise UserError(None, f"There is no file or directory {path}.", "Pass a run, an export or a file of weights.")
     if path.suffix not in (".keras", *ENDINGS):
-        raise ValueError(
-            f"Expected a directory, or a file ending in .keras, {', '.join(ENDINGS)}, received {path}. "
-            "Fix: convert .pkl and .h5 files first; pickles can run code and are not read here."
+        raise UserError(
+            None,
+            f"Expected a directory, or a file ending in .keras, {', '.join(ENDINGS)}, received {path}.",
+            "Convert .pkl and .h5 files first; pickles can run code, so they are not read.",
         )
     return path
 
@@ -168,9 +177,9 @@ def _save_keras(backbone, output):
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise ValueError(
-            f"Expected to write {output}, received an error of the disk ({' '.join(str(error).split())[:120]}). "
-            "Fix: make room, or choose another output; no part of it was left behind."
+        raise RunFailed(
+            f"{output} could not be written ({one_line(error, 120)}). Free some space or choose another output; "
+            "nothing was left behind."
         ) from error
 
 
@@ -183,9 +192,10 @@ def _compare(written, backbone):
 def _check_finite(backbone, file):
     for variable in backbone.weights:
         if not np.isfinite(np.asarray(variable, dtype=np.float32)).all():
-            raise ValueError(
-                f"Expected finite weights, received NaN or infinity in {variable.path} of {file}. "
-                "Fix: use a run that did not diverge, or load_backbone(path, allow_nonfinite=True)."
+            raise UserError(
+                None,
+                f"{variable.path} of {file} contains NaN or infinity.",
+                "Use a run that did not diverge, or load_backbone(path, allow_nonfinite=True).",
             )
 
 
@@ -193,24 +203,25 @@ def read_keras(file):
     """The model of a `.keras` file. Code in it (a `Lambda` layer) is never run.
 
     Raises:
-        ValueError: in one line, for whatever keeps it from being read.
+        UserError: for whatever keeps it from being read.
     """
     try:
         with local_copy(file) as local:
             return keras.saving.load_model(local, compile=False)  # safe_mode is Keras' default: no Lambda, no pickle
     except Exception as error:  # Keras lets through whatever zipfile, json and h5py raise
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"Expected a Keras model that loads without running its code, received {file} ({reason}). "
-            "Fix: copy the file again; for a model with classes of its own, import them first."
+        raise UserError(
+            None,
+            f"{file} cannot be loaded as a Keras model without running its code ({one_line(error, 200)}).",
+            "Copy the file again; for a model with classes of its own, import them first.",
         ) from error
 
 
 def _load_keras(file):
     model = read_keras(file)
     if not (getattr(model, "pyramid_outputs", None) or getattr(model, "pyramid_level_inputs", None)):
-        raise ValueError(
-            f"Expected a backbone with a feature pyramid, received {file}, a {type(model).__name__} without. "
-            "Fix: save the backbone itself (a ResNetBackbone), not a classifier or a detector on top of it."
+        raise UserError(
+            None,
+            f"{file} holds a {type(model).__name__} without a feature pyramid.",
+            "Save the backbone itself (a ResNetBackbone), not a classifier or a detector on top of it.",
         )
     return model

@@ -5,6 +5,7 @@ It is there because neither safetensors nor HDF5 notices a flipped bit.
 
 import json
 
+from dupr_tf.errors import UserError
 from dupr_tf.remote_path import as_path
 from dupr_tf.whole_files import sha256_of
 
@@ -24,7 +25,7 @@ def read_manifest(directory):
     """Return the manifest of a directory, or None if it has none.
 
     Raises:
-        ValueError: if there is one that cannot be read.
+        UserError: if there is one that cannot be read.
     """
     path = as_path(directory) / MANIFEST_FILE
     if not path.is_file():
@@ -34,7 +35,7 @@ def read_manifest(directory):
     except ValueError:
         manifest = None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files", {}), dict):
-        raise ValueError(f"Expected a manifest with `files`, received {path}, which is damaged. Fix: copy it again.")
+        raise UserError(None, f"{path} is damaged.", "Copy it again.")
     return manifest
 
 
@@ -42,14 +43,15 @@ def check_file(path):
     """Compare a file with the manifest beside it, if there is one that lists it.
 
     Raises:
-        ValueError: if the file is not the one that was written.
+        UserError: if the file is not the one that was written.
     """
     path = as_path(path)
     expected = ((read_manifest(path.parent) or {}).get("files") or {}).get(path.name)
     if expected is not None and sha256_of(path) != expected:
-        raise ValueError(
-            f"Expected {path} to have the sha256 {str(expected)[:12]}…, received another: it is damaged or "
-            f"was changed. Fix: copy it again, or remove {MANIFEST_FILE} if you changed it yourself."
+        raise UserError(
+            None,
+            f"{path} is damaged or was changed: its sha256 is not the one in {MANIFEST_FILE}.",
+            f"Copy it again, or remove {MANIFEST_FILE} if you changed the file yourself.",
         )
 
 
@@ -57,12 +59,12 @@ def check_directory(directory):
     """Compare every file a directory's manifest lists.
 
     Raises:
-        ValueError: naming the first file that is missing or different, or if there is no manifest.
+        UserError: naming the first file that is missing or different, or if there is no manifest.
     """
     manifest = read_manifest(directory)
     if manifest is None:
-        raise ValueError(f"Expected {MANIFEST_FILE} in {directory}, received none. Fix: export it again.")
+        raise UserError(None, f"{directory} has no {MANIFEST_FILE}.", "Export it again.")
     for name in manifest.get("files", {}):
         path = as_path(directory) / name
         if not path.is_file() or sha256_of(path) != manifest["files"][name]:
-            raise ValueError(f"Expected {path} as the manifest has it, received another or none. Fix: copy it again.")
+            raise UserError(None, f"{path} is missing, damaged or changed.", "Copy the directory again.")

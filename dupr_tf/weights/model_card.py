@@ -8,9 +8,9 @@ import yaml
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 from dupr_tf.remote_path import as_path
 from dupr_tf.weights.environment import describe_environment, read_environments
+from dupr_tf.weights.formats import EXPORTS
 
 NO_LICENSE = "not stated"
-_LEVELS = {"torchvision": "layer1..layer4", "timm": "layer1..layer4", "detectron2": "res2..res5"}
 
 _READING = {
     "keras": """backbone = dupr_tf.load_backbone("<this directory>")
@@ -50,7 +50,7 @@ def model_card(backbone, to, written, facts, license=None):
         "network": _network(backbone),
         "parameters": f"{sum(int(variable.value.shape.num_elements()) for variable in backbone.weights):,}",
         "input": _input(backbone, to),
-        "output": f"{_LEVELS.get(to, 'P2..P5')} at strides 4, 8, 16, 32",
+        "output": f"{EXPORTS[to].facts.get('levels', 'P2..P5')} at strides 4, 8, 16, 32",
         "layout": "torchvision's: stride in the 3×3, symmetric padding, batch norm epsilon 1e-5",
         "verified": _verified(written),
         **_origin(facts),
@@ -122,9 +122,9 @@ def _network(backbone):
 
 
 def _input(backbone, to):
-    raw = to in ("saved_model", "onnx", "kerascv") or (
-        to == "keras" and getattr(backbone, "include_normalization", False)
-    )
+    raw = EXPORTS[to].facts["pixels"]
+    if raw is None:
+        raw = getattr(backbone, "include_normalization", False)
     numbers = f"mean {IMAGENET_MEAN}, std {IMAGENET_STD}"
     if raw:
         return f"RGB images in 0–255, uint8 or float, any size; normalised inside ({numbers})"

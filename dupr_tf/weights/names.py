@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dupr_tf.weights.formats import ExportError
+from dupr_tf.errors import RunFailed, UserError
 
 LAYOUTS = ("keras", "torchvision", "detectron2", "kerashub")
 TORCH_ORDER = ("torchvision", "detectron2")  # layouts whose kernels are (out, in, height, width)
@@ -78,8 +78,8 @@ def named_arrays(model, layout, architecture=None):
         architecture: of the model, where it does not say so itself.
 
     Raises:
-        ValueError: for a model that is not a `ResNetBackbone`.
-        ExportError: naming the tensors the table lists and the model lacks, or has besides.
+        UserError: for a model that is not a `ResNetBackbone`.
+        RunFailed: naming the tensors the table lists and the model lacks, or has besides.
     """
     _check_layout(layout)
     arrays = {}
@@ -92,7 +92,7 @@ def named_arrays(model, layout, architecture=None):
 def torch_arrays(backbone, layout):
     """Return `{name in layout: float32 array in torch's axis order}` of a `ResNetBackbone`."""
     if layout not in TORCH_ORDER:
-        raise ValueError(f"Expected torchvision or detectron2, received {layout!r}. Fix: choose one of them.")
+        raise UserError("layout", f"Expected torchvision or detectron2, received {layout!r}.")
     return named_arrays(backbone, layout)
 
 
@@ -107,7 +107,7 @@ def assign_arrays(model, architecture, arrays, layout, target="keras"):
         target: whose layer names the model has, `keras` or `kerashub`.
 
     Raises:
-        ExportError: naming the tensors that are missing or left over.
+        RunFailed: naming the tensors that are missing or left over.
     """
     _check_layout(layout)
     pairs = _mapped(model, architecture, target)
@@ -137,25 +137,26 @@ def _mapped(model, architecture, layout):
 
 def _refuse_gaps(model, missing, unmapped):
     if missing or unmapped:
-        raise ExportError(
-            f"Expected every tensor of `{model.name}` to have its name in the table, and the reverse; received "
-            f"{len(missing)} missing ({', '.join(missing[:3]) or 'none'}) and {len(unmapped)} unmapped "
-            f"({', '.join(unmapped[:3]) or 'none'}). Fix: use a ResNetBackbone as it is, without further layers."
+        raise RunFailed(
+            f"The tensors of `{model.name}` are not those of the table of names: {len(missing)} are missing "
+            f"({', '.join(missing[:3]) or 'none'}) and {len(unmapped)} have no name "
+            f"({', '.join(unmapped[:3]) or 'none'}). Use a ResNetBackbone as it is, without further layers."
         )
 
 
 def _check_layout(layout):
     if layout not in LAYOUTS:
-        raise ValueError(f"Expected one of {', '.join(LAYOUTS)}, received {layout!r}. Fix: choose one of them.")
+        raise UserError("layout", f"Expected one of {', '.join(LAYOUTS)}, received {layout!r}.")
 
 
 def architecture_of(backbone):
     """Return the architecture of a `ResNetBackbone`; any other model is refused."""
     architecture = getattr(backbone, "architecture", None)
     if architecture is None:
-        raise ValueError(
-            f"Expected a ResNetBackbone, received `{backbone.name}` ({type(backbone).__name__}). "
-            "Fix: only this package's ResNets have torch names; write other models as keras or saved_model."
+        raise UserError(
+            "backbone",
+            f"Expected a ResNetBackbone, received `{backbone.name}` ({type(backbone).__name__}).",
+            "Only this package's ResNets have torch names; write other models as keras or saved_model.",
         )
     return architecture
 

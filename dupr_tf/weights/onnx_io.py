@@ -4,7 +4,7 @@ import numpy as np
 
 from dupr_tf.models.resnet import ResNetBackbone
 from dupr_tf.weights.compare import Written, compare, float32_twin
-from dupr_tf.weights.formats import check_format
+from dupr_tf.weights.formats import EXPORTS
 from dupr_tf.weights.saved_model import as_numpy, serving_function, serving_model
 
 ONNX_FILE = "backbone.onnx"
@@ -30,9 +30,9 @@ def write_onnx(backbone, path):
         A `Written`: onnxruntime on the CPU against the model.
 
     Raises:
-        ValueError: if the extra `onnx` is not installed.
+        UserError: if the extra `onnx` is not installed.
     """
-    check_format("onnx")
+    EXPORTS.check("onnx")
     import onnxruntime
     import tf2onnx
 

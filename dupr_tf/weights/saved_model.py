@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dupr_tf.errors import RunFailed
 from dupr_tf.models.resnet import imagenet_normalization, pyramid
 from dupr_tf.weights.compare import Written, check_images, compare, levels_of
-from dupr_tf.weights.formats import ExportError
 
 FLOAT_SIGNATURE = "serving_default"
 UINT8_SIGNATURE = "uint8"
@@ -64,7 +64,7 @@ def read_saved_model(path):
     loaded = tf.saved_model.load(str(path))
     missing = {FLOAT_SIGNATURE, UINT8_SIGNATURE} - set(loaded.signatures)
     if missing:
-        raise ExportError(f"Expected the signatures serving_default and uint8, received {path} without {missing}.")
+        raise RunFailed(f"{path} lacks the signatures {', '.join(sorted(missing))}.")
 
     def features(images):
         images = np.asarray(images)

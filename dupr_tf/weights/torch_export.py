@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dupr_tf.errors import RunFailed
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD, LEVELS, ResNetBackbone
 from dupr_tf.weights.compare import (
     SIZES,
@@ -19,7 +20,7 @@ from dupr_tf.weights.compare import (
     float32_twin,
     normalized,
 )
-from dupr_tf.weights.formats import ExportError, installed
+from dupr_tf.weights.formats import installed
 from dupr_tf.weights.loading import SAFETENSORS_FILE
 from dupr_tf.weights.names import assign_arrays
 from dupr_tf.weights.torch_io import read_safetensors, to_torchvision, write_safetensors
@@ -133,18 +134,18 @@ def ask(job):
     """Let `torch_process` do a job in a process of its own, and return its answer.
 
     Raises:
-        ExportError: if it fails, or finds a name without a partner.
+        RunFailed: if it fails, or finds a name without a partner.
     """
     # -P: its own folder is not on the path, or our modules would pass for other packages'.
     command = [sys.executable, "-P", str(PROCESS), json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise ExportError(f"Expected {job['task']} to take the export, received an error: {reason[:300]}. Fix: see it.")
+        raise RunFailed(f"{job['task']} cannot load the export: {reason[:300]}.")
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     if answer.get("missing") or answer.get("unexpected"):
-        raise ExportError(
-            f"Expected every array to have its place in {job['task']}, received missing {answer['missing'][:5]}, "
-            f"unexpected {answer['unexpected'][:5]}. Fix: this is a defect of the table of names; please report it."
+        raise RunFailed(
+            f"{job['task']} finds arrays without a place: missing {answer['missing'][:5]}, unexpected "
+            f"{answer['unexpected'][:5]}. This is a defect of the table of names; please report it."
         )
     return answer

@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import ARCHITECTURES, STAGE_WIDTHS, build_backbone, stage_channels
 from dupr_tf.weights.names import keras_variable, to_keras_layout, torch_arrays, weight_names
 
@@ -48,7 +49,7 @@ def from_torchvision(state, prefix=None, include_normalization=False, name=None,
         the log says how many arrays matched and lists what was dropped. `num_batches_tracked` is ignored.
 
     Raises:
-        ValueError: naming the keys that are missing, unknown, of another shape, or not finite.
+        UserError: naming the keys that are missing, unknown, of another shape, or not finite.
     """
     prefix = find_prefix(state) if prefix is None else prefix
     state, dropped = _select(state, prefix)
@@ -74,7 +75,7 @@ def find_prefix(state):
     PyContrast, SwAV, DenseCL, BYOL and OpenSelfSup, torchvision and timm are told apart by this alone.
 
     Raises:
-        ValueError: for none, or for several that hold different weights.
+        UserError: for none, or for several that hold different weights.
     """
     ending = "layer1.0.conv1.weight"
     found = [key.removesuffix(ending) for key in state if key.endswith(ending)]
@@ -85,9 +86,9 @@ def find_prefix(state):
     first, *others = found
     for other in others:  # the same module may be registered twice
         if not np.array_equal(np.asarray(state[first + ending]), np.asarray(state[other + ending])):
-            raise ValueError(
-                f"Expected one ResNet, received {_listed([repr(prefix) for prefix in found])} with different weights. "
-                "Fix: pass the prefix of the one you want."
+            names = _listed([repr(prefix) for prefix in found])
+            raise UserError(
+                "prefix", f"There are several ResNets with different weights: {names}.", "Pass one of them."
             )
     return first
 
@@ -105,9 +106,10 @@ def infer_architecture(state):
     for architecture, layout in ARCHITECTURES.items():
         if layout == (block, depths):
             return architecture, _width(state)
-    raise ValueError(
-        f"Expected one of {', '.join(ARCHITECTURES)}, received a {block} network of {depths} blocks. "
-        "Fix: use a torchvision ResNet; a key that is missing makes a stage look shorter."
+    raise UserError(
+        None,
+        f"Expected one of {', '.join(ARCHITECTURES)}, received a {block} network of {depths} blocks.",
+        "Use a torchvision ResNet; a missing key makes a stage look shorter.",
     )
 
 
@@ -121,14 +123,14 @@ def read_safetensors(path):
     """Return `({name: array}, {metadata})` of a safetensors file.
 
     Raises:
-        ValueError: if the file is cut short or is no safetensors file.
+        UserError: if the file is cut short or is no safetensors file.
     """
     try:
         with safe_open(str(path), framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, TypeError) as error:
-        raise ValueError(
-            f"Expected a safetensors file of float arrays, received {path} ({error}). Fix: copy it again."
+        raise UserError(
+            None, f"{path} is not a safetensors file of float arrays ({error}).", "Copy it again."
         ) from None
 
 
@@ -149,18 +151,21 @@ def _check_keys(state, architecture):
     _require(state, names)
     unknown = sorted(set(state) - set(names))
     if unknown:
-        raise ValueError(
-            f"Expected only the weights of a {architecture}, received also {_listed(unknown)}. "
-            "Fix: use a plain torchvision ResNet (no ResNeXt, no extra norms), or remove these keys."
+        raise UserError(
+            None,
+            f"Expected only the weights of a {architecture}, received also {_listed(unknown)}.",
+            "Use a plain torchvision ResNet (no ResNeXt, no extra norms), or remove these keys.",
         )
 
 
 def _require(state, names):
     missing = [name for name in names if name not in state]
     if missing:
-        raise ValueError(
-            f"Expected a torchvision ResNet state dict, received one without {_listed(missing)} "
-            f"(it has {_listed(sorted(state)) or 'nothing'}). Fix: use the checkpoint of a ResNet."
+        raise UserError(
+            None,
+            f"The state dict lacks {_listed(missing)} of torchvision's ResNet "
+            f"(it has {_listed(sorted(state)) or 'nothing'}).",
+            "Use the checkpoint of a ResNet.",
         )
 
 
@@ -168,19 +173,23 @@ def _checked(value, row, shape, allow_nonfinite):
     """The array of one row of the table, float32 and in Keras' order."""
     name, value = row.torchvision, np.asarray(value)
     if value.dtype.kind in "cmMOSU":  # complex numbers, times, objects, text
-        raise ValueError(f"Expected real numbers in {name}, received {value.dtype}. Fix: use a checkpoint of weights.")
+        raise UserError(
+            None, f"Expected real numbers in {name}, received {value.dtype}.", "Use a checkpoint of weights."
+        )
     if value.ndim == (4 if row.is_kernel else 1):
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is told below
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
             value = to_keras_layout(value.astype(np.float32), row.is_kernel)
     if value.shape != shape:
-        raise ValueError(
-            f"Expected {name} to be {shape} in Keras' order, received {value.shape}. "
-            "Fix: use a plain torchvision ResNet, no wide or grouped variant; a width scales all stages."
+        raise UserError(
+            None,
+            f"Expected {name} to be {shape} in Keras' order, received {value.shape}.",
+            "Use a plain torchvision ResNet, no wide or grouped variant; a width scales all stages.",
         )
     if not (allow_nonfinite or np.isfinite(value).all()):
-        raise ValueError(
-            f"Expected finite numbers, received NaN or infinity in {name}. "
-            "Fix: use a sound checkpoint, or import it with --allow-nonfinite."
+        raise UserError(
+            None,
+            f"{name} contains NaN or infinity.",
+            "Use a sound checkpoint, or import it with --allow-nonfinite.",
         )
     return value
 
@@ -201,9 +210,10 @@ def _width(state):
     for width in (channels[-1] / STAGE_WIDTHS[-1], (lowest + highest) / 2):
         if width > 0 and stage_channels(width) == channels:
             return width
-    raise ValueError(
-        f"Expected channels of {STAGE_WIDTHS} times one width, received {channels} in layer1..layer4. "
-        "Fix: use a network whose stages double in width."
+    raise UserError(
+        None,
+        f"Expected channels of {STAGE_WIDTHS} times one width, received {channels} in layer1..layer4.",
+        "Use a network whose stages double in width.",
     )
 
 

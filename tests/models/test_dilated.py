@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import LEVELS, build_backbone, dilated, pyramid
 
 
@@ -74,7 +75,9 @@ def test_it_serialises_and_older_files_have_stride_32():
 
 
 def test_only_our_own_backbones_are_dilated():
-    with pytest.raises(ValueError, match="Expected a ResNetBackbone to dilate, received Sequential"):
+    with pytest.raises(UserError) as error:
         dilated(keras.Sequential([keras.Input((8, 8, 3))]))
-    with pytest.raises(ValueError, match="Expected output_stride 16 or 32, received 8"):
+    assert error.value.field == "backbone" and "Sequential" in error.value.problem
+    with pytest.raises(UserError) as error:
         build_backbone("resnet18", width=0.125, output_stride=8)
+    assert error.value.field == "output_stride"

@@ -4,12 +4,14 @@ import keras
 import numpy as np
 import pytest
 
+from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import (
     ARCHITECTURES,
     IMAGENET_MEAN,
     IMAGENET_STD,
     ResNetBackbone,
     build_backbone,
+    imagenet_normalization,
     pyramid,
     stage_channels,
 )
@@ -199,10 +201,24 @@ def test_pyramid_takes_a_model_with_either_attribute():
 def test_pyramid_shares_weights_and_says_what_it_lacks():
     backbone = build_backbone("resnet18", width=0.125)
     assert pyramid(backbone).trainable_variables[0] is backbone.trainable_variables[0]
-    with pytest.raises(ValueError, match=r"levels P2, P6, received `resnet18` with P2, P3, P4, P5\. Fix"):
+    with pytest.raises(UserError) as error:
         pyramid(backbone, ("P2", "P6"))
-    with pytest.raises(ValueError, match="with none"):
+    assert error.value.field == "backbone" and "P2, P6" in error.value.problem
+    with pytest.raises(UserError) as error:
         pyramid(keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)]))
+    assert error.value.field == "backbone" and "none" in error.value.problem
+
+
+def test_normalisation_is_imagenets_in_rgb_order():
+    red = np.array([[[[255.0, 0.0, 0.0]]]], np.float32)
+    received = np.asarray(imagenet_normalization()(red))[0, 0, 0]
+    np.testing.assert_allclose(received, [2.24891, -2.03571, -1.80444], atol=1e-5)  # torchvision's numbers
+
+
+def test_kernels_start_from_fan_out_as_torchvisions_do():
+    keras.utils.set_random_seed(0)
+    kernel = np.asarray(build_backbone("resnet18", width=0.5).get_layer("conv1_conv").kernel)  # (7, 7, 3, 32)
+    assert kernel.std() == pytest.approx(np.sqrt(2 / (32 * 7 * 7)), rel=0.05)
 
 
 def test_width_gives_multiples_of_eight():
@@ -213,21 +229,23 @@ def test_width_gives_multiples_of_eight():
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "message"),
+    ("kwargs", "field", "named"),
     [
-        ({"architecture": "resnet51"}, "Expected one of resnet18, .*, received 'resnet51'. Fix"),
-        ({"architecture": "resnet18", "width": 0}, "Expected a width between 0 and 16, received 0. Fix"),
-        ({"architecture": "resnet18", "width": "wide"}, "received 'wide'"),
-        ({"architecture": "resnet18", "input_shape": (224, 224)}, r"received \(224, 224\). Fix"),
+        ({"architecture": "resnet51"}, "model.backbone", "'resnet51'"),
+        ({"architecture": "resnet18", "width": 0}, "width", "received 0"),
+        ({"architecture": "resnet18", "width": "wide"}, "width", "'wide'"),
+        ({"architecture": "resnet18", "input_shape": (224, 224)}, "input_shape", "(224, 224)"),
         (
             {"architecture": "resnet18", "input_shape": (8, 8, 1), "include_normalization": True},
-            "3 channels.*received 1",
+            "input_shape",
+            "received 1",
         ),
     ],
 )
-def test_wrong_arguments_are_named_with_their_cure(kwargs, message):
-    with pytest.raises(ValueError, match=message):
+def test_wrong_arguments_are_named_with_a_fix(kwargs, field, named):
+    with pytest.raises(UserError) as error:
         build_backbone(**kwargs)
+    assert error.value.field == field and named in error.value.problem and error.value.fix
 
 
 def test_kerascvs_retinanet_builds_on_it():

@@ -10,7 +10,6 @@ from dupr_tf.cli import main
 from dupr_tf.commands.plan import images_in
 from dupr_tf.config import dump_config
 from dupr_tf.planning.measuring import input_assumptions
-from dupr_tf.planning.printing import number_text, size_text
 from tests.planning.tiny_config import TINY
 
 SMALL = "configs/dupr_r18_small.yaml"
@@ -87,18 +86,6 @@ def test_all_mistakes_are_reported_before_tensorflow_loads():
 ])  # fmt: skip
 def test_numbers_of_images(text, number):
     assert images_in(text) == number
-
-
-@pytest.mark.parametrize(
-    "size, text", [(0, "0 B"), (999, "999 B"), (1234, "1.23 kB"), (2.5e12, "2.5 TB"), (3e18, "3,000 PB")]
-)
-def test_sizes(size, text):
-    assert size_text(size) == text
-
-
-@pytest.mark.parametrize("value, text", [(16130.4, "16,130"), (110_000, "110,000"), (16.128, "16.13"), (0.95, "0.95")])
-def test_numbers(value, text):
-    assert number_text(value) == text
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def test_a_name_says_base_percentage_and_seed(name, expected):
 
 @pytest.mark.parametrize("name", ["coco_0pct_seed0", "coco_101pct_seed0"])
 def test_an_impossible_percentage_is_refused(name):
-    with pytest.raises(ValueError, match=f"up to 100, received {name}"):
+    with pytest.raises(ValueError, match=name):
         subsets.parse_subset(name)
 
 
@@ -58,7 +58,7 @@ def test_draws_depend_on_the_seed_alone_are_nested_and_even():
 
 
 def test_no_images_are_refused():
-    with pytest.raises(ValueError, match="received none"):
+    with pytest.raises(ValueError, match="no images"):
         subsets.draw_images([], 1, 0)
 
 
@@ -79,7 +79,7 @@ def test_records_are_picked_listed_once_and_held_to_the_list(tmp_path):
     assert [r["image_id"] for r in first] == subsets.read_list(path) and all(r["annotations"] for r in first)
     before = path.stat().st_mtime_ns
     assert subsets.draw_and_record(records, ONE, tmp_path) == first and path.stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match=r"received others\. Fix: another OUTPUT_DIR"):
+    with pytest.raises(ValueError, match=r"OUTPUT_DIR"):
         subsets.draw_and_record(records[:100], ONE, tmp_path)
 
 
@@ -204,7 +204,7 @@ def test_every_data_set_gets_its_evaluator(train):
     assert build(cfg, "coco_2017_train") == ("coco", "coco_2017_train", "./output/inference")
     assert build(cfg, "voc_2007_test", "there") == ("voc", "voc_2007_test")
     assert build(cfg, "cityscapes_fine_instance_seg_val") == ("cityscapes", "cityscapes_fine_instance_seg_val")
-    with pytest.raises(ValueError, match=r"received lvis \(lvis\)"):
+    with pytest.raises(ValueError, match="lvis"):
         build(cfg, "lvis")
 
 
@@ -222,7 +222,7 @@ def test_configuring_registers_the_subsets_and_nothing_else(train, tmp_path):
 
 
 def test_weights_are_asked_for_and_random_is_said(train, tmp_path):
-    with pytest.raises(ValueError, match=r"Expected MODEL\.WEIGHTS, received none"):
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS is missing"):
         train.configure(types.SimpleNamespace(config_file="a.yaml", opts=[]))
     options = ["MODEL.WEIGHTS", "random", "OUTPUT_DIR", str(tmp_path)]
     assert train.configure(types.SimpleNamespace(config_file="a.yaml", opts=options)).MODEL.WEIGHTS == ""

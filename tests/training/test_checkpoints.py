@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dupr_tf.errors import RunFailed
+from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.training.checkpoints import RunCheckpoints, find_damage, saved_checkpoints
 from dupr_tf.training.optimizers import CoupledSGD
 from tests.models.test_divergence import GOOD, make_model
@@ -139,13 +139,13 @@ def test_nothing_whole_is_an_error_and_nothing_at_all_is_a_beginning(tmp_path):
     assert restored(tmp_path / "new")[0] == 0
     saved(tmp_path, [1])
     (tmp_path / "ckpt-1.index").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"^Expected a whole checkpoint .*received 1 damaged"):
+    with pytest.raises(UserError, match="1 checkpoint"):
         restored(tmp_path)
 
 
 def test_a_checkpoint_of_another_network_is_not_taken(tmp_path):
     saved(tmp_path, [1])
-    with pytest.raises(ValueError, match="damaged or foreign"):
+    with pytest.raises(UserError, match="another model"):
         restored(tmp_path, rows=65)
 
 
@@ -172,7 +172,7 @@ def test_a_checkpoint_by_the_manager_of_earlier_versions_is_read(tmp_path):
 def fails_for_want_of_room(folder, model, checkpoints, rows):
     size = 4 * rows * 16 * 4 + 8
     set_to(model, 2)
-    with pytest.raises(RunFailed, match=rf"checkpoint of step 2 .*{size:,} bytes.*that of step 1 is untouched"):
+    with pytest.raises(RunFailed, match=rf"checkpoint of step 2 .*{size:,} bytes.* step 1 "):
         checkpoints.save()
     assert [path.name for path in folder.iterdir() if not path.name.startswith("ckpt-1.")] == []
     assert restored(folder, rows)[0] == 1
@@ -205,3 +205,19 @@ def test_a_full_disk_tells_what_it_wants_and_leaves_the_one_before(small_disk):
     rows = 1000
     model, checkpoints = saved(small_disk, [1], rows=rows)  # 256 kB, of which a second has no room
     fails_for_want_of_room(small_disk, model, checkpoints, rows)
+
+
+def test_restore_step_refuses_damaged_and_missing_checkpoints(tmp_path):
+    saved(tmp_path, [1, 2])
+    model = stand_in()
+    checkpoints = RunCheckpoints(model, tmp_path, read_only=True)
+    checkpoints.restore_step(2)
+    assert_equal(values(model), of_step(2))
+    file = next(tmp_path.glob("ckpt-2.data-*"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    for step, named in ((2, file.name), (3, "ckpt-3")):
+        with pytest.raises(UserError) as error:
+            checkpoints.restore_step(step)
+        assert error.value.field == "--output" and named in error.value.problem

@@ -87,7 +87,7 @@ def test_a_run_that_diverges_ends_with_the_images_and_the_last_good_checkpoint(p
     told = capsys.readouterr().err
     entry = json.loads((run / "diverged.json").read_text())
     step = entry["step"]
-    assert f"Expected a finite loss and finite weights, received others at step {step}" in told
+    assert f"diverged at step {step}:" in told
     assert 1 < step < 6 and entry["learning_rate"] > 1e29 and "nan" in str(entry["loss_terms"])
     paths = list_images(photos, "folder")
     assert entry["images"] == batch_images(paths, tiny(), step - 1, BadImages(paths, 0.1)) and len(entry["images"]) == 8
@@ -96,7 +96,7 @@ def test_a_run_that_diverges_ends_with_the_images_and_the_last_good_checkpoint(p
     assert not (run / "backbone.keras").exists()
 
     assert main(command) == 2  # another rate than it was begun with
-    assert "optimizer.learning_rate 1e+30 -> 0.05" in capsys.readouterr().err
+    assert "error: optimizer.learning_rate: " in capsys.readouterr().err
 
 
 @pytest.mark.slow

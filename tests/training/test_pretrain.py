@@ -16,20 +16,23 @@ import tensorflow as tf
 from dupr_tf.cli import main
 from dupr_tf.config import dump_config, load_config, parse_config
 from dupr_tf.data.sample import write_sample
+from dupr_tf.errors import UserError
 from dupr_tf.training.begun import differences
+from dupr_tf.training.callbacks import CheckBadImages
+from dupr_tf.training.checkpoints import saved_checkpoints, step_of
 from dupr_tf.training.optimizers import Cosine, Milestones, build_schedule
-from dupr_tf.training.pretrain import _stretches, pretrain
+from dupr_tf.training.pretrain import pretrain, stretches
 from tests import oracles_step
 from tests.refusals import refusal
 
 
 def tiny(**train):
-    """Three of the losses, since a start is spent on tracing them."""
+    """Two of the losses, since a start is spent on tracing them."""
     return parse_config({
         "data": {"image_size": 32},
         "views": {"min_overlap": 8},
         "model": {"backbone": "resnet18", "width": 0.125, "roi_sizes": [8, 4, 2, 1], "bank_size": 70, "momentum": 0.9,
-                  "embedding_dim": 16, "image_weights": [0, 0, 0.7, 1], "patch_weights": [0, 0, 0, 0.5]},
+                  "embedding_dim": 16, "image_weights": [0, 0, 0, 0.7], "patch_weights": [0, 0, 0, 0.5]},
         "optimizer": {"learning_rate": 0.05},
         "train": {"batch_size": 8, "micro_batches": 2, "epochs": 2, "log_every": 1, "checkpoint_every": 2, **train},
     })  # fmt: skip
@@ -66,7 +69,7 @@ def test_a_run_leaves_what_the_readme_promises(whole_run):
     lines = metrics(whole_run)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]  # 24 photos, batches of 8, 2 epochs
     expected = {"step", "epoch", "loss", "valid_share", "learning_rate", "images_per_second", "step_share"}
-    weights = {"image_P4": 0.7, "image_P5": 1, "patch_P5": 0.5}
+    weights = {"image_P5": 0.7, "patch_P5": 0.5}
     for name in weights:
         expected |= {f"{what}/{name}" for what in ("loss", "accuracy", "positive", "negative", "std")}
     expected |= {"match/patch_P5", "bank_age/image", "bank_age/patch"}
@@ -138,10 +141,25 @@ def test_a_killed_run_resumes_bit_identically(whole_run, command, tmp_path):
     assert_goes_on_as_the_whole_run(command, run, whole_run)
 
 
-@pytest.mark.parametrize(
-    "number, code", [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
-)
-def test_a_signal_ends_the_run_with_a_checkpoint_however_often_it_comes(whole_run, command, tmp_path, number, code):
+def test_signal_ends_the_run_with_a_checkpoint(command, tmp_path, monkeypatch, capsys):
+    """Sent three times within the first step; the process itself is the run, which saves an import of TensorFlow."""
+
+    class Send(CheckBadImages):
+        def on_step(self, step, logs):
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("dupr_tf.training.pretrain.CheckBadImages", Send)
+    assert main(command[3:]) == 143
+    assert "stopped by SIGTERM after step 1, which is saved" in capsys.readouterr().err
+    assert [step_of(path) for path in saved_checkpoints(tmp_path / "run" / "checkpoints")] == [1]
+    assert len(_steps(tmp_path / "run")) == 1 and not (tmp_path / "run" / "backbone.keras").exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signalled_process_resumes_bit_identically(whole_run, command, tmp_path, number, code):
     run = tmp_path / "run"
     process = started(command, run, 1)
     for _ in range(3):
@@ -154,8 +172,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_however_often_it_comes(whole_ru
     assert f"stopped by {number.name} after step {step}, which is saved" in stderr and "Traceback" not in stderr
     assert (run / "checkpoints" / f"ckpt-{step}.index").exists() and 1 <= step < 6
     assert not (run / "backbone.keras").exists()
-    if number == signal.SIGINT:
-        assert_goes_on_as_the_whole_run(command, run, whole_run)
+    assert_goes_on_as_the_whole_run(command, run, whole_run)
 
 
 def _steps(run):
@@ -177,8 +194,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(photos, tmp_path
 
 
 def test_another_config_is_refused_with_the_difference(whole_run, photos):
-    with pytest.raises(ValueError, match=r"train\.epochs 2 -> 3"):
+    with pytest.raises(UserError) as error:
         pretrain(tiny(epochs=3), whole_run, photos)
+    assert error.value.fields == ("train.epochs",)
     assert differences(tiny(), tiny(log_every=7, checkpoint_every="10min")) == []
 
 
@@ -187,7 +205,7 @@ def test_a_changed_config_is_taken_when_that_is_allowed(whole_run, photos, tmp_p
     run = tmp_path / "run"
     shutil.copytree(whole_run, run)
     assert pretrain(tiny(epochs=3, max_steps=7), run, photos, allow_change=True).step == 7
-    assert "changed within the run: train.epochs 2 -> 3" in caplog.text
+    assert "changed within the run: train.epochs" in caplog.text
     assert losses(run)[:6] == losses(whole_run) and len(losses(run)) == 7
     assert load_config(run / "config.yaml").train.max_steps == 7
 
@@ -196,8 +214,10 @@ def test_a_folder_with_other_images_is_refused(whole_run, photos, tmp_path):
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     next(folder.iterdir()).unlink()
-    with pytest.raises(ValueError, match=r"data\.root .* -> .*; images 24 -> 23"):
+    with pytest.raises(UserError) as error:
         pretrain(tiny(), whole_run, folder)
+    assert error.value.fields == ("data.root", "data.root")  # the folder and its images
+    assert "24 images, and there are 23" in str(error.value)
 
 
 @pytest.mark.slow
@@ -218,7 +238,7 @@ def test_two_devices_go_on_from_a_checkpoint_of_one(whole_run, command, tmp_path
     refused = subprocess.run(
         [*arguments[:3], "4", *command[3:]], capture_output=True, text=True, check=False
     )  # two groups cannot be dealt to four devices
-    assert refused.returncode == 2 and "train.micro_batches: expected a multiple of the 4 devices" in refused.stderr
+    assert refused.returncode == 2 and "error: train.micro_batches: " in refused.stderr
 
 
 def test_too_many_bad_images_end_the_run(photos, tmp_path):
@@ -276,7 +296,7 @@ def test_schedules_are_the_oracles():
     (5, 8, [(5, 8)]), (0, 8, [(0, 8)]), (31, 34, [(31, 34)]), (20, 30, [(20, 30)]), (34, 34, []),
 ])  # fmt: skip
 def test_fit_is_called_for_whole_epochs_and_what_is_left_of_cut_ones(step, total, spans):
-    assert _stretches(step, 10, total) == spans
+    assert stretches(step, 10, total) == spans
 
 
 def test_a_config_chooses_its_schedule():

@@ -9,6 +9,7 @@ import tensorflow as tf
 from dupr_tf.cli import main
 from dupr_tf.config import parse_config
 from dupr_tf.data.sample import write_sample
+from dupr_tf.errors import UserError
 from dupr_tf.probing.in_training import build_probe
 from dupr_tf.training.callbacks import MetricsLog
 from dupr_tf.training.pretrain import pretrain
@@ -56,7 +57,7 @@ def test_a_probed_run_is_the_run_without_and_has_the_answers(photos, tmp_path):
 
 
 def test_a_run_that_is_to_be_probed_wants_a_probe(photos, tmp_path):
-    with pytest.raises(ValueError, match="Expected a probe for"):
+    with pytest.raises(UserError, match="probe: "):
         pretrain(tiny(photos), tmp_path / "run", photos)
     assert not (tmp_path / "run").exists()
 
@@ -104,8 +105,8 @@ def test_probing_does_not_count_as_training_and_has_a_line_of_its_own(tmp_path, 
 
 
 @pytest.mark.parametrize("fields, expected", [
-    (("--probing.every_epochs", "1"), "probing.data: expected a held-out folder, received none"),
-    (("--probing.every_epochs", "1", "--probing.data", "nowhere"), "probing.data: nowhere does not exist"),
+    (("--probing.every_epochs", "1"), "error: probing.data: "),
+    (("--probing.every_epochs", "1", "--probing.data", "nowhere"), "error: probing.data: "),
     (("--probing.every_epochs", "1", "--probing.data", "configs", "--probing.probes", "[knn]"), "probing.data: "),
     (("--probing.probes", "[svm]"), "probing.probes.0: "),
 ])  # fmt: skip

@@ -61,7 +61,7 @@ def test_a_run_goes_on_with_another_number_of_workers_or_says_why_not(tmp_path):
     three = finish(start(tmp_path, tmp_path / "three", 3, 1))
     assert three == [2] * 3
     for index in range(3):
-        problem = "train.micro_batches: expected a multiple of the 3 devices, received 4"
+        problem = "train.micro_batches: Expected a multiple of the 3 devices, received 4"
         assert problem in log_of(tmp_path / "three", index)
 
 
@@ -113,7 +113,7 @@ def test_workers_that_differ_do_not_begin(tmp_path):
     run = tmp_path / "config"
     assert finish(start(tmp_path, run, 2, 1, extra={1: ["--train.seed=5"]})) == [2, 2]
     for index in (0, 1):
-        assert "train.seed: expected the same on every worker, received 5 on worker 1" in log_of(run, index)
+        assert "train.seed: Expected the same on every worker, received 5 on worker 1" in log_of(run, index)
     assert not run.exists()
 
     run, other = tmp_path / "of_images", tmp_path / "other"
@@ -121,7 +121,7 @@ def test_workers_that_differ_do_not_begin(tmp_path):
     next(iter(sorted(other.iterdir()))).unlink()
     assert finish(start(tmp_path, run, 2, 1, extra={1: ["--data", str(other)]})) == [2, 2]
     for index in (0, 1):
-        assert "images: expected the same on every worker, received 23 on worker 1" in log_of(run, index)
+        assert "images: Expected the same on every worker, received 23 on worker 1" in log_of(run, index)
     assert not run.exists()
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from dupr_tf.cli import main
-from dupr_tf.models.resnet import build_backbone
+from dupr_tf.errors import UserError
+from dupr_tf.models.resnet import ResNetBackbone, build_backbone
 from dupr_tf.weights.checkpoints import read_checkpoint
 from dupr_tf.weights.loading import import_backbone, load_backbone, weights_digest
 from dupr_tf.weights.manifest import write_manifest
@@ -133,12 +134,41 @@ def test_a_digest_is_of_the_values(state):
     assert weights_digest(first) != weights_digest(again)
 
 
+def test_digest_depends_on_the_last_array(state):
+    backbone = from_torchvision(state)
+    before, weights = weights_digest(backbone), backbone.get_weights()
+    weights[-1] = weights[-1] + 1
+    backbone.set_weights(weights)
+    assert weights_digest(backbone) != before
+
+
+@pytest.mark.parametrize("averaged", ["teacher", "momentum", "target_net", "encoder_k", "module.ema"])
+def test_averaged_encoder_is_passed_over(state, averaged):
+    both = {f"{averaged}.{name}": value + 1 for name, value in state.items()}
+    both |= {f"student.{name}": value for name, value in state.items()}
+    assert find_prefix(both) == "student."
+
+
+def test_import_refuses_a_file_with_other_weights(state, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "weights.safetensors"
+    write_safetensors(state, file)
+    save = ResNetBackbone.save
+
+    def save_others(self, path):
+        other = ResNetBackbone.from_config(self.get_config())
+        save(other, path)
+
+    monkeypatch.setattr(ResNetBackbone, "save", save_others)
+    assert str(tmp_path / "b.keras") in refused(capsys, file, code=1)
+
+
 def test_a_module_registered_twice_is_one_but_two_networks_are_refused(state):
     twice = {f"{prefix}{name}": value for prefix in ("backbone.", "encoder_q.0.") for name, value in state.items()}
     assert find_prefix(twice) == "backbone."
     twice["encoder_q.0.layer1.0.conv1.weight"] = twice["encoder_q.0.layer1.0.conv1.weight"] + 1
-    with pytest.raises(ValueError, match=r"'backbone.', 'encoder_q.0.' with different weights"):
+    with pytest.raises(UserError) as error:
         find_prefix(twice)
+    assert error.value.field == "prefix" and "'backbone.', 'encoder_q.0.'" in error.value.problem
 
 
 def test_an_incomplete_backbone_is_refused_and_nothing_is_left(state, tmp_path, capsys):
@@ -146,7 +176,7 @@ def test_an_incomplete_backbone_is_refused_and_nothing_is_left(state, tmp_path, 
     del content["module.encoder_q.layer3.1.bn2.running_var"]
     np.savez(tmp_path / "weights.npz", **content)
     assert main(["import", str(tmp_path / "weights.npz"), "--output", str(tmp_path / "b.keras")]) == 2
-    assert "without layer3.1.bn2.running_var" in capsys.readouterr().err
+    assert "lacks layer3.1.bn2.running_var" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["weights.npz"]
 
 
@@ -163,7 +193,7 @@ def test_objects_in_an_npz_file_are_refused_and_not_run(tmp_path, capsys):
             return exec, (f"open({str(tmp_path / 'harmed')!r}, 'w')",)
 
     np.savez(tmp_path / "weights.npz", weights=np.array([Harm()], object))
-    with pytest.raises(ValueError, match="object arrays are not read"):
+    with pytest.raises(UserError, match=r"weights\.npz"):
         read_checkpoint(tmp_path / "weights.npz")
     assert not (tmp_path / "harmed").exists()
 
@@ -171,7 +201,7 @@ def test_objects_in_an_npz_file_are_refused_and_not_run(tmp_path, capsys):
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no zip at all", pickle.dumps({"a": 1})])
 def test_what_is_no_npz_file_is_one_line(content, tmp_path):
     (tmp_path / "weights.npz").write_bytes(content)
-    with pytest.raises(ValueError, match="an npz file of plain arrays"):
+    with pytest.raises(UserError, match=r"weights\.npz"):
         read_checkpoint(tmp_path / "weights.npz")
 
 
@@ -179,26 +209,26 @@ def test_a_truncated_npz_file_is_one_line(state, tmp_path):
     buffer = io.BytesIO()
     np.savez(buffer, **state)
     (tmp_path / "weights.npz").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
-    with pytest.raises(ValueError, match="an npz file of plain arrays"):
+    with pytest.raises(UserError, match=r"weights\.npz"):
         read_checkpoint(tmp_path / "weights.npz")
     damaged = bytearray(buffer.getvalue())
     damaged[len(damaged) // 2] ^= 1  # zip keeps a checksum of each array
     (tmp_path / "weights.npz").write_bytes(damaged)
-    with pytest.raises(ValueError, match="an npz file of plain arrays"):
+    with pytest.raises(UserError, match=r"weights\.npz"):
         read_checkpoint(tmp_path / "weights.npz")
 
 
 @pytest.mark.parametrize("name", ["weights.pkl", "weights.h5"])
 def test_pickles_are_not_read(name, tmp_path):
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(ValueError, match="not read here"):
+    with pytest.raises(UserError, match="pickles"):
         read_checkpoint(tmp_path / name)
 
 
 def test_torch_files_without_torch_say_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "weights.pth").write_bytes(b"x")
-    with pytest.raises(ValueError, match="Fix: pip install torch"):
+    with pytest.raises(UserError, match="pip install torch"):
         read_checkpoint(tmp_path / "weights.pth")
 
 
@@ -244,7 +274,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(ending, tmp_path, capsys):
     file.write_bytes(pickle.dumps({"state_dict": {"conv1.weight": Harm(tmp_path / "harmed")}}))
     assert main(["import", str(file), "--output", str(tmp_path / "b.keras")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
-    with pytest.raises(ValueError, match="Fix: "):
+    with pytest.raises(UserError, match="evil"):
         load_backbone(file)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
@@ -256,7 +286,7 @@ def test_code_in_a_torch_file_is_refused_and_not_run(new, state, tmp_path, capsy
     file = tmp_path / "evil.pth"
     torch.save({"state_dict": content, "x": Harm(tmp_path / "harmed")}, file, _use_new_zipfile_serialization=new)
     assert main(["import", str(file), "--output", str(tmp_path / "b.keras")]) == 2
-    assert "files that hold more than tensors and plain values are refused" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith(f"dupr-tf: error: {file} ")
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
     torch.load(file, weights_only=False)  # what was refused would have done it
     assert (tmp_path / "harmed").exists()
@@ -268,15 +298,15 @@ def test_other_torch_files_are_one_line(content, tmp_path):
     torch.save([torch.ones(3)] if content == "a list" else {"a": torch.ones(10_000)}, tmp_path / "a.pth")
     if content == "a cut file":
         (tmp_path / "a.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:10_000])
-    with pytest.raises(ValueError, match=r"a PyTorch file of tensors, received .*a\.pth") as caught:
+    with pytest.raises(UserError) as error:
         read_checkpoint(tmp_path / "a.pth")
-    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "a.pth") in error.value.problem and "\n" not in str(error.value)
 
 
-def refused(capsys, file, *flags):
+def refused(capsys, file, *flags, code=2):
     """The one line `import` ends with; nothing but the file is there afterwards."""
     before = sorted(path.name for path in file.parent.iterdir())
-    assert main(["import", str(file), "--output", str(file.parent / "b.keras"), *flags]) == 2
+    assert main(["import", str(file), "--output", str(file.parent / "b.keras"), *flags]) == code
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dupr-tf: error: ")]
     assert sorted(path.name for path in file.parent.iterdir()) == before
     return line
@@ -304,7 +334,7 @@ def test_nonfinite_weights_are_named_and_taken_only_when_asked_for(value, state,
     file = tmp_path / "weights.npz"
     np.savez(file, **changed(state, bn1__bias=np.full(8, value)))  # 1e300 is infinite as a float32
     line = refused(capsys, file)
-    assert "NaN or infinity in bn1.bias" in line and "--allow-nonfinite" in line
+    assert "bn1.bias contains NaN" in line and "--allow-nonfinite" in line
 
 
 def test_allowed_nonfinite_weights_come_through_and_are_refused_again_on_loading(state, tmp_path):
@@ -312,7 +342,7 @@ def test_allowed_nonfinite_weights_come_through_and_are_refused_again_on_loading
     np.savez(file, **changed(state, bn1__bias=np.array([np.nan, np.inf, 1, 2, 3, 4, 5, 6])))
     assert main(["import", str(file), "--output", str(output), "--allow-nonfinite"]) == 0
     for path in (file, output):
-        with pytest.raises(ValueError, match="received NaN or infinity in"):
+        with pytest.raises(UserError, match="NaN or infinity"):
             load_backbone(path)
     received = to_torchvision(load_backbone(output, allow_nonfinite=True))["bn1.bias"]
     np.testing.assert_array_equal(received, [np.nan, np.inf, 1, 2, 3, 4, 5, 6])
@@ -326,7 +356,7 @@ def test_a_flipped_bit_is_found_by_the_manifest(state, tmp_path, capsys):
     content[-3] ^= 1  # a number stays a number: safetensors has no checksum
     file.write_bytes(content)
     line = refused(capsys, file)
-    assert f"Expected {file} to have the sha256" in line and "remove manifest.json if you changed it yourself" in line
+    assert str(file) in line and "manifest.json" in line
     (tmp_path / "manifest.json").write_text(json.dumps({"files": {}}))
     assert import_backbone(file, tmp_path / "b.keras").architecture == "resnet18"
 
@@ -337,15 +367,15 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(state, tmp_path, capsys):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # the kernel refuses what is longer, as a full disk does
     try:
-        line = refused(capsys, file)
+        line = refused(capsys, file, code=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert f"Expected to write {tmp_path / 'b.keras'}, received an error of the disk (" in line
+    assert str(tmp_path / "b.keras") in line
 
 
 def test_a_place_that_cannot_be_written_is_one_line(state, tmp_path, capsys):
     write_safetensors(state, tmp_path / "weights.safetensors")
     (tmp_path / "file").write_text("")
     command = ["import", str(tmp_path / "weights.safetensors"), "--output", str(tmp_path / "file" / "b.keras")]
-    assert main(command) == 2
-    assert "received an error of the disk" in capsys.readouterr().err.splitlines()[-1]
+    assert main(command) == 1
+    assert str(tmp_path / "file" / "b.keras") in capsys.readouterr().err.splitlines()[-1]

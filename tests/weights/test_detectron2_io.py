@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 
+from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import build_backbone
 from dupr_tf.weights.detectron2_io import write_detectron2
 from dupr_tf.weights.names import torch_arrays
@@ -88,8 +89,8 @@ def test_a_small_network_says_what_its_config_needs(tmp_path):
 
 
 def test_refusals(tmp_path):
-    with pytest.raises(ValueError, match=r"Expected a file ending in \.pkl"):
+    with pytest.raises(UserError, match=r"\.pkl"):
         write_detectron2(build_backbone("resnet18", width=0.125), tmp_path / "backbone.pth")
-    with pytest.raises(ValueError, match="Expected a ResNetBackbone"):
+    with pytest.raises(UserError, match="ResNetBackbone"):
         write_detectron2(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]), tmp_path / "other.pkl")
     assert list(tmp_path.iterdir()) == []

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import ResNetBackbone, build_backbone, pyramid
 from dupr_tf.weights.loading import load_backbone, with_normalization
 from dupr_tf.weights.manifest import write_manifest
@@ -58,48 +59,52 @@ def test_a_flipped_bit_is_noticed(run):
     data = bytearray((run / "backbone.keras").read_bytes())
     data[len(data) // 2] ^= 1
     (run / "backbone.keras").write_bytes(data)
-    with pytest.raises(ValueError, match=r"to have the sha256 .*it is damaged or was changed\. Fix: copy it again"):
+    with pytest.raises(UserError) as error:
         load_backbone(run)
+    assert "backbone.keras" in error.value.problem and "sha256" in error.value.problem
 
 
 @pytest.mark.parametrize("keep", [0, 100, 20_000], ids=["empty", "head", "part"])
 def test_a_cut_file_without_a_manifest_is_one_clear_line(run, keep):
     path = run / "cut.keras"
     path.write_bytes((run / "backbone.keras").read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"Expected a Keras model.*cut\.keras.*Fix: copy the file again") as caught:
+    with pytest.raises(UserError) as error:
         load_backbone(path)
-    assert "\n" not in str(caught.value)
+    assert str(path) in error.value.problem and "\n" not in str(error.value)
 
 
 def test_a_damaged_manifest_is_named(run):
     (run / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match=r"Expected a manifest.*manifest\.json, which is damaged"):
+    with pytest.raises(UserError) as error:
         load_backbone(run)
+    assert str(run / "manifest.json") in error.value.problem
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "named"),
     [
-        ("absent", "no such file"),
-        ("absent.keras", "no such file"),
-        ("empty", r"Expected backbone\.keras or backbone\.safetensors in"),
-        ("weights.pkl", "are not read here"),
-        ("weights.h5", "are not read here"),
+        ("absent", "no file"),
+        ("absent.keras", "no file"),
+        ("empty", "no backbone.keras and no backbone.safetensors"),
+        ("weights.pkl", "pickles can run code"),
+        ("weights.h5", "pickles can run code"),
     ],
 )
-def test_what_is_not_there_or_of_another_type(tmp_path, name, message):
+def test_path_that_is_missing_or_of_another_type_is_refused(tmp_path, name, named):
     (tmp_path / "empty").mkdir()
     for file in ("weights.pkl", "weights.h5"):
         (tmp_path / file).write_bytes(b"anything")
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(UserError) as error:
         load_backbone(tmp_path / name)
-    assert "Fix: " in str(caught.value) and "\n" not in str(caught.value)
+    assert str(tmp_path / name) in error.value.problem and named in str(error.value)
+    assert error.value.fix and "\n" not in str(error.value)
 
 
 def test_a_model_that_is_no_backbone(tmp_path):
     keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(tmp_path / "dense.keras")
-    with pytest.raises(ValueError, match=r"Expected a backbone with a feature pyramid, .*dense\.keras, a Sequential"):
+    with pytest.raises(UserError) as error:
         load_backbone(tmp_path / "dense.keras")
+    assert str(tmp_path / "dense.keras") in error.value.problem and "Sequential" in error.value.problem
 
 
 def test_code_in_a_file_is_refused_not_run(tmp_path):
@@ -107,7 +112,7 @@ def test_code_in_a_file_is_refused_not_run(tmp_path):
     layer = keras.layers.Lambda(lambda x, path=str(marker): (open(path, "w").close(), x)[1], output_shape=(4,))
     keras.Sequential([keras.Input((4,)), layer]).save(tmp_path / "code.keras")
     marker.unlink(missing_ok=True)
-    with pytest.raises(ValueError, match=r"loads without running its code, received .*code\.keras"):
+    with pytest.raises(UserError, match=r"code\.keras"):
         load_backbone(tmp_path / "code.keras")
     assert not marker.exists()
 
@@ -120,6 +125,6 @@ def test_a_class_nobody_knows_is_one_clear_line(run):
                 config = {**json.loads(data), "registered_name": "elsewhere>Net", "module": "no.such.module"}
                 data = json.dumps({**config, "class_name": "Net"}).encode()
             target.writestr(name, data)
-    with pytest.raises(ValueError, match=r"received .*odd\.keras.*import them first") as caught:
+    with pytest.raises(UserError) as error:
         load_backbone(run / "odd.keras")
-    assert "\n" not in str(caught.value)
+    assert str(run / "odd.keras") in error.value.problem and "\n" not in str(error.value)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD, build_backbone, pyramid
 from dupr_tf.weights.saved_model import read_saved_model, serving_model, write_saved_model
 
@@ -92,6 +93,6 @@ def test_both_signatures_are_compared_at_an_even_and_an_odd_size(tmp_path):
 
 
 def test_a_model_without_a_pyramid_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="Expected a backbone with the levels"):
+    with pytest.raises(UserError, match="levels"):
         write_saved_model(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()]), tmp_path / "export")
     assert not (tmp_path / "export").exists()

@@ -1,0 +1,50 @@
+"""The command that lists what can be chosen by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import Literal
+
+import tyro
+
+from dupr_tf.commands.report import print_table
+from dupr_tf.registry import Entry, Registry
+
+# Kind -> where its registry is. None of these modules imports TensorFlow.
+REGISTRIES = {
+    "backbones": "dupr_tf.config.backbones:BACKBONES",
+    "exports": "dupr_tf.weights.formats:EXPORTS",
+}
+
+
+@dataclasses.dataclass
+class List:
+    """List what can be chosen by name (backbones, export formats, …), and what must be installed for it."""
+
+    kind: tyro.conf.Positional[Literal[tuple(REGISTRIES)] | None] = None
+    """One kind only."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        for kind in [self.kind] if self.kind else REGISTRIES:
+            registry = load_registry(kind)
+            print_table((f"{kind} ({registry.field})", "what it is", "needs"), rows_of(registry))
+            print()
+
+
+def load_registry(kind: str) -> Registry:
+    """The registry of a kind, a key of `REGISTRIES`."""
+    module, _, name = REGISTRIES[kind].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def rows_of(registry: Registry) -> list[tuple[str, str, str]]:
+    """(name, summary, what must be installed) of each entry."""
+    return [(name, entry.summary, _needs(entry)) for name, entry in registry.items()]
+
+
+def _needs(entry: Entry) -> str:
+    if not entry.modules:
+        return ""
+    state = f"missing: {', '.join(entry.missing)}" if entry.missing else "installed"
+    return f"dupr_tf[{entry.extra}] ({state})"

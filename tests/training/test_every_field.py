@@ -1,0 +1,155 @@
+"""A config without any default value: each field arrives where it acts, through every command that reads a config."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dupr_tf.cli import main
+from dupr_tf.config import Config, load_config, parse_config
+from dupr_tf.data.sample import write_sample
+from dupr_tf.training.callbacks import CheckBadImages, MetricsLog, SaveCheckpoints
+from dupr_tf.training.optimizers import build_optimizer, build_schedule
+from dupr_tf.training.pretrain import build_model, pretrain
+from dupr_tf.training.probes import RunProbes
+
+FILE = "tests/every_field.yaml"
+EXCLUDED = {  # (reason)
+    "optimizer.milestone_steps",  # instead of milestones
+    "detector", "linear",  # sections that pretrain does not read
+}  # fmt: skip
+IN_DUPR = (
+    "image_weights", "patch_weights", "roi_sizes", "embedding_dim", "head", "temperature", "momentum", "bank_size",
+    "patch_keys_per_image", "patch_reduction", "sampling_ratio",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    write_sample(folder, train=1, val=1, unlabeled=24, seed=3)
+    return folder / "unlabeled"
+
+
+@pytest.fixture
+def config(photos):
+    return load_config(FILE, {"data.root": str(photos), "probing.data": str(photos)})
+
+
+@pytest.fixture(autouse=True)
+def restored_policy():
+    before = keras.config.dtype_policy()
+    yield
+    keras.config.set_dtype_policy(before)
+
+
+def fields_of(config):
+    return {
+        f"{name}.{field}": getattr(section, field)
+        for name, section in config
+        if section is not None
+        for field in type(section).model_fields
+    }
+
+
+def test_no_value_of_the_file_is_a_default():
+    ours, defaults = fields_of(load_config(FILE)), fields_of(Config())
+    assert {name for name in ours if ours[name] == defaults[name]} <= EXCLUDED
+    assert load_config(FILE).pretrain_problems() == []
+
+
+def assert_model_of(model, config):
+    for name in IN_DUPR:
+        assert getattr(model, name) == getattr(config.model, name), name
+    assert model.photometric == config.views.photometric
+    assert (model.seed, model.micro_batches) == (config.train.seed, config.train.micro_batches)
+    assert (model.backbone.architecture, model.backbone.width) == (config.model.backbone, config.model.width)
+    assert model.backbone.dtype_policy.name == "mixed_bfloat16"
+    assert all(bank.keys.shape == (config.model.bank_size, config.model.embedding_dim) for bank in model.banks.values())
+
+
+def test_model_has_every_field_and_draws_from_the_seed(config):
+    model = build_model(config)
+    assert_model_of(model, config)
+    first = model.get_weights()
+    for a, b in zip(first, build_model(config).get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    other = config.model_copy(update={"train": config.train.model_copy(update={"seed": 12})})
+    assert any((a != b).any() for a, b in zip(first, build_model(other).get_weights(), strict=True))
+
+
+def test_optimizer_has_every_field(config):
+    optimizer = build_optimizer(config, 24)  # 3 steps an epoch
+    assert (optimizer.momentum, optimizer.coupled_decay) == (0.8, 0.001)
+    rates = [float(build_schedule(config, 24)(step)) for step in range(5)]
+    assert rates == pytest.approx([0.025, 0.05, 0.05, 0.005, 0.005])
+
+
+@pytest.mark.parametrize("schedule, held", [("cosine", 1), ("epoch", 3)])
+def test_cosine_begins_with_the_warm_up(schedule, held):
+    config = parse_config({
+        "optimizer": {"learning_rate": 0.1, "schedule": schedule, "warmup_steps": 4},
+        "train": {"batch_size": 8, "epochs": 4, "micro_batches": 1},
+    })  # fmt: skip
+    rate = build_schedule(config, 24)
+    cosine = [0.1 * 0.5 * (1 + np.cos(np.pi * (step // held * held) / 12)) for step in range(12)]
+    warm = [min((step + 1) / 4, 1.0) for step in range(12)]
+    assert [float(rate(step)) for step in range(12)] == pytest.approx(np.multiply(cosine, warm), rel=1e-5, abs=1e-7)
+
+
+def test_run_uses_every_field(config, photos, tmp_path, monkeypatch):
+    """A run whose `fit` is replaced: nothing is traced, and what it would be given is looked at."""
+    calls, batches = [], []
+
+    def view_pairs(source, given, *rest):
+        batches.append(given)
+        return tf.data.Dataset.from_tensors({"view_1": tf.zeros((8, 64, 64, 3), tf.uint8)})
+
+    monkeypatch.setattr(keras.Model, "fit", lambda model, data, **settings: calls.append((model, settings)))
+    monkeypatch.setattr("dupr_tf.training.pretrain.view_pairs", view_pairs)
+    result = pretrain(config, tmp_path / "run", photos, probe=lambda backbone: ({}, {}))
+    assert result.step == 7 and batches and all(given == config for given in batches)
+    model, settings = calls[0]
+    assert_model_of(model, config)
+    assert model.jit_compile is True and model.optimizer.momentum == 0.8
+    assert [(s["initial_epoch"], s["epochs"], s["steps_per_epoch"]) for _, s in calls] == [(0, 2, 3), (2, 3, 1)]
+    callbacks = {type(callback): callback for callback in settings["callbacks"]}
+    metrics, saving = callbacks[MetricsLog], callbacks[SaveCheckpoints]
+    assert (metrics.batch_size, metrics.every, metrics.last_step, metrics.steps_per_epoch) == (8, 5, 7, 3)
+    assert (saving.every, saving.checkpoints.keep) == (3600.0, 3)
+    assert (callbacks[CheckBadImages].bad.max_share, callbacks[CheckBadImages].bad.max_pixels) == (0.25, 1_000_000)
+    assert (callbacks[RunProbes].every, callbacks[RunProbes].last_step) == (6, 7)
+    assert load_config(tmp_path / "run" / "config.yaml") == config
+
+
+class Reached(Exception):
+    """The function behind a command was called."""
+
+
+@pytest.mark.parametrize("command, function, position", [
+    (["pretrain", "--output", "run"], "dupr_tf.training.pretrain.pretrain", 0),
+    (["pretrain", "--output", "run"], "dupr_tf.probing.in_training.build_probe", None),
+    (["pretrain", "--dry-run"], "dupr_tf.training.dry_run.compiled_model", 0),
+    (["plan", "--gpu-type", "cpu", "--check"], "dupr_tf.planning.build.build_plan", 0),
+    (["doctor"], "dupr_tf.reporting.doctor.about_images", 1),
+    (["doctor"], "dupr_tf.reporting.doctor.about_run", 0),
+    (["doctor", "--steps"], "dupr_tf.training.dry_run.dry_run", 0),
+    (["views", "--output", "views.png"], "dupr_tf.probing.view_sheet.first_pairs", 1),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else None)  # fmt: skip
+def test_command_passes_every_field_on(config, photos, tmp_path, monkeypatch, command, function, position):
+    received = []
+
+    def reached(*arguments, **_):
+        received.extend(arguments)
+        raise Reached
+
+    monkeypatch.setattr(function, reached)
+    name, *flags = command
+    overrides = [f"--data.root={photos}", f"--probing.data={photos}"]
+    flags = [str(tmp_path / flag) if flag in ("run", "views.png") else flag for flag in flags]
+    with pytest.raises(Reached):
+        main([name, FILE, *flags, *overrides])
+    if position is None:
+        assert received == [config.probing, config.train.seed]
+    else:
+        assert received[position] == config
