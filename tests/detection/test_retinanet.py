@@ -5,7 +5,6 @@ import keras_cv
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras_cv import bounding_box
 from keras_cv.src.bounding_box.converters import _encode_box_to_deltas
 
 from dupr_tf.config import parse_config
@@ -324,8 +323,3 @@ def test_the_saved_model_of_any_size_scales_as_the_evaluation_does(detector, tmp
     assert count == expected["num_detections"][0] > 0 and not hasattr(served, "serve_square")
     boxes = np.clip(expected["boxes"][0, :count] / 0.8, 0, [100, 40, 100, 40])
     np.testing.assert_allclose(found["boxes"][0, :count], boxes, atol=1e-3)
-
-
-def test_boxes_are_x_first():
-    assert bounding_box.convert_format(tf.constant([[1.0, 2, 3, 4]]), "xyxy", "yxyx").numpy().tolist() == [[2, 1, 4, 3]]
-    assert make().bounding_box_format == "xyxy"
