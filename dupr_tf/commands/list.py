@@ -15,6 +15,8 @@ from dupr_tf.registry import Entry, Registry
 REGISTRIES = {
     "backbones": "dupr_tf.config.backbones:BACKBONES",
     "exports": "dupr_tf.weights.formats:EXPORTS",
+    "detectors": "dupr_tf.config.detectors:DETECTORS",
+    "probes": "dupr_tf.config.probes:PROBES",
 }
 
 
