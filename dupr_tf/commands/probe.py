@@ -1,4 +1,4 @@
-"""Commands that ask what a backbone knows."""
+"""Commands that probe backbones and draw views."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ MapLevel = Literal[PROBED_LEVELS[1:]]
 
 @dataclasses.dataclass
 class Weights:
-    """What every probe is told."""
+    """Flags that all probes share."""
 
     weights: tuple[str, ...]
-    """Runs, exports, backbone files, checkpoints of other tools, or the word random; a row of the table for each."""
+    """Runs, exports, backbone files, checkpoints of other tools, or random. Each is a row of the table."""
     data: Place
     """Folder of images."""
     output: Place | None = None
-    """Folder for probe.json and the picture; none: runs/probes/NAME."""
+    """Folder for probe.json and the picture. Default: runs/probes/NAME."""
     backbone: Literal[tuple(BACKBONES)] | None = None
-    """Of the random weights; none: as the first of the others."""
+    """Architecture of the random weights. Default: that of the first --weights."""
     width: float = 1.0
-    """Of the random weights, with --backbone."""
+    """Width of the random weights, with --backbone."""
     seed: int = 0
-    """Of random weights and of what the probe draws."""
+    """Seed of the random weights and of what the probe draws."""
 
     def run(self, overrides: dict[str, str]) -> None:
         refuse_cluster()
@@ -60,7 +60,7 @@ class Weights:
         problems = [] if self.weights else [UserError("--weights", "There are no weights to probe.", which)]
         for weights in self.weights:
             if weights != "random" and not as_path(weights).exists():
-                problems.append(UserError("--weights", f"There is no {weights}.", which))
+                problems.append(UserError("--weights", f"{weights} does not exist.", which))
         if not self.data.is_dir():
             problems.append(UserError("--data", f"{self.data} is not a folder.", "Pass a folder of images."))
         for name, least in LEAST.items():
@@ -74,11 +74,11 @@ class Weights:
         return problems
 
     def arguments(self, overrides: dict[str, str], taken: Container[str]) -> dict[str, Any]:
-        """What the function of the probe is called with beside backbones and data: the flags that it takes."""
+        """Keyword arguments of the probe: the flags that its function takes by the same name."""
         return {name: getattr(self, name) for name in vars(self) if name in taken and name != "data"}
 
     def table(self, numbers: dict[str, dict]) -> tuple[tuple, list[tuple]]:
-        """Head and rows of what is printed: a column for each number."""
+        """Headings and rows of the printed table, with a column for each number."""
         first = next(iter(numbers.values()))
         names = [name for name, value in first.items() if isinstance(value, int | float)]
         rows = [(label, *(_text(found[name]) for name in names)) for label, found in numbers.items()]
@@ -106,13 +106,13 @@ class Knn(Weights):
     k: int = 200
     """Neighbours that vote; at most all training images."""
     temperature: float = 0.07
-    """Of the vote, exp(cosine / temperature)."""
+    """Temperature of the vote, exp(cosine / temperature)."""
     level: Level = "P5"
-    """Features of."""
+    """Level of the features."""
     cells: int = 1
-    """Averaged to so many cells a side."""
+    """Features are averaged to so many cells a side."""
     image_size: int = 224
-    """px"""
+    """Side of an image, px."""
 
 
 @dataclasses.dataclass
@@ -148,17 +148,17 @@ class Svm(Weights):
     """
 
     levels: tuple[Level, ...] = PROBED_LEVELS
-    """Of which levels."""
+    """Levels of the features."""
     train_split: str = "train"
     """VOC2007 itself: trainval."""
     test_split: str = "val"
     """VOC2007 itself: test."""
     image_size: int = 224
-    """px"""
+    """Side of an image, px."""
     costs: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)
     """The C tried."""
     folds: int = 3
-    """Of the cross-validation."""
+    """Parts of the cross-validation."""
 
     def _problems(self, overrides):
         problems = super()._problems(overrides)
@@ -188,13 +188,13 @@ class Sensitivity(Weights):
     """
 
     split: str = "val"
-    """Whose boxes."""
+    """Split whose boxes are used."""
     images: int = 200
     """One object of each, 20 boxes about it."""
     image_size: int = 448
-    """px"""
+    """Side of an image, px."""
     level: MapLevel = "P4"
-    """Features of."""
+    """Level of the features."""
     cells: int = 7
     """S of RoIAlign."""
 
@@ -208,7 +208,7 @@ class Matching(Weights):
     image_size: int = 448
     """Side of a view, px: 28 x 28 cells of P4."""
     level: MapLevel = "P4"
-    """Cells of."""
+    """Level of the cells."""
 
 
 @dataclasses.dataclass
@@ -219,17 +219,17 @@ class Affinity(Weights):
     """
 
     split: str = "val"
-    """Of a COCO or VOC root."""
+    """Split of a COCO or VOC root."""
     images: int = 64
     """A pair of views of each."""
     image_size: int = 448
     """Side of a view, px."""
     level: MapLevel = "P5"
-    """Features of."""
+    """Level of the features."""
     cells: int = 14
     """S of RoIAlign."""
     temperature: float = 0.001
-    """Of eq. 9."""
+    """Temperature of eq. 9."""
 
 
 @dataclasses.dataclass
@@ -237,15 +237,15 @@ class Retrieval(Weights):
     """Find the nearest images, and say whether what they show stands in the same place (Figs. 6, 8)."""
 
     images: int = 500
-    """Evenly spread over the folder (of class folders, over val/)."""
+    """Images, evenly spread over the folder (of class folders, over val/)."""
     queries: int = 100
-    """Of them."""
+    """Queries among these images."""
     image_size: int = 224
-    """px"""
+    """Side of an image, px."""
     level: MapLevel = "P5"
-    """Maps of."""
+    """Level of the maps."""
     top: int = 4
-    """Neighbours of a query."""
+    """Neighbours found for each query."""
 
 
 # The flags of every line of PROBES.

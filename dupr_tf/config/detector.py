@@ -15,9 +15,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class DetectorConfig(Section):
-    kind: Literal[tuple(DETECTORS)] = Field(
-        "retinanet", description=", ".join(f"{name} ({entry.summary})" for name, entry in DETECTORS.items())
-    )
+    kind: Literal[tuple(DETECTORS)] = Field("retinanet", description="see `dupr-tf list detectors`")
     neck: Literal["fpn", "c4"] = Field("fpn", description="R-CNN: feature pyramid, or res4 with res5 as the head")
     norm: Literal["train", "sync", "frozen"] = Field(
         "train", description="BN of backbone and pyramid: statistics of a device, of all devices, or frozen (backbone)"
@@ -55,7 +53,7 @@ class DetectorConfig(Section):
     @classmethod
     def _rising(cls, value):
         if not 0.1 <= value[0] <= value[1] <= 10:
-            raise UserError(None, f"Expected 0.1 <= min <= max <= 10, received {list(value)}.")
+            raise UserError(None, f"Expected 0.1 <= min <= max <= 10, received {list(value)}.", "Use [0.8, 1.25].")
         return value
 
     @property

@@ -36,7 +36,7 @@ def _training(config) -> list[UserError]:
 
 
 def _kind(config) -> list[UserError]:
-    """What the kind of detector needs and does not take."""
+    """Needs of the kind of detector, and fields that it does not take."""
     kind, problems = config.detector.kind, []
     try:
         facts = DETECTORS.check(kind).facts

@@ -1,4 +1,4 @@
-"""Every detector: its class, what it finds, what it learns from, which fields it does not take.
+"""The table of detectors: class, task, data it learns from, fields it does not take.
 
 A new detector is one new file below `detection/` and one line here. Its class has `from_experiment(backbone,
 class_names, config)`, which returns it uncompiled. Facts of a line:

@@ -1,4 +1,4 @@
-"""Every probe: the function that runs it, and what a pre-training run logs of it.
+"""The table of probes: the function that runs each, and the numbers that a pre-training run logs.
 
 A new probe is one new file below `probing/`, a line here and its flags in `commands/probe.py`. Its function takes the
 backbones and the data, then what it is to do by keyword, and returns `Findings`. Facts of a line, for probes that can
@@ -24,7 +24,7 @@ PROBES = Registry(
         "linear": Entry("dupr_tf.probing.protocols:probe_linear", "classes by a linear classifier"),
         "svm": Entry("dupr_tf.probing.protocols:probe_svm", "classes of objects by a linear SVM for each"),
         "sensitivity": Entry(
-            "dupr_tf.probing.protocols:probe_sensitivity", "similarity to an object as the IoU with it falls (eq. 8)"
+            "dupr_tf.probing.protocols:probe_sensitivity", "similarity of boxes to an object by their IoU (eq. 8)"
         ),
         "matching": Entry(
             "dupr_tf.probing.protocols:probe_matching",

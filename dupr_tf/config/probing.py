@@ -17,7 +17,9 @@ IN_TRAINING = tuple(name for name, entry in PROBES.items() if entry.facts)
 class ProbingConfig(Section):
     every_epochs: int = Field(0, ge=0, description="probe the backbone every so many epochs and at the end; 0: never")
     data: str | None = Field(None, description="held-out folder; for knn train/CLASS/ and val/CLASS/")
-    probes: tuple[Literal[IN_TRAINING], ...] = Field(("matching",), description="which of them")
+    probes: tuple[Literal[IN_TRAINING], ...] = Field(
+        ("matching",), description="which of them, see `dupr-tf list probes`"
+    )
     images: int = Field(64, ge=2, description="images looked at, evenly spread over the folder (not by knn)")
     image_size: int = Field(224, ge=32, le=2048, description="side of what the backbone is shown, px")
 
@@ -46,7 +48,7 @@ class LinearConfig(Section):
     @classmethod
     def _rising(cls, value):
         if not 0 < value[0] <= value[1] <= 1:
-            raise UserError(None, f"Expected 0 < min <= max <= 1, received {list(value)}.")
+            raise UserError(None, f"Expected 0 < min <= max <= 1, received {list(value)}.", "Use [0.08, 1].")
         return value
 
     def problems(self) -> list[UserError]:

@@ -1,4 +1,4 @@
-"""Detectors by kind: how one is built from a config, which classes a file may hold, what one finds."""
+"""Builds detectors from configs, lists their classes and names their tasks."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def build_detector(backbone, class_names, config):
 
 
 def detector_classes():
-    """Every class of detector that can be read from a file here. Importing them lets Keras know their names."""
+    """Imports the installed classes of detectors, so that Keras finds them by name, and returns them."""
     return tuple(DETECTORS.load(kind) for kind, entry in DETECTORS.items() if not entry.missing)
 
 
 def task_of(detector):
-    """What a detector finds: "boxes", "masks" or "segments"."""
+    """Returns the task of a detector: "boxes", "masks" or "segments"."""
     tasks = {entry.target: entry.facts["task"] for entry in DETECTORS.values()}
     names = (f"{one.__module__}:{one.__name__}" for one in type(detector).__mro__)
     return next(tasks[name] for name in names if name in tasks)

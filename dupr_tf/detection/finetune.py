@@ -61,7 +61,7 @@ def finetune(
     batches = task.batches(train, config, steps)
     with scope(strategy):
         detector = build_detector(backbone, train.class_names, config)
-        detector.compile(_optimizer(config, images, detector.backbone))
+        detector.compile(detector_optimizer(config, images, detector.backbone))
 
     _begin(output, config, ids)
     console.print(_plan(config, train, val, images, steps, replicas(strategy)))
@@ -183,7 +183,7 @@ def _measure_norms(detector, train, config: Config, task, steps: int, console: C
     return measure_norms(detector, task.batches(train, config, steps + count, start=steps))
 
 
-def _optimizer(config: Config, images: int, backbone) -> keras.optimizers.Optimizer:
+def detector_optimizer(config: Config, images: int, backbone) -> keras.optimizers.Optimizer:
     """SGD as in the paper's protocols, or AdamW, which gets further in a few hundred steps."""
     settings, detector, schedule = config.optimizer, config.detector, build_schedule(config, images)
     if detector.optimizer == "adamw":

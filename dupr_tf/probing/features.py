@@ -8,7 +8,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dupr_tf.config import PROBED_LEVELS
 from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import pyramid
 from dupr_tf.ops.photometric import normalise
@@ -104,11 +103,3 @@ def _bins(cells: int, side: int) -> tf.Tensor:
 def unit(rows: np.ndarray) -> np.ndarray:
     """Rows of length 1 along the last axis; rows of zeros stay."""
     return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
-
-
-def check_levels(levels: Sequence[str]) -> None:
-    """Raises UserError for a level that is none."""
-    wrong = [level for level in levels if level not in PROBED_LEVELS]
-    if wrong or not levels:
-        received = ", ".join(wrong) or "none"
-        raise UserError("levels", f"Expected some of {', '.join(PROBED_LEVELS)}, received {received}.", "Use P5.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 
+from dupr_tf.errors import UserError
 from dupr_tf.reporting.folders import RunFolder
 from dupr_tf.reporting.metrics import number
 from dupr_tf.text import one_line
@@ -37,7 +38,7 @@ def sample_views(run: RunFolder, count: int) -> Samples:
     try:
         root, source = open_source(data.root, data.kind)
         check_readable(source, BadImages(source, 1.0, data.max_pixels), tries=4)
-    except ValueError as error:
+    except UserError as error:
         return Samples(run.label, [], f"No views: the images cannot be read any more. {one_line(error)}")
     notes = [_changed(run, source, root)]
     if not run.config.model.patch_sizes:

@@ -128,7 +128,7 @@ def predicted_memory(model: DUPR, config: Config, replicas: int = 1, block_keys:
 
 def memory_bytes(model: DUPR) -> int:
     """Bytes of what the terms remember between steps."""
-    return sum(4 * _size(v.shape) for term in model.terms for v in term.non_trainable_variables if v.shape)
+    return sum(4 * _size(v.shape) for term in model.terms for v in term.non_trainable_variables if len(v.shape))
 
 
 def peak_memory() -> int:

@@ -171,18 +171,6 @@ def test_an_epoch_is_a_permutation_and_the_next_one_another(annotated):
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
-def test_augmentation_differs_from_epoch_to_epoch(annotated):
-    labels = tuple(np.full_like(rows, i) for i, rows in enumerate(annotated.labels))
-    marked = dataclasses.replace(annotated, labels=labels, class_names=tuple("abcdefghi"))
-    batches = train_batches(marked, config(scale_jitter=[0.5, 0.8]), 9)  # four epochs of nine images
-    boxes, classes = (
-        np.concatenate([batch["bounding_boxes"][name][:, 0] for batch in batches]) for name in ("boxes", "classes")
-    )
-    for image in range(9):
-        sides = (boxes[:, 2] - boxes[:, 0])[classes == image]  # of the same object, scaled at random
-        assert len(sides) == 4 and len(set(sides.round(3))) == 4
-
-
 def test_unreadable_images_are_named(tmp_path):
     root = write_coco(tmp_path / "set", {"train": pictures(3)})
     (root / "images" / "train_002.png").write_bytes(b"not a picture")

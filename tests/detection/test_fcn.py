@@ -11,6 +11,7 @@ from dupr_tf.detection.build import build_detector, task_of
 from dupr_tf.detection.fcn import FCN, pixel_cross_entropy, segmentation_head
 from dupr_tf.detection.precise_bn import measure_norms
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
+from dupr_tf.errors import UserError
 from dupr_tf.models.batch_norm import norm_layers
 from dupr_tf.models.resnet import build_backbone, pyramid
 
@@ -151,6 +152,6 @@ def test_a_config_becomes_the_fcn_it_describes():
     }
     plain = pyramid(backbone)(batch()["images"])["P4"]
     np.testing.assert_array_equal(pyramid(model.backbone)(batch()["images"])["P4"], plain)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         FCN(keras.Sequential([keras.Input((32, 32, 3))]), NAMES)
-    assert "ResNetBackbone" in str(error.value)
+    assert error.value.field == "backbone"

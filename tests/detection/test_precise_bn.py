@@ -73,6 +73,6 @@ def test_measuring_norms_without_batches_is_refused():
     assert [layer.momentum for layer in norm_layers(made)] == [0.9, 0.99]
     set_norm(made, "frozen")
     assert measure_norms(made, []) == 0
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         set_norm(made, "half")
-    assert "'half'" in str(error.value)
+    assert error.value.field == "detector.norm" and "'half'" in error.value.problem

@@ -5,7 +5,6 @@ import keras_cv
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras_cv import bounding_box
 from keras_cv.src.bounding_box.converters import _encode_box_to_deltas
 
 from dupr_tf.config import parse_config
@@ -22,6 +21,7 @@ from dupr_tf.detection.retinanet import (
 )
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
 from dupr_tf.errors import UserError
+from dupr_tf.models.batch_norm import norm_layers
 from dupr_tf.models.resnet import build_backbone
 from tests import oracles_rcnn as twin
 
@@ -176,14 +176,10 @@ def test_nms_is_per_class():
     assert set(found["classes"][0, :2].numpy()) == {0, 1}
 
 
-def norms(layers):
-    return [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
-
-
 @pytest.mark.parametrize("frozen", [True, False])
 def test_frozen_norms_keep_all_their_values_and_only_they_do(frozen):
     model = make(norm="frozen" if frozen else "train")
-    backbone, pyramid = norms(model.backbone._flatten_layers()), norms(model.feature_pyramid._flatten_layers())
+    backbone, pyramid = norm_layers(model.backbone), norm_layers(model.feature_pyramid)
     assert len(backbone) == 20 and len(pyramid) == 6
     before = [layer.moving_mean.numpy() for layer in (*backbone, *pyramid)]
     model(batch()["images"], training=True)
@@ -233,7 +229,7 @@ def test_a_config_becomes_the_detector_it_describes():
         name: section[name] for name in ("fpn_channels", "head_channels", "head_convs", "anchor_scale")
     }
     assert settings["norm"] == "frozen" and not settings["fpn_norm"] and settings["nms_iou"] == 0.6
-    assert norms(model.feature_pyramid._flatten_layers()) == []
+    assert norm_layers(model.feature_pyramid) == []
 
 
 def test_retinanet_refuses_sides_not_multiple_of_32():
@@ -300,7 +296,7 @@ def test_a_detector_of_any_size_finds_what_one_of_that_size_does(detector):
 @pytest.mark.slow
 def test_sizes_may_change_from_batch_to_batch_in_training():
     model = of_any_size(norm="sync")
-    assert all(layer.synchronized for layer in norms(model._flatten_layers()))
+    assert all(layer.synchronized for layer in norm_layers(model))
     model.compile(keras.optimizers.SGD(0.001))
     square = batch(boxes=[[8, 8, 40, 40]], classes=[1], padding=0)
     masks = tf.zeros([2, 1, 56, 56])
@@ -327,8 +323,3 @@ def test_the_saved_model_of_any_size_scales_as_the_evaluation_does(detector, tmp
     assert count == expected["num_detections"][0] > 0 and not hasattr(served, "serve_square")
     boxes = np.clip(expected["boxes"][0, :count] / 0.8, 0, [100, 40, 100, 40])
     np.testing.assert_allclose(found["boxes"][0, :count], boxes, atol=1e-3)
-
-
-def test_boxes_are_x_first():
-    assert bounding_box.convert_format(tf.constant([[1.0, 2, 3, 4]]), "xyxy", "yxyx").numpy().tolist() == [[2, 1, 4, 3]]
-    assert make().bounding_box_format == "xyxy"

@@ -164,7 +164,7 @@ def remove(root, *names):
     ("knn", lambda root: remove(root, "val/red"), "class red"),
     ("linear", lambda root: remove(root, "train"), "data/train"),
     ("knn", lambda root: [p.write_bytes(b"x") for p in root.glob("train/*/*")], "12 images"),
-    ("matching", lambda root: [p.unlink() for p in root.rglob("*.*")], "data"),
+    ("matching", lambda root: [p.unlink() for p in root.rglob("*.*")], "/data"),
     ("retrieval", lambda root: [p.unlink() for p in root.rglob("val/*/[1-9]*")] + [remove(root, "train")], ""),
     ("svm", lambda root: None, "annotations"),
     ("sensitivity", lambda root: None, "annotations"),

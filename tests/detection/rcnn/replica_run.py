@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dupr_tf.models.batch_norm import norm_layers
 from dupr_tf.training.distribution import scope
 from tests.detection.rcnn.small import batch, make
 
@@ -41,7 +42,7 @@ def main(devices, output):
     weights = np.concatenate([np.ravel(v) for v in frozen.get_weights()])
     norm = "sync" if devices > 1 else "train"
     synced, _ = trained(strategy, "faster", "fpn", 0.0, False, norm=norm)
-    layers = [part for part in synced._flatten_layers() if isinstance(part, keras.layers.BatchNormalization)]
+    layers = norm_layers(synced)
     means = np.concatenate([np.ravel(layer.moving_mean) for layer in layers])
     np.savez(output, losses=losses, weights=weights, means=means)
 

@@ -14,6 +14,7 @@ from dupr_tf.detection.build import build_detector
 from dupr_tf.detection.rcnn import FasterRCNN
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
 from dupr_tf.errors import UserError
+from dupr_tf.models.batch_norm import norm_layers
 from dupr_tf.models.resnet import build_backbone
 from tests.detection.rcnn.small import NAMES, ChainBackbone, batch, make
 
@@ -199,18 +200,14 @@ def test_samples_follow_the_seed_and_the_step():
     assert loss() != first
 
 
-def norms(layer):
-    return [part for part in layer._flatten_layers() if isinstance(part, keras.layers.BatchNormalization)]
-
-
 @NECKS
 @pytest.mark.parametrize("norm", ["train", "sync", "frozen"])
 def test_norms(neck, norm):
     detector = make("faster", neck, norm=norm)
-    own = norms(detector.pyramid_neck) if neck == "fpn" else [detector.regions.norm]
-    backbone = norms(detector.backbone)
+    own = norm_layers(detector.pyramid_neck) if neck == "fpn" else [detector.regions.norm]
+    backbone = norm_layers(detector.backbone)
     assert len(backbone) == 4 and len(own) == (8 if neck == "fpn" else 1)
-    assert len(norms(detector)) == len(backbone) + len(own)  # heads have none
+    assert len(norm_layers(detector)) == len(backbone) + len(own)  # heads have none
     assert all(layer.synchronized == (norm == "sync") for layer in (*backbone, *own))
     before = [layer.moving_mean.numpy() for layer in (*backbone, *own)]
     detector.losses(batch("faster"), training=True)
