@@ -10,6 +10,7 @@ from PIL import Image
 
 from dupr_tf.data.sample import draw_scene
 from dupr_tf.data.sources import list_images
+from dupr_tf.errors import UserError
 
 LONG_SIDE, QUALITY = 500, 90
 DRAWN_SIDES = (375, 500)  # least and greatest
@@ -41,7 +42,8 @@ def _images(data, count):
         return
     paths = list_images(data)
     if len(paths) < count:
-        raise ValueError(f"Expected at least {count} images below {data}, received {len(paths)}. Fix: another --data")
+        problem = f"Expected at least {count} images below {data}, received {len(paths)}."
+        raise UserError("--data", problem, "Pass a folder with more.")
     for path in paths[:: len(paths) // count][:count]:
         with Image.open(path) as image:
             yield image.convert("RGB")

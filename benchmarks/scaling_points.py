@@ -97,7 +97,7 @@ def _opened(images, count) -> dict:
         chosen = np.random.default_rng(0).integers(0, images, READ)
 
         def read():
-            assert all(content == IMAGE for content in source._contents(chosen))
+            assert all(content == IMAGE for content in source.contents(chosen))
 
         seconds["reading 1,000 images"] = least_seconds(read) / READ * 1000
     return {"seconds": seconds, "mib": {"held": held_mib, "at the most": most}}
