@@ -21,10 +21,10 @@ DIVERGED_FILE = "diverged.json"
 
 
 class StopOnDivergence(StepCallback):
-    """Ends the run at a step whose loss or weights were not finite, and writes down what was in its batch.
+    """Ends the run at a step whose loss or new weights are not finite, and records what was in its batch.
 
-    The step has taken itself back (`DUPR._take_back_unless_finite`) and logs a loss of NaN. `fit` hands over the logs
-    of every step as numbers, so that looking at them costs nothing more. It stands before what logs and saves.
+    `DUPR.train_step` logs a loss of NaN for both. This callback stands before those that log and save, so that the
+    newest checkpoint is from before the step.
 
     Args:
         run: the run's folder; gets diverged.json.
@@ -47,7 +47,7 @@ class StopOnDivergence(StepCallback):
         which = [name for name, value in terms.items() if isinstance(value, str)]
         raise RunFailed(
             f"The run diverged at step {step}: {', '.join(which) or 'gradients or weights'} became NaN or infinite. "
-            f"Nothing of that step was kept; its images are listed in {self.path}. Look at them, or run again with "
+            f"Nothing was saved after it; its images are listed in {self.path}. Look at them, or run again with "
             "--allow-change and a lower --optimizer.learning_rate, more --optimizer.warmup_steps, or --train.precision "
             "float32."
         )

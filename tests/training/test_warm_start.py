@@ -168,7 +168,8 @@ def test_weights_that_do_not_fit_are_one_line_and_leave_no_run(place, tmp_path, 
 
 
 def test_a_run_begun_from_random_weights_takes_none_later(place, tmp_path):
-    (tmp_path / "config.yaml").write_text((place / "begun" / "config.yaml").read_text())
+    for name in ("config.yaml", "format.json"):
+        (tmp_path / name).write_text((place / "begun" / name).read_text())
     with pytest.raises(UserError) as error:
         pretrain(CONFIG, tmp_path, place / "unlabeled", place / "moco.npz")
     assert error.value.field == "--weights" and "random weights" in error.value.problem
