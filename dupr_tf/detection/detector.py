@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 
 from dupr_tf.errors import UserError
-from dupr_tf.models.batch_norm import set_norm
+from dupr_tf.models.layers import set_norm
 
 
 class Detector:

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from dupr_tf.detection.detector import Detector
-from dupr_tf.models.batch_norm import FusedBatchNormalization
+from dupr_tf.models.layers import FusedBatchNormalization
 from dupr_tf.models.resnet import dilated, pyramid
 
 STRIDE = 16

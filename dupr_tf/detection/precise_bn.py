@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.errors import UserError
-from dupr_tf.models.batch_norm import norm_layers
+from dupr_tf.models.layers import norm_layers
 
 
 def measure_norms(model, batches: Iterable) -> int:

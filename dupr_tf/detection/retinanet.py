@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from dupr_tf.detection.detector import Detector, check_image_size
 from dupr_tf.detection.devices import DeviceShare
-from dupr_tf.models.batch_norm import FusedBatchNormalization
+from dupr_tf.models.layers import FusedBatchNormalization
 
 LEVELS = ("P3", "P4", "P5")  # of the backbone; the pyramid adds P6 and P7
 ANCHORS_PER_CELL = 9

@@ -11,8 +11,7 @@ import keras
 
 from dupr_tf.config import BACKBONES
 from dupr_tf.errors import UserError
-from dupr_tf.models.batch_norm import FusedBatchNormalization
-from dupr_tf.models.convolution import TrainedConv2D
+from dupr_tf.models.layers import FusedBatchNormalization, TrainedConv2D
 
 LEVELS = ("P2", "P3", "P4", "P5")
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, 0–255

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dupr_tf.config import Config
-from dupr_tf.models.flops import step_flops
-from dupr_tf.models.traffic import step_traffic
+from dupr_tf.models.cost import step_flops, step_traffic
 from dupr_tf.ops.info_nce import KEY_BLOCK
 from dupr_tf.planning.estimate import Counts
 from dupr_tf.training.checkpoints import state_bytes, state_of

@@ -10,7 +10,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from dupr_tf.config import Config
-from dupr_tf.models.flops import step_flops
+from dupr_tf.models.cost import step_flops
 from dupr_tf.training.dry_run import predicted_memory
 from dupr_tf.training.pretrain import build_model
 

@@ -18,7 +18,7 @@ from dupr_tf.config import Config
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.errors import RunFailed
 from dupr_tf.models import DUPR, ResNetBackbone
-from dupr_tf.models.traffic import channels_by_term, step_traffic
+from dupr_tf.models.cost import channels_by_term, step_traffic
 from dupr_tf.text import duration
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
 from dupr_tf.training.pretrain import checked_images, compiled_model

@@ -12,7 +12,7 @@ from dupr_tf.detection.fcn import FCN, pixel_cross_entropy, segmentation_head
 from dupr_tf.detection.precise_bn import measure_norms
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
 from dupr_tf.errors import UserError
-from dupr_tf.models.batch_norm import norm_layers
+from dupr_tf.models.layers import norm_layers
 from dupr_tf.models.resnet import build_backbone, pyramid
 
 NAMES = ("road", "sky", "tree")

@@ -6,7 +6,7 @@ import pytest
 
 from dupr_tf.detection.precise_bn import measure_norms
 from dupr_tf.errors import UserError
-from dupr_tf.models.batch_norm import FusedBatchNormalization, norm_layers, set_norm
+from dupr_tf.models.layers import FusedBatchNormalization, norm_layers, set_norm
 
 
 def model():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dupr_tf.models.convolution import TrainedConv2D
+from dupr_tf.models.layers import TrainedConv2D
 from dupr_tf.ops import convolution
 from tests import oracles
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from dupr_tf.detection.rcnn.pooling import pool
 from dupr_tf.detection.rcnn.pyramid import STRIDES
-from dupr_tf.models.batch_norm import FusedBatchNormalization
+from dupr_tf.models.layers import FusedBatchNormalization
 
 BOX_BINS, MASK_BINS = 7, 14  # a side, of detectron2's poolers with a pyramid
 C4_STRIDE, C4_BINS = 16, 14

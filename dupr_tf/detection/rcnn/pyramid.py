@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 
 from dupr_tf.errors import UserError
-from dupr_tf.models.batch_norm import FusedBatchNormalization
+from dupr_tf.models.layers import FusedBatchNormalization
 from dupr_tf.models.resnet import LEVELS, pyramid
 
 STRIDES = (4, 8, 16, 32, 64)  # of P2 to P6

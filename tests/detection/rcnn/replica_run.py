@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dupr_tf.models.batch_norm import norm_layers
+from dupr_tf.models.layers import norm_layers
 from dupr_tf.training.distribution import scope
 from tests.detection.rcnn.small import batch, make
 

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.detection.rcnn import FasterRCNN, MaskRCNN
-from dupr_tf.models.batch_norm import FusedBatchNormalization
+from dupr_tf.models.layers import FusedBatchNormalization
 
 NAMES = ("bus", "cat", "dog")
 KINDS = {"faster": FasterRCNN, "mask": MaskRCNN}

@@ -14,7 +14,7 @@ from dupr_tf.detection.build import build_detector
 from dupr_tf.detection.rcnn import FasterRCNN
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
 from dupr_tf.errors import UserError
-from dupr_tf.models.batch_norm import norm_layers
+from dupr_tf.models.layers import norm_layers
 from dupr_tf.models.resnet import build_backbone
 from tests.detection.rcnn.small import NAMES, ChainBackbone, batch, make
 

@@ -3,7 +3,7 @@
 import pytest
 
 from dupr_tf.models import DUPR, build_backbone
-from dupr_tf.models.flops import step_flops
+from dupr_tf.models.cost import step_flops
 
 
 def model(architecture, **settings):

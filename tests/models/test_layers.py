@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dupr_tf.models.batch_norm import FusedBatchNormalization
+from dupr_tf.models.layers import FusedBatchNormalization
 
 SHAPE = (4, 5, 6, 3)
 
