@@ -45,7 +45,7 @@ def measure(output: Path, machine: str, commit: str | None, say=print) -> None:
     points = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     for part, values in ORDERS:
         there = {point["value"] for point in points if point["part"] == part}
-        for point in _measured(part, [value for value in values if value not in there]):
+        for point in measured(part, [value for value in values if value not in there]):
             points.append({**point, "machine": machine, "commit": commit})
             write_whole(path, json.dumps(points, indent=1) + "\n")
             say(line_of(point))
@@ -95,7 +95,7 @@ def draw(part: str, points: list[dict], path: Path) -> None:
     figure.savefig(path)
 
 
-def _measured(part, values):
+def measured(part, values):
     """The points of a part as they come out of its process."""
     if not values:
         return

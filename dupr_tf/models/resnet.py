@@ -194,7 +194,7 @@ def _check_input_shape(input_shape, include_normalization):
 
 
 def _stem(x, filters, dtype):
-    x = _conv_bn(x, filters, 7, strides=2, name="conv1", dtype=dtype)  # (B, H/2, W/2, C)
+    x = conv_bn(x, filters, 7, strides=2, name="conv1", dtype=dtype)  # (B, H/2, W/2, C)
     x = keras.layers.Activation("relu", name="conv1_relu", dtype=dtype)(x)
     # After a ReLU, padding with zeros cannot change a maximum.
     x = keras.layers.ZeroPadding2D(1, name="pool1_pad", dtype=dtype)(x)
@@ -216,20 +216,20 @@ def _stage(x, block, filters, depth, strides, dilation, name, dtype):
 
 
 def _basic_block(x, filters, strides, dilation, project, name, dtype):
-    shortcut = _conv_bn(x, filters, 1, strides, name=f"{name}_0", dtype=dtype) if project else x
-    x = _conv_bn(x, filters, 3, strides, dilation, name=f"{name}_1", dtype=dtype)
+    shortcut = conv_bn(x, filters, 1, strides, name=f"{name}_0", dtype=dtype) if project else x
+    x = conv_bn(x, filters, 3, strides, dilation, name=f"{name}_1", dtype=dtype)
     x = keras.layers.Activation("relu", name=f"{name}_1_relu", dtype=dtype)(x)
-    x = _conv_bn(x, filters, 3, 1, dilation, name=f"{name}_2", dtype=dtype)
+    x = conv_bn(x, filters, 3, 1, dilation, name=f"{name}_2", dtype=dtype)
     return _residual(shortcut, x, name, dtype)
 
 
 def _bottleneck_block(x, filters, strides, dilation, project, name, dtype):
-    shortcut = _conv_bn(x, 4 * filters, 1, strides, name=f"{name}_0", dtype=dtype) if project else x
-    x = _conv_bn(x, filters, 1, 1, name=f"{name}_1", dtype=dtype)
+    shortcut = conv_bn(x, 4 * filters, 1, strides, name=f"{name}_0", dtype=dtype) if project else x
+    x = conv_bn(x, filters, 1, 1, name=f"{name}_1", dtype=dtype)
     x = keras.layers.Activation("relu", name=f"{name}_1_relu", dtype=dtype)(x)
-    x = _conv_bn(x, filters, 3, strides, dilation, name=f"{name}_2", dtype=dtype)  # v1.5: the stride is here
+    x = conv_bn(x, filters, 3, strides, dilation, name=f"{name}_2", dtype=dtype)  # v1.5: the stride is here
     x = keras.layers.Activation("relu", name=f"{name}_2_relu", dtype=dtype)(x)
-    x = _conv_bn(x, 4 * filters, 1, 1, name=f"{name}_3", dtype=dtype)
+    x = conv_bn(x, 4 * filters, 1, 1, name=f"{name}_3", dtype=dtype)
     return _residual(shortcut, x, name, dtype)
 
 
@@ -238,7 +238,7 @@ def _residual(shortcut, x, name, dtype):
     return keras.layers.Activation("relu", name=f"{name}_out", dtype=dtype)(x)
 
 
-def _conv_bn(x, filters, kernel, strides, dilation=1, *, name, dtype):
+def conv_bn(x, filters, kernel, strides, dilation=1, *, name, dtype):
     """Convolution without bias, padded by kernel // 2 · dilation on every side, then batch normalisation.
 
     At stride 1 TensorFlow's "same" is that padding and needs no copy of the input. At stride 2 it is not (an

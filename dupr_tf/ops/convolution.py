@@ -55,10 +55,10 @@ def kernel_gradient(images, upstream):
     Returns:
         (3, 3, C, K).
     """
-    return _chosen(images, upstream)(images, upstream)
+    return chosen_form(images, upstream)(images, upstream)
 
 
-def _chosen(images, upstream):
+def chosen_form(images, upstream):
     """The form of the kernel gradient that is fastest for these shapes on this machine."""
     known = images.shape.is_fully_defined() and upstream.shape.is_fully_defined()
     if not known or images.dtype != tf.float32 or tf.config.list_logical_devices("GPU"):

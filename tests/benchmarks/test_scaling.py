@@ -34,7 +34,7 @@ def test_what_is_there_is_not_measured_again(tmp_path, monkeypatch):
         yield from (point(part, value) for value in values)
 
     monkeypatch.setattr(scaling, "ORDERS", (("shards", (10, 100)), ("names", (5,))))
-    monkeypatch.setattr(scaling, "_measured", measured)
+    monkeypatch.setattr(scaling, "measured", measured)
     (tmp_path / "scaling.json").write_text(json.dumps([point("shards", 10)]))
     lines = []
     scaling.measure(tmp_path, "a machine", "a commit", lines.append)
@@ -47,7 +47,7 @@ def test_what_is_there_is_not_measured_again(tmp_path, monkeypatch):
 
 def test_a_part_that_fails_says_its_last_words(monkeypatch):
     monkeypatch.setattr(scaling, "POINTS", ("-c", "print('{\"value\": 1}', flush=True); raise KeyError('gone')"))
-    found = scaling._measured("shards", [1, 2])
+    found = scaling.measured("shards", [1, 2])
     assert next(found) == {"value": 1}
     with pytest.raises(RuntimeError, match=r"(?s)^shards ended: .*KeyError: 'gone'"):
         next(found)

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 from dupr_tf.models import DUPR
-from dupr_tf.models.resnet import _conv_bn
+from dupr_tf.models.resnet import conv_bn
 from dupr_tf.models.terms import PatchContrast
 from dupr_tf.models.terms.contrast import draw_patch_keys
 from dupr_tf.training.optimizers import Cosine, CoupledSGD
@@ -49,7 +49,7 @@ class TinyBackbone(keras.Model):
         images = keras.Input((SIZE, SIZE, 3), name="images")
         x, levels = images, {}
         for stage, filters in channels.items():
-            x = _conv_bn(x, filters, 3, strides=2, name=stage, dtype=dtype)
+            x = conv_bn(x, filters, 3, strides=2, name=stage, dtype=dtype)
             x = levels[stage] = keras.layers.Activation("relu", dtype=dtype, name=f"{stage}_out")(x)
         super().__init__(inputs=images, outputs=x, name=name)
         self.channels, self.dtype_name = dict(channels), dtype

@@ -44,7 +44,7 @@ def test_kernel_gradient(mode, form, shape):
 @pytest.mark.parametrize("mode", MODES)
 def test_layer_and_both_gradients(mode, form, monkeypatch):
     images, kernel, upstream = arrays(SHAPES[0])
-    monkeypatch.setattr(convolution, "_chosen", lambda *_: form)
+    monkeypatch.setattr(convolution, "chosen_form", lambda *_: form)
 
     def features_and_gradients(images, kernel, upstream):
         with tf.GradientTape() as tape:
@@ -66,7 +66,7 @@ def chosen(shape, filters, dtype=tf.float32):
         input_signature=[tf.TensorSpec(shape, dtype), tf.TensorSpec([*shape[:3], filters], dtype)], autograph=False
     )
     def trace(images, upstream):
-        taken.append(convolution._chosen(images, upstream))
+        taken.append(convolution.chosen_form(images, upstream))
         return images
 
     trace.get_concrete_function()
