@@ -76,7 +76,7 @@ def test_two_forms_that_mean_the_same_compare_equal():
 )
 def test_mistakes_in_a_term_name_the_field(term, field, fix):
     error = refused({"model": {"terms": [term]}})
-    assert error.field == field and fix in error.fix
+    assert error.fields == (field,) and fix in error.fix
 
 
 def test_two_terms_of_one_name_are_refused():

@@ -86,8 +86,8 @@ def parse_config(values: dict[str, Any]) -> Config:
     except ValidationError as error:
         found = error.errors()
     # A list with a wrong value is also too short for pydantic, which counts the right ones.
-    wrong_lists = {one["loc"][:-1] for one in found}
-    raise_all([_user_error(one) for one in found if one["type"] != "too_short" or one["loc"] not in wrong_lists])
+    inside = {one["loc"][:depth] for one in found for depth in range(len(one["loc"]))}
+    raise_all([_user_error(one) for one in found if one["type"] != "too_short" or one["loc"] not in inside])
 
 
 def dump_config(config: Config) -> str:
