@@ -24,7 +24,8 @@ def test_config_allows_the_layouts_of_the_tables():
     assert {"auto", *KINDS} == set(get_args(DataConfig.model_fields["kind"].annotation))
     held = {"retinanet": "boxes", "faster_rcnn": "boxes", "mask_rcnn": "masks", "fcn": "classes of pixels"}
     for detector, what in held.items():
-        assert {"auto", *(kind for kind in KINDS if what in contents_of(kind))} == set(DETECTORS[detector].facts["data"])
+        kinds = {kind for kind in KINDS if what in contents_of(kind)}
+        assert {"auto", *kinds} == set(DETECTORS[detector].facts["data"])
 
 
 def test_contents_of_layouts():
