@@ -26,12 +26,37 @@ def write_whole(path: Path | RemotePath, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(path, RemotePath):
         return path.write_bytes(content)
+    publish(_write_beside(path, content), path)
+
+
+def write_all(contents: dict[Path | RemotePath, str]) -> None:
+    """Writes several files, in order. Of local ones none is replaced before all are on the disk under other names."""
+    if any(isinstance(path, RemotePath) for path in contents):
+        for path, content in contents.items():
+            write_whole(path, content)
+        return
+    written = {}
+    try:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            written[path] = path.with_name(path.name + ".tmp")
+            _write_beside(path, content.encode("utf-8"))
+    except OSError:
+        for temporary in written.values():
+            temporary.unlink(missing_ok=True)
+        raise
+    for path, temporary in written.items():
+        publish(temporary, path)
+
+
+def _write_beside(path: Path, content: bytes) -> Path:
+    """Has the content on the disk under another name, and returns that."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    publish(temporary, path)
+    return temporary
 
 
 def publish(temporary: Path, path: Path | RemotePath) -> None:

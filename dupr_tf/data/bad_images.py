@@ -101,6 +101,9 @@ class BadImages:
         report: file for the list, a line of name and reason each, replaced as a whole every few seconds. What an
             earlier start of the run left there is looked at again by `check_readable`, where images are files.
             None: no file.
+
+    Attributes:
+        writes: whether the file may be written; false until a run has checked its start.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class BadImages:
         self.source, self.max_share, self.max_pixels = as_source(images), max_share, max_pixels
         self.report = None if report is None else as_path(report)
         self.found: dict[int, str] = {}
+        self.writes = True
         self._lock, self._written, self._write_at = threading.Lock(), 0, 0.0
 
     def name(self, index: int) -> str:
@@ -172,7 +176,7 @@ class BadImages:
         self._write_at = time.monotonic() + WRITE_EVERY
         with self._lock:
             found = dict(self.found)
-        if self.report is None or len(found) == self._written or not self.report.parent.is_dir():
+        if self.report is None or not self.writes or len(found) == self._written or not self.report.parent.is_dir():
             return  # a run that is refused before it begins makes no folder
         lines = [HEADER, *(f"{self.name(index)}\t{found[index]}" for index in sorted(found))]
         write_whole(self.report, "\n".join(lines) + "\n")

@@ -20,7 +20,7 @@ from dupr_tf.errors import UserError, raise_all
 from dupr_tf.models.resnet import build_backbone
 from dupr_tf.remote_path import as_path
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
-from dupr_tf.training.optimizers import CoupledSGD, build_schedule, with_slow_variables
+from dupr_tf.training.optimizers import AdamW, CoupledSGD, build_schedule
 from dupr_tf.weights.environment import record_environment
 from dupr_tf.weights.loading import load_weights_for
 
@@ -186,15 +186,12 @@ def _measure_norms(detector, train, config: Config, task, steps: int, console: C
 def detector_optimizer(config: Config, images: int, backbone) -> keras.optimizers.Optimizer:
     """SGD as in the paper's protocols, or AdamW, which gets further in a few hundred steps."""
     settings, detector, schedule = config.optimizer, config.detector, build_schedule(config, images)
+    slowed = backbone.trainable_variables if detector.backbone_rate != 1 else ()
+    factors = {variable.path: detector.backbone_rate for variable in slowed}
+    shared = {"rate_factors": factors, "global_clipnorm": detector.gradient_clip}
     if detector.optimizer == "adamw":
-        optimizer = keras.optimizers.AdamW(
-            schedule, weight_decay=settings.weight_decay, global_clipnorm=detector.gradient_clip
-        )
-    else:
-        optimizer = CoupledSGD(
-            schedule, settings.momentum, settings.weight_decay, global_clipnorm=detector.gradient_clip
-        )
-    return with_slow_variables(optimizer, backbone.trainable_variables, detector.backbone_rate)
+        return AdamW(schedule, settings.weight_decay, **shared)
+    return CoupledSGD(schedule, settings.momentum, settings.weight_decay, **shared)
 
 
 def _circumstances(config: Config, log: TrainingLog, steps: int, weights, train, val) -> dict:

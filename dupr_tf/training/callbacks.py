@@ -105,6 +105,11 @@ class MetricsLog(StepCallback):
             left = (self.last_step - step) * self.batch_size / max(rate, 1e-9)
             self.progress.console.print(f"step {step}/{self.last_step}  {text}  ETA {duration(left)}")
 
+    def flush(self) -> dict:
+        """Has every line where the file is; returns {}: a checkpoint holds nothing of this."""
+        self.lines.flush()
+        return {}
+
     def close(self) -> None:
         self.progress.stop()
         self.writer.close()

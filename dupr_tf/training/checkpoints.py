@@ -10,6 +10,8 @@ bit of the index, and its state file `checkpoint` has none, so it is not used: t
 
 from __future__ import annotations
 
+import collections
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -32,32 +34,36 @@ class RunCheckpoints:
     """Saves and restores a model with its optimiser below one folder.
 
     Args:
-        model: a compiled DUPR whose optimiser is built.
-        folder: where the checkpoints go.
+        model: a compiled Keras model whose optimiser is built. Its variable `step`, or the optimiser's `iterations`,
+            counts steps.
+        folder: where the checkpoints go; made by the first save.
         keep: checkpoints kept, the newest.
-        read_only: for workers other than the chief: nothing is made or cleared away.
 
     Attributes:
         variables: {key: variable} of the whole state.
-        before_save: called before a checkpoint is written.
+        before_save: called before a checkpoint is written; returns what it holds besides, {name: JSON value}.
+        extra: what the restored checkpoint holds besides.
     """
 
-    def __init__(self, model: keras.Model, folder: str | Path, keep: int = 2, read_only: bool = False):
+    def __init__(self, model: keras.Model, folder: str | Path, keep: int = 2):
         self.folder, self.keep = as_path(folder), keep
-        if not read_only:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _remove_unfinished(self.folder)
         self.variables = state_of(model)
-        self.step = model.step
-        self.checkpoint = tf.train.Checkpoint(variables=self.variables)
+        self.step = model.step if hasattr(model, "step") else model.optimizer.iterations
+        with tf.device("CPU:0"):
+            self._extra = tf.Variable("{}", dtype=tf.string, trainable=False)
+        self.checkpoint = tf.train.Checkpoint(variables=self.variables, extra=self._extra)
         _ = self.checkpoint.save_counter  # made here, since checkpoints of earlier versions hold one
-        self.before_save: Callable[[], None] = lambda: None
+        self.before_save: Callable[[], dict] = dict
         self._at_hand: int | None = None  # the step that is saved, or was restored, as it is
 
     @property
     def size(self) -> int:
         """Bytes of the state."""
         return state_bytes(self.variables)
+
+    @property
+    def extra(self) -> dict:
+        return json.loads(self._extra.numpy())
 
     def save(self) -> Path:
         """Writes a checkpoint of the current step, unless there is one, and returns its path without the endings.
@@ -69,9 +75,11 @@ class RunCheckpoints:
         path = self.folder / f"ckpt-{step}"
         if step == self._at_hand:
             return path
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _remove_unfinished(self.folder)
         _remove_checkpoint(path)  # a damaged one of the same step
         try:
-            self.before_save()
+            self._extra.assign(json.dumps(self.before_save()))
             self.checkpoint.write(str(path))
             _write_sums(path)
         except (tf.errors.OpError, OSError) as error:
@@ -83,7 +91,7 @@ class RunCheckpoints:
         return path
 
     def restore(self) -> int:
-        """Restores the newest checkpoint that is whole; returns its step, 0 where there is none.
+        """Restores the newest checkpoint that is whole; returns its step, 0 where there is none. Changes no file.
 
         Raises:
             UserError: there are checkpoints and none of them fits or is whole.
@@ -148,15 +156,27 @@ def _free(folder: Path | RemotePath) -> str:
 def state_of(model: keras.Model) -> dict:
     """{unique name: variable} of all that the steps to come depend on; the model's optimiser is built.
 
-    A name follows from a variable's path, and a term's variables carry the term's name, so that a further term or
-    layer does not rename the rest.
+    A name follows from a variable's path, or from the model's own `named_variables`, so that a further layer does not
+    rename the rest. Metrics are left out: they are reset before each step.
+
+    Raises:
+        RuntimeError: two variables share a name, or `named_variables` leaves some out.
     """
-    named = {f"model/{name}": variable for name, variable in model.named_variables().items()}
-    named |= {f"optimizer/{variable.path}": variable for variable in model.optimizer.variables}
-    count = len(model.variables) + len(model.optimizer.variables)
-    if len(named) != count:
-        raise RuntimeError(f"{count - len(named)} of {count} variables share their name with another or are left out")
-    return {name: variable.value for name, variable in named.items()}
+    own = model.named_variables().items() if hasattr(model, "named_variables") else _by_path(model.variables)
+    named = [*((f"model/{name}", variable) for name, variable in own)]
+    named += [(f"optimizer/{name}", variable) for name, variable in _by_path(model.optimizer.variables)]
+    counts = collections.Counter(name for name, _ in named)
+    shared = [name for name, count in counts.items() if count > 1]
+    if shared:
+        raise RuntimeError(f"{len(shared)} names belong to several variables, such as {shared[0]}")
+    missing = len(model.variables) + len(model.optimizer.variables) - len(named)
+    if missing:
+        raise RuntimeError(f"named_variables leaves out {missing} of the model's variables")
+    return {name: variable.value for name, variable in named}
+
+
+def _by_path(variables) -> list[tuple]:
+    return [(variable.path, variable) for variable in variables]
 
 
 def state_bytes(variables: dict) -> int:

@@ -9,10 +9,47 @@ import tensorflow as tf
 from keras import ops
 
 from dupr_tf.config import Config
+from dupr_tf.errors import UserError
+
+
+class VariableFactors:
+    """For a Keras optimiser: a learning rate and a weight decay of their own for some variables.
+
+    Args:
+        rate_factors: {path of a variable: what its learning rate is multiplied by}; 1 for those that are not named.
+        decay_factors: {path of a variable: what its weight decay is multiplied by}, likewise; 0 switches it off.
+        **kwargs: of the optimiser.
+
+    Raises:
+        UserError: in `build`, a path that is none of the variables', or one of several.
+    """
+
+    def __init__(self, *args, rate_factors=None, decay_factors=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.rate_factors, self.decay_factors = dict(rate_factors or {}), dict(decay_factors or {})
+
+    def build(self, variables):
+        if self.built:
+            return
+        paths = [variable.path for variable in variables]
+        for name, factors in (("rate_factors", self.rate_factors), ("decay_factors", self.decay_factors)):
+            for path in factors:
+                if paths.count(path) != 1:
+                    problem = f"{paths.count(path)} of the {len(paths)} variables to train have the path {path}."
+                    raise UserError(name, problem, "Pass paths of single variables (variable.path).")
+        super().build(variables)
+        self._factors = [(self.rate_factors.get(path, 1.0), self.decay_factors.get(path, 1.0)) for path in paths]
+
+    def factors_of(self, variable):
+        """(rate factor, decay factor) of a variable as `update_step` receives it."""
+        return self._factors[self._get_variable_index(variable)]
+
+    def get_config(self):
+        return {**super().get_config(), "rate_factors": self.rate_factors, "decay_factors": self.decay_factors}
 
 
 @keras.saving.register_keras_serializable("dupr_tf")
-class CoupledSGD(keras.optimizers.Optimizer):
+class CoupledSGD(VariableFactors, keras.optimizers.Optimizer):
     """SGD whose weight decay is part of the gradient: v <- mu v + g + wd w;  w <- w - lr v.
 
     Keras' `SGD(weight_decay=)` is decoupled, ten times weaker at momentum 0.9, and folds the rate into the velocity.
@@ -22,6 +59,7 @@ class CoupledSGD(keras.optimizers.Optimizer):
         momentum: mu in [0, 1).
         coupled_decay: wd >= 0, on every variable, batch norm and biases included.
         nesterov: not offered; MoCo and DUPR use plain momentum.
+        **kwargs: of `VariableFactors` and of Keras' optimisers.
     """
 
     def __init__(self, learning_rate=0.03, momentum=0.9, coupled_decay=1e-4, name="coupled_sgd", **kwargs):
@@ -35,8 +73,9 @@ class CoupledSGD(keras.optimizers.Optimizer):
         self.velocities = [self.add_variable_from_reference(v, name="velocity") for v in variables]
 
     def update_step(self, gradient, variable, learning_rate):
-        rate = ops.cast(learning_rate, variable.dtype)
-        gradient = ops.cast(gradient, variable.dtype) + self.coupled_decay * variable
+        rate_factor, decay_factor = self.factors_of(variable)
+        rate = ops.cast(learning_rate * rate_factor, variable.dtype)
+        gradient = ops.cast(gradient, variable.dtype) + self.coupled_decay * decay_factor * variable
         velocity = self.velocities[self._get_variable_index(variable)]
         new_velocity = self.momentum * velocity + gradient
         self.assign(velocity, new_velocity)
@@ -46,29 +85,30 @@ class CoupledSGD(keras.optimizers.Optimizer):
         return {**super().get_config(), "momentum": self.momentum, "coupled_decay": self.coupled_decay}
 
 
-def with_slow_variables(optimizer, variables, factor):
-    """Makes an optimiser move some variables more slowly: their learning rate is multiplied by `factor`.
+@keras.saving.register_keras_serializable("dupr_tf")
+class AdamW(VariableFactors, keras.optimizers.Adam):
+    """Keras' AdamW with factors: w <- w - lr wd w, then Adam's update with the rate lr.
 
-    For fine-tuning, where new heads and pre-trained weights may want rates of their own.
+    A rate factor leaves the decay as it is; pass the same decay factor to slow both down, as PyTorch's groups do.
 
     Args:
-        optimizer: a Keras optimiser with `update_step`; it is changed in place.
-        variables: those to slow down.
-        factor: above 0, at most 1.
-
-    Returns:
-        The optimiser.
+        learning_rate: float or schedule.
+        decoupled_decay: wd >= 0.
+        **kwargs: of `VariableFactors` and of Keras' Adam.
     """
-    if factor == 1.0:
-        return optimizer
-    update, index = optimizer.update_step, optimizer._get_variable_index  # Keras hands over variables of its own
 
-    def update_step(gradient, variable, learning_rate):
-        slow = {index(v) for v in variables}
-        update(gradient, variable, learning_rate * factor if index(variable) in slow else learning_rate)
+    def __init__(self, learning_rate=0.001, decoupled_decay=0.004, name="adamw", **kwargs):
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        self.decoupled_decay = decoupled_decay
 
-    optimizer.update_step = update_step
-    return optimizer
+    def update_step(self, gradient, variable, learning_rate):
+        rate_factor, decay_factor = self.factors_of(variable)
+        decay = ops.cast(self.decoupled_decay * decay_factor, variable.dtype)
+        self.assign_sub(variable, variable * decay * ops.cast(learning_rate, variable.dtype))
+        super().update_step(gradient, variable, learning_rate * rate_factor)
+
+    def get_config(self):
+        return {**super().get_config(), "decoupled_decay": self.decoupled_decay}
 
 
 @keras.saving.register_keras_serializable("dupr_tf")

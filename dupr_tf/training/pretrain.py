@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +22,7 @@ from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.errors import UserError, raise_all, reporting_full_disk
 from dupr_tf.models import DUPR, build_backbone
 from dupr_tf.models.multi_worker import MultiWorkerDUPR
-from dupr_tf.remote_path import absolute, as_path
-from dupr_tf.training.begun import compare, record_start
+from dupr_tf.remote_path import as_path
 from dupr_tf.training.callbacks import CheckBadImages, MetricsLog, SaveCheckpoints
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.cluster import Cluster, cluster_of
@@ -41,18 +39,16 @@ from dupr_tf.training.distribution import (
 from dupr_tf.training.health import StopOnDivergence, WarnOfCollapse
 from dupr_tf.training.optimizers import build_optimizer
 from dupr_tf.training.probes import Probe, RunProbes
-from dupr_tf.training.same_run import check_shared, image_facts, note_cluster, program_facts
+from dupr_tf.training.run import check, check_shared, images_entry, record, record_cluster, starting_weights
+from dupr_tf.training.same_run import image_facts, program_facts
 from dupr_tf.training.signals import StopOnSignal, noted_signals
 from dupr_tf.training.worker_reports import ReportToChief
-from dupr_tf.weights.environment import record_environment
-from dupr_tf.weights.loading import load_weights_for, weights_digest
-from dupr_tf.whole_files import write_whole, written_locally
+from dupr_tf.whole_files import written_locally
 
 log = logging.getLogger(__name__)
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 BAD_IMAGES_FILE = "bad_images.tsv"
 BACKBONE_FILE = "backbone.keras"
-START_FILE = "start.json"  # of a run that began from weights: where they were and the sha256 of their values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +101,18 @@ def pretrain(
         report = run / BAD_IMAGES_FILE if link.chief else None
         config, source, bad = checked_images(config, data, replicas(strategy), report)
         with reporting_full_disk(run):
-            start = _begin(run, config, source, weights, allow_change, link, cluster)
+            link.agree(image_facts(source, config.data.root) if cluster else {})
+            images = images_entry(config.data.root, source)
+            if link.chief:
+                check(run, config, images, allow_change)
+            backbone, entry = starting_weights(run, config, weights)
+            start = None if backbone is None else backbone.get_weights()
             with scope(strategy):
                 model = compiled_model(config, len(source), start, replicas(strategy))
-            checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints, not link.chief)
-            step = _fit(model, config, source, bad, checkpoints, run, probe, link)
+            checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints)
+            step = _restore(checkpoints, link)
+            _record(run, config, images, entry, bad, link, cluster)
+            step = _fit(model, config, source, bad, checkpoints, step, run, probe, link)
             backbone = _write_backbone(model, run) if link.chief else run / BACKBONE_FILE
             return PretrainResult(run, backbone, step, bad.reasons)
 
@@ -130,21 +133,16 @@ def joined(cluster: Cluster | None, config: Config):
         yield link
 
 
-def _begin(run: Path, config: Config, source, weights, allow_change, link, cluster) -> list[np.ndarray] | None:
-    """Has the chief look at and write down what the run is begun with; returns the weights to start from."""
-    link.agree(image_facts(source, config.data.root) if cluster else {})
-    word = ""
+def _record(run: Path, config: Config, images: dict, weights: dict | None, bad: BadImages, link, cluster) -> None:
+    """Has the chief record the start of the run, now that nothing stands against it, and the others find that."""
+    token = ""
     if link.chief:
-        compare(run, config, source, allow_change)
-        start = starting_weights(run, config, weights)
-        record_start(run, config, source)
-        record_environment(run)
-        word = note_cluster(run, cluster)
-    told = link.agree({}, {"word": word})
+        record(run, config, images, weights)
+        token = record_cluster(run, cluster)
+        bad.writes = True
+    message = link.agree({}, {"token": token})
     if not link.chief:
-        check_shared(run, cluster, told["word"])
-        start = starting_weights(run, config, weights)
-    return start
+        check_shared(run, cluster, message["token"])
 
 
 def checked_images(
@@ -154,6 +152,7 @@ def checked_images(
     config, source = _with_images(config, data)
     raise_all(config.pretrain_problems(replicas))
     bad = BadImages(source, config.data.max_bad_share, config.data.max_pixels, report)
+    bad.writes = False  # before the run is recorded
     check_readable(source, bad)
     return config, source, bad
 
@@ -185,10 +184,9 @@ def build_model(config: Config, start: list[np.ndarray] | None = None, total_ste
     return kind(backbone, **config.dupr_arguments(total_steps))
 
 
-def _fit(model, config, source, bad, checkpoints, run, probe, link) -> int:
-    """`model.fit` from the last checkpoint to the last step; one call an epoch or less where a resume cut one."""
+def _fit(model, config, source, bad, checkpoints, step, run, probe, link) -> int:
+    """`model.fit` from a step to the last; one call an epoch or less where a resume cut one."""
     per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
-    step = _restore(checkpoints, link)
     if step:
         log.info("resuming %s at step %d of %d", run, step, total)
     with contextlib.ExitStack() as stack:
@@ -197,7 +195,7 @@ def _fit(model, config, source, bad, checkpoints, run, probe, link) -> int:
         if link.chief:
             metrics = MetricsLog(run, step, total, per_epoch, config.train.batch_size, config.train.log_every)
             stack.callback(metrics.close)
-            checkpoints.before_save = metrics.lines.flush  # what a run goes on from never lacks its lines
+            checkpoints.before_save = metrics.flush  # what a run goes on from never lacks its lines
             stack.callback(bad.close)
             every = config.probing.every_epochs * per_epoch
             callbacks += [
@@ -254,50 +252,6 @@ def _with_images(config: Config, data) -> tuple[Config, ImageSource]:
         raise UserError("data.root", "No folder of images is given.", "Pass --data DIR.")
     root, source = open_source(root, config.data.kind)
     return config.model_copy(update={"data": config.data.model_copy(update={"root": root})}), source
-
-
-def starting_weights(run: Path, config: Config, weights: str | Path | None) -> list[np.ndarray] | None:
-    """The backbone's weights a run begins from, None for random ones; what a run was begun with is kept in it.
-
-    `start.json` is written before `config.yaml`: a run that was killed in between goes on from the same weights.
-    """
-    record = run / START_FILE
-    begun = _read_start(record) if record.exists() else None
-    if weights is None and begun is None:
-        return None
-    if begun is None and (run / "config.yaml").exists():
-        raise UserError(
-            "--weights",
-            f"The run {run} was started from random weights, so it cannot go on from {weights}.",
-            "Leave --weights out to go on, or choose another --output.",
-        )
-    if weights is None and any((run / "checkpoints").glob("*.index")):
-        return None  # the checkpoint holds all there is to know
-    return _load_start(run, config, weights or begun["weights"], begun)
-
-
-def _read_start(record: Path) -> dict:
-    try:
-        begun = json.loads(record.read_text(encoding="utf-8"))
-        return {name: str(begun[name]) for name in ("weights", "sha256")}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(None, f"{record} is damaged.", "Copy it again, or choose another --output.") from None
-
-
-def _load_start(run: Path, config: Config, weights: str | Path, begun: dict | None) -> list[np.ndarray]:
-    backbone = load_weights_for(config.model.backbone, config.model.width, weights, include_normalization=False)
-    digest = weights_digest(backbone)
-    if begun is None:
-        entry = {"weights": absolute(weights), "sha256": digest}
-        write_whole(run / START_FILE, json.dumps(entry, indent=2) + "\n")
-        log.info("starting from the weights of %s", weights)
-    elif digest != begun["sha256"]:
-        raise UserError(
-            "--weights",
-            f"The run {run} was started from {begun['weights']}, and {weights} holds other weights.",
-            "Leave --weights out to go on, or choose another --output.",
-        )
-    return backbone.get_weights()
 
 
 def _write_backbone(model: DUPR, run: Path) -> Path:

@@ -75,7 +75,7 @@ def test_the_backbone_learns_at_its_share_of_the_rate(kind):
     settings = config(detector={"optimizer": kind, "backbone_rate": 0.25}, optimizer={"weight_decay": 0.0})
     backbone = keras.Sequential([keras.layers.Dense(1, use_bias=False)])
     backbone.build((None, 3))
-    slow, fast = backbone.trainable_variables[0], keras.Variable(np.zeros([3, 1], np.float32))
+    slow, fast = backbone.trainable_variables[0], keras.Variable(np.zeros([3, 1], np.float32), name="fast")
     optimizer, before = detector_optimizer(settings, 10, backbone), slow.numpy()
     optimizer.build([slow, fast])
     for _ in range(3):

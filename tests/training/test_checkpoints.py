@@ -159,13 +159,19 @@ def test_what_a_killed_save_leaves_is_cleared_away(tmp_path):
     (tmp_path / "ckpt-2.data-00000-of-00001").write_bytes(b"x")
     (tmp_path / "ckpt-3.index").write_bytes(b"half")  # killed while TensorFlow wrote the index: no sums yet
     (tmp_path / "ckpt-3.data-00000-of-00001").write_bytes(b"x")
-    assert restored(tmp_path)[0] == 1
-    assert not list(tmp_path.glob("*_temp*")) and not list(tmp_path.glob("ckpt-2*"))
+    before = sorted(tmp_path.rglob("*"))
+    model = stand_in()
+    checkpoints = RunCheckpoints(model, tmp_path)
+    assert checkpoints.restore() == 1 and sorted(tmp_path.rglob("*")) == before
+    set_to(model, 2)
+    checkpoints.save()
+    assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {"ckpt-1", "ckpt-2"}
+    assert restored(tmp_path)[0] == 2
 
 
 def test_a_checkpoint_by_the_manager_of_earlier_versions_is_read(tmp_path):
     model, checkpoints = saved(tmp_path / "other", [7])
-    earlier = tf.train.Checkpoint(variables=checkpoints.variables)
+    earlier = tf.train.Checkpoint(variables=checkpoints.variables, extra=tf.Variable("{}"))
     tf.train.CheckpointManager(earlier, str(tmp_path), max_to_keep=2).save(checkpoint_number=7)
     step, received = restored(tmp_path)
     assert step == 7
@@ -213,7 +219,7 @@ def test_a_full_disk_tells_what_it_wants_and_leaves_the_one_before(small_disk):
 def test_restore_step_refuses_damaged_and_missing_checkpoints(tmp_path):
     saved(tmp_path, [1, 2])
     model = stand_in()
-    checkpoints = RunCheckpoints(model, tmp_path, read_only=True)
+    checkpoints = RunCheckpoints(model, tmp_path)
     checkpoints.restore_step(2)
     assert_equal(values(model), of_step(2))
     file = next(tmp_path.glob("ckpt-2.data-*"))

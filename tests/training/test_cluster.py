@@ -19,7 +19,8 @@ from dupr_tf.remote_path import RemoteError
 from dupr_tf.training.cluster import Cluster, cluster_of, read_cluster, refuse_cluster
 from dupr_tf.training.cluster_link import Link, verdict
 from dupr_tf.training.cluster_wire import HELLO
-from dupr_tf.training.same_run import check_shared, note_cluster, program_facts
+from dupr_tf.training.run import check_shared, record_cluster
+from dupr_tf.training.same_run import program_facts
 from dupr_tf.training.worker_reports import Stragglers
 from tests.training.cluster import free_ports, tf_config
 
@@ -365,9 +366,9 @@ def test_config_code_and_versions_are_compared_and_the_place_of_the_images_is_no
 
 def test_a_folder_that_is_not_shared_is_named(tmp_path):
     cluster = Cluster(("a:1", "b:2"), 1)
-    word = note_cluster(tmp_path / "run", cluster)
-    check_shared(tmp_path / "run", cluster, word)
-    for folder, expected in ((tmp_path / "elsewhere", word), (tmp_path / "run", "of another start")):
+    token = record_cluster(tmp_path / "run", cluster)
+    check_shared(tmp_path / "run", cluster, token)
+    for folder, expected in ((tmp_path / "elsewhere", token), (tmp_path / "run", "of another start")):
         with pytest.raises(UserError) as error:
             check_shared(folder, cluster, expected, patience=0.3)
         assert error.value.field == "--output" and "worker 1 (b:2)" in error.value.problem

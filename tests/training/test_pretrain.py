@@ -17,11 +17,11 @@ from dupr_tf.cli import main
 from dupr_tf.config import dump_config, load_config, parse_config
 from dupr_tf.data.sample import write_sample
 from dupr_tf.errors import UserError
-from dupr_tf.training.begun import differences
 from dupr_tf.training.callbacks import CheckBadImages
 from dupr_tf.training.checkpoints import saved_checkpoints, step_of
 from dupr_tf.training.optimizers import Cosine, Milestones, build_schedule
 from dupr_tf.training.pretrain import pretrain, stretches
+from dupr_tf.training.run import differences
 from tests import oracles_step
 from tests.refusals import refusal
 
@@ -208,6 +208,24 @@ def test_a_changed_config_is_taken_when_that_is_allowed(whole_run, photos, tmp_p
     assert "changed within the run: train.epochs" in caplog.text
     assert losses(run)[:6] == losses(whole_run) and len(losses(run)) == 7
     assert load_config(run / "config.yaml").train.max_steps == 7
+
+
+def test_refused_change_leaves_every_file_and_the_run_its_command(whole_run, photos, tmp_path):
+    run, fewer = tmp_path / "run", tmp_path / "fewer"
+    shutil.copytree(whole_run, run)
+    (run / "checkpoints" / "ckpt-8_temp").write_bytes(b"left by a kill")
+    (run / "bad_images.tsv").write_text("name\treason\n")
+    shutil.copytree(photos, fewer)
+    for number, path in enumerate(sorted(fewer.iterdir())[:2]):
+        path.unlink() if number else path.write_bytes(b"")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    values = tiny(epochs=3).model_dump(mode="json", exclude_none=True)
+    values["model"]["bank_size"], values["data"]["max_bad_share"] = 80, 0.1
+    with pytest.raises(UserError) as error:
+        pretrain(parse_config(values), run, fewer, allow_change=True)
+    assert str(run / "checkpoints") in error.value.problem
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert pretrain(tiny(), run, photos).step == 6
 
 
 def test_a_folder_with_other_images_is_refused(whole_run, photos, tmp_path):

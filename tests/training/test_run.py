@@ -1,4 +1,4 @@
-"""A run goes on with what it was begun with, or says what is different."""
+"""A run resumes with the config and images of its start, or names what is different."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ import pytest
 
 from dupr_tf.config import Config, load_config, parse_config
 from dupr_tf.errors import UserError
-from dupr_tf.training.begun import compare, differences, images_entry, record_start
+from dupr_tf.training.run import check, differences, images_entry, record
 
 
 def config(**train):
@@ -19,13 +19,13 @@ PATHS = ["/photos/a.jpg", "/photos/b/c.jpg"]
 
 @pytest.fixture
 def run(tmp_path):
-    record_start(tmp_path, config(), PATHS)
+    record(tmp_path, config(), images_entry("/photos", PATHS))
     return tmp_path
 
 
 def test_same_config_and_new_folder_are_accepted(run, tmp_path):
-    compare(run, config(log_every=7, checkpoint_every="10min"), PATHS)
-    compare(tmp_path / "new", config(), PATHS)
+    check(run, config(log_every=7, checkpoint_every="10min"), images_entry("/photos", PATHS))
+    check(tmp_path / "new", config(), images_entry("/photos", PATHS))
 
 
 def test_a_moved_root_is_one_difference_and_its_images_are_the_same():
@@ -43,13 +43,13 @@ def test_a_moved_root_is_one_difference_and_its_images_are_the_same():
 )
 def test_differences_are_refused_unless_allowed(run, changed, paths, fields, named, caplog):
     with pytest.raises(UserError) as error:
-        compare(run, config(**changed), paths)
+        check(run, config(**changed), images_entry("/photos", paths))
     assert error.value.fields == fields and named in error.value.problem and "--allow-change" in error.value.fix
     caplog.set_level(logging.WARNING)
-    compare(run, config(**changed), paths, allow_change=True)
+    check(run, config(**changed), images_entry("/photos", paths), allow_change=True)
     assert "changed within the run" in caplog.text
-    record_start(run, config(**changed), paths)
-    compare(run, config(**changed), paths)
+    record(run, config(**changed), images_entry("/photos", paths))
+    check(run, config(**changed), images_entry("/photos", paths))
 
 
 def test_flipped_bit_in_the_record_is_no_traceback(run):
@@ -62,7 +62,7 @@ def test_flipped_bit_in_the_record_is_no_traceback(run):
             content[bit // 8] ^= 1 << bit % 8
             (run / name).write_bytes(content)
             try:
-                compare(run, config(), PATHS)
+                check(run, config(), images_entry("/photos", PATHS))
             except UserError:
                 noticed += 1
         assert noticed > 0.8 * len(range(0, 8 * len(whole), 61)), name
@@ -73,7 +73,7 @@ def test_a_damaged_record_is_named(run):
     (run / "images.json").write_text(json.dumps([1]))
     (run / "config.yaml").write_text("train: {epochs: [")
     with pytest.raises(UserError) as error:
-        compare(run, config(), PATHS)
+        check(run, config(), images_entry("/photos", PATHS))
     config_error, images_error = error.value.errors
     assert str(run / "config.yaml") in config_error.problem and str(run / "images.json") in images_error.problem
 
@@ -82,11 +82,11 @@ def test_run_of_another_format_is_refused(run):
     for content in ('{"format": 1}', '{"format": 3}', "[]", "{"):
         (run / "format.json").write_text(content)
         with pytest.raises(UserError) as error:
-            compare(run, config(), PATHS, allow_change=True)
+            check(run, config(), images_entry("/photos", PATHS), allow_change=True)
         assert error.value.field == "--output" and str(run) in error.value.problem
     (run / "format.json").unlink()  # as runs of version 0.1 are
     with pytest.raises(UserError):
-        compare(run, config(), PATHS)
+        check(run, config(), images_entry("/photos", PATHS))
 
 
 def test_terms_are_compared_by_what_they_mean(run):

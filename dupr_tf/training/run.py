@@ -1,0 +1,237 @@
+"""The record of a run: the config, images and weights of its start, which every later start is checked against.
+
+| file | what it holds |
+|---|---|
+| config.yaml | the config |
+| images.json | how many images there are, and a digest of their names |
+| start.json | the weights the run started from, if it did: where they were and the sha256 of their values |
+| format.json | `FORMAT` |
+| cluster.json | the workers of the newest start of a run of several |
+
+`check` and `starting_weights` only read. `record` writes, once the model is built and its checkpoint restored: a start
+that is refused leaves every file as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+
+from dupr_tf.config import Config, dump_config, load_config
+from dupr_tf.config.sections import SHORT_FORM
+from dupr_tf.data.image_source import ImageSource, as_source
+from dupr_tf.errors import UserError, raise_all
+from dupr_tf.remote_path import absolute
+from dupr_tf.training.cluster import Cluster
+from dupr_tf.weights.environment import record_environment
+from dupr_tf.weights.loading import load_weights_for, weights_digest
+from dupr_tf.whole_files import write_all, write_whole
+
+log = logging.getLogger(__name__)
+MAY_CHANGE = (  # fields, sections
+    "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.strategy", "train.worker_timeout",
+    "train.start_timeout", "probing",
+)  # fmt: skip
+CONFIG_FILE = "config.yaml"
+IMAGES_FILE = "images.json"
+START_FILE = "start.json"
+FORMAT_FILE = "format.json"
+CLUSTER_FILE = "cluster.json"
+FORMAT = 2  # raised by each change of random draws, checkpoint keys or the files of a run; CHANGELOG says what changed
+RANDOM = "random"  # weights that are drawn from the seed
+KEEP_OR_ALLOW = "Use the same as before, pass --allow-change, or choose another --output."
+KEEP_WEIGHTS = "Leave --weights out to resume, or choose another --output."
+PATIENCE = 30.0  # seconds a network file system may take to show a file
+
+
+def check(run: Path, config: Config, images: dict, allow_change: bool = False) -> None:
+    """Refuses a start whose config or images differ from those of the run.
+
+    Args:
+        run: the run's folder.
+        config: of this start.
+        images: their entry, such as `images_entry`.
+        allow_change: name the differences in the log instead.
+
+    Raises:
+        UserError: a difference, or a file of the record that cannot be read; a UserErrors for several.
+    """
+    if not (run / CONFIG_FILE).exists():
+        return
+    check_format(run)
+    changes = [*_config_changes(run / CONFIG_FILE, config), *_image_changes(run / IMAGES_FILE, images)]
+    if not allow_change:
+        raise_all(changes)
+    for change in changes:
+        log.warning("changed within the run: %s: %s", change.field, change.problem)
+
+
+def check_format(run: Path) -> None:
+    """Refuses a run of another version of this program, whose draws or checkpoints differ.
+
+    Raises:
+        UserError: another format, or a record that cannot be read.
+    """
+    try:
+        path = run / FORMAT_FILE
+        saved = int(json.loads(path.read_text(encoding="utf-8"))["format"]) if path.exists() else 1
+    except (ValueError, KeyError, TypeError):
+        raise UserError("--output", f"{path} is damaged.", "Restore the file, or choose another --output.") from None
+    if saved != FORMAT:
+        raise UserError(
+            "--output",
+            f"The run in {run} has format {saved}, and this version resumes format {FORMAT} only.",
+            f"Choose another --output; --weights {run} starts from its backbone.",
+        )
+
+
+def record(run: Path, config: Config, images: dict, weights: dict | None = None) -> None:
+    """Writes the record of a start that was checked, and where it runs.
+
+    Args:
+        run: the run's folder; made if absent.
+        config, images: as in `check`.
+        weights: entry of `starting_weights`.
+    """
+    contents = {FORMAT_FILE: json.dumps({"format": FORMAT}) + "\n", IMAGES_FILE: json.dumps(images, indent=2) + "\n"}
+    if weights is not None:
+        contents[START_FILE] = json.dumps(weights, indent=2) + "\n"
+    contents[CONFIG_FILE] = dump_config(config)  # last: a folder without it holds no run
+    write_all({run / name: content for name, content in contents.items()})
+    record_environment(run)
+
+
+def images_entry(root: str, images: ImageSource | Sequence[str]) -> dict:
+    """{"count", "sha256"} of the images of a root, in order."""
+    source = as_source(images)
+    return {"count": len(source), "sha256": source.digest(root)}
+
+
+def starting_weights(
+    run: Path, config: Config, weights: str | Path | None, include_normalization: bool = False
+) -> tuple[keras.Model | None, dict | None]:
+    """Loads the backbone that a run starts from.
+
+    Args:
+        run: the run's folder.
+        config: of this start.
+        weights: "random", or what `load_backbone` reads; None: those of the record, random ones if it has none.
+        include_normalization: whether the backbone takes 0–255 images.
+
+    Returns:
+        The backbone, None for random weights and where a checkpoint has all; and the entry for `record`.
+
+    Raises:
+        UserError: the run started from other weights, or its record is damaged.
+    """
+    path = run / START_FILE
+    saved = _read_start(path) if path.exists() else None
+    if str(weights) == RANDOM and saved is not None:
+        problem = f"The run {run} was started from {saved['weights']}, so it cannot go on from random weights."
+        raise UserError("--weights", problem, "Pass the same weights, or choose another --output.")
+    if saved is None and (weights is None or str(weights) == RANDOM):
+        return None, None
+    if saved is None and (run / CONFIG_FILE).exists():
+        problem = f"The run {run} was started from random weights, so it cannot go on from {weights}."
+        raise UserError("--weights", problem, KEEP_WEIGHTS)
+    if weights is None and any((run / "checkpoints").glob("*.index")):
+        return None, saved
+    weights = weights or saved["weights"]
+    backbone = load_weights_for(config.model.backbone, config.model.width, weights, include_normalization)
+    digest = weights_digest(backbone)
+    if saved is None:
+        log.info("starting from the weights of %s", weights)
+        return backbone, {"weights": absolute(weights), "sha256": digest}
+    if digest != saved["sha256"]:
+        problem = f"The run {run} was started from {saved['weights']}, and {weights} holds other weights."
+        raise UserError("--weights", problem, KEEP_WEIGHTS)
+    return backbone, saved
+
+
+def record_cluster(run: Path, cluster: Cluster | None) -> str:
+    """Writes the workers of this start into the run's folder; returns a token that identifies the start."""
+    token = uuid.uuid4().hex
+    if cluster is not None:
+        write_whole(run / CLUSTER_FILE, json.dumps({"workers": cluster.addresses, "start": token}, indent=2) + "\n")
+    return token
+
+
+def check_shared(run: Path, cluster: Cluster, token: str, patience: float = PATIENCE) -> None:
+    """Raises UserError if this worker does not see the `record_cluster` of the chief in the run's folder."""
+    deadline = time.monotonic() + patience
+    while _read_token(run) != token:
+        if time.monotonic() > deadline:
+            raise UserError(
+                "--output",
+                f"All workers must see one folder, but in {run} {cluster.called(cluster.index)} does not find the "
+                f"{CLUSTER_FILE} of this start, which the chief wrote.",
+                "Use a folder on a file system that all workers share.",
+            )
+        time.sleep(0.2)
+
+
+def differences(old: Config, new: Config) -> list[UserError]:
+    """An error for every field that differs and may not change within a run."""
+    before, after = (config.model_dump(mode="json") for config in (old, new))
+    before["model"], after["model"] = _model_values(old.model, new.model), _model_values(new.model, old.model)
+    changes = []
+    for section in after:
+        a, b = before[section] or {}, after[section] or {}
+        for name in sorted({*a, *b}):
+            if a.get(name) != b.get(name) and not {section, f"{section}.{name}"} & set(MAY_CHANGE):
+                problem = f"The run was started with {a.get(name)}, and the config now has {b.get(name)}."
+                changes.append(UserError(f"{section}.{name}", problem, KEEP_OR_ALLOW))
+    return changes
+
+
+def _model_values(model, other) -> dict:
+    """The fields of a model's section to compare with another's: terms field by field, if they are not all the same."""
+    values = model.model_dump(mode="json", exclude={"terms", *SHORT_FORM})
+    if model.named_terms() == other.named_terms():
+        return values
+    if model.terms is None and other.terms is None:
+        return {**values, **model.model_dump(mode="json", include=set(SHORT_FORM))}
+    terms = model.named_terms().items()
+    return {**values, **{f"terms.{name}.{field}": value for name, term in terms for field, value in term.items()}}
+
+
+def _config_changes(path: Path, config: Config) -> list[UserError]:
+    try:
+        return differences(load_config(path), config)
+    except UserError as error:
+        return [UserError(None, f"{path} is damaged ({error.errors[0]})", KEEP_OR_ALLOW)]
+
+
+def _image_changes(path: Path, entry: dict) -> list[UserError]:
+    if not path.exists():  # a run of an earlier version
+        return []
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        count, digest = int(saved["count"]), str(saved["sha256"])
+    except (ValueError, KeyError, TypeError):
+        return [UserError(None, f"{path} is damaged.", KEEP_OR_ALLOW)]
+    if (count, digest) == (entry["count"], entry["sha256"]):
+        return []
+    now = "others" if count == entry["count"] else str(entry["count"])
+    return [UserError("data.root", f"The run was started with {count} images, and there are {now} now.", KEEP_OR_ALLOW)]
+
+
+def _read_start(path: Path) -> dict:
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        return {name: str(saved[name]) for name in ("weights", "sha256")}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(None, f"{path} is damaged.", "Copy it again, or choose another --output.") from None
+
+
+def _read_token(run: Path) -> str | None:
+    try:
+        return json.loads((run / CLUSTER_FILE).read_text(encoding="utf-8"))["start"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there yet, or damaged

@@ -1,0 +1,81 @@
+"""Optimisers: each variable's own learning rate and decay, and what they compute without any."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dupr_tf.errors import UserError
+from dupr_tf.training.optimizers import AdamW, CoupledSGD
+
+GRADIENTS = [np.array([0.3, -0.2, 0.5], np.float32) * (step + 1) for step in range(4)]
+
+
+def variables(*names):
+    with keras.name_scope("part"):
+        return [keras.Variable(np.array([1.0, -2.0, 3.0], np.float32), name=name) for name in names]
+
+
+def trained(optimizer, *names):
+    """{name: value} after the steps of GRADIENTS."""
+    trained = variables(*names)
+    optimizer.build(trained)
+    step = tf.function(lambda gradient: optimizer.apply([gradient] * len(trained)), autograph=False)
+    for gradient in GRADIENTS:
+        step(tf.constant(gradient))
+    return {variable.name: variable.numpy() for variable in trained}
+
+
+def sgd_by_hand(rate, decay):
+    value, velocity = np.array([1.0, -2.0, 3.0]), np.zeros(3)
+    for gradient in GRADIENTS:
+        velocity = 0.9 * velocity + gradient + decay * value
+        value = value - rate * velocity
+    return value
+
+
+def adam_by_hand(rate, decay):
+    """`decay` is per step: learning rate times weight decay."""
+    value, m, v = np.array([1.0, -2.0, 3.0]), np.zeros(3), np.zeros(3)
+    for step, gradient in enumerate(GRADIENTS, 1):
+        value = value - decay * value
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        value = value - rate * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-7)
+    return value
+
+
+FACTORS = {"rate_factors": {"part/slow": 0.25}, "decay_factors": {"part/bare": 0.0, "part/slow": 2.0}}
+
+
+def test_sgd_variables_have_their_own_rate_and_decay():
+    values = trained(CoupledSGD(0.1, 0.9, 0.01, **FACTORS), "plain", "slow", "bare")
+    expected = {"plain": (0.1, 0.01), "slow": (0.025, 0.02), "bare": (0.1, 0.0)}
+    for name, arguments in expected.items():
+        np.testing.assert_allclose(values[name], sgd_by_hand(*arguments), rtol=1e-5)
+
+
+def test_adamw_variables_have_their_own_rate_and_decay():
+    values = trained(AdamW(0.1, 0.3, **FACTORS), "plain", "slow", "bare")
+    expected = {"plain": (0.1, 0.03), "slow": (0.025, 0.06), "bare": (0.1, 0.0)}
+    for name, arguments in expected.items():
+        np.testing.assert_allclose(values[name], adam_by_hand(*arguments), rtol=1e-4)
+
+
+def test_adamw_without_factors_is_that_of_keras():
+    ours = trained(AdamW(0.1, 0.3, global_clipnorm=0.5), "plain", "other")
+    theirs = trained(keras.optimizers.AdamW(0.1, weight_decay=0.3, global_clipnorm=0.5), "plain", "other")
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+@pytest.mark.parametrize("kind", [CoupledSGD, AdamW])
+def test_optimizer_with_factors_survives_its_config(kind):
+    again = kind.from_config(kind(0.1, **FACTORS).get_config())
+    assert (again.rate_factors, again.decay_factors) == (FACTORS["rate_factors"], FACTORS["decay_factors"])
+
+
+@pytest.mark.parametrize("names", [("other",), ("slow", "slow")])
+def test_factors_of_no_variable_or_of_several_are_refused(names):
+    with pytest.raises(UserError) as error:
+        CoupledSGD(0.1, rate_factors={"part/slow": 0.5}).build(variables(*names))
+    assert error.value.field == "rate_factors" and "part/slow" in error.value.problem
