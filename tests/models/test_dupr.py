@@ -327,7 +327,7 @@ def test_loss_scale_multiplies_the_gradients_given_to_the_optimiser():
 def test_cosine_schedule_takes_the_momentum_to_one():
     model = make_model(momentum=0.5, momentum_schedule="cosine", total_steps=10, **TWO_LOSSES)
     query, key = model.moving_average[0]
-    for step, momentum in ((0, 0.5), (5, 0.75), (10, 1.0), (12, 1.0)):
+    for step, momentum in ((0, 0.5), (2, 0.5477457), (5, 0.75), (10, 1.0), (12, 1.0)):
         key.assign(tf.zeros_like(key))
         model.update_key_encoder(tf.constant(step, tf.int64))
         np.testing.assert_allclose(key.numpy(), (1.0 - momentum) * query.numpy(), atol=1e-6)
