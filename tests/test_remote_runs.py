@@ -117,8 +117,8 @@ def test_images_of_nested_folders_are_those_of_the_local_ones(local_photos, phot
 
 def test_a_run_leaves_there_what_a_local_one_leaves(whole_run, photos):
     assert [path.name for path in whole_run.iterdir()] == [
-        "backbone.keras", "checkpoints", "config.yaml", "environment.json", "images.json", "metrics.jsonl",
-        "tensorboard",
+        "backbone.keras", "checkpoints", "config.yaml", "environment.json", "format.json", "images.json",
+        "metrics.jsonl", "tensorboard",
     ]  # fmt: skip
     assert [line["step"] for line in lines(whole_run)] == [1, 2, 3, 4, 5, 6]
     kept = sorted({path.name.partition(".")[0] for path in (whole_run / "checkpoints").iterdir()})
