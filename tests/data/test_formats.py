@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from dupr_tf.config import DataConfig
-from dupr_tf.config.detector_rules import DATA_KINDS
+from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.formats import BOXES, FOLDERS, PIXELS, SOURCES, contents_of, layout_of
 from tests.refusals import refusal
 
@@ -24,7 +24,8 @@ def test_config_allows_the_layouts_of_the_tables():
     assert {"auto", *KINDS} == set(get_args(DataConfig.model_fields["kind"].annotation))
     held = {"retinanet": "boxes", "faster_rcnn": "boxes", "mask_rcnn": "masks", "fcn": "classes of pixels"}
     for detector, what in held.items():
-        assert {"auto", *(kind for kind in KINDS if what in contents_of(kind))} == set(DATA_KINDS[detector])
+        kinds = {kind for kind in KINDS if what in contents_of(kind)}
+        assert {"auto", *kinds} == set(DETECTORS[detector].facts["data"])
 
 
 def test_contents_of_layouts():

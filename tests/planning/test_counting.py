@@ -11,7 +11,7 @@ import tensorflow as tf
 from dupr_tf.config import parse_config
 from dupr_tf.planning.counting import SOME_IMAGES, count
 from dupr_tf.planning.measuring import noise_pairs
-from dupr_tf.training.checkpoints import RunCheckpoints
+from dupr_tf.training.checkpoints import RunCheckpoints, state_of
 from dupr_tf.training.dry_run import predicted_memory
 from dupr_tf.training.pretrain import compiled_model
 from tests.planning.tiny_config import TINY
@@ -70,4 +70,5 @@ def test_memory_weights_banks_and_the_checkpoint_on_the_disk(model, tmp_path):
     assert counts.bank_numbers == 3 * 96 * 16
     path = RunCheckpoints(model, tmp_path).save()
     written = sum(file.stat().st_size for file in tmp_path.glob(f"{path.name}.data*"))
-    assert written == pytest.approx(counts.checkpoint, rel=0.02)
+    names = sum(len(name) for name in state_of(model))  # which TensorFlow writes beside the numbers, several times
+    assert counts.checkpoint <= written <= counts.checkpoint + 10 * names

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dupr_tf.errors import RunFailed, UserError
-from dupr_tf.models.resnet import ARCHITECTURES, build_backbone
+from dupr_tf.models.resnet import build_backbone
 from dupr_tf.weights.names import (
     LAYOUTS,
     assign_arrays,
@@ -115,7 +115,10 @@ def test_every_depth_has_its_number_of_arrays(architecture, convolutions):
         assert len({getattr(row, layout) for row in rows}) == len(rows)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architecture",
+    ["resnet18", "resnet34", "resnet50", *(pytest.param(f"resnet{n}", marks=pytest.mark.slow) for n in (101, 152))],
+)
 def test_the_keras_column_is_every_variable_of_the_model_once(architecture):
     backbone = build_backbone(architecture, width=0.125)
     variables = [keras_variable(backbone, row.keras) for row in weight_names(architecture)]

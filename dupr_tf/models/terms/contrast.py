@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from dupr_tf.config.terms import STRIDE_OF
@@ -67,10 +66,10 @@ class Contrast(Term):
         return {"std": spread(keys)}
 
     def cost(self, channels, images, block_keys=None):
-        shapes = [v.shape for v in self.make_projector(channels).trainable_variables if len(v.shape) == 2]
+        products = channels * self.embedding_dim + (channels**2 if self.head == "mlp" else 0)
         return Cost(
             key_bytes=4 * self.cells * self.embedding_dim,
-            projector_flops=2 * self.cells * sum(int(np.prod(shape)) for shape in shapes),
+            projector_flops=2 * self.cells * products,
             # Similarities with every key, and the weighted sum of keys that is their gradient.
             compare_flops=2 * 2 * self.cells * self.bank_size * self.embedding_dim,
             compare_bytes=block_bytes(images * self.cells, self.bank_size, block_keys),
