@@ -56,10 +56,18 @@ class Trial:
     replicas: int = 1
     fresh: bool = False
 
+    def arguments(self, run: Path) -> list[str]:
+        """Of the command, without the fields that differ from start to start."""
+        data = str(self.folder / "unlabeled")
+        return ["pretrain", str(self.folder / "config.yaml"), "--output", str(run), "--data", data]
+
+    def differing_ends(self, whole: Path, run: Path) -> list[str]:
+        """What else than losses and checkpoints a finished run has other than the undisturbed one."""
+        return []
+
     def start(self, run: Path, every: int, keep: int = 2) -> int:
         """Starts the command in a process of its own and returns its id."""
-        arguments = ["pretrain", str(self.folder / "config.yaml"), "--output", str(run)]
-        arguments += ["--data", str(self.folder / "unlabeled")]
+        arguments = self.arguments(run)
         arguments += [f"--train.checkpoint_every={every}", f"--train.keep_checkpoints={keep}"]
         log = (self.folder / "log.txt").open("ab")
         if self.fresh:
@@ -145,6 +153,7 @@ def kill_over_and_over(setting: Trial, kills: int, steps: int, seed: int, say=pr
     newest = saved_checkpoints(run / "checkpoints")[:1]
     if [step_of(path) for path in newest] != [steps]:
         wrong.append("at the end: no checkpoint of the last step")
+    wrong += [f"at the end: {line}" for line in setting.differing_ends(whole, run)]
     text = ", ".join(f"{count} {moment}" for moment, count in sorted(moments.items()))
     say(f"{sum(moments.values())} kills ({text}); {steps} losses and the last state compared: {len(wrong)} mistakes")
     return wrong

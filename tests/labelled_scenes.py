@@ -98,3 +98,30 @@ def _voc_object(thing: Thing) -> str:
     box = f"<xmin>{x1 + 1}</xmin><ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax>"
     flag = int(thing.difficult)
     return f"<object><name>{thing.name}</name><difficult>{flag}</difficult><bndbox>{box}</bndbox></object>"
+
+
+def with_polygons(root):
+    """Adds to every annotation of a COCO root the polygon of its box."""
+    for path in (root / "annotations").glob("*.json"):
+        content = json.loads(path.read_text())
+        for one in content["annotations"]:
+            x, y, w, h = one["bbox"]
+            one["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        path.write_text(json.dumps(content))
+    return root
+
+
+def write_masks(root, splits):
+    """`{split}/images` and `{split}/masks`: 0 is the background, 1 to 3 are the classes of the things, 7 is nothing."""
+    for split, made in splits.items():
+        for folder in ("images", "masks"):
+            (root / split / folder).mkdir(parents=True)
+        for number, picture in enumerate(made):
+            classes = np.zeros(picture.size, np.uint8)
+            for thing in picture.things:
+                x1, y1, x2, y2 = thing.box
+                classes[y1:y2, x1:x2] = 1 + NAMES.index(thing.name)
+            classes[:4] = 7
+            Image.fromarray(draw(picture)).save(root / split / "images" / f"{number}.png")
+            Image.fromarray(classes).save(root / split / "masks" / f"{number}.png")
+    return root

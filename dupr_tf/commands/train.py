@@ -35,7 +35,7 @@ class Pretrain:
     weights: Place | None = None
     """Weights to start from instead of random ones: a run, an export, .keras, or another tool's checkpoint."""
     allow_change: bool = False
-    """Go on with a run begun with another config or other images; the differences are printed."""
+    """Resume a run with another config or other images than it was started with; the differences are printed."""
     dry_run: bool = False
     """Take a few steps, write nothing, and print shapes, memory, images/s and how long the whole run would take."""
 
@@ -75,8 +75,9 @@ class Pretrain:
 
 @dataclasses.dataclass
 class Finetune:
-    """Fine-tune a detector from a backbone on labelled images, and evaluate it; detector.kind says which one.
+    """Fine-tune a detector from a backbone on labelled images, and evaluate it; run again, it resumes.
 
+    detector.kind says which detector it is.
     Writes metrics.json (AP or mIoU), detector.keras, saved_model/ and pictures below --output.
     Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`).
     """
@@ -88,7 +89,9 @@ class Finetune:
     data: Place
     """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks (see docs/detection.md)."""
     output: Place
-    """Folder for the results."""
+    """Folder of the run."""
+    allow_change: bool = False
+    """Resume a run with another config or other data than it was started with; the differences are printed."""
 
     def run(self, overrides: dict[str, str]) -> None:
         config, problems = _config_or_problems(self.config, overrides, Config.finetune_problems)
@@ -101,7 +104,8 @@ class Finetune:
         raise_all(problems)
         from dupr_tf.detection.finetune import finetune
 
-        print_scores(finetune(config, self.weights, self.data, self.output), self.output)
+        scores = finetune(config, self.weights, self.data, self.output, allow_change=self.allow_change)
+        print_scores(scores, self.output)
 
 
 @dataclasses.dataclass

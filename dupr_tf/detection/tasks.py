@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -60,6 +62,24 @@ def read_classes(root, split: str, data: DataConfig, class_names=None) -> Segmen
 def with_boxes(annotated: AnnotatedImages) -> int:
     """How many images have a box that counts."""
     return len(annotated.with_boxes())
+
+
+def labels_entry(root, images: AnnotatedImages | SegmentedImages) -> dict:
+    """{"count", "sha256"} of the images of a split and their labels as they were read, wherever the root is.
+
+    The values of segmentation masks are not read; their names count.
+    """
+    digest = hashlib.sha256()
+    names = ("paths", "segment_paths", "class_names", "sizes", "boxes", "labels", "ignored", "masks", "table")
+    for name in names:
+        rows = getattr(images, name, None)
+        for row in () if rows is None else rows:
+            if name.endswith("paths"):
+                row = os.path.relpath(row, root)
+            values = row if isinstance(row, list) else [row]
+            parts = [v.tobytes() if isinstance(v, np.ndarray | np.generic) else os.fsencode(v) for v in values]
+            digest.update(f"{name} {[len(part) for part in parts]}".encode() + b"".join(parts))
+    return {"count": len(images), "sha256": digest.hexdigest()}
 
 
 def layout_of(root, split: str, kind: str) -> str:

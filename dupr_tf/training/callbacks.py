@@ -1,21 +1,16 @@
-"""What happens between the steps: the progress line, metrics.jsonl, TensorBoard, checkpoints, the end of a run."""
+"""Callbacks that act between steps: they validate, save and check. `loop.train` puts them in order."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
-from pathlib import Path
+from collections.abc import Callable
 
 import keras
-import tensorflow as tf
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+import numpy as np
 
-from dupr_tf.remote_path import as_path
-from dupr_tf.text import duration
-from dupr_tf.whole_files import GrowingFile, write_whole
+from dupr_tf.errors import RunFailed
 
 log = logging.getLogger(__name__)
 
@@ -35,85 +30,50 @@ class StepCallback(keras.callbacks.Callback):
         raise NotImplementedError
 
 
-class MetricsLog(StepCallback):
-    """Writes a line of scalars every `every` steps: to metrics.jsonl, to TensorBoard, and to the screen.
-
-    `images_per_second` and `step_share`, the share of the time that steps took, their images included, are of the time
-    since the line before; the rest went to checkpoints and to these lines.
-
-    Args:
-        run: the run's folder.
-        first_step, last_step: of this start of the run; later lines of an earlier, killed start are removed.
-        steps_per_epoch: for the epoch column.
-        batch_size: for images/s.
-        every: steps between two lines.
-    """
-
-    def __init__(self, run: Path, first_step: int, last_step: int, steps_per_epoch: int, batch_size: int, every: int):
-        super().__init__(first_step)
-        self.path = as_path(run) / "metrics.jsonl"
-        self.last_step, self.steps_per_epoch = last_step, steps_per_epoch
-        self.batch_size, self.every = batch_size, every
-        self.writer = tf.summary.create_file_writer(str(as_path(run) / "tensorboard"))
-        self.progress, self.task = progress_line(last_step, first_step)
-        drop_lines_after(self.path, first_step)
-        self.lines = GrowingFile(self.path)
-        self._since, self._since_step = None, first_step
-        self._begun, self._in_steps = 0.0, 0.0  # when this step began, and seconds in steps since the last line
-        self._noted, self._pictures = {}, {}
-
-    def note(self, scalars: dict[str, float], pictures: dict, seconds: float) -> None:
-        """Has this step's line written, with these scalars in it, and pictures (H, W, 3) uint8 in TensorBoard.
-
-        The seconds they took do not count as training in `images_per_second`.
-        """
-        self._noted, self._pictures = scalars, pictures
-        if self._since is not None:
-            self._since += seconds
-            self._begun += seconds
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self._begun = time.perf_counter()
-        if self._since is None:
-            self.progress.start()
-            self._since = self._begun
+class StopOnNonFinite(StepCallback):
+    """Ends the run at a step whose loss is not finite, before it is logged or saved."""
 
     def on_step(self, step, logs):
-        self._in_steps += time.perf_counter() - self._begun
-        if step % self.every == 0 or step == self.last_step or self._noted:
-            self._write(step, {name: float(value) for name, value in logs.items()})
-        else:
-            self.progress.update(self.task, completed=step)
+        if not math.isfinite(logs["loss"]):
+            raise RunFailed(
+                f"The loss is {float(logs['loss'])} at step {step}. "
+                "Lower optimizer.learning_rate, or raise optimizer.warmup_steps."
+            )
 
-    def _write(self, step, scalars):
-        now = time.perf_counter()
-        seconds = max(now - self._since, 1e-9)
-        rate, share = (step - self._since_step) * self.batch_size / seconds, self._in_steps / seconds
-        self._since, self._since_step, self._in_steps = now, step, 0.0
-        line = {"step": step, "epoch": step / self.steps_per_epoch, **scalars}
-        line |= {"images_per_second": rate, "step_share": share, **self._noted}
-        self.lines.add(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
-        with self.writer.as_default(step=step):
-            for name, value in line.items():
-                tf.summary.scalar(name, value)
-            for name, picture in self._pictures.items():
-                tf.summary.image(name, picture[None])
-        self._noted, self._pictures = {}, {}
-        text = f"loss {scalars['loss']:.4f}  {rate:.1f} images/s"
-        self.progress.update(self.task, completed=step, text=text)
-        if not self.progress.console.is_terminal:
-            left = (self.last_step - step) * self.batch_size / max(rate, 1e-9)
-            self.progress.console.print(f"step {step}/{self.last_step}  {text}  ETA {duration(left)}")
 
-    def flush(self) -> dict:
-        """Has every line where the file is; returns {}: a checkpoint holds nothing of this."""
-        self.lines.flush()
-        return {}
+# () -> {name: number} and {name: picture (H, W, 3) uint8}. It must leave the model as it is.
+Validation = Callable[[], tuple[dict[str, float], dict[str, np.ndarray]]]
 
-    def close(self) -> None:
-        self.progress.stop()
-        self.writer.close()
-        self.lines.flush()
+
+class Validate(StepCallback):
+    """Validates every so many steps and at the end; the results go into the step's line of the metrics.
+
+    It stands before the callbacks that log and save: a run that is killed in between validates again.
+
+    Args:
+        validation: what is called.
+        every: steps.
+        first_step, last_step: of this start of the run.
+        name: results are logged as `name/…`, and their cost as `seconds/names`.
+
+    Attributes:
+        metrics: the `MetricsLog` that the results go to.
+    """
+
+    def __init__(self, validation: Validation, every: int, first_step: int, last_step: int, name: str = "validation"):
+        super().__init__(first_step)
+        self.validation, self.every, self.last_step, self.name = validation, every, last_step, name
+        self.metrics = None
+
+    def on_step(self, step, logs):
+        if step % self.every and step != self.last_step:
+            return
+        start = time.perf_counter()
+        numbers, pictures = self.validation()
+        seconds = time.perf_counter() - start
+        named = {f"{self.name}/{name}": float(value) for name, value in numbers.items()}
+        pictures = {f"{self.name}/{name}": picture for name, picture in pictures.items()}
+        self.metrics.note({**named, f"seconds/{self.name}s": seconds}, pictures, seconds)
 
 
 class SaveCheckpoints(StepCallback):
@@ -132,7 +92,7 @@ class SaveCheckpoints(StepCallback):
         super().__init__(first_step)
         self.checkpoints, self.every = checkpoints, every
         self.spent, self._since, self._saved = 0.0, None, None
-        self._told = False
+        self._warned = False
 
     def on_train_batch_begin(self, batch, logs=None):
         if self._since is None:
@@ -147,51 +107,9 @@ class SaveCheckpoints(StepCallback):
         self._saved = time.monotonic()
         self.spent += self._saved - now
         elapsed = self._saved - self._since
-        if not self._told and elapsed > self.FAIR_TRIAL and self.spent > self.SHARE * elapsed:
-            self._told = True
+        if not self._warned and elapsed > self.FAIR_TRIAL and self.spent > self.SHARE * elapsed:
+            self._warned = True
             log.warning(
                 "saving checkpoints takes %.1f %% of the time; a longer --train.checkpoint_every saves less often",
                 100 * self.spent / elapsed,
             )
-
-
-class CheckBadImages(StepCallback):
-    """Ends the run once more images are unreadable than allowed."""
-
-    def __init__(self, bad, first_step: int = 0):
-        super().__init__(first_step)
-        self.bad = bad
-
-    def on_step(self, step, logs):
-        self.bad.check(running=True)
-
-
-def progress_line(total: int, completed: int = 0) -> tuple[Progress, int]:
-    """A progress bar over steps on standard error, and its task; silent where that is no terminal."""
-    console = Console(stderr=True, highlight=False)
-    progress = Progress(
-        TextColumn("{task.completed}/{task.total}"),
-        BarColumn(),
-        TextColumn("{task.fields[text]}"),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    return progress, progress.add_task("steps", total=total, completed=completed, text="tracing the step …")
-
-
-def drop_lines_after(path: Path, step: int) -> None:
-    """Removes the lines of a metrics file after `step`, and unreadable ones, which is said but of the last."""
-    if not path.exists():
-        return
-    kept, lines = [], path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            if int(json.loads(line)["step"]) <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            if number < len(lines):  # the last was cut short by a kill
-                log.warning("line %d of %s cannot be read and is left out", number, path)
-    write_whole(path, "".join(kept))

@@ -1,4 +1,4 @@
-"""Whether a run is still worth its time: it ends where it diverges, and warns where its embeddings collapse."""
+"""Ends a run that diverges or meets too many bad images, and warns of one whose embeddings collapse."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ class WarnOfCollapse(StepCallback):
         super().__init__(first_step)
         self.keys, self.patience = config.model.bank_sizes, patience(config)
         self.window: deque[dict] = deque(maxlen=WINDOW)
-        self._told = False
+        self._warned = False
 
     def on_step(self, step, logs):
-        if self._told or step <= self.patience:
+        if self._warned or step <= self.patience:
             return
         self.window.append(logs)
         if len(self.window) == WINDOW and step % WINDOW == 0:
@@ -81,10 +81,21 @@ class WarnOfCollapse(StepCallback):
         mean = {name: sum(logs[name] for logs in self.window) / WINDOW for name in self.window[0]}
         signs = signs_of_collapse(mean, self.keys)
         if signs:
-            self._told = True
+            self._warned = True
             log.warning(
                 "the run may have collapsed by step %d (%s). Likely causes: a learning rate too high (or 0), too few "
                 "--optimizer.warmup_steps, images that are all alike, --model.temperature far from 0.2, a "
                 "--model.momentum too low for the bank",
                 step, "; ".join(signs),
             )  # fmt: skip
+
+
+class CheckBadImages(StepCallback):
+    """Ends the run once more images are unreadable than allowed."""
+
+    def __init__(self, bad, first_step: int = 0):
+        super().__init__(first_step)
+        self.bad = bad
+
+    def on_step(self, step, logs):
+        self.bad.check(running=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,6 @@ from dupr_tf.errors import UserError, raise_all, reporting_full_disk
 from dupr_tf.models import DUPR, build_backbone
 from dupr_tf.models.multi_worker import MultiWorkerDUPR
 from dupr_tf.remote_path import as_path
-from dupr_tf.training.callbacks import CheckBadImages, MetricsLog, SaveCheckpoints
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.cluster import Cluster, cluster_of
 from dupr_tf.training.cluster_link import Alone, Link
@@ -36,12 +34,14 @@ from dupr_tf.training.distribution import (
     replicas,
     scope,
 )
-from dupr_tf.training.health import StopOnDivergence, WarnOfCollapse
+from dupr_tf.training.health import CheckBadImages, StopOnDivergence, WarnOfCollapse
+from dupr_tf.training.loop import chief_callbacks, train
+from dupr_tf.training.metrics_log import MetricsLog
 from dupr_tf.training.optimizers import build_optimizer
 from dupr_tf.training.probes import Probe, RunProbes
 from dupr_tf.training.run import check, check_shared, images_entry, record, record_cluster, starting_weights
 from dupr_tf.training.same_run import image_facts, program_facts
-from dupr_tf.training.signals import StopOnSignal, noted_signals
+from dupr_tf.training.signals import noted_signals
 from dupr_tf.training.worker_reports import ReportToChief
 from dupr_tf.whole_files import written_locally
 
@@ -185,39 +185,34 @@ def build_model(config: Config, start: list[np.ndarray] | None = None, total_ste
 
 
 def _fit(model, config, source, bad, checkpoints, step, run, probe, link) -> int:
-    """`model.fit` from a step to the last; one call an epoch or less where a resume cut one."""
+    """Trains from a step to the last, which it returns."""
     per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
     if step:
         log.info("resuming %s at step %d of %d", run, step, total)
+
+    def batches(first, last):
+        return distributed(model.distribute_strategy, functools.partial(view_pairs, source, config, first, last, bad))
+
+    settings = config.train
     with contextlib.ExitStack() as stack:
-        received = stack.enter_context(noted_signals())
-        callbacks = [ReportToChief(link, bad, received, step, config.train.log_every)] if link.workers > 1 else []
+        signals = stack.enter_context(noted_signals())
+        callbacks = [ReportToChief(link, bad, signals, step, settings.log_every)] if link.workers > 1 else []
         if link.chief:
-            metrics = MetricsLog(run, step, total, per_epoch, config.train.batch_size, config.train.log_every)
+            state = checkpoints.extra
+            metrics = MetricsLog(run, step, total, per_epoch, settings.batch_size, settings.log_every, state)
             stack.callback(metrics.close)
-            checkpoints.before_save = metrics.flush  # what a run goes on from never lacks its lines
             stack.callback(bad.close)
             every = config.probing.every_epochs * per_epoch
-            callbacks += [
-                StopOnDivergence(run, lambda of: batch_images(source, config, of, bad), step),
-                *([RunProbes(probe, model.backbone, metrics, step, total, every)] if every else []),
+            callbacks += chief_callbacks(
                 metrics,
-                WarnOfCollapse(config, step),
-                SaveCheckpoints(checkpoints, step, config.train.checkpoint_interval),
-                CheckBadImages(bad, step),
-                StopOnSignal(received, checkpoints, step),
-            ]
-        for first, last in stretches(step, per_epoch, total):
-            batches = functools.partial(view_pairs, source, config, first, last, bad)
-            model.fit(
-                distributed(model.distribute_strategy, batches),
-                initial_epoch=first // per_epoch,
-                epochs=first // per_epoch + -(-(last - first) // per_epoch),
-                steps_per_epoch=min(per_epoch, last - first),
-                callbacks=callbacks,
-                shuffle=False,  # the batches come shuffled
-                verbose=0,
+                checkpoints,
+                settings.checkpoint_interval,
+                signals,
+                guards=[StopOnDivergence(run, lambda of: batch_images(source, config, of, bad), step)],
+                validation=RunProbes(probe, model.backbone, every, step, total) if every else None,
+                checks=[WarnOfCollapse(config, step), CheckBadImages(bad, step)],
             )
+        train(model, batches, (step, total), per_epoch, callbacks)
         if total > step and link.chief:
             checkpoints.save()
     return total
@@ -237,13 +232,6 @@ def batch_images(images: ImageSource | Sequence[str], config: Config, step: int,
     source = as_source(images)
     (batch,) = view_pairs(source, config, step, step + 1, bad)
     return [source.name(index) for index in batch["index"].numpy()]
-
-
-def stretches(step: int, per_epoch: int, total: int) -> list[tuple[int, int]]:
-    """Spans of steps for `fit`, (first, last): the rest of a cut epoch, the whole epochs, the rest of the run."""
-    cut = min(total, -(-step // per_epoch) * per_epoch)
-    spans = itertools.pairwise([step, cut, max(cut, total // per_epoch * per_epoch), total])
-    return [(first, last) for first, last in spans if last > first]
 
 
 def _with_images(config: Config, data) -> tuple[Config, ImageSource]:

@@ -3,7 +3,7 @@
 | file | what it holds |
 |---|---|
 | config.yaml | the config |
-| images.json | how many images there are, and a digest of their names |
+| images.json | how many images there are, and a digest of their names (of labelled ones, of their labels too) |
 | start.json | the weights the run started from, if it did: where they were and the sha256 of their values |
 | format.json | `FORMAT` |
 | cluster.json | the workers of the newest start of a run of several |
@@ -46,30 +46,34 @@ CLUSTER_FILE = "cluster.json"
 FORMAT = 2  # raised by each change of random draws, checkpoint keys or the files of a run; CHANGELOG says what changed
 RANDOM = "random"  # weights that are drawn from the seed
 KEEP_OR_ALLOW = "Use the same as before, pass --allow-change, or choose another --output."
-KEEP_WEIGHTS = "Leave --weights out to resume, or choose another --output."
+KEEP_WEIGHTS = "Use the weights of its start (pretrain: leave --weights out), or choose another --output."
 PATIENCE = 30.0  # seconds a network file system may take to show a file
 
 
-def check(run: Path, config: Config, images: dict, allow_change: bool = False) -> None:
+def check(run: Path, config: Config, images: dict, allow_change: bool = False) -> list[UserError]:
     """Refuses a start whose config or images differ from those of the run.
 
     Args:
         run: the run's folder.
         config: of this start.
-        images: their entry, such as `images_entry`.
+        images: an entry {"count", "sha256"}, such as `images_entry`, or one for each split, {split: entry}.
         allow_change: name the differences in the log instead.
+
+    Returns:
+        The differences that were allowed.
 
     Raises:
         UserError: a difference, or a file of the record that cannot be read; a UserErrors for several.
     """
     if not (run / CONFIG_FILE).exists():
-        return
+        return []
     check_format(run)
     changes = [*_config_changes(run / CONFIG_FILE, config), *_image_changes(run / IMAGES_FILE, images)]
     if not allow_change:
         raise_all(changes)
     for change in changes:
         log.warning("changed within the run: %s: %s", change.field, change.problem)
+    return changes
 
 
 def check_format(run: Path) -> None:
@@ -134,7 +138,7 @@ def starting_weights(
     saved = _read_start(path) if path.exists() else None
     if str(weights) == RANDOM and saved is not None:
         problem = f"The run {run} was started from {saved['weights']}, so it cannot go on from random weights."
-        raise UserError("--weights", problem, "Pass the same weights, or choose another --output.")
+        raise UserError("--weights", problem, KEEP_WEIGHTS)
     if saved is None and (weights is None or str(weights) == RANDOM):
         return None, None
     if saved is None and (run / CONFIG_FILE).exists():
@@ -208,18 +212,31 @@ def _config_changes(path: Path, config: Config) -> list[UserError]:
         return [UserError(None, f"{path} is damaged ({error.errors[0]})", KEEP_OR_ALLOW)]
 
 
-def _image_changes(path: Path, entry: dict) -> list[UserError]:
+def _image_changes(path: Path, images: dict) -> list[UserError]:
     if not path.exists():  # a run of an earlier version
         return []
+    entries = {"": images} if "count" in images else images
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        count, digest = int(saved["count"]), str(saved["sha256"])
+        saved = {split: saved[split] if split else saved for split in entries}
+        before = {split: (int(entry["count"]), str(entry["sha256"])) for split, entry in saved.items()}
     except (ValueError, KeyError, TypeError):
         return [UserError(None, f"{path} is damaged.", KEEP_OR_ALLOW)]
-    if (count, digest) == (entry["count"], entry["sha256"]):
-        return []
-    now = "others" if count == entry["count"] else str(entry["count"])
-    return [UserError("data.root", f"The run was started with {count} images, and there are {now} now.", KEEP_OR_ALLOW)]
+    return [
+        _other_images(split, before[split][0], entry["count"])
+        for split, entry in entries.items()
+        if before[split] != (entry["count"], entry["sha256"])
+    ]
+
+
+def _other_images(split: str, before: int, now: int) -> UserError:
+    if not split:
+        words = "others" if before == now else str(now)
+        problem = f"The run was started with {before} images, and there are {words} now."
+        return UserError("data.root", problem, KEEP_OR_ALLOW)
+    what = "its images or labels are others" if before == now else f"it has {now}"
+    problem = f"The run was started with {before} images in the split {split}, and now {what}."
+    return UserError("--data", problem, KEEP_OR_ALLOW)
 
 
 def _read_start(path: Path) -> dict:

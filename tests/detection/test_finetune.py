@@ -15,10 +15,10 @@ from dupr_tf.data.annotations import read_annotations
 from dupr_tf.data.detection import train_batches
 from dupr_tf.detection.finetune import detector_optimizer, evaluate, finetune
 from dupr_tf.detection.saving import load_detector
-from dupr_tf.detection.tasks import detect, naming_bad_images
-from dupr_tf.detection.training_log import TrainingLog
+from dupr_tf.detection.tasks import detect, labels_entry, naming_bad_images
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.models.resnet import build_backbone
+from dupr_tf.training.callbacks import StopOnNonFinite
 from tests.labelled_scenes import NAMES, Picture, pictures, write_coco
 
 QUIET = Console(quiet=True)
@@ -59,7 +59,8 @@ def run(data, weights, tmp_path_factory):
 def test_it_writes_what_it_says(run, weights):
     metrics, output = run
     names = {"config.yaml", "environment.json", "metrics.json", "metrics.jsonl", "detector.keras", "saved_model"}
-    names |= {"detections.png", "precision_recall.png"}
+    names |= {"detections.png", "precision_recall.png", "checkpoints", "tensorboard"}
+    names |= {"format.json", "images.json", "start.json"}
     assert {path.name for path in output.iterdir()} == names
     assert json.loads((output / "metrics.json").read_text()) == metrics
     assert load_config(output / "config.yaml") == config()
@@ -89,7 +90,8 @@ def test_the_loss_is_logged_in_windows_and_at_the_end(run):
     assert [entry["step"] for entry in entries] == [2, 3]
     for entry in entries:
         assert entry["loss"] == pytest.approx(entry["classification_loss"] + entry["box_loss"], rel=1e-4)
-    assert entries[0]["learning_rate"] > entries[1]["learning_rate"]  # cosine, after two steps of warm-up
+    rates = [0.01 * 0.5, 0.01 * 0.75, 0.01 * 0.25]  # cosine, after two steps of warm-up
+    assert [entry["learning_rate"] for entry in entries] == pytest.approx([(rates[0] + rates[1]) / 2, rates[2]])
 
 
 def test_the_saved_detector_evaluates_to_the_same(run, data, tmp_path):
@@ -139,14 +141,58 @@ def test_weights_and_data_that_do_not_fit_are_refused_first(data, weights, tmp_p
         assert all(word in message for word in named) and "\n" not in message and not output.exists()
 
 
-def test_finetune_refuses_a_folder_with_a_detector_and_a_file(data, run, tmp_path):
-    for output in (run[1], run[1] / "detector.keras"):
+def test_finetune_refuses_a_foreign_detector_and_a_file(data, run, tmp_path):
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier" / "detector.keras").write_bytes(b"of an earlier version")
+    for output in (tmp_path / "earlier", run[1] / "detector.keras"):
         with pytest.raises(UserError) as error:
             finetune(config(), "random", data, output, console=QUIET)
         assert error.value.field == "output" and str(output) in error.value.problem
     with pytest.raises(UserError) as error:
         evaluate(tmp_path, data)
     assert error.value.field == "detector" and str(tmp_path) in error.value.problem
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_finished_run_gives_its_metrics_and_changes_nothing(run, data, weights):
+    metrics, output = run
+    before = files_of(output)
+    assert finetune(config(), weights, data, output, console=QUIET) == metrics
+    assert files_of(output) == before
+
+
+def test_other_config_data_and_weights_are_refused(run, data, weights, tmp_path):
+    output = run[1]
+    before = files_of(output)
+    fewer = write_coco(tmp_path / "set", {"train": pictures(9), "val": pictures(5, seed=1)})
+    build_backbone("resnet18", width=0.125).save(tmp_path / "other.keras")
+    cases = [
+        (config(train={"seed": 6, "log_every": 1}), weights, data, ("train.seed",)),
+        (config(), weights, fewer, ("--data",)),
+        (config(), tmp_path / "other.keras", data, ("--weights",)),
+        (config(), "random", data, ("--weights",)),
+    ]
+    for *arguments, fields in cases:
+        with pytest.raises(UserError) as error:
+            finetune(*arguments, output, console=QUIET)
+        assert error.value.fields == fields
+    with pytest.raises(UserError) as error:  # its checkpoint does not fit
+        wider = config(detector={"fpn_channels": 16})
+        finetune(wider, weights, data, output, console=QUIET, allow_change=True)
+    assert str(output / "checkpoints") in error.value.problem
+    assert files_of(output) == before
+
+
+def test_moved_box_makes_other_labels(data):
+    annotated = read_annotations(data, "train")
+    before = labels_entry(data, annotated)
+    annotated.boxes[0][0, 0] += 1
+    after = labels_entry(data, annotated)
+    annotated.boxes[0][0, 0] -= 1
+    assert labels_entry(data, annotated) == before != after and before["count"] == after["count"] == 10
 
 
 @pytest.mark.parametrize(
@@ -174,17 +220,11 @@ def test_an_image_that_does_not_decode_is_named(tmp_path):
         list(train_batches(annotated, config(), 2))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    class Model:
-        optimizer = type("Optimizer", (), {"learning_rate": 1.0})()
-
-    log = TrainingLog(tmp_path / "log.jsonl", steps=4, batch_size=2, log_every=2, console=QUIET)
-    log.set_model(Model())
-    log.on_train_begin()
-    losses = {"loss": float("nan"), "classification_loss": 1.0, "box_loss": 1.0}
-    log.on_train_batch_end(0, losses)
+def test_a_loss_that_is_not_finite_stops_the_run():
+    guard = StopOnNonFinite()
+    guard.on_train_batch_end(0, {"loss": 1.0, "box_loss": 1.0})
     with pytest.raises(RunFailed, match=r"nan at step 2"):
-        log.on_train_batch_end(1, losses)
+        guard.on_train_batch_end(1, {"loss": float("nan"), "box_loss": 1.0})
 
 
 def test_code_in_a_detectors_file_is_refused_not_run(tmp_path, capsys):

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 from rich.console import Console
 
 from dupr_tf.commands.report import print_scores
@@ -14,7 +13,7 @@ from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.detection.build import task_of
 from dupr_tf.detection.finetune import evaluate, finetune
 from dupr_tf.detection.saving import load_detector
-from tests.labelled_scenes import NAMES, draw, pictures, write_coco, write_voc
+from tests.labelled_scenes import NAMES, draw, pictures, with_polygons, write_coco, write_masks, write_voc
 from tests.refusals import refusal
 
 QUIET = Console(quiet=True)
@@ -39,33 +38,6 @@ def config(data=None, train=None, **detector):
             "detector": {**SMALL, **detector},
         }
     )
-
-
-def with_masks(root):
-    """Adds to every annotation of a COCO root the polygon of its box."""
-    for path in (root / "annotations").glob("*.json"):
-        content = json.loads(path.read_text())
-        for one in content["annotations"]:
-            x, y, w, h = one["bbox"]
-            one["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-        path.write_text(json.dumps(content))
-    return root
-
-
-def write_masks(root, splits):
-    """`{split}/images` and `{split}/masks`: 0 is the background, 1 to 3 are the classes of the things, 7 is nothing."""
-    for split, made in splits.items():
-        for folder in ("images", "masks"):
-            (root / split / folder).mkdir(parents=True)
-        for number, picture in enumerate(made):
-            classes = np.zeros(picture.size, np.uint8)
-            for thing in picture.things:
-                x1, y1, x2, y2 = thing.box
-                classes[y1:y2, x1:x2] = 1 + NAMES.index(thing.name)
-            classes[:4] = 7
-            Image.fromarray(draw(picture)).save(root / split / "images" / f"{number}.png")
-            Image.fromarray(classes).save(root / split / "masks" / f"{number}.png")
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +86,7 @@ def test_an_fcn_on_a_folder_of_masks(splits, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("neck", ["fpn", "c4"])
 def test_a_mask_rcnn_measures_boxes_and_masks(splits, tmp_path, neck, capsys):
-    root = with_masks(write_coco(tmp_path / "set", splits))
+    root = with_polygons(write_coco(tmp_path / "set", splits))
     settings = config(kind="mask_rcnn", neck=neck, precise_bn_images=2, **RCNN)
     metrics = finetune(settings, "random", root, tmp_path / "out", console=QUIET)
     check_run(metrics, tmp_path / "out", "mask_rcnn")

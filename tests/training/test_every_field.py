@@ -8,7 +8,9 @@ import tensorflow as tf
 from dupr_tf.cli import main
 from dupr_tf.config import Config, load_config, parse_config
 from dupr_tf.data.sample import write_sample
-from dupr_tf.training.callbacks import CheckBadImages, MetricsLog, SaveCheckpoints
+from dupr_tf.training.callbacks import SaveCheckpoints
+from dupr_tf.training.health import CheckBadImages
+from dupr_tf.training.metrics_log import MetricsLog
 from dupr_tf.training.optimizers import build_optimizer, build_schedule
 from dupr_tf.training.pretrain import build_model, pretrain
 from dupr_tf.training.probes import RunProbes

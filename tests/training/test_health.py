@@ -14,7 +14,7 @@ from dupr_tf.cli import main
 from dupr_tf.config import dump_config, parse_config
 from dupr_tf.data.bad_images import BadImages
 from dupr_tf.data.sources import list_images
-from dupr_tf.training import callbacks
+from dupr_tf.training import callbacks, metrics_log
 from dupr_tf.training.checkpoints import saved_checkpoints
 from dupr_tf.training.health import StopOnDivergence, WarnOfCollapse, patience
 from dupr_tf.training.pretrain import batch_images, pretrain
@@ -134,6 +134,6 @@ def test_unreadable_lines_of_the_metrics_are_left_out_and_told(tmp_path, caplog)
     path = tmp_path / "metrics.jsonl"
     lines = [b'{"step": 1}', b'{"st\xffep": 2}', b"[3]", b'{"step": 4}', b'{"step": 5}', b'{"ste']
     path.write_bytes(b"\n".join(lines))
-    callbacks.drop_lines_after(path, 4)
+    metrics_log.drop_lines_after(path, 4)
     assert path.read_text() == '{"step": 1}\n{"step": 4}\n'
     assert [f"line {n} of" in caplog.text for n in range(1, 7)] == [False, True, True, False, False, False]

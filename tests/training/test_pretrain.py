@@ -17,10 +17,11 @@ from dupr_tf.cli import main
 from dupr_tf.config import dump_config, load_config, parse_config
 from dupr_tf.data.sample import write_sample
 from dupr_tf.errors import UserError
-from dupr_tf.training.callbacks import CheckBadImages
 from dupr_tf.training.checkpoints import saved_checkpoints, step_of
+from dupr_tf.training.health import CheckBadImages
+from dupr_tf.training.loop import stretches
 from dupr_tf.training.optimizers import Cosine, Milestones, build_schedule
-from dupr_tf.training.pretrain import pretrain, stretches
+from dupr_tf.training.pretrain import pretrain
 from dupr_tf.training.run import differences
 from tests import oracles_step
 from tests.refusals import refusal

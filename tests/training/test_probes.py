@@ -11,7 +11,7 @@ from dupr_tf.config import parse_config
 from dupr_tf.data.sample import write_sample
 from dupr_tf.errors import UserError
 from dupr_tf.probing.in_training import build_probe
-from dupr_tf.training.callbacks import MetricsLog
+from dupr_tf.training.metrics_log import MetricsLog
 from dupr_tf.training.pretrain import pretrain
 from dupr_tf.training.probes import RunProbes
 
@@ -77,7 +77,8 @@ def test_it_asks_every_so_many_steps_and_at_the_end():
         asked.append(backbone)
         return {"a/b": len(asked)}, {"a": np.zeros((2, 2, 3), np.uint8)}
 
-    probes = RunProbes(probe, "backbone", metrics, first_step=3, last_step=11, every=4)
+    probes = RunProbes(probe, "backbone", every=4, first_step=3, last_step=11)
+    probes.metrics = metrics
     for step in range(4, 12):
         probes.on_step(step, {})
         assert len(asked) == {4: 1, 5: 1, 6: 1, 7: 1, 8: 2, 9: 2, 10: 2, 11: 3}[step]
@@ -87,7 +88,7 @@ def test_it_asks_every_so_many_steps_and_at_the_end():
 
 def test_probing_does_not_count_as_training_and_has_a_line_of_its_own(tmp_path, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("dupr_tf.training.callbacks.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("dupr_tf.training.metrics_log.time.perf_counter", lambda: clock[0])
     metrics = MetricsLog(tmp_path, 0, 100, 10, 8, every=10)
     for step in range(1, 6):
         metrics.on_train_batch_begin(step)

@@ -1,0 +1,80 @@
+"""The training loop: from one step to another, in calls of Keras' `fit`, with a log, validation and checkpoints.
+
+It takes any compiled Keras model whose batches are a function of the step.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import keras
+import tensorflow as tf
+
+from dupr_tf.training.callbacks import SaveCheckpoints, StepCallback, Validate
+from dupr_tf.training.checkpoints import RunCheckpoints
+from dupr_tf.training.metrics_log import MetricsLog
+from dupr_tf.training.signals import StopOnSignal
+
+
+def train(
+    model: keras.Model,
+    batches: Callable[[int, int], tf.data.Dataset],
+    steps: tuple[int, int],
+    steps_per_epoch: int,
+    callbacks: Sequence[StepCallback] = (),
+) -> None:
+    """Calls `fit` from a step to the last; one call for whole epochs, others for what a resume cuts off.
+
+    Args:
+        model: compiled, at the first step.
+        batches: (first, last) -> what `fit` reads: the batches of the steps from first on, up to last.
+        steps: the steps taken before, and those of the whole run.
+        steps_per_epoch: of a whole epoch.
+        callbacks: in order, such as those of `chief_callbacks`.
+    """
+    for first, last in stretches(steps[0], steps_per_epoch, steps[1]):
+        model.fit(
+            batches(first, last),
+            initial_epoch=first // steps_per_epoch,
+            epochs=first // steps_per_epoch + -(-(last - first) // steps_per_epoch),
+            steps_per_epoch=min(steps_per_epoch, last - first),
+            callbacks=list(callbacks),
+            shuffle=False,  # the batches come shuffled
+            verbose=0,
+        )
+
+
+def chief_callbacks(
+    metrics: MetricsLog,
+    checkpoints: RunCheckpoints,
+    save_every: int | float,
+    signals: list[int],
+    guards: Sequence[StepCallback] = (),
+    validation: Validate | None = None,
+    checks: Sequence[StepCallback] = (),
+) -> list[StepCallback]:
+    """The callbacks of a run, in the order in which they must see a step.
+
+    Args:
+        metrics: the log. Its state goes into each checkpoint, so that what a run resumes from never lacks lines.
+        checkpoints: of the run.
+        save_every: steps (int) or seconds (float) between two checkpoints.
+        signals: list of `noted_signals`.
+        guards: those that end the run at a step that must be neither logged nor saved.
+        validation: its results go into the step's line.
+        checks: those that look at a step once it is logged.
+    """
+    checkpoints.before_save = metrics.flush
+    if validation is not None:
+        validation.metrics = metrics
+    saving = SaveCheckpoints(checkpoints, metrics.step, save_every)
+    middle = [metrics] if validation is None else [validation, metrics]
+    return [*guards, *middle, *checks, saving, StopOnSignal(signals, checkpoints, metrics.step)]
+
+
+def stretches(step: int, per_epoch: int, total: int) -> list[tuple[int, int]]:
+    """Spans of steps for `fit`, (first, last): the rest of a cut epoch, the whole epochs, the rest of the run."""
+    cut = min(total, -(-step // per_epoch) * per_epoch)
+    spans = itertools.pairwise([step, cut, max(cut, total // per_epoch * per_epoch), total])
+    return [(first, last) for first, last in spans if last > first]

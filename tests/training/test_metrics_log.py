@@ -1,0 +1,133 @@
+"""The log of a run: which steps have a line, its means and its speed, and TensorBoard after a resume."""
+
+import json
+import time
+import types
+
+import pytest
+import tensorflow as tf
+
+from dupr_tf.training.metrics_log import MetricsLog, read_events, training_speed
+
+
+class Clock:
+    """A clock that moves only when it is told to."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    fake = types.SimpleNamespace(perf_counter=clock, monotonic=time.monotonic)
+    monkeypatch.setattr("dupr_tf.training.metrics_log.time", fake)
+    return clock
+
+
+def lines_of(run, clock, first_step=0, last_step=5, every=2, pause=0.0):
+    """The lines of steps of 1, 2, 3, ... seconds with pauses between them."""
+    metrics = MetricsLog(run, first_step, last_step, steps_per_epoch=5, batch_size=8, every=every)
+    for step in range(first_step + 1, last_step + 1):
+        metrics.on_train_batch_begin(0)
+        clock.now += step
+        metrics.on_train_batch_end(0, {"loss": 1.0})
+        clock.now += pause
+    metrics.close()
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_last_step_has_a_line_of_its_own(tmp_path, clock):
+    assert [line["step"] for line in lines_of(tmp_path, clock)] == [2, 4, 5]
+
+
+def test_speed_is_that_since_the_line_before(tmp_path, clock):
+    lines = lines_of(tmp_path, clock)
+    assert [line["images_per_second"] for line in lines] == pytest.approx([16 / 3, 16 / 7, 8 / 5])
+    assert [line["step_share"] for line in lines] == pytest.approx([1, 1, 1])
+
+
+def test_pauses_between_steps_lower_the_step_share(tmp_path, clock):
+    lines = lines_of(tmp_path, clock, pause=1.0)  # a pause falls into the line after it
+    assert [line["images_per_second"] for line in lines] == pytest.approx([16 / 4, 16 / 9, 8 / 6])
+    assert [line["step_share"] for line in lines] == pytest.approx([3 / 4, 7 / 9, 5 / 6])
+
+
+def test_resumed_run_measures_its_own_steps_only(tmp_path, clock):
+    lines_of(tmp_path, clock, last_step=4)
+    lines = lines_of(tmp_path, clock, first_step=2, last_step=5)
+    assert [line["step"] for line in lines] == [2, 4, 5]  # step 4 of the first start is dropped
+    assert [line["images_per_second"] for line in lines[1:]] == pytest.approx([16 / 7, 8 / 5])
+
+
+def logged(run, losses, first_step=0, every=4, state=None):
+    """Logs the losses of the steps after `first_step`; returns {step: state} after each step."""
+    metrics = MetricsLog(run, first_step, 12, steps_per_epoch=5, batch_size=8, every=every, state=state)
+    states = {}
+    for step, loss in enumerate(losses, first_step + 1):
+        metrics.on_train_batch_begin(0)
+        metrics.on_train_batch_end(0, {"loss": loss, "learning_rate": loss / 8})
+        states[step] = json.loads(json.dumps(metrics.flush()))  # as a checkpoint keeps it
+    metrics.close()
+    return states
+
+
+LOSSES = [0.1 * step**1.5 for step in range(1, 13)]
+
+
+def losses_of(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: (line["loss"].hex(), line["learning_rate"].hex()) for line in lines}
+
+
+def test_number_is_the_mean_since_the_line_before(tmp_path):
+    logged(tmp_path, LOSSES)
+    means = {step: float.fromhex(loss) for step, (loss, _) in losses_of(tmp_path).items()}
+    assert means == pytest.approx({4: sum(LOSSES[:4]) / 4, 8: sum(LOSSES[4:8]) / 4, 12: sum(LOSSES[8:]) / 4})
+
+
+def test_resume_between_two_lines_gives_the_same_means(tmp_path):
+    logged(tmp_path / "whole", LOSSES)
+    states = logged(tmp_path / "cut", LOSSES[:7])
+    logged(tmp_path / "cut", LOSSES[6:], first_step=6, state=states[6])
+    assert losses_of(tmp_path / "cut") == losses_of(tmp_path / "whole")
+
+
+def events_of(run):
+    """[(step, tag)] of all event files."""
+    contents = [path.read_bytes() for path in (run / "tensorboard").iterdir()]
+    events = [event for content in contents for _, event in read_events(content)]
+    return sorted((event.step, value.tag) for event in events for value in event.summary.value)
+
+
+def test_tensorboard_has_each_step_once_after_resumes(tmp_path):
+    states = logged(tmp_path, LOSSES[:9], every=1)
+    logged(tmp_path, LOSSES[4:8], first_step=4, every=1, state=states[4])
+    newest = max((tmp_path / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    newest.write_bytes(newest.read_bytes()[:-5])  # a kill in a write
+    logged(tmp_path, LOSSES[6:], first_step=6, every=1, state=states[6])
+    events = events_of(tmp_path)
+    assert [step for step, tag in events if tag == "loss"] == list(range(1, 13))
+    assert len(events) == len(set(events))
+
+
+def test_events_of_tensorboard_files_are_read_by_tensorflow(tmp_path):
+    states = logged(tmp_path, LOSSES[:9], every=1)
+    logged(tmp_path, [], first_step=4, state=states[4])
+    steps = [
+        event.step
+        for path in sorted((tmp_path / "tensorboard").iterdir())
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in event.summary.value
+        if value.tag == "loss"
+    ]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_training_speed_leaves_the_line_with_tracing_out(tmp_path, clock):
+    lines_of(tmp_path, clock)
+    seconds, rate = training_speed(tmp_path, batch_size=8)
+    assert (seconds, rate) == (pytest.approx(15), pytest.approx(3 * 8 / 12))
