@@ -10,9 +10,10 @@ demo:  ## set up and run the demonstration on the embedded sample
 test:  ## set up, lint, check the format and run the default tests
 	@scripts/test.sh
 
-test-kill:  ## SIGKILL a pre-training run fifty times, at random moments, and compare every loss and variable
+test-kill:  ## SIGKILL a pre-training run fifty times and a fine-tuning run ten times, and compare losses and variables
 	@scripts/setup.sh
 	@.venv/bin/python -m tests.kill_test --kills 50 --backbone resnet18
+	@.venv/bin/python -m tests.finetune_kill_test --kills 10
 
 test-kill-workers:  ## SIGKILL a random worker of a run of two, ten times, and compare likewise
 	@scripts/setup.sh

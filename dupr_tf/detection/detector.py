@@ -6,6 +6,7 @@ import keras
 
 from dupr_tf.errors import UserError
 from dupr_tf.models.layers import set_norm
+from dupr_tf.training.distribution import deterministic_ops
 
 
 class Detector:
@@ -15,6 +16,11 @@ class Detector:
     """
 
     SETTINGS: tuple[str, ...] = ()
+
+    def fit(self, *arguments, **settings):
+        """Keras' own; on CPUs with deterministic operations, without which regions' gradients are wrong."""
+        with deterministic_ops():
+            return super().fit(*arguments, **settings)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Nothing is left to build.

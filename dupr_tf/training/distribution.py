@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import tensorflow as tf
+from tensorflow.python.framework import config  # alone has the opposite of `enable_op_determinism`
 
 from dupr_tf.errors import UserError
 from dupr_tf.models.multi_worker import check_keras
@@ -54,6 +55,23 @@ def _multi_worker(cluster):
 
 def is_multi_worker(strategy) -> bool:
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+@contextlib.contextmanager
+def deterministic_ops():
+    """Within it, operations on CPUs give the same bits at every run, which costs some of them their threads.
+
+    By default the threads of the gradient of `tf.image.crop_and_resize` add into the same pixels with no lock, and lose
+    summands. On a GPU nothing is changed: some operations have no deterministic form there, and would fail.
+    """
+    if config.is_op_determinism_enabled() or tf.config.list_physical_devices("GPU"):
+        yield
+        return
+    tf.config.experimental.enable_op_determinism()
+    try:
+        yield
+    finally:
+        config.disable_op_determinism()
 
 
 def scope(strategy):

@@ -1,6 +1,9 @@
 """Fine-tuning from end to end, and what it says to those it cannot help."""
 
 import json
+import os
+import shutil
+import signal
 
 import keras
 import numpy as np
@@ -10,15 +13,20 @@ from rich.console import Console
 
 from dupr_tf.cli import main
 from dupr_tf.commands.report import print_scores
-from dupr_tf.config import load_config, parse_config
+from dupr_tf.config import dump_config, load_config, parse_config
 from dupr_tf.data.annotations import read_annotations
 from dupr_tf.data.detection import train_batches
+from dupr_tf.detection.build import build_detector
 from dupr_tf.detection.finetune import detector_optimizer, evaluate, finetune
 from dupr_tf.detection.saving import load_detector
 from dupr_tf.detection.tasks import detect, labels_entry, naming_bad_images
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.models.resnet import build_backbone
 from dupr_tf.training.callbacks import StopOnNonFinite
+from dupr_tf.training.checkpoints import state_of
+from dupr_tf.training.optimizers import CoupledSGD
+from tests.detection.detector_run import dataset
+from tests.finetune_kill_test import end_of
 from tests.labelled_scenes import NAMES, Picture, pictures, write_coco
 
 QUIET = Console(quiet=True)
@@ -162,6 +170,57 @@ def test_finished_run_gives_its_metrics_and_changes_nothing(run, data, weights):
     before = files_of(output)
     assert finetune(config(), weights, data, output, console=QUIET) == metrics
     assert files_of(output) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_signalled_run_resumes_to_the_same_bits(run, data, weights, tmp_path, monkeypatch, capsys, number):
+    """The signal comes in the first of three steps, and lines are of two steps: one window is cut."""
+
+    class Send(StopOnNonFinite):
+        def on_step(self, step, logs):
+            os.kill(os.getpid(), number)
+
+    (tmp_path / "c.yaml").write_text(dump_config(config()))
+    command = ["finetune", str(tmp_path / "c.yaml"), "--weights", str(weights), "--data", str(data)]
+    command += ["--output", str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr("dupr_tf.detection.finetune.StopOnNonFinite", Send)
+        assert main(command) == 128 + number
+    assert f"stopped by {number.name} after step 1, which is saved" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "detector.keras").exists() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert main(command) == 0
+    assert end_of(tmp_path / "out") == end_of(run[1])
+    for ours, theirs in zip(lines_of(tmp_path / "out"), lines_of(run[1]), strict=True):
+        times = {"images_per_second", "step_share"}
+        assert {k: v for k, v in ours.items() if k not in times} == {k: v for k, v in theirs.items() if k not in times}
+
+
+def test_kill_in_the_evaluation_resumes_after_the_last_step(run, data, weights, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(run[1], output)
+    (output / "metrics.json").unlink()
+    (output / "detector.keras").write_bytes(b"half")
+    finetune(config(), weights, data, output, console=QUIET)
+    assert end_of(output) == end_of(run[1])
+    assert [line["step"] for line in lines_of(output)] == [2, 3]
+
+
+def lines_of(output):
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["fcn", "faster_rcnn", pytest.param("retinanet", marks=pytest.mark.slow)])
+def test_every_variable_of_a_step_but_metrics_is_in_its_checkpoint(kind):
+    section = {"kind": kind, "fpn_channels": 8, "head_channels": 8, "head_convs": 1}
+    detector = build_detector(
+        build_backbone("resnet18", width=0.125, include_normalization=True), NAMES, parse_config({"detector": section})
+    )
+    detector.compile(CoupledSGD(0.01))
+    step = tf.function(detector.train_step, autograph=False)
+    touched = step.get_concrete_function(next(iter(dataset(kind)))).graph.variables
+    kept = {id(variable) for variable in state_of(detector).values()}
+    metrics = {id(variable.value) for variable in detector.metrics_variables}
+    assert len(touched) > 100 and [v.name for v in touched if id(v) not in kept | metrics] == []
 
 
 def test_other_config_data_and_weights_are_refused(run, data, weights, tmp_path):

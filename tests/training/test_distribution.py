@@ -2,11 +2,13 @@
 
 import logging
 
+import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework import config
 
 from dupr_tf.config import parse_config
-from dupr_tf.training.distribution import choose_jit
+from dupr_tf.training.distribution import choose_jit, deterministic_ops
 from dupr_tf.training.pretrain import compiled_model
 
 TINY = {
@@ -45,3 +47,26 @@ def test_xla_on_several_devices_is_refused_in_one_line():
     assert config.pretrain_problems(1) == []
     (problem,) = config.pretrain_problems(2)
     assert problem.field == "train.jit" and "2 devices" in problem.problem
+
+
+def test_gradient_of_overlapping_regions_is_right_and_the_same():
+    rng = np.random.default_rng(0)
+    image = tf.constant(rng.normal(size=(1, 16, 16, 256)).astype(np.float32))
+    boxes = tf.constant(np.sort(rng.uniform(0, 1, (256, 2, 2)), 1).reshape(256, 4).astype(np.float32))
+    weights = tf.constant(rng.normal(size=(256, 14, 14, 256)).astype(np.float32))
+
+    @tf.function(reduce_retracing=True)
+    def gradient(boxes, weights):
+        with tf.GradientTape() as tape:
+            tape.watch(image)
+            regions = tf.image.crop_and_resize(image, boxes, tf.zeros_like(boxes[:, 0], tf.int32), [14, 14])
+            loss = tf.reduce_sum(weights * regions)
+        return tape.gradient(loss, image)
+
+    with deterministic_ops():
+        first, *others = [gradient(boxes, weights).numpy() for _ in range(8)]
+    one_by_one = sum(gradient(boxes[i : i + 1], weights[i : i + 1]).numpy() for i in range(256))
+    np.testing.assert_allclose(first, one_by_one, atol=1e-3)
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+    assert not config.is_op_determinism_enabled()

@@ -1,0 +1,103 @@
+"""The loop: validation changes nothing, and a cut run is the run."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dupr_tf.errors import RunInterrupted
+from dupr_tf.training.callbacks import Validate
+from dupr_tf.training.checkpoints import RunCheckpoints
+from dupr_tf.training.loop import chief_callbacks, train
+from dupr_tf.training.metrics_log import MetricsLog
+
+TOTAL, PER_EPOCH, BATCH = 11, 4, 8
+
+
+def batches(first, last):
+    """Batches that are functions of the step."""
+
+    def batch(step):
+        x = tf.random.stateless_normal((BATCH, 5), [3, step])
+        return x, tf.reduce_sum(x, axis=1, keepdims=True)
+
+    return tf.data.Dataset.range(first, last).map(batch)
+
+
+def model():
+    keras.utils.set_random_seed(1)
+    layers = [
+        keras.layers.Dense(4, name="a"),
+        keras.layers.BatchNormalization(name="b"),
+        keras.layers.Dense(1, name="c"),
+    ]
+    model = keras.Sequential([keras.Input((5,)), *layers], name="net")
+    model.compile(keras.optimizers.Adam(0.01, name="adam"), loss="mse", metrics=["mae"], run_eagerly=True)
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def run_loop(run, every=0, signals=(), log_every=3):
+    """Trains, or resumes, a run; returns its weights."""
+    network = model()
+    checkpoints = RunCheckpoints(network, run / "checkpoints")
+    first = checkpoints.restore()
+    metrics = MetricsLog(run, first, TOTAL, PER_EPOCH, BATCH, log_every, state=checkpoints.extra)
+
+    def validation():
+        scores = network.evaluate(batches(100, 102), verbose=0, return_dict=True)
+        return {"loss": scores["loss"]}, {}
+
+    slot = Validate(validation, every, first, TOTAL) if every else None
+    callbacks = chief_callbacks(metrics, checkpoints, 2, list(signals), validation=slot)
+    train(network, batches, (first, TOTAL), PER_EPOCH, callbacks)
+    metrics.close()
+    return network.get_weights()
+
+
+def lines_of(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line for line in lines}
+
+
+def assert_same(received, expected):
+    for a, b in zip(received, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_validation_changes_no_bit_of_the_training(tmp_path):
+    plain = run_loop(tmp_path / "plain")
+    assert_same(run_loop(tmp_path / "validated", every=3), plain)
+    lines, validated = lines_of(tmp_path / "plain"), lines_of(tmp_path / "validated")
+    assert list(validated) == list(lines) == [3, 6, 9, 11]
+    for step, line in lines.items():
+        for name in ("loss", "mae", "learning_rate"):
+            assert validated[step][name] == line[name]
+        assert validated[step]["validation/loss"] > 0 and "validation/loss" not in line
+
+
+def test_signals_at_every_step_lose_nothing(tmp_path):
+    """A run that is interrupted after each of its steps has the lines and the weights of the run that is left alone."""
+    whole = run_loop(tmp_path / "whole")
+    for step in range(1, TOTAL + 1):
+        with pytest.raises(RunInterrupted) as error:
+            run_loop(tmp_path / "cut", signals=[15])
+        assert error.value.step == step
+    assert_same(run_loop(tmp_path / "cut"), whole)
+    expected, received = lines_of(tmp_path / "whole"), lines_of(tmp_path / "cut")
+    for step, line in expected.items():
+        for name in ("epoch", "loss", "mae", "learning_rate"):
+            assert received[step][name] == line[name], (step, name)
+    assert list(expected) == list(received)
+
+
+def test_logged_loss_is_the_mean_of_the_steps_since_the_line_before(tmp_path):
+    run_loop(tmp_path / "each", log_every=1)
+    run_loop(tmp_path / "third")
+    each = [line["loss"] for line in lines_of(tmp_path / "each").values()]
+    third = {step: line["loss"] for step, line in lines_of(tmp_path / "third").items()}
+    windows = {3: each[:3], 6: each[3:6], 9: each[6:9], 11: each[9:]}
+    assert third == pytest.approx({step: np.mean(losses) for step, losses in windows.items()}, rel=1e-6)
+    assert len(set(each)) == TOTAL
