@@ -21,7 +21,7 @@ from dupr_tf.models.resnet import build_backbone
 from dupr_tf.remote_path import as_path
 from dupr_tf.training.callbacks import StopOnNonFinite
 from dupr_tf.training.checkpoints import RunCheckpoints
-from dupr_tf.training.distribution import choose_strategy, make_deterministic, replicas, scope
+from dupr_tf.training.distribution import choose_strategy, replicas, scope
 from dupr_tf.training.loop import chief_callbacks
 from dupr_tf.training.loop import train as run_steps
 from dupr_tf.training.metrics_log import MetricsLog, training_speed
@@ -44,7 +44,7 @@ def finetune(
     """Trains the detector of `config.detector`, evaluates it, and writes both. On several GPUs it trains on all.
 
     Called again after it was killed or interrupted, it resumes and ends with the same bits; on a GPU only as far as
-    TensorFlow's kernels are deterministic there. On CPUs the process is left with deterministic operations.
+    TensorFlow's kernels are deterministic there.
 
     Args:
         config: with a `detector` section and `optimizer.learning_rate`.
@@ -68,7 +68,6 @@ def finetune(
     """
     console, strategy = console or Console(), choose_strategy(config.train.strategy)
     raise_all(config.finetune_problems(replicas(strategy)))
-    make_deterministic()
     output, task = _run_folder(output), TASKS[DETECTORS[config.detector.kind].facts["task"]]
     train, val, ids = _read_splits(config, data, task)
     entries = {"train": labels_entry(data, train), "val": labels_entry(data, val)}

@@ -116,13 +116,3 @@ def choose_jit(setting: str, replicas: int) -> tuple[bool, str]:
     if tf.config.list_logical_devices("GPU"):
         return True, "one GPU"
     return False, "on a CPU, oneDNN's convolutions are faster than XLA's"
-
-
-def make_deterministic() -> None:
-    """Has TensorFlow compute the same bits in every run of this process, where it has no GPU.
-
-    On a CPU it is the gradient of `crop_and_resize` (R-CNNs) that would add up in any order. On GPUs that operation has
-    no deterministic form, and TensorFlow would refuse it.
-    """
-    if not tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.enable_op_determinism()
