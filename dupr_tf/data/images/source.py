@@ -1,0 +1,94 @@
+"""Sources of encoded images: files, packed shards, or a data set of TensorFlow Datasets."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Sequence
+
+from dupr_tf.data.images.decode import Unusable
+
+MAX_BYTES = 1 << 30  # of an encoded image
+FILE_ERRORS = {
+    errno.ENOENT: "no file: missing, or a link to nowhere",
+    errno.ELOOP: "no file: a link loop",
+    errno.EACCES: "cannot be opened: permission denied",
+}
+
+
+class ImageSource:
+    """Encoded images by number, the same number for the same image in every run. Can be pickled for other processes."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """The name of an image in messages."""
+        raise NotImplementedError
+
+    def read(self, index: int) -> bytes:
+        """The bytes of an encoded image.
+
+        Raises:
+            Unusable: they cannot be read, or are damaged.
+        """
+        raise NotImplementedError
+
+    def digest(self, root: str) -> str:
+        """sha256 of the images' identity and order, independent of where `root` is. Reads no image."""
+        raise NotImplementedError
+
+
+class Files(ImageSource):
+    """One image per file.
+
+    Args:
+        paths: in the order of `list_images`.
+    """
+
+    def __init__(self, paths: Sequence[str]):
+        self.paths = [os.fspath(path) for path in paths]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+    def read(self, index: int) -> bytes:
+        return read_file(self.paths[index])
+
+    def digest(self, root: str) -> str:
+        names = "\0".join(os.path.relpath(path, root) for path in self.paths)
+        return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+    """The bytes of a regular file; pipes and devices are refused, not waited for.
+
+    Raises:
+        Unusable: there is no such file, it cannot be read, or it has more than `MAX_BYTES`.
+    """
+    try:
+        with open(path, "rb", buffering=0, opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Unusable("no file: a folder, pipe or device")
+            if status.st_size > MAX_BYTES:
+                raise Unusable(f"too large: {status.st_size:,} bytes")
+            return file.read()
+    except IsADirectoryError:
+        raise Unusable("no file: a folder, pipe or device") from None
+    except OSError as error:
+        raise Unusable(FILE_ERRORS.get(error.errno, f"cannot be opened: {error.strerror}")) from None
+
+
+def _open_without_waiting(path, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def as_source(images: ImageSource | Sequence[str]) -> ImageSource:
+    """A list of paths as a source; a source as it is."""
+    return images if isinstance(images, ImageSource) else Files(images)

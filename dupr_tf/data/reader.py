@@ -1,0 +1,167 @@
+"""Reads the batches of a run in order, ahead of the training, with the threads and processes of Grain.
+
+A batch is made of blocks, and a block is a function of its number. So neither threads nor processes change a bit, and
+starting at a later block costs nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dupr_tf.errors import RunFailed
+from dupr_tf.text import one_line
+
+AHEAD = 2  # blocks that each thread is ahead of the training
+PARENT_CHECK = 1.0  # seconds between two looks at the parent process, where the kernel does not watch it
+PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
+
+
+class Block(NamedTuple):
+    """A part of a batch.
+
+    Attributes:
+        rows: dict, nested or not, of arrays whose leading axis is samples.
+        bad: (image, reason) of each image that turned out to be unusable.
+    """
+
+    rows: dict[str, Any]
+    bad: tuple[tuple[int, str], ...] = ()
+
+
+class Reader:
+    """Iterates over the blocks `make(first)` to `make(last - 1)`, in order. Must be closed by whoever opened it.
+
+    Args:
+        make: block number -> `Block`; called in threads, and pickled for other processes.
+        first, last: numbers of blocks.
+        threads: of each process that makes blocks; 0 makes them in the caller's thread.
+        processes: that make blocks; 0: this one.
+        on_bad: called with (image, reason) for each image that could not be used, in the order of the blocks.
+
+    Attributes:
+        error: the first exception that ended the iteration; None while there is none. What runs the iterator may
+            wrap or lose an exception, so its owner raises this one.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], Block],
+        first: int,
+        last: int,
+        threads: int = 1,
+        processes: int = 0,
+        on_bad: Callable[[int, str], None] | None = None,
+    ):
+        self.error: BaseException | None = None
+        self._on_bad = on_bad
+        self._blocks = _grain_iterator(make, first, last, threads, processes)
+        self._left, self._processes = last - first, processes
+
+    def __iter__(self) -> Iterator[Block]:
+        return self
+
+    def __len__(self) -> int:
+        """Blocks that are left."""
+        return self._left
+
+    def __next__(self) -> dict:
+        if self.error is not None:
+            raise self.error
+        if not self._left:
+            raise StopIteration
+        try:
+            block = Block(*next(self._blocks))
+            for index, reason in block.bad:
+                self._on_bad(index, reason)
+        except BaseException as error:
+            self.error = self._explained(error)
+            raise self.error from error
+        self._left -= 1
+        return block.rows
+
+    def close(self) -> None:
+        """Ends all threads and processes. Can be called again."""
+        self._left = 0
+        self._blocks.close()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        self.close()
+
+    def _explained(self, error: BaseException) -> BaseException:
+        if self._processes and "terminated unexpectedly" in str(error):
+            return RunFailed(
+                f"A process that reads images was killed ({one_line(error, 120)}). If memory ran out, use fewer "
+                "data.processes or a smaller batch, and run the same command again."
+            )
+        return error
+
+
+def joined(parts: list[dict]) -> dict:
+    """One batch of the rows of several blocks."""
+    if len(parts) == 1:
+        return parts[0]
+    return {
+        name: joined([part[name] for part in parts])
+        if isinstance(value, dict)
+        else np.concatenate([part[name] for part in parts])
+        for name, value in parts[0].items()
+    }
+
+
+def _grain_iterator(make, first: int, last: int, threads: int, processes: int):
+    grain = _import_grain()
+    blocks = grain.MapDataset.range(first, last).map(make)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(1, AHEAD * threads) if threads else 0)
+    dataset = blocks.to_iter_dataset(options)
+    if processes:
+        workers = grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=AHEAD)
+        dataset = dataset.mp_prefetch(workers, worker_init_fn=_begin_process)
+    iterator = iter(dataset)
+    iterator.start_prefetch()  # here, in the thread that lives as long as the run: see `_die_with_parent`
+    return iterator
+
+
+def _import_grain():
+    """Grain without the warning it logs where JAX is missing."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        import grain
+    finally:
+        logger.setLevel(level)
+    return grain
+
+
+def _begin_process(_worker: int, _workers: int) -> None:
+    """Prepares a process that makes blocks: the parent alone decides about signals, and its end is the child's."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    _die_with_parent(os.getppid())
+
+
+def _die_with_parent(parent: int) -> None:
+    """Ends this process when its parent, or on Linux the thread that started it, ends in whatever way."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK)
+    os._exit(1)
