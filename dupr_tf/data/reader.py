@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,18 +39,21 @@ class Block(NamedTuple):
 
 
 class Reader:
-    """Iterates over the blocks `make(first)` to `make(last - 1)`, in order. Must be closed by whoever opened it.
+    """Iterates over batches in order. Must be closed by whoever opened it; it is its own context manager.
 
     Args:
         make: block number -> `Block`; called in threads, and pickled for other processes.
-        first, last: numbers of blocks.
+        first, last: numbers of the blocks; `last` is not read.
+        signature: {name: (shape, dtype)} of a batch, nested as its rows are; None in a shape is any length.
+        blocks: that make up a batch; divides `last - first`.
         threads: of each process that makes blocks; 0 makes them in the caller's thread.
         processes: that make blocks; 0: this one.
         on_bad: called with (image, reason) for each image that could not be used, in the order of the blocks.
 
     Attributes:
-        error: the first exception that ended the iteration; None while there is none. What runs the iterator may
-            wrap or lose an exception, so its owner raises this one.
+        signature: as above.
+        error: the first exception that ended the iteration; None while there is none. TensorFlow wraps what an
+            iterator raises in an error of its own, so the owner of the reader raises this one.
     """
 
     def __init__(
@@ -58,40 +61,40 @@ class Reader:
         make: Callable[[int], Block],
         first: int,
         last: int,
+        signature: dict,
+        blocks: int = 1,
         threads: int = 1,
         processes: int = 0,
         on_bad: Callable[[int, str], None] | None = None,
     ):
-        self.error: BaseException | None = None
-        self._on_bad = on_bad
+        self.signature, self.error = signature, None
+        self._on_bad, self._processes = on_bad, processes
+        self._blocks_per_batch, self._batches_left = blocks, (last - first) // blocks
         self._blocks = _grain_iterator(make, first, last, threads, processes)
-        self._left, self._processes = last - first, processes
 
-    def __iter__(self) -> Iterator[Block]:
+    def __iter__(self) -> Reader:
         return self
 
     def __len__(self) -> int:
-        """Blocks that are left."""
-        return self._left
+        """Batches that are left."""
+        return self._batches_left
 
     def __next__(self) -> dict:
         if self.error is not None:
             raise self.error
-        if not self._left:
+        if not self._batches_left:
             raise StopIteration
         try:
-            block = Block(*next(self._blocks))
-            for index, reason in block.bad:
-                self._on_bad(index, reason)
+            batch = concatenate_rows([self._next_block() for _ in range(self._blocks_per_batch)])
         except BaseException as error:
-            self.error = self._explained(error)
+            self.error = self._with_advice(error)
             raise self.error from error
-        self._left -= 1
-        return block.rows
+        self._batches_left -= 1
+        return batch
 
     def close(self) -> None:
         """Ends all threads and processes. Can be called again."""
-        self._left = 0
+        self._batches_left = 0
         self._blocks.close()
 
     def __enter__(self) -> Reader:
@@ -100,7 +103,13 @@ class Reader:
     def __exit__(self, *_exception) -> None:
         self.close()
 
-    def _explained(self, error: BaseException) -> BaseException:
+    def _next_block(self) -> dict:
+        block = Block(*next(self._blocks))
+        for index, reason in block.bad:
+            self._on_bad(index, reason)
+        return block.rows
+
+    def _with_advice(self, error: BaseException) -> BaseException:
         if self._processes and "terminated unexpectedly" in str(error):
             return RunFailed(
                 f"A process that reads images was killed ({one_line(error, 120)}). If memory ran out, use fewer "
@@ -109,16 +118,15 @@ class Reader:
         return error
 
 
-def joined(parts: list[dict]) -> dict:
-    """One batch of the rows of several blocks."""
+def concatenate_rows(parts: list[dict]) -> dict:
+    """One batch from the rows of its blocks."""
     if len(parts) == 1:
         return parts[0]
-    return {
-        name: joined([part[name] for part in parts])
-        if isinstance(value, dict)
-        else np.concatenate([part[name] for part in parts])
-        for name, value in parts[0].items()
-    }
+    return {name: _concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _concatenate(values: list):
+    return concatenate_rows(values) if isinstance(values[0], dict) else np.concatenate(values)
 
 
 def _grain_iterator(make, first: int, last: int, threads: int, processes: int):
