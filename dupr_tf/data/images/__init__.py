@@ -1,1 +1,1 @@
-"""Image files: listing them, decoding them, and what to do with those that cannot be used. Nothing imports TensorFlow."""
+"""Image files: lists them, decodes them, and keeps a list of those that cannot be used. Imports no TensorFlow."""
