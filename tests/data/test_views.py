@@ -145,7 +145,7 @@ def test_threads_and_processes_change_no_bit(ramps, threads, processes):
 
 @pytest.mark.parametrize("weights", [(0, 0, 1, 1), (0, 0, 0, 0)])
 def test_pairs_are_drawn_again_for_patch_terms_only(ramps, weights):
-    views = {"crop_area": [0.05, 0.1], "min_overlap": 60, "draws": 16}
+    views = {"crop_area": [0.05, 0.1], "min_overlap": 40, "draws": 16}
     config = parse_config(
         {
             "data": {"image_size": SIZE}, "views": views, "model": {"patch_weights": weights},
