@@ -19,21 +19,21 @@ ARROWS = {
     "registry": set(),
     "safe_yaml": set(),
     "remote_path": set(),
-    "whole_files": {"remote_path"},
+    "files": {"remote_path"},
     "config": {"safe_yaml", "remote_path"},
     "batch": set(),
     "ops": set(),
-    "data": {"config", "batch", "ops", "remote_path", "whole_files"},
+    "data": {"config", "batch", "ops", "remote_path", "files"},
     "models": {"config", "batch", "ops"},
-    "weights": {"remote_path", "whole_files", "models", "config", "ops"},
-    "training": {"remote_path", "whole_files", "data", "models", "weights", "config", "batch", "ops"},
+    "weights": {"remote_path", "files", "models", "config", "ops"},
+    "training": {"remote_path", "files", "data", "models", "weights", "config", "batch", "ops"},
     "detection": {
-        "remote_path", "whole_files", "models", "weights", "data", "config", "batch", "ops", "training",
+        "remote_path", "files", "models", "weights", "data", "config", "batch", "ops", "training",
     },
-    "probing": {"remote_path", "whole_files", "models", "weights", "data", "config", "batch", "ops"},
+    "probing": {"remote_path", "files", "models", "weights", "data", "config", "batch", "ops"},
 }  # fmt: skip
 ARROWS["reporting"] = {
-    "remote_path", "whole_files", "probing", "training", "models", "weights", "data", "config", "batch", "ops",
+    "remote_path", "files", "probing", "training", "models", "weights", "data", "config", "batch", "ops",
 }  # fmt: skip
 ARROWS["planning"] = ARROWS["reporting"] | {"reporting"}
 ARROWS["launching"] = set()
@@ -124,7 +124,7 @@ def test_the_arrows_form_no_circle_and_keep_data_and_models_apart():
 @pytest.mark.parametrize(
     "module",
     [
-        *("errors", "text", "registry", "whole_files"),
+        *("errors", "text", "registry", "files"),
         *("config", "data/sample", "data/sample_textures", "data/sources", "data/pillow_images", "data/annotations"),
         *("data/entries", "data/coco_files", "data/voc_files", "data/cityscapes_files", "data/masks", "data/share"),
         *("data/segments", "data/segment_classes", "data/formats", "launching", "planning/devices"),

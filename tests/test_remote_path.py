@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from dupr_tf import remote_path, whole_files
+from dupr_tf import files, remote_path
 from dupr_tf.cli import main
 from dupr_tf.errors import UserError
+from dupr_tf.files import GrowingFile, local_copy, room_at, write_whole, written_locally
 from dupr_tf.remote_path import RemotePath, are_files, as_path, is_remote
-from dupr_tf.whole_files import GrowingFile, local_copy, room_at, write_whole, written_locally
 from tests.refusals import refusal
 
 PACKAGE = Path(remote_path.__file__).parent
@@ -64,7 +64,7 @@ def test_what_knows_only_local_files_fails_instead_of_writing_beside():
 def test_the_package_makes_no_pathlib_path_of_what_a_user_gives():
     """`Path(x)` takes a slash from an address; only paths of our own and of the machine may be made that way."""
     ours = {
-        "reporting/page.py", "reporting/folders.py", "reporting/prediction.py", "whole_files.py", "remote_path.py",
+        "reporting/page.py", "reporting/folders.py", "reporting/prediction.py", "files.py", "remote_path.py",
         "weights/torch_export.py", "weights/torch_process.py", "weights/environment.py", "weights/detectron2_io.py",
         "data/pack.py", "commands/reference.py", "commands/report_runs.py", "commands/probe.py", "commands/train.py",
         "probing/view_sheet.py", "probing/backbones.py",
@@ -162,7 +162,7 @@ def test_lines_are_uploaded_now_and_then_and_when_asked(folder, monkeypatch, tmp
     assert not (folder / "m.jsonl").exists()
     lines.flush()
     lines = GrowingFile(folder / "m.jsonl")
-    monkeypatch.setattr(whole_files, "SEND_EVERY", 0.0)
+    monkeypatch.setattr(files, "SEND_EVERY", 0.0)
     lines.add("2\n")
     assert (folder / "m.jsonl").read_text() == "1\n2\n"
     GrowingFile(tmp_path / "m").add("1\n")

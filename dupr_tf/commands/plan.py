@@ -15,10 +15,10 @@ from dupr_tf.commands.report import problems_of
 from dupr_tf.config import Config, load_config
 from dupr_tf.data.sources import check_root
 from dupr_tf.errors import UserError, raise_all
+from dupr_tf.files import write_whole
 from dupr_tf.planning.assumptions import assumptions_of, with_given
 from dupr_tf.planning.devices import CPU, NAMES
 from dupr_tf.remote_path import is_remote
-from dupr_tf.whole_files import write_whole
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 MOST_IMAGES = 10**12

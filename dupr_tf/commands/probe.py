@@ -18,9 +18,9 @@ from dupr_tf.commands.report import print_table
 from dupr_tf.config import BACKBONES, PROBED_LEVELS, LinearConfig, load_config
 from dupr_tf.config.probes import PROBES
 from dupr_tf.errors import UserError, raise_all
+from dupr_tf.files import write_whole
 from dupr_tf.remote_path import as_path
 from dupr_tf.training.cluster import refuse_cluster
-from dupr_tf.whole_files import write_whole
 
 LEAST = {"images": 1, "image_size": 32, "k": 1, "queries": 1, "top": 1, "cells": 1, "folds": 2, "seed": 0}
 Level = Literal[PROBED_LEVELS]

@@ -60,7 +60,7 @@ class Report:
         raise_all(problems)
 
     def _write(self, page: str) -> None:
-        from dupr_tf.whole_files import write_whole
+        from dupr_tf.files import write_whole
 
         content = page.encode("utf-8", "backslashreplace")
         try:

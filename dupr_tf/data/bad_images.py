@@ -18,9 +18,9 @@ from dupr_tf.data.decoding import JPEG_END, MAX_PIXELS, read_image
 from dupr_tf.data.image_source import Files, ImageSource, as_source
 from dupr_tf.data.pillow_images import decode, kind_of, too_many_pixels
 from dupr_tf.errors import RunFailed, UserError
+from dupr_tf.files import write_whole
 from dupr_tf.remote_path import RemotePath, as_path
 from dupr_tf.text import escape
-from dupr_tf.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 HEADER = "name\treason"

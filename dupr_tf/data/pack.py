@@ -28,8 +28,8 @@ from dupr_tf.data.encoding import Unreadable, encoder_version, packed_image
 from dupr_tf.data.pack_progress import PackFiles, PackJob
 from dupr_tf.data.shard_files import ENTRY, FORMAT, FRAME, Shard
 from dupr_tf.errors import RunFailed, UserError, is_disk_full
+from dupr_tf.files import publish, room_at, sha256_of
 from dupr_tf.remote_path import RemotePath, as_path
-from dupr_tf.whole_files import publish, room_at, sha256_of
 
 log = logging.getLogger(__name__)
 AHEAD = 4  # images a worker may be ahead of the writer: what bounds the memory

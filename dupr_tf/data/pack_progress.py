@@ -18,8 +18,8 @@ import numpy as np
 from dupr_tf.data.shard_files import MANIFEST, PROGRESS, Shard, read_manifest, write_manifest
 from dupr_tf.data.sources import list_images
 from dupr_tf.errors import RunFailed, UserError
+from dupr_tf.files import write_whole
 from dupr_tf.remote_path import RemotePath, absolute, as_path, is_remote
-from dupr_tf.whole_files import write_whole
 
 BAD_IMAGES = "bad_images.tsv"
 ASKED_AT_ONCE = 32  # requests for the sizes of remote files

@@ -13,9 +13,9 @@ from pathlib import Path
 from dupr_tf.data.bad_images import unusable_reason
 from dupr_tf.data.pillow_images import describe
 from dupr_tf.errors import UserError
+from dupr_tf.files import GrowingFile, write_whole
 from dupr_tf.remote_path import as_path
 from dupr_tf.text import escape
-from dupr_tf.whole_files import GrowingFile, write_whole
 
 USED, SKIPPED = "used", "skipped"
 COLUMNS = "name\tbytes\tmtime_ns\toutcome\treason"

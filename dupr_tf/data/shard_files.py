@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from dupr_tf.errors import UserError
+from dupr_tf.files import sha256_of, write_whole
 from dupr_tf.remote_path import RemotePath, as_path
-from dupr_tf.whole_files import sha256_of, write_whole
 
 MANIFEST = "shards.json"
 PROGRESS = "pack.jsonl"  # of a pack that has not ended: its settings, then a line for each finished shard

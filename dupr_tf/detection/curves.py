@@ -8,7 +8,7 @@ import numpy as np
 
 from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.detection.coco_eval import Curves
-from dupr_tf.whole_files import written_locally
+from dupr_tf.files import written_locally
 
 MOST_NAMED = 20  # classes in the legend; of more, the best and the worst ten
 # Okabe and Ito's colours but yellow, which is not seen on white; with four kinds of line each.

@@ -17,6 +17,7 @@ from dupr_tf.detection.precise_bn import measure_norms
 from dupr_tf.detection.saving import detector_file, export_detector, load_detector, save_detector
 from dupr_tf.detection.tasks import TASKS, labels_entry, layout_of, naming_bad_images, with_something_to_find
 from dupr_tf.errors import UserError, raise_all, reporting_full_disk
+from dupr_tf.files import write_whole
 from dupr_tf.models.resnet import build_backbone
 from dupr_tf.remote_path import as_path
 from dupr_tf.training.callbacks import StopOnNonFinite
@@ -28,7 +29,6 @@ from dupr_tf.training.metrics_log import MetricsLog, training_speed
 from dupr_tf.training.optimizers import AdamW, CoupledSGD, build_schedule
 from dupr_tf.training.run import FORMAT_FILE, check, record, starting_weights
 from dupr_tf.training.signals import noted_signals
-from dupr_tf.whole_files import write_whole
 
 METRICS_FILE = "metrics.json"  # written last: a run that has it is finished
 

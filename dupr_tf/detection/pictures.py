@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.data.masks import pixels_of
+from dupr_tf.files import written_locally
 from dupr_tf.remote_path import as_path
-from dupr_tf.whole_files import written_locally
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and on photographs.
 TRUTH, IGNORED, FOUND = (86, 180, 233), (150, 150, 150), (230, 159, 0)

@@ -8,9 +8,9 @@ from dupr_tf.data.detection import letterbox
 from dupr_tf.data.placing import scaled_batch
 from dupr_tf.detection.build import detector_classes, task_of
 from dupr_tf.errors import UserError
+from dupr_tf.files import written_locally
 from dupr_tf.remote_path import as_path
 from dupr_tf.weights.loading import read_keras
-from dupr_tf.whole_files import written_locally
 
 
 def save_detector(detector, path):

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from dupr_tf.data.segment_classes import IGNORED
 from dupr_tf.data.segments import SegmentedImages
 from dupr_tf.detection.pictures import CELL, GAP, HEADER, sheet_positions
+from dupr_tf.files import written_locally
 from dupr_tf.remote_path import as_path
-from dupr_tf.whole_files import written_locally
 
 NO_CLASS = (235, 235, 235)  # what is ignored in the truth, and around pictures
 TITLES = ("image", "ground truth (light grey: ignored)", "prediction")

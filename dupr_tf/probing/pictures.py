@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dupr_tf.files import write_whole
 from dupr_tf.remote_path import as_path
-from dupr_tf.whole_files import write_whole
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and on photographs.
 RIGHT, NEAR, WRONG, BOX = (0, 158, 115), (240, 228, 66), (213, 94, 0), (86, 180, 233)

@@ -21,9 +21,9 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.errors import RunFailed, UserError
+from dupr_tf.files import remove_tree, room_at, sha256_of
 from dupr_tf.remote_path import RemotePath, as_path
 from dupr_tf.text import one_line
-from dupr_tf.whole_files import remove_tree, room_at, sha256_of
 
 ENDINGS = ("data-00000-of-00001", "index")  # of TensorFlow's files
 

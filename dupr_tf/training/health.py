@@ -11,10 +11,10 @@ from pathlib import Path
 
 from dupr_tf.config import Config
 from dupr_tf.errors import RunFailed
+from dupr_tf.files import write_whole
 from dupr_tf.remote_path import as_path
 from dupr_tf.training.callbacks import StepCallback
 from dupr_tf.training.collapse import WINDOW, patience, signs_of_collapse
-from dupr_tf.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 DIVERGED_FILE = "diverged.json"

@@ -14,10 +14,10 @@ import tensorflow as tf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from dupr_tf.files import GrowingFile, write_whole
 from dupr_tf.remote_path import as_path
 from dupr_tf.text import duration
 from dupr_tf.training.callbacks import StepCallback
-from dupr_tf.whole_files import GrowingFile, write_whole
 
 log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"

@@ -19,6 +19,7 @@ from dupr_tf.data.image_source import ImageSource, as_source
 from dupr_tf.data.open_source import open_source
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.errors import UserError, raise_all, reporting_full_disk
+from dupr_tf.files import written_locally
 from dupr_tf.models import DUPR, build_backbone
 from dupr_tf.models.multi_worker import MultiWorkerDUPR
 from dupr_tf.remote_path import as_path
@@ -43,7 +44,6 @@ from dupr_tf.training.run import check, check_shared, images_entry, record, reco
 from dupr_tf.training.same_run import image_facts, program_facts
 from dupr_tf.training.signals import noted_signals
 from dupr_tf.training.worker_reports import ReportToChief
-from dupr_tf.whole_files import written_locally
 
 log = logging.getLogger(__name__)
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}

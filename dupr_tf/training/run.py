@@ -27,11 +27,11 @@ from dupr_tf.config import Config, dump_config, load_config
 from dupr_tf.config.sections import SHORT_FORM
 from dupr_tf.data.image_source import ImageSource, as_source
 from dupr_tf.errors import UserError, raise_all
+from dupr_tf.files import write_all, write_whole
 from dupr_tf.remote_path import absolute
 from dupr_tf.training.cluster import Cluster
 from dupr_tf.weights.environment import record_environment
 from dupr_tf.weights.loading import load_weights_for, weights_digest
-from dupr_tf.whole_files import write_all, write_whole
 
 log = logging.getLogger(__name__)
 MAY_CHANGE = (  # fields, sections

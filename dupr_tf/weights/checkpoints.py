@@ -8,10 +8,10 @@ import zipfile
 import numpy as np
 
 from dupr_tf.errors import UserError
+from dupr_tf.files import local_copy
 from dupr_tf.remote_path import as_path
 from dupr_tf.text import one_line
 from dupr_tf.weights.torch_io import read_safetensors
-from dupr_tf.whole_files import local_copy
 
 TORCH_ENDINGS = (".pth", ".pt", ".tar", ".ckpt")
 ENDINGS = (".safetensors", ".npz", *TORCH_ENDINGS)

@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 
 from dupr_tf import __version__
+from dupr_tf.files import write_whole
 from dupr_tf.remote_path import as_path
-from dupr_tf.whole_files import write_whole
 
 PACKAGE = Path(__file__).parents[1]
 ENVIRONMENT_FILE = "environment.json"

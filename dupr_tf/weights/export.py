@@ -11,12 +11,12 @@ import shutil
 import numpy as np
 
 from dupr_tf.errors import RunFailed, UserError, is_disk_full
+from dupr_tf.files import written_locally
 from dupr_tf.remote_path import RemotePath, as_path
 from dupr_tf.weights.compare import TOLERANCE
 from dupr_tf.weights.formats import EXPORTS, FORMATS
 from dupr_tf.weights.manifest import MANIFEST_FILE, check_directory, write_manifest
 from dupr_tf.weights.model_card import model_card
-from dupr_tf.whole_files import written_locally
 
 __all__ = ["FORMATS", "export"]
 

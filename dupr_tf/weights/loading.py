@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from dupr_tf.errors import RunFailed, UserError
+from dupr_tf.files import local_copy, written_locally
 from dupr_tf.models.resnet import ResNetBackbone, stage_channels
 from dupr_tf.remote_path import as_path
 from dupr_tf.text import one_line
@@ -15,7 +16,6 @@ from dupr_tf.weights.checkpoints import ENDINGS, read_checkpoint
 from dupr_tf.weights.manifest import check_file
 from dupr_tf.weights.names import weight_names
 from dupr_tf.weights.torch_io import dropped_keys, find_prefix, from_torchvision
-from dupr_tf.whole_files import local_copy, written_locally
 
 KERAS_FILE = "backbone.keras"
 SAFETENSORS_FILE = "backbone.safetensors"

@@ -6,8 +6,8 @@ It is there because neither safetensors nor HDF5 notices a flipped bit.
 import json
 
 from dupr_tf.errors import UserError
+from dupr_tf.files import sha256_of
 from dupr_tf.remote_path import as_path
-from dupr_tf.whole_files import sha256_of
 
 MANIFEST_FILE = "manifest.json"
 

@@ -6,13 +6,17 @@ they give the same pixels. Size and number of scans are checked in the header, b
 
 from __future__ import annotations
 
-import io
 from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
-from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
-from PIL import WebPImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 MAX_PIXELS = 100_000_000  # the default of data.max_pixels; 300 MB once decoded
 FACTORS = (8, 4, 2, 1)  # a JPEG can be decoded at 1/8, 1/4, 1/2 of its size
