@@ -13,8 +13,7 @@ from pathlib import Path
 from dupr_tf.data.bad_images import unusable_reason
 from dupr_tf.data.pillow_images import describe
 from dupr_tf.errors import UserError
-from dupr_tf.files import GrowingFile, write_whole
-from dupr_tf.remote_path import as_path
+from dupr_tf.files import write_whole
 from dupr_tf.text import escape
 
 USED, SKIPPED = "used", "skipped"
@@ -51,7 +50,7 @@ def scan_images(
     Raises:
         UserError: the output is no scan, or one with another limit.
     """
-    known = {} if output is None else _read(as_path(output), max_pixels)
+    known = {} if output is None else _read(Path(output), max_pixels)
     fresh = []
     for path in paths:
         look = known.get(escape(path))
@@ -62,11 +61,12 @@ def scan_images(
     if output is None:
         yield from _looks(fresh, max_pixels, workers)
         return
-    file = GrowingFile(as_path(output))
-    with contextlib.closing(_looks(fresh, max_pixels, workers)) as looks, contextlib.ExitStack() as stack:
-        stack.callback(file.flush)
+    with (
+        contextlib.closing(_looks(fresh, max_pixels, workers)) as looks,
+        Path(output).open("a", encoding="utf-8", buffering=1) as file,
+    ):
         for look in looks:
-            file.add(f"{look.name}\t{look.size}\t{look.modified}\t{look.outcome}\t{look.reason}\n")
+            file.write(f"{look.name}\t{look.size}\t{look.modified}\t{look.outcome}\t{look.reason}\n")
             yield look
 
 
@@ -98,13 +98,13 @@ def _look(path: str, max_pixels: int) -> Look:
     reason = unusable_reason(path, max_pixels)
     if reason:
         return Look(escape(path), size, modified, SKIPPED, reason)
-    return Look(escape(path), size, modified, USED, describe(as_path(path).read_bytes()))
+    return Look(escape(path), size, modified, USED, describe(Path(path).read_bytes()))
 
 
 def _stamp(path: str) -> tuple[int, int]:
     """Size and time of change; -1, -1 where there is no file."""
     try:
-        found = as_path(path).stat()
+        found = Path(path).stat()
     except OSError:
         return -1, -1
     return found.st_size, found.st_mtime_ns

@@ -1,1 +1,1 @@
-"""Image files: listing them, decoding them, and what to do with those that cannot be used. Nothing imports TensorFlow."""
+"""Image files: listing, decoding, and what to do with unusable ones. Nothing imports TensorFlow."""
