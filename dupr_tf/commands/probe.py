@@ -13,13 +13,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from dupr_tf.commands.places import Place
 from dupr_tf.commands.report import print_table
 from dupr_tf.config import BACKBONES, PROBED_LEVELS, LinearConfig, load_config
 from dupr_tf.config.probes import PROBES
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import write_whole
-from dupr_tf.remote_path import as_path
 from dupr_tf.training.cluster import refuse_cluster
 
 LEAST = {"images": 1, "image_size": 32, "k": 1, "queries": 1, "top": 1, "cells": 1, "folds": 2, "seed": 0}
@@ -33,9 +31,9 @@ class Weights:
 
     weights: tuple[str, ...]
     """Runs, exports, backbone files, checkpoints of other tools, or random. Each is a row of the table."""
-    data: Place
+    data: Path
     """Folder of images."""
-    output: Place | None = None
+    output: Path | None = None
     """Folder for probe.json and the picture. Default: runs/probes/NAME."""
     backbone: Literal[tuple(BACKBONES)] | None = None
     """Architecture of the random weights. Default: that of the first --weights."""
@@ -59,7 +57,7 @@ class Weights:
         which = "Pass a run, a file, or random."
         problems = [] if self.weights else [UserError("--weights", "There are no weights to probe.", which)]
         for weights in self.weights:
-            if weights != "random" and not as_path(weights).exists():
+            if weights != "random" and not Path(weights).exists():
                 problems.append(UserError("--weights", f"{weights} does not exist.", which))
         if not self.data.is_dir():
             problems.append(UserError("--data", f"{self.data} is not a folder.", "Pass a folder of images."))
@@ -122,7 +120,7 @@ class Linear(Weights):
     Without --config, for small sets: features cached and standardised. Any field: --linear.level P4 (`dupr-tf fields`).
     """
 
-    config: Place | None = None
+    config: Path | None = None
     """E.g. configs/probes/linear_imagenet.yaml."""
 
     def _problems(self, overrides):
@@ -277,11 +275,11 @@ class Views:
     The same number must show the same thing in both views.
     """
 
-    config: tyro.conf.Positional[Place]
+    config: tyro.conf.Positional[Path]
     """Experiment file, e.g. configs/dupr_r18_small.yaml."""
-    data: Place | None = None
+    data: Path | None = None
     """Folder of images, COCO or VOC root, shards, or tfds:NAME; none: data.root of the config."""
-    output: Place = Path("views.png")
+    output: Path = Path("views.png")
     """PNG to write."""
     pairs: int = 8
     """How many."""

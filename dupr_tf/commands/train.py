@@ -8,13 +8,11 @@ from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.places import Place
 from dupr_tf.commands.report import print_scores, problems_of
 from dupr_tf.config import Config, load_config
-from dupr_tf.data.sources import check_root
+from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.probing.labelled import read_class_folders
-from dupr_tf.remote_path import as_path
 from dupr_tf.training.cluster import cluster_of, refuse_cluster
 
 
@@ -26,13 +24,13 @@ class Pretrain:
     Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`).
     """
 
-    config: tyro.conf.Positional[Place]
+    config: tyro.conf.Positional[Path]
     """Experiment file, e.g. configs/dupr_r18_small.yaml."""
-    output: Place | None = None
+    output: Path | None = None
     """Folder of the run; needed unless --dry-run."""
-    data: Place | None = None
+    data: Path | None = None
     """Folder of images, COCO or VOC root (labels are not read), shards of `pack`, or tfds:NAME[/CONFIG][:SPLIT]."""
-    weights: Place | None = None
+    weights: Path | None = None
     """Weights to start from instead of random ones: a run, an export, .keras, or another tool's checkpoint."""
     allow_change: bool = False
     """Resume a run with another config or other images than it was started with; the differences are printed."""
@@ -82,13 +80,13 @@ class Finetune:
     Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`).
     """
 
-    config: tyro.conf.Positional[Place]
+    config: tyro.conf.Positional[Path]
     """Experiment file, e.g. configs/retinanet_r18_small.yaml."""
     weights: str
     """A run, an export, .keras, another tool's checkpoint (as `import` reads), or the word random."""
-    data: Place
+    data: Path
     """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks (see docs/detection.md)."""
-    output: Place
+    output: Path
     """Folder of the run."""
     allow_change: bool = False
     """Resume a run with another config or other data than it was started with; the differences are printed."""
@@ -98,7 +96,7 @@ class Finetune:
         problems += problems_of(refuse_cluster)
         if not self.data.is_dir():
             problems.append(UserError("--data", f"{self.data} is not a folder.", "Pass the root of a data set."))
-        if self.weights != "random" and not as_path(self.weights).exists():
+        if self.weights != "random" and not Path(self.weights).exists():
             fix = "Pass a run, an export, a file of weights, or the word random."
             problems.append(UserError("--weights", f"{self.weights} does not exist.", fix))
         raise_all(problems)
@@ -112,11 +110,11 @@ class Finetune:
 class Evaluate:
     """Evaluate a saved detector on the validation split of labelled images with its classes."""
 
-    detector: tyro.conf.Positional[Place]
+    detector: tyro.conf.Positional[Path]
     """detector.keras, or the folder fine-tuning wrote."""
-    data: Place
+    data: Path
     """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks."""
-    output: Place | None = None
+    output: Path | None = None
     """Folder for metrics.json and pictures; none: print only."""
     split: str = "val"
     """Which split."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from dupr_tf.commands.places import Place
 from dupr_tf.commands.report import print_export
 from dupr_tf.weights.formats import EXPORTS, FORMATS
 
@@ -20,12 +20,12 @@ class Export:
     is full.
     """
 
-    run_or_file: Annotated[Place, tyro.conf.arg(name="run", metavar="RUN"), tyro.conf.Positional]
+    run_or_file: Annotated[Path, tyro.conf.arg(name="run", metavar="RUN"), tyro.conf.Positional]
     """A pre-training run, or a backbone file (.keras, .safetensors)."""
     to: Literal[FORMATS]
     """keras, kerascv: .keras. saved_model, onnx: images in, P2..P5 out. torchvision, timm: safetensors. detectron2: a
     pickle it loads. kerashub: a preset."""
-    output: Place
+    output: Path
     """Directory to make."""
     overwrite: bool = False
     """Replace an earlier export."""
@@ -53,9 +53,9 @@ class Import:
     that is missing is an error. `pretrain --weights` and `finetune --weights` take the same files directly.
     """
 
-    file: tyro.conf.Positional[Place]
+    file: tyro.conf.Positional[Path]
     """.safetensors or .npz; .pth, .pt, .tar, .ckpt where PyTorch is installed."""
-    output: Place
+    output: Path
     """The backbone's file, ending in .keras."""
     prefix: str | None = None
     """What the names of the wanted ResNet begin with, where a file holds several."""

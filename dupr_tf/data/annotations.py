@@ -20,6 +20,7 @@ from dupr_tf.data.formats import BOXES, layout_of
 from dupr_tf.data.masks import mask_of_box, read_mask
 from dupr_tf.data.pillow_images import upright_size
 from dupr_tf.errors import UserError
+from dupr_tf.files import local_path
 
 log = logging.getLogger(__name__)
 NO_FILE, OTHER_SIZE = "images without a file", "images of another size than annotated, of those looked at"
@@ -98,7 +99,7 @@ def read_annotations(
     Raises:
         UserError: the data are wrong.
     """
-    root = Path(root)
+    root = local_path(root)
     if not root.is_dir():
         raise UserError(None, f"{root} is not a folder.", "Pass the root of a COCO, VOC or Cityscapes data set.")
     counts: collections.Counter = collections.Counter()

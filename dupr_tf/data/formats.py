@@ -93,13 +93,15 @@ FOLDERS = Registry(
             facts={"shown": has_coco_photos},
         ),
         "folder": Entry(
-            "dupr_tf.data.sources:photo_folders", "a folder of photos, nested or flat", facts={"shown": is_anything}
+            "dupr_tf.data.images.listing:photo_folders",
+            "a folder of photos, nested or flat",
+            facts={"shown": is_anything},
         ),
         "cityscapes": Entry(
-            "dupr_tf.data.sources:photo_folders", "every image below the root", facts={"shown": is_anything}
+            "dupr_tf.data.images.listing:photo_folders", "every image below the root", facts={"shown": is_anything}
         ),
         "masks": Entry(
-            "dupr_tf.data.sources:photo_folders", "every image below the root", facts={"shown": is_anything}
+            "dupr_tf.data.images.listing:photo_folders", "every image below the root", facts={"shown": is_anything}
         ),
     },
 )

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.shard_files import MANIFEST, PROGRESS, Shard, read_manifest, write_manifest
-from dupr_tf.data.sources import list_images
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.files import write_whole
 

@@ -21,6 +21,7 @@ from dupr_tf.data.formats import PIXELS, layout_of
 from dupr_tf.data.pillow_images import upright_size
 from dupr_tf.data.segment_classes import IGNORED, class_table
 from dupr_tf.errors import UserError
+from dupr_tf.files import local_path
 from dupr_tf.text import one_line
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def read_segments(
     Raises:
         UserError: the data are wrong.
     """
-    root = Path(root)
+    root = local_path(root)
     if not root.is_dir():
         raise UserError(None, f"{root} is not a folder.", "Pass the root of images and masks, or of Cityscapes.")
     reader = PIXELS.load(layout_of(PIXELS, root, kind, split))

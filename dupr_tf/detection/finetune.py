@@ -17,9 +17,8 @@ from dupr_tf.detection.precise_bn import measure_norms
 from dupr_tf.detection.saving import detector_file, export_detector, load_detector, save_detector
 from dupr_tf.detection.tasks import TASKS, labels_entry, layout_of, naming_bad_images, with_something_to_find
 from dupr_tf.errors import UserError, raise_all, reporting_full_disk
-from dupr_tf.files import write_whole
+from dupr_tf.files import local_path, write_whole
 from dupr_tf.models.resnet import build_backbone
-from dupr_tf.remote_path import as_path
 from dupr_tf.training.callbacks import StopOnNonFinite
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
@@ -160,7 +159,7 @@ def evaluate(
     task, section = TASKS[task_of(detector)], _data_section(detector_path, kind)
     images = with_something_to_find(task, task.read(data, split, section, detector.class_names), data)
     if output is not None:
-        output = as_path(output)
+        output = local_path(output, "output")
         output.mkdir(parents=True, exist_ok=True)
     with naming_bad_images(images, section.max_pixels):
         scores = task.measure(detector, images, output, layout_of(data, split, section.kind), section.max_pixels)
@@ -178,7 +177,7 @@ def _data_section(detector_path: str | Path, kind: str) -> DataConfig:
 
 
 def _run_folder(output: str | Path) -> Path:
-    output = as_path(output)
+    output = local_path(output, "output")
     if output.is_file():
         raise UserError("output", f"{output} is a file.", "Pass a folder.")
     holds_results = (output / "detector.keras").exists() or (output / METRICS_FILE).exists()

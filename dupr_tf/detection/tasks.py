@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,6 @@ from dupr_tf.detection.segmentation_eval import ConfusionMatrix
 from dupr_tf.detection.segmentation_sheet import segmentation_sheet
 from dupr_tf.detection.voc_eval import voc_ap
 from dupr_tf.errors import RunFailed, UserError
-from dupr_tf.remote_path import as_path
 from dupr_tf.text import escape
 
 EVAL_BATCH = 8  # images
@@ -84,7 +84,7 @@ def labels_entry(root, images: AnnotatedImages | SegmentedImages) -> dict:
 
 def layout_of(root, split: str, kind: str) -> str:
     """The layout "auto" finds; others are what they are."""
-    return formats.layout_of(formats.BOXES, as_path(root), split=split) if kind == "auto" else kind
+    return formats.layout_of(formats.BOXES, Path(root), split=split) if kind == "auto" else kind
 
 
 def detect(detector, annotated: AnnotatedImages, batch_size: int = EVAL_BATCH, max_pixels: int = MAX_PIXELS) -> list:

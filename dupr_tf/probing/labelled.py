@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from dupr_tf.data.annotations import AnnotatedImages
-from dupr_tf.data.sources import list_images
+from dupr_tf.data.images.listing import list_images
 from dupr_tf.errors import UserError
-from dupr_tf.remote_path import as_path
 
 SPLITS = ("train", "val")
 
@@ -30,7 +29,7 @@ def read_class_folders(root: str | Path) -> dict[str, ClassFolders]:
     Raises:
         UserError: no such folders, fewer than two classes, a class of only one split, or a class without images.
     """
-    root = as_path(root)
+    root = Path(root)
     if not root.is_dir():
         state = "is a file" if root.exists() else "does not exist"
         raise UserError(None, f"{root} {state}.", "Pass a folder with train/CLASS/ and val/CLASS/ in it.")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dupr_tf.config import LinearConfig, ViewsConfig
 from dupr_tf.data.annotations import AnnotatedImages, read_annotations
-from dupr_tf.data.sources import list_images
+from dupr_tf.data.images.listing import list_images
 from dupr_tf.probing import affinity, pictures, sensitivity
 from dupr_tf.probing import knn as neighbours
 from dupr_tf.probing import linear as classifier
@@ -23,7 +23,6 @@ from dupr_tf.probing.labelled import SPLITS, image_labels, read_class_folders
 from dupr_tf.probing.matching import matching
 from dupr_tf.probing.pairs import object_pairs, pick_objects, view_pairs_of
 from dupr_tf.probing.retrieval import TOP, retrieval
-from dupr_tf.remote_path import as_path
 
 DRAWN = 3  # pairs, or queries, in a picture
 
@@ -205,7 +204,7 @@ def probe_retrieval(backbones, data, images=500, queries=100, image_size=224, le
 
 
 def _retrieved_from(data, images) -> tuple[list[str], np.ndarray | None]:
-    if not all((as_path(data) / split).is_dir() for split in SPLITS):
+    if not all((Path(data) / split).is_dir() for split in SPLITS):
         return spread(list_images(data), images), None
     val = read_class_folders(data)["val"]
     chosen = spread(range(len(val.paths)), images)
@@ -230,4 +229,4 @@ def _views(paths, size) -> np.ndarray:
 
 def is_annotated(data: str | Path) -> bool:
     """Whether a root is laid out as COCO or VOC, boxes and all."""
-    return (as_path(data) / "annotations").is_dir() or (as_path(data) / "Annotations").is_dir()
+    return (Path(data) / "annotations").is_dir() or (Path(data) / "Annotations").is_dir()

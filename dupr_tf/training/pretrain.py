@@ -19,10 +19,9 @@ from dupr_tf.data.image_source import ImageSource, as_source
 from dupr_tf.data.open_source import open_source
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.errors import UserError, raise_all, reporting_full_disk
-from dupr_tf.files import written_locally
+from dupr_tf.files import local_path
 from dupr_tf.models import DUPR, build_backbone
 from dupr_tf.models.multi_worker import MultiWorkerDUPR
-from dupr_tf.remote_path import as_path
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.cluster import Cluster, cluster_of
 from dupr_tf.training.cluster_link import Alone, Link
@@ -87,7 +86,7 @@ def pretrain(
         RunFailed: the loss diverged, or the disk is full.
         RunInterrupted: SIGTERM or SIGINT came; the step was finished and saved. It is a `KeyboardInterrupt`.
     """
-    run = as_path(output)
+    run = local_path(output, "output")
     if config.probing.every_epochs and probe is None:
         raise UserError(
             "probe",
@@ -245,8 +244,7 @@ def _with_images(config: Config, data) -> tuple[Config, ImageSource]:
 def _write_backbone(model: DUPR, run: Path) -> Path:
     """Saves the query backbone under its final name only once it is whole."""
     path = run / BACKBONE_FILE
-    with written_locally(path) as local:
-        temporary = local.with_name("backbone.tmp.keras")
-        model.backbone.save(temporary)
-        temporary.replace(local)
+    temporary = path.with_name("backbone.tmp.keras")
+    model.backbone.save(temporary)
+    temporary.replace(path)
     return path

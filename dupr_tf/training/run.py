@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -28,7 +29,6 @@ from dupr_tf.config.sections import SHORT_FORM
 from dupr_tf.data.image_source import ImageSource, as_source
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import write_all, write_whole
-from dupr_tf.remote_path import absolute
 from dupr_tf.training.cluster import Cluster
 from dupr_tf.weights.environment import record_environment
 from dupr_tf.weights.loading import load_weights_for, weights_digest
@@ -151,7 +151,7 @@ def starting_weights(
     digest = weights_digest(backbone)
     if saved is None:
         log.info("starting from the weights of %s", weights)
-        return backbone, {"weights": absolute(weights), "sha256": digest}
+        return backbone, {"weights": os.path.abspath(weights), "sha256": digest}
     if digest != saved["sha256"]:
         problem = f"The run {run} was started from {saved['weights']}, and {weights} holds other weights."
         raise UserError("--weights", problem, KEEP_WEIGHTS)

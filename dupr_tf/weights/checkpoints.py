@@ -8,8 +8,7 @@ import zipfile
 import numpy as np
 
 from dupr_tf.errors import UserError
-from dupr_tf.files import local_copy
-from dupr_tf.remote_path import as_path
+from dupr_tf.files import local_path
 from dupr_tf.text import one_line
 from dupr_tf.weights.torch_io import read_safetensors
 
@@ -37,11 +36,10 @@ def read_checkpoint(path):
     Raises:
         UserError: for another kind of file, a damaged one, or one with code in it.
     """
-    path = as_path(path)
+    path = local_path(path)
     if not path.is_file():
         raise UserError(None, f"There is no file {path}.", "Pass the path of a file of weights.")
-    with local_copy(path) as local:
-        return _read(local)
+    return _read(path)
 
 
 def _read(path):

@@ -11,8 +11,7 @@ import shutil
 import numpy as np
 
 from dupr_tf.errors import RunFailed, UserError, is_disk_full
-from dupr_tf.files import written_locally
-from dupr_tf.remote_path import RemotePath, as_path
+from dupr_tf.files import local_path
 from dupr_tf.weights.compare import TOLERANCE
 from dupr_tf.weights.formats import EXPORTS, FORMATS
 from dupr_tf.weights.manifest import MANIFEST_FILE, check_directory, write_manifest
@@ -48,11 +47,9 @@ def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=Fal
         RunFailed: for a tensor that is missing or has no name, features that differ by more than 1e-4 of the
             largest, or a full disk. Nothing is left at `output`, or what was there before.
     """
-    output = as_path(output)
+    output = local_path(output, "output")
     write = EXPORTS.load(to)
     _check_output(output, overwrite)
-    if isinstance(output, RemotePath):
-        return _export_remotely(output, backbone, to, overwrite, card, allow_nonfinite, license)
     if not allow_nonfinite:
         _check_finite(backbone)
     wanted = _bytes_wanted(backbone, to)
@@ -75,16 +72,6 @@ def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=Fal
         raise RunFailed(_full(output.parent, wanted)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return output
-
-
-def _export_remotely(output, backbone, to, overwrite, *options):
-    """Export here, then upload; the manifest comes last, and that of an earlier export goes first."""
-    with written_locally(output, last=MANIFEST_FILE) as local:
-        export(backbone, to, local, False, *options)
-        if overwrite and output.exists():
-            (output / MANIFEST_FILE).unlink(missing_ok=True)
-            output.rmtree()
     return output
 
 

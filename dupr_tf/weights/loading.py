@@ -8,9 +8,8 @@ import keras
 import numpy as np
 
 from dupr_tf.errors import RunFailed, UserError
-from dupr_tf.files import local_copy, written_locally
+from dupr_tf.files import local_path
 from dupr_tf.models.resnet import ResNetBackbone, stage_channels
-from dupr_tf.remote_path import as_path
 from dupr_tf.text import one_line
 from dupr_tf.weights.checkpoints import ENDINGS, read_checkpoint
 from dupr_tf.weights.manifest import check_file
@@ -42,7 +41,7 @@ def load_backbone(path, include_normalization=None, allow_nonfinite=False):
     Raises:
         UserError: for a path that is missing, of another type, damaged, or not a backbone.
     """
-    file = _file_of(as_path(path))
+    file = _file_of(local_path(path, "weights"))
     check_file(file)
     if file.suffix == ".keras":
         backbone = _load_keras(file)
@@ -112,7 +111,7 @@ def import_backbone(file, output, prefix=None, overwrite=False, allow_nonfinite=
             cannot be written. Nothing is then left of it.
         RunFailed: the disk cannot take it.
     """
-    output = as_path(output)
+    output = local_path(output, "output")
     if output.suffix != ".keras":
         raise UserError(
             "output", f"Expected a name ending in .keras, received {output}.", f"Use {output.with_suffix('.keras')}."
@@ -124,8 +123,7 @@ def import_backbone(file, output, prefix=None, overwrite=False, allow_nonfinite=
     prefix = find_prefix(state) if prefix is None else prefix
     backbone = from_torchvision(state, prefix, allow_nonfinite=allow_nonfinite)
     dropped = dropped_keys(state, prefix)
-    with written_locally(output) as local:
-        _save_keras(backbone, local)
+    _save_keras(backbone, output)
     matched = len(weight_names(backbone.architecture))
     return Imported(backbone.architecture, backbone.width, prefix, matched, tuple(dropped))
 
@@ -206,8 +204,7 @@ def read_keras(file):
         UserError: for whatever keeps it from being read.
     """
     try:
-        with local_copy(file) as local:
-            return keras.saving.load_model(local, compile=False)  # safe_mode is Keras' default: no Lambda, no pickle
+        return keras.saving.load_model(file, compile=False)  # safe_mode is Keras' default: no Lambda, no pickle
     except Exception as error:  # Keras lets through whatever zipfile, json and h5py raise
         raise UserError(
             None,

@@ -8,8 +8,8 @@ from PIL import Image
 from dupr_tf.batch import check_view_pairs
 from dupr_tf.config import ViewsConfig, parse_config
 from dupr_tf.data.bad_images import BadImages, check_readable
+from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.pipeline import shuffled_index, view_pairs
-from dupr_tf.data.sources import list_images
 from dupr_tf.data.views import crop_and_flip, draw_crops, draw_pair
 from dupr_tf.errors import RunFailed
 from dupr_tf.ops import roi_align

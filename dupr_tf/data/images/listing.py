@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dupr_tf.data.formats import FOLDERS, SOURCES, layout_of
 from dupr_tf.errors import UserError
+from dupr_tf.files import local_path
 
 log = logging.getLogger(__name__)
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -28,7 +29,7 @@ def list_images(root: str | Path, kind: str = "auto") -> list[str]:
     Raises:
         UserError: the folder is missing, is no folder, or holds no image.
     """
-    paths = sorted(set(_images(Path(root), kind)))
+    paths = sorted(set(_images(local_path(root), kind)))
     if not paths:
         raise _no_image(root)
     return paths
@@ -45,7 +46,7 @@ def check_root(root: str | Path, kind: str = "auto") -> None:
     kind = resolved_kind(root, kind)
     if kind in SOURCES:
         SOURCES[kind].facts["check"](root)
-    elif next(_images(Path(root), kind), None) is None:
+    elif next(_images(local_path(root), kind), None) is None:
         raise _no_image(root)
 
 
