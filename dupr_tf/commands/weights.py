@@ -8,8 +8,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dupr_tf.commands.report import print_export
+from dupr_tf.commands.report import print_export, problems_of
+from dupr_tf.errors import raise_all
 from dupr_tf.weights.formats import EXPORTS, FORMATS
+from dupr_tf.weights.paths import backbone_output, checkpoint_file, export_output, weights_file
 
 
 @dataclasses.dataclass
@@ -35,7 +37,8 @@ class Export:
     """Write weights that are NaN or infinite all the same."""
 
     def run(self, overrides: dict[str, str]) -> None:
-        EXPORTS.check(self.to)
+        problems = problems_of(EXPORTS.check, self.to) + problems_of(weights_file, self.run_or_file)
+        raise_all(problems + problems_of(export_output, self.output, self.overwrite))
         from dupr_tf.weights.export import export
         from dupr_tf.weights.loading import load_backbone
         from dupr_tf.weights.model_card import run_facts
@@ -65,6 +68,8 @@ class Import:
     """Take weights that are NaN or infinite; otherwise they are named and refused."""
 
     def run(self, overrides: dict[str, str]) -> None:
+        problems = problems_of(checkpoint_file, self.file)
+        raise_all(problems + problems_of(backbone_output, self.output, self.overwrite))
         from dupr_tf.weights.loading import import_backbone
 
         found = import_backbone(self.file, self.output, self.prefix, self.overwrite, self.allow_nonfinite)

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from dupr_tf.data.formats import SOURCES
-from dupr_tf.data.image_source import Files, ImageSource
 from dupr_tf.data.images.listing import list_images, resolved_kind
+from dupr_tf.data.images.source import Files, ImageSource
 
 
 def open_source(root: str | Path, kind: str = "auto") -> tuple[str, ImageSource]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import tensorflow as tf
 
 from dupr_tf.data.detection import letterbox
 from dupr_tf.data.placing import scaled_batch
 from dupr_tf.detection.build import detector_classes, task_of
+from dupr_tf.detection.finetune import detector_file
 from dupr_tf.errors import UserError
 from dupr_tf.weights.loading import read_keras
 
@@ -36,19 +35,6 @@ def load_detector(path):
             "Pass a detector.keras that finetune wrote.",
         )
     return model
-
-
-def detector_file(path):
-    """The `.keras` file itself, or the one of a folder that `finetune` wrote. Raises UserError where there is none."""
-    file = Path(path)
-    file = file / "detector.keras" if file.is_dir() else file
-    if not file.is_file() or file.suffix != ".keras":
-        raise UserError(
-            "detector",
-            f"There is no detector at {path}.",
-            "Pass a .keras file, or the folder that finetune wrote.",
-        )
-    return file
 
 
 def export_detector(detector, path):

@@ -16,7 +16,6 @@ import tensorflow as tf
 from dupr_tf.config import Config
 from dupr_tf.data.bad_images import BadImages, check_readable
 from dupr_tf.data.image_source import ImageSource, as_source
-from dupr_tf.data.open_source import open_source
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.errors import UserError, raise_all, reporting_full_disk
 from dupr_tf.files import local_path
@@ -39,7 +38,15 @@ from dupr_tf.training.loop import chief_callbacks, train
 from dupr_tf.training.metrics_log import MetricsLog
 from dupr_tf.training.optimizers import build_optimizer
 from dupr_tf.training.probes import Probe, RunProbes
-from dupr_tf.training.run import check, check_shared, images_entry, record, record_cluster, starting_weights
+from dupr_tf.training.run import (
+    check,
+    check_shared,
+    images_entry,
+    open_images,
+    record,
+    record_cluster,
+    starting_weights,
+)
 from dupr_tf.training.same_run import image_facts, program_facts
 from dupr_tf.training.signals import noted_signals
 from dupr_tf.training.worker_reports import ReportToChief
@@ -148,7 +155,7 @@ def checked_images(
     config: Config, data: str | Path | None, replicas: int, report: Path | None = None
 ) -> tuple[Config, ImageSource, BadImages]:
     """The config with its root resolved, the images of that, and their unreadable ones; refuses what cannot work."""
-    config, source = _with_images(config, data)
+    config, source = open_images(config, data)
     raise_all(config.pretrain_problems(replicas))
     bad = BadImages(source, config.data.max_bad_share, config.data.max_pixels, report)
     bad.writes = False  # before the run is recorded
@@ -231,14 +238,6 @@ def batch_images(images: ImageSource | Sequence[str], config: Config, step: int,
     source = as_source(images)
     (batch,) = view_pairs(source, config, step, step + 1, bad)
     return [source.name(index) for index in batch["index"].numpy()]
-
-
-def _with_images(config: Config, data) -> tuple[Config, ImageSource]:
-    root = data or config.data.root
-    if root is None:
-        raise UserError("data.root", "No folder of images is given.", "Pass --data DIR.")
-    root, source = open_source(root, config.data.kind)
-    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})}), source
 
 
 def _write_backbone(model: DUPR, run: Path) -> Path:
