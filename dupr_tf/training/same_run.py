@@ -6,7 +6,7 @@ import hashlib
 import os
 
 from dupr_tf.config import Config
-from dupr_tf.data.image_source import ImageSource
+from dupr_tf.data.images.source import ImageSource
 from dupr_tf.training.cluster import Cluster
 from dupr_tf.weights.environment import PACKAGE, versions
 
