@@ -1,1 +1,1 @@
-"""Image files: lists them, decodes them, and keeps a list of those that cannot be used. Imports no TensorFlow."""
+"""Image files: listing, decoding, resizing, and those that cannot be used."""
