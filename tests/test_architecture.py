@@ -124,7 +124,7 @@ def test_the_arrows_form_no_circle_and_keep_data_and_models_apart():
     "module",
     [
         *("errors", "text", "registry", "files", "config", "launching"),
-        *("data/sample", "data/sample_textures", "data/images/listing", "data/pillow_images", "data/annotations"),
+        *("data/sample", "data/sample_textures", "data/images", "data/annotations"),
         *("data/entries", "data/coco_files", "data/voc_files", "data/cityscapes_files", "data/masks", "data/share"),
         *("data/segments", "data/segment_classes", "data/formats"),
         *("planning/devices", "planning/assumptions", "planning/estimate"),

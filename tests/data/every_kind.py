@@ -29,7 +29,9 @@ class Case(NamedTuple):
 def every_kind() -> list[Case]:
     """The files that `dupr-tf scan` is tested with, and what only a decoder has to know."""
     cases = [
-        Case(name, content, None if outcome == SKIPPED else pillows_pixels(content), reason if outcome == SKIPPED else "")
+        Case(
+            name, content, None if outcome == SKIPPED else pillows_pixels(content), reason if outcome == SKIPPED else ""
+        )
         for name, (content, outcome, reason) in files().items()
     ]
     return [*cases, *_jpegs(), *_pngs(), *_others(), *_cut()]
@@ -96,7 +98,9 @@ def _jpegs():
     many_markers = whole + b"\xff\xda" * 3000  # after the end: bytes of another file, no scans
     yield Case("film_after_the_end.jpg", many_markers, pillows_pixels(whole))
     progressive = encoded(photo, progressive=True)
-    yield Case("film_after_the_end_of_a_progressive.jpg", progressive + many_markers[-6000:], pillows_pixels(progressive))
+    yield Case(
+        "film_after_the_end_of_a_progressive.jpg", progressive + many_markers[-6000:], pillows_pixels(progressive)
+    )
     yield Case("two_components.jpg", whole.replace(b"\x03\x01\x22\x00", b"\x02\x01\x22\x00", 1), None, "damaged")
     yield Case("no_height.jpg", _with_height(whole, 0), None, "damaged")
     yield Case("only_a_start.jpg", b"\xff\xd8\xff", None, "cut short")

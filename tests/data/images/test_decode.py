@@ -14,6 +14,7 @@ from tests.data.bad_images import ORIENTATIONS, SIZE, encoded, files, picture, w
 from tests.data.every_kind import every_kind, with_scans
 from tests.refusals import refusal
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest drops the filter that `header` sets
 CASES = {case.name: case for case in every_kind()}
 USABLE = {name: case for name, case in CASES.items() if case.pixels is not None}
 
@@ -137,12 +138,14 @@ def test_the_size_of_what_is_no_image_is_refused(tmp_path):
     assert refusal(upright_size, tmp_path / "none.jpg").fix
 
 
-SEEDS = ["plain.jpg", "progressive.jpg", "cmyk.jpg", "grey16.png", "palette.png", "rgba.png", "exif_6.png", "exif_6.webp",
-         "animated.gif", "animated.webp", "plain.tiff", "pages.tif", "grey16.tif", "plain.bmp", "exif_6.jpg",
-         "jpeg.tif", "tiff_lzw.tif", "transparent_palette.png"]  # fmt: skip
+DAMAGED = [
+    *("plain.jpg", "progressive.jpg", "cmyk.jpg", "exif_6.jpg", "grey16.png", "palette.png", "rgba.png", "exif_6.png"),
+    *("transparent_palette.png", "exif_6.webp", "animated.gif", "animated.webp", "plain.bmp", "plain.tiff"),
+    *("pages.tif", "grey16.tif", "jpeg.tif", "tiff_lzw.tif"),
+]
 
 
-@pytest.mark.parametrize("name", SEEDS)
+@pytest.mark.parametrize("name", DAMAGED)
 def test_flipped_bytes_are_decoded_or_refused_and_nothing_else(name, capfd):
     """Half of the damage lies in the first 100 bytes, where headers are."""
     outcomes = {_outcome(damaged) for damaged in _damaged(USABLE[name].content, 100)}
