@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from benchmarks.photos import photos
 from dupr_tf.config import parse_config
-from dupr_tf.data.bad_images import BadImages
+from dupr_tf.data.images.bad_images import BadImages
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.ops.photometric import PRESETS, apply_and_normalise, draw
 

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.data.annotations import AnnotatedImages
-from dupr_tf.data.decoding import MAX_PIXELS
 from dupr_tf.data.detection import eval_batches, train_batches, unreadable_images
+from dupr_tf.data.images.decode import MAX_PIXELS
 from dupr_tf.data.segmentation import segment_eval_batches, segment_train_batches, segments_to_original
 from dupr_tf.data.segments import SegmentedImages
 from dupr_tf.detection.cityscapes_eval import cityscapes_ap

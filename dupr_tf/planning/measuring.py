@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.config import Config
-from dupr_tf.data.bad_images import BadImages
 from dupr_tf.data.image_source import ImageSource
+from dupr_tf.data.images.bad_images import BadImages
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.errors import RunFailed
 from dupr_tf.planning.assumptions import Assumption

@@ -13,8 +13,8 @@ from PIL import Image
 
 from dupr_tf.cli import main
 from dupr_tf.config import dump_config, parse_config
-from dupr_tf.data.bad_images import BadImages
 from dupr_tf.data.image_source import Files
+from dupr_tf.data.images.bad_images import BadImages
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.reporting import advice
