@@ -130,7 +130,7 @@ def _concatenate(values: list):
 
 
 def _grain_iterator(make, first: int, last: int, threads: int, processes: int):
-    grain = _import_grain()
+    grain = import_grain()
     blocks = grain.MapDataset.range(first, last).map(make)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(1, AHEAD * threads) if threads else 0)
     dataset = blocks.to_iter_dataset(options)
@@ -142,7 +142,7 @@ def _grain_iterator(make, first: int, last: int, threads: int, processes: int):
     return iterator
 
 
-def _import_grain():
+def import_grain():
     """Grain without the warning it logs where JAX is missing."""
     logger = logging.getLogger("absl")
     level = logger.level
