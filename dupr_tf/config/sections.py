@@ -22,7 +22,7 @@ PerLevel = Annotated[tuple[Weight, ...], Field(min_length=len(LEVELS), max_lengt
 
 class DataConfig(Section):
     root: str | None = Field(None, description="folder of images, COCO / VOC root, shards, tfds:NAME; --data sets it")
-    kind: Literal["auto", "folder", "coco", "voc", "cityscapes", "masks", "tfrecord", "tfds"] = Field(
+    kind: Literal["auto", "folder", "coco", "voc", "cityscapes", "masks", "shards", "tfds"] = Field(
         "auto", description="layout of root; auto looks"
     )
     class_names: tuple[str, ...] | None = Field(
@@ -36,6 +36,15 @@ class DataConfig(Section):
     share: float = Field(1.0, gt=0, le=1, description="of the labelled training images, drawn by share_seed")
     share_seed: int = Field(0, ge=0, lt=2**31)
     max_pixels: int = Field(100_000_000, ge=1, description="an image of more pixels is skipped, from its header")
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _kind(cls, value):
+        if value == "tfrecord":
+            raise UserError(
+                None, "Packed images are no longer TFRecord.", "Pack them again, and pass --data.kind shards."
+            )
+        return value
 
 
 class ViewsConfig(Section):

@@ -27,26 +27,23 @@ REPAIR = "Copy it again, or remove it and run the same `dupr-tf pack`, which wri
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A shard as the manifest describes it.
-
-    Args:
-        number: from 0.
-        images: records, 0 to `MAX_IMAGES`.
-        bytes: of the ArrayRecord file.
-        sha256: of the ArrayRecord file.
-        seal: of the sidecar.
-    """
+    """A shard as the manifest describes it: records, bytes and sha256 of its ArrayRecord file, seal of its sidecar."""
 
     number: int
-    images: int
-    bytes: int
-    sha256: str
-    seal: str
+    images: int = 0
+    bytes: int = 0
+    sha256: str = ""
+    seal: str = ""
 
     def __post_init__(self):
         numbers = type(self.images) is int and type(self.bytes) is int
         if not numbers or not 0 <= self.images <= MAX_IMAGES or not 0 <= self.bytes < 1 << 63:
             raise ValueError(f"no shard: {self}")
+
+    @property
+    def facts(self) -> dict:
+        """The shard's entry in the manifest, which numbers shards by their order."""
+        return {"images": self.images, "bytes": self.bytes, "sha256": self.sha256, "seal": self.seal}
 
     @property
     def file(self) -> str:
@@ -62,14 +59,10 @@ def is_shards(root: str | Path) -> bool:
     return any((Path(root) / name).is_file() for name in (MANIFEST, PROGRESS))
 
 
-def seal(facts: dict, lines: bytes = b"") -> bytes:
-    """A sealed text: the facts with their `seal` on a line, then the lines."""
-    return json.dumps({**facts, "seal": seal_of(facts, lines)}).encode() + b"\n" + lines
-
-
-def seal_of(facts: dict, lines: bytes = b"") -> str:
-    """The sha256 that seals facts and lines."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode() + b"\n" + lines).hexdigest()
+def seal(facts: dict, lines: bytes = b"") -> tuple[bytes, str]:
+    """A sealed text, which is the facts with their `seal` on a line, then the lines; and that seal."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode() + b"\n" + lines).hexdigest()
+    return json.dumps({**facts, "seal": digest}).encode() + b"\n" + lines, digest
 
 
 def read_sealed(path: Path) -> tuple[dict, str, bytes]:
@@ -87,7 +80,7 @@ def read_sealed(path: Path) -> tuple[dict, str, bytes]:
         found = facts.pop("seal")
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("no sealed text") from error
-    if found != seal_of(facts, lines):
+    if found != seal(facts, lines)[1]:
         raise ValueError("the seal is another")
     return facts, found, lines
 
@@ -105,7 +98,11 @@ def read_manifest(root: str | Path) -> tuple[dict, list[Shard]]:
         raise UserError(None, f"{root} has no {MANIFEST}.", "Pass a folder that `dupr-tf pack` wrote.")
     with path.open("rb") as file:
         if OLD_FORMAT in file.read(1000):
-            raise UserError(None, f"{root} holds TFRecord shards of an older version.", "Pack the images again.")
+            raise UserError(
+                None,
+                f"{root} holds TFRecord shards of an older version.",
+                "Pack the images again, into an empty folder.",
+            )
     try:
         facts, _, _ = read_sealed(path)
         if facts["format"] != FORMAT:

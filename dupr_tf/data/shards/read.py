@@ -17,6 +17,7 @@ from dupr_tf.errors import UserError
 from dupr_tf.text import one_line
 
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0,footer_prefetch_bytes:65536"
+MOST_OPEN = 10_000  # files
 BUFFER = 32768  # bytes; larger ones read more than an image
 
 
@@ -63,13 +64,13 @@ class Records:
         except RuntimeError as error:
             raise Unusable(f"damaged: {one_line(error).split(' (')[0].split(';')[0]}") from None
 
-    def check(self) -> None:
-        """Opens every file. Raises UserError where one is missing or has not its number of records."""
+    def check(self, fix: str) -> None:
+        """Opens every file. Raises UserError with this fix where one is missing or has not its number of records."""
         for number, part in enumerate(self.parts):
             try:
                 self._open(number)
             except Unusable:
-                raise UserError(None, f"{part.path} is damaged: {part.records:,} records are not there.", REPAIR) from None
+                raise UserError(None, f"{part.path} is damaged: {part.records:,} records are not there.", fix) from None
 
     def _open(self, number: int):
         part = self.parts[number]
@@ -98,14 +99,15 @@ def import_array_record():
 def _files_to_keep() -> int:
     import resource  # not on Windows, where there is no ArrayRecord either
 
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_OPEN if files == resource.RLIM_INFINITY else min(MOST_OPEN, files // 2)
 
 
 class ShardSource(ImageSource):
     """The images that `dupr-tf pack` wrote.
 
-    When it is made, it compares the seals of manifest and sidecars, and size and number of records of each shard. When an
-    image is read, ArrayRecord compares its checksum. `dupr-tf pack --verify` compares whole shards.
+    When it is made, it compares the seals of manifest and sidecars, and size and number of records of each shard. When
+    an image is read, ArrayRecord compares its checksum. `dupr-tf pack --verify` compares whole shards.
 
     Args:
         root: folder of the shards.
@@ -122,7 +124,7 @@ class ShardSource(ImageSource):
             read_sidecar(self.root, shard)
         paths = (os.path.join(self.root, shard.file) for shard in self.shards)
         self._records = Records([Part(path, 0, s.images, s.images) for path, s in zip(paths, self.shards, strict=True)])
-        self._records.check()
+        self._records.check(REPAIR)
         self._lines = (-1, [])  # number of a shard, and the lines of its sidecar
 
     def __len__(self) -> int:
