@@ -13,7 +13,7 @@ from dupr_tf.config import Config
 from dupr_tf.data.images.bad_images import BadImages
 from dupr_tf.data.images.decode import FACTORS, Header, Unusable, decode, read_header
 from dupr_tf.data.images.source import ImageSource, as_source
-from dupr_tf.data.reader import Block, Reader, import_grain
+from dupr_tf.data.reader import Block, Reader
 from dupr_tf.data.views import DRAWS, cut_view, draw_pairs, intersect_views, uniform
 from dupr_tf.errors import RunFailed, UserError
 
@@ -185,5 +185,7 @@ def epoch_order(count: int, seed: int, epoch: int):
         seed: of the run.
         epoch: from 0.
     """
+    import grain
+
     order_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-    return import_grain().MapDataset.range(count).shuffle(seed=order_seed)
+    return grain.MapDataset.range(count).shuffle(seed=order_seed)
