@@ -60,7 +60,7 @@ class Records:
         number, record = self.place(index)
         reader = self._readers.get(number) or self._open(number)
         try:
-            return reader.read([record])[0]
+            return reader.read(record, record + 1)[0]  # a list of numbers costs time for every record of the file
         except RuntimeError as error:
             raise Unusable(f"damaged: {one_line(error).split(' (')[0].split(';')[0]}") from None
 
