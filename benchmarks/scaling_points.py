@@ -21,7 +21,6 @@ import tensorflow as tf
 from benchmarks.scaling_replicas import works
 from benchmarks.worker import forget_peak, peak_mib
 from dupr_tf.data.images.source import Files
-from dupr_tf.data.order import shuffled
 from dupr_tf.data.shards.manifest import FORMAT, MANIFEST, Shard, seal
 from dupr_tf.data.shards.read import ShardSource, import_array_record
 from dupr_tf.models.memory_bank import MemoryBank
@@ -60,7 +59,7 @@ def bank_keys(size: int) -> dict:
 
 
 def indexed(images: int) -> dict:
-    """Opening packed shards of so many images, and their exact shuffle."""
+    """Opening packed shards of so many images, and reading some."""
     return _opened(images, -(-images // IMAGES_A_SHARD))
 
 
@@ -75,9 +74,9 @@ def names(images: int) -> dict:
     paths = [f"/photos/camera_{i % 100:03d}/image_{i:09d}.jpg" for i in range(images)]
     start = time.process_time()
     source = Files(paths)
-    seconds = {"opening": time.process_time() - start}
-    seconds["order of 1,000 images"] = least_seconds(lambda: _order(len(source)))
-    return {"seconds": seconds, "mib": {"held": held() - before}}
+    point = {"seconds": {"opening": time.process_time() - start}, "mib": {"held": held() - before}}
+    assert len(source) == images == len(paths)  # both are held until here
+    return point
 
 
 PARTS = {"replicas": replicas, "bank keys": bank_keys, "indexed images": indexed, "shards": shards, "names": names}
@@ -92,7 +91,6 @@ def _opened(images, count) -> dict:
         seconds = {"opening": time.process_time() - start}
         most = peak_mib() - before
         held_mib = held() - before
-        seconds["order of 1,000 images"] = least_seconds(lambda: _order(images))
         chosen = np.random.default_rng(0).integers(0, images, READ).tolist()
 
         def read():
@@ -123,15 +121,6 @@ def write_shards(folder: Path, images: int, count: int) -> None:
             os.link(folder / first[rows][0].sidecar, folder / shard.sidecar)
         written.append(first[rows][1])
     (folder / MANIFEST).write_bytes(seal({"format": FORMAT, "shards": written})[0])
-
-
-@tf.function
-def _orders(count):
-    return tf.map_fn(lambda position: shuffled(position, count, 0), tf.range(1000, dtype=tf.int64))
-
-
-def _order(count):
-    return _orders(tf.constant(count, tf.int64)).numpy()
 
 
 def held() -> float:
