@@ -158,14 +158,19 @@ class PairBlocks:
 
     def _readable(self, epoch: int, image: int, bad: list) -> Iterator[tuple[int, bytes, Header]]:
         """(number, content, header) of an image, then of those that can stand in for it, each if it has a header."""
-        others = uniform(self.seed, epoch + SUBSTITUTE_STREAM, image, (SUBSTITUTES,))
-        for shown in (image, *(others * len(self.source)).astype(int).tolist()):
+        for shown in self._candidates(epoch, image):
             try:
                 content = self.source.read(shown)
                 yield shown, content, read_header(content, self.max_pixels)
             except Unusable as error:
                 bad.append((shown, str(error)))
         raise RunFailed(f"None of {SUBSTITUTES} images drawn in place of {self.source.name(image)} can be used.")
+
+    def _candidates(self, epoch: int, image: int) -> Iterator[int]:
+        """An image, then those that are tried in its place."""
+        yield image
+        others = uniform(self.seed, epoch + SUBSTITUTE_STREAM, image, (SUBSTITUTES,))
+        yield from (others * len(self.source)).astype(int).tolist()
 
     def _decode(self, content: bytes, header: Header, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pixels of an image, and the crops (2, 4) in them; whole pixels again, so that the boxes stay exact."""

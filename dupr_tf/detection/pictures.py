@@ -10,8 +10,6 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.data.masks import pixels_of
-from dupr_tf.remote_path import as_path
-from dupr_tf.whole_files import written_locally
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and on photographs.
 TRUTH, IGNORED, FOUND = (86, 180, 233), (150, 150, 150), (230, 159, 0)
@@ -45,8 +43,7 @@ def contact_sheet(
         cell = _cell(annotated, index, detections[index], min_score, most_boxes)
         row, column = divmod(place, COLUMNS)
         sheet.paste(cell, (GAP + column * (CELL + GAP), HEADER + row * (CELL + GAP)))
-    with written_locally(path) as local:
-        sheet.save(local)
+    sheet.save(path)
 
 
 def sheet_positions(count: int, most: int) -> list[int]:
@@ -69,7 +66,7 @@ def _header(draw: ImageDraw.ImageDraw, min_score: float) -> None:
 
 def _cell(annotated, index, found, min_score, most_boxes) -> Image.Image:
     """One image scaled to fit a square cell, whatever its size, with lines and letters of one size."""
-    with as_path(annotated.paths[index]).open("rb") as file, Image.open(file) as stored:
+    with Image.open(annotated.paths[index]) as stored:
         image = ImageOps.exif_transpose(stored).convert("RGB")  # boxes are those of the upright image
     scale = CELL / max(image.size)
     chosen = _drawn(found, min_score)[:most_boxes]

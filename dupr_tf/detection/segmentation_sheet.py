@@ -11,8 +11,6 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from dupr_tf.data.segment_classes import IGNORED
 from dupr_tf.data.segments import SegmentedImages
 from dupr_tf.detection.pictures import CELL, GAP, HEADER, sheet_positions
-from dupr_tf.remote_path import as_path
-from dupr_tf.whole_files import written_locally
 
 NO_CLASS = (235, 235, 235)  # what is ignored in the truth, and around pictures
 TITLES = ("image", "ground truth (light grey: ignored)", "prediction")
@@ -41,8 +39,7 @@ def segmentation_sheet(segmented: SegmentedImages, predictions: dict[int, np.nda
             sheet.paste(cell, (GAP + column * (CELL + GAP), y))
         y += height + GAP
     sheet.paste(legend, (0, y))
-    with written_locally(path) as local:
-        sheet.save(local)
+    sheet.save(path)
 
 
 def class_colours(classes: int) -> np.ndarray:
@@ -63,7 +60,7 @@ def _cell_size(size) -> tuple[int, int]:
 
 def _row(segmented: SegmentedImages, position: int, predicted: np.ndarray, colours: np.ndarray) -> list[Image.Image]:
     shape = _cell_size(segmented.sizes[position])
-    with as_path(segmented.paths[position]).open("rb") as file, Image.open(file) as stored:
+    with Image.open(segmented.paths[position]) as stored:
         image = ImageOps.exif_transpose(stored).convert("RGB").resize(shape, Image.Resampling.BICUBIC)
     maps = (segmented.truth(position), np.asarray(predicted).astype(np.uint8))
     return [image, *(Image.fromarray(colours[values]).resize(shape, Image.Resampling.NEAREST) for values in maps)]

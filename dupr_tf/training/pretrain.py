@@ -15,12 +15,11 @@ import tensorflow as tf
 from dupr_tf.config import Config
 from dupr_tf.data.images.bad_images import BadImages, check_readable
 from dupr_tf.data.images.source import ImageSource, as_source
-from dupr_tf.data.open_source import open_source
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.errors import UserError, raise_all, reporting_full_disk
+from dupr_tf.files import local_path
 from dupr_tf.models import DUPR, build_backbone
 from dupr_tf.models.multi_worker import MultiWorkerDUPR
-from dupr_tf.remote_path import as_path
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.cluster import Cluster, cluster_of
 from dupr_tf.training.cluster_link import Alone, Link
@@ -39,11 +38,18 @@ from dupr_tf.training.loop import chief_callbacks, train
 from dupr_tf.training.metrics_log import MetricsLog
 from dupr_tf.training.optimizers import build_optimizer
 from dupr_tf.training.probes import Probe, RunProbes
-from dupr_tf.training.run import check, check_shared, images_entry, record, record_cluster, starting_weights
+from dupr_tf.training.run import (
+    check,
+    check_shared,
+    images_entry,
+    open_images,
+    record,
+    record_cluster,
+    starting_weights,
+)
 from dupr_tf.training.same_run import image_facts, program_facts
 from dupr_tf.training.signals import noted_signals
 from dupr_tf.training.worker_reports import ReportToChief
-from dupr_tf.whole_files import written_locally
 
 log = logging.getLogger(__name__)
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -87,7 +93,7 @@ def pretrain(
         RunFailed: the loss diverged, or the disk is full.
         RunInterrupted: SIGTERM or SIGINT came; the step was finished and saved. It is a `KeyboardInterrupt`.
     """
-    run = as_path(output)
+    run = local_path(output, "output")
     if config.probing.every_epochs and probe is None:
         raise UserError(
             "probe",
@@ -149,7 +155,7 @@ def checked_images(
     config: Config, data: str | Path | None, replicas: int, report: Path | None = None
 ) -> tuple[Config, ImageSource, BadImages]:
     """The config with its root resolved, the images of that, and their unreadable ones; refuses what cannot work."""
-    config, source = _with_images(config, data)
+    config, source = open_images(config, data)
     raise_all(config.pretrain_problems(replicas))
     bad = BadImages(source, config.data.max_bad_share, config.data.max_pixels, report)
     bad.writes = False  # before the run is recorded
@@ -239,19 +245,10 @@ def batch_images(images: ImageSource | Sequence[str], config: Config, step: int,
         return [source.name(index) for index in next(reader)["index"].tolist()]
 
 
-def _with_images(config: Config, data) -> tuple[Config, ImageSource]:
-    root = data or config.data.root
-    if root is None:
-        raise UserError("data.root", "No folder of images is given.", "Pass --data DIR.")
-    root, source = open_source(root, config.data.kind)
-    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})}), source
-
-
 def _write_backbone(model: DUPR, run: Path) -> Path:
     """Saves the query backbone under its final name only once it is whole."""
     path = run / BACKBONE_FILE
-    with written_locally(path) as local:
-        temporary = local.with_name("backbone.tmp.keras")
-        model.backbone.save(temporary)
-        temporary.replace(local)
+    temporary = path.with_name("backbone.tmp.keras")
+    model.backbone.save(temporary)
+    temporary.replace(path)
     return path

@@ -14,12 +14,12 @@ from PIL import Image
 
 from dupr_tf.config import parse_config
 from dupr_tf.data.images.decode import Unusable
+from dupr_tf.data.images.listing import check_root, list_images, resolved_kind
 from dupr_tf.data.images.source import Files
 from dupr_tf.data.shards import read as module
 from dupr_tf.data.shards.manifest import find_damage, list_names, seal
 from dupr_tf.data.shards.pack import PackSettings, pack
 from dupr_tf.data.shards.read import ShardSource, open_shards
-from dupr_tf.data.sources import check_root, list_images, resolved_kind
 from tests.refusals import refusal
 
 COUNT = 21

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dupr_tf.data.images.decode import Unusable
-from dupr_tf.data.sources import check_root, resolved_kind
+from dupr_tf.data.images.listing import check_root, resolved_kind
 from dupr_tf.data.tfds import TfdsSource, open_tfds
 from tests.refusals import refusal
 

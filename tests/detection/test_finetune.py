@@ -17,9 +17,11 @@ from dupr_tf.config import dump_config, load_config, parse_config
 from dupr_tf.data.annotations import read_annotations
 from dupr_tf.data.detection import train_batches
 from dupr_tf.detection.build import build_detector
-from dupr_tf.detection.finetune import detector_optimizer, evaluate, finetune
+from dupr_tf.detection.finetune import evaluate, finetune
+from dupr_tf.detection.labels import labels_entry
 from dupr_tf.detection.saving import load_detector
-from dupr_tf.detection.tasks import detect, labels_entry, naming_bad_images
+from dupr_tf.detection.tasks import detect, naming_bad_images
+from dupr_tf.detection.training import detector_optimizer
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.models.resnet import build_backbone
 from dupr_tf.training.callbacks import StopOnNonFinite
@@ -184,7 +186,7 @@ def test_signalled_run_resumes_to_the_same_bits(run, data, weights, tmp_path, mo
     command = ["finetune", str(tmp_path / "c.yaml"), "--weights", str(weights), "--data", str(data)]
     command += ["--output", str(tmp_path / "out")]
     with monkeypatch.context() as patch:
-        patch.setattr("dupr_tf.detection.finetune.StopOnNonFinite", Send)
+        patch.setattr("dupr_tf.detection.training.StopOnNonFinite", Send)
         assert main(command) == 128 + number
     assert f"stopped by {number.name} after step 1, which is saved" in capsys.readouterr().err
     assert not (tmp_path / "out" / "detector.keras").exists() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -13,8 +13,8 @@ from pathlib import Path
 from dupr_tf.data.images.decode import MAX_PIXELS, Unusable, decode
 from dupr_tf.data.images.source import Files, ImageSource, as_source, read_file
 from dupr_tf.errors import RunFailed, UserError
+from dupr_tf.files import write_whole
 from dupr_tf.text import escape
-from dupr_tf.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 HEADER = "name\treason"

@@ -13,8 +13,8 @@ from pathlib import Path
 from dupr_tf.data.images.decode import Unusable, decode, describe, read_header
 from dupr_tf.data.images.source import read_file
 from dupr_tf.errors import UserError
+from dupr_tf.files import write_whole
 from dupr_tf.text import escape
-from dupr_tf.whole_files import write_whole
 
 USED, SKIPPED = "used", "skipped"
 AHEAD = 16  # files that each thread is ahead, so that twelve million names do not queue in memory

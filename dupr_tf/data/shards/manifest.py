@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dupr_tf.errors import UserError
-from dupr_tf.whole_files import sha256_of
+from dupr_tf.files import sha256_of
 
 MANIFEST = "shards.json"
 PROGRESS = "pack.json"  # of a pack that has not ended: its settings; the lock of the folder

@@ -14,6 +14,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import time
 import zlib
 from collections.abc import Iterator
@@ -23,13 +24,13 @@ from pathlib import Path
 import numpy as np
 
 from dupr_tf.data.images.decode import Unusable
+from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.shards.encode import encoder_version, packed_image
 from dupr_tf.data.shards.manifest import FORMAT, MANIFEST, MAX_IMAGES, PROGRESS, Shard, read_manifest, read_sealed, seal
 from dupr_tf.data.shards.read import import_array_record
-from dupr_tf.data.sources import list_images
 from dupr_tf.errors import RunFailed, UserError, is_disk_full
+from dupr_tf.files import publish, sha256_of, write_whole
 from dupr_tf.text import duration, escape, one_line
-from dupr_tf.whole_files import publish, room_at, sha256_of, write_whole
 
 log = logging.getLogger(__name__)
 BAD_IMAGES = "bad_images.tsv"
@@ -210,7 +211,7 @@ class _Job:
     def run(self, workers: int) -> Packed:
         """Writes the shards that are missing, and the manifest."""
         todo = [number for number in range(len(self.parts)) if number not in self.finished]
-        if self.settings.long_side is None and room_at(self.output) < self._missing_bytes():
+        if self.settings.long_side is None and shutil.disk_usage(self.output).free < self._missing_bytes():
             raise self.no_room()
 
         def encode(number: int) -> tuple[str, bytes | Unusable]:
@@ -288,10 +289,10 @@ class _Job:
         return sum(int(self.sizes[part].sum()) for n, part in enumerate(self.parts) if n not in self.finished)
 
     def no_room(self) -> RunFailed:
+        free = shutil.disk_usage(self.output).free
         return RunFailed(
-            f"The disk is full: {self._missing_bytes():,} bytes do not fit in {self.output} "
-            f"({room_at(self.output):,} bytes free). Finished shards are kept. Free some space and run the same "
-            "command again."
+            f"The disk is full: {self._missing_bytes():,} bytes do not fit in {self.output} ({free:,} bytes free). "
+            "Finished shards are kept. Free some space and run the same command again."
         )
 
 
