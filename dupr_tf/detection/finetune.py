@@ -15,10 +15,9 @@ from dupr_tf.data.share import take_share
 from dupr_tf.detection.build import build_detector, task_of
 from dupr_tf.detection.precise_bn import measure_norms
 from dupr_tf.detection.saving import detector_file, export_detector, load_detector, save_detector
-from dupr_tf.detection.tasks import TASKS, labels_entry, layout_of, naming_bad_images, with_something_to_find
+from dupr_tf.detection.tasks import TASKS, labels_entry, layout_of, with_something_to_find
 from dupr_tf.errors import UserError, raise_all, reporting_full_disk
 from dupr_tf.models.resnet import build_backbone
-from dupr_tf.remote_path import as_path
 from dupr_tf.training.callbacks import StopOnNonFinite
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
@@ -100,8 +99,7 @@ def finetune(
 
         console.print(f"evaluating on {len(val)} images")
         layout = layout_of(data, "val", config.data.kind)
-        with naming_bad_images(val, config.data.max_pixels):
-            scores = task.measure(detector, val, output, layout, config.data.max_pixels)
+        scores = task.measure(detector, val, output, layout, config.data)
         facts = _circumstances(config, output, images, weights, train, val)
         metrics = {**scores, **facts, "precise_bn_batches": measured}
         _write_json(output / METRICS_FILE, metrics)
@@ -114,7 +112,6 @@ def _train(detector, checkpoints: RunCheckpoints, output: Path, config: Config, 
     per_epoch, total = config.steps_per_epoch(images), config.total_steps(images)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(noted_signals())
-        stack.enter_context(naming_bad_images(train, config.data.max_pixels))
         state = checkpoints.extra
         metrics = MetricsLog(
             output, first, total, per_epoch, settings.batch_size, settings.log_every, state, console
@@ -160,10 +157,9 @@ def evaluate(
     task, section = TASKS[task_of(detector)], _data_section(detector_path, kind)
     images = with_something_to_find(task, task.read(data, split, section, detector.class_names), data)
     if output is not None:
-        output = as_path(output)
+        output = Path(output)
         output.mkdir(parents=True, exist_ok=True)
-    with naming_bad_images(images, section.max_pixels):
-        scores = task.measure(detector, images, output, layout_of(data, split, section.kind), section.max_pixels)
+    scores = task.measure(detector, images, output, layout_of(data, split, section.kind), section)
     metrics = {**scores, "split": split, "images": len(images)}
     if output is not None:
         _write_json(output / METRICS_FILE, metrics)
@@ -178,7 +174,7 @@ def _data_section(detector_path: str | Path, kind: str) -> DataConfig:
 
 
 def _run_folder(output: str | Path) -> Path:
-    output = as_path(output)
+    output = Path(output)
     if output.is_file():
         raise UserError("output", f"{output} is a file.", "Pass a folder.")
     holds_results = (output / "detector.keras").exists() or (output / METRICS_FILE).exists()
@@ -223,8 +219,8 @@ def _measure_norms(detector, train, config: Config, task, console: Console) -> i
     count = -(-wanted // config.train.batch_size)
     console.print(f"measuring batch norms on {count} batches")
     steps = config.total_steps(task.learnable(train))
-    with naming_bad_images(train, config.data.max_pixels):
-        return measure_norms(detector, task.batches(train, config, steps + count, start=steps))
+    with task.batches(train, config, steps + count, start=steps) as batches:
+        return measure_norms(detector, batches)
 
 
 def detector_optimizer(config: Config, images: int, backbone) -> keras.optimizers.Optimizer:
