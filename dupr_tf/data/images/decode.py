@@ -1,55 +1,38 @@
 """The one decoder: the bytes of a file to upright RGB pixels, whatever the file's name says it is.
 
 JPEGs go through simplejpeg, every other kind and every JPEG it refuses through Pillow; where both can decode a file
-they give the same pixels. Size and number of scans are checked in the header, before anything is decoded.
+they give the same pixels. Size and number of scans are checked before anything is decoded.
 """
 
 from __future__ import annotations
 
 import io
-from typing import NamedTuple
+import re
 
 import numpy as np
 import simplejpeg
-from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
-from PIL import WebPImagePlugin
+from PIL import Image
 
-MAX_PIXELS = 100_000_000  # the default of data.max_pixels; 300 MB once decoded
-FACTORS = (8, 4, 2, 1)  # a JPEG can be decoded at 1/8, 1/4, 1/2 of its size
-PLUGINS = {
-    "JPEG": JpegImagePlugin.JpegImageFile,
-    "PNG": PngImagePlugin.PngImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "WEBP": WebPImagePlugin.WebPImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
-}
+from dupr_tf.data.images.header import (
+    MAX_PIXELS,
+    SOS,
+    Header,
+    Unusable,
+    check_pixels,
+    open_with_pillow,
+    png_chunks,
+    read_header,
+    stored_size,
+    unusable_for_any_error,
+)
 
-
-class Unusable(ValueError):
-    """An image cannot be used. Its text is the reason, as `kind of reason: details`."""
-
-
-class Header(NamedTuple):
-    """What is known of an image before it is decoded."""
-
-    kind: str  # a key of PLUGINS
-    height: int  # px, upright
-    width: int  # px, upright
-    orientation: int  # EXIF's, 1 to 8
-
-
-def read_header(content: bytes, max_pixels: int = MAX_PIXELS) -> Header:
-    """Kind, upright size and orientation of an encoded image.
-
-    Args:
-        content: the bytes of a JPEG, PNG, GIF, BMP, WebP or TIFF.
-        max_pixels: an image of more is refused.
-
-    Raises:
-        Unusable: the bytes are no image, or one that must not be decoded.
-    """
-    raise NotImplementedError
+FACTORS = (8, 4, 2, 1)  # an image can be decoded at 1/8, 1/4, 1/2 of its size
+MAX_SCANS = 100  # of a JPEG: usual encoders write up to 10, and each one costs as much time as decoding the image once
+MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # of a segment; the others are part of a scan
+JPEG_END, FIRST_SCAN = b"\xff\xd9", b"\xff\xda"
+FLIPPED_Y, FLIPPED_X = (3, 4, 7, 8), (2, 3, 6, 7)  # orientations; from 5 on, rows and columns are swapped first
+COLOUR_NOTES = {"CMYK": "CMYK to RGB", "P": "palette to RGB", "I": "16 bits to 8", "LA": "alpha dropped"}
+COLOUR_NOTES |= {"RGBA": "alpha dropped", "PA": "alpha dropped", "L": "grey", "1": "grey"}
 
 
 def decode(content: bytes, max_pixels: int = MAX_PIXELS, header: Header | None = None, factor: int = 1) -> np.ndarray:
@@ -59,7 +42,8 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS, header: Header | None =
         content: the bytes of a JPEG, PNG, GIF, BMP, WebP or TIFF.
         max_pixels: an image of more is refused.
         header: of these bytes, if it was read before.
-        factor: 1, 2, 4 or 8. A JPEG is decoded at 1/factor of its size, rounded up; other kinds are decoded whole.
+        factor: 1, 2, 4 or 8. The sides of the image are divided by it and rounded up. A JPEG is decoded at that size,
+            which saves time; others are shrunk afterwards.
 
     Returns:
         (H, W, 3) uint8 RGB. Alpha is dropped; of 16 bits the upper 8 are kept.
@@ -67,4 +51,106 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS, header: Header | None =
     Raises:
         Unusable: the image cannot be decoded, or has pixels without a defined white.
     """
-    raise NotImplementedError
+    header = header or read_header(content, max_pixels)
+    check_pixels(header, max_pixels)
+    with unusable_for_any_error(header.kind):
+        pixels = _decode_jpeg(content, header, factor) if header.kind == "JPEG" else None
+        if pixels is None:
+            pixels = _decode_with_pillow(content, header, factor)
+        return _upright(pixels, 1 if header.kind == "TIFF" else header.orientation)  # Pillow turns TIFFs by itself
+
+
+def _decode_jpeg(content: bytes, header: Header, factor: int) -> np.ndarray | None:
+    """The pixels as stored; None where Pillow must decide, which recovers more and converts CMYK in its own way."""
+    if content.count(FIRST_SCAN) > MAX_SCANS and _scans(content)[0] > MAX_SCANS:  # the bytes may be no markers
+        raise Unusable(f"too many scans: JPEG of more than {MAX_SCANS}")
+    if header.channels not in (1, 3):
+        return None
+    width, height = (-(-side // factor) for side in stored_size(header))
+    try:
+        # With both, libjpeg takes 1/factor itself and no other fraction of the same size.
+        return simplejpeg.decode_jpeg(content, min_height=height, min_width=width, min_factor=factor)
+    except ValueError:
+        return None
+
+
+def _decode_with_pillow(content: bytes, header: Header, factor: int) -> np.ndarray:
+    """The pixels as stored, those of a TIFF upright."""
+    try:
+        if header.kind == "PNG":
+            content = _critical_chunks(content)
+        with open_with_pillow(io.BytesIO(content), header.kind) as image:
+            if image.size != stored_size(header):
+                raise ValueError("two headers with different sizes")
+            image.load()
+            if header.kind == "JPEG" and not _scans(content)[1]:
+                raise ValueError("no end")
+            pixels = Image.fromarray(_upper_half(image)) if image.mode.startswith("I;16") else image
+            if pixels.mode in ("I", "F"):
+                raise ValueError(f"pixels of 32 bits (mode {pixels.mode}) have no defined white")
+            pixels = pixels.convert("RGB")
+            return np.asarray(pixels.reduce(factor) if factor > 1 else pixels)
+    except (OSError, SyntaxError, ValueError):
+        if _is_cut(content, header.kind):
+            raise Unusable(f"cut short: {header.kind}") from None
+        raise
+
+
+def _upper_half(image: Image.Image) -> np.ndarray:
+    return (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    if orientation == 1:
+        return pixels
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    down, right = (-1 if orientation in group else 1 for group in (FLIPPED_Y, FLIPPED_X))
+    return np.ascontiguousarray(pixels[::down, ::right])
+
+
+def _critical_chunks(content: bytes) -> bytes:
+    """A PNG without the chunks that its pixels do not depend on: texts that unpack to gigabytes, frames, profiles."""
+    parts, end = [content[:8]], 8
+    for name, start, length in png_chunks(io.BytesIO(content)):
+        end = start + length + 12
+        if name[:1].isupper():
+            parts.append(content[start:end])
+    return b"".join([*parts, content[end:]])
+
+
+def _scans(content: bytes) -> tuple[int, bool]:
+    """Number of scans of a JPEG up to its end, and whether it has one."""
+    scans, position = 0, 2
+    while (found := MARKER.search(content, position)) is not None:
+        marker, position = found[1][0], found.end()
+        if marker == JPEG_END[1]:
+            return scans, True
+        scans += marker == SOS
+        position += int.from_bytes(content[position : position + 2], "big") if marker > 1 else 0
+    return scans, False
+
+
+def _is_cut(content: bytes, kind: str) -> bool:
+    if kind == "JPEG":
+        return not content.rstrip(b"\0").endswith(JPEG_END)
+    return kind == "PNG" and b"IEND" not in content[-64:]
+
+
+def describe(content: bytes) -> str:
+    """How a usable image is used, and its stored size: `JPEG, turned upright: 640 x 480`."""
+    header = read_header(content)
+    kind, (width, height) = header.kind, stored_size(header)
+    with unusable_for_any_error(kind):
+        notes = [*_notes(content, header), *(["turned upright"] if header.orientation > 1 else [])]
+    return ", ".join([kind, *notes]) + f": {width} x {height}"
+
+
+def _notes(content: bytes, header: Header) -> list[str]:
+    if header.kind == "JPEG":
+        mode, frames = {1: "L", 3: "RGB"}.get(header.channels, "CMYK"), False
+    else:
+        with open_with_pillow(io.BytesIO(content), header.kind) as image:
+            mode, frames = image.mode, header.kind != "PNG" and getattr(image, "is_animated", False)
+    notes = [COLOUR_NOTES.get("I" if mode.startswith("I") else mode), "first frame" if frames else None]
+    return [note for note in notes if note]
