@@ -22,6 +22,7 @@ from dupr_tf.errors import RunFailed
 from dupr_tf.text import one_line
 
 AHEAD = 2  # blocks that each thread is ahead of the training
+SHARED_SIZE = 1 << 14  # bytes from which an array comes from another process in shared memory
 PARENT_CHECK = 1.0  # seconds between two looks at the parent process, where the kernel does not watch it
 PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 
@@ -140,6 +141,8 @@ def _grain_iterator(make, first: int, last: int, threads: int, processes: int):
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(1, AHEAD * threads) if threads else 0)
     dataset = blocks.to_iter_dataset(options)
     if processes:
+        small = grain.experimental.DatasetOptions(min_shm_size=SHARED_SIZE)
+        dataset = grain.experimental.WithOptionsIterDataset(dataset, small)
         workers = grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=AHEAD)
         dataset = dataset.mp_prefetch(workers, worker_init_fn=_begin_process)
     iterator = iter(dataset)

@@ -41,9 +41,7 @@ def scaled_batch(images, short_side, max_long_side):
     if short_side is not None:
         least, most = (tf.cast(side, tf.int64) for side in (tf.reduce_min(sides), tf.reduce_max(sides)))
         fits = short_side * most <= max_long_side * least
-        size = tf.where(
-            fits, scaled_size(sides, short_side, least), scaled_size(sides, max_long_side, most)
-        )
+        size = tf.where(fits, scaled_size(sides, short_side, least), scaled_size(sides, max_long_side, most))
     return _padded(_resized(images, size), size, (size + STRIDE - 1) // STRIDE * STRIDE), size
 
 
