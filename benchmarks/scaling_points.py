@@ -21,7 +21,7 @@ import tensorflow as tf
 from benchmarks.scaling_replicas import works
 from benchmarks.worker import forget_peak, peak_mib
 from dupr_tf.data.image_source import Files
-from dupr_tf.data.order import shuffled
+from dupr_tf.data.order import shuffled_epoch
 from dupr_tf.data.shard_files import ENTRY, FRAME, Shard, write_manifest
 from dupr_tf.data.shards import Shards
 from dupr_tf.models.memory_bank import MemoryBank
@@ -123,13 +123,8 @@ def write_shards(folder: Path, images: int, count: int) -> None:
     write_manifest(folder, {"format": "dupr_tf shards 1"}, written)
 
 
-@tf.function
-def _orders(count):
-    return tf.map_fn(lambda position: shuffled(position, count, 0), tf.range(1000, dtype=tf.int64))
-
-
 def _order(count):
-    return _orders(tf.constant(count, tf.int64)).numpy()
+    return shuffled_epoch(count, 0, 0)[:1000]
 
 
 def held() -> float:
