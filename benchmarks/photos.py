@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.sample import draw_scene
-from dupr_tf.data.sources import list_images
 from dupr_tf.errors import UserError
 
 LONG_SIDE, QUALITY = 500, 90

@@ -24,9 +24,9 @@ from dupr_tf.data.image_source import Files
 from dupr_tf.data.order import shuffled_epoch
 from dupr_tf.data.shard_files import ENTRY, FRAME, Shard, write_manifest
 from dupr_tf.data.shards import Shards
+from dupr_tf.files import sha256_of
 from dupr_tf.models.memory_bank import MemoryBank
 from dupr_tf.ops.info_nce import info_nce
-from dupr_tf.whole_files import sha256_of
 
 ENOUGH, MOST = 0.5, 20  # seconds of repeats, and how many
 QUERIES, DIM, KEYS_A_STEP = 256, 128, 256

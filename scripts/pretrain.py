@@ -8,8 +8,8 @@ import sys
 import dupr_tf
 from dupr_tf.config import parse_config
 from dupr_tf.data.bad_images import BadImages
+from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.pipeline import view_pairs
-from dupr_tf.data.sources import list_images
 from dupr_tf.training.optimizers import Cosine, CoupledSGD
 
 

@@ -83,10 +83,22 @@ def with_progress(items, total: int):
     yield from track(items, "scanning", total, console=console, disable=not console.is_terminal)
 
 
-def problems_of(check: Callable, *arguments) -> list[UserError]:
-    """The errors that a check of the user's input raises, so that several checks are reported together."""
+def problems_of(check: Callable, *arguments, field: str | None = None) -> list[UserError]:
+    """The errors that a check of the user's input raises, so that several checks are reported together.
+
+    Args:
+        check: called with the arguments.
+        field: what the user knows the checked value by; None keeps the errors' own.
+    """
     try:
         check(*arguments)
     except UserError as error:
-        return list(error.errors)
+        return [UserError(field or one.field, one.problem, one.fix) for one in error.errors]
     return []
+
+
+def output_problems(output: Path | None) -> list[UserError]:
+    """An error where a folder is to be written and a file has its name."""
+    if output is None or not output.is_file():
+        return []
+    return [UserError("--output", f"{output} is a file.", "Pass a folder.")]

@@ -6,22 +6,32 @@ import inspect
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, field_validator, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, field_validator, model_validator
 
 from dupr_tf.config.backbones import BACKBONES
 from dupr_tf.config.terms import LEVELS, AnyTerm, Section, TermConfig, check_unique_names, expand_short_form
 from dupr_tf.errors import UserError
+from dupr_tf.files import local_path
 
 INTERVAL = re.compile(r"([1-9]\d*) ?(s|min|h)")  # of checkpoints, in time
 
 SHORT_FORM = tuple(inspect.signature(expand_short_form).parameters)
 
+
+def _checked_path(path: str) -> str:
+    local_path(path)
+    return path
+
+
+LocalPath = Annotated[str, AfterValidator(_checked_path)]
 Weight = Annotated[float, Field(ge=0.0)]
 PerLevel = Annotated[tuple[Weight, ...], Field(min_length=len(LEVELS), max_length=len(LEVELS))]
 
 
 class DataConfig(Section):
-    root: str | None = Field(None, description="folder of images, COCO / VOC root, shards, tfds:NAME; --data sets it")
+    root: LocalPath | None = Field(
+        None, description="folder of images, COCO / VOC root, shards, tfds:NAME; --data sets it"
+    )
     kind: Literal["auto", "folder", "coco", "voc", "cityscapes", "masks", "tfrecord", "tfds"] = Field(
         "auto", description="layout of root; auto looks"
     )

@@ -17,10 +17,10 @@ import numpy as np
 
 from dupr_tf.data.entries import Entry, Object
 from dupr_tf.data.formats import BOXES, layout_of
+from dupr_tf.data.images.header import upright_size
 from dupr_tf.data.masks import mask_of_box, read_mask
-from dupr_tf.data.pillow_images import upright_size
 from dupr_tf.errors import UserError
-from dupr_tf.remote_path import are_files, as_path
+from dupr_tf.files import local_path
 
 log = logging.getLogger(__name__)
 NO_FILE, OTHER_SIZE = "images without a file", "images of another size than annotated, of those looked at"
@@ -99,7 +99,7 @@ def read_annotations(
     Raises:
         UserError: the data are wrong.
     """
-    root = as_path(root)
+    root = local_path(root)
     if not root.is_dir():
         raise UserError(None, f"{root} is not a folder.", "Pass the root of a COCO, VOC or Cityscapes data set.")
     counts: collections.Counter = collections.Counter()
@@ -119,7 +119,7 @@ def existing(entries: list[Entry], max_missing_share: float) -> list[Entry]:
     Raises:
         UserError: more than the given share are not.
     """
-    found = are_files(entry.path for entry in entries)
+    found = [entry.path.is_file() for entry in entries]
     present = [entry for entry, there in zip(entries, found, strict=True) if there]
     missing = len(entries) - len(present)
     if missing > max_missing_share * len(entries):

@@ -18,9 +18,8 @@ from dupr_tf.data.decoding import JPEG_END, MAX_PIXELS, read_image
 from dupr_tf.data.image_source import Files, ImageSource, as_source
 from dupr_tf.data.pillow_images import decode, kind_of, too_many_pixels
 from dupr_tf.errors import RunFailed, UserError
-from dupr_tf.remote_path import RemotePath, as_path
+from dupr_tf.files import write_whole
 from dupr_tf.text import escape
-from dupr_tf.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 HEADER = "name\treason"
@@ -35,8 +34,8 @@ FILE_ERRORS = {
 def unusable_reason(path: str, max_pixels: int = MAX_PIXELS) -> str:
     """Why training would skip a file, as `kind of reason: details`; "" if it would not. Decodes all of it."""
     try:
-        place = as_path(path)
-        if not (place.is_file() if isinstance(place, RemotePath) else stat.S_ISREG(os.stat(path).st_mode)):
+        place = Path(path)
+        if not stat.S_ISREG(os.stat(path).st_mode):
             return "no file: a folder, pipe or device"  # a pipe would be waited on for ever
         content = place.read_bytes()
     except OSError as error:
@@ -114,7 +113,7 @@ class BadImages:
         report: str | Path | None = None,
     ):
         self.source, self.max_share, self.max_pixels = as_source(images), max_share, max_pixels
-        self.report = None if report is None else as_path(report)
+        self.report = None if report is None else Path(report)
         self.found: dict[int, str] = {}
         self.writes = True
         self._lock, self._written, self._write_at = threading.Lock(), 0, 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import PIL
@@ -11,7 +12,6 @@ import tensorflow as tf
 from PIL import Image, ImageOps, features
 
 from dupr_tf.data.decoding import MAX_PIXELS, allowed_jpeg, read_image
-from dupr_tf.remote_path import as_path
 
 ORIENTATION = 0x0112  # EXIF
 DRAFT = 3  # a JPEG is decoded at a half, a quarter or an eighth where that leaves 3 pixels for each of the result
@@ -32,7 +32,7 @@ def packed_image(path: str, long_side: int | None, quality: int) -> bytes | Unre
         quality: of the JPEG that a larger image becomes.
     """
     try:
-        with as_path(path).open("rb") as file:
+        with Path(path).open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             return Unreadable(f"more than {MAX_BYTES:,} bytes")

@@ -13,7 +13,6 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from dupr_tf.errors import UserError
-from dupr_tf.remote_path import RemotePath
 from dupr_tf.text import one_line
 
 # What is wrong with the contents of a file, as Python finds it while they are read.
@@ -37,7 +36,7 @@ class Object(NamedTuple):
 class Entry:
     """A listed image, as read. `size` is height and width, 0 where the annotations do not say."""
 
-    path: Path | RemotePath
+    path: Path
     size: tuple[int, int]
     id: str
     objects: list[Object] = field(default_factory=list)

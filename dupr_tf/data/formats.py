@@ -11,7 +11,6 @@ from pathlib import Path
 from dupr_tf.data.shard_files import is_shards, read_manifest
 from dupr_tf.errors import UserError
 from dupr_tf.registry import Entry, Registry
-from dupr_tf.remote_path import RemotePath
 
 FIELD = "data.kind"
 TFDS = "tfds:"
@@ -22,29 +21,29 @@ COCO_IMAGES = ("images", "train2017", "unlabeled2017", "train2014", VOC_IMAGES)
 # ---- how a root shows its layout: (root, split) -> bool ----
 
 
-def is_tfds(root: str | Path | RemotePath, split: str | None = None) -> bool:
+def is_tfds(root: str | Path, split: str | None = None) -> bool:
     return str(root).startswith(TFDS)
 
 
-def is_packed(root: str | Path | RemotePath, split: str | None = None) -> bool:
+def is_packed(root: str | Path, split: str | None = None) -> bool:
     return is_shards(root)
 
 
-def has_voc_photos(root: Path | RemotePath, split: str | None = None) -> bool:
+def has_voc_photos(root: Path, split: str | None = None) -> bool:
     return (root / VOC_IMAGES).is_dir() and (root / "Annotations").is_dir()
 
 
-def has_coco_photos(root: Path | RemotePath, split: str | None = None) -> bool:
+def has_coco_photos(root: Path, split: str | None = None) -> bool:
     return (root / "annotations").is_dir() and any((root / name).is_dir() for name in COCO_IMAGES)
 
 
-def has_coco_boxes(root: Path | RemotePath, split: str) -> bool:
+def has_coco_boxes(root: Path, split: str) -> bool:
     from dupr_tf.data.coco_files import coco_files
 
     return any(path.is_file() for path in coco_files(root, split))
 
 
-def is_cityscapes(root: Path | RemotePath, split: str | None = None) -> bool:
+def is_cityscapes(root: Path, split: str | None = None) -> bool:
     return (root / "gtFine").is_dir() and (root / "leftImg8bit").is_dir()
 
 
@@ -52,7 +51,7 @@ def is_anything(root: object, split: str | None = None) -> bool:
     return True
 
 
-def check_tfds(root: str | Path | RemotePath) -> None:
+def check_tfds(root: str | Path) -> None:
     """Raises UserError where a root does not begin with `tfds:`."""
     if not is_tfds(root):
         raise UserError(FIELD, f"Expected {TFDS}NAME as data of kind tfds, received {root}.", f"Pass {TFDS}NAME:train.")
@@ -94,13 +93,15 @@ FOLDERS = Registry(
             facts={"shown": has_coco_photos},
         ),
         "folder": Entry(
-            "dupr_tf.data.sources:photo_folders", "a folder of photos, nested or flat", facts={"shown": is_anything}
+            "dupr_tf.data.images.listing:photo_folders",
+            "a folder of photos, nested or flat",
+            facts={"shown": is_anything},
         ),
         "cityscapes": Entry(
-            "dupr_tf.data.sources:photo_folders", "every image below the root", facts={"shown": is_anything}
+            "dupr_tf.data.images.listing:photo_folders", "every image below the root", facts={"shown": is_anything}
         ),
         "masks": Entry(
-            "dupr_tf.data.sources:photo_folders", "every image below the root", facts={"shown": is_anything}
+            "dupr_tf.data.images.listing:photo_folders", "every image below the root", facts={"shown": is_anything}
         ),
     },
 )
@@ -145,7 +146,7 @@ PIXELS = Registry(
 )
 
 
-def layout_of(table: Registry, root: str | Path | RemotePath, kind: str = "auto", split: str | None = None) -> str:
+def layout_of(table: Registry, root: str | Path, kind: str = "auto", split: str | None = None) -> str:
     """The name of a root's layout: `kind`, or for "auto" the first of a table that the root shows.
 
     Raises:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dupr_tf.data.formats import SOURCES
-from dupr_tf.data.image_source import Files, ImageSource
-from dupr_tf.data.sources import list_images, resolved_kind
-from dupr_tf.remote_path import absolute
+from dupr_tf.data.images.listing import list_images, resolved_kind
+from dupr_tf.data.images.source import Files, ImageSource
 
 
 def open_source(root: str | Path, kind: str = "auto") -> tuple[str, ImageSource]:
@@ -23,4 +23,4 @@ def open_source(root: str | Path, kind: str = "auto") -> tuple[str, ImageSource]
     kind = resolved_kind(root, kind)
     if kind in SOURCES:
         return SOURCES.load(kind)(root)
-    return absolute(root), Files(list_images(root, kind))
+    return os.path.abspath(root), Files(list_images(root, kind))

@@ -13,7 +13,7 @@ import errno
 import itertools
 import logging
 import os
-import tempfile
+import shutil
 import time
 import zlib
 from collections.abc import Iterator
@@ -28,8 +28,7 @@ from dupr_tf.data.encoding import Unreadable, encoder_version, packed_image
 from dupr_tf.data.pack_progress import PackFiles, PackJob
 from dupr_tf.data.shard_files import ENTRY, FORMAT, FRAME, Shard
 from dupr_tf.errors import RunFailed, UserError, is_disk_full
-from dupr_tf.remote_path import RemotePath, as_path
-from dupr_tf.whole_files import publish, room_at, sha256_of
+from dupr_tf.files import publish, sha256_of
 
 log = logging.getLogger(__name__)
 AHEAD = 4  # images a worker may be ahead of the writer: what bounds the memory
@@ -99,7 +98,7 @@ def pack(
         UserError: no images, or an output of other files or settings.
         RunFailed: the disk is full, or too many images are unreadable.
     """
-    settings, output = settings or PackSettings(), as_path(output)
+    settings, output = settings or PackSettings(), Path(output)
     workers = workers or os.cpu_count() or 1
     if not 0 <= max_bad_share <= 1:
         raise UserError("--max-bad-share", f"Expected 0 to 1, received {max_bad_share:g}.", "Pass 0.01.")
@@ -126,22 +125,12 @@ def _write_shards(job: PackJob, files: PackFiles, todo: list[int], settings: Pac
 
     spans = [job.span(number) for number in todo]
     numbers = (int(i) for span in spans for i in files.numbers[span])
-    with ThreadPoolExecutor(workers) as pool, _scratch(job.output) as folder:
+    with ThreadPoolExecutor(workers) as pool:
         results = _in_order(pool, work, numbers, workers * AHEAD)
         with contextlib.closing(results):  # what is under way when an error comes is not waited for
             reported = _reported(results, sum(span.stop - span.start for span in spans))
             for number, span in zip(todo, spans, strict=True):
-                job.note(_write_shard(job, folder, number, itertools.islice(reported, span.stop - span.start)))
-
-
-@contextlib.contextmanager
-def _scratch(output: Path | RemotePath) -> Iterator[Path]:
-    """Where a shard is written until it is whole: beside the others, or here if they are elsewhere."""
-    if not isinstance(output, RemotePath):
-        yield output
-        return
-    with tempfile.TemporaryDirectory(prefix="dupr-tf-") as folder:
-        yield Path(folder)
+                job.note(_write_shard(job, job.output, number, itertools.islice(reported, span.stop - span.start)))
 
 
 def _in_order(pool, work, items: Iterator, ahead: int) -> Iterator:
@@ -221,13 +210,12 @@ def _bytes_of(shards: list[int], job: PackJob, files: PackFiles) -> int:
 
 
 def _check_room(output: Path, wanted: int) -> None:
-    free = room_at(output)
-    if free is not None and free < wanted:
+    if shutil.disk_usage(output).free < wanted:
         raise _no_room(output, wanted)
 
 
-def _no_room(output: Path | RemotePath, wanted: int) -> RunFailed:
-    free = room_at(Path(tempfile.gettempdir()) if isinstance(output, RemotePath) else output)
+def _no_room(output: Path, wanted: int) -> RunFailed:
+    free = shutil.disk_usage(output).free
     return RunFailed(
         f"The disk is full: {wanted:,} bytes do not fit in {output} ({free:,} bytes free). Finished shards are kept. "
         "Free some space and run the same command again."

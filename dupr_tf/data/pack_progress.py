@@ -10,19 +10,16 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.shard_files import MANIFEST, PROGRESS, Shard, read_manifest, write_manifest
-from dupr_tf.data.sources import list_images
 from dupr_tf.errors import RunFailed, UserError
-from dupr_tf.remote_path import RemotePath, absolute, as_path, is_remote
-from dupr_tf.whole_files import write_whole
+from dupr_tf.files import write_whole
 
 BAD_IMAGES = "bad_images.tsv"
-ASKED_AT_ONCE = 32  # requests for the sizes of remote files
 
 
 class PackFiles:
@@ -35,7 +32,7 @@ class PackFiles:
 
     def __init__(self, root: str | Path, kind: str, seed: int | None):
         self.paths = list_images(root, kind)
-        self.prefix = len(os.path.join(absolute(root), ""))
+        self.prefix = len(os.path.join(os.path.abspath(root), ""))
         self.sizes = np.fromiter(_sizes(self.paths), np.int64, len(self.paths))
         self.numbers = np.arange(len(self.paths)) if seed is None else self._order(seed)
         digest = hashlib.sha256()
@@ -54,15 +51,12 @@ class PackFiles:
 
 
 def _sizes(paths: list[str]) -> Iterator[int]:
-    if not is_remote(paths[0]):
-        return map(_size, paths)
-    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-        return iter(list(pool.map(_size, paths)))
+    return map(_size, paths)
 
 
 def _size(path: str) -> int:
     try:
-        return as_path(path).stat().st_size
+        return Path(path).stat().st_size
     except OSError:  # a link to nothing: it will be named when it is read
         return 0
 
@@ -70,43 +64,33 @@ def _size(path: str) -> int:
 class ProgressLog:
     """The progress of a pack, a line at a time, each on the disk when `add` returns; a second pack is kept away.
 
-    Remote file systems have no locks: there, nothing keeps a second pack away.
-
     Args:
         path: of the file, which is there.
     """
 
-    def __init__(self, path: Path | RemotePath):
-        self._path = path
-        self._file = None if isinstance(path, RemotePath) else path.open("r+b")
-        self._content = b""
+    def __init__(self, path: Path):
+        self._file = path.open("r+b")
         try:
-            if self._file:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.close()
             raise UserError(None, f"Another pack writes to {path.parent}.", "Wait until it ends.") from None
 
     def read_whole(self) -> bytes:
         """The whole lines; what a kill cut off counts as not written."""
-        content = self._file.read() if self._file else self._path.read_bytes()
-        self._content = content[: content.rfind(b"\n") + 1]
-        if self._file:
-            self._file.seek(len(self._content))
-            self._file.truncate()
-        return self._content
+        content = self._file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._file.seek(len(whole))
+        self._file.truncate()
+        return whole
 
     def add(self, line: bytes) -> None:
-        if self._file is None:
-            self._content += line
-            return write_whole(self._path, self._content)
         self._file.write(line)
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        if self._file:
-            self._file.close()
+        self._file.close()
 
 
 class PackJob:
@@ -118,7 +102,7 @@ class PackJob:
         max_bad_share: share of the files that may be unreadable.
     """
 
-    def __init__(self, output: Path | RemotePath, header: dict, max_bad_share: float):
+    def __init__(self, output: Path, header: dict, max_bad_share: float):
         self.output, self.header, self.max_bad_share = output, header, max_bad_share
         self.files, self.per_shard = header["source"]["files"], header["settings"]["images_per_shard"]
         self.shard_count = -(-self.files // self.per_shard)
@@ -228,7 +212,7 @@ def write_bad_images(output: Path, bad: list[tuple[str, str]]) -> None:
 
 def read_bad_images(output: str | Path) -> list[tuple[str, str]]:
     """(name, reason) of each file `pack` left out."""
-    rows = os.fsdecode((as_path(output) / BAD_IMAGES).read_bytes()).split("\n")[1:-1]
+    rows = os.fsdecode((Path(output) / BAD_IMAGES).read_bytes()).split("\n")[1:-1]
     return [tuple(_unescaped(text) for text in row.split("\t")) for row in rows]
 
 

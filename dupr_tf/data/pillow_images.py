@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dupr_tf.errors import UserError
-from dupr_tf.remote_path import as_path
 from dupr_tf.text import one_line
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"  # what their files begin with
@@ -125,7 +124,7 @@ def upright_size(path: str | Path) -> tuple[int, int]:
         UserError: it is no image of a known kind.
     """
     try:
-        with as_path(path).open("rb") as file:
+        with Path(path).open("rb") as file:
             return upright_size_of(file)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = one_line(error).rstrip(".")

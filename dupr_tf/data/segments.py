@@ -18,10 +18,10 @@ from PIL import Image, UnidentifiedImageError
 
 from dupr_tf.data.cityscapes_files import SEMANTIC_IDS, SEMANTIC_NAMES, cityscapes_scenes, label_ids
 from dupr_tf.data.formats import PIXELS, layout_of
-from dupr_tf.data.pillow_images import upright_size
+from dupr_tf.data.images.header import upright_size
 from dupr_tf.data.segment_classes import IGNORED, class_table
 from dupr_tf.errors import UserError
-from dupr_tf.remote_path import as_path
+from dupr_tf.files import local_path
 from dupr_tf.text import one_line
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class SegmentedImages:
         Raises:
             UserError: the file cannot be read, or is of another size than the image.
         """
-        path = as_path(self.segment_paths[index])
+        path = Path(self.segment_paths[index])
         values = self.read_values(path)
         if values.shape != tuple(self.sizes[index]):
             raise UserError(
@@ -107,7 +107,7 @@ def read_segments(
     Raises:
         UserError: the data are wrong.
     """
-    root = as_path(root)
+    root = local_path(root)
     if not root.is_dir():
         raise UserError(None, f"{root} is not a folder.", "Pass the root of images and masks, or of Cityscapes.")
     reader = PIXELS.load(layout_of(PIXELS, root, kind, split))

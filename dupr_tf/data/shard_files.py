@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from dupr_tf.errors import UserError
-from dupr_tf.remote_path import RemotePath, as_path
-from dupr_tf.whole_files import sha256_of, write_whole
+from dupr_tf.files import sha256_of, write_whole
 
 MANIFEST = "shards.json"
 PROGRESS = "pack.jsonl"  # of a pack that has not ended: its settings, then a line for each finished shard
@@ -58,7 +57,7 @@ class Shard:
 
 def is_shards(root: str | Path) -> bool:
     """Whether a folder is what `dupr-tf pack` wrote, or has begun to write."""
-    root = as_path(root)
+    root = Path(root)
     return root.is_dir() and any((root / name).is_file() for name in (MANIFEST, PROGRESS))
 
 
@@ -70,8 +69,7 @@ def read_bytes(path: str | Path) -> bytes:
 
 def open_file(path: str | Path):
     """A file of shards to read from, unbuffered. The one place where such files are opened."""
-    path = as_path(path)
-    return path.open("rb") if isinstance(path, RemotePath) else open(path, "rb", buffering=0)
+    return open(path, "rb", buffering=0)
 
 
 def read_manifest(root: str | Path) -> tuple[dict, list[Shard]]:
@@ -80,9 +78,9 @@ def read_manifest(root: str | Path) -> tuple[dict, list[Shard]]:
     Raises:
         UserError: there is none, packing has not ended, or it is damaged.
     """
-    path = as_path(root) / MANIFEST
+    path = Path(root) / MANIFEST
     if not path.is_file():
-        if (as_path(root) / PROGRESS).is_file():
+        if (Path(root) / PROGRESS).is_file():
             raise UserError(None, f"The pack of {root} has not ended.", "Run it again.")
         raise UserError(None, f"{root} has no {MANIFEST}.", "Pass a folder that `dupr-tf pack` wrote.")
     try:
@@ -113,10 +111,10 @@ def read_entries(root: str | Path, shards: list[Shard]) -> np.ndarray:
         UserError: an index or a shard is missing, or is not what the manifest says (a shard: of its size).
     """
     for shard in shards:  # before room is made for what a manifest says
-        _check_count(as_path(root) / shard.index, shard.images)
+        _check_count(Path(root) / shard.index, shard.images)
     entries, first = np.empty(sum(s.images for s in shards), ENTRY), 0
     for shard in shards:
-        entries[first : first + shard.images] = _read_index(as_path(root), shard)
+        entries[first : first + shard.images] = _read_index(Path(root), shard)
         first += shard.images
     return entries
 
@@ -159,8 +157,8 @@ def damaged_files(root: str | Path) -> Iterator[tuple[int, UserError | None]]:
     """Compares every shard and index with its sha256; yields the number of each shard and what is wrong with it."""
     for shard in read_manifest(root)[1]:
         try:
-            _read_index(as_path(root), shard)
-            path = as_path(root) / shard.file
+            _read_index(Path(root), shard)
+            path = Path(root) / shard.file
             same = sha256_of(path) == shard.sha256
             yield shard.number, None if same else UserError(None, f"{path} is damaged: its sha256 is another.", REPAIR)
         except UserError as error:

@@ -18,7 +18,6 @@ import tensorflow as tf
 from dupr_tf.data.image_source import ImageSource
 from dupr_tf.data.shard_files import FRAME, open_file, read_entries, read_manifest
 from dupr_tf.errors import UserError
-from dupr_tf.remote_path import RemotePath, absolute, as_path
 
 log = logging.getLogger(__name__)
 KEPT_OPEN = 256  # shards; further ones are opened for each image, since a process may have 1,024 files
@@ -40,8 +39,8 @@ class Shards(ImageSource):
 
     def __init__(self, root: str | Path):
         _, shards = read_manifest(root)
-        self.root = as_path(root)
-        self.files = [str(as_path(absolute(root)) / shard.file) for shard in shards]
+        self.root = Path(root)
+        self.files = [str(Path(os.path.abspath(root)) / shard.file) for shard in shards]
         self.entries = read_entries(root, shards)
         self.ends = np.cumsum([shard.images for shard in shards])
         self._open = {}
@@ -91,8 +90,6 @@ class Shards(ImageSource):
         return content if zlib.crc32(content) == crc32 else b""
 
     def _read(self, shard, start, length) -> bytes:
-        if isinstance(self.root, RemotePath):
-            return as_path(self.files[shard]).read_range(start, length)
         file = self._open.get(shard)
         if file is None:
             file = open_file(self.files[shard])
@@ -107,7 +104,7 @@ class Shards(ImageSource):
 
 def open_shards(root: str | Path) -> tuple[str, Shards]:
     """The absolute root, and the images of its shards."""
-    return absolute(root), Shards(root)
+    return os.path.abspath(root), Shards(root)
 
 
 def read_record(file, offset):

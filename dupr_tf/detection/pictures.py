@@ -12,7 +12,6 @@ from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.data.detection import read_image
 from dupr_tf.data.images.decode import MAX_PIXELS
 from dupr_tf.data.masks import pixels_of
-from dupr_tf.whole_files import written_locally
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and on photographs.
 TRUTH, IGNORED, FOUND = (86, 180, 233), (150, 150, 150), (230, 159, 0)
@@ -49,8 +48,7 @@ def contact_sheet(
         cell = _cell(image, annotated, index, detections[index], min_score, most_boxes)
         row, column = divmod(place, COLUMNS)
         sheet.paste(cell, (GAP + column * (CELL + GAP), HEADER + row * (CELL + GAP)))
-    with written_locally(path) as local:
-        sheet.save(local)
+    sheet.save(path)
 
 
 def sheet_positions(count: int, most: int) -> list[int]:

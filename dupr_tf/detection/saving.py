@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import tensorflow as tf
 
 from dupr_tf.detection.build import detector_classes, task_of
+from dupr_tf.detection.finetune import detector_file
 from dupr_tf.detection.scaling import letterbox, nearest_pixels, scaled_batch
 from dupr_tf.errors import UserError
 from dupr_tf.weights.loading import read_keras
-from dupr_tf.whole_files import written_locally
 
 
 def save_detector(detector, path):
     """Writes a `.keras` file without the optimizer's state; `load_detector` reads it."""
     copy = type(detector).from_config(detector.get_config())
     copy.set_weights(detector.get_weights())
-    with written_locally(path) as local:
-        copy.save(local)
+    copy.save(path)
 
 
 def load_detector(path):
@@ -39,19 +36,6 @@ def load_detector(path):
     return model
 
 
-def detector_file(path):
-    """The `.keras` file itself, or the one of a folder that `finetune` wrote. Raises UserError where there is none."""
-    file = Path(path)
-    file = file / "detector.keras" if file.is_dir() else file
-    if not file.is_file() or file.suffix != ".keras":
-        raise UserError(
-            "detector",
-            f"There is no detector at {path}.",
-            "Pass a .keras file, or the folder that finetune wrote.",
-        )
-    return file
-
-
 def export_detector(detector, path):
     """Writes a SavedModel that finds the same as `predict`, without Keras.
 
@@ -70,8 +54,7 @@ def export_detector(detector, path):
     if detector.image_size is not None:
         module.serve_square = _finding_in_squares(detector)
     # Keras' ExportArchive gives the same in twice the time.
-    with written_locally(path) as local:
-        tf.saved_model.save(module, str(local), signatures={"serving_default": module.serve})
+    tf.saved_model.save(module, str(path), signatures={"serving_default": module.serve})
 
 
 def _as_at_test(detector, images):

@@ -13,7 +13,6 @@ from dupr_tf.data.images.decode import MAX_PIXELS
 from dupr_tf.data.segment_classes import IGNORED
 from dupr_tf.data.segments import SegmentedImages
 from dupr_tf.detection.pictures import CELL, GAP, HEADER, sheet_positions
-from dupr_tf.whole_files import written_locally
 
 NO_CLASS = (235, 235, 235)  # what is ignored in the truth, and around pictures
 TITLES = ("image", "ground truth (light grey: ignored)", "prediction")
@@ -45,8 +44,7 @@ def segmentation_sheet(
             sheet.paste(cell, (GAP + column * (CELL + GAP), y))
         y += height + GAP
     sheet.paste(legend, (0, y))
-    with written_locally(path) as local:
-        sheet.save(local)
+    sheet.save(path)
 
 
 def class_colours(classes: int) -> np.ndarray:

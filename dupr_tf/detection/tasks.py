@@ -1,22 +1,18 @@
-"""What a detector can be for: the data it learns from, and how what it finds is measured. A line of `TASKS` each."""
+"""The batches of each task, and how detections are measured. `labels.py` reads its labelled images."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from dupr_tf.config import DataConfig
-from dupr_tf.data import formats
-from dupr_tf.data.annotations import AnnotatedImages, read_annotations
+from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.data.detection import eval_batches, train_batches
 from dupr_tf.data.segmentation import segment_eval_batches, segment_train_batches, segments_to_original
-from dupr_tf.data.segments import SegmentedImages, read_segments
+from dupr_tf.data.segments import SegmentedImages
 from dupr_tf.detection.cityscapes_eval import cityscapes_ap
 from dupr_tf.detection.coco_eval import coco_scores
 from dupr_tf.detection.curves import precision_recall_picture
@@ -25,7 +21,6 @@ from dupr_tf.detection.pictures import contact_sheet, sheet_positions
 from dupr_tf.detection.segmentation_eval import ConfusionMatrix
 from dupr_tf.detection.segmentation_sheet import segmentation_sheet
 from dupr_tf.detection.voc_eval import voc_ap
-from dupr_tf.errors import UserError
 
 EVAL_BATCH = 8  # images
 SUMMARY = ("AP", "AP50", "AP75")  # of a second metric, beside the first
@@ -34,54 +29,8 @@ SUMMARY = ("AP", "AP50", "AP75")  # of a second metric, beside the first
 class Task(NamedTuple):
     """A line of the table."""
 
-    read: Callable  # (root, split, data section, class_names or None) -> images
-    learnable: Callable  # images -> how many of them there is something to learn from
     batches: Callable  # (images, config, steps, start) -> reader of the batches of the steps from start on
     measure: Callable  # (detector, images, output folder or None, layout, data section) -> what metrics.json holds
-
-
-def read_boxes(root, split: str, data: DataConfig, class_names=None, masks: bool = False) -> AnnotatedImages:
-    """A split with boxes, and masks if asked for."""
-    return read_annotations(root, split, data.kind, class_names, data.max_bad_share, masks)
-
-
-def read_masks(root, split: str, data: DataConfig, class_names=None) -> AnnotatedImages:
-    """A split with boxes and masks."""
-    return read_boxes(root, split, data, class_names, masks=True)
-
-
-def read_classes(root, split: str, data: DataConfig, class_names=None) -> SegmentedImages:
-    """A split with a class for every pixel."""
-    names = data.class_names if class_names is None else class_names
-    return read_segments(root, split, data.kind, names, data.ignore_value, data.max_bad_share)
-
-
-def with_boxes(annotated: AnnotatedImages) -> int:
-    """How many images have a box that counts."""
-    return len(annotated.with_boxes())
-
-
-def labels_entry(root, images: AnnotatedImages | SegmentedImages) -> dict:
-    """{"count", "sha256"} of the images of a split and their labels as they were read, wherever the root is.
-
-    The values of segmentation masks are not read; their names count.
-    """
-    digest = hashlib.sha256()
-    names = ("paths", "segment_paths", "class_names", "sizes", "boxes", "labels", "ignored", "masks", "table")
-    for name in names:
-        rows = getattr(images, name, None)
-        for row in () if rows is None else rows:
-            if name.endswith("paths"):
-                row = os.path.relpath(row, root)
-            values = row if isinstance(row, list) else [row]
-            parts = [v.tobytes() if isinstance(v, np.ndarray | np.generic) else os.fsencode(v) for v in values]
-            digest.update(f"{name} {[len(part) for part in parts]}".encode() + b"".join(parts))
-    return {"count": len(images), "sha256": digest.hexdigest()}
-
-
-def layout_of(root, split: str, kind: str) -> str:
-    """The layout "auto" finds; others are what they are."""
-    return formats.layout_of(formats.BOXES, Path(root), split=split) if kind == "auto" else kind
 
 
 def detect(detector, annotated: AnnotatedImages, data: DataConfig | None = None, batch_size: int = EVAL_BATCH) -> list:
@@ -142,17 +91,10 @@ def measure_segments(detector, segmented: SegmentedImages, output, layout, data:
 
 
 TASKS = {
-    "boxes": Task(read_boxes, with_boxes, train_batches, measure_boxes),
-    "masks": Task(read_masks, with_boxes, train_batches, measure_masks),
-    "segments": Task(read_classes, len, segment_train_batches, measure_segments),
+    "boxes": Task(train_batches, measure_boxes),
+    "masks": Task(train_batches, measure_masks),
+    "segments": Task(segment_train_batches, measure_segments),
 }
-
-
-def with_something_to_find(task: Task, images, data):
-    """The images. Raises UserError where there is nothing to measure a detector by."""
-    if not task.learnable(images):
-        raise UserError("data", f"{data} has no boxes to evaluate on.", "Use a split whose images have labels.")
-    return images
 
 
 def _summary(metrics: dict) -> dict:

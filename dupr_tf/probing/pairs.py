@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import tensorflow as tf
 
 from dupr_tf.config import ViewsConfig
@@ -101,22 +100,3 @@ def check_overlaps(measured: Sequence) -> None:
     """Raises UserError where no pair of views overlapped enough to be measured."""
     if not measured:
         raise UserError("data", "No pair of views overlaps enough.", "Use more images, or less elongated ones.")
-
-
-def pick_objects(annotated: AnnotatedImages, count: int, seed: int = 0) -> list[tuple[int, int]]:
-    """At most `count` (image, object), one an image, evenly spread: of those neither tiny nor filling the image.
-
-    Raises:
-        UserError: there is none.
-    """
-    rng, found = np.random.default_rng(seed), []
-    for i, (boxes, ignored) in enumerate(zip(annotated.boxes, annotated.ignored, strict=True)):
-        height, width = annotated.sizes[i]
-        sides = (boxes[:, 2:] - boxes[:, :2]) / [width, height]
-        fitting = np.flatnonzero(~ignored & (sides.min(1) >= 1 / 8) & (sides.prod(1) <= 0.6)) if len(boxes) else []
-        if len(fitting):
-            found.append((i, int(rng.choice(fitting))))
-    if not found:
-        problem = "No object has at least an eighth of its image's sides and at most 0.6 of its area."
-        raise UserError("data", problem, "Use images with medium-sized objects.")
-    return [found[k] for k in np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)]

@@ -14,9 +14,9 @@ from dupr_tf.cli import main
 from dupr_tf.config import ViewsConfig, parse_config
 from dupr_tf.data.bad_images import BadImages, check_readable, unusable_content, unusable_reason
 from dupr_tf.data.decoding import read_image, read_pair
+from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.data.scan import scan_images
-from dupr_tf.data.sources import list_images
 from dupr_tf.text import escape
 from tests.data.bad_images import (
     ORIENTATIONS,

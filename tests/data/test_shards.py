@@ -13,12 +13,12 @@ from dupr_tf.config import parse_config
 from dupr_tf.data import shards as module
 from dupr_tf.data.bad_images import BadImages, check_readable
 from dupr_tf.data.image_source import Files
+from dupr_tf.data.images.listing import check_root, list_images
 from dupr_tf.data.open_source import open_source
 from dupr_tf.data.pack import PackSettings, pack
 from dupr_tf.data.pipeline import WorkerRows, shuffled_index, view_pairs
 from dupr_tf.data.shard_files import ENTRY, Shard, read_entries
 from dupr_tf.data.shards import Shards, read_record, record_offsets
-from dupr_tf.data.sources import check_root, list_images
 from tests.refusals import refusal
 
 CONFIG = parse_config({"data": {"image_size": 32}, "train": {"batch_size": 8, "micro_batches": 1, "seed": 5}})

@@ -10,9 +10,9 @@ import tensorflow as tf
 from dupr_tf import cli
 from dupr_tf.config import parse_config
 from dupr_tf.data.bad_images import BadImages
+from dupr_tf.data.images.listing import check_root, resolved_kind
 from dupr_tf.data.open_source import open_source
 from dupr_tf.data.pipeline import view_pairs
-from dupr_tf.data.sources import check_root, resolved_kind
 from dupr_tf.data.tfds_source import TfdsSource
 from tests.refusals import refusal
 

@@ -10,10 +10,10 @@ from PIL import Image
 from dupr_tf.config import parse_config
 from dupr_tf.data.bad_images import BadImages
 from dupr_tf.data.image_source import Files
+from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.pack import PackSettings, pack
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.data.shards import Shards
-from dupr_tf.data.sources import list_images
 
 COUNT, BATCH, PER_EPOCH = 36, 12, 3
 CONFIG = parse_config({"data": {"image_size": 32}, "train": {"batch_size": BATCH, "micro_batches": 1, "seed": 5}})

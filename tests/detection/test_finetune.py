@@ -16,9 +16,11 @@ from dupr_tf.commands.report import print_scores
 from dupr_tf.config import dump_config, load_config, parse_config
 from dupr_tf.data.annotations import read_annotations
 from dupr_tf.detection.build import build_detector
-from dupr_tf.detection.finetune import detector_optimizer, evaluate, finetune
+from dupr_tf.detection.finetune import evaluate, finetune
+from dupr_tf.detection.labels import labels_entry
 from dupr_tf.detection.saving import load_detector
-from dupr_tf.detection.tasks import detect, labels_entry
+from dupr_tf.detection.tasks import detect
+from dupr_tf.detection.training import detector_optimizer
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.models.resnet import build_backbone
 from dupr_tf.training.callbacks import StopOnNonFinite
@@ -125,7 +127,7 @@ def test_keras_and_saved_model_find_the_same_in_files(run, data):
         if count:
             # One by one and not in order: by their last bits, two of nearly the same score may change places.
             far = np.abs(rows_of(one, count)[:, None] - rows_of(other, count)).max(-1)  # (count, count)
-            assert max(far.min(0).max(), far.min(1).max()) < 0.05  # the graph does not round to grey levels
+            assert max(far.min(0).max(), far.min(1).max()) < 0.02  # px; of some pixels a grey level is another
 
 
 def rows_of(found, count):
@@ -183,7 +185,7 @@ def test_signalled_run_resumes_to_the_same_bits(run, data, weights, tmp_path, mo
     command = ["finetune", str(tmp_path / "c.yaml"), "--weights", str(weights), "--data", str(data)]
     command += ["--output", str(tmp_path / "out")]
     with monkeypatch.context() as patch:
-        patch.setattr("dupr_tf.detection.finetune.StopOnNonFinite", Send)
+        patch.setattr("dupr_tf.detection.training.StopOnNonFinite", Send)
         assert main(command) == 128 + number
     assert f"stopped by {number.name} after step 1, which is saved" in capsys.readouterr().err
     assert not (tmp_path / "out" / "detector.keras").exists() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from dupr_tf.ops.boxes import intersect_views
 
 from dupr_tf.config import ViewsConfig
 from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.errors import UserError
-from dupr_tf.ops.boxes import intersect_views
 from dupr_tf.probing import affinity as affine
 from dupr_tf.probing import matching as match
 from dupr_tf.probing import retrieval as retrieve
 from dupr_tf.probing import sensitivity as sensitive
 from dupr_tf.probing.features import pool, unit
-from dupr_tf.probing.pairs import crops_holding, pick_objects
+from dupr_tf.probing.labelled import pick_objects
+from dupr_tf.probing.pairs import crops_holding
 from tests import oracles_probing as oracles
 
 SIZE, SIDE = 64, 8

@@ -15,8 +15,8 @@ from dupr_tf.cli import main
 from dupr_tf.config import dump_config, parse_config
 from dupr_tf.data.bad_images import BadImages
 from dupr_tf.data.image_source import Files
+from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.pipeline import view_pairs
-from dupr_tf.data.sources import list_images
 from dupr_tf.reporting import advice
 from dupr_tf.reporting.folder_statistics import Overlap, Sizes, look_at_sizes, simulate_overlap
 from dupr_tf.training.collapse import patience

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dupr_tf.data.formats import FOLDERS, SOURCES, layout_of
 from dupr_tf.errors import UserError
-from dupr_tf.remote_path import RemotePath, as_path
+from dupr_tf.files import local_path
 
 log = logging.getLogger(__name__)
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -29,7 +29,7 @@ def list_images(root: str | Path, kind: str = "auto") -> list[str]:
     Raises:
         UserError: the folder is missing, is no folder, or holds no image.
     """
-    paths = sorted(set(_images(as_path(root), kind)))
+    paths = sorted(set(_images(local_path(root), kind)))
     if not paths:
         raise _no_image(root)
     return paths
@@ -46,7 +46,7 @@ def check_root(root: str | Path, kind: str = "auto") -> None:
     kind = resolved_kind(root, kind)
     if kind in SOURCES:
         SOURCES[kind].facts["check"](root)
-    elif next(_images(as_path(root), kind), None) is None:
+    elif next(_images(local_path(root), kind), None) is None:
         raise _no_image(root)
 
 
@@ -54,15 +54,15 @@ def _no_image(root) -> UserError:
     return UserError(None, f"There is no image ({', '.join(EXTENSIONS)}) below {root}.", "Pass a folder of photos.")
 
 
-def _images(root: Path | RemotePath, kind: str) -> Iterator[str]:
+def _images(root: Path, kind: str) -> Iterator[str]:
     if not root.is_dir():
         state = "is a file" if root.exists() else "does not exist"
         raise UserError(None, f"{root} {state}.", "Pass a folder of images.")
     for folder in FOLDERS.load(layout_of(FOLDERS, root, kind))(root):
-        yield from _walk_remote(folder) if isinstance(folder, RemotePath) else _walk(folder)
+        yield from _walk(folder)
 
 
-def photo_folders(root: Path | RemotePath) -> list[Path | RemotePath]:
+def photo_folders(root: Path) -> list[Path]:
     """The root itself, in a list: every image below it is a photo."""
     return [root]
 
@@ -82,18 +82,6 @@ def _walk(folder: Path) -> Iterator[str]:
                 folders.append(entry.path)
             elif entry.name.lower().endswith(EXTENSIONS) and _may_be_file(entry):
                 yield os.path.abspath(entry.path)
-
-
-def _walk_remote(folder: RemotePath) -> Iterator[str]:
-    """As `_walk`, by as few requests as may be: what is named as an image is taken for a file."""
-    for name in folder.names():
-        path = folder / name
-        if name.startswith("."):
-            continue
-        if not name.endswith("/") and name.lower().endswith(EXTENSIONS):
-            yield str(path)
-        elif name.endswith("/") or path.is_dir():
-            yield from _walk_remote(path)
 
 
 def _may_be_file(entry: os.DirEntry) -> bool:
