@@ -104,7 +104,7 @@ class Scan:
         if self.workers < 1:
             raise UserError("--workers", f"Expected 1 or more, received {self.workers}.")
         paths = list_images(self.directory)
-        from dupr_tf.data.scan import SKIPPED, count_groups, scan_images
+        from dupr_tf.data.images.scan import SKIPPED, count_groups, scan_images
 
         looks = list(with_progress(scan_images(paths, self.max_pixels, self.workers, self.output), len(paths)))
         skipped = sum(look.outcome == SKIPPED for look in looks)

@@ -333,7 +333,7 @@ class Views:
         config = load_config(self.config, overrides)
         root = self.data or config.data.root
         raise_all(self._problems(root, config.data.kind))
-        from dupr_tf.data.bad_images import BadImages, check_readable
+        from dupr_tf.data.images.bad_images import BadImages, check_readable
         from dupr_tf.data.open_source import open_source
         from dupr_tf.probing.pictures import save
         from dupr_tf.probing.view_sheet import cells_of, first_pairs, view_sheet

@@ -67,7 +67,7 @@ class Pretrain:
             probe = build_probe(config.probing, config.train.seed)
         result = pretrain(config, self.output, self.data, self.weights, self.allow_change, probe)
         if result.bad_images:
-            from dupr_tf.data.bad_images import count_reasons
+            from dupr_tf.data.images.bad_images import count_reasons
 
             reasons = count_reasons(result.bad_images.values())
             print(f"{len(result.bad_images)} images were skipped ({reasons}): see {self.output / 'bad_images.tsv'}")

@@ -13,7 +13,7 @@ from dupr_tf.config import Config
 from dupr_tf.data.images.bad_images import BadImages
 from dupr_tf.data.images.decode import FACTORS, Header, Unusable, decode, read_header
 from dupr_tf.data.images.source import ImageSource, as_source
-from dupr_tf.data.reader import Block, Reader, import_grain
+from dupr_tf.data.reader import Block, Reader
 from dupr_tf.data.views import DRAWS, cut_view, draw_pairs, intersect_views, uniform
 from dupr_tf.errors import RunFailed, UserError
 
@@ -158,14 +158,19 @@ class PairBlocks:
 
     def _readable(self, epoch: int, image: int, bad: list) -> Iterator[tuple[int, bytes, Header]]:
         """(number, content, header) of an image, then of those that can stand in for it, each if it has a header."""
-        others = uniform(self.seed, epoch + SUBSTITUTE_STREAM, image, (SUBSTITUTES,))
-        for shown in (image, *(others * len(self.source)).astype(int).tolist()):
+        for shown in self._candidates(epoch, image):
             try:
                 content = self.source.read(shown)
                 yield shown, content, read_header(content, self.max_pixels)
             except Unusable as error:
                 bad.append((shown, str(error)))
         raise RunFailed(f"None of {SUBSTITUTES} images drawn in place of {self.source.name(image)} can be used.")
+
+    def _candidates(self, epoch: int, image: int) -> Iterator[int]:
+        """An image, then those that are tried in its place."""
+        yield image
+        others = uniform(self.seed, epoch + SUBSTITUTE_STREAM, image, (SUBSTITUTES,))
+        yield from (others * len(self.source)).astype(int).tolist()
 
     def _decode(self, content: bytes, header: Header, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pixels of an image, and the crops (2, 4) in them; whole pixels again, so that the boxes stay exact."""
@@ -185,5 +190,7 @@ def epoch_order(count: int, seed: int, epoch: int):
         seed: of the run.
         epoch: from 0.
     """
+    import grain
+
     order_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-    return import_grain().MapDataset.range(count).shuffle(seed=order_seed)
+    return grain.MapDataset.range(count).shuffle(seed=order_seed)

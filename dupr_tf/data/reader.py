@@ -7,13 +7,13 @@ starting at a later block costs nothing.
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,7 +95,9 @@ class Reader:
     def close(self) -> None:
         """Ends all threads and processes. Can be called again."""
         self._batches_left = 0
-        self._blocks.close()
+        if self._blocks is not None:
+            self._blocks.close()
+            self._blocks = None  # its buffers go now; at the interpreter's end, Grain could not free them
 
     def __enter__(self) -> Reader:
         return self
@@ -130,11 +132,13 @@ def _concatenate(values: list):
 
 
 def _grain_iterator(make, first: int, last: int, threads: int, processes: int):
-    grain = import_grain()
+    import grain  # takes half a second: only those who read images wait for it
+
     blocks = grain.MapDataset.range(first, last).map(make)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(1, AHEAD * threads) if threads else 0)
     dataset = blocks.to_iter_dataset(options)
     if processes:
+        _start_tracker()
         workers = grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=AHEAD)
         dataset = dataset.mp_prefetch(workers, worker_init_fn=_begin_process)
     iterator = iter(dataset)
@@ -142,16 +146,19 @@ def _grain_iterator(make, first: int, last: int, threads: int, processes: int):
     return iterator
 
 
-def import_grain():
-    """Grain without the warning it logs where JAX is missing."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _start_tracker() -> None:
+    """Starts Python's tracker of shared memory, silent: it frees what a closed iterator of Grain may leave.
+
+    That is up to one block a process, of which the tracker would warn at the end of the program.
+    """
+    saved = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker:UserWarning"
     try:
-        import grain
+        resource_tracker.ensure_running()
     finally:
-        logger.setLevel(level)
-    return grain
+        del os.environ["PYTHONWARNINGS"]
+        if saved is not None:
+            os.environ["PYTHONWARNINGS"] = saved
 
 
 def _begin_process(_worker: int, _workers: int) -> None:

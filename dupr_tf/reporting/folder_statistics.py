@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from dupr_tf.config import STRIDE_OF, Config
 from dupr_tf.data.image_source import Files, ImageSource
-from dupr_tf.data.pillow_images import upright_size, upright_size_of
+from dupr_tf.data.images.header import upright_size, upright_size_of
 from dupr_tf.data.views import draw_pair
 from dupr_tf.ops.boxes import intersect_views
 

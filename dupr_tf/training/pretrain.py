@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.config import Config
-from dupr_tf.data.bad_images import BadImages, check_readable
-from dupr_tf.data.image_source import ImageSource, as_source
+from dupr_tf.data.images.bad_images import BadImages, check_readable
+from dupr_tf.data.images.source import ImageSource, as_source
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.errors import UserError, raise_all, reporting_full_disk
 from dupr_tf.files import local_path
@@ -27,12 +26,13 @@ from dupr_tf.training.cluster_link import Alone, Link
 from dupr_tf.training.distribution import (
     choose_jit,
     choose_strategy,
-    distributed,
+    distribute,
     is_multi_worker,
     local_devices,
     replicas,
     scope,
 )
+from dupr_tf.training.feed import feed
 from dupr_tf.training.health import CheckBadImages, StopOnDivergence, WarnOfCollapse
 from dupr_tf.training.loop import chief_callbacks, train
 from dupr_tf.training.metrics_log import MetricsLog
@@ -118,7 +118,7 @@ def pretrain(
             checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints)
             step = _restore(checkpoints, link)
             _record(run, config, images, entry, bad, link, cluster)
-            step = _fit(model, config, source, bad, checkpoints, step, run, probe, link)
+            step = _fit(model, config, source, bad, checkpoints, step, run, probe, link, cluster)
             backbone = _write_backbone(model, run) if link.chief else run / BACKBONE_FILE
             return PretrainResult(run, backbone, step, bad.reasons)
 
@@ -190,14 +190,19 @@ def build_model(config: Config, start: list[np.ndarray] | None = None, total_ste
     return kind(backbone, **config.dupr_arguments(total_steps))
 
 
-def _fit(model, config, source, bad, checkpoints, step, run, probe, link) -> int:
+def _fit(model, config, source, bad, checkpoints, step, run, probe, link, cluster) -> int:
     """Trains from a step to the last, which it returns."""
     per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
     if step:
         log.info("resuming %s at step %d of %d", run, step, total)
 
-    def batches(first, last):
-        return distributed(model.distribute_strategy, functools.partial(view_pairs, source, config, first, last, bad))
+    worker = (0, 1) if cluster is None else (cluster.index, link.workers)
+
+    def open_reader(first, last):
+        return view_pairs(source, config, first, last, bad, worker)
+
+    def feed_rows(reader):
+        return distribute(model.distribute_strategy, feed(reader))
 
     settings = config.train
     with contextlib.ExitStack() as stack:
@@ -218,7 +223,7 @@ def _fit(model, config, source, bad, checkpoints, step, run, probe, link) -> int
                 validation=RunProbes(probe, model.backbone, every, step, total) if every else None,
                 checks=[WarnOfCollapse(config, step), CheckBadImages(bad, step)],
             )
-        train(model, batches, (step, total), per_epoch, callbacks)
+        train(model, open_reader, (step, total), per_epoch, callbacks, feed_rows)
         if total > step and link.chief:
             checkpoints.save()
     return total
@@ -236,8 +241,8 @@ def _restore(checkpoints, link) -> int:
 def batch_images(images: ImageSource | Sequence[str], config: Config, step: int, bad: BadImages) -> list[str]:
     """Names of the images in the batch of a step, from 0."""
     source = as_source(images)
-    (batch,) = view_pairs(source, config, step, step + 1, bad)
-    return [source.name(index) for index in batch["index"].numpy()]
+    with view_pairs(source, config, step, step + 1, bad) as reader:
+        return [source.name(index) for index in next(reader)["index"].tolist()]
 
 
 def _write_backbone(model: DUPR, run: Path) -> Path:

@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 MAY_CHANGE = (  # fields, sections
     "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.strategy", "train.worker_timeout",
-    "train.start_timeout", "probing",
+    "train.start_timeout", "data.threads", "data.processes", "probing",
 )  # fmt: skip
 CONFIG_FILE = "config.yaml"
 IMAGES_FILE = "images.json"
 START_FILE = "start.json"
 FORMAT_FILE = "format.json"
 CLUSTER_FILE = "cluster.json"
-FORMAT = 2  # raised by each change of random draws, checkpoint keys or the files of a run; CHANGELOG says what changed
+FORMAT = 3  # raised by each change of random draws, checkpoint keys or the files of a run; CHANGELOG says what changed
 KEEP_OR_ALLOW = "Use the same as before, pass --allow-change, or choose another --output."
 KEEP_WEIGHTS = "Use the weights of its start (pretrain: leave --weights out), or choose another --output."
 PATIENCE = 30.0  # seconds a network file system may take to show a file

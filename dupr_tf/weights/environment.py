@@ -12,7 +12,7 @@ from dupr_tf.files import write_whole
 
 PACKAGE = Path(__file__).parents[1]
 ENVIRONMENT_FILE = "environment.json"
-PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy")
+PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "pillow", "simplejpeg", "cykooz.resizer", "grain")
 
 
 def describe_environment():

@@ -1,1 +1,1 @@
-"""Image files: listing, decoding, and what to do with unusable ones. Nothing imports TensorFlow."""
+"""Image files: listing, decoding, resizing, and those that cannot be used."""

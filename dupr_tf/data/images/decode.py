@@ -6,6 +6,7 @@ they give the same pixels. Size and number of scans are checked before anything 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 
@@ -14,6 +15,7 @@ import simplejpeg
 from PIL import Image
 
 from dupr_tf.data.images.header import (
+    EOI,
     MAX_PIXELS,
     SOS,
     Header,
@@ -22,14 +24,15 @@ from dupr_tf.data.images.header import (
     open_with_pillow,
     png_chunks,
     read_header,
+    read_header_from,
+    reason_for,
     stored_size,
-    unusable_for_any_error,
 )
 
 FACTORS = (8, 4, 2, 1)  # an image can be decoded at 1/8, 1/4, 1/2 of its size
 MAX_SCANS = 100  # of a JPEG: usual encoders write up to 10, and each one costs as much time as decoding the image once
-MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # of a segment; the others are part of a scan
-JPEG_END, FIRST_SCAN = b"\xff\xd9", b"\xff\xda"
+MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # of a segment; the others are part of a scan
+JPEG_END = b"\xff\xd9"
 FLIPPED_Y, FLIPPED_X = (3, 4, 7, 8), (2, 3, 6, 7)  # orientations; from 5 on, rows and columns are swapped first
 COLOUR_NOTES = {"CMYK": "CMYK to RGB", "P": "palette to RGB", "I": "16 bits to 8", "LA": "alpha dropped"}
 COLOUR_NOTES |= {"RGBA": "alpha dropped", "PA": "alpha dropped", "L": "grey", "1": "grey"}
@@ -53,16 +56,18 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS, header: Header | None =
     """
     header = header or read_header(content, max_pixels)
     check_pixels(header, max_pixels)
-    with unusable_for_any_error(header.kind):
+    try:
         pixels = _decode_jpeg(content, header, factor) if header.kind == "JPEG" else None
         if pixels is None:
             pixels = _decode_with_pillow(content, header, factor)
         return _upright(pixels, 1 if header.kind == "TIFF" else header.orientation)  # Pillow turns TIFFs by itself
+    except Exception as error:
+        raise Unusable(reason_for(error, header.kind, _is_cut(content, header.kind))) from None
 
 
 def _decode_jpeg(content: bytes, header: Header, factor: int) -> np.ndarray | None:
     """The pixels as stored; None where Pillow must decide, which recovers more and converts CMYK in its own way."""
-    if content.count(FIRST_SCAN) > MAX_SCANS and _scans(content)[0] > MAX_SCANS:  # the bytes may be no markers
+    if header.many_scans and _scans(content)[0] > MAX_SCANS:
         raise Unusable(f"too many scans: JPEG of more than {MAX_SCANS}")
     if header.channels not in (1, 3):
         return None
@@ -76,24 +81,17 @@ def _decode_jpeg(content: bytes, header: Header, factor: int) -> np.ndarray | No
 
 def _decode_with_pillow(content: bytes, header: Header, factor: int) -> np.ndarray:
     """The pixels as stored, those of a TIFF upright."""
-    try:
-        if header.kind == "PNG":
-            content = _critical_chunks(content)
-        with open_with_pillow(io.BytesIO(content), header.kind) as image:
-            if image.size != stored_size(header):
-                raise ValueError("two headers with different sizes")
-            image.load()
-            if header.kind == "JPEG" and not _scans(content)[1]:
-                raise ValueError("no end")
-            pixels = Image.fromarray(_upper_half(image)) if image.mode.startswith("I;16") else image
-            if pixels.mode in ("I", "F"):
-                raise ValueError(f"pixels of 32 bits (mode {pixels.mode}) have no defined white")
-            pixels = pixels.convert("RGB")
-            return np.asarray(pixels.reduce(factor) if factor > 1 else pixels)
-    except (OSError, SyntaxError, ValueError):
-        if _is_cut(content, header.kind):
-            raise Unusable(f"cut short: {header.kind}") from None
-        raise
+    file = io.BytesIO(_critical_chunks(content) if header.kind == "PNG" else content)
+    with open_with_pillow(file, header.kind) as image:
+        if image.size != stored_size(header):
+            raise ValueError("two headers with different sizes")
+        image.load()
+        if header.kind == "JPEG" and _is_cut(content, "JPEG"):
+            raise ValueError("no end")
+        if image.mode in ("I", "F"):
+            raise ValueError(f"pixels of 32 bits (mode {image.mode}) have no defined white")
+        pixels = (Image.fromarray(_upper_half(image)) if image.mode.startswith("I;16") else image).convert("RGB")
+        return np.asarray(pixels.reduce(factor) if factor > 1 else pixels)
 
 
 def _upper_half(image: Image.Image) -> np.ndarray:
@@ -120,11 +118,11 @@ def _critical_chunks(content: bytes) -> bytes:
 
 
 def _scans(content: bytes) -> tuple[int, bool]:
-    """Number of scans of a JPEG up to its end, and whether it has one."""
+    """Number of scans of a JPEG, or one more than allowed, and whether it has an end."""
     scans, position = 0, 2
-    while (found := MARKER.search(content, position)) is not None:
+    while scans <= MAX_SCANS and (found := MARKER.search(content, position)) is not None:
         marker, position = found[1][0], found.end()
-        if marker == JPEG_END[1]:
+        if marker == EOI:
             return scans, True
         scans += marker == SOS
         position += int.from_bytes(content[position : position + 2], "big") if marker > 1 else 0
@@ -133,24 +131,24 @@ def _scans(content: bytes) -> tuple[int, bool]:
 
 def _is_cut(content: bytes, kind: str) -> bool:
     if kind == "JPEG":
-        return not content.rstrip(b"\0").endswith(JPEG_END)
+        return not (content.rstrip(b"\0").endswith(JPEG_END) or _scans(content)[1])
     return kind == "PNG" and b"IEND" not in content[-64:]
 
 
-def describe(content: bytes) -> str:
+def describe(content: bytes, header: Header | None = None) -> str:
     """How a usable image is used, and its stored size: `JPEG, turned upright: 640 x 480`."""
-    header = read_header(content)
-    kind, (width, height) = header.kind, stored_size(header)
-    with unusable_for_any_error(kind):
-        notes = [*_notes(content, header), *(["turned upright"] if header.orientation > 1 else [])]
-    return ", ".join([kind, *notes]) + f": {width} x {height}"
+    header = header or read_header_from(io.BytesIO(content))
+    notes = [*_notes(content, header), *(["turned upright"] if header.orientation > 1 else [])]
+    width, height = stored_size(header)
+    return ", ".join([header.kind, *notes]) + f": {width} x {height}"
 
 
 def _notes(content: bytes, header: Header) -> list[str]:
     if header.kind == "JPEG":
-        mode, frames = {1: "L", 3: "RGB"}.get(header.channels, "CMYK"), False
-    else:
-        with open_with_pillow(io.BytesIO(content), header.kind) as image:
-            mode, frames = image.mode, header.kind != "PNG" and getattr(image, "is_animated", False)
-    notes = [COLOUR_NOTES.get("I" if mode.startswith("I") else mode), "first frame" if frames else None]
-    return [note for note in notes if note]
+        return [{1: "grey", 4: COLOUR_NOTES["CMYK"]}[header.channels]] if header.channels != 3 else []
+    with open_with_pillow(io.BytesIO(content), header.kind) as image:
+        note = COLOUR_NOTES.get("I" if image.mode.startswith("I") else image.mode)
+        notes = [note] if note else []
+        with contextlib.suppress(Exception):  # a damaged second frame: the first is used all the same
+            notes += ["first frame"] if header.kind != "PNG" and getattr(image, "is_animated", False) else []
+    return notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import struct
 import warnings
@@ -21,7 +22,7 @@ from PIL import (
 )
 
 from dupr_tf.errors import UserError
-from dupr_tf.text import one_line
+from dupr_tf.text import escape, one_line
 
 MAX_PIXELS = 100_000_000  # the default of data.max_pixels; 300 MB once decoded
 PLUGINS = {
@@ -41,12 +42,15 @@ FIRST_BYTES = {
 }
 EXIF = b"Exif\0\0"
 ORIENTATION = 0x0112  # EXIF's tag
+MAX_STEPS = 1_000_000  # through segments and garbage of a header; damaged files may have a segment every 4 bytes
 SOF = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}  # JPEG's frame headers
+PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 SOI, EOI, SOS, APP1 = 0xD8, 0xD9, 0xDA, 0xE1
-WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}  # TEM and RSTn
+WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xD8)}  # no marker, TEM and RSTn
 
-# Pillow warns of what it ignores in damaged files, and of pixels, which `max_pixels` limits here.
+# Pillow warns of what it ignores in damaged files, and of many pixels, which `max_pixels` limits here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 class Unusable(ValueError):
@@ -61,6 +65,7 @@ class Header(NamedTuple):
     width: int  # px, upright
     orientation: int  # EXIF's, 1 to 8
     channels: int = 0  # of a JPEG, as stored; 0: another kind
+    many_scans: bool = False  # whether it is a JPEG that may have any number of scans
 
 
 def read_header(content: bytes, max_pixels: int = MAX_PIXELS) -> Header:
@@ -87,13 +92,15 @@ def read_header_from(file: BinaryIO) -> Header:
         raise Unusable("empty: 0 bytes")
     if kind is None:
         raise Unusable("no image: not a JPEG, PNG, GIF, BMP, WebP or TIFF inside")
-    with unusable_for_any_error(kind):
-        height, width, orientation, channels = READERS.get(kind, _read_with_pillow)(file, kind)
-    if not (height and width):
+    try:
+        header = READERS.get(kind, _read_with_pillow)(file, kind)
+    except Exception as error:
+        raise Unusable(reason_for(error, kind)) from None
+    if not (header.height and header.width):
         raise Unusable(f"damaged: {kind}, no pixels")
-    if orientation >= 5 and kind != "TIFF":  # Pillow gives a TIFF's sides as they are upright
-        height, width = width, height
-    return Header(kind, height, width, orientation, channels)
+    if header.orientation >= 5 and kind != "TIFF":  # Pillow gives a TIFF's sides as they are upright
+        header = header._replace(height=header.width, width=header.height)
+    return header
 
 
 def upright_size(path: str | os.PathLike) -> tuple[int, int]:
@@ -135,24 +142,21 @@ def stored_size(header: Header) -> tuple[int, int]:
     return (header.height, header.width) if turned else (header.width, header.height)
 
 
-class unusable_for_any_error:  # noqa: N801, used as a function
-    """Context that raises `Unusable` instead of what a damaged file makes Pillow raise, which is nearly anything."""
+def reason_for(error: Exception, kind: str, cut: bool = False) -> str:
+    """The reason that stands for an exception. A damaged file makes Pillow raise nearly anything.
 
-    def __init__(self, kind: str):
-        self.kind = kind
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind, error, _traceback) -> None:
-        if error is None or isinstance(error, Unusable) or not isinstance(error, Exception):
-            return
-        if isinstance(error, Image.DecompressionBombError):
-            limit = 2 * Image.MAX_IMAGE_PIXELS
-            raise Unusable(f"too many pixels: more than {limit}, Pillow's limit for its kind") from None
-        if isinstance(error, MemoryError):
-            raise Unusable(f"too large: {self.kind}, not enough memory to decode it") from None
-        raise Unusable(f"damaged: {self.kind}, {one_line(error)}") from None
+    Args:
+        error: what reading or decoding the file raised.
+        kind: of the image.
+        cut: whether the end of the file is missing.
+    """
+    if isinstance(error, Unusable):
+        return str(error)
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too many pixels: more than {2 * Image.MAX_IMAGE_PIXELS}, Pillow's limit for {kind}"
+    if isinstance(error, MemoryError):
+        return f"too large: {kind}, not enough memory to decode it"
+    return f"cut short: {kind}" if cut else f"damaged: {kind}, {escape(one_line(error, 200))}"
 
 
 def open_with_pillow(file: BinaryIO, kind: str) -> ImageFile.ImageFile:
@@ -161,52 +165,43 @@ def open_with_pillow(file: BinaryIO, kind: str) -> ImageFile.ImageFile:
     return PLUGINS[kind](file)
 
 
-def _read_with_pillow(file: BinaryIO, kind: str) -> tuple[int, int, int, int]:
+def _read_with_pillow(file: BinaryIO, kind: str) -> Header:
     image = open_with_pillow(file, kind)
     orientation = image.getexif().get(ORIENTATION, 1) if kind == "TIFF" else 1
-    return image.height, image.width, orientation if orientation in range(1, 9) else 1, 0
+    return Header(kind, image.height, image.width, orientation if orientation in range(1, 9) else 1)
 
 
-def _read_jpeg(file: BinaryIO, _kind: str) -> tuple[int, int, int, int]:
-    """Walks from marker to marker up to the first scan, as libjpeg does."""
-    height = width = channels = orientation = 0
-    file.seek(2)
-    while True:
-        marker = _next_marker(file)
-        if marker in WITHOUT_LENGTH:
-            continue
-        if marker in (SOI, EOI):
-            raise Unusable("damaged: JPEG, no image in it")
-        length = int.from_bytes(_read_exactly(file, 2), "big") - 2
-        if length < 0:
-            raise Unusable("damaged: JPEG, its header")
-        if marker == SOS:
-            return height, width, orientation or 1, channels
-        body = file.tell()
-        if marker in SOF:
-            _, height, width, channels = struct.unpack(">BHHB", _read_exactly(file, 6))
-        elif marker == APP1 and not orientation:
-            block = file.read(length)
-            orientation = exif_orientation(block[len(EXIF) :]) if block.startswith(EXIF) else 0
-        file.seek(body + length)
+def _read_jpeg(file: BinaryIO, _kind: str) -> Header:
+    """Goes from marker to marker up to the first scan, as libjpeg does: what lies between is passed over."""
+    height = width = channels = orientation = frame = 0
+    position = 2
+    for _ in range(MAX_STEPS):
+        file.seek(position)
+        head = file.read(4)
+        if len(head) < 4:
+            raise Unusable("cut short: JPEG")
+        marker, length = head[1], head[2] << 8 | head[3]  # bytes, with those of the length
+        if head[0] != 0xFF or marker == 0xFF:
+            position += 1
+        elif marker in WITHOUT_LENGTH:
+            position += 2
+        elif marker in (SOI, EOI) or length < 2:
+            break
+        elif marker == SOS:
+            many_scans = frame in PROGRESSIVE or file.read(1)[:1] < bytes([channels])
+            return Header("JPEG", height, width, orientation or 1, channels, many_scans)
+        else:
+            if marker in SOF:
+                frame = marker
+                height, width, channels = struct.unpack(">xHHB", file.read(6))
+            elif marker == APP1 and not orientation:
+                block = file.read(length - 2)
+                orientation = exif_orientation(block[len(EXIF) :]) if block.startswith(EXIF) else 0
+            position += 2 + length
+    raise Unusable("damaged: JPEG, its header")
 
 
-def _next_marker(file: BinaryIO) -> int:
-    while _read_exactly(file, 1) != b"\xff":
-        pass
-    while (marker := _read_exactly(file, 1)) == b"\xff":
-        pass
-    return marker[0] or _next_marker(file)
-
-
-def _read_exactly(file: BinaryIO, count: int) -> bytes:
-    read = file.read(count)
-    if len(read) < count:
-        raise Unusable("cut short: JPEG")
-    return read
-
-
-def _read_png(file: BinaryIO, _kind: str) -> tuple[int, int, int, int]:
+def _read_png(file: BinaryIO, kind: str) -> Header:
     file.seek(8)
     head = file.read(16)
     if len(head) < 16:
@@ -217,14 +212,14 @@ def _read_png(file: BinaryIO, _kind: str) -> tuple[int, int, int, int]:
     for name, start, length in png_chunks(file):
         if name == b"eXIf":
             file.seek(start + 8)
-            return height, width, exif_orientation(file.read(length)), 0
-    return height, width, 1, 0
+            return Header(kind, height, width, exif_orientation(file.read(length)))
+    return Header(kind, height, width, 1)
 
 
 def png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
     """Name, position and length of the data of each chunk; a chunk is 12 bytes longer. Ends where there is none."""
     position = 8
-    while True:
+    for _ in range(MAX_STEPS):
         file.seek(position)
         head = file.read(8)
         if len(head) < 8 or not head[4:].isalpha():
@@ -236,7 +231,7 @@ def png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
         position += length + 12
 
 
-def _read_webp(file: BinaryIO, _kind: str) -> tuple[int, int, int, int]:
+def _read_webp(file: BinaryIO, kind: str) -> Header:
     file.seek(12)
     first = file.read(18)
     if first[:4] == b"VP8X":
@@ -246,16 +241,17 @@ def _read_webp(file: BinaryIO, _kind: str) -> tuple[int, int, int, int]:
         width, height = 1 + (sides & 0x3FFF), 1 + (sides >> 14 & 0x3FFF)
     else:
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", first, 14))
-    position = 12
-    while True:
+    position, orientation = 12, 1
+    for _ in range(MAX_STEPS):
         file.seek(position)
         head = file.read(8)
-        if len(head) < 8:
-            return height, width, 1, 0
         length = int.from_bytes(head[4:], "little")
         if head[:4] == b"EXIF":
-            return height, width, exif_orientation(file.read(length).removeprefix(EXIF)), 0
+            orientation = exif_orientation(file.read(length).removeprefix(EXIF))
+        if len(head) < 8 or head[:4] == b"EXIF":
+            break
         position += 8 + length + length % 2
+    return Header(kind, height, width, orientation)
 
 
 def exif_orientation(block: bytes) -> int:

@@ -1,22 +1,23 @@
-"""What pre-training will make of every file of a folder, said beforehand by the code that decides it then."""
+"""Lists which files of a folder pre-training will use or skip, and why, by the code that decides it in training."""
 
 from __future__ import annotations
 
 import collections
-import contextlib
+import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from dupr_tf.data.bad_images import unusable_reason
-from dupr_tf.data.pillow_images import describe
+from dupr_tf.data.images.decode import Unusable, decode, describe, read_header
+from dupr_tf.data.images.source import read_file
 from dupr_tf.errors import UserError
 from dupr_tf.files import write_whole
 from dupr_tf.text import escape
 
 USED, SKIPPED = "used", "skipped"
+AHEAD = 16  # files that each thread is ahead, so that twelve million names do not queue in memory
 COLUMNS = "name\tbytes\tmtime_ns\toutcome\treason"
 
 
@@ -38,7 +39,7 @@ class Look:
 def scan_images(
     paths: Sequence[str], max_pixels: int, workers: int = 1, output: str | Path | None = None
 ) -> Iterator[Look]:
-    """Looks at every file, and yields what it found as it finds it.
+    """Looks at every file, and yields what it found in the order of the files; those known from the output come first.
 
     Args:
         paths: files, as of `list_images`.
@@ -58,14 +59,8 @@ def scan_images(
             yield look
         else:
             fresh.append(path)
-    if output is None:
-        yield from _looks(fresh, max_pixels, workers)
-        return
-    with (
-        contextlib.closing(_looks(fresh, max_pixels, workers)) as looks,
-        Path(output).open("a", encoding="utf-8", buffering=1) as file,
-    ):
-        for look in looks:
+    with open(os.devnull if output is None else output, "a", encoding="utf-8", buffering=1) as file:  # a line at once
+        for look in _looks(fresh, max_pixels, workers):
             file.write(f"{look.name}\t{look.size}\t{look.modified}\t{look.outcome}\t{look.reason}\n")
             yield look
 
@@ -79,32 +74,35 @@ def count_groups(looks: Sequence[Look]) -> list[tuple[str, str, int, str]]:
 
 
 def _looks(paths: Sequence[str], max_pixels: int, workers: int) -> Iterator[Look]:
-    """A few files ahead of the workers, so that twelve million names do not queue in memory."""
-    rest, pending = iter(paths), set()
+    rest, pending = iter(paths), collections.deque[Future]()
     with ThreadPoolExecutor(workers) as pool:
         try:
             while True:
-                pending |= {pool.submit(_look, path, max_pixels) for path in islice(rest, 4 * workers - len(pending))}
+                new = islice(rest, AHEAD * workers - len(pending))
+                pending.extend(pool.submit(_look, path, max_pixels) for path in new)
                 if not pending:
                     return
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (look.result() for look in done)
+                yield pending.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _look(path: str, max_pixels: int) -> Look:
     size, modified = _stamp(path)
-    reason = unusable_reason(path, max_pixels)
-    if reason:
-        return Look(escape(path), size, modified, SKIPPED, reason)
-    return Look(escape(path), size, modified, USED, describe(Path(path).read_bytes()))
+    try:
+        content = read_file(path)
+        header = read_header(content, max_pixels)
+        decode(content, max_pixels, header)
+        outcome, reason = USED, describe(content, header)
+    except Unusable as error:
+        outcome, reason = SKIPPED, str(error)
+    return Look(escape(path), size, modified, outcome, reason)
 
 
 def _stamp(path: str) -> tuple[int, int]:
     """Size and time of change; -1, -1 where there is no file."""
     try:
-        found = Path(path).stat()
+        found = os.stat(path)
     except OSError:
         return -1, -1
     return found.st_size, found.st_mtime_ns
