@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from benchmarks.scaling_replicas import works
 from benchmarks.worker import forget_peak, peak_mib
-from dupr_tf.data.image_source import Files
+from dupr_tf.data.images.source import Files
 from dupr_tf.data.order import shuffled
 from dupr_tf.data.shard_files import ENTRY, FRAME, Shard, write_manifest
 from dupr_tf.data.shards import Shards
