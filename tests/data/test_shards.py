@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from dupr_tf.config import parse_config
+from dupr_tf.data.images.bad_images import BadImages
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.listing import check_root, list_images, resolved_kind
 from dupr_tf.data.images.source import Files
+from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.data.shards import read as module
 from dupr_tf.data.shards.manifest import find_damage, list_names, seal
 from dupr_tf.data.shards.pack import PackSettings, pack
@@ -54,6 +56,41 @@ def packed(original, tmp_path):
 
 def read_all(source):
     return [source.read(i) for i in range(len(source))]
+
+
+def batches(source, first=0, bad=None, **data):
+    settings = {"data": {"image_size": 32, **data}, "train": {"batch_size": 8, "micro_batches": 1, "seed": 5}}
+    bad = bad or BadImages(source, 0.0)
+    with view_pairs(source, parse_config(settings), first, 4, bad) as reader:
+        return list(reader)
+
+
+def assert_equal(ours, theirs, rows=slice(None)):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        kept = rows(b) if callable(rows) else rows
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name][kept], b[name][kept], err_msg=name)
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_batches_are_those_of_the_files_also_after_a_resume(photos, packed, processes):
+    whole = batches(Files(list_images(photos)))
+    assert_equal(batches(ShardSource(packed), processes=processes), whole)
+    assert_equal(batches(ShardSource(packed), 3), whole[3:])
+
+
+def test_damaged_image_is_replaced_and_no_other_row_changes(photos, packed, expected, caplog):
+    path = packed / "shard-00001.array_record"
+    flip(path, path.read_bytes().index(expected[10]) + 300)
+    source, whole = ShardSource(packed), batches(Files(list_images(photos)))
+    bad = BadImages(source, 0.1)
+    found = batches(source, bad=bad)
+    assert list(bad.found) == [10] and bad.found[10].startswith("damaged: ")
+    assert "ü 10.jpg (record 2 of" in caplog.text
+    assert all(10 not in batch["index"] for batch in found)
+    assert_equal(found, whole, rows=lambda batch: batch["index"] != 10)
 
 
 def flip(path, place, bit=1):
