@@ -5,13 +5,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import tensorflow as tf
+from dupr_tf.data.pack import PackSettings, pack
 from PIL import Image
 
 from dupr_tf.config import parse_config
 from dupr_tf.data.image_source import Files
 from dupr_tf.data.images.bad_images import BadImages
 from dupr_tf.data.images.listing import list_images
-from dupr_tf.data.pack import PackSettings, pack
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.data.shards import Shards
 
