@@ -18,7 +18,7 @@ from dupr_tf.data.sample import write_sample
 from dupr_tf.models import build_backbone
 from dupr_tf.probing.backbones import labels_of, load_backbones
 from dupr_tf.probing.features import extract_paths, feature_maps
-from dupr_tf.probing.images import centre_view, whole_view
+from dupr_tf.probing.images import centre_view
 from dupr_tf.probing.in_training import build_probe
 from tests.labelled_scenes import pictures, write_coco
 
@@ -289,23 +289,6 @@ def test_features_are_those_of_the_backbone(classes):
     np.testing.assert_allclose(found["P5"], np.mean(backbone(images, training=False), (1, 2)), rtol=1e-3, atol=1e-4)
     stem = found["conv1"].reshape(3, 2, 2, -1)
     assert stem.shape[-1] == 8 and (stem >= 0).all()
-
-
-def test_views_of_an_image_are_its_centre_and_all_of_it():
-    ramp = np.zeros((64, 128, 3), np.uint8)
-    ramp[..., 0] = np.arange(128) * 2
-    content = encoded(ramp)
-    centre, whole = centre_view(content, 56).numpy(), whole_view(content, 64).numpy()
-    np.testing.assert_allclose(centre[30, :, 0], 2 * (36 + np.arange(56)), atol=1)  # 56 of 64 px, in the middle of 128
-    assert whole[10, 0, 0] < 6 and whole[10, -1, 0] > 248
-
-
-def encoded(pixels):
-    import io
-
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 @pytest.mark.slow
