@@ -27,9 +27,8 @@ def build(data, files, size):
 
 def packed(data, files, size):
     """The same from shards, packed without changing a byte."""
-    from dupr_tf.data.shards.pack import PackSettings, pack  # has no wheel on Windows
-
     from dupr_tf.data.open_source import open_source
+    from dupr_tf.data.shards.pack import PackSettings, pack  # has no wheel on Windows
 
     folder = Path(photos(data, files)[0]).parent
     shards = folder.with_name(folder.name + "_shards")

@@ -5,10 +5,9 @@
 
 import sys
 
-from dupr_tf.data.images.bad_images import BadImages
-
 import dupr_tf
 from dupr_tf.config import parse_config
+from dupr_tf.data.images.bad_images import BadImages
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.training.feed import feed

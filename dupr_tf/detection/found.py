@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from dupr_tf.data.annotations import AnnotatedImages
-from dupr_tf.data.detection import to_original
 from dupr_tf.data.masks import mask_from_pixels
+from dupr_tf.data.placing import to_original
 
 
 def found_in_originals(result: dict, batch: dict, annotated: AnnotatedImages) -> dict[int, dict]:
@@ -17,7 +17,7 @@ def found_in_originals(result: dict, batch: dict, annotated: AnnotatedImages) ->
     Args:
         result: of a detector's `predict_on_batch`: `boxes` (b, K, 4) xyxy px of the padded input, `classes`,
             `confidence` (b, K), `num_detections` (b,), and `masks` (b, K, h, w) 0–1 over the boxes where there are any.
-        batch: of `eval_batches`: `scale` and `index` (b,).
+        batch: of `eval_batches`: `factors` (b, 2) and `index` (b,).
         annotated: what the batches are of.
 
     Returns:
@@ -25,16 +25,16 @@ def found_in_originals(result: dict, batch: dict, annotated: AnnotatedImages) ->
         `data.masks`), where `result` has masks}.
     """
     found = {}
-    for row, (index, scale) in enumerate(zip(np.asarray(batch["index"]), np.asarray(batch["scale"]), strict=True)):
+    for row, (index, factors) in enumerate(zip(np.asarray(batch["index"]), np.asarray(batch["factors"]), strict=True)):
         size, count = annotated.sizes[index], int(result["num_detections"][row])
         boxes = np.asarray(result["boxes"][row][:count], np.float32)
         one = {
-            "boxes": to_original(boxes, scale, size),
+            "boxes": to_original(boxes, factors, size),
             "classes": np.asarray(result["classes"][row][:count]).astype(np.int32),
             "scores": np.asarray(result["confidence"][row][:count], np.float32),
         }
         if "masks" in result:  # over the box as it is, also where it reaches beyond the image
-            one["masks"] = paste_masks(np.asarray(result["masks"][row][:count]), boxes / scale, size)
+            one["masks"] = paste_masks(np.asarray(result["masks"][row][:count]), boxes / factors[[1, 0, 1, 0]], size)
         found[int(index)] = one
     return found
 

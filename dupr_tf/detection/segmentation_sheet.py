@@ -6,8 +6,10 @@ import colorsys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
+from dupr_tf.data.detection import read_image
+from dupr_tf.data.images.decode import MAX_PIXELS
 from dupr_tf.data.segment_classes import IGNORED
 from dupr_tf.data.segments import SegmentedImages
 from dupr_tf.detection.pictures import CELL, GAP, HEADER, sheet_positions
@@ -17,13 +19,16 @@ TITLES = ("image", "ground truth (light grey: ignored)", "prediction")
 LEGEND_ROW = 22  # px
 
 
-def segmentation_sheet(segmented: SegmentedImages, predictions: dict[int, np.ndarray], path: str | Path) -> None:
+def segmentation_sheet(
+    segmented: SegmentedImages, predictions: dict[int, np.ndarray], path: str | Path, max_pixels: int = MAX_PIXELS
+) -> None:
     """Draws up to four images, each beside its true and its predicted classes, with the colours of the classes below.
 
     Args:
         segmented: the images and their truth.
         predictions: {position: (H, W) classes of the original's pixels}, of `sheet_positions(len(segmented), 4)`.
         path: PNG file to write.
+        max_pixels: an image of more is refused.
     """
     chosen = [position for position in sheet_positions(len(segmented), 4) if position in predictions]
     heights = [_cell_size(segmented.sizes[position])[1] for position in chosen]
@@ -35,7 +40,7 @@ def segmentation_sheet(segmented: SegmentedImages, predictions: dict[int, np.nda
         draw.text((GAP + column * (CELL + GAP), 7), title, fill=(0, 0, 0), font=font)
     colours, y = class_colours(len(segmented.class_names)), HEADER
     for position, height in zip(chosen, heights, strict=True):
-        for column, cell in enumerate(_row(segmented, position, predictions[position], colours)):
+        for column, cell in enumerate(_row(segmented, position, predictions[position], colours, max_pixels)):
             sheet.paste(cell, (GAP + column * (CELL + GAP), y))
         y += height + GAP
     sheet.paste(legend, (0, y))
@@ -58,10 +63,9 @@ def _cell_size(size) -> tuple[int, int]:
     return max(1, round(size[1] * scale)), max(1, round(size[0] * scale))
 
 
-def _row(segmented: SegmentedImages, position: int, predicted: np.ndarray, colours: np.ndarray) -> list[Image.Image]:
+def _row(segmented: SegmentedImages, position: int, predicted, colours: np.ndarray, max_pixels) -> list[Image.Image]:
     shape = _cell_size(segmented.sizes[position])
-    with Image.open(segmented.paths[position]) as stored:
-        image = ImageOps.exif_transpose(stored).convert("RGB").resize(shape, Image.Resampling.BICUBIC)
+    image = Image.fromarray(read_image(segmented.paths[position], max_pixels)).resize(shape, Image.Resampling.BICUBIC)
     maps = (segmented.truth(position), np.asarray(predicted).astype(np.uint8))
     return [image, *(Image.fromarray(colours[values]).resize(shape, Image.Resampling.NEAREST) for values in maps)]
 

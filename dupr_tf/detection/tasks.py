@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from dupr_tf.config import DataConfig
 from dupr_tf.data.annotations import AnnotatedImages
-from dupr_tf.data.decoding import MAX_PIXELS
-from dupr_tf.data.detection import eval_batches, train_batches, unreadable_images
+from dupr_tf.data.detection import eval_batches, train_batches
 from dupr_tf.data.segmentation import segment_eval_batches, segment_train_batches, segments_to_original
 from dupr_tf.data.segments import SegmentedImages
 from dupr_tf.detection.cityscapes_eval import cityscapes_ap
@@ -22,8 +21,6 @@ from dupr_tf.detection.pictures import contact_sheet, sheet_positions
 from dupr_tf.detection.segmentation_eval import ConfusionMatrix
 from dupr_tf.detection.segmentation_sheet import segmentation_sheet
 from dupr_tf.detection.voc_eval import voc_ap
-from dupr_tf.errors import RunFailed
-from dupr_tf.text import escape
 
 EVAL_BATCH = 8  # images
 SUMMARY = ("AP", "AP50", "AP75")  # of a second metric, beside the first
@@ -32,23 +29,30 @@ SUMMARY = ("AP", "AP50", "AP75")  # of a second metric, beside the first
 class Task(NamedTuple):
     """A line of the table."""
 
-    batches: Callable  # (images, config, steps, start) -> batches of the steps from start on
-    measure: Callable  # (detector, images, output folder or None, layout, max_pixels) -> what metrics.json holds
+    batches: Callable  # (images, config, steps, start) -> reader of the batches of the steps from start on
+    measure: Callable  # (detector, images, output folder or None, layout, data section) -> what metrics.json holds
 
 
-def detect(detector, annotated: AnnotatedImages, batch_size: int = EVAL_BATCH, max_pixels: int = MAX_PIXELS) -> list:
-    """For every image, in its pixels: `boxes` (k, 4) xyxy, `classes` (k,), `scores` (k,), best first, and `masks`."""
-    found = {}
-    sides = detector.test_short_side, detector.max_long_side
-    for batch in eval_batches(annotated, detector.image_size, batch_size, max_pixels, *sides):
-        result = detector.predict_on_batch({name: batch[name] for name in ("images", "image_sizes")})
-        found |= found_in_originals(result, batch, annotated)
+def detect(detector, annotated: AnnotatedImages, data: DataConfig | None = None, batch_size: int = EVAL_BATCH) -> list:
+    """For every image, in its pixels: `boxes` (k, 4) xyxy, `classes` (k,), `scores` (k,), best first, and `masks`.
+
+    Args:
+        detector: with `image_size` or `test_short_side` and `max_long_side`.
+        annotated: the images.
+        data: how they are read; None: as by default.
+        batch_size: images a batch.
+    """
+    found, sides = {}, (detector.test_short_side, detector.max_long_side)
+    with eval_batches(annotated, detector.image_size, batch_size, data, *sides) as batches:
+        for batch in batches:
+            inputs = {name: tf.constant(batch[name]) for name in ("images", "image_sizes")}
+            found |= found_in_originals(detector.predict_on_batch(inputs), batch, annotated)
     return [found[i] for i in range(len(annotated))]
 
 
-def measure_boxes(detector, annotated, output, layout, max_pixels=MAX_PIXELS, masks=False) -> dict:
+def measure_boxes(detector, annotated, output, layout, data: DataConfig, masks=False) -> dict:
     """COCO's AP of boxes; VOC's metrics where the data are VOC's; with an output folder pictures too."""
-    found = detect(detector, annotated, max_pixels=max_pixels)
+    found = detect(detector, annotated, data)
     metrics, curves = coco_scores(annotated, found)
     if layout == "voc":  # detectron2 takes the 11 points for VOC2007's test set, so published figures are of those
         metrics |= {f"voc_{metric}": _summary(voc_ap(annotated, found, metric)) for metric in ("11_point", "area")}
@@ -59,29 +63,30 @@ def measure_boxes(detector, annotated, output, layout, max_pixels=MAX_PIXELS, ma
     if output is not None:
         title = "of masks at IoU 0.5" if masks else "of boxes at IoU 0.5"
         precision_recall_picture(curves, output / "precision_recall.png", f"Precision and recall {title}")
-        contact_sheet(annotated, found, output / "detections.png")
+        contact_sheet(annotated, found, output / "detections.png", max_pixels=data.max_pixels)
     return metrics
 
 
-def measure_masks(detector, annotated, output, layout, max_pixels=MAX_PIXELS) -> dict:
+def measure_masks(detector, annotated, output, layout, data: DataConfig) -> dict:
     """`measure_boxes`, and the same of masks; Cityscapes' AP where the data are Cityscapes'."""
-    return measure_boxes(detector, annotated, output, layout, max_pixels, masks=True)
+    return measure_boxes(detector, annotated, output, layout, data, masks=True)
 
 
-def measure_segments(detector, segmented: SegmentedImages, output, layout, max_pixels=MAX_PIXELS) -> dict:
+def measure_segments(detector, segmented: SegmentedImages, output, layout, data: DataConfig) -> dict:
     """mIoU over all pixels of a split that have a class, at the size of the originals; with a folder a picture too."""
     matrix, shown = ConfusionMatrix(len(segmented.class_names)), {}
     wanted = sheet_positions(len(segmented), 4) if output is not None else ()
     sides = detector.test_short_side, detector.max_long_side
-    for batch in segment_eval_batches(segmented, EVAL_BATCH, max_pixels, *sides):
-        predicted = np.asarray(detector.predict_on_batch({"images": batch["images"]}))
-        for row, size, index in zip(predicted, batch["image_sizes"].numpy(), batch["index"].numpy(), strict=True):
-            classes = segments_to_original(row, size, segmented.sizes[index])
-            matrix.add(segmented.truth(index), classes)
-            if index in wanted:
-                shown[int(index)] = classes
+    with segment_eval_batches(segmented, EVAL_BATCH, data, *sides) as batches:
+        for batch in batches:
+            predicted = np.asarray(detector.predict_on_batch({"images": tf.constant(batch["images"])}))
+            for row, size, index in zip(predicted, batch["image_sizes"], batch["index"].tolist(), strict=True):
+                classes = segments_to_original(row, size, segmented.sizes[index])
+                matrix.add(segmented.truth(index), classes)
+                if index in wanted:
+                    shown[index] = classes
     if output is not None:
-        segmentation_sheet(segmented, shown, output / "segments.png")
+        segmentation_sheet(segmented, shown, output / "segments.png", data.max_pixels)
     return matrix.scores(segmented.class_names)
 
 
@@ -90,22 +95,6 @@ TASKS = {
     "masks": Task(train_batches, measure_masks),
     "segments": Task(segment_train_batches, measure_segments),
 }
-
-
-@contextlib.contextmanager
-def naming_bad_images(images, max_pixels: int = MAX_PIXELS):
-    """Turns TensorFlow's error about some bytes it cannot decode into a RunFailed that names the files."""
-    try:
-        yield
-    except tf.errors.OpError:
-        bad = unreadable_images(images, max_pixels)
-        if not bad:
-            raise
-        path, reason = next(iter(bad.items()))
-        raise RunFailed(
-            f"{len(bad)} of the {len(images)} images cannot be decoded, such as {escape(path)} ({reason}). "
-            "Replace these files, or take them out of the annotations."
-        ) from None
 
 
 def _summary(metrics: dict) -> dict:

@@ -16,7 +16,7 @@ from dupr_tf.detection.finetune import DETECTOR_FILE, METRICS_FILE
 from dupr_tf.detection.labels import LABELS, layout_of, read_evaluated
 from dupr_tf.detection.precise_bn import measure_norms
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
-from dupr_tf.detection.tasks import TASKS, naming_bad_images
+from dupr_tf.detection.tasks import TASKS
 from dupr_tf.errors import raise_all, reporting_full_disk
 from dupr_tf.files import write_whole
 from dupr_tf.models.resnet import build_backbone
@@ -73,8 +73,7 @@ def train_detector(
 
         console.print(f"evaluating on {len(val)} images")
         layout = layout_of(data, "val", config.data.kind)
-        with naming_bad_images(val, config.data.max_pixels):
-            scores = TASKS[task].measure(detector, val, output, layout, config.data.max_pixels)
+        scores = TASKS[task].measure(detector, val, output, layout, config.data)
         facts = _circumstances(config, output, images, weights, train, val)
         metrics = {**scores, **facts, "precise_bn_batches": measured}
         _write_json(output / METRICS_FILE, metrics)
@@ -87,7 +86,6 @@ def _train(detector, checkpoints: RunCheckpoints, output: Path, config: Config, 
     per_epoch, total = config.steps_per_epoch(images), config.total_steps(images)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(noted_signals())
-        stack.enter_context(naming_bad_images(train, config.data.max_pixels))
         state = checkpoints.extra
         metrics = MetricsLog(
             output, first, total, per_epoch, settings.batch_size, settings.log_every, state, console
@@ -121,8 +119,7 @@ def measure_detector(file: Path, data, output: Path | None, split: str, section:
         images = read_evaluated(data, split, section, task, detector.class_names)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-    with naming_bad_images(images, section.max_pixels):
-        scores = TASKS[task].measure(detector, images, output, layout_of(data, split, section.kind), section.max_pixels)
+    scores = TASKS[task].measure(detector, images, output, layout_of(data, split, section.kind), section)
     metrics = {**scores, "split": split, "images": len(images)}
     if output is not None:
         _write_json(output / METRICS_FILE, metrics)
@@ -154,8 +151,8 @@ def _measure_norms(detector, train, config: Config, task, console: Console) -> i
     count = -(-wanted // config.train.batch_size)
     console.print(f"measuring batch norms on {count} batches")
     steps = config.total_steps(LABELS[task].learnable(train))
-    with naming_bad_images(train, config.data.max_pixels):
-        return measure_norms(detector, TASKS[task].batches(train, config, steps + count, start=steps))
+    with TASKS[task].batches(train, config, steps + count, start=steps) as batches:
+        return measure_norms(detector, batches)
 
 
 def detector_optimizer(config: Config, images: int, backbone) -> keras.optimizers.Optimizer:

@@ -15,12 +15,11 @@ from dupr_tf.cli import main
 from dupr_tf.commands.report import print_scores
 from dupr_tf.config import dump_config, load_config, parse_config
 from dupr_tf.data.annotations import read_annotations
-from dupr_tf.data.detection import train_batches
 from dupr_tf.detection.build import build_detector
 from dupr_tf.detection.finetune import evaluate, finetune
 from dupr_tf.detection.labels import labels_entry
 from dupr_tf.detection.saving import load_detector
-from dupr_tf.detection.tasks import detect, naming_bad_images
+from dupr_tf.detection.tasks import detect
 from dupr_tf.detection.training import detector_optimizer
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.models.resnet import build_backbone
@@ -128,7 +127,7 @@ def test_keras_and_saved_model_find_the_same_in_files(run, data):
         if count:
             # One by one and not in order: by their last bits, two of nearly the same score may change places.
             far = np.abs(rows_of(one, count)[:, None] - rows_of(other, count)).max(-1)  # (count, count)
-            assert max(far.min(0).max(), far.min(1).max()) < 1e-3
+            assert max(far.min(0).max(), far.min(1).max()) < 0.02  # px; of some pixels a grey level is another
 
 
 def rows_of(found, count):
@@ -276,9 +275,8 @@ def test_finetune_refuses_a_config_it_cannot_run(sections, key):
 def test_an_image_that_does_not_decode_is_named(tmp_path):
     root = write_coco(tmp_path / "set", {"train": pictures(4), "val": pictures(2)})
     (root / "images" / "train_002.png").write_bytes(b"not a picture")
-    annotated = read_annotations(root, "train")
-    with pytest.raises(RunFailed, match=r"1 of the 4 .*train_002\.png"), naming_bad_images(annotated):
-        list(train_batches(annotated, config(), 2))
+    with pytest.raises(RunFailed, match=r"1 of the 4 .*train_002\.png"):
+        finetune(config(), "random", root, tmp_path / "out", console=QUIET)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():

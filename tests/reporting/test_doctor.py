@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dupr_tf.data.images.bad_images import BadImages
 from PIL import Image
 
 from dupr_tf.cli import main
 from dupr_tf.config import dump_config, parse_config
+from dupr_tf.data.images.bad_images import BadImages
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.images.source import Files
 from dupr_tf.data.pipeline import view_pairs
