@@ -126,6 +126,7 @@ def test_the_arrows_form_no_circle_and_keep_data_and_models_apart():
         *("errors", "text", "registry", "files", "batch", "config", "data", "launching"),
         *("weights/paths", "detection/labels"),
         *("planning/devices", "planning/assumptions", "planning/estimate"),
+        *("probing/images", "probing/labelled", "reporting/folder_statistics"),
     ],
 )
 def test_light_files_import_no_framework(module):

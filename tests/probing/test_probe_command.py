@@ -23,6 +23,7 @@ from dupr_tf.probing.in_training import build_probe
 from tests.labelled_scenes import pictures, write_coco
 
 SMALL = ("--image-size", "64")
+RANDOM = ("--weights", "random", "--backbone", "resnet18")
 
 
 @pytest.fixture(scope="module")
@@ -192,18 +193,19 @@ def test_one_image_cannot_be_retrieved_from(capsys, tmp_path, weights):
     (("knn", "--weights", "nowhere", "--data", "."), "--weights: "),
     (("knn", "--weights", "README.md", "--data", "configs"), "README.md"),
     (("knn", "--weights", "random", "--data", "configs"), "backbone: "),
-    (("knn", "--weights", "random", "random", "--data", "configs"), "weights: "),
-    (("knn", "--weights", "random", "--data", "nowhere"), "--data: "),
-    (("knn", "--weights", "random", "--data", "README.md"), "--data: "),
-    (("knn", "--weights", "random", "--data", "configs", "--k", "0"), "--k: "),
-    (("knn", "--weights", "random", "--data", "configs", "--temperature", "0"), "--temperature: "),
-    (("matching", "--weights", "random", "--data", "configs", "--image-size", "8"), "--image-size: "),
-    (("svm", "--weights", "random", "--data", "configs", "--costs", "-1"), "--costs: "),
-    (("linear", "--weights", "random", "--data", "configs", "--linear.epochs", "0"), "linear.epochs: "),
-    (("linear", "--weights", "random", "--data", "configs", "--linear.epoch", "1"), "Did you mean linear.epochs?"),
-    (("linear", "--weights", "random", "--data", "configs", "--config", "no.yaml"), "no.yaml"),
-    (("linear", "--weights", "random", "--data", "configs", "--linear.augment", "true"), "linear.standardize: "),
-    (("knn", "--weights", "random", "--data", "configs", "--linear.epochs", "1"), "--linear.epochs: "),
+    (("knn", *RANDOM[:2], *RANDOM[1:], "--data", "configs"), "weights: "),
+    (("knn", *RANDOM, "--data", "nowhere"), "--data: "),
+    (("knn", *RANDOM, "--data", "README.md"), "--data: "),
+    (("knn", *RANDOM, "--data", "configs", "--k", "0"), "--k: "),
+    (("knn", *RANDOM, "--data", "configs", "--temperature", "0"), "--temperature: "),
+    (("matching", *RANDOM, "--data", "configs", "--image-size", "8"), "--image-size: "),
+    (("matching", *RANDOM, "--data", "configs", "--seed", str(2**31)), "--seed: "),
+    (("svm", *RANDOM, "--data", "configs", "--costs", "-1"), "--costs: "),
+    (("linear", *RANDOM, "--data", "configs", "--linear.epochs", "0"), "linear.epochs: "),
+    (("linear", *RANDOM, "--data", "configs", "--linear.epoch", "1"), "Did you mean linear.epochs?"),
+    (("linear", *RANDOM, "--data", "configs", "--config", "no.yaml"), "no.yaml"),
+    (("linear", *RANDOM, "--data", "configs", "--linear.augment", "true"), "linear.standardize: "),
+    (("knn", *RANDOM, "--data", "configs", "--linear.epochs", "1"), "--linear.epochs: "),
 ])  # fmt: skip
 def test_probe_with_wrong_flags_is_one_line_and_exit_2(capsys, words, expected):
     code, _, lines = run(capsys, "probe", *words)
