@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from dupr_tf.models import DUPR
 from dupr_tf.training.optimizers import CoupledSGD
-from tests.models.replica_run import batches
+from tests.models.random_batches import batches
 from tests.models.test_golden import CHANNELS, TinyBackbone
 
 
