@@ -123,11 +123,10 @@ def test_the_arrows_form_no_circle_and_keep_data_and_models_apart():
 @pytest.mark.parametrize(
     "module",
     [
-        *("errors", "text", "registry", "files", "config", "launching"),
-        *("data/sample", "data/sample_textures", "data/images/listing", "data/pillow_images", "data/annotations"),
-        *("data/entries", "data/coco_files", "data/voc_files", "data/cityscapes_files", "data/masks", "data/share"),
-        *("data/segments", "data/segment_classes", "data/formats"),
+        *("errors", "text", "registry", "files", "batch", "config", "data", "launching"),
+        *("weights/paths", "detection/labels"),
         *("planning/devices", "planning/assumptions", "planning/estimate"),
+        *("probing/images", "probing/labelled", "reporting/folder_statistics"),
     ],
 )
 def test_light_files_import_no_framework(module):
@@ -138,9 +137,9 @@ def test_light_files_import_no_framework(module):
         assert not {target.split(".")[0] for target in imported(parse(path), "dupr_tf")} & FRAMEWORKS
 
 
-@pytest.mark.parametrize("module", ["dupr_tf.config", "dupr_tf.cli"])
+@pytest.mark.parametrize("module", ["config", "cli", "training.run", "detection.finetune", "probing.backbones"])
 def test_importing_it_does_not_load_tensorflow(module):
-    code = f"import sys, {module}; print(*{FRAMEWORKS}.intersection(sys.modules))"
+    code = f"import sys, dupr_tf.{module}; print(*{FRAMEWORKS}.intersection(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "", f"import {module} loads {done.stdout}"

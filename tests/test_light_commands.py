@@ -47,7 +47,16 @@ print("codes", json.dumps(codes))
 """
 PRETRAIN = "pretrain configs/demo.yaml"
 FINETUNE = "finetune configs/retinanet_r18_small.yaml"
-LOOKING = ["--help", "pretrain --help", "list", "fields", "report run --views 0 --output page.html"]
+LOOKING = [
+    "--help",
+    "pretrain --help",
+    "list",
+    "fields",
+    "report run --views 0 --output page.html",
+    "scan photos",
+    "pack photos --output shards",
+    "pack shards --verify",
+]
 REFUSED = [
     # images
     f"{PRETRAIN} --output new",

@@ -73,6 +73,9 @@ class Weights:
             if value is not None and value < least:
                 flag, problem = f"--{name.replace('_', '-')}", f"Expected {least} or more, received {value}."
                 problems.append(UserError(flag, problem, f"Use at least {least}."))
+        if self.seed >= 2**31:
+            problem = f"Expected less than {2**31:,}, received {self.seed:,}."
+            problems.append(UserError("--seed", problem, "Use a smaller one."))
         if getattr(self, "temperature", 1.0) <= 0:
             problem = f"Expected more than 0, received {self.temperature}."
             problems.append(UserError("--temperature", problem, "Leave it out for the default."))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dupr_tf.errors import UserError, raise_all
+from dupr_tf.text import escape
 
 REFUSED = 1
 
@@ -67,11 +68,19 @@ def print_export(written: Path) -> None:
 
 def print_verified(root: Path) -> None:
     """Compares shards with their checksums. Raises a `UserError` for each that is damaged."""
-    from dupr_tf.data.shard_files import damaged_files
+    from dupr_tf.data.shards.manifest import find_damage
 
-    errors = [error for _, error in damaged_files(root)]
+    errors = list(find_damage(root))
     raise_all(list(filter(None, errors)))
     print(f"{len(errors)} shards are what was packed: {root}")
+
+
+def print_names(root: Path) -> None:
+    """Prints the name of each packed image on a line, special characters escaped."""
+    from dupr_tf.data.shards.manifest import list_names
+
+    for name in list_names(root):
+        print(escape(name))
 
 
 def with_progress(items, total: int):

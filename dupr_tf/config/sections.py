@@ -32,7 +32,7 @@ class DataConfig(Section):
     root: LocalPath | None = Field(
         None, description="folder of images, COCO / VOC root, shards, tfds:NAME; --data sets it"
     )
-    kind: Literal["auto", "folder", "coco", "voc", "cityscapes", "masks", "tfrecord", "tfds"] = Field(
+    kind: Literal["auto", "folder", "coco", "voc", "cityscapes", "masks", "shards", "tfds"] = Field(
         "auto", description="layout of root; auto looks"
     )
     class_names: tuple[str, ...] | None = Field(
@@ -48,6 +48,15 @@ class DataConfig(Section):
     max_pixels: int = Field(100_000_000, ge=1, description="an image of more pixels is skipped, from its header")
     threads: int | None = Field(None, ge=1, description="threads that read images; default: the number of cores")
     processes: int = Field(0, ge=0, description="processes that read images; 0: the training process reads them itself")
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _kind(cls, value):
+        if value == "tfrecord":
+            raise UserError(
+                None, "Packed images are no longer TFRecord.", "Pack them again, and pass --data.kind shards."
+            )
+        return value
 
 
 class ViewsConfig(Section):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dupr_tf.data.shard_files import is_shards, read_manifest
+from dupr_tf.data.shards.manifest import is_shards, read_manifest
 from dupr_tf.errors import UserError
 from dupr_tf.registry import Entry, Registry
 
@@ -66,12 +66,12 @@ SOURCES = Registry(
     FIELD,
     {
         "tfds": Entry(
-            "dupr_tf.data.tfds_source:open_tfds",
+            "dupr_tf.data.tfds:open_tfds",
             "tfds:NAME, a data set of TensorFlow Datasets that is prepared on this machine",
             facts={"shown": is_tfds, "check": check_tfds},
         ),
-        "tfrecord": Entry(
-            "dupr_tf.data.shards:open_shards",
+        "shards": Entry(
+            "dupr_tf.data.shards.read:open_shards",
             "shards that `dupr-tf pack` wrote",
             facts={"shown": is_packed, "check": read_manifest},
         ),

@@ -19,7 +19,7 @@ from dupr_tf.errors import RunFailed, UserError
 
 BLOCK = 32  # images that a thread reads in one call, at most
 SUBSTITUTES = 32  # images tried in place of an unusable one before the run gives up
-SURPLUS = 2  # pixels that must stay for each pixel of a view, so that the antialiased resize still decides
+SURPLUS = 4  # pixels that must stay for each pixel of a view, so that the antialiased resize still decides
 SUBSTITUTE_STREAM = 1 << 31  # added to an epoch, for draws other than those of its geometry
 
 
@@ -177,8 +177,7 @@ class PairBlocks:
         side = (crops[:, 2:] - crops[:, :2]).min()
         factor = next((factor for factor in FACTORS if side >= SURPLUS * self.view * factor), 1)
         image = decode(content, self.max_pixels, header, factor)
-        shrunk = np.array(image.shape[:2]) / (header.height, header.width)
-        return image, np.rint(crops * np.tile(shrunk, 2)).astype(np.int64)
+        return image, np.minimum(np.rint(crops / factor).astype(np.int64), np.tile(image.shape[:2], 2))
 
 
 @functools.lru_cache(maxsize=4)

@@ -31,7 +31,8 @@ class DUPR(keras.Model):
         momentum_schedule: "constant", or "cosine" from `momentum` to 1 over `total_steps` (BYOL).
         total_steps: of the run; needed by the cosine.
         photometric: name of the colour augmentation, see `dupr_tf.ops.photometric`.
-        micro_batches: batch-norm groups of a step over all devices; keys are shuffled over them (METHOD section 6).
+        micro_batches: batch-norm groups of a step over all replicas, a multiple of their number; keys are shuffled
+            over them (METHOD section 6).
         seed: of every random draw inside the step, in [0, 2**31).
         name: of the model.
         **short_form: DUPR's terms in short: `image_weights`, `patch_weights`, `roi_sizes`, `embedding_dim`, `head`,
@@ -45,7 +46,8 @@ class DUPR(keras.Model):
         step: () int64 variable, steps taken.
 
     Raises:
-        UserError: terms in both forms, no term, two terms of one name, or a wrong value.
+        UserError: terms in both forms, no term, two terms of one name, a wrong value, or groups that the replicas of
+            the strategy in whose scope the model is made cannot share evenly.
     """
 
     def __init__(self, backbone, terms=None, momentum=0.999, momentum_schedule="constant", total_steps=None,
@@ -58,6 +60,10 @@ class DUPR(keras.Model):
                 "momentum_schedule",
                 f"Expected 'constant', or 'cosine' with total_steps, received {momentum_schedule!r}.",
             )
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        if micro_batches < 1 or micro_batches % replicas:
+            problem = f"Expected a multiple of the {replicas} replicas, received {micro_batches}."
+            raise UserError("micro_batches", problem, f"Pass {replicas * max(1, micro_batches // replicas)}.")
         self.momentum, self.momentum_schedule, self.total_steps = momentum, momentum_schedule, total_steps
         self.photometric, self.micro_batches, self.seed = photometric, micro_batches, seed
         self.terms = build_terms(expand_short_form(**short_form) if terms is None else terms)

@@ -225,6 +225,4 @@ def _shown(paths, queries, found, aligned, size) -> list:
 
 
 def _views(paths, size) -> np.ndarray:
-    return np.concatenate(
-        [batch.numpy() for _, batch in read_each(paths, lambda _, content: centre_view(content, size), 32)]
-    )
+    return np.concatenate([batch for _, batch in read_each(paths, lambda _, content: centre_view(content, size), 32)])

@@ -1,5 +1,6 @@
 """Reading ahead with threads and processes: order, errors, and what is left when a process ends in whatever way."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from dupr_tf.errors import RunFailed
 
 SIGNATURE = {"x": ((4, 2), np.int64)}
 SHARED_MEMORY = Path("/dev/shm")
+WIDTH = int(os.environ.get("TEST_READER_WIDTH", "100000"))  # tells the shared memory of a run from that of others
 SCRIPT = """
 import sys, time
 import numpy as np
@@ -40,7 +42,7 @@ def make(number):
 
 
 def make_large(number):
-    return Block({"x": np.full((100, 100_000), number, np.uint8)})
+    return Block({"x": np.full((100, WIDTH), number, np.uint8)})
 
 
 def fail_at_four(number):
@@ -75,6 +77,14 @@ def wait_until(condition, seconds=15.0):
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.05)
+
+
+def sizes_of_shared_memory() -> list[int]:
+    sizes = []
+    for path in SHARED_MEMORY.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(path.stat().st_size)
+    return sizes
 
 
 @pytest.mark.parametrize(("threads", "processes"), [(0, 0), (1, 0), (3, 0), (1, 2)])
@@ -135,14 +145,14 @@ def test_killed_input_process_ends_the_iteration_with_one_line():
 def test_no_process_and_no_shared_memory_outlives_the_run(tmp_path, number, state):
     script = tmp_path / "read.py"
     script.write_text(SCRIPT)
-    before = set(SHARED_MEMORY.iterdir())
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    width = 100_001 + os.getpid() % 100_000
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TEST_READER_WIDTH": str(width)}
     run = subprocess.Popen(
         [sys.executable, str(script), state], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=environment, start_new_session=True,
     )  # fmt: skip
     children = [int(pid) for pid in run.stdout.readline().split()]
-    assert len(children) == 2
+    assert len(children) == 2 and 100 * width in sizes_of_shared_memory()
     if number == signal.SIGINT:
         os.killpg(run.pid, number)  # as a terminal does
     else:
@@ -151,4 +161,4 @@ def test_no_process_and_no_shared_memory_outlives_the_run(tmp_path, number, stat
     if number == signal.SIGINT:
         assert (run.returncode, output.strip(), errors) == (0, "interrupted", "")
     wait_until(lambda: not any(map(is_running, children)))
-    wait_until(lambda: set(SHARED_MEMORY.iterdir()) <= before)
+    wait_until(lambda: 100 * width not in sizes_of_shared_memory())

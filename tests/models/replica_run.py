@@ -1,13 +1,16 @@
-"""DUPR steps by `fit` on N logical devices: python -m tests.models.replica_run DEVICES GROUPS STEPS OUTPUT.npz [KIND].
+"""DUPR steps by `fit` on logical devices: python -m tests.models.replica_run FOLDER KIND,DEVICES,GROUPS,STEPS …
 
-KIND is float32 (the default), coarse: half as many groups of the same images, or one without photometrics: plain,
-float16, overflow: float16 where the last replica's gradients are infinite, or nan: a batch before the last whose last
-image, on the last replica, makes the loss NaN.
+Each run leaves FOLDER/KIND,DEVICES,GROUPS,STEPS.npz. KIND is float32; recipe: with all terms of DUPR; terms: with terms
+of other methods; coarse: half as many groups of the same images; or one without photometrics: plain, float16, overflow:
+float16 where the last replica's gradients are infinite, or nan: a batch before the last whose last image, on the last
+replica, makes the loss NaN.
 
-Run in a process of its own: logical devices are set before TensorFlow starts, and one process holds one strategy.
+Logical devices are set before TensorFlow starts, and one process holds one strategy: the runs of a process have one
+device, or all as many.
 """
 
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -16,10 +19,9 @@ import tensorflow as tf
 from dupr_tf.models import DUPR
 from dupr_tf.training.distribution import scope
 from dupr_tf.training.optimizers import CoupledSGD
+from tests.models import other_terms
+from tests.models.random_batches import GROUP, batches
 from tests.models.test_golden import CHANNELS, TinyBackbone
-
-# Groups of four and P5 maps of 2 x 2: statistics over two numbers would turn rounding errors into other signs.
-GROUP, SIZE = 4, 64  # SIZE is what TinyBackbone takes
 
 
 class Overflowing(DUPR):
@@ -32,52 +34,50 @@ class Overflowing(DUPR):
         return [g + tf.where(last, float("inf"), 0.0) for g in gradients], logs
 
 
-def batches(steps, batch):
-    """Batches that are a function of the step; some pairs are invalid."""
-    random = np.random.default_rng(0)
-    for _ in range(steps):
-        corner = random.uniform(0, 16, (2, batch, 2))
-        boxes = np.concatenate([corner, corner + random.uniform(32, 48, (2, batch, 2))], -1).astype(np.float32)
-        yield {
-            "view_1": random.integers(0, 256, (batch, SIZE, SIZE, 3), np.uint8),
-            "view_2": random.integers(0, 256, (batch, SIZE, SIZE, 3), np.uint8),
-            "boxes_1": boxes[0],
-            "boxes_2": boxes[1],
-            "flipped_1": random.random(batch) < 0.5,
-            "flipped_2": random.random(batch) < 0.5,
-            "valid": random.random(batch) < 0.8,
-            "index": np.arange(batch),
-        }
-
-
-def main(devices, groups, steps, output, kind="float32"):
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
-    names = [f"CPU:{i}" for i in range(devices)]
-    strategy = tf.distribute.MirroredStrategy(names) if devices > 1 else None
-    half, batch = kind in ("float16", "overflow"), GROUP * groups
+def make_model(kind, groups):
+    """A compiled DUPR with few terms, or of the recipe's or other methods'."""
+    keras.utils.set_random_seed(1)
+    half = kind in ("float16", "overflow")
     policy = "mixed_float16" if half else "float32"
     keras.config.set_dtype_policy(policy)  # of the heads
-    with scope(strategy):
-        keras.utils.set_random_seed(1)
-        model = (Overflowing if kind == "overflow" else DUPR)(
-            TinyBackbone(CHANNELS, dtype=policy),
-            roi_sizes=(16, 8, 4, 2), embedding_dim=16, bank_size=163, momentum=0.9,
-            micro_batches=groups // 2 if kind == "coarse" else groups,
-            photometric="moco_v2" if kind in ("float32", "coarse") else "none",
-        )  # fmt: skip
-        optimizer = CoupledSGD(1e-3)
-        model.compile(keras.optimizers.LossScaleOptimizer(optimizer) if half else optimizer, jit_compile=False)
-        model.optimizer.build(model.query_variables)
-    before = _flat(model.query_variables)
-    elements = list(batches(steps, batch))
+    if kind == "terms":
+        return other_terms.make_model(groups, photometric="moco_v2")
+    weights = {"image_weights": (0, 0, 0, 1), "patch_weights": (0, 0, 0, 0)}
+    if kind != "overflow":
+        weights = {"image_weights": (0, 0.4, 0, 1), "patch_weights": (0, 0, 1, 0)}
+    model = (Overflowing if kind == "overflow" else DUPR)(
+        TinyBackbone(CHANNELS, dtype=policy), **({} if kind == "recipe" else weights),
+        roi_sizes=(16, 8, 4, 2), embedding_dim=16, bank_size=163, momentum=0.9,
+        micro_batches=groups // 2 if kind == "coarse" else groups,
+        photometric="moco_v2" if kind in ("float32", "recipe", "coarse") else "none",
+    )  # fmt: skip
+    optimizer = CoupledSGD(1e-3)
+    model.compile(keras.optimizers.LossScaleOptimizer(optimizer) if half else optimizer, jit_compile=False)
+    model.optimizer.build(model.query_variables)
+    return model
+
+
+def make_batches(kind, groups, steps):
+    if kind == "terms":
+        return list(other_terms.labelled_batches(steps))
+    elements = list(batches(steps, GROUP * groups))
     if kind == "nan":
-        poisoned = {**elements[0], "boxes_1": elements[0]["boxes_1"].copy(), "valid": np.ones(batch, bool)}
+        poisoned = {**elements[0], "boxes_1": elements[0]["boxes_1"].copy(), "valid": np.ones(GROUP * groups, bool)}
         poisoned["boxes_1"][-1] = np.nan
         elements.insert(-1, poisoned)
-    data = tf.data.Dataset.from_tensor_slices({k: np.stack([e[k] for e in elements]) for k in elements[0]})
+    return elements
+
+
+def train(strategy, kind, groups, steps):
+    """Logs of each step and the state at the end."""
+    keras.utils.clear_session()
+    with scope(strategy):
+        model = make_model(kind, groups)
+    before = _flat(model.query_variables)
+    elements = make_batches(kind, groups, steps)
     # `fit` splits a *batch* over the replicas, so the rows are batched here.
-    data = data.unbatch().batch(batch, drop_remainder=True)
+    data = tf.data.Dataset.from_tensor_slices({k: np.concatenate([e[k] for e in elements]) for k in elements[0]})
+    data = data.batch(len(elements[0]["valid"]), drop_remainder=True)
     losses = []
     record = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: losses.append({k: float(logs[k]) for k in sorted(logs)})
@@ -86,10 +86,23 @@ def main(devices, groups, steps, output, kind="float32"):
     results = {"names": np.array(list(losses[0])), "losses": np.array([list(entry.values()) for entry in losses])}
     results |= {"replicas_agree": np.array(_replicas_agree(model))}
     results |= {f"bank_{name}": bank.keys.numpy() for name, bank in model.banks.items()}
+    results |= {f"state {name}": np.asarray(variable) for name, variable in model.named_variables().items()}
     results["weights"], results["key_weights"] = _flat(model.query_variables), _flat(model.key_variables)
     results["moved"] = np.abs(results["weights"] - before).max()
-    results["loss_scale"] = np.array(model.optimizer.dynamic_scale.numpy() if half else 1.0)
-    np.savez(output, **results)
+    scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    results["loss_scale"] = np.array(model.optimizer.dynamic_scale.numpy() if scaled else 1.0)
+    return results
+
+
+def main(folder, *names):
+    runs = [(kind, *map(int, numbers)) for kind, *numbers in (name.split(",") for name in names)]
+    devices = max(run[1] for run in runs)
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
+    mirrored = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)]) if devices > 1 else None
+    for name, (kind, own_devices, groups, steps) in zip(names, runs, strict=True):
+        assert own_devices in (1, devices)
+        np.savez(Path(folder) / name, **train(mirrored if own_devices > 1 else None, kind, groups, steps))
 
 
 def _flat(variables):
@@ -107,4 +120,4 @@ def _replicas_agree(model):
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]), *sys.argv[4:])
+    main(*sys.argv[1:])

@@ -1,5 +1,7 @@
 """DUPR's step against the NumPy twins, on a backbone small enough to follow by hand."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ from dupr_tf.models.terms.contrast import draw_patch_keys
 from dupr_tf.ops.photometric import PRESETS, apply_and_normalise, draw
 from dupr_tf.training.optimizers import CoupledSGD
 from tests import oracles, oracles_step
+from tests.models.test_golden import CHANNELS, SIZE, TinyBackbone
+from tests.refusals import refusal
 
-SIZE, BATCH, BANK, DIM = 32, 4, 37, 16
+BATCH, BANK, DIM = 4, 37, 16
 LEVELS = ("P2", "P3", "P4", "P5")
 STRIDES = dict(zip(LEVELS, (4, 8, 16, 32), strict=True))
 SETTINGS = {
@@ -22,9 +26,9 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def make_model(learning_rate=0.1, **changes):
+def make_model(learning_rate=0.1, backbone=None, **changes):
     keras.utils.set_random_seed(1)
-    model = DUPR(build_backbone("resnet18", width=0.125), **{**SETTINGS, **changes})
+    model = DUPR(backbone or TinyBackbone(CHANNELS), **{**SETTINGS, **changes})
     # A real step starts with encoders that differ; so does this one.
     for variable in model.key_variables:
         variable.assign(variable + 0.01 * tf.random.stateless_normal(variable.shape, [3, len(variable.shape)]))
@@ -159,7 +163,8 @@ def test_a_step_moves_queries_by_the_optimiser_and_keys_by_the_average_only():
 @pytest.mark.slow  # test_golden.py compiles a network of five convolutions
 def test_the_step_of_a_resnet_compiles_under_xla():
     """One batch-norm group: the shuffle's draws, other under XLA, then change nothing in the losses."""
-    plain, compiled, batch = make_model(), make_model(), make_batch()
+    plain, compiled = (make_model(backbone=build_backbone("resnet18", width=0.125)) for _ in range(2))
+    batch = make_batch()
     before = [v.numpy() for v in plain.query_variables]
     expected = tf.function(plain.train_step, autograph=False)(batch)
     logs = tf.function(compiled.train_step, jit_compile=True, autograph=False)(batch)
@@ -253,6 +258,14 @@ def test_wrong_settings_are_refused_at_construction(changes, field):
     with pytest.raises(UserError) as error:
         make_model(**changes)
     assert error.value.fields == (field,)
+
+
+def test_groups_that_replicas_cannot_share_evenly_are_refused(monkeypatch):
+    backbone = TinyBackbone(CHANNELS)
+    assert refusal(DUPR, backbone, micro_batches=0).fields == ("micro_batches",)
+    monkeypatch.setattr(tf.distribute, "get_strategy", lambda: SimpleNamespace(num_replicas_in_sync=4))
+    for groups in (1, 3, 6):
+        assert refusal(DUPR, backbone, micro_batches=groups).fields == ("micro_batches",)
 
 
 # --- random draws -----------------------------------------------------------------------------------

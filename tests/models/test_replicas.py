@@ -1,43 +1,33 @@
-"""The same step on one device and on several logical ones (METHOD section 6). Each run is a process of its own."""
+"""The same step on one device and on several logical ones (METHOD section 6)."""
 
-import functools
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-STEPS, GROUPS = 4, 4
 
-
-def run(folder, devices, groups, steps=STEPS, kind="float32"):
-    output = folder / f"{devices}x{groups}_{steps}_{kind}.npz"
-    command = [sys.executable, "-m", "tests.models.replica_run", *map(str, (devices, groups, steps, output, kind))]
+def run(folder, *names):
+    """Results of runs of `replica_run`, in one process."""
+    command = [sys.executable, "-m", "tests.models.replica_run", str(folder), *names]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
-    return dict(np.load(output))
+    return [dict(np.load(folder / f"{name}.npz")) for name in names]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """By devices: one has four batch-norm groups, two have two each, four have one each. Each is run when asked for."""
-    folder = tmp_path_factory.mktemp("replicas")
-    return functools.cache(lambda devices: run(folder, devices, GROUPS))
-
-
-TWO_OR_FOUR = pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow)])
-
-
-@TWO_OR_FOUR
-def test_losses_banks_and_updates_do_not_depend_on_the_number_of_devices(runs, devices):
-    same_numbers(runs(1), runs(devices))
+    """{run: results} of one device, which has all groups, and of two, which share them; in one process."""
+    names = ["terms,1,4,3", "terms,2,4,3", "overflow,2,2,1"]
+    return dict(zip(names, run(tmp_path_factory.mktemp("replicas"), *names), strict=True))
 
 
 @pytest.mark.slow
-def test_eight_devices_give_what_one_gives(tmp_path):
-    one, eight = (run(tmp_path, devices, groups=8) for devices in (1, 8))
-    same_numbers(one, eight)
-    assert eight["replicas_agree"]
+@pytest.mark.parametrize("groups", [4, 8])
+def test_as_many_devices_as_groups_give_what_one_gives(tmp_path, groups):
+    one, many = run(tmp_path, f"recipe,1,{groups},4", f"recipe,{groups},{groups},4")
+    same_numbers(one, many)
+    assert many["replicas_agree"]
 
 
 def same_numbers(one, many):
@@ -50,34 +40,56 @@ def same_numbers(one, many):
         np.testing.assert_allclose(many[name], one[name], atol=1e-5, err_msg=name)
 
 
-@TWO_OR_FOUR
-def test_every_replica_holds_the_same_bits(runs, devices):
-    assert runs(devices)["replicas_agree"]
+def test_two_devices_give_what_one_gives(runs):
+    """With DUPR's terms and others, logs, weights, banks and optimiser's steps are the same."""
+    one, two = logs_and_state(runs["terms,1,4,3"]), logs_and_state(runs["terms,2,4,3"])
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        if "moving" not in name:  # each replica keeps the statistics of its own groups
+            np.testing.assert_allclose(two[name], value, rtol=1e-4, atol=2e-5, err_msg=name)
+    np.testing.assert_allclose(runs["terms,2,4,3"]["losses"][0], runs["terms,1,4,3"]["losses"][0], rtol=1e-5, atol=1e-6)
+    assert runs["terms,2,4,3"]["replicas_agree"]
+
+
+def logs_and_state(result):
+    logs = dict(zip(result["names"], result["losses"].T, strict=True))
+    return logs | {name: value for name, value in result.items() if name.startswith("state ")}
+
+
+def test_terms_of_other_methods_log_their_columns(runs):
+    logs = logs_and_state(runs["terms,1,4,3"])
+    expected = {"loss/byol", "cosine/byol", "loss/classes", "accuracy/classes", "std/image_P5", "match/patch_P4"}
+    assert expected <= set(logs)
+    assert not {"std/byol", "accuracy/byol"} & set(logs)
+    assert logs["loss/classes"][0] == 0.0  # no label in the first batch
+    np.testing.assert_allclose(logs["loss/byol"], 2.0 - 2.0 * logs["cosine/byol"], rtol=1e-5)
+    weights = {"byol": 0.5, "classes": 0.7, "image_P5": 1.0, "patch_P4": 0.3}
+    np.testing.assert_allclose(logs["loss"], sum(w * logs[f"loss/{name}"] for name, w in weights.items()), rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_every_replica_holds_the_same_bits_after_fifty_steps(tmp_path):
-    assert run(tmp_path, 2, groups=2, steps=50, kind="plain")["replicas_agree"]
+    assert run(tmp_path, "plain,2,2,50")[0]["replicas_agree"]
 
 
 @pytest.mark.slow
-def test_the_number_of_groups_does_matter(runs, tmp_path):
-    few = run(tmp_path, 1, GROUPS, steps=1, kind="coarse")["losses"][0]
-    assert np.abs(few - runs(1)["losses"][0]).max() > 1e-2
+def test_the_number_of_groups_does_matter(tmp_path):
+    many, few = (result["losses"][0] for result in run(tmp_path, "float32,1,4,1", "coarse,1,4,1"))
+    assert np.abs(few - many).max() > 1e-2
 
 
 @pytest.mark.slow
 def test_float16_trains_on_two_devices_as_float32_does(tmp_path):
-    half, full = (run(tmp_path, 2, 2, 2, kind) for kind in ("float16", "plain"))
+    half, full = run(tmp_path, "float16,2,2,2", "plain,2,2,2")
     assert half["replicas_agree"] and half["moved"] > 0
     losses = [name.startswith("loss") for name in half["names"]]
     np.testing.assert_allclose(half["losses"][0][losses], full["losses"][0][losses], rtol=0.02, atol=1e-3)
     assert all(half[name].dtype == np.float32 for name in half if name.startswith("bank"))
 
 
-def test_an_overflow_on_one_replica_skips_the_step_on_all(tmp_path):
+def test_an_overflow_on_one_replica_skips_the_step_on_all(runs):
     """Keras' loss scaling looks at the first replica alone: unheeded, the second's NaN would be in every weight."""
-    result = run(tmp_path, 2, 2, 1, "overflow")
+    result = runs["overflow,2,2,1"]
     assert result["replicas_agree"]
     assert result["moved"] == 0 and np.isfinite(result["weights"]).all()
     assert result["loss_scale"] == 2.0**14  # halved
@@ -85,5 +97,5 @@ def test_an_overflow_on_one_replica_skips_the_step_on_all(tmp_path):
 
 @pytest.mark.slow
 def test_a_nan_on_one_replica_is_logged_by_all(tmp_path):
-    poisoned = run(tmp_path, 2, 2, 2, "nan")
+    (poisoned,) = run(tmp_path, "nan,2,2,2")
     assert np.isnan(poisoned["losses"]).any(axis=1).tolist() == [False, True, True]

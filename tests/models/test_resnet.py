@@ -90,8 +90,15 @@ def numpy_resnet(state, x):
     return levels
 
 
-@pytest.mark.parametrize("size", [(64, 64), (65, 71), (33, 46), (7, 96)], ids=str)
-@pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
+@pytest.mark.parametrize(
+    ("architecture", "size"),
+    [
+        *(("resnet18", size) for size in [(64, 64), (65, 71), (33, 46), (7, 96)]),
+        ("resnet50", (65, 71)),
+        pytest.param("resnet50", (64, 64), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_features_are_those_of_torchs_padding_and_strides(architecture, size):
     backbone = randomised(architecture)
     images = np.random.default_rng(1).normal(size=(2, *size, 3))
@@ -105,7 +112,12 @@ def test_features_are_those_of_torchs_padding_and_strides(architecture, size):
         np.testing.assert_allclose(received[level], expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+SLOW = ("resnet34", "resnet101", "resnet152")  # of the blocks of others; weights/test_names.py counts their blocks
+
+
+@pytest.mark.parametrize(
+    "architecture", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in ARCHITECTURES]
+)
 def test_parameters_are_torchvisions(architecture):
     backbone = build_backbone(architecture)
     trainable = sum(int(np.prod(variable.shape)) for variable in backbone.trainable_variables)

@@ -1,8 +1,6 @@
-"""The interface of a term: terms of other methods beside DUPR's, on one device and on two, saved and loaded."""
+"""The interface of a term: terms of other methods beside DUPR's, saved and loaded; on two devices: `test_replicas`."""
 
 import inspect
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -13,40 +11,8 @@ from dupr_tf.config.terms import TERMS, expand_short_form
 from dupr_tf.errors import UserError
 from dupr_tf.models import DUPR
 from dupr_tf.models.terms import ImageContrast, PatchContrast, Term, build_terms
-from tests.models.terms_run import Bootstrap, Classify, labelled_batches, make_model
+from tests.models.other_terms import Bootstrap, Classify, labelled_batches, make_model
 from tests.models.test_golden import CHANNELS, TinyBackbone
-
-
-@pytest.fixture(scope="module")
-def steps(tmp_path_factory):
-    """{devices: logs and state after three steps of four groups}."""
-    folder, results = tmp_path_factory.mktemp("terms"), {}
-    for devices in (1, 2):
-        output = folder / f"{devices}.npz"
-        command = [sys.executable, "-m", "tests.models.terms_run", str(devices), str(output)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        results[devices] = dict(np.load(output))
-    return results
-
-
-def test_terms_of_other_methods_train_alike_on_two_devices(steps):
-    one, two = steps[1], steps[2]
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        if "moving" not in name:  # each replica keeps the statistics of its own groups
-            np.testing.assert_allclose(two[name], value, rtol=1e-4, atol=2e-5, err_msg=name)
-
-
-def test_terms_of_other_methods_log_their_columns(steps):
-    logs = {name.removeprefix("log "): value for name, value in steps[1].items() if name.startswith("log ")}
-    expected = {"loss/byol", "cosine/byol", "loss/classes", "accuracy/classes", "std/image_P5", "match/patch_P4"}
-    assert expected <= set(logs)
-    assert not {"std/byol", "accuracy/byol"} & set(logs)
-    assert logs["loss/classes"][0] == 0.0  # no label in the first batch
-    np.testing.assert_allclose(logs["loss/byol"], 2.0 - 2.0 * logs["cosine/byol"], rtol=1e-5)
-    weights = {"byol": 0.5, "classes": 0.7, "image_P5": 1.0, "patch_P4": 0.3}
-    np.testing.assert_allclose(logs["loss"], sum(w * logs[f"loss/{name}"] for name, w in weights.items()), rtol=1e-5)
 
 
 def test_predictor_learns_and_has_no_twin_in_the_key_encoder():

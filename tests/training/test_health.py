@@ -12,13 +12,13 @@ from PIL import Image
 
 from dupr_tf.cli import main
 from dupr_tf.config import dump_config, parse_config
-from dupr_tf.data.bad_images import BadImages
+from dupr_tf.data.images.bad_images import BadImages
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.training import callbacks, metrics_log
 from dupr_tf.training.checkpoints import saved_checkpoints
 from dupr_tf.training.health import StopOnDivergence, WarnOfCollapse, patience
 from dupr_tf.training.pretrain import batch_images, pretrain
-from tests.training.test_pretrain import metrics, photos, tiny  # noqa: F401  (a fixture)
+from tests.training.test_pretrain import metrics, photos, steps_without_a_network, tiny  # noqa: F401  (a fixture)
 
 CONFIG = parse_config({
     "model": {"bank_size": 4096, "momentum": 0.99}, "optimizer": {"warmup_steps": 100}, "train": {"batch_size": 64},
@@ -79,24 +79,46 @@ def test_only_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     assert not (tmp_path / "diverged.json").exists()
 
 
-def test_a_run_that_diverges_ends_with_the_images_and_the_last_good_checkpoint(photos, tmp_path, capsys):  # noqa: F811
-    config, run = tmp_path / "c.yaml", tmp_path / "run"
-    config.write_text(dump_config(tiny(checkpoint_every=1)))
-    command = ["pretrain", str(config), "--data", str(photos), "--output", str(run)]
-    assert main([*command, "--optimizer.learning_rate=1e30"]) == 1
-    told = capsys.readouterr().err
+def assert_ended_by_divergence(run, step, told):
+    """The record names the step; log and checkpoints end before it, and there is no backbone."""
     entry = json.loads((run / "diverged.json").read_text())
-    step = entry["step"]
-    assert f"diverged at step {step}:" in told
-    assert 1 < step < 6 and entry["learning_rate"] > 1e29 and "nan" in str(entry["loss_terms"])
-    paths = list_images(photos, "folder")
-    assert entry["images"] == batch_images(paths, tiny(), step - 1, BadImages(paths, 0.1)) and len(entry["images"]) == 8
+    assert entry["step"] == step and f"diverged at step {step}:" in told
+    assert entry["learning_rate"] > 1e29 and "nan" in str(entry["loss_terms"])
     assert saved_checkpoints(run / "checkpoints")[0].name == f"ckpt-{step - 1}"
     assert [line["step"] for line in metrics(run)] == list(range(1, step))
     assert not (run / "backbone.keras").exists()
+    return entry["images"]
 
-    assert main(command) == 2  # another rate than it was begun with
+
+@pytest.fixture
+def command(photos, tmp_path):  # noqa: F811
+    """The command line of the toy run into tmp_path/run."""
+    config = tmp_path / "c.yaml"
+    config.write_text(dump_config(tiny(checkpoint_every=1)))
+    return ["pretrain", str(config), "--data", str(photos), "--output", str(tmp_path / "run")]
+
+
+def test_loss_of_nan_ends_the_run_with_the_images_and_the_last_good_checkpoint(command, tmp_path, capsys, monkeypatch):
+    def logs(step):
+        loss = math.nan if step == 4 else 1.0
+        return {"loss": loss, "loss/patch_P5": loss, "loss/image_P5": 1.0, "learning_rate": 1e30}
+
+    monkeypatch.setattr(keras.Model, "fit", steps_without_a_network(logs))
+    monkeypatch.setattr("dupr_tf.training.pretrain.batch_images", lambda source, config, step, bad: [f"of step {step}"])
+    assert main([*command, "--optimizer.learning_rate=1e30"]) == 1
+    assert assert_ended_by_divergence(tmp_path / "run", 4, capsys.readouterr().err) == ["of step 3"]  # counted from 0
+    assert main(command) == 2  # another rate than that of its start
     assert "error: optimizer.learning_rate: " in capsys.readouterr().err
+
+
+@pytest.mark.slow  # the same with a network that diverges
+def test_a_run_that_diverges_ends_with_the_images_and_the_last_good_checkpoint(photos, command, tmp_path, capsys):  # noqa: F811
+    assert main([*command, "--optimizer.learning_rate=1e30"]) == 1
+    step = json.loads((tmp_path / "run" / "diverged.json").read_text())["step"]
+    assert 1 < step < 6
+    images = assert_ended_by_divergence(tmp_path / "run", step, capsys.readouterr().err)
+    paths = list_images(photos, "folder")
+    assert images == batch_images(paths, tiny(), step - 1, BadImages(paths, 0.1)) and len(images) == 8
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from dupr_tf.models.multi_worker import MultiWorkerDUPR
 from dupr_tf.training.cluster import read_cluster
 from dupr_tf.training.distribution import choose_strategy, distribute, is_multi_worker, scope
 from dupr_tf.training.optimizers import CoupledSGD
-from tests.models.replica_run import GROUP, batches
+from tests.models.random_batches import GROUP, batches
 from tests.models.test_golden import STAGES, TinyBackbone
 from tests.training.cluster import free_ports, tf_config
 from tests.training.devices import use_logical_devices

@@ -175,13 +175,20 @@ def test_kerashub_has_one_width(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_kerascv_file_loads_after_one_import_and_carries_a_retinanet(tmp_path):
-    backbone = randomised("resnet18", width=0.125)
-    output = export(backbone, "kerascv", tmp_path / "out")
-    images = check_images((64, 64))
-    for level, value in features(keras.saving.load_model(output / "backbone.keras"), images).items():
+@pytest.fixture
+def kerascv_file(tmp_path):
+    return export(randomised("resnet18", width=0.125), "kerascv", tmp_path / "out") / "backbone.keras"
+
+
+def test_the_kerascv_file_takes_raw_images(kerascv_file):
+    backbone, images = randomised("resnet18", width=0.125), check_images((64, 64))
+    for level, value in features(keras.saving.load_model(kerascv_file), images).items():
         expected = np.asarray(pyramid(backbone)(normalized(images))[level])
         np.testing.assert_allclose(value, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.slow  # models/test_resnet.py builds a RetinaNet on the backbone
+def test_the_kerascv_file_loads_after_one_import_and_carries_a_retinanet(kerascv_file):
     code = """
 import sys, keras, numpy, dupr_tf.models
 backbone = keras.saving.load_model(sys.argv[1])
@@ -190,7 +197,7 @@ detector = keras_cv.models.RetinaNet(num_classes=20, bounding_box_format="xyxy",
 outputs = detector(numpy.zeros((1, 64, 64, 3)))
 print(sorted(backbone.pyramid_level_inputs), {name: tuple(value.shape) for name, value in outputs.items()})
 """
-    done = subprocess.run([sys.executable, "-c", code, output / "backbone.keras"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, kerascv_file], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     printed = done.stdout.strip().splitlines()[-1]
     assert "['P2', 'P3', 'P4', 'P5']" in printed and "(1, 774, 4)" in printed, printed

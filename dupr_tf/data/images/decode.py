@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageFile
 
 from dupr_tf.data.images.header import (
     EOI,
@@ -81,8 +81,7 @@ def _decode_jpeg(content: bytes, header: Header, factor: int) -> np.ndarray | No
 
 def _decode_with_pillow(content: bytes, header: Header, factor: int) -> np.ndarray:
     """The pixels as stored, those of a TIFF upright."""
-    file = io.BytesIO(_critical_chunks(content) if header.kind == "PNG" else content)
-    with open_with_pillow(file, header.kind) as image:
+    with _open(content, header) as image:
         if image.size != stored_size(header):
             raise ValueError("two headers with different sizes")
         image.load()
@@ -92,6 +91,10 @@ def _decode_with_pillow(content: bytes, header: Header, factor: int) -> np.ndarr
             raise ValueError(f"pixels of 32 bits (mode {image.mode}) have no defined white")
         pixels = (Image.fromarray(_upper_half(image)) if image.mode.startswith("I;16") else image).convert("RGB")
         return np.asarray(pixels.reduce(factor) if factor > 1 else pixels)
+
+
+def _open(content: bytes, header: Header) -> ImageFile.ImageFile:
+    return open_with_pillow(io.BytesIO(_critical_chunks(content) if header.kind == "PNG" else content), header.kind)
 
 
 def _upper_half(image: Image.Image) -> np.ndarray:
@@ -146,7 +149,7 @@ def describe(content: bytes, header: Header | None = None) -> str:
 def _notes(content: bytes, header: Header) -> list[str]:
     if header.kind == "JPEG":
         return [{1: "grey", 4: COLOUR_NOTES["CMYK"]}[header.channels]] if header.channels != 3 else []
-    with open_with_pillow(io.BytesIO(content), header.kind) as image:
+    with _open(content, header) as image:
         note = COLOUR_NOTES.get("I" if image.mode.startswith("I") else image.mode)
         notes = [note] if note else []
         with contextlib.suppress(Exception):  # a damaged second frame: the first is used all the same

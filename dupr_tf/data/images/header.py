@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
 import logging
 import os
@@ -51,6 +53,8 @@ WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xD8)}  # no marker, TEM and RSTn
 # Pillow warns of what it ignores in damaged files, and of many pixels, which `max_pixels` limits here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
+with contextlib.suppress(AttributeError, OSError):  # libtiff prints what is damaged, where Pillow raises it
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 
 class Unusable(ValueError):

@@ -1,6 +1,4 @@
-"""Two terms of other methods, and a run of them for `test_terms`: `python -m tests.models.terms_run DEVICES OUTPUT`."""
-
-import sys
+"""Two terms of other methods, a model that has them beside DUPR's, and batches with labels."""
 
 import keras
 import numpy as np
@@ -9,12 +7,11 @@ import tensorflow as tf
 from dupr_tf.models import DUPR
 from dupr_tf.models.terms import ImageContrast, PatchContrast, Term
 from dupr_tf.ops import gather
-from dupr_tf.training.distribution import scope
 from dupr_tf.training.optimizers import CoupledSGD
-from tests.models.replica_run import batches
+from tests.models.random_batches import batches
 from tests.models.test_golden import CHANNELS, TinyBackbone
 
-BATCH, GROUPS, STEPS, CLASSES = 8, 4, 3, 3
+BATCH, GROUPS, CLASSES = 16, 4, 3
 
 
 def projector(channels, dim, name):
@@ -83,40 +80,21 @@ class Classify(Term):
         return {"loss": losses, "accuracy": tf.cast(hits, tf.float32)}
 
 
-def make_model(groups=GROUPS, learning_rate=0.01):
+def make_model(groups=GROUPS, photometric="none"):
     keras.utils.set_random_seed(1)
     terms = [
         Bootstrap("P5", 0.5, name="byol"),
         Classify("P4", 0.7, name="classes"),
-        ImageContrast("P5", embedding_dim=8, bank_size=24),
-        PatchContrast("P4", 0.3, size=4, embedding_dim=8, bank_size=51),
+        ImageContrast("P5", embedding_dim=8, bank_size=40),
+        PatchContrast("P4", 0.3, size=4, embedding_dim=8, bank_size=83),
     ]
-    model = DUPR(TinyBackbone(CHANNELS), terms, momentum=0.9, photometric="none", micro_batches=groups)
-    model.compile(CoupledSGD(learning_rate), jit_compile=False)
+    model = DUPR(TinyBackbone(CHANNELS), terms, momentum=0.9, photometric=photometric, micro_batches=groups)
+    model.compile(CoupledSGD(0.01), jit_compile=False)
     model.optimizer.build(model.query_variables)
     return model
 
 
 def labelled_batches(steps):
+    """Batches of `random_batches` and labels, which the first has none of."""
     for i, batch in enumerate(batches(steps, BATCH)):
-        yield {**batch, "labels": np.array([0, 1, 2, -1, 0, -1, 2, 1], np.int32) if i else np.full(8, -1, np.int32)}
-
-
-def main(devices, output):
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
-    with scope(tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)]) if devices > 1 else None):
-        model = make_model()
-    elements = list(labelled_batches(STEPS))
-    data = tf.data.Dataset.from_tensor_slices({k: np.concatenate([e[k] for e in elements]) for k in elements[0]})
-    lines = []
-    record = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: lines.append(dict(logs)))
-    model.fit(data.batch(BATCH, drop_remainder=True), epochs=1, verbose=0, callbacks=[record])
-    names = sorted(lines[0])
-    results = {name: np.array([float(line[name]) for line in lines]) for name in names}
-    state = {name: np.asarray(variable) for name, variable in model.named_variables().items()}
-    np.savez(output, **{f"log {name}": value for name, value in results.items()}, **state)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+        yield {**batch, "labels": np.resize(np.array([0, 1, 2, -1, 0, -1, 2] if i else [-1], np.int32), BATCH)}
