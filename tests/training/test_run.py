@@ -7,7 +7,7 @@ import pytest
 
 from dupr_tf.config import Config, load_config, parse_config
 from dupr_tf.errors import UserError
-from dupr_tf.training.run import check, differences, images_entry, record
+from dupr_tf.training.run import FORMAT, check, differences, images_entry, record
 
 
 def config(**train):
@@ -79,7 +79,7 @@ def test_a_damaged_record_is_named(run):
 
 
 def test_run_of_another_format_is_refused(run):
-    for content in ('{"format": 1}', '{"format": 3}', "[]", "{"):
+    for content in (f'{{"format": {FORMAT - 1}}}', f'{{"format": {FORMAT + 1}}}', "[]", "{"):
         (run / "format.json").write_text(content)
         with pytest.raises(UserError) as error:
             check(run, config(), images_entry("/photos", PATHS), allow_change=True)
