@@ -111,7 +111,7 @@ def test_only_listed_fields_may_change_within_a_run():
     default, other = Config(), load_config("tests/every_field.yaml")
     may_change = {
         "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.strategy", "train.worker_timeout",
-        "train.start_timeout",
+        "train.start_timeout", "data.threads", "data.processes",
     }  # fmt: skip
     changed = {
         f"{name}.{field}"
