@@ -17,7 +17,7 @@ import numpy as np
 
 from dupr_tf.data.entries import Entry, Object
 from dupr_tf.data.formats import BOXES, layout_of
-from dupr_tf.data.images.header import upright_size
+from dupr_tf.data.images.decode import upright_size
 from dupr_tf.data.masks import mask_of_box, read_mask
 from dupr_tf.errors import UserError
 from dupr_tf.files import local_path

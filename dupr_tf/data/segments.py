@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from dupr_tf.data.cityscapes_files import SEMANTIC_IDS, SEMANTIC_NAMES, cityscapes_scenes, label_ids
 from dupr_tf.data.formats import PIXELS, layout_of
-from dupr_tf.data.images.header import upright_size
+from dupr_tf.data.images.decode import upright_size
 from dupr_tf.data.segment_classes import IGNORED, class_table
 from dupr_tf.errors import UserError
 from dupr_tf.files import local_path
