@@ -210,18 +210,11 @@ def _write_shard(output: Path, header: dict, number: int, images: Iterable, earl
     """Writes a shard, then its sidecar, under their names once they are on the disk.
 
     Args:
-        output: folder of the shards.
-        header: of the pack.
-        number: of the shard.
-        images: (name, bytes or why there are none) of each of its files.
-        earlier: files that are left out of other shards.
-        max_bad: files that may be left out of all.
+        images: (name, bytes or why there are none) of each file of the shard.
+        earlier: (name, reason) of the files that other shards leave out.
 
     Returns:
-        The shard, and (name, reason) of each file that is left out of it.
-
-    Raises:
-        RunFailed: more files are unreadable than may be; they are listed.
+        The shard, and (name, reason) of each file that it leaves out.
     """
     path, lines, bad = output / Shard(number).file, [], []
     temporary = path.with_name(path.name + ".tmp")
@@ -236,15 +229,15 @@ def _write_shard(output: Path, header: dict, number: int, images: Iterable, earl
             bad.append((name, one_line(image, 200)))
             if len(earlier) + len(bad) > max_bad:
                 _write_bad(output, earlier + bad)
+                count = f"{len(earlier) + len(bad)} of {header['source']['files']} images are unreadable"
                 raise RunFailed(
-                    f"{len(earlier) + len(bad)} of {header['source']['files']} images are unreadable, more than "
-                    f"--max-bad-share allows; they are listed in {output / BAD_IMAGES}. Mend or remove them, or raise it."
+                    f"{count}, listed in {output / BAD_IMAGES}. Mend or remove them, or raise --max-bad-share."
                 )
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     facts = {"images": len(lines), "bytes": temporary.stat().st_size, "sha256": sha256_of(temporary)}
-    facts_of_all = {"pack": seal(header)[1], "number": number, **facts, "bad": bad}
-    sealed, digest = seal(facts_of_all, "".join(lines).encode())
+    sidecar = {"pack": seal(header)[1], "number": number, **facts, "bad": bad}
+    sealed, digest = seal(sidecar, "".join(lines).encode())
     publish(temporary, path)
     write_whole(output / Shard(number).sidecar, sealed)
     return Shard(number, **facts, seal=digest), bad
