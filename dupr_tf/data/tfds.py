@@ -72,20 +72,17 @@ def _builder(name: str):
 
     match = NAME.fullmatch(name)
     if match is None:
-        raise UserError(
-            None, f"Expected tfds:NAME[/CONFIG][:VERSION][:SPLIT], received tfds:{name}.", "Pass tfds:NAME:train."
-        )
+        problem = f"Expected tfds:NAME[/CONFIG][:VERSION][:SPLIT], received tfds:{name}."
+        raise UserError(None, problem, "Pass tfds:NAME:train.")
+    command = f"`tfds build {match['name']} --file_format=array_record`"
     try:
         builder = read_only_builder.builder_from_files(match["name"], data_dir=os.environ.get("TFDS_DATA_DIR"))
     except registered.DatasetNotFoundError:
-        raise UserError(
-            None,
-            f"tfds:{name} is not prepared on this machine.",
-            f"Run `tfds build {match['name']} --file_format=array_record` first, or set TFDS_DATA_DIR to its folder.",
-        ) from None
+        problem = f"tfds:{name} is not prepared on this machine."
+        raise UserError(None, problem, f"Run {command}, or set TFDS_DATA_DIR to the folder of the data set.") from None
     if builder.info.file_format.value != "array_record":
         problem = f"tfds:{name} is prepared as {builder.info.file_format.value}, which cannot be read at random."
-        raise UserError(None, problem, f"Run `tfds build {match['name']} --file_format=array_record`.")
+        raise UserError(None, problem, f"Run {command}.")
     return builder, match["split"] or "train"
 
 
@@ -93,15 +90,10 @@ def _image_feature(builder, name: str) -> str:
     from tensorflow_datasets.core.features import Image
 
     images = sorted(key for key, feature in builder.info.features.items() if isinstance(feature, Image))
-    if len(images) > 1 and "image" in images:
-        images = ["image"]
-    if len(images) != 1:
-        raise UserError(
-            None,
-            f"Expected one image in each example of tfds:{name}, or one called image, received {images or 'none'}.",
-            "Choose another data set.",
-        )
-    return images[0]
+    if "image" in images or len(images) == 1:
+        return "image" if "image" in images else images[0]
+    problem = f"Expected one image in each example of tfds:{name}, or one called image, received {images or 'none'}."
+    raise UserError(None, problem, "Choose another data set.")
 
 
 def _instructions(builder, split: str, name: str) -> list:

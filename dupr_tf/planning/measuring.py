@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from dupr_tf.config import Config
 from dupr_tf.data.images.bad_images import BadImages
-from dupr_tf.data.images.header import Unusable
+from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.source import ImageSource
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.errors import RunFailed

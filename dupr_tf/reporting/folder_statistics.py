@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import io
+import sys
 from collections.abc import Iterator
 
 import numpy as np
 
 from dupr_tf.config import STRIDE_OF, Config
-from dupr_tf.data.images.header import Unusable, upright_size, upright_size_of
+from dupr_tf.data.images.decode import Unusable, read_header, upright_size
 from dupr_tf.data.images.source import Files, ImageSource
 from dupr_tf.data.views import DRAWS, draw_pairs, intersect_views, uniform
 from dupr_tf.errors import UserError
@@ -68,7 +68,7 @@ def _sizes(source: ImageSource, chosen) -> Iterator[tuple[int, int] | None]:
             if isinstance(source, Files):
                 yield upright_size(source.paths[index])
             else:
-                yield upright_size_of(io.BytesIO(source.read(int(index))))
+                yield read_header(source.read(int(index)), sys.maxsize)[1:3]
         except (Unusable, UserError):
             yield None
 

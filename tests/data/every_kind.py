@@ -80,6 +80,7 @@ def _jpegs():
     thumbnail = segment(0xE5, encoded(picture(size=(16, 12))))
     files = {
         **{f"subsampling_{i}": encoded(photo, subsampling=i) for i in (0, 1, 2)},
+        "subsampling_3_x_1": encoded(photo, subsampling=0).replace(b"\x03\x01\x11\x00", b"\x03\x01\x31\x00", 1),
         "restarts": encoded(photo, restart_marker_blocks=2),
         "adobe_rgb": encoded(photo, keep_rgb=True),
         "cmyk_turned": with_orientation(picture("CMYK"), 8),

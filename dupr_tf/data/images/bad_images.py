@@ -24,15 +24,7 @@ WRITE_EVERY = 10.0  # seconds between two writings of the list while a run goes 
 def unusable_reason(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> str:
     """Why training would skip a file, as `kind of reason: details`; "" if it would not. Decodes all of it."""
     try:
-        return unusable_content(read_file(path), max_pixels)
-    except Unusable as error:
-        return str(error)
-
-
-def unusable_content(content: bytes, max_pixels: int = MAX_PIXELS) -> str:
-    """As `unusable_reason`, of the bytes of a file."""
-    try:
-        decode(content, max_pixels)
+        decode(read_file(path), max_pixels)
         return ""
     except Unusable as error:
         return str(error)
@@ -82,10 +74,9 @@ class BadImages:
     def add(self, index: int, reason: str) -> None:
         """Notes that image `index` cannot be used."""
         with self._lock:
-            if index in self.found:
-                return
-            self.found[index] = reason
-            log.warning("skipped: %s (%s)", self.name(index), reason)
+            if index not in self.found:
+                self.found[index] = reason
+                log.warning("skipped: %s (%s)", self.name(index), reason)
 
     @property
     def reasons(self) -> dict[str, str]:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import collections
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from dupr_tf.data.images.decode import Unusable, decode, describe, read_header
-from dupr_tf.data.images.source import read_file
+from dupr_tf.data.images.source import map_in_order, read_file
 from dupr_tf.errors import UserError
 from dupr_tf.files import write_whole
 from dupr_tf.text import escape
 
 USED, SKIPPED = "used", "skipped"
-AHEAD = 16  # files that each thread is ahead, so that twelve million names do not queue in memory
 COLUMNS = "name\tbytes\tmtime_ns\toutcome\treason"
 
 
@@ -60,7 +57,7 @@ def scan_images(
         else:
             fresh.append(path)
     with open(os.devnull if output is None else output, "a", encoding="utf-8", buffering=1) as file:  # a line at once
-        for look in _looks(fresh, max_pixels, workers):
+        for look in map_in_order(lambda path: _look(path, max_pixels), fresh, workers):
             file.write(f"{look.name}\t{look.size}\t{look.modified}\t{look.outcome}\t{look.reason}\n")
             yield look
 
@@ -73,30 +70,15 @@ def count_groups(looks: Sequence[Look]) -> list[tuple[str, str, int, str]]:
     return [(*group, counts[group], examples[group]) for group in ordered]
 
 
-def _looks(paths: Sequence[str], max_pixels: int, workers: int) -> Iterator[Look]:
-    rest, pending = iter(paths), collections.deque[Future]()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            while True:
-                new = islice(rest, AHEAD * workers - len(pending))
-                pending.extend(pool.submit(_look, path, max_pixels) for path in new)
-                if not pending:
-                    return
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
 def _look(path: str, max_pixels: int) -> Look:
-    size, modified = _stamp(path)
+    stamp = _stamp(path)
     try:
         content = read_file(path)
         header = read_header(content, max_pixels)
         decode(content, max_pixels, header)
-        outcome, reason = USED, describe(content, header)
+        return Look(escape(path), *stamp, USED, describe(content, header))
     except Unusable as error:
-        outcome, reason = SKIPPED, str(error)
-    return Look(escape(path), size, modified, outcome, reason)
+        return Look(escape(path), *stamp, SKIPPED, str(error))
 
 
 def _stamp(path: str) -> tuple[int, int]:
@@ -115,20 +97,14 @@ def _read(output: Path, max_pixels: int) -> dict[str, Look]:
     """
     first = f"# dupr-tf scan, max_pixels {max_pixels}\n{COLUMNS}\n"
     try:
-        text = output.read_text(encoding="utf-8") if output.exists() and output.stat().st_size else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError("--output", f"{output} cannot be read as a scan: {error}.", "Choose another file.") from None
-    if text and not text.startswith(first):
-        raise UserError(
-            "--output",
-            f"{output} is no scan with max_pixels {max_pixels}: it is another file or has another limit.",
-            "Choose another file.",
-        )
+        text = output.read_text(encoding="utf-8") if output.is_file() else ""
+        if text and not text.startswith(first):
+            raise ValueError("it is another file or has another limit")
+    except (OSError, ValueError) as error:
+        problem = f"{output} is no scan with max_pixels {max_pixels}: {error}."
+        raise UserError("--output", problem, "Choose another file.") from None
     whole = text[: text.rfind("\n") + 1] or first
     if whole != text:
         write_whole(output, whole)
-    looks = {}
-    for line in whole.splitlines()[2:]:
-        name, size, modified, outcome, reason = line.split("\t")
-        looks[name] = Look(name, int(size), int(modified), outcome, reason)
-    return looks
+    rows = (line.split("\t") for line in whole.splitlines()[2:])
+    return {name: Look(name, int(size), int(modified), *rest) for name, size, modified, *rest in rows}

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from dupr_tf.data.images.header import upright_size
+from dupr_tf.data.images.decode import upright_size
 from dupr_tf.data.labels.run_lengths import mask_of_box, read_mask
 from dupr_tf.data.labels.split import Split, check_classes, log, open_root, refuse_many
 from dupr_tf.data.layouts import BOXES

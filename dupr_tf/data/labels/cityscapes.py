@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from dupr_tf.data.images.header import upright_size
+from dupr_tf.data.images.decode import upright_size
 from dupr_tf.data.labels.annotations import ListedImage, Object
 from dupr_tf.data.labels.run_lengths import area_of, as_coco, mask_from_pixels
 from dupr_tf.data.labels.segments import SegmentedImages, class_table

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dupr_tf.data.images.header import upright_size
+from dupr_tf.data.images.decode import upright_size
 from dupr_tf.data.images.listing import EXTENSIONS
 from dupr_tf.data.labels.segments import IGNORED, SegmentedImages, class_table
 from dupr_tf.data.labels.split import bounded, log, read_png, reading, refuse_many

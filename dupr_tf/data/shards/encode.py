@@ -23,8 +23,7 @@ def packed_image(path: str, long_side: int | None, quality: int) -> bytes | Unus
         quality: of the JPEG that a larger image becomes.
     """
     try:
-        content = read_file(path)
-        return _checked(content) if long_side is None else shrunk(content, long_side, quality)
+        return _checked(read_file(path)) if long_side is None else shrunk(read_file(path), long_side, quality)
     except Unusable as error:
         return error
 

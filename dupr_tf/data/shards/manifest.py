@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dupr_tf.errors import UserError
 from dupr_tf.files import sha256_of
+from dupr_tf.text import one_line
 
 MANIFEST = "shards.json"
 PROGRESS = "pack.json"  # of a pack that has not ended: its settings; the lock of the folder
@@ -36,8 +37,7 @@ class Shard:
     seal: str = ""
 
     def __post_init__(self):
-        numbers = type(self.images) is int and type(self.bytes) is int
-        if not numbers or not 0 <= self.images <= MAX_IMAGES or not 0 <= self.bytes < 1 << 63:
+        if not type(self.images) is type(self.bytes) is int:
             raise ValueError(f"no shard: {self}")
 
     @property
@@ -73,15 +73,15 @@ def read_sealed(path: Path) -> tuple[dict, str, bytes]:
         OSError: it cannot be read.
     """
     if path.stat().st_size > MAX_TEXT:
-        raise ValueError(f"larger than {MAX_TEXT:,} bytes")
+        raise ValueError(f"it is larger than {MAX_TEXT:,} bytes")
     first, _, lines = path.read_bytes().partition(b"\n")
     try:
         facts = json.loads(first)
         found = facts.pop("seal")
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError("no sealed text") from error
+        raise ValueError("it has no seal") from error
     if found != seal(facts, lines)[1]:
-        raise ValueError("the seal is another")
+        raise ValueError("its seal is another")
     return facts, found, lines
 
 
@@ -92,41 +92,40 @@ def read_manifest(root: str | Path) -> tuple[dict, list[Shard]]:
         UserError: there is none, packing has not ended, it is of an older format, or it is damaged.
     """
     path = Path(root) / MANIFEST
+    if (Path(root) / PROGRESS).is_file() and not path.is_file():
+        raise UserError(None, f"The pack of {root} has not ended.", "Run it again.")
     if not path.is_file():
-        if (Path(root) / PROGRESS).is_file():
-            raise UserError(None, f"The pack of {root} has not ended.", "Run it again.")
         raise UserError(None, f"{root} has no {MANIFEST}.", "Pass a folder that `dupr-tf pack` wrote.")
-    with path.open("rb") as file:
-        if OLD_FORMAT in file.read(1000):
-            raise UserError(
-                None,
-                f"{root} holds TFRecord shards of an older version.",
-                "Pack the images again, into an empty folder.",
-            )
+    if OLD_FORMAT in path.read_bytes()[:1000]:
+        problem = f"{root} holds TFRecord shards of an older version."
+        raise UserError(None, problem, "Pack the images again, into an empty folder.")
     try:
         facts, _, _ = read_sealed(path)
         if facts["format"] != FORMAT:
             raise ValueError(f"the format is {facts['format']}")
         return facts, [Shard(number, **entry) for number, entry in enumerate(facts["shards"])]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(None, f"{path} is damaged.", REPAIR) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(None, f"{path} is damaged: {one_line(error, 200)}.", REPAIR) from None
 
 
 def read_sidecar(root: str | Path, shard: Shard) -> list[bytes]:
     """The lines of a shard's sidecar, one for each image; `name_in` reads a line.
 
     Raises:
-        UserError: the sidecar is missing, damaged or that of another shard.
+        UserError: the sidecar is missing, damaged or that of another shard, or the shard is missing or cut.
     """
     path = Path(root) / shard.sidecar
     try:
         _, found, lines = read_sealed(path)
+        if found != shard.seal or lines.count(b"\n") != shard.images:
+            raise ValueError(f"it does not belong to {MANIFEST}")
+        path = Path(root) / shard.file
+        if path.stat().st_size != shard.bytes:
+            raise ValueError(f"it has not the {shard.bytes:,} bytes that were packed")
     except FileNotFoundError:
         raise UserError(None, f"There is no {path}.", REPAIR) from None
-    except ValueError:
-        raise UserError(None, f"{path} is damaged.", REPAIR) from None
-    if found != shard.seal or lines.count(b"\n") != shard.images:
-        raise UserError(None, f"{path} does not belong to {MANIFEST}.", REPAIR)
+    except ValueError as error:
+        raise UserError(None, f"{path} is damaged: {error}.", REPAIR) from None
     return lines.split(b"\n")[:-1]
 
 
@@ -147,22 +146,11 @@ def list_names(root: str | Path) -> Iterator[str]:
         yield from map(name_in, read_sidecar(root, shard))
 
 
-def check_size(root: str | Path, shard: Shard) -> None:
-    """Raises UserError where a shard is missing or has another size."""
-    path = Path(root) / shard.file
-    if not path.is_file():
-        raise UserError(None, f"There is no {path}.", REPAIR)
-    size = path.stat().st_size
-    if size != shard.bytes:
-        raise UserError(None, f"{path} has {size:,} bytes, where {shard.bytes:,} were packed.", REPAIR)
-
-
 def find_damage(root: str | Path) -> Iterator[UserError | None]:
     """For each shard what is wrong with it or its sidecar, or None. Reads every byte."""
     for shard in read_manifest(root)[1]:
         try:
             read_sidecar(root, shard)
-            check_size(root, shard)
             path = Path(root) / shard.file
             same = sha256_of(path) == shard.sha256
             yield None if same else UserError(None, f"{path} is damaged: its sha256 is another.", REPAIR)

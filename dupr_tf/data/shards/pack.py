@@ -6,7 +6,6 @@ sidecar is there, so a resumed pack looks for sidecars and writes the missing sh
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -15,27 +14,24 @@ import json
 import logging
 import os
 import shutil
-import time
 import zlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-import numpy as np
 
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.listing import list_images
+from dupr_tf.data.images.source import map_in_order
 from dupr_tf.data.shards.encode import encoder_version, packed_image
 from dupr_tf.data.shards.manifest import FORMAT, MANIFEST, MAX_IMAGES, PROGRESS, Shard, read_manifest, read_sealed, seal
 from dupr_tf.data.shards.read import import_array_record
 from dupr_tf.errors import RunFailed, UserError, is_disk_full
 from dupr_tf.files import publish, sha256_of, write_whole
-from dupr_tf.text import duration, escape, one_line
+from dupr_tf.text import escape, one_line
 
 log = logging.getLogger(__name__)
 BAD_IMAGES = "bad_images.tsv"
-AHEAD = 4  # images each worker may be ahead of the writer, which bounds the memory
-REPORT_SECONDS = 10
+Files = list[tuple[str, int]]  # name and bytes
+Finished = dict[int, tuple[Shard, list[tuple[str, str]]]]  # by number; with (name, reason) of the files left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,15 +99,53 @@ def pack(
     if workers < 1:
         raise UserError("--workers", f"Expected at least 1, received {workers}.", "Pass 1.")
     import_array_record()
-    job = _Job(root, Path(output), settings or PackSettings(), max_bad_share)
-    with _locked(job.output, job.header):
-        job.find_finished()
+    settings, output = settings or PackSettings(), Path(output)
+    paths, root = list_images(root), os.path.join(os.path.abspath(root), "")
+    files = [(path[len(root) :], _size(path)) for path in paths]
+    header, max_bad = _header(files, settings), max_bad_share * len(files)
+    if settings.shuffle:  # by a hash: the same order in every version of every library
+        files.sort(key=lambda file: hashlib.blake2b(os.fsencode(f"{settings.seed}\0{file[0]}"), digest_size=8).digest())
+    step = settings.images_per_shard
+    parts = [files[first : first + step] for first in range(0, len(files), step)]
+
+    def encode(file: tuple[str, int]) -> tuple[str, bytes | Unusable]:
+        return file[0], packed_image(root + file[0], settings.long_side, settings.quality)
+
+    with _locked(output, header):
+        finished = _finished(output, len(parts), seal(header)[1])
+        missing = [number for number in range(len(parts)) if number not in finished]
+        if settings.long_side is None and shutil.disk_usage(output).free < _missing_bytes(parts, finished):
+            raise _no_room(output, parts, finished)
+        todo = (file for number in missing for file in parts[number])
         try:
-            return job.run(workers)
+            with contextlib.closing(map_in_order(encode, todo, workers)) as images:
+                for number in missing:
+                    part = itertools.islice(images, len(parts[number]))
+                    finished[number] = _write_shard(output, header, number, part, _bad(finished), max_bad)
+                    log.info("wrote %s: %d of %d shards", Shard(number).file, len(finished), len(parts))
+            _finish(output, header, finished)
         except (OSError, RuntimeError) as error:  # ArrayRecord raises a RuntimeError with the system's message
             if not is_disk_full(error):
                 raise
-            raise job.no_room() from error
+            raise _no_room(output, parts, finished) from error
+    return Packed(tuple(finished[number][0] for number in range(len(parts))), len(missing), tuple(_bad(finished)))
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # a link to nothing: it will be named when it is read
+        return 0
+
+
+def _header(files: Files, settings: PackSettings) -> dict:
+    """What is packed and how: the facts that a resumed pack must share."""
+    digest = hashlib.sha256()
+    for name, size in files:
+        digest.update(os.fsencode(f"{name}\0{size}\0"))
+    facts = dataclasses.asdict(settings) | ({"encoder": encoder_version()} if settings.long_side else {})
+    source = {"files": len(files), "bytes": sum(size for _, size in files), "sha256": digest.hexdigest()}
+    return {"format": FORMAT, "settings": facts, "source": source}
 
 
 @contextlib.contextmanager
@@ -159,170 +193,85 @@ def _changes(old: dict, new: dict) -> str:
     return pairs or "images (their number, names or sizes changed)"
 
 
-class _Job:
-    """What is packed, and what of it is finished.
+def _finished(output: Path, count: int, pack_id: str) -> Finished:
+    """The shards that an earlier call wrote; a damaged one is written again."""
+    finished = {}
+    for number in range(count):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            facts, found, _ = read_sealed(output / Shard(number).sidecar)
+            shard = Shard(number, facts["images"], facts["bytes"], facts["sha256"], found)
+            whole = (output / shard.file).stat().st_size == shard.bytes
+            if whole and (facts["pack"], facts["number"]) == (pack_id, number):
+                finished[number] = shard, [tuple(pair) for pair in facts["bad"]]
+    return finished
+
+
+def _write_shard(output: Path, header: dict, number: int, images: Iterable, earlier: list, max_bad: float) -> tuple:
+    """Writes a shard, then its sidecar, under their names once they are on the disk.
 
     Args:
-        root: of the images.
-        output: the folder of the shards.
-        settings: of the pack.
-        max_bad_share: share of the files that may be unreadable.
+        images: (name, bytes or why there are none) of each file of the shard.
+        earlier: (name, reason) of the files that other shards leave out.
+
+    Returns:
+        The shard, and (name, reason) of each file that it leaves out.
     """
-
-    def __init__(self, root: str | Path, output: Path, settings: PackSettings, max_bad_share: float):
-        self.output, self.settings = output, settings
-        self.paths = list_images(root)
-        self._prefix = len(os.path.join(os.path.abspath(root), ""))
-        self.sizes = np.fromiter(map(_size, self.paths), np.int64, len(self.paths))
-        digest = hashlib.sha256()
-        for number, size in enumerate(self.sizes.tolist()):
-            digest.update(os.fsencode(f"{self._name(number)}\0{size}\0"))
-        facts = dataclasses.asdict(settings) | ({"encoder": encoder_version()} if settings.long_side else {})
-        source = {"files": len(self.paths), "bytes": int(self.sizes.sum()), "sha256": digest.hexdigest()}
-        self.header = {"format": FORMAT, "settings": facts, "source": source}
-        self._id = seal(self.header)[1]
-        order, step = self._order(), settings.images_per_shard
-        self.parts = [order[first : first + step] for first in range(0, len(order), step)]  # files of each shard
-        self.finished: dict[int, tuple[Shard, list]] = {}  # by number; with (name, reason) of the files left out
-        self.max_bad_share, self._bad_count = max_bad_share, 0
-
-    def _name(self, number: int) -> str:
-        return self.paths[number][self._prefix :]
-
-    def _order(self) -> np.ndarray:
-        """Files by a hash of seed and name: the same in every version of every library."""
-        if not self.settings.shuffle:
-            return np.arange(len(self.paths))
-        names = (os.fsencode(f"{self.settings.seed}\0{self._name(i)}") for i in range(len(self.paths)))
-        keys = (hashlib.blake2b(name, digest_size=8).digest() for name in names)
-        return np.argsort(np.fromiter(map(int.from_bytes, keys), np.uint64, len(self.paths)), kind="stable")
-
-    def find_finished(self) -> None:
-        """Looks for the shards that an earlier call wrote; a damaged one is written again."""
-        for number in range(len(self.parts)):
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                path = self.output / Shard(number).sidecar
-                facts, found, _ = read_sealed(path)
-                shard = Shard(number, facts["images"], facts["bytes"], facts["sha256"], found)
-                whole = (self.output / shard.file).stat().st_size == shard.bytes
-                if whole and (facts["pack"], facts["number"]) == (self._id, number):
-                    self._note(shard, facts["bad"])
-
-    def run(self, workers: int) -> Packed:
-        """Writes the shards that are missing, and the manifest."""
-        todo = [number for number in range(len(self.parts)) if number not in self.finished]
-        if self.settings.long_side is None and shutil.disk_usage(self.output).free < self._missing_bytes():
-            raise self.no_room()
-
-        def encode(number: int) -> tuple[str, bytes | Unusable]:
-            image = packed_image(self.paths[number], self.settings.long_side, self.settings.quality)
-            return self._name(number), image
-
-        numbers = (int(number) for shard in todo for number in self.parts[shard])
-        with (
-            ThreadPoolExecutor(workers) as pool,
-            contextlib.closing(_in_order(pool, encode, numbers, workers * AHEAD)) as results,
-        ):
-            reported = _reported(results, sum(len(self.parts[shard]) for shard in todo))
-            for shard in todo:
-                self._write_shard(shard, itertools.islice(reported, len(self.parts[shard])))
-        return Packed(tuple(self._finish()), len(todo), tuple(map(tuple, self._bad())))
-
-    def _write_shard(self, number: int, images: Iterator) -> None:
-        """Writes a shard, then its sidecar, under their names once they are on the disk."""
-        path, lines, bad = self.output / Shard(number).file, [], []
-        temporary = path.with_name(path.name + ".tmp")
-        writer = import_array_record().ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
-        with contextlib.closing(writer):
-            for name, image in images:
-                if isinstance(image, Unusable):
-                    log.warning("skipped, %s: %s", image, escape(name))
-                    bad.append([name, one_line(image, 200)])
-                    self._check_bad(bad)
-                    continue
+    path, lines, bad = output / Shard(number).file, [], []
+    temporary = path.with_name(path.name + ".tmp")
+    writer = import_array_record().ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+    with contextlib.closing(writer):
+        for name, image in images:
+            if not isinstance(image, Unusable):
                 writer.write(image)
                 lines.append(json.dumps([name, len(image), zlib.crc32(image)]) + "\n")
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        facts = {"images": len(lines), "bytes": temporary.stat().st_size, "sha256": sha256_of(temporary)}
-        sealed, digest = seal({"pack": self._id, "number": number, **facts, "bad": bad}, "".join(lines).encode())
-        publish(temporary, path)
-        write_whole(self.output / Shard(number).sidecar, sealed)
-        self._note(Shard(number, **facts, seal=digest), bad)
-
-    def _note(self, shard: Shard, bad: list) -> None:
-        self.finished[shard.number] = shard, bad
-        self._bad_count += len(bad)
-
-    def _bad(self) -> list:
-        return [pair for number in sorted(self.finished) for pair in self.finished[number][1]]
-
-    def _check_bad(self, more: list) -> None:
-        """Raises RunFailed, the list written, once more files are unreadable than may be."""
-        count, files = self._bad_count + len(more), len(self.paths)
-        if count > self.max_bad_share * files:
-            self._write_bad(self._bad() + more)
-            raise RunFailed(
-                f"{count} of {files} images are unreadable, where {self.max_bad_share:.2%} may be; they are "
-                f"listed in {self.output / BAD_IMAGES}. Mend or remove them, or pass --max-bad-share 0.1."
-            )
-
-    def _write_bad(self, bad: list) -> None:
-        rows = (f"{escape(name)}\t{reason}\n" for name, reason in bad)
-        write_whole(self.output / BAD_IMAGES, "name\treason\n" + "".join(rows))
-
-    def _finish(self) -> list[Shard]:
-        """Writes the list of unreadable files, then the manifest, then removes the progress; returns the shards."""
-        shards, bad = [self.finished[number][0] for number in range(len(self.parts))], self._bad()
-        if len(bad) == len(self.paths):
-            first = f"{escape(bad[0][0])} ({bad[0][1]})"
-            raise RunFailed(f"None of {len(bad)} files can be decoded, such as {first}. Pass a folder of photos.")
-        self._write_bad(bad)
-        images = sum(shard.images for shard in shards)
-        facts = {**self.header, "images": images, "shards": [shard.facts for shard in shards]}
-        write_whole(self.output / MANIFEST, seal(facts)[0])
-        (self.output / PROGRESS).unlink()
-        return shards
-
-    def _missing_bytes(self) -> int:
-        """Bytes of the files that go into shards that are not finished."""
-        return sum(int(self.sizes[part].sum()) for n, part in enumerate(self.parts) if n not in self.finished)
-
-    def no_room(self) -> RunFailed:
-        free = shutil.disk_usage(self.output).free
-        return RunFailed(
-            f"The disk is full: {self._missing_bytes():,} bytes do not fit in {self.output} ({free:,} bytes free). "
-            "Finished shards are kept. Free some space and run the same command again."
-        )
+                continue
+            log.warning("skipped, %s: %s", image, escape(name))
+            bad.append((name, one_line(image, 200)))
+            if len(earlier) + len(bad) > max_bad:
+                _write_bad(output, earlier + bad)
+                count = f"{len(earlier) + len(bad)} of {header['source']['files']} images are unreadable"
+                raise RunFailed(
+                    f"{count}, listed in {output / BAD_IMAGES}. Mend or remove them, or raise --max-bad-share."
+                )
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    facts = {"images": len(lines), "bytes": temporary.stat().st_size, "sha256": sha256_of(temporary)}
+    sidecar = {"pack": seal(header)[1], "number": number, **facts, "bad": bad}
+    sealed, digest = seal(sidecar, "".join(lines).encode())
+    publish(temporary, path)
+    write_whole(output / Shard(number).sidecar, sealed)
+    return Shard(number, **facts, seal=digest), bad
 
 
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:  # a link to nothing: it will be named when it is read
-        return 0
+def _finish(output: Path, header: dict, finished: Finished) -> None:
+    """Writes the list of unreadable files, then the manifest, then removes the progress."""
+    bad, shards = _bad(finished), [finished[number][0] for number in sorted(finished)]
+    if len(bad) == header["source"]["files"]:
+        first = f"{escape(bad[0][0])} ({bad[0][1]})"
+        raise RunFailed(f"None of {len(bad)} files can be decoded, such as {first}. Pass a folder of photos.")
+    _write_bad(output, bad)
+    facts = {"images": sum(shard.images for shard in shards), "shards": [shard.facts for shard in shards]}
+    write_whole(output / MANIFEST, seal({**header, **facts})[0])
+    (output / PROGRESS).unlink()
 
 
-def _in_order(pool: ThreadPoolExecutor, work, items: Iterator, ahead: int) -> Iterator:
-    """Results of `work` in the order of the items, so many at a time."""
-    running = collections.deque(pool.submit(work, item) for item in itertools.islice(items, ahead))
-    try:
-        while running:
-            yield running.popleft().result()
-            running.extend(pool.submit(work, item) for item in itertools.islice(items, 1))
-    finally:
-        for future in running:  # after an error, images that nobody waits for
-            future.cancel()
+def _bad(finished: Finished) -> list[tuple[str, str]]:
+    return [pair for number in sorted(finished) for pair in finished[number][1]]
 
 
-def _reported(results: Iterator, total: int) -> Iterator:
-    """Passes results on; every few seconds the log says how many there were."""
-    start = reported = time.monotonic()
-    for done, result in enumerate(results, 1):
-        now = time.monotonic()
-        if now - reported >= REPORT_SECONDS:
-            reported, rate = now, done / (now - start)
-            log.info(
-                "%s of %s images, %.0f img/s, ETA %s", f"{done:,}", f"{total:,}", rate, duration((total - done) / rate)
-            )
-        yield result
+def _write_bad(output: Path, bad: list[tuple[str, str]]) -> None:
+    rows = (f"{escape(name)}\t{reason}\n" for name, reason in bad)
+    write_whole(output / BAD_IMAGES, "name\treason\n" + "".join(rows))
+
+
+def _missing_bytes(parts: list[Files], finished: Finished) -> int:
+    """Bytes of the files that go into shards that are not finished."""
+    return sum(size for number, part in enumerate(parts) if number not in finished for _, size in part)
+
+
+def _no_room(output: Path, parts: list[Files], finished: Finished) -> RunFailed:
+    return RunFailed(
+        f"The disk is full: {_missing_bytes(parts, finished):,} bytes do not fit in {output} "
+        f"({shutil.disk_usage(output).free:,} bytes free). Finished shards are kept. "
+        "Free some space and run the same command again."
+    )

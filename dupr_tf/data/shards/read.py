@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import hashlib
 import itertools
 import os
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.source import ImageSource
-from dupr_tf.data.shards.manifest import REPAIR, check_size, name_in, read_manifest, read_sidecar
+from dupr_tf.data.shards.manifest import REPAIR, name_in, read_manifest, read_sidecar
 from dupr_tf.errors import UserError
 from dupr_tf.text import one_line
 
@@ -120,29 +121,19 @@ class ShardSource(ImageSource):
         self.root = os.path.abspath(root)
         _, self.shards = read_manifest(self.root)
         for shard in self.shards:
-            check_size(self.root, shard)
             read_sidecar(self.root, shard)
-        paths = (os.path.join(self.root, shard.file) for shard in self.shards)
-        self._records = Records([Part(path, 0, s.images, s.images) for path, s in zip(paths, self.shards, strict=True)])
+        self._records = Records([Part(os.path.join(self.root, s.file), 0, s.images, s.images) for s in self.shards])
         self._records.check(REPAIR)
-        self._lines = (-1, [])  # number of a shard, and the lines of its sidecar
 
     def __len__(self) -> int:
         return len(self._records)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_lines": (-1, [])}
 
     def name(self, index: int) -> str:
         """The name of an image in the folder that was packed, and its place in the shards."""
         number, record = self._records.place(index)
         where = f"record {record} of {self._records.parts[number].path}"
-        kept, lines = self._lines
         try:
-            if kept != number:
-                lines = read_sidecar(self.root, self.shards[number])
-                self._lines = number, lines
-            return f"{name_in(lines[record])} ({where})"
+            return f"{name_in(_lines(self.root, self.shards[number])[record])} ({where})"
         except (UserError, OSError):  # a message must not fail because the sidecar is lost since the start
             return where
 
@@ -151,6 +142,9 @@ class ShardSource(ImageSource):
 
     def digest(self, root: str) -> str:
         return hashlib.sha256("".join(shard.seal for shard in self.shards).encode()).hexdigest()
+
+
+_lines = functools.lru_cache(maxsize=1)(read_sidecar)  # names are asked for in order
 
 
 def open_shards(root: str | Path) -> tuple[str, ShardSource]:

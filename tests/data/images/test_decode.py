@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dupr_tf.data.images.decode import MAX_SCANS, Unusable, decode, describe, read_header
-from dupr_tf.data.images.header import upright_size
+from dupr_tf.data.images.decode import MAX_SCANS, Unusable, decode, describe, read_header, upright_size
 from dupr_tf.data.images.resize import resize
 from tests.data.bad_images import ORIENTATIONS, SIZE, encoded, files, picture, with_orientation
 from tests.data.every_kind import every_kind, with_scans
 from tests.refusals import refusal
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest drops the filter that `header` sets
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest drops the filter that `decode` sets
 CASES = {case.name: case for case in every_kind()}
 USABLE = {name: case for name, case in CASES.items() if case.pixels is not None}
 
