@@ -2,35 +2,58 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+
 import numpy as np
 import tensorflow as tf
 
 from benchmarks.photos import photos
 from dupr_tf.config import parse_config
-from dupr_tf.data.bad_images import BadImages
+from dupr_tf.data.images.bad_images import BadImages
+from dupr_tf.data.images.resize import RESIZER
+from dupr_tf.data.images.source import Files
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.ops.photometric import PRESETS, apply_and_normalise, draw
+from dupr_tf.training.feed import feed
 
-BATCH, BATCHES = 64, 12  # many more a repeat than the pipeline holds ready
+BATCH, BATCHES = 64, 12
 
 
 def build(data, files, size):
     """`BATCHES` batches of the pre-training pipeline, both views through the step's photometrics."""
-    config = parse_config({"data": {"image_size": size}, "train": {"batch_size": BATCH, "epochs": 1000}})
-    paths = photos(data, files)
-    bad = BadImages(paths, 0.0)
-    steps = 10_000
-    batches = iter(view_pairs(paths, config, 0, steps, bad))
+    return _work(Files(photos(data, files)), size)
+
+
+def packed(data, files, size):
+    """The same from shards, packed without changing a byte."""
+    from dupr_tf.data.images.listing import open_source
+    from dupr_tf.data.shards.pack import PackSettings, pack  # has no wheel on Windows
+
+    folder = Path(photos(data, files)[0]).parent
+    shards = folder.with_name(folder.name + "_shards")
+    pack(folder, shards, PackSettings(shuffle=False))
+    return _work(open_source(shards)[1], size)
+
+
+def _work(source, size):
+    config = parse_config({"data": {"image_size": size, "threads": 1}, "train": {"batch_size": BATCH, "epochs": 1000}})
+    bad, starts = BadImages(source, 0.0), itertools.count(0, BATCHES)
+
+    def views():
+        """The batches of some steps. The reader starts with nothing ready and ends with nothing read in advance."""
+        start = next(starts)
+        with view_pairs(source, config, start, start + BATCHES, bad) as reader:
+            for batch in feed(reader):
+                yield [_augmented(batch[name]) for name in ("view_1", "view_2")]
 
     def work():
-        for _ in range(BATCHES):
-            batch = next(batches)
-            for name in ("view_1", "view_2"):
-                views = _augmented(batch[name])
-        views.numpy()
+        for pair in views():
+            pair[-1].numpy()
+        assert not bad.found
         return BATCH * BATCHES
 
-    work.facts = {"version": tf.__version__, **statistics([_augmented(next(batches)["view_1"]).numpy()])}
+    work.facts = {"version": tf.__version__, "resizer": RESIZER, **statistics([pair[0].numpy() for pair in views()])}
     return work
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from dupr_tf.data.images.decode import decode
+from dupr_tf.data.images.listing import list_images
+from dupr_tf.data.images.source import read_file
 from dupr_tf.data.sample import draw_scene
-from dupr_tf.data.sources import list_images
 from dupr_tf.errors import UserError
 
 LONG_SIDE, QUALITY = 500, 90
@@ -45,5 +47,4 @@ def _images(data, count):
         problem = f"Expected at least {count} images below {data}, received {len(paths)}."
         raise UserError("--data", problem, "Pass a folder with more.")
     for path in paths[:: len(paths) // count][:count]:
-        with Image.open(path) as image:
-            yield image.convert("RGB")
+        yield Image.fromarray(decode(read_file(path)))

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.contest import ROOT
-from dupr_tf.whole_files import write_whole
+from dupr_tf.files import write_whole
 
 # Values that one process measures one after the other; replicas want a process each.
 ORDERS = (

@@ -9,10 +9,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import os
 import sys
 import tempfile
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +20,16 @@ import tensorflow as tf
 
 from benchmarks.scaling_replicas import works
 from benchmarks.worker import forget_peak, peak_mib
-from dupr_tf.data.image_source import Files
-from dupr_tf.data.order import shuffled
-from dupr_tf.data.shard_files import ENTRY, FRAME, Shard, write_manifest
-from dupr_tf.data.shards import Shards
+from dupr_tf.data.images.source import Files
+from dupr_tf.data.shards.manifest import FORMAT, MANIFEST, Shard, seal
+from dupr_tf.data.shards.read import ShardSource, import_array_record
 from dupr_tf.models.memory_bank import MemoryBank
 from dupr_tf.ops.info_nce import info_nce
-from dupr_tf.whole_files import sha256_of
 
 ENOUGH, MOST = 0.5, 20  # seconds of repeats, and how many
 QUERIES, DIM, KEYS_A_STEP = 256, 128, 256
 IMAGES_A_SHARD, IMAGES, READ = 2000, 1_000_000, 2048
-IMAGE = bytes(100)  # what an image's bytes are: zeros, which a file has where nothing was written
+IMAGE = bytes(100)  # the bytes of each image
 
 
 def replicas(count: int) -> dict:
@@ -61,7 +59,7 @@ def bank_keys(size: int) -> dict:
 
 
 def indexed(images: int) -> dict:
-    """Opening packed shards of so many images, and their exact shuffle."""
+    """Opening packed shards of so many images, and reading some."""
     return _opened(images, -(-images // IMAGES_A_SHARD))
 
 
@@ -76,9 +74,9 @@ def names(images: int) -> dict:
     paths = [f"/photos/camera_{i % 100:03d}/image_{i:09d}.jpg" for i in range(images)]
     start = time.process_time()
     source = Files(paths)
-    seconds = {"opening": time.process_time() - start}
-    seconds["order of 1,000 images"] = least_seconds(lambda: _order(len(source)))
-    return {"seconds": seconds, "mib": {"held": held() - before}}
+    point = {"seconds": {"opening": time.process_time() - start}, "mib": {"held": held() - before}}
+    assert len(source) == images == len(paths)  # both are held until here
+    return point
 
 
 PARTS = {"replicas": replicas, "bank keys": bank_keys, "indexed images": indexed, "shards": shards, "names": names}
@@ -89,47 +87,40 @@ def _opened(images, count) -> dict:
         write_shards(Path(folder), images, count)
         before = held()
         start = time.process_time()
-        source = Shards(folder)
+        source = ShardSource(folder)
         seconds = {"opening": time.process_time() - start}
         most = peak_mib() - before
         held_mib = held() - before
-        seconds["order of 1,000 images"] = least_seconds(lambda: _order(images))
-        chosen = np.random.default_rng(0).integers(0, images, READ)
+        chosen = np.random.default_rng(0).integers(0, images, READ).tolist()
 
         def read():
-            assert all(content == IMAGE for content in source.contents(chosen))
+            assert all(source.read(index) == IMAGE for index in chosen)
 
         seconds["reading 1,000 images"] = least_seconds(read) / READ * 1000
     return {"seconds": seconds, "mib": {"held": held_mib, "at the most": most}}
 
 
 def write_shards(folder: Path, images: int, count: int) -> None:
-    """Shards as `pack` writes them, of images that are zeros in files without content, which take no room."""
-    before, behind = FRAME
-    record, written = before + len(IMAGE) + behind, []
+    """Shards as `pack` writes them, of equal images. Those of the same number of images are one file."""
     share, rest = divmod(images, count)
-    digests = {}
+    written, first = [], {}
     for number in range(count):
         rows = share + (number < rest)
-        shard = Shard(number, rows, rows * record, "", "")
-        with open(folder / shard.file, "wb") as file:
-            file.truncate(shard.bytes)
-        entries = np.zeros(rows, ENTRY)
-        entries["record"], entries["start"] = np.arange(rows, dtype=np.uint64) * record, before
-        entries["length"], entries["crc32"] = len(IMAGE), zlib.crc32(IMAGE)
-        np.save(folder / shard.index, entries)
-        digests.setdefault(rows, sha256_of(folder / shard.index))
-        written.append(Shard(number, rows, shard.bytes, "0" * 64, digests[rows]))
-    write_manifest(folder, {"format": "dupr_tf shards 1"}, written)
-
-
-@tf.function
-def _orders(count):
-    return tf.map_fn(lambda position: shuffled(position, count, 0), tf.range(1000, dtype=tf.int64))
-
-
-def _order(count):
-    return _orders(tf.constant(count, tf.int64)).numpy()
+        shard = Shard(number, rows)
+        if rows not in first:
+            writer = import_array_record().ArrayRecordWriter(str(folder / shard.file), "group_size:1,uncompressed")
+            for _ in range(rows):
+                writer.write(IMAGE)
+            writer.close()
+            sealed, digest = seal({}, b'["photo.jpg", 100, 0]\n' * rows)
+            (folder / shard.sidecar).write_bytes(sealed)
+            size = (folder / shard.file).stat().st_size
+            first[rows] = shard, {"images": rows, "bytes": size, "sha256": "", "seal": digest}
+        else:
+            os.link(folder / first[rows][0].file, folder / shard.file)
+            os.link(folder / first[rows][0].sidecar, folder / shard.sidecar)
+        written.append(first[rows][1])
+    (folder / MANIFEST).write_bytes(seal({"format": FORMAT, "shards": written})[0])
 
 
 def held() -> float:

@@ -10,6 +10,7 @@ import sys
 import tyro
 
 from dupr_tf.commands import COMMANDS, CONFIGURED
+from dupr_tf.commands.places import check_places
 from dupr_tf.errors import RunFailed, UserError
 
 DESCRIPTION = "Pre-train object-detection backbones on unlabelled images (DUPR), fine-tune detectors, export weights."
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
             COMMANDS,
             args=arguments, prog="dupr-tf", description=DESCRIPTION, console_outputs=True,
         )  # fmt: skip
+        check_places(command)
         return command.run(overrides) or 0
     except KeyboardInterrupt as error:  # RunInterrupted, whose state is saved, or Ctrl-C anywhere else
         print(f"dupr-tf: {str(error) or 'interrupted'}", file=sys.stderr)

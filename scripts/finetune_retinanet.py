@@ -10,12 +10,13 @@ import keras
 
 from dupr_tf import build_backbone, load_backbone
 from dupr_tf.config import parse_config
-from dupr_tf.data.annotations import read_annotations
 from dupr_tf.data.detection import train_batches
+from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.detection.coco_eval import coco_ap
 from dupr_tf.detection.retinanet import RetinaNet
 from dupr_tf.detection.saving import save_detector
 from dupr_tf.detection.tasks import detect
+from dupr_tf.training.feed import feed
 from dupr_tf.training.optimizers import Cosine
 
 
@@ -24,7 +25,7 @@ def main(weights, data, steps=1500):
     train = read_annotations(data, "train")
     val = read_annotations(data, "val", class_names=train.class_names)
     settings = {"data": {"image_size": 128}, "train": {"batch_size": 8}, "detector": {"scale_jitter": [0.8, 1.25]}}
-    batches = train_batches(train, parse_config(settings), steps)
+    config = parse_config(settings)
 
     if weights == "random":
         backbone = build_backbone("resnet18", width=0.5, include_normalization=True)
@@ -41,7 +42,8 @@ def main(weights, data, steps=1500):
     )
     rate = Cosine(1e-3, steps, warmup_steps=min(100, steps))
     model.compile(keras.optimizers.AdamW(rate, weight_decay=1e-4, global_clipnorm=10.0))
-    model.fit(batches, shuffle=False)  # the batches come shuffled
+    with train_batches(train, config, steps) as batches:
+        model.fit(feed(batches), shuffle=False)  # the batches come shuffled
 
     result = coco_ap(val, detect(model, val))
     print(f"AP {result['AP']:.3f}, AP50 {result['AP50']:.3f}, AP75 {result['AP75']:.3f}")

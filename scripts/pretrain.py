@@ -7,9 +7,10 @@ import sys
 
 import dupr_tf
 from dupr_tf.config import parse_config
-from dupr_tf.data.bad_images import BadImages
+from dupr_tf.data.images.bad_images import BadImages
+from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.pipeline import view_pairs
-from dupr_tf.data.sources import list_images
+from dupr_tf.training.feed import feed
 from dupr_tf.training.optimizers import Cosine, CoupledSGD
 
 
@@ -19,8 +20,6 @@ def main(images, output, steps=200):
         {"data": {"image_size": 64}, "views": {"min_overlap": 24}, "train": {"batch_size": 64, "micro_batches": 4}}
     )
     paths = list_images(images)
-    batches = view_pairs(paths, config, 0, steps, BadImages(paths, max_share=0.01))
-
     model = dupr_tf.DUPR(
         dupr_tf.build_backbone("resnet18", width=0.5),
         image_weights=(0.1, 0.4, 0.7, 1.0),  # alpha of P2..P5
@@ -31,7 +30,8 @@ def main(images, output, steps=200):
         micro_batches=4,
     )
     model.compile(optimizer=CoupledSGD(Cosine(0.06, steps), momentum=0.9, coupled_decay=1e-4), jit_compile=False)
-    model.fit(batches, shuffle=False)
+    with view_pairs(paths, config, 0, steps, BadImages(paths, max_share=0.01)) as batches:
+        model.fit(feed(batches), shuffle=False)
     model.backbone.save(output)
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.places import Place
 from dupr_tf.commands.report import print_table, problems_of
 from dupr_tf.commands.train import has_gpu
 from dupr_tf.config import Config, load_config
-from dupr_tf.data.sources import check_root
+from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError, raise_all
 
 
@@ -23,9 +22,9 @@ class Doctor:
     Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`). Nothing is written.
     """
 
-    config: tyro.conf.Positional[Place | None] = None
+    config: tyro.conf.Positional[Path | None] = None
     """Experiment file of a pre-training run to come."""
-    data: Place | None = None
+    data: Path | None = None
     """Folder of images, COCO or VOC root, shards, or tfds:NAME; none: data.root of the config."""
     steps: bool = False
     """Take a few real steps, as `pretrain --dry-run` does, instead of predicting the speed; needs both."""
@@ -34,7 +33,7 @@ class Doctor:
         config, root = self._checked(overrides)
         for warning in _warnings(config):
             print(f"dupr-tf: warning: {warning}", file=sys.stderr)
-        from dupr_tf.data.open_source import open_source
+        from dupr_tf.data.images.listing import open_source
         from dupr_tf.reporting.doctor import about_images, about_run, machine_rows
 
         print_table(("this machine", ""), machine_rows())

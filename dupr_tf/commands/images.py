@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.places import Place
-from dupr_tf.commands.report import REFUSED, print_table, print_verified, with_progress
+from dupr_tf.commands.report import REFUSED, print_names, print_table, print_verified, with_progress
 from dupr_tf.config import DataConfig, parse_config
-from dupr_tf.data.sources import check_root, list_images
+from dupr_tf.data.images.listing import check_root, list_images
 from dupr_tf.errors import UserError
 
 
 @dataclasses.dataclass
 class Pack:
-    """Write a folder of images as TFRecord shards, for `pretrain --data SHARDS`; run again, it goes on.
+    """Write a folder of images as ArrayRecord shards, for `pretrain --data SHARDS`. Run it again to resume.
 
     Unreadable files are left out, named, and listed in bad_images.tsv. Each shard is a random sample of the images, so
     that a part of the shards stands for all, and readers that shuffle only what they hold see a shuffled whole.
     """
 
-    directory: tyro.conf.Positional[Place]
-    """Folder of images, or a COCO or VOC root; with --verify, the shards."""
-    output: Place | None = None
-    """Folder of the shards; needed unless --verify."""
+    directory: tyro.conf.Positional[Path]
+    """Folder of images, or a COCO or VOC root; with --verify or --list, the shards."""
+    output: Path | None = None
+    """Folder of the shards; needed unless --verify or --list."""
     long_side: int | None = None
     """Shrink larger images to this, px, turned upright, as JPEG; none: the files' own bytes."""
     quality: int = 95
@@ -41,14 +41,18 @@ class Pack:
     """Share of the files that may be unreadable."""
     verify: bool = False
     """Compare shards with their checksums, write nothing."""
+    list: bool = False
+    """Print the name of each packed image on a line, write nothing."""
 
     def run(self, overrides: dict[str, str]) -> None:
         if self.verify:
             return print_verified(self.directory)
+        if self.list:
+            return print_names(self.directory)
         if self.output is None:
             raise UserError("--output", "No folder for the shards is given.", "Pass --output SHARDS.")
         check_root(self.directory, "folder")
-        from dupr_tf.data.pack import PackSettings, pack
+        from dupr_tf.data.shards.pack import PackSettings, pack
 
         settings = PackSettings(self.long_side, self.quality, self.images_per_shard, self.shuffle, self.seed)
         packed = pack(self.directory, self.output, settings, self.workers, self.max_bad_share)
@@ -63,7 +67,7 @@ class Pack:
 class Sample:
     """Draw the embedded sample: synthetic scenes of textured shapes, with and without boxes."""
 
-    directory: tyro.conf.Positional[Place]
+    directory: tyro.conf.Positional[Path]
     """Folder to write: unlabeled/, and a COCO data set (images/, annotations/)."""
     train: int = 400
     """Labelled scenes to train on."""
@@ -87,9 +91,9 @@ class Scan:
     Exit code 1 if more would be skipped than --max-bad-share allows, as then the run would stop too.
     """
 
-    directory: tyro.conf.Positional[Place]
+    directory: tyro.conf.Positional[Path]
     """Folder of images (nested or flat), or a COCO or VOC root, as for `pretrain --data`."""
-    output: Place | None = None
+    output: Path | None = None
     """File for a line for each image, tab-separated. Run again, it goes on there; changed files are looked at again."""
     workers: int = os.cpu_count() or 1
     """Images decoded at a time."""
@@ -104,7 +108,7 @@ class Scan:
         if self.workers < 1:
             raise UserError("--workers", f"Expected 1 or more, received {self.workers}.")
         paths = list_images(self.directory)
-        from dupr_tf.data.scan import SKIPPED, count_groups, scan_images
+        from dupr_tf.data.images.scan import SKIPPED, count_groups, scan_images
 
         looks = list(with_progress(scan_images(paths, self.max_pixels, self.workers, self.output), len(paths)))
         skipped = sum(look.outcome == SKIPPED for look in looks)

@@ -1,22 +1,28 @@
-"""How a path stands on the command line: a local one, or an address such as gs://bucket/photos."""
+"""Refuses addresses such as gs://bucket/photos among the flags of a command."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
-from tyro.constructors import PrimitiveConstructorSpec
+from dupr_tf.commands.report import problems_of
+from dupr_tf.errors import UserError, raise_all
+from dupr_tf.files import local_path
 
-from dupr_tf.remote_path import RemotePath, as_path
 
-# `pathlib.Path` as a type would let tyro make a `Path` of it, which takes a slash from `gs://`.
-Place = Annotated[
-    Path,
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PATH",
-        instance_from_str=lambda words: as_path(words[0]),
-        is_instance=lambda value: isinstance(value, Path | RemotePath),
-        str_from_instance=lambda value: [str(value)],
-    ),
-]
+def check_places(command) -> None:
+    """Raises UserError for every path of a parsed command, a dataclass, that is an address.
+
+    `weights` counts as paths too: it is text, since it may be the word random.
+    """
+    raise_all(list(_problems(command)))
+
+
+def _problems(command) -> Iterator[UserError]:
+    for name, value in vars(command).items():
+        if dataclasses.is_dataclass(value):
+            yield from _problems(value)
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, Path) or (name == "weights" and one is not None):
+                yield from problems_of(local_path, one)

@@ -7,18 +7,17 @@ import difflib
 import json
 import math
 import re
+from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.places import Place
 from dupr_tf.commands.report import problems_of
 from dupr_tf.config import Config, load_config
-from dupr_tf.data.sources import check_root
+from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError, raise_all
+from dupr_tf.files import write_whole
 from dupr_tf.planning.assumptions import assumptions_of, with_given
 from dupr_tf.planning.devices import CPU, NAMES
-from dupr_tf.remote_path import is_remote
-from dupr_tf.whole_files import write_whole
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 MOST_IMAGES = 10**12
@@ -31,7 +30,7 @@ class Plan:
     Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`).
     """
 
-    config: tyro.conf.Positional[Place]
+    config: tyro.conf.Positional[Path]
     """Experiment file of a pre-training run, e.g. configs/dupr_r50_imagenet_200ep.yaml."""
     images: str | None = None
     """How many images, such as 1280000, 12M or 1B; none: as many as in --data."""
@@ -39,13 +38,13 @@ class Plan:
     """Devices that share the batch; none: 8, or as many of them as divide train.micro_batches; 1 for cpu."""
     gpu_type: str = "a100-40gb"
     """t4, v100-32gb, a10, l4, a100-40gb, a100-80gb, h100, or cpu: this machine's cores, measured."""
-    data: Place | None = None
+    data: Path | None = None
     """Images to measure the input with: a folder, shards, or tfds:NAME; none: a figure measured elsewhere."""
     assume: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """name=value in place of an assumption; may be given again. The plan's last table has their names."""
     check: bool = False
     """Take real steps of the config here and print the error of the prediction; with --gpu-type cpu."""
-    json: Place | None = None
+    json: Path | None = None
     """File for everything as JSON."""
 
     def run(self, overrides: dict[str, str]) -> None:
@@ -117,4 +116,4 @@ def images_in(text: str) -> int:
 
 
 def _writable(path) -> bool:
-    return is_remote(path) or (path.absolute().parent.is_dir() and not path.is_dir())
+    return path.absolute().parent.is_dir() and not path.is_dir()

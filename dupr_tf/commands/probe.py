@@ -13,14 +13,23 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from dupr_tf.commands.places import Place
-from dupr_tf.commands.report import print_table
+from dupr_tf.commands.report import output_problems, print_table, problems_of
 from dupr_tf.config import BACKBONES, PROBED_LEVELS, LinearConfig, load_config
 from dupr_tf.config.probes import PROBES
+from dupr_tf.data.images.listing import check_root
+from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.errors import UserError, raise_all
-from dupr_tf.remote_path import as_path
+from dupr_tf.files import write_whole
+from dupr_tf.probing.backbones import check_backbones, load_backbones
+from dupr_tf.probing.labelled import (
+    check_class_folders,
+    has_class_folders,
+    is_annotated,
+    pick_objects,
+    read_both_splits,
+    read_class_folders,
+)
 from dupr_tf.training.cluster import refuse_cluster
-from dupr_tf.whole_files import write_whole
 
 LEAST = {"images": 1, "image_size": 32, "k": 1, "queries": 1, "top": 1, "cells": 1, "folds": 2, "seed": 0}
 Level = Literal[PROBED_LEVELS]
@@ -33,9 +42,9 @@ class Weights:
 
     weights: tuple[str, ...]
     """Runs, exports, backbone files, checkpoints of other tools, or random. Each is a row of the table."""
-    data: Place
+    data: Path
     """Folder of images."""
-    output: Place | None = None
+    output: Path | None = None
     """Folder for probe.json and the picture. Default: runs/probes/NAME."""
     backbone: Literal[tuple(BACKBONES)] | None = None
     """Architecture of the random weights. Default: that of the first --weights."""
@@ -47,20 +56,16 @@ class Weights:
     def run(self, overrides: dict[str, str]) -> None:
         refuse_cluster()
         raise_all(self._problems(overrides))
-        from dupr_tf.probing.backbones import load_backbones
-
+        read = self.read()
         backbones = load_backbones(self.weights, self.backbone, self.width, self.seed)
         probe = PROBES.load(next(name for name, flags in WHICH.items() if flags is type(self)))
-        found = probe(backbones, self.data, **self.arguments(overrides, inspect.signature(probe).parameters))
+        arguments = self.arguments(overrides, inspect.signature(probe).parameters)
+        found = probe(backbones, self.data, **arguments, **read)
         print_table(*self.table(found.numbers))
         self._write(found)
 
     def _problems(self, overrides) -> list[UserError]:
-        which = "Pass a run, a file, or random."
-        problems = [] if self.weights else [UserError("--weights", "There are no weights to probe.", which)]
-        for weights in self.weights:
-            if weights != "random" and not as_path(weights).exists():
-                problems.append(UserError("--weights", f"{weights} does not exist.", which))
+        problems = problems_of(check_backbones, self.weights, self.backbone) + output_problems(self.output)
         if not self.data.is_dir():
             problems.append(UserError("--data", f"{self.data} is not a folder.", "Pass a folder of images."))
         for name, least in LEAST.items():
@@ -68,10 +73,18 @@ class Weights:
             if value is not None and value < least:
                 flag, problem = f"--{name.replace('_', '-')}", f"Expected {least} or more, received {value}."
                 problems.append(UserError(flag, problem, f"Use at least {least}."))
+        if self.seed >= 2**31:
+            problem = f"Expected less than {2**31:,}, received {self.seed:,}."
+            problems.append(UserError("--seed", problem, "Use a smaller one."))
         if getattr(self, "temperature", 1.0) <= 0:
             problem = f"Expected more than 0, received {self.temperature}."
             problems.append(UserError("--temperature", problem, "Leave it out for the default."))
         return problems
+
+    def read(self) -> dict[str, Any]:
+        """Checks the data, and returns what it has read of them as keyword arguments of the probe."""
+        check_root(self.data)
+        return {}
 
     def arguments(self, overrides: dict[str, str], taken: Container[str]) -> dict[str, Any]:
         """Keyword arguments of the probe: the flags that its function takes by the same name."""
@@ -114,6 +127,9 @@ class Knn(Weights):
     image_size: int = 224
     """Side of an image, px."""
 
+    def read(self):
+        return {"folders": read_class_folders(self.data)}
+
 
 @dataclasses.dataclass
 class Linear(Weights):
@@ -122,7 +138,7 @@ class Linear(Weights):
     Without --config, for small sets: features cached and standardised. Any field: --linear.level P4 (`dupr-tf fields`).
     """
 
-    config: Place | None = None
+    config: Path | None = None
     """E.g. configs/probes/linear_imagenet.yaml."""
 
     def _problems(self, overrides):
@@ -138,6 +154,9 @@ class Linear(Weights):
 
     def arguments(self, overrides, taken):
         return {"settings": self._settings(overrides), "seed": self.seed}
+
+    def read(self):
+        return {"folders": read_class_folders(self.data)}
 
 
 @dataclasses.dataclass
@@ -173,6 +192,9 @@ class Svm(Weights):
     def arguments(self, overrides, taken):
         return {**super().arguments(overrides, taken), "splits": (self.train_split, self.test_split)}
 
+    def read(self):
+        return {"annotated": read_both_splits(self.data, (self.train_split, self.test_split))}
+
     def table(self, numbers):
         rows = [(label, *(_text(found[level]["mAP"]) for level in self.levels)) for label, found in numbers.items()]
         chance = next(iter(numbers.values()))[self.levels[0]]["chance"]
@@ -197,6 +219,11 @@ class Sensitivity(Weights):
     """Level of the features."""
     cells: int = 7
     """S of RoIAlign."""
+
+    def read(self):
+        annotated = read_annotations(self.data, self.split)
+        pick_objects(annotated, self.images)
+        return {"annotated": annotated}
 
 
 @dataclasses.dataclass
@@ -231,6 +258,13 @@ class Affinity(Weights):
     temperature: float = 0.001
     """Temperature of eq. 9."""
 
+    def read(self):
+        if not is_annotated(self.data):
+            return super().read()
+        annotated = read_annotations(self.data, self.split)
+        pick_objects(annotated, self.images)
+        return {"annotated": annotated}
+
 
 @dataclasses.dataclass
 class Retrieval(Weights):
@@ -246,6 +280,12 @@ class Retrieval(Weights):
     """Level of the maps."""
     top: int = 4
     """Neighbours found for each query."""
+
+    def read(self):
+        if not has_class_folders(self.data):
+            return super().read()
+        check_class_folders(self.data)
+        return {}
 
 
 # The flags of every line of PROBES.
@@ -277,11 +317,11 @@ class Views:
     The same number must show the same thing in both views.
     """
 
-    config: tyro.conf.Positional[Place]
+    config: tyro.conf.Positional[Path]
     """Experiment file, e.g. configs/dupr_r18_small.yaml."""
-    data: Place | None = None
+    data: Path | None = None
     """Folder of images, COCO or VOC root, shards, or tfds:NAME; none: data.root of the config."""
-    output: Place = Path("views.png")
+    output: Path = Path("views.png")
     """PNG to write."""
     pairs: int = 8
     """How many."""
@@ -295,9 +335,9 @@ class Views:
     def run(self, overrides: dict[str, str]) -> None:
         config = load_config(self.config, overrides)
         root = self.data or config.data.root
-        raise_all(self._problems(root))
-        from dupr_tf.data.bad_images import BadImages, check_readable
-        from dupr_tf.data.open_source import open_source
+        raise_all(self._problems(root, config.data.kind))
+        from dupr_tf.data.images.bad_images import BadImages, check_readable
+        from dupr_tf.data.images.listing import open_source
         from dupr_tf.probing.pictures import save
         from dupr_tf.probing.view_sheet import cells_of, first_pairs, view_sheet
 
@@ -308,10 +348,12 @@ class Views:
         print(f"{len(names)} pairs, {int(pairs['valid'].sum())} with enough overlap for a patch loss")
         print(f"wrote {self.output}")
 
-    def _problems(self, root) -> list[UserError]:
+    def _problems(self, root, kind: str) -> list[UserError]:
         problems = []
         if root is None:
             problems.append(UserError("--data", "There are no images to draw.", "Pass --data DIR."))
+        else:
+            problems += problems_of(check_root, root, kind)
         if self.output.suffix.lower() != ".png":
             problem = f"Expected a name that ends in .png, received {self.output}."
             problems.append(UserError("--output", problem, "Pass --output views.png."))

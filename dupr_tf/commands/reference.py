@@ -10,11 +10,9 @@ from typing import Literal
 
 import tyro
 
-from dupr_tf.commands.places import Place
 from dupr_tf.commands.report import print_table
 from dupr_tf.config import field_rows
 from dupr_tf.errors import UserError
-from dupr_tf.remote_path import is_remote
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -38,9 +36,9 @@ class Bench:
         tuple[Literal["step", "loss", "roi_align", "input", "photometric", "pack", "detector", "scaling"], ...]
     ] = ()
     """Which; none: all."""
-    data: Place | None = None
+    data: Path | None = None
     """Folder of photos for those that read images; none: drawn scenes."""
-    output: Place = Path("runs/benchmarks")
+    output: Path = Path("runs/benchmarks")
     """Folder for NAME.json."""
     rounds: int = 3
     """Repeats of each contestant."""
@@ -49,10 +47,6 @@ class Bench:
         if not (CHECKOUT / "benchmarks" / "__main__.py").exists():
             problem = f"{CHECKOUT} has no folder benchmarks/."
             raise UserError(None, problem, "Clone the repository and install it with pip install -e .")
-        if remote := next((path for path in (self.output, self.data) if is_remote(path)), None):
-            raise UserError(
-                None, f"bench reads and writes local folders, and {remote} is remote.", "Use a local folder."
-            )
         if self.rounds < 1:
             raise UserError("--rounds", f"Expected 1 or more, received {self.rounds}.")
         arguments = [*self.names, "--output", str(self.output.resolve()), "--rounds", str(self.rounds)]

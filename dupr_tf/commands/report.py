@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dupr_tf.errors import UserError, raise_all
+from dupr_tf.text import escape
 
 REFUSED = 1
 
@@ -67,11 +68,19 @@ def print_export(written: Path) -> None:
 
 def print_verified(root: Path) -> None:
     """Compares shards with their checksums. Raises a `UserError` for each that is damaged."""
-    from dupr_tf.data.shard_files import damaged_files
+    from dupr_tf.data.shards.manifest import find_damage
 
-    errors = [error for _, error in damaged_files(root)]
+    errors = list(find_damage(root))
     raise_all(list(filter(None, errors)))
     print(f"{len(errors)} shards are what was packed: {root}")
+
+
+def print_names(root: Path) -> None:
+    """Prints the name of each packed image on a line, special characters escaped."""
+    from dupr_tf.data.shards.manifest import list_names
+
+    for name in list_names(root):
+        print(escape(name))
 
 
 def with_progress(items, total: int):
@@ -83,10 +92,22 @@ def with_progress(items, total: int):
     yield from track(items, "scanning", total, console=console, disable=not console.is_terminal)
 
 
-def problems_of(check: Callable, *arguments) -> list[UserError]:
-    """The errors that a check of the user's input raises, so that several checks are reported together."""
+def problems_of(check: Callable, *arguments, field: str | None = None) -> list[UserError]:
+    """The errors that a check of the user's input raises, so that several checks are reported together.
+
+    Args:
+        check: called with the arguments.
+        field: what the user knows the checked value by; None keeps the errors' own.
+    """
     try:
         check(*arguments)
     except UserError as error:
-        return list(error.errors)
+        return [UserError(field or one.field, one.problem, one.fix) for one in error.errors]
     return []
+
+
+def output_problems(output: Path | None) -> list[UserError]:
+    """An error where a folder is to be written and a file has its name."""
+    if output is None or not output.is_file():
+        return []
+    return [UserError("--output", f"{output} is a file.", "Pass a folder.")]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.places import Place
 from dupr_tf.errors import UserError, raise_all
 
 MOST_VIEWS = 64
@@ -21,9 +20,9 @@ class Report:
     It needs no network and nothing beside it. What a run lacks is said so.
     """
 
-    runs: tyro.conf.Positional[tuple[Place, ...]]
+    runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of pretrain or finetune, of exports, of probes; what lies below a run is found."""
-    output: Place = Path("report.html")
+    output: Path = Path("report.html")
     """File to write; an earlier report is replaced, another file is not."""
     views: int = 4
     """Pairs of views drawn for each pre-training run, from its images; 0: none, and TensorFlow is not loaded."""
@@ -60,7 +59,7 @@ class Report:
         raise_all(problems)
 
     def _write(self, page: str) -> None:
-        from dupr_tf.whole_files import write_whole
+        from dupr_tf.files import write_whole
 
         content = page.encode("utf-8", "backslashreplace")
         try:

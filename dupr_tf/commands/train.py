@@ -8,14 +8,14 @@ from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.places import Place
-from dupr_tf.commands.report import print_scores, problems_of
+from dupr_tf.commands.report import output_problems, print_scores, problems_of
 from dupr_tf.config import Config, load_config
-from dupr_tf.data.sources import check_root
+from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError, raise_all
-from dupr_tf.probing.labelled import read_class_folders
-from dupr_tf.remote_path import as_path
+from dupr_tf.probing.labelled import check_class_folders
 from dupr_tf.training.cluster import cluster_of, refuse_cluster
+from dupr_tf.training.run import CONFIG_FILE, check, check_weights, images_entry, open_images
+from dupr_tf.weights.paths import RANDOM, weights_file
 
 
 @dataclasses.dataclass
@@ -26,13 +26,13 @@ class Pretrain:
     Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`).
     """
 
-    config: tyro.conf.Positional[Place]
+    config: tyro.conf.Positional[Path]
     """Experiment file, e.g. configs/dupr_r18_small.yaml."""
-    output: Place | None = None
+    output: Path | None = None
     """Folder of the run; needed unless --dry-run."""
-    data: Place | None = None
+    data: Path | None = None
     """Folder of images, COCO or VOC root (labels are not read), shards of `pack`, or tfds:NAME[/CONFIG][:SPLIT]."""
-    weights: Place | None = None
+    weights: Path | None = None
     """Weights to start from instead of random ones: a run, an export, .keras, or another tool's checkpoint."""
     allow_change: bool = False
     """Resume a run with another config or other images than it was started with; the differences are printed."""
@@ -52,7 +52,8 @@ class Pretrain:
         problems += problems_of(cluster_of, config) if config and not self.dry_run else []
         if self.output is None and not self.dry_run:
             problems.append(UserError("--output", "No folder for the run is given.", "Pass --output runs/mine."))
-        raise_all(problems)
+        raise_all(problems + output_problems(self.output))
+        raise_all(self._run_problems(config))
         if self.dry_run:
             from dupr_tf.training.dry_run import dry_run, print_dry_run
 
@@ -66,11 +67,21 @@ class Pretrain:
             probe = build_probe(config.probing, config.train.seed)
         result = pretrain(config, self.output, self.data, self.weights, self.allow_change, probe)
         if result.bad_images:
-            from dupr_tf.data.bad_images import count_reasons
+            from dupr_tf.data.images.bad_images import count_reasons
 
             reasons = count_reasons(result.bad_images.values())
             print(f"{len(result.bad_images)} images were skipped ({reasons}): see {self.output / 'bad_images.tsv'}")
         print(f"step {result.step}: {result.backbone}")
+
+    def _run_problems(self, config: Config) -> list[UserError]:
+        """What the run of the output, or the weights, have against this start; asked before TensorFlow is loaded."""
+        if self.dry_run or cluster_of(config) is not None:  # of several workers the chief tells the others
+            return []
+        problems = problems_of(check_weights, self.output, self.weights, field="--weights")
+        if (self.output / CONFIG_FILE).exists() and not self.allow_change:
+            config, source = open_images(config, self.data)
+            problems += problems_of(check, self.output, config, images_entry(config.data.root, source))
+        return problems
 
 
 @dataclasses.dataclass
@@ -82,13 +93,13 @@ class Finetune:
     Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`).
     """
 
-    config: tyro.conf.Positional[Place]
+    config: tyro.conf.Positional[Path]
     """Experiment file, e.g. configs/retinanet_r18_small.yaml."""
     weights: str
     """A run, an export, .keras, another tool's checkpoint (as `import` reads), or the word random."""
-    data: Place
+    data: Path
     """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks (see docs/detection.md)."""
-    output: Place
+    output: Path
     """Folder of the run."""
     allow_change: bool = False
     """Resume a run with another config or other data than it was started with; the differences are printed."""
@@ -98,10 +109,9 @@ class Finetune:
         problems += problems_of(refuse_cluster)
         if not self.data.is_dir():
             problems.append(UserError("--data", f"{self.data} is not a folder.", "Pass the root of a data set."))
-        if self.weights != "random" and not as_path(self.weights).exists():
-            fix = "Pass a run, an export, a file of weights, or the word random."
-            problems.append(UserError("--weights", f"{self.weights} does not exist.", fix))
-        raise_all(problems)
+        if self.weights != RANDOM:
+            problems += problems_of(weights_file, self.weights, field="--weights")
+        raise_all([*problems, *output_problems(self.output)])
         from dupr_tf.detection.finetune import finetune
 
         scores = finetune(config, self.weights, self.data, self.output, allow_change=self.allow_change)
@@ -112,11 +122,11 @@ class Finetune:
 class Evaluate:
     """Evaluate a saved detector on the validation split of labelled images with its classes."""
 
-    detector: tyro.conf.Positional[Place]
+    detector: tyro.conf.Positional[Path]
     """detector.keras, or the folder fine-tuning wrote."""
-    data: Place
+    data: Path
     """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks."""
-    output: Place | None = None
+    output: Path | None = None
     """Folder for metrics.json and pictures; none: print only."""
     split: str = "val"
     """Which split."""
@@ -146,5 +156,5 @@ def _probing_problems(config: Config) -> list[UserError]:
     """Errors about the folder of images that a run is to be probed with."""
     if not config.probing.every_epochs or config.probing.data is None:
         return []  # a missing folder is among `Config.pretrain_problems`
-    check = read_class_folders if "knn" in config.probing.probes else check_root
-    return [UserError("probing.data", one.problem, one.fix) for one in problems_of(check, config.probing.data)]
+    look = check_class_folders if "knn" in config.probing.probes else check_root
+    return problems_of(look, config.probing.data, field="probing.data")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from dupr_tf.commands.places import Place
-from dupr_tf.commands.report import print_export
+from dupr_tf.commands.report import print_export, problems_of
+from dupr_tf.errors import raise_all
 from dupr_tf.weights.formats import EXPORTS, FORMATS
+from dupr_tf.weights.paths import backbone_output, checkpoint_file, export_output, weights_file
 
 
 @dataclasses.dataclass
@@ -20,12 +22,12 @@ class Export:
     is full.
     """
 
-    run_or_file: Annotated[Place, tyro.conf.arg(name="run", metavar="RUN"), tyro.conf.Positional]
+    run_or_file: Annotated[Path, tyro.conf.arg(name="run", metavar="RUN"), tyro.conf.Positional]
     """A pre-training run, or a backbone file (.keras, .safetensors)."""
     to: Literal[FORMATS]
     """keras, kerascv: .keras. saved_model, onnx: images in, P2..P5 out. torchvision, timm: safetensors. detectron2: a
     pickle it loads. kerashub: a preset."""
-    output: Place
+    output: Path
     """Directory to make."""
     overwrite: bool = False
     """Replace an earlier export."""
@@ -35,7 +37,8 @@ class Export:
     """Write weights that are NaN or infinite all the same."""
 
     def run(self, overrides: dict[str, str]) -> None:
-        EXPORTS.check(self.to)
+        problems = problems_of(EXPORTS.check, self.to) + problems_of(weights_file, self.run_or_file)
+        raise_all(problems + problems_of(export_output, self.output, self.overwrite))
         from dupr_tf.weights.export import export
         from dupr_tf.weights.loading import load_backbone
         from dupr_tf.weights.model_card import run_facts
@@ -53,9 +56,9 @@ class Import:
     that is missing is an error. `pretrain --weights` and `finetune --weights` take the same files directly.
     """
 
-    file: tyro.conf.Positional[Place]
+    file: tyro.conf.Positional[Path]
     """.safetensors or .npz; .pth, .pt, .tar, .ckpt where PyTorch is installed."""
-    output: Place
+    output: Path
     """The backbone's file, ending in .keras."""
     prefix: str | None = None
     """What the names of the wanted ResNet begin with, where a file holds several."""
@@ -65,6 +68,8 @@ class Import:
     """Take weights that are NaN or infinite; otherwise they are named and refused."""
 
     def run(self, overrides: dict[str, str]) -> None:
+        problems = problems_of(checkpoint_file, self.file)
+        raise_all(problems + problems_of(backbone_output, self.output, self.overwrite))
         from dupr_tf.weights.loading import import_backbone
 
         found = import_backbone(self.file, self.output, self.prefix, self.overwrite, self.allow_nonfinite)

@@ -3,7 +3,7 @@
 A new detector is one new file below `detection/` and one line here. Its class has `from_experiment(backbone,
 class_names, config)`, which returns it uncompiled. Facts of a line:
 
-    task: a key of `detection.tasks.TASKS`: "boxes", "masks" or "segments".
+    task: a key of `detection.labels.LABELS`: "boxes", "masks" or "segments".
     data: values of `data.kind` that have what it learns from.
     data_note: why the others do not; may be empty.
     refuses: {dotted field: (why, what to do)} of fields that must keep their default; the kind's name goes before why.

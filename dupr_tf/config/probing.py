@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from dupr_tf.config.probes import PROBES
-from dupr_tf.config.sections import Section
+from dupr_tf.config.sections import LocalPath, Section
 from dupr_tf.errors import UserError
 
 PROBED_LEVELS = ("conv1", "P2", "P3", "P4", "P5")
@@ -16,7 +16,7 @@ IN_TRAINING = tuple(name for name, entry in PROBES.items() if entry.facts)
 
 class ProbingConfig(Section):
     every_epochs: int = Field(0, ge=0, description="probe the backbone every so many epochs and at the end; 0: never")
-    data: str | None = Field(None, description="held-out folder; for knn train/CLASS/ and val/CLASS/")
+    data: LocalPath | None = Field(None, description="held-out folder; for knn train/CLASS/ and val/CLASS/")
     probes: tuple[Literal[IN_TRAINING], ...] = Field(
         ("matching",), description="which of them, see `dupr-tf list probes`"
     )

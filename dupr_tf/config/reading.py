@@ -15,7 +15,6 @@ from dupr_tf.config.probing import LinearConfig
 from dupr_tf.config.sections import SHORT_FORM
 from dupr_tf.config.terms import TERMS, Section
 from dupr_tf.errors import UserError, raise_all
-from dupr_tf.remote_path import RemotePath, as_path
 from dupr_tf.safe_yaml import safe_value
 from dupr_tf.text import number_text, one_line
 
@@ -55,7 +54,7 @@ def load_config(path: str | Path | None, overrides: dict[str, str] | None = None
     Raises:
         UserError: a mistake in the file or the overrides; a UserErrors if there are several.
     """
-    values, problems = {} if path is None else _read_yaml(as_path(path)), []
+    values, problems = {} if path is None else _read_yaml(Path(path)), []
     for name, text in (overrides or {}).items():
         section, _, field = name.partition(".")
         try:
@@ -118,7 +117,7 @@ def _schema(section: str) -> type[Section]:
     return OPTIONAL.get(section) or type(Config.model_fields[section].default)
 
 
-def _read_yaml(path: Path | RemotePath) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
         fix = f"Did you mean {path.parent / near[0]}?" if near else "Pass the path of a YAML file, as in configs/."

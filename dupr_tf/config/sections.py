@@ -6,23 +6,33 @@ import inspect
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, field_validator, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, field_validator, model_validator
 
 from dupr_tf.config.backbones import BACKBONES
 from dupr_tf.config.terms import LEVELS, AnyTerm, Section, TermConfig, check_unique_names, expand_short_form
 from dupr_tf.errors import UserError
+from dupr_tf.files import local_path
 
 INTERVAL = re.compile(r"([1-9]\d*) ?(s|min|h)")  # of checkpoints, in time
 
 SHORT_FORM = tuple(inspect.signature(expand_short_form).parameters)
 
+
+def _checked_path(path: str) -> str:
+    local_path(path)
+    return path
+
+
+LocalPath = Annotated[str, AfterValidator(_checked_path)]
 Weight = Annotated[float, Field(ge=0.0)]
 PerLevel = Annotated[tuple[Weight, ...], Field(min_length=len(LEVELS), max_length=len(LEVELS))]
 
 
 class DataConfig(Section):
-    root: str | None = Field(None, description="folder of images, COCO / VOC root, shards, tfds:NAME; --data sets it")
-    kind: Literal["auto", "folder", "coco", "voc", "cityscapes", "masks", "tfrecord", "tfds"] = Field(
+    root: LocalPath | None = Field(
+        None, description="folder of images, COCO / VOC root, shards, tfds:NAME; --data sets it"
+    )
+    kind: Literal["auto", "folder", "coco", "voc", "cityscapes", "masks", "shards", "tfds"] = Field(
         "auto", description="layout of root; auto looks"
     )
     class_names: tuple[str, ...] | None = Field(
@@ -36,6 +46,17 @@ class DataConfig(Section):
     share: float = Field(1.0, gt=0, le=1, description="of the labelled training images, drawn by share_seed")
     share_seed: int = Field(0, ge=0, lt=2**31)
     max_pixels: int = Field(100_000_000, ge=1, description="an image of more pixels is skipped, from its header")
+    threads: int | None = Field(None, ge=1, description="threads that read images; default: the number of cores")
+    processes: int = Field(0, ge=0, description="processes that read images; 0: the training process reads them itself")
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _kind(cls, value):
+        if value == "tfrecord":
+            raise UserError(
+                None, "Packed images are no longer TFRecord.", "Pack them again, and pass --data.kind shards."
+            )
+        return value
 
 
 class ViewsConfig(Section):

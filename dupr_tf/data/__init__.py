@@ -1,1 +1,11 @@
-"""Files in, batches out. Knows nothing of models."""
+"""Images, labels and batches, in NumPy. Nothing here imports TensorFlow."""
+
+import logging
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Failed to load jax profiler")
+
+
+# Grain warns on import that JAX is missing, which no part of this package uses. Each input process imports it anew.
+logging.getLogger("absl").addFilter(_is_wanted)

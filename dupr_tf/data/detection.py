@@ -6,42 +6,30 @@ seed and the position in the run, so a run can be repeated exactly.
 
 from __future__ import annotations
 
-import os
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import tensorflow as tf
 
-from dupr_tf.config import Config
-from dupr_tf.data.annotations import AnnotatedImages
-from dupr_tf.data.bad_images import unusable_reason
-from dupr_tf.data.decoding import MAX_PIXELS, read_image
-from dupr_tf.data.image_source import as_written
-from dupr_tf.data.masks import MASK_SIDE, crop_masks
-from dupr_tf.data.order import grouped_positions, shuffled
-from dupr_tf.data.placing import (
-    PAD_COLOUR,
-    augment,
-    drawn_place,
-    letterbox,
-    mirrored,
-    moved,
-    moved_back,
-    scaled_sides,
-    scaled_without_mean,
-    short_side_scale,
-    square_image,
-    to_original,
-    with_mean,
-)
-from dupr_tf.data.segments import SegmentedImages
-from dupr_tf.errors import UserError
+from dupr_tf.config import Config, DataConfig
+from dupr_tf.data.images.decode import MAX_PIXELS, Unusable, decode
+from dupr_tf.data.images.source import read_file
+from dupr_tf.data.labels.annotations import AnnotatedImages
+from dupr_tf.data.labels.run_lengths import MASK_SIDE, crop_masks
+from dupr_tf.data.labels.segments import SegmentedImages
+from dupr_tf.data.order import Order, grouped_epoch, shuffled_epoch
+from dupr_tf.data.placing import DRAWS, Place, drawn_place, letterbox, pad_batch, scaled
+from dupr_tf.data.reader import Block, Reader
+from dupr_tf.data.views import uniform
+from dupr_tf.errors import RunFailed, UserError
+from dupr_tf.text import escape
 
-__all__ = ["PAD_COLOUR", "augment", "eval_batches", "letterbox", "to_original", "train_batches", "unreadable_images"]
 MIN_VISIBLE_SHARE = 0.2  # of a box's area; a crop that leaves less of it removes the box
 MIN_SIDE = 2.0  # px, likewise
 
 
-def train_batches(annotated: AnnotatedImages, config: Config, steps: int, start: int = 0) -> tf.data.Dataset:
+def train_batches(annotated: AnnotatedImages, config: Config, steps: int, start: int = 0) -> Reader:
     """Augmented batches of the steps `start` to `steps`.
 
     Images without a box to learn from are left out. Every epoch has its own order; a batch may span two. Without
@@ -52,187 +40,257 @@ def train_batches(annotated: AnnotatedImages, config: Config, steps: int, start:
 
     Args:
         annotated: the training split.
-        config: of it `data.image_size` S, `train.batch_size` B, `train.seed` and `detector`.
+        config: of it `data`, `train.batch_size` B, `train.seed` and `detector`.
         steps: number of steps of the whole run.
         start: first step to produce.
 
     Returns:
-        A dataset of `{"images": (B, H, W, 3) float32 in 0–255, "image_sizes": (B, 2) float32 height and width of what
-        is picture, "bounding_boxes": {"boxes": (B, M, 4) float32, "classes": (B, M) float32}}`; M is the most boxes of
-        an image, the rest is filled with -1. Where masks were read, `bounding_boxes` also has `masks`
-        (B, M, 56, 56) float32 0 or 1, each the part of the mask in its box.
+        A reader, to be closed by the caller, of `{"images": (B, H, W, 3) float32 in 0–255, "image_sizes": (B, 2)
+        float32 height and width of what is picture, "bounding_boxes": {"boxes": (B, M, 4) float32, "classes": (B, M)
+        float32}}`; M is the most boxes of an image, the rest is filled with -1. Where masks were read, `bounding_boxes`
+        also has `masks` (B, M, 56, 56) float32 0 or 1, each the part of the mask in its box. An image that cannot be
+        decoded ends the iteration with `RunFailed`.
     """
-    table, batch, seed = _TrainingTable(annotated), config.train.batch_size, config.train.seed
-    if config.detector.short_sides:
-        positions = grouped_positions(table.sizes, batch, seed, steps, start)
-    else:
-        positions = tf.data.Dataset.range(start * batch, steps * batch).map(
-            as_written(lambda at: (at, shuffled(at, table.count, seed)))
-        )
-
-    def example(position, index):
-        path, boxes, classes = table.row(index)
-        image = read_image(tf.io.read_file(path), config.data.max_pixels)
-        draws = tf.random.stateless_uniform([4], tf.random.experimental.stateless_fold_in([seed, 1], position))
-        image, frame, place = (
-            _scaled(image, draws, config) if config.detector.short_sides else _square(image, draws, config)
-        )
-        boxes, kept = _visible(moved(boxes, *place, frame[1]), frame, crops=config.detector.short_sides is None)
-        targets = {"boxes": boxes, "classes": tf.cast(tf.boolean_mask(classes, kept), tf.float32)}
-        if table.masks is not None:
-            targets["masks"] = table.crops(index, kept, moved_back(boxes, *place, frame[1]), place[-1])
-        padded = {name: _padded(rows, table.most_boxes) for name, rows in targets.items()}
-        return {"images": image, "image_sizes": frame, "bounding_boxes": padded}
-
-    examples = positions.map(as_written(example), num_parallel_calls=tf.data.AUTOTUNE)
-    batches = examples.padded_batch(batch, drop_remainder=True)
-    return batches.map(_finished(config.detector.short_sides is not None)).prefetch(2)
+    examples, batch = _TrainingExamples(annotated, config), config.train.batch_size
+    side, most = examples.side, examples.most_boxes
+    targets = {"boxes": ((batch, most, 4), np.float32), "classes": ((batch, most), np.float32)}
+    if annotated.masks is not None:
+        targets["masks"] = ((batch, most, MASK_SIDE, MASK_SIDE), np.float32)
+    signature = {
+        "images": ((batch, side, side, 3), np.float32),
+        "image_sizes": ((batch, 2), np.float32),
+        "bounding_boxes": targets,
+    }
+    return open_reader(
+        examples, start * batch, steps * batch, signature, batch, config.data, annotated, _TrainingBatch(side)
+    )
 
 
 def eval_batches(
     annotated: AnnotatedImages,
     image_size: int | None,
     batch_size: int,
-    max_pixels: int = MAX_PIXELS,
+    data: DataConfig | None = None,
     short_side: int | None = None,
     max_long_side: int = 1333,
-) -> tf.data.Dataset:
+) -> Reader:
     """Every image once, scaled and padded below and on the right; nothing is drawn.
 
     Args:
         annotated: N images.
         image_size: side S of the square images are letterboxed to, in order.
         batch_size: images a batch, at most.
-        max_pixels: an image of more is refused.
+        data: how images are read: `max_pixels`, `threads` and `processes`; None: as by default.
         short_side: px; then images are scaled to it instead, wide ones first and tall ones after them, and a batch
             is as large as its largest image asks for, in multiples of 32.
         max_long_side: px, with `short_side`.
 
     Returns:
-        A dataset of `{"images": (b, H, W, 3) float32, "image_sizes": (b, 2) float32 height and width of what is
-        picture, "scale": (b,) float32, "index": (b,) int64 position in `annotated`}`. A box divided by its scale is
-        one of the original.
+        A reader, to be closed by the caller, of `{"images": (b, H, W, 3) float32, "image_sizes": (b, 2) float32 height
+        and width of what is picture, "factors": (b, 2) float32 as `to_original` takes them, "index": (b,) int64
+        position in `annotated`}`.
     """
-    order = np.arange(len(annotated))
+    data = data or DataConfig()
+    place = functools.partial(letterbox, side=image_size)
+    order, side = np.arange(len(annotated)), image_size
     if short_side is not None:
-        order = np.argsort(annotated.sizes[:, 0] > annotated.sizes[:, 1], kind="stable")
-
-    def example(path, index):
-        image = read_image(tf.io.read_file(path), max_pixels)
-        if short_side is None:
-            square, scale = letterbox(image[None], image_size)
-            picture = square[0]
-        else:
-            scale = short_side_scale(tf.shape(image)[:2], short_side, max_long_side)
-            picture = scaled_without_mean(image, scale, scaled_sides(tf.shape(image)[:2], scale))
-        sides = tf.cast(tf.shape(image)[:2], tf.float32) * scale
-        return {"images": picture, "image_sizes": sides, "scale": scale, "index": index}
-
-    paths = [os.fsencode(annotated.paths[i]) for i in order]
-    examples = tf.data.Dataset.from_tensor_slices((paths, order.astype(np.int64)))
-    examples = examples.map(as_written(example), num_parallel_calls=tf.data.AUTOTUNE)
-    return examples.padded_batch(batch_size).map(_finished(short_side is not None)).prefetch(2)
+        place = functools.partial(scaled, short_side=short_side, max_long_side=max_long_side)
+        order, side = wide_first(annotated.sizes), None
+    return open_eval_reader(annotated, order, place, side, batch_size, data)
 
 
-def _square(image, draws, config):
-    """Image (S, S, 3), its frame (2,) height and width, and its place: scale, offset, flip."""
-    size = config.data.image_size
-    place = drawn_place(tf.shape(image)[:2], draws, size, config.detector.scale_jitter)
-    return square_image(image, size, *place), tf.fill([2], float(size)), place
+def open_eval_reader(images, order: np.ndarray, place: Callable, side: int | None, batch: int, data: DataConfig):
+    """A reader of every image once, as `eval_batches` has it.
+
+    Args:
+        images: `AnnotatedImages` or `SegmentedImages`.
+        order: (N,) of them.
+        place: (height, width) -> the image's `Place`.
+        side: of the batch's images; None: that of the largest.
+        batch: images of a batch, at most.
+        data: how images are read.
+    """
+    signature = {
+        "images": ((None, side, side, 3), np.float32),
+        "image_sizes": ((None, 2), np.float32),
+        "factors": ((None, 2), np.float32),
+        "index": ((None,), np.int64),
+    }
+    examples = _EvalExamples(images.paths, order, place, data.max_pixels)
+    return open_reader(
+        examples, 0, len(images), signature, batch, data, images, functools.partial(pad_batch, side=side)
+    )
 
 
-def _scaled(image, draws, config):
-    """Like `_square`, for a short side that is drawn; padded, and less the mean colour."""
-    sides = tf.constant(config.detector.short_sides)
-    drawn = sides[tf.cast(draws[0] * len(config.detector.short_sides), tf.int32)]
-    scale = short_side_scale(tf.shape(image)[:2], drawn, config.detector.max_long_side)
-    flip = draws[3] < 0.5
-    frame = tf.cast(tf.shape(image)[:2], tf.float32) * scale
-    # Mirrored before it is scaled: a picture whose scaled width is no whole number of pixels keeps its left edge whole.
-    picture = scaled_without_mean(mirrored(image, flip), scale, scaled_sides(tf.shape(image)[:2], scale))
-    return picture, frame, (scale, tf.zeros([2]), flip)
+def open_reader(make, first: int, last: int, signature: dict, batch: int, data: DataConfig, images, merge) -> Reader:
+    """A reader whose blocks are single images: they are padded to the size of their batch as they are handed over."""
+    refuse = functools.partial(_refuse_unreadable, images, data.max_pixels)
+    return Reader(make, first, last, signature, batch, data.threads, data.processes, refuse, merge)
 
 
-def _finished(without_mean: bool):
-    """The last step of a batch: the mean colour where it is still missing, masks as numbers."""
-
-    def finish(batch):
-        batch = dict(batch)
-        if without_mean:
-            batch["images"] = with_mean(batch["images"])
-        if "masks" in batch.get("bounding_boxes", {}):
-            targets = dict(batch["bounding_boxes"])
-            batch["bounding_boxes"] = targets | {"masks": tf.cast(targets["masks"], tf.float32)}
-        return batch
-
-    return as_written(finish)
+def wide_first(sizes: np.ndarray) -> np.ndarray:
+    """(N,) the positions of images of sizes (N, 2): those of wide ones, then those of tall ones."""
+    return np.argsort(sizes[:, 0] > sizes[:, 1], kind="stable")
 
 
-def _visible(boxes, frame, crops):
-    """Boxes clipped to a frame (2,), and which of them (n,) were kept: those of which a crop leaves enough."""
-    clipped = tf.clip_by_value(boxes, 0.0, tf.stack([frame[1], frame[0], frame[1], frame[0]]))
-    if not crops:
-        return clipped, tf.ones_like(boxes[:, 0], tf.bool)
-    before, after = boxes[:, 2:] - boxes[:, :2], clipped[:, 2:] - clipped[:, :2]  # (n, 2) width, height
-    share = tf.reduce_prod(after, 1) / tf.reduce_prod(before, 1)
-    kept = (share >= MIN_VISIBLE_SHARE) & (tf.reduce_min(after, 1) >= MIN_SIDE)
-    return clipped[kept], kept
+def read_image(path: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, upright. Raises `Unusable`."""
+    return decode(read_file(path), max_pixels)
 
 
-def _padded(rows, most):
-    """(most, …): rows that are missing are -1, or 0 for masks."""
-    missing = [[0, most - tf.shape(rows)[0]], *([0, 0] for _ in rows.shape[1:])]
-    rows = tf.pad(rows, missing, constant_values=tf.constant(0 if rows.dtype == tf.uint8 else -1, rows.dtype))
-    return tf.ensure_shape(rows, [most, *rows.shape[1:]])
+def image_rows(image: np.ndarray, place: Place) -> dict[str, np.ndarray]:
+    """The rows (1, …) that `pad_batch` makes the image of a batch from, its pixels and their corner."""
+    pixels, corner = place.put(image)
+    return {"pixels": pixels[None], "corner": np.array([corner])}
 
 
-class _TrainingTable:
-    """Paths, flat boxes and masks of the images that have something to learn from."""
+class _EvalExamples:
+    """Makes a block of each image."""
 
-    def __init__(self, annotated: AnnotatedImages):
+    def __init__(self, paths, order: np.ndarray, place: Callable[[tuple], Place], max_pixels: int):
+        self.paths, self.order, self.place, self.max_pixels = paths, order, place, max_pixels
+
+    def __call__(self, number: int) -> Block:
+        index = int(self.order[number])
+        try:
+            image = read_image(self.paths[index], self.max_pixels)
+        except Unusable as error:
+            return Block({}, ((index, str(error)),))
+        place = self.place(image.shape[:2])
+        return Block(
+            {
+                **image_rows(image, place),
+                "image_sizes": np.array([place.size], np.float32),
+                "factors": place.factors[None],
+                "index": np.array([index], np.int64),
+            }
+        )
+
+
+class _TrainingExamples:
+    """Makes a block of the image at a position of the run, of those that have something to learn from."""
+
+    def __init__(self, annotated: AnnotatedImages, config: Config):
         kept = annotated.with_boxes()
         if not kept:
             raise UserError("annotated", "None of the images has a box to train on.", "Use annotated images.")
-        self.count, self.sizes = len(kept), annotated.sizes[kept]
+        self.kept, self.sizes = kept, annotated.sizes[kept]
         used = [np.flatnonzero(~annotated.ignored[i]) for i in kept]
-        counts = [len(rows) for rows in used]
-        self.most_boxes = max(counts)
-        self.paths = tf.constant([os.fsencode(annotated.paths[i]) for i in kept])
-        self.ends = tf.constant(np.cumsum([0, *counts]), tf.int64)
+        self.most_boxes = max(map(len, used))
+        self.paths = [annotated.paths[i] for i in kept]
         self.boxes, self.labels = (
-            tf.constant(np.concatenate([column[i][rows] for i, rows in zip(kept, used, strict=True)]))
+            [column[i][rows] for i, rows in zip(kept, used, strict=True)]
             for column in (annotated.boxes, annotated.labels)
         )
         self.masks = None
         if annotated.masks is not None:
             self.masks = [[annotated.masks[i][k] for k in rows] for i, rows in zip(kept, used, strict=True)]
+        self.detector, self.max_pixels, self.seed = config.detector, config.data.max_pixels, config.train.seed
+        self.side = None if config.detector.short_sides else config.data.image_size
+        permutation = functools.partial(shuffled_epoch, len(kept), self.seed)
+        if self.side is None:
+            tall = self.sizes[:, 0] > self.sizes[:, 1]
+            permutation = functools.partial(grouped_epoch, tall, config.train.batch_size, self.seed)
+        self.order = Order(len(kept), permutation)
 
-    def row(self, index):
-        """Path, boxes (n, 4) and classes (n,) of one image."""
-        first, last = self.ends[index], self.ends[index + 1]
-        return self.paths[index], self.boxes[first:last], self.labels[first:last]
+    def __call__(self, position: int) -> Block:
+        index = self.order(position)
+        try:
+            image = read_image(self.paths[index], self.max_pixels)
+        except Unusable as error:
+            return Block({}, ((self.kept[index], str(error)),))
+        place = self._place(image.shape[:2], uniform(self.seed, 0, position, (DRAWS,)))
+        boxes, kept = visible_boxes(place.move(self.boxes[index]), place.frame, crops=self.side is not None)
+        targets = {
+            "boxes": self._padded(boxes, -1, np.float32),
+            "classes": self._padded(self.labels[index][kept], -1, np.float32),
+        }
+        if self.masks is not None:
+            targets["masks"] = self._padded(self._crops(index, kept, boxes, place), 0, np.uint8)
+        sizes = np.array([place.frame], np.float32)
+        return Block({**image_rows(image, place), "image_sizes": sizes, "bounding_boxes": targets})
 
-    def crops(self, index, kept, boxes, flip):
-        """(k, 56, 56) uint8: the masks of the kept ones of an image's boxes, in these boxes (k, 4) of its pixels."""
+    def _place(self, size, draws: np.ndarray) -> Place:
+        if self.side is not None:
+            return drawn_place(size, draws, self.side, self.detector.scale_jitter)
+        sides = self.detector.short_sides
+        return scaled(size, sides[int(draws[0] * len(sides))], self.detector.max_long_side, flip=bool(draws[3] < 0.5))
 
-        def cut(index, kept, boxes, flip):
-            masks, (height, width) = self.masks[index], self.sizes[index]
-            boxes = np.clip(boxes, 0, [width, height, width, height])
-            crops = crop_masks([masks[k] for k in np.flatnonzero(kept)], (height, width), boxes)
-            return np.ascontiguousarray(crops[:, :, ::-1]) if flip else crops
+    def _crops(self, index: int, kept: np.ndarray, boxes: np.ndarray, place: Place) -> np.ndarray:
+        """(k, 56, 56) uint8: the masks of the kept ones of an image's boxes, in these boxes (k, 4) of the frame."""
+        height, width = self.sizes[index]
+        masks = [self.masks[index][k] for k in np.flatnonzero(kept)]
+        boxes = np.clip(place.move_back(boxes), 0, [width, height, width, height])
+        return crop_masks(masks, (height, width), boxes)[:, :, :: -1 if place.flip else 1]
 
-        crops = tf.numpy_function(cut, [index, kept, boxes, flip], tf.uint8, stateful=False)
-        return tf.ensure_shape(crops, [None, MASK_SIDE, MASK_SIDE])
+    def _padded(self, rows: np.ndarray, missing: int, dtype) -> np.ndarray:
+        """(1, most_boxes, …)."""
+        padded = np.full((1, self.most_boxes, *rows.shape[1:]), missing, dtype)
+        padded[0, : len(rows)] = rows
+        return padded
 
 
-def unreadable_images(annotated, max_pixels: int = MAX_PIXELS) -> dict[str, str]:
+class _TrainingBatch:
+    """Joins the images of a batch; masks become numbers only here, as they are four times as large then."""
+
+    def __init__(self, side: int | None):
+        self.side = side
+
+    def __call__(self, parts: list[dict]) -> dict:
+        batch = pad_batch(parts, self.side)
+        targets = batch["bounding_boxes"]
+        if "masks" in targets:
+            batch["bounding_boxes"] = {**targets, "masks": targets["masks"].astype(np.float32)}
+        return batch
+
+
+def visible_boxes(boxes: np.ndarray, frame, crops: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes cut to a frame, and which of them were kept: those of which a crop leaves enough.
+
+    Args:
+        boxes: (n, 4) px.
+        frame: height and width.
+        crops: whether any are left out.
+
+    Returns:
+        (k, 4) boxes, and (n,) bool, of which k are true.
+    """
+    clipped = np.clip(boxes, 0, np.float32(frame)[[1, 0, 1, 0]])
+    if not crops:
+        return clipped, np.ones(len(boxes), bool)
+    before, after = boxes[:, 2:] - boxes[:, :2], clipped[:, 2:] - clipped[:, :2]  # (n, 2) width, height
+    kept = (after.prod(1) >= MIN_VISIBLE_SHARE * before.prod(1)) & (after.min(1) >= MIN_SIDE)
+    return clipped[kept], kept
+
+
+def unreadable_images(annotated: AnnotatedImages | SegmentedImages, max_pixels: int = MAX_PIXELS) -> dict[str, str]:
     """{path: reason} of the images that cannot be used; slow, for saying what went wrong after a run has failed.
 
     Args:
-        annotated: `AnnotatedImages` or `SegmentedImages`.
+        annotated: the images; of `SegmentedImages` the masks too.
         max_pixels: an image of more is refused.
     """
-    reasons = {path: unusable_reason(path, max_pixels) for path in annotated.paths}
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda path: _unusable_reason(path, max_pixels), annotated.paths)
+        reasons = dict(zip(annotated.paths, found, strict=True))
     if isinstance(annotated, SegmentedImages):
         reasons |= annotated.unreadable_segments()
     return {path: reason for path, reason in reasons.items() if reason}
+
+
+def _unusable_reason(path: str, max_pixels: int) -> str:
+    try:
+        read_image(path, max_pixels)
+    except Unusable as error:
+        return str(error)
+    return ""
+
+
+def _refuse_unreadable(images, max_pixels: int, index: int, reason: str) -> None:
+    """Ends the run at the first image that cannot be used, and names it and counts the others."""
+    bad = unreadable_images(images, max_pixels) or {images.paths[index]: reason}
+    path, reason = next(iter(bad.items()))
+    raise RunFailed(
+        f"{len(bad)} of the {len(images)} images cannot be decoded, such as {escape(path)} ({escape(reason)}). "
+        "Replace these files, or take them out of the annotations."
+    )

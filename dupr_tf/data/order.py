@@ -2,58 +2,48 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 
 import numpy as np
-import tensorflow as tf
-
-from dupr_tf.data.image_source import as_written
 
 
-def shuffled(position, count, seed):
-    """The image at a position of the run: every epoch is a permutation of its own.
+class Order:
+    """The image at each position of a run, epoch after epoch, each in an order of its own.
 
     Args:
-        position: () int64.
         count: images of an epoch.
-        seed: int.
+        permutation: epoch -> (count,) the images in their order. Must be picklable.
     """
-    return tf.random.experimental.index_shuffle(
-        position % count, seed=tf.stack([tf.constant(seed, tf.int64), position // count]), max_index=count - 1
-    )
+
+    def __init__(self, count: int, permutation: Callable[[int], np.ndarray]):
+        self.count, self.permutation = count, permutation
+        self._epochs: dict[int, np.ndarray] = {}
+
+    def __call__(self, position: int) -> int:
+        epoch, place = divmod(position, self.count)
+        order = self._epochs.get(epoch)
+        if order is None:
+            order = self.permutation(epoch)
+            # Threads ask for positions around the end of an epoch, so two of them are kept; a new dict, as others read.
+            self._epochs = {**dict(list(self._epochs.items())[-1:]), epoch: order}
+        return int(order[place])
 
 
-def grouped_positions(sizes: np.ndarray, batch: int, seed: int, steps: int, start: int = 0) -> tf.data.Dataset:
-    """Like `shuffled`, with wide and tall images in batches of their own as far as they go: less padding.
-
-    Args:
-        sizes: (N, 2) height and width of the images.
-        batch: images a step.
-        seed: of the order.
-        steps: of the whole run.
-        start: first step to produce.
-
-    Returns:
-        A dataset of (position in the run, image), both () int64.
-    """
-    tall = sizes[:, 0] > sizes[:, 1]
-    epoch_order = functools.lru_cache(2)(lambda epoch: grouped_epoch(tall, batch, seed, epoch))
-
-    def images_of(step):
-        positions = np.arange(step * batch, (step + 1) * batch)
-        return positions, np.array([epoch_order(int(at) // len(tall))[at % len(tall)] for at in positions])
-
-    def of_step(step):
-        pair = tf.numpy_function(images_of, [step], [tf.int64, tf.int64], stateful=False)
-        return tuple(tf.ensure_shape(column, [batch]) for column in pair)
-
-    return tf.data.Dataset.range(start, steps).map(as_written(of_step)).unbatch()
+def shuffled_epoch(count: int, seed: int, epoch: int) -> np.ndarray:
+    """(count,) a permutation for one epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def grouped_epoch(tall: np.ndarray, batch: int, seed: int, epoch: int) -> np.ndarray:
-    """(N,) a permutation for one epoch, in which batches are of one orientation where they can be.
+    """(N,) a permutation for one epoch, in which batches are of one orientation where they can be: less padding.
 
     Where N is no multiple of the batch, an epoch begins within one: its first images complete that.
+
+    Args:
+        tall: (N,) bool, for each image.
+        batch: images a step.
+        seed: of the order.
+        epoch: from 0.
     """
     count, rng = len(tall), np.random.default_rng([seed, epoch])
     order = rng.permutation(count)

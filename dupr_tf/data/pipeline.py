@@ -1,22 +1,25 @@
-"""Images in, ViewPair batches out. A batch is a function of (seed, step): a resumed run sees what a whole run would."""
+"""Images in, ViewPair batches out. A batch is a function of (seed, step): a resumed run sees the same batches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 
-import tensorflow as tf
+import numpy as np
 
-from dupr_tf.batch import check_view_pairs
+from dupr_tf.batch import view_pair_signature
 from dupr_tf.config import Config
-from dupr_tf.data.bad_images import BadImages
-from dupr_tf.data.decoding import read_pair
-from dupr_tf.data.image_source import ImageSource, as_source, as_written, map_contents
-from dupr_tf.errors import UserError
+from dupr_tf.data.images.bad_images import BadImages
+from dupr_tf.data.images.decode import FACTORS, Header, Unusable, decode, read_header
+from dupr_tf.data.images.source import ImageSource, as_source
+from dupr_tf.data.reader import Block, Reader
+from dupr_tf.data.views import DRAWS, cut_view, draw_pairs, intersect_views, uniform
+from dupr_tf.errors import RunFailed, UserError
 
-INDEX_SHUFFLE = (
-    498247692  # what tf.random.experimental.index_shuffle, which takes no seed an element, puts before a seed
-)
-SUBSTITUTES = 32  # images tried in place of an unreadable one before the run gives up
+BLOCK = 32  # images that a thread reads in one call, at most
+SUBSTITUTES = 32  # images tried in place of an unusable one before the run gives up
+SURPLUS = 4  # pixels that must stay for each pixel of a view, so that the antialiased resize still decides
+SUBSTITUTE_STREAM = 1 << 31  # added to an epoch, for draws other than those of its geometry
 
 
 def view_pairs(
@@ -26,56 +29,44 @@ def view_pairs(
     last_step: int,
     bad: BadImages,
     worker: tuple[int, int] = (0, 1),
-):
+) -> Reader:
     """The batches of steps `first_step` .. `last_step` - 1.
 
-    Every image comes once an epoch, in an order drawn from (seed, epoch); what is left over by full batches is dropped.
+    Every image comes at most once an epoch, in an order drawn from (seed, epoch); what full batches leave over is
+    dropped. A set smaller than a batch is gone through more than once.
 
     Args:
         images: a source, or image files in the order of `list_images`.
-        config: of the run; `data`, `views`, and `train.batch_size`, `train.seed` are read.
+        config: of the run; `data`, `views`, `model`, and `train.batch_size`, `train.seed` are read.
         first_step, last_step: optimiser steps.
-        bad: gets the unreadable images.
+        bad: gets the unusable images.
         worker: (w, n): of every batch, only the w-th of n equal parts is read and returned.
 
     Returns:
-        A `tf.data.Dataset` of ViewPair dicts.
+        A reader of `ViewPair` dicts, to be closed by the caller.
     """
-    source, rows = as_source(images), WorkerRows(config.train.batch_size, *worker)
-    per_epoch = config.steps_per_epoch(len(source)) * config.train.batch_size
-    first, last = first_step * rows.share, last_step * rows.share
+    rows = WorkerRows(config.train.batch_size, *worker)
+    size = block_size(rows.share)
+    blocks = rows.share // size
+    return Reader(
+        PairBlocks(as_source(images), config, rows, size),
+        first_step * blocks,
+        last_step * blocks,
+        view_pair_signature(rows.share, config.data.image_size),
+        blocks,
+        config.data.threads,
+        config.data.processes,
+        bad.add,
+    )
 
-    def position(number):
-        """(epoch, image index) of this worker's number-th sample of the run."""
-        number = rows.global_number(number)
-        epoch = number // per_epoch
-        return epoch, shuffled_index(number % per_epoch, len(source), config.train.seed, epoch)
 
-    def cut(seed, content):
-        return read_pair(content, seed, config.data.image_size, config.views, config.data.max_pixels)
-
-    def pair_of(content, number, epoch, index, shown):
-        """A sample; image `shown` stands in for `index` where that cannot be read."""
-        return {**cut(sample_seed(config.train.seed, epoch, index), content), "index": shown}, number
-
-    def pair(number, content):
-        epoch, index = position(number)
-        return pair_of(content, number, epoch, index, index)
-
-    def pair_despite_bad_image(number):
-        epoch, index = position(number)
-        shown = usable_index(cut, source, index, config.train.seed, epoch, bad)
-        return pair_of(source.read(shown), number, epoch, index, shown)[0]
-
-    samples = map_contents(source, tf.data.Dataset.range(first, last), lambda number: position(number)[1], pair)
-    samples = fill_gaps(samples.ignore_errors(), first, last, pair_despite_bad_image)
-    batches = samples.rebatch(rows.share, drop_remainder=True)
-    dataset = batches.apply(tf.data.experimental.assert_cardinality(last_step - first_step)).prefetch(4)
-    return check_view_pairs(dataset, rows.share, config.data.image_size)
+def block_size(rows: int) -> int:
+    """Images of a block: the largest divisor of a batch's rows that is at most `BLOCK`."""
+    return next(size for size in range(min(BLOCK, rows), 0, -1) if rows % size == 0)
 
 
 class WorkerRows:
-    """Which samples of a run one of several workers reads: rows w · share .. (w + 1) · share - 1 of every batch.
+    """The samples of a run that one of several workers reads: rows w · share .. (w + 1) · share - 1 of every batch.
 
     Args:
         batch: images a step, over all workers.
@@ -97,93 +88,107 @@ class WorkerRows:
         return number // self.share * self.batch + self.first_row + number % self.share
 
 
-def fill_gaps(samples, first, last, replace):
-    """Puts a sample in the place of each that failed.
-
-    An operation that fails inside a dataset loses its element and nothing else, which costs good images nothing; the
-    gap shows in the numbers of those that are left.
+class PairBlocks:
+    """Makes blocks of view pairs. Holds no state, so threads can share it and processes can have copies.
 
     Args:
-        samples: dataset of (sample, number), numbers rising from `first` to `last` - 1 with gaps.
-        first, last: () int.
-        replace: number -> sample for a gap.
-
-    Returns:
-        A dataset of samples with a leading axis, of any length, `last - first` rows in all.
-    """
-    spec = samples.element_spec[0]
-    nothing = tf.nest.map_structure(lambda s: tf.zeros(s.shape, s.dtype), spec)
-    end = tf.data.Dataset.from_tensors((nothing, tf.constant(last, tf.int64)))
-
-    def gap_before(expected, element):
-        return element[1] + 1, (*element, expected)
-
-    def with_gap(sample, number, expected):
-        own = tf.nest.map_structure(lambda x: tf.repeat(x[None], tf.cast(number < last, tf.int32), 0), sample)
-
-        def filled():
-            gap = tf.map_fn(replace, tf.range(expected, number), fn_output_signature=spec)
-            return tf.nest.map_structure(lambda a, b: tf.concat([a, b], 0), gap, own)
-
-        return tf.cond(expected < number, filled, lambda: own)
-
-    samples = samples.concatenate(end).scan(tf.constant(first, tf.int64), as_written(gap_before))
-    return samples.map(as_written(with_gap))
-
-
-def shuffled_index(place, count, seed, epoch):
-    """The image at a place of an epoch's order; (...) of each. A batch larger than the source goes round it."""
-    place, epoch = tf.cast(place, tf.int64) % count, tf.cast(epoch, tf.int64)
-    key = tf.stack(
-        [tf.fill(tf.shape(epoch), tf.constant(word, tf.int64)) for word in (INDEX_SHUFFLE, seed)] + [epoch], -1
-    )
-    return tf.raw_ops.RandomIndexShuffle(index=place, seed=key, max_index=tf.constant(count - 1, tf.int64), rounds=4)
-
-
-def sample_seed(seed, epoch, index):
-    """(2,) seed of the geometry of one image in one epoch."""
-    return tf.stack([tf.constant(seed, tf.int64) + tf.cast(epoch, tf.int64) * 2**32, tf.cast(index, tf.int64)])
-
-
-def usable_index(cut, source, index, seed, epoch, bad: BadImages):
-    """`index`, or if that image is unusable (which is noted) another, drawn from (seed, epoch, index, try).
-
-    Args:
-        cut: (seed of the geometry, image's bytes) -> sample; fails as it will when the sample is made.
         source: of the images.
-        index: () int64.
-        seed: of the run.
-        epoch: () int64.
-        bad: looks at the images.
+        config: of the run.
+        rows: which samples this worker reads.
+        size: samples in a block.
     """
-    geometry = sample_seed(seed, epoch, index)
 
-    def usable_whole(shown):
-        return not bad.is_bad(int(shown))
+    def __init__(self, source: ImageSource, config: Config, rows: WorkerRows, size: int):
+        self.source, self.rows, self.size = source, rows, size
+        self.view, self.max_pixels, self.views = config.data.image_size, config.data.max_pixels, config.views
+        self.seed = config.train.seed
+        self.per_epoch = config.steps_per_epoch(len(source)) * config.train.batch_size
+        self.redraw = bool(config.model.patch_sizes)  # image terms need no overlap
 
-    def usable_after_all(geometry, shown):
-        """Of the image that failed: there may have been an error in reading it that is over."""
-        if bad.is_bad(int(shown)):
-            return False
-        try:
-            cut(tf.constant(geometry), source.read(tf.constant(shown)))
-            return True
-        except tf.errors.OpError:
-            bad.add(int(shown), "damaged: whole, it decodes, but not in part")
-            return False
+    def __call__(self, number: int) -> Block:
+        """The block of a number, from 0 at the start of the run."""
+        bad: list[tuple[int, str]] = []
+        places = self.rows.global_number(np.arange(number * self.size, (number + 1) * self.size))
+        pairs = [self._places(*divmod(int(place), self.per_epoch)) for place in places]  # (epoch, image) of each row
+        readable = [self._readable(epoch, image, bad) for epoch, image in pairs]
+        opened = [next(images) for images in readable]
+        u = [self._uniform(epoch, image) for epoch, image in pairs]
+        crops, flipped = self._draw(u, opened)
+        views = np.empty((2, self.size, self.view, self.view, 3), np.uint8)
+        index = np.empty(self.size, np.int64)
+        for row, images in enumerate(readable):
+            shown, content, header = opened[row]
+            while True:
+                try:
+                    image, crops[row] = self._decode(content, header, crops[row])
+                    break
+                except Unusable as error:
+                    bad.append((shown, str(error)))
+                    shown, content, header = opened[row] = next(images)
+                    crops[row : row + 1], flipped[row : row + 1] = self._draw(u[row : row + 1], opened[row : row + 1])
+            for view in range(2):
+                views[view, row] = cut_view(image, crops[row, view], flipped[row, view], self.view)
+            index[row] = shown
+        boxes_1, boxes_2, valid = intersect_views(
+            crops[:, 0], crops[:, 1], flipped[:, 0], flipped[:, 1], self.view, self.views.min_overlap
+        )
+        rows = {
+            "view_1": views[0],
+            "view_2": views[1],
+            "boxes_1": boxes_1,
+            "boxes_2": boxes_2,
+            "flipped_1": flipped[:, 0],
+            "flipped_2": flipped[:, 1],
+            "valid": valid,
+            "index": index,
+        }
+        return Block(rows, tuple(bad))
 
-    def ask(question, *about):  # the operations run where Python catches what they raise
-        return tf.ensure_shape(tf.numpy_function(question, about, tf.bool), [])
+    def _places(self, epoch: int, place: int) -> tuple[int, int]:
+        """(epoch, image) at a place of an epoch."""
+        return epoch, epoch_order(len(self.source), self.seed, epoch)[place % len(self.source)]
 
-    def another(tried, shown, _usable):
-        key = tf.stack([geometry[0], shown * SUBSTITUTES + tried])
-        drawn = tf.random.stateless_uniform([], seed=key, maxval=len(source), dtype=tf.int64)
-        return tried + 1, drawn, ask(usable_whole, drawn)
+    def _uniform(self, epoch: int, image: int) -> np.ndarray:
+        return uniform(self.seed, epoch, image, (self.views.draws, 2, *DRAWS))
 
-    tried, shown, is_usable = tf.while_loop(
-        lambda tried, _shown, is_usable: ~is_usable & (tried < SUBSTITUTES),
-        another,
-        (tf.constant(0, tf.int64), index, ask(usable_after_all, geometry, index)),
-    )
-    with tf.control_dependencies([tf.debugging.Assert(is_usable, ["no readable image found in", tried, "tries"])]):
-        return tf.identity(shown)
+    def _draw(self, u, opened):
+        sides = [(header.height, header.width) for _, _, header in opened]
+        return draw_pairs(np.stack(u), sides, self.view, self.views, self.redraw)
+
+    def _readable(self, epoch: int, image: int, bad: list) -> Iterator[tuple[int, bytes, Header]]:
+        """(number, content, header) of an image, then of those that can stand in for it, each if it has a header."""
+        for shown in self._candidates(epoch, image):
+            try:
+                content = self.source.read(shown)
+                yield shown, content, read_header(content, self.max_pixels)
+            except Unusable as error:
+                bad.append((shown, str(error)))
+        raise RunFailed(f"None of {SUBSTITUTES} images drawn in place of {self.source.name(image)} can be used.")
+
+    def _candidates(self, epoch: int, image: int) -> Iterator[int]:
+        """An image, then those that are tried in its place."""
+        yield image
+        others = uniform(self.seed, epoch + SUBSTITUTE_STREAM, image, (SUBSTITUTES,))
+        yield from (others * len(self.source)).astype(int).tolist()
+
+    def _decode(self, content: bytes, header: Header, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels of an image, and the crops (2, 4) in them; whole pixels again, so that the boxes stay exact."""
+        side = (crops[:, 2:] - crops[:, :2]).min()
+        factor = next((factor for factor in FACTORS if side >= SURPLUS * self.view * factor), 1)
+        image = decode(content, self.max_pixels, header, factor)
+        return image, np.minimum(np.rint(crops / factor).astype(np.int64), np.tile(image.shape[:2], 2))
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(count: int, seed: int, epoch: int):
+    """Sequence of the images of an epoch in their order; it takes no memory, however many images there are.
+
+    Args:
+        count: images.
+        seed: of the run.
+        epoch: from 0.
+    """
+    import grain
+
+    order_seed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+    return grain.MapDataset.range(count).shuffle(seed=order_seed)

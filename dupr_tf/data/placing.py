@@ -1,177 +1,168 @@
-"""Where the pixels of an image go: into a square, or scaled to a short side; and where its boxes follow them.
+"""Where the pixels of an image go: resized to whole pixels, put into a frame, mirrored. Its boxes follow them.
 
-Boxes are `(x1, y1, x2, y2)` in pixels. Every way in is one resampling, so that boxes follow the pixels exactly.
+Boxes are `(x1, y1, x2, y2)` in pixels; sizes, offsets and factors are (vertical, horizontal).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
+
+from dupr_tf.data.images.resize import resize
+from dupr_tf.data.reader import concatenate_rows
 
 PAD_COLOUR = (123.675, 116.28, 103.53)  # ImageNet's mean: 0 once the backbone has normalised it
 STRIDE = 32  # px: sides of a batch are multiples of it, so that every level of a backbone halves exactly
+DRAWS = 4  # uniform numbers that `drawn_place` takes
+Size = tuple[int, int]
 
 
-def letterbox(images: tf.Tensor, image_size: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Scales images to fit a square, aspect kept, in its top left corner; the rest has the mean colour.
+class Place(NamedTuple):
+    """An image of `source` px is resized to `size` and put at `offset` in a frame, which is then mirrored or not.
+
+    All are whole pixels, so that every pixel is resampled once and boxes follow the pixels exactly. An offset below 0
+    and a size beyond the frame crop the image.
+    """
+
+    source: Size
+    size: Size
+    frame: Size
+    offset: Size = (0, 0)
+    flip: bool = False
+
+    @property
+    def factors(self) -> np.ndarray:
+        """(2,) float32: resized pixels for one of the image, vertical and horizontal."""
+        return (np.array(self.size) / self.source).astype(np.float32)
+
+    def move(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (n, 4) of the image as boxes of the frame; they may reach beyond it."""
+        moved = boxes * self.factors[[1, 0, 1, 0]] + np.float32(self.offset)[[1, 0, 1, 0]]
+        return self._mirror(moved)
+
+    def move_back(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (n, 4) of the frame as boxes of the image."""
+        return (self._mirror(boxes) - np.float32(self.offset)[[1, 0, 1, 0]]) / self.factors[[1, 0, 1, 0]]
+
+    def put(self, image: np.ndarray) -> tuple[np.ndarray, Size]:
+        """What of an image (H, W, 3) uint8 is in the frame, (h, w, 3) uint8, and the top left corner of it there."""
+        shown = self._in_frame(resize(image, *self.size))
+        y, x = (max(0, start) for start in self.offset)
+        return shown, (y, self.frame[1] - x - shown.shape[1] if self.flip else x)
+
+    def put_values(self, values: np.ndarray, outside: int) -> np.ndarray:
+        """The frame filled with values (H, W) that cannot be mixed, such as classes; `outside` where there are none."""
+        rows, columns = (nearest_pixels(*sides) for sides in zip(self.size, self.source, strict=True))
+        shown = self._in_frame(values[rows[:, None], columns])
+        frame = np.full(self.frame, outside, values.dtype)
+        y, x = (max(0, start) for start in self.offset)
+        x = self.frame[1] - x - shown.shape[1] if self.flip else x
+        frame[y : y + shown.shape[0], x : x + shown.shape[1]] = shown
+        return frame
+
+    def _in_frame(self, resized: np.ndarray) -> np.ndarray:
+        rows, columns = (
+            slice(max(0, -start), max(0, side - start)) for start, side in zip(self.offset, self.frame, strict=True)
+        )
+        return np.ascontiguousarray(resized[rows, columns][:, :: -1 if self.flip else 1])
+
+    def _mirror(self, boxes: np.ndarray) -> np.ndarray:
+        if not self.flip:
+            return boxes
+        width = np.float32(self.frame[1])
+        return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
+
+
+def letterbox(source: Size, side: int) -> Place:
+    """An image scaled to fit a square of `side`, aspect kept, in its top left corner."""
+    return Place(source, scaled_size(source, Fraction(side, max(source))), (side, side))
+
+
+def scaled(source: Size, short_side: int | None, max_long_side: int, flip: bool = False) -> Place:
+    """An image scaled to a short side and at most a long side; to its own size where `short_side` is None."""
+    size = scaled_size(source, short_side_scale(source, short_side, max_long_side))
+    return Place(source, size, size, flip=flip)
+
+
+def drawn_place(source: Size, draws: np.ndarray, side: int, scale_jitter: Sequence[float], base=None) -> Place:
+    """An image scaled, cropped or padded to a square, and mirrored in half of the cases.
 
     Args:
-        images: (B, H, W, 3), 0–255, any dtype.
-        image_size: side S of the square.
+        source: height and width of the image.
+        draws: (4,) uniform in [0, 1): scale, vertical and horizontal offset, flip.
+        side: of the square, px.
+        scale_jitter: (min, max) of the factor on the scale; drawn log-uniformly.
+        base: the scale it is applied to; None: the one that just fits the square.
+    """
+    low, high = np.log(scale_jitter)
+    factor = math.exp(low + draws[0] * (high - low))
+    size = scaled_size(source, factor * float(Fraction(side, max(source)) if base is None else base))
+    offset = tuple(_drawn_offset(side - own, draw) for own, draw in zip(size, draws[1:3], strict=True))
+    return Place(source, size, (side, side), offset, bool(draws[3] < 0.5))
+
+
+def _drawn_offset(room: int, draw: float) -> int:
+    """Each whole number from 0 to `room`, which may be below 0, as often."""
+    return int(math.copysign(math.floor(draw * (abs(room) + 1)), room))
+
+
+def short_side_scale(source: Size, short_side: int | None, max_long_side: int) -> Fraction:
+    """The factor that brings the short side to a length, or the long one to its most; 1 where `short_side` is None."""
+    if short_side is None:
+        return Fraction(1)
+    return min(Fraction(short_side, min(source)), Fraction(max_long_side, max(source)))
+
+
+def scaled_size(source: Size, scale) -> Size:
+    """The sides of a scaled image, to the nearest pixel, halves up; at least one."""
+    height, width = (max(1, math.floor(side * scale + Fraction(1, 2))) for side in source)
+    return height, width
+
+
+def nearest_pixels(length: int, source: int) -> np.ndarray:
+    """(length,) int64: the pixels of a row of `source` that the centres of `length` resized pixels lie in."""
+    return (2 * np.arange(length) + 1) * source // (2 * length)
+
+
+def to_original(boxes: np.ndarray, factors: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Boxes of a resized image as boxes of the original, cut to it.
+
+    Args:
+        boxes: (n, 4) px.
+        factors: (2,) resized pixels for one of the original, vertical and horizontal.
+        size: (height, width) of the original.
 
     Returns:
-        (B, S, S, 3) float32 and the scale, a scalar: a box of the square divided by it is one of the image.
+        (n, 4) float32.
     """
-    longest = tf.reduce_max(tf.shape(images)[1:3])
-    scale = tf.cast(image_size, tf.float32) / tf.cast(longest, tf.float32)
-    return _in_square(images, image_size, scale, tf.zeros([2])), scale
-
-
-def to_original(boxes: np.ndarray, scale: float, size: Sequence[int]) -> np.ndarray:
-    """Boxes (n, 4) of a scaled image, clipped, in pixels of the original of `size` (height, width)."""
     height, width = size
-    return np.clip(np.asarray(boxes, np.float32) / scale, 0, [width, height, width, height]).astype(np.float32)
+    boxes = np.asarray(boxes, np.float32) / np.asarray(factors, np.float32)[[1, 0, 1, 0]]
+    return np.clip(boxes, 0, [width, height, width, height]).astype(np.float32)
 
 
-def augment(image, boxes, draws, image_size, scale_jitter):
-    """Scale, crop or pad, flip.
+def pad_batch(parts: list[dict], side: int | None = None) -> dict:
+    """One batch from images of their own sizes, with the mean colour around them.
 
     Args:
-        image: (H, W, 3), 0–255.
-        boxes: (n, 4) xyxy in its pixels.
-        draws: (4,) uniform in [0, 1): scale, vertical and horizontal position, flip.
-        image_size: side S of the result.
-        scale_jitter: (min, max) of the factor on the scale that just fits the square; drawn log-uniformly.
+        parts: for each image the rows of a batch, (1, …) each, but with `pixels` (1, h, w, 3) uint8 and `corner`
+            (1, 2), the place of its top left pixel, instead of `images`.
+        side: of the square images; None: the largest height and width of the batch, in multiples of `STRIDE`.
 
     Returns:
-        (S, S, 3) float32 and the boxes (n, 4) in it; they may reach beyond it.
+        The rows joined, and `images` (B, H, W, 3) float32 in 0–255.
     """
-    scale, offset, flip = drawn_place(tf.shape(image)[:2], draws, image_size, scale_jitter)
-    square = _in_square(image[None], image_size, scale, offset)[0]
-    return mirrored(square, flip), moved(boxes, scale, offset, flip, float(image_size))
-
-
-def drawn_place(sides, draws, image_size, scale_jitter, base=None):
-    """Scale (), offset (2,) y, x and flip () of an image in a square.
-
-    Args:
-        sides: (2,) H, W of the image.
-        draws, image_size, scale_jitter: as `augment` has them.
-        base: the scale the factor is applied to; none: the one that just fits the square.
-    """
-    sides = tf.cast(sides, tf.float32)
-    low, high = (np.log(factor).astype(np.float32) for factor in scale_jitter)
-    base = image_size / tf.reduce_max(sides) if base is None else base
-    scale = base * tf.exp(low + draws[0] * (high - low))
-    return scale, draws[1:3] * (image_size - sides * scale), draws[3] < 0.5
-
-
-def moved(boxes, scale, offset, flip, width):
-    """Boxes (n, 4) of an image where its point (y, x) lies at (y, x)·scale + offset, then mirrored or not."""
-    boxes = boxes * scale + tf.stack([offset[1], offset[0], offset[1], offset[0]])
-    across = tf.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
-    return tf.where(flip, across, boxes)
-
-
-def moved_back(boxes, scale, offset, flip, width):
-    """What `moved` has made of boxes of the image, as boxes of the image."""
-    across = tf.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
-    boxes = tf.where(flip, across, boxes)
-    return (boxes - tf.stack([offset[1], offset[0], offset[1], offset[0]])) / scale
-
-
-def mirrored(image, flip):
-    """(H, W, …), its columns reversed where `flip` is true."""
-    return tf.cond(flip, lambda: tf.reverse(image, [1]), lambda: image)
-
-
-def square_image(image, image_size, scale, offset, flip):
-    """(S, S, 3) float32: an image at a place `drawn_place` gives."""
-    return mirrored(_in_square(image[None], image_size, scale, offset)[0], flip)
-
-
-def square_values(values, image_size, scale, offset, flip, outside):
-    """(S, S): what `square_image` does, for values (H, W) that cannot be mixed; `outside` where there are none."""
-    rows, row_inside = _nearest(tf.shape(values)[0], image_size, scale, offset[0])
-    columns, column_inside = _nearest(tf.shape(values)[1], image_size, scale, offset[1])
-    square = tf.gather(tf.gather(values, rows), columns, axis=1)
-    square = tf.where(row_inside[:, None] & column_inside[None], square, tf.cast(outside, values.dtype))
-    return mirrored(tf.ensure_shape(square, [image_size, image_size]), flip)
-
-
-def _nearest(length, image_size, scale, offset):
-    """The pixel under each centre of a row of `image_size`, and whether there is one."""
-    at = tf.floor((tf.range(image_size, dtype=tf.float32) + 0.5 - offset) / scale)
-    inside = (at >= 0) & (at < tf.cast(length, tf.float32))
-    return tf.cast(tf.clip_by_value(at, 0.0, tf.cast(length - 1, tf.float32)), tf.int32), inside
-
-
-def short_side_scale(sides, short_side, max_long_side):
-    """The factor () that brings the short side of (2,) H, W to a length, or the long one to its most."""
-    sides = tf.cast(sides, tf.float32)
-    scale = tf.cast(short_side, tf.float32) / tf.reduce_min(sides)
-    return tf.minimum(scale, tf.cast(max_long_side, tf.float32) / tf.reduce_max(sides))
-
-
-def scaled_sides(sides, scale):
-    """(2,) int32 sides of a scaled image, to the nearest pixel; at least one."""
-    return tf.maximum(tf.cast(tf.floor(tf.cast(sides, tf.float32) * scale + 0.5), tf.int32), 1)
-
-
-def scaled_without_mean(image, scale, sides):
-    """An image (H, W, 3) scaled, less the mean colour, with zeros below and right of it up to multiples of `STRIDE`.
-
-    Args:
-        sides: (2,) int32 of the scaled picture.
-    """
-    padded = -(-sides // STRIDE) * STRIDE
-    placed = _translated(image[None], sides, scale, tf.zeros([2]))
-    placed = tf.pad(placed, [[0, 0], [0, padded[0] - sides[0]], [0, padded[1] - sides[1]], [0, 0]])
-    return tf.ensure_shape(placed[0], [None, None, 3])
-
-
-def scaled_batch(images, short_side, max_long_side):
-    """Images (B, H, W, 3) of one size, as at test: (B, H', W', 3) float32, sides multiples of `STRIDE`, and the scale.
-
-    Args:
-        short_side: px they are scaled to; none: they keep their size.
-        max_long_side: px, with `short_side`.
-    """
-    sides = tf.shape(images)[1:3]
-    scale = tf.constant(1.0) if short_side is None else short_side_scale(sides, short_side, max_long_side)
-    frame = scaled_sides(sides, scale)
-    below, right = tf.unstack(-frame % STRIDE)
-    placed = tf.pad(_translated(images, frame, scale, tf.zeros([2])), [[0, 0], [0, below], [0, right], [0, 0]])
-    return with_mean(placed), scale
-
-
-def with_mean(images):
-    """(B, H, W, 3) with the mean colour added: what was zero has that colour."""
-    return tf.ensure_shape(_add_colour(images, tf.shape(images), PAD_COLOUR), [None, None, None, 3])
-
-
-def _in_square(images, image_size, scale, offset):
-    """Moves the point (y, x) to (y, x)·scale + offset in a square of mean colour, antialiased."""
-    square = with_mean(_translated(images, [image_size, image_size], scale, offset))
-    return tf.ensure_shape(square, [None, image_size, image_size, 3])
-
-
-def _translated(images, size, scale, offset):
-    """Scaled and moved images less the mean colour, in a frame of `size`."""
-    return tf.raw_ops.ScaleAndTranslate(
-        # The op leaves zeros where there is no image: with the mean taken off, that is the mean colour.
-        images=_add_colour(images, tf.shape(images), [-value for value in PAD_COLOUR]),
-        size=size,
-        scale=tf.stack([scale, scale]),
-        translation=offset,
-        kernel_type="triangle",
-        antialias=True,
-    )
-
-
-def _add_colour(images, shape, colour):
-    """Adds a colour to every pixel; by rows, as a broadcast over just three channels is far slower."""
-    rows = tf.reshape(tf.cast(images, tf.float32), [-1, shape[2] * 3])
-    return tf.reshape(rows + tf.tile(tf.constant(colour, tf.float32), [shape[2]]), shape)
+    placed = [(part["pixels"][0], *part["corner"][0]) for part in parts]
+    height = width = side
+    if side is None:
+        height, width = (-(-max(pixels.shape[axis] for pixels, *_ in placed) // STRIDE) * STRIDE for axis in (0, 1))
+    images = np.empty((len(parts), height, width, 3), np.float32)
+    # By rows of pixels: a broadcast over just three channels is far slower.
+    images.reshape(-1, width * 3)[:] = np.tile(np.float32(PAD_COLOUR), width)
+    for image, (pixels, y, x) in zip(images, placed, strict=True):
+        image[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+    rows = [{name: value for name, value in part.items() if name not in ("pixels", "corner")} for part in parts]
+    return {"images": images, **concatenate_rows(rows)}

@@ -7,13 +7,13 @@ starting at a later block costs nothing.
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from dupr_tf.errors import RunFailed
 from dupr_tf.text import one_line
 
 AHEAD = 2  # blocks that each thread is ahead of the training
+SHARED_SIZE = 1 << 14  # bytes from which an array comes from another process in shared memory
 PARENT_CHECK = 1.0  # seconds between two looks at the parent process, where the kernel does not watch it
 PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 
@@ -45,10 +46,12 @@ class Reader:
         make: block number -> `Block`; called in threads, and pickled for other processes.
         first, last: numbers of the blocks; `last` is not read.
         signature: {name: (shape, dtype)} of a batch, nested as its rows are; None in a shape is any length.
-        blocks: that make up a batch; divides `last - first`.
-        threads: of each process that makes blocks; 0 makes them in the caller's thread.
+        blocks: that make up a batch; the last batch has what is left of them.
+        threads: of each process that makes blocks; 0 makes them in the caller's thread; None: the number of cores.
         processes: that make blocks; 0: this one.
-        on_bad: called with (image, reason) for each image that could not be used, in the order of the blocks.
+        on_bad: called with (image, reason) for each image that could not be used, in the order of the blocks. What it
+            raises ends the iteration.
+        merge: the rows of a batch's blocks -> the batch.
 
     Attributes:
         signature: as above.
@@ -63,13 +66,15 @@ class Reader:
         last: int,
         signature: dict,
         blocks: int = 1,
-        threads: int = 1,
+        threads: int | None = 1,
         processes: int = 0,
         on_bad: Callable[[int, str], None] | None = None,
+        merge: Callable[[list[dict]], dict] | None = None,
     ):
         self.signature, self.error = signature, None
-        self._on_bad, self._processes = on_bad, processes
-        self._blocks_per_batch, self._batches_left = blocks, (last - first) // blocks
+        self._on_bad, self._processes, self._merge = on_bad, processes, merge or concatenate_rows
+        self._blocks_per_batch, self._blocks_left = blocks, last - first
+        threads = (os.cpu_count() or 1) if threads is None else threads
         self._blocks = _grain_iterator(make, first, last, threads, processes)
 
     def __iter__(self) -> Reader:
@@ -77,25 +82,28 @@ class Reader:
 
     def __len__(self) -> int:
         """Batches that are left."""
-        return self._batches_left
+        return -(-self._blocks_left // self._blocks_per_batch)
 
     def __next__(self) -> dict:
         if self.error is not None:
             raise self.error
-        if not self._batches_left:
+        if self._blocks_left <= 0:
             raise StopIteration
+        count = min(self._blocks_per_batch, self._blocks_left)
         try:
-            batch = concatenate_rows([self._next_block() for _ in range(self._blocks_per_batch)])
+            batch = self._merge([self._next_block() for _ in range(count)])
         except BaseException as error:
             self.error = self._with_advice(error)
             raise self.error from error
-        self._batches_left -= 1
+        self._blocks_left -= count
         return batch
 
     def close(self) -> None:
         """Ends all threads and processes. Can be called again."""
-        self._batches_left = 0
-        self._blocks.close()
+        self._blocks_left = 0
+        if self._blocks is not None:
+            self._blocks.close()
+            self._blocks = None  # its buffers go now; at the interpreter's end, Grain could not free them
 
     def __enter__(self) -> Reader:
         return self
@@ -130,11 +138,15 @@ def _concatenate(values: list):
 
 
 def _grain_iterator(make, first: int, last: int, threads: int, processes: int):
-    grain = _import_grain()
+    import grain  # takes half a second: only those who read images wait for it
+
     blocks = grain.MapDataset.range(first, last).map(make)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(1, AHEAD * threads) if threads else 0)
     dataset = blocks.to_iter_dataset(options)
     if processes:
+        _start_tracker()
+        small = grain.experimental.DatasetOptions(min_shm_size=SHARED_SIZE)
+        dataset = grain.experimental.WithOptionsIterDataset(dataset, small)
         workers = grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=AHEAD)
         dataset = dataset.mp_prefetch(workers, worker_init_fn=_begin_process)
     iterator = iter(dataset)
@@ -142,16 +154,19 @@ def _grain_iterator(make, first: int, last: int, threads: int, processes: int):
     return iterator
 
 
-def _import_grain():
-    """Grain without the warning it logs where JAX is missing."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _start_tracker() -> None:
+    """Starts Python's tracker of shared memory, silent: it frees what a closed iterator of Grain may leave.
+
+    That is up to one block a process, of which the tracker would warn at the end of the program.
+    """
+    saved = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker:UserWarning"
     try:
-        import grain
+        resource_tracker.ensure_running()
     finally:
-        logger.setLevel(level)
-    return grain
+        del os.environ["PYTHONWARNINGS"]
+        if saved is not None:
+            os.environ["PYTHONWARNINGS"] = saved
 
 
 def _begin_process(_worker: int, _workers: int) -> None:

@@ -18,7 +18,6 @@ from PIL import Image
 
 from dupr_tf.data.sample_textures import Rng, contrasting_palette, grid, noise, palette, textured
 from dupr_tf.errors import UserError
-from dupr_tf.remote_path import as_path
 
 CLASSES = ("disc", "ring", "square", "triangle", "star", "cross")
 MIN_VISIBLE = 0.4  # share of an object's own pixels that must show for it to be annotated
@@ -63,7 +62,7 @@ def write_sample(
     """
     counts = {"train": train, "val": val, "unlabeled": unlabeled}
     _check(counts, size, seed)
-    root = as_path(root)
+    root = Path(root)
     parameters = {"version": _VERSION, **counts, "size": list(size), "seed": seed}
     if _is_complete(root, parameters):
         return root

@@ -1,115 +1,161 @@
-"""Two views of one image: crops, resize, flips, and where they overlap (METHOD section 2). Pure tf, no state.
+"""Two views of one image: crops, resize, flips, and the region they share (docs/method.md, Views). NumPy, no state.
 
-Every draw is a function of a seed, and the seed of (run seed, epoch, image): neither threads nor prefetching matter.
+Boxes and crops are `(y1, x1, y2, x2)`. Most functions take the images of a block at once; a row of their results
+depends on no other row.
 """
 
 from __future__ import annotations
 
 import math
 
-import tensorflow as tf
+import numpy as np
 
-from dupr_tf.ops.boxes import intersect_views
+from dupr_tf.data.images.resize import resize
 
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop, before it falls back to the centre
+DRAWS = CROP_TRIES + 1, 4  # uniform numbers that a crop and its flip take
 
 
-def make_pair(image, crops, flipped, size, min_overlap):
-    """Cuts two views out of an image, and says where they overlap.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        crops: (2, 4) int32 `(y1, x1, y2, x2)` of the two views in it.
-        flipped: (2,) bool, the views to mirror.
-        size: side of a view, px.
-        min_overlap: least side of the overlap, px in each view.
-
-    Returns:
-        dict of `view_1`, `view_2` (size, size, 3) uint8, `boxes_1`, `boxes_2` (4,) float32, `flipped_1`, `flipped_2`
-        () bool, `valid` () bool.
-    """
-    boxes_1, boxes_2, valid = intersect_views(crops[0], crops[1], flipped[0], flipped[1], size, min_overlap)
-    return {
-        "view_1": crop_and_flip(image, crops[0], flipped[0], size),
-        "view_2": crop_and_flip(image, crops[1], flipped[1], size),
-        "boxes_1": boxes_1,
-        "boxes_2": boxes_2,
-        "flipped_1": flipped[0],
-        "flipped_2": flipped[1],
-        "valid": valid,
-    }
-
-
-def draw_pair(height, width, seed, size, views):
-    """Draws the geometry of two views whose crops overlap, if a few draws can bring that about.
+def uniform(seed: int, stream: int, number: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Uniform numbers in [0, 1), float64: a function of the arguments alone, on every machine and in every thread.
 
     Args:
-        height, width: () int32 of the image.
-        seed: (2,) int64.
+        seed: of the run, 0 to 2**31 - 1.
+        stream: such as the epoch, 0 to 2**32 - 1; two streams share no number.
+        number: such as that of the image, 0 to 2**64 - 1.
+        shape: of the result.
+    """
+    return np.random.Generator(np.random.Philox(key=[(seed << 32) + stream, number])).random(shape)
+
+
+def draw_pairs(u, sides, size, views, redraw=True):
+    """Draws the crops and flips of pairs of views.
+
+    Args:
+        u: (n, views.draws, 2, *DRAWS) uniform numbers.
+        sides: (n, 2) height and width of the images, px.
         size: side of a view, px.
-        views: `ViewsConfig`: `crop_area`, `crop_aspect` and `min_overlap`; of `draws` pairs the first valid one is
-            taken, the first of all where none is.
+        views: `ViewsConfig`: `crop_area`, `crop_aspect`, `min_overlap`, `draws`.
+        redraw: whether the first of the `draws` pairs that overlaps enough is taken; the first pair otherwise, and
+            where none does.
 
     Returns:
-        crops: (2, 4) int32 `(y1, x1, y2, x2)` in the image.
-        flipped: (2,) bool.
+        crops: (n, 2, 4) int64 `(y1, x1, y2, x2)` in the images.
+        flipped: (n, 2) bool.
     """
-    u = tf.random.stateless_uniform([views.draws, 2, CROP_TRIES + 1, 4], seed=seed)
-    crops = draw_crops(u, height, width, views.crop_area, views.crop_aspect)  # (draws, 2, 4)
-    flipped = u[:, :, CROP_TRIES, 2] < 0.5  # (draws, 2)
-    *_, valid = intersect_views(crops[:, 0], crops[:, 1], flipped[:, 0], flipped[:, 1], size, views.min_overlap)
-    taken = tf.argmax(tf.cast(valid, tf.int32))  # the first valid, or 0
-    return crops[taken], flipped[taken]
+    sides = np.asarray(sides, np.float64)[:, None, None, :]  # beside draws and views
+    crops = draw_crops(u, sides[..., 0], sides[..., 1], views.crop_area, views.crop_aspect)  # (n, draws, 2, 4)
+    flipped = u[..., CROP_TRIES, 2] < 0.5  # (n, draws, 2)
+    rows = np.arange(len(u))
+    chosen = np.zeros(len(u), np.int64)
+    if redraw:
+        *_, valid = intersect_views(
+            crops[:, :, 0], crops[:, :, 1], flipped[:, :, 0], flipped[:, :, 1], size, views.min_overlap
+        )
+        chosen = valid.argmax(1)  # the first valid one, or 0
+    return crops[rows, chosen], flipped[rows, chosen]
 
 
 def draw_crops(u, height, width, crop_area, crop_aspect):
-    """Random resized crops, torchvision's definition: the first of ten tries that fits, else the central crop.
+    """Random resized crops as torchvision defines them: the first of ten tries that fits, else the central crop.
 
     Args:
-        u: (..., CROP_TRIES + 1, 4) uniform numbers in [0, 1); the last row of tries places the crop.
-        height, width: () int32 of the image.
-        crop_area, crop_aspect: (min, max), see `make_pair`.
+        u: (..., *DRAWS) uniform numbers in [0, 1); the last row of tries places the crop.
+        height, width: of the images, px; broadcast against `...`.
+        crop_area: (min, max) share of the image's area.
+        crop_aspect: (min, max) of width / height, drawn log-uniformly.
 
     Returns:
-        (..., 4) int32 crops `(y1, x1, y2, x2)`.
+        (..., 4) int64 crops `(y1, x1, y2, x2)`.
     """
-    height, width = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+    height, width = np.asarray(height, np.float64), np.asarray(width, np.float64)
     tries = u[..., :CROP_TRIES, :]
-    area = height * width * (crop_area[0] + (crop_area[1] - crop_area[0]) * tries[..., 0])
+    area = (height * width)[..., None] * (crop_area[0] + (crop_area[1] - crop_area[0]) * tries[..., 0])
     low, high = math.log(crop_aspect[0]), math.log(crop_aspect[1])
-    aspect = tf.exp(low + (high - low) * tries[..., 1])
-    w, h = tf.round(tf.sqrt(area * aspect)), tf.round(tf.sqrt(area / aspect))  # (..., tries)
-    fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
-    first = tf.argmax(tf.cast(fits, tf.int32), axis=-1)
-    w, h = (tf.gather(side, first, batch_dims=first.shape.rank) for side in (w, h))
-    any_fits = tf.reduce_any(fits, axis=-1)
+    aspect = np.exp(low + (high - low) * tries[..., 1])
+    w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))  # (..., tries)
+    fits = (w >= 1) & (w <= width[..., None]) & (h >= 1) & (h <= height[..., None])
+    first, any_fits = fits.argmax(-1)[..., None], fits.any(-1)
+    w, h = (np.take_along_axis(side, first, -1)[..., 0] for side in (w, h))
     centre_h, centre_w = _largest_allowed(height, width, crop_aspect)
-    h, w = tf.where(any_fits, h, centre_h), tf.where(any_fits, w, centre_w)
-    y1 = tf.where(any_fits, tf.floor(u[..., CROP_TRIES, 0] * (height - h + 1)), tf.floor((height - h) / 2))
-    x1 = tf.where(any_fits, tf.floor(u[..., CROP_TRIES, 1] * (width - w + 1)), tf.floor((width - w) / 2))
-    y1, x1 = tf.minimum(y1, height - h), tf.minimum(x1, width - w)
-    return tf.cast(tf.stack([y1, x1, y1 + h, x1 + w], axis=-1), tf.int32)
+    h, w = np.where(any_fits, h, centre_h), np.where(any_fits, w, centre_w)
+    place_y, place_x = u[..., CROP_TRIES, 0], u[..., CROP_TRIES, 1]
+    y = np.where(any_fits, np.floor(place_y * (height - h + 1)), np.floor((height - h) / 2))
+    x = np.where(any_fits, np.floor(place_x * (width - w + 1)), np.floor((width - w) / 2))
+    return np.stack([y, x, y + h, x + w], -1).astype(np.int64)
 
 
 def _largest_allowed(height, width, crop_aspect):
-    """Sides of the largest crop whose aspect is allowed."""
+    """Sides of the largest crop with an allowed aspect."""
     aspect = width / height
-    h = tf.where(aspect < crop_aspect[0], tf.round(width / crop_aspect[0]), height)
-    w = tf.where(aspect > crop_aspect[1], tf.round(height * crop_aspect[1]), width)
-    return tf.maximum(h, 1.0), tf.maximum(w, 1.0)
+    h = np.where(aspect < crop_aspect[0], np.rint(width / crop_aspect[0]), height)
+    w = np.where(aspect > crop_aspect[1], np.rint(height * crop_aspect[1]), width)
+    return np.maximum(h, 1), np.maximum(w, 1)
 
 
-def crop_and_flip(image, crop, flipped, size):
-    """Crops first, then resizes with antialiasing as Pillow does, then mirrors. Returns (size, size, 3) uint8."""
-    y1, x1, y2, x2 = tf.unstack(crop)
-    # What `tf.image.resize` ends in, without the dozen small operations it puts around it.
-    view = tf.raw_ops.ScaleAndTranslate(
-        images=image[None, y1:y2, x1:x2],
-        size=[size, size],
-        scale=float(size) / tf.cast(tf.stack([y2 - y1, x2 - x1]), tf.float32),
-        translation=[0.0, 0.0],
-        kernel_type="triangle",
-        antialias=True,
-    )[0]
-    view = tf.cast(view + 0.5, tf.uint8)  # averages of 0–255 stay there
-    return tf.cond(flipped, lambda: tf.reverse(view, [1]), lambda: view)
+def intersect_views(crop_1, crop_2, flipped_1, flipped_2, view_size, min_overlap=32.0):
+    """The overlap of two crops, as a box in each view (DUPR section 3.2: B1 and B2).
+
+    Args:
+        crop_1: (..., 4) crop of view 1, `(y1, x1, y2, x2)` in pixels of the source image.
+        crop_2: (..., 4) crop of view 2, likewise.
+        flipped_1: (...) bool, view 1 is mirrored left-right after cropping.
+        flipped_2: (...) bool.
+        view_size: side of both views, px.
+        min_overlap: least side of the overlap, px in each view, for the pair to be valid.
+
+    Returns:
+        boxes_1, boxes_2: (..., 4) float32 `(y1, x1, y2, x2)` in pixels of each view, within it; an empty overlap gives
+            the whole view, so that nothing downstream meets a degenerate box.
+        valid: (...) bool, the overlap is at least `min_overlap` high and wide in both views.
+    """
+    crop_1, crop_2 = np.asarray(crop_1, np.float64), np.asarray(crop_2, np.float64)
+    overlap = np.concatenate(
+        [np.maximum(crop_1[..., :2], crop_2[..., :2]), np.minimum(crop_1[..., 2:], crop_2[..., 2:])], -1
+    )
+    boxes_1 = box_in_view(overlap, crop_1, flipped_1, view_size)
+    boxes_2 = box_in_view(overlap, crop_2, flipped_2, view_size)
+    sides = np.concatenate([boxes_1[..., 2:] - boxes_1[..., :2], boxes_2[..., 2:] - boxes_2[..., :2]], -1)
+    # A hair of slack: 32 px of overlap must not fail for a rounding error of the division.
+    valid = (sides >= min_overlap - 1e-3).all(-1)
+    exists = (sides > 0).all(-1)[..., None]
+    whole = np.array([0.0, 0.0, view_size, view_size])
+    return *(
+        np.where(exists, boxes, whole).clip(0, view_size).astype(np.float32) for boxes in (boxes_1, boxes_2)
+    ), valid
+
+
+def box_in_view(box, crop, flipped, view_size):
+    """Maps a box of the source image into a view of it.
+
+    Args:
+        box: (..., 4) `(y1, x1, y2, x2)` in pixels of the source image.
+        crop: (..., 4) the view's crop, likewise.
+        flipped: (...) bool, the view is mirrored left-right.
+        view_size: side of the view, px.
+
+    Returns:
+        (..., 4) float64 box in pixels of the view; a flip exchanges its left and right ends.
+    """
+    origin, extent = crop[..., :2], crop[..., 2:] - crop[..., :2]
+    first, last = ((box[..., ends] - origin) * view_size / extent for ends in (slice(0, 2), slice(2, 4)))
+    left = np.where(flipped, view_size - last[..., 1], first[..., 1])
+    right = np.where(flipped, view_size - first[..., 1], last[..., 1])
+    return np.stack([first[..., 0], left, last[..., 0], right], -1)
+
+
+def cut_view(image, crop, flipped, size):
+    """Crops first, then resizes with antialiasing as Pillow does, then mirrors.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        crop: (4,) int `(y1, x1, y2, x2)` in it.
+        flipped: whether the view is mirrored left-right.
+        size: side of the view, px.
+
+    Returns:
+        (size, size, 3) uint8.
+    """
+    y1, x1, y2, x2 = crop
+    view = resize(image[y1:y2, x1:x2], size, size)
+    return view[:, ::-1] if flipped else view

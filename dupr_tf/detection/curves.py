@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dupr_tf.data.annotations import AnnotatedImages
+from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.detection.coco_eval import Curves
-from dupr_tf.whole_files import written_locally
 
 MOST_NAMED = 20  # classes in the legend; of more, the best and the worst ten
 # Okabe and Ito's colours but yellow, which is not seen on white; with four kinds of line each.
@@ -50,8 +49,7 @@ def precision_recall_picture(curves: Curves, path: str | Path, title: str = "") 
         figure.legend(loc="outside right upper", fontsize=9, frameon=False, title="AP50")
     else:
         axes.text(0.5, 0.5, "nothing to find", ha="center", fontsize=14)
-    with written_locally(path) as local:
-        figure.savefig(local, metadata={"Software": None})
+    figure.savefig(path, metadata={"Software": None})
 
 
 def class_rows(metrics: dict, truth: AnnotatedImages | None = None) -> list[tuple[str, ...]]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dupr_tf.data.annotations import AnnotatedImages
-from dupr_tf.data.detection import to_original
-from dupr_tf.data.masks import mask_from_pixels
+from dupr_tf.data.labels.annotations import AnnotatedImages
+from dupr_tf.data.labels.run_lengths import mask_from_pixels
+from dupr_tf.data.placing import to_original
 
 
 def found_in_originals(result: dict, batch: dict, annotated: AnnotatedImages) -> dict[int, dict]:
@@ -17,24 +17,24 @@ def found_in_originals(result: dict, batch: dict, annotated: AnnotatedImages) ->
     Args:
         result: of a detector's `predict_on_batch`: `boxes` (b, K, 4) xyxy px of the padded input, `classes`,
             `confidence` (b, K), `num_detections` (b,), and `masks` (b, K, h, w) 0–1 over the boxes where there are any.
-        batch: of `eval_batches`: `scale` and `index` (b,).
+        batch: of `eval_batches`: `factors` (b, 2) and `index` (b,).
         annotated: what the batches are of.
 
     Returns:
         {index: `boxes` (k, 4) float32, `classes` (k,) int32, `scores` (k,), and `masks`, k run lengths (see
-        `data.masks`), where `result` has masks}.
+        `data.labels.run_lengths`), where `result` has masks}.
     """
     found = {}
-    for row, (index, scale) in enumerate(zip(np.asarray(batch["index"]), np.asarray(batch["scale"]), strict=True)):
+    for row, (index, factors) in enumerate(zip(np.asarray(batch["index"]), np.asarray(batch["factors"]), strict=True)):
         size, count = annotated.sizes[index], int(result["num_detections"][row])
         boxes = np.asarray(result["boxes"][row][:count], np.float32)
         one = {
-            "boxes": to_original(boxes, scale, size),
+            "boxes": to_original(boxes, factors, size),
             "classes": np.asarray(result["classes"][row][:count]).astype(np.int32),
             "scores": np.asarray(result["confidence"][row][:count], np.float32),
         }
         if "masks" in result:  # over the box as it is, also where it reaches beyond the image
-            one["masks"] = paste_masks(np.asarray(result["masks"][row][:count]), boxes / scale, size)
+            one["masks"] = paste_masks(np.asarray(result["masks"][row][:count]), boxes / factors[[1, 0, 1, 0]], size)
         found[int(index)] = one
     return found
 
@@ -52,7 +52,7 @@ def paste_masks(masks: np.ndarray, boxes: np.ndarray, size: Sequence[int], thres
         threshold: in (0, 1].
 
     Returns:
-        K run lengths (see `data.masks`); empty masks for boxes without area in the image.
+        K run lengths (see `data.labels.run_lengths`); empty masks for boxes without area in the image.
     """
     height, width = map(int, size)
     canvas, pasted = np.zeros((height, width), np.uint8, order="F"), []

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
-from dupr_tf.data.annotations import AnnotatedImages
-from dupr_tf.data.masks import pixels_of
-from dupr_tf.remote_path import as_path
-from dupr_tf.whole_files import written_locally
+from dupr_tf.data.detection import read_image
+from dupr_tf.data.images.decode import MAX_PIXELS
+from dupr_tf.data.labels.annotations import AnnotatedImages
+from dupr_tf.data.labels.run_lengths import pixels_of
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and on photographs.
 TRUTH, IGNORED, FOUND = (86, 180, 233), (150, 150, 150), (230, 159, 0)
@@ -25,6 +25,7 @@ def contact_sheet(
     path: str | Path,
     min_score: float = 0.3,
     most_boxes: int = 8,
+    max_pixels: int = MAX_PIXELS,
 ) -> None:
     """Draws up to 12 images, evenly spread over the split, with ground truth and detections.
 
@@ -34,6 +35,7 @@ def contact_sheet(
         path: PNG file to write.
         min_score: detections below it are not drawn, except the best one of an image.
         most_boxes: detections drawn in an image.
+        max_pixels: an image of more is refused.
     """
     chosen = sheet_positions(len(annotated), ROWS * COLUMNS)
     count = len(chosen)
@@ -42,11 +44,11 @@ def contact_sheet(
     sheet = Image.new("RGB", (width, HEADER + rows * (CELL + GAP)), (255, 255, 255))
     _header(ImageDraw.Draw(sheet), min_score)
     for place, index in enumerate(chosen):
-        cell = _cell(annotated, index, detections[index], min_score, most_boxes)
+        image = Image.fromarray(read_image(annotated.paths[index], max_pixels))
+        cell = _cell(image, annotated, index, detections[index], min_score, most_boxes)
         row, column = divmod(place, COLUMNS)
         sheet.paste(cell, (GAP + column * (CELL + GAP), HEADER + row * (CELL + GAP)))
-    with written_locally(path) as local:
-        sheet.save(local)
+    sheet.save(path)
 
 
 def sheet_positions(count: int, most: int) -> list[int]:
@@ -67,10 +69,8 @@ def _header(draw: ImageDraw.ImageDraw, min_score: float) -> None:
         x += 56 + round(draw.textlength(text, font))
 
 
-def _cell(annotated, index, found, min_score, most_boxes) -> Image.Image:
+def _cell(image, annotated, index, found, min_score, most_boxes) -> Image.Image:
     """One image scaled to fit a square cell, whatever its size, with lines and letters of one size."""
-    with as_path(annotated.paths[index]).open("rb") as file, Image.open(file) as stored:
-        image = ImageOps.exif_transpose(stored).convert("RGB")  # boxes are those of the upright image
     scale = CELL / max(image.size)
     chosen = _drawn(found, min_score)[:most_boxes]
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)

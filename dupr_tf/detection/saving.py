@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from dupr_tf.data.detection import letterbox
-from dupr_tf.data.placing import scaled_batch
 from dupr_tf.detection.build import detector_classes, task_of
+from dupr_tf.detection.finetune import detector_file
+from dupr_tf.detection.scaling import letterbox, nearest_pixels, scaled_batch
 from dupr_tf.errors import UserError
-from dupr_tf.remote_path import as_path
 from dupr_tf.weights.loading import read_keras
-from dupr_tf.whole_files import written_locally
 
 
 def save_detector(detector, path):
     """Writes a `.keras` file without the optimizer's state; `load_detector` reads it."""
     copy = type(detector).from_config(detector.get_config())
     copy.set_weights(detector.get_weights())
-    with written_locally(path) as local:
-        copy.save(local)
+    copy.save(path)
 
 
 def load_detector(path):
@@ -39,19 +36,6 @@ def load_detector(path):
     return model
 
 
-def detector_file(path):
-    """The `.keras` file itself, or the one of a folder that `finetune` wrote. Raises UserError where there is none."""
-    file = as_path(path)
-    file = file / "detector.keras" if file.is_dir() else file
-    if not file.is_file() or file.suffix != ".keras":
-        raise UserError(
-            "detector",
-            f"There is no detector at {path}.",
-            "Pass a .keras file, or the folder that finetune wrote.",
-        )
-    return file
-
-
 def export_detector(detector, path):
     """Writes a SavedModel that finds the same as `predict`, without Keras.
 
@@ -70,28 +54,25 @@ def export_detector(detector, path):
     if detector.image_size is not None:
         module.serve_square = _finding_in_squares(detector)
     # Keras' ExportArchive gives the same in twice the time.
-    with written_locally(path) as local:
-        tf.saved_model.save(module, str(local), signatures={"serving_default": module.serve})
+    tf.saved_model.save(module, str(path), signatures={"serving_default": module.serve})
 
 
 def _as_at_test(detector, images):
-    """Images scaled and padded as the evaluation does, the size (2,) of the picture in them, and the scale ()."""
-    sides = tf.shape(images)[1:3]
+    """Images scaled and padded as the evaluation does, and the size (2,) int32 of the picture in them."""
     if detector.image_size is None:
-        padded, scale = scaled_batch(images, detector.test_short_side, detector.max_long_side)
-    else:
-        padded, scale = letterbox(images, detector.image_size)
-    return padded, tf.cast(sides, tf.float32) * scale, scale
+        return scaled_batch(images, detector.test_short_side, detector.max_long_side)
+    return letterbox(images, detector.image_size)
 
 
 def _finding(detector):
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, "images")], autograph=False)
     def serve(images):
-        padded, picture, scale = _as_at_test(detector, images)
+        padded, size = _as_at_test(detector, images)
+        own, picture = (tf.cast(sides, tf.float32) for sides in (tf.shape(images)[1:3], size))
         sizes = tf.tile(picture[None], [tf.shape(images)[0], 1])
         found = _served(detector.predict_step({"images": padded, "image_sizes": sizes}))
-        height, width = (tf.cast(side, tf.float32) for side in tf.unstack(tf.shape(images)[1:3]))
-        boxes = tf.clip_by_value(found["boxes"] / scale, 0.0, tf.stack([width, height, width, height]))
+        factors, most = (tf.gather(sides, [1, 0, 1, 0]) for sides in (picture / own, own))
+        boxes = tf.clip_by_value(found["boxes"] / factors, 0.0, most)
         return {**found, "boxes": tf.where(found["classes"][..., None] >= 0, boxes, -1.0)}
 
     return serve
@@ -120,14 +101,10 @@ def _served(found):
 def _segmenting(detector):
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, "images")], autograph=False)
     def serve(images):
-        height, width = tf.unstack(tf.shape(images)[1:3])
-        padded, picture, _ = _as_at_test(detector, images)
+        padded, size = _as_at_test(detector, images)
         classes = detector.predict_step({"images": padded})
-        # The pixel of the scaled picture that the centre of a pixel of the image lies in.
-        rows, columns = (
-            tf.cast((tf.range(tf.cast(side, tf.float32)) + 0.5) * (part / tf.cast(side, tf.float32)), tf.int32)
-            for side, part in ((height, picture[0]), (width, picture[1]))
-        )
+        sides = zip(tf.unstack(tf.shape(images)[1:3]), tf.unstack(size), strict=True)
+        rows, columns = (nearest_pixels(*pair) for pair in sides)
         return {"segments": tf.gather(tf.gather(classes, rows, axis=1), columns, axis=2)}
 
     return serve

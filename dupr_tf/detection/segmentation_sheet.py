@@ -6,26 +6,28 @@ import colorsys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
-from dupr_tf.data.segment_classes import IGNORED
-from dupr_tf.data.segments import SegmentedImages
+from dupr_tf.data.detection import read_image
+from dupr_tf.data.images.decode import MAX_PIXELS
+from dupr_tf.data.labels.segments import IGNORED, SegmentedImages
 from dupr_tf.detection.pictures import CELL, GAP, HEADER, sheet_positions
-from dupr_tf.remote_path import as_path
-from dupr_tf.whole_files import written_locally
 
 NO_CLASS = (235, 235, 235)  # what is ignored in the truth, and around pictures
 TITLES = ("image", "ground truth (light grey: ignored)", "prediction")
 LEGEND_ROW = 22  # px
 
 
-def segmentation_sheet(segmented: SegmentedImages, predictions: dict[int, np.ndarray], path: str | Path) -> None:
+def segmentation_sheet(
+    segmented: SegmentedImages, predictions: dict[int, np.ndarray], path: str | Path, max_pixels: int = MAX_PIXELS
+) -> None:
     """Draws up to four images, each beside its true and its predicted classes, with the colours of the classes below.
 
     Args:
         segmented: the images and their truth.
         predictions: {position: (H, W) classes of the original's pixels}, of `sheet_positions(len(segmented), 4)`.
         path: PNG file to write.
+        max_pixels: an image of more is refused.
     """
     chosen = [position for position in sheet_positions(len(segmented), 4) if position in predictions]
     heights = [_cell_size(segmented.sizes[position])[1] for position in chosen]
@@ -37,12 +39,11 @@ def segmentation_sheet(segmented: SegmentedImages, predictions: dict[int, np.nda
         draw.text((GAP + column * (CELL + GAP), 7), title, fill=(0, 0, 0), font=font)
     colours, y = class_colours(len(segmented.class_names)), HEADER
     for position, height in zip(chosen, heights, strict=True):
-        for column, cell in enumerate(_row(segmented, position, predictions[position], colours)):
+        for column, cell in enumerate(_row(segmented, position, predictions[position], colours, max_pixels)):
             sheet.paste(cell, (GAP + column * (CELL + GAP), y))
         y += height + GAP
     sheet.paste(legend, (0, y))
-    with written_locally(path) as local:
-        sheet.save(local)
+    sheet.save(path)
 
 
 def class_colours(classes: int) -> np.ndarray:
@@ -61,10 +62,9 @@ def _cell_size(size) -> tuple[int, int]:
     return max(1, round(size[1] * scale)), max(1, round(size[0] * scale))
 
 
-def _row(segmented: SegmentedImages, position: int, predicted: np.ndarray, colours: np.ndarray) -> list[Image.Image]:
+def _row(segmented: SegmentedImages, position: int, predicted, colours: np.ndarray, max_pixels) -> list[Image.Image]:
     shape = _cell_size(segmented.sizes[position])
-    with as_path(segmented.paths[position]).open("rb") as file, Image.open(file) as stored:
-        image = ImageOps.exif_transpose(stored).convert("RGB").resize(shape, Image.Resampling.BICUBIC)
+    image = Image.fromarray(read_image(segmented.paths[position], max_pixels)).resize(shape, Image.Resampling.BICUBIC)
     maps = (segmented.truth(position), np.asarray(predicted).astype(np.uint8))
     return [image, *(Image.fromarray(colours[values]).resize(shape, Image.Resampling.NEAREST) for values in maps)]
 

@@ -1,10 +1,7 @@
-"""What a detector can be for: the data it learns from, and how what it finds is measured. A line of `TASKS` each."""
+"""The batches of each task, and how detections are measured. `labels.py` reads its labelled images."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,12 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.config import DataConfig
-from dupr_tf.data import formats
-from dupr_tf.data.annotations import AnnotatedImages, read_annotations
-from dupr_tf.data.decoding import MAX_PIXELS
-from dupr_tf.data.detection import eval_batches, train_batches, unreadable_images
+from dupr_tf.data.detection import eval_batches, train_batches
+from dupr_tf.data.labels.annotations import AnnotatedImages
+from dupr_tf.data.labels.segments import SegmentedImages
 from dupr_tf.data.segmentation import segment_eval_batches, segment_train_batches, segments_to_original
-from dupr_tf.data.segments import SegmentedImages, read_segments
 from dupr_tf.detection.cityscapes_eval import cityscapes_ap
 from dupr_tf.detection.coco_eval import coco_scores
 from dupr_tf.detection.curves import precision_recall_picture
@@ -26,9 +21,6 @@ from dupr_tf.detection.pictures import contact_sheet, sheet_positions
 from dupr_tf.detection.segmentation_eval import ConfusionMatrix
 from dupr_tf.detection.segmentation_sheet import segmentation_sheet
 from dupr_tf.detection.voc_eval import voc_ap
-from dupr_tf.errors import RunFailed, UserError
-from dupr_tf.remote_path import as_path
-from dupr_tf.text import escape
 
 EVAL_BATCH = 8  # images
 SUMMARY = ("AP", "AP50", "AP75")  # of a second metric, beside the first
@@ -37,69 +29,30 @@ SUMMARY = ("AP", "AP50", "AP75")  # of a second metric, beside the first
 class Task(NamedTuple):
     """A line of the table."""
 
-    read: Callable  # (root, split, data section, class_names or None) -> images
-    learnable: Callable  # images -> how many of them there is something to learn from
-    batches: Callable  # (images, config, steps, start) -> batches of the steps from start on
-    measure: Callable  # (detector, images, output folder or None, layout, max_pixels) -> what metrics.json holds
+    batches: Callable  # (images, config, steps, start) -> reader of the batches of the steps from start on
+    measure: Callable  # (detector, images, output folder or None, layout, data section) -> what metrics.json holds
 
 
-def read_boxes(root, split: str, data: DataConfig, class_names=None, masks: bool = False) -> AnnotatedImages:
-    """A split with boxes, and masks if asked for."""
-    return read_annotations(root, split, data.kind, class_names, data.max_bad_share, masks)
+def detect(detector, annotated: AnnotatedImages, data: DataConfig | None = None, batch_size: int = EVAL_BATCH) -> list:
+    """For every image, in its pixels: `boxes` (k, 4) xyxy, `classes` (k,), `scores` (k,), best first, and `masks`.
 
-
-def read_masks(root, split: str, data: DataConfig, class_names=None) -> AnnotatedImages:
-    """A split with boxes and masks."""
-    return read_boxes(root, split, data, class_names, masks=True)
-
-
-def read_classes(root, split: str, data: DataConfig, class_names=None) -> SegmentedImages:
-    """A split with a class for every pixel."""
-    names = data.class_names if class_names is None else class_names
-    return read_segments(root, split, data.kind, names, data.ignore_value, data.max_bad_share)
-
-
-def with_boxes(annotated: AnnotatedImages) -> int:
-    """How many images have a box that counts."""
-    return len(annotated.with_boxes())
-
-
-def labels_entry(root, images: AnnotatedImages | SegmentedImages) -> dict:
-    """{"count", "sha256"} of the images of a split and their labels as they were read, wherever the root is.
-
-    The values of segmentation masks are not read; their names count.
+    Args:
+        detector: with `image_size` or `test_short_side` and `max_long_side`.
+        annotated: the images.
+        data: how they are read; None: as by default.
+        batch_size: images a batch.
     """
-    digest = hashlib.sha256()
-    names = ("paths", "segment_paths", "class_names", "sizes", "boxes", "labels", "ignored", "masks", "table")
-    for name in names:
-        rows = getattr(images, name, None)
-        for row in () if rows is None else rows:
-            if name.endswith("paths"):
-                row = os.path.relpath(row, root)
-            values = row if isinstance(row, list) else [row]
-            parts = [v.tobytes() if isinstance(v, np.ndarray | np.generic) else os.fsencode(v) for v in values]
-            digest.update(f"{name} {[len(part) for part in parts]}".encode() + b"".join(parts))
-    return {"count": len(images), "sha256": digest.hexdigest()}
-
-
-def layout_of(root, split: str, kind: str) -> str:
-    """The layout "auto" finds; others are what they are."""
-    return formats.layout_of(formats.BOXES, as_path(root), split=split) if kind == "auto" else kind
-
-
-def detect(detector, annotated: AnnotatedImages, batch_size: int = EVAL_BATCH, max_pixels: int = MAX_PIXELS) -> list:
-    """For every image, in its pixels: `boxes` (k, 4) xyxy, `classes` (k,), `scores` (k,), best first, and `masks`."""
-    found = {}
-    sides = detector.test_short_side, detector.max_long_side
-    for batch in eval_batches(annotated, detector.image_size, batch_size, max_pixels, *sides):
-        result = detector.predict_on_batch({name: batch[name] for name in ("images", "image_sizes")})
-        found |= found_in_originals(result, batch, annotated)
+    found, sides = {}, (detector.test_short_side, detector.max_long_side)
+    with eval_batches(annotated, detector.image_size, batch_size, data, *sides) as batches:
+        for batch in batches:
+            inputs = {name: tf.constant(batch[name]) for name in ("images", "image_sizes")}
+            found |= found_in_originals(detector.predict_on_batch(inputs), batch, annotated)
     return [found[i] for i in range(len(annotated))]
 
 
-def measure_boxes(detector, annotated, output, layout, max_pixels=MAX_PIXELS, masks=False) -> dict:
+def measure_boxes(detector, annotated, output, layout, data: DataConfig, masks=False) -> dict:
     """COCO's AP of boxes; VOC's metrics where the data are VOC's; with an output folder pictures too."""
-    found = detect(detector, annotated, max_pixels=max_pixels)
+    found = detect(detector, annotated, data)
     metrics, curves = coco_scores(annotated, found)
     if layout == "voc":  # detectron2 takes the 11 points for VOC2007's test set, so published figures are of those
         metrics |= {f"voc_{metric}": _summary(voc_ap(annotated, found, metric)) for metric in ("11_point", "area")}
@@ -110,60 +63,38 @@ def measure_boxes(detector, annotated, output, layout, max_pixels=MAX_PIXELS, ma
     if output is not None:
         title = "of masks at IoU 0.5" if masks else "of boxes at IoU 0.5"
         precision_recall_picture(curves, output / "precision_recall.png", f"Precision and recall {title}")
-        contact_sheet(annotated, found, output / "detections.png")
+        contact_sheet(annotated, found, output / "detections.png", max_pixels=data.max_pixels)
     return metrics
 
 
-def measure_masks(detector, annotated, output, layout, max_pixels=MAX_PIXELS) -> dict:
+def measure_masks(detector, annotated, output, layout, data: DataConfig) -> dict:
     """`measure_boxes`, and the same of masks; Cityscapes' AP where the data are Cityscapes'."""
-    return measure_boxes(detector, annotated, output, layout, max_pixels, masks=True)
+    return measure_boxes(detector, annotated, output, layout, data, masks=True)
 
 
-def measure_segments(detector, segmented: SegmentedImages, output, layout, max_pixels=MAX_PIXELS) -> dict:
+def measure_segments(detector, segmented: SegmentedImages, output, layout, data: DataConfig) -> dict:
     """mIoU over all pixels of a split that have a class, at the size of the originals; with a folder a picture too."""
     matrix, shown = ConfusionMatrix(len(segmented.class_names)), {}
     wanted = sheet_positions(len(segmented), 4) if output is not None else ()
     sides = detector.test_short_side, detector.max_long_side
-    for batch in segment_eval_batches(segmented, EVAL_BATCH, max_pixels, *sides):
-        predicted = np.asarray(detector.predict_on_batch({"images": batch["images"]}))
-        for row, size, index in zip(predicted, batch["image_sizes"].numpy(), batch["index"].numpy(), strict=True):
-            classes = segments_to_original(row, size, segmented.sizes[index])
-            matrix.add(segmented.truth(index), classes)
-            if index in wanted:
-                shown[int(index)] = classes
+    with segment_eval_batches(segmented, EVAL_BATCH, data, *sides) as batches:
+        for batch in batches:
+            predicted = np.asarray(detector.predict_on_batch({"images": tf.constant(batch["images"])}))
+            for row, size, index in zip(predicted, batch["image_sizes"], batch["index"].tolist(), strict=True):
+                classes = segments_to_original(row, size, segmented.sizes[index])
+                matrix.add(segmented.truth(index), classes)
+                if index in wanted:
+                    shown[index] = classes
     if output is not None:
-        segmentation_sheet(segmented, shown, output / "segments.png")
+        segmentation_sheet(segmented, shown, output / "segments.png", data.max_pixels)
     return matrix.scores(segmented.class_names)
 
 
 TASKS = {
-    "boxes": Task(read_boxes, with_boxes, train_batches, measure_boxes),
-    "masks": Task(read_masks, with_boxes, train_batches, measure_masks),
-    "segments": Task(read_classes, len, segment_train_batches, measure_segments),
+    "boxes": Task(train_batches, measure_boxes),
+    "masks": Task(train_batches, measure_masks),
+    "segments": Task(segment_train_batches, measure_segments),
 }
-
-
-def with_something_to_find(task: Task, images, data):
-    """The images. Raises UserError where there is nothing to measure a detector by."""
-    if not task.learnable(images):
-        raise UserError("data", f"{data} has no boxes to evaluate on.", "Use a split whose images have labels.")
-    return images
-
-
-@contextlib.contextmanager
-def naming_bad_images(images, max_pixels: int = MAX_PIXELS):
-    """Turns TensorFlow's error about some bytes it cannot decode into a RunFailed that names the files."""
-    try:
-        yield
-    except tf.errors.OpError:
-        bad = unreadable_images(images, max_pixels)
-        if not bad:
-            raise
-        path, reason = next(iter(bad.items()))
-        raise RunFailed(
-            f"{len(bad)} of the {len(images)} images cannot be decoded, such as {escape(path)} ({reason}). "
-            "Replace these files, or take them out of the annotations."
-        ) from None
 
 
 def _summary(metrics: dict) -> dict:

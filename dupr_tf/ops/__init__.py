@@ -1,15 +1,12 @@
 """Pure functions of tensors: geometry, RoIAlign, InfoNCE, photometrics. No state."""
 
-from dupr_tf.ops.boxes import box_in_view, intersect_views
 from dupr_tf.ops.info_nce import info_nce, info_nce_with_accuracy
 from dupr_tf.ops.photometric import photometric
 from dupr_tf.ops.roi_align import roi_align, roi_align_reference
 
 __all__ = [
-    "box_in_view",
     "info_nce",
     "info_nce_with_accuracy",
-    "intersect_views",
     "photometric",
     "roi_align",
     "roi_align_reference",

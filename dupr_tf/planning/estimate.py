@@ -9,8 +9,8 @@ from dupr_tf.config import Config
 from dupr_tf.planning.assumptions import Assumption
 
 SIZES = (1_000_000, 12_000_000, 100_000_000, 1_000_000_000)
-INDEX_ENTRY = 20  # bytes a packed image takes in the memory of every worker, `shard_files.ENTRY`
-RECORD = 100  # bytes of a packed image beside its own: the frame of its record, its name, its index entry
+INDEX_ENTRY = 9  # bytes a packed image takes in the memory of every worker: ArrayRecord keeps the place of each record
+RECORD = 150  # bytes of a packed image beside its own: 100 of its record, and its line in the sidecar
 GIGA, TERA = 1e9, 1e12
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.config import Config
-from dupr_tf.data.bad_images import BadImages
-from dupr_tf.data.image_source import ImageSource
+from dupr_tf.data.images.bad_images import BadImages
+from dupr_tf.data.images.decode import Unusable
+from dupr_tf.data.images.source import ImageSource
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.errors import RunFailed
 from dupr_tf.planning.assumptions import Assumption
@@ -18,6 +19,7 @@ from dupr_tf.reporting.prediction import available_memory, product_speed, usable
 from dupr_tf.training.pretrain import compiled_model
 
 SECONDS = 6.0  # that reading images takes at most, roughly
+MOST_STEPS = 1_000_000  # more than can be read in them
 LOOKED_AT = 256  # images whose bytes are counted
 COPIED = 64 << 20  # bytes, more than caches hold
 STEPS = 2
@@ -60,21 +62,31 @@ def input_assumptions(source: ImageSource, config: Config) -> dict[str, Assumpti
     """
     batch = config.train.batch_size
     bad = BadImages(source, config.data.max_bad_share, config.data.max_pixels)
-    batches = iter(view_pairs(source, config, 0, 1_000, bad))
-    next(batches)  # starts the pipeline
-    start, began, images = time.process_time(), time.perf_counter(), 0
-    while time.perf_counter() - began < SECONDS:
+    # One thread of this process, whose seconds can be counted; few blocks are ready when the clock starts and ends.
+    one_thread = config.model_copy(update={"data": config.data.model_copy(update={"threads": 1, "processes": 0})})
+    with view_pairs(source, one_thread, 0, MOST_STEPS, bad) as batches:
         next(batches)
-        images += batch
-    speed = images / (time.process_time() - start)
+        start, began, images = time.process_time(), time.perf_counter(), 0
+        while time.perf_counter() - began < SECONDS:
+            next(batches)
+            images += batch
+        speed = images / (time.process_time() - start)
     bad.check()
     chosen = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(np.int64))
-    lengths = [len(source.read(tf.constant(index)).numpy()) for index in chosen]
+    lengths = [length for index in chosen.tolist() if (length := _length(source, index))]
     measured = "measured just now on these images"
     return {
         "input_images_s_a_core": Assumption(speed, "images/s to two views", f"{measured}, in seconds of a core"),
         "bytes_an_image": Assumption(float(np.mean(lengths)), "bytes", f"{measured}, {len(lengths)} of them"),
     }
+
+
+def _length(source: ImageSource, index: int) -> int:
+    """Bytes of an image; 0 of one that cannot be read."""
+    try:
+        return len(source.read(index))
+    except Unusable:
+        return 0
 
 
 def step_seconds(config: Config) -> float:

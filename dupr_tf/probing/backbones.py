@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
+from dupr_tf.errors import UserError, raise_all
+from dupr_tf.weights.paths import RANDOM, weights_file
 
-from dupr_tf.errors import UserError
-from dupr_tf.models import build_backbone
-from dupr_tf.models.resnet import ResNetBackbone
-from dupr_tf.weights.loading import load_backbone
+if TYPE_CHECKING:
+    import keras
 
 log = logging.getLogger(__name__)
-RANDOM = "random"
 
 
 def load_backbones(
@@ -30,16 +29,38 @@ def load_backbones(
     Raises:
         UserError: none given, one given twice, no backbone, or nothing to say what the random one should be.
     """
-    if not weights:
-        raise UserError("weights", "There are no weights to probe.", "Pass a run, a file, or random.")
-    if len(set(weights)) < len(weights):
-        problem = f"Some are given twice: {' '.join(map(str, weights))}."
-        raise UserError("weights", problem, "Pass each of them once.")
+    check_backbones(weights, architecture)
+    from dupr_tf.weights.loading import load_backbone  # it loads TensorFlow
+
     labels = labels_of(weights)
     loaded = {w: load_backbone(w, include_normalization=False) for w in weights if w != RANDOM}
     if RANDOM in weights:
         loaded[RANDOM] = _random(list(loaded.values()), architecture, width, seed)
     return {label: loaded[w] for label, w in zip(labels, weights, strict=True)}
+
+
+def check_backbones(weights: Sequence[str], architecture: str | None = None) -> None:
+    """Raises what `load_backbones` would, as far as that is known without loading weights."""
+    problems = []
+    if not weights:
+        problems.append(UserError("--weights", "There are no weights to probe.", "Pass a run, a file, or random."))
+    if len(set(weights)) < len(weights):
+        problem = f"Some are given twice: {' '.join(map(str, weights))}."
+        problems.append(UserError("--weights", problem, "Pass each of them once."))
+    if architecture is None and weights and all(one == RANDOM for one in weights):
+        problems.append(_no_architecture())
+    for one in dict.fromkeys(weights):
+        try:
+            if one != RANDOM:
+                weights_file(one)
+        except UserError as error:
+            problems.append(UserError("--weights", error.problem, error.fix))
+    raise_all(problems)
+
+
+def _no_architecture() -> UserError:
+    fix = "Pass --backbone resnet18 --width 0.5, or other weights as well."
+    return UserError("backbone", "Random weights need an architecture.", fix)
 
 
 def labels_of(weights: Sequence[str]) -> list[str]:
@@ -49,10 +70,13 @@ def labels_of(weights: Sequence[str]) -> list[str]:
 
 
 def _random(others: list[keras.Model], architecture, width, seed) -> keras.Model:
+    import keras
+
+    from dupr_tf.models.resnet import ResNetBackbone, build_backbone
+
     like = next((b for b in others if isinstance(b, ResNetBackbone)), None)
     if architecture is None and like is None:
-        problem = "Random weights need an architecture."
-        raise UserError("backbone", problem, "Pass --backbone resnet18 --width 0.5, or other weights as well.")
+        raise _no_architecture()
     if architecture is None:
         architecture, width = like.architecture, like.width
     keras.utils.set_random_seed(seed)

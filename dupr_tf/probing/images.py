@@ -1,82 +1,98 @@
-"""Images as a probe sees them, read like those of training: upright, antialiased, in order."""
+"""Images as a probe sees them, decoded and resized like those of training, in order. Nothing imports TensorFlow."""
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from dupr_tf.data.bad_images import unusable_reason
-from dupr_tf.data.decoding import MAX_PIXELS, read_image
-from dupr_tf.data.image_source import as_source, as_written
-from dupr_tf.data.views import CROP_TRIES, crop_and_flip, draw_crops
+from dupr_tf.data.images.decode import Unusable, decode
+from dupr_tf.data.images.source import ImageSource, as_source
+from dupr_tf.data.reader import Block, Reader
+from dupr_tf.data.views import CROP_TRIES, cut_view, draw_crops
 from dupr_tf.errors import UserError
 from dupr_tf.text import escape
 
 log = logging.getLogger(__name__)
 CENTRE_SHARE = 224 / 256  # of the short side: the evaluation crop of ImageNet's protocols
 ASPECTS = (3 / 4, 4 / 3)
-FLIP_PLACE = (CROP_TRIES, 2)  # the number of a draw that no crop uses
 
 
-def centre_view(content, size):
+def centre_view(content: bytes, size: int) -> np.ndarray:
     """The central square of an image, 7/8 of its short side, as (size, size, 3) uint8."""
-    image = read_image(content)
-    sides = tf.shape(image)[:2]
-    side = tf.cast(tf.round(tf.cast(tf.reduce_min(sides), tf.float32) * CENTRE_SHARE), tf.int32)
+    image = decode(content)
+    sides = np.array(image.shape[:2])
+    side = round(sides.min() * CENTRE_SHARE)
     corner = (sides - side) // 2
-    return crop_and_flip(image, tf.concat([corner, corner + side], 0), tf.constant(False), size)
+    return cut_view(image, (*corner, *(corner + side)), False, size)
 
 
-def whole_view(content, size):
+def whole_view(content: bytes, size: int) -> np.ndarray:
     """All of an image, squeezed into (size, size, 3) uint8."""
-    image = read_image(content)
-    return crop_and_flip(image, tf.concat([[0, 0], tf.shape(image)[:2]], 0), tf.constant(False), size)
+    image = decode(content)
+    return cut_view(image, (0, 0, *image.shape[:2]), False, size)
 
 
-def random_view(content, size, seed, crop_area):
-    """A random resized crop, mirrored half of the time, as (size, size, 3) uint8; a function of `seed` (2,)."""
-    image = read_image(content)
-    u = tf.random.stateless_uniform([CROP_TRIES + 1, 4], seed=seed)
-    crop = draw_crops(u, tf.shape(image)[0], tf.shape(image)[1], crop_area, ASPECTS)
-    return crop_and_flip(image, crop, u[FLIP_PLACE] < 0.5, size)
+def random_view(content: bytes, size: int, u: np.ndarray, crop_area: tuple[float, float]) -> np.ndarray:
+    """A random resized crop, mirrored half of the time, as (size, size, 3) uint8; `u` (*DRAWS) uniform numbers."""
+    image = decode(content)
+    crop = draw_crops(u, *image.shape[:2], crop_area, ASPECTS)
+    return cut_view(image, crop, u[CROP_TRIES, 2] < 0.5, size)
 
 
-def read_each(paths: Sequence[str], make: Callable, batch_size: int) -> Iterator[tuple[np.ndarray, object]]:
+def read_each(paths: Sequence[str], make: Callable, batch_size: int) -> Iterator[tuple[np.ndarray, Any]]:
     """Batches of (indices (b,), what `make(index, content)` returns for each); unreadable images are passed over.
 
     Args:
         paths: image files.
-        make: (() int64, () string) -> tensor or dict of tensors.
-        batch_size: at most.
+        make: (index, bytes of the file) -> array or dict of arrays; called in threads, in any order.
+        batch_size: only the last batch has fewer.
 
     Raises:
         UserError: not one of them could be read.
     """
-    source, read = as_source(paths), 0
-    samples = tf.data.Dataset.range(len(source)).map(
-        as_written(lambda index: (index, make(index, source.read(index)))),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
+    unreadable: dict[int, str] = {}
+    one_image = _OneImage(as_source(paths), make)
+    threads = os.cpu_count() or 1
+    with Reader(one_image, 0, len(paths), {}, threads=threads, on_bad=unreadable.__setitem__) as reader:
+        readable = filter(None, reader)
+        while rows := list(itertools.islice(readable, batch_size)):
+            yield np.array([row["index"] for row in rows]), _stack([row["made"] for row in rows])
+    if unreadable:
+        _tell_unreadable(paths, unreadable)
+
+
+class _OneImage:
+    """Blocks of one image: what `make` returns for it, or no rows where it cannot be used."""
+
+    def __init__(self, source: ImageSource, make: Callable):
+        self.source, self.make = source, make
+
+    def __call__(self, index: int) -> Block:
+        try:
+            return Block({"index": index, "made": self.make(index, self.source.read(index))})
+        except Unusable as error:
+            return Block({}, ((index, str(error)),))
+
+
+def _stack(rows: list):
+    return (
+        {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        if isinstance(rows[0], dict)
+        else np.stack(rows)
     )
-    seen = []
-    for indices, batch in samples.ignore_errors().batch(batch_size).prefetch(1):
-        seen.append(indices.numpy())
-        read += len(seen[-1])
-        yield seen[-1], batch
-    if read < len(paths):
-        _tell_missing(paths, np.concatenate(seen) if seen else np.zeros(0, np.int64))
 
 
-def _tell_missing(paths, seen) -> None:
-    missing = sorted({*range(len(paths))} - set(seen.tolist()))
-    reason = unusable_reason(paths[missing[0]], MAX_PIXELS) or "it decodes, but not into a view"
-    if not len(seen):
-        problem = f"None of the {len(paths)} images can be read, such as {escape(str(paths[missing[0]]))} ({reason})."
-        raise UserError("data", problem, "Use other images.")
-    log.warning("%d of %d images cannot be read: %s (%s)", len(missing), len(paths), paths[missing[0]], reason)
+def _tell_unreadable(paths: Sequence[str], unreadable: dict[int, str]) -> None:
+    first, reason = next(iter(unreadable.items()))
+    named = f"{escape(str(paths[first]))} ({escape(reason)})"
+    if len(unreadable) == len(paths):
+        raise UserError("data", f"None of the {len(paths)} images can be read, such as {named}.", "Use other images.")
+    log.warning("%d of %d images cannot be read: %s", len(unreadable), len(paths), named)
 
 
 def spread(paths: Sequence[str], count: int) -> list[str]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dupr_tf.data.annotations import AnnotatedImages
-from dupr_tf.data.sources import list_images
+from dupr_tf.data.images.listing import check_root, list_images
+from dupr_tf.data.labels.annotations import AnnotatedImages, read_annotations
 from dupr_tf.errors import UserError
-from dupr_tf.remote_path import as_path
 
 SPLITS = ("train", "val")
 
@@ -30,7 +30,24 @@ def read_class_folders(root: str | Path) -> dict[str, ClassFolders]:
     Raises:
         UserError: no such folders, fewer than two classes, a class of only one split, or a class without images.
     """
-    root = as_path(root)
+    names = _class_names(Path(root))
+    return {split: _split(Path(root) / split, names) for split in SPLITS}
+
+
+def check_class_folders(root: str | Path) -> None:
+    """Raises what `read_class_folders` would, without walking further than the first image of each class."""
+    for name in _class_names(Path(root)):
+        for split in SPLITS:
+            check_root(Path(root) / split / name, "folder")
+
+
+def has_class_folders(root: str | Path) -> bool:
+    """Whether a root has train/ and val/."""
+    return all((Path(root) / split).is_dir() for split in SPLITS)
+
+
+def _class_names(root: Path) -> list[str]:
+    """The classes, the same in both splits."""
     if not root.is_dir():
         state = "is a file" if root.exists() else "does not exist"
         raise UserError(None, f"{root} {state}.", "Pass a folder with train/CLASS/ and val/CLASS/ in it.")
@@ -42,7 +59,7 @@ def read_class_folders(root: str | Path) -> dict[str, ClassFolders]:
     if len(names["train"]) < 2:
         problem = f"Expected at least two classes below {root / 'train'}, received {len(names['train'])}."
         raise UserError(None, problem, "Make a folder for each class.")
-    return {split: _split(root / split, names[split]) for split in SPLITS}
+    return names["train"]
 
 
 def _classes(folder: Path) -> list[str]:
@@ -70,3 +87,36 @@ def image_labels(annotated: AnnotatedImages) -> np.ndarray:
         row[classes[ignored]] = -1
         row[classes[~ignored]] = 1
     return labels
+
+
+def is_annotated(data: str | Path) -> bool:
+    """Whether a root is laid out as COCO or VOC, boxes and all."""
+    return (Path(data) / "annotations").is_dir() or (Path(data) / "Annotations").is_dir()
+
+
+def read_both_splits(data: str | Path, splits: Sequence[str]) -> list[AnnotatedImages]:
+    """Training and test split, with the classes of both in one order."""
+    read = [read_annotations(data, split) for split in splits]
+    names = sorted({name for split in read for name in split.class_names})
+    if any(list(split.class_names) != names for split in read):
+        read = [read_annotations(data, split, class_names=names) for split in splits]
+    return read
+
+
+def pick_objects(annotated: AnnotatedImages, count: int, seed: int = 0) -> list[tuple[int, int]]:
+    """At most `count` (image, object), one an image, evenly spread: of those neither tiny nor filling the image.
+
+    Raises:
+        UserError: there is none.
+    """
+    rng, found = np.random.default_rng(seed), []
+    for i, (boxes, ignored) in enumerate(zip(annotated.boxes, annotated.ignored, strict=True)):
+        height, width = annotated.sizes[i]
+        sides = (boxes[:, 2:] - boxes[:, :2]) / [width, height]
+        fitting = np.flatnonzero(~ignored & (sides.min(1) >= 1 / 8) & (sides.prod(1) <= 0.6)) if len(boxes) else []
+        if len(fitting):
+            found.append((i, int(rng.choice(fitting))))
+    if not found:
+        problem = "No object has at least an eighth of its image's sides and at most 0.6 of its area."
+        raise UserError("data", problem, "Use images with medium-sized objects.")
+    return [found[k] for k in np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)]

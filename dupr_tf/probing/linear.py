@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.config import LinearConfig
+from dupr_tf.data.views import DRAWS, uniform
 from dupr_tf.probing.features import extract_paths, pool
 from dupr_tf.probing.images import centre_view, random_view, read_each
 from dupr_tf.probing.knn import top_accuracies
@@ -111,12 +112,13 @@ def _train_augmented(maps, train, classes, dim, settings, seed) -> LinearClassif
     return classifier
 
 
-def _augmented(train, settings, seed, epoch) -> Iterator[tuple[tf.Tensor, np.ndarray]]:
-    """One epoch of crops, in an order of its own."""
+def _augmented(train, settings, seed, epoch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """One epoch of crops, in an order of its own; each crop is drawn from (seed, epoch, image)."""
     order = np.random.default_rng([seed, epoch]).permutation(len(train.paths))
 
-    def make(index, content):
-        return random_view(content, settings.image_size, tf.stack([seed + (epoch << 32), index]), settings.crop_area)
+    def make(place, content):
+        u = uniform(seed, epoch, int(order[place]), DRAWS)
+        return random_view(content, settings.image_size, u, settings.crop_area)
 
     for places, images in read_each([train.paths[i] for i in order], make, settings.batch_size):
         yield images, train.labels[order[places]]

@@ -8,11 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.config import ViewsConfig
-from dupr_tf.data.annotations import AnnotatedImages
-from dupr_tf.data.decoding import read_image, read_pair
-from dupr_tf.data.views import CROP_TRIES, crop_and_flip, draw_crops
+from dupr_tf.data.images.decode import decode
+from dupr_tf.data.labels.annotations import AnnotatedImages
+from dupr_tf.data.views import DRAWS, box_in_view, cut_view, draw_crops, draw_pairs, intersect_views, uniform
 from dupr_tf.errors import UserError
-from dupr_tf.ops.boxes import box_in_view
 from dupr_tf.ops.photometric import PRESETS, apply, draw
 from dupr_tf.probing.images import read_each
 
@@ -35,7 +34,11 @@ def view_pairs_of(paths: Sequence[str], size: int, views: ViewsConfig, seed: int
     """
 
     def make(index, content):
-        return read_pair(content, tf.stack([tf.constant(seed, tf.int64), index]), size, views)
+        image = decode(content)
+        u = uniform(seed, 0, index, (1, views.draws, 2, *DRAWS))
+        (crops,), (flipped,) = draw_pairs(u, [image.shape[:2]], size, views)
+        boxes_1, boxes_2, valid = intersect_views(*crops, *flipped, size, views.min_overlap)
+        return {**_cut(image, crops, flipped, size), "boxes_1": boxes_1, "boxes_2": boxes_2, "valid": valid}
 
     yield from _coloured(read_each(paths, make, BATCH), views.photometric, seed)
 
@@ -50,73 +53,59 @@ def object_pairs(annotated: AnnotatedImages, rows: Sequence[tuple[int, int]], si
         rows: (image, object) of each pair.
         size, views, seed: as in `view_pairs_of`.
     """
-    boxes = tf.constant([annotated.boxes[i][k][[1, 0, 3, 2]] for i, k in rows], tf.float32)  # y1 x1 y2 x2
 
     def make(index, content):
-        image = read_image(content)
-        crops = crops_holding(boxes[index], tf.shape(image)[0], tf.shape(image)[1], [seed, index], views)
-        still = tf.constant(False)
-        cut = {f"view_{n + 1}": crop_and_flip(image, crops[n], still, size) for n in range(2)}
-        where = {
-            f"boxes_{n + 1}": box_in_view(boxes[index], tf.cast(crops[n], tf.float32), still, size) for n in (0, 1)
-        }
-        return {**cut, **where, "flipped_1": still, "flipped_2": still, "valid": tf.constant(True)}
+        image, (i, k) = decode(content), rows[index]
+        box = annotated.boxes[i][k][[1, 0, 3, 2]]  # y1 x1 y2 x2
+        u = uniform(seed, 0, index, (OBJECT_DRAWS, 2, *DRAWS))
+        crops, flipped = crops_holding(box, *image.shape[:2], u, views), np.zeros(2, bool)
+        boxes = box_in_view(box, crops, flipped, size).astype(np.float32)
+        return {**_cut(image, crops, flipped, size), "boxes_1": boxes[0], "boxes_2": boxes[1], "valid": True}
 
     paths = [annotated.paths[i] for i, _ in rows]
     yield from _coloured(read_each(paths, make, BATCH), views.photometric, seed)
 
 
-def crops_holding(box, height, width, seed, views: ViewsConfig):
-    """(2, 4) int32 crops that both hold a box `(y1, x1, y2, x2)`: each the first such of many random resized crops.
+def _cut(image, crops, flipped, size) -> dict:
+    """Both views (2, 4), (2,) of an image, and which of them are mirrored."""
+    views = {f"view_{n + 1}": cut_view(image, crops[n], flipped[n], size) for n in range(2)}
+    return {**views, "flipped_1": flipped[0], "flipped_2": flipped[1]}
+
+
+def crops_holding(box, height: int, width: int, u: np.ndarray, views: ViewsConfig) -> np.ndarray:
+    """Two crops that both hold a box: each the first such of many random resized crops.
 
     Where none of them holds a large object, one from somewhere between its box and the whole image, of any aspect.
+
+    Args:
+        box: (4,) `(y1, x1, y2, x2)` px.
+        height, width: of the image, px.
+        u: (draws, 2, *DRAWS) uniform numbers.
+        views: `crop_area` and `crop_aspect` are read.
+
+    Returns:
+        (2, 4) int64 crops.
     """
-    seed = tf.stack(seed)
-    u = tf.random.stateless_uniform([OBJECT_DRAWS, 2, CROP_TRIES + 1, 4], seed=seed)
     crops = draw_crops(u, height, width, views.crop_area, views.crop_aspect)  # (draws, 2, 4)
-    as_float = tf.cast(crops, tf.float32)
-    holds = tf.reduce_all(as_float[..., :2] <= box[:2], -1) & tf.reduce_all(as_float[..., 2:] >= box[2:], -1)
-    first = tf.argmax(tf.cast(holds, tf.int32), 0)  # (2,)
-    found = tf.gather(tf.transpose(crops, [1, 0, 2]), first, batch_dims=1)
-    v = u[0, :, 0]  # (2, 4)
-    end = tf.cast(tf.stack([height, width]), tf.float32)
-    between = tf.concat([tf.floor(v[:, :2] * box[:2]), tf.math.ceil(box[2:] + v[:, 2:] * (end - box[2:]))], 1)
-    between = tf.concat([between[:, :2], tf.minimum(between[:, 2:], end)], 1)
-    return tf.where(tf.reduce_any(holds, 0)[:, None], found, tf.cast(between, tf.int32))
+    holds = (crops[..., :2] <= box[:2]).all(-1) & (crops[..., 2:] >= box[2:]).all(-1)  # (draws, 2)
+    first = crops[holds.argmax(0), [0, 1]]  # (2, 4)
+    v, end = u[0, :, 0], np.array([height, width])  # (2, 4) numbers
+    between = [np.floor(v[:, :2] * box[:2]), np.minimum(np.ceil(box[2:] + v[:, 2:] * (end - box[2:])), end)]
+    return np.where(holds.any(0)[:, None], first, np.concatenate(between, 1).astype(np.int64))
 
 
 def _coloured(batches, photometric: str, seed: int) -> Iterator[dict]:
     recipe = PRESETS[photometric]
     for index, pair in batches:
-        found = {name: value.numpy() for name, value in pair.items()}
         for number in (1, 2):
             # Each image's draws depend on the seed and its position alone, whatever batch it came in.
             rows = [draw(1, tf.constant([seed + number, int(i)], tf.int64), photometric) for i in index]
             draws = type(rows[0])(*(tf.concat(parts, 0) for parts in zip(*rows, strict=True)))
-            found[f"view_{number}"] = 255 * apply(found[f"view_{number}"], draws, recipe).numpy()
-        yield {**found, "index": index}
+            pair[f"view_{number}"] = 255 * apply(pair[f"view_{number}"], draws, recipe).numpy()
+        yield {**pair, "index": index}
 
 
 def check_overlaps(measured: Sequence) -> None:
     """Raises UserError where no pair of views overlapped enough to be measured."""
     if not measured:
         raise UserError("data", "No pair of views overlaps enough.", "Use more images, or less elongated ones.")
-
-
-def pick_objects(annotated: AnnotatedImages, count: int, seed: int = 0) -> list[tuple[int, int]]:
-    """At most `count` (image, object), one an image, evenly spread: of those neither tiny nor filling the image.
-
-    Raises:
-        UserError: there is none.
-    """
-    rng, found = np.random.default_rng(seed), []
-    for i, (boxes, ignored) in enumerate(zip(annotated.boxes, annotated.ignored, strict=True)):
-        height, width = annotated.sizes[i]
-        sides = (boxes[:, 2:] - boxes[:, :2]) / [width, height]
-        fitting = np.flatnonzero(~ignored & (sides.min(1) >= 1 / 8) & (sides.prod(1) <= 0.6)) if len(boxes) else []
-        if len(fitting):
-            found.append((i, int(rng.choice(fitting))))
-    if not found:
-        problem = "No object has at least an eighth of its image's sides and at most 0.6 of its area."
-        raise UserError("data", problem, "Use images with medium-sized objects.")
-    return [found[k] for k in np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)]

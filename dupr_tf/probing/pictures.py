@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dupr_tf.remote_path import as_path
-from dupr_tf.whole_files import write_whole
+from dupr_tf.files import write_whole
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and on photographs.
 RIGHT, NEAR, WRONG, BOX = (0, 158, 115), (240, 228, 66), (213, 94, 0), (86, 180, 233)
@@ -24,7 +23,7 @@ def save(picture: Image.Image, path: str | Path, colours: int = 192) -> None:
     """Writes a PNG of few colours, which takes a third of the bytes and looks the same."""
     file = io.BytesIO()
     picture.convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
-    write_whole(as_path(path), file.getvalue())
+    write_whole(Path(path), file.getvalue())
 
 
 def tile(view: np.ndarray, side: int) -> Image.Image:

@@ -5,25 +5,31 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import keras
 import numpy as np
 from PIL import Image
 
 from dupr_tf.config import LinearConfig, ViewsConfig
-from dupr_tf.data.annotations import AnnotatedImages, read_annotations
-from dupr_tf.data.sources import list_images
+from dupr_tf.data.images.listing import list_images
+from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.probing import affinity, pictures, sensitivity
 from dupr_tf.probing import knn as neighbours
 from dupr_tf.probing import linear as classifier
 from dupr_tf.probing.features import extract_paths, feature_maps
 from dupr_tf.probing.images import centre_view, read_each, spread
-from dupr_tf.probing.labelled import SPLITS, image_labels, read_class_folders
+from dupr_tf.probing.labelled import (
+    SPLITS,
+    has_class_folders,
+    image_labels,
+    is_annotated,
+    pick_objects,
+    read_both_splits,
+    read_class_folders,
+)
 from dupr_tf.probing.matching import matching
-from dupr_tf.probing.pairs import object_pairs, pick_objects, view_pairs_of
+from dupr_tf.probing.pairs import object_pairs, view_pairs_of
 from dupr_tf.probing.retrieval import TOP, retrieval
-from dupr_tf.remote_path import as_path
 
 DRAWN = 3  # pairs, or queries, in a picture
 
@@ -52,7 +58,7 @@ def _each(backbones: dict[str, keras.Model], probe: Callable) -> tuple[dict, dic
     return found, seconds
 
 
-def probe_knn(backbones, data, level="P5", cells=1, image_size=224, k=200, temperature=0.07) -> Findings:
+def probe_knn(backbones, data, level="P5", cells=1, image_size=224, k=200, temperature=0.07, folders=None) -> Findings:
     """kNN classification on class folders.
 
     Args:
@@ -61,8 +67,9 @@ def probe_knn(backbones, data, level="P5", cells=1, image_size=224, k=200, tempe
         level, cells: which features, averaged to so many cells a side.
         image_size: px.
         k, temperature: of the vote.
+        folders: what `read_class_folders` returns for the data, if they are read already.
     """
-    splits = read_class_folders(data)
+    splits = folders or read_class_folders(data)
 
     def probe(backbone):
         maps, rows, labels = feature_maps(backbone, (level,)), {}, {}
@@ -78,20 +85,22 @@ def probe_knn(backbones, data, level="P5", cells=1, image_size=224, k=200, tempe
     return Findings("knn", settings, numbers, seconds)
 
 
-def probe_linear(backbones, data, settings: LinearConfig, seed: int = 0) -> Findings:
+def probe_linear(backbones, data, settings: LinearConfig, seed: int = 0, folders=None) -> Findings:
     """Linear classification on class folders; arguments as for `probe_knn` and `linear`."""
-    splits = read_class_folders(data)
+    splits = folders or read_class_folders(data)
     numbers, seconds = _each(
         backbones, lambda b: classifier.linear(feature_maps(b, (settings.level,)), splits, settings, seed)
     )
     return Findings("linear", {"data": str(data), "seed": seed, **settings.model_dump(mode="json")}, numbers, seconds)
 
 
-def probe_svm(backbones, data, levels: Sequence[str], splits=SPLITS, image_size=224, costs=None, folds=3, seed=0):
+def probe_svm(
+    backbones, data, levels: Sequence[str], splits=SPLITS, image_size=224, costs=None, folds=3, seed=0, annotated=None
+):
     """Linear SVMs for each level on an annotated set; arguments as for `probe_knn` and `svm`."""
     from dupr_tf.probing.svm import CELLS, COSTS, svm  # scikit-learn takes a second to import
 
-    annotated = _both_splits(data, splits)
+    annotated = annotated or read_both_splits(data, splits)
     labels = [image_labels(split) for split in annotated]
     names, costs = annotated[0].class_names, tuple(costs or COSTS)
 
@@ -113,18 +122,11 @@ def probe_svm(backbones, data, levels: Sequence[str], splits=SPLITS, image_size=
     return Findings("svm", {**settings, "folds": folds, "seed": seed}, numbers, seconds)
 
 
-def _both_splits(data, splits) -> list[AnnotatedImages]:
-    """Training and test split, with the classes of both in one order."""
-    read = [read_annotations(data, split) for split in splits]
-    names = sorted({name for split in read for name in split.class_names})
-    if any(list(split.class_names) != names for split in read):
-        read = [read_annotations(data, split, class_names=names) for split in splits]
-    return read
-
-
-def probe_sensitivity(backbones, data, split="val", images=200, image_size=448, level="P4", cells=7, seed=0):
+def probe_sensitivity(
+    backbones, data, split="val", images=200, image_size=448, level="P4", cells=7, seed=0, annotated=None
+) -> Findings:
     """Eq. 8 against IoU, on the boxes of an annotated set; arguments as for `sensitivity`."""
-    annotated = read_annotations(data, split)
+    annotated = annotated or read_annotations(data, split)
     rows = pick_objects(annotated, images, seed)
     numbers, seconds = _each(
         backbones,
@@ -156,13 +158,13 @@ def probe_matching(
 
 def probe_affinity(
     backbones, data, images=64, image_size=448, level="P5", seed=0, split="val", cells=affinity.CELLS,
-    temperature=affinity.TEMPERATURE, views: ViewsConfig | None = None,
+    temperature=affinity.TEMPERATURE, views: ViewsConfig | None = None, annotated=None,
 ) -> Findings:  # fmt: skip
     """Eq. 9 in two views of an object where boxes are known, else of the overlap; arguments as for `affinities`."""
     views, pairs = views or ViewsConfig(), None
     with_boxes = is_annotated(data)
     if with_boxes:
-        annotated = read_annotations(data, split)
+        annotated = annotated or read_annotations(data, split)
         rows = pick_objects(annotated, images, seed)
         pairs = lambda: object_pairs(annotated, rows, image_size, views, seed)  # noqa: E731
     else:
@@ -205,7 +207,7 @@ def probe_retrieval(backbones, data, images=500, queries=100, image_size=224, le
 
 
 def _retrieved_from(data, images) -> tuple[list[str], np.ndarray | None]:
-    if not all((as_path(data) / split).is_dir() for split in SPLITS):
+    if not has_class_folders(data):
         return spread(list_images(data), images), None
     val = read_class_folders(data)["val"]
     chosen = spread(range(len(val.paths)), images)
@@ -223,11 +225,4 @@ def _shown(paths, queries, found, aligned, size) -> list:
 
 
 def _views(paths, size) -> np.ndarray:
-    return np.concatenate(
-        [batch.numpy() for _, batch in read_each(paths, lambda _, content: centre_view(content, size), 32)]
-    )
-
-
-def is_annotated(data: str | Path) -> bool:
-    """Whether a root is laid out as COCO or VOC, boxes and all."""
-    return (as_path(data) / "annotations").is_dir() or (as_path(data) / "Annotations").is_dir()
+    return np.concatenate([batch for _, batch in read_each(paths, lambda _, content: centre_view(content, size), 32)])

@@ -10,8 +10,8 @@ import tensorflow as tf
 from PIL import Image, ImageFont
 
 from dupr_tf.config import Config
-from dupr_tf.data.bad_images import BadImages
-from dupr_tf.data.image_source import ImageSource
+from dupr_tf.data.images.bad_images import BadImages
+from dupr_tf.data.images.source import ImageSource
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.ops.photometric import PRESETS, apply, draw
 from dupr_tf.probing.pictures import BOX, GAP, INK, LINE, WRONG, paper, tile, write
@@ -33,10 +33,10 @@ def first_pairs(source: ImageSource, config: Config, count: int, colours: bool =
         A ViewPair of NumPy arrays, views in 0–255, and the names of the images.
     """
     bad, count = BadImages(source, config.data.max_bad_share, config.data.max_pixels), min(count, len(source))
-    # The first images of a run are the same whatever its batch.
-    one_batch = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": count})})
-    (pairs,) = view_pairs(source, one_batch, 0, 1, bad)
-    pairs = {name: value.numpy() for name, value in pairs.items()}
+    # The first images of a run are the same whatever its batch, threads and processes.
+    train, data = config.train.model_copy(update={"batch_size": count}), config.data.model_copy(update={"processes": 0})
+    with view_pairs(source, config.model_copy(update={"train": train, "data": data}), 0, 1, bad) as batches:
+        pairs = next(batches)
     for number in (1, 2) if colours else ():
         drawn = draw(count, tf.constant([config.train.seed, number], tf.int64), config.views.photometric)
         recipe = PRESETS[config.views.photometric]

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from dupr_tf.config import Config
-from dupr_tf.data.image_source import ImageSource
+from dupr_tf.data.images.source import ImageSource
 from dupr_tf.reporting import advice
 from dupr_tf.reporting.folder_statistics import Overlap, Sizes, look_at_sizes, simulate_overlap
 from dupr_tf.reporting.prediction import available_memory, predict, usable_cpus

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import io
+import sys
 from collections.abc import Iterator
 
 import numpy as np
-import tensorflow as tf
 
 from dupr_tf.config import STRIDE_OF, Config
-from dupr_tf.data.image_source import Files, ImageSource
-from dupr_tf.data.pillow_images import upright_size, upright_size_of
-from dupr_tf.data.views import draw_pair
-from dupr_tf.ops.boxes import intersect_views
+from dupr_tf.data.images.decode import Unusable, read_header, upright_size
+from dupr_tf.data.images.source import Files, ImageSource
+from dupr_tf.data.views import DRAWS, draw_pairs, intersect_views, uniform
+from dupr_tf.errors import UserError
 
 MOST_FILES, MOST_PACKED = 2000, 200  # headers looked at; packed images have to be read whole
 PAIRS = 2000  # drawn
@@ -56,7 +55,7 @@ def look_at_sizes(source: ImageSource) -> Sizes:
     chosen = np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).round().astype(int))
     sizes, unreadable = [], []
     for index, size in zip(chosen, _sizes(source, chosen), strict=True):
-        if size is None or min(size) < 1:
+        if size is None:
             unreadable.append(source.name(int(index)))
         else:
             sizes.append(size)
@@ -69,9 +68,8 @@ def _sizes(source: ImageSource, chosen) -> Iterator[tuple[int, int] | None]:
             if isinstance(source, Files):
                 yield upright_size(source.paths[index])
             else:
-                content = source.read(tf.constant(index, tf.int64)).numpy()
-                yield upright_size_of(io.BytesIO(content))
-        except (OSError, ValueError, SyntaxError, tf.errors.OpError):  # Pillow's and TensorFlow's words for damaged
+                yield read_header(source.read(int(index)), sys.maxsize)[1:3]
+        except (Unusable, UserError):
             yield None
 
 
@@ -84,31 +82,19 @@ def simulate_overlap(sizes: np.ndarray, config: Config, pairs: int = PAIRS) -> O
         pairs: to draw; the sizes are gone round.
     """
     size, views = config.data.image_size, config.views
-    once = views.model_copy(update={"draws": 1})
-    shapes = tf.constant(sizes[np.arange(pairs) % len(sizes)], tf.int32)
+    shapes = sizes[np.arange(pairs) % len(sizes)]
+    u = np.stack([uniform(config.train.seed, 0, number, (views.draws, 2, *DRAWS)) for number in range(pairs)])
 
-    def draw(number, shape):
-        seed = tf.stack([tf.constant(config.train.seed, tf.int64), number])
-        _, _, first = intersect_views(*_geometry(shape, seed, size, once), size, views.min_overlap)
-        crop_1, crop_2, *flips = _geometry(shape, seed, size, views)
-        boxes_1, boxes_2, valid = intersect_views(crop_1, crop_2, *flips, size, views.min_overlap)
-        least = tf.minimum(tf.reduce_min(boxes_1[2:] - boxes_1[:2]), tf.reduce_min(boxes_2[2:] - boxes_2[:2]))
-        crops = tf.stack([crop_1, crop_2])
-        enlarged = tf.reduce_min(crops[:, 2:] - crops[:, :2], -1) < size  # (2,)
-        return first, valid, least, tf.reduce_mean(tf.cast(enlarged, tf.float32))
+    def overlap(redraw):
+        crops, flipped = draw_pairs(u, shapes, size, views, redraw)
+        return crops, *intersect_views(*crops.swapaxes(0, 1), *flipped.T, size, views.min_overlap)
 
-    numbers = tf.data.Dataset.from_tensor_slices((tf.range(pairs, dtype=tf.int64), shapes))
-    (drawn,) = numbers.map(draw, num_parallel_calls=tf.data.AUTOTUNE).batch(pairs)
-    first, valid, least, enlarged = (value.numpy() for value in drawn)
-    sides = least[valid]
-    return Overlap(
-        pairs, float(first.mean()), float(valid.mean()), sides, float(enlarged.mean()), _support(sides, config)
-    )
-
-
-def _geometry(shape, seed, size, views):
-    crops, flipped = draw_pair(shape[0], shape[1], seed, size, views)
-    return crops[0], crops[1], flipped[0], flipped[1]
+    *_, first = overlap(redraw=False)
+    crops, *boxes, valid = overlap(redraw=True)
+    sides = np.min([box[valid, 2:] - box[valid, :2] for box in boxes], axis=(0, 2))
+    enlarged = (crops[..., 2:] - crops[..., :2]).min(-1) < size  # (pairs, 2)
+    first, valid, enlarged = (float(shares.mean()) for shares in (first, valid, enlarged))
+    return Overlap(pairs, first, valid, sides, enlarged, _support(sides, config))
 
 
 def _support(sides: np.ndarray, config: Config) -> dict[str, float]:

@@ -14,11 +14,10 @@ from pathlib import Path
 
 from dupr_tf.config import Config, load_config
 from dupr_tf.errors import UserError, raise_all
-from dupr_tf.remote_path import RemotePath, absolute, as_path
+from dupr_tf.files import sha256_of
 from dupr_tf.reporting.metrics import Metrics, read_metrics
 from dupr_tf.weights.environment import ENVIRONMENT_FILE
 from dupr_tf.weights.manifest import MANIFEST_FILE
-from dupr_tf.whole_files import sha256_of
 
 PRETRAINING, FINETUNING, EXPORT, PROBES = "pre-training", "fine-tuning", "export", "probes"
 MOST_JSON = 16 << 20  # bytes
@@ -91,7 +90,7 @@ def read_folders(paths: list[Path]) -> list[RunFolder]:
 
 def labels(paths: list[Path]) -> list[str]:
     """The shortest ends of the paths that tell them apart."""
-    parts = [as_path(absolute(path)).parts for path in paths]
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-length:]) for p in parts]
         if len(set(names)) == len(set(parts)):
@@ -226,8 +225,8 @@ def _export(file: Path, notes: list[str]) -> Export | None:
 
 
 def _is_as_written(folder: Path, name: str, digest) -> bool:
-    path = as_path(absolute(folder / name))
-    return path.is_relative_to(absolute(folder)) and path.is_file() and sha256_of(path) == digest
+    path = Path(os.path.abspath(folder / name))
+    return path.is_relative_to(os.path.abspath(folder)) and path.is_file() and sha256_of(path) == digest
 
 
 def _probe(file: Path, notes: list[str]) -> ProbeResult | None:
@@ -256,8 +255,6 @@ def _below(root: Path, name: str) -> Iterator[Path]:
 
 
 def _folders(parent: Path) -> list[Path]:
-    if isinstance(parent, RemotePath):
-        return [folder for folder, is_folder in parent.entries() if is_folder and folder.name[:1] != "."]
     try:
         with os.scandir(parent) as entries:
             return sorted(Path(e.path) for e in entries if e.is_dir(follow_symlinks=False) and e.name[:1] != ".")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,9 +22,8 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.errors import RunFailed, UserError
-from dupr_tf.remote_path import RemotePath, as_path
+from dupr_tf.files import sha256_of
 from dupr_tf.text import one_line
-from dupr_tf.whole_files import remove_tree, room_at, sha256_of
 
 ENDINGS = ("data-00000-of-00001", "index")  # of TensorFlow's files
 
@@ -46,7 +46,7 @@ class RunCheckpoints:
     """
 
     def __init__(self, model: keras.Model, folder: str | Path, keep: int = 2):
-        self.folder, self.keep = as_path(folder), keep
+        self.folder, self.keep = Path(folder), keep
         self.variables = state_of(model)
         self.step = model.step if hasattr(model, "step") else model.optimizer.iterations
         with tf.device("CPU:0"):
@@ -141,16 +141,12 @@ class RunCheckpoints:
 
     def _no_room(self, step, error):
         paths = saved_checkpoints(self.folder)
+        free = shutil.disk_usage(self.folder).free
         left = f"The one of step {step_of(paths[0])} is untouched." if paths else "There is none before it."
         return (
             f"The checkpoint of step {step} ({self.size:,} bytes) cannot be written below {self.folder}, which has "
-            f"{_free(self.folder)} ({one_line(error, 120)}). {left} Free some space and run the same command again."
+            f"{free:,} bytes free ({one_line(error, 120)}). {left} Free some space and run the same command again."
         )
-
-
-def _free(folder: Path | RemotePath) -> str:
-    free = room_at(folder)
-    return "an unknown number of bytes free" if free is None else f"{free:,} bytes free"
 
 
 def state_of(model: keras.Model) -> dict:
@@ -186,9 +182,7 @@ def state_bytes(variables: dict) -> int:
 
 def saved_checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints below a folder, newest first: paths without the endings; whole or not."""
-    found = {
-        path.with_suffix("") for ending in ("index", "sha256") for path in as_path(folder).glob(f"ckpt-*.{ending}")
-    }
+    found = {path.with_suffix("") for ending in ("index", "sha256") for path in Path(folder).glob(f"ckpt-*.{ending}")}
     return sorted((path for path in found if path.name[5:].isdigit()), key=step_of, reverse=True)
 
 
@@ -234,7 +228,7 @@ def _remove_checkpoint(path: Path) -> None:
 def _remove_unfinished(folder: Path) -> None:
     """What a save that was killed has left: files under other names, and data whose index was never written."""
     for leftover in [*folder.glob("*_temp*"), *folder.glob("*.tempstate*")]:
-        remove_tree(leftover) if leftover.is_dir() else leftover.unlink()
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     for data in folder.glob("ckpt-*.data-*"):
         path = data.with_suffix("")
         if not any(path.with_suffix(ending).exists() for ending in (".index", ".sha256")):

@@ -83,23 +83,24 @@ def replicas(strategy) -> int:
     return 1 if strategy is None else strategy.num_replicas_in_sync
 
 
-def distributed(strategy, make_batches):
-    """What `fit` reads: the whole batches, or on many workers this one's rows of each, dealt to its devices in order.
+def distribute(strategy, batches: tf.data.Dataset):
+    """The dataset for `fit`: whole batches, or of many workers this one's rows, dealt to its devices in order.
+
+    Keras would split a plain dataset among the workers once more.
 
     Args:
         strategy: of the run.
-        make_batches: (w, n) -> dataset of the w-th of n equal parts of every batch, as `view_pairs` has it.
+        batches: on many workers, this one's rows of every batch.
     """
     if not is_multi_worker(strategy):
-        return make_batches((0, 1))
+        return batches
 
-    def own_batches(context):
-        batches = make_batches((context.input_pipeline_id, context.num_input_pipelines))
+    def device_batches(context):
         devices = context.num_replicas_in_sync // context.num_input_pipelines
         (rows,) = {spec.shape[0] for spec in batches.element_spec.values()}
         return batches.rebatch(rows // devices, drop_remainder=True)
 
-    return strategy.distribute_datasets_from_function(own_batches)
+    return strategy.distribute_datasets_from_function(device_batches)
 
 
 def choose_jit(setting: str, replicas: int) -> tuple[bool, str]:

@@ -21,6 +21,7 @@ from dupr_tf.models import DUPR, ResNetBackbone
 from dupr_tf.models.cost import channels_by_term, step_traffic
 from dupr_tf.text import duration
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
+from dupr_tf.training.feed import feed
 from dupr_tf.training.pretrain import checked_images, compiled_model
 
 STEPS = 2  # timed, after one step that traces and one that warms up
@@ -74,11 +75,13 @@ def dry_run(config: Config, data: str | Path | None = None) -> DryRun:
     with scope(strategy):
         model = compiled_model(config, len(source), replicas=replicas(strategy))
     batch, steps = config.train.batch_size, WARM_UP + STEPS
-    batches = view_pairs(source, config, 0, steps, bad)
-    input_seconds = _seconds_each(batches, steps)
-    both = _fit(model, batches, steps)
-    held = tf.data.Dataset.from_tensors(next(iter(batches))).repeat(steps)
-    alone = _fit(model, held, steps)
+    with view_pairs(source, config, 0, steps, bad) as batches:
+        start = time.perf_counter()
+        *_, last_batch = batches
+        input_seconds = (time.perf_counter() - start) / steps
+    with view_pairs(source, config, 0, steps, bad) as batches:
+        both = _fit(model, feed(batches), steps)
+    alone = _fit(model, tf.data.Dataset.from_tensors(last_batch).repeat(steps), steps)
     loss = both.loss
     if not np.isfinite(loss):
         raise RunFailed(f"The loss is {loss} after {steps} steps. Use a lower --optimizer.learning_rate.")
@@ -184,16 +187,6 @@ def _fit(model, batches, steps):
     clock = _Clock()
     model.fit(batches, steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0, callbacks=[clock])
     return clock
-
-
-def _seconds_each(batches, steps) -> float:
-    """Seconds a batch, the first left out: the pipeline starts with it."""
-    iterator = iter(batches)
-    next(iterator)
-    start = time.perf_counter()
-    for _ in iterator:
-        pass
-    return (time.perf_counter() - start) / (steps - 1)
 
 
 def _level_shapes(model, size):

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from dupr_tf.config import Config
 from dupr_tf.errors import RunFailed
-from dupr_tf.remote_path import as_path
+from dupr_tf.files import write_whole
 from dupr_tf.training.callbacks import StepCallback
 from dupr_tf.training.collapse import WINDOW, patience, signs_of_collapse
-from dupr_tf.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 DIVERGED_FILE = "diverged.json"
@@ -34,7 +33,7 @@ class StopOnDivergence(StepCallback):
 
     def __init__(self, run: Path, batch_images: Callable[[int], list[str]], first_step: int = 0):
         super().__init__(first_step)
-        self.path, self.batch_images = as_path(run) / DIVERGED_FILE, batch_images
+        self.path, self.batch_images = Path(run) / DIVERGED_FILE, batch_images
 
     def on_step(self, step, logs):
         if math.isfinite(logs["loss"]):

@@ -11,38 +11,51 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
+from dupr_tf.data.reader import Reader
 from dupr_tf.training.callbacks import SaveCheckpoints, StepCallback, Validate
 from dupr_tf.training.checkpoints import RunCheckpoints
+from dupr_tf.training.feed import feed
 from dupr_tf.training.metrics_log import MetricsLog
 from dupr_tf.training.signals import StopOnSignal
 
 
 def train(
     model: keras.Model,
-    batches: Callable[[int, int], tf.data.Dataset],
+    open_reader: Callable[[int, int], Reader],
     steps: tuple[int, int],
     steps_per_epoch: int,
     callbacks: Sequence[StepCallback] = (),
+    as_dataset: Callable[[Reader], tf.data.Dataset] = feed,
 ) -> None:
     """Calls `fit` from a step to the last; one call for whole epochs, others for what a resume cuts off.
 
     Args:
         model: compiled, at the first step.
-        batches: (first, last) -> what `fit` reads: the batches of the steps from first on, up to last.
+        open_reader: (first, last) -> reader of the batches of the steps from first on, up to last; it is closed here.
         steps: the steps taken before, and those of the whole run.
         steps_per_epoch: of a whole epoch.
         callbacks: in order, such as those of `chief_callbacks`.
+        as_dataset: makes of a reader what `fit` reads; on several workers a dataset of this worker's rows.
+
+    Raises:
+        What ended the reader, if that is why `fit` failed; TensorFlow would tell of it as an error of its own.
     """
     for first, last in stretches(steps[0], steps_per_epoch, steps[1]):
-        model.fit(
-            batches(first, last),
-            initial_epoch=first // steps_per_epoch,
-            epochs=first // steps_per_epoch + -(-(last - first) // steps_per_epoch),
-            steps_per_epoch=min(steps_per_epoch, last - first),
-            callbacks=list(callbacks),
-            shuffle=False,  # the batches come shuffled
-            verbose=0,
-        )
+        with open_reader(first, last) as reader:
+            try:
+                model.fit(
+                    as_dataset(reader),
+                    initial_epoch=first // steps_per_epoch,
+                    epochs=first // steps_per_epoch + -(-(last - first) // steps_per_epoch),
+                    steps_per_epoch=min(steps_per_epoch, last - first),
+                    callbacks=list(callbacks),
+                    shuffle=False,  # the batches come shuffled
+                    verbose=0,
+                )
+            except tf.errors.OpError:
+                if reader.error is None:
+                    raise
+                raise reader.error from None
 
 
 def chief_callbacks(

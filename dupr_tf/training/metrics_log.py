@@ -14,10 +14,9 @@ import tensorflow as tf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dupr_tf.remote_path import as_path
+from dupr_tf.files import write_whole
 from dupr_tf.text import duration
 from dupr_tf.training.callbacks import StepCallback
-from dupr_tf.whole_files import GrowingFile, write_whole
 
 log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
@@ -53,14 +52,13 @@ class MetricsLog(StepCallback):
         console: Console | None = None,
     ):
         super().__init__(first_step)
-        self.path = as_path(run) / METRICS_FILE
+        self.path = Path(run) / METRICS_FILE
         self.last_step, self.steps_per_epoch = last_step, steps_per_epoch
         self.batch_size, self.every = batch_size, every
         self.progress, self.task = progress_line(last_step, first_step, console)
         drop_lines_after(self.path, first_step)
-        drop_events_after(as_path(run) / TENSORBOARD_FOLDER, first_step)
-        self.writer = tf.summary.create_file_writer(str(as_path(run) / TENSORBOARD_FOLDER))
-        self.lines = GrowingFile(self.path)
+        drop_events_after(Path(run) / TENSORBOARD_FOLDER, first_step)
+        self.writer = tf.summary.create_file_writer(str(Path(run) / TENSORBOARD_FOLDER))
         self._sums: dict[str, list] = (state or {}).get("sums", {})  # {name: [sum, count]} since the last line
         self._since, self._since_step = None, first_step
         self._step_start, self._in_steps = 0.0, 0.0  # when this step began, and seconds in steps since the last line
@@ -106,7 +104,8 @@ class MetricsLog(StepCallback):
         means = {name: total / count for name, (total, count) in self._sums.items()}
         line = {"step": step, "epoch": step / self.steps_per_epoch, **means}
         line |= {"images_per_second": rate, "step_share": share, **self._noted}
-        self.lines.add(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
         with self.writer.as_default(step=step):
             for name, value in line.items():
                 tf.summary.scalar(name, value)
@@ -121,14 +120,12 @@ class MetricsLog(StepCallback):
 
     def flush(self) -> dict:
         """Has everything where the files are; returns what a checkpoint of this step is to keep, as `state`."""
-        self.lines.flush()
         self.writer.flush()
         return {"sums": self._sums}
 
     def close(self) -> None:
         self.progress.stop()
         self.writer.close()
-        self.lines.flush()
 
 
 def training_speed(run: Path, batch_size: int) -> tuple[float, float]:

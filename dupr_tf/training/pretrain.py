@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,36 +13,43 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.config import Config
-from dupr_tf.data.bad_images import BadImages, check_readable
-from dupr_tf.data.image_source import ImageSource, as_source
-from dupr_tf.data.open_source import open_source
+from dupr_tf.data.images.bad_images import BadImages, check_readable
+from dupr_tf.data.images.source import ImageSource, as_source
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.errors import UserError, raise_all, reporting_full_disk
+from dupr_tf.files import local_path
 from dupr_tf.models import DUPR, build_backbone
 from dupr_tf.models.multi_worker import MultiWorkerDUPR
-from dupr_tf.remote_path import as_path
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.cluster import Cluster, cluster_of
 from dupr_tf.training.cluster_link import Alone, Link
 from dupr_tf.training.distribution import (
     choose_jit,
     choose_strategy,
-    distributed,
+    distribute,
     is_multi_worker,
     local_devices,
     replicas,
     scope,
 )
+from dupr_tf.training.feed import feed
 from dupr_tf.training.health import CheckBadImages, StopOnDivergence, WarnOfCollapse
 from dupr_tf.training.loop import chief_callbacks, train
 from dupr_tf.training.metrics_log import MetricsLog
 from dupr_tf.training.optimizers import build_optimizer
 from dupr_tf.training.probes import Probe, RunProbes
-from dupr_tf.training.run import check, check_shared, images_entry, record, record_cluster, starting_weights
+from dupr_tf.training.run import (
+    check,
+    check_shared,
+    images_entry,
+    open_images,
+    record,
+    record_cluster,
+    starting_weights,
+)
 from dupr_tf.training.same_run import image_facts, program_facts
 from dupr_tf.training.signals import noted_signals
 from dupr_tf.training.worker_reports import ReportToChief
-from dupr_tf.whole_files import written_locally
 
 log = logging.getLogger(__name__)
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -87,7 +93,7 @@ def pretrain(
         RunFailed: the loss diverged, or the disk is full.
         RunInterrupted: SIGTERM or SIGINT came; the step was finished and saved. It is a `KeyboardInterrupt`.
     """
-    run = as_path(output)
+    run = local_path(output, "output")
     if config.probing.every_epochs and probe is None:
         raise UserError(
             "probe",
@@ -112,7 +118,7 @@ def pretrain(
             checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints)
             step = _restore(checkpoints, link)
             _record(run, config, images, entry, bad, link, cluster)
-            step = _fit(model, config, source, bad, checkpoints, step, run, probe, link)
+            step = _fit(model, config, source, bad, checkpoints, step, run, probe, link, cluster)
             backbone = _write_backbone(model, run) if link.chief else run / BACKBONE_FILE
             return PretrainResult(run, backbone, step, bad.reasons)
 
@@ -149,7 +155,7 @@ def checked_images(
     config: Config, data: str | Path | None, replicas: int, report: Path | None = None
 ) -> tuple[Config, ImageSource, BadImages]:
     """The config with its root resolved, the images of that, and their unreadable ones; refuses what cannot work."""
-    config, source = _with_images(config, data)
+    config, source = open_images(config, data)
     raise_all(config.pretrain_problems(replicas))
     bad = BadImages(source, config.data.max_bad_share, config.data.max_pixels, report)
     bad.writes = False  # before the run is recorded
@@ -184,14 +190,19 @@ def build_model(config: Config, start: list[np.ndarray] | None = None, total_ste
     return kind(backbone, **config.dupr_arguments(total_steps))
 
 
-def _fit(model, config, source, bad, checkpoints, step, run, probe, link) -> int:
+def _fit(model, config, source, bad, checkpoints, step, run, probe, link, cluster) -> int:
     """Trains from a step to the last, which it returns."""
     per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
     if step:
         log.info("resuming %s at step %d of %d", run, step, total)
 
-    def batches(first, last):
-        return distributed(model.distribute_strategy, functools.partial(view_pairs, source, config, first, last, bad))
+    worker = (0, 1) if cluster is None else (cluster.index, link.workers)
+
+    def open_reader(first, last):
+        return view_pairs(source, config, first, last, bad, worker)
+
+    def feed_rows(reader):
+        return distribute(model.distribute_strategy, feed(reader))
 
     settings = config.train
     with contextlib.ExitStack() as stack:
@@ -212,7 +223,7 @@ def _fit(model, config, source, bad, checkpoints, step, run, probe, link) -> int
                 validation=RunProbes(probe, model.backbone, every, step, total) if every else None,
                 checks=[WarnOfCollapse(config, step), CheckBadImages(bad, step)],
             )
-        train(model, batches, (step, total), per_epoch, callbacks)
+        train(model, open_reader, (step, total), per_epoch, callbacks, feed_rows)
         if total > step and link.chief:
             checkpoints.save()
     return total
@@ -230,23 +241,14 @@ def _restore(checkpoints, link) -> int:
 def batch_images(images: ImageSource | Sequence[str], config: Config, step: int, bad: BadImages) -> list[str]:
     """Names of the images in the batch of a step, from 0."""
     source = as_source(images)
-    (batch,) = view_pairs(source, config, step, step + 1, bad)
-    return [source.name(index) for index in batch["index"].numpy()]
-
-
-def _with_images(config: Config, data) -> tuple[Config, ImageSource]:
-    root = data or config.data.root
-    if root is None:
-        raise UserError("data.root", "No folder of images is given.", "Pass --data DIR.")
-    root, source = open_source(root, config.data.kind)
-    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})}), source
+    with view_pairs(source, config, step, step + 1, bad) as reader:
+        return [source.name(index) for index in next(reader)["index"].tolist()]
 
 
 def _write_backbone(model: DUPR, run: Path) -> Path:
     """Saves the query backbone under its final name only once it is whole."""
     path = run / BACKBONE_FILE
-    with written_locally(path) as local:
-        temporary = local.with_name("backbone.tmp.keras")
-        model.backbone.save(temporary)
-        temporary.replace(local)
+    temporary = path.with_name("backbone.tmp.keras")
+    model.backbone.save(temporary)
+    temporary.replace(path)
     return path

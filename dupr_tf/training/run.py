@@ -8,43 +8,45 @@
 | format.json | `FORMAT` |
 | cluster.json | the workers of the newest start of a run of several |
 
-`check` and `starting_weights` only read. `record` writes, once the model is built and its checkpoint restored: a start
-that is refused leaves every file as it was.
+`check`, `check_weights` and `starting_weights` only read; the last loads TensorFlow. `record` writes, once the model is
+built and its checkpoint restored: a start that is refused leaves every file as it was.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-
-import keras
+from typing import TYPE_CHECKING
 
 from dupr_tf.config import Config, dump_config, load_config
 from dupr_tf.config.sections import SHORT_FORM
-from dupr_tf.data.image_source import ImageSource, as_source
+from dupr_tf.data.images.listing import open_source
+from dupr_tf.data.images.source import ImageSource, as_source
 from dupr_tf.errors import UserError, raise_all
-from dupr_tf.remote_path import absolute
+from dupr_tf.files import write_all, write_whole
 from dupr_tf.training.cluster import Cluster
 from dupr_tf.weights.environment import record_environment
-from dupr_tf.weights.loading import load_weights_for, weights_digest
-from dupr_tf.whole_files import write_all, write_whole
+from dupr_tf.weights.paths import RANDOM, weights_file
+
+if TYPE_CHECKING:
+    import keras
 
 log = logging.getLogger(__name__)
 MAY_CHANGE = (  # fields, sections
     "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.strategy", "train.worker_timeout",
-    "train.start_timeout", "probing",
+    "train.start_timeout", "data.threads", "data.processes", "probing",
 )  # fmt: skip
 CONFIG_FILE = "config.yaml"
 IMAGES_FILE = "images.json"
 START_FILE = "start.json"
 FORMAT_FILE = "format.json"
 CLUSTER_FILE = "cluster.json"
-FORMAT = 2  # raised by each change of random draws, checkpoint keys or the files of a run; CHANGELOG says what changed
-RANDOM = "random"  # weights that are drawn from the seed
+FORMAT = 3  # raised by each change of random draws, checkpoint keys or the files of a run; CHANGELOG says what changed
 KEEP_OR_ALLOW = "Use the same as before, pass --allow-change, or choose another --output."
 KEEP_WEIGHTS = "Use the weights of its start (pretrain: leave --weights out), or choose another --output."
 PATIENCE = 30.0  # seconds a network file system may take to show a file
@@ -65,6 +67,8 @@ def check(run: Path, config: Config, images: dict, allow_change: bool = False) -
     Raises:
         UserError: a difference, or a file of the record that cannot be read; a UserErrors for several.
     """
+    if run.is_file():
+        raise UserError("--output", f"{run} is a file.", "Pass a folder.")
     if not (run / CONFIG_FILE).exists():
         return []
     check_format(run)
@@ -117,6 +121,23 @@ def images_entry(root: str, images: ImageSource | Sequence[str]) -> dict:
     return {"count": len(source), "sha256": source.digest(root)}
 
 
+def open_images(config: Config, data: str | Path | None) -> tuple[Config, ImageSource]:
+    """The config with the root that is used, absolute, and the images of that root.
+
+    Args:
+        config: the experiment.
+        data: as in `open_source`; None takes `config.data.root`.
+
+    Raises:
+        UserError: no root is given, or it has no images.
+    """
+    root = data or config.data.root
+    if root is None:
+        raise UserError("data.root", "No folder of images is given.", "Pass --data DIR.")
+    root, source = open_source(root, config.data.kind)
+    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})}), source
+
+
 def starting_weights(
     run: Path, config: Config, weights: str | Path | None, include_normalization: bool = False
 ) -> tuple[keras.Model | None, dict | None]:
@@ -134,6 +155,35 @@ def starting_weights(
     Raises:
         UserError: the run started from other weights, or its record is damaged.
     """
+    saved, weights = check_weights(run, weights)
+    if weights is None:
+        return None, saved
+    from dupr_tf.weights.loading import load_weights_for, weights_digest  # they load TensorFlow
+
+    backbone = load_weights_for(config.model.backbone, config.model.width, weights, include_normalization)
+    digest = weights_digest(backbone)
+    if saved is None:
+        log.info("starting from the weights of %s", weights)
+        return backbone, {"weights": os.path.abspath(weights), "sha256": digest}
+    if digest != saved["sha256"]:
+        problem = f"The run {run} was started from {saved['weights']}, and {weights} holds other weights."
+        raise UserError("--weights", problem, KEEP_WEIGHTS)
+    return backbone, saved
+
+
+def check_weights(run: Path, weights: str | Path | None) -> tuple[dict | None, str | Path | None]:
+    """Refuses weights that a run cannot start from or resume with, as far as that is known without loading them.
+
+    Args:
+        run, weights: as in `starting_weights`.
+
+    Returns:
+        The run's entry in its record, None where it started or starts from random weights; and the weights to load,
+        None where there are none to load.
+
+    Raises:
+        UserError: the run started from other weights, its record is damaged, or there are no such weights.
+    """
     path = run / START_FILE
     saved = _read_start(path) if path.exists() else None
     if str(weights) == RANDOM and saved is not None:
@@ -145,17 +195,10 @@ def starting_weights(
         problem = f"The run {run} was started from random weights, so it cannot go on from {weights}."
         raise UserError("--weights", problem, KEEP_WEIGHTS)
     if weights is None and any((run / "checkpoints").glob("*.index")):
-        return None, saved
+        return saved, None
     weights = weights or saved["weights"]
-    backbone = load_weights_for(config.model.backbone, config.model.width, weights, include_normalization)
-    digest = weights_digest(backbone)
-    if saved is None:
-        log.info("starting from the weights of %s", weights)
-        return backbone, {"weights": absolute(weights), "sha256": digest}
-    if digest != saved["sha256"]:
-        problem = f"The run {run} was started from {saved['weights']}, and {weights} holds other weights."
-        raise UserError("--weights", problem, KEEP_WEIGHTS)
-    return backbone, saved
+    weights_file(weights)
+    return saved, weights
 
 
 def record_cluster(run: Path, cluster: Cluster | None) -> str:

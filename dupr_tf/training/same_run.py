@@ -6,16 +6,18 @@ import hashlib
 import os
 
 from dupr_tf.config import Config
-from dupr_tf.data.image_source import ImageSource
+from dupr_tf.data.images.source import ImageSource
 from dupr_tf.training.cluster import Cluster
 from dupr_tf.weights.environment import PACKAGE, versions
+
+OWN_TO_A_WORKER = ("data.root", "data.threads", "data.processes")  # the images below the root are compared
 
 
 def program_facts(config: Config, cluster: Cluster, devices: int) -> dict[str, str]:
     """What must be the same before anything is computed.
 
     Args:
-        config: of the run; `data.root` may differ, since the images there are compared.
+        config: of the run, of which `OWN_TO_A_WORKER` may differ.
         cluster: of the run.
         devices: that this worker trains on.
     """
@@ -24,8 +26,7 @@ def program_facts(config: Config, cluster: Cluster, devices: int) -> dict[str, s
     facts["TF_ENABLE_ONEDNN_OPTS"] = os.environ.get("TF_ENABLE_ONEDNN_OPTS")
     for section, fields in config.model_dump(mode="json").items():
         facts |= {f"{section}.{name}": value for name, value in (fields or {}).items()}
-    del facts["data.root"]
-    return {name: str(value) for name, value in facts.items()}
+    return {name: str(value) for name, value in facts.items() if name not in OWN_TO_A_WORKER}
 
 
 def image_facts(source: ImageSource, root: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ import logging
 import statistics
 import time
 
-from dupr_tf.data.bad_images import BadImages
+from dupr_tf.data.images.bad_images import BadImages
 from dupr_tf.training.callbacks import StepCallback
 
 log = logging.getLogger(__name__)

@@ -8,13 +8,10 @@ import zipfile
 import numpy as np
 
 from dupr_tf.errors import UserError
-from dupr_tf.remote_path import as_path
 from dupr_tf.text import one_line
+from dupr_tf.weights.paths import checkpoint_file
 from dupr_tf.weights.torch_io import read_safetensors
-from dupr_tf.whole_files import local_copy
 
-TORCH_ENDINGS = (".pth", ".pt", ".tar", ".ckpt")
-ENDINGS = (".safetensors", ".npz", *TORCH_ENDINGS)
 # Where training code keeps the weights among epoch, optimiser and arguments.
 _INNER = ("state_dict", "model_state_dict", "model", "network", "net", "online_network_state_dict")
 # `nn.Sequential(*resnet.children())` numbers what torchvision names; 2, 3 and 8 (ReLU, pooling) hold no weights.
@@ -37,25 +34,12 @@ def read_checkpoint(path):
     Raises:
         UserError: for another kind of file, a damaged one, or one with code in it.
     """
-    path = as_path(path)
-    if not path.is_file():
-        raise UserError(None, f"There is no file {path}.", "Pass the path of a file of weights.")
-    with local_copy(path) as local:
-        return _read(local)
-
-
-def _read(path):
+    path = checkpoint_file(path)
     if path.suffix == ".safetensors":
         return name_children(read_safetensors(path)[0])
     if path.suffix == ".npz":
         return name_children(_read_npz(path))
-    if path.suffix in TORCH_ENDINGS:
-        return name_children(_read_torch(path))
-    raise UserError(
-        None,
-        f"Expected a file ending in {', '.join(ENDINGS)}, received {path}.",
-        "Convert it first; pickles (.pkl) can run code, so they are not read.",
-    )
+    return name_children(_read_torch(path))
 
 
 def name_children(state):

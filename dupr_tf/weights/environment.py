@@ -8,12 +8,11 @@ import subprocess
 from pathlib import Path
 
 from dupr_tf import __version__
-from dupr_tf.remote_path import as_path
-from dupr_tf.whole_files import write_whole
+from dupr_tf.files import write_whole
 
 PACKAGE = Path(__file__).parents[1]
 ENVIRONMENT_FILE = "environment.json"
-PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy")
+PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "pillow", "simplejpeg", "cykooz.resizer", "grain")
 
 
 def describe_environment():
@@ -27,7 +26,7 @@ def describe_environment():
 
 def record_environment(run):
     """Note in a run's `environment.json` what works on it; a resume elsewhere, or by other code, adds an entry."""
-    path = as_path(run) / ENVIRONMENT_FILE
+    path = Path(run) / ENVIRONMENT_FILE
     entries, entry = read_environments(run), describe_environment()
     if entries[-1:] == [entry]:
         return
@@ -37,7 +36,7 @@ def record_environment(run):
 def read_environments(run):
     """Return the entries of a run's `environment.json`, oldest first; none if it has no such file, or a damaged one."""
     try:
-        entries = json.loads((as_path(run) / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+        entries = json.loads((Path(run) / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []

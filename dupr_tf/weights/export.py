@@ -11,12 +11,11 @@ import shutil
 import numpy as np
 
 from dupr_tf.errors import RunFailed, UserError, is_disk_full
-from dupr_tf.remote_path import RemotePath, as_path
 from dupr_tf.weights.compare import TOLERANCE
 from dupr_tf.weights.formats import EXPORTS, FORMATS
-from dupr_tf.weights.manifest import MANIFEST_FILE, check_directory, write_manifest
+from dupr_tf.weights.manifest import check_directory, write_manifest
 from dupr_tf.weights.model_card import model_card
-from dupr_tf.whole_files import written_locally
+from dupr_tf.weights.paths import export_output
 
 __all__ = ["FORMATS", "export"]
 
@@ -48,11 +47,8 @@ def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=Fal
         RunFailed: for a tensor that is missing or has no name, features that differ by more than 1e-4 of the
             largest, or a full disk. Nothing is left at `output`, or what was there before.
     """
-    output = as_path(output)
     write = EXPORTS.load(to)
-    _check_output(output, overwrite)
-    if isinstance(output, RemotePath):
-        return _export_remotely(output, backbone, to, overwrite, card, allow_nonfinite, license)
+    output = export_output(output, overwrite)
     if not allow_nonfinite:
         _check_finite(backbone)
     wanted = _bytes_wanted(backbone, to)
@@ -76,30 +72,6 @@ def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=Fal
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return output
-
-
-def _export_remotely(output, backbone, to, overwrite, *options):
-    """Export here, then upload; the manifest comes last, and that of an earlier export goes first."""
-    with written_locally(output, last=MANIFEST_FILE) as local:
-        export(backbone, to, local, False, *options)
-        if overwrite and output.exists():
-            (output / MANIFEST_FILE).unlink(missing_ok=True)
-            output.rmtree()
-    return output
-
-
-def _check_output(output, overwrite):
-    """Refuse whatever would have to be destroyed that is not an export."""
-    if output.suffix in (".keras", ".pkl", ".safetensors", ".onnx", ".pth"):
-        problem = f"Expected the name of a directory, received {output}."
-        raise UserError("output", problem, "Drop the ending; the file is written inside.")
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not overwrite:
-        raise UserError("output", f"{output} exists already.", "Pass --overwrite, or choose another name.")
-    if not (output / MANIFEST_FILE).is_file():
-        problem = f"{output} is not an earlier export (it has no {MANIFEST_FILE}), so it is not overwritten."
-        raise UserError("output", problem, "Choose another output, or remove it yourself.")
 
 
 def _check_finite(backbone):

@@ -9,16 +9,12 @@ import numpy as np
 
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.models.resnet import ResNetBackbone, stage_channels
-from dupr_tf.remote_path import as_path
 from dupr_tf.text import one_line
-from dupr_tf.weights.checkpoints import ENDINGS, read_checkpoint
+from dupr_tf.weights.checkpoints import read_checkpoint
 from dupr_tf.weights.manifest import check_file
 from dupr_tf.weights.names import weight_names
+from dupr_tf.weights.paths import backbone_output, weights_file
 from dupr_tf.weights.torch_io import dropped_keys, find_prefix, from_torchvision
-from dupr_tf.whole_files import local_copy, written_locally
-
-KERAS_FILE = "backbone.keras"
-SAFETENSORS_FILE = "backbone.safetensors"
 
 
 def load_backbone(path, include_normalization=None, allow_nonfinite=False):
@@ -42,7 +38,7 @@ def load_backbone(path, include_normalization=None, allow_nonfinite=False):
     Raises:
         UserError: for a path that is missing, of another type, damaged, or not a backbone.
     """
-    file = _file_of(as_path(path))
+    file = weights_file(path)
     check_file(file)
     if file.suffix == ".keras":
         backbone = _load_keras(file)
@@ -112,20 +108,13 @@ def import_backbone(file, output, prefix=None, overwrite=False, allow_nonfinite=
             cannot be written. Nothing is then left of it.
         RunFailed: the disk cannot take it.
     """
-    output = as_path(output)
-    if output.suffix != ".keras":
-        raise UserError(
-            "output", f"Expected a name ending in .keras, received {output}.", f"Use {output.with_suffix('.keras')}."
-        )
-    if output.exists() and not overwrite:
-        raise UserError("output", f"{output} exists already.", "Pass --overwrite, or choose another name.")
+    output = backbone_output(output, overwrite)
     check_file(file)
     state = read_checkpoint(file)
     prefix = find_prefix(state) if prefix is None else prefix
     backbone = from_torchvision(state, prefix, allow_nonfinite=allow_nonfinite)
     dropped = dropped_keys(state, prefix)
-    with written_locally(output) as local:
-        _save_keras(backbone, local)
+    _save_keras(backbone, output)
     matched = len(weight_names(backbone.architecture))
     return Imported(backbone.architecture, backbone.width, prefix, matched, tuple(dropped))
 
@@ -141,28 +130,6 @@ def with_normalization(backbone, include_normalization):
     copy = ResNetBackbone.from_config({**backbone.get_config(), "include_normalization": include_normalization})
     copy.set_weights(backbone.get_weights())  # the normalisation has none, so the lists are the same
     return copy
-
-
-def _file_of(path):
-    """The file a path stands for."""
-    if path.is_dir():
-        for name in (KERAS_FILE, SAFETENSORS_FILE):
-            if (path / name).is_file():
-                return path / name
-        raise UserError(
-            None,
-            f"The directory {path} has no {KERAS_FILE} and no {SAFETENSORS_FILE}.",
-            "Pass a finished run, or an export to keras or torchvision.",
-        )
-    if not path.exists():
-        raise UserError(None, f"There is no file or directory {path}.", "Pass a run, an export or a file of weights.")
-    if path.suffix not in (".keras", *ENDINGS):
-        raise UserError(
-            None,
-            f"Expected a directory, or a file ending in .keras, {', '.join(ENDINGS)}, received {path}.",
-            "Convert .pkl and .h5 files first; pickles can run code, so they are not read.",
-        )
-    return path
 
 
 def _save_keras(backbone, output):
@@ -206,8 +173,7 @@ def read_keras(file):
         UserError: for whatever keeps it from being read.
     """
     try:
-        with local_copy(file) as local:
-            return keras.saving.load_model(local, compile=False)  # safe_mode is Keras' default: no Lambda, no pickle
+        return keras.saving.load_model(file, compile=False)  # safe_mode is Keras' default: no Lambda, no pickle
     except Exception as error:  # Keras lets through whatever zipfile, json and h5py raise
         raise UserError(
             None,

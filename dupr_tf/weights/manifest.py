@@ -4,17 +4,17 @@ It is there because neither safetensors nor HDF5 notices a flipped bit.
 """
 
 import json
+from pathlib import Path
 
 from dupr_tf.errors import UserError
-from dupr_tf.remote_path import as_path
-from dupr_tf.whole_files import sha256_of
+from dupr_tf.files import sha256_of
 
 MANIFEST_FILE = "manifest.json"
 
 
 def write_manifest(directory, facts=None):
     """Write `manifest.json`: `facts`, then `files: {relative path: sha256}` of everything that is there."""
-    directory = as_path(directory)
+    directory = Path(directory)
     paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
     files = {path.relative_to(directory).as_posix(): sha256_of(path) for path in paths}
     text = json.dumps({**(facts or {}), "files": files}, indent=2, ensure_ascii=False)
@@ -27,7 +27,7 @@ def read_manifest(directory):
     Raises:
         UserError: if there is one that cannot be read.
     """
-    path = as_path(directory) / MANIFEST_FILE
+    path = Path(directory) / MANIFEST_FILE
     if not path.is_file():
         return None
     try:
@@ -45,7 +45,7 @@ def check_file(path):
     Raises:
         UserError: if the file is not the one that was written.
     """
-    path = as_path(path)
+    path = Path(path)
     expected = ((read_manifest(path.parent) or {}).get("files") or {}).get(path.name)
     if expected is not None and sha256_of(path) != expected:
         raise UserError(
@@ -65,6 +65,6 @@ def check_directory(directory):
     if manifest is None:
         raise UserError(None, f"{directory} has no {MANIFEST_FILE}.", "Export it again.")
     for name in manifest.get("files", {}):
-        path = as_path(directory) / name
+        path = Path(directory) / name
         if not path.is_file() or sha256_of(path) != manifest["files"][name]:
             raise UserError(None, f"{path} is missing, damaged or changed.", "Copy the directory again.")

@@ -1,12 +1,11 @@
 """The text beside an export: what the network is, what it takes and gives, how to read it."""
 
 import json
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import yaml
 
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD
-from dupr_tf.remote_path import as_path
 from dupr_tf.weights.environment import describe_environment, read_environments
 from dupr_tf.weights.formats import EXPORTS
 
@@ -73,7 +72,7 @@ def run_facts(run):
     Args:
         run: what `load_backbone` takes.
     """
-    run, facts = as_path(run), {}
+    run, facts = Path(run), {}
     if (run / "config.yaml").is_file():
         facts.update(_config_facts((run / "config.yaml").read_text(encoding="utf-8")))
     if (run / "metrics.jsonl").is_file():

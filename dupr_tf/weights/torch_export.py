@@ -21,8 +21,8 @@ from dupr_tf.weights.compare import (
     normalized,
 )
 from dupr_tf.weights.formats import installed
-from dupr_tf.weights.loading import SAFETENSORS_FILE
 from dupr_tf.weights.names import assign_arrays
+from dupr_tf.weights.paths import SAFETENSORS_FILE
 from dupr_tf.weights.torch_io import read_safetensors, to_torchvision, write_safetensors
 
 PTH_FILE = "backbone.pth"

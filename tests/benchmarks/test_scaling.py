@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import scaling
 from benchmarks.scaling_points import IMAGE, names, shards, write_shards
-from dupr_tf.data.shards import Shards
+from dupr_tf.data.shards.read import ShardSource
 
 
 def point(part, value, seconds=1.0, mib=2.0):
@@ -15,9 +15,9 @@ def point(part, value, seconds=1.0, mib=2.0):
 
 def test_the_shards_are_such_as_a_run_reads(tmp_path):
     write_shards(tmp_path, images=25, count=4)
-    source = Shards(tmp_path)
-    assert len(source) == 25 and len(source.files) == 4
-    assert [source.read(index).numpy() for index in (0, 7, 24)] == [IMAGE] * 3
+    source = ShardSource(tmp_path)
+    assert len(source) == 25 and len(source.shards) == 4
+    assert [source.read(index) for index in (0, 7, 24)] == [IMAGE] * 3
 
 
 def test_slopes_are_of_a_straight_line():

@@ -3,6 +3,7 @@
 `python -m tests.data.bad_images FOLDER` writes them for a look at `dupr-tf scan FOLDER`.
 """
 
+import functools
 import io
 import os
 import struct
@@ -44,6 +45,7 @@ def with_orientation(image, value, kind="JPEG", endian="<", **options):
     return encoded(stored, kind, exif=exif, **options)
 
 
+@functools.cache
 def png_bomb(side):
     """A PNG of side² black pixels, a bit each; 8 kB for every 100 million."""
 

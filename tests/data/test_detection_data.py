@@ -4,21 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
 from dupr_tf.config import parse_config
-from dupr_tf.data.annotations import read_annotations
-from dupr_tf.data.detection import (
-    PAD_COLOUR,
-    augment,
-    eval_batches,
-    letterbox,
-    to_original,
-    train_batches,
-    unreadable_images,
-)
-from dupr_tf.errors import UserError
+from dupr_tf.data.detection import eval_batches, train_batches, unreadable_images
+from dupr_tf.data.labels.annotations import read_annotations
+from dupr_tf.data.placing import PAD_COLOUR, drawn_place, letterbox, pad_batch, scaled, to_original
+from dupr_tf.errors import RunFailed, UserError
 from tests.data.bad_images import with_orientation
 from tests.labelled_scenes import COLOURS, Picture, Thing, draw, pictures, write_coco
 
@@ -58,23 +50,23 @@ def scenes():
         yield draw(Picture(size, [Thing("bus", box)])), np.array([box], np.float32)
 
 
-@pytest.mark.parametrize("within_map", [False, True])
-def test_boxes_follow_their_pixels_through_every_augmentation(within_map):
+def square(image, place):
+    """(S, S, 3) float32: an image in its frame."""
+    pixels, corner = place.put(image)
+    return pad_batch([{"pixels": pixels[None], "corner": np.array([corner])}], place.frame[0])["images"][0]
+
+
+def test_boxes_follow_their_pixels_through_every_augmentation():
     rng = np.random.default_rng(0)
     seen = 0
     for image, boxes in scenes():
-        draws = rng.random((12, 4)).astype(np.float32)
-        if within_map:
-            results = tf.data.Dataset.from_tensor_slices(draws).map(
-                lambda d, image=image, boxes=boxes: augment(tf.constant(image), boxes, d, SIZE, (0.7, 1.6))
-            )
-        else:
-            results = [augment(tf.constant(image), boxes, tf.constant(d), SIZE, (0.7, 1.6)) for d in draws]
-        for square, moved in results:
-            assert square.shape == (SIZE, SIZE, 3)
+        for draws in rng.random((12, 4)):
+            place = drawn_place(image.shape[:2], draws, SIZE, (0.7, 1.6))
+            moved = place.move(boxes)
+            np.testing.assert_allclose(place.move_back(moved), boxes, atol=1e-3)
             expected = np.clip(moved[0], 0, SIZE)
             if min(expected[2:] - expected[:2]) >= 4:
-                np.testing.assert_allclose(red_extent(square), expected, atol=1.01)
+                np.testing.assert_allclose(red_extent(square(image, place)), expected, atol=1.01)
                 seen += 1
     assert seen > 20
 
@@ -83,39 +75,71 @@ def test_augmentation_spans_its_ranges():
     image, boxes = next(scenes())
     side = np.array([0.5, 2.0])
     for draw_value, factor in ((0.0, side[0]), (0.5, 1.0), (1.0, side[1])):  # log-uniform: 1 is half way
-        _, moved = augment(tf.constant(image), boxes, tf.constant([draw_value, 0.0, 0.0, 0.9]), SIZE, side)
-        scale = (moved[0, 2] - moved[0, 0]) / (boxes[0, 2] - boxes[0, 0])
-        assert scale.numpy() == pytest.approx(factor * SIZE / 96, rel=1e-5)
-    left = augment(tf.constant(image), boxes, tf.constant([0.0, 0.0, 0.0, 0.9]), SIZE, side)[1]
-    flipped = augment(tf.constant(image), boxes, tf.constant([0.0, 0.0, 0.0, 0.1]), SIZE, side)[1]
+        place = drawn_place(image.shape[:2], np.array([draw_value, 0.0, 0.0, 0.9]), SIZE, side)
+        assert place.size[1] == factor * SIZE and place.offset == (0, 0)
+    last = 1 - 1e-9
+    for scale, room in ((0.5, SIZE // 2), (2.0, -SIZE)):
+        place = drawn_place(image.shape[:2], np.array([0.5, last, last, 0.9]), SIZE, (scale, scale))
+        assert place.offset[1] == room  # at the right edge
+    left = drawn_place(image.shape[:2], np.array([0.0, 0.0, 0.0, 0.9]), SIZE, side).move(boxes)
+    flipped = drawn_place(image.shape[:2], np.array([0.0, 0.0, 0.0, 0.1]), SIZE, side).move(boxes)
     np.testing.assert_allclose(flipped[0], [SIZE - left[0, 2], left[0, 1], SIZE - left[0, 0], left[0, 3]])
+
+
+def test_offsets_are_equally_often_each_whole_number():
+    draws = np.stack([np.full(4000, 0.5), *np.random.default_rng(0).random((3, 4000))], 1)
+    places = [drawn_place((40, 40), row, 43, (40 / 43, 40 / 43)) for row in draws]
+    counts = np.bincount([place.offset[0] for place in places])
+    assert len(counts) == 4 and counts.min() > 900
+    assert 1900 < sum(place.flip for place in places) < 2100
+
+
+@pytest.mark.parametrize(
+    ("source", "side", "size"),
+    [((333, 500), 250, (167, 250)), ((500, 375), 256, (256, 192)), ((1, 900), 64, (1, 64)), ((3, 3), 64, (64, 64))],
+)
+def test_letterboxed_sides_are_whole_halves_up(source, side, size):
+    assert letterbox(source, side).size == size
+
+
+@pytest.mark.parametrize(
+    ("source", "size"),
+    [((480, 640), (600, 800)), ((375, 1000), (375, 1000)), ((90, 2000), (45, 1000)), ((7, 7), (600, 600))],
+)
+def test_short_side_decides_unless_the_long_one_gets_too_long(source, size):
+    assert scaled(source, 600, 1000).size == size
+    assert scaled(source, None, 1000).size == source
 
 
 def test_letterbox_keeps_the_aspect_and_boxes_map_back():
     for image, boxes in scenes():
-        square, scale = letterbox(tf.constant(image)[None], SIZE)
         height, width = image.shape[:2]
-        assert scale.numpy() == pytest.approx(SIZE / max(height, width))
-        extent = red_extent(square[0])
-        np.testing.assert_allclose(extent, boxes[0] * scale, atol=1.01)
-        back = to_original(boxes * scale.numpy(), scale.numpy(), (height, width))
-        np.testing.assert_allclose(back, boxes, rtol=1e-5)
+        place = letterbox((height, width), SIZE)
+        pixels = square(image, place)
+        np.testing.assert_allclose(place.factors, SIZE / max(height, width), atol=0.5 / min(height, width))
+        np.testing.assert_allclose(red_extent(pixels), place.move(boxes)[0], atol=1.01)
+        np.testing.assert_allclose(to_original(place.move(boxes), place.factors, (height, width)), boxes, rtol=1e-5)
         if height != width:
-            np.testing.assert_allclose(square[0, -1, -1], PAD_COLOUR, atol=1e-3)
-        np.testing.assert_allclose(square[0, 0, 0], [120] * 3, atol=0.5)  # top left is image
-    np.testing.assert_array_equal(to_original([[-9, -9, 900, 900]], 0.5, (40, 30)), [[0, 0, 30, 40]])
+            np.testing.assert_allclose(pixels[-1, -1], PAD_COLOUR, atol=1e-3)
+        np.testing.assert_allclose(pixels[0, 0], [120] * 3, atol=0.5)  # top left is image
+    np.testing.assert_array_equal(to_original([[-9, -9, 900, 900]], [0.5, 0.5], (40, 30)), [[0, 0, 30, 40]])
+    np.testing.assert_array_equal(to_original([[4, 4, 8, 8]], [0.5, 0.25], (40, 40)), [[16, 8, 32, 16]])
 
 
 def test_eval_batches_have_every_image_once_in_order(annotated):
-    batches = list(eval_batches(annotated, SIZE, 4))
+    with eval_batches(annotated, SIZE, 4) as batches:
+        assert len(batches) == 3
+        batches = list(batches)
     assert [len(batch["images"]) for batch in batches] == [4, 4, 1]
-    scales = np.concatenate([batch["scale"] for batch in batches])
-    np.testing.assert_allclose(scales, SIZE / annotated.sizes.max(1), rtol=1e-6)
+    factors = np.concatenate([batch["factors"] for batch in batches])
+    sizes = np.concatenate([batch["image_sizes"] for batch in batches])
+    np.testing.assert_array_equal(sizes, np.floor(annotated.sizes * SIZE / annotated.sizes.max(1, keepdims=True) + 0.5))
+    np.testing.assert_allclose(factors, sizes / annotated.sizes, rtol=1e-6)
 
 
 def test_training_boxes_are_true_clipped_and_padded(annotated):
     for batch in train_batches(annotated, config(scale_jitter=[1.2, 2.0]), 12):
-        boxes, classes = (batch["bounding_boxes"][name].numpy() for name in ("boxes", "classes"))
+        boxes, classes = (batch["bounding_boxes"][name] for name in ("boxes", "classes"))
         assert batch["images"].shape == (4, SIZE, SIZE, 3) and boxes.shape == (4, 2, 4)  # the third is difficult
         real = classes >= 0
         np.testing.assert_array_equal(boxes[~real], -1)
@@ -130,21 +154,21 @@ def test_what_is_ignored_is_not_trained_on(annotated):
     first = tuple(np.full_like(flags, i != 5) for i, flags in enumerate(annotated.ignored))
     (batch,) = train_batches(dataclasses.replace(annotated, ignored=first), config(scale_jitter=[0.5, 0.8]), 1)
     expected = sorted(annotated.labels[5])
-    for classes in batch["bounding_boxes"]["classes"].numpy():
+    for classes in batch["bounding_boxes"]["classes"]:
         assert sorted(classes[classes >= 0]) == expected
 
 
-@pytest.mark.parametrize(("scale", "kept"), [(2.2, True), (2.3, False)])  # it shows 0.207 and 0.189 of the image
+@pytest.mark.parametrize(("scale", "kept"), [(2.2, True), (2.3, False)])  # it shows 0.206 and 0.190 of the image
 def test_boxes_that_a_crop_cuts_below_a_fifth_are_left_out(tmp_path, scale, kept):
     root = write_coco(tmp_path / "set", {"train": [Picture((40, 40), [Thing("bus", (0, 0, 40, 40))])]})
     batches = train_batches(read_annotations(root, "train"), config(scale_jitter=[scale, scale]), 2)
     boxes = np.concatenate([batch["bounding_boxes"]["boxes"] for batch in batches])
-    np.testing.assert_allclose(boxes, np.broadcast_to([0, 0, SIZE, SIZE] if kept else [-1.0] * 4, (8, 1, 4)), atol=1e-3)
+    np.testing.assert_array_equal(boxes, np.broadcast_to([0, 0, SIZE, SIZE] if kept else [-1.0] * 4, (8, 1, 4)))
 
 
 def test_images_are_augmented_anew_in_every_epoch(annotated):
     (batch,) = train_batches(annotated.taking([0]), config(), 1)  # four epochs of one image
-    boxes = batch["bounding_boxes"]["boxes"].numpy()[:, 0]
+    boxes = batch["bounding_boxes"]["boxes"][:, 0]
     assert len(np.unique(boxes.round(2), axis=0)) == 4
 
 
@@ -153,6 +177,7 @@ def test_batches_are_a_function_of_seed_and_step(annotated):
         return np.stack([batch["images"] for batch in batches])
 
     run = images(train_batches(annotated, config(), 5))
+    assert run.shape == (5, 4, SIZE, SIZE, 3) and run.dtype == np.float32
     np.testing.assert_array_equal(run, images(train_batches(annotated, config(), 5)))
     np.testing.assert_array_equal(run[3:], images(train_batches(annotated, config(), 5, start=3)))
     other = config().model_copy(update={"train": config().train.model_copy(update={"seed": 4})})
@@ -180,6 +205,27 @@ def test_unreadable_images_are_named(tmp_path):
     ]
 
 
+def test_unreadable_image_ends_training_and_evaluation_by_name(tmp_path):
+    root = write_coco(tmp_path / "set", {"train": pictures(4)})
+    (root / "images" / "train_002.png").write_bytes(b"not a picture")
+    read = read_annotations(root, "train")
+    for batches in (train_batches(read, config(), 3), eval_batches(read, SIZE, 4)):
+        with batches, pytest.raises(RunFailed, match=r"1 of the 4 .*train_002\.png") as error:
+            list(batches)
+        assert batches.error is error.value
+
+
+def test_batches_are_those_of_other_processes_and_threads(annotated):
+    expected = list(train_batches(annotated, config(), 4))
+    for reading in ({"threads": 3}, {"threads": 1, "processes": 2}):
+        settings = config()
+        settings = settings.model_copy(update={"data": settings.data.model_copy(update=reading)})
+        with train_batches(annotated, settings, 4) as batches:
+            for batch, one in zip(batches, expected, strict=True):
+                np.testing.assert_array_equal(batch["images"], one["images"])
+                np.testing.assert_array_equal(batch["bounding_boxes"]["boxes"], one["bounding_boxes"]["boxes"])
+
+
 def test_boxes_are_on_their_pixels_in_images_that_exif_turns(tmp_path):
     box = (50, 10, 80, 25)
     root = write_coco(tmp_path / "set", {"train": [Picture((60, 100), [Thing("bus", box)])] * 8})
@@ -188,8 +234,8 @@ def test_boxes_are_on_their_pixels_in_images_that_exif_turns(tmp_path):
             path.write_bytes(with_orientation(image, value, "PNG"))
     read = read_annotations(root, "train")
     for batch in eval_batches(read, SIZE, 8):
-        for square, scale in zip(batch["images"], batch["scale"], strict=True):
-            np.testing.assert_allclose(red_extent(square), np.array(box) * scale, atol=1.01)
+        for image, factors in zip(batch["images"], batch["factors"], strict=True):
+            np.testing.assert_allclose(red_extent(image), np.array(box) * factors[[1, 0, 1, 0]], atol=1.01)
     for batch in train_batches(read, config(scale_jitter=[0.9, 1.0]), 4):
-        for square, boxes in zip(batch["images"], batch["bounding_boxes"]["boxes"], strict=True):
-            np.testing.assert_allclose(red_extent(square), boxes[0], atol=1.01)
+        for image, boxes in zip(batch["images"], batch["bounding_boxes"]["boxes"], strict=True):
+            np.testing.assert_allclose(red_extent(image), boxes[0], atol=1.01)

@@ -1,9 +1,12 @@
 """Batches of one orientation: still a permutation, still a function of seed and position."""
 
+import functools
+import pickle
+
 import numpy as np
 import pytest
 
-from dupr_tf.data.order import grouped_epoch, grouped_positions
+from dupr_tf.data.order import Order, grouped_epoch, shuffled_epoch
 
 
 @pytest.mark.parametrize(("count", "batch"), [(64, 8), (50, 8), (7, 8), (1, 4), (8, 8), (33, 2)])
@@ -34,9 +37,24 @@ def test_orientations_are_not_in_order():
     assert 20 < first[0][:50].sum() + first[1][:50].sum() < 80
 
 
-def test_positions_and_images_go_on_where_they_were_left():
-    sizes = np.array([[10, 20], [20, 10], [10, 10]] * 7)
-    whole = [(int(at), int(image)) for at, image in grouped_positions(sizes, 4, 5, 12)]
-    assert [at for at, _ in whole] == list(range(48))
-    assert [tuple(map(int, pair)) for pair in grouped_positions(sizes, 4, 5, 12, start=7)] == whole[28:]
-    assert sorted(image for _, image in whole[21:42]) == list(range(21))  # the second epoch
+def test_positions_have_the_image_of_their_epoch_in_any_order():
+    calls = []
+
+    def permutation(epoch):
+        calls.append(epoch)
+        return shuffled_epoch(21, 5, epoch)
+
+    expected = np.concatenate([shuffled_epoch(21, 5, epoch) for epoch in range(4)])
+    assert len({tuple(epoch) for epoch in expected.reshape(4, 21)}) == 4
+    order = Order(21, permutation)
+    assert [order(position) for position in range(84)] == expected.tolist()
+    assert calls == [0, 1, 2, 3]
+    for position in (41, 42, 40, 43, 83, 0):  # threads near the end of an epoch
+        assert order(position) == expected[position]
+    assert len(calls) == 8
+
+
+def test_order_can_be_sent_to_other_processes():
+    order = Order(30, functools.partial(grouped_epoch, np.arange(30) % 3 > 0, 4, 7))
+    sent = pickle.loads(pickle.dumps(order))
+    assert [sent(position) for position in range(70)] == [order(position) for position in range(70)]

@@ -1,4 +1,4 @@
-"""Packing: what goes in comes out, a kill changes nothing, damage and full disks are told by name."""
+"""Packing: images come out as they went in, a kill changes nothing, damage and full disks are refused by name."""
 
 import io
 import json
@@ -9,19 +9,21 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
-import tensorflow as tf
+from array_record.python import array_record_module
 from PIL import Image
 
 from dupr_tf import cli
-from dupr_tf.data import pack as module
-from dupr_tf.data.encoding import Unreadable, packed_image, shrunk
-from dupr_tf.data.pack import PackSettings, pack
-from dupr_tf.data.pack_progress import read_bad_images
-from dupr_tf.data.shard_files import damaged_files
+from dupr_tf.data.images.decode import Unusable, decode
+from dupr_tf.data.shards import pack as module
+from dupr_tf.data.shards.encode import packed_image, shrunk
+from dupr_tf.data.shards.manifest import find_damage, list_names, read_manifest
+from dupr_tf.data.shards.pack import PackSettings, pack
 from dupr_tf.errors import RunFailed
+from dupr_tf.text import escape
 from tests.refusals import refusal
 
 SMALL = PackSettings(images_per_shard=7)
@@ -48,51 +50,44 @@ def contents(folder):
 
 
 def records(output):
-    """(name, image) of every record, read as any other tool would."""
+    """(name, image) of every record, read without this package."""
     found = []
-    for path in sorted(output.glob("*.tfrecord")):
-        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-            feature = tf.train.Example.FromString(record).features.feature
-            assert set(feature) == {"image/encoded", "image/filename"}
-            found.append(tuple(feature[f"image/{key}"].bytes_list.value[0] for key in ("filename", "encoded")))
+    for path in sorted(output.glob("*.array_record")):
+        images = array_record_module.ArrayRecordReader(str(path)).read_all()
+        _, *lines = path.with_suffix(".jsonl").read_bytes().splitlines()
+        for line, image in zip(map(json.loads, lines), images, strict=True):
+            assert line[1:] == [len(image), zlib.crc32(image)]
+            found.append((line[0], image))
     return found
 
 
-def test_every_files_bytes_and_name_come_back_in_shards_of_their_size(photos, tmp_path):
+def bad_images(output):
+    rows = (output / "bad_images.tsv").read_text().splitlines()
+    assert rows[0] == "name\treason"
+    return dict(row.split("\t") for row in rows[1:])
+
+
+def test_pack_keeps_bytes_and_names_of_every_file(photos, tmp_path):
     packed = pack(photos, tmp_path / "out", SMALL, workers=3)
-    found = {os.fsdecode(name): image for name, image in records(tmp_path / "out")}
-    assert found == {
+    assert dict(records(tmp_path / "out")) == {
         path.relative_to(photos).as_posix(): path.read_bytes() for path in photos.rglob("*") if path.is_file()
     }
     assert [shard.images for shard in packed.shards] == [7, 7, 7, 3] and packed.written == 4
-    assert read_bad_images(tmp_path / "out") == []
-    assert [wrong for _, wrong in damaged_files(tmp_path / "out")] == [None] * 4
+    assert bad_images(tmp_path / "out") == {}
+    assert list(find_damage(tmp_path / "out")) == [None] * 4
 
 
-def test_the_index_is_plain_numpy_and_points_at_the_images(photos, tmp_path):
-    pack(photos, tmp_path / "out", SMALL)
-    expected = [image for _, image in records(tmp_path / "out")]
-    for index in sorted((tmp_path / "out").glob("*.index.npy")):
-        shard = index.with_name(index.name.replace(".index.npy", ".tfrecord")).read_bytes()
-        for entry in np.load(index, allow_pickle=False):
-            first = int(entry["record"]) + int(entry["start"])
-            assert shard[first : first + int(entry["length"])] == expected.pop(0)
-    assert not expected
+def test_order_follows_seed_or_names(photos, tmp_path):
+    orders = []
+    for number, settings in enumerate([PackSettings(), PackSettings(seed=1), PackSettings(shuffle=False)]):
+        pack(photos, tmp_path / str(number), settings)
+        orders.append([name for name, _ in records(tmp_path / str(number))])
+    assert orders[2] == sorted(orders[2])
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert sorted(orders[0]) == sorted(orders[1]) == orders[2]
 
 
-def test_the_order_is_the_seeds_or_that_of_the_names(photos, tmp_path):
-    orders = {}
-    for name, settings in {"seed 0": PackSettings(), "seed 1": PackSettings(seed=1)}.items():
-        pack(photos, tmp_path / name, settings)
-        orders[name] = [found for found, _ in records(tmp_path / name)]
-    pack(photos, tmp_path / "names", PackSettings(shuffle=False))
-    names = [found for found, _ in records(tmp_path / "names")]
-    assert names == sorted(names)
-    assert orders["seed 0"] != orders["seed 1"] != names != orders["seed 0"]
-    assert sorted(orders["seed 0"]) == sorted(orders["seed 1"]) == names
-
-
-def test_workers_change_nothing(photos, tmp_path):
+def test_workers_change_no_byte(photos, tmp_path):
     for workers in (1, 5):
         pack(photos, tmp_path / str(workers), SMALL, workers)
     assert contents(tmp_path / "1") == contents(tmp_path / "5")
@@ -100,7 +95,7 @@ def test_workers_change_nothing(photos, tmp_path):
 
 CHILD = """
 import sys, time
-from dupr_tf.data import pack as module
+from dupr_tf.data.shards import pack as module
 plain = module.packed_image
 def slow(path, *rest):
     time.sleep(0.05)
@@ -110,52 +105,51 @@ module.pack(sys.argv[1], sys.argv[2], module.PackSettings(images_per_shard=7), w
 """
 
 
-def test_after_sigkill_in_the_middle_of_a_shard_the_bytes_are_those_of_a_whole_run(photos, tmp_path):
+def test_pack_resumes_after_sigkill_within_a_shard(photos, tmp_path):
     pack(photos, tmp_path / "whole", SMALL)
     out = tmp_path / "out"
     child = subprocess.Popen([sys.executable, "-c", CHILD, photos, out], stderr=subprocess.DEVNULL)
     try:
-        while not (out / "shard-00001.tfrecord.tmp").exists():  # the second shard has been begun
+        while not (out / "shard-00001.array_record.tmp").exists():  # the second shard has been begun
             assert child.poll() is None
             time.sleep(0.005)
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()
-    assert not (out / "shards.json").exists() and (out / "shard-00001.tfrecord.tmp").exists()
-    first = (out / "shard-00000.tfrecord").stat()
-    assert "not ended" in refusal(list, damaged_files(out)).problem
+    assert not (out / "shards.json").exists() and (out / "shard-00001.array_record.tmp").exists()
+    first = (out / "shard-00000.array_record").stat()
+    assert "not ended" in refusal(list, find_damage(out)).problem
     assert pack(photos, out, SMALL).written == 3
-    again = (out / "shard-00000.tfrecord").stat()
+    again = (out / "shard-00000.array_record").stat()
     assert (first.st_mtime_ns, first.st_ino) == (again.st_mtime_ns, again.st_ino)  # not written again
     assert contents(out) == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("keep", range(0, 900, 90))
-def test_progress_that_a_kill_cut_anywhere_is_gone_on_from(photos, tmp_path, monkeypatch, keep):
+@pytest.mark.parametrize("name", ["pack.json", "shard-00001.jsonl", "shard-00002.array_record"])
+def test_pack_resumes_after_a_cut_file(photos, tmp_path, monkeypatch, name):
+    out = tmp_path / "out"
     pack(photos, tmp_path / "whole", SMALL)
-    monkeypatch.setattr(module.PackJob, "finish", lambda job: 1 / 0)  # killed before the manifest
-    with pytest.raises(ZeroDivisionError):
-        pack(photos, tmp_path / "out", SMALL)
-    monkeypatch.undo()
-    progress = tmp_path / "out" / "pack.jsonl"
-    content = progress.read_bytes()
-    progress.write_bytes(content[: max(content.index(b"\n") + 1, len(content) - keep)])
-    pack(photos, tmp_path / "out", SMALL)
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    with monkeypatch.context() as context:
+        context.setattr(module, "_finish", lambda *_: 1 / 0)  # killed before the manifest
+        with pytest.raises(ZeroDivisionError):
+            pack(photos, out, SMALL)
+    (out / name).write_bytes((out / name).read_bytes()[:-9])
+    pack(photos, out, SMALL)
+    assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_a_finished_pack_is_left_alone_and_a_missing_shard_written_again(photos, tmp_path):
+def test_finished_shards_stay_and_missing_ones_are_written_again(photos, tmp_path):
     out = tmp_path / "out"
     pack(photos, out, SMALL)
     before = contents(out)
     assert pack(photos, out, SMALL).written == 0
-    (out / "shard-00002.tfrecord").unlink()
-    (out / "shard-00000.index.npy").unlink()
+    (out / "shard-00002.array_record").unlink()
+    (out / "shard-00000.jsonl").unlink()
     assert pack(photos, out, SMALL).written == 2
     assert contents(out) == before
 
 
-def test_other_settings_other_images_and_other_folders_are_refused_and_nothing_is_touched(photos, tmp_path):
+def test_pack_refuses_other_settings_images_and_folders_untouched(photos, tmp_path):
     out = tmp_path / "out"
     pack(photos, out, SMALL)
     before = contents(out)
@@ -169,7 +163,20 @@ def test_other_settings_other_images_and_other_folders_are_refused_and_nothing_i
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["letter.txt"]
 
 
-def test_a_second_pack_at_the_same_time_is_refused(photos, tmp_path, monkeypatch):
+def test_shards_of_the_old_format_are_refused(photos, tmp_path):
+    (tmp_path / "shards.json").write_text(json.dumps({"format": "dupr_tf shards 1", "shards": []}, indent=1))
+    assert "again" in refusal(read_manifest, tmp_path).fix
+    assert "again" in refusal(pack, photos, tmp_path, SMALL).fix
+    assert os.listdir(tmp_path) == ["shards.json"]
+
+
+def test_pack_without_array_record_is_refused(photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "array_record.python", None)
+    assert "array_record" in refusal(pack, photos, tmp_path / "out").problem
+    assert not (tmp_path / "out").exists()
+
+
+def test_second_pack_at_the_same_time_is_refused(photos, tmp_path, monkeypatch):
     def second_pack(*_):
         pack(photos, tmp_path / "out", SMALL)
 
@@ -177,7 +184,7 @@ def test_a_second_pack_at_the_same_time_is_refused(photos, tmp_path, monkeypatch
     assert str(tmp_path / "out") in refusal(pack, photos, tmp_path / "out", SMALL).problem
 
 
-def test_unreadable_files_are_left_out_and_listed_within_the_budget(photos, tmp_path, caplog):
+def test_unreadable_files_are_left_out_listed_and_held_to_the_budget(photos, tmp_path, caplog):
     folder = tmp_path / "photos"
     (folder / "tab\tand\nline\\t").mkdir(parents=True)
     for i in range(12):
@@ -188,25 +195,24 @@ def test_unreadable_files_are_left_out_and_listed_within_the_budget(photos, tmp_
         (folder / name).write_bytes(content)
     (folder / "gone.jpg").symlink_to("nowhere")
     pack(folder, tmp_path / "out", SMALL, max_bad_share=0.3)
-    bad = dict(read_bad_images(tmp_path / "out"))
-    assert set(bad) == {*broken, "gone.jpg"} and all(bad.values())
-    assert bad["gone.jpg"] == "No such file or directory"
-    assert len((tmp_path / "out" / "bad_images.tsv").read_text().splitlines()) == 6
+    bad = bad_images(tmp_path / "out")
+    assert set(bad) == {*map(escape, broken), "gone.jpg"} and all(bad.values())
+    assert bad["gone.jpg"].startswith("no file")
     assert "cut.jpg" in caplog.text
     assert len(records(tmp_path / "out")) == 12
     before = contents(tmp_path / "out")
-    (tmp_path / "out" / "shard-00001.tfrecord").unlink()
+    (tmp_path / "out" / "shard-00001.array_record").unlink()
     pack(folder, tmp_path / "out", SMALL, max_bad_share=0.3)
     assert contents(tmp_path / "out") == before  # the list too, though one shard alone was written
     with pytest.raises(RunFailed, match=r"bad_images\.tsv"):
         pack(folder, tmp_path / "strict", SMALL)
-    assert len(read_bad_images(tmp_path / "strict")) == 1
+    assert len(bad_images(tmp_path / "strict")) == 1
     assert not list((tmp_path / "strict").glob("*.tmp"))
     with pytest.raises(RunFailed, match=r"no\.png"):
         pack(folder / "tab\tand\nline\\t", tmp_path / "none", SMALL, max_bad_share=1.0)
 
 
-def test_a_quick_look_at_a_jpeg_finds_what_a_whole_decoding_finds(tmp_path):
+def test_eighth_of_a_jpeg_tells_as_much_as_all_of_it(tmp_path):
     whole = io.BytesIO()
     photo(0, (150, 100)).save(whole, "JPEG")
     whole, rng = whole.getvalue(), np.random.default_rng(0)
@@ -218,13 +224,13 @@ def test_a_quick_look_at_a_jpeg_finds_what_a_whole_decoding_finds(tmp_path):
         path = tmp_path / "image.jpg"
         path.write_bytes(content)
         try:
-            tf.io.decode_image(bytes(content), 3, expand_animations=False)
+            decode(bytes(content))
             readable = True
-        except tf.errors.OpError:
+        except Unusable:
             readable = False
-        verdicts.append((readable, not isinstance(packed_image(path, None, 95), Unreadable)))
+        verdicts.append((readable, not isinstance(packed_image(path, None, 95), Unusable)))
     assert all(a == b for a, b in verdicts)
-    assert 30 < sum(a for a, _ in verdicts) < 120
+    assert 20 < sum(a for a, _ in verdicts) < 130
 
 
 def limited(limit, *arguments):
@@ -236,7 +242,7 @@ def limited(limit, *arguments):
     return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
 
 
-def test_a_disk_that_fills_up_is_one_line_and_leaves_no_half_shard(tmp_path):
+def test_full_disk_is_one_line_and_keeps_finished_shards(tmp_path):
     assert resource.RLIMIT_FSIZE  # POSIX
     for i in range(8):
         photo(i, (120 if i < 6 else 400, 120)).save(tmp_path / f"{i}.png")
@@ -247,11 +253,11 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_no_half_shard(tmp_path):
     wanted = sum((tmp_path / f"{i}.png").stat().st_size for i in (6, 7))
     assert f"{wanted:,} bytes" in lines[0]
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"pack.jsonl"} | {f"shard-0000{i}.{end}" for i in (0, 1) for end in ("tfrecord", "index.npy")}
+    assert names == {"pack.json"} | {f"shard-0000{i}.{end}" for i in (0, 1) for end in ("array_record", "jsonl")}
     assert pack(tmp_path, tmp_path / "out", PackSettings(images_per_shard=3, shuffle=False)).written == 1
 
 
-def test_too_little_room_is_told_before_anything_is_written(photos, tmp_path, monkeypatch):
+def test_too_little_room_is_refused_before_anything_is_read(photos, tmp_path, monkeypatch):
     free = shutil.disk_usage(tmp_path)._replace(free=1_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     monkeypatch.setattr(module, "packed_image", lambda *_: pytest.fail("read an image"))
@@ -293,7 +299,7 @@ def test_small_upright_jpegs_stay_as_they_are_and_everything_else_becomes_one():
     assert np.abs(grey - (np.arange(64 * 64).reshape(64, 64) >> 4)).mean() < 2  # 16 bits are not clipped
     for image in (photo(1).convert("RGBA"), photo(1).convert("P"), photo(1).convert("L"), photo(1).convert("1")):
         assert Image.open(io.BytesIO(shrunk(saved(image, "PNG"), 64, 95))).mode == "RGB"
-    with pytest.raises(tf.errors.OpError):
+    with pytest.raises(Unusable):
         shrunk(jpeg[:-300], 64, 95)
 
 
@@ -311,7 +317,7 @@ def test_wrong_arguments_of_pack_are_one_line_and_exit_2(photos, tmp_path, capsy
         assert error.startswith(f"dupr-tf: error: {start}") and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["shard-00001.tfrecord", "shard-00001.index.npy", "shards.json"])
+@pytest.mark.parametrize("name", ["shard-00001.array_record", "shard-00001.jsonl", "shards.json"])
 def test_verify_names_what_is_damaged(photos, tmp_path, capsys, name):
     pack(photos, tmp_path / "out", SMALL)
     assert cli.main(["pack", "--verify", str(tmp_path / "out")]) == 0
@@ -323,7 +329,26 @@ def test_verify_names_what_is_damaged(photos, tmp_path, capsys, name):
     assert name in error and error.count("\n") == 1
 
 
-def test_the_manifest_says_what_was_packed_and_no_path_of_this_machine(photos, tmp_path):
+def test_list_prints_each_packed_name_on_a_line(photos, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a\nb.png", "ü [x].png", os.fsdecode(b"\xff.png")):
+        photo(0).save(folder / name)
+    pack(folder, tmp_path / "out", PackSettings(images_per_shard=2, shuffle=False))
+    assert cli.main(["pack", "--list", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.splitlines() == ["a\\nb.png", "ü [x].png", "\\udcff.png"]
+    pack(photos, tmp_path / "more", SMALL)
+    assert sorted(list_names(tmp_path / "more")) == sorted(name for name, _ in records(tmp_path / "more"))
+
+
+def test_pack_command_imports_no_tensorflow(photos, tmp_path):
+    code = "import sys; from dupr_tf.cli import main; main(sys.argv[1:]); sys.exit('tensorflow' in sys.modules)"
+    command = [sys.executable, "-c", code, "pack", photos, "--output", tmp_path / "out"]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert (tmp_path / "out" / "shards.json").exists()
+
+
+def test_manifest_holds_settings_and_no_path(photos, tmp_path):
     pack(photos, tmp_path / "out", SMALL)
     text = (tmp_path / "out" / "shards.json").read_text()
     assert str(tmp_path) not in text and str(photos) not in text

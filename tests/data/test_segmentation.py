@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 
 from dupr_tf.config import parse_config
-from dupr_tf.data.detection import PAD_COLOUR, unreadable_images
+from dupr_tf.data.detection import unreadable_images
+from dupr_tf.data.labels.segments import read_segments
+from dupr_tf.data.placing import PAD_COLOUR, Place, nearest_pixels
 from dupr_tf.data.segmentation import segment_eval_batches, segment_train_batches, segments_to_original
-from dupr_tf.data.segments import read_segments
 from tests.labelled_scenes import COLOURS, GREY, Picture, Thing
 from tests.masked_scenes import IGNORE, write_segments
 
@@ -48,7 +49,7 @@ def inner(classes):
 def test_classes_lie_on_their_pixels_at_every_scale(segmented):
     scales = []
     for batch in segment_train_batches(segmented, config(), 5):
-        images, segments = batch["images"].numpy(), batch["segments"].numpy()
+        images, segments = batch["images"], batch["segments"]
         assert images.shape == (4, SIZE, SIZE, 3) and segments.dtype == np.int32
         np.testing.assert_array_equal(batch["image_sizes"], [[SIZE, SIZE]] * 4)
         for image, classes in zip(images, segments, strict=True):
@@ -65,7 +66,7 @@ def test_scale_is_of_the_own_size_or_the_test_size(segmented):
         settings = config(scale_jitter=[1.0, 1.0], test_short_side=side)
         widest = 0
         for batch in segment_train_batches(segmented, settings, 4):
-            for image in batch["images"].numpy():
+            for image in batch["images"]:
                 widest = max(widest, (~(np.abs(image - PAD_COLOUR) < 1e-3).all(-1)).any(0).sum())
         assert widest == SIZE if side is None else widest >= round(90 * factor) - 4
 
@@ -74,9 +75,7 @@ def test_batches_are_a_function_of_seed_and_step(segmented):
     def seen(seed=3, **where):
         settings = config()
         settings = settings.model_copy(update={"train": settings.train.model_copy(update={"seed": seed})})
-        return [
-            {k: v.numpy() for k, v in batch.items()} for batch in segment_train_batches(segmented, settings, 4, **where)
-        ]
+        return list(segment_train_batches(segmented, settings, 4, **where))
 
     run, resumed = seen(), seen(start=3)
     for name in run[0]:
@@ -86,14 +85,15 @@ def test_batches_are_a_function_of_seed_and_step(segmented):
 
 @pytest.mark.parametrize("short_side", [None, 48, 75])
 def test_evaluation_is_whole_and_maps_back(segmented, short_side):
-    batches = list(segment_eval_batches(segmented, 2, short_side=short_side, max_long_side=200))
+    with segment_eval_batches(segmented, 2, short_side=short_side, max_long_side=200) as batches:
+        batches = list(batches)
     assert sorted(np.concatenate([batch["index"] for batch in batches])) == [0, 1]
     for batch in batches:
         assert batch["images"].shape[1] % 32 == batch["images"].shape[2] % 32 == 0
-        for image, size, index in zip(*(batch[k].numpy() for k in ("images", "image_sizes", "index")), strict=True):
+        for image, size, index in zip(*(batch[k] for k in ("images", "image_sizes", "index")), strict=True):
             truth = segmented.truth(index)
             scale = 1 if short_side is None else short_side / min(truth.shape)
-            np.testing.assert_allclose(size, np.array(truth.shape) * scale, rtol=1e-6)
+            np.testing.assert_array_equal(size, np.floor(np.array(truth.shape) * scale + 0.5))
             back = segments_to_original(nearest(image), size, truth.shape)
             clear = inner(truth) & (truth != 255)
             assert back.shape == truth.shape and (back[clear] == truth[clear]).mean() > 0.995
@@ -101,7 +101,7 @@ def test_evaluation_is_whole_and_maps_back(segmented, short_side):
 
 def test_images_are_augmented_anew_in_every_epoch(segmented):
     (batch,) = segment_train_batches(segmented.taking([0]), config(), 1)  # four epochs of one image
-    assert len(np.unique(batch["segments"].numpy().reshape(4, -1), axis=0)) == 4
+    assert len(np.unique(batch["segments"].reshape(4, -1), axis=0)) == 4
 
 
 def test_classes_of_the_same_size_come_back_as_they_are():
@@ -110,6 +110,25 @@ def test_classes_of_the_same_size_come_back_as_they_are():
     np.testing.assert_array_equal(
         segments_to_original(predicted, (20, 50), (40, 100)), predicted[:20, :50].repeat(2, 0).repeat(2, 1)
     )
+
+
+@pytest.mark.parametrize(("length", "source"), [(45, 30), (30, 45), (7, 500), (500, 7), (9, 9)])
+def test_nearest_pixels_hold_the_centres(length, source):
+    pixels = nearest_pixels(length, source)
+    centres = (np.arange(length) + 0.5) * source / length
+    assert (pixels <= centres + 1e-9).all() and (centres < pixels + 1 + 1e-9).all()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_values_lie_where_the_pixels_do(flip):
+    image = np.random.default_rng(0).integers(0, 255, (31, 47, 3), np.uint8)
+    for offset, shown in (((5, -9), 31 * 38), ((-20, -31), 11 * 16), ((40, 30), 24 * 34)):
+        place = Place((31, 47), (31, 47), (64, 64), offset, flip)
+        pixels, (y, x) = place.put(image)
+        expected = np.full((64, 64), 255)
+        expected[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels[..., 0]
+        np.testing.assert_array_equal(place.put_values(image[..., 0], 255), expected)
+        assert (expected < 255).sum() == shown
 
 
 def test_masks_that_went_bad_are_named(tmp_path):

@@ -1,24 +1,24 @@
 """A data set of TensorFlow Datasets that its own builder wrote: images by number, and what is refused."""
 
+import io
+import pickle
 import shutil
+import subprocess
+import sys
 from typing import ClassVar
 
 import numpy as np
 import pytest
-import tensorflow as tf
+from PIL import Image
 
-from dupr_tf import cli
-from dupr_tf.config import parse_config
-from dupr_tf.data.bad_images import BadImages
-from dupr_tf.data.open_source import open_source
-from dupr_tf.data.pipeline import view_pairs
-from dupr_tf.data.sources import check_root, resolved_kind
-from dupr_tf.data.tfds_source import TfdsSource
+from dupr_tf.data.images.decode import Unusable
+from dupr_tf.data.images.listing import check_root, resolved_kind
+from dupr_tf.data.tfds import TfdsSource, open_tfds
 from tests.refusals import refusal
 
 tfds = pytest.importorskip("tensorflow_datasets")
-COUNT = 30
-CONFIG = parse_config({"data": {"image_size": 32}, "train": {"batch_size": 8, "micro_batches": 1}})
+pytest.importorskip("array_record")
+TRAIN, TEST = range(30), range(30, 34)
 FEATURES = {
     "one": {"photo": tfds.features.Image(encoding_format="jpeg"), "id": np.int64},
     "two": {"image": tfds.features.Image(), "mask": tfds.features.Image()},
@@ -26,8 +26,10 @@ FEATURES = {
 }
 
 
-def _picture(i):
-    return np.random.default_rng(i).integers(0, 255, (40, 50 + i, 3), np.uint8)
+def encoded(i, key="photo"):
+    rng, file = np.random.default_rng([i, len(key)]), io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (40, 50 + i, 3), np.uint8)).save(file, "JPEG" if key == "photo" else "PNG")
+    return file.getvalue()
 
 
 class Tiny(tfds.core.GeneratorBasedBuilder):
@@ -41,23 +43,23 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        return {"train": self._examples(COUNT), "test": self._examples(4)}
+        return {"train": self._examples(TRAIN), "test": self._examples(TEST)}
 
     def _generate_examples(self):
         raise NotImplementedError
 
-    def _examples(self, count):
-        for i in range(count):
-            yield i, {key: i if key == "id" else _picture(i) for key in FEATURES[self.builder_config.name]}
+    def _examples(self, numbers):
+        keys = FEATURES[self.builder_config.name]
+        for i in numbers:
+            yield i, {key: i if key == "id" else io.BytesIO(encoded(i, key)) for key in keys}
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
     for name in FEATURES:
-        config = tfds.download.DownloadConfig(num_shards=3)
-        Tiny(config=name, data_dir=folder).download_and_prepare(download_config=config)
-    Tiny(config="one", data_dir=folder / "array", file_format="array_record").download_and_prepare()
+        builder = Tiny(config=name, data_dir=folder, file_format="array_record")
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=3))
     return folder
 
 
@@ -66,58 +68,76 @@ def environment(monkeypatch, data_dir):
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
 
 
-def encoded(data_dir, split, config="one", key="photo"):
-    builder = Tiny(config=config, data_dir=data_dir)
-    decoders = {key: tfds.decode.SkipDecoding()}
-    return [row[key] for row in tfds.as_numpy(builder.as_dataset(split=split, decoders=decoders))]
+@pytest.fixture
+def copied(data_dir, tmp_path, monkeypatch):
+    """The folder of a copy of tiny/one, which the tests read instead."""
+    shutil.copytree(data_dir / "tiny", tmp_path / "tiny")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    return tmp_path / "tiny" / "one" / "1.0.0"
 
 
 def read_all(source):
-    return [source.read(tf.constant(i, tf.int64)).numpy() for i in range(len(source))]
+    return [source.read(i) for i in range(len(source))]
 
 
-@pytest.mark.parametrize("split", ["train", "test", "train[:10]", "train[20%:70%]", "train+test"])
-def test_images_come_by_number_as_tfds_has_them(data_dir, split):
+@pytest.mark.parametrize(
+    ("split", "count"), [("train", 30), ("test", 4), ("train[:10]", 10), ("train[20%:70%]", 15), ("train+test", 34)]
+)
+def test_images_are_those_of_tfds_in_its_order(data_dir, split, count):
     source = TfdsSource(f"tiny/one:1.0.0:{split}")
-    assert sorted(read_all(source)) == sorted(encoded(data_dir, split))
-    assert len(source.files) > 1 or split in ("test", "train[:10]")
+    rows = Tiny(config="one", data_dir=data_dir, file_format="array_record").as_data_source(
+        split=split, decoders={"photo": tfds.decode.SkipDecoding()}
+    )
+    assert len(source) == len(rows) == count
+    assert read_all(source) == [row["photo"] for row in rows] == [encoded(int(row["id"])) for row in rows]
 
 
-def test_the_default_split_is_train_and_a_feature_called_image_wins(data_dir):
-    assert sorted(read_all(TfdsSource("tiny/two"))) == sorted(encoded(data_dir, "train", "two", "image"))
+def test_default_split_is_train_and_a_feature_called_image_wins():
+    assert sorted(read_all(TfdsSource("tiny/two"))) == sorted(encoded(i, "image") for i in TRAIN)
 
 
-def test_the_pipeline_reads_every_image_once_an_epoch():
-    root, source = open_source("tfds:tiny/one:train")
+def test_source_can_be_pickled_and_its_digest_depends_on_the_split():
+    root, source = open_tfds("tfds:tiny/one:train")
     assert root == "tfds:tiny/one:train"
-    found = [batch["index"].numpy() for batch in view_pairs(source, CONFIG, 0, 3, BadImages(source, 0))]
-    assert len(set(np.concatenate(found).tolist())) == 24
+    again = pickle.loads(pickle.dumps(source))
+    assert read_all(again) == read_all(source) and again.digest("") == source.digest("elsewhere")
+    assert TfdsSource("tiny/one:train[:10]").digest("") != source.digest("")
+    assert source.name(12).startswith("tiny/one/1.0.0 train example 12 (record 2 of ")
 
 
-def test_a_damaged_record_is_not_read_and_told_with_its_place(data_dir, tmp_path, monkeypatch, caplog):
-    shutil.copytree(data_dir / "tiny", tmp_path / "tiny")
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+def test_damaged_record_is_refused_and_a_cut_file_too(copied):
     source = TfdsSource("tiny/one")
-    file, offset = source.files[0], int(source.offsets[2])
-    with open(file, "r+b") as opened:
-        opened.seek(offset + 300)
-        byte = opened.read(1)[0]
-        opened.seek(offset + 300)
-        opened.write(bytes([byte ^ 1]))
-    with pytest.raises(tf.errors.DataLossError):
-        source.read(tf.constant(2, tf.int64))
-    bad = BadImages(source, 0.5)
-    indices = [b["index"].numpy() for b in view_pairs(source, CONFIG, 0, 4, bad)]
-    assert set(bad.found) == {2} and 2 not in np.concatenate(indices)
-    assert f"example 2 (byte {offset} of {file})" in caplog.text
-    with open(file, "r+b") as opened:
-        opened.truncate(offset + 5)
-    assert file in refusal(TfdsSource, "tiny/one").problem
+    path = copied / "tiny-train.array_record-00000-of-00003"
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1  # of the first record, whose images have some 4 kB
+    path.write_bytes(content)
+    with pytest.raises(Unusable, match=r"^damaged"):
+        source.read(0)
+    assert source.read(1) == TfdsSource("tiny/one").read(1)
+    path.write_bytes(content[:-1])
+    assert str(path) in refusal(TfdsSource, "tiny/one").problem
+
+
+def test_record_without_image_is_unusable(copied):
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    from dupr_tf.data.shards.read import import_array_record
+
+    source = TfdsSource("tiny/one")
+    records = [b"\xff no example", tf_example_pb2.Example().SerializeToString(), *[b"" for _ in range(8)]]
+    path = copied / "tiny-train.array_record-00000-of-00003"
+    writer = import_array_record().ArrayRecordWriter(str(path), "group_size:1")
+    for record in records:
+        writer.write(record)
+    writer.close()
+    for i in (0, 1):
+        with pytest.raises(Unusable, match=r"^damaged"):
+            source.read(i)
 
 
 @pytest.mark.parametrize(("name", "content"), [
-    ("nowhere", "`tfds build nowhere`"),
-    ("tiny/one:9.9.9", "`tfds build tiny/one:9.9.9`"),
+    ("nowhere", "`tfds build nowhere --file_format=array_record`"),
+    ("tiny/one:9.9.9", "`tfds build tiny/one:9.9.9 "),
     ("tiny/one:valid", "split valid"),
     ("tiny/one:train[", "split train["),
     ("tiny/pair", "['left', 'right']"),
@@ -128,15 +148,20 @@ def test_tfds_name_that_cannot_be_read_is_refused(name, content):
     assert content in str(refusal(TfdsSource, name))
 
 
-def test_files_that_hold_no_tfrecords_are_refused(data_dir, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir / "array"))
-    assert "array_record" in refusal(TfdsSource, "tiny/one").problem
+def test_set_prepared_as_tfrecord_is_refused(copied):
+    info = copied / "dataset_info.json"
+    assert '"array_record"' in info.read_text()
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    assert "`tfds build tiny/one --file_format=array_record`" in refusal(TfdsSource, "tiny/one").fix
 
 
-def test_the_command_takes_the_name_as_data(capsys):
+def test_reading_imports_no_tensorflow():
+    code = "import sys; from dupr_tf.data.tfds import TfdsSource; TfdsSource('tiny/one').read(0);"
+    code += "sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_root_shows_the_kind():
     assert resolved_kind("tfds:tiny/one:train") == "tfds"
     check_root("tfds:tiny/one:train")
     assert refusal(check_root, "photos", "tfds").field == "data.kind"
-    assert cli.main(["pretrain", "configs/demo.yaml", "--data", "tfds:nowhere", "--dry-run"]) == 2
-    error = capsys.readouterr().err
-    assert "`tfds build nowhere`" in error and error.count("\n") == 1

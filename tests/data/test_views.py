@@ -1,19 +1,20 @@
 """The geometry of view pairs through the real pipeline, on images whose pixels tell where they come from."""
 
+import itertools
+
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
-from dupr_tf.batch import check_view_pairs
+from dupr_tf.batch import view_pair_signature
 from dupr_tf.config import ViewsConfig, parse_config
-from dupr_tf.data.bad_images import BadImages, check_readable
-from dupr_tf.data.pipeline import shuffled_index, view_pairs
-from dupr_tf.data.sources import list_images
-from dupr_tf.data.views import crop_and_flip, draw_crops, draw_pair
+from dupr_tf.data.images import resize
+from dupr_tf.data.images.bad_images import BadImages, check_readable
+from dupr_tf.data.images.listing import list_images
+from dupr_tf.data.pipeline import block_size, epoch_order, view_pairs
+from dupr_tf.data.views import DRAWS, cut_view, draw_crops, draw_pairs, intersect_views, uniform
 from dupr_tf.errors import RunFailed
-from dupr_tf.ops import roi_align
-from dupr_tf.ops.boxes import intersect_views
+from tests import oracles
 from tests.refusals import refusal
 
 SIZE = 96
@@ -33,15 +34,23 @@ def ramps(tmp_path_factory):
 
 def _batches(folder, first=0, last=4, config=CONFIG):
     paths = list_images(folder)
-    return [
-        {k: v.numpy() for k, v in batch.items()}
-        for batch in view_pairs(paths, config, first, last, BadImages(paths, 0.01))
-    ]
+    return _read(paths, BadImages(paths, 0.01), first, last, config)
 
 
-def _patches(batch, view, size):
-    images = tf.constant(batch[f"view_{view}"], tf.float32)
-    return roi_align(images, batch[f"boxes_{view}"], size, 1.0, 2, batch[f"flipped_{view}"]).numpy()
+def _read(paths, bad, first, last, config=CONFIG):
+    with view_pairs(paths, config, first, last, bad) as reader:
+        return list(reader)
+
+
+def _assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def _patches(batch, view, size, flips_followed=True):
+    flips = batch[f"flipped_{view}"] if flips_followed else None
+    return oracles.roi_align(batch[f"view_{view}"], batch[f"boxes_{view}"], size, 1.0, 2, flips)
 
 
 def test_same_cell_of_both_views_shows_the_same_place(ramps):
@@ -69,17 +78,14 @@ def test_without_reading_flipped_grids_backwards_the_cells_disagree(ramps):
     batch = _batches(ramps, 0, 1)[0]
     mixed = batch["valid"] & (batch["flipped_1"] != batch["flipped_2"])
     assert mixed.any()
-    grids = [
-        roi_align(tf.constant(batch[f"view_{v}"], tf.float32), batch[f"boxes_{v}"], 3).numpy()[mixed] for v in (1, 2)
-    ]
-    assert np.abs(grids[0] - grids[1])[..., 1].max() > 0.1 * 255
+    one, two = (_patches(batch, view, 3, flips_followed=False) for view in (1, 2))
+    assert np.abs(one - two)[mixed, ..., 1].max() > 0.1 * 255
 
 
 def test_batches_do_not_depend_on_where_the_run_was_resumed(ramps):
     whole, resumed = _batches(ramps, 0, 4), _batches(ramps, 2, 4)
     for a, b in zip(whole[2:], resumed, strict=True):
-        for name in a:
-            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+        _assert_equal(a, b)
 
 
 def test_every_image_comes_once_an_epoch_in_a_new_order_with_new_crops(ramps):
@@ -87,38 +93,109 @@ def test_every_image_comes_once_an_epoch_in_a_new_order_with_new_crops(ramps):
     orders = [batch["index"].tolist() for batch in batches]
     assert all(sorted(order) == list(range(16)) for order in orders)
     assert orders[0] != orders[1] != orders[2]
-    assert len({int(shuffled_index(i, 16, 1, 0)) for i in range(16)}) == 16
     for name in ("boxes_1", "view_1"):
         first, second = (batch[name][np.argsort(batch["index"])].reshape(16, -1) for batch in batches[:2])
         assert not (first == second).all(1).any()
 
 
-def test_batches_keep_the_contract_and_others_are_refused(ramps):
+def test_small_set_fills_batches_by_repeating_images(ramps):
+    config = parse_config({"data": {"image_size": 32}, "train": {"batch_size": 40, "micro_batches": 1}})
+    (batch,) = _batches(ramps, 0, 1, config)
+    assert sorted(np.bincount(batch["index"], minlength=16).tolist()) == [2] * 8 + [3] * 8
+
+
+def test_remainder_of_an_epoch_is_dropped(ramps):
+    config = parse_config({"data": {"image_size": 32}, "train": {"batch_size": 6, "micro_batches": 1}})
+    batches = [batch["index"] for batch in _batches(ramps, 0, 4, config)]
+    for epoch in (batches[:2], batches[2:]):
+        assert len(np.unique(epoch)) == 12
+    assert set(np.concatenate(batches[:2])) != set(np.concatenate(batches[2:]))
+
+
+def test_order_of_an_epoch_is_a_permutation_that_seed_and_epoch_change():
+    orders = [[epoch_order(101, seed, epoch)[i] for i in range(101)] for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    assert all(sorted(order) == list(range(101)) for order in orders)
+    assert all(a != b for a, b in itertools.combinations(orders, 2))
+
+
+def test_blocks_divide_a_batch_and_are_small():
+    assert [block_size(rows) for rows in (256, 48, 37, 6, 1)] == [32, 24, 1, 6, 1]
+
+
+def test_batches_have_their_signature(ramps):
     paths = list_images(ramps)
-    dataset = view_pairs(paths, CONFIG, 0, 1, BadImages(paths, 0.01))
-    assert check_view_pairs(dataset, 16, SIZE) is dataset
-    assert view_pairs(paths, CONFIG, 2, 5, BadImages(paths, 0.01)).cardinality() == 3  # Keras shows how far it is
-    error = refusal(check_view_pairs, dataset, 16, SIZE + 1)
-    assert error.field == "dataset" and "view_1 TensorSpec" in error.problem and "boxes_1" not in error.problem
-    changed = dataset.map(lambda b: {"more": b["valid"], **{k: v for k, v in b.items() if k != "flipped_1"}})
-    problem = refusal(check_view_pairs, changed, 16, SIZE).problem
-    assert "flipped_1 None" in problem and "more (unknown)" in problem
+    with view_pairs(paths, CONFIG, 2, 5, BadImages(paths, 0.01)) as reader:
+        assert len(reader) == 3
+        batch = next(reader)
+        assert len(reader) == 2
+    assert {name: (value.shape, value.dtype) for name, value in batch.items()} == view_pair_signature(16, SIZE)
 
 
-def test_crop_and_resize_is_pillows():
+@pytest.mark.parametrize(("threads", "processes"), [(1, 0), (3, 0), (1, 2)])
+def test_threads_and_processes_change_no_bit(ramps, threads, processes):
+    config = parse_config(
+        {
+            "data": {"image_size": SIZE, "threads": threads, "processes": processes},
+            "train": {"batch_size": 16, "micro_batches": 1},
+        }
+    )
+    for a, b in zip(_batches(ramps, 1, 4, config), _batches(ramps, 1, 4), strict=True):
+        _assert_equal(a, b)
+
+
+@pytest.mark.parametrize("weights", [(0, 0, 1, 1), (0, 0, 0, 0)])
+def test_pairs_are_drawn_again_for_patch_terms_only(ramps, weights):
+    views = {"crop_area": [0.05, 0.1], "min_overlap": 40, "draws": 16}
+    config = parse_config(
+        {
+            "data": {"image_size": SIZE}, "views": views, "model": {"patch_weights": weights},
+            "train": {"batch_size": 16, "micro_batches": 1},
+        }
+    )  # fmt: skip
+    shares = [batch["valid"].mean() for batch in _batches(ramps, 0, 4, config)]
+    assert (np.mean(shares) > 0.5) == any(weights)
+
+
+def test_large_jpeg_is_decoded_smaller_and_its_views_hardly_change(tmp_path):
+    photo = Image.effect_noise((40, 30), 90).resize((1600, 1200), Image.Resampling.BICUBIC)
+    photo.convert("RGB").save(tmp_path / "0.jpg", quality=95)
+    photo = Image.open(tmp_path / "0.jpg").convert("RGB")
+    photo.save(tmp_path / "0.png")
+    config = parse_config({"data": {"image_size": 64}, "train": {"batch_size": 2, "micro_batches": 1}})
+    jpeg, png = (_read([str(tmp_path / name)], BadImages(["x"], 1), 0, 4, config) for name in ("0.jpg", "0.png"))
+    for a, b in zip(jpeg, png, strict=True):
+        assert np.abs(a["boxes_1"] - b["boxes_1"]).max() < 1  # crops are on whole pixels of what was decoded
+        assert np.abs(a["view_1"].astype(int) - b["view_1"]).mean() < 2
+    assert any((a["view_1"] != b["view_1"]).any() for a, b in zip(jpeg, png, strict=True))  # by another way
+
+
+def test_cut_view_is_pillows_crop_and_resize():
     image = np.random.default_rng(0).integers(0, 255, (120, 170, 3), np.uint8)
-    crop = (10, 20, 110, 160)
-    ours = crop_and_flip(tf.constant(image), tf.constant(crop), tf.constant(False), 40).numpy()
-    pillow = Image.fromarray(image[10:110, 20:160]).resize((40, 40), Image.Resampling.BILINEAR)
-    assert np.abs(ours.astype(int) - np.asarray(pillow, int)).max() <= 1
-    assert abs((ours.astype(int) - np.asarray(pillow, int)).mean()) < 0.05  # rounded; cut off, it would be 0.5 less
-    mirrored = crop_and_flip(tf.constant(image), tf.constant(crop), tf.constant(True), 40).numpy()
-    np.testing.assert_array_equal(mirrored, ours[:, ::-1])
+    ours = cut_view(image, (10, 20, 110, 160), False, 40)
+    pillow = np.asarray(Image.fromarray(image[10:110, 20:160]).resize((40, 40), Image.Resampling.BILINEAR), int)
+    assert np.abs(ours - pillow).max() <= 1
+    assert abs((ours - pillow).mean()) < 0.05  # rounded; cut off, it would be 0.5 less
+    np.testing.assert_array_equal(cut_view(image, (10, 20, 110, 160), True, 40), ours[:, ::-1])
+
+
+def test_pillow_stands_in_for_the_resizer(monkeypatch):
+    image = np.random.default_rng(0).integers(0, 255, (120, 170, 3), np.uint8)
+    ours = resize.resize(image, 50, 200)
+    monkeypatch.setattr(resize, "RESIZER", "pillow")
+    theirs = resize.resize(image, 50, 200)
+    assert theirs.shape == ours.shape == (50, 200, 3) and np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+def test_uniform_numbers_depend_on_every_argument():
+    draws = [uniform(*key, (1000,)) for key in ((1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4))]
+    assert all(not np.isin(a, b).any() for a, b in itertools.combinations(draws, 2))
+    assert abs(np.mean(draws) - 0.5) < 0.02 and np.min(draws) >= 0 and np.max(draws) < 1
+    np.testing.assert_array_equal(uniform(1, 2, 3, (10,)), draws[0][:10])
 
 
 def test_crops_have_the_areas_and_aspects_asked_for_and_lie_inside():
-    u = tf.random.stateless_uniform([4000, 11, 4], seed=[1, 2])
-    crops = draw_crops(u, 300, 300, (0.2, 1.0), (3 / 4, 4 / 3)).numpy()
+    u = uniform(1, 2, 0, (4000, *DRAWS))
+    crops = draw_crops(u, 300, 300, (0.2, 1.0), (3 / 4, 4 / 3))
     height, width = crops[:, 2] - crops[:, 0], crops[:, 3] - crops[:, 1]
     assert crops.min() >= 0 and crops[:, 2:].max() <= 300
     area, aspect = height * width / 300**2, width / height
@@ -128,16 +205,16 @@ def test_crops_have_the_areas_and_aspects_asked_for_and_lie_inside():
 
 
 def test_wide_crops_are_as_frequent_as_tall_ones():
-    u = tf.random.stateless_uniform([4000, 11, 4], seed=[1, 2])
-    crops = draw_crops(u, 300, 300, (0.05, 0.2), (1 / 4, 4)).numpy()
+    u = uniform(1, 2, 0, (4000, *DRAWS))
+    crops = draw_crops(u, 300, 300, (0.05, 0.2), (1 / 4, 4))
     aspects = np.log((crops[:, 3] - crops[:, 1]) / (crops[:, 2] - crops[:, 0]))
     assert abs(aspects.mean()) < 0.06  # 0.57 if the aspect itself were uniform
     np.testing.assert_allclose(np.quantile(aspects, [0.25, 0.75]), np.log([1 / 2, 2]), atol=0.08)
 
 
 def test_crops_lie_anywhere_with_independent_rows_and_columns():
-    u = tf.random.stateless_uniform([4000, 11, 4], seed=[1, 2])
-    crops = draw_crops(u, 300, 200, (0.05, 0.1), (3 / 4, 4 / 3)).numpy()
+    u = uniform(1, 2, 0, (4000, *DRAWS))
+    crops = draw_crops(u, 300, 200, (0.05, 0.1), (3 / 4, 4 / 3))
     assert crops[:, :2].min(0).tolist() == [0, 0] and crops[:, 2:].max(0).tolist() == [300, 200]
     places = crops[:, :2] / ([300, 200] - crops[:, 2:] + crops[:, :2])  # 0 to 1
     np.testing.assert_allclose(places.mean(0), 0.5, atol=0.03)
@@ -145,11 +222,10 @@ def test_crops_lie_anywhere_with_independent_rows_and_columns():
 
 
 def _drawn_pairs(views, count=2000):
-    """Crops (count, 2, 4) and flips (count, 2) of pairs drawn from the seeds 0, 1, …, and which of them are valid."""
-    seeds = tf.data.Dataset.range(count).map(lambda i: draw_pair(200, 200, tf.stack([i, 7]), SIZE, views))
-    crops, flipped = next(iter(seeds.batch(count)))
-    arguments = crops[:, 0], crops[:, 1], flipped[:, 0], flipped[:, 1], SIZE, views.min_overlap
-    return crops.numpy(), flipped.numpy(), intersect_views(*arguments)[-1].numpy()
+    """Crops (count, 2, 4) and flips (count, 2) of drawn pairs, and which of them are valid."""
+    u = np.stack([uniform(7, 0, number, (views.draws, 2, *DRAWS)) for number in range(count)])
+    crops, flipped = draw_pairs(u, [(200, 200)] * count, SIZE, views)
+    return crops, flipped, intersect_views(*crops.swapaxes(0, 1), *flipped.T, SIZE, views.min_overlap)[-1]
 
 
 def test_flips_are_even_and_independent_of_place():
@@ -169,8 +245,8 @@ def test_pairs_are_drawn_again_until_they_overlap():
 
 
 def test_a_panorama_falls_back_to_its_central_crop():
-    u = tf.random.stateless_uniform([50, 11, 4], seed=[1, 2])
-    crops = draw_crops(u, 10, 400, (0.9, 1.0), (3 / 4, 4 / 3)).numpy()
+    u = uniform(1, 2, 0, (50, *DRAWS))
+    crops = draw_crops(u, 10, 400, (0.9, 1.0), (3 / 4, 4 / 3))
     assert np.unique(crops, axis=0).tolist() == [[0, 193, 10, 206]]  # floor of the middle, 13 wide
 
 
@@ -181,11 +257,11 @@ def test_unreadable_images_are_named_and_replaced(ramps, tmp_path, caplog):
     broken.write_bytes(broken.read_bytes()[:500])
     paths = list_images(tmp_path)
     bad = BadImages(paths, 0.5)
-    indices = [b["index"].numpy() for b in view_pairs(paths, CONFIG, 0, 2, bad)]
+    indices = [b["index"] for b in _read(paths, bad, 0, 2)]
     assert bad.reasons == {str(broken): "cut short: PNG"}
     assert str(broken) in caplog.text
     assert 3 not in np.concatenate(indices)
-    again = [b["index"].numpy() for b in view_pairs(paths, CONFIG, 0, 2, BadImages(paths, 0.5))]
+    again = [b["index"] for b in _read(paths, BadImages(paths, 0.5), 0, 2)]
     np.testing.assert_array_equal(indices, again)  # the replacement is a function of seed and image
     bad.max_share = 0.01
     error = refusal(bad.check)
@@ -203,7 +279,7 @@ def test_any_pattern_of_unreadable_images_leaves_the_others_where_they_were(ramp
         (tmp_path / f"{order[place]:02d}.png").write_bytes(b"")
     paths = list_images(tmp_path)
     bad = BadImages(paths, 1.0)
-    batches = [{k: v.numpy() for k, v in b.items()} for b in view_pairs(paths, CONFIG, 0, 3, bad)]
+    batches = _read(paths, bad, 0, 3)
     assert len(batches) == 3 and all(len(batch["index"]) == 16 for batch in batches)
     assert set(bad.found) == {order[place] for place in broken}
     whole = _batches(ramps, 0, 3)

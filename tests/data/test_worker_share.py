@@ -4,16 +4,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
 from dupr_tf.config import parse_config
-from dupr_tf.data.bad_images import BadImages
-from dupr_tf.data.image_source import Files
-from dupr_tf.data.pack import PackSettings, pack
+from dupr_tf.data.images.bad_images import BadImages
+from dupr_tf.data.images.listing import list_images
+from dupr_tf.data.images.source import Files
 from dupr_tf.data.pipeline import view_pairs
-from dupr_tf.data.shards import Shards
-from dupr_tf.data.sources import list_images
+from dupr_tf.data.shards.pack import PackSettings, pack
+from dupr_tf.data.shards.read import ShardSource
 
 COUNT, BATCH, PER_EPOCH = 36, 12, 3
 CONFIG = parse_config({"data": {"image_size": 32}, "train": {"batch_size": BATCH, "micro_batches": 1, "seed": 5}})
@@ -32,7 +31,7 @@ def photos(tmp_path_factory):
 def packed(photos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("packed") / "shards"
     pack(photos, folder, PackSettings(images_per_shard=16), workers=1)
-    assert sorted(np.diff(Shards(folder).ends, prepend=0)) == [4, 16, 16]
+    assert sorted(shard.images for shard in ShardSource(folder).shards) == [4, 16, 16]
     return folder
 
 
@@ -40,37 +39,32 @@ def packed(photos, tmp_path_factory):
 def rows_of_one_worker(photos):
     """(steps, batch) the image in each row of each batch."""
     files = list_images(photos)
-    return np.array([batch["index"] for batch in view_pairs(files, CONFIG, 0, PER_EPOCH, BadImages(files, 0.0))])
+    with view_pairs(files, CONFIG, 0, PER_EPOCH, BadImages(files, 0.0)) as batches:
+        return np.array([batch["index"] for batch in batches])
 
 
 def counted(source) -> list[int]:
     """The numbers of the images that are read from a source, one entry for each time."""
-    read = []
-    if isinstance(source, Shards):
-        contents = source.contents
-        source.contents = lambda indices: read.extend(indices.tolist()) or contents(indices)
-    else:
-        plain = source.read
-        noted = lambda index: read.append(int(index)) or index  # noqa: E731
-        source.read = lambda index: plain(tf.ensure_shape(tf.numpy_function(noted, [index], tf.int64), []))
+    read, plain = [], source.read
+    source.read = lambda index: read.append(index) or plain(index)
     return read
 
 
 @pytest.mark.parametrize(
     ("kind", "workers"),
     [
-        ("files", 2),  # shards with 2 workers: test_shards.py
-        pytest.param("files", 4, marks=pytest.mark.slow),
-        pytest.param("shards of unequal size", 4, marks=pytest.mark.slow),
+        ("files", 2),
+        ("files", 4),
+        ("shards of unequal size", 4),
     ],
 )
 def test_each_image_is_read_once_an_epoch_and_by_one_worker_alone(kind, workers, photos, request, rows_of_one_worker):
     epoch, shares = Counter(), []
     for worker in range(workers):
-        source = Files(list_images(photos)) if kind == "files" else Shards(request.getfixturevalue("packed"))
+        source = Files(list_images(photos)) if kind == "files" else ShardSource(request.getfixturevalue("packed"))
         read = counted(source)
-        batches = view_pairs(source, CONFIG, 0, PER_EPOCH, BadImages(source, 0.0), (worker, workers))
-        shares.append(np.array([batch["index"] for batch in batches]))  # (steps, rows)
+        with view_pairs(source, CONFIG, 0, PER_EPOCH, BadImages(source, 0.0), (worker, workers)) as batches:
+            shares.append(np.array([batch["index"] for batch in batches]))  # (steps, rows)
         assert shares[-1].shape == (PER_EPOCH, BATCH // workers)
         assert sorted(read) == sorted(shares[-1].ravel())  # nothing of the others'
         epoch.update(read)

@@ -5,6 +5,7 @@ import pytest
 from dupr_tf.config import parse_config
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.detection.build import build_detector, detector_classes, task_of
+from dupr_tf.detection.labels import LABELS
 from dupr_tf.detection.tasks import TASKS
 from dupr_tf.models.resnet import build_backbone
 
@@ -31,7 +32,7 @@ def test_a_class_derived_from_a_detector_has_its_task():
 @pytest.mark.parametrize("kind", DETECTORS)
 def test_facts_name_tasks_and_fields_that_exist(kind):
     facts, config = DETECTORS[kind].facts, parse_config({"detector": {"kind": kind}})
-    assert facts["task"] in TASKS and "auto" in facts["data"]
+    assert facts["task"] in TASKS and TASKS.keys() == LABELS.keys() and "auto" in facts["data"]
     for data_kind in facts["data"]:
         parse_config({"data": {"kind": data_kind}})
     for field in facts["refuses"]:

@@ -14,12 +14,13 @@ from rich.console import Console
 from dupr_tf.cli import main
 from dupr_tf.commands.report import print_scores
 from dupr_tf.config import dump_config, load_config, parse_config
-from dupr_tf.data.annotations import read_annotations
-from dupr_tf.data.detection import train_batches
+from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.detection.build import build_detector
-from dupr_tf.detection.finetune import detector_optimizer, evaluate, finetune
+from dupr_tf.detection.finetune import evaluate, finetune
+from dupr_tf.detection.labels import labels_entry
 from dupr_tf.detection.saving import load_detector
-from dupr_tf.detection.tasks import detect, labels_entry, naming_bad_images
+from dupr_tf.detection.tasks import detect
+from dupr_tf.detection.training import detector_optimizer
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.models.resnet import build_backbone
 from dupr_tf.training.callbacks import StopOnNonFinite
@@ -126,7 +127,7 @@ def test_keras_and_saved_model_find_the_same_in_files(run, data):
         if count:
             # One by one and not in order: by their last bits, two of nearly the same score may change places.
             far = np.abs(rows_of(one, count)[:, None] - rows_of(other, count)).max(-1)  # (count, count)
-            assert max(far.min(0).max(), far.min(1).max()) < 1e-3
+            assert max(far.min(0).max(), far.min(1).max()) < 0.02  # px; of some pixels a grey level is another
 
 
 def rows_of(found, count):
@@ -184,7 +185,7 @@ def test_signalled_run_resumes_to_the_same_bits(run, data, weights, tmp_path, mo
     command = ["finetune", str(tmp_path / "c.yaml"), "--weights", str(weights), "--data", str(data)]
     command += ["--output", str(tmp_path / "out")]
     with monkeypatch.context() as patch:
-        patch.setattr("dupr_tf.detection.finetune.StopOnNonFinite", Send)
+        patch.setattr("dupr_tf.detection.training.StopOnNonFinite", Send)
         assert main(command) == 128 + number
     assert f"stopped by {number.name} after step 1, which is saved" in capsys.readouterr().err
     assert not (tmp_path / "out" / "detector.keras").exists() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -274,9 +275,8 @@ def test_finetune_refuses_a_config_it_cannot_run(sections, key):
 def test_an_image_that_does_not_decode_is_named(tmp_path):
     root = write_coco(tmp_path / "set", {"train": pictures(4), "val": pictures(2)})
     (root / "images" / "train_002.png").write_bytes(b"not a picture")
-    annotated = read_annotations(root, "train")
-    with pytest.raises(RunFailed, match=r"1 of the 4 .*train_002\.png"), naming_bad_images(annotated):
-        list(train_batches(annotated, config(), 2))
+    with pytest.raises(RunFailed, match=r"1 of the 4 .*train_002\.png"):
+        finetune(config(), "random", root, tmp_path / "out", console=QUIET)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():

@@ -11,10 +11,11 @@ import tensorflow as tf
 
 from dupr_tf.config import load_config
 from dupr_tf.config.detectors import DETECTORS
-from dupr_tf.data.annotations import read_annotations
-from dupr_tf.data.decoding import read_image
-from dupr_tf.data.detection import letterbox
-from dupr_tf.data.segments import read_segments
+from dupr_tf.data.detection import image_rows, read_image
+from dupr_tf.data.images.resize import resize
+from dupr_tf.data.labels.annotations import read_annotations
+from dupr_tf.data.labels.segments import read_segments
+from dupr_tf.data.placing import Place, letterbox, pad_batch
 from dupr_tf.detection.coco_eval import coco_ap
 from dupr_tf.detection.fcn import FCN
 from dupr_tf.detection.rcnn import FasterRCNN, MaskRCNN, paste_masks
@@ -65,14 +66,15 @@ def photos():
     """Eight letterboxed photos (8, S, S, 3) and their annotations in the square's pixels."""
     every = read_annotations(VOC, "train", "voc")
     chosen = [i for i in every.with_boxes() if not every.ignored[i].any()][:IMAGES]
-    images, boxes = [], []
+    rows, boxes = [], []
     for i in chosen:
-        square, scale = letterbox(read_image(tf.io.read_file(every.paths[i]))[None], SIZE)
-        images.append(square[0].numpy())
-        boxes.append(every.boxes[i] * scale.numpy())
+        image = read_image(every.paths[i])
+        place = letterbox(image.shape[:2], SIZE)
+        rows.append(image_rows(image, place))
+        boxes.append(place.move(every.boxes[i]))
     table = {name: tuple(getattr(every, name)[i] for i in chosen) for name in ("paths", "labels", "ignored", "areas")}
     sizes = np.full((len(chosen), 2), SIZE, np.int32)
-    return np.stack(images), dataclasses.replace(every, boxes=tuple(boxes), sizes=sizes, **table)
+    return pad_batch(rows, SIZE)["images"], dataclasses.replace(every, boxes=tuple(boxes), sizes=sizes, **table)
 
 
 def batch_of(images, annotated):
@@ -125,9 +127,10 @@ def segments_overfitted(steps=STEPS):
     every = read_segments(CAMVID, "train", class_names=CAMVID_NAMES, ignore_value=len(CAMVID_NAMES))
     images, segments = [], []
     for i in range(0, 8 * 20, 20):
-        images.append(tf.image.resize(read_image(tf.io.read_file(every.paths[i])), (SIZE, SIZE)).numpy())
-        segments.append(tf.image.resize(every.truth(i)[..., None], (SIZE, SIZE), "nearest")[..., 0].numpy())
-    images, segments = np.stack(images), np.stack(segments).astype(np.int32)
+        images.append(resize(read_image(every.paths[i]), SIZE, SIZE))
+        truth = every.truth(i)
+        segments.append(Place(truth.shape, (SIZE, SIZE), (SIZE, SIZE)).put_values(truth, 255))
+    images, segments = np.stack(images).astype(np.float32), np.stack(segments).astype(np.int32)
     fcn = FCN(build_backbone("resnet18", width=0.25, include_normalization=True), CAMVID_NAMES, head_channels=64)
     rate = keras.optimizers.schedules.CosineDecay(0.0, steps - 20, warmup_target=2e-3, warmup_steps=20)
     fcn.compile(keras.optimizers.AdamW(rate))

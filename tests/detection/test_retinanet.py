@@ -8,8 +8,7 @@ import tensorflow as tf
 from keras_cv.src.bounding_box.converters import _encode_box_to_deltas
 
 from dupr_tf.config import parse_config
-from dupr_tf.data.detection import letterbox
-from dupr_tf.data.placing import scaled_batch
+from dupr_tf.data.placing import to_original
 from dupr_tf.detection.retinanet import (
     ANCHORS_PER_CELL,
     BOX_DEVIATIONS,
@@ -20,6 +19,7 @@ from dupr_tf.detection.retinanet import (
     pyramid_anchors,
 )
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
+from dupr_tf.detection.scaling import letterbox, scaled_batch
 from dupr_tf.errors import UserError
 from dupr_tf.models.layers import norm_layers
 from dupr_tf.models.resnet import build_backbone
@@ -207,13 +207,14 @@ def test_the_saved_model_detects_the_same(detector, tmp_path):
     export_detector(detector, tmp_path / "saved_model")
     served = tf.saved_model.load(str(tmp_path / "saved_model"))
     images = tf.constant(np.random.default_rng(0).integers(0, 256, (3, 50, 90, 3)), tf.uint8)
-    square, scale = letterbox(images, SIZE)
+    square, size = letterbox(images, SIZE)
+    assert size.numpy().tolist() == [36, 64]  # of 50 x 90
     expected = detector.predict(square, verbose=0)
     bare, full = served.serve_square(square), served.signatures["serving_default"](images)
     np.testing.assert_allclose(bare["boxes"], expected["boxes"], atol=1e-4)
     np.testing.assert_allclose(bare["scores"], expected["confidence"], atol=1e-6)
     np.testing.assert_array_equal(full["classes"], expected["classes"])
-    clipped = np.clip(expected["boxes"] / scale, 0, [90, 50, 90, 50])
+    clipped = to_original(expected["boxes"], [36 / 50, 64 / 90], (50, 90))
     np.testing.assert_allclose(full["boxes"], np.where(expected["classes"][..., None] >= 0, clipped, -1), atol=1e-3)
     assert [name.decode() for name in served.class_names().numpy()] == list(NAMES)
 
@@ -313,8 +314,8 @@ def test_the_saved_model_of_any_size_scales_as_the_evaluation_does(detector, tmp
     twin = of_any_size(test_short_side=48, max_long_side=80)
     twin.set_weights(detector.get_weights())
     image = np.random.default_rng(0).integers(0, 256, (1, 40, 100, 3), np.uint8)
-    padded, scale = scaled_batch(image, 48, 80)  # the long side decides: 80 / 100
-    assert padded.shape == (1, 32, 96, 3) and float(scale) == pytest.approx(0.8)
+    padded, size = scaled_batch(image, 48, 80)  # the long side decides: 80 / 100
+    assert padded.shape == (1, 32, 96, 3) and size.numpy().tolist() == [32, 80]
     expected = twin.predict_on_batch({"images": padded, "image_sizes": [[32.0, 80.0]]})
     export_detector(twin, tmp_path)
     served = tf.saved_model.load(str(tmp_path))

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dupr_tf import ops
+from dupr_tf.data.views import intersect_views
 from tests import oracles
 
 FEW = settings(max_examples=8, deadline=None, derandomize=True, database=None)
@@ -209,19 +210,11 @@ def test_unknown_shapes(form):
 @pytest.mark.parametrize("flipped_1", [False, True])
 @pytest.mark.parametrize("flipped_2", [False, True])
 def test_patches_of_two_views_show_the_same_place(flipped_1, flipped_2):
-    crops, flips = (
-        np.array([[[20.0, 10.0, 180.0, 330.0]], [[60.0, 100.0, 460.0, 420.0]]]),
-        (flipped_1, flipped_2),
-    )
+    crops = np.array([[[20.0, 10.0, 180.0, 330.0]], [[60.0, 100.0, 460.0, 420.0]]])
+    flips = flipped_1, flipped_2
     cells = ramp(14, 14)[None] / 14  # 0..1 within the view
-    boxes = ops.intersect_views(
-        tf.constant(crops[0], tf.float32),
-        tf.constant(crops[1], tf.float32),
-        tf.constant([flipped_1]),
-        tf.constant([flipped_2]),
-        224,
-    )
-    assert bool(boxes[2][0])
+    boxes = intersect_views(*crops, *np.array(flips)[:, None], 224)
+    assert boxes[2][0]
     patches = []
     for crop, flip, box in zip(crops[:, 0], flips, boxes[:2], strict=True):
         shown = cells[:, :, ::-1] if flip else cells

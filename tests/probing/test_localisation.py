@@ -5,15 +5,16 @@ import pytest
 import tensorflow as tf
 
 from dupr_tf.config import ViewsConfig
-from dupr_tf.data.annotations import AnnotatedImages
+from dupr_tf.data.labels.annotations import AnnotatedImages
+from dupr_tf.data.views import DRAWS, intersect_views, uniform
 from dupr_tf.errors import UserError
-from dupr_tf.ops.boxes import intersect_views
 from dupr_tf.probing import affinity as affine
 from dupr_tf.probing import matching as match
 from dupr_tf.probing import retrieval as retrieve
 from dupr_tf.probing import sensitivity as sensitive
 from dupr_tf.probing.features import pool, unit
-from dupr_tf.probing.pairs import crops_holding, pick_objects
+from dupr_tf.probing.labelled import pick_objects
+from dupr_tf.probing.pairs import crops_holding
 from tests import oracles_probing as oracles
 
 SIZE, SIDE = 64, 8
@@ -35,12 +36,9 @@ def places_as_features(points, sigma=6.0, seed=0):
 def pair_of(case):
     """A ViewPair of one, without pixels."""
     crop_1, crop_2, flipped_1, flipped_2 = case
-    boxes_1, boxes_2, valid = intersect_views(
-        tf.constant([crop_1], tf.float32), tf.constant([crop_2], tf.float32), tf.constant([flipped_1]),
-        tf.constant([flipped_2]), SIZE, 8.0,
-    )  # fmt: skip
-    found = {"boxes_1": boxes_1.numpy(), "boxes_2": boxes_2.numpy(), "valid": valid.numpy()}
-    return {**found, "flipped_1": np.array([flipped_1]), "flipped_2": np.array([flipped_2])}
+    flips = {"flipped_1": np.array([flipped_1]), "flipped_2": np.array([flipped_2])}
+    boxes_1, boxes_2, valid = intersect_views([crop_1], [crop_2], *flips.values(), SIZE, 8.0)
+    return {"boxes_1": boxes_1, "boxes_2": boxes_2, "valid": valid, **flips}
 
 
 def source_points(crop, flipped, side=SIDE):
@@ -242,14 +240,17 @@ def test_objects_are_neither_tiny_nor_all_of_the_image_nor_difficult():
 
 
 def test_crops_hold_the_object():
-    for seed in range(8):
-        crops = crops_holding(tf.constant([30.0, 40.0, 60.0, 80.0]), 100, 120, [0, seed], ViewsConfig()).numpy()
+    def crops_of(box, number, **views):
+        return crops_holding(np.array(box), 100, 120, uniform(0, 0, number, (64, 2, *DRAWS)), ViewsConfig(**views))
+
+    for number in range(8):
+        crops = crops_of([30.0, 40.0, 60.0, 80.0], number)
         assert (crops[:, :2] <= [30, 40]).all() and (crops[:, 2:] >= [60, 80]).all()
         assert (crops[:, :2] >= 0).all() and (crops[:, 2:] <= [100, 120]).all()
-    whole = crops_holding(tf.constant([0.0, 0.0, 100.0, 120.0]), 100, 120, [0, 0], ViewsConfig(crop_area=(0.2, 0.5)))
-    assert whole.numpy().tolist() == [[0, 0, 100, 120]] * 2
-    large = tf.constant([20.0, 20.0, 90.0, 110.0])  # no crop of at most a fifth of the area holds it
-    crops = crops_holding(large, 100, 120, [0, 1], ViewsConfig(crop_area=(0.1, 0.2))).numpy()
+    whole = crops_of([0.0, 0.0, 100.0, 120.0], 0, crop_area=(0.2, 0.5))
+    assert whole.tolist() == [[0, 0, 100, 120]] * 2
+    # No crop of at most a fifth of the area holds it.
+    crops = crops_of([20.0, 20.0, 90.0, 110.0], 1, crop_area=(0.1, 0.2))
     assert (crops[:, :2] <= [20, 20]).all() and (crops[:, 2:] >= [90, 110]).all() and (crops[0] != crops[1]).any()
 
 

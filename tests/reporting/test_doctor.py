@@ -13,10 +13,10 @@ from PIL import Image
 
 from dupr_tf.cli import main
 from dupr_tf.config import dump_config, parse_config
-from dupr_tf.data.bad_images import BadImages
-from dupr_tf.data.image_source import Files
+from dupr_tf.data.images.bad_images import BadImages
+from dupr_tf.data.images.listing import list_images
+from dupr_tf.data.images.source import Files
 from dupr_tf.data.pipeline import view_pairs
-from dupr_tf.data.sources import list_images
 from dupr_tf.reporting import advice
 from dupr_tf.reporting.folder_statistics import Overlap, Sizes, look_at_sizes, simulate_overlap
 from dupr_tf.training.collapse import patience
@@ -59,8 +59,8 @@ def test_the_simulated_overlap_is_what_the_pipeline_draws(photos):
     """Not of the same seeds: both are estimates of one share."""
     paths = [path for path in list_images(photos) if path.endswith(".png")]
     settings = config(views={"draws": 1, "min_overlap": 12}, train={"batch_size": 30})
-    batches = view_pairs(Files(paths), settings, 0, 10, BadImages(paths, 1.0))
-    seen = np.concatenate([batch["valid"].numpy() for batch in batches])
+    with view_pairs(Files(paths), settings, 0, 10, BadImages(paths, 1.0)) as batches:
+        seen = np.concatenate([batch["valid"] for batch in batches])
     overlap = simulate_overlap(look_at_sizes(Files(paths)).sizes, settings, pairs=500)
     spread = math.sqrt(seen.mean() * (1 - seen.mean()) * (1 / len(seen) + 1 / 500))
     assert 0.3 < seen.mean() < 0.97 and abs(overlap.valid - seen.mean()) < 4 * spread

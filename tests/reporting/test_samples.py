@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from dupr_tf.cli import main
-from dupr_tf.data.image_source import Files
-from dupr_tf.data.sources import list_images
+from dupr_tf.data.images.listing import list_images
+from dupr_tf.data.images.source import Files
 from dupr_tf.reporting.folders import read_folders
 from dupr_tf.reporting.samples import sample_views
 from tests.reporting.run_folders import CONFIG, Page, write_run

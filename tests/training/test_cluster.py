@@ -15,7 +15,6 @@ from dupr_tf.cli import main
 from dupr_tf.config import parse_config
 from dupr_tf.errors import RunFailed, RunInterrupted, UserError, WorkerLost
 from dupr_tf.models.multi_worker import check_keras
-from dupr_tf.remote_path import RemoteError
 from dupr_tf.training.cluster import Cluster, cluster_of, read_cluster, refuse_cluster
 from dupr_tf.training.cluster_link import Link, verdict
 from dupr_tf.training.cluster_wire import HELLO
@@ -343,7 +342,6 @@ def test_what_ended_a_run_has_an_exit_code(capsys):
     assert verdict(RunFailed("full")) == (1, "full")
     assert verdict(WorkerLost("gone")) == (WorkerLost.code, "gone")
     assert verdict(UserError("x", "It is wrong."))[0] == 2
-    assert verdict(RemoteError("gs://a is not reached")) == (2, "gs://a is not reached")
     assert verdict(ValueError("a defect")) == (1, "ValueError: a defect")
     assert "a defect" in capsys.readouterr().err  # with its traceback
 

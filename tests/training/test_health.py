@@ -12,8 +12,8 @@ from PIL import Image
 
 from dupr_tf.cli import main
 from dupr_tf.config import dump_config, parse_config
-from dupr_tf.data.bad_images import BadImages
-from dupr_tf.data.sources import list_images
+from dupr_tf.data.images.bad_images import BadImages
+from dupr_tf.data.images.listing import list_images
 from dupr_tf.training import callbacks, metrics_log
 from dupr_tf.training.checkpoints import saved_checkpoints
 from dupr_tf.training.health import StopOnDivergence, WarnOfCollapse, patience

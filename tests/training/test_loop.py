@@ -1,29 +1,38 @@
 """The loop: validation changes nothing, and a cut run is the run."""
 
 import json
+import time
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from dupr_tf.errors import RunInterrupted
-from dupr_tf.training.callbacks import Validate
+from dupr_tf.data.reader import Block, Reader
+from dupr_tf.errors import RunFailed, RunInterrupted
+from dupr_tf.training.callbacks import StepCallback, Validate
 from dupr_tf.training.checkpoints import RunCheckpoints
+from dupr_tf.training.feed import feed
 from dupr_tf.training.loop import chief_callbacks, train
 from dupr_tf.training.metrics_log import MetricsLog
 
 TOTAL, PER_EPOCH, BATCH = 11, 4, 8
 
 
-def batches(first, last):
+SIGNATURE = {"x": ((BATCH, 5), np.float32), "y": ((BATCH, 1), np.float32)}
+
+
+def block(step):
     """Batches that are functions of the step."""
+    x = np.random.default_rng([3, step]).normal(size=(BATCH, 5)).astype(np.float32)
+    return Block({"x": x, "y": x.sum(1, keepdims=True)})
 
-    def batch(step):
-        x = tf.random.stateless_normal((BATCH, 5), [3, step])
-        return x, tf.reduce_sum(x, axis=1, keepdims=True)
 
-    return tf.data.Dataset.range(first, last).map(batch)
+def batches(first, last):
+    return Reader(block, first, last, SIGNATURE)
+
+
+def pairs(reader):
+    return feed(reader).map(lambda batch: (batch["x"], batch["y"]))
 
 
 def model():
@@ -47,12 +56,13 @@ def run_loop(run, every=0, signals=(), log_every=3):
     metrics = MetricsLog(run, first, TOTAL, PER_EPOCH, BATCH, log_every, state=checkpoints.extra)
 
     def validation():
-        scores = network.evaluate(batches(100, 102), verbose=0, return_dict=True)
+        with batches(100, 102) as reader:
+            scores = network.evaluate(pairs(reader), verbose=0, return_dict=True)
         return {"loss": scores["loss"]}, {}
 
     slot = Validate(validation, every, first, TOTAL) if every else None
     callbacks = chief_callbacks(metrics, checkpoints, 2, list(signals), validation=slot)
-    train(network, batches, (first, TOTAL), PER_EPOCH, callbacks)
+    train(network, batches, (first, TOTAL), PER_EPOCH, callbacks, as_dataset=pairs)
     metrics.close()
     return network.get_weights()
 
@@ -91,6 +101,32 @@ def test_signals_at_every_step_lose_nothing(tmp_path):
         for name in ("epoch", "loss", "mae", "learning_rate"):
             assert received[step][name] == line[name], (step, name)
     assert list(expected) == list(received)
+
+
+@pytest.mark.parametrize("in_callback", [False, True])
+def test_what_ended_the_reader_ends_the_training_unless_a_callback_did(in_callback):
+    opened = []
+
+    def failing(step):
+        return block(step) if step < 2 else Block({}, ((step, "gone"),))
+
+    def refuse(image, reason):
+        raise RunFailed(f"image {image}: {reason}")
+
+    def open_reader(first, last):
+        opened.append(Reader(failing, first, last, SIGNATURE, on_bad=refuse))
+        return opened[-1]
+
+    class Stop(StepCallback):
+        def on_step(self, step, logs):
+            while in_callback and opened[-1].error is None:  # the reader is ahead
+                time.sleep(0.01)
+            if in_callback:
+                raise RunFailed("a callback's")
+
+    with pytest.raises(RunFailed, match="a callback's" if in_callback else "image 2: gone"):
+        train(model(), open_reader, (0, TOTAL), PER_EPOCH, [Stop(0)], as_dataset=pairs)
+    assert len(opened) == 1 and len(opened[0]) == 0  # it is closed
 
 
 def test_logged_loss_is_the_mean_of_the_steps_since_the_line_before(tmp_path):

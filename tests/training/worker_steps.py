@@ -20,7 +20,7 @@ import tensorflow as tf
 from dupr_tf.models import DUPR
 from dupr_tf.models.multi_worker import MultiWorkerDUPR
 from dupr_tf.training.cluster import read_cluster
-from dupr_tf.training.distribution import choose_strategy, distributed, is_multi_worker, scope
+from dupr_tf.training.distribution import choose_strategy, distribute, is_multi_worker, scope
 from dupr_tf.training.optimizers import CoupledSGD
 from tests.models.random_batches import GROUP, batches
 from tests.models.test_golden import STAGES, TinyBackbone
@@ -45,14 +45,13 @@ def run(devices: int) -> dict:
         model.optimizer.build(model.query_variables)
     elements, losses = list(batches(STEPS, GROUP * GROUPS)), []
 
-    def own_batches(worker):
-        index, workers = worker
-        rows = GROUP * GROUPS // workers
-        part = {k: np.stack([e[k][index * rows : (index + 1) * rows] for e in elements]) for k in elements[0]}
-        return tf.data.Dataset.from_tensor_slices(part).unbatch().batch(rows, drop_remainder=True)
+    index, workers = (cluster.index, len(cluster.addresses)) if cluster else (0, 1)
+    rows = GROUP * GROUPS // workers
+    part = {k: np.stack([e[k][index * rows : (index + 1) * rows] for e in elements]) for k in elements[0]}
+    own_rows = tf.data.Dataset.from_tensor_slices(part).unbatch().batch(rows, drop_remainder=True)
 
     record = keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: losses.append(float(logs["loss"])))
-    data = distributed(strategy, own_batches)
+    data = distribute(strategy, own_rows)
     model.fit(data, epochs=1, steps_per_epoch=STEPS, verbose=0, shuffle=False, callbacks=[record])
     (bank,) = model.banks.values()
     weights = np.concatenate([v.numpy().ravel() for v in model.query_variables])

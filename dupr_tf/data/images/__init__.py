@@ -1,1 +1,1 @@
-"""Image files: listing them, decoding them, and what to do with those that cannot be used. Nothing imports TensorFlow."""
+"""Image files: listing, decoding, resizing, and those that cannot be used."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import errno
 import hashlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from dupr_tf.data.images.decode import Unusable
 
+AHEAD = 8  # images each thread may be ahead, which bounds the memory
 MAX_BYTES = 1 << 30  # of an encoded image
 FILE_ERRORS = {
     errno.ENOENT: "no file: missing, or a link to nowhere",
@@ -92,3 +95,18 @@ def _open_without_waiting(path, flags: int) -> int:
 def as_source(images: ImageSource | Sequence[str]) -> ImageSource:
     """A list of paths as a source; a source as it is."""
     return images if isinstance(images, ImageSource) else Files(images)
+
+
+def map_in_order(work: Callable, items: Iterable, workers: int) -> Iterator:
+    """Results of `work` in the order of the items, by threads that are at most `AHEAD` items each in front of it."""
+    running = collections.deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            running.append(pool.submit(work, item))
+            if len(running) == AHEAD * workers:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    finally:  # after an error, images that nobody waits for
+        pool.shutdown(cancel_futures=True)

@@ -8,11 +8,12 @@ import pytest
 import tensorflow as tf
 
 from dupr_tf.config import parse_config
-from dupr_tf.data.placing import scaled_batch
+from dupr_tf.data.placing import to_original
 from dupr_tf.detection import rcnn
 from dupr_tf.detection.build import build_detector
 from dupr_tf.detection.rcnn import FasterRCNN
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
+from dupr_tf.detection.scaling import scaled_batch
 from dupr_tf.errors import UserError
 from dupr_tf.models.layers import norm_layers
 from dupr_tf.models.resnet import build_backbone
@@ -128,12 +129,12 @@ def test_the_saved_model_detects_the_same(made, tmp_path):
     export_detector(detector, tmp_path / "saved_model")
     served = tf.saved_model.load(str(tmp_path / "saved_model"))
     images = tf.constant(np.random.default_rng(0).integers(0, 256, (2, 90, 120, 3)), tf.uint8)
-    padded, scale = scaled_batch(images, detector.test_short_side, detector.max_long_side)
-    assert padded.shape == (2, 64, 96, 3) and float(scale) == pytest.approx(64 / 90)
-    expected = detector({"images": padded, "image_sizes": tf.constant([[90.0, 120.0]] * 2) * scale})
+    padded, size = scaled_batch(images, detector.test_short_side, detector.max_long_side)
+    assert padded.shape == (2, 64, 96, 3) and size.numpy().tolist() == [64, 85]
+    expected = detector({"images": padded, "image_sizes": tf.constant([[64.0, 85.0]] * 2)})
     full = served.signatures["serving_default"](images)
     same({**full, "confidence": full["scores"], "boxes": expected["boxes"]}, {**expected, "scores": full["scores"]})
-    boxes = np.clip(expected["boxes"] / scale, 0, [120, 90, 120, 90])
+    boxes = to_original(expected["boxes"], [64 / 90, 85 / 120], (90, 120))
     np.testing.assert_allclose(full["boxes"], np.where(expected["classes"][..., None] >= 0, boxes, -1), atol=1e-3)
     assert full["boxes"].numpy().max() > 96 and full["classes"].dtype == tf.int32
     assert [name.decode() for name in served.class_names().numpy()] == list(NAMES)

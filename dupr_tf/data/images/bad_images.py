@@ -1,0 +1,159 @@
+"""The list of the images that a run had to skip, and why."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from dupr_tf.data.images.decode import MAX_PIXELS, Unusable, decode
+from dupr_tf.data.images.source import Files, ImageSource, as_source, read_file
+from dupr_tf.errors import RunFailed, UserError
+from dupr_tf.files import write_whole
+from dupr_tf.text import escape
+
+log = logging.getLogger(__name__)
+HEADER = "name\treason"
+WRITE_EVERY = 10.0  # seconds between two writings of the list while a run goes on
+
+
+def unusable_reason(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> str:
+    """Why training would skip a file, as `kind of reason: details`; "" if it would not. Decodes all of it."""
+    try:
+        decode(read_file(path), max_pixels)
+        return ""
+    except Unusable as error:
+        return str(error)
+
+
+class BadImages:
+    """The unusable images met so far: named in the log once, counted, held against a budget, listed in a file.
+
+    Args:
+        images: the source, or a list of paths.
+        max_share: share of them that may be unusable.
+        max_pixels: of an image; one of more is unusable.
+        report: file for the list, a line of name and reason each, replaced as a whole every few seconds. What an
+            earlier start of the run left there is looked at again by `check_readable`, where images are files.
+            None: no file.
+
+    Attributes:
+        writes: whether the file may be written; false until a run has checked its start.
+    """
+
+    def __init__(
+        self,
+        images: ImageSource | Sequence[str],
+        max_share: float,
+        max_pixels: int = MAX_PIXELS,
+        report: str | Path | None = None,
+    ):
+        self.source, self.max_share, self.max_pixels = as_source(images), max_share, max_pixels
+        self.report = None if report is None else Path(report)
+        self.found: dict[int, str] = {}
+        self.writes = True
+        self._lock, self._written, self._write_at = threading.Lock(), 0, 0.0
+
+    def name(self, index: int) -> str:
+        """The name of an image, in one line."""
+        return escape(self.source.name(index))
+
+    def is_bad(self, index: int) -> bool:
+        """Decodes image `index`, and notes it if it cannot be used."""
+        try:
+            decode(self.source.read(index), self.max_pixels)
+            return False
+        except Unusable as error:
+            self.add(index, str(error))
+            return True
+
+    def add(self, index: int, reason: str) -> None:
+        """Notes that image `index` cannot be used."""
+        with self._lock:
+            if index not in self.found:
+                self.found[index] = reason
+                log.warning("skipped: %s (%s)", self.name(index), reason)
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """{name: reason}, in the order of the source."""
+        return {self.name(index): self.found[index] for index in sorted(self.found)}
+
+    @property
+    def over_budget(self) -> bool:
+        return len(self.found) > self.max_share * len(self.source)
+
+    def check(self, running: bool = False) -> None:
+        """Refuses more unusable images than allowed; keeps the list on disk up to date.
+
+        Args:
+            running: whether training has begun.
+
+        Raises:
+            UserError: there are too many, and training has not begun.
+            RunFailed: there are too many, and it has.
+        """
+        if self.over_budget:
+            self.close()
+            where = f", listed in {self.report}" if self.report and self.report.exists() else ""
+            error = UserError(
+                "data.max_bad_share",
+                f"{len(self.found)} of {len(self.source)} images cannot be used, where {self.max_share:.2%} may be "
+                f"skipped: {count_reasons(self.found.values())}{where}, the first is "
+                f"{self.name(next(iter(self.found)))}.",
+                "Mend or remove them, or raise --data.max_bad_share.",
+            )
+            raise RunFailed(str(error)) if running else error
+        if time.monotonic() >= self._write_at:
+            self.close()
+
+    def close(self) -> None:
+        """Writes the list, whole or not at all, if there is anything new to write."""
+        self._write_at = time.monotonic() + WRITE_EVERY
+        with self._lock:
+            found = dict(self.found)
+        if self.report is None or not self.writes or len(found) == self._written or not self.report.parent.is_dir():
+            return  # a run that is refused before it begins makes no folder
+        lines = [HEADER, *(f"{self.name(index)}\t{found[index]}" for index in sorted(found))]
+        write_whole(self.report, "\n".join(lines) + "\n")
+        self._written = len(found)
+
+    def earlier(self) -> list[int]:
+        """The files that an earlier start of the run listed and that are still in the source."""
+        if self.report is None or not self.report.exists() or not isinstance(self.source, Files):
+            return []  # to learn the names of packed images, all of them would have to be read
+        lines = self.report.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+        names = {line.split("\t")[0] for line in lines}
+        self._written = -1  # if all of them were mended, the list on disk is to be replaced by an empty one
+        return [index for index in range(len(self.source)) if self.name(index) in names]
+
+
+def check_readable(images: ImageSource | Sequence[str], bad: BadImages, tries: int = 64) -> None:
+    """Decodes images spread over the source, and those known to be bad from earlier, before a run begins.
+
+    Raises:
+        UserError: none of them can be decoded, or too many cannot.
+    """
+    count = len(images)
+    spread = range(0, count, max(1, count // tries))
+    readable = sum(not bad.is_bad(index) for index in spread)
+    if not readable:
+        raise UserError(
+            None,
+            f"None of {len(spread)} images tried can be decoded, of {count}; the first is {bad.name(0)} "
+            f"({bad.found[0]}).",
+            "Pass a folder of photos.",
+        )
+    for index in bad.earlier():
+        bad.is_bad(index)
+    bad.check()
+
+
+def count_reasons(reasons: Iterable[str]) -> str:
+    """`2 cut short, 1 empty`, the most frequent first."""
+    counts = collections.Counter(reason.split(":")[0] for reason in reasons)
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())

@@ -1,0 +1,177 @@
+"""Masks of objects, kept as run lengths: COCO's polygons and RLE in, pieces of a fixed size out.
+
+A mask is held as pycocotools' compressed counts (bytes), a few hundred bytes where its pixels are a million; the size
+(height, width) it is of is the image's. Pixels run down the columns, first a run of zeros.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from dupr_tf.errors import UserError
+
+MASK_SIDE = 56  # px: what a batch holds of an object is its box, resampled to this
+NO_POLYGON = "polygons that are none (odd, short or not finite), left out"
+OTHER_MASK = "masks of another size than their image"
+NO_MASK = "masks that cannot be read"
+Size = Sequence[int]  # height, width
+
+
+def read_mask(segmentation: Any, size: Size, counts: collections.Counter) -> bytes | None:
+    """The mask an annotation describes; None where it describes no pixel. What is wrong with it is counted.
+
+    Args:
+        segmentation: COCO's list of polygons (x, y, x, y, … in px), a dict of `size` and `counts` (run lengths, or
+            pycocotools' string of them), run lengths that were checked before (bytes), or anything a file may hold.
+        size: height and width of the image.
+        counts: gets `NO_POLYGON`, `OTHER_MASK` or `NO_MASK`.
+    """
+    if isinstance(segmentation, bytes):
+        return segmentation
+    try:
+        if isinstance(segmentation, dict):
+            mask = _from_runs(segmentation, size, counts)
+        else:
+            mask = _from_polygons(segmentation or (), size, counts)
+    except (KeyError, TypeError, ValueError, OverflowError, IndexError):
+        counts[NO_MASK] += 1
+        return None
+    return mask if mask is not None and area_of(mask, size) > 0 else None
+
+
+def _from_polygons(polygons, size: Size, counts: collections.Counter) -> bytes | None:
+    """The union of those that are polygons: three points or more, every number finite."""
+    usable = [points for points in map(_points, polygons) if points is not None]
+    counts[NO_POLYGON] += len(polygons) - len(usable)
+    if not usable:
+        return None
+    # Points far outside would have pycocotools walk every pixel of the way.
+    reach = np.array([size[1], size[0]], np.float64)
+    clipped = [np.clip(points, -reach, 2 * reach).ravel().tolist() for points in usable]
+    return coco_mask.merge(coco_mask.frPyObjects(clipped, *map(int, size)))["counts"]
+
+
+def _points(polygon) -> np.ndarray | None:
+    """(n, 2) float64 x, y; None where it is no polygon."""
+    try:
+        numbers = np.asarray(polygon, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    good = numbers.ndim == 1 and numbers.size >= 6 and numbers.size % 2 == 0 and np.isfinite(numbers).all()
+    return numbers.reshape(-1, 2) if good else None
+
+
+def _from_runs(segmentation: dict, size: Size, counts: collections.Counter) -> bytes | None:
+    if list(segmentation["size"]) != list(map(int, size)):
+        counts[OTHER_MASK] += 1
+        return None
+    runs = segmentation["counts"]
+    if isinstance(runs, str | bytes):
+        runs = _unpacked(runs.encode("ascii") if isinstance(runs, str) else runs)
+    return from_runs(runs, size)
+
+
+def from_runs(runs: Sequence[int], size: Size) -> bytes:
+    """Compressed counts of the run lengths of zeros, ones, zeros, … down the columns of an image.
+
+    Raises:
+        UserError: they do not make up the image; pycocotools would fill the rest with what was in memory.
+    """
+    height, width = map(int, size)
+    runs = [int(run) for run in runs]
+    if sum(runs) != height * width or min(runs, default=-1) < 0:
+        raise UserError("runs", f"Expected runs of {height * width} pixels, received {sum(runs)}.", "Correct the mask.")
+    return coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"]
+
+
+def _unpacked(text: bytes) -> list[int]:
+    """The run lengths in pycocotools' string: six bits a character, the upper one for "more follows".
+
+    From the third on, each is stored as its difference from the one before the last. pycocotools itself reads past the
+    end of a string whose last number goes on.
+    """
+    sixes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero(sixes < 32)
+    first = np.append(0, last[:-1] + 1)
+    digits = last - first + 1 if last.size else np.zeros(1)
+    if sixes.size != digits.sum() or digits.max() > 7 or sixes.min() < 0 or sixes.max() > 63:
+        raise ValueError("no run lengths")
+    shifts = 5 * (np.arange(sixes.size) - first.repeat(digits))
+    runs = np.add.reduceat((sixes & 31) << shifts, first) - ((sixes[last] & 16) << (5 * digits - 4))  # less the sign
+    for start in (1, 2):
+        runs[start::2] = runs[start::2].cumsum()
+    return runs.tolist()
+
+
+def mask_of_box(box: np.ndarray, size: Size) -> bytes:
+    """The rectangle itself; `box` is x1 y1 x2 y2."""
+    corners = np.asarray(box, np.float64)
+    (mask,) = coco_mask.frPyObjects(np.concatenate([corners[:2], corners[2:] - corners[:2]])[None], *map(int, size))
+    return mask["counts"]
+
+
+def as_coco(mask: bytes, size: Size) -> dict:
+    """A mask as pycocotools takes it."""
+    return {"size": [int(size[0]), int(size[1])], "counts": mask}
+
+
+def area_of(mask: bytes, size: Size) -> int:
+    """Pixels."""
+    return int(coco_mask.area(as_coco(mask, size)))
+
+
+def pixels_of(mask: bytes, size: Size) -> np.ndarray:
+    """(H, W) uint8, 0 or 1."""
+    return coco_mask.decode(as_coco(mask, size))
+
+
+def mask_from_pixels(pixels: np.ndarray) -> bytes:
+    """The mask of an array (H, W), nonzero where the object is."""
+    return coco_mask.encode(np.asfortranarray(pixels != 0, np.uint8))["counts"]
+
+
+def masks_by_value(values: np.ndarray) -> dict[int, bytes]:
+    """The mask of every value that occurs in (H, W) integers, in one pass over the pixels."""
+    flat = np.asarray(values).T.ravel()
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1])
+    ends, owners = np.append(starts[1:], flat.size), flat[starts]
+    masks = {}
+    for value in np.unique(owners):
+        own = owners == value
+        first, last = starts[own], ends[own]
+        gaps = first - np.concatenate([[0], last[:-1]])
+        runs = np.append(np.stack([gaps, last - first], 1).ravel(), flat.size - last[-1])
+        masks[int(value)] = from_runs(runs.tolist(), np.shape(values))
+    return masks
+
+
+def crop_masks(masks: Sequence[bytes], size: Size, boxes: np.ndarray, side: int = MASK_SIDE) -> np.ndarray:
+    """Each mask cut to its box and resampled: a cell is 1 where the mask covers half of it or more.
+
+    Args:
+        masks: n of an image of `size`.
+        boxes: (n, 4) x1 y1 x2 y2 in its pixels, fractions allowed, inside it.
+        side: cells along each side of the result.
+
+    Returns:
+        (n, side, side) uint8.
+    """
+    crops = np.zeros((len(masks), side, side), np.uint8)
+    for crop, mask, box in zip(crops, masks, np.asarray(boxes, np.float64), strict=True):
+        (x1, y1), (x2, y2) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
+        window = pixels_of(mask, size)[y1:y2, x1:x2]
+        rows = _overlaps(box[1] - y1, box[3] - y1, side, window.shape[0])
+        columns = _overlaps(box[0] - x1, box[2] - x1, side, window.shape[1])
+        crop[:] = rows @ window @ columns.T >= 0.5 * (box[2:] - box[:2]).prod() / side**2 - 1e-9
+    return crops
+
+
+def _overlaps(low: float, high: float, cells: int, pixels: int) -> np.ndarray:
+    """(cells, pixels): how much of each pixel lies in each of the equal cells between two positions."""
+    edges, starts = np.linspace(low, high, cells + 1)[:, None], np.arange(pixels)
+    return (np.minimum(edges[1:], starts + 1) - np.maximum(edges[:-1], starts)).clip(0)

@@ -1,0 +1,1 @@
+"""Packed images: ArrayRecord files, the names beside them, and a manifest."""

@@ -1,0 +1,277 @@
+"""Packs a folder of images into shards. Whatever ends a pack, the same command resumes it, to the same bytes.
+
+A shard is a function of files and settings alone: shard i takes the i-th stretch of the order. It is finished once its
+sidecar is there, so a resumed pack looks for sidecars and writes the missing shards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from dupr_tf.data.images.decode import Unusable
+from dupr_tf.data.images.listing import list_images
+from dupr_tf.data.images.source import map_in_order
+from dupr_tf.data.shards.encode import encoder_version, packed_image
+from dupr_tf.data.shards.manifest import FORMAT, MANIFEST, MAX_IMAGES, PROGRESS, Shard, read_manifest, read_sealed, seal
+from dupr_tf.data.shards.read import import_array_record
+from dupr_tf.errors import RunFailed, UserError, is_disk_full
+from dupr_tf.files import publish, sha256_of, write_whole
+from dupr_tf.text import escape, one_line
+
+log = logging.getLogger(__name__)
+BAD_IMAGES = "bad_images.tsv"
+Files = list[tuple[str, int]]  # name and bytes
+Finished = dict[int, tuple[Shard, list[tuple[str, str]]]]  # by number; with (name, reason) of the files left out
+
+
+@dataclasses.dataclass(frozen=True)
+class PackSettings:
+    """The settings that decide the bytes of the shards.
+
+    Args:
+        long_side: px; larger images are shrunk to it and stored as JPEG. None keeps the bytes of every file.
+        quality: of those JPEGs, 1..100.
+        images_per_shard: files a shard takes, at least 1.
+        shuffle: whether files come in an order drawn from `seed` instead of that of their names.
+        seed: of that order.
+    """
+
+    long_side: int | None = None
+    quality: int = 95
+    images_per_shard: int = 2000
+    shuffle: bool = True
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, low, high in (("long_side", 16, 65500), ("quality", 1, 100), ("images_per_shard", 1, MAX_IMAGES)):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                flag, fix = f"--{name.replace('_', '-')}", f"Pass {max(low, min(value, high))}."
+                raise UserError(flag, f"Expected {low} to {high}, received {value}.", fix)
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """The result of a pack: the shards, and (name, reason) of each file that is not in them."""
+
+    shards: tuple[Shard, ...]
+    written: int  # shards written by this call; the others were there
+    bad: tuple[tuple[str, str], ...]
+
+    @property
+    def images(self) -> int:
+        return sum(shard.images for shard in self.shards)
+
+
+def pack(
+    root: str | Path,
+    output: str | Path,
+    settings: PackSettings | None = None,
+    workers: int | None = None,
+    max_bad_share: float = 0.01,
+) -> Packed:
+    """Writes shards of a folder of images, their sidecars, `shards.json` and `bad_images.tsv`.
+
+    Args:
+        root: folder of images, or a COCO or VOC root.
+        output: folder of the shards.
+        settings: None takes the defaults.
+        workers: threads that read, check and encode; None takes one a CPU.
+        max_bad_share: share of the files that may be unreadable.
+
+    Raises:
+        UserError: no images, or an output of other files or settings.
+        RunFailed: the disk is full, or too many images are unreadable.
+    """
+    workers = workers or os.cpu_count() or 1
+    if not 0 <= max_bad_share <= 1:
+        raise UserError("--max-bad-share", f"Expected 0 to 1, received {max_bad_share:g}.", "Pass 0.01.")
+    if workers < 1:
+        raise UserError("--workers", f"Expected at least 1, received {workers}.", "Pass 1.")
+    import_array_record()
+    settings, output = settings or PackSettings(), Path(output)
+    paths, root = list_images(root), os.path.join(os.path.abspath(root), "")
+    files = [(path[len(root) :], _size(path)) for path in paths]
+    header, max_bad = _header(files, settings), max_bad_share * len(files)
+    if settings.shuffle:  # by a hash: the same order in every version of every library
+        files.sort(key=lambda file: hashlib.blake2b(os.fsencode(f"{settings.seed}\0{file[0]}"), digest_size=8).digest())
+    step = settings.images_per_shard
+    parts = [files[first : first + step] for first in range(0, len(files), step)]
+
+    def encode(file: tuple[str, int]) -> tuple[str, bytes | Unusable]:
+        return file[0], packed_image(root + file[0], settings.long_side, settings.quality)
+
+    with _locked(output, header):
+        finished = _finished(output, len(parts), seal(header)[1])
+        missing = [number for number in range(len(parts)) if number not in finished]
+        if settings.long_side is None and shutil.disk_usage(output).free < _missing_bytes(parts, finished):
+            raise _no_room(output, parts, finished)
+        todo = (file for number in missing for file in parts[number])
+        try:
+            with contextlib.closing(map_in_order(encode, todo, workers)) as images:
+                for number in missing:
+                    part = itertools.islice(images, len(parts[number]))
+                    finished[number] = _write_shard(output, header, number, part, _bad(finished), max_bad)
+                    log.info("wrote %s: %d of %d shards", Shard(number).file, len(finished), len(parts))
+            _finish(output, header, finished)
+        except (OSError, RuntimeError) as error:  # ArrayRecord raises a RuntimeError with the system's message
+            if not is_disk_full(error):
+                raise
+            raise _no_room(output, parts, finished) from error
+    return Packed(tuple(finished[number][0] for number in range(len(parts))), len(missing), tuple(_bad(finished)))
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # a link to nothing: it will be named when it is read
+        return 0
+
+
+def _header(files: Files, settings: PackSettings) -> dict:
+    """What is packed and how: the facts that a resumed pack must share."""
+    digest = hashlib.sha256()
+    for name, size in files:
+        digest.update(os.fsencode(f"{name}\0{size}\0"))
+    facts = dataclasses.asdict(settings) | ({"encoder": encoder_version()} if settings.long_side else {})
+    source = {"files": len(files), "bytes": sum(size for _, size in files), "sha256": digest.hexdigest()}
+    return {"format": FORMAT, "settings": facts, "source": source}
+
+
+@contextlib.contextmanager
+def _locked(output: Path, header: dict) -> Iterator[None]:
+    """Holds the folder of the shards for this pack alone, and notes there what is packed."""
+    import fcntl  # not on Windows, where there is no ArrayRecord either
+
+    output.mkdir(parents=True, exist_ok=True)
+    _check_output(output, header)
+    with (output / PROGRESS).open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(None, f"Another pack writes to {output}.", "Wait until it ends.") from None
+        if not _check_output(output, header):  # again: another pack may have begun or ended in between
+            file.truncate(0)
+            file.write(seal(header)[0])
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            yield
+        finally:
+            for temporary in output.glob("*.tmp"):
+                temporary.unlink()
+
+
+def _check_output(output: Path, header: dict) -> bool:
+    """Whether a folder says what is packed there. Raises UserError if that is something else, or it has other files."""
+    names, facts = [path.name for path in output.iterdir()], None
+    if MANIFEST in names:
+        facts = read_manifest(output)[0]
+    elif any(not name.startswith(("shard-", BAD_IMAGES, PROGRESS)) for name in names):
+        raise UserError("--output", f"{output} has other files.", "Choose an empty folder.")
+    with contextlib.suppress(FileNotFoundError, ValueError):  # a kill came before it was written
+        facts = facts or read_sealed(output / PROGRESS)[0]
+    if facts and any(facts.get(name) != header[name] for name in header):
+        problem = f"{output} was packed with other {_changes(facts['settings'], header['settings'])}."
+        raise UserError("--output", problem, "Use the same again, or choose another folder.")
+    return facts is not None
+
+
+def _changes(old: dict, new: dict) -> str:
+    changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    pairs = " and ".join(f"{name} ({old.get(name)} -> {new.get(name)})" for name in changed)
+    return pairs or "images (their number, names or sizes changed)"
+
+
+def _finished(output: Path, count: int, pack_id: str) -> Finished:
+    """The shards that an earlier call wrote; a damaged one is written again."""
+    finished = {}
+    for number in range(count):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            facts, found, _ = read_sealed(output / Shard(number).sidecar)
+            shard = Shard(number, facts["images"], facts["bytes"], facts["sha256"], found)
+            whole = (output / shard.file).stat().st_size == shard.bytes
+            if whole and (facts["pack"], facts["number"]) == (pack_id, number):
+                finished[number] = shard, [tuple(pair) for pair in facts["bad"]]
+    return finished
+
+
+def _write_shard(output: Path, header: dict, number: int, images: Iterable, earlier: list, max_bad: float) -> tuple:
+    """Writes a shard, then its sidecar, under their names once they are on the disk.
+
+    Args:
+        images: (name, bytes or why there are none) of each file of the shard.
+        earlier: (name, reason) of the files that other shards leave out.
+
+    Returns:
+        The shard, and (name, reason) of each file that it leaves out.
+    """
+    path, lines, bad = output / Shard(number).file, [], []
+    temporary = path.with_name(path.name + ".tmp")
+    writer = import_array_record().ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+    with contextlib.closing(writer):
+        for name, image in images:
+            if not isinstance(image, Unusable):
+                writer.write(image)
+                lines.append(json.dumps([name, len(image), zlib.crc32(image)]) + "\n")
+                continue
+            log.warning("skipped, %s: %s", image, escape(name))
+            bad.append((name, one_line(image, 200)))
+            if len(earlier) + len(bad) > max_bad:
+                _write_bad(output, earlier + bad)
+                count = f"{len(earlier) + len(bad)} of {header['source']['files']} images are unreadable"
+                raise RunFailed(
+                    f"{count}, listed in {output / BAD_IMAGES}. Mend or remove them, or raise --max-bad-share."
+                )
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    facts = {"images": len(lines), "bytes": temporary.stat().st_size, "sha256": sha256_of(temporary)}
+    sidecar = {"pack": seal(header)[1], "number": number, **facts, "bad": bad}
+    sealed, digest = seal(sidecar, "".join(lines).encode())
+    publish(temporary, path)
+    write_whole(output / Shard(number).sidecar, sealed)
+    return Shard(number, **facts, seal=digest), bad
+
+
+def _finish(output: Path, header: dict, finished: Finished) -> None:
+    """Writes the list of unreadable files, then the manifest, then removes the progress."""
+    bad, shards = _bad(finished), [finished[number][0] for number in sorted(finished)]
+    if len(bad) == header["source"]["files"]:
+        first = f"{escape(bad[0][0])} ({bad[0][1]})"
+        raise RunFailed(f"None of {len(bad)} files can be decoded, such as {first}. Pass a folder of photos.")
+    _write_bad(output, bad)
+    facts = {"images": sum(shard.images for shard in shards), "shards": [shard.facts for shard in shards]}
+    write_whole(output / MANIFEST, seal({**header, **facts})[0])
+    (output / PROGRESS).unlink()
+
+
+def _bad(finished: Finished) -> list[tuple[str, str]]:
+    return [pair for number in sorted(finished) for pair in finished[number][1]]
+
+
+def _write_bad(output: Path, bad: list[tuple[str, str]]) -> None:
+    rows = (f"{escape(name)}\t{reason}\n" for name, reason in bad)
+    write_whole(output / BAD_IMAGES, "name\treason\n" + "".join(rows))
+
+
+def _missing_bytes(parts: list[Files], finished: Finished) -> int:
+    """Bytes of the files that go into shards that are not finished."""
+    return sum(size for number, part in enumerate(parts) if number not in finished for _, size in part)
+
+
+def _no_room(output: Path, parts: list[Files], finished: Finished) -> RunFailed:
+    return RunFailed(
+        f"The disk is full: {_missing_bytes(parts, finished):,} bytes do not fit in {output} "
+        f"({shutil.disk_usage(output).free:,} bytes free). Finished shards are kept. "
+        "Free some space and run the same command again."
+    )

@@ -1,0 +1,75 @@
+"""Scaling of images at test within TensorFlow's graph, for SavedModels: the definitions of `data.placing`.
+
+Its pixels are those of the batches, but for a grey level where the arithmetic of the two differs in the last bits.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from dupr_tf.data.placing import PAD_COLOUR, STRIDE
+
+
+def letterbox(images, side):
+    """Scales images to fit a square, aspect kept, in its top left corner; the rest has the mean colour.
+
+    Args:
+        images: (B, H, W, 3), 0–255, any dtype.
+        side: of the square, px.
+
+    Returns:
+        (B, S, S, 3) float32, and the size (2,) int32 of the picture in it, height and width.
+    """
+    sides = tf.shape(images)[1:3]
+    size = scaled_size(sides, side, tf.reduce_max(sides))
+    padded = _padded(_resized(images, size), size, tf.fill([2], side))
+    return tf.ensure_shape(padded, [None, side, side, 3]), size
+
+
+def scaled_batch(images, short_side, max_long_side):
+    """Images (B, H, W, 3) of one size scaled to a short side, and padded to multiples of `STRIDE`.
+
+    Args:
+        images: (B, H, W, 3), 0–255, any dtype.
+        short_side: px they are scaled to; None: they keep their size.
+        max_long_side: px, with `short_side`.
+
+    Returns:
+        (B, H', W', 3) float32, and the size (2,) int32 of the picture in it, height and width.
+    """
+    size = sides = tf.shape(images)[1:3]
+    if short_side is not None:
+        least, most = (tf.cast(side, tf.int64) for side in (tf.reduce_min(sides), tf.reduce_max(sides)))
+        fits = short_side * most <= max_long_side * least
+        size = tf.where(fits, scaled_size(sides, short_side, least), scaled_size(sides, max_long_side, most))
+    return _padded(_resized(images, size), size, (size + STRIDE - 1) // STRIDE * STRIDE), size
+
+
+def scaled_size(sides, numerator, denominator):
+    """(2,) int32: sides times a fraction, to the nearest pixel, halves up; at least one. No step of it is rounded."""
+    sides, numerator, denominator = (tf.cast(value, tf.int64) for value in (sides, numerator, denominator))
+    return tf.cast(tf.maximum((2 * sides * numerator + denominator) // (2 * denominator), 1), tf.int32)
+
+
+def nearest_pixels(length, source):
+    """(length,) int64: the pixels of a row of `source` that the centres of `length` resized pixels lie in."""
+    length, source = tf.cast(length, tf.int64), tf.cast(source, tf.int64)
+    return (2 * tf.range(length) + 1) * source // (2 * length)
+
+
+def _resized(images, size):
+    """Along the columns, then along the rows, with whole grey levels after each: so does cykooz, which resizes batches.
+
+    With the other order or without rounding, as many as a fifth of the pixels are a grey level apart.
+    """
+    for sides in ([size[0], tf.shape(images)[2]], size):
+        images = tf.floor(tf.image.resize(images, sides, method="bilinear", antialias=True) + 0.5)
+    return images
+
+
+def _padded(images, size, frame):
+    """Images (B, h, w, 3) of a size (2,) in the corner of a frame (2,) of mean colour."""
+    below, right = tf.unstack(frame - size)
+    pads = [[0, 0], [0, below], [0, right]]
+    channels = zip(tf.unstack(images, axis=-1), PAD_COLOUR, strict=True)
+    return tf.stack([tf.pad(channel, pads, constant_values=colour) for channel, colour in channels], -1)

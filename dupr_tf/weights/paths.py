@@ -1,0 +1,84 @@
+"""Checks of the paths that weights are read from and written to. Imports no TensorFlow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dupr_tf.errors import UserError
+from dupr_tf.files import local_path
+from dupr_tf.weights.manifest import MANIFEST_FILE
+
+RANDOM = "random"  # weights that are drawn from the seed
+KERAS_FILE = "backbone.keras"
+SAFETENSORS_FILE = "backbone.safetensors"
+TORCH_ENDINGS = (".pth", ".pt", ".tar", ".ckpt")
+ENDINGS = (".safetensors", ".npz", *TORCH_ENDINGS)
+
+
+def weights_file(path: str | Path) -> Path:
+    """The file that `load_backbone` reads for a path.
+
+    Raises:
+        UserError: there is none, or it is of an unknown kind.
+    """
+    path = local_path(path, "weights")
+    if path.is_dir():
+        for name in (KERAS_FILE, SAFETENSORS_FILE):
+            if (path / name).is_file():
+                return path / name
+        raise UserError(
+            None,
+            f"The directory {path} has no {KERAS_FILE} and no {SAFETENSORS_FILE}.",
+            "Pass a finished run, or an export to keras or torchvision.",
+        )
+    if not path.exists():
+        raise UserError(None, f"There is no file or directory {path}.", "Pass a run, an export or a file of weights.")
+    if path.suffix not in (".keras", *ENDINGS):
+        raise UserError(
+            None,
+            f"Expected a directory, or a file ending in .keras, {', '.join(ENDINGS)}, received {path}.",
+            "Convert .pkl and .h5 files first; pickles can run code, so they are not read.",
+        )
+    return path
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """The path of another tool's file of weights. Raises UserError where there is none, or it is of an unknown kind."""
+    path = local_path(path)
+    if not path.is_file():
+        raise UserError(None, f"There is no file {path}.", "Pass the path of a file of weights.")
+    if path.suffix not in ENDINGS:
+        raise UserError(
+            None,
+            f"Expected a file ending in {', '.join(ENDINGS)}, received {path}.",
+            "Convert it first; pickles (.pkl) can run code, so they are not read.",
+        )
+    return path
+
+
+def backbone_output(output: str | Path, overwrite: bool = False) -> Path:
+    """The `.keras` file that `import_backbone` may write. Raises UserError where it may not."""
+    output = local_path(output, "output")
+    if output.suffix != ".keras":
+        raise UserError(
+            "output", f"Expected a name ending in .keras, received {output}.", f"Use {output.with_suffix('.keras')}."
+        )
+    if output.exists() and not overwrite:
+        raise UserError("output", f"{output} exists already.", "Pass --overwrite, or choose another name.")
+    return output
+
+
+def export_output(output: str | Path, overwrite: bool = False) -> Path:
+    """The directory that `export` may write. Raises UserError where it would destroy what is no export."""
+    output = local_path(output, "output")
+    if output.suffix in (".keras", ".pkl", ".safetensors", ".onnx", ".pth"):
+        problem = f"Expected the name of a directory, received {output}."
+        raise UserError("output", problem, "Drop the ending; the file is written inside.")
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return output
+    if not overwrite:
+        raise UserError("output", f"{output} exists already.", "Pass --overwrite, or choose another name.")
+    if not (output / MANIFEST_FILE).is_file():
+        problem = f"{output} is not an earlier export (it has no {MANIFEST_FILE}), so it is not overwritten."
+        raise UserError("output", problem, "Choose another output, or remove it yourself.")
+    return output

@@ -1,0 +1,119 @@
+"""Every kind of odd image has one outcome, the same in training and in what a run lists."""
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from dupr_tf.config import parse_config
+from dupr_tf.data.images.bad_images import BadImages, check_readable, count_reasons, unusable_reason
+from dupr_tf.data.images.listing import list_images
+from dupr_tf.data.pipeline import view_pairs
+from dupr_tf.text import escape
+from tests.data.bad_images import SKIPPED, USED, files, write_bad_images
+from tests.refusals import refusal
+
+FILES = files()
+CONFIG = parse_config({
+    "data": {"image_size": 32}, "views": {"min_overlap": 8}, "train": {"batch_size": 16, "micro_batches": 1},
+})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bad_set(tmp_path_factory):
+    """(folder, {path: (outcome, reason)})"""
+    folder = tmp_path_factory.mktemp("bad")
+    return folder, write_bad_images(folder)
+
+
+def state_of(folder):
+    """Every file with its content's size and times, links and folders included."""
+    return {path: (os.lstat(path).st_size, os.lstat(path).st_mtime_ns) for path in sorted(folder.rglob("*"))}
+
+
+def test_the_files_are_listed_and_pipes_links_to_folders_and_folders_are_not(bad_set):
+    folder, expected = bad_set
+    assert list_images(folder) == sorted(expected)
+
+
+def test_training_skips_the_same_ones_by_name_and_reason_and_touches_nothing(bad_set, tmp_path):
+    folder, expected = bad_set
+    before = state_of(folder)
+    paths = list_images(folder)
+    bad = BadImages(paths, 1.0, report=tmp_path / "bad_images.tsv")
+    config = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"batch_size": len(paths)})})
+    started = time.monotonic()
+    with view_pairs(paths, config, 0, 1, bad) as batches:
+        (batch,) = batches
+    assert time.monotonic() - started < 60
+    skipped = {escape(path): group for path, group in expected.items() if group[0] == SKIPPED}
+    assert {name: (SKIPPED, reason.split(":")[0]) for name, reason in bad.reasons.items()} == skipped
+    shown = {paths[index] for index in batch["index"]}
+    assert shown == {path for path, (outcome, _) in expected.items() if outcome == USED}
+    bad.close()
+    lines = [line.split("\t") for line in bad.report.read_text().splitlines()]
+    assert lines == [["name", "reason"], *([name, bad.reasons[name]] for name in bad.reasons)]
+    assert state_of(folder) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission(tmp_path):
+    path = tmp_path / "secret.jpg"
+    path.write_bytes(FILES["plain.jpg"][0])
+    path.chmod(0)
+    assert unusable_reason(str(path)) == "cannot be opened: permission denied"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs a file that exists and cannot be read")
+def test_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(FILES["plain.jpg"][0])
+    (tmp_path / "unreadable.jpg").symlink_to("/proc/self/mem")
+    paths = list_images(tmp_path)
+    bad = BadImages(paths, 1.0)
+    with view_pairs(paths, CONFIG, 0, 1, bad) as batches:
+        (batch,) = batches
+    assert [reason.split(":")[0] for reason in bad.reasons.values()] == ["cannot be opened"]
+    assert set(batch["index"]) == {0}
+
+
+def test_a_run_that_goes_on_looks_again_at_what_an_earlier_start_listed(tmp_path):
+    for i in range(200):
+        (tmp_path / f"{i:03d}.jpg").write_bytes(b"" if i in (7, 8) else FILES["plain.jpg"][0])  # not among those tried
+    paths, report = list_images(tmp_path), tmp_path / "bad_images.tsv"
+    first = BadImages(paths, 1.0, report=report)
+    first.is_bad(7), first.is_bad(8)
+    first.close()
+    (tmp_path / "008.jpg").write_bytes(FILES["plain.jpg"][0])  # mended
+    second = BadImages(paths, 1.0, report=report)
+    check_readable(paths, second)
+    assert list(second.found) == [7]
+    assert report.read_text().splitlines() == ["name\treason", f"{paths[7]}\tempty: 0 bytes"]
+
+
+def test_bad_images_are_allowed_up_to_the_limit():
+    bad = BadImages([f"{i}.jpg" for i in range(24)], max_share=0.25)
+    for index in range(6):
+        bad.add(index, "empty: 0 bytes")
+    bad.check(), bad.check(running=True)  # 6 of 24: exactly at the limit
+    bad.add(6, "empty: 0 bytes")
+    assert "7 of 24" in refusal(bad.check).problem
+
+
+def test_reasons_are_counted_by_kind():
+    assert count_reasons(["cut short: JPEG", "empty: 0 bytes", "cut short: PNG"]) == "2 cut short, 1 empty"
+
+
+def test_a_folder_without_a_usable_image_is_refused(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.jpg").write_bytes(b"text")
+    paths = list_images(tmp_path)
+    assert refusal(check_readable, paths, BadImages(paths, 1.0)).fix
+
+
+def test_threads_may_note_bad_images(tmp_path):
+    bad = BadImages([f"{i}.jpg" for i in range(1000)], 1.0, report=tmp_path / "bad_images.tsv")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(bad.is_bad, [*range(1000), *range(1000)]))
+    bad.close()
+    assert len(bad.found) == 1000 and len(bad.report.read_text().splitlines()) == 1001

@@ -1,0 +1,223 @@
+"""The decoder against Pillow's definition, for every kind of file; and what damaged bytes make of it."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dupr_tf.data.images.decode import MAX_SCANS, Unusable, decode, describe, read_header, upright_size
+from dupr_tf.data.images.resize import resize
+from tests.data.bad_images import ORIENTATIONS, SIZE, encoded, files, picture, with_orientation
+from tests.data.every_kind import every_kind, with_scans
+from tests.refusals import refusal
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest drops the filter that `decode` sets
+CASES = {case.name: case for case in every_kind()}
+USABLE = {name: case for name, case in CASES.items() if case.pixels is not None}
+
+
+def photo(height, width):
+    """Noise at several scales, the spectrum of a photograph."""
+    rng = np.random.default_rng(0)
+    layers = [
+        np.asarray(Image.fromarray(rng.integers(0, 256, (n, n, 3), np.uint8)).resize((width, height), Image.BICUBIC))
+        for n in (4, 16, 64)
+    ]
+    return Image.fromarray(np.mean(layers, 0).astype(np.uint8))
+
+
+def kind_of_reason(call, *arguments):
+    with pytest.raises(Unusable) as caught:
+        call(*arguments)
+    text = str(caught.value)
+    assert text.isprintable() and ": " in text
+    return text.split(":")[0]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_kind_is_decoded_as_pillow_defines_it_or_refused(name, capfd):
+    case = CASES[name]
+    if case.pixels is None:
+        assert kind_of_reason(decode, case.content) == case.reason
+    else:
+        pixels = decode(case.content)
+        assert pixels.dtype == np.uint8
+        np.testing.assert_array_equal(pixels, case.pixels)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_the_header_says_the_size_of_what_is_decoded_at_every_factor(name, tmp_path):
+    content, (height, width, _) = USABLE[name].content, USABLE[name].pixels.shape
+    header = read_header(content)
+    assert (header.height, header.width) == (height, width)
+    (tmp_path / "image").write_bytes(content)
+    assert upright_size(tmp_path / "image") == (height, width)
+    assert describe(content).startswith(header.kind)
+    for factor in (1, 2, 4, 8):
+        assert decode(content, header=header, factor=factor).shape == (-(-height // factor), -(-width // factor), 3)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("value", range(1, 9))
+def test_an_image_is_seen_upright(kind, value):
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95, "subsampling": 0}}.get(kind, {})
+    for endian in "<>":
+        seen = decode(with_orientation(picture(), value, kind, endian, **options)).astype(int)
+        difference = np.abs(seen - np.asarray(picture(), int))
+        assert difference.mean() < (4 if kind == "JPEG" else 1e-9)
+
+
+@pytest.mark.parametrize("value", ORIENTATIONS)
+def test_a_turned_jpeg_is_its_upright_twin_at_every_factor(value):
+    image = photo(240, 320)  # multiples of 8 and of the blocks of a JPEG: nothing is rounded
+    upright, turned = (with_orientation(image, v, quality=95, subsampling=0) for v in (1, value))
+    for factor in (1, 2, 4, 8):
+        one, other = (decode(content, factor=factor).astype(int) for content in (upright, turned))
+        difference = np.abs(one - other)  # the blocks of the two files are rounded in different places
+        assert difference.mean() < 0.7 and difference.max() <= 8
+
+
+def test_exif_that_is_damaged_turns_nothing():
+    content = with_orientation(picture(), 6)
+    start = content.index(b"Exif\0\0") + 6
+    for at, byte in ((start + 4, 0xFF), (start + 12, 0xFF), (start, 0x00)):  # offset, type, byte order
+        assert decode(content[:at] + bytes([byte]) + content[at + 1 :]).shape[:2] == (48, 36)  # as stored
+    assert decode(encoded(picture(), "BMP") + content).shape[:2] == (36, 48)
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_a_view_of_a_jpeg_decoded_small_is_the_full_one_within_two_grey_levels(factor):
+    content = encoded(photo(64 * factor * 3, 64 * factor * 4), quality=92)
+    small, full = decode(content, factor=factor), decode(content)
+    for y, x, side in ((0, 0, 128), (31, 55, 150), (5, 7, 187)):  # at least 2 decoded pixels for each of 64
+        view = resize(small[y : y + side, x : x + side], 64, 64).astype(int)
+        y, x, side = y * factor, x * factor, side * factor
+        difference = np.abs(view - resize(full[y : y + side, x : x + side], 64, 64))
+        assert difference.mean() < 0.6 and np.quantile(difference, 0.99) <= 2 and difference.max() <= 4
+
+
+def test_the_limit_of_pixels_is_the_one_given_also_above_pillows():
+    for name in ("plain.png", "plain.jpg", "plain.webp", "plain.bmp", "plain.tiff"):
+        kind = {"jpg": "JPEG"}.get(name.split(".")[1], name.split(".")[1].upper())
+        content = encoded(picture(), kind)
+        assert decode(content, 36 * 48).shape == (36, 48, 3)
+        for call in (decode, read_header):
+            assert kind_of_reason(call, content, 36 * 48 - 1) == "too many pixels"
+        assert kind_of_reason(decode, content, 36 * 48 - 1, read_header(content)) == "too many pixels"
+
+
+def test_pillows_own_limit_of_pixels_is_neither_used_nor_changed(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    for kind in ("JPEG", "PNG", "BMP"):
+        assert decode(encoded(picture(), kind)).shape == (36, 48, 3)
+    assert kind_of_reason(decode, encoded(picture(), "WEBP")) == "too many pixels"  # its plugin uses it
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+def test_scans_are_counted_up_to_the_limit():
+    assert decode(with_scans(MAX_SCANS)).shape == (36, 48, 3)
+    assert kind_of_reason(decode, with_scans(MAX_SCANS + 1)) == "too many scans"
+
+
+def test_a_missing_memory_is_a_reason(monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("dupr_tf.data.images.decode.simplejpeg.decode_jpeg", fail)
+    assert kind_of_reason(decode, encoded(picture())) == "too large"
+
+
+def test_the_size_of_what_is_no_image_is_refused(tmp_path):
+    for content in (b"", b"text", encoded(picture())[:20]):
+        (tmp_path / "a.jpg").write_bytes(content)
+        assert refusal(upright_size, tmp_path / "a.jpg").fix
+    assert refusal(upright_size, tmp_path / "none.jpg").fix
+
+
+DAMAGED = [
+    *("plain.jpg", "progressive.jpg", "cmyk.jpg", "exif_6.jpg", "grey16.png", "palette.png", "rgba.png", "exif_6.png"),
+    *("transparent_palette.png", "exif_6.webp", "animated.gif", "animated.webp", "plain.bmp", "plain.tiff"),
+    *("pages.tif", "grey16.tif", "jpeg.tif", "tiff_lzw.tif"),
+]
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_flipped_bytes_are_decoded_or_refused_and_nothing_else(name, capfd):
+    """Half of the damage lies in the first 100 bytes, where headers are."""
+    outcomes = {_outcome(damaged) for damaged in _damaged(USABLE[name].content, 100)}
+    assert outcomes <= {"decoded", "damaged", "cut short", "no image", "empty", "too many pixels", "too many scans"}
+    assert len(outcomes) >= 2  # some damage is noticed
+    assert capfd.readouterr() == ("", "")
+
+
+def _damaged(content, count):
+    rng = np.random.default_rng(len(content))
+    for i in range(count):
+        damaged = bytearray(content)
+        for _ in range(rng.integers(1, 6)):
+            reach = min(100, len(damaged)) if i % 2 else len(damaged)
+            damaged[rng.integers(reach)] = rng.choice([0, 0xFF, rng.integers(256)])
+        yield bytes(damaged[: rng.integers(len(damaged))] if i % 5 == 0 else damaged)
+
+
+def _outcome(content):
+    try:
+        header = read_header(content, 10**6)
+        pixels = decode(content, 10**6, header, 2)
+    except Unusable as error:
+        assert str(error).isprintable()
+        return str(error).split(":")[0]
+    assert pixels.dtype == np.uint8 and pixels.shape == (-(-header.height // 2), -(-header.width // 2), 3)
+    return "decoded"
+
+
+SILENCE = """
+import sys
+from pathlib import Path
+from dupr_tf.data.images.bad_images import unusable_reason
+print(sum(unusable_reason(path) == "" for path in Path(sys.argv[1]).iterdir()))
+"""
+
+
+def test_nothing_is_printed_about_damaged_files(tmp_path):
+    """In a process of its own: pytest has its own filters of warnings."""
+    for name in ("plain.tiff", "jpeg.tif", "tiff_lzw.tif", "pages.tif", "exif_6.jpg"):
+        for i, content in enumerate(_damaged(USABLE[name].content, 60)):
+            (tmp_path / f"{name}_{i}").write_bytes(content)
+    command = [sys.executable, "-c", SILENCE, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr == "" and 0 < int(done.stdout) < 300
+
+
+MEASURE = """
+import resource, sys
+from dupr_tf.data.images.bad_images import unusable_reason
+unusable_reason(sys.argv[1])  # a good image: all is loaded now
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[2:]:
+    assert unusable_reason(path).startswith("too many"), path
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, "tensorflow" in sys.modules)
+"""
+
+
+def test_bombs_take_no_memory(tmp_path):
+    bombs = {name: case.content for name, case in CASES.items() if case.reason.startswith("too many")}
+    assert len(bombs) == 9
+    for name, content in {"good.jpg": files()["plain.jpg"][0], **bombs}.items():
+        (tmp_path / name).write_bytes(content)
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "good.jpg"), *(str(tmp_path / name) for name in bombs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    megabytes, tensorflow = done.stdout.split()
+    assert done.stderr == "" and int(megabytes) < 50  # the largest decoded is 2,700
+    assert tensorflow == "False"
+
+
+def test_sizes_of_one_pixel():
+    for kind in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF"):
+        for factor in (1, 8):
+            assert decode(encoded(picture(size=(1, 1)), kind), factor=factor).shape == (1, 1, 3)
+    assert SIZE == (48, 36)

@@ -1,0 +1,89 @@
+"""`dupr-tf scan`: its summary, its exit code, and the file it resumes from."""
+
+import pytest
+
+from dupr_tf.cli import main
+from dupr_tf.data.images import scan as scan_module
+from dupr_tf.data.images.listing import list_images
+from dupr_tf.data.images.scan import scan_images
+from dupr_tf.text import escape
+from tests.data.bad_images import encoded, picture, write_bad_images
+
+
+def test_a_scan_says_what_becomes_of_each(tmp_path):
+    expected = write_bad_images(tmp_path)
+    looks = list(scan_images(list_images(tmp_path), 10**8, workers=2))
+    assert {look.name: look.group for look in looks} == {escape(path): group for path, group in expected.items()}
+    assert [look.name for look in looks] == [escape(path) for path in list_images(tmp_path)]
+
+
+def test_each_file_is_read_and_decoded_once(folder, monkeypatch):
+    calls = []
+    for name in ("read_file", "decode"):
+        original = getattr(scan_module, name)
+        monkeypatch.setattr(
+            scan_module, name, lambda *a, name=name, original=original: calls.append(name) or original(*a)
+        )
+    assert len(list(scan_images(list_images(folder), 10**8, workers=2))) == 6
+    assert sorted(calls) == ["decode"] * 6 + ["read_file"] * 6
+
+
+def scanned(capsys, *arguments):
+    code = main(["scan", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out.splitlines(), captured.err.splitlines()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(6):
+        (folder / f"{i}.jpg").write_bytes(encoded(picture(seed=i)))
+    return folder
+
+
+def test_a_scan_prints_a_summary_and_an_exit_code_as_pretrain_would(folder, capsys):
+    code, lines, _ = scanned(capsys, folder)
+    assert code == 0 and lines[-1] == "0 of 6 images would be skipped (0.00%)"
+    (folder / "2.jpg").write_bytes(b"")
+    code, lines, _ = scanned(capsys, folder)
+    assert code == 1 and lines[-1] == "1 of 6 images would be skipped (16.67%)"
+    assert [line.split()[:3] for line in lines[1:-1]] == [["used", "JPEG", "5"], ["skipped", "empty", "1"]]
+    assert scanned(capsys, folder, "--max-bad-share", "0.2")[0] == 0
+    assert scanned(capsys, folder, "--max-pixels", "100")[1][-1] == "6 of 6 images would be skipped (100.00%)"
+
+
+def test_a_scan_resumes_and_reads_changed_files_again(folder, tmp_path, capsys, monkeypatch):
+    looked = []
+    original = scan_module.read_file
+    monkeypatch.setattr(scan_module, "read_file", lambda path: looked.append(path[-5]) or original(path))
+    output = tmp_path / "out" / "scan.tsv"
+    assert scanned(capsys, folder, "--output", output)[0] == 0
+    whole = output.read_text()
+    assert sorted(looked) == list("012345")
+    output.write_text(whole[: whole.rindex("\t")])  # killed within the last line
+    last = whole.splitlines()[-1].split("\t")[0][-5]
+    looked.clear()
+    scanned(capsys, folder, "--output", output)
+    assert looked == [last] and sorted(output.read_text().splitlines()) == sorted(whole.splitlines())
+    (folder / "3.jpg").write_bytes(b"changed")
+    (folder / "4.jpg").unlink()
+    looked.clear()
+    code, lines, _ = scanned(capsys, folder, "--output", output)
+    assert looked == ["3"] and code == 1 and lines[-1] == "1 of 5 images would be skipped (20.00%)"
+    assert output.read_text().startswith(whole)  # only ever added to
+
+
+@pytest.mark.parametrize("content", ["my notes\n", "# dupr-tf scan, max_pixels 5\n"])
+def test_a_scan_overwrites_no_other_file(folder, tmp_path, capsys, content):
+    (tmp_path / "notes.txt").write_text(content)
+    code, _, errors = scanned(capsys, folder, "--output", tmp_path / "notes.txt")
+    assert code == 2 and len(errors) == 1 and "--output" in errors[0]
+    assert (tmp_path / "notes.txt").read_text() == content
+
+
+@pytest.mark.parametrize("arguments", [["nowhere"], [".", "--workers", "0"], [".", "--max-pixels", "0"]])
+def test_a_wrong_scan_is_one_line(tmp_path, capsys, arguments):
+    code, _, errors = scanned(capsys, tmp_path / arguments[0], *arguments[1:])
+    assert code == 2 and len(errors) == 1

@@ -1,0 +1,359 @@
+"""COCO and VOC annotations: what is read, and what is said of files that are wrong."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dupr_tf.data.labels.annotations import DROPPED, NO_FILE, read_annotations
+from tests.data.bad_images import with_orientation
+from tests.labelled_scenes import NAMES, Picture, Thing, pictures, write_coco, write_voc
+from tests.refusals import refusal
+
+VOC07 = Path(__file__).parents[4] / "shared" / "data" / "voc07"
+SPLITS = {"train": pictures(9), "val": pictures(3, seed=1)}
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    return write_coco(tmp_path_factory.mktemp("coco") / "set", SPLITS)
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory):
+    return write_voc(tmp_path_factory.mktemp("voc") / "set", SPLITS)
+
+
+def edited(tmp_path, change):
+    """A COCO set whose training annotations went through `change`."""
+    root = write_coco(tmp_path / "set", {"train": pictures(4)})
+    file = root / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    return root
+
+
+def test_coco_gives_the_boxes_that_were_drawn(coco):
+    read = read_annotations(coco, "train")
+    assert read.class_names == NAMES and len(read) == 9
+    assert sum(read.counts[what] for what in (*DROPPED, NO_FILE)) == 0
+    for i, picture in enumerate(SPLITS["train"]):
+        assert tuple(read.sizes[i]) == picture.size
+        np.testing.assert_array_equal(read.boxes[i], [thing.box for thing in picture.things])
+        assert [NAMES[label] for label in read.labels[i]] == [thing.name for thing in picture.things]
+        assert list(read.ignored[i]) == [thing.difficult for thing in picture.things]
+
+
+def test_coco_and_voc_layouts_give_the_same(coco, voc):
+    for split in SPLITS:
+        one, other = read_annotations(coco, split), read_annotations(voc, split)
+        assert one.class_names == other.class_names
+        for name in ("sizes", "boxes", "labels", "ignored", "areas"):
+            for a, b in zip(getattr(one, name), getattr(other, name), strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_classes_keep_the_order_of_a_trained_detector(coco):
+    read = read_annotations(coco, "val", class_names=("dog", "bus", "cat"))
+    names = [[read.class_names[label] for label in labels] for labels in read.labels]
+    assert names == [[thing.name for thing in picture.things] for picture in SPLITS["val"]]
+    assert "received cat" in refusal(read_annotations, coco, "val", class_names=("dog", "bus")).problem
+
+
+def test_voc_numbers_a_class_that_only_the_other_split_has(tmp_path):
+    alone = {name: [Picture((40, 40), [Thing(name, (2, 2, 30, 30))])] for name in ("cat", "bus")}
+    root = write_voc(tmp_path / "set", {"train": alone["cat"], "val": alone["bus"]})
+    assert read_annotations(root, "train").class_names == ("bus", "cat")
+
+
+def test_boxes_are_clipped_and_those_without_area_dropped_and_counted(tmp_path):
+    def change(content):
+        width, height = content["images"][0]["width"], content["images"][0]["height"]
+        boxes = [[-5, -5, 20, 20], [width - 4, 0, 10, 10], [3, 3, 0, 9], [5, 5, -2, 9], [width + 1, 2, 5, 5]]
+        template = content["annotations"][0]
+        content["annotations"] = [{**template, "image_id": 1, "bbox": box} for box in [*boxes, [1, 2, 3, height]]]
+
+    read = read_annotations(edited(tmp_path, change), "train")
+    height, width = read.sizes[0]
+    np.testing.assert_array_equal(read.boxes[0], [[0, 0, 15, 15], [width - 4, 0, width, 10], [1, 2, 4, height]])
+    assert [read.counts[what] for what in DROPPED] == [1, 2, 0]
+    assert read.with_boxes() == [0]
+
+
+@pytest.mark.parametrize("flag", ["iscrowd", "ignore", "difficult"])
+def test_every_way_of_saying_ignored(tmp_path, flag):
+    def change(content):
+        for annotation in content["annotations"]:
+            annotation.update(iscrowd=0, difficult=0)
+            annotation[flag] = 1
+
+    assert all(ignored.all() for ignored in read_annotations(edited(tmp_path, change), "train").ignored)
+
+
+def test_sizes_left_out_are_read_from_the_files(tmp_path):
+    def change(content):
+        for image in content["images"]:
+            del image["height"], image["width"]
+
+    read = read_annotations(edited(tmp_path, change), "train")
+    assert [tuple(size) for size in read.sizes] == [picture.size for picture in pictures(4)]
+
+
+def test_images_of_another_size_than_annotated_are_refused(tmp_path):
+    def change(content):
+        for image in content["images"]:
+            image["width"] *= 2
+
+    problem = refusal(read_annotations, edited(tmp_path, change), "train").problem
+    assert "4 of 4" in problem and "train_001.png" in problem
+
+
+def test_other_folders_and_names_are_found(coco, tmp_path):
+    root = tmp_path / "renamed"
+    (root / "annotations").mkdir(parents=True)
+    content = (coco / "annotations" / "instances_train.json").read_text()
+    (root / "annotations" / "instances_train2017.json").write_text(content)
+    (root / "train2017").symlink_to(coco / "images")
+    assert len(read_annotations(root, "train")) == 9
+
+
+def test_a_few_missing_images_are_left_out_and_many_refused(tmp_path):
+    root = write_coco(tmp_path / "set", {"train": pictures(9)})
+    (root / "images" / "train_002.png").unlink()
+    read = read_annotations(root, "train", max_missing_share=0.2)
+    assert (len(read), read.counts[NO_FILE]) == (8, 1)
+    error = refusal(read_annotations, root, "train")
+    assert error.field == "data.max_bad_share" and "1 of 9" in error.problem and "train_002.png" in error.problem
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda c: c["annotations"][0].update(category_id=77), "category 77 on image 1"),
+        (lambda c: c["annotations"][0].update(image_id=99), "category 5 on image 99"),
+        (lambda c: c.update(images=[], annotations=[]), "'train'"),
+        (lambda c: c.pop("categories"), "KeyError 'categories'"),
+        (lambda c: c["annotations"][0].update(bbox=None), "instances_train.json"),
+        (lambda c: c["images"][0].update(file_name="../secret.png"), "../secret.png"),
+        (lambda c: [i.update(file_name=f"no/{i['id']}.png") for i in c["images"]], "no/1.png"),
+        (lambda c: c["categories"][1].update(name="bus"), "bus, bus"),
+        (lambda c: c["images"][1].update(id=1), "1 image ids more than once, such as 1"),
+        (lambda c: c["categories"][1].update(id=5), "1 category ids more than once, such as 5"),
+        (lambda c: [a.update(category_id=9) for a in c["annotations"]], "7 of 7"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "not enough values"),
+        (lambda c: c["annotations"][0].update(bbox=["a", 2, 3, 4]), "could not convert"),
+        (lambda c: c["annotations"][0].update(bbox=[10**400, 2, 3, 4]), "OverflowError"),
+        (lambda c: c["annotations"][0].update(area="large"), "could not convert"),
+        (lambda c: c.update(annotations=[["a"]]), "AttributeError"),
+        (lambda c: c.update(images=7), "TypeError"),
+        (lambda c: c["images"][0].update(file_name=5), "TypeError"),
+    ],
+)
+def test_wrong_coco_files_are_refused(tmp_path, change, named):
+    assert named in refusal(read_annotations, edited(tmp_path, change), "train").problem
+
+
+def test_wrong_roots_and_files_are_refused(tmp_path, coco, voc):
+    (tmp_path / "empty").mkdir()
+    broken = write_voc(tmp_path / "broken", {"train": pictures(3)})
+    (broken / "Annotations" / "train_002.xml").write_text("<annotation><object>")
+    gone = write_voc(tmp_path / "gone", {"train": pictures(3)})
+    (gone / "Annotations" / "train_003.xml").unlink()
+    (coco / "annotations" / "instances_odd.json").write_text("{")
+    cases = [
+        ((tmp_path / "absent", "train"), None, "absent"),
+        ((tmp_path / "empty", "train"), None, "empty"),
+        ((coco, "test"), None, "test.txt"),
+        ((voc, "train", "coco"), None, "instances_train.json"),
+        ((voc, "train", "folder"), "data.kind", "'folder'"),
+        ((coco, "odd"), None, "instances_odd.json"),
+        ((broken, "train"), None, "train_002.xml"),
+        ((gone, "train"), None, "train_003.xml"),
+    ]
+    for arguments, field, named in cases:
+        error = refusal(read_annotations, *arguments)
+        assert error.field == field and named in error.problem
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not VOC07.is_dir(), reason="the VOC 2007 photographs are not in ../shared/data/voc07")
+def test_voc07_counts_and_layouts():
+    read = {kind: read_annotations(VOC07, "val", kind) for kind in ("coco", "voc")}
+    for one in read.values():
+        assert (len(one), sum(map(len, one.boxes)), sum(int(i.sum()) for i in one.ignored)) == (850, 2624, 467)
+        assert len(one.class_names) == 20
+    for a, b in zip(read["coco"].boxes, read["voc"].boxes, strict=True):
+        np.testing.assert_allclose(a, b, atol=0.51)  # VOC's are the same, rounded to whole pixels
+
+
+# ---- odd contents: one outcome each, counted ----
+
+
+def first_image(content):
+    """A template of annotation on the first image, and its sides."""
+    image = content["images"][0]
+    return {**content["annotations"][0], "image_id": image["id"]}, image["width"], image["height"]
+
+
+def with_boxes(*boxes, **extra):
+    def change(content):
+        template, _, _ = first_image(content)
+        content["annotations"] += [{**template, "id": 100 + i, "bbox": box, **extra} for i, box in enumerate(boxes)]
+
+    return change
+
+
+def all_boxes_away(content):
+    content["annotations"] = []
+
+
+def twice(content):
+    content["annotations"] += content["annotations"][:2]
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "count"),
+    [
+        (with_boxes([500, 500, 20, 20], [-30, 5, 20, 20]), "boxes outside their image", 2),
+        (with_boxes([3, 3, 0, 9], [5, 5, -2, 9]), "boxes without area", 2),
+        (with_boxes([float("nan"), 3, 4, 9], [1, 1, float("inf"), 4]), "boxes that are not finite", 2),
+        (with_boxes([-5, -5, 20, 20], [0, 0, 20.4, 20]), "boxes cut to their image by half a pixel or more", 1),
+        (with_boxes([2, 2, 20, 20], iscrowd=1), "boxes ignored (crowd, difficult)", 2),  # one is difficult already
+        (twice, "annotations that repeat another, left out", 2),
+        (all_boxes_away, "images without boxes", 4),
+        (lambda content: None, "images without boxes", 0),
+    ],
+)
+def test_what_is_odd_in_a_coco_file_is_counted_and_told(tmp_path, caplog, change, what, count):
+    caplog.set_level("INFO")
+    read = read_annotations(edited(tmp_path, change), "train")
+    assert read.counts[what] == count
+    assert (f"{count} {what}" in caplog.messages[-1]) == (count > 0)
+    assert caplog.messages[-1].startswith(f"train: {len(read)} images, {sum(map(len, read.boxes))} boxes")
+    assert all(np.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all() for boxes in read.boxes)
+
+
+def test_an_id_used_for_two_different_boxes_does_no_harm(tmp_path):
+    def change(content):
+        for annotation in content["annotations"]:
+            annotation["id"] = 1
+
+    assert sum(map(len, read_annotations(edited(tmp_path, change), "train").boxes)) == 1 + 2 + 3 + 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), -3, "100", None, 10**30])
+def test_sizes_that_are_none_are_read_from_the_files_or_refused(tmp_path, value):
+    root = edited(tmp_path, lambda c: [image.update(height=value) for image in c["images"]])
+    if value == 10**30:
+        assert "4 of 4" in refusal(read_annotations, root, "train").problem
+    else:
+        assert [tuple(size) for size in read_annotations(root, "train").sizes] == [p.size for p in pictures(4)]
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"images": ' + "9" * 5000 + "}", "\ud800", "[]", ""])
+def test_broken_json_is_refused_in_a_short_line(tmp_path, text):
+    root = edited(tmp_path, lambda content: None)
+    (root / "annotations" / "instances_train.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    error = refusal(read_annotations, root, "train")
+    assert "instances_train.json" in error.problem and len(str(error)) < 600
+
+
+def test_a_huge_file_is_refused_unread(tmp_path):
+    root = edited(tmp_path, lambda content: None)
+    os.truncate(root / "annotations" / "instances_train.json", 1 << 40)  # a hole: no disk is used
+    problem = refusal(read_annotations, root, "train").problem
+    assert "4294967296" in problem and "1099511627776" in problem
+    voc = write_voc(tmp_path / "voc", {"train": pictures(2)})
+    os.truncate(voc / "Annotations" / "train_001.xml", 1 << 40)
+    assert "16777216" in refusal(read_annotations, voc, "train").problem
+
+
+def changed_voc(tmp_path, old, new):
+    """A VOC set of three whose second file has one text for another."""
+    root = write_voc(tmp_path / "voc", {"train": pictures(3)})
+    file = root / "Annotations" / "train_002.xml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ("<xmin>", "<xmin>5000", "boxes without area"),
+        ("<xmin>", "<xmin>nan</xmin><xmin>", "boxes that are not finite"),
+        ("<difficult>0", "<difficult>1", "boxes ignored (crowd, difficult)"),
+        ("<xmax>", "<xmax>9", "boxes cut to their image by half a pixel or more"),
+    ],
+)
+def test_what_is_odd_in_voc_files_is_counted(tmp_path, old, new, what):
+    before = read_annotations(write_voc(tmp_path / "as_drawn", {"train": pictures(3)}), "train").counts
+    assert read_annotations(changed_voc(tmp_path, old, new), "train").counts[what] == before[what] + 1
+
+
+ENTITIES = "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10 if i else "ha"}">' for i in range(12))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("<annotation>", f"<!DOCTYPE lolz [{ENTITIES}]><annotation>&a11;", "DOCTYPE"),
+        ("<annotation>", '<!DOCTYPE a [<!ENTITY f SYSTEM "file:///etc/passwd">]><annotation>&f;', "DOCTYPE"),
+        ("<annotation>", "<annotation>&lol;", "undefined entity"),
+        ("<xmin>", "<xmin>a", "could not convert"),
+        ("<name>", "<name><b/>", "has no name"),
+        ("<width>", "<width>inf</width><width>", None),
+        ("<width>", "<width>nan</width><width>", None),
+    ],
+)
+def test_wrong_voc_files_are_refused_by_name(tmp_path, old, new, reason):
+    root = changed_voc(tmp_path, old, new)
+    if reason is None:  # the size is read from the image
+        assert [tuple(size) for size in read_annotations(root, "train").sizes] == [p.size for p in pictures(3)]
+        return
+    problem = refusal(read_annotations, root, "train").problem
+    assert "train_002.xml" in problem and reason in problem
+
+
+def test_voc_lists_stay_inside_and_count_doubles(tmp_path):
+    root = write_voc(tmp_path / "voc", {"train": pictures(3)})
+    listing = root / "ImageSets" / "Main" / "train.txt"
+    text = listing.read_text()
+    listing.write_text(text + "train_001\n")
+    read = read_annotations(root, "train")
+    assert len(read) == 3 and read.counts["images listed twice, used once"] == 1
+    listing.write_text(text + "../../secret\n")
+    assert "../../secret" in refusal(read_annotations, root, "train").problem
+
+
+@pytest.mark.parametrize("with_size", [True, False])
+def test_boxes_are_those_of_the_upright_image(tmp_path, with_size):
+    def change(content):
+        for image in content["images"] if not with_size else ():
+            del image["height"], image["width"]
+
+    root = edited(tmp_path, change)
+    for value, path in zip((6, 8, 5, 3), sorted((root / "images").iterdir()), strict=True):
+        with Image.open(path) as image:
+            path.write_bytes(with_orientation(image, value, "PNG"))
+    read = read_annotations(root, "train")
+    assert [tuple(size) for size in read.sizes] == [picture.size for picture in pictures(4)]
+    assert read.counts["images of another size than annotated, of those looked at"] == 0
+
+
+def test_images_annotated_as_stored_and_not_upright_are_refused(tmp_path):
+    def change(content):
+        for image in content["images"]:
+            image["height"], image["width"] = image["width"], image["height"]
+
+    root = edited(tmp_path, change)
+    for path in (root / "images").iterdir():
+        with Image.open(path) as image:
+            path.write_bytes(with_orientation(image, 6, "PNG"))
+    error = refusal(read_annotations, root, "train")
+    assert "4 of 4" in error.problem and "EXIF" in error.fix

@@ -1,0 +1,207 @@
+"""Commands that only look at something, and mistakes: none of them loads TensorFlow, Keras or PyTorch."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dupr_tf.config import dump_config, load_config
+from dupr_tf.data.sample import write_sample
+from dupr_tf.training.run import CONFIG_FILE, FORMAT, FORMAT_FILE, IMAGES_FILE
+
+ROOT = Path(__file__).resolve().parents[1]
+# Runs command lines, a JSON list of lists, one after the other; prints the exit code of each, or why it has none.
+RUNNER = """
+import importlib.machinery, json, sys
+
+class Blocked(Exception):
+    pass
+
+class Blocker:
+    heavy = {"tensorflow", "keras", "keras_cv", "keras_hub", "torch", "matplotlib", "sklearn"}
+
+    def find_spec(self, name, path=None, target=None):  # `importlib.util.find_spec` may still ask for them
+        return importlib.machinery.ModuleSpec(name, self) if name.partition(".")[0] in self.heavy else None
+
+    def create_module(self, spec):
+        raise Blocked(spec.name)
+
+sys.meta_path.insert(0, Blocker())
+from dupr_tf.cli import main
+
+codes = []
+for arguments in json.load(sys.stdin):
+    try:
+        codes.append(main(arguments))
+    except SystemExit as end:  # of tyro
+        codes.append(end.code)
+    except BaseException as error:
+        codes.append(f"{type(error).__name__}: {error}")
+print("codes", json.dumps(codes))
+"""
+PRETRAIN = "pretrain configs/demo.yaml"
+FINETUNE = "finetune configs/retinanet_r18_small.yaml"
+LOOKING = [
+    "--help",
+    "pretrain --help",
+    "list",
+    "fields",
+    "report run --views 0 --output page.html",
+    "scan photos",
+    "pack photos --output shards",
+    "pack shards --verify",
+]
+REFUSED = [
+    # images
+    f"{PRETRAIN} --output new",
+    f"{PRETRAIN} --output new --data none",
+    f"{PRETRAIN} --output new --data empty",
+    f"{PRETRAIN} --output new --data w.npz",
+    f"{PRETRAIN} --output new --data photos --data.kind voc",
+    f"{PRETRAIN} --output new --data gs://bucket/photos",
+    f"{PRETRAIN} --output new --data.root s3://bucket/photos",
+    f"{PRETRAIN} --output new --data photos --probing.every_epochs 1 --probing.data empty",
+    "scan none",
+    "scan empty",
+    "scan photos --workers 0",
+    "scan photos --max-bad-share 2",
+    "pack photos",
+    "pack none --output new",
+    "pack empty --output new",
+    "pack photos --verify",
+    "views configs/demo.yaml --data empty",
+    "views configs/demo.yaml --data photos --output views.jpg",
+    "doctor --data none",
+    "doctor configs/demo.yaml --steps",
+    "plan configs/demo.yaml --images many",
+    "plan configs/demo.yaml --data none",
+    # configs
+    "pretrain configs/none.yaml --data photos --output new",
+    f"{PRETRAIN} --data photos --output new --train.epoch 3",
+    f"{FINETUNE} --weights random --data set --output new --data.share 2",
+    f"{FINETUNE} --weights random --data set --output new --detector.kind none",
+    f"{FINETUNE} --weights random --data set --output new --data.image_size 100",
+    # outputs
+    f"{PRETRAIN} --data photos",
+    f"{PRETRAIN} --data photos --output w.npz",
+    f"{PRETRAIN} --data photos --output run --train.seed 5",
+    f"{PRETRAIN} --data photos/a --output run",
+    f"{PRETRAIN} --data photos --output older",
+    f"{PRETRAIN} --data photos --output damaged",
+    f"{FINETUNE} --weights random --data set --output w.npz",
+    f"{FINETUNE} --weights random --data set --output run",
+    f"{FINETUNE} --weights random --data set --output detector",
+    "evaluate detector --data set --output w.npz",
+    "export export --to keras --output photos",
+    "export export --to keras --output new.keras",
+    "import w.npz --output new.pth",
+    "import w.npz --output old.keras",
+    "probe knn --weights w.npz --data classes --output w.npz",
+    "report run --output photos",
+    "report none",
+    "bench --rounds 0",
+    # labels and splits
+    f"{FINETUNE} --weights random --data none --output new",
+    f"{FINETUNE} --weights random --data photos --output new",
+    f"{FINETUNE} --weights random --data no_val --output new",
+    f"{FINETUNE} --weights random --data bad_labels --output new",
+    f"{FINETUNE} --weights random --data other_classes --output new",
+    f"{FINETUNE} --weights random --data set --output new --detector.kind fcn --data.kind masks",
+    "evaluate none --data set",
+    "evaluate detector --data none",
+    "evaluate detector --data set",
+    "evaluate detector --data set --split test",
+    "probe knn --weights w.npz --data none",
+    "probe knn --weights w.npz --data photos",
+    "probe knn --weights w.npz --data odd_classes",
+    "probe linear --weights w.npz --data photos",
+    "probe svm --weights w.npz --data no_val",
+    "probe sensitivity --weights w.npz --data photos",
+    "probe affinity --weights w.npz --data no_val",
+    "probe matching --weights w.npz --data empty",
+    "probe retrieval --weights w.npz --data odd_classes",
+    # weights
+    f"{PRETRAIN} --data photos --output new --weights none",
+    f"{PRETRAIN} --data photos --output new --weights w.h5",
+    f"{PRETRAIN} --data photos --output new --weights photos",
+    f"{PRETRAIN} --data photos --output run --weights w.npz",
+    f"{FINETUNE} --weights w.h5 --data set --output new",
+    f"{FINETUNE} --weights photos --data set --output new",
+    "export none --to keras --output new",
+    "export photos --to keras --output new",
+    "import none.npz --output new.keras",
+    "import w.h5 --output new.keras",
+    "probe knn --weights none --data classes",
+    "probe knn --weights w.npz w.npz --data classes",
+    "probe knn --weights random --data classes",
+]
+
+
+@pytest.fixture(scope="module")
+def codes(tmp_path_factory):
+    """{command line: its exit code, or the exception that ended it}."""
+    folder = tmp_path_factory.mktemp("light")
+    _fill(folder)
+    lines = [*LOOKING, *REFUSED]
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER],
+        cwd=folder,
+        input=json.dumps([line.split() for line in lines]),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(zip(lines, json.loads(done.stdout.rpartition("codes ")[2]), strict=True))
+
+
+def _fill(folder: Path) -> None:
+    """Makes what the command lines name, except `none` and `new`."""
+    (folder / "configs").symlink_to(ROOT / "configs")
+    write_sample(folder / "set", train=2, val=2, unlabeled=2, seed=0)
+    classes = [
+        f"{root}/{split}/{kind}" for root in ("classes", "odd_classes") for split in ("train", "val") for kind in "xy"
+    ]
+    for name in ("photos/a", "photos/b", *classes):
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(folder / name / "1.jpg")
+    for name in ("empty", "export", "older", "damaged", "run", "detector", "odd_classes/train/z"):
+        (folder / name).mkdir()
+    train = (folder / "set/annotations/instances_train.json").read_text()
+    other = json.loads((folder / "set/annotations/instances_val.json").read_text())
+    other["categories"] = [{**one, "name": f"other {one['id']}"} for one in other["categories"]]
+    for name, val in (("no_val", None), ("bad_labels", "{"), ("other_classes", json.dumps(other))):
+        (folder / name / "annotations").mkdir(parents=True)
+        (folder / name / "images").symlink_to(folder / "set/images")
+        (folder / name / "annotations/instances_train.json").write_text(train)
+        if val is not None:
+            (folder / name / "annotations/instances_val.json").write_text(val)
+    for name in ("w.npz", "w.h5", "old.keras", "export/backbone.keras"):
+        (folder / name).write_bytes(b"")
+    config = load_config(ROOT / "configs/demo.yaml", {"data.root": str(folder / "photos")})
+    for name, version in (("run", FORMAT), ("older", FORMAT - 1)):
+        (folder / name / CONFIG_FILE).write_text(dump_config(config))
+        (folder / name / FORMAT_FILE).write_text(json.dumps({"format": version}))
+        (folder / name / IMAGES_FILE).write_text(json.dumps({"count": 9, "sha256": "0"}))
+    (folder / "damaged" / CONFIG_FILE).write_text("[")
+    (folder / "damaged" / FORMAT_FILE).write_text(json.dumps({"format": FORMAT}))
+    saved = {"module": "dupr_tf.detection.retinanet", "class_name": "RetinaNet", "config": {"class_names": ["a"]}}
+    with zipfile.ZipFile(folder / "detector/detector.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps(saved))
+
+
+@pytest.mark.parametrize("line", LOOKING)
+def test_looking_loads_no_framework(codes, line):
+    assert codes[line] == 0
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_a_mistake_is_refused_before_a_framework_loads(codes, line):
+    assert codes[line] == 2
