@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from dupr_tf.config import DataConfig, parse_config
-from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.data.detection import eval_batches
 from dupr_tf.data.images.bad_images import BadImages, unusable_reason
 from dupr_tf.data.images.resize import resize
 from dupr_tf.data.images.scan import SKIPPED, scan_images
 from dupr_tf.data.images.source import Files
+from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.pipeline import PairBlocks, WorkerRows
 from dupr_tf.data.shards.pack import PackSettings, pack
 from dupr_tf.data.shards.read import ShardSource
