@@ -1,9 +1,9 @@
 """Folders of images and of masks: 8-bit PNGs whose values are classes.
 
-What the values mean: a `classes.txt` in the root counts first. A line is a name (of the value 0, 1, …) or a value and a
-name; the names `ignore`, `void`, `unlabelled` make a value none. Empty lines and `#` are passed over. Without the file,
-given class names are those of the values 0, 1, …, or, where all of them are numbers, of these values. Without either,
-every value met in the split, "train" and "val" is a class.
+A file `classes.txt` in the root names the values. A line is a name (of the value 0, 1, …) or a value and a name. Pixels
+called `ignore`, `void` or `unlabelled` have no class. Empty lines and lines that begin with `#` are skipped. Without
+the file, the given class names are those of the values 0, 1, …, or, if all of them are numbers, of these values. With
+neither, every value in the masks of the split, "train" and "val" is a class.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def _look_at(root: Path, split: str) -> list[tuple]:
-    """(image, mask, "", size, values) of every pair of a split, or what is wrong with it and where for the last three.
+    """(image, mask, "", size, values) of every pair of a split; of an unusable pair (image, mask, reason, detail, {}).
 
     Raises:
         UserError: there is no such split.
