@@ -27,7 +27,7 @@ def build(data, files, size):
 
 def packed(data, files, size):
     """The same from shards, packed without changing a byte."""
-    from dupr_tf.data.open_source import open_source
+    from dupr_tf.data.images.listing import open_source
     from dupr_tf.data.shards.pack import PackSettings, pack  # has no wheel on Windows
 
     folder = Path(photos(data, files)[0]).parent

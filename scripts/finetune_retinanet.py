@@ -10,8 +10,8 @@ import keras
 
 from dupr_tf import build_backbone, load_backbone
 from dupr_tf.config import parse_config
-from dupr_tf.data.annotations import read_annotations
 from dupr_tf.data.detection import train_batches
+from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.detection.coco_eval import coco_ap
 from dupr_tf.detection.retinanet import RetinaNet
 from dupr_tf.detection.saving import save_detector

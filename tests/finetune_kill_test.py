@@ -61,7 +61,9 @@ def end_of(run: Path) -> dict:
     return {name: value for name, value in metrics.items() if name not in TIMES} | {"weights": digest.hexdigest()}
 
 
-def trial(folder: Path, steps: int, kind: str, neck: str = "fpn", replicas: int = 1) -> DetectorTrial:
+def trial(
+    folder: Path, steps: int, kind: str, neck: str = "fpn", replicas: int = 1, processes: int = 0
+) -> DetectorTrial:
     """Writes labelled images and the config of a run of so many steps below a folder."""
     splits = {"train": pictures(6), "val": pictures(2, seed=1)}
     root = write_masks(folder / "set", splits) if kind == "fcn" else write_coco(folder / "set", splits)
@@ -75,7 +77,7 @@ def trial(folder: Path, steps: int, kind: str, neck: str = "fpn", replicas: int 
     if kind == "kerashub_retinanet":
         detector["head_channels"] = 256
     config = parse_config({
-        "data": {"image_size": 64, **(MASKS if kind == "fcn" else {})},
+        "data": {"image_size": 64, "processes": processes, **(MASKS if kind == "fcn" else {})},
         "model": {"backbone": "resnet18", "width": 0.125},
         "optimizer": {"learning_rate": 0.01, "warmup_steps": 2},
         "train": {"batch_size": 2, "epochs": steps, "max_steps": steps, "log_every": 1, "seed": 5},
@@ -92,11 +94,12 @@ def main() -> int:
     parser.add_argument("--kind", default="faster_rcnn", choices=KINDS)
     parser.add_argument("--neck", default="fpn", help="of an R-CNN")
     parser.add_argument("--replicas", type=int, default=1, help="logical devices")
+    parser.add_argument("--processes", type=int, default=0, help="that read images")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     steps = options.steps or 4 * options.kills
     with tempfile.TemporaryDirectory() as folder:
-        setting = trial(Path(folder), steps, options.kind, options.neck, options.replicas)
+        setting = trial(Path(folder), steps, options.kind, options.neck, options.replicas, processes=options.processes)
         wrong = kill_over_and_over(setting, options.kills, steps, options.seed, functools.partial(print, flush=True))
         if wrong:
             print("\n".join(wrong), (Path(folder) / "log.txt").read_text(errors="replace")[-3000:], sep="\n")

@@ -1,4 +1,4 @@
-"""The schema and the files in configs/: every row of METHOD's table of systems, resolved."""
+"""The schema, and the files in configs/ against the table of presets (docs/method.md, Presets)."""
 
 import re
 from pathlib import Path

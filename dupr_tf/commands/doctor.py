@@ -33,7 +33,7 @@ class Doctor:
         config, root = self._checked(overrides)
         for warning in _warnings(config):
             print(f"dupr-tf: warning: {warning}", file=sys.stderr)
-        from dupr_tf.data.open_source import open_source
+        from dupr_tf.data.images.listing import open_source
         from dupr_tf.reporting.doctor import about_images, about_run, machine_rows
 
         print_table(("this machine", ""), machine_rows())

@@ -16,8 +16,8 @@ import tyro
 from dupr_tf.commands.report import output_problems, print_table, problems_of
 from dupr_tf.config import BACKBONES, PROBED_LEVELS, LinearConfig, load_config
 from dupr_tf.config.probes import PROBES
-from dupr_tf.data.annotations import read_annotations
 from dupr_tf.data.images.listing import check_root
+from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import write_whole
 from dupr_tf.probing.backbones import check_backbones, load_backbones
@@ -337,7 +337,7 @@ class Views:
         root = self.data or config.data.root
         raise_all(self._problems(root, config.data.kind))
         from dupr_tf.data.images.bad_images import BadImages, check_readable
-        from dupr_tf.data.open_source import open_source
+        from dupr_tf.data.images.listing import open_source
         from dupr_tf.probing.pictures import save
         from dupr_tf.probing.view_sheet import cells_of, first_pairs, view_sheet
 

@@ -1,7 +1,7 @@
 """The schema of an experiment: sections, fields, ranges, cross-field rules, derived values.
 
 Nothing here imports TensorFlow: a config is checked, with every mistake named, before the slow imports begin.
-Defaults are the paper's (METHOD: batch 256, 200 epochs, alpha (0.1, 0.4, 0.7, 1), beta (0, 0, 1, 1), S = 14 and 7).
+Defaults are the paper's (docs/method.md, Overview).
 """
 
 from dupr_tf.config.backbones import BACKBONES

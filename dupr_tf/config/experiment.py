@@ -24,7 +24,7 @@ class Config(Section):
 
     @property
     def learning_rate(self) -> float:
-        """Peak learning rate; scaled linearly with the batch where no number is given (METHOD section 7)."""
+        """Peak learning rate; scaled linearly with the batch where no number is given (docs/method.md, Optimiser)."""
         rate = self.optimizer.learning_rate
         return 0.06 * self.train.batch_size / 256 if rate is None else rate
 

@@ -13,15 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from dupr_tf.config import Config, DataConfig
-from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.data.images.bad_images import unusable_reason
 from dupr_tf.data.images.decode import MAX_PIXELS, Unusable, decode
 from dupr_tf.data.images.source import read_file
-from dupr_tf.data.masks import MASK_SIDE, crop_masks
+from dupr_tf.data.labels.annotations import AnnotatedImages
+from dupr_tf.data.labels.run_lengths import MASK_SIDE, crop_masks
+from dupr_tf.data.labels.segments import SegmentedImages
 from dupr_tf.data.order import Order, grouped_epoch, shuffled_epoch
 from dupr_tf.data.placing import DRAWS, Place, drawn_place, letterbox, pad_batch, scaled
 from dupr_tf.data.reader import Block, Reader
-from dupr_tf.data.segments import SegmentedImages
 from dupr_tf.data.views import uniform
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.text import escape

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -55,7 +54,7 @@ def view_pairs(
         last_step * blocks,
         view_pair_signature(rows.share, config.data.image_size),
         blocks,
-        config.data.threads or os.cpu_count() or 1,
+        config.data.threads,
         config.data.processes,
         bad.add,
     )

@@ -12,11 +12,10 @@ import numpy as np
 from dupr_tf.config import Config, DataConfig
 from dupr_tf.data.detection import image_rows, open_eval_reader, open_reader, read_image, wide_first
 from dupr_tf.data.images.decode import Unusable
+from dupr_tf.data.labels.segments import IGNORED, SegmentedImages
 from dupr_tf.data.order import Order, shuffled_epoch
 from dupr_tf.data.placing import DRAWS, drawn_place, nearest_pixels, pad_batch, scaled, short_side_scale
 from dupr_tf.data.reader import Block, Reader
-from dupr_tf.data.segment_classes import IGNORED
-from dupr_tf.data.segments import SegmentedImages
 from dupr_tf.data.views import uniform
 from dupr_tf.errors import UserError
 

@@ -6,9 +6,9 @@ import hashlib
 import os
 import re
 
-from dupr_tf.data.formats import TFDS, check_tfds
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.source import ImageSource
+from dupr_tf.data.layouts import TFDS, check_tfds
 from dupr_tf.data.shards.read import Part, Records
 from dupr_tf.errors import UserError
 

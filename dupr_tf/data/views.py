@@ -1,4 +1,4 @@
-"""Two views of one image: crops, resize, flips, and the region they share (METHOD section 2). NumPy, no state.
+"""Two views of one image: crops, resize, flips, and the region they share (docs/method.md, Views). NumPy, no state.
 
 Boxes and crops are `(y1, x1, y2, x2)`. Most functions take the images of a block at once; a row of their results
 depends on no other row.

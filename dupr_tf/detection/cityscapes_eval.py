@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from dupr_tf.data.annotations import AnnotatedImages
-from dupr_tf.data.masks import area_of, as_coco
+from dupr_tf.data.labels.annotations import AnnotatedImages
+from dupr_tf.data.labels.run_lengths import area_of, as_coco
 from dupr_tf.detection.coco_eval import check_detections
 
 IOUS = np.arange(0.5, 1.0, 0.05)

@@ -11,8 +11,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dupr_tf.data.annotations import AnnotatedImages
-from dupr_tf.data.masks import as_coco
+from dupr_tf.data.labels.annotations import AnnotatedImages
+from dupr_tf.data.labels.run_lengths import as_coco
 from dupr_tf.errors import UserError
 
 STATISTICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dupr_tf.data.annotations import AnnotatedImages
+from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.detection.coco_eval import Curves
 
 MOST_NAMED = 20  # classes in the legend; of more, the best and the worst ten

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dupr_tf.data.annotations import AnnotatedImages
-from dupr_tf.data.masks import mask_from_pixels
+from dupr_tf.data.labels.annotations import AnnotatedImages
+from dupr_tf.data.labels.run_lengths import mask_from_pixels
 from dupr_tf.data.placing import to_original
 
 
@@ -22,7 +22,7 @@ def found_in_originals(result: dict, batch: dict, annotated: AnnotatedImages) ->
 
     Returns:
         {index: `boxes` (k, 4) float32, `classes` (k,) int32, `scores` (k,), and `masks`, k run lengths (see
-        `data.masks`), where `result` has masks}.
+        `data.labels.run_lengths`), where `result` has masks}.
     """
     found = {}
     for row, (index, factors) in enumerate(zip(np.asarray(batch["index"]), np.asarray(batch["factors"]), strict=True)):
@@ -52,7 +52,7 @@ def paste_masks(masks: np.ndarray, boxes: np.ndarray, size: Sequence[int], thres
         threshold: in (0, 1].
 
     Returns:
-        K run lengths (see `data.masks`); empty masks for boxes without area in the image.
+        K run lengths (see `data.labels.run_lengths`); empty masks for boxes without area in the image.
     """
     height, width = map(int, size)
     canvas, pasted = np.zeros((height, width), np.uint8, order="F"), []

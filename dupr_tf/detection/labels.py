@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dupr_tf.config import Config, DataConfig
-from dupr_tf.data import formats
-from dupr_tf.data.annotations import AnnotatedImages, read_annotations
-from dupr_tf.data.segments import SegmentedImages, read_segments
-from dupr_tf.data.share import take_share
+from dupr_tf.data import layouts
+from dupr_tf.data.labels.annotations import AnnotatedImages, read_annotations
+from dupr_tf.data.labels.segments import SegmentedImages, read_segments
+from dupr_tf.data.labels.split import take_share
 from dupr_tf.errors import UserError
 
 
@@ -100,4 +100,4 @@ def labels_entry(root, images: AnnotatedImages | SegmentedImages) -> dict:
 
 def layout_of(root, split: str, kind: str) -> str:
     """The layout "auto" finds; others are what they are."""
-    return formats.layout_of(formats.BOXES, Path(root), split=split) if kind == "auto" else kind
+    return layouts.layout_of(layouts.BOXES, Path(root), split=split) if kind == "auto" else kind

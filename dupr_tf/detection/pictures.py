@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.data.detection import read_image
 from dupr_tf.data.images.decode import MAX_PIXELS
-from dupr_tf.data.masks import pixels_of
+from dupr_tf.data.labels.annotations import AnnotatedImages
+from dupr_tf.data.labels.run_lengths import pixels_of
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and on photographs.
 TRUTH, IGNORED, FOUND = (86, 180, 233), (150, 150, 150), (230, 159, 0)

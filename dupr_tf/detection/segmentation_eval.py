@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dupr_tf.data.segment_classes import IGNORED
+from dupr_tf.data.labels.segments import IGNORED
 from dupr_tf.errors import UserError
 
 

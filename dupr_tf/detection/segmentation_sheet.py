@@ -10,8 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dupr_tf.data.detection import read_image
 from dupr_tf.data.images.decode import MAX_PIXELS
-from dupr_tf.data.segment_classes import IGNORED
-from dupr_tf.data.segments import SegmentedImages
+from dupr_tf.data.labels.segments import IGNORED, SegmentedImages
 from dupr_tf.detection.pictures import CELL, GAP, HEADER, sheet_positions
 
 NO_CLASS = (235, 235, 235)  # what is ignored in the truth, and around pictures

@@ -9,10 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.config import DataConfig
-from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.data.detection import eval_batches, train_batches
+from dupr_tf.data.labels.annotations import AnnotatedImages
+from dupr_tf.data.labels.segments import SegmentedImages
 from dupr_tf.data.segmentation import segment_eval_batches, segment_train_batches, segments_to_original
-from dupr_tf.data.segments import SegmentedImages
 from dupr_tf.detection.cityscapes_eval import cityscapes_ap
 from dupr_tf.detection.coco_eval import coco_scores
 from dupr_tf.detection.curves import precision_recall_picture

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dupr_tf.data.annotations import AnnotatedImages
+from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.detection.coco_eval import Curves, check_detections
 from dupr_tf.errors import UserError
 

@@ -32,7 +32,7 @@ class DUPR(keras.Model):
         total_steps: of the run; needed by the cosine.
         photometric: name of the colour augmentation, see `dupr_tf.ops.photometric`.
         micro_batches: batch-norm groups of a step over all replicas, a multiple of their number; keys are shuffled
-            over them (METHOD section 6).
+            over them (docs/method.md, Step).
         seed: of every random draw inside the step, in [0, 2**31).
         name: of the model.
         **short_form: DUPR's terms in short: `image_weights`, `patch_weights`, `roi_sizes`, `embedding_dim`, `head`,
@@ -111,7 +111,7 @@ class DUPR(keras.Model):
         return [key for _, key in self.moving_average]
 
     def train_step(self, batch: ViewPair):
-        """Takes one step in the paper's order (METHOD sections 1 and 6).
+        """Takes one step in the paper's order (docs/method.md, Step).
 
         Args:
             batch: this replica's b pairs of views; B over all replicas.

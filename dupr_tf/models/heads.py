@@ -1,4 +1,4 @@
-"""Projection heads: from features to L2-normalised embeddings (METHOD section 4). No batch norm in any of them."""
+"""Projection heads: from features to L2-normalised embeddings (docs/method.md, Heads). No batch norm in any of them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Batch-norm groups of one device: a batch in parts, one after the other, each with statistics of its own.
 
-Groups on one device compute what as many devices would (METHOD section 6). Only the activations of one group are alive
-at a time.
+Groups on one device compute what as many devices would (docs/method.md, Step). Only the activations of one group are
+alive at a time.
 """
 
 from __future__ import annotations

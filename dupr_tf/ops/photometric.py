@@ -58,7 +58,7 @@ class Draws(NamedTuple):
 
 
 def photometric(images, seed, preset="moco_v2"):
-    """Draws and applies one recipe to a batch (METHOD section 2), ending in ImageNet mean and std.
+    """Draws and applies one recipe to a batch (docs/method.md, Views), ending in ImageNet mean and std.
 
     Under XLA the same seed gives other numbers than in graph or eager mode.
 

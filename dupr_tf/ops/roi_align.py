@@ -1,4 +1,4 @@
-"""RoIAlign with half-pixel (`aligned=True`) semantics, in two forms that compute the same numbers.
+"""RoIAlign with half-pixel (`aligned=True`) semantics, in two forms with the same numbers (docs/method.md, RoIAlign).
 
 `roi_align` is the separable form: bilinear sampling on a grid is `Wy @ F @ Wx^T`, two small matrix products whose rows
 are the interpolation weights of one bin. It compiles under XLA, takes any float dtype, has a deterministic gradient on

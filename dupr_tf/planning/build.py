@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dupr_tf.config import Config
-from dupr_tf.data.open_source import open_source
+from dupr_tf.data.images.listing import open_source
 from dupr_tf.planning.assumptions import assumptions_of, with_given
 from dupr_tf.planning.counting import count
 from dupr_tf.planning.devices import CPU

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dupr_tf.data.annotations import AnnotatedImages, read_annotations
 from dupr_tf.data.images.listing import check_root, list_images
+from dupr_tf.data.labels.annotations import AnnotatedImages, read_annotations
 from dupr_tf.errors import UserError
 
 SPLITS = ("train", "val")

@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.config import ViewsConfig
-from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.data.images.decode import decode
+from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.views import DRAWS, box_in_view, cut_view, draw_crops, draw_pairs, intersect_views, uniform
 from dupr_tf.errors import UserError
 from dupr_tf.ops.photometric import PRESETS, apply, draw

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from dupr_tf.config import LinearConfig, ViewsConfig
-from dupr_tf.data.annotations import read_annotations
 from dupr_tf.data.images.listing import list_images
+from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.probing import affinity, pictures, sensitivity
 from dupr_tf.probing import knn as neighbours
 from dupr_tf.probing import linear as classifier

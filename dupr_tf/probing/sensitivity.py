@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from dupr_tf.data.annotations import AnnotatedImages
+from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.ops.roi_align import roi_align
 from dupr_tf.probing.features import unit
 from dupr_tf.probing.images import read_each, whole_view

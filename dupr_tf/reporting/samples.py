@@ -32,7 +32,7 @@ def sample_views(run: RunFolder, count: int) -> Samples:
     if run.config is None or run.config.data.root is None:
         return Samples(run.label, [], "No views: without a config that names the images none can be drawn.")
     from dupr_tf.data.images.bad_images import BadImages, check_readable
-    from dupr_tf.data.open_source import open_source
+    from dupr_tf.data.images.listing import open_source
 
     data = run.config.data
     try:

@@ -1,4 +1,4 @@
-"""The optimiser and schedules of MoCo and DUPR, as PyTorch computes them (METHOD section 7)."""
+"""The optimiser and schedules of MoCo and DUPR, as PyTorch computes them (docs/method.md, Optimiser)."""
 
 from __future__ import annotations
 

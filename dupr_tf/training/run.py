@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 
 from dupr_tf.config import Config, dump_config, load_config
 from dupr_tf.config.sections import SHORT_FORM
+from dupr_tf.data.images.listing import open_source
 from dupr_tf.data.images.source import ImageSource, as_source
-from dupr_tf.data.open_source import open_source
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import write_all, write_whole
 from dupr_tf.training.cluster import Cluster

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from dupr_tf.config import parse_config
-from dupr_tf.data.annotations import read_annotations
 from dupr_tf.data.detection import eval_batches, train_batches, unreadable_images
+from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.data.placing import PAD_COLOUR, drawn_place, letterbox, pad_batch, scaled, to_original
 from dupr_tf.errors import RunFailed, UserError
 from tests.data.bad_images import with_orientation

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dupr_tf.config import parse_config
-from dupr_tf.data.annotations import read_annotations
 from dupr_tf.data.detection import eval_batches, train_batches
+from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.data.placing import PAD_COLOUR, to_original
 from tests.labelled_scenes import COLOURS, GREY, NAMES, Picture, Thing
 from tests.masked_scenes import draw, write_coco_masks

@@ -6,9 +6,9 @@ from PIL import Image
 
 from dupr_tf.config import parse_config
 from dupr_tf.data.detection import unreadable_images
+from dupr_tf.data.labels.segments import read_segments
 from dupr_tf.data.placing import PAD_COLOUR, Place, nearest_pixels
 from dupr_tf.data.segmentation import segment_eval_batches, segment_train_batches, segments_to_original
-from dupr_tf.data.segments import read_segments
 from tests.labelled_scenes import COLOURS, GREY, Picture, Thing
 from tests.masked_scenes import IGNORE, write_segments
 

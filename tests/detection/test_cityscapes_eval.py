@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dupr_tf.data.masks import mask_from_pixels
+from dupr_tf.data.labels.run_lengths import mask_from_pixels
 from dupr_tf.detection.cityscapes_eval import cityscapes_ap
 from dupr_tf.errors import UserError
 from tests.detection.test_coco_eval import found, truth

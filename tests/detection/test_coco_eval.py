@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dupr_tf.data.annotations import AnnotatedImages
-from dupr_tf.data.masks import mask_from_pixels
+from dupr_tf.data.labels.annotations import AnnotatedImages
+from dupr_tf.data.labels.run_lengths import mask_from_pixels
 from dupr_tf.detection.coco_eval import coco_ap, coco_curves
 from dupr_tf.errors import UserError
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dupr_tf.data.masks import area_of, crop_masks, mask_from_pixels, pixels_of
+from dupr_tf.data.labels.run_lengths import area_of, crop_masks, mask_from_pixels, pixels_of
 from dupr_tf.detection.found import found_in_originals, paste_masks
 from tests.detection.test_coco_eval import truth
 

@@ -11,11 +11,11 @@ import tensorflow as tf
 
 from dupr_tf.config import load_config
 from dupr_tf.config.detectors import DETECTORS
-from dupr_tf.data.annotations import read_annotations
 from dupr_tf.data.detection import image_rows, read_image
 from dupr_tf.data.images.resize import resize
+from dupr_tf.data.labels.annotations import read_annotations
+from dupr_tf.data.labels.segments import read_segments
 from dupr_tf.data.placing import Place, letterbox, pad_batch
-from dupr_tf.data.segments import read_segments
 from dupr_tf.detection.coco_eval import coco_ap
 from dupr_tf.detection.fcn import FCN
 from dupr_tf.detection.rcnn import FasterRCNN, MaskRCNN, paste_masks

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dupr_tf.data.annotations import read_annotations
-from dupr_tf.data.masks import mask_from_pixels
+from dupr_tf.data.labels.annotations import read_annotations
+from dupr_tf.data.labels.run_lengths import mask_from_pixels
 from dupr_tf.detection.pictures import CELL, COLUMNS, FOUND, GAP, HEADER, IGNORED, TRUTH, contact_sheet
 from tests.labelled_scenes import COLOURS, Picture, Thing, write_coco
 from tests.masked_scenes import write_coco_masks

@@ -6,8 +6,8 @@ import tensorflow as tf
 from PIL import Image
 
 from dupr_tf.data import placing
-from dupr_tf.data.annotations import read_annotations
 from dupr_tf.data.detection import image_rows, read_image
+from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.data.placing import pad_batch, scaled
 from dupr_tf.detection.coco_eval import coco_scores
 from dupr_tf.detection.saving import export_detector

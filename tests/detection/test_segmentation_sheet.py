@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dupr_tf.data.segments import read_segments
+from dupr_tf.data.labels.segments import read_segments
 from dupr_tf.detection.pictures import CELL, GAP, HEADER, sheet_positions
 from dupr_tf.detection.segmentation_sheet import NO_CLASS, class_colours, segmentation_sheet
 from tests.labelled_scenes import COLOURS, Picture, Thing

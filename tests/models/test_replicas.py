@@ -1,4 +1,4 @@
-"""The same step on one device and on several logical ones (METHOD section 6)."""
+"""The same step on one device and on several logical ones (docs/method.md, Step)."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Batch norm gives the answer away where keys and queries share its groups; the shuffle (METHOD section 6) forbids it.
+"""Batch norm gives the answer away if keys and queries share groups; the shuffle prevents it (docs/method.md, Step).
 
 Three of four images are noise whose two views have nothing in common. The fourth of each group is noise in a colour of
 its own, which batch statistics pass on to the other three: only through them can a noise view be matched.

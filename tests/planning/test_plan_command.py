@@ -98,7 +98,7 @@ def test_a_step_is_measured_and_compared(config, capsys):
 
 @pytest.mark.slow
 def test_the_input_is_measured_on_images(tmp_path, monkeypatch):
-    from dupr_tf.data.open_source import open_source
+    from dupr_tf.data.images.listing import open_source
     from dupr_tf.data.sample import write_sample
 
     monkeypatch.setattr("dupr_tf.planning.measuring.SECONDS", 0.5)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dupr_tf.config import LinearConfig, ProbingConfig, parse_config
-from dupr_tf.data.annotations import AnnotatedImages
+from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.errors import UserError
 from dupr_tf.probing.knn import knn, knn_scores, largest, top_accuracies
 from dupr_tf.probing.labelled import image_labels

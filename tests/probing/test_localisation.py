@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from dupr_tf.config import ViewsConfig
-from dupr_tf.data.annotations import AnnotatedImages
+from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.views import DRAWS, intersect_views, uniform
 from dupr_tf.errors import UserError
 from dupr_tf.probing import affinity as affine

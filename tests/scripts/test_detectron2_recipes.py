@@ -21,7 +21,7 @@ def of_coco(percent):
     return [f"coco_2017_train_{percent}pct_seed0"], COCO[1]
 
 
-# METHOD section 9, a row a recipe:
+# A row for each recipe (docs/method.md, Transfer):
 # kind, masks, data, classes, lr, batch, iterations, steps, warm-up, sides in training, side in testing
 RECIPES = {
     "voc_faster_rcnn_c4_24k":

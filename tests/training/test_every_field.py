@@ -3,10 +3,11 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from dupr_tf.cli import main
 from dupr_tf.config import Config, load_config, parse_config
+from dupr_tf.data.pipeline import view_pairs
+from dupr_tf.data.reader import Reader
 from dupr_tf.data.sample import write_sample
 from dupr_tf.training.callbacks import SaveCheckpoints
 from dupr_tf.training.health import CheckBadImages
@@ -107,12 +108,18 @@ def test_run_uses_every_field(config, photos, tmp_path, monkeypatch):
     """A run whose `fit` is replaced: nothing is traced, and what it would be given is looked at."""
     calls, batches = [], []
 
-    def view_pairs(source, given, *rest):
+    def read_views(source, given, *rest):
         batches.append(given)
-        return tf.data.Dataset.from_tensors({"view_1": tf.zeros((8, 64, 64, 3), tf.uint8)})
+        return view_pairs(source, given, *rest)
 
+    class Recorded(Reader):
+        def __init__(self, make, first, last, signature, blocks, threads, processes, on_bad):
+            assert (threads, processes) == (3, 1)
+            super().__init__(make, first, last, signature, blocks, on_bad=on_bad)
+
+    monkeypatch.setattr("dupr_tf.data.pipeline.Reader", Recorded)
     monkeypatch.setattr(keras.Model, "fit", lambda model, data, **settings: calls.append((model, settings)))
-    monkeypatch.setattr("dupr_tf.training.pretrain.view_pairs", view_pairs)
+    monkeypatch.setattr("dupr_tf.training.pretrain.view_pairs", read_views)
     result = pretrain(config, tmp_path / "run", photos, probe=lambda backbone: ({}, {}))
     assert result.step == 7 and batches and all(given == config for given in batches)
     model, settings = calls[0]

@@ -7,7 +7,7 @@ import pytest
 
 from dupr_tf.config import Config, load_config, parse_config
 from dupr_tf.errors import UserError
-from dupr_tf.training.run import check, differences, images_entry, record
+from dupr_tf.training.run import FORMAT, check, differences, images_entry, record
 
 
 def config(**train):
@@ -79,7 +79,7 @@ def test_a_damaged_record_is_named(run):
 
 
 def test_run_of_another_format_is_refused(run):
-    for content in ('{"format": 1}', '{"format": 3}', "[]", "{"):
+    for content in (f'{{"format": {FORMAT - 1}}}', f'{{"format": {FORMAT + 1}}}', "[]", "{"):
         (run / "format.json").write_text(content)
         with pytest.raises(UserError) as error:
             check(run, config(), images_entry("/photos", PATHS), allow_change=True)
@@ -111,7 +111,7 @@ def test_only_listed_fields_may_change_within_a_run():
     default, other = Config(), load_config("tests/every_field.yaml")
     may_change = {
         "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.strategy", "train.worker_timeout",
-        "train.start_timeout",
+        "train.start_timeout", "data.threads", "data.processes",
     }  # fmt: skip
     changed = {
         f"{name}.{field}"

@@ -1,4 +1,4 @@
-"""Where images come from: a folder of any shape, or the image folder of a COCO or VOC root. Labels are never read."""
+"""Where images come from: a folder, the image folders of a COCO or VOC root, or a source. Labels are never read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from dupr_tf.data.formats import FOLDERS, SOURCES, layout_of
+from dupr_tf.data.images.source import Files, ImageSource
+from dupr_tf.data.layouts import FIELD, FOLDERS, SOURCES, layout_of
 from dupr_tf.errors import UserError
 from dupr_tf.files import local_path
 
@@ -15,12 +16,28 @@ log = logging.getLogger(__name__)
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
+def open_source(root: str | Path, kind: str = "auto") -> tuple[str, ImageSource]:
+    """The images of a root, and the root as a run notes it (absolute).
+
+    Args:
+        root: a folder, a COCO or VOC root, a folder of shards, or `tfds:NAME[/CONFIG][:VERSION][:SPLIT]`.
+        kind: `data.kind`.
+
+    Raises:
+        UserError: there is nothing to read, or something is damaged.
+    """
+    kind = resolved_kind(root, kind)
+    if kind in SOURCES:
+        return SOURCES.load(kind)(root)
+    return os.path.abspath(root), Files(list_images(root, kind))
+
+
 def list_images(root: str | Path, kind: str = "auto") -> list[str]:
     """Every image file below a folder, sorted, so that position i is the same image in every run.
 
     Args:
         root: a folder, nested or flat; or the root of a COCO or VOC data set.
-        kind: a name in `formats.FOLDERS`, or "auto".
+        kind: a name in `layouts.FOLDERS`, or "auto".
 
     Returns:
         Absolute paths. Links to folders are not followed; hidden files and folders, pipes and devices are passed over.
@@ -35,7 +52,7 @@ def list_images(root: str | Path, kind: str = "auto") -> list[str]:
 
 
 def resolved_kind(root: str | Path, kind: str = "auto") -> str:
-    """`kind`, or for "auto" the source of `formats.SOURCES` that the root shows, else "auto": the photos are files."""
+    """`kind`, or for "auto" the source of `layouts.SOURCES` that the root shows, else "auto": the photos are files."""
     shown = (name for name, entry in SOURCES.items() if entry.facts["shown"](root))
     return next(shown, kind) if kind == "auto" else kind
 
@@ -57,13 +74,13 @@ def _images(root: Path, kind: str) -> Iterator[str]:
     if not root.is_dir():
         state = "is a file" if root.exists() else "does not exist"
         raise UserError(None, f"{root} {state}.", "Pass a folder of images.")
-    for folder in FOLDERS.load(layout_of(FOLDERS, root, kind))(root):
+    kind = layout_of(FOLDERS, root, kind)
+    names = FOLDERS.load(kind)
+    folders = [root / name for name in names if (root / name).is_dir()]
+    if not folders:
+        raise UserError(FIELD, f"{root} is no {kind} root: it has no {', '.join(names)}.", "Use folder.")
+    for folder in folders:
         yield from _walk(folder)
-
-
-def photo_folders(root: Path) -> list[Path]:
-    """The root itself, in a list: every image below it is a photo."""
-    return [root]
 
 
 def _walk(folder: Path) -> Iterator[str]:

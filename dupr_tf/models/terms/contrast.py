@@ -148,7 +148,7 @@ class PatchContrast(Contrast):
 
 
 def draw_patch_keys(keys, valid, count, seed):
-    """Draws the patch keys a step stores: `count` cells of each image (METHOD section 5).
+    """Draws the patch keys a step stores: `count` cells of each image (docs/method.md, Losses).
 
     Args:
         keys: (B, S, S, C) patch keys of the global batch.

@@ -1,8 +1,7 @@
 """Masks of objects, kept as run lengths: COCO's polygons and RLE in, pieces of a fixed size out.
 
 A mask is held as pycocotools' compressed counts (bytes), a few hundred bytes where its pixels are a million; the size
-(height, width) it is of is the image's. Pixels run down the columns, first a run of zeros. Nothing here imports
-TensorFlow.
+(height, width) it is of is the image's. Pixels run down the columns, first a run of zeros.
 """
 
 from __future__ import annotations
@@ -93,21 +92,20 @@ def from_runs(runs: Sequence[int], size: Size) -> bytes:
 def _unpacked(text: bytes) -> list[int]:
     """The run lengths in pycocotools' string: six bits a character, the upper one for "more follows".
 
-    From the third on, each is stored as its difference from the one before the last.
+    From the third on, each is stored as its difference from the one before the last. pycocotools itself reads past the
+    end of a string whose last number goes on.
     """
-    runs: list[int] = []
-    at = 0
-    while at < len(text):
-        value, bits, more = 0, 0, True
-        while more:
-            six = text[at] - 48
-            if not 0 <= six < 64 or bits > 60:
-                raise ValueError("no run lengths")
-            value |= (six & 31) << bits
-            more, bits, at = bool(six & 32), bits + 5, at + 1
-        value -= (six & 16) << (bits - 4)  # the sign
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-    return runs
+    sixes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero(sixes < 32)
+    first = np.append(0, last[:-1] + 1)
+    digits = last - first + 1 if last.size else np.zeros(1)
+    if sixes.size != digits.sum() or digits.max() > 7 or sixes.min() < 0 or sixes.max() > 63:
+        raise ValueError("no run lengths")
+    shifts = 5 * (np.arange(sixes.size) - first.repeat(digits))
+    runs = np.add.reduceat((sixes & 31) << shifts, first) - ((sixes[last] & 16) << (5 * digits - 4))  # less the sign
+    for start in (1, 2):
+        runs[start::2] = runs[start::2].cumsum()
+    return runs.tolist()
 
 
 def mask_of_box(box: np.ndarray, size: Size) -> bytes:
@@ -165,20 +163,15 @@ def crop_masks(masks: Sequence[bytes], size: Size, boxes: np.ndarray, side: int 
     """
     crops = np.zeros((len(masks), side, side), np.uint8)
     for crop, mask, box in zip(crops, masks, np.asarray(boxes, np.float64), strict=True):
-        y1, x1 = np.minimum(np.floor(box[1::-1]).astype(int), np.array(size) - 1)
-        x2, y2 = np.maximum(np.ceil(box[2:]).astype(int), (x1 + 1, y1 + 1))
+        (x1, y1), (x2, y2) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
         window = pixels_of(mask, size)[y1:y2, x1:x2]
-        sums = np.pad(window.cumsum(0, np.int64).cumsum(1), ((1, 0), (1, 0)))  # above and left of each corner
-        rows = _between(np.linspace(box[1] - y1, box[3] - y1, side + 1), sums)
-        corners = _between(np.linspace(box[0] - x1, box[2] - x1, side + 1), rows.T).T
-        covered = np.diff(np.diff(corners, axis=0), axis=1)
-        cell = (box[2:] - box[:2]).prod() / side**2
-        crop[:] = covered >= 0.5 * cell - 1e-9
+        rows = _overlaps(box[1] - y1, box[3] - y1, side, window.shape[0])
+        columns = _overlaps(box[0] - x1, box[2] - x1, side, window.shape[1])
+        crop[:] = rows @ window @ columns.T >= 0.5 * (box[2:] - box[:2]).prod() / side**2 - 1e-9
     return crops
 
 
-def _between(at: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Rows of a table at fractional positions, linear in between: exact for sums over pixels of one value each."""
-    low = np.clip(np.floor(at).astype(int), 0, len(table) - 2)
-    part = (at - low)[:, None]
-    return table[low] * (1 - part) + table[low + 1] * part
+def _overlaps(low: float, high: float, cells: int, pixels: int) -> np.ndarray:
+    """(cells, pixels): how much of each pixel lies in each of the equal cells between two positions."""
+    edges, starts = np.linspace(low, high, cells + 1)[:, None], np.arange(pixels)
+    return (np.minimum(edges[1:], starts + 1) - np.maximum(edges[:-1], starts)).clip(0)

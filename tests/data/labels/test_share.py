@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from dupr_tf.data.annotations import read_annotations
-from dupr_tf.data.segments import read_segments
-from dupr_tf.data.share import take_share
+from dupr_tf.data.labels.annotations import read_annotations
+from dupr_tf.data.labels.segments import read_segments
+from dupr_tf.data.labels.split import take_share
 from tests.labelled_scenes import pictures
 from tests.masked_scenes import write_coco_masks, write_segments
 from tests.refusals import refusal

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dupr_tf.data.annotations import UNMASKED, read_annotations
-from dupr_tf.data.cityscapes_files import INSTANCE_NAMES
-from dupr_tf.data.masks import NO_POLYGON, OTHER_MASK, area_of, pixels_of
+from dupr_tf.data.labels.annotations import UNMASKED, read_annotations
+from dupr_tf.data.labels.cityscapes import INSTANCE_NAMES
+from dupr_tf.data.labels.run_lengths import NO_POLYGON, OTHER_MASK, area_of, pixels_of
 from tests.labelled_scenes import NAMES, Picture, Thing, pictures, write_coco, write_voc
 from tests.masked_scenes import CITY_NAMES, mask, write_cityscapes, write_coco_masks
 from tests.refusals import refusal

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dupr_tf.data.annotations import read_annotations
+from dupr_tf.data.labels.annotations import DROPPED, NO_FILE, read_annotations
 from tests.data.bad_images import with_orientation
 from tests.labelled_scenes import NAMES, Picture, Thing, pictures, write_coco, write_voc
 from tests.refusals import refusal
 
-VOC07 = Path(__file__).parents[3] / "shared" / "data" / "voc07"
+VOC07 = Path(__file__).parents[4] / "shared" / "data" / "voc07"
 SPLITS = {"train": pictures(9), "val": pictures(3, seed=1)}
 
 
@@ -40,7 +40,7 @@ def edited(tmp_path, change):
 def test_coco_gives_the_boxes_that_were_drawn(coco):
     read = read_annotations(coco, "train")
     assert read.class_names == NAMES and len(read) == 9
-    assert (read.dropped_boxes, read.missing_images) == (0, 0)
+    assert sum(read.counts[what] for what in (*DROPPED, NO_FILE)) == 0
     for i, picture in enumerate(SPLITS["train"]):
         assert tuple(read.sizes[i]) == picture.size
         np.testing.assert_array_equal(read.boxes[i], [thing.box for thing in picture.things])
@@ -80,7 +80,7 @@ def test_boxes_are_clipped_and_those_without_area_dropped_and_counted(tmp_path):
     read = read_annotations(edited(tmp_path, change), "train")
     height, width = read.sizes[0]
     np.testing.assert_array_equal(read.boxes[0], [[0, 0, 15, 15], [width - 4, 0, width, 10], [1, 2, 4, height]])
-    assert read.dropped_boxes == 3
+    assert [read.counts[what] for what in DROPPED] == [1, 2, 0]
     assert read.with_boxes() == [0]
 
 
@@ -125,7 +125,7 @@ def test_a_few_missing_images_are_left_out_and_many_refused(tmp_path):
     root = write_coco(tmp_path / "set", {"train": pictures(9)})
     (root / "images" / "train_002.png").unlink()
     read = read_annotations(root, "train", max_missing_share=0.2)
-    assert (len(read), read.missing_images) == (8, 1)
+    assert (len(read), read.counts[NO_FILE]) == (8, 1)
     error = refusal(read_annotations, root, "train")
     assert error.field == "data.max_bad_share" and "1 of 9" in error.problem and "train_002.png" in error.problem
 

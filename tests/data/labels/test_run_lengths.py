@@ -5,7 +5,7 @@ import collections
 import numpy as np
 import pytest
 
-from dupr_tf.data.masks import (
+from dupr_tf.data.labels.run_lengths import (
     NO_MASK,
     NO_POLYGON,
     OTHER_MASK,

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dupr_tf.data.cityscapes_files import SEMANTIC_NAMES
-from dupr_tf.data.segments import read_segments
+from dupr_tf.data.labels.cityscapes import SEMANTIC_NAMES
+from dupr_tf.data.labels.segments import read_segments
 from tests.labelled_scenes import pictures
 from tests.masked_scenes import CITY_NAMES, IGNORE, mask, values, write_cityscapes, write_segments
 from tests.refusals import refusal
 
-CAMVID = Path(__file__).parents[3] / "shared" / "data" / "camvid"
+CAMVID = Path(__file__).parents[4] / "shared" / "data" / "camvid"
 SPLITS = {"train": pictures(6), "val": pictures(3, seed=1)}
 GIVEN = ("ground", "bus", "cat", "dog")
 
@@ -35,7 +35,7 @@ def expected(picture):
 @pytest.mark.parametrize("split_first", [True, False])
 def test_the_classes_of_pixels_are_those_that_were_drawn(tmp_path, split_first):
     read = read_segments(write_segments(tmp_path / "set", SPLITS, split_first), "train", ignore_value=IGNORE)
-    assert read.class_names == ("0", "1", "2", "3") and len(read) == 6 and read.kind == "masks"
+    assert read.class_names == ("0", "1", "2", "3") and len(read) == 6
     assert read.ids[:2] == ("000.jpg", "001.jpg")
     for i, picture in enumerate(SPLITS["train"]):
         assert tuple(read.sizes[i]) == picture.size

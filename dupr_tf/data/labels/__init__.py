@@ -1,0 +1,1 @@
+"""Labels of images: boxes, masks of objects, classes of pixels. One file a layout."""

@@ -1,0 +1,192 @@
+"""Images with boxes, and masks of objects where there are any: one split of a data set, checked, as arrays.
+
+Boxes are `(x1, y1, x2, y2)` in pixels, KerasCV's "xyxy": here and in the detectors x comes first.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from dupr_tf.data.images.decode import upright_size
+from dupr_tf.data.labels.run_lengths import mask_of_box, read_mask
+from dupr_tf.data.labels.split import Split, check_classes, log, open_root, refuse_many
+from dupr_tf.data.layouts import BOXES
+from dupr_tf.errors import UserError
+
+NO_FILE, OTHER_SIZE = "images without a file", "images of another size than annotated, of those looked at"
+DROPPED = ("boxes outside their image", "boxes without area", "boxes that are not finite")
+UNMASKED = "boxes without a usable mask, ignored"
+
+
+class Object(NamedTuple):
+    """An object as annotated, not yet checked."""
+
+    name: str
+    box: tuple[float, float, float, float]  # x1 y1 x2 y2, px of the upright image
+    area: float | None = None
+    ignored: bool = False
+    segmentation: Any = None  # COCO's polygons or RLE as in its file; bytes: RLE counts, checked
+
+
+@dataclass
+class ListedImage:
+    """An image as a reader found it. `size` is height and width, 0 where the annotations do not say."""
+
+    path: Path
+    size: tuple[int, int]
+    id: str
+    objects: list[Object] = field(default_factory=list)
+    void: bytes | None = None  # Cityscapes: RLE counts of the pixels that are nothing
+
+
+@dataclass(frozen=True)
+class AnnotatedImages(Split):
+    """A split of a detection data set; N images, n_i boxes in image i.
+
+    `ignored` marks VOC's `difficult`, COCO's `iscrowd`, Cityscapes' groups and their like: neither trained on nor
+    counted. Masks are run lengths (see `run_lengths`) of the whole image.
+    """
+
+    columns: ClassVar = ("paths", "boxes", "labels", "ignored", "areas", "ids", "masks", "void")
+
+    paths: tuple[str, ...]  # N
+    sizes: np.ndarray  # (N, 2) int32, height and width as annotated
+    boxes: tuple[np.ndarray, ...]  # N of (n_i, 4) float32, x1 y1 x2 y2 in px of the upright image
+    labels: tuple[np.ndarray, ...]  # N of (n_i,) int32, positions in class_names
+    ignored: tuple[np.ndarray, ...]  # N of (n_i,) bool
+    areas: tuple[np.ndarray, ...]  # N of (n_i,) float32; COCO's own where given: it sorts small from large
+    class_names: tuple[str, ...]
+    counts: dict[str, int] = field(default_factory=dict)  # {what was odd: how often}
+    ids: tuple[str, ...] = ()  # N; COCO's image id, VOC's name, Cityscapes' city/name
+    masks: tuple[list[bytes], ...] | None = None  # N of n_i; None: not asked for
+    void: tuple[bytes, ...] | None = None  # N; Cityscapes: the pixels that are nothing, with its masks
+
+    def labels_text(self) -> str:
+        return f"{sum(map(len, self.boxes))} boxes"
+
+    def with_boxes(self) -> list[int]:
+        """Positions of the images that have something to learn from."""
+        return [i for i, ignored in enumerate(self.ignored) if not ignored.all()]
+
+
+def read_annotations(
+    root: str | Path,
+    split: str,
+    kind: str = "auto",
+    class_names: Sequence[str] | None = None,
+    max_missing_share: float = 0.01,
+    masks: bool = False,
+) -> AnnotatedImages:
+    """Reads one split of a data set, and tells in one line of the log what was odd in it, and how often.
+
+    Args:
+        root: COCO's (`annotations/instances_{split}.json` beside a folder of images), VOC's
+            (`ImageSets/Main/{split}.txt`, `Annotations/*.xml`, `JPEGImages/`), of both years (`VOC2007/` and
+            `VOC2012/`: train is trainval of both, val is test of 2007), or Cityscapes' (`leftImg8bit/`, `gtFine/`).
+        split: "train" or "val" in the file names above; "train" also finds COCO's `instances_train2017.json`.
+        kind: a name in `layouts.BOXES`, or "auto": COCO where its file is, Cityscapes where its folder is, else VOC.
+        class_names: the order of the classes, as of a trained detector; none: COCO's and Cityscapes' by id, VOC's by
+            name.
+        max_missing_share: share of the listed images that may be without a file; they are left out.
+        masks: reads masks too. A box without a usable one is ignored then, its mask being the box.
+
+    Raises:
+        UserError: the data are wrong.
+    """
+    root, reader = open_root(BOXES, root, split, kind)
+    counts: collections.Counter = collections.Counter()
+    listed, names = reader(root, split, counts, masks)
+    if not listed:
+        raise UserError(None, f"The split {split!r} of {root} has no images.", "Choose another split or data set.")
+    there = [image.path.is_file() for image in listed]
+    missing = [image.path for image, present in zip(listed, there, strict=True) if not present]
+    refuse_many(missing, len(listed), max_missing_share, "have no file")
+    images = list(itertools.compress(listed, there))
+    counts[NO_FILE], counts[OTHER_SIZE] = len(missing), _check_sizes(images)
+    class_names = tuple(names if class_names is None else class_names)
+    check_classes(class_names, (item.name for image in images for item in image.objects))
+    read = _assemble(images, class_names, masks, counts)
+    log.info("%s: %s", split, read.summary())
+    return read
+
+
+def _check_sizes(images: list[ListedImage], looks: int = 100) -> int:
+    """Looks at some of the files: boxes made for images of another size would quietly ruin a training.
+
+    Sizes are those of the upright images, as boxes are drawn on what people see.
+
+    Returns:
+        The number of those of another size, if they are few.
+    """
+    looked = [image for image in images[:: -(-len(images) // looks)] if min(image.size) > 0]
+    wrong = [image for image in looked if _has_other_size(image)]
+    if len(wrong) > 0.05 * len(looked):  # VOC and COCO have some such images each
+        (height, width), annotated = upright_size(wrong[0].path), wrong[0].size
+        raise UserError(
+            None,
+            f"{len(wrong)} of {len(looked)} images have another size than in their annotations, such as "
+            f"{wrong[0].path} ({height} x {width}, annotated {annotated[0]} x {annotated[1]}).",
+            "Use the images the boxes were drawn on, or rescale or turn (EXIF) the boxes with them.",
+        )
+    return len(wrong)
+
+
+def _has_other_size(image: ListedImage) -> bool:
+    try:
+        return upright_size(image.path) != tuple(image.size)
+    except UserError:  # An image that cannot be read is named when it is met, with all the others.
+        return False
+
+
+def _assemble(
+    images: list[ListedImage], class_names: tuple[str, ...], with_masks: bool, counts: collections.Counter
+) -> AnnotatedImages:
+    sizes = [image.size if min(image.size) > 0 else upright_size(image.path) for image in images]
+    index = {name: number for number, name in enumerate(class_names)}
+    rows = [_arrays(image.objects, size, index, with_masks, counts) for image, size in zip(images, sizes, strict=True)]
+    boxes, labels, ignored, areas, masks = zip(*rows, strict=True)
+    if with_masks and counts[UNMASKED] and counts[UNMASKED] == sum(map(len, boxes)):
+        raise UserError(
+            None,
+            f"None of the {counts[UNMASKED]} boxes has a mask, such as those of {images[0].path}.",
+            "Use annotations with masks (COCO's segmentation, Cityscapes), or a detector without (detector.kind).",
+        )
+    counts["boxes ignored (crowd, difficult)"] += sum(int(flags.sum()) for flags in ignored)
+    counts["images without boxes"] += sum(len(of_image) == 0 for of_image in boxes)
+    paths, ids, void = zip(*((str(image.path), image.id, image.void) for image in images), strict=True)
+    read = AnnotatedImages(paths, np.array(sizes, np.int32), boxes, labels, ignored, areas, class_names, counts, ids)
+    return dataclasses.replace(read, masks=masks, void=None if None in void else void) if with_masks else read
+
+
+def _arrays(
+    objects: list[Object], size: tuple[int, int], index: dict[str, int], with_masks: bool, counts: collections.Counter
+) -> tuple:
+    """Boxes (n, 4), labels, flags, areas (n,) and n masks of an image; clipped, without those that have no area."""
+    height, width = size
+    table = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
+    boxes = np.clip(table, 0, [width, height, width, height]).astype(np.float32)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    finite, has_area = np.isfinite(table).all(1), (table[:, 2:] > table[:, :2]).all(1)
+    kept = finite & (sides > 0).all(1)
+    for what, dropped in zip(DROPPED, (finite & has_area & ~kept, finite & ~has_area, ~finite), strict=True):
+        counts[what] += int(dropped.sum())
+    counts["boxes cut to their image by half a pixel or more"] += int((np.abs(boxes - table) > 0.5)[kept].any(1).sum())
+    labels = np.array([index[item.name] for item in objects], np.int32)
+    ignored = np.array([item.ignored for item in objects], bool)
+    given = np.array([np.nan if item.area is None else item.area for item in objects], np.float32)
+    areas = np.where(np.isfinite(given) & (given > 0), given, sides.prod(1)).astype(np.float32)
+    masks = []
+    for k in np.flatnonzero(kept) if with_masks else ():
+        mask = read_mask(objects[k].segmentation, size, counts)
+        counts[UNMASKED] += mask is None
+        ignored[k] |= mask is None
+        masks.append(mask or mask_of_box(boxes[k], size))
+    return boxes[kept], labels[kept], ignored[kept], areas[kept], masks

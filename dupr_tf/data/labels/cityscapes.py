@@ -1,0 +1,129 @@
+"""Cityscapes' layout: `leftImg8bit/{split}/{city}/*_leftImg8bit.png` and, in `gtFine`, what is in each of them.
+
+An instance image holds for every pixel the id of its label, or, where one object can be told from the next, a thousand
+times that and the number of the object. Of the labels below, those with a train id are the 19 classes of the semantic
+task, the eight from 24 on the classes of the instance task (cityscapesScripts, `helpers/labels.py`). Where there is no
+PNG of ids, they are drawn from the polygons.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from pycocotools import mask as coco_mask
+
+from dupr_tf.data.images.decode import upright_size
+from dupr_tf.data.labels.annotations import ListedImage, Object
+from dupr_tf.data.labels.run_lengths import area_of, as_coco, mask_from_pixels, masks_by_value
+from dupr_tf.data.labels.segments import SegmentedImages, class_table
+from dupr_tf.data.labels.split import bounded, read_png, reading
+from dupr_tf.errors import UserError
+
+LABELS = (  # by id from 0 on
+    *("unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic", "ground", "road"),
+    *("sidewalk", "parking", "rail track", "building", "wall", "fence", "guard rail", "bridge", "tunnel", "pole"),
+    *("polegroup", "traffic light", "traffic sign", "vegetation", "terrain", "sky", "person", "rider", "car"),
+    *("truck", "bus", "caravan", "trailer", "train", "motorcycle", "bicycle"),
+)
+SEMANTIC_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # of the train ids 0 … 18
+INSTANCE_IDS = (24, 25, 26, 27, 28, 31, 32, 33)
+COUNTED_IDS = (*INSTANCE_IDS, 29, 30)  # drawn one by one in the files; caravans and trailers are not evaluated
+VOID_IDS = tuple(number for number in range(len(LABELS)) if number not in SEMANTIC_IDS)
+SEMANTIC_NAMES = tuple(LABELS[number] for number in SEMANTIC_IDS)
+INSTANCE_NAMES = tuple(LABELS[number] for number in INSTANCE_IDS)
+MAX_POLYGON_BYTES = 64 << 20
+
+
+def read_objects(
+    root: Path, split: str, counts: collections.Counter, masks: bool
+) -> tuple[list[ListedImage], list[str]]:
+    """The images of a split with the objects of the eight classes, and these; groups are ignored."""
+    scenes = _scenes(root, split)
+    with ThreadPoolExecutor() as pool:  # most of the time goes into PNG
+        return list(pool.map(lambda scene: _with_objects(*scene, masks), scenes)), list(INSTANCE_NAMES)
+
+
+def read_classes(root, split, class_names, ignore_value, max_missing_share) -> SegmentedImages:
+    """Lists a split, with the 19 classes of pixels; see `read_segments`."""
+    names = tuple(class_names or SEMANTIC_NAMES)
+    table = class_table(dict(zip(SEMANTIC_IDS, SEMANTIC_NAMES, strict=True)), names)
+    paths, truths, ids = zip(*_scenes(root, split), strict=True)
+    sizes = np.array([upright_size(path) for path in paths], np.int32)
+    return SegmentedImages(tuple(map(str, paths)), tuple(map(str, truths)), sizes, ids, names, table, label_ids)
+
+
+def _scenes(root: Path, split: str) -> list[tuple[Path, Path, str]]:
+    """Every image of a split, the beginning of the names of its truth (up to `_gtFine`), and `city/name`, sorted."""
+    paths = sorted(root.glob(f"leftImg8bit/{split}/*/*_leftImg8bit.png"))
+    if not paths:
+        problem = f"There is no {root}/leftImg8bit/{split}/CITY/*_leftImg8bit.png."
+        raise UserError(None, problem, "Pass the root of Cityscapes, and one of its splits.")
+    ids = [f"{path.parent.name}/{path.name.removesuffix('_leftImg8bit.png')}" for path in paths]
+    return [(path, root / "gtFine" / split / f"{name}_gtFine", name) for path, name in zip(paths, ids, strict=True)]
+
+
+def _with_objects(path: Path, truth: Path, name: str, masks: bool) -> ListedImage:
+    ids = instance_ids(truth)
+    image = ListedImage(path, ids.shape, name, void=mask_from_pixels(np.isin(ids, VOID_IDS)) if masks else None)
+    for value, mask in masks_by_value(ids).items():
+        number = value if value < 1000 else value // 1000
+        if number in INSTANCE_IDS:
+            x, y, width, height = coco_mask.toBbox(as_coco(mask, ids.shape)).tolist()
+            box, area = (x, y, x + width, y + height), area_of(mask, ids.shape)
+            image.objects.append(Object(LABELS[number], box, area, value < 1000, mask if masks else None))
+    return image
+
+
+def label_ids(truth: Path) -> np.ndarray:
+    """(H, W) int32, ids of labels, also from `*_labelIds.png`; see `instance_ids`."""
+    ids = instance_ids(truth, ("labelIds", "instanceIds"))
+    return np.where(ids >= 1000, ids // 1000, ids)
+
+
+def instance_ids(truth: Path, images: tuple[str, ...] = ("instanceIds",)) -> np.ndarray:
+    """(H, W) int32, ids as in `*_instanceIds.png`, which is read where it is, else drawn from `*_polygons.json`.
+
+    Args:
+        truth: path up to and with `_gtFine`.
+        images: kinds of PNG to look for, in this order.
+    """
+    for kind in images:
+        file = truth.with_name(f"{truth.name}_{kind}.png")
+        if file.is_file():
+            return read_png(file, "ids of 8 or 16 bits", ("L", "P", "I", "I;16", "I;16B"))
+    file = truth.with_name(f"{truth.name}_polygons.json")
+    if not file.is_file():
+        problem = f"{truth.parent} has no {truth.name}_instanceIds.png, _labelIds.png or _polygons.json."
+        raise UserError(None, problem, "Add it, or remove the image.")
+    with reading(file, "Cityscapes annotations"):
+        return _drawn(json.loads(bounded(file, MAX_POLYGON_BYTES)))
+
+
+def _drawn(content: dict) -> np.ndarray:
+    """The polygons of a scene, one over the other; each object of a counted label has its number."""
+    size = width, height = int(content["imgWidth"]), int(content["imgHeight"])
+    if not 0 < height * width <= Image.MAX_IMAGE_PIXELS or height < 0:
+        raise ValueError(f"its image has {width} x {height} pixels")
+    canvas = Image.new("I", size, 0)
+    draw, numbers = ImageDraw.Draw(canvas), dict.fromkeys(COUNTED_IDS, 0)
+    for thing in content["objects"]:
+        name = thing["label"]
+        if thing.get("deleted") or name == "license plate":  # no label of the ground truth
+            continue
+        label = name if name in LABELS else name.removesuffix("group")
+        if label not in LABELS:
+            raise ValueError(f"{name!r:.60} is no label of Cityscapes")
+        points = np.clip(np.asarray(thing["polygon"], np.float64).reshape(-1, 2), -np.array(size), 2 * np.array(size))
+        if not np.isfinite(points).all() or len(points) < 2:
+            raise ValueError(f"a polygon of {name} has no points")
+        value = LABELS.index(label)
+        if value in numbers and label == name:
+            numbers[value] += 1
+            value = value * 1000 + numbers[value] - 1
+        draw.polygon([tuple(point) for point in points.tolist()], fill=value)
+    return np.asarray(canvas).astype(np.int32)

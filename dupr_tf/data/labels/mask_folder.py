@@ -1,0 +1,138 @@
+"""Folders of images and of masks: 8-bit PNGs whose values are classes.
+
+What the values mean: a `classes.txt` in the root counts first. A line is a name (of the value 0, 1, …) or a value and a
+name; the names `ignore`, `void`, `unlabelled` make a value none. Empty lines and `#` are passed over. Without the file,
+given class names are those of the values 0, 1, …, or, where all of them are numbers, of these values. Without either,
+every value met in the split, "train" and "val" is a class.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from dupr_tf.data.images.decode import upright_size
+from dupr_tf.data.images.listing import EXTENSIONS
+from dupr_tf.data.labels.segments import IGNORED, SegmentedImages, class_table
+from dupr_tf.data.labels.split import bounded, log, read_png, reading, refuse_many
+from dupr_tf.errors import UserError
+
+IGNORED_NAMES = ("ignore", "ignored", "void", "unlabelled", "unlabeled")
+MAX_BYTES = 1 << 20  # of classes.txt
+
+
+def read_mask_folder(root, split, class_names, ignore_value, max_missing_share) -> SegmentedImages:
+    """Lists a split; see `read_segments`."""
+    looked = _look_at(root, split)
+    broken = [(reason, detail) for _, _, reason, detail, _ in looked if reason]
+    refuse_many([detail for _, detail in broken], len(looked), max_missing_share, "have no usable mask")
+    images, masks, _, sizes, values = zip(*(look for look in looked if not look[2]), strict=True)
+    named, ignored = _named_values(root, split, set().union(*values), class_names, ignore_value)
+    ignored |= {IGNORED} - set(named) | ({ignore_value} - {None})
+    named = {value: name for value, name in named.items() if value not in ignored}
+    _refuse_unknown(dict(zip(masks, values, strict=True)), set(named) | ignored)
+    names = tuple(named.values() if class_names is None else class_names)
+    return SegmentedImages(
+        paths=tuple(map(str, images)),
+        segment_paths=tuple(map(str, masks)),
+        sizes=np.array(sizes, np.int32),
+        ids=tuple(image.name for image in images),
+        class_names=names,
+        table=class_table(named, names),
+        read_values=read_mask,
+        counts=dict(collections.Counter(reason for reason, _ in broken)),
+    )
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """(H, W) integers of a mask.
+
+    Raises:
+        UserError: it is no PNG of one channel of 8 bits.
+    """
+    return read_png(path, "a mask (8-bit PNG)", ("L", "P", "1"))
+
+
+def _look_at(root: Path, split: str) -> list[tuple]:
+    """(image, mask, "", size, values) of every pair of a split, or what is wrong with it and where for the last three.
+
+    Raises:
+        UserError: there is no such split.
+    """
+    for images, masks in ((f"{split}/images", f"{split}/masks"), (f"images/{split}", f"masks/{split}")):
+        if (root / images).is_dir() and (root / masks).is_dir():
+            files = sorted(path for path in (root / images).iterdir() if path.suffix.lower() in EXTENSIONS)
+            if files:
+                with ThreadPoolExecutor() as pool:
+                    return list(pool.map(_look, files, [root / masks / f"{path.stem}.png" for path in files]))
+    raise UserError(
+        None,
+        f"{root} has no images in {split}/images and masks in {split}/masks (nor images/{split} and masks/{split}, nor "
+        "Cityscapes' leftImg8bit and gtFine).",
+        "Pass the root of such a data set.",
+    )
+
+
+def _look(image: Path, mask: Path) -> tuple:
+    if not mask.is_file():
+        return image, mask, "images without a mask", image, set()
+    try:
+        values, size = read_mask(mask), upright_size(image)
+    except UserError as error:
+        return image, mask, "images or masks that cannot be read", error.problem.rstrip("."), set()
+    if values.shape != size:
+        what = f"{mask} ({values.shape[0]} x {values.shape[1]}, its image {size[0]} x {size[1]})"
+        return image, mask, "masks of another size than their image", what, set()
+    return image, mask, "", size, set(np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist())
+
+
+def _named_values(
+    root: Path, split: str, met: set[int], class_names: Sequence[str] | None, ignore_value: int | None
+) -> tuple[dict[int, str], set[int]]:
+    """{value: name} of the classes, and the values that the file calls none."""
+    file = root / "classes.txt"
+    if file.is_file():
+        with reading(file, "a list of classes"):
+            return _read_classes(bounded(file, MAX_BYTES).decode())
+    if class_names is not None:
+        numbers = all(name.isdecimal() for name in class_names)
+        return {int(name) if numbers else i: name for i, name in enumerate(class_names)}, set()
+    for other in {"train", "val"} - {split}:
+        try:
+            met = met.union(*(values for *_, values in _look_at(root, other)))
+        except UserError:
+            log.debug("%s has no split %s", root, other)
+    values = {value: str(value) for value in sorted(met - {IGNORED, ignore_value})}
+    log.info("no classes.txt in %s: the classes are the values of its masks, %s", root, ", ".join(values.values()))
+    return values, set()
+
+
+def _read_classes(text: str) -> tuple[dict[int, str], set[int]]:
+    """{value: name} of the classes, and the values that are none."""
+    lines = [line.strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    numbered = [line.split(maxsplit=1)[0].isdecimal() and len(line.split()) > 1 for line in lines]
+    if any(numbered) and not all(numbered):
+        raise ValueError("only some of its lines have a value, where all or none must")
+    rows = [line.split(maxsplit=1) if any(numbered) else (str(i), line) for i, line in enumerate(lines)]
+    pairs = [(int(value), name) for value, name in rows]
+    if not pairs or len(dict(pairs)) < len(pairs) or max(pairs)[0] > 255:
+        raise ValueError("it has no values of 0 to 255, each once")
+    ignored = {value for value, name in pairs if name.lower() in IGNORED_NAMES}
+    return {value: name for value, name in pairs if value not in ignored}, ignored
+
+
+def _refuse_unknown(met: dict[Path, set[int]], known: set[int]) -> None:
+    odd = [(path, min(values - known)) for path, values in met.items() if values - known]
+    if odd:
+        path, value = odd[0]
+        raise UserError(
+            "data.ignore_value",
+            f"Expected mask values {', '.join(map(str, sorted(known)))}, received {value} in {path} "
+            f"({len(odd)} of {len(met)} masks have such).",
+            f"Add it to classes.txt, or set data.ignore_value to {value}.",
+        )

@@ -1,0 +1,98 @@
+"""Semantic segmentation: which images there are, and which class every pixel is of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from dupr_tf.data.labels.split import Split, check_classes, log, open_root
+from dupr_tf.data.layouts import PIXELS
+from dupr_tf.errors import UserError
+
+IGNORED = 255  # the class of pixels that are none: not trained on, not counted
+
+
+@dataclass(frozen=True)
+class SegmentedImages(Split):
+    """A split of a segmentation data set; N images."""
+
+    columns: ClassVar = ("paths", "segment_paths", "ids")
+
+    paths: tuple[str, ...]  # N
+    segment_paths: tuple[str, ...]  # N; of Cityscapes, the beginning of the names
+    sizes: np.ndarray  # (N, 2) int32, height and width
+    ids: tuple[str, ...]  # N
+    class_names: tuple[str, ...]
+    table: np.ndarray  # (256,) uint8, the class of every value in a file; 255 is ignored
+    read_values: Callable[[Path], np.ndarray]  # of a segment path: (H, W) integers
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)  # {what was odd: how often}
+
+    def labels_text(self) -> str:
+        return f"{len(self.class_names)} classes"
+
+    def truth(self, index: int) -> np.ndarray:
+        """(H, W) uint8: the class of every pixel of an image, 255 where it is ignored.
+
+        Raises:
+            UserError: the file cannot be read, or is of another size than the image.
+        """
+        path = Path(self.segment_paths[index])
+        values = self.read_values(path)
+        if values.shape != tuple(self.sizes[index]):
+            own, of_image = (" x ".join(map(str, size)) for size in (values.shape, self.sizes[index]))
+            problem = f"{path} has {own} pixels, where its image has {of_image}."
+            raise UserError(None, problem, f"Correct the mask of {self.paths[index]}.")
+        return self.table[np.clip(values, 0, 255)]
+
+    def unreadable_segments(self) -> dict[str, str]:
+        """{path: reason} of the masks that cannot be used; slow."""
+        reasons = {}
+        for index, path in enumerate(self.segment_paths):
+            try:
+                self.truth(index)
+            except UserError as error:
+                reasons[path] = error.problem
+        return reasons
+
+
+def read_segments(
+    root: str | Path,
+    split: str,
+    kind: str = "auto",
+    class_names: Sequence[str] | None = None,
+    ignore_value: int | None = None,
+    max_missing_share: float = 0.01,
+) -> SegmentedImages:
+    """Lists one split, and tells in one line of the log what was odd in it, and how often.
+
+    Args:
+        root: of `{split}/images` and `{split}/masks` (or `images/{split}` and `masks/{split}`), a mask having its
+            image's name and `.png`; or of Cityscapes.
+        split: "train", "val", …
+        kind: a name in `layouts.PIXELS`, or "auto": Cityscapes where its folders are, else masks.
+        class_names: the order of the classes, as of a trained detector; in a folder of masks without `classes.txt`
+            they name the values 0, 1, … (see `mask_folder`).
+        ignore_value: of a mask, beside 255: pixels that are no class.
+        max_missing_share: share of the images that may be without a usable mask; they are left out.
+
+    Raises:
+        UserError: the data are wrong.
+    """
+    root, reader = open_root(PIXELS, root, split, kind)
+    read = reader(root, split, class_names, ignore_value, max_missing_share)
+    log.info("%s: %s", split, read.summary())
+    return read
+
+
+def class_table(values: dict[int, str], names: tuple[str, ...]) -> np.ndarray:
+    """(256,) uint8, the position in `names` of the class of every value; values of no class are `IGNORED`."""
+    check_classes(names, values.values(), "data.class_names", most=IGNORED)
+    table = np.full(256, IGNORED, np.uint8)
+    for value, name in values.items():
+        table[value] = names.index(name)
+    return table

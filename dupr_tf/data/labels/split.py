@@ -1,0 +1,138 @@
+"""A split of a labelled data set, and how its files are opened and refused."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import ClassVar, Self
+
+import numpy as np
+from PIL import Image
+
+from dupr_tf.data.layouts import layout_of
+from dupr_tf.errors import UserError
+from dupr_tf.files import local_path
+from dupr_tf.registry import Registry
+from dupr_tf.text import one_line
+
+log = logging.getLogger(__name__)
+# What a file with wrong contents makes Python, NumPy and Pillow raise.
+MISTAKES = (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError, OSError, SyntaxError)
+MISTAKES += (Image.DecompressionBombError,)
+
+
+class Split:
+    """What splits with boxes and splits with classes of pixels share; both are frozen dataclasses."""
+
+    columns: ClassVar[tuple[str, ...]]  # fields with a value for each image, beside `sizes`
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def taking(self, positions: Sequence[int]) -> Self:
+        """Some of the images, in the order given; the classes stay."""
+        taken = {name: tuple(getattr(self, name)[i] for i in positions) for name in self.columns if getattr(self, name)}
+        return dataclasses.replace(self, sizes=self.sizes[list(positions)], **taken)
+
+    def summary(self) -> str:
+        """One line: images, labels, and how often anything odd was met."""
+        odd = [f"{count} {what}" for what, count in self.counts.items() if count]
+        return "; ".join([f"{len(self)} images, {self.labels_text()}", *odd])
+
+
+def take_share(images: Split, share: float, seed: int) -> tuple[Split, tuple[str, ...]]:
+    """Draws a share of the images, at least one. With one seed, a smaller share lies within a larger one.
+
+    Semi-supervised protocols train on 1 % or 10 % of COCO.
+
+    Args:
+        images: `AnnotatedImages` or `SegmentedImages`.
+        share: 0 < share <= 1; 1 gives all of them.
+        seed: of the draw.
+
+    Returns:
+        The chosen images in their old order, and their ids.
+    """
+    if not 0 < share <= 1:
+        raise UserError("data.share", f"Expected a share above 0 and up to 1, received {share}.", "Use 0.1.")
+    count = max(1, round(share * len(images)))
+    subset = images.taking(sorted(np.random.default_rng(seed).permutation(len(images))[:count].tolist()))
+    return subset, subset.ids or subset.paths
+
+
+def open_root(table: Registry, root: str | Path, split: str, kind: str) -> tuple[Path, Callable]:
+    """The root of a data set as a path, and the reader of its layout, an entry of a table of `layouts`."""
+    root = local_path(root)
+    if not root.is_dir():
+        raise UserError(None, f"{root} is not a folder.", f"Pass the root of a data set ({', '.join(table)}).")
+    return root, table.load(layout_of(table, root, kind, split))
+
+
+@contextlib.contextmanager
+def reading(file: Path, what: str) -> Iterator[None]:
+    """Raises a `UserError` about the file for whatever its contents make the block raise; `what` it should be."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(None, f"There is no {file}.", "Add it, or pass another root or split.") from None
+    except MISTAKES as error:
+        reason = str(error) if type(error) is ValueError else f"{type(error).__name__} {error}"
+        reason = one_line(reason, 200).rstrip(".")
+        raise UserError(None, f"{file} cannot be read as {what}: {reason}.", "Correct the file.") from None
+
+
+def bounded(file: Path, most: int) -> bytes:
+    """The bytes of a file that has not more than `most` of them."""
+    if file.stat().st_size > most:
+        raise ValueError(f"it has {file.stat().st_size} bytes, where {most} are the most that is read")
+    return file.read_bytes()
+
+
+def read_png(file: Path, what: str, modes: Sequence[str]) -> np.ndarray:
+    """(H, W) integers of a PNG, as stored: a palette's indices, not its colours. Pillow's `modes` are allowed."""
+    with reading(file, what), file.open("rb") as content, Image.open(content, formats=["PNG"]) as image:
+        if image.mode not in modes:
+            raise ValueError(f"its pixels have mode {image.mode}, not one of {', '.join(modes)}")
+        return np.asarray(image).astype(np.int32)
+
+
+def side(image: dict, name: str) -> int:
+    """Height or width of an image as annotated; 0, to be read from the file, where it is no number above 0."""
+    value = image.get(name)
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 0
+
+
+def inside(name: str) -> str:
+    """A listed name; raises ValueError where it leads out of the data set."""
+    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+        raise ValueError(f"it lists {name}, which is outside the data set")
+    return name
+
+
+def refuse_many(unusable: Sequence, total: int, max_share: float, what: str) -> None:
+    """Raises UserError where more than a share of the images, or all, are unusable; they `what`."""
+    if len(unusable) > max_share * total or len(unusable) == total:
+        raise UserError(
+            "data.max_bad_share",
+            f"{len(unusable)} of {total} images {what}, such as {unusable[0]}; {max_share:.0%} may.",
+            "Complete the folder, or raise data.max_bad_share.",
+        )
+
+
+def check_classes(names: Sequence[str], met: Iterable[str], field: str | None = None, most: float = math.inf) -> None:
+    """Raises UserError where two of up to `most` classes have one name, or a label that was met is none of them."""
+    met = set(met)
+    unknown = sorted(met - set(names))
+    if unknown or not 0 < len(set(names)) == len(names) <= most:
+        raise UserError(
+            field,
+            f"Expected labels of classes with different names, of {', '.join(names) or 'none'}, received "
+            f"{', '.join(unknown or sorted(met)) or 'none'}.",
+            "Correct the labels, or use data with the classes the detector was trained on.",
+        )

@@ -1,0 +1,83 @@
+"""PASCAL VOC's layout: a list of names a split, one XML file an image; one year, or 2007 and 2012 side by side."""
+
+from __future__ import annotations
+
+import collections
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from dupr_tf.data.labels.annotations import ListedImage, Object
+from dupr_tf.data.labels.split import bounded, inside, reading, side
+from dupr_tf.errors import UserError
+
+MAX_VOC_BYTES = 16 << 20  # of one image
+# What the transfer protocols call 07+12: split -> (split of each year, folders of the years).
+UNION = dict.fromkeys(("train", "trainval"), ("trainval", "VOC20[0-9][0-9]"))
+UNION |= dict.fromkeys(("val", "test"), ("test", "VOC2007"))
+
+
+def read_voc(root: Path, split: str, counts: collections.Counter, masks: bool) -> tuple[list[ListedImage], list[str]]:
+    """The listed images with their objects, and the classes by name; `counts` gets what was odd."""
+    lists = _lists(root, split)
+    if not lists:
+        raise UserError(
+            None,
+            f"{root} has no annotations/instances_{split}.json (COCO), no ImageSets/Main/{split}.txt (VOC; nor, for "
+            f"train and val of 07+12, VOC2007 and VOC2012) and no gtFine/{split} (Cityscapes).",
+            "Pass the root of a COCO, VOC or Cityscapes data set.",
+        )
+    images = []
+    for listing in lists:
+        listed = _names(listing)
+        kept = dict.fromkeys(listed)
+        counts["images listed twice, used once"] += len(listed) - len(kept)
+        images += [_image(listing, root, name) for name in kept]
+    # A class that only one split has still gets a number in both.
+    others = {path for other in ("train", "val") for path in _lists(root, other) if path.is_file()} - set(lists)
+    met = images + [_image(listing, root, name) for listing in others for name in _names(listing)]
+    return images, sorted({item.name for image in met for item in image.objects})
+
+
+def _lists(root: Path, split: str) -> list[Path]:
+    """The lists that make up a split, of one year or several; [] where there is no such split."""
+    parts = Path("ImageSets", "Main")
+    listing = root / parts / f"{split}.txt"
+    if listing.is_file() or split not in UNION:
+        return [listing] if listing.is_file() else []
+    of_year, years = UNION[split]
+    folders = sorted([*root.glob(years), *(root / "VOCdevkit").glob(years)])
+    return [folder / parts / f"{of_year}.txt" for folder in folders]
+
+
+def _names(listing: Path) -> list[str]:
+    with reading(listing, "VOC list"):
+        lines = bounded(listing, MAX_VOC_BYTES).decode().splitlines()
+        return [inside(line.split()[0]) for line in lines if line.strip()]
+
+
+class _WithoutDoctype(ET.TreeBuilder):
+    """Refuses a document type: VOC's files have none, and it is where entity bombs are declared."""
+
+    def doctype(self, name, public_id, system_id):
+        raise ValueError(f"it has a DOCTYPE ({name}), which is not allowed")
+
+
+def _image(listing: Path, root: Path, name: str) -> ListedImage:
+    year = listing.parents[2]
+    file = year / "Annotations" / f"{name}.xml"
+    with reading(file, "VOC annotations"):
+        tree = ET.fromstring(bounded(file, MAX_VOC_BYTES), ET.XMLParser(target=_WithoutDoctype()))
+        objects = [_object(node) for node in tree.iter("object")]
+        sides = {which: float(tree.findtext(f"size/{which}") or 0) for which in ("height", "width")}
+    size = side(sides, "height"), side(sides, "width")
+    prefix = "" if year == root else f"{year.name}/"
+    return ListedImage(year / "JPEGImages" / f"{name}.jpg", size, prefix + name, objects)
+
+
+def _object(node: ET.Element) -> Object:
+    x1, y1, x2, y2 = (float(node.findtext(f"bndbox/{which}")) for which in ("xmin", "ymin", "xmax", "ymax"))
+    name = (node.findtext("name") or "").strip()
+    if not name:
+        raise ValueError("an object has no name")
+    # VOC counts pixels from 1 and names the last one inside: (1, 1, w, h) is the whole image.
+    return Object(name, (x1 - 1, y1 - 1, x2, y2), ignored=bool(int(node.findtext("difficult") or 0)))

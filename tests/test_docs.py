@@ -1,0 +1,34 @@
+"""Citations and names in docs/method.md and CONTRIBUTING.md exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dupr_tf.config import Config, field_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+DECISIONS, CONTRIBUTING = ROOT / "docs" / "method.md", ROOT / "CONTRIBUTING.md"
+SOURCES = [path for folder in ("dupr_tf", "tests", "configs") for path in sorted((ROOT / folder).rglob("*.*"))]
+FIELD = re.compile(rf"`((?:{'|'.join(Config.model_fields)})\.[a-z_]+)[`:]")
+CODE = re.compile(r"`((?:dupr_tf|tests|benchmarks|docs|configs|scripts)/[\w./]+)`")
+
+
+def test_cited_sections_of_the_method_exist():
+    sections = set(re.findall(r"^## (.+)$", DECISIONS.read_text(encoding="utf-8"), re.M))
+    texts = (path.read_text(encoding="utf-8") for path in SOURCES if path.suffix in (".py", ".yaml"))
+    cited = {name for text in texts for name in re.findall(r"docs/method\.md, (\w+)\)", text)}
+    assert {"Views", "Step"} <= cited <= sections
+
+
+def test_fields_that_the_method_names_exist():
+    named = set(FIELD.findall(DECISIONS.read_text(encoding="utf-8")))
+    assert len(named) > 20 and named <= {row[0] for row in field_rows()}
+
+
+@pytest.mark.parametrize("page", [DECISIONS, CONTRIBUTING], ids=lambda page: page.name)
+def test_paths_in_a_page_exist(page):
+    text = page.read_text(encoding="utf-8")
+    paths = {path for path in CODE.findall(text) if "NAME" not in path}
+    paths |= {f"{page.parent.relative_to(ROOT)}/{link}" for link in re.findall(r"\]\(([\w./]+\.md)\)", text)}
+    assert paths and [path for path in sorted(paths) if not (ROOT / path).exists()] == []
