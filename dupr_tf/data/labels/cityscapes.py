@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 
 from dupr_tf.data.images.decode import upright_size
 from dupr_tf.data.labels.annotations import ListedImage, Object
-from dupr_tf.data.labels.run_lengths import area_of, as_coco, mask_from_pixels, masks_by_value
+from dupr_tf.data.labels.run_lengths import area_of, as_coco, mask_from_pixels
 from dupr_tf.data.labels.segments import SegmentedImages, class_table
 from dupr_tf.data.labels.split import bounded, read_png, reading
 from dupr_tf.errors import UserError
@@ -70,9 +70,11 @@ def _scenes(root: Path, split: str) -> list[tuple[Path, Path, str]]:
 def _with_objects(path: Path, truth: Path, name: str, masks: bool) -> ListedImage:
     ids = instance_ids(truth)
     image = ListedImage(path, ids.shape, name, void=mask_from_pixels(np.isin(ids, VOID_IDS)) if masks else None)
-    for value, mask in masks_by_value(ids).items():
+    by_column = np.asfortranarray(ids)  # pycocotools counts pixels by columns
+    for value in np.unique(ids).tolist():
         number = value if value < 1000 else value // 1000
         if number in INSTANCE_IDS:
+            mask = mask_from_pixels(by_column == value)
             x, y, width, height = coco_mask.toBbox(as_coco(mask, ids.shape)).tolist()
             box, area = (x, y, x + width, y + height), area_of(mask, ids.shape)
             image.objects.append(Object(LABELS[number], box, area, value < 1000, mask if masks else None))

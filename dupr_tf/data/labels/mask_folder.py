@@ -34,7 +34,15 @@ def read_mask_folder(root, split, class_names, ignore_value, max_missing_share) 
     named, ignored = _named_values(root, split, set().union(*values), class_names, ignore_value)
     ignored |= {IGNORED} - set(named) | ({ignore_value} - {None})
     named = {value: name for value, name in named.items() if value not in ignored}
-    _refuse_unknown(dict(zip(masks, values, strict=True)), set(named) | ignored)
+    known = set(named) | ignored
+    odd = [(path, min(met - known)) for path, met in zip(masks, values, strict=True) if met - known]
+    if odd:
+        raise UserError(
+            "data.ignore_value",
+            f"Expected mask values {', '.join(map(str, sorted(known)))}, received {odd[0][1]} in {odd[0][0]} "
+            f"({len(odd)} of {len(masks)} masks have such).",
+            f"Add it to classes.txt, or set data.ignore_value to {odd[0][1]}.",
+        )
     names = tuple(named.values() if class_names is None else class_names)
     return SegmentedImages(
         paths=tuple(map(str, images)),
@@ -124,15 +132,3 @@ def _read_classes(text: str) -> tuple[dict[int, str], set[int]]:
         raise ValueError("it has no values of 0 to 255, each once")
     ignored = {value for value, name in pairs if name.lower() in IGNORED_NAMES}
     return {value: name for value, name in pairs if value not in ignored}, ignored
-
-
-def _refuse_unknown(met: dict[Path, set[int]], known: set[int]) -> None:
-    odd = [(path, min(values - known)) for path, values in met.items() if values - known]
-    if odd:
-        path, value = odd[0]
-        raise UserError(
-            "data.ignore_value",
-            f"Expected mask values {', '.join(map(str, sorted(known)))}, received {value} in {path} "
-            f"({len(odd)} of {len(met)} masks have such).",
-            f"Add it to classes.txt, or set data.ignore_value to {value}.",
-        )

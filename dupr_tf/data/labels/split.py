@@ -102,10 +102,10 @@ def read_png(file: Path, what: str, modes: Sequence[str]) -> np.ndarray:
         return np.asarray(image).astype(np.int32)
 
 
-def side(image: dict, name: str) -> int:
-    """Height or width of an image as annotated; 0, to be read from the file, where it is no number above 0."""
-    value = image.get(name)
-    return int(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 0
+def size_of(image: dict) -> tuple[int, int]:
+    """Height and width of an image as annotated; 0, to be read from the file, where one is no number above 0."""
+    sides = (image.get("height"), image.get("width"))
+    return tuple(int(s) if isinstance(s, int | float) and math.isfinite(s) and s > 0 else 0 for s in sides)
 
 
 def inside(name: str) -> str:
@@ -120,13 +120,13 @@ def refuse_many(unusable: Sequence, total: int, max_share: float, what: str) -> 
     if len(unusable) > max_share * total or len(unusable) == total:
         raise UserError(
             "data.max_bad_share",
-            f"{len(unusable)} of {total} images {what}, such as {unusable[0]}; {max_share:.0%} may.",
+            f"{len(unusable)} of {total} images {what}, such as {unusable[0]}; {max_share:.0%} may, but never all.",
             "Complete the folder, or raise data.max_bad_share.",
         )
 
 
 def check_classes(names: Sequence[str], met: Iterable[str], field: str | None = None, most: float = math.inf) -> None:
-    """Raises UserError where two of up to `most` classes have one name, or a label that was met is none of them."""
+    """Raises UserError where two classes have the same name, there are over `most`, or a label met is none of them."""
     met = set(met)
     unknown = sorted(met - set(names))
     if unknown or not 0 < len(set(names)) == len(names) <= most:

@@ -11,14 +11,11 @@ from dupr_tf.data.labels.run_lengths import (
     OTHER_MASK,
     area_of,
     crop_masks,
-    from_runs,
     mask_from_pixels,
     mask_of_box,
-    masks_by_value,
     pixels_of,
     read_mask,
 )
-from tests.refusals import refusal
 
 SIZE = (4, 5)
 TRIANGLE = [0, 0, 4, 0, 4, 3]
@@ -115,19 +112,6 @@ def test_a_box_as_a_mask():
     expected = np.zeros(SIZE)
     expected[1:3, 2:5] = 1
     np.testing.assert_array_equal(pixels_of(mask_of_box(np.array([2, 1, 5, 3]), SIZE), SIZE), expected)
-
-
-def test_runs_that_do_not_fill_the_image_are_refused():
-    error = refusal(from_runs, [19], SIZE)
-    assert error.field == "runs" and "20" in error.problem and "19" in error.problem
-
-
-def test_masks_by_value():
-    values = np.random.default_rng(0).integers(0, 4, (9, 13)) * 1000
-    masks = masks_by_value(values)
-    assert sorted(masks) == [0, 1000, 2000, 3000]
-    for value, mask in masks.items():
-        np.testing.assert_array_equal(pixels_of(mask, values.shape), values == value)
 
 
 def test_crops_of_whole_cells_are_the_pixels():
