@@ -14,14 +14,14 @@ from dupr_tf.registry import Entry, Registry
 
 FIELD = "data.kind"
 TFDS = "tfds:"
-# Folders of photos under a root, of which those that are there are used.
+# Folders of photos under a root. Those that exist are used.
 WHOLE_ROOT = (".",)
 VOC_FOLDERS = ("JPEGImages",)
 COCO_FOLDERS = ("images", "train2017", "unlabeled2017", "train2014", "JPEGImages")
 
 
 def coco_files(root: Path, split: str) -> list[Path]:
-    """Where a split's annotations may be, the plainest name first."""
+    """Possible files of annotations of a split, the plainest name first."""
     return [root / "annotations" / f"instances_{split}{year}.json" for year in ("", "2017", "2014")]
 
 
@@ -48,7 +48,7 @@ def _has_coco_folders(root: Path, split: str | None = None) -> bool:
     return (root / "annotations").is_dir() and any((root / name).is_dir() for name in COCO_FOLDERS)
 
 
-# Photos that are no files of their own. Target: root -> the root as a run notes it, `ImageSource`.
+# Photos inside other files. Target: root -> the root as a run notes it, `ImageSource`.
 # `check` raises what opening the root would, without TensorFlow.
 SOURCES = _table(
     "source of photos",

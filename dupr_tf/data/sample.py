@@ -1,9 +1,8 @@
 """Draws the embedded sample: small labelled and unlabelled scenes, so that everything runs with no download.
 
-A scene is a textured backdrop with one to five textured objects in front of it and a few pieces of clutter,
-which are not annotated. The outline alone decides the class; texture, colour, size, stretch and rotation are
-drawn at random for objects, clutter and backdrops alike, so a detector has to learn form. Needs NumPy and
-Pillow only.
+A scene is a textured backdrop with one to five textured objects in front of it and a few pieces of clutter, which are
+not annotated. The outline alone decides the class; texture, colour, size, stretch and rotation are drawn at random for
+objects, clutter and backdrops alike, so a detector has to learn form.
 """
 
 import json
@@ -44,10 +43,9 @@ def write_sample(
 ) -> Path:
     """Writes a miniature detection data set: `images/` with COCO `annotations/`, and a folder `unlabeled/`.
 
-    Each scene is a function of (seed, split, index, size) alone, so a larger sample begins with the smaller
-    one; with the same Pillow and NumPy the same arguments give the same bytes. A complete sample of the same
-    arguments is left as it is; one that is incomplete, or was drawn with other arguments, is removed and
-    drawn again.
+    Each scene is a function of (seed, split, index, size) alone, so a larger sample begins with the smaller one; with
+    the same Pillow and NumPy the same arguments give the same bytes. A complete sample of the same arguments is left as
+    it is; one that is incomplete, or was drawn with other arguments, is removed and drawn again.
 
     Args:
       root: folder to write to; made if absent. It may hold an earlier sample, but no files of another kind.

@@ -19,6 +19,7 @@ from dupr_tf.errors import RunFailed
 from dupr_tf.probing.images import read_each, whole_view
 from tests.data.every_kind import every_kind
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest drops the filter that `decode` sets
 SIZE = 32
 CASES = {f"{number:03d}{os.path.splitext(case.name)[1] or '.jpg'}": case for number, case in enumerate(every_kind())}
 

@@ -1,7 +1,7 @@
 """Cityscapes' layout: `leftImg8bit/{split}/{city}/*_leftImg8bit.png` and, in `gtFine`, what is in each of them.
 
-An instance image holds for every pixel the id of its label, or, where one object can be told from the next, a thousand
-times that and the number of the object. Of the labels below, those with a train id are the 19 classes of the semantic
+An instance image holds the id of a label for every pixel. For a pixel of a single object it holds a thousand times the
+id, plus the number of the object. Of the labels below, those with a train id are the 19 classes of the semantic
 task, the eight from 24 on the classes of the instance task (cityscapesScripts, `helpers/labels.py`). Where there is no
 PNG of ids, they are drawn from the polygons.
 """
@@ -58,7 +58,7 @@ def read_classes(root, split, class_names, ignore_value, max_missing_share) -> S
 
 
 def _scenes(root: Path, split: str) -> list[tuple[Path, Path, str]]:
-    """Every image of a split, the beginning of the names of its truth (up to `_gtFine`), and `city/name`, sorted."""
+    """Images of a split, the names of their truth up to `_gtFine`, and their ids `city/name`, sorted."""
     paths = sorted(root.glob(f"leftImg8bit/{split}/*/*_leftImg8bit.png"))
     if not paths:
         problem = f"There is no {root}/leftImg8bit/{split}/CITY/*_leftImg8bit.png."

@@ -24,7 +24,7 @@ def read_coco(root: Path, split: str, counts: collections.Counter, masks: bool) 
             ids = collections.Counter(row["id"] for row in content[what])
             repeated = [key for key, count in ids.items() if count > 1]
             if repeated:
-                raise ValueError(f"{len(repeated)} of the ids of its {what} are there twice, such as {repeated[0]}")
+                raise ValueError(f"{len(repeated)} ids of {what} occur more than once, such as {repeated[0]}")
         names = {c["id"]: str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
         folder = _folder(root, split, file, [inside(image["file_name"]) for image in content["images"]])
         images = {

@@ -26,7 +26,7 @@ MISTAKES += (Image.DecompressionBombError,)
 
 
 class Split:
-    """What splits with boxes and splits with classes of pixels share; both are frozen dataclasses."""
+    """Base of a split with boxes and of a split with classes of pixels, which are frozen dataclasses."""
 
     columns: ClassVar[tuple[str, ...]]  # fields with a value for each image, beside `sizes`
 
@@ -74,7 +74,7 @@ def open_root(table: Registry, root: str | Path, split: str, kind: str) -> tuple
 
 @contextlib.contextmanager
 def reading(file: Path, what: str) -> Iterator[None]:
-    """Raises a `UserError` about the file for whatever its contents make the block raise; `what` it should be."""
+    """Turns an error of the block into a `UserError` about the file; `what` names the contents it should have."""
     try:
         yield
     except UserError:
@@ -116,7 +116,7 @@ def inside(name: str) -> str:
 
 
 def refuse_many(unusable: Sequence, total: int, max_share: float, what: str) -> None:
-    """Raises UserError where more than a share of the images, or all, are unusable; they `what`."""
+    """Raises UserError where more than a share of the images, or all, are unusable; `what` says why."""
     if len(unusable) > max_share * total or len(unusable) == total:
         raise UserError(
             "data.max_bad_share",
@@ -126,7 +126,7 @@ def refuse_many(unusable: Sequence, total: int, max_share: float, what: str) -> 
 
 
 def check_classes(names: Sequence[str], met: Iterable[str], field: str | None = None, most: float = math.inf) -> None:
-    """Raises UserError where two classes have the same name, there are over `most`, or a label met is none of them."""
+    """Raises UserError for classes of the same name, for more than `most` classes, and for labels of other classes."""
     met = set(met)
     unknown = sorted(met - set(names))
     if unknown or not 0 < len(set(names)) == len(names) <= most:

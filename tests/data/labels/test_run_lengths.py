@@ -81,6 +81,7 @@ def test_polygons_are_united():
         ({"size": [4, 5], "counts": {"a": 1}}, NO_MASK),
         ({"size": [4, 5], "counts": "zzzzzz"}, NO_MASK),
         ({"size": [4, 5], "counts": "P"}, NO_MASK),  # "more follows", and nothing does
+        ({"size": [4, 5], "counts": "5?P"}, NO_MASK),
         ({"size": [4, 5], "counts": "é"}, NO_MASK),
         ({"size": [5, 4], "counts": [0, 20]}, OTHER_MASK),
         ({"size": [4, 5, 1], "counts": [0, 20]}, OTHER_MASK),
