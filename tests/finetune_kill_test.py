@@ -77,14 +77,14 @@ def trial(
     if kind == "kerashub_retinanet":
         detector["head_channels"] = 256
     config = parse_config({
-        "data": {"image_size": 64, "processes": processes, **(MASKS if kind == "fcn" else {})},
+        "data": {"image_size": 64, **(MASKS if kind == "fcn" else {})},
         "model": {"backbone": "resnet18", "width": 0.125},
         "optimizer": {"learning_rate": 0.01, "warmup_steps": 2},
         "train": {"batch_size": 2, "epochs": steps, "max_steps": steps, "log_every": 1, "seed": 5},
         "detector": detector,
     })  # fmt: skip
     (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    return DetectorTrial(folder, config, replicas)
+    return DetectorTrial(folder, config, replicas, processes=processes)
 
 
 def main() -> int:

@@ -44,17 +44,22 @@ from tests.models.test_golden import SIZE, STAGES, TinyBackbone
 from tests.training.devices import use_logical_devices
 
 HOW = ("save", "save", "steps", "steps", "steps", "start")
+KILLED = "killed"  # folder of the run that is
 PATIENCE = 600  # seconds for a start to reach what it is waited for
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A folder with images and a config, and how its runs are started."""
+    """A folder with images and a config, and how its runs are started.
+
+    `processes` read the images of the runs that are killed; the undisturbed run reads them itself.
+    """
 
     folder: Path
     config: Config
     replicas: int = 1
     fresh: bool = False
+    processes: int = 0
 
     def arguments(self, run: Path) -> list[str]:
         """Of the command, without the fields that differ from start to start."""
@@ -69,6 +74,7 @@ class Trial:
         """Starts the command in a process of its own and returns its id."""
         arguments = self.arguments(run)
         arguments += [f"--train.checkpoint_every={every}", f"--train.keep_checkpoints={keep}"]
+        arguments += [f"--data.processes={self.processes}"] if self.processes and run.name == KILLED else []
         log = (self.folder / "log.txt").open("ab")
         if self.fresh:
             command = [sys.executable, "-m", "dupr_tf.cli", *arguments]
@@ -99,7 +105,9 @@ class Trial:
             os._exit(code)
 
 
-def trial(folder: Path, steps: int, replicas: int = 1, backbone: str = "tiny", fresh: bool = False) -> Trial:
+def trial(
+    folder: Path, steps: int, replicas: int = 1, backbone: str = "tiny", fresh: bool = False, processes: int = 0
+) -> Trial:
     """Writes images and a config of a run of so many steps below a folder."""
     write_sample(folder, train=1, val=1, unlabeled=24, seed=3)
     tiny = backbone == "tiny"
@@ -113,7 +121,7 @@ def trial(folder: Path, steps: int, replicas: int = 1, backbone: str = "tiny", f
         "train": {"batch_size": 8, "micro_batches": 2, "epochs": steps, "max_steps": steps, "log_every": 1},
     })  # fmt: skip
     (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    return Trial(folder, config, replicas, fresh)
+    return Trial(folder, config, replicas, fresh, processes)
 
 
 def kill_over_and_over(setting: Trial, kills: int, steps: int, seed: int, say=print) -> list[str]:
@@ -129,7 +137,7 @@ def kill_over_and_over(setting: Trial, kills: int, steps: int, seed: int, say=pr
     Returns:
         What was lost, a line each; empty if nothing was.
     """
-    whole, run = setting.folder / "whole", setting.folder / "killed"
+    whole, run = setting.folder / "whole", setting.folder / KILLED
     code = wait(setting.start(whole, every=1, keep=steps + 1))
     if code or len(losses(whole)) != steps:
         return [f"the undisturbed run ended with {code} after {len(losses(whole))} steps, see {setting.folder}/log.txt"]
@@ -251,6 +259,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="of the run; default: four times the kills")
     parser.add_argument("--replicas", type=int, default=1, help="logical devices")
     parser.add_argument("--backbone", default="tiny", help="tiny, or resnet18 …")
+    parser.add_argument("--processes", type=int, default=0, help="that read the images of the killed run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true", help="a new Python for each start")
     options = parser.parse_args()
@@ -258,7 +267,7 @@ def main() -> int:
         parser.error("--fresh runs the plain command line: one device and a real backbone")
     steps = options.steps or 4 * options.kills
     with tempfile.TemporaryDirectory() as folder:
-        setting = trial(Path(folder), steps, options.replicas, options.backbone, options.fresh)
+        setting = trial(Path(folder), steps, options.replicas, options.backbone, options.fresh, options.processes)
         wrong = kill_over_and_over(setting, options.kills, steps, options.seed, functools.partial(print, flush=True))
         if wrong:
             print("\n".join(wrong), (Path(folder) / "log.txt").read_text(errors="replace")[-3000:], sep="\n")

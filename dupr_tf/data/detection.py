@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from dupr_tf.config import Config, DataConfig
+from dupr_tf.data.images.bad_images import unusable_reason
 from dupr_tf.data.images.decode import MAX_PIXELS, Unusable, decode
 from dupr_tf.data.images.source import read_file
 from dupr_tf.data.labels.annotations import AnnotatedImages
@@ -271,19 +272,11 @@ def unreadable_images(annotated: AnnotatedImages | SegmentedImages, max_pixels: 
         max_pixels: an image of more is refused.
     """
     with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda path: _unusable_reason(path, max_pixels), annotated.paths)
+        found = pool.map(lambda path: unusable_reason(path, max_pixels), annotated.paths)
         reasons = dict(zip(annotated.paths, found, strict=True))
     if isinstance(annotated, SegmentedImages):
         reasons |= annotated.unreadable_segments()
     return {path: reason for path, reason in reasons.items() if reason}
-
-
-def _unusable_reason(path: str, max_pixels: int) -> str:
-    try:
-        read_image(path, max_pixels)
-    except Unusable as error:
-        return str(error)
-    return ""
 
 
 def _refuse_unreadable(images, max_pixels: int, index: int, reason: str) -> None:

@@ -1,32 +1,34 @@
 """Draws the embedded sample: small labelled and unlabelled scenes, so that everything runs with no download.
 
-A scene is a textured backdrop with one to five textured objects in front of it and a few pieces of clutter,
-which are not annotated. The outline alone decides the class; texture, colour, size, stretch and rotation are
-drawn at random for objects, clutter and backdrops alike, so a detector has to learn form. Needs NumPy and
-Pillow only.
+A scene is a textured backdrop with one to five textured objects in front of it and a few pieces of clutter, which are
+not annotated. The outline alone decides the class; texture, colour, size, stretch and rotation are drawn at random for
+objects, clutter and backdrops alike, so a detector has to learn form.
 """
 
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from dupr_tf.data.sample_textures import Rng, contrasting_palette, grid, noise, palette, textured
 from dupr_tf.errors import UserError
+from dupr_tf.files import write_whole
 
 CLASSES = ("disc", "ring", "square", "triangle", "star", "cross")
 MIN_VISIBLE = 0.4  # share of an object's own pixels that must show for it to be annotated
 
 _VERSION = 1  # raised whenever the same arguments would draw something else
 _SPLITS = ("train", "val", "unlabeled")  # the position of a split is part of its scenes' seed
+_LABELLED = ("train", "val")
+_CLUTTER = ("blob", "stroke")
 _MARKER = "sample.json"
 _OURS = re.compile(
-    r"images/(train|val)_\d{6}\.jpg|unlabeled/\d{6}\.jpg|(annotations/instances_(train|val)|sample)\.json(\.part)?"
+    r"images/(train|val)_\d{6}\.jpg|unlabeled/\d{6}\.jpg|(annotations/instances_(train|val)|sample)\.json(\.part|\.tmp)?"
 )
 
 
@@ -41,10 +43,9 @@ def write_sample(
 ) -> Path:
     """Writes a miniature detection data set: `images/` with COCO `annotations/`, and a folder `unlabeled/`.
 
-    Each scene is a function of (seed, split, index, size) alone, so a larger sample begins with the smaller
-    one; with the same Pillow and NumPy the same arguments give the same bytes. A complete sample of the same
-    arguments is left as it is; one that is incomplete, or was drawn with other arguments, is removed and
-    drawn again.
+    Each scene is a function of (seed, split, index, size) alone, so a larger sample begins with the smaller one; with
+    the same Pillow and NumPy the same arguments give the same bytes. A complete sample of the same arguments is left as
+    it is; one that is incomplete, or was drawn with other arguments, is removed and drawn again.
 
     Args:
       root: folder to write to; made if absent. It may hold an earlier sample, but no files of another kind.
@@ -67,11 +68,9 @@ def write_sample(
     if _is_complete(root, parameters):
         return root
     _clear(root)
-    for split in ("train", "val"):
-        _write_labelled(root, split, counts[split], size, seed)
-    for index in range(unlabeled):
-        _save(draw_scene(seed, "unlabeled", index, size).image, root / "unlabeled" / f"{index:06d}.jpg")
-    _write_json(root / _MARKER, parameters)  # last: its presence says that everything else is there
+    for split, count in counts.items():
+        _write_split(root, split, count, size, seed)
+    write_whole(root / _MARKER, json.dumps(parameters))  # last: its presence says that everything else is there
     return root
 
 
@@ -80,16 +79,13 @@ def _check(counts: dict[str, int], size: tuple[int, int], seed: int) -> None:
         if not 0 <= count <= 999_999:
             raise UserError(name, f"Expected 0 to 999999 scenes, received {count}.", "Pass a number of scenes.")
     if len(size) != 2 or not 48 <= size[0] <= size[1] <= 2048:
-        raise UserError(
-            "size",
-            f"Expected (least, greatest) side with 48 <= least <= greatest <= 2048, received {size}.",
-            "Pass (128, 192), for example.",
-        )
+        expected = "(least, greatest) side with 48 <= least <= greatest <= 2048"
+        raise UserError("size", f"Expected {expected}, received {size}.", "Pass (128, 192), for example.")
     if seed < 0:
         raise UserError("seed", f"Expected 0 or more, received {seed}.", "Pass 0.")
 
 
-# ---- files -------------------------------------------------------------------------------------------------
+# ---- files ----
 
 
 def _is_complete(root: Path, parameters: dict) -> bool:
@@ -97,14 +93,16 @@ def _is_complete(root: Path, parameters: dict) -> bool:
         written = json.loads((root / _MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return written == parameters and all((root / name).is_file() for name in _names(parameters))
+    names = [_photo(split, index) for split in _SPLITS for index in range(parameters[split])]
+    return written == parameters and all((root / name).is_file() for name in [*names, *map(_labels, _LABELLED)])
 
 
-def _names(counts: dict) -> Iterator[str]:
-    for split in ("train", "val"):
-        yield f"annotations/instances_{split}.json"
-        yield from (f"images/{split}_{index:06d}.jpg" for index in range(counts[split]))
-    yield from (f"unlabeled/{index:06d}.jpg" for index in range(counts["unlabeled"]))
+def _photo(split: str, index: int) -> str:
+    return f"images/{split}_{index:06d}.jpg" if split in _LABELLED else f"{split}/{index:06d}.jpg"
+
+
+def _labels(split: str) -> str:
+    return f"annotations/instances_{split}.json"
 
 
 def _clear(root: Path) -> None:
@@ -112,62 +110,42 @@ def _clear(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise UserError(None, f"{root} is a file.", "Choose a new folder.")
     files = [path for path in root.rglob("*") if not path.is_dir()]
-    foreign = [path for path in files if not _OURS.fullmatch(path.relative_to(root).as_posix())]
+    foreign = [name for name in (path.relative_to(root).as_posix() for path in files) if not _OURS.fullmatch(name)]
     if foreign:
-        raise UserError(
-            None, f"{root} has {foreign[0].relative_to(root)}, which is no file of a sample.", "Choose a new folder."
-        )
+        raise UserError(None, f"{root} has {foreign[0]}, which is no file of a sample.", "Choose a new folder.")
     for path in sorted(files, key=lambda path: path.name != _MARKER):
         path.unlink()
-    for folder in ("images", "annotations", "unlabeled"):
+    for folder in ("images", "unlabeled"):
         (root / folder).mkdir(parents=True, exist_ok=True)
 
 
-def _write_labelled(root: Path, split: str, count: int, size: tuple[int, int], seed: int) -> None:
+def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed: int) -> None:
     images, annotations = [], []
     for index in range(count):
-        scene = draw_scene(seed, split, index, size)
-        name, (height, width, _) = f"{split}_{index:06d}.jpg", scene.image.shape
-        _save(scene.image, root / "images" / name)
-        images.append({"id": index + 1, "file_name": name, "height": height, "width": width})
+        scene, path = draw_scene(seed, split, index, size), root / _photo(split, index)
+        Image.fromarray(scene.image).save(path, quality=90)
+        height, width, _ = scene.image.shape
+        images.append({"id": index + 1, "file_name": path.name, "height": height, "width": width})
         for item in scene.objects:  # ids from 1: pycocotools takes an annotation 0 for "no match"
             annotations.append({"id": len(annotations) + 1, "image_id": index + 1, **item})
-    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
-    _write_json(
-        root / "annotations" / f"instances_{split}.json",
-        {
-            "info": {"description": f"dupr_tf sample, {split}"},
-            "images": images,
-            "annotations": annotations,
-            "categories": categories,
-        },
-    )
+    if split in _LABELLED:
+        categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
+        info = {"description": f"dupr_tf sample, {split}"}
+        content = {"info": info, "images": images, "annotations": annotations, "categories": categories}
+        write_whole(root / _labels(split), json.dumps(content))
 
 
-def _save(image: np.ndarray, path: Path) -> None:
-    with path.open("wb") as file:
-        Image.fromarray(image).save(file, "JPEG", quality=90)
+# ---- a scene ----
 
 
-def _write_json(path: Path, content: dict) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content), encoding="utf-8")
-    part.replace(path)
-
-
-# ---- a scene -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Scene:
+class Scene(NamedTuple):
     """A drawn scene: `image` (h, w, 3) uint8 RGB, and `objects`, COCO annotations without their two ids."""
 
     image: np.ndarray
     objects: list[dict]
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Something painted over the backdrop; it may reach beyond the picture."""
 
     shape: str  # one of CLASSES, or of _CLUTTER
@@ -247,14 +225,9 @@ def _annotate(pieces: list[Piece], owner: np.ndarray) -> list[dict]:
             continue
         rows, columns = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
         y1, x1, y2, x2 = rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
-        objects.append(
-            {
-                "category_id": CLASSES.index(piece.shape) + 1,
-                "bbox": [int(x1), int(y1), int(x2 - x1), int(y2 - y1)],
-                "area": int(visible.sum()),
-                "iscrowd": 0,
-            }
-        )
+        box = [int(x1), int(y1), int(x2 - x1), int(y2 - y1)]
+        category, area = CLASSES.index(piece.shape) + 1, int(visible.sum())
+        objects.append({"category_id": category, "bbox": box, "area": area, "iscrowd": 0})
     return objects
 
 
@@ -267,12 +240,7 @@ def _develop(rng: Rng, canvas: np.ndarray) -> np.ndarray:
     return np.round((exposed + grain).clip(0, 1) * 255).astype(np.uint8)
 
 
-# ---- outlines ----------------------------------------------------------------------------------------------
-# Signed distance in units of the radius, negative inside; u, v (h, w) are the piece's own axes.
-
-
-def _disc(rng: Rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.hypot(u, v) - 0.95
+# ---- outlines ----
 
 
 def _ring(rng: Rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -280,22 +248,9 @@ def _ring(rng: Rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.abs(np.hypot(u, v) - (0.95 + hole) / 2) - (0.95 - hole) / 2
 
 
-def _square(rng: Rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.maximum(np.abs(u), np.abs(v)) - 0.7
-
-
-def _triangle(rng: Rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return _pointed(u, v, tips=3, inner=0.5)
-
-
-def _star(rng: Rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return _pointed(u, v, tips=5, inner=rng.uniform(0.38, 0.5))
-
-
 def _cross(rng: Rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    bar, length = rng.uniform(0.2, 0.32), 0.9
     along, across = np.maximum(np.abs(u), np.abs(v)), np.minimum(np.abs(u), np.abs(v))
-    return np.maximum(along - length, across - bar)
+    return np.maximum(along - 0.9, across - rng.uniform(0.2, 0.32))
 
 
 def _pointed(u: np.ndarray, v: np.ndarray, tips: int, inner: float) -> np.ndarray:
@@ -319,14 +274,14 @@ def _stroke(rng: Rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.maximum(np.abs(u) - 0.85, np.abs(v - bend * (u * u - 0.4)) - rng.uniform(0.05, 0.12))
 
 
+# Signed distance in units of the radius, negative inside; u, v (h, w) are the piece's own axes.
 _OUTLINES: dict[str, Callable[[Rng, np.ndarray, np.ndarray], np.ndarray]] = {
-    "disc": _disc,
+    "disc": lambda rng, u, v: np.hypot(u, v) - 0.95,
     "ring": _ring,
-    "square": _square,
-    "triangle": _triangle,
-    "star": _star,
+    "square": lambda rng, u, v: np.maximum(np.abs(u), np.abs(v)) - 0.7,
+    "triangle": lambda rng, u, v: _pointed(u, v, tips=3, inner=0.5),
+    "star": lambda rng, u, v: _pointed(u, v, tips=5, inner=rng.uniform(0.38, 0.5)),
     "cross": _cross,
     "blob": _blob,
     "stroke": _stroke,
 }
-_CLUTTER = ("blob", "stroke")

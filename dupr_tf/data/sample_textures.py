@@ -29,14 +29,9 @@ def textured(rng: Rng, height: int, width: int, colours: np.ndarray) -> np.ndarr
         border = noise(rng, height, width, cell=max(height, width) / 2)
         field = np.where(border > 0.5, field, 1 - 0.6 * other[0])
     fine = 0.15 * (noise(rng, height, width, cell=rng.uniform(2, 6)) - 0.5)
-    return _coloured((field + fine).clip(0, 1), colours)
-
-
-def _coloured(field: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Maps a field in [0, 1] to colours interpolated along the palette."""
     stops, tones = np.linspace(0, 1, len(colours)), np.linspace(0, 1, 256)
     ramp = np.stack([np.interp(tones, stops, colours[:, channel]) for channel in range(3)], -1)
-    return ramp.astype(np.float32)[(field * 255).astype(np.uint8)]
+    return ramp.astype(np.float32)[((field + fine).clip(0, 1) * 255).astype(np.uint8)]
 
 
 def grid(height: int, width: int) -> np.ndarray:

@@ -86,6 +86,7 @@ def _jpegs():
         "cmyk_turned": with_orientation(picture("CMYK"), 8),
         "grey_progressive": encoded(picture("L"), progressive=True),
         "exif_after_a_profile": turned[:2] + profile + turned[2:],
+        "exif_after_180_kB": turned[:2] + profile * 3 + turned[2:],
         "thumbnail": whole[:2] + thumbnail + whole[2:],
         "fill_bytes_before_a_marker": whole[:2] + b"\xff" * 9 + whole[2:],
         "garbage_between_segments": whole[:20] + b"abc" + whole[20:],

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from dupr_tf.config import DataConfig, parse_config
-from dupr_tf.data.annotations import AnnotatedImages
 from dupr_tf.data.detection import eval_batches
 from dupr_tf.data.images.bad_images import BadImages, unusable_reason
 from dupr_tf.data.images.resize import resize
 from dupr_tf.data.images.scan import SKIPPED, scan_images
 from dupr_tf.data.images.source import Files
+from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.pipeline import PairBlocks, WorkerRows
 from dupr_tf.data.shards.pack import PackSettings, pack
 from dupr_tf.data.shards.read import ShardSource
@@ -19,6 +19,7 @@ from dupr_tf.errors import RunFailed
 from dupr_tf.probing.images import read_each, whole_view
 from tests.data.every_kind import every_kind
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest drops the filter that `decode` sets
 SIZE = 32
 CASES = {f"{number:03d}{os.path.splitext(case.name)[1] or '.jpg'}": case for number, case in enumerate(every_kind())}
 

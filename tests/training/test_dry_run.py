@@ -18,7 +18,7 @@ def photos(tmp_path_factory):
 
 CONFIG = parse_config({
     "data": {"image_size": 32},
-    "views": {"min_overlap": 8, "photometric": "none"},
+    "views": {"min_overlap": 8},
     "model": {"backbone": "resnet18", "width": 0.125, "roi_sizes": [8, 4, 2, 1], "bank_size": 70, "embedding_dim": 16,
               "image_weights": [0, 0, 0, 1], "patch_weights": [0, 0, 1, 0]},  # two losses: less to trace
     "train": {"batch_size": 8, "micro_batches": 2, "epochs": 5},

@@ -17,7 +17,6 @@ from dupr_tf.files import write_whole
 from dupr_tf.text import escape
 
 log = logging.getLogger(__name__)
-HEADER = "name\treason"
 WRITE_EVERY = 10.0  # seconds between two writings of the list while a run goes on
 
 
@@ -118,8 +117,7 @@ class BadImages:
             found = dict(self.found)
         if self.report is None or not self.writes or len(found) == self._written or not self.report.parent.is_dir():
             return  # a run that is refused before it begins makes no folder
-        lines = [HEADER, *(f"{self.name(index)}\t{found[index]}" for index in sorted(found))]
-        write_whole(self.report, "\n".join(lines) + "\n")
+        write_list(self.report, ((self.source.name(index), found[index]) for index in sorted(found)))
         self._written = len(found)
 
     def earlier(self) -> list[int]:
@@ -151,6 +149,11 @@ def check_readable(images: ImageSource | Sequence[str], bad: BadImages, tries: i
     for index in bad.earlier():
         bad.is_bad(index)
     bad.check()
+
+
+def write_list(path: Path, images: Iterable[tuple[str, str]]) -> None:
+    """Writes name and reason of each image on a line, whole or not at all."""
+    write_whole(path, "name\treason\n" + "".join(f"{escape(name)}\t{reason}\n" for name, reason in images))
 
 
 def count_reasons(reasons: Iterable[str]) -> str:

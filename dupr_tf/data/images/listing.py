@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,9 +102,6 @@ def _walk(folder: Path) -> Iterator[str]:
 
 def _may_be_file(entry: os.DirEntry) -> bool:
     """Whether an entry is a file, or a link that leads to one or nowhere: the latter is named when it is met."""
-    if not entry.is_symlink():
-        return entry.is_file(follow_symlinks=False)
-    try:
-        return stat.S_ISREG(entry.stat().st_mode)
-    except OSError:
+    if entry.is_file(follow_symlinks=False):
         return True
+    return entry.is_symlink() and (os.path.isfile(entry.path) or not os.path.exists(entry.path))

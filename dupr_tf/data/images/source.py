@@ -15,6 +15,7 @@ from dupr_tf.data.images.decode import Unusable
 AHEAD = 8  # images each thread may be ahead, which bounds the memory
 MAX_BYTES = 1 << 30  # of an encoded image
 FILE_ERRORS = {
+    errno.EISDIR: "no file: a folder, pipe or device",
     errno.ENOENT: "no file: missing, or a link to nowhere",
     errno.ELOOP: "no file: a link loop",
     errno.EACCES: "cannot be opened: permission denied",
@@ -78,12 +79,10 @@ def read_file(path: str | os.PathLike) -> bytes:
         with open(path, "rb", buffering=0, opener=_open_without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise Unusable("no file: a folder, pipe or device")
+                raise OSError(errno.EISDIR, "")
             if status.st_size > MAX_BYTES:
                 raise Unusable(f"too large: {status.st_size:,} bytes")
             return file.read()
-    except IsADirectoryError:
-        raise Unusable("no file: a folder, pipe or device") from None
     except OSError as error:
         raise Unusable(FILE_ERRORS.get(error.errno, f"cannot be opened: {error.strerror}")) from None
 

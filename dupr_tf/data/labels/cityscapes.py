@@ -1,7 +1,7 @@
 """Cityscapes' layout: `leftImg8bit/{split}/{city}/*_leftImg8bit.png` and, in `gtFine`, what is in each of them.
 
-An instance image holds for every pixel the id of its label, or, where one object can be told from the next, a thousand
-times that and the number of the object. Of the labels below, those with a train id are the 19 classes of the semantic
+An instance image holds the id of a label for every pixel. For a pixel of a single object it holds a thousand times the
+id, plus the number of the object. Of the labels below, those with a train id are the 19 classes of the semantic
 task, the eight from 24 on the classes of the instance task (cityscapesScripts, `helpers/labels.py`). Where there is no
 PNG of ids, they are drawn from the polygons.
 """
@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 
 from dupr_tf.data.images.decode import upright_size
 from dupr_tf.data.labels.annotations import ListedImage, Object
-from dupr_tf.data.labels.run_lengths import area_of, as_coco, mask_from_pixels, masks_by_value
+from dupr_tf.data.labels.run_lengths import area_of, as_coco, mask_from_pixels
 from dupr_tf.data.labels.segments import SegmentedImages, class_table
 from dupr_tf.data.labels.split import bounded, read_png, reading
 from dupr_tf.errors import UserError
@@ -58,7 +58,7 @@ def read_classes(root, split, class_names, ignore_value, max_missing_share) -> S
 
 
 def _scenes(root: Path, split: str) -> list[tuple[Path, Path, str]]:
-    """Every image of a split, the beginning of the names of its truth (up to `_gtFine`), and `city/name`, sorted."""
+    """Images of a split, the names of their truth up to `_gtFine`, and their ids `city/name`, sorted."""
     paths = sorted(root.glob(f"leftImg8bit/{split}/*/*_leftImg8bit.png"))
     if not paths:
         problem = f"There is no {root}/leftImg8bit/{split}/CITY/*_leftImg8bit.png."
@@ -70,9 +70,11 @@ def _scenes(root: Path, split: str) -> list[tuple[Path, Path, str]]:
 def _with_objects(path: Path, truth: Path, name: str, masks: bool) -> ListedImage:
     ids = instance_ids(truth)
     image = ListedImage(path, ids.shape, name, void=mask_from_pixels(np.isin(ids, VOID_IDS)) if masks else None)
-    for value, mask in masks_by_value(ids).items():
+    by_column = np.asfortranarray(ids)  # pycocotools counts pixels by columns
+    for value in np.unique(ids).tolist():
         number = value if value < 1000 else value // 1000
         if number in INSTANCE_IDS:
+            mask = mask_from_pixels(by_column == value)
             x, y, width, height = coco_mask.toBbox(as_coco(mask, ids.shape)).tolist()
             box, area = (x, y, x + width, y + height), area_of(mask, ids.shape)
             image.objects.append(Object(LABELS[number], box, area, value < 1000, mask if masks else None))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 from dupr_tf.data.labels.annotations import ListedImage, Object
-from dupr_tf.data.labels.split import bounded, inside, reading, side
+from dupr_tf.data.labels.split import bounded, inside, reading, size_of
 from dupr_tf.data.layouts import coco_files
 from dupr_tf.errors import UserError
 
@@ -21,14 +20,15 @@ def read_coco(root: Path, split: str, counts: collections.Counter, masks: bool) 
     file = next((path for path in files if path.is_file()), files[0])
     with reading(file, "COCO annotations"):
         content = json.loads(bounded(file, MAX_COCO_BYTES))
-        _refuse_repeated("category", content["categories"])
-        _refuse_repeated("image", content["images"])
+        for what in ("categories", "images"):
+            ids = collections.Counter(row["id"] for row in content[what])
+            repeated = [key for key, count in ids.items() if count > 1]
+            if repeated:
+                raise ValueError(f"{len(repeated)} ids of {what} occur more than once, such as {repeated[0]}")
         names = {c["id"]: str(c["name"]) for c in sorted(content["categories"], key=lambda c: c["id"])}
         folder = _folder(root, split, file, [inside(image["file_name"]) for image in content["images"]])
         images = {
-            image["id"]: ListedImage(
-                folder / image["file_name"], (side(image, "height"), side(image, "width")), str(image["id"])
-            )
+            image["id"]: ListedImage(folder / image["file_name"], size_of(image), str(image["id"]))
             for image in content["images"]
         }
         annotations = _without_repeated(content["annotations"], counts)
@@ -41,12 +41,6 @@ def read_coco(root: Path, split: str, counts: collections.Counter, masks: bool) 
         for annotation in annotations:
             images[annotation["image_id"]].objects.append(_object(annotation, names))
     return list(images.values()), list(names.values())
-
-
-def _refuse_repeated(what: str, rows: Iterable[dict]) -> None:
-    repeated = [key for key, count in collections.Counter(row["id"] for row in rows).items() if count > 1]
-    if repeated:
-        raise ValueError(f"it has {len(repeated)} {what} ids more than once, such as {repeated[0]}")
 
 
 def _without_repeated(annotations: list[dict], counts: collections.Counter) -> list[dict]:

@@ -1,9 +1,9 @@
 """Folders of images and of masks: 8-bit PNGs whose values are classes.
 
-What the values mean: a `classes.txt` in the root counts first. A line is a name (of the value 0, 1, …) or a value and a
-name; the names `ignore`, `void`, `unlabelled` make a value none. Empty lines and `#` are passed over. Without the file,
-given class names are those of the values 0, 1, …, or, where all of them are numbers, of these values. Without either,
-every value met in the split, "train" and "val" is a class.
+A file `classes.txt` in the root names the values. A line is a name (of the value 0, 1, …) or a value and a name. Pixels
+called `ignore`, `void` or `unlabelled` have no class. Empty lines and lines that begin with `#` are skipped. Without
+the file, the given class names are those of the values 0, 1, …, or, if all of them are numbers, of these values. With
+neither, every value in the masks of the split, "train" and "val" is a class.
 """
 
 from __future__ import annotations
@@ -31,10 +31,18 @@ def read_mask_folder(root, split, class_names, ignore_value, max_missing_share) 
     broken = [(reason, detail) for _, _, reason, detail, _ in looked if reason]
     refuse_many([detail for _, detail in broken], len(looked), max_missing_share, "have no usable mask")
     images, masks, _, sizes, values = zip(*(look for look in looked if not look[2]), strict=True)
-    named, ignored = _named_values(root, split, set().union(*values), class_names, ignore_value)
-    ignored |= {IGNORED} - set(named) | ({ignore_value} - {None})
-    named = {value: name for value, name in named.items() if value not in ignored}
-    _refuse_unknown(dict(zip(masks, values, strict=True)), set(named) | ignored)
+    known = _named_values(root, split, set().union(*values), class_names, ignore_value)
+    known.setdefault(IGNORED)
+    known |= {ignore_value: None} if ignore_value is not None else {}
+    odd = [(path, min(met - known.keys())) for path, met in zip(masks, values, strict=True) if met - known.keys()]
+    if odd:
+        raise UserError(
+            "data.ignore_value",
+            f"Expected mask values {', '.join(map(str, sorted(known)))}, received {odd[0][1]} in {odd[0][0]} "
+            f"({len(odd)} of {len(masks)} masks have such).",
+            f"Add it to classes.txt, or set data.ignore_value to {odd[0][1]}.",
+        )
+    named = {value: name for value, name in known.items() if name is not None}
     names = tuple(named.values() if class_names is None else class_names)
     return SegmentedImages(
         paths=tuple(map(str, images)),
@@ -58,7 +66,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def _look_at(root: Path, split: str) -> list[tuple]:
-    """(image, mask, "", size, values) of every pair of a split, or what is wrong with it and where for the last three.
+    """(image, mask, "", size, values) of every pair of a split; of an unusable pair (image, mask, reason, detail, {}).
 
     Raises:
         UserError: there is no such split.
@@ -92,15 +100,15 @@ def _look(image: Path, mask: Path) -> tuple:
 
 def _named_values(
     root: Path, split: str, met: set[int], class_names: Sequence[str] | None, ignore_value: int | None
-) -> tuple[dict[int, str], set[int]]:
-    """{value: name} of the classes, and the values that the file calls none."""
+) -> dict[int, str | None]:
+    """{value: name of its class}; None for a value that the file calls none."""
     file = root / "classes.txt"
     if file.is_file():
         with reading(file, "a list of classes"):
             return _read_classes(bounded(file, MAX_BYTES).decode())
     if class_names is not None:
         numbers = all(name.isdecimal() for name in class_names)
-        return {int(name) if numbers else i: name for i, name in enumerate(class_names)}, set()
+        return {int(name) if numbers else i: name for i, name in enumerate(class_names)}
     for other in {"train", "val"} - {split}:
         try:
             met = met.union(*(values for *_, values in _look_at(root, other)))
@@ -108,31 +116,17 @@ def _named_values(
             log.debug("%s has no split %s", root, other)
     values = {value: str(value) for value in sorted(met - {IGNORED, ignore_value})}
     log.info("no classes.txt in %s: the classes are the values of its masks, %s", root, ", ".join(values.values()))
-    return values, set()
+    return values
 
 
-def _read_classes(text: str) -> tuple[dict[int, str], set[int]]:
-    """{value: name} of the classes, and the values that are none."""
+def _read_classes(text: str) -> dict[int, str | None]:
     lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
     numbered = [line.split(maxsplit=1)[0].isdecimal() and len(line.split()) > 1 for line in lines]
     if any(numbered) and not all(numbered):
         raise ValueError("only some of its lines have a value, where all or none must")
-    rows = [line.split(maxsplit=1) if any(numbered) else (str(i), line) for i, line in enumerate(lines)]
-    pairs = [(int(value), name) for value, name in rows]
-    if not pairs or len(dict(pairs)) < len(pairs) or max(pairs)[0] > 255:
+    pairs = [line.split(maxsplit=1) if any(numbered) else (i, line) for i, line in enumerate(lines)]
+    known = {int(value): None if name.lower() in IGNORED_NAMES else name for value, name in pairs}
+    if not known or len(known) < len(pairs) or max(known) > 255:
         raise ValueError("it has no values of 0 to 255, each once")
-    ignored = {value for value, name in pairs if name.lower() in IGNORED_NAMES}
-    return {value: name for value, name in pairs if value not in ignored}, ignored
-
-
-def _refuse_unknown(met: dict[Path, set[int]], known: set[int]) -> None:
-    odd = [(path, min(values - known)) for path, values in met.items() if values - known]
-    if odd:
-        path, value = odd[0]
-        raise UserError(
-            "data.ignore_value",
-            f"Expected mask values {', '.join(map(str, sorted(known)))}, received {value} in {path} "
-            f"({len(odd)} of {len(met)} masks have such).",
-            f"Add it to classes.txt, or set data.ignore_value to {value}.",
-        )
+    return known

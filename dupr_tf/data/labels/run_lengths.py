@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from dupr_tf.errors import UserError
-
 MASK_SIDE = 56  # px: what a batch holds of an object is its box, resampled to this
 NO_POLYGON = "polygons that are none (odd, short or not finite), left out"
 OTHER_MASK = "masks of another size than their image"
@@ -34,10 +32,15 @@ def read_mask(segmentation: Any, size: Size, counts: collections.Counter) -> byt
     if isinstance(segmentation, bytes):
         return segmentation
     try:
-        if isinstance(segmentation, dict):
-            mask = _from_runs(segmentation, size, counts)
-        else:
+        if not isinstance(segmentation, dict):
             mask = _from_polygons(segmentation or (), size, counts)
+        elif list(segmentation["size"]) == list(map(int, size)):
+            runs = segmentation["counts"]
+            runs = runs.encode("ascii") if isinstance(runs, str) else runs
+            mask = _packed(_unpacked(runs) if isinstance(runs, bytes) else runs, size)
+        else:
+            counts[OTHER_MASK] += 1
+            return None
     except (KeyError, TypeError, ValueError, OverflowError, IndexError):
         counts[NO_MASK] += 1
         return None
@@ -46,46 +49,29 @@ def read_mask(segmentation: Any, size: Size, counts: collections.Counter) -> byt
 
 def _from_polygons(polygons, size: Size, counts: collections.Counter) -> bytes | None:
     """The union of those that are polygons: three points or more, every number finite."""
-    usable = [points for points in map(_points, polygons) if points is not None]
-    counts[NO_POLYGON] += len(polygons) - len(usable)
-    if not usable:
-        return None
-    # Points far outside would have pycocotools walk every pixel of the way.
     reach = np.array([size[1], size[0]], np.float64)
-    clipped = [np.clip(points, -reach, 2 * reach).ravel().tolist() for points in usable]
-    return coco_mask.merge(coco_mask.frPyObjects(clipped, *map(int, size)))["counts"]
+    usable = []
+    for polygon in polygons:
+        try:
+            points = np.asarray(polygon, np.float64)
+        except (TypeError, ValueError, OverflowError):
+            points = np.empty(0)
+        if points.ndim == 1 and points.size >= 6 and points.size % 2 == 0 and np.isfinite(points).all():
+            # Points far outside would have pycocotools walk every pixel of the way.
+            usable.append(np.clip(points.reshape(-1, 2), -reach, 2 * reach).ravel().tolist())
+    counts[NO_POLYGON] += len(polygons) - len(usable)
+    return coco_mask.merge(coco_mask.frPyObjects(usable, *map(int, size)))["counts"] if usable else None
 
 
-def _points(polygon) -> np.ndarray | None:
-    """(n, 2) float64 x, y; None where it is no polygon."""
-    try:
-        numbers = np.asarray(polygon, np.float64)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    good = numbers.ndim == 1 and numbers.size >= 6 and numbers.size % 2 == 0 and np.isfinite(numbers).all()
-    return numbers.reshape(-1, 2) if good else None
-
-
-def _from_runs(segmentation: dict, size: Size, counts: collections.Counter) -> bytes | None:
-    if list(segmentation["size"]) != list(map(int, size)):
-        counts[OTHER_MASK] += 1
-        return None
-    runs = segmentation["counts"]
-    if isinstance(runs, str | bytes):
-        runs = _unpacked(runs.encode("ascii") if isinstance(runs, str) else runs)
-    return from_runs(runs, size)
-
-
-def from_runs(runs: Sequence[int], size: Size) -> bytes:
-    """Compressed counts of the run lengths of zeros, ones, zeros, … down the columns of an image.
+def _packed(runs: Sequence[int], size: Size) -> bytes:
+    """The compressed counts of run lengths.
 
     Raises:
-        UserError: they do not make up the image; pycocotools would fill the rest with what was in memory.
+        ValueError: they do not make up the image; pycocotools would fill the rest with what was in memory.
     """
-    height, width = map(int, size)
-    runs = [int(run) for run in runs]
-    if sum(runs) != height * width or min(runs, default=-1) < 0:
-        raise UserError("runs", f"Expected runs of {height * width} pixels, received {sum(runs)}.", "Correct the mask.")
+    runs, (height, width) = [int(run) for run in runs], map(int, size)
+    if sum(runs) != height * width or min(runs) < 0:
+        raise ValueError(f"runs of {sum(runs)} pixels")
     return coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"]
 
 
@@ -133,21 +119,6 @@ def pixels_of(mask: bytes, size: Size) -> np.ndarray:
 def mask_from_pixels(pixels: np.ndarray) -> bytes:
     """The mask of an array (H, W), nonzero where the object is."""
     return coco_mask.encode(np.asfortranarray(pixels != 0, np.uint8))["counts"]
-
-
-def masks_by_value(values: np.ndarray) -> dict[int, bytes]:
-    """The mask of every value that occurs in (H, W) integers, in one pass over the pixels."""
-    flat = np.asarray(values).T.ravel()
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1])
-    ends, owners = np.append(starts[1:], flat.size), flat[starts]
-    masks = {}
-    for value in np.unique(owners):
-        own = owners == value
-        first, last = starts[own], ends[own]
-        gaps = first - np.concatenate([[0], last[:-1]])
-        runs = np.append(np.stack([gaps, last - first], 1).ravel(), flat.size - last[-1])
-        masks[int(value)] = from_runs(runs.tolist(), np.shape(values))
-    return masks
 
 
 def crop_masks(masks: Sequence[bytes], size: Size, boxes: np.ndarray, side: int = MASK_SIDE) -> np.ndarray:

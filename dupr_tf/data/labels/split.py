@@ -26,7 +26,7 @@ MISTAKES += (Image.DecompressionBombError,)
 
 
 class Split:
-    """What splits with boxes and splits with classes of pixels share; both are frozen dataclasses."""
+    """Base of a split with boxes and of a split with classes of pixels, which are frozen dataclasses."""
 
     columns: ClassVar[tuple[str, ...]]  # fields with a value for each image, beside `sizes`
 
@@ -74,7 +74,7 @@ def open_root(table: Registry, root: str | Path, split: str, kind: str) -> tuple
 
 @contextlib.contextmanager
 def reading(file: Path, what: str) -> Iterator[None]:
-    """Raises a `UserError` about the file for whatever its contents make the block raise; `what` it should be."""
+    """Turns an error of the block into a `UserError` about the file; `what` names the contents it should have."""
     try:
         yield
     except UserError:
@@ -102,10 +102,10 @@ def read_png(file: Path, what: str, modes: Sequence[str]) -> np.ndarray:
         return np.asarray(image).astype(np.int32)
 
 
-def side(image: dict, name: str) -> int:
-    """Height or width of an image as annotated; 0, to be read from the file, where it is no number above 0."""
-    value = image.get(name)
-    return int(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 0
+def size_of(image: dict) -> tuple[int, int]:
+    """Height and width of an image as annotated; 0, to be read from the file, where one is no number above 0."""
+    sides = (image.get("height"), image.get("width"))
+    return tuple(int(s) if isinstance(s, int | float) and math.isfinite(s) and s > 0 else 0 for s in sides)
 
 
 def inside(name: str) -> str:
@@ -116,17 +116,17 @@ def inside(name: str) -> str:
 
 
 def refuse_many(unusable: Sequence, total: int, max_share: float, what: str) -> None:
-    """Raises UserError where more than a share of the images, or all, are unusable; they `what`."""
+    """Raises UserError where more than a share of the images, or all, are unusable; `what` says why."""
     if len(unusable) > max_share * total or len(unusable) == total:
         raise UserError(
             "data.max_bad_share",
-            f"{len(unusable)} of {total} images {what}, such as {unusable[0]}; {max_share:.0%} may.",
+            f"{len(unusable)} of {total} images {what}, such as {unusable[0]}; {max_share:.0%} may, but never all.",
             "Complete the folder, or raise data.max_bad_share.",
         )
 
 
 def check_classes(names: Sequence[str], met: Iterable[str], field: str | None = None, most: float = math.inf) -> None:
-    """Raises UserError where two of up to `most` classes have one name, or a label that was met is none of them."""
+    """Raises UserError for classes of the same name, for more than `most` classes, and for labels of other classes."""
     met = set(met)
     unknown = sorted(met - set(names))
     if unknown or not 0 < len(set(names)) == len(names) <= most:

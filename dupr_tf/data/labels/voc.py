@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from dupr_tf.data.labels.annotations import ListedImage, Object
-from dupr_tf.data.labels.split import bounded, inside, reading, side
+from dupr_tf.data.labels.split import bounded, inside, reading, size_of
 from dupr_tf.errors import UserError
 
 MAX_VOC_BYTES = 16 << 20  # of one image
@@ -69,9 +69,8 @@ def _image(listing: Path, root: Path, name: str) -> ListedImage:
         tree = ET.fromstring(bounded(file, MAX_VOC_BYTES), ET.XMLParser(target=_WithoutDoctype()))
         objects = [_object(node) for node in tree.iter("object")]
         sides = {which: float(tree.findtext(f"size/{which}") or 0) for which in ("height", "width")}
-    size = side(sides, "height"), side(sides, "width")
     prefix = "" if year == root else f"{year.name}/"
-    return ListedImage(year / "JPEGImages" / f"{name}.jpg", size, prefix + name, objects)
+    return ListedImage(year / "JPEGImages" / f"{name}.jpg", size_of(sides), prefix + name, objects)
 
 
 def _object(node: ET.Element) -> Object:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from dupr_tf.errors import UserError
 from dupr_tf.files import sha256_of
-from dupr_tf.text import one_line
 
 MANIFEST = "shards.json"
 PROGRESS = "pack.json"  # of a pack that has not ended: its settings; the lock of the folder
@@ -96,7 +95,9 @@ def read_manifest(root: str | Path) -> tuple[dict, list[Shard]]:
         raise UserError(None, f"The pack of {root} has not ended.", "Run it again.")
     if not path.is_file():
         raise UserError(None, f"{root} has no {MANIFEST}.", "Pass a folder that `dupr-tf pack` wrote.")
-    if OLD_FORMAT in path.read_bytes()[:1000]:
+    with path.open("rb") as file:
+        old = OLD_FORMAT in file.read(1000)
+    if old:
         problem = f"{root} holds TFRecord shards of an older version."
         raise UserError(None, problem, "Pack the images again, into an empty folder.")
     try:
@@ -104,8 +105,8 @@ def read_manifest(root: str | Path) -> tuple[dict, list[Shard]]:
         if facts["format"] != FORMAT:
             raise ValueError(f"the format is {facts['format']}")
         return facts, [Shard(number, **entry) for number, entry in enumerate(facts["shards"])]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(None, f"{path} is damaged: {one_line(error, 200)}.", REPAIR) from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(None, f"{path} is damaged.", REPAIR) from None
 
 
 def read_sidecar(root: str | Path, shard: Shard) -> list[bytes]:

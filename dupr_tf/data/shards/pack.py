@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from dupr_tf.data.images.bad_images import write_list
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.images.source import map_in_order
@@ -228,7 +229,7 @@ def _write_shard(output: Path, header: dict, number: int, images: Iterable, earl
             log.warning("skipped, %s: %s", image, escape(name))
             bad.append((name, one_line(image, 200)))
             if len(earlier) + len(bad) > max_bad:
-                _write_bad(output, earlier + bad)
+                write_list(output / BAD_IMAGES, earlier + bad)
                 count = f"{len(earlier) + len(bad)} of {header['source']['files']} images are unreadable"
                 raise RunFailed(
                     f"{count}, listed in {output / BAD_IMAGES}. Mend or remove them, or raise --max-bad-share."
@@ -249,7 +250,7 @@ def _finish(output: Path, header: dict, finished: Finished) -> None:
     if len(bad) == header["source"]["files"]:
         first = f"{escape(bad[0][0])} ({bad[0][1]})"
         raise RunFailed(f"None of {len(bad)} files can be decoded, such as {first}. Pass a folder of photos.")
-    _write_bad(output, bad)
+    write_list(output / BAD_IMAGES, bad)
     facts = {"images": sum(shard.images for shard in shards), "shards": [shard.facts for shard in shards]}
     write_whole(output / MANIFEST, seal({**header, **facts})[0])
     (output / PROGRESS).unlink()
@@ -257,11 +258,6 @@ def _finish(output: Path, header: dict, finished: Finished) -> None:
 
 def _bad(finished: Finished) -> list[tuple[str, str]]:
     return [pair for number in sorted(finished) for pair in finished[number][1]]
-
-
-def _write_bad(output: Path, bad: list[tuple[str, str]]) -> None:
-    rows = (f"{escape(name)}\t{reason}\n" for name, reason in bad)
-    write_whole(output / BAD_IMAGES, "name\treason\n" + "".join(rows))
 
 
 def _missing_bytes(parts: list[Files], finished: Finished) -> int:

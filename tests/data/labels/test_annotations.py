@@ -130,6 +130,13 @@ def test_a_few_missing_images_are_left_out_and_many_refused(tmp_path):
     assert error.field == "data.max_bad_share" and "1 of 9" in error.problem and "train_002.png" in error.problem
 
 
+def test_a_split_without_any_image_is_refused_whatever_may_be_missing(tmp_path):
+    root = write_voc(tmp_path / "set", {"train": pictures(2)})
+    for path in (root / "JPEGImages").iterdir():
+        path.unlink()
+    assert refusal(read_annotations, root, "train", max_missing_share=1).field == "data.max_bad_share"
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -141,8 +148,8 @@ def test_a_few_missing_images_are_left_out_and_many_refused(tmp_path):
         (lambda c: c["images"][0].update(file_name="../secret.png"), "../secret.png"),
         (lambda c: [i.update(file_name=f"no/{i['id']}.png") for i in c["images"]], "no/1.png"),
         (lambda c: c["categories"][1].update(name="bus"), "bus, bus"),
-        (lambda c: c["images"][1].update(id=1), "1 image ids more than once, such as 1"),
-        (lambda c: c["categories"][1].update(id=5), "1 category ids more than once, such as 5"),
+        (lambda c: c["images"][1].update(id=1), "1 ids of images occur more than once, such as 1"),
+        (lambda c: c["categories"][1].update(id=5), "1 ids of categories occur more than once, such as 5"),
         (lambda c: [a.update(category_id=9) for a in c["annotations"]], "7 of 7"),
         (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "not enough values"),
         (lambda c: c["annotations"][0].update(bbox=["a", 2, 3, 4]), "could not convert"),

@@ -128,6 +128,12 @@ def test_few_broken_masks_are_counted_and_many_refused(root, kind, what, named):
     assert error.field == "data.max_bad_share" and "1 of 6" in error.problem and named in error.problem
 
 
+def test_a_split_without_any_mask_is_refused_whatever_may_be_missing(root):
+    for mask_file in (root / "train" / "masks").iterdir():
+        mask_file.unlink()
+    assert refusal(read_segments, root, "train", max_missing_share=1).field == "data.max_bad_share"
+
+
 @pytest.mark.parametrize(
     ("text", "field", "named"),
     [
