@@ -7,14 +7,12 @@ starting at a later block costs nothing.
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,8 +22,7 @@ from dupr_tf.text import one_line
 
 AHEAD = 2  # blocks that each thread is ahead of the training
 SHARED_SIZE = 1 << 14  # bytes from which an array comes from another process in shared memory
-PARENT_CHECK = 1.0  # seconds between two looks at the parent process, where the kernel does not watch it
-PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
+PARENT_CHECK = 1.0  # seconds between two looks at the parent process
 
 
 class Block(NamedTuple):
@@ -158,7 +155,7 @@ def interrupt_deferred() -> Iterator[None]:
 
 
 def concatenate_rows(parts: list[dict]) -> dict:
-    """One batch from the rows of its blocks. It is always a copy, so that memory shared with processes is freed at once."""
+    """One batch from the rows of its blocks: always a copy, so that memory shared with processes is freed at once."""
     return {name: _concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -173,29 +170,13 @@ def _grain_iterator(make, first: int, last: int, threads: int, processes: int):
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(1, AHEAD * threads) if threads else 0)
     dataset = blocks.to_iter_dataset(options)
     if processes:
-        _start_tracker()
         small = grain.experimental.DatasetOptions(min_shm_size=SHARED_SIZE)
         dataset = grain.experimental.WithOptionsIterDataset(dataset, small)
         workers = grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=AHEAD)
         dataset = dataset.mp_prefetch(workers, worker_init_fn=_begin_process)
     iterator = iter(dataset)
-    iterator.start_prefetch()  # here, in the thread that lives as long as the run: see `_die_with_parent`
+    iterator.start_prefetch()
     return iterator
-
-
-def _start_tracker() -> None:
-    """Starts Python's tracker of shared memory, silent: it frees what a closed iterator of Grain may leave.
-
-    That is up to one block a process, of which the tracker would warn at the end of the program.
-    """
-    saved = os.environ.get("PYTHONWARNINGS")
-    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker:UserWarning"
-    try:
-        resource_tracker.ensure_running()
-    finally:
-        del os.environ["PYTHONWARNINGS"]
-        if saved is not None:
-            os.environ["PYTHONWARNINGS"] = saved
 
 
 def _begin_process(_worker: int, _workers: int) -> None:
@@ -203,17 +184,15 @@ def _begin_process(_worker: int, _workers: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    _die_with_parent(os.getppid())
-
-
-def _die_with_parent(parent: int) -> None:
-    """Ends this process when its parent, or on Linux the thread that started it, ends in whatever way."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+    threading.Thread(target=_watch_parent, args=(multiprocessing.parent_process().pid,), daemon=True).start()
 
 
 def _watch_parent(parent: int) -> None:
+    """Ends this process when its parent has ended in whatever way.
+
+    Linux can send a signal then, but sends it already when the thread ends that started the process, and Grain starts
+    processes in threads that end before it closes them.
+    """
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK)
     os._exit(1)
