@@ -293,7 +293,8 @@ def test_a_format_without_its_extra_is_one_line(backbone, tmp_path, monkeypatch,
     with pytest.raises(UserError) as error:
         export(backbone, to, tmp_path / "out")
     assert error.value.field == "to" and f"'dupr_tf[{to}]'" in error.value.fix
-    assert cli.main(["export", str(tmp_path), "--to", to, "--output", str(tmp_path / "out")]) == 2
+    (tmp_path / "model.keras").touch()
+    assert cli.main(["export", str(tmp_path / "model.keras"), "--to", to, "--output", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
