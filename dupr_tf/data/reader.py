@@ -6,13 +6,15 @@ starting at a later block costs nothing.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
@@ -73,6 +75,7 @@ class Reader:
     ):
         self.signature, self.error = signature, None
         self._on_bad, self._processes, self._merge = on_bad, processes, merge or concatenate_rows
+        self._started = False
         self._blocks_per_batch, self._blocks_left = blocks, last - first
         threads = (os.cpu_count() or 1) if threads is None else threads
         self._blocks = _grain_iterator(make, first, last, threads, processes)
@@ -112,7 +115,9 @@ class Reader:
         self.close()
 
     def _next_block(self) -> dict:
-        block = Block(*next(self._blocks))
+        starting, self._started = self._processes and not self._started, True
+        with _signals_held() if starting else contextlib.nullcontext():
+            block = Block(*next(self._blocks))
         for index, reason in block.bad:
             self._on_bad(index, reason)
         return block.rows
@@ -150,8 +155,24 @@ def _grain_iterator(make, first: int, last: int, threads: int, processes: int):
         workers = grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=AHEAD)
         dataset = dataset.mp_prefetch(workers, worker_init_fn=_begin_process)
     iterator = iter(dataset)
-    iterator.start_prefetch()  # here, in the thread that lives as long as the run: see `_die_with_parent`
+    iterator.start_prefetch()  # of threads; processes start with the first block, in threads of Grain
     return iterator
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Within it this thread, and the threads and processes that start from it, get no signal that ends a run.
+
+    A process of Grain needs seconds until `_begin_process`; a Ctrl-C of the terminal would end it before.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_tracker() -> None:
@@ -174,7 +195,7 @@ def _begin_process(_worker: int, _workers: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    _die_with_parent(os.getppid())
+    _die_with_parent(multiprocessing.parent_process().pid)  # it may have ended since it started this process
 
 
 def _die_with_parent(parent: int) -> None:
