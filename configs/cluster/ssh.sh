@@ -1,12 +1,12 @@
 #!/bin/bash
-# Pre-training on machines that SSH reaches: the same command on each, in this folder, which all see by the same name.
-# Not run between machines: none were at hand. The tests run it with a stand-in for ssh that stays on this one; so did
-# two workers of the real training, to their end, and once with one of them killed (exit code 75 after a second).
+# Pre-training on machines that SSH reaches. Every machine runs the same command in this folder, under the same path.
+# Not run between machines: none were at hand. The tests run it with a stand-in for ssh on one machine. Two workers of the
+# real training ran there to their end, and once one of them was killed (exit code 75 after a second).
 # Command: configs/cluster/ssh.sh HOSTS CONFIG --data SHARDS --output RUN [--train.epochs 100 …]
-# HOSTS is a file of a line for each worker, `host` or `host:port` (several on one host: different ports); the first is
-# the chief. Without a port it is DUPR_PORT (2222). DUPR_TF names the command on the machines (dupr-tf).
-# Where one worker fails, the others have DUPR_GRACE seconds (120) to end by themselves; then their connections are cut,
-# which ends them. The same command again goes on from the last checkpoint: exit code 75 says that a worker was lost.
+# HOSTS is a file with a line for each worker, `host` or `host:port`. Workers on one host need different ports. The first
+# worker is the chief. The default port is DUPR_PORT (2222). DUPR_TF is the command on the machines (dupr-tf).
+# If one worker fails, the other workers have DUPR_GRACE seconds (120) to end. Then their connections are closed, which
+# ends them. Exit code 75: a worker was lost. Run the same command again to resume from the last checkpoint.
 set -euo pipefail
 
 refuse() {
@@ -64,7 +64,7 @@ while ((${#connections[@]})); do
     ended=0
     wait "$connection" || ended=$?
     if ((ended == 75 && status > 128)); then
-      status=75 # the first was killed or cut off, and this one saw it go: to be started again
+      status=75 # the first was killed or disconnected, and this one noticed: start all again
     fi
     if ((ended && !status)); then
       status=$ended

@@ -1,4 +1,4 @@
-"""The commands of `dupr-tf`, a dataclass each: its fields are the flags, its docstring the help, `run` the work."""
+"""The commands of `dupr-tf`, one dataclass each: its fields are the flags, its docstring the help, `run` the work."""
 
 from dupr_tf.commands.cluster import ClusterEnv
 from dupr_tf.commands.doctor import Doctor

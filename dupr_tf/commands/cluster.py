@@ -1,4 +1,4 @@
-"""The command that tells a worker of the others."""
+"""The command that prints TF_CONFIG for a worker."""
 
 from __future__ import annotations
 

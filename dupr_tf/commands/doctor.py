@@ -1,4 +1,4 @@
-"""The command that says what to expect before a run is begun."""
+"""The command that checks the machine, the images and the config before a run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Doctor:
                 print(f"* {sentence}")
 
     def _checked(self, overrides) -> tuple[Config | None, Path | str | None]:
-        """The config and the root, before TensorFlow loads; raises every mistake at once."""
+        """Returns the config and the root before TensorFlow loads; raises all mistakes at once."""
         problems, config = [], None
         if self.config is not None:
             try:

@@ -1,4 +1,4 @@
-"""The command that lists what can be chosen by name."""
+"""The command that lists the available names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tyro
 from dupr_tf.commands.report import print_table
 from dupr_tf.registry import Entry, Registry
 
-# Kind -> where its registry is. None of these modules imports TensorFlow.
+# Kind -> location of its registry. None of these modules imports TensorFlow.
 REGISTRIES = {
     "backbones": "dupr_tf.config.backbones:BACKBONES",
     "terms": "dupr_tf.config.terms:TERMS",
@@ -40,13 +40,13 @@ class List:
 
 
 def load_registry(kind: str) -> Registry:
-    """The registry of a kind, a key of `REGISTRIES`."""
+    """Loads the registry of a kind, a key of `REGISTRIES`."""
     module, _, name = REGISTRIES[kind].partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 def rows_of(registry: Registry) -> list[tuple[str, str, str]]:
-    """(name, summary, what must be installed) of each entry."""
+    """Returns (name, summary, required packages) of each entry."""
     return [(name, entry.summary, _needs(entry)) for name, entry in registry.items()]
 
 

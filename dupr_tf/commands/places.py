@@ -1,4 +1,4 @@
-"""Refuses addresses such as gs://bucket/photos among the flags of a command."""
+"""Rejects addresses such as gs://bucket/photos in the flags of a command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dupr_tf.files import local_path
 def check_places(command) -> None:
     """Raises UserError for every path of a parsed command, a dataclass, that is an address.
 
-    `weights` counts as paths too: it is text, since it may be the word random.
+    `weights` is checked too: it is text, because it may be the word random, but otherwise a path.
     """
     raise_all(list(_problems(command)))
 

@@ -60,7 +60,7 @@ class Plan:
             write_whole(self.json, json.dumps(plan.as_json(), indent=2) + "\n")
 
     def _checked(self, overrides) -> tuple[Config, int, int | None]:
-        """Config, devices and images, before TensorFlow loads; raises every mistake at once."""
+        """Returns config, devices and images before TensorFlow loads; raises all mistakes at once."""
         problems, config = [], None
         try:
             config = load_config(self.config, overrides)
@@ -96,17 +96,17 @@ class Plan:
         return 1 if self.gpu_type == CPU or config is None else math.gcd(8, config.train.micro_batches)
 
     def _assumptions(self, config: Config | None):
-        """Those of the device, or of any where it or the config is not known: the names are the same."""
+        """Returns the assumptions of the device, or of any if it or the config is unknown: the names are the same."""
         known = config is not None and self.gpu_type in NAMES
         of = (self.gpu_type, config.train.precision, config.data.image_size) if known else (CPU, "float32", 224)
         return with_given(assumptions_of(*of), self.assume)
 
 
 def images_in(text: str) -> int:
-    """The number that `1280000`, `1.28M` or `1B` stands for.
+    """Returns the number that `1280000`, `1.28M` or `1B` stands for.
 
     Raises:
-        UserError: it is none from 1 to 10^12.
+        UserError: it is not a number from 1 to 10^12.
     """
     found = re.fullmatch(r"(\d{1,13}(?:\.\d{1,9})?)([kMB]?)", text.strip(), re.ASCII)
     number = float(found[1]) * UNITS[found[2]] if found else 0

@@ -82,16 +82,16 @@ class Weights:
         return problems
 
     def read(self) -> dict[str, Any]:
-        """Checks the data, and returns what it has read of them as keyword arguments of the probe."""
+        """Checks the data, and returns the data read as keyword arguments of the probe."""
         check_root(self.data)
         return {}
 
     def arguments(self, overrides: dict[str, str], taken: Container[str]) -> dict[str, Any]:
-        """Keyword arguments of the probe: the flags that its function takes by the same name."""
+        """Returns the probe's keyword arguments: the flags that its function takes by the same name."""
         return {name: getattr(self, name) for name in vars(self) if name in taken and name != "data"}
 
     def table(self, numbers: dict[str, dict]) -> tuple[tuple, list[tuple]]:
-        """Headings and rows of the printed table, with a column for each number."""
+        """Returns headings and rows of the printed table, with a column for each number."""
         first = next(iter(numbers.values()))
         names = [name for name, value in first.items() if isinstance(value, int | float)]
         rows = [(label, *(_text(found[name]) for name in names)) for label, found in numbers.items()]
@@ -288,7 +288,7 @@ class Retrieval(Weights):
         return {}
 
 
-# The flags of every line of PROBES.
+# The flags of each line of PROBES.
 WHICH = {
     "knn": Knn, "linear": Linear, "svm": Svm,
     "sensitivity": Sensitivity, "matching": Matching, "affinity": Affinity, "retrieval": Retrieval,

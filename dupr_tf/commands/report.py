@@ -1,4 +1,4 @@
-"""What commands print, and how they end."""
+"""Output and error reporting that the commands share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCORES = ("AP", "AP50", "AP75", "mIoU", "pixel_accuracy")
 
 
 def print_scores(scores: dict, output: Path | None) -> None:
-    """Prints what a detector scores by every metric, a table of its classes, best first, and where the rest is."""
+    """Prints a detector's scores by every metric, a table of its classes, best first, and the output folder."""
     print(_score_line(scores))
     for name, other in scores.items():
         if isinstance(other, dict) and "AP" in other:
@@ -46,7 +46,7 @@ def _score_line(scores: dict) -> str:
 
 
 def print_export(written: Path) -> None:
-    """Prints the files of an export and, from its manifest, what it was compared with and the largest differences."""
+    """Prints the files of an export and, from its manifest, the comparisons made and the largest differences."""
     from dupr_tf.weights.manifest import read_manifest
 
     print(f"wrote {written}")
@@ -84,7 +84,7 @@ def print_names(root: Path) -> None:
 
 
 def with_progress(items, total: int):
-    """Passes items on; on a terminal, a bar counts them."""
+    """Yields the items; on a terminal, a bar counts them."""
     from rich.console import Console
     from rich.progress import track
 
@@ -93,11 +93,11 @@ def with_progress(items, total: int):
 
 
 def problems_of(check: Callable, *arguments, field: str | None = None) -> list[UserError]:
-    """The errors that a check of the user's input raises, so that several checks are reported together.
+    """Returns the errors that a check of the user's input raises, so that several checks are reported together.
 
     Args:
         check: called with the arguments.
-        field: what the user knows the checked value by; None keeps the errors' own.
+        field: the user's name of the checked value. Default: the errors' own fields.
     """
     try:
         check(*arguments)
@@ -107,7 +107,7 @@ def problems_of(check: Callable, *arguments, field: str | None = None) -> list[U
 
 
 def output_problems(output: Path | None) -> list[UserError]:
-    """An error where a folder is to be written and a file has its name."""
+    """Returns an error if the output folder's name is taken by a file."""
     if output is None or not output.is_file():
         return []
     return [UserError("--output", f"{output} is a file.", "Pass a folder.")]

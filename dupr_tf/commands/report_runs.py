@@ -1,4 +1,4 @@
-"""The command that makes a page of runs."""
+"""The command that writes a page about runs."""
 
 from __future__ import annotations
 

@@ -74,8 +74,8 @@ class Pretrain:
         print(f"step {result.step}: {result.backbone}")
 
     def _run_problems(self, config: Config) -> list[UserError]:
-        """What the run of the output, or the weights, have against this start; asked before TensorFlow is loaded."""
-        if self.dry_run or cluster_of(config) is not None:  # of several workers the chief tells the others
+        """Checks this start against the run in the output folder and the weights, before TensorFlow loads."""
+        if self.dry_run or cluster_of(config) is not None:  # with several workers the chief checks for all
             return []
         problems = problems_of(check_weights, self.output, self.weights, field="--weights")
         if (self.output / CONFIG_FILE).exists() and not self.allow_change:
@@ -139,12 +139,12 @@ class Evaluate:
 
 
 def has_gpu() -> bool:
-    """Whether the system shows a GPU (NVIDIA's or AMD's driver); asked before TensorFlow is loaded."""
+    """Returns True if the system shows a GPU (NVIDIA's or AMD's driver), without loading TensorFlow."""
     return any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/dxg", "/dev/kfd"))
 
 
 def _config_or_problems(path: Path, overrides: dict[str, str], cross_field) -> tuple[Config | None, list[UserError]]:
-    """The config with its cross-field mistakes, or none with the mistakes in its fields."""
+    """Returns the config with its cross-field mistakes, or None with the mistakes in its fields."""
     try:
         config = load_config(path, overrides)
     except UserError as error:
@@ -153,7 +153,7 @@ def _config_or_problems(path: Path, overrides: dict[str, str], cross_field) -> t
 
 
 def _probing_problems(config: Config) -> list[UserError]:
-    """Errors about the folder of images that a run is to be probed with."""
+    """Returns errors in the folder of images that a run is probed with."""
     if not config.probing.every_epochs or config.probing.data is None:
         return []  # a missing folder is among `Config.pretrain_problems`
     look = check_class_folders if "knn" in config.probing.probes else check_root

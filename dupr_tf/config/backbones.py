@@ -1,4 +1,4 @@
-"""The backbones that `model.backbone` and `--backbone` choose from."""
+"""The table of backbones for `model.backbone` and `--backbone`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The section `detector`: which one, its sizes, and how it is trained and tested."""
+"""The section `detector`: the kind of detector, its sizes, and its settings in training and at test."""
 
 from __future__ import annotations
 
@@ -58,5 +58,5 @@ class DetectorConfig(Section):
 
     @property
     def side_at_test(self) -> int | None:
-        """Short side of an image at test, px; none: squares, or for an FCN the image's own size."""
+        """Returns the short side of an image at test, px. None: squares, or for an FCN the image's own size."""
         return self.test_short_side or (max(self.short_sides) if self.short_sides else None)

@@ -1,4 +1,4 @@
-"""Rules between the settings of a detector. Every mistake is found at once, before TensorFlow loads."""
+"""Rules between the settings of a detector. All mistakes are reported at once, before TensorFlow loads."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dupr_tf.errors import UserError
 
 
 def finetune_problems(config, replicas: int = 1) -> list[UserError]:
-    """The cross-field mistakes that make fine-tuning impossible or meaningless.
+    """Lists the cross-field mistakes that make fine-tuning impossible or meaningless.
 
     Args:
         config: a `Config`.
-        replicas: devices that train together.
+        replicas: number of devices that train together.
     """
     if config.detector is None:
         fix = "Start from configs/retinanet_r18_small.yaml."
@@ -36,7 +36,7 @@ def _training(config) -> list[UserError]:
 
 
 def _kind(config) -> list[UserError]:
-    """Needs of the kind of detector, and fields that it does not take."""
+    """Checks the needs of the kind of detector, and fields that it does not take."""
     kind, problems = config.detector.kind, []
     try:
         facts = DETECTORS.check(kind).facts

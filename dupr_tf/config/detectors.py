@@ -1,12 +1,13 @@
-"""The table of detectors: class, task, data it learns from, fields it does not take.
+"""The table of detectors: class, task, data layouts, unsupported fields.
 
 A new detector is one new file below `detection/` and one line here. Its class has `from_experiment(backbone,
-class_names, config)`, which returns it uncompiled. Facts of a line:
+class_names, config)`, which returns it uncompiled. Each line has these facts:
 
     task: a key of `detection.labels.LABELS`: "boxes", "masks" or "segments".
-    data: values of `data.kind` that have what it learns from.
-    data_note: why the others do not; may be empty.
-    refuses: {dotted field: (why, what to do)} of fields that must keep their default; the kind's name goes before why.
+    data: values of `data.kind` that have the labels it needs.
+    data_note: why the other layouts lack them; may be empty.
+    refuses: {dotted field: (why, what to do)} of fields that must keep their default. The message puts the kind's name
+        before the reason.
     any_test_size: `detector.test_short_side` may be set without `detector.short_sides`.
 """
 

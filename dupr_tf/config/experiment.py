@@ -24,28 +24,28 @@ class Config(Section):
 
     @property
     def learning_rate(self) -> float:
-        """Peak learning rate; scaled linearly with the batch where no number is given (docs/method.md, Optimiser)."""
+        """Returns the peak learning rate, scaled linearly with the batch unless set (docs/method.md, Optimiser)."""
         rate = self.optimizer.learning_rate
         return 0.06 * self.train.batch_size / 256 if rate is None else rate
 
     def level_size(self, level: str) -> int:
-        """Side of the feature map of a level, in cells."""
+        """Returns the side of the feature map of a level, in cells."""
         return -(-self.data.image_size // STRIDE_OF[level])
 
     def steps_per_epoch(self, images: int) -> int:
-        """Full batches in one pass over `images` images; at least one."""
+        """Returns the full batches in one pass over `images` images; at least one."""
         return max(1, images // self.train.batch_size)
 
     def total_steps(self, images: int) -> int:
-        """Optimiser steps of the whole run."""
+        """Returns the optimiser steps of the whole run."""
         steps = self.train.epochs * self.steps_per_epoch(images)
         return steps if self.train.max_steps is None else min(steps, self.train.max_steps)
 
     def dupr_arguments(self, total_steps: int | None = None) -> dict:
-        """What `DUPR` takes beside the backbone.
+        """Returns the arguments of `DUPR` except the backbone.
 
         Args:
-            total_steps: of the run; needed by `model.momentum_schedule: cosine`.
+            total_steps: steps of the run; required by `model.momentum_schedule: cosine`.
         """
         return {
             "terms": [term_arguments(term) for term in self.model.term_list],
@@ -58,10 +58,10 @@ class Config(Section):
         }
 
     def pretrain_problems(self, replicas: int = 1) -> list[UserError]:
-        """The cross-field mistakes that would make pre-training impossible or meaningless.
+        """Lists the cross-field mistakes that would make pre-training impossible or meaningless.
 
         Args:
-            replicas: devices that train together.
+            replicas: number of devices that train together.
         """
         problems = [*self._batch_problems(replicas), *self._model_problems(), *self.probing.problems()]
         if self.train.jit == "on" and replicas > 1:
@@ -75,10 +75,10 @@ class Config(Section):
         return problems
 
     def pretrain_warnings(self, gpu: bool) -> list[str]:
-        """What is allowed but hardly meant, a line each.
+        """Lists settings that are allowed but probably not intended, one line each.
 
         Args:
-            gpu: whether this machine has one.
+            gpu: True if this machine has a GPU.
         """
         if self.train.precision == "float16" and not gpu:
             return [
@@ -88,10 +88,10 @@ class Config(Section):
         return []
 
     def finetune_problems(self, replicas: int = 1) -> list[UserError]:
-        """The cross-field mistakes that would make fine-tuning a detector impossible or meaningless.
+        """Lists the cross-field mistakes that would make fine-tuning a detector impossible or meaningless.
 
         Args:
-            replicas: devices that train together.
+            replicas: number of devices that train together.
         """
         return finetune_problems(self, replicas)
 

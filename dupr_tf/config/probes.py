@@ -1,8 +1,8 @@
 """The table of probes: the function that runs each, and the numbers that a pre-training run logs.
 
 A new probe is one new file below `probing/`, a line here and its flags in `commands/probe.py`. Its function takes the
-backbones and the data, then what it is to do by keyword, and returns `Findings`. Facts of a line, for probes that can
-run in training; others have none:
+backbones, the data and keyword arguments, and returns `Findings`. A line has these facts if the probe can run in
+training, and none otherwise:
 
     takes: fields of the section `probing`, or "seed", that the function takes by the same name; queries are images.
     logs: numbers of its findings that are logged.

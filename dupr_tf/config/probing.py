@@ -1,4 +1,4 @@
-"""What probes read: when a pre-training run probes itself, and how a linear classifier is trained."""
+"""Settings of probes: the times at which a pre-training run is probed, and the training of a linear classifier."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ProbingConfig(Section):
     image_size: int = Field(224, ge=32, le=2048, description="side of what the backbone is shown, px")
 
     def problems(self) -> list[UserError]:
-        """The cross-field mistakes that make probing in training impossible."""
+        """Lists the cross-field mistakes that make probing in training impossible."""
         if self.every_epochs and self.data is None:
             return [UserError("probing.data", "Probing needs a folder of held-out images.", "Pass --probing.data DIR.")]
         return []
@@ -52,7 +52,7 @@ class LinearConfig(Section):
         return value
 
     def problems(self) -> list[UserError]:
-        """The cross-field mistakes."""
+        """Lists the cross-field mistakes."""
         if self.augment and self.standardize:
             problem = "Augmented features are never all in memory, so they cannot be standardised."
             return [UserError("linear.standardize", problem, "Pass --linear.standardize false.")]

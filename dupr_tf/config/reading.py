@@ -1,4 +1,4 @@
-"""Configs from YAML files and the command line. Every mistake is reported, each with the name of its field."""
+"""Configs from YAML files and the command line. Every mistake is reported with the name of its field."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dupr_tf.text import number_text, one_line
 
 OPTIONAL = {"detector": DetectorConfig, "linear": LinearConfig}  # sections that only some experiments have
 MAX_CONFIG_BYTES = 1 << 20
-EXPECTED = {  # pydantic's type of error -> what was expected
+EXPECTED = {  # pydantic's type of error -> description of the expected value
     "greater_than": "a number greater than {gt}",
     "greater_than_equal": "a number of at least {ge}",
     "less_than": "a number less than {lt}",
@@ -48,8 +48,8 @@ def load_config(path: str | Path | None, overrides: dict[str, str] | None = None
     """Reads a YAML file over the defaults, then sets the overrides.
 
     Args:
-        path: a YAML file of sections (`configs/*.yaml`); None: the defaults alone.
-        overrides: dotted field name -> YAML text of its value, as given on the command line.
+        path: a YAML file of sections (`configs/*.yaml`). Default: only the schema's defaults.
+        overrides: dotted field name -> YAML text of its value, as on the command line.
 
     Raises:
         UserError: a mistake in the file or the overrides; a UserErrors if there are several.
@@ -90,11 +90,11 @@ def parse_config(values: dict[str, Any]) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """YAML text that `load_config` reads back to the same config."""
+    """Returns YAML text that `load_config` reads back to the same config."""
     values = config.model_dump(mode="json", exclude_none=True)
-    if config.model.terms is not None:  # the short form beside them would be refused
+    if config.model.terms is not None:  # the short form together with them would be rejected
         values["model"] = {name: value for name, value in values["model"].items() if name not in SHORT_FORM}
-    for name, section in config:  # a none that is not the default must be said
+    for name, section in config:  # a null that is not the default must be written
         for field in type(section).model_fields if section is not None else ():
             if getattr(section, field) is None and type(section).model_fields[field].default is not None:
                 values[name][field] = None
@@ -102,7 +102,7 @@ def dump_config(config: Config) -> str:
 
 
 def field_rows() -> list[tuple[str, str, str]]:
-    """(dotted name, default, description) of every field, for `--help` and the README."""
+    """Returns (dotted name, default, description) of every field, for `--help` and the README."""
     rows = []
     for section in Config.model_fields:
         schema = _schema(section)
@@ -141,19 +141,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _user_error(error: dict[str, Any]) -> UserError:
-    """The UserError for one of pydantic's: dotted field, what was expected, what came, the nearest right spelling."""
+    """Converts a pydantic error to a UserError: dotted field, expected and received value, the nearest correct name."""
     where, kind, context = [str(part) for part in error["loc"]], error["type"], error.get("ctx", {})
-    if where[:2] == ["model", "terms"] and len(where) > 3:  # pydantic names the kind of term between place and field
+    if where[:2] == ["model", "terms"] and len(where) > 3:  # pydantic names the kind of term between position and field
         where = [f"model.terms[{where[2]}]", *where[4:]]
         if kind == "extra_forbidden":
             return _unknown_term_field(where, error["loc"][3])
     received, fix = f"{error['input']!r:.80}", ""
     own = context.get("error")
-    if isinstance(own, UserError):  # of a validator of a section
+    if isinstance(own, UserError):  # from a validator of a section
         return UserError(".".join([*where, *([own.field] if own.field else [])]), own.problem, own.fix)
     if kind == "extra_forbidden":
         return _unknown_field(where)
-    if kind in ("union_tag_invalid", "union_tag_not_found"):  # of a term
+    if kind in ("union_tag_invalid", "union_tag_not_found"):  # an error of a term
         try:
             TERMS.check(context.get("tag"))
         except UserError as unknown:
@@ -187,7 +187,7 @@ def _unknown_field(where: list[str]) -> UserError:
     else:
         allowed = list(_schema(where[0]).model_fields)
         known = [row[0] for row in field_rows()]
-    # The right name in the wrong section is a surer guess than a similar one in this section.
+    # The right name in the wrong section is a better guess than a similar one in this section.
     suggestion = next((name for name in known if name.endswith("." + where[-1])), None)
     near = difflib.get_close_matches(where[-1], allowed, 1, 0.5)
     if suggestion is None and near:

@@ -13,7 +13,7 @@ from dupr_tf.config.terms import LEVELS, AnyTerm, Section, TermConfig, check_uni
 from dupr_tf.errors import UserError
 from dupr_tf.files import local_path
 
-INTERVAL = re.compile(r"([1-9]\d*) ?(s|min|h)")  # of checkpoints, in time
+INTERVAL = re.compile(r"([1-9]\d*) ?(s|min|h)")  # of checkpoints, as a time
 
 SHORT_FORM = tuple(inspect.signature(expand_short_form).parameters)
 
@@ -106,7 +106,7 @@ class ModelConfig(Section):
 
     @property
     def term_list(self) -> tuple[TermConfig, ...]:
-        """The terms in full, whichever form they were written in; none where all weights are 0."""
+        """Returns the terms in full, whether written in short or in full; none if all weights are 0."""
         if self.terms is not None:
             return self.terms
         if not any(self.image_weights) and not any(self.patch_weights):
@@ -116,25 +116,25 @@ class ModelConfig(Section):
 
     @property
     def patch_sizes(self) -> dict[str, int]:
-        """{level: S} of the terms that cut the overlap into patches."""
+        """Returns {level: S} of the terms that cut the overlap into patches."""
         return {term.level: term.size for term in self.term_list if hasattr(term, "size")}
 
     def keys_per_step(self, batch_size: int) -> int:
-        """Keys that a step puts into the memory bank that gets most."""
+        """Returns the most keys that a step puts into any memory bank."""
         return max((term.keys_per_step(batch_size) for term in self.term_list), default=0)
 
     @property
     def largest_bank(self) -> int:
-        """K of the largest memory bank; 0 without one."""
+        """Returns K of the largest memory bank, or 0 without one."""
         return max(self.bank_sizes.values(), default=0)
 
     @property
     def bank_sizes(self) -> dict[str, int]:
-        """{term: K} of the terms with a memory bank."""
+        """Returns {term: K} of the terms with a memory bank."""
         return {term.full_name: term.bank_size for term in self.term_list if hasattr(term, "bank_size")}
 
     def named_terms(self) -> dict[str, dict]:
-        """{name: fields} of the terms in full; equal for two configs that mean the same."""
+        """Returns {name: fields} of the terms in full; equal for two equivalent configs."""
         return {term.full_name: term.model_dump(mode="json", exclude={"name"}) for term in self.term_list}
 
 
@@ -189,7 +189,7 @@ class TrainConfig(Section):
 
     @property
     def checkpoint_interval(self) -> int | float:
-        """Steps (int) or seconds (float) between two checkpoints."""
+        """Returns the steps (int) or seconds (float) between two checkpoints."""
         if isinstance(self.checkpoint_every, int):
             return self.checkpoint_every
         number, unit = INTERVAL.fullmatch(self.checkpoint_every).groups()

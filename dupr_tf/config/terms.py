@@ -1,4 +1,4 @@
-"""The terms of the loss as a config writes them: a schema for each kind, and the registry of kinds.
+"""The terms of the loss in a config: a schema for each kind, and the registry of kinds.
 
 `model.terms` lists them in full. DUPR's own short form (`image_weights`, `patch_weights`, …) expands to the same list.
 """
@@ -25,7 +25,7 @@ class Section(BaseModel):
 
 
 class TermConfig(Section):
-    """What every term has. A subclass has the fields of its term's constructor, `kind` aside."""
+    """The fields of every term. A subclass has the fields of its term's constructor, except `kind`."""
 
     name: str | None = Field(None, pattern=r"^[A-Za-z][A-Za-z0-9_]*$", description="unique; default: by kind and level")
     level: Literal[LEVELS] = Field("P5", description="features it reads")
@@ -35,11 +35,11 @@ class TermConfig(Section):
 
     @property
     def full_name(self) -> str:
-        """The name the term has in logs, checkpoints and random draws."""
+        """Returns the name of the term in logs, checkpoints and random draws."""
         return self.name or f"{self.PREFIX}_{self.level}"
 
     def keys_per_step(self, batch_size: int) -> int:
-        """Keys that a step puts into the term's memory bank; 0 without one."""
+        """Returns the keys that a step puts into the term's memory bank; 0 without one."""
         return 0
 
 
@@ -102,25 +102,25 @@ def expand_short_form(
     patch_reduction: str = "mean",
     sampling_ratio: int = 1,
 ) -> list[dict[str, Any]]:
-    """Lists the terms of DUPR's loss (eq. 2); a level whose weight is 0 has none.
+    """Lists the terms of DUPR's loss (eq. 2). A level whose weight is 0 has none.
 
     Args:
         image_weights: alpha of P2..P5.
         patch_weights: beta of P2..P5.
-        roi_sizes: S of P2..P5: the overlap is cut into S x S patches.
+        roi_sizes: S of P2..P5; the overlap is cut into S x S patches.
         embedding_dim: C, width of every embedding.
         head: "mlp" (MoCo v2, DUPR) or "linear" (MoCo v1).
         temperature: tau of every term.
         bank_size: K, keys in each memory bank.
-        patch_keys_per_image: patch keys an image puts into a bank each step.
-        patch_reduction: "mean" over the cells of eq. 5, or "sum" as it is printed.
-        sampling_ratio: samples a side that RoIAlign averages in each patch.
+        patch_keys_per_image: patch keys that each image adds to a bank per step.
+        patch_reduction: "mean" over the cells of eq. 5, or "sum" as in the printed equation.
+        sampling_ratio: samples per side that RoIAlign averages in each patch.
 
     Returns:
         The arguments of each term with its `kind`: images of P2..P5, then patches of P2..P5.
 
     Raises:
-        UserError: weights or sizes that are not one for each level, or no weight above 0.
+        UserError: weights or sizes do not have one value for each level, or no weight is above 0.
     """
     per_level = {"image_weights": image_weights, "patch_weights": patch_weights, "roi_sizes": roi_sizes}
     for name, values in per_level.items():
@@ -143,12 +143,12 @@ def expand_short_form(
 
 
 def check_unique_names(names: Sequence[str]) -> None:
-    """Raises UserError where two terms have one name."""
+    """Raises UserError if two terms have the same name."""
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
         raise UserError("terms", f"Two terms are called {', '.join(twice)}.", "Give one of them another `name`.")
 
 
 def term_arguments(term: TermConfig) -> Mapping[str, Any]:
-    """The fields of a term as `dupr_tf.models.terms.build_terms` takes them, its name in full."""
+    """Returns the fields of a term for `dupr_tf.models.terms.build_terms`, with its full name."""
     return {**term.model_dump(), "name": term.full_name}

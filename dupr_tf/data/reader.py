@@ -94,7 +94,8 @@ class Reader:
             raise StopIteration
         count = min(self._blocks_per_batch, self._blocks_left)
         try:
-            batch = self._merge([self._next_block() for _ in range(count)])
+            with interrupt_deferred():
+                batch = self._merge([self._next_block() for _ in range(count)])
         except BaseException as error:
             self.error = self._with_advice(error)
             raise self.error from error
@@ -105,7 +106,8 @@ class Reader:
         """Ends all threads and processes. Can be called again."""
         self._blocks_left = 0
         if self._blocks is not None:
-            self._blocks.close()
+            with interrupt_deferred():
+                self._blocks.close()
             self._blocks = None  # its buffers go now; at the interpreter's end, Grain could not free them
 
     def __enter__(self) -> Reader:
@@ -131,10 +133,36 @@ class Reader:
         return error
 
 
+@contextlib.contextmanager
+def interrupt_deferred() -> Iterator[None]:
+    """Raises the KeyboardInterrupt of Ctrl-C at the end of the block instead of inside it; pressed twice, at once.
+
+    Python would raise it between any two instructions of Grain. A lock that Grain has just taken would stay locked, and
+    closing its iterator would wait for that lock for ever.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    pressed = False
+
+    def note(number, frame):
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
+
+
 def concatenate_rows(parts: list[dict]) -> dict:
-    """One batch from the rows of its blocks."""
-    if len(parts) == 1:
-        return parts[0]
+    """One batch from the rows of its blocks. It is always a copy, so that memory shared with processes is freed at once."""
     return {name: _concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -6,21 +6,21 @@ from dupr_tf.config.detectors import DETECTORS
 
 
 def build_detector(backbone, class_names, config):
-    """The detector that `config.detector` describes, on this backbone; not compiled.
+    """Builds the detector of `config.detector` on this backbone, without compiling it.
 
     Args:
         backbone: a functional model with `pyramid_level_inputs`; it takes RGB images in 0–255.
         class_names: names of the classes 0, 1, …
-        config: with a `detector` section.
+        config: config with a `detector` section.
 
     Raises:
-        UserError: a kind whose extra is not installed, or a backbone it cannot stand on.
+        UserError: a kind whose extra is not installed, or a backbone it does not support.
     """
     return DETECTORS.load(config.detector.kind).from_experiment(backbone, tuple(class_names), config)
 
 
 def detector_classes():
-    """Imports the installed classes of detectors, so that Keras finds them by name, and returns them."""
+    """Imports the installed detector classes, so that Keras finds them by name, and returns them."""
     return tuple(DETECTORS.load(kind) for kind, entry in DETECTORS.items() if not entry.missing)
 
 

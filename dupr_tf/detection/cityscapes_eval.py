@@ -1,7 +1,7 @@
 """Cityscapes' average precision of instance masks, on arrays.
 
-As cityscapesScripts 2.3.0 computes it (`evalInstanceLevelSemanticLabeling`, without distances), whose figures
-published results are; it differs from COCO's in who is matched with whom and in how the area is summed.
+It follows cityscapesScripts 2.3.0 (`evalInstanceLevelSemanticLabeling`, without distances), which published results
+use. It differs from COCO's in how detections and objects are matched and in how the area is summed.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from dupr_tf.data.labels.run_lengths import area_of, as_coco
 from dupr_tf.detection.coco_eval import check_detections
 
 IOUS = np.arange(0.5, 1.0, 0.05)
-MIN_REGION = 100  # px; smaller objects are not looked for
+MIN_REGION = 100  # px; smaller objects are not counted
 
 
 class _Scene(NamedTuple):
-    """One class in one image: d detections, g objects that count."""
+    """The detections (d) of one class in one image, and the objects (g) that count."""
 
     scores: np.ndarray  # (d,)
     ious: np.ndarray  # (d, g)
-    ignorable: np.ndarray  # (d,) share of a detection on groups, objects too small and pixels that are nothing
+    ignorable: np.ndarray  # (d,) share of a detection on groups, too small objects and void pixels
 
 
 def cityscapes_ap(annotated: AnnotatedImages, detections: Sequence[dict]) -> dict:
-    """Cityscapes' AP of the masks of a split.
+    """Computes Cityscapes' AP of the masks of a split.
 
-    An object of 100 pixels or more counts. A detection belongs to an object where their IoU is above the threshold; the
-    one with the best score is a hit, others of the same object are false. A detection of no object is false too, unless
+    An object of 100 pixels or more counts. A detection belongs to an object if their IoU is above the threshold. The
+    one with the best score is a hit; others of the same object are false. A detection of no object is false too, unless
     more than the threshold's share of it lies on groups (`ignored`) or small objects of its class, or on `void`.
     Precision and recall are taken at every score, and summed over recall by the trapezoidal rule.
 
@@ -42,7 +42,7 @@ def cityscapes_ap(annotated: AnnotatedImages, detections: Sequence[dict]) -> dic
 
     Returns:
         `AP` (mean over the IoU thresholds 0.5, 0.55, …, 0.95), `AP50`, and `per_class`, `per_class_AP50`: name -> AP.
-        None where there is nothing to find.
+        Values are None if no object counts.
 
     Raises:
         UserError: the numbers of images and detections differ, or one of them has no masks.
@@ -80,7 +80,7 @@ def _scene(annotated: AnnotatedImages, image: int, found: dict, label: int) -> _
     overlaps = _overlaps(masks, truth, size)  # (d, truth) px
     ious = overlaps / np.maximum(own_areas[:, None] + areas[None] - overlaps, 1)
     void = [] if annotated.void is None else [annotated.void[image]]
-    # A group of less than 100 pixels counts twice here, as it does there.
+    # A group of less than 100 pixels counts twice here, as in cityscapesScripts.
     nothing = _overlaps(masks, void, size).sum(1) + overlaps[:, group].sum(1) + overlaps[:, small].sum(1)
     return _Scene(
         np.asarray(found["scores"], np.float64)[chosen],
@@ -90,10 +90,10 @@ def _scene(annotated: AnnotatedImages, image: int, found: dict, label: int) -> _
 
 
 def _overlaps(masks: list[bytes], others: list[bytes], size) -> np.ndarray:
-    """(n, m) pixels two masks share."""
+    """Counts the pixels that pairs of masks share, (n, m)."""
     if not masks or not others:
         return np.zeros((len(masks), len(others)))
-    # With "crowds" pycocotools divides by the area of the first alone.
+    # With "crowds" pycocotools divides by the area of the first mask alone.
     shares = coco_mask.iou([as_coco(m, size) for m in masks], [as_coco(m, size) for m in others], [1] * len(others))
     return np.round(shares * np.array([[area_of(mask, size)] for mask in masks]))
 
@@ -114,10 +114,10 @@ def _average_precision(scenes: list[_Scene], iou: float) -> float:
         return 0.0
     order = np.argsort(scores, kind="stable")
     hits, scores = np.array(hits)[order], np.array(scores)[order]
-    firsts = np.unique(scores, return_index=True)[1]  # each threshold lets in all from its first on
+    firsts = np.unique(scores, return_index=True)[1]  # each threshold includes all detections from its first on
     true = hits.sum() - np.append(0, np.cumsum(hits))[firsts]
     precision = np.append(true / (len(hits) - firsts), 1.0)
     recall = np.append(true / (hits.sum() + missed), 0.0)
-    # Half of the way to either neighbour, which at both ends is the point itself.
+    # Half of the distance to either neighbour; at both ends the neighbour is the point itself.
     steps = np.convolve(np.concatenate([recall[:1], recall, [0.0]]), [-0.5, 0, 0.5], "valid")
     return float(precision @ steps)

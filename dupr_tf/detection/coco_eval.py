@@ -1,4 +1,4 @@
-"""Average precision of boxes or masks by pycocotools, on arrays."""
+"""COCO's average precision of boxes or masks by pycocotools, on arrays."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # class name -> recall, preci
 
 
 def coco_ap(annotated: AnnotatedImages, detections: Sequence[dict], masks: bool = False) -> dict:
-    """COCO's AP of the detections of a split.
+    """Computes COCO's AP of the detections of a split.
 
-    Ignored boxes (VOC `difficult`, COCO crowds) go in as crowds. pycocotools reads no flag but `iscrowd`, and
-    a crowd is to it what VOC means by difficult: not finding it costs nothing, and a detection that matches
-    it, and no counted box, is left out instead of being a false positive. Overlap with a crowd is divided by
-    the detection's own area, so a detection well inside a large ignored box is forgiven too.
+    Ignored boxes (VOC `difficult`, COCO crowds) are passed as crowds. pycocotools reads no flag but `iscrowd`. It
+    treats a crowd as VOC treats a difficult box: missing it costs nothing. A detection that matches it, and no counted
+    box, is left out instead of being a false positive. Overlap with a crowd is divided by the detection's own area, so
+    a detection well inside a large ignored box is also left out.
 
     Args:
         annotated: the ground truth.
         detections: for each image, in order, `boxes` (k, 4) float x1 y1 x2 y2 in pixels of the image,
-            `classes` (k,) int and `scores` (k,) float, and for masks `masks`, k run lengths; the 100 best of an
-            image count.
-        masks: compares masks instead of boxes.
+            `classes` (k,) int and `scores` (k,) float, and for masks `masks`, k run lengths. The best 100 per image
+            count.
+        masks: compare masks instead of boxes.
 
     Returns:
         `AP` (mean over IoU 0.5 to 0.95), `AP50`, `AP75`, `AP_small`, `AP_medium`, `AP_large` in [0, 1], and
-        `per_class` and `per_class_AP50`: name -> AP. None where there is nothing to find.
+        `per_class` and `per_class_AP50`: name -> AP. Values are None if no object counts.
 
     Raises:
         UserError: the numbers of images and detections differ, or masks are compared and there are none.
@@ -45,12 +45,12 @@ def coco_ap(annotated: AnnotatedImages, detections: Sequence[dict], masks: bool 
 
 
 def coco_curves(annotated: AnnotatedImages, detections: Sequence[dict], masks: bool = False) -> Curves:
-    """Recall and precision at IoU 0.5, (101,) each, for every class with something to find; as `coco_ap` otherwise."""
+    """Computes recall and precision at IoU 0.5, (101,) each, for every class with objects; otherwise as `coco_ap`."""
     return coco_scores(annotated, detections, masks)[1]
 
 
 def coco_scores(annotated: AnnotatedImages, detections: Sequence[dict], masks: bool = False) -> tuple[dict, Curves]:
-    """What `coco_ap` and `coco_curves` give, from one evaluation."""
+    """Computes the results of `coco_ap` and `coco_curves` in one evaluation."""
     check_detections(annotated, detections, masks)
     truth = _ground_truth(annotated, masks)
     rows = _mask_rows(annotated, detections) if masks else _box_rows(detections)
@@ -71,7 +71,7 @@ def coco_scores(annotated: AnnotatedImages, detections: Sequence[dict], masks: b
 
 
 def check_detections(annotated: AnnotatedImages, detections: Sequence[dict], masks: bool) -> None:
-    """Raises UserError where images and detections, or masks, do not go together."""
+    """Raises UserError if images and detections, or masks, do not fit together."""
     if len(detections) != len(annotated):
         raise UserError(
             "detections",
@@ -113,7 +113,7 @@ def _ground_truth(annotated: AnnotatedImages, masks: bool) -> COCO:
 
 
 def _box_rows(detections: Sequence[dict]) -> np.ndarray:
-    """(n, 7) image, x, y, width, height, score, class: the array form of COCO's results."""
+    """Returns the array form of COCO's results, (n, 7): `image, x, y, width, height, score, class`."""
     rows = []
     for image, found in enumerate(detections):
         boxes = np.asarray(found["boxes"], np.float64).reshape(-1, 4)
@@ -125,7 +125,7 @@ def _box_rows(detections: Sequence[dict]) -> np.ndarray:
 
 
 def _mask_rows(annotated: AnnotatedImages, detections: Sequence[dict]) -> list[dict]:
-    """COCO's results with masks."""
+    """Returns COCO's results with masks."""
     return [
         {
             "image_id": image,
@@ -139,7 +139,7 @@ def _mask_rows(annotated: AnnotatedImages, detections: Sequence[dict]) -> list[d
 
 
 def _empty_results(truth: COCO) -> COCO:
-    """What `loadRes` should make of no detections at all; it raises."""
+    """Returns the results for no detections at all, on which `loadRes` would raise."""
     return _index({**truth.dataset, "annotations": []})
 
 
@@ -152,7 +152,7 @@ def _index(dataset: dict) -> COCO:
 
 
 def _share(value: float) -> float | None:
-    return None if value < 0 or math.isnan(value) else float(value)  # -1: nothing to find
+    return None if value < 0 or math.isnan(value) else float(value)  # -1: no object counts
 
 
 def _mean(precision: np.ndarray) -> float | None:

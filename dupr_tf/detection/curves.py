@@ -1,4 +1,4 @@
-"""Precision against recall as a picture, and an evaluation as a table."""
+"""Precision-recall pictures and class tables of evaluations."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.detection.coco_eval import Curves
 
-MOST_NAMED = 20  # classes in the legend; of more, the best and the worst ten
-# Okabe and Ito's colours but yellow, which is not seen on white; with four kinds of line each.
+MOST_NAMED = 20  # classes in the legend; if there are more, the best and the worst ten
+# Okabe and Ito's colours except yellow, which is invisible on white; each with four line styles.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 LINES = ("-", "--", ":", "-.")
 
@@ -19,12 +19,12 @@ def precision_recall_picture(curves: Curves, path: str | Path, title: str = "") 
     """Draws precision against recall at IoU 0.5: a line for each class, and the mean over classes.
 
     Args:
-        curves: class name -> recall and precision, (n,) each, with the same recalls; as `coco_curves` and `voc_curves`
-            give them. None at all gives a picture that says so.
+        curves: class name -> recall and precision, (n,) each, with the same recalls, from `coco_curves` or
+            `voc_curves`. If empty, the picture says so.
         path: PNG file to write, 900 × 600 px.
-        title: above it.
+        title: title above the picture.
     """
-    from matplotlib.figure import Figure  # it takes a second, and an evaluation alone has no use for it
+    from matplotlib.figure import Figure  # takes a second, and an evaluation alone does not need it
 
     figure = Figure((9, 6), dpi=100, layout="constrained")
     axes = figure.add_subplot(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision, IoU ≥ 0.5", title=title)
@@ -53,11 +53,11 @@ def precision_recall_picture(curves: Curves, path: str | Path, title: str = "") 
 
 
 def class_rows(metrics: dict, truth: AnnotatedImages | None = None) -> list[tuple[str, ...]]:
-    """The classes of an evaluation as rows of text, headings first, the best class on top.
+    """Returns the classes of an evaluation as rows of text: headings first, then the classes from the best on.
 
     Args:
-        metrics: what an evaluation returned: `per_class`, and `per_class_AP50` where it has one.
-        truth: adds the number of boxes that count.
+        metrics: result of an evaluation: `per_class`, and `per_class_AP50` if it has one.
+        truth: if given, adds the number of boxes that count.
     """
     head, columns = ["class"], []
     if truth is not None:

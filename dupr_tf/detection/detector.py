@@ -1,4 +1,4 @@
-"""What the detectors have in common as Keras models: their config, their norms, and variables made before `fit`."""
+"""The base of all detectors: config, norms, and the creation of all variables before `fit`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dupr_tf.training.distribution import deterministic_ops
 
 
 class Detector:
-    """For a Keras model with a `backbone` and `class_names`, whose every variable is made by `compile`.
+    """Mixin for a Keras model with a `backbone` and `class_names` that creates every variable in `compile`.
 
     `SETTINGS` names the other arguments of its constructor, each kept in an attribute of that name.
     """
@@ -18,15 +18,15 @@ class Detector:
     SETTINGS: tuple[str, ...] = ()
 
     def fit(self, *arguments, **settings):
-        """Keras' own; on CPUs with deterministic operations, without which regions' gradients are wrong."""
+        """Runs Keras' `fit`; on CPUs with deterministic operations, without which region gradients are wrong."""
         with deterministic_ops():
             return super().fit(*arguments, **settings)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Nothing is left to build.
+        """Does nothing, because all variables exist already.
 
-        Under a strategy Keras' own would run the model on symbols first, on the mean of the batches of all devices,
-        and take the whole batch, boxes and all, for what the model takes.
+        Under a strategy, Keras' own method would first run the model on symbols, on the mean of the batches of all
+        devices. It would also take the whole batch, including boxes, for the model's input.
         """
 
     def get_config(self):
@@ -42,16 +42,16 @@ class Detector:
         return cls(**{**config, "backbone": keras.saving.deserialize_keras_object(config["backbone"])})
 
     def get_compile_config(self):
-        """None: a saved detector carries no optimizer."""
+        """Returns None, because a saved detector has no optimizer."""
         return None
 
     def _set_norms(self, own):
-        """`norm` for the backbone; the detector's own layers are never frozen."""
+        """Applies `norm` to the backbone; the detector's own layers are never frozen."""
         set_norm(self.backbone, self.norm)
         set_norm(own, "sync" if self.norm == "sync" else "train")
 
 
 def check_image_size(size):
-    """Raises UserError where a fixed side of the input is no multiple of 32; None is any size."""
+    """Raises UserError if a fixed input side is no multiple of 32; None means any size."""
     if size is not None and size % 32:
         raise UserError("image_size", f"Expected a multiple of 32, received {size}.", "Use 224 or 256, for example.")

@@ -1,4 +1,4 @@
-"""What Keras leaves to a detector that trains on the devices of a `tf.distribute` strategy."""
+"""Loss scaling for detectors that train on the devices of a `tf.distribute` strategy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class DeviceShare(keras.losses.Loss):
-    """A loss that is a sum, divided by the devices of the strategy: Keras adds their gradients up.
+    """Divides a summed loss by the number of devices of the strategy, because Keras adds up their gradients.
 
     Args:
         loss: a Keras loss with the reduction "sum".

@@ -1,9 +1,10 @@
-"""A fully convolutional network for semantic segmentation, as MoCo measures backbones with.
+"""A fully convolutional network for semantic segmentation, with which MoCo evaluates backbones.
 
-Momentum Contrast (He et al., 2020, appendix A.5): the convolutions of a ResNet, those of conv5 that are 3×3 with
-dilation 2 and stride 1, so that the stride is 16; two 3×3 convolutions of 256 channels and dilation 6, each with batch
-norm and ReLU; a 1×1 convolution that classifies every cell. Nothing is said there about the way back to pixels: here it
-is bilinear, cell centres on the centres of the pixels they cover, in training and at test.
+It follows Momentum Contrast (He et al., 2020, appendix A.5). It has the convolutions of a ResNet; the 3×3 convolutions
+of conv5 have dilation 2 and stride 1, so that the stride is 16. Two 3×3 convolutions of 256 channels and dilation 6
+follow, each with batch norm and ReLU. A 1×1 convolution then classifies every cell. The paper does not describe the
+upsampling to pixels. Here it is bilinear in training and at test; cell centres lie on the centres of the pixels they
+cover.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from dupr_tf.models.layers import FusedBatchNormalization
 from dupr_tf.models.resnet import dilated, pyramid
 
 STRIDE = 16
-DILATION = 6  # of the head's 3×3 convolutions
-IGNORED = 255  # a pixel of no class
+DILATION = 6  # dilation of the head's 3×3 convolutions
+IGNORED = 255  # label of a pixel without a class
 
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class FCN(Detector, keras.Model):
-    """Images in, the class of every pixel out. Images are RGB in 0–255, (B, H, W, 3), sides multiples of 16.
+    """Maps images to the class of every pixel. Images are RGB in 0–255, (B, H, W, 3), sides multiples of 16.
 
-    `fit` takes batches `{"images", "segments" (B, H, W) int32}`, 255 where nothing is to be learnt; `predict` gives
-    (B, H, W) int32 classes. Calling it gives the logits, (B, H, W, classes).
+    `fit` takes batches `{"images", "segments" (B, H, W) int32}`; 255 marks pixels to ignore. `predict` returns
+    (B, H, W) int32 classes. Calling the model returns the logits, (B, H, W, classes).
 
     Args:
-        backbone: a `ResNetBackbone` that normalises images itself; with an `output_stride` of 32 it is copied, dilated.
+        backbone: a `ResNetBackbone` that normalises images. With an `output_stride` of 32, it is copied, dilated.
         class_names: names of the classes 0, 1, …
         head_channels: width of the head's 3×3 convolutions.
-        head_convs: how many of them.
-        norm: "train", "sync" or "frozen", as `set_norm`; the head's norms are never frozen.
-        test_short_side, max_long_side: size at test, for whoever feeds it; None: the image's own.
+        head_convs: number of these convolutions.
+        norm: "train", "sync" or "frozen", as in `set_norm`; the head's norms are never frozen.
+        test_short_side, max_long_side: image size at test, for the input pipeline. None: the image's own.
         name, trainable: as in every Keras model.
 
     Raises:
@@ -41,7 +42,7 @@ class FCN(Detector, keras.Model):
     """
 
     SETTINGS = ("head_channels", "head_convs", "norm", "test_short_side", "max_long_side", "name", "trainable")
-    image_size = None  # any
+    image_size = None  # any size
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class FCN(Detector, keras.Model):
 
     @classmethod
     def from_experiment(cls, backbone, class_names, config):
-        """An FCN as `config.detector` describes it."""
+        """Builds the FCN of `config.detector`."""
         detector = config.detector
         return cls(
             backbone,
@@ -81,7 +82,7 @@ class FCN(Detector, keras.Model):
         )
 
     def compile(self, optimizer, **kwargs):
-        """No XLA: on one GPU too, resizing and the dilated convolutions gain nothing from it."""
+        """Compiles without XLA: on one GPU too, resizing and the dilated convolutions gain nothing from it."""
         super().compile(optimizer=optimizer, **({"jit_compile": False} | kwargs))
         self.optimizer.build(self.trainable_variables)
 
@@ -92,7 +93,7 @@ class FCN(Detector, keras.Model):
         return tf.image.resize(cells, tf.shape(images)[1:3], method="bilinear")
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """Cross-entropy, averaged over the pixels that are not ignored; a share of it on each device of a strategy."""
+        """Computes the cross-entropy, averaged over pixels not ignored; each device of a strategy has its share."""
         loss = pixel_cross_entropy(y_pred, x["segments"])
         return loss / tf.distribute.get_strategy().num_replicas_in_sync
 
@@ -102,7 +103,7 @@ class FCN(Detector, keras.Model):
 
 
 def segmentation_head(classes, channels, convs):
-    """`convs` 3×3 convolutions of dilation 6 with batch norm and ReLU, then 1×1 to logits; (B, h, w, ·) both ways."""
+    """Builds `convs` 3×3 convolutions of dilation 6 with batch norm and ReLU, then 1×1 to logits; (B, h, w, ·)."""
     layers = []
     for i in range(convs):
         layers += [
@@ -125,7 +126,7 @@ def segmentation_head(classes, channels, convs):
 
 
 def pixel_cross_entropy(logits, segments):
-    """Mean of -log softmax(logits)[class] over the pixels of a batch that have a class; 0 where none has.
+    """Computes the mean of -log softmax(logits)[class] over the pixels with a class in a batch; 0 if there are none.
 
     Args:
         logits: (B, H, W, C) float32.

@@ -1,4 +1,4 @@
-"""Fine-tuning and evaluation: checks what is given without TensorFlow, then loads it and begins."""
+"""Fine-tuning and evaluation: checks the inputs without TensorFlow, then loads it and starts."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ def finetune(
     console: Console | None = None,
     allow_change: bool = False,
 ) -> dict:
-    """Trains the detector of `config.detector`, evaluates it, and writes both. On several GPUs it trains on all.
+    """Trains the detector of `config.detector`, evaluates it, and writes both. It trains on all GPUs of the machine.
 
-    Called again after it was killed or interrupted, it resumes and ends with the same bits; on a GPU only as far as
-    TensorFlow's kernels are deterministic there.
+    Called again after a kill or an interrupt, it resumes and ends bit-identically; on a GPU only as far as TensorFlow's
+    kernels are deterministic there.
 
     Args:
-        config: with a `detector` section and `optimizer.learning_rate`.
-        weights: "random", or what `load_backbone` reads: a run, an export, `.keras`, another tool's checkpoint.
+        config: config with a `detector` section and `optimizer.learning_rate`.
+        weights: "random", or a run, an export, a `.keras` file or another tool's checkpoint, as for `load_backbone`.
         data: root of a labelled data set with the splits train and val (docs/detection.md).
-        output: a folder to make. It gets `config.yaml`, `metrics.jsonl` (every loss as it went), `tensorboard/`,
+        output: a folder to create. It gets `config.yaml`, `metrics.jsonl` (every loss), `tensorboard/`,
             `checkpoints/`, `detector.keras`, `saved_model/`, pictures, `metrics.json`, and with `data.share` below 1
             `image_ids.txt`.
-        console: where progress goes; none: the terminal.
-        allow_change: resume with another config or other data, and name the differences.
+        console: console for progress. Default: the terminal.
+        allow_change: resume with another config or other data, and log the differences.
 
     Returns:
-        What `metrics.json` holds: by task `AP`, `AP50`, … or `mIoU`, `per_class`; steps, speed, seed, weights. Of a run
-        that has ended before, what it holds already.
+        The contents of `metrics.json`: by task `AP`, `AP50`, … or `mIoU`, `per_class`; steps, speed, seed, weights. If
+        the run has already finished, its existing `metrics.json`.
 
     Raises:
-        UserError: config, weights, data or output do not fit together, or the run in `output` has others; before any
-            long work.
+        UserError: config, weights, data or output do not fit together, or the run in `output` has others. It is raised
+            before any long work.
         RunFailed: an image does not decode, the loss is not finite, or the disk is full.
-        RunInterrupted: SIGTERM or SIGINT came while it trained; the step was finished and saved.
+        RunInterrupted: SIGTERM or SIGINT came during training; the step was finished and saved.
     """
     raise_all(config.finetune_problems())
     output = _run_folder(output)
@@ -58,7 +58,7 @@ def finetune(
     entries = {split: labels_entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
     changes = check(output, config, entries, allow_change)
     check_weights(output, weights)
-    from dupr_tf.detection.training import train_detector  # it loads TensorFlow
+    from dupr_tf.detection.training import train_detector  # loads TensorFlow
 
     return train_detector(config, weights, data, output, console or Console(), splits, entries, bool(changes))
 
@@ -73,17 +73,17 @@ def evaluate(
     """Evaluates a saved detector.
 
     Args:
-        detector_path: `detector.keras`, or the folder `finetune` wrote.
+        detector_path: `detector.keras`, or the output folder of `finetune`.
         data: root of a labelled data set with the detector's classes.
-        output: a folder for `metrics.json` and pictures; made if absent, none: nothing is written.
-        split: of the data set.
-        kind: layout of the data, as `data.kind`; "auto" looks.
+        output: a folder for `metrics.json` and pictures; created if absent. Default: nothing is written.
+        split: split of the data set.
+        kind: layout of the data, as `data.kind`; "auto" detects it.
 
     Returns:
         By task `AP`, `AP50`, … or `mIoU`, `per_class`, and the number of images.
 
     Raises:
-        UserError: no such detector, or data it cannot be evaluated on.
+        UserError: the detector does not exist, or cannot be evaluated on the data.
         RunFailed: an image does not decode.
     """
     file, output = detector_file(detector_path), output and local_path(output, "output")
@@ -92,13 +92,13 @@ def evaluate(
     section = _data_section(file, kind)
     known = task_and_classes(file)
     images = None if known is None else read_evaluated(data, split, section, *known)
-    from dupr_tf.detection.training import measure_detector  # it loads TensorFlow
+    from dupr_tf.detection.training import measure_detector  # loads TensorFlow
 
     return measure_detector(file, data, output, split, section, images)
 
 
 def detector_file(path: str | Path) -> Path:
-    """The `.keras` file itself, or the one of a folder that `finetune` wrote. Raises UserError where there is none."""
+    """Returns the `.keras` file, or that of an output folder of `finetune`. Raises UserError if it does not exist."""
     file = local_path(path, "detector")
     file = file / DETECTOR_FILE if file.is_dir() else file
     if not file.is_file() or file.suffix != ".keras":
@@ -111,9 +111,9 @@ def detector_file(path: str | Path) -> Path:
 
 
 def task_and_classes(file: Path) -> tuple[str, tuple[str, ...]] | None:
-    """The task of a saved detector and the names of its classes, from the description in its file.
+    """Reads the task of a saved detector and the names of its classes from the description in its file.
 
-    None where only loading the file tells: it is damaged, no detector, or of a class that is not in the table.
+    Returns None if only loading the file can tell: it is damaged, is no detector, or its class is not in the table.
     """
     tasks = {tuple(entry.target.split(":")): entry.facts["task"] for entry in DETECTORS.values()}
     try:
@@ -125,7 +125,7 @@ def task_and_classes(file: Path) -> tuple[str, tuple[str, ...]] | None:
 
 
 def _data_section(file: Path, kind: str) -> DataConfig:
-    """How the data of a run were to be read, if the detector lies beside its config; its layout is asked for anew."""
+    """Returns the data section of the config next to the detector (default: the schema's), with the layout `kind`."""
     path = file.parent / "config.yaml"
     section = load_config(path).data if path.is_file() else DataConfig()
     return section.model_copy(update={"kind": kind})

@@ -1,4 +1,4 @@
-"""Detections of a padded, scaled batch as detections of the original images, masks pasted at full size."""
+"""Converts detections of a padded, scaled batch to detections of the original images, with masks at full size."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from dupr_tf.data.placing import to_original
 
 
 def found_in_originals(result: dict, batch: dict, annotated: AnnotatedImages) -> dict[int, dict]:
-    """Detections in the pixels of their images.
+    """Converts detections to the pixels of their images.
 
     Args:
-        result: of a detector's `predict_on_batch`: `boxes` (b, K, 4) xyxy px of the padded input, `classes`,
-            `confidence` (b, K), `num_detections` (b,), and `masks` (b, K, h, w) 0–1 over the boxes where there are any.
-        batch: of `eval_batches`: `factors` (b, 2) and `index` (b,).
-        annotated: what the batches are of.
+        result: result of a detector's `predict_on_batch`. It has `boxes (b, K, 4)` xyxy px of the padded input,
+            `classes (b, K)`, `confidence (b, K)` and `num_detections (b,)`. Detectors of masks also return
+            `masks (b, K, h, w)`, 0–1 over the boxes.
+        batch: from `eval_batches`: `factors` (b, 2) and `index` (b,).
+        annotated: the images of the batches.
 
     Returns:
-        {index: `boxes` (k, 4) float32, `classes` (k,) int32, `scores` (k,), and `masks`, k run lengths (see
-        `data.labels.run_lengths`), where `result` has masks}.
+        `{index: detections}` with `boxes (k, 4)` float32, `classes (k,)` int32 and `scores (k,)`. If `result` has
+        masks, also `masks`, k run lengths (see `data.labels.run_lengths`).
     """
     found = {}
     for row, (index, factors) in enumerate(zip(np.asarray(batch["index"]), np.asarray(batch["factors"]), strict=True)):
@@ -33,17 +34,17 @@ def found_in_originals(result: dict, batch: dict, annotated: AnnotatedImages) ->
             "classes": np.asarray(result["classes"][row][:count]).astype(np.int32),
             "scores": np.asarray(result["confidence"][row][:count], np.float32),
         }
-        if "masks" in result:  # over the box as it is, also where it reaches beyond the image
+        if "masks" in result:  # over the unclipped box, even if it reaches beyond the image
             one["masks"] = paste_masks(np.asarray(result["masks"][row][:count]), boxes / factors[[1, 0, 1, 0]], size)
         found[int(index)] = one
     return found
 
 
 def paste_masks(masks: np.ndarray, boxes: np.ndarray, size: Sequence[int], threshold: float = 0.5) -> list[bytes]:
-    """Masks over boxes as masks of the image; a pixel belongs to one where it is at least `threshold`.
+    """Converts masks over boxes to masks of the image. A pixel belongs to one if its value is at least `threshold`.
 
-    A mask is sampled bilinearly at the centres of pixels, with zeros around it, as detectron2 pastes: of a mask that
-    fills a large box, the very corners are cut. One mask is held at full size at a time.
+    A mask is sampled bilinearly at the centres of pixels, with zeros around it, as detectron2 pastes it. The corners of
+    a mask that fills a large box are therefore cut. One mask is held at full size at a time.
 
     Args:
         masks: (K, h, w) float, 0–1.
@@ -69,11 +70,11 @@ def paste_masks(masks: np.ndarray, boxes: np.ndarray, size: Sequence[int], thres
 
 
 def _pixels(low: float, high: float, most: int) -> slice:
-    """The pixels of a row that an interval touches."""
+    """Returns the pixels of a row that an interval touches."""
     return slice(*(int(np.clip(edge, 0, most)) for edge in (np.floor(low), np.ceil(high))))
 
 
 def _weights(pixels: slice, low: float, high: float, cells: int) -> np.ndarray:
-    """(pixels, cells) float32: what each cell between low and high gives to the centre of each pixel."""
+    """Returns (pixels, cells) float32: the weight of each cell between low and high at the centre of each pixel."""
     at = (np.arange(pixels.start, pixels.stop) + 0.5 - low) / (high - low) * cells - 0.5
     return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(cells))).astype(np.float32)

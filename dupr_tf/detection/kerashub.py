@@ -1,10 +1,13 @@
-"""KerasHub's RetinaNet on a pre-trained backbone, with the interface of the others here. Needs the extra `kerashub`.
+"""KerasHub's RetinaNet on a pre-trained backbone, with the interface of the other detectors; extra `kerashub`.
 
-From KerasHub 0.32 come the graph, anchors, box coding, label encoder and heads. Repaired here: its prior bias sits on
-the box head and its head kernels start at deviation 0.05 (the first loss is 155 for 5.8); its pyramid's batch norms
-have their epsilon for momentum, and those of P3 to P5 are never called, so the pyramid is `retinanet.FeaturePyramid`;
-its non-maximum suppression leaves every box one class, so that is per class as in the other detectors; its focal loss
-has no alpha and is a mean over classes, so losses are KerasCV's too.
+The graph, anchors, box coding, label encoder and heads are those of KerasHub 0.32. These faults of it are corrected:
+
+* Its prior bias is on the box head, and its head kernels start at deviation 0.05 (the first loss is 155 instead of
+  5.8).
+* The batch norms of its pyramid use their epsilon as momentum, and those of P3 to P5 are never called. The pyramid is
+  therefore `retinanet.FeaturePyramid`.
+* Its non-maximum suppression keeps one class per box. Here it is per class, as in the other detectors.
+* Its focal loss has no alpha and is a mean over classes. The losses are therefore KerasCV's too.
 """
 
 from __future__ import annotations
@@ -26,11 +29,11 @@ from dupr_tf.detection.retinanet import (
 from dupr_tf.models.resnet import pyramid
 
 HEAD_CHANNELS = 256  # KerasHub's heads have no other width
-PRIOR = 0.01  # probability of an object at an anchor, to begin with
+PRIOR = 0.01  # initial probability of an object at an anchor
 
 
 class PyramidBackbone(keras.Model):
-    """What KerasHub's detector asks of a backbone: a functional model with the pyramid P3 to P7 and its levels."""
+    """The backbone that KerasHub's detector requires: a functional model with the pyramid P3 to P7 and its levels."""
 
     min_level, max_level = 3, 7
 
@@ -49,9 +52,9 @@ class KerasHubRetinaNet(DenseDetector, keras_hub.models.RetinaNetObjectDetector)
     Args:
         backbone: a functional model with P3, P4 and P5, as `pyramid` takes.
         class_names: names of the classes 0, 1, …
-        image_size: side S of its input, a multiple of 32; KerasHub's anchors want it fixed.
+        image_size: side S of its input, a multiple of 32. KerasHub's anchors require a fixed size.
         fpn_channels, fpn_norm, head_convs, anchor_scale, norm: as in `RetinaNet`.
-        score_threshold, nms_iou, max_detections: what `predict` returns; NMS is per class.
+        score_threshold, nms_iou, max_detections: settings of `predict`; NMS is per class.
         name, trainable: as in every Keras model.
     """
 
@@ -103,7 +106,7 @@ class KerasHubRetinaNet(DenseDetector, keras_hub.models.RetinaNetObjectDetector)
 
     @classmethod
     def from_experiment(cls, backbone, class_names, config):
-        """A `KerasHubRetinaNet` as `config.detector` and `config.data.image_size` describe it."""
+        """Builds the `KerasHubRetinaNet` of `config.detector` and `config.data.image_size`."""
         detector = config.detector
         return cls(
             backbone,
@@ -120,7 +123,7 @@ class KerasHubRetinaNet(DenseDetector, keras_hub.models.RetinaNetObjectDetector)
         )
 
     def _build_loss_logs(self):
-        """Keras makes what it logs losses in when it computes them first: here, of an empty image of 128 px."""
+        """Computes the losses of an empty image of 128 px once, because Keras creates its loss logs then."""
         images = tf.zeros([1, 128, 128, 3])
         count = sum(len(level) for level in self.anchor_generator(images).values())
         labels = {"boxes": tf.fill([1, 1, 4], -1.0), "labels": tf.fill([1, 1], -1.0)}
@@ -137,7 +140,7 @@ class KerasHubRetinaNet(DenseDetector, keras_hub.models.RetinaNetObjectDetector)
         return super().train_step((data["images"], {"boxes": labels["boxes"], "labels": labels["classes"]}))
 
     def decode_predictions(self, predictions, data):
-        """`boxes`, `classes`, `confidence`, `num_detections` of images (B, S, S, 3), as `RetinaNet` has them."""
+        """Returns `boxes`, `classes`, `confidence`, `num_detections` of images (B, S, S, 3), as `RetinaNet` does."""
         anchors = tf.concat(list(self.anchor_generator(data).values()), axis=0)
         boxes = keras.utils.bounding_boxes.decode_deltas_to_boxes(
             anchors=anchors,
@@ -150,7 +153,7 @@ class KerasHubRetinaNet(DenseDetector, keras_hub.models.RetinaNetObjectDetector)
 
 
 def begin_head(head, bias):
-    """Starts a head as the paper of RetinaNet does: kernels of deviation 0.01, and this bias where it predicts."""
+    """Initialises a head as in RetinaNet's paper: kernels of deviation 0.01, and this bias in the prediction layer."""
     kernel = keras.initializers.RandomNormal(stddev=0.01)
     for layer in (*head.conv_layers, head.prediction_layer):
         layer.kernel.assign(kernel(layer.kernel.shape))

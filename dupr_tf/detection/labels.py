@@ -1,4 +1,4 @@
-"""Labelled images by the task of a detector: how they are read, and what counts as a label. Imports no TensorFlow."""
+"""Labelled images by the task of a detector: how they are read, and which labels count. Imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from dupr_tf.errors import UserError
 
 
 class Labels(NamedTuple):
-    """The labels that a task needs."""
+    """The functions that a task needs to read and count labels."""
 
     read: Callable  # (root, split, data section, class_names or None) -> images
-    learnable: Callable  # images -> how many of them there is something to learn from
+    learnable: Callable  # images -> how many of them have something to learn from
 
 
 def read_boxes(root, split: str, data: DataConfig, class_names=None, masks: bool = False) -> AnnotatedImages:
-    """A split with boxes, and masks if asked for."""
+    """Reads a split with boxes, and with masks if `masks` is set."""
     return read_annotations(root, split, data.kind, class_names, data.max_bad_share, masks)
 
 
 def read_masks(root, split: str, data: DataConfig, class_names=None) -> AnnotatedImages:
-    """A split with boxes and masks."""
+    """Reads a split with boxes and masks."""
     return read_boxes(root, split, data, class_names, masks=True)
 
 
 def read_classes(root, split: str, data: DataConfig, class_names=None) -> SegmentedImages:
-    """A split with a class for every pixel."""
+    """Reads a split with a class for every pixel."""
     names = data.class_names if class_names is None else class_names
     return read_segments(root, split, data.kind, names, data.ignore_value, data.max_bad_share)
 
 
 def with_boxes(annotated: AnnotatedImages) -> int:
-    """How many images have a box that counts."""
+    """Counts the images that have a box that counts."""
     return len(annotated.with_boxes())
 
 
@@ -54,10 +54,10 @@ LABELS = {
 
 
 def read_splits(config: Config, data: str | Path, task: str) -> tuple:
-    """The images to train on or a share of them, the images to evaluate on, and the ids of the share or None.
+    """Returns the images to train on (or a share of them), the images to evaluate on, and the share's ids or None.
 
     Args:
-        config: with the sections `data` and `detector`.
+        config: config with the sections `data` and `detector`.
         data: root of a labelled data set.
         task: a key of `LABELS`.
 
@@ -73,7 +73,7 @@ def read_splits(config: Config, data: str | Path, task: str) -> tuple:
 
 
 def read_evaluated(data: str | Path, split: str, section: DataConfig, task: str, class_names):
-    """The images of a split. Raises UserError where there is nothing to measure a detector by."""
+    """Returns the images of a split. Raises UserError if they have nothing to evaluate a detector on."""
     images = LABELS[task].read(data, split, section, class_names)
     if not LABELS[task].learnable(images):
         raise UserError("data", f"{data} has no boxes to evaluate on.", "Use a split whose images have labels.")
@@ -81,9 +81,9 @@ def read_evaluated(data: str | Path, split: str, section: DataConfig, task: str,
 
 
 def labels_entry(root, images: AnnotatedImages | SegmentedImages) -> dict:
-    """{"count", "sha256"} of the images of a split and their labels as they were read, wherever the root is.
+    """Returns {"count", "sha256"} of the images and labels of a split as they were read, independent of the root.
 
-    The values of segmentation masks are not read; their names count.
+    The digest covers the names of segmentation masks, but not their values, which are not read.
     """
     digest = hashlib.sha256()
     names = ("paths", "segment_paths", "class_names", "sizes", "boxes", "labels", "ignored", "masks", "table")
@@ -99,5 +99,5 @@ def labels_entry(root, images: AnnotatedImages | SegmentedImages) -> dict:
 
 
 def layout_of(root, split: str, kind: str) -> str:
-    """The layout "auto" finds; others are what they are."""
+    """Returns the layout that "auto" detects; other values are returned unchanged."""
     return layouts.layout_of(layouts.BOXES, Path(root), split=split) if kind == "auto" else kind

@@ -1,4 +1,4 @@
-"""Pictures and tables of an evaluation: what was found beside what is there, and precision against recall."""
+"""Pictures of an evaluation: detections and ground truth of sample images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dupr_tf.data.images.decode import MAX_PIXELS
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.labels.run_lengths import pixels_of
 
-# Okabe and Ito's colours: told apart by colour-blind readers, and on photographs.
+# Okabe and Ito's colours: colour-blind readers can distinguish them, also on photographs.
 TRUTH, IGNORED, FOUND = (86, 180, 233), (150, 150, 150), (230, 159, 0)
 CELL, GAP, HEADER = 320, 8, 32  # px
 ROWS, COLUMNS = 3, 4
@@ -30,12 +30,12 @@ def contact_sheet(
     """Draws up to 12 images, evenly spread over the split, with ground truth and detections.
 
     Args:
-        annotated: the ground truth; masks, where they were read, as outlines.
-        detections: as `coco_ap` takes them; masks as areas.
+        annotated: the ground truth; masks, if they were read, are drawn as outlines.
+        detections: as for `coco_ap`; masks are drawn as areas.
         path: PNG file to write.
         min_score: detections below it are not drawn, except the best one of an image.
         most_boxes: detections drawn in an image.
-        max_pixels: an image of more is refused.
+        max_pixels: larger images are rejected.
     """
     chosen = sheet_positions(len(annotated), ROWS * COLUMNS)
     count = len(chosen)
@@ -52,7 +52,7 @@ def contact_sheet(
 
 
 def sheet_positions(count: int, most: int) -> list[int]:
-    """Up to `most` of the positions 0 … count - 1, evenly spread."""
+    """Returns up to `most` of the positions 0 … count - 1, evenly spread."""
     return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
 
 
@@ -70,7 +70,7 @@ def _header(draw: ImageDraw.ImageDraw, min_score: float) -> None:
 
 
 def _cell(image, annotated, index, found, min_score, most_boxes) -> Image.Image:
-    """One image scaled to fit a square cell, whatever its size, with lines and letters of one size."""
+    """Draws one image, scaled to fit a square cell, with lines and letters of the same size for all images."""
     scale = CELL / max(image.size)
     chosen = _drawn(found, min_score)[:most_boxes]
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
@@ -81,7 +81,7 @@ def _cell(image, annotated, index, found, min_score, most_boxes) -> Image.Image:
     marks = [
         (box * scale, IGNORED if ignored else TRUTH, annotated.class_names[label]) for box, label, ignored in truth
     ]
-    for k in reversed(chosen):  # the best last, on top
+    for k in reversed(chosen):  # the best is drawn last, on top
         text = f"{annotated.class_names[int(found['classes'][k])]} {found['scores'][k]:.2f}"
         marks.append((found["boxes"][k] * scale, FOUND, text))
     draw = ImageDraw.Draw(cell)
@@ -93,7 +93,7 @@ def _cell(image, annotated, index, found, min_score, most_boxes) -> Image.Image:
 
 
 def _with_masks(image: Image.Image, annotated: AnnotatedImages, index: int, found: list[bytes]) -> Image.Image:
-    """Found masks as half of their pixels' colour, true ones as lines, all at the size of the cell."""
+    """Draws detected masks at half opacity and true ones as lines, all at the size of the cell."""
     pixels, size = np.asarray(image, np.float32).copy(), annotated.sizes[index]
 
     def small(mask):
@@ -109,14 +109,14 @@ def _with_masks(image: Image.Image, annotated: AnnotatedImages, index: int, foun
 
 
 def _rim(inside: np.ndarray) -> np.ndarray:
-    """The pixels of a mask within two of what is not the mask."""
+    """Returns the pixels of a mask within two pixels of its outside."""
     core = np.pad(inside, 2)
     core = core[2:-2, 2:-2] & core[:-4, 2:-2] & core[4:, 2:-2] & core[2:-2, :-4] & core[2:-2, 4:]
     return inside & ~core
 
 
 def _drawn(found: dict[str, np.ndarray], min_score: float) -> list[int]:
-    """Detections from the best on, but for those that another class makes of nearly the same box."""
+    """Returns detections from the best on, without those that repeat nearly the same box with another class."""
     chosen: list[int] = []
     for k in np.argsort(-found["scores"], kind="stable"):
         if chosen and found["scores"][k] < min_score:
@@ -139,7 +139,7 @@ def _frame(draw: ImageDraw.ImageDraw, box: np.ndarray, colour) -> None:
 
 
 def _label(draw: ImageDraw.ImageDraw, box: np.ndarray, colour, text: str) -> None:
-    """At the top left of a detection, at the bottom left of ground truth; always inside the cell."""
+    """Draws a label at the top left of a detection or the bottom left of ground truth, always inside the cell."""
     x1, y1, _, y2 = _corners(box)
     font = ImageFont.load_default(12)
     wide, high = round(draw.textlength(text, font)) + 4, 15

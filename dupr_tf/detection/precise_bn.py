@@ -1,4 +1,4 @@
-"""Precise batch normalisation: the moving statistics a trained detector is evaluated with, measured again."""
+"""Precise batch normalisation: measures the moving statistics again before a trained detector is evaluated."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from dupr_tf.models.layers import norm_layers
 def measure_norms(model, batches: Iterable) -> int:
     """Replaces the moving statistics of every trained batch norm by the mean, over batches, of each batch's own.
 
-    Rethinking "Batch" in BatchNorm (Wu and Johnson, 2021, section 3), as detectron2's PreciseBN did it at the time of
-    the paper: the plain mean of batch means and of batch variances, a batch's variance being what training would put
-    into the moving one (unbiased where the fused kernel computes it). Weights stay as they are. A layer that is frozen,
-    or that a forward pass does not reach, keeps its statistics.
+    It follows Rethinking "Batch" in BatchNorm (Wu and Johnson, 2021, section 3), as detectron2's PreciseBN did at the
+    time of the paper: the plain mean of batch means and of batch variances. A batch's variance is the value that
+    training would put into the moving one (unbiased if the fused kernel computes it). Weights do not change. A layer
+    that is frozen, or that a forward pass does not reach, keeps its statistics.
 
     Args:
-        model: a detector; called with a batch and `training=True` it does what a training step does before the update.
-        batches: as in training, each of at least one image; all weigh the same.
+        model: a detector. Called with a batch and `training=True`, it does what a training step does before the update.
+        batches: as in training, each of at least one image; all have the same weight.
 
     Returns:
-        How many batches there were.
+        The number of batches.
 
     Raises:
-        UserError: there are no batches, and the model has norms to measure.
+        UserError: there are no batches, but the model has norms to measure.
     """
     layers = [layer for layer in norm_layers(model) if layer.trainable]
     if not layers:

@@ -1,9 +1,12 @@
-"""A RetinaNet on a pre-trained backbone: KerasCV's, with a feature pyramid and heads of any width.
+"""KerasCV's RetinaNet on a pre-trained backbone, with a feature pyramid and heads of any width.
 
-KerasCV's last release is 0.9.0. From it come label encoder, losses, their normalisation by the number of positive
-anchors, and per-class NMS. Its own pyramid and heads have 256 channels and cannot be resized, its `get_config` forgets
-the pyramid, its anchors and its decoder want the size of the images to be known when the graph is built, and its losses
-are summed over the devices of a strategy without a word.
+KerasCV's last release is 0.9.0. Its label encoder, losses, their normalisation by the number of positive anchors, and
+per-class NMS are used. Other parts are replaced for these reasons:
+
+* Its pyramid and heads have 256 channels and cannot be resized.
+* Its `get_config` omits the pyramid.
+* Its anchors and decoder require the image size when the graph is built.
+* Its losses are silently summed over the devices of a strategy.
 """
 
 from __future__ import annotations
@@ -17,27 +20,27 @@ from dupr_tf.detection.detector import Detector, check_image_size
 from dupr_tf.detection.devices import DeviceShare
 from dupr_tf.models.layers import FusedBatchNormalization
 
-LEVELS = ("P3", "P4", "P5")  # of the backbone; the pyramid adds P6 and P7
+LEVELS = ("P3", "P4", "P5")  # levels of the backbone; the pyramid adds P6 and P7
 ANCHORS_PER_CELL = 9
 BOX_FORMAT = "xyxy"
-BOX_DEVIATIONS = [0.1, 0.1, 0.2, 0.2]  # what box deltas are divided by, KerasCV's
+BOX_DEVIATIONS = [0.1, 0.1, 0.2, 0.2]  # divisors of box deltas, KerasCV's
 
 
 class DenseDetector(Detector):
-    """What the RetinaNets of KerasCV and KerasHub share: losses and detections."""
+    """Losses and detections that the RetinaNets of KerasCV and KerasHub share."""
 
     def compile(self, optimizer, **kwargs):
-        """Focal and smooth L1 loss, KerasCV's; no XLA, which its label encoder and NMS do not gain from."""
+        """Compiles with KerasCV's focal and smooth L1 loss; no XLA, as its label encoder and NMS gain nothing."""
         focal = DeviceShare(keras_cv.losses.FocalLoss(from_logits=True, reduction="sum"))
         smooth = DeviceShare(keras_cv.losses.SmoothL1Loss(l1_cutoff=1.0, reduction="sum"))
         defaults = {"classification_loss": focal, "box_loss": smooth, "jit_compile": False}
         super().compile(optimizer=optimizer, **(defaults | kwargs))
-        # Left to the first step, making variables has Keras trace that step twice, and fails on several devices.
+        # If the first step created variables, Keras would trace it twice, and fail on several devices.
         self.optimizer.build(self.trainable_variables)
         self._build_loss_logs()
 
     def predict_step(self, data):
-        """Detections of a batch; boxes end where the picture does, if the batch has `image_sizes`."""
+        """Returns detections of a batch; boxes are clipped to the image if the batch has `image_sizes`."""
         data = batch_of(data)
         images = images_of(data)
         found = self.decode_predictions(self(images, training=False), images)
@@ -50,20 +53,20 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
     """KerasCV's RetinaNet. Images are RGB in 0–255, (B, H, W, 3); the backbone normalises them itself.
 
     Anchors, targets (IoU 0.5 and 0.4), focal loss and smooth L1 are those of Focal Loss for Dense Object Detection
-    (Lin et al., 2018); smooth L1 turns linear at 1, as KerasCV has it.
+    (Lin et al., 2018). Smooth L1 turns linear at 1, as in KerasCV.
 
     Args:
         backbone: a functional model with `pyramid_level_inputs` for P3, P4 and P5.
         class_names: names of the classes 0, 1, …
-        image_size: side of its square input, a multiple of 32; None: any height and width, multiples of 32.
+        image_size: side of its square input, a multiple of 32. None: any height and width, multiples of 32.
         fpn_channels: width of the feature pyramid.
         anchor_scale: side of the smallest anchor of a level, in strides: 4, or less for small images.
         fpn_norm: batch normalisation after the lateral and output convolutions of P3 to P5.
         head_channels: width of the class and box heads, which have no normalisation.
         head_convs: 3×3 convolutions in each head before the one that predicts.
-        norm: how batch norms train, as `set_norm`: "train", "sync" (backbone and pyramid), "frozen" (the backbone's).
-        score_threshold, nms_iou, max_detections: what `predict` returns; NMS is per class.
-        test_short_side, max_long_side: size at test, for whoever feeds a detector whose `image_size` is None.
+        norm: mode of batch norms, as in `set_norm`: `"train"`, `"sync"` (backbone, pyramid) or `"frozen"` (backbone).
+        score_threshold, nms_iou, max_detections: settings of `predict`; NMS is per class.
+        test_short_side, max_long_side: image size at test, for the input pipeline, if `image_size` is None.
         name, trainable: as in every Keras model.
     """
 
@@ -117,7 +120,7 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
 
     @classmethod
     def from_experiment(cls, backbone, class_names, config):
-        """A RetinaNet as `config.detector` describes it: squares of `data.image_size`; any size with `short_sides`."""
+        """Builds the RetinaNet of `config.detector`: squares of `data.image_size`, or any size with `short_sides`."""
         detector = config.detector
         return cls(
             backbone,
@@ -137,7 +140,7 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
         )
 
     def _build_loss_logs(self):
-        """Keras makes what it logs losses in when it computes them first: here, of an empty image of 32 px."""
+        """Computes the losses of an empty image of 32 px once, because Keras creates its loss logs then."""
         images = tf.zeros([1, 32, 32, 3])
         count = sum(len(level) for level in self.anchor_generator(image_shape=(32, 32, 3)).values())
         labels = {"boxes": tf.fill([1, 1, 4], -1.0), "classes": tf.fill([1, 1], -1.0)}
@@ -146,16 +149,16 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
         self.reset_metrics()
 
     def call(self, inputs, training=None, mask=None):
-        # KerasCV's steps pass the bare images where its graph has a dict; Keras would warn at every trace.
+        # KerasCV's steps pass the bare images but its graph has a dict; Keras would warn at every trace.
         return super().call({"images": images_of(inputs)}, training=training, mask=mask)
 
     def train_step(self, data):
         data = batch_of(data)
-        labels = {name: data["bounding_boxes"][name] for name in ("boxes", "classes")}  # KerasCV refuses others
+        labels = {name: data["bounding_boxes"][name] for name in ("boxes", "classes")}  # KerasCV rejects others
         return super().train_step((data["images"], labels))
 
     def decode_predictions(self, predictions, images):
-        """As KerasCV's, for images of any size. Rows of `boxes` and `classes` from `num_detections` on are -1."""
+        """Decodes as KerasCV does, for images of any size. `boxes` and `classes` from `num_detections` on are -1."""
         anchors = tf.concat(list(self.anchor_generator(image_shape=tf.shape(images)[1:]).values()), axis=0)
         boxes = decoded(predictions["box"], anchors)  # (B, anchors, 4)
         return self.prediction_decoder(boxes, predictions["classification"])
@@ -163,10 +166,10 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class FeaturePyramid(keras.layers.Layer):
-    """Feature Pyramid Networks (Lin et al., 2017) as RetinaNet has it: P3, P4, P5 in, P3 … P7 out.
+    """Feature Pyramid Network (Lin et al., 2017) of RetinaNet, with inputs P3 to P5 and outputs P3 to P7.
 
     Args:
-        channels: of every level that comes out.
+        channels: channels of every output level.
         norm: batch normalisation after the lateral and the output convolutions, as in the paper.
     """
 
@@ -224,12 +227,14 @@ class FeaturePyramid(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class PredictionHead(keras.layers.Layer):
-    """Convolutions shared by all levels: `convs` with ReLU, then one that predicts (Lin et al., 2018, section 4.1).
+    """Predicts at all levels with shared convolutions (Lin et al., 2018, section 4.1).
+
+    Its layers are `convs` convolutions with ReLU, then one that predicts.
 
     Args:
         filters: channels of the prediction.
         channels: channels of the convolutions before it.
-        convs: how many of them.
+        convs: number of these convolutions.
         bias: initial bias of the prediction; for classes the logit of the prior probability of an object.
     """
 
@@ -240,8 +245,8 @@ class PredictionHead(keras.layers.Layer):
         self.prediction = self._conv(filters, bias_initializer=keras.initializers.Constant(bias), name="prediction")
 
     def _conv(self, filters, **kwargs):
-        # Deviation 0.01 where 256 channels come in, as in the paper; narrower heads keep what that does to the signal,
-        # which 0.01 would halve in every layer at 64 channels.
+        # The deviation is 0.01 for 256 input channels, as in the paper. Narrower heads keep its effect on the signal;
+        # at 64 channels, 0.01 would halve it in every layer.
         kernel = keras.initializers.VarianceScaling(0.01**2 * 9 * 256, "fan_in", "untruncated_normal")
         return keras.layers.Conv2D(filters, 3, padding="same", kernel_initializer=kernel, **kwargs)
 
@@ -266,7 +271,7 @@ class PredictionHead(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class Anchors(keras_cv.layers.AnchorGenerator):
-    """KerasCV's anchors, for an image whose sides may be known only when it is there."""
+    """KerasCV's anchors, for images whose size may be unknown until the graph runs."""
 
     def __call__(self, image=None, image_shape=None):
         height, width = tf.unstack((tf.shape(image) if image_shape is None else tf.convert_to_tensor(image_shape))[:2])
@@ -274,7 +279,7 @@ class Anchors(keras_cv.layers.AnchorGenerator):
 
 
 def _anchors_of(generator, height, width):
-    """(h·w·K, 4) xyxy, clipped: cells row by row, at each the sizes (three to an octave) times the shapes."""
+    """Returns (h·w·K, 4) xyxy, clipped: cells row by row, at each the sizes (three per octave) times the shapes."""
     shapes = tf.sqrt(tf.constant(generator.aspect_ratios, tf.float32))  # width / height is the ratio
     sizes = tf.constant([generator.sizes * scale for scale in generator.scales], tf.float32)[:, None]
     half = tf.reshape(tf.stack([sizes * shapes, sizes / shapes], axis=-1), [1, 1, -1, 2]) / 2  # x, y
@@ -288,7 +293,7 @@ def _anchors_of(generator, height, width):
 
 
 def pyramid_anchors(scale):
-    """KerasCV's default anchors where `scale` is 4: at every cell of P3 to P7 three sizes times three shapes."""
+    """Creates KerasCV's default anchors if `scale` is 4: three sizes times three shapes at every cell of P3 to P7."""
     strides = [2**level for level in range(3, 8)]
     return Anchors(
         bounding_box_format=BOX_FORMAT,
@@ -301,7 +306,7 @@ def pyramid_anchors(scale):
 
 
 def per_class_nms(score_threshold, nms_iou, max_detections):
-    """KerasCV's layer from boxes (B, n, 4) xyxy and logits (B, n, classes) to the best detections of all classes."""
+    """Creates KerasCV's layer from boxes (B, n, 4) xyxy and logits (B, n, classes) to the best detections."""
     return keras_cv.layers.MultiClassNonMaxSuppression(
         bounding_box_format=BOX_FORMAT,
         from_logits=True,
@@ -313,7 +318,7 @@ def per_class_nms(score_threshold, nms_iou, max_detections):
 
 
 def decoded(deltas, anchors):
-    """Boxes (B, n, 4) xyxy from (dy, dx, dh, dw) over their deviations, KerasCV's `center_yxhw`, and anchors (n, 4)."""
+    """Decodes deltas (dy, dx, dh, dw) over their deviations, KerasCV's `center_yxhw`, to boxes (B, n, 4) xyxy."""
     deltas = deltas * tf.constant(BOX_DEVIATIONS)
     sides = anchors[:, 2:] - anchors[:, :2]  # (n, 2) width, height
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2 + deltas[..., 1::-1] * sides
@@ -322,25 +327,25 @@ def decoded(deltas, anchors):
 
 
 def clipped(found, image_sizes):
-    """Detections with their boxes cut off at the pictures' sizes (B, 2) height, width; rows of -1 stay."""
+    """Clips the boxes of detections to the images' sizes (B, 2) height, width; rows of -1 do not change."""
     ends = tf.cast(tf.gather(image_sizes, [1, 0, 1, 0], axis=1), tf.float32)[:, None]
     boxes = tf.clip_by_value(found["boxes"], 0.0, ends)
     return {**found, "boxes": tf.where(found["classes"][..., None] >= 0, boxes, found["boxes"])}
 
 
 def batch_of(data):
-    """What Keras hands to a step, without the tuple it may have come in: a dict, or images alone."""
+    """Returns a Keras batch without its tuple: a dict, or images alone."""
     while isinstance(data, tuple | list):
         data = data[0]
     return data
 
 
 def images_of(data):
-    """The images of a batch: of a dict, of (images, labels), or themselves."""
+    """Returns the images of a batch that is a dict, (images, labels), or images alone."""
     data = batch_of(data)
     return data["images"] if isinstance(data, dict) else data
 
 
 def _doubled(features):
-    """Nearest-neighbour upsampling by 2."""
+    """Upsamples by 2 with nearest neighbours."""
     return keras.ops.repeat(keras.ops.repeat(features, 2, axis=1), 2, axis=2)

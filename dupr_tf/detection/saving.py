@@ -19,10 +19,10 @@ def save_detector(detector, path):
 
 
 def load_detector(path):
-    """Reads a `.keras` file of `save_detector`, or of a folder that `finetune` wrote.
+    """Reads a `.keras` file of `save_detector`, or that of an output folder of `finetune`.
 
     Raises:
-        UserError: there is none, or it is another kind of model.
+        UserError: it does not exist, or is another kind of model.
     """
     file = detector_file(path)
     known = detector_classes()  # imported before the file is read, so that Keras finds them by name
@@ -37,14 +37,14 @@ def load_detector(path):
 
 
 def export_detector(detector, path):
-    """Writes a SavedModel that finds the same as `predict`, without Keras.
+    """Writes a SavedModel that detects the same as `predict`, without Keras.
 
     Functions of the loaded object:
-        serve (and the signature `serving_default`): images (B, H, W, 3) uint8 of any size, scaled as at test, to
-            `boxes` (B, K, 4) float32 x1 y1 x2 y2 in their pixels, `classes` (B, K) int32, `scores` (B, K) float32 and
-            `num_detections` (B,) int32, rows from there on being -1; of Mask R-CNN also `masks` (B, K, h, w), 0–1 over
-            the boxes; of an FCN `segments` (B, H, W) int32 instead of all that;
-        serve_square, of a detector with a fixed size: images (B, S, S, 3) float32 in 0–255, letterboxed already;
+        serve (and the signature `serving_default`): takes images (B, H, W, 3) uint8 of any size and scales them as at
+            test. It returns `boxes (B, K, 4)` float32 x1 y1 x2 y2 in their pixels, `classes (B, K)` int32,
+            `scores (B, K)` float32 and `num_detections (B,)` int32. Rows from there on are -1. Mask R-CNN
+            also returns `masks (B, K, h, w)`, 0–1 over the boxes. An FCN returns only `segments (B, H, W)` int32.
+        serve_square, for a detector with a fixed size: takes letterboxed images `(B, S, S, 3)`, float32 in 0–255.
         class_names: takes nothing, returns (classes,) strings.
     """
     module = tf.Module()
@@ -53,12 +53,12 @@ def export_detector(detector, path):
     module.serve = _segmenting(detector) if task_of(detector) == "segments" else _finding(detector)
     if detector.image_size is not None:
         module.serve_square = _finding_in_squares(detector)
-    # Keras' ExportArchive gives the same in twice the time.
+    # Keras' ExportArchive does the same in twice the time.
     tf.saved_model.save(module, str(path), signatures={"serving_default": module.serve})
 
 
 def _as_at_test(detector, images):
-    """Images scaled and padded as the evaluation does, and the size (2,) int32 of the picture in them."""
+    """Scales and pads images as the evaluation does; returns them and the (2,) int32 size of the unpadded part."""
     if detector.image_size is None:
         return scaled_batch(images, detector.test_short_side, detector.max_long_side)
     return letterbox(images, detector.image_size)

@@ -1,6 +1,6 @@
-"""Scaling of images at test within TensorFlow's graph, for SavedModels: the definitions of `data.placing`.
+"""Scaling of images at test within TensorFlow's graph, for SavedModels, as defined in `data.placing`.
 
-Its pixels are those of the batches, but for a grey level where the arithmetic of the two differs in the last bits.
+The pixels equal those of the batches. They may differ by one grey level where the arithmetic differs in the last bits.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dupr_tf.data.placing import PAD_COLOUR, STRIDE
 
 
 def letterbox(images, side):
-    """Scales images to fit a square, aspect kept, in its top left corner; the rest has the mean colour.
+    """Scales images to fit a square, keeping the aspect, at its top left; the rest has the mean colour.
 
     Args:
-        images: (B, H, W, 3), 0–255, any dtype.
-        side: of the square, px.
+        images: `(B, H, W, 3)`, 0–255, any dtype.
+        side: side of the square, px.
 
     Returns:
-        (B, S, S, 3) float32, and the size (2,) int32 of the picture in it, height and width.
+        `(B, S, S, 3)` float32, and the size `(2,)` int32 of the unpadded part, height and width.
     """
     sides = tf.shape(images)[1:3]
     size = scaled_size(sides, side, tf.reduce_max(sides))
@@ -27,15 +27,15 @@ def letterbox(images, side):
 
 
 def scaled_batch(images, short_side, max_long_side):
-    """Images (B, H, W, 3) of one size scaled to a short side, and padded to multiples of `STRIDE`.
+    """Scales images (B, H, W, 3) of one size to a short side, and pads them to multiples of `STRIDE`.
 
     Args:
-        images: (B, H, W, 3), 0–255, any dtype.
-        short_side: px they are scaled to; None: they keep their size.
-        max_long_side: px, with `short_side`.
+        images: `(B, H, W, 3)`, 0–255, any dtype.
+        short_side: px of the scaled short side. None: images keep their size.
+        max_long_side: px, used with `short_side`.
 
     Returns:
-        (B, H', W', 3) float32, and the size (2,) int32 of the picture in it, height and width.
+        `(B, H', W', 3)` float32, and the size `(2,)` int32 of the unpadded part, height and width.
     """
     size = sides = tf.shape(images)[1:3]
     if short_side is not None:
@@ -46,21 +46,22 @@ def scaled_batch(images, short_side, max_long_side):
 
 
 def scaled_size(sides, numerator, denominator):
-    """(2,) int32: sides times a fraction, to the nearest pixel, halves up; at least one. No step of it is rounded."""
+    """Multiplies sides by a fraction and rounds exactly, halves up, to at least 1 px. Returns (2,) int32."""
     sides, numerator, denominator = (tf.cast(value, tf.int64) for value in (sides, numerator, denominator))
     return tf.cast(tf.maximum((2 * sides * numerator + denominator) // (2 * denominator), 1), tf.int32)
 
 
 def nearest_pixels(length, source):
-    """(length,) int64: the pixels of a row of `source` that the centres of `length` resized pixels lie in."""
+    """Returns (length,) int64: the pixels of a row of `source` in which the centres of `length` resized pixels lie."""
     length, source = tf.cast(length, tf.int64), tf.cast(source, tf.int64)
     return (2 * tf.range(length) + 1) * source // (2 * length)
 
 
 def _resized(images, size):
-    """Along the columns, then along the rows, with whole grey levels after each: so does cykooz, which resizes batches.
+    """Resizes along the columns, then along the rows, and rounds to whole grey levels after each, as cykooz does.
 
-    With the other order or without rounding, as many as a fifth of the pixels are a grey level apart.
+    cykooz resizes the batches. With the other order or without rounding, up to a fifth of the pixels differ by a grey
+    level.
     """
     for sides in ([size[0], tf.shape(images)[2]], size):
         images = tf.floor(tf.image.resize(images, sides, method="bilinear", antialias=True) + 0.5)
@@ -68,7 +69,7 @@ def _resized(images, size):
 
 
 def _padded(images, size, frame):
-    """Images (B, h, w, 3) of a size (2,) in the corner of a frame (2,) of mean colour."""
+    """Places images (B, h, w, 3) of a size (2,) in the corner of a frame (2,) of mean colour."""
     below, right = tf.unstack(frame - size)
     pads = [[0, 0], [0, below], [0, right]]
     channels = zip(tf.unstack(images, axis=-1), PAD_COLOUR, strict=True)

@@ -1,4 +1,4 @@
-"""Intersection over union of classes of pixels, counted as the images go by."""
+"""Intersection over union of pixel classes, counted image by image."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dupr_tf.errors import UserError
 
 
 class ConfusionMatrix:
-    """Pixels by true and predicted class; ignored ones (255 in the truth) are not counted.
+    """Counts pixels by true and predicted class; ignored ones (255 in the truth) are not counted.
 
     Args:
-        classes: their number.
+        classes: number of classes.
     """
 
     def __init__(self, classes: int):
@@ -49,10 +49,10 @@ class ConfusionMatrix:
         self.counts += np.bincount(rows * classes + columns, minlength=classes**2).reshape(classes, classes)
 
     def scores(self, class_names: Sequence[str]) -> dict:
-        """`mIoU`, `pixel_accuracy` in [0, 1] and `per_class`: name -> IoU.
+        """Returns `mIoU`, `pixel_accuracy` in [0, 1] and `per_class`: name -> IoU.
 
-        The IoU of a class is its hits over all pixels that are or were called it. Classes that are neither in the truth
-        nor predicted have None and do not count in the mean; where no pixel was counted, all is None.
+        The IoU of a class is its hits over all pixels with this class in the truth or the prediction. A class in
+        neither has None and does not count in the mean. If no pixel was counted, all values are None.
         """
         hits = np.diag(self.counts)
         union = self.counts.sum(0) + self.counts.sum(1) - hits

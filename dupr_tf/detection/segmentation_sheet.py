@@ -1,4 +1,4 @@
-"""A sheet of images, the classes of their pixels, and what a network took them for."""
+"""A sheet of images with their true and predicted pixel classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dupr_tf.data.images.decode import MAX_PIXELS
 from dupr_tf.data.labels.segments import IGNORED, SegmentedImages
 from dupr_tf.detection.pictures import CELL, GAP, HEADER, sheet_positions
 
-NO_CLASS = (235, 235, 235)  # what is ignored in the truth, and around pictures
+NO_CLASS = (235, 235, 235)  # ignored pixels, and the space around pictures
 TITLES = ("image", "ground truth (light grey: ignored)", "prediction")
 LEGEND_ROW = 22  # px
 
@@ -21,13 +21,13 @@ LEGEND_ROW = 22  # px
 def segmentation_sheet(
     segmented: SegmentedImages, predictions: dict[int, np.ndarray], path: str | Path, max_pixels: int = MAX_PIXELS
 ) -> None:
-    """Draws up to four images, each beside its true and its predicted classes, with the colours of the classes below.
+    """Draws up to four images with their true and predicted classes, and the colours of the classes below.
 
     Args:
         segmented: the images and their truth.
-        predictions: {position: (H, W) classes of the original's pixels}, of `sheet_positions(len(segmented), 4)`.
+        predictions: {position: (H, W) classes of the original's pixels}, for `sheet_positions(len(segmented), 4)`.
         path: PNG file to write.
-        max_pixels: an image of more is refused.
+        max_pixels: larger images are rejected.
     """
     chosen = [position for position in sheet_positions(len(segmented), 4) if position in predictions]
     heights = [_cell_size(segmented.sizes[position])[1] for position in chosen]
@@ -47,7 +47,7 @@ def segmentation_sheet(
 
 
 def class_colours(classes: int) -> np.ndarray:
-    """(256, 3) uint8: a colour for each class, far from its neighbours', light grey for what is none."""
+    """Returns (256, 3) uint8: a colour for each class, far from its neighbours', light grey for no class."""
     colours = np.full((256, 3), NO_CLASS, np.uint8)
     for number in range(classes):
         hue, value = number * 0.618034 % 1, (1.0, 0.75, 0.5)[number % 3]
@@ -57,7 +57,7 @@ def class_colours(classes: int) -> np.ndarray:
 
 
 def _cell_size(size) -> tuple[int, int]:
-    """Width and height of a picture of `size` (height, width) in the sheet."""
+    """Returns width and height of a picture of `size` (height, width) in the sheet."""
     scale = CELL / max(size)
     return max(1, round(size[1] * scale)), max(1, round(size[0] * scale))
 
@@ -70,7 +70,7 @@ def _row(segmented: SegmentedImages, position: int, predicted, colours: np.ndarr
 
 
 def _legend(names: tuple[str, ...], width: int) -> Image.Image:
-    """Squares of colour with names, in as many lines as they take."""
+    """Draws squares of colour with names, in as many lines as needed."""
     font, colours, places = ImageFont.load_default(13), class_colours(len(names)), []
     probe, x, row = ImageDraw.Draw(Image.new("RGB", (1, 1))), GAP, 0
     for name in names:

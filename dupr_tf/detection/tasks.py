@@ -1,4 +1,4 @@
-"""The batches of each task, and how detections are measured. `labels.py` reads its labelled images."""
+"""The batches of each task, and the evaluation of detections. `labels.py` reads its labelled images."""
 
 from __future__ import annotations
 
@@ -23,24 +23,27 @@ from dupr_tf.detection.segmentation_sheet import segmentation_sheet
 from dupr_tf.detection.voc_eval import voc_ap
 
 EVAL_BATCH = 8  # images
-SUMMARY = ("AP", "AP50", "AP75")  # of a second metric, beside the first
+SUMMARY = ("AP", "AP50", "AP75")  # of a second metric, besides the first
 
 
 class Task(NamedTuple):
-    """A line of the table."""
+    """A row of the table of tasks."""
 
     batches: Callable  # (images, config, steps, start) -> reader of the batches of the steps from start on
-    measure: Callable  # (detector, images, output folder or None, layout, data section) -> what metrics.json holds
+    measure: Callable  # (detector, images, output folder or None, layout, data section) -> contents of metrics.json
 
 
 def detect(detector, annotated: AnnotatedImages, data: DataConfig | None = None, batch_size: int = EVAL_BATCH) -> list:
-    """For every image, in its pixels: `boxes` (k, 4) xyxy, `classes` (k,), `scores` (k,), best first, and `masks`.
+    """Detects objects in every image.
+
+    For each image it returns `boxes (k, 4)` xyxy in its pixels, `classes (k,)`, `scores (k,)`, and `masks` if any, best
+    first.
 
     Args:
-        detector: with `image_size` or `test_short_side` and `max_long_side`.
+        detector: detector with `image_size` or `test_short_side` and `max_long_side`.
         annotated: the images.
-        data: how they are read; None: as by default.
-        batch_size: images a batch.
+        data: settings for reading images. Default: those of `DataConfig`.
+        batch_size: images per batch.
     """
     found, sides = {}, (detector.test_short_side, detector.max_long_side)
     with eval_batches(annotated, detector.image_size, batch_size, data, *sides) as batches:
@@ -51,10 +54,10 @@ def detect(detector, annotated: AnnotatedImages, data: DataConfig | None = None,
 
 
 def measure_boxes(detector, annotated, output, layout, data: DataConfig, masks=False) -> dict:
-    """COCO's AP of boxes; VOC's metrics where the data are VOC's; with an output folder pictures too."""
+    """Computes COCO's AP of boxes, and VOC's metrics for VOC data; with an output folder pictures too."""
     found = detect(detector, annotated, data)
     metrics, curves = coco_scores(annotated, found)
-    if layout == "voc":  # detectron2 takes the 11 points for VOC2007's test set, so published figures are of those
+    if layout == "voc":  # detectron2 uses the 11 points for VOC2007's test set, and so do published figures
         metrics |= {f"voc_{metric}": _summary(voc_ap(annotated, found, metric)) for metric in ("11_point", "area")}
     if masks:
         metrics["masks"], curves = coco_scores(annotated, found, masks=True)
@@ -68,12 +71,12 @@ def measure_boxes(detector, annotated, output, layout, data: DataConfig, masks=F
 
 
 def measure_masks(detector, annotated, output, layout, data: DataConfig) -> dict:
-    """`measure_boxes`, and the same of masks; Cityscapes' AP where the data are Cityscapes'."""
+    """Computes `measure_boxes`, and the same for masks; Cityscapes' AP for Cityscapes data."""
     return measure_boxes(detector, annotated, output, layout, data, masks=True)
 
 
 def measure_segments(detector, segmented: SegmentedImages, output, layout, data: DataConfig) -> dict:
-    """mIoU over all pixels of a split that have a class, at the size of the originals; with a folder a picture too."""
+    """Computes mIoU over all labelled pixels of a split, at the size of the originals; with a folder a picture too."""
     matrix, shown = ConfusionMatrix(len(segmented.class_names)), {}
     wanted = sheet_positions(len(segmented), 4) if output is not None else ()
     sides = detector.test_short_side, detector.max_long_side

@@ -34,13 +34,13 @@ from dupr_tf.training.signals import noted_signals
 def train_detector(
     config: Config, weights, data, output: Path, console: Console, splits: tuple, entries: dict, changed: bool
 ) -> dict:
-    """`finetune` after its checks.
+    """Runs `finetune` after its checks.
 
     Args:
-        config, weights, data, output, console: as `finetune` has them.
-        splits: of `labels.read_splits`.
-        entries: of the record, {split: `labels_entry`}.
-        changed: whether the run is resumed with another config or other data.
+        config, weights, data, output, console: as in `finetune`.
+        splits: result of `labels.read_splits`.
+        entries: entries of the record, {split: `labels_entry`}.
+        changed: True if the run is resumed with another config or other data.
     """
     strategy, task = choose_strategy(config.train.strategy), DETECTORS[config.detector.kind].facts["task"]
     raise_all(config.finetune_problems(replicas(strategy)))
@@ -60,7 +60,7 @@ def train_detector(
     with reporting_full_disk(output):
         checkpoints = RunCheckpoints(detector, output / "checkpoints", config.train.keep_checkpoints)
         first = checkpoints.restore()
-        (output / METRICS_FILE).unlink(missing_ok=True)  # of the run as it was before a change
+        (output / METRICS_FILE).unlink(missing_ok=True)  # that of the run before a change
         record(output, config, entries, start)
         _write_ids(output, ids)
         console.print(_plan(config, train, val, images, replicas(strategy)))
@@ -81,7 +81,7 @@ def train_detector(
 
 
 def _train(detector, checkpoints: RunCheckpoints, output: Path, config: Config, task, train, first: int, console):
-    """Trains from a step to the last, and leaves a checkpoint of that."""
+    """Trains from a step to the last, and saves a checkpoint of the last."""
     images, settings = LABELS[task].learnable(train), config.train
     per_epoch, total = config.steps_per_epoch(images), config.total_steps(images)
     with contextlib.ExitStack() as stack:
@@ -105,13 +105,13 @@ def _train(detector, checkpoints: RunCheckpoints, output: Path, config: Config, 
 
 
 def measure_detector(file: Path, data, output: Path | None, split: str, section: DataConfig, images=None) -> dict:
-    """`evaluate` after its checks.
+    """Runs `evaluate` after its checks.
 
     Args:
-        file: of the detector.
-        data, output, split: as `evaluate` has them.
-        section: how the data are read.
-        images: of the split; None reads them, with the classes of the detector.
+        file: file of the detector.
+        data, output, split: as in `evaluate`.
+        section: settings for reading the data.
+        images: images of the split. Default: they are read, with the classes of the detector.
     """
     detector = load_detector(file)
     task = task_of(detector)
@@ -132,7 +132,7 @@ def _write_ids(output: Path, ids) -> None:
 
 
 def _plan(config: Config, train, val, images: int, devices: int) -> str:
-    """One line of what is about to be done."""
+    """Returns one line that describes the run."""
     kind, neck = config.detector.kind, config.detector.neck
     name = kind if "detector.neck" in DETECTORS[kind].facts["refuses"] else f"{kind} ({neck})"
     what = "" if images == len(train) else f" ({images} with boxes)"
@@ -144,7 +144,7 @@ def _plan(config: Config, train, val, images: int, devices: int) -> str:
 
 
 def _measure_norms(detector, train, config: Config, task, console: Console) -> int:
-    """Precise batch norm over the batches that training would have come to next. Returns how many."""
+    """Runs precise batch norm over the batches that would come next in training. Returns their number."""
     wanted = config.detector.precise_bn_images
     if not wanted:
         return 0
@@ -156,7 +156,7 @@ def _measure_norms(detector, train, config: Config, task, console: Console) -> i
 
 
 def detector_optimizer(config: Config, images: int, backbone) -> keras.optimizers.Optimizer:
-    """SGD as in the paper's protocols, or AdamW, which gets further in a few hundred steps."""
+    """Creates SGD as in the paper's protocols, or AdamW, which learns more in a few hundred steps."""
     settings, detector, schedule = config.optimizer, config.detector, build_schedule(config, images)
     slowed = backbone.trainable_variables if detector.backbone_rate != 1 else ()
     factors = {variable.path: detector.backbone_rate for variable in slowed}

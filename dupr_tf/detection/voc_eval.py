@@ -13,27 +13,27 @@ from dupr_tf.errors import UserError
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
 METRICS = ("area", "11_point")
-ROUNDING = 1e-9  # a recall of 3 in 10 reaches 0.3, whatever the last bit of either says
+ROUNDING = 1e-9  # a recall of 3 in 10 reaches 0.3 despite rounding in the last bit
 
 
 def voc_ap(annotated: AnnotatedImages, detections: Sequence[dict], metric: str = "area") -> dict:
-    """VOC's AP of the detections of a split.
+    """Computes VOC's AP of the detections of a split.
 
-    Detections of a class go from the best score down. Each is held against the box of its class and image that it
-    overlaps most, whether that was found before or not: from the IoU threshold on, the first one is a hit, the next
-    ones are false; one whose box is ignored (`difficult`) is left out of the count. Boxes here end where VOC's last
-    pixel ends, so that areas are those of the kit, which adds 1 to every side.
+    Detections of a class are processed from the best score down. Each is compared with the box of its class and image
+    that it overlaps most, even if that was found before. From the IoU threshold on, the first one is a hit and the next
+    ones are false. A detection whose box is ignored (`difficult`) does not count. Boxes here end where VOC's last pixel
+    ends, so that areas are those of the kit, which adds 1 to every side.
 
     Args:
         annotated: the ground truth.
-        detections: as `coco_ap` takes them; all of them count.
-        metric: "area" under the precision made monotonous (VOC 2010 and later), or "11_point": its mean at the recalls
-            0, 0.1, …, 1 (until 2009, the one of published VOC07 figures).
+        detections: as for `coco_ap`; all of them count.
+        metric: "area" is the area under the precision made monotonous (VOC 2010 and later). "11_point" is its mean at
+            the recalls 0, 0.1, …, 1 (until 2009, the one of published VOC07 figures).
 
     Returns:
-        `AP` (mean over the IoU thresholds 0.5, 0.55, …, 0.95; not VOC's own, but what follows its protocol reports),
-        `AP50`, which is VOC's mAP, `AP75`, and `per_class`, `per_class_AP50`: name -> AP. None where there is nothing
-        to find.
+        `AP` (mean over IoU 0.5 to 0.95 in steps of 0.05), `AP50`, `AP75`, and `per_class`, `per_class_AP50`: name ->
+        AP. `AP50` is VOC's mAP. `AP` is not VOC's own, but work that follows its protocol reports it. Values are None
+        if no object counts.
 
     Raises:
         UserError: another metric, or another number of detections than images.
@@ -42,12 +42,12 @@ def voc_ap(annotated: AnnotatedImages, detections: Sequence[dict], metric: str =
 
 
 def voc_curves(annotated: AnnotatedImages, detections: Sequence[dict]) -> Curves:
-    """Recall and precision at IoU 0.5, (101,) each, for every class with something to find."""
+    """Computes recall and precision at IoU 0.5, (101,) each, for every class with objects."""
     return voc_scores(annotated, detections)[1]
 
 
 def voc_scores(annotated: AnnotatedImages, detections: Sequence[dict], metric: str = "area") -> tuple[dict, Curves]:
-    """What `voc_ap` and `voc_curves` give, from one evaluation."""
+    """Computes the results of `voc_ap` and `voc_curves` in one evaluation."""
     if metric not in METRICS:
         raise UserError("metric", f"Expected {' or '.join(METRICS)}, received {metric!r}.", "Pass one of them.")
     check_detections(annotated, detections, masks=False)
@@ -66,11 +66,13 @@ def voc_scores(annotated: AnnotatedImages, detections: Sequence[dict], metric: s
 
 
 def _matches(annotated, detections, label) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes that count of a class, and of its detections, best first, the largest overlap, whose, and if that counts.
+    """Matches the detections of a class with its boxes.
 
     Returns:
-        Count; overlaps (d,), 0 where there is no box; owners (d,), a number for every box of the split, -1 where there
-        is none; difficult (d,) bool.
+        count: number of boxes that count.
+        overlaps: (d,) largest overlap of each detection, best score first; 0 without a box.
+        owners: (d,) number of that box within the split; -1 without a box.
+        difficult: (d,) bool, True if that box does not count.
     """
     columns, counted, boxes_before = [], 0, 0
     for image, found in enumerate(detections):
@@ -91,7 +93,7 @@ def _matches(annotated, detections, label) -> tuple[int, np.ndarray, np.ndarray,
 
 
 def box_ious(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(n, m) intersection over union of boxes (n, 4) and (m, 4), x1 y1 x2 y2; 0 where both have no area."""
+    """Computes (n, m) intersection over union of boxes (n, 4) and (m, 4), x1 y1 x2 y2; 0 if both have no area."""
     boxes, others = np.asarray(boxes, np.float64)[:, None], np.asarray(others, np.float64)[None]
     sides = np.minimum(boxes[..., 2:], others[..., 2:]) - np.maximum(boxes[..., :2], others[..., :2])
     overlap = np.maximum(sides, 0).prod(-1)
@@ -100,7 +102,7 @@ def box_ious(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _recall_precision(overlaps, owners, difficult, iou, counted) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and precision (d',) after each detection that is not left out."""
+    """Returns recall and precision (d',) after each detection that counts."""
     reached = overlaps >= iou - ROUNDING
     hits, candidates = np.zeros(len(overlaps), bool), np.flatnonzero(reached & ~difficult)
     hits[candidates[np.unique(owners[candidates], return_index=True)[1]]] = True
@@ -119,13 +121,13 @@ def _at_recalls(recall: np.ndarray, precision: np.ndarray) -> float:
 
 
 def _interpolated(recall: np.ndarray, precision: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """The largest precision from each recall of `at` on; 0 where it is not reached."""
+    """Returns the largest precision from each recall of `at` on; 0 if it is not reached."""
     envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
     return envelope[np.searchsorted(recall, at - ROUNDING)]
 
 
 def _summary(aps: np.ndarray, names: Sequence[str]) -> dict:
-    """Means of (classes, IoU thresholds); rows of NaN have nothing to find."""
+    """Averages (classes, IoU thresholds); rows of NaN have no objects."""
     known = aps[~np.isnan(aps[:, 0])]
 
     def mean(values):

@@ -1,1 +1,1 @@
-"""Telling the workers of a run of each other: TF_CONFIG from what started them. Nothing here imports TensorFlow."""
+"""Sets TF_CONFIG for the workers of a run from the launcher's variables. Nothing here imports TensorFlow."""

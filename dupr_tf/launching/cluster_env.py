@@ -1,6 +1,7 @@
-"""TF_CONFIG out of the variables that Slurm or Kubernetes gives to each task of a job.
+"""TF_CONFIG from the variables that Slurm or Kubernetes sets for each task of a job.
 
-All workers have to come to the same list, so it is a function of what is equal on all of them; only the index differs.
+All workers must derive the same list, so it depends only on values that are equal on all of them. Only the index
+differs.
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ from dupr_tf.launching.node_list import HOST, expand_counts, expand_node_list
 
 Launcher = Literal["auto", "slurm", "pod"]
 POD_PORT = 2222
-SLURM_PORTS = 15_000, 15_000  # the first, and how many the numbers of jobs are spread over; below Linux' own choices
+SLURM_PORTS = 15_000, 15_000  # first port, and number of ports for job numbers; below Linux' own choices
 LAST_PORT = 65_535
 POD_NAME = re.compile(r"(.+)-(\d{1,6})", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The workers of a run, `host:port` each in the order of their index, and which of them this one is."""
+    """The workers of a run, `host:port` each in the order of their index, and the index of this one."""
 
     workers: tuple[str, ...]
     index: int
 
     def as_json(self) -> str:
-        """The value of TF_CONFIG, in one line."""
+        """Returns the value of TF_CONFIG, in one line."""
         task = {"type": "worker", "index": self.index}
         return json.dumps({"cluster": {"worker": list(self.workers)}, "task": task})
 
     def as_shell(self) -> str:
-        """`export TF_CONFIG=…`, quoted for a POSIX shell."""
+        """Returns `export TF_CONFIG=…`, quoted for a POSIX shell."""
         return f"export TF_CONFIG={shlex.quote(self.as_json())}"
 
 
@@ -46,14 +47,14 @@ def cluster_of(
     replicas: int | None = None,
     service: str | None = None,
 ) -> Cluster:
-    """The cluster this process belongs to.
+    """Returns the cluster this process belongs to.
 
     Args:
         environment: the variables of the process.
-        launcher: what set them; auto: Slurm's if there are any, else a pod's.
-        port: of the first worker on a host; None: made of the number of the Slurm job, or 2222 in a pod.
-        replicas: pods; None: DUPR_REPLICAS.
-        service: the headless service of the pods; None: DUPR_SERVICE.
+        launcher: source of the variables; `auto` means Slurm if its variables are set, else a pod.
+        port: port of the first worker on a host. Default: derived from the Slurm job's number, or 2222 in a pod.
+        replicas: number of pods. Default: DUPR_REPLICAS.
+        service: the headless service of the pods. Default: DUPR_SERVICE.
 
     Raises:
         UserError: variables are missing, malformed or contradict each other.
@@ -80,7 +81,7 @@ def _launcher_of(environment) -> str:
 
 
 def _slurm(environment, port) -> Cluster:
-    """A task a worker. Of a job step its own variables are read, which may have fewer nodes than the job."""
+    """Makes a worker of each task. A job step has its own variables, and may have fewer nodes than the job."""
     within = "STEP" if environment.get("SLURM_STEP_NODELIST") else "JOB"
     names = (f"SLURM_{within}_NODELIST", "SLURM_NODELIST")
     nodes = expand_node_list(_first(environment, *names, fix="Run within srun or sbatch."))
@@ -98,7 +99,7 @@ def _slurm(environment, port) -> Cluster:
 
 
 def _tasks_by_node(environment, within, nodes) -> list[int]:
-    if "SLURM_PROCID" not in environment:  # a worker a node, started by something else than srun
+    if "SLURM_PROCID" not in environment:  # one worker per node, not started by srun
         return [1] * nodes
     text = environment.get("SLURM_STEP_TASKS_PER_NODE" if within == "STEP" else "SLURM_TASKS_PER_NODE")
     total = environment.get("SLURM_STEP_NUM_TASKS" if within == "STEP" else "SLURM_NTASKS")
@@ -122,7 +123,7 @@ def _tasks_by_node(environment, within, nodes) -> list[int]:
 
 
 def _check_place(environment, tasks, index):
-    """Slurm can deal tasks to nodes in another order (`--distribution=cyclic`), and then hosts and indices mix."""
+    """Checks that Slurm dealt tasks to nodes in order. With `--distribution=cyclic` hosts and indices would mix."""
     if not environment.get("SLURM_NODEID") or "SLURM_PROCID" not in environment:
         return
     here, first = _number(environment, "SLURM_NODEID", len(tasks)), 0
@@ -134,14 +135,14 @@ def _check_place(environment, tasks, index):
 
 
 def _port_of_job(environment) -> int:
-    """Other jobs on the same host get other ports; every task of this one the same."""
+    """Returns a port that differs between jobs on the same host and is the same for all tasks of a job."""
     first, spread = SLURM_PORTS
     name = "SLURM_JOB_ID" if environment.get("SLURM_JOB_ID") else "SLURM_JOBID"
     return first + (_number(environment, name) if environment.get(name) else 0) * 8 % spread
 
 
 def _pod(environment, port, replicas, service) -> Cluster:
-    """The pods of an Indexed Job or a StatefulSet are NAME-0, NAME-1, … below their headless service."""
+    """Reads the pods of an Indexed Job or a StatefulSet: NAME-0, NAME-1, … below their headless service."""
     host = _first(environment, "HOSTNAME", fix="Run in a pod of the Job.").split(".")[0]
     named = POD_NAME.fullmatch(host)
     if not named or not HOST.fullmatch(host):
@@ -172,7 +173,7 @@ def _pod(environment, port, replicas, service) -> Cluster:
 
 
 def _first(environment, *names, fix) -> str:
-    """The first of these variables that is set."""
+    """Returns the first of these variables that is set."""
     value = next((environment[name] for name in names if environment.get(name, "").strip()), None)
     if value is None:
         raise UserError(names[0], "The variable is not set.", fix)

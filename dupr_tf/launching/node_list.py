@@ -14,14 +14,14 @@ COUNT = re.compile(r"(\d{1,6})(?:\(x(\d{1,6})\))?", re.ASCII)
 
 
 def expand_node_list(text: str) -> list[str]:
-    """The hosts of a node list, in its order.
+    """Returns the hosts of a node list, in its order.
 
     Args:
-        text: names with commas between them; a name may hold ranges in brackets, `rack[0-1]-n[08-11]`. A first number
-            with leading zeros sets the width of all numbers of its range, as in Slurm.
+        text: names separated by commas. A name may hold ranges in brackets, `rack[0-1]-n[08-11]`. A first number with
+            leading zeros sets the width of all numbers of its range, as in Slurm.
 
     Raises:
-        UserError: brackets, a range or a name is malformed, a host comes twice, or there are more than 10,000.
+        UserError: brackets, a range or a name is malformed, a host occurs twice, or there are more than 10,000.
     """
     hosts: list[str] = []
     for part in _split_outside_brackets(text):
@@ -36,7 +36,7 @@ def expand_node_list(text: str) -> list[str]:
 
 
 def expand_counts(text: str) -> list[int]:
-    """The numbers of `2(x3),1`, as Slurm writes tasks by node: 2, 2, 2, 1.
+    """Returns the numbers of `2(x3),1`, Slurm's form of tasks by node: 2, 2, 2, 1.
 
     Raises:
         UserError: it is malformed, or a number is 0.
@@ -68,8 +68,8 @@ def _split_outside_brackets(text):
 
 
 def _expand_name(part, text, room):
-    """Every combination of the ranges of one name: `a[1-2]b[3-4]` is a1b3, a1b4, a2b3, a2b4."""
-    pieces = re.split(r"\[([^\]]*)\]", part)  # what is between brackets stands at the odd places
+    """Returns every combination of the ranges of one name: `a[1-2]b[3-4]` is a1b3, a1b4, a2b3, a2b4."""
+    pieces = re.split(r"\[([^\]]*)\]", part)  # the text between brackets is at the odd positions
     choices, count = [], 1
     for place, piece in enumerate(pieces):
         choices.append(_numbers(piece, text, room) if place % 2 else [piece])

@@ -1,4 +1,4 @@
-"""What learns: backbones, heads, encoders, memory banks, and DUPR itself."""
+"""The trained parts: backbones, heads, encoders, memory banks and the DUPR model."""
 
 from dupr_tf.models.dupr import DUPR
 from dupr_tf.models.encoder import Encoder

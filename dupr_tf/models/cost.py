@@ -1,4 +1,7 @@
-"""What a training step costs, counted from the network's shapes: operations, and bytes that the replicas exchange."""
+"""Counts what a training step costs, from the network's shapes.
+
+The costs are arithmetic operations and the bytes that replicas exchange.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,24 @@ import numpy as np
 
 from dupr_tf.models.resnet import ResNetBackbone
 
-NUMBER = 4  # bytes of a float32, and of a bool or an index as they are gathered
-BOX = 4  # numbers of an overlap
-QUERY = 3  # the query encoder's forward pass, and the gradients w.r.t. inputs and kernels
-KEY = 1  # the key encoder has a forward pass only
+NUMBER = 4  # bytes of a gathered element: a float32, or a bool or index, which are gathered as 4 bytes
+BOX = 4  # numbers in an overlap box
+QUERY = 3  # passes of the query encoder: forward, and the gradients w.r.t. inputs and kernels
+KEY = 1  # passes of the key encoder: forward only
 
 
 def step_flops(model, image_size: int, batch: int) -> dict[str, int]:
-    """Operations of a step by part; a multiplication and an addition are two. Norms, losses' exponentials are left out.
+    """Counts the operations of a step by part.
+
+    A multiplication and an addition count as two. Norm layers and the exponentials of the losses are left out.
 
     Args:
         model: a `DUPR` on a `ResNetBackbone`.
         image_size: side of a view, px.
-        batch: images a step.
+        batch: images per step.
 
     Returns:
-        {"convolutions": …, "heads": …, "losses": …}.
+        `{"convolutions": …, "heads": …, "losses": …}`.
     """
     twin = ResNetBackbone.from_config({**model.backbone.get_config(), "input_shape": (image_size, image_size, 3)})
     convolutions = [_convolution(layer) for layer in twin.layers if isinstance(layer, keras.layers.Conv2D)]
@@ -37,22 +42,22 @@ def step_flops(model, image_size: int, batch: int) -> dict[str, int]:
 
 
 def _convolution(layer) -> int:
-    """Of one image's forward pass."""
+    """Counts the operations of one image's forward pass."""
     return 2 * int(np.prod(layer.output.shape[1:])) * int(np.prod(layer.kernel.shape[:3]))
 
 
 def step_traffic(model, image_size: int, batch: int) -> dict[str, dict[str, int]]:
-    """What goes through the collectives in a step, as the whole that each replica holds afterwards.
+    """Counts the bytes that collectives move in a step: the size of the result that each replica holds afterwards.
 
-    Scalars (the losses' sums, the count of valid pairs) are left out.
+    Scalars (the sums of the losses, the count of valid pairs) are left out.
 
     Args:
         model: a `DUPR`.
         image_size: side of a view, px.
-        batch: images a step, over all replicas.
+        batch: images per step, over all replicas.
 
     Returns:
-        {"reduced": bytes by part, "gathered": bytes by part}.
+        `{"reduced": bytes by part, "gathered": bytes by part}`.
     """
     keys = sum(term.cost(channels, batch).key_bytes for term, channels in channels_by_term(model) if term.needs_keys)
     return {
@@ -66,6 +71,6 @@ def step_traffic(model, image_size: int, batch: int) -> dict[str, dict[str, int]
 
 
 def channels_by_term(model):
-    """[(term, channels of the features that it reads)] of a `DUPR`."""
+    """Returns [(term, channels of the features that it reads)] of a `DUPR`."""
     outputs = model.query_encoder.pyramid.output
     return [(term, outputs[term.level].shape[-1]) for term in model.terms]

@@ -25,29 +25,29 @@ class DUPR(keras.Model):
 
     Args:
         backbone: a Functional Keras model with `pyramid_outputs` or `pyramid_level_inputs`.
-        terms: of the loss (eq. 2): `Term` objects, or dictionaries of a kind and its arguments (`build_terms`).
-            Default: DUPR's own, by `short_form`.
+        terms: terms of the loss (eq. 2). Each is a `Term`, or a dictionary of a kind and its arguments
+            (`build_terms`). Default: DUPR's own terms, which `short_form` describes.
         momentum: m of the exponential moving average that makes the key encoder, in [0, 1).
         momentum_schedule: "constant", or "cosine" from `momentum` to 1 over `total_steps` (BYOL).
-        total_steps: of the run; needed by the cosine.
+        total_steps: steps of the run; required by the cosine schedule.
         photometric: name of the colour augmentation, see `dupr_tf.ops.photometric`.
-        micro_batches: batch-norm groups of a step over all replicas, a multiple of their number; keys are shuffled
-            over them (docs/method.md, Step).
-        seed: of every random draw inside the step, in [0, 2**31).
+        micro_batches: number of batch-norm groups per step over all replicas, a multiple of the replica count. Keys
+            are shuffled across groups (docs/method.md, Step).
+        seed: seed of every random draw inside the step, in [0, 2**31).
         name: of the model.
-        **short_form: DUPR's terms in short: `image_weights`, `patch_weights`, `roi_sizes`, `embedding_dim`, `head`,
-            `temperature`, `bank_size`, `patch_keys_per_image`, `patch_reduction`, `sampling_ratio`; see
+        **short_form: short form of DUPR's terms: `image_weights`, `patch_weights`, `roi_sizes`, `embedding_dim`,
+            `head`, `temperature`, `bank_size`, `patch_keys_per_image`, `patch_reduction`, `sampling_ratio`. See
             `dupr_tf.config.terms.expand_short_form`.
 
     Attributes:
         terms: list of the terms.
-        query_encoder, key_encoder: `Encoder`; the optimiser trains the first, the second follows it.
-        query_variables: what the optimiser trains.
-        step: () int64 variable, steps taken.
+        query_encoder, key_encoder: `Encoder`. The optimiser trains the first; the second is its moving average.
+        query_variables: the variables that the optimiser trains.
+        step: () int64 variable, the number of steps taken.
 
     Raises:
-        UserError: terms in both forms, no term, two terms of one name, a wrong value, or groups that the replicas of
-            the strategy in whose scope the model is made cannot share evenly.
+        UserError: terms in both forms, no term, two terms of one name, or a wrong value. Also if the replicas of the
+            current strategy scope cannot share the groups evenly.
     """
 
     def __init__(self, backbone, terms=None, momentum=0.999, momentum_schedule="constant", total_steps=None,
@@ -69,7 +69,7 @@ class DUPR(keras.Model):
         self.terms = build_terms(expand_short_form(**short_form) if terms is None else terms)
         for term in self.terms:
             term.create_memory(self._stream(f"memory/{term.name}"))
-        # (view of the queries, view of the keys, terms that are compared this way round)
+        # (view of the queries, view of the keys, terms that compare in this direction)
         both_ways = [term for term in self.terms if term.symmetric]
         self.directions = ((1, 2, self.terms), (2, 1, both_ways))[: 2 if both_ways else 1]
 
@@ -80,7 +80,7 @@ class DUPR(keras.Model):
         self.key_encoder = Encoder.of_terms(twin, levels, keyed, name="key_encoder")
         for query, key in self._twins():
             key.assign(query)
-            key.trainable = False  # set on the layer, it would switch its batch norm to inference
+            key.trainable = False  # `trainable = False` on the whole layer would switch its batch norm to inference
         self.step = self.add_weight(
             shape=(), dtype="int64", initializer="zeros", trainable=False, aggregation="only_first_replica",
             autocast=False, name="step",
@@ -88,7 +88,7 @@ class DUPR(keras.Model):
         self.built = True
 
     def _twins(self):
-        """[(query encoder's, key encoder's)] of the variables that both have."""
+        """Returns pairs [(query encoder's variable, key encoder's variable)] of the variables that both have."""
         query, key = self.query_encoder, self.key_encoder
         parts = [(query.pyramid, key.pyramid)]
         parts += [(query.projectors[name], projector) for name, projector in key.projectors.items()]
@@ -96,25 +96,25 @@ class DUPR(keras.Model):
 
     @property
     def query_variables(self):
-        """What the optimiser trains: the query encoder and the terms' predictors."""
+        """Lists the variables that the optimiser trains: the query encoder's and those of the terms' predictors."""
         predictors = [variable for term in self.terms for variable in term.trainable_variables]
         return [*self.query_encoder.trainable_variables, *predictors]
 
     @property
     def moving_average(self):
-        """[(query variable, key variable that follows it)]."""
+        """Lists pairs [(query variable, key variable that follows it)]."""
         return [(query, key) for query, key in self._twins() if query.trainable]
 
     @property
     def key_variables(self):
-        """What follows the query encoder."""
+        """Lists the variables that follow the query encoder by moving average."""
         return [key for _, key in self.moving_average]
 
     def train_step(self, batch: ViewPair):
-        """Takes one step in the paper's order (docs/method.md, Step).
+        """Takes one training step in the paper's order (docs/method.md, Step).
 
         Args:
-            batch: this replica's b pairs of views; B over all replicas.
+            batch: this replica's b pairs of views. All replicas together have B pairs.
 
         Returns:
             {name: () float32} to log, means over the B pairs. The loss is NaN if it or a new weight is not finite.
@@ -134,15 +134,17 @@ class DUPR(keras.Model):
         return logs
 
     def gradients(self, batch: ViewPair):
-        """Gradients of the loss at the present weights; nothing but batch norm's moving statistics is changed.
+        """Computes the gradients of the loss at the current weights.
+
+        Only batch norm's moving statistics change.
 
         Args:
             batch: this replica's b pairs of views.
 
         Returns:
-            gradients: of `query_variables`; summed over the replicas, those of the mean over the global batch.
-            keys: {2: {term name: (B, ...) keys}} of view 2; of view 1 too, under 1, for symmetric terms.
-            logs: {"loss", "COLUMN/TERM", "valid_share": () float32}, means over the global batch.
+            gradients: gradients of `query_variables`. Summed over replicas, they are those of the global batch's mean.
+            keys: `{2: {term name: (B, ...) keys}}` of view 2. Symmetric terms also have keys of view 1, under 1.
+            logs: `{"loss", "COLUMN/TERM", "valid_share": () float32}`, means over the global batch.
         """
         step = tf.convert_to_tensor(self.step)
         views = self.augment(batch, step)  # {1 or 2: ((b, H, W, 3), boxes (b, 4), flipped (b,))}
@@ -151,7 +153,11 @@ class DUPR(keras.Model):
         return gradients, keys, logs
 
     def augment(self, batch, step):
-        """{view: (images, boxes, flipped)} with colours changed; draws follow a row's place in the global batch."""
+        """Augments colours; draws depend on a row's place in the global batch.
+
+        Returns:
+            {view: (images, boxes, flipped)}.
+        """
         recipe, views = PRESETS[self.photometric], {}
         for side in (1, 2):
             images = batch[f"view_{side}"]
@@ -162,7 +168,7 @@ class DUPR(keras.Model):
         return views
 
     def update_key_encoder(self, step):
-        """The moving average: theta_k <- m theta_k + (1 - m) theta_q (MoCo eq. 2)."""
+        """Updates the moving average: theta_k <- m theta_k + (1 - m) theta_q (MoCo eq. 2)."""
         momentum = self.momentum
         if self.momentum_schedule == "cosine":
             done = tf.minimum(tf.cast(step, tf.float32) / float(self.total_steps), 1.0)
@@ -171,12 +177,15 @@ class DUPR(keras.Model):
             key.assign_add((1.0 - momentum) * (query - key))
 
     def encode_keys(self, view, terms, step):
-        """{term name: (B, ...)} keys of the global batch, encoded in shuffled groups: no key shares its query's group.
+        """Encodes the keys of the global batch in shuffled groups, so that no key shares its query's group.
 
         Args:
-            view: (images (b, H, W, 3), boxes (b, 4), flipped (b,)) of this replica.
-            terms: that compare with them.
+            view: `(images (b, H, W, 3), boxes (b, 4), flipped (b,))` of this replica.
+            terms: terms that compare with these keys.
             step: () int64.
+
+        Returns:
+            {term name: (B, ...)}.
         """
         keyed = [term for term in terms if term.needs_keys]
         if not keyed:
@@ -189,12 +198,14 @@ class DUPR(keras.Model):
         return tf.nest.map_structure(lambda key: tf.stop_gradient(tf.gather(gather.all_gather(key), undo)), keys)
 
     def query_gradients(self, batch, views, keys):
-        """Gradients of eq. 2, summed over batch-norm groups, and its scalars, means over the global batch.
+        """Computes the gradients of eq. 2 and its scalars.
+
+        Gradients are summed over batch-norm groups. Scalars are means over the global batch.
 
         Args:
-            batch: this replica's.
-            views: of `augment`.
-            keys: {side: what `encode_keys` gave}.
+            batch: this replica's batch.
+            views: result of `augment`.
+            keys: {side: result of `encode_keys`}.
         """
         memories = {term.name: term.recall() for term in self.terms}
         sources = [variable.value for variable in self.query_variables]  # zeros like a Keras variable fail when eager
@@ -219,12 +230,14 @@ class DUPR(keras.Model):
         return gradients, gather.global_sums(scalars)
 
     def group_loss(self, group, memories):
-        """Eq. 2 of a batch-norm group, the weighted sum of the terms; over all groups and replicas it adds to the mean.
+        """Computes eq. 2 on one batch-norm group: the weighted sum of the terms.
+
+        The sum over all groups and replicas is the mean over the global batch.
 
         Args:
-            group: rows of one group: {"views": {side: (images, boxes, flipped)}, "keys": {side: {term: …}},
-                "shares": {term: (g,)}, "fields": {name: (g, ...)}}.
-            memories: {term: what it remembers}.
+            group: the group's rows: `{"views": {side: (images, boxes, flipped)}, "keys": {side: {term: …}},
+                "shares": {term: (g,)}, "fields": {name: (g, ...)}}`.
+            memories: {term: result of its `recall`}.
 
         Returns:
             {"loss", "COLUMN/TERM": () float32}.
@@ -243,25 +256,26 @@ class DUPR(keras.Model):
 
     @property
     def banks(self):
-        """{term name: its `MemoryBank`} of the terms that have one."""
+        """Returns {term name: its `MemoryBank`} for the terms that have one."""
         return {term.name: term.bank for term in self.terms if hasattr(term, "bank")}
 
     @property
     def own_groups(self):
-        """Batch-norm groups on each replica."""
+        """Returns the number of batch-norm groups on each replica."""
         return self.micro_batches // gather.replica_count()
 
     def seed_of(self, stream, step):
-        """(2,) int64 seed of a stream of random numbers at a step; a new stream leaves the draws of others alone."""
+        """Returns the (2,) int64 seed of a random stream at a step. A new stream does not change other draws."""
         return tf.stack([tf.constant(self._stream(stream), tf.int64), step])
 
     def _stream(self, name):
         return zlib.crc32(name.encode()) << 31 | self.seed
 
     def _is_finite(self, loss):
-        """Whether the loss and all new weights are finite. A gradient that is not shows in the weights.
+        """Checks that the loss and all new weights are finite.
 
-        Steps that loss scaling skips are none of that, until gradients overflow unscaled too: a scale below 1.
+        A gradient that is not finite shows in the weights. A step that loss scaling skips counts as finite. The scale
+        falls below 1 if gradients overflow even unscaled; then such steps count as not finite.
         """
         weights = [tf.reduce_all(tf.math.is_finite(variable.value)) for variable in self.query_variables]
         finite = tf.math.is_finite(loss) & tf.reduce_all(weights)
@@ -270,16 +284,19 @@ class DUPR(keras.Model):
         return finite
 
     def named_variables(self):
-        """{unique name: variable} of the model's whole state; a name does not depend on the other terms."""
+        """Returns {unique name: variable} of the model's whole state. Names do not depend on the other terms."""
         owners = {"query_encoder": self.query_encoder, "key_encoder": self.key_encoder}
         owners |= {f"terms/{term.name}": term for term in self.terms}
         return {"step": self.step} | {f"{owner}/{v.path}": v for owner, part in owners.items() for v in part.variables}
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Nothing: all is built at construction. Keras' own sums a batch over replicas, which bools do not allow."""
+        """Does nothing, because all variables are built at construction.
+
+        Keras' own method sums a batch over replicas, which fails for bools.
+        """
 
     def call(self, images, training=None):
-        """The query backbone's features, {level: (B, H/s, W/s, C)}."""
+        """Computes the query backbone's features, {level: (B, H/s, W/s, C)}."""
         return self.query_encoder.pyramid(images, training=training)
 
     def get_config(self):

@@ -1,4 +1,4 @@
-"""An encoder: a backbone with a projector for each term of the loss (DUPR figure 3)."""
+"""The encoder: a backbone with a projector for each term of the loss (DUPR figure 3)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dupr_tf.models.resnet import LEVELS, pyramid
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class Encoder(keras.layers.Layer):
-    """Images in, features of each level out; `embed` takes them through the terms' projectors.
+    """Maps images to the features of each level; `embed` also applies the terms' projectors.
 
     Args:
         backbone: a Functional Keras model with `pyramid_outputs` or `pyramid_level_inputs`.
@@ -17,7 +17,7 @@ class Encoder(keras.layers.Layer):
         projectors: {term name: its projector, built}.
 
     Attributes:
-        pyramid: the backbone as a model of its input to {level: features}.
+        pyramid: the backbone as a model from its input to {level: features}.
     """
 
     def __init__(self, backbone, levels, projectors, **kwargs):
@@ -30,23 +30,26 @@ class Encoder(keras.layers.Layer):
 
     @classmethod
     def of_terms(cls, backbone, levels, terms, **kwargs):
-        """An encoder with a new projector for each of some terms, which read features of some of the levels."""
+        """Creates an encoder with a new projector for each term; the terms read features of some of the levels."""
         outputs = pyramid(backbone, levels).output
         projectors = {term.name: term.make_projector(outputs[term.level].shape[-1]) for term in terms}
         return cls(backbone, levels, projectors, **kwargs)
 
     def call(self, images, training=None):
-        """(b, H, W, 3) normalised images -> {level: (b, H/s, W/s, C_level)}."""
+        """Maps `(b, H, W, 3)` normalised images to `{level: (b, H/s, W/s, C_level)}`."""
         return self.pyramid(images, training=training)
 
     def embed(self, terms, images, boxes, flipped):
-        """{term name: embeddings} of a batch, with batch statistics in its batch norm.
+        """Embeds a batch for each term, with batch statistics in batch norm.
 
         Args:
-            terms: those to embed for.
+            terms: terms to embed for.
             images: (b, H, W, 3) float, normalised RGB.
             boxes: (b, 4) `(y1, x1, y2, x2)`, the overlap in pixels of these views.
-            flipped: (b,) bool, mirrored views; their patches are read right-to-left.
+            flipped: (b,) bool, True for mirrored views; their patches are read right-to-left.
+
+        Returns:
+            {term name: embeddings}.
         """
         features = self(images, training=True)
         return {

@@ -1,4 +1,4 @@
-"""Projection heads: from features to L2-normalised embeddings (docs/method.md, Heads). No batch norm in any of them."""
+"""Projection heads: they map features to L2-normalised embeddings (docs/method.md, Heads). None has batch norm."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from dupr_tf.errors import UserError
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class ProjectionHead(keras.layers.Layer):
-    """Dense(hidden) -> ReLU -> Dense(dim) -> L2 norm over the last axis; `kind="linear"` drops the hidden layer.
+    """Applies Dense(hidden) -> ReLU -> Dense(dim) -> L2 norm over the last axis.
 
-    On (B, C) it is the image head (MoCo v2). On (B, S, S, C) it is the patch head: a dense layer on the last axis is a
-    1x1 convolution (DUPR eqs. 3 and 4).
+    `kind="linear"` drops the hidden layer. On (B, C) input this is the image head (MoCo v2). On (B, S, S, C) it is the
+    patch head, because a dense layer on the last axis is a 1x1 convolution (DUPR eqs. 3 and 4).
 
     Args:
         dim: width of the embedding.
-        kind: "mlp" or "linear" (MoCo v1). The hidden width is that of the input.
+        kind: "mlp" or "linear" (MoCo v1). The hidden layer is as wide as the input.
 
     Raises:
-        UserError: another kind.
+        UserError: an unknown kind.
     """
 
     def __init__(self, dim, kind="mlp", **kwargs):
@@ -40,7 +40,7 @@ class ProjectionHead(keras.layers.Layer):
         self.built = True
 
     def call(self, features):
-        """(..., C) features -> (..., dim) float32 embeddings of unit length."""
+        """Maps (..., C) features to (..., dim) float32 embeddings of unit length."""
         x = features if self.hidden is None else self.hidden(features)
         return tf.math.l2_normalize(tf.cast(self.output_layer(x), tf.float32), axis=-1)
 
@@ -52,7 +52,7 @@ class ProjectionHead(keras.layers.Layer):
 
 
 def _dense(units, fan_in, activation, name, dtype):
-    """A dense layer that starts as PyTorch's does: weights and biases uniform within 1 / sqrt(fan_in)."""
+    """Creates a dense layer initialised as in PyTorch: weights and biases uniform within 1 / sqrt(fan_in)."""
     limit = fan_in**-0.5
     return keras.layers.Dense(
         units,

@@ -1,4 +1,4 @@
-"""Keras' convolution and batch norm with faster kernels, and how the batch norm of a detector trains.
+"""Keras' convolution and batch norm with faster kernels, and the batch-norm modes for training detectors.
 
 Keras 3 no longer uses TensorFlow's fused batch norm, and TensorFlow's kernel gradient of a convolution is slow on CPUs.
 """
@@ -12,9 +12,9 @@ from dupr_tf.ops.convolution import convolve_3x3
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class TrainedConv2D(keras.layers.Conv2D):
-    """Keras' `Conv2D`, with a faster kernel gradient where it is 3×3, of stride 1 and "same" padding.
+    """Keras' `Conv2D` with a faster kernel gradient for 3×3 kernels of stride 1 and "same" padding.
 
-    Arguments are those of `keras.layers.Conv2D`; the features are the same.
+    Arguments are those of `keras.layers.Conv2D`. The output features are the same.
     """
 
     def convolution_op(self, inputs, kernel):
@@ -30,8 +30,9 @@ class TrainedConv2D(keras.layers.Conv2D):
 class FusedBatchNormalization(keras.layers.BatchNormalization):
     """Keras' `BatchNormalization` with batch statistics from one fused pass over the last axis of (B, H, W, C).
 
-    Keras computes moments and normalises in separate passes, a quarter of a ResNet's step on a CPU. The moving variance
-    is the unbiased one, as PyTorch's is. Inference, masks, `synchronized` and frozen layers are Keras' own.
+    Keras computes moments and normalises in separate passes, which takes a quarter of a ResNet's step on a CPU. As in
+    PyTorch, the moving variance is the unbiased one. Inference, masks, `synchronized` and frozen layers use Keras' own
+    code.
 
     Arguments are those of `keras.layers.BatchNormalization`.
     """
@@ -59,21 +60,22 @@ NORMS = ("train", "sync", "frozen")
 
 
 def norm_layers(model):
-    """Every batch normalisation of a model, those in models and layers inside it included, each once."""
+    """Lists every batch normalisation of a model once, including those in nested models and layers."""
     layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
     return list({id(layer): layer for layer in layers}.values())
 
 
 def set_norm(model, norm):
-    """Makes the batch normalisation of a model train as `detector.norm` says; before the model is compiled.
+    """Sets how a model's batch normalisation trains, as in `detector.norm`. Call it before compiling the model.
 
     Args:
-        model: a Keras model or layer that holds some.
-        norm: "train": statistics of each device; "sync": of all devices of a strategy together; "frozen": moving
-            statistics and parameters stay as they are. What a caller has frozen stays so with every word.
+        model: a Keras model or layer that contains batch normalisation.
+        norm: "train" uses the statistics of each device. "sync" uses those of all devices of a strategy together.
+            "frozen" keeps moving statistics and parameters fixed. Layers that the caller froze stay frozen in
+            every mode.
 
     Raises:
-        UserError: another word.
+        UserError: an unknown mode.
     """
     if norm not in NORMS:
         raise UserError("detector.norm", f"Expected one of {', '.join(NORMS)}, received {norm!r}.")

@@ -10,19 +10,19 @@ from dupr_tf.errors import UserError
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class MemoryBank(keras.layers.Layer):
-    """A ring of L2-normalised keys; new keys overwrite the oldest.
+    """Stores L2-normalised keys in a ring; new keys overwrite the oldest.
 
-    Under a strategy every replica enqueues the same gathered keys, so the copies stay bit-identical; the variables are
+    Under a strategy every replica enqueues the same gathered keys, so the copies stay bit-identical. The variables are
     never aggregated.
 
     Args:
-        size: K, keys held; need not be a multiple of what a step enqueues.
+        size: K, number of keys; need not be a multiple of the number enqueued per step.
         dim: C, width of a key.
-        seed: of the noise the bank starts with.
+        seed: seed of the noise that fills the bank at the start.
 
     Attributes:
         keys: (K, C) float32 variable.
-        next_row: () int32 variable, the row the next key goes to.
+        next_row: () int32 variable, the row that receives the next key.
 
     Raises:
         UserError: a size or dim below 1, or a step that enqueues more keys than the bank holds.
@@ -36,7 +36,7 @@ class MemoryBank(keras.layers.Layer):
         self.build()
 
     def build(self, input_shape=None):
-        """Creates the variables: rows start as L2-normalised Gaussian noise."""
+        """Creates the variables. Rows start as L2-normalised Gaussian noise."""
         fixed = {"trainable": False, "aggregation": "only_first_replica", "autocast": False}
         self.keys = self.add_weight(
             shape=(self.size, self.dim), dtype="float32", initializer=self._noise, name="keys", **fixed
@@ -53,7 +53,7 @@ class MemoryBank(keras.layers.Layer):
 
         Args:
             keys: (n, C) float32, n <= K; the same on every replica.
-            where: scalar bool; where false the bank stays as it is.
+            where: scalar bool; if False, the bank does not change.
         """
         count = keys.shape[0]
         if count > self.size:
@@ -68,7 +68,7 @@ class MemoryBank(keras.layers.Layer):
         self.next_row.assign(tf.math.floormod(start + count * tf.cast(where, tf.int32), self.size))
 
     def read(self):
-        """The (K, C) keys."""
+        """Returns the (K, C) keys."""
         return tf.convert_to_tensor(self.keys)
 
     def get_config(self):

@@ -1,8 +1,8 @@
-"""DUPR on many workers: what `fit` needs there beside `DUPR.train_step`, which stays as it is.
+"""DUPR on several workers: the changes to Keras' `fit` loop that they need. `DUPR.train_step` is unchanged.
 
-Under `MultiWorkerMirroredStrategy`, Keras' own train function fails where it reduces the logs of the replicas; that it
-builds a model by running it, which fails as well, `DUPR` has ruled out already. Tested with the versions in
-`TESTED_KERAS`, since what is overridden here is not part of Keras' documented interface.
+Under `MultiWorkerMirroredStrategy`, Keras' own train function fails when it reduces the logs of the replicas. Keras'
+building of a model by running it would fail too, but `DUPR` already disables that. The overridden methods are not part
+of Keras' documented interface, so only the versions in `TESTED_KERAS` are accepted.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ TESTED_KERAS = ("3.15",)  # major and minor versions
 
 
 class MultiWorkerDUPR(DUPR):
-    """A `DUPR` that `fit` can train on many workers. Arguments are those of `DUPR`.
+    """A `DUPR` that `fit` can train on several workers. Arguments are those of `DUPR`.
 
     Attributes:
-        own_seconds: of the last step, the seconds in which this worker waited for no other: for its images, and for the
-            gradients once all keys were there (the longest stretch of a step without an exchange).
+        own_seconds: the part of the last step in which this worker waited for no other, in seconds. It is the time for
+            loading images plus the time for the gradients once all keys have arrived. The latter is the longest part
+            of a step without communication.
 
     Raises:
-        UserError: another version of Keras than the tested ones.
+        UserError: a Keras version that was not tested.
     """
 
     own_seconds = 0.0
@@ -37,11 +38,11 @@ class MultiWorkerDUPR(DUPR):
 
     @property
     def metrics(self):
-        """None: Keras' tracker of a loss it is never told meets the other workers between epochs, one by one."""
+        """Is empty, because Keras' unused loss tracker would wait for the other workers between epochs."""
         return []
 
     def make_train_function(self, force=False):
-        """Sets the function that takes a step; `fit` calls it with the iterator of a distributed dataset."""
+        """Sets the function that takes a step. `fit` calls it with the iterator of a distributed dataset."""
         if self.train_function is not None and not force:
             return
         strategy = self.distribute_strategy
@@ -50,7 +51,7 @@ class MultiWorkerDUPR(DUPR):
         @tf.autograph.experimental.do_not_convert
         def on_all_replicas(batch):
             logs, seconds = strategy.run(self._timed_step, args=(batch,))
-            # Logs are sums over all replicas, the same on each, so that nothing has to be exchanged for them.
+            # Logs are sums over all replicas and equal on each, so they need no communication.
             return {name: strategy.experimental_local_results(value)[0] for name, value in logs.items()}, (
                 tf.reduce_max(strategy.experimental_local_results(seconds))
             )
@@ -66,7 +67,7 @@ class MultiWorkerDUPR(DUPR):
         self.train_function = train_function
 
     def _timed_step(self, batch):
-        """The logs of a step, and the seconds its gradients took."""
+        """Takes a step and returns its logs and the seconds its gradients took."""
         self._gradient_seconds = None
         logs = self.train_step(batch)
         return logs, self._gradient_seconds
@@ -81,7 +82,7 @@ class MultiWorkerDUPR(DUPR):
 
 
 def check_keras(version: str = keras.__version__) -> None:
-    """Refuses a version of Keras whose train function was not looked at."""
+    """Rejects Keras versions whose train function was not tested."""
     if ".".join(version.split(".")[:2]) not in TESTED_KERAS:
         tested = " or ".join(f"{version}.x" for version in TESTED_KERAS)
         raise UserError(

@@ -1,8 +1,8 @@
 """ResNets in torchvision's layout, as feature pyramids.
 
-Deep Residual Learning (He et al., 2016) in its "v1.5" form: the stride sits in the 3×3 convolution, padding
-is symmetric, batch normalisation has epsilon 1e-5. Torch-trained weights computed with anything else load
-without complaint and give other features (12–35 % off), so nothing here is a matter of taste.
+They follow Deep Residual Learning (He et al., 2016) in its "v1.5" form. The stride is in the 3×3 convolution, padding
+is symmetric, and batch normalisation has epsilon 1e-5. With any other choice, torch-trained weights load without an
+error but give different features (12–35 % off).
 
 Shapes are NHWC. Level `P2` is conv2_x (stride 4) … `P5` is conv5_x (stride 32). Layer names are KerasHub's.
 """
@@ -28,18 +28,18 @@ ARCHITECTURES = {
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class ResNetBackbone(keras.Model):
-    """A ResNet without its classifier: images in, the P5 feature map out, P2..P5 by name.
+    """A ResNet without its classifier. It maps images to the P5 feature map; P2..P5 are available by name.
 
-    It carries `pyramid_level_inputs` (layer names, as KerasCV's detectors expect) and `pyramid_outputs`
-    (symbolic tensors, as KerasHub's do); `pyramid(backbone)` turns either into a model.
+    It has two attributes: `pyramid_level_inputs` (layer names, as KerasCV's detectors expect) and `pyramid_outputs`
+    (symbolic tensors, as KerasHub's do). `pyramid(backbone)` turns either into a model.
 
     Args:
         architecture: one of `resnet18`, `resnet34`, `resnet50`, `resnet101`, `resnet152`.
         width: multiplies every channel count (64, 128, 256, 512), rounded to a multiple of 8.
-        input_shape: `(height, width, channels)` of one image; `None` where it may vary.
-        include_normalization: if True, takes RGB images in 0–255 (uint8 or float) and applies ImageNet's mean
-            and standard deviation in its first layer; if False, takes images normalised already.
-        output_stride: 32, or 16: conv5 then has stride 1 and dilation 2 in every 3×3 convolution, so that P5 is as
+        input_shape: `(height, width, channels)` of one image; `None` for a side that may vary.
+        include_normalization: if True, the model takes RGB images in 0–255 (uint8 or float) and its first layer applies
+            ImageNet's mean and standard deviation. If False, it takes normalised images.
+        output_stride: 32 or 16. With 16, conv5 has stride 1 and dilation 2 in every 3×3 convolution, so that P5 is as
             large as P4. Weights and P2 to P4 are the same.
         name, trainable, dtype: as in every Keras model; `dtype` may be a policy such as `"mixed_bfloat16"`.
     """
@@ -63,7 +63,7 @@ class ResNetBackbone(keras.Model):
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
 
         images = keras.Input(shape=input_shape, dtype=policy.variable_dtype, name="images")  # (B, H, W, 3)
-        # In the variables' dtype: under a mixed policy the pixels must not be rounded first.
+        # The input has the variables' dtype, because a mixed policy must not round the pixels first.
         x = imagenet_normalization(policy.variable_dtype)(images) if include_normalization else images
         x = _stem(x, channels[0], policy)  # (B, H/4, W/4, C)
         levels = {}
@@ -104,19 +104,19 @@ class ResNetBackbone(keras.Model):
 
 
 def build_backbone(architecture, width=1.0, **kwargs):
-    """Return a new backbone of the registry (`dupr-tf list backbones`); `kwargs` go to its constructor.
+    """Creates a new backbone from the registry (`dupr-tf list backbones`); `kwargs` go to its constructor.
 
     Raises:
-        UserError: for a name or a width that no backbone here has.
+        UserError: an unknown name, or a width the backbone does not support.
     """
     return BACKBONES.load(architecture)(architecture, width=width, **kwargs)
 
 
 def dilated(backbone):
-    """Return a copy of a `ResNetBackbone` with the same weights and `output_stride` 16.
+    """Returns a copy of a `ResNetBackbone` with the same weights and `output_stride` 16.
 
     Raises:
-        UserError: for another kind of model, whose convolutions are not ours to dilate.
+        UserError: the model is not a `ResNetBackbone`, so its convolutions cannot be dilated here.
     """
     if not isinstance(backbone, ResNetBackbone):
         problem = f"Expected a ResNetBackbone, received {type(backbone).__name__}."
@@ -127,15 +127,15 @@ def dilated(backbone):
 
 
 def pyramid(backbone, levels=LEVELS):
-    """Return a model from the backbone's inputs to `{level: feature map}`, with the backbone's own weights.
+    """Returns a model from the backbone's inputs to `{level: feature map}`. It shares the backbone's weights.
 
     Args:
         backbone: any functional Keras model with `pyramid_outputs` (KerasHub) or `pyramid_level_inputs`
             (KerasCV).
-        levels: the levels wanted, for example `("P4", "P5")`.
+        levels: the levels to return, for example `("P4", "P5")`.
 
     Raises:
-        UserError: if the model has neither attribute, or not all of the levels.
+        UserError: the model has neither attribute, or lacks one of the levels.
     """
     found = dict(getattr(backbone, "pyramid_outputs", None) or {})
     if not found:
@@ -155,14 +155,14 @@ def pyramid(backbone, levels=LEVELS):
 
 
 def imagenet_normalization(dtype="float32"):
-    """Return the layer that takes RGB in 0–255 to (x − mean) / std, channel by channel."""
+    """Creates the layer that maps RGB in 0–255 to (x − mean) / std, channel by channel."""
     scale = [1.0 / std for std in IMAGENET_STD]
     offset = [-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
     return keras.layers.Rescaling(scale, offset, name="normalization", dtype=dtype)
 
 
 def stage_channels(width):
-    """Channels of the stem and of each stage (before a bottleneck's factor 4): multiples of 8."""
+    """Returns the channels of the stem and of each stage, before a bottleneck's factor 4, as multiples of 8."""
     if not isinstance(width, int | float) or not 0 < width <= 16:
         raise UserError(
             "width", f"Expected a number between 0 and 16, received {width!r}.", "1 is the standard network."
@@ -171,7 +171,7 @@ def stage_channels(width):
 
 
 def block_and_depths(architecture):
-    """Return the kind of block (`"basic"`, `"bottleneck"`) and how many blocks each of four stages has."""
+    """Returns the kind of block (`"basic"`, `"bottleneck"`) and the number of blocks in each of the four stages."""
     if architecture not in ARCHITECTURES:
         raise UserError(
             "architecture",
@@ -196,15 +196,15 @@ def _check_input_shape(input_shape, include_normalization):
 def _stem(x, filters, dtype):
     x = conv_bn(x, filters, 7, strides=2, name="conv1", dtype=dtype)  # (B, H/2, W/2, C)
     x = keras.layers.Activation("relu", name="conv1_relu", dtype=dtype)(x)
-    # After a ReLU, padding with zeros cannot change a maximum.
+    # After a ReLU, zero padding cannot change a maximum.
     x = keras.layers.ZeroPadding2D(1, name="pool1_pad", dtype=dtype)(x)
     return keras.layers.MaxPooling2D(3, strides=2, name="pool1_pool", dtype=dtype)(x)  # (B, H/4, W/4, C)
 
 
 def _stage(x, block, filters, depth, strides, dilation, name, dtype):
-    """`depth` residual blocks; the first one strides, and projects its shortcut where the shape changes.
+    """Applies `depth` residual blocks. The first has the stride, and a projection shortcut if the shape changes.
 
-    A dilated stage does not stride, but has the same weights as one that does.
+    A dilated stage has no stride, but its weights are the same.
     """
     build = {"basic": _basic_block, "bottleneck": _bottleneck_block}[block]
     expansion = {"basic": 1, "bottleneck": 4}[block]
@@ -239,10 +239,10 @@ def _residual(shortcut, x, name, dtype):
 
 
 def conv_bn(x, filters, kernel, strides, dilation=1, *, name, dtype):
-    """Convolution without bias, padded by kernel // 2 · dilation on every side, then batch normalisation.
+    """Applies a convolution without bias, padded by kernel // 2 · dilation on every side, then batch normalisation.
 
-    At stride 1 TensorFlow's "same" is that padding and needs no copy of the input. At stride 2 it is not (an
-    even input gets all of it at the bottom right), so there the padding is explicit.
+    At stride 1 this padding equals TensorFlow's "same", which needs no copy of the input. At stride 2 it does not: an
+    even-sized input gets all of TensorFlow's padding at the bottom right. There the padding is explicit.
     """
     explicit = strides > 1 and kernel > 1
     if explicit:

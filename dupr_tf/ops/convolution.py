@@ -1,13 +1,13 @@
-"""3×3 convolution whose kernel gradient is computed the way a CPU does it fastest.
+"""3×3 convolution with a faster kernel gradient on CPUs.
 
-oneDNN, which TensorFlow and PyTorch both use, finds a kernel gradient at two thirds of the speed of the convolution
-itself, and at a third where a feature map is a few pixels wide. On CPUs it is computed here
+TensorFlow and PyTorch both use oneDNN. It computes a kernel gradient at two thirds of the speed of the convolution
+itself, and at a third where a feature map is a few pixels wide. On CPUs this module uses two faster forms:
 
-* where there are fewer positions than channels, as one product of the nine shifted inputs with the output gradient;
-* where there is much to do, in Winograd's domain (Lavin & Gray, 2016, F(2×2, 3×3)): 16 multiplications for each tile
+* where there are fewer positions than channels, one product of the nine shifted inputs with the output gradient;
+* where the work is large, Winograd's domain (Lavin & Gray, 2016, F(2×2, 3×3)): 16 multiplications for each tile
   of 2×2 outputs instead of 36.
 
-The forward pass and the input gradient are TensorFlow's own, so features do not change by a bit.
+The forward pass and the input gradient are TensorFlow's own, so features are bit-identical.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-WINOGRAD_WORK = 1 << 27  # multiplications of the plain form from which changing the domain is the lesser cost
+WINOGRAD_WORK = 1 << 27  # multiplications of the plain form above which changing the domain pays off
 
 # F(2×2, 3×3): a kernel's gradient is G^T (B^T d B ⊙ A e A^T) G, summed over tiles d of the input and e of the gradient.
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 
 
 def convolve_3x3(images, kernel):
-    """Convolution with stride 1 and one pixel of zeros around.
+    """Convolves with stride 1 and a border of one zero pixel.
 
     Args:
         images: (N, H, W, C) float.
@@ -31,7 +31,7 @@ def convolve_3x3(images, kernel):
     Returns:
         (N, H, W, K).
     """
-    return _convolve_3x3(tf.convert_to_tensor(images), tf.convert_to_tensor(kernel))  # no variables beyond here
+    return _convolve_3x3(tf.convert_to_tensor(images), tf.convert_to_tensor(kernel))  # no variables from here on
 
 
 @tf.custom_gradient
@@ -46,7 +46,7 @@ def _convolve_3x3(images, kernel):
 
 
 def kernel_gradient(images, upstream):
-    """Gradient of a loss w.r.t. the kernel of `convolve_3x3`.
+    """Computes the gradient of a loss w.r.t. the kernel of `convolve_3x3`.
 
     Args:
         images: (N, H, W, C), the input of the convolution.
@@ -59,7 +59,7 @@ def kernel_gradient(images, upstream):
 
 
 def chosen_form(images, upstream):
-    """The form of the kernel gradient that is fastest for these shapes on this machine."""
+    """Returns the form of the kernel gradient that is fastest for these shapes on this machine."""
     known = images.shape.is_fully_defined() and upstream.shape.is_fully_defined()
     if not known or images.dtype != tf.float32 or tf.config.list_logical_devices("GPU"):
         return plainly
@@ -70,7 +70,7 @@ def chosen_form(images, upstream):
 
 
 def plainly(images, upstream):
-    """`kernel_gradient` by TensorFlow's own operation."""
+    """Computes `kernel_gradient` by TensorFlow's own operation."""
     return tf.raw_ops.Conv2DBackpropFilter(
         input=images,
         filter_sizes=[3, 3, images.shape[3], upstream.shape[3]],
@@ -81,7 +81,7 @@ def plainly(images, upstream):
 
 
 def by_shifts(images, upstream):
-    """`kernel_gradient` as one product of the nine shifted inputs with the output gradient."""
+    """Computes `kernel_gradient` as one product of the nine shifted inputs with the output gradient."""
     height, width, channels = images.shape[1:]
     padded = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]])
     shifted = tf.concat([padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)], -1)
@@ -90,7 +90,7 @@ def by_shifts(images, upstream):
 
 
 def by_winograd(images, upstream):
-    """`kernel_gradient` in Winograd's domain."""
+    """Computes `kernel_gradient` in Winograd's domain."""
     channels, filters = images.shape[3], upstream.shape[3]
     products = tf.matmul(_input_tiles(images), _gradient_tiles(upstream), transpose_a=True)  # (16, C, K)
     back = np.kron(G, G).T  # (9, 16)
@@ -99,7 +99,7 @@ def by_winograd(images, upstream):
 
 @tf.function(jit_compile=True, autograph=False)
 def _input_tiles(images):
-    """(16, tiles, C): B^T d B of every 4×4 tile d, one each 2 pixels."""
+    """Returns (16, tiles, C): B^T d B of every 4×4 tile d, at a stride of 2 pixels."""
     height, width = images.shape[1:3]
     padded = tf.pad(images, [[0, 0], [1, 1 + height % 2], [1, 1 + width % 2], [0, 0]])
 
@@ -113,7 +113,7 @@ def _input_tiles(images):
 
 @tf.function(jit_compile=True, autograph=False)
 def _gradient_tiles(upstream):
-    """(16, tiles, K): A e A^T of every 2×2 tile e."""
+    """Returns (16, tiles, K): A e A^T of every 2×2 tile e."""
     height, width = upstream.shape[1:3]
     padded = tf.pad(upstream, [[0, 0], [0, height % 2], [0, width % 2], [0, 0]])
 
@@ -129,11 +129,11 @@ def _every_second(x, axis):
 
 
 def _but(x, axis, index):
-    """Without the first (index 0) or the last (-1) along an axis."""
+    """Drops the first (index 0) or the last (-1) element along an axis."""
     keep = slice(1, None) if index == 0 else slice(None, -1)
     return x[:, keep] if axis == 1 else x[:, :, keep]
 
 
 def _rows(x):
-    """(N, H, W, C) -> (N H W, C)."""
+    """Reshapes (N, H, W, C) to (N H W, C)."""
     return tf.reshape(x, [-1, x.shape[-1]])

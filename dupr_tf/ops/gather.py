@@ -1,6 +1,6 @@
-"""Moving rows between the replicas of a strategy, and the shuffle that keeps batch norm from leaking.
+"""Exchange of rows between the replicas of a strategy, and the shuffle that keeps batch norm from leaking.
 
-Outside a strategy every function here does what one replica alone would do.
+Outside a strategy every function behaves as on a single replica.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 
 def replica_context():
-    """The replica context, or None where there is a single replica (or none)."""
+    """Returns the replica context, or None if there is at most one replica."""
     context = tf.distribute.get_replica_context()
     return None if context is None or context.num_replicas_in_sync == 1 else context
 
@@ -20,19 +20,19 @@ def replica_count() -> int:
 
 
 def all_gather(rows):
-    """(b, ...) on each replica -> (B, ...) on every replica, in replica order."""
+    """Gathers (b, ...) of each replica to (B, ...) on every replica, in replica order."""
     context = replica_context()
     if context is None:
         return rows
-    if rows.dtype == tf.bool:  # the collectives add, and bools cannot be added
+    if rows.dtype == tf.bool:  # collectives add, and bools cannot be added
         return tf.cast(all_gather(tf.cast(rows, tf.int32)), tf.bool)
-    gathered = context.all_gather(tf.identity(rows), axis=0)  # an argument of a graph has no device, which it needs
+    gathered = context.all_gather(tf.identity(rows), axis=0)  # identity gives a graph argument the device it needs
     total = None if rows.shape[0] is None else rows.shape[0] * context.num_replicas_in_sync
-    return tf.ensure_shape(gathered, [total, *rows.shape[1:]])  # the collective forgets it
+    return tf.ensure_shape(gathered, [total, *rows.shape[1:]])  # the collective loses the static shape
 
 
 def own_rows(rows):
-    """(B, ...) on every replica -> this replica's (b, ...)."""
+    """Returns this replica's (b, ...) of the (B, ...) that every replica holds."""
     context = replica_context()
     if context is None:
         return rows
@@ -42,22 +42,22 @@ def own_rows(rows):
 
 
 def global_sum(value):
-    """Sum of a scalar over replicas."""
+    """Sums a scalar over replicas."""
     context = replica_context()
     return value if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
 def global_sums(values):
-    """{name: sum of a scalar over replicas}, in one exchange."""
+    """Sums each scalar of {name: scalar} over replicas, in one exchange."""
     if replica_context() is None:
         return values
     return dict(zip(values, tf.unstack(global_sum(tf.stack(list(values.values())))), strict=True))
 
 
 def agree_on_finite(gradients):
-    """Gradients that are all NaN on every replica if any is not finite on one.
+    """Sets all gradients to NaN on every replica if any gradient on any replica is not finite.
 
-    A loss-scaling optimiser looks at the first replica's alone; an overflow elsewhere would get past it.
+    A loss-scaling optimiser checks the first replica only and would miss an overflow elsewhere.
     """
     if replica_context() is None:
         return gradients
@@ -67,6 +67,6 @@ def agree_on_finite(gradients):
 
 
 def permutation(count, seed):
-    """A random order of `count` rows and the order that undoes it; a function of the seed, equal on all replicas."""
+    """Draws a random order of `count` rows and its inverse from the seed; both are equal on all replicas."""
     order = tf.argsort(tf.random.stateless_uniform([count], seed=seed), stable=True)
     return order, tf.argsort(order, stable=True)

@@ -1,7 +1,7 @@
-"""Batch-norm groups of one device: a batch in parts, one after the other, each with statistics of its own.
+"""Batch-norm groups of one device: the batch is processed in parts, each with its own statistics.
 
 Groups on one device compute what as many devices would (docs/method.md, Step). Only the activations of one group are
-alive at a time.
+held at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def map_groups(function, inputs, groups, dtypes):
     Args:
         function: nest of (b / groups, ...) -> nest of tensors with the same first axis.
         inputs: nest of (b, ...) tensors.
-        groups: that b is divided into.
+        groups: number of groups that b is divided into.
         dtypes: nest of the dtypes of the results.
 
     Returns:
@@ -28,12 +28,12 @@ def map_groups(function, inputs, groups, dtypes):
 
 
 def sum_over_groups(function, inputs, groups, zeros):
-    """Adds up what a function gives for each group.
+    """Sums the results of a function over the groups.
 
     Args:
-        function: nest of (b / groups, ...) -> nest of tensors, the same for each group.
+        function: nest of (b / groups, ...) -> nest of tensors, of the same shapes for each group.
         inputs: nest of (b, ...) tensors.
-        groups: that b is divided into.
+        groups: number of groups that b is divided into.
         zeros: nest of zeros like the result of `function`.
     """
     if groups == 1:
@@ -50,5 +50,5 @@ def sum_over_groups(function, inputs, groups, zeros):
 
 
 def split(inputs, groups):
-    """(b, ...) -> (groups, b / groups, ...) of every tensor in a nest; b must be a multiple of groups."""
+    """Reshapes (b, ...) to (groups, b / groups, ...) for every tensor in a nest; b must be a multiple of groups."""
     return tf.nest.map_structure(lambda x: tf.reshape(x, [groups, x.shape[0] // groups, *x.shape[1:]]), inputs)

@@ -1,8 +1,8 @@
-"""InfoNCE against a memory bank, without ever holding the logits (DUPR eqs. 1, 5, 6).
+"""InfoNCE against a memory bank, without holding all logits at once (DUPR eqs. 1, 5, 6).
 
-At B = 256 the logits of P4 would be (50176, 65536): 13 GB in float32. `info_nce` walks the bank in blocks with a
-running log-sum-exp that also carries the softmax-weighted sum of keys, which *is* the gradient: the backward pass is
-one multiplication. Where all logits fit a small budget they are computed at once, which is faster.
+At B = 256 the logits of P4 would be (50176, 65536): 13 GB in float32. `info_nce` reads the bank in blocks with a
+running log-sum-exp. This also carries the softmax-weighted sum of keys, which *is* the gradient, so the backward pass
+is one multiplication. If all logits fit a small budget, they are computed at once, which is faster.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ KEY_BLOCK = {
     "CPU": 1024,
     "GPU": 8192,
     "TPU": 8192,
-}  # keys a block: cache-sized on a CPU, launch-bound on a GPU
+}  # keys per block: cache-sized on a CPU, launch-bound on a GPU
 
 
 def info_nce(queries, positives, bank_keys, temperature, block_keys=None):
-    """Contrastive loss of each query (DUPR eqs. 1, 5, 6; MoCo eq. 1).
+    """Computes the contrastive loss of each query (DUPR eqs. 1, 5, 6; MoCo eq. 1).
 
     Args:
         queries: (N, C) L2-normalised embeddings.
-        positives: (N, C) L2-normalised keys, row n belonging to query n.
+        positives: (N, C) L2-normalised keys; row n belongs to query n.
         bank_keys: (K, C) negatives. No gradient flows to them.
         temperature: tau > 0.
-        block_keys: keys handled at once; None chooses by size and device.
+        block_keys: keys processed at once. Default: chosen by size and device.
 
     Returns:
         (N,) float32 losses `logsumexp([q.p, q.bank] / tau) - q.p / tau`.
@@ -36,7 +36,7 @@ def info_nce(queries, positives, bank_keys, temperature, block_keys=None):
 
 
 def info_nce_with_accuracy(queries, positives, bank_keys, temperature, block_keys=None):
-    """`info_nce`, and whether each query is nearer to its positive than to every key of the bank.
+    """Computes `info_nce`, and if each query is nearer to its positive than to every key of the bank.
 
     Returns:
         (N,) float32 losses, and (N,) float32 of 1.0 (positive wins) or 0.0. No gradient flows through the second.
@@ -52,7 +52,7 @@ def info_nce_with_accuracy(queries, positives, bank_keys, temperature, block_key
         positive = tf.reduce_sum(queries * positives, axis=-1) / temperature  # (N,)
         largest, total, weighted = _walk_bank(queries, bank_keys, temperature, block)
         hit = tf.cast(positive > largest, tf.float32)
-        # Bring the positive into the running sum.
+        # Add the positive to the running sum.
         peak = tf.maximum(largest, positive)
         scale, own = tf.exp(largest - peak), tf.exp(positive - peak)
         total = total * scale + own
@@ -70,7 +70,7 @@ def info_nce_with_accuracy(queries, positives, bank_keys, temperature, block_key
 
 
 def _walk_bank(queries, bank_keys, temperature, block):
-    """Running (max, sum of exp, sum of exp x key) of the bank logits: (N,), (N,), (N, C)."""
+    """Computes the running max, sum of exp and sum of exp x key of the bank logits: `(N,), (N,), (N, C)`."""
     size = bank_keys.shape[0] or tf.shape(bank_keys)[0]
 
     def absorb(state, keys):
@@ -117,12 +117,12 @@ def _key_block():
 
 
 def block_bytes(queries: int, keys: int, block: int | None = None) -> int:
-    """Bytes of the logits and of their exponentials that are held at a time.
+    """Returns the bytes of the logits and their exponentials that are held at a time.
 
     Args:
         queries: N of one call.
         keys: K.
-        block: keys handled at once; None: as this machine's devices have it.
+        block: keys processed at once. Default: the block size for this machine's devices.
     """
     logits = 4 * queries * keys
     return 2 * (logits if logits <= DIRECT_BYTES else 4 * queries * min(keys, block or _key_block()))

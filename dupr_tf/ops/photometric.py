@@ -1,12 +1,12 @@
-"""Colour and blur augmentation, batched on the device, each image with its own draws.
+"""Colour and blur augmentation, batched on the device, with separate draws for each image.
 
-The definitions are Pillow's (through torchvision, which MoCo uses), without its rounding to 8 bits between the steps:
-brightness multiplies; contrast blends with the mean of the *grey* image; saturation blends with grey; hue turns the HSV
+The definitions are Pillow's (through torchvision, which MoCo uses), without its rounding to 8 bits between the steps.
+Brightness multiplies. Contrast blends with the mean of the *grey* image. Saturation blends with grey. Hue turns the HSV
 circle. The four come in a random order for each image. Nothing here draws in Python: draws are a function of a seed.
 
-There are two forms, equal to 1e-5. `apply` handles all images at once, as a GPU wants it: every image goes through
-every operation. `apply_each` goes from image to image, as a CPU wants it: an image stays in the cache, channel by
-channel, and nothing is computed that its draws do not ask for (a ninth of the time at 224 px, measured).
+There are two forms, equal to 1e-5. `apply` processes all images at once, which suits a GPU: every image goes through
+every operation. `apply_each` processes one image at a time, which suits a CPU. The image stays in the cache, channel by
+channel, and only the operations that were drawn for it run. This takes a ninth of the time at 224 px, measured.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import tensorflow as tf
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2, Pillow's "L"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-BLUR_RADIUS = 8  # taps a side: four sigma at the largest sigma of the paper, 2.0
+BLUR_RADIUS = 8  # taps per side: four sigma at the largest sigma of the paper, 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Strengths and probabilities of one augmentation recipe."""
+    """The strengths and probabilities of one augmentation recipe."""
 
     brightness: float
     contrast: float
@@ -46,9 +46,9 @@ PRESETS = {
 
 
 class Draws(NamedTuple):
-    """What was drawn for each of N images."""
+    """The random draws for each of N images."""
 
-    brightness: tf.Tensor  # (N,) factor, 1 leaves the image as it is
+    brightness: tf.Tensor  # (N,) factor; 1 changes nothing
     contrast: tf.Tensor  # (N,) factor
     saturation: tf.Tensor  # (N,) factor
     hue: tf.Tensor  # (N,) share of the circle, in [-0.5, 0.5]
@@ -58,9 +58,9 @@ class Draws(NamedTuple):
 
 
 def photometric(images, seed, preset="moco_v2"):
-    """Draws and applies one recipe to a batch (docs/method.md, Views), ending in ImageNet mean and std.
+    """Draws and applies one recipe to a batch (docs/method.md, Views), then normalises by ImageNet mean and std.
 
-    Under XLA the same seed gives other numbers than in graph or eager mode.
+    Under XLA the same seed gives different numbers than in graph or eager mode.
 
     Args:
         images: (N, H, W, 3) uint8 RGB.
@@ -75,7 +75,7 @@ def photometric(images, seed, preset="moco_v2"):
 
 
 def draw(count, seed, preset="moco_v2") -> Draws:
-    """Random draws of `count` images; row n depends on `seed` and n alone. See `photometric`."""
+    """Makes the random draws of `count` images; row n depends on `seed` and n alone. See `photometric`."""
     recipe = PRESETS[preset]
     u = tf.random.stateless_uniform([count, 12], seed=seed)  # (N, 12) in [0, 1)
     jitter = u[:, 0] < recipe.jitter_probability
@@ -110,7 +110,7 @@ def apply(images, draws: Draws, recipe: Preset = PRESETS["moco_v2"]):
 
 
 def apply_each(images, draws: Draws, recipe: Preset = PRESETS["moco_v2"]):
-    """`apply`, image by image."""
+    """Applies given draws as `apply` does, one image at a time."""
 
     def augmented(one):
         image, drawn = one
@@ -122,25 +122,25 @@ def apply_each(images, draws: Draws, recipe: Preset = PRESETS["moco_v2"]):
 
 @tf.function(jit_compile=True, autograph=False)
 def apply_and_normalise(images, draws: Draws, recipe: Preset):
-    """`normalise(apply(...))`, or `apply_each`, whichever suits the device, as one compiled kernel."""
+    """Computes `normalise(apply(...))` or `apply_each`, whichever suits the device, as one compiled kernel."""
     form = apply if tf.config.list_logical_devices("GPU") else apply_each
     return normalise(form(images, draws, recipe))
 
 
 def normalise(images):
-    """[0, 1] RGB to zero mean and unit variance by ImageNet's statistics."""
+    """Normalises RGB in [0, 1] by ImageNet's mean and standard deviation."""
     return (images - tf.constant(IMAGENET_MEAN, images.dtype)) / tf.constant(IMAGENET_STD, images.dtype)
 
 
 def colour_jitter(images, draws: Draws):
-    """Brightness, contrast, saturation and hue in each image's own order.
+    """Adjusts brightness, contrast, saturation and hue in each image's own order.
 
-    The first three are blends of an image with another (black, its mean grey, its grey), so one blend with a
-    per-image partner serves all of them. Hue is dear and is computed once: what an image's order puts before hue runs
-    in three blends before it, the rest in three after it, and an idle blend has factor 1.
+    The first three blend an image with a partner (black, its mean grey, its grey), so one blend with a per-image
+    partner serves all of them. Hue is expensive and is computed once. Three blends before it apply what the image's
+    order puts before hue, and three after it apply the rest. An idle blend has factor 1.
     """
     factors = tf.stack([draws.brightness, draws.contrast, draws.saturation], axis=-1)  # (N, 3)
-    place = tf.argmax(tf.cast(draws.order == 3, tf.int32), axis=-1, output_type=tf.int32)  # of hue, (N,)
+    place = tf.argmax(tf.cast(draws.order == 3, tf.int32), axis=-1, output_type=tf.int32)  # position of hue, (N,)
     for position in range(3):
         images = _blend_step(images, draws.order[:, position], factors, active=position < place)
     images = adjust_hue(images, draws.hue)
@@ -150,31 +150,31 @@ def colour_jitter(images, draws: Draws):
 
 
 def adjust_brightness(images, factor):
-    """images x factor, clipped to [0, 1]. images (N, H, W, 3) in [0, 1], factor (N,)."""
+    """Multiplies images `(N, H, W, 3)` in [0, 1] by factor `(N,)` and clips to [0, 1]."""
     return _blend(images, 0.0, factor)
 
 
 def adjust_contrast(images, factor):
-    """Blends with the mean of the grey image. images (N, H, W, 3) in [0, 1], factor (N,)."""
+    """Blends images `(N, H, W, 3)` in [0, 1] with the mean of their grey image; factor `(N,)`."""
     return _blend(images, tf.reduce_mean(_grey(images), axis=[1, 2], keepdims=True), factor)
 
 
 def adjust_saturation(images, factor):
-    """Blends with the grey image. images (N, H, W, 3) in [0, 1], factor (N,)."""
+    """Blends images `(N, H, W, 3)` in [0, 1] with their grey image; factor `(N,)`."""
     return _blend(images, _grey(images), factor)
 
 
 def adjust_hue(images, shift):
-    """Turns the hue by `shift` of the circle. images (N, H, W, 3) in [0, 1], shift (N,) in [-0.5, 0.5]."""
+    """Turns the hue of images `(N, H, W, 3)` in [0, 1] by `shift` of the circle, `(N,)` in [-0.5, 0.5]."""
     return tf.stack(_turn_hue(*tf.unstack(images, axis=-1), shift[:, None, None]), axis=-1)
 
 
 def _turn_hue(red, green, blue, shift):
-    """The three channels, their hue turned; any shape."""
+    """Turns the hue of the three channels, of any shape."""
     value = tf.maximum(tf.maximum(red, green), blue)
     chroma = value - tf.minimum(tf.minimum(red, green), blue)
     safe = tf.where(chroma > 0.0, chroma, 1.0)
-    # Hue in sixths of the circle. Which channel is the largest is asked by >=, not by equality with the maximum: a
+    # Hue in sixths of the circle. The largest channel is chosen by >=, not by equality with the maximum, because a
     # compiler may round the two differently.
     red_largest, green_largest = (red >= green) & (red >= blue), green >= blue
     hue = tf.where(
@@ -192,19 +192,19 @@ def _turn_hue(red, green, blue, shift):
 
 
 def to_grey(images):
-    """The grey image, in three equal channels."""
+    """Returns the grey image in three equal channels."""
     return tf.repeat(_grey(images), 3, axis=-1)
 
 
 def gaussian_blur(images, sigma):
-    """Gaussian blur with a sigma of its own for each image, REFLECT borders.
+    """Blurs each image with its own Gaussian sigma and REFLECT borders.
 
-    A blur along an axis is a product with a banded matrix that has the reflection folded in: two small matrix products
-    an image, whatever the sigma, on any device and under XLA.
+    A blur along an axis is a product with a banded matrix that includes the reflection. This takes two small matrix
+    products per image for any sigma, on any device and under XLA.
 
     Args:
         images: (N, H, W, C) float.
-        sigma: (N,) px; 0 leaves an image as it is. Taps end at 8 px, four sigma at 2.0.
+        sigma: (N,) px; 0 leaves an image unchanged. The kernel ends at 8 px, which is four sigma at 2.0.
     """
     rows, columns = (_blur_matrix(sigma, images.shape[axis]) for axis in (1, 2))
     shape = tf.shape(images)
@@ -214,7 +214,7 @@ def gaussian_blur(images, sigma):
 
 
 def _blur_matrix(sigma, extent):
-    """(N, extent, extent) matrices whose product with a signal is its blur."""
+    """Returns (N, extent, extent) matrices whose product with a signal is its blur."""
     radius = min(BLUR_RADIUS, extent - 1)
     taps = np.arange(-radius, radius + 1)
     source = np.abs(np.arange(extent)[None] + taps[:, None])  # (taps, extent), reflected at 0
@@ -228,7 +228,7 @@ def _blur_matrix(sigma, extent):
 
 
 def _blend_step(images, which, factors, active):
-    """One of brightness (0), contrast (1), saturation (2) per image; idle where inactive or `which` is hue (3)."""
+    """Applies brightness (0), contrast (1) or saturation (2) to each image; idle if inactive or `which` is hue (3)."""
     which = tf.where(active, which, 3)[:, None, None, None]
     grey = _grey(images)  # (N, H, W, 1)
     mean = tf.reduce_mean(grey, axis=[1, 2], keepdims=True)
@@ -252,7 +252,7 @@ def _where(condition, images, otherwise):
 
 
 def _augment_planes(planes, drawn: Draws, recipe: Preset):
-    """One image's chain. planes (3, H, W) in [0, 1], `drawn` its row of the draws."""
+    """Augments one image: planes (3, H, W) in [0, 1], `drawn` its row of the draws."""
     if recipe.grey_first:
         planes = tf.cond(drawn.grey, lambda: _grey_planes(planes), lambda: planes)
     if recipe.jitter_probability:
@@ -266,7 +266,7 @@ def _augment_planes(planes, drawn: Draws, recipe: Preset):
 
 
 def _jitter_planes(planes, drawn: Draws):
-    """The four adjustments of one image in its order; a loop, as XLA takes four times as long over four copies."""
+    """Adjusts one image in its own order. It loops, because XLA takes four times as long over four copies."""
     return tf.while_loop(
         lambda position, _: position < 4,
         lambda position, planes: (position + 1, _adjust_planes(planes, drawn.order[position], drawn)),
@@ -275,7 +275,7 @@ def _jitter_planes(planes, drawn: Draws):
 
 
 def _adjust_planes(planes, which, drawn: Draws):
-    """Brightness (0), contrast (1), saturation (2) or hue (3)."""
+    """Adjusts brightness (0), contrast (1), saturation (2) or hue (3)."""
 
     def blend(partner, factor):
         return tf.clip_by_value(factor * planes + (1.0 - factor) * partner, 0.0, 1.0)
@@ -294,12 +294,12 @@ def _grey_planes(planes):
 
 
 def _grey_plane(planes):
-    """(H, W) of (3, H, W)."""
+    """Returns the (H, W) grey image of (3, H, W)."""
     return GREY[0] * planes[0] + GREY[1] * planes[1] + GREY[2] * planes[2]
 
 
 def _blur_planes(planes, sigma):
-    """Gaussian blur of (3, H, W), tap by tap along rows and columns, REFLECT borders."""
+    """Blurs (3, H, W) by a Gaussian, tap by tap along rows and columns, with REFLECT borders."""
     for axis in (1, 2):
         extent = planes.shape[axis]
         radius = min(BLUR_RADIUS, extent - 1)

@@ -1,16 +1,16 @@
-"""RoIAlign with half-pixel (`aligned=True`) semantics, in two forms with the same numbers (docs/method.md, RoIAlign).
+"""RoIAlign with half-pixel (`aligned=True`) semantics, in two forms that agree (docs/method.md, RoIAlign).
 
-`roi_align` is the separable form: bilinear sampling on a grid is `Wy @ F @ Wx^T`, two small matrix products whose rows
-are the interpolation weights of one bin. It compiles under XLA, takes any float dtype, has a deterministic gradient on
-every device, and reading the grid right-to-left (a flipped view) is reversing the rows of Wx.
+`roi_align` is the separable form. Bilinear sampling on a grid is `Wy @ F @ Wx^T`: two small matrix products whose rows
+are the interpolation weights of one bin. It compiles under XLA, takes any float dtype and has a deterministic gradient
+on every device. For a flipped view the grid is read right-to-left by reversing the rows of Wx.
 
-`roi_align_reference` is the readable form on `tf.image.crop_and_resize`, which samples corner to corner and
-extrapolates outside: boxes are moved to the bin centres and the map is edge-padded by one pixel. The op has no XLA
-kernel and no bfloat16, so it serves as the oracle of the first.
+`roi_align_reference` is the readable form on `tf.image.crop_and_resize`. That operation samples corner to corner and
+extrapolates outside, so boxes are moved to the bin centres and the map is edge-padded by one pixel. The operation has
+no XLA kernel and no bfloat16, so this form is the test oracle of the first.
 
-Samples are clamped to the border pixel, as everything an overlap or a proposal can contain lies within half a pixel of
-the map; detectron2 and torchvision return 0 for a sample more than one pixel outside, which no box inside the image
-has.
+Samples are clamped to the border pixel, because every overlap or proposal lies within half a pixel of the map. In
+contrast, detectron2 and torchvision return 0 for a sample more than one pixel outside. No box inside the image has
+such samples.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ def roi_align(features, boxes, output_size, spatial_scale=1.0, sampling_ratio=1,
 
     Args:
         features: (N, H, W, C) float feature maps.
-        boxes: (N, 4) or (N, R, 4) `(y1, x1, y2, x2)` in input pixels; box n (or n, r) reads map n.
-        output_size: bins a side: an int S, or (S_y, S_x).
+        boxes: `(N, 4)` or `(N, R, 4)` of `(y1, x1, y2, x2)` in input pixels; box n (or n, r) reads map n.
+        output_size: bins per side: an int S, or (S_y, S_x).
         spatial_scale: map pixels per input pixel, e.g. 1/16 on P4.
-        sampling_ratio: samples a side in each bin, averaged. At 1, the bilinear value at the bin's centre.
-        flipped: optional (N,) bool; where true the grid is read right-to-left, so that bin (i, j) of a mirrored view
+        sampling_ratio: samples per side in each bin, averaged. At 1, the bilinear value at the bin's centre.
+        flipped: optional (N,) bool. If True, the grid is read right-to-left, so that bin (i, j) of a mirrored view
             shows what bin (i, j) of the unmirrored view shows.
 
     Returns:
-        (N, S_y, S_x, C), or (N, R, S_y, S_x, C) for boxes of rank 3, in the dtype of `features`.
+        `(N, S_y, S_x, C)`, or `(N, R, S_y, S_x, C)` for boxes of rank 3, in the dtype of `features`.
 
     Raises:
         UserError: a sampling_ratio below 1.
@@ -48,7 +48,7 @@ def roi_align(features, boxes, output_size, spatial_scale=1.0, sampling_ratio=1,
 
 
 def roi_align_reference(features, boxes, output_size, spatial_scale=1.0, sampling_ratio=1, flipped=None):
-    """The same as `roi_align`, on `tf.image.crop_and_resize`. Arguments and result as there; float32 inside."""
+    """Computes `roi_align` on `tf.image.crop_and_resize`, with the same arguments and result; float32 inside."""
     _check(sampling_ratio)
     features, boxes = tf.convert_to_tensor(features), tf.convert_to_tensor(boxes)
     (size_y, size_x), ratio = _pair(output_size), int(sampling_ratio)
@@ -80,7 +80,7 @@ def roi_align_reference(features, boxes, output_size, spatial_scale=1.0, samplin
 
 
 def _weights(features, boxes, output_size, spatial_scale, sampling_ratio, flipped):
-    """Interpolation rows (N, R, S_y, H) and (N, R, S_x, W), and whether the boxes came without an R axis."""
+    """Returns interpolation rows `(N, R, S_y, H)` and `(N, R, S_x, W)`, and True if the boxes had no R axis."""
     size_y, size_x = _pair(output_size)
     single = boxes.shape.rank == 2
     boxes = tf.cast(boxes[:, None] if single else boxes, tf.float32) * spatial_scale
@@ -95,7 +95,7 @@ def _weights(features, boxes, output_size, spatial_scale, sampling_ratio, flippe
 
 
 def _axis_weights(low, high, size, extent, ratio):
-    """(N, R, size, extent) bilinear weights of `size` bins between `low` and `high`, averaged over `ratio` samples."""
+    """Returns (N, R, size, extent) bilinear weights of `size` bins in `low`..`high`, averaged over `ratio` samples."""
     centres = _clamped_centres(low, high, size * ratio, extent)  # (N, R, size * ratio)
     pixels = tf.range(tf.cast(extent, tf.float32))
     weights = tf.nn.relu(1.0 - tf.abs(centres[..., None] - pixels))
@@ -106,7 +106,7 @@ def _axis_weights(low, high, size, extent, ratio):
 
 
 def _clamped_centres(low, high, samples, extent):
-    """(N, R, samples) sample positions in map pixels: bin centres, minus the half pixel, held inside the map."""
+    """Returns (N, R, samples) positions in map pixels: bin centres minus the half pixel, clamped to the map."""
     steps = (tf.range(samples, dtype=tf.float32) + 0.5) / float(samples)
     centres = low[..., None] + (high - low)[..., None] * steps - 0.5
     return tf.clip_by_value(centres, 0.0, tf.cast(extent, tf.float32) - 1.0)

@@ -1,1 +1,1 @@
-"""What a run of any size will need, from counted operations and bytes, measured speeds and named assumptions."""
+"""Plans the needs of a run of any size from counted operations and bytes, measured speeds and named assumptions."""

@@ -1,4 +1,4 @@
-"""What a plan takes for granted, each with its unit and where it is from, and changed by `--assume name=value`."""
+"""The assumptions of a plan, each with its unit and source. `--assume name=value` changes them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from dupr_tf.planning.devices import CPU, TYPES
 
 NEVER_MEASURED = "assumed, never measured here"
 COUNTS = ("devices_a_machine", "cores_a_machine", "images_a_shard")  # whole numbers
-# Milliseconds of a core for an image of 500 px to two views of 64 and of 224 px: docs/scaling.md.
+# Milliseconds of a core from an image of 500 px to two views of 64 and of 224 px: docs/scaling.md.
 INPUT_64, INPUT_224 = 3.6, 6.8
-# Both chosen for eight steps of ResNet-18, 34 and 50 on one core, to 12 %; another sitting's nine were met to 11 %:
-# docs/scaling.md. The passes stand for all that is no product: norms, photometrics, exponentials.
+# Both were fitted to eight steps of ResNet-18, 34 and 50 on one core, to 12 %. Nine steps of another session were
+# predicted to 11 %: docs/scaling.md. The passes stand for all that is no product: norms, photometrics, exponentials.
 CPU_SHARE, CPU_PASSES = 0.95, 55
 
 
 @dataclasses.dataclass(frozen=True)
 class Assumption:
-    """A number a plan rests on: its value, its unit, and who says so."""
+    """A number on which a plan depends: its value, its unit, and its source."""
 
     value: float
     unit: str
@@ -28,10 +28,10 @@ class Assumption:
 
 
 def assumptions_of(device: str, precision: str, image_size: int) -> dict[str, Assumption]:
-    """All assumptions for a device; what can be measured on a CPU is NaN until it is.
+    """Returns all assumptions for a device. Those that can be measured on a CPU are NaN until they are.
 
     Args:
-        device: of `devices.NAMES`.
+        device: a name from `devices.NAMES`.
         precision: `train.precision`.
         image_size: side of a view, px.
     """
@@ -93,14 +93,14 @@ def _cpu() -> dict[str, Assumption]:
 
 
 def with_given(assumptions: dict[str, Assumption], given: tuple[str, ...]) -> dict[str, Assumption]:
-    """Assumptions with those replaced that `--assume` names.
+    """Replaces the assumptions that `--assume` names.
 
     Args:
-        assumptions: as of `assumptions_of`.
+        assumptions: as from `assumptions_of`.
         given: `name=value` each.
 
     Raises:
-        UserError: an assumption is malformed, unknown, or no possible number; a UserErrors for several.
+        UserError: an assumption is malformed, unknown, or not a possible number; a UserErrors for several.
     """
     changed, problems = dict(assumptions), []
     for text in given:

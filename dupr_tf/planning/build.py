@@ -1,4 +1,4 @@
-"""Making a plan of a config: counting, measuring what is asked for, and computing the rest."""
+"""Builds the plan of a config: counts, takes the requested measurements, and computes the rest."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def build_plan(
     """Plans a run.
 
     Args:
-        config: of the run.
-        name: what it is called.
-        device: of `devices.NAMES`.
-        devices: that share the batch.
-        images: planned for beside `SIZES`; None: as many as `data` has.
+        config: config of the run.
+        name: name of the config.
+        device: a name from `devices.NAMES`.
+        devices: number of devices that share the batch.
+        images: number of images to plan for, besides `SIZES`. Default: as many as `data` has.
         data: images to measure the input with, or None.
-        given: `name=value` in place of assumptions.
-        check: whether to take real steps and compare.
+        given: `name=value` that replace assumptions.
+        check: take real steps and compare.
 
     Raises:
         ValueError: a wrong assumption, or images that cannot be read.

@@ -1,4 +1,4 @@
-"""Counting a config: its network is built, and nothing is run."""
+"""Counts the costs of a config: its network is built, but not run."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from dupr_tf.training.dry_run import activation_numbers, memory_bytes, predicted
 from dupr_tf.training.optimizers import build_optimizer
 from dupr_tf.training.pretrain import build_model
 
-SOME_IMAGES = 1_000_000  # the optimiser's schedule wants a number; its variables do not depend on it
+SOME_IMAGES = 1_000_000  # the optimiser's schedule requires a number; its variables do not depend on it
 
 
 def count(config: Config, devices: int, gpu: bool) -> Counts:
     """Counts a step of a config.
 
     Args:
-        config: of the run.
-        devices: that share the batch.
-        gpu: whether they are GPUs, where the losses take larger blocks of a bank.
+        config: config of the run.
+        devices: number of devices that share the batch.
+        gpu: True for GPUs, on which the losses take larger blocks of a bank.
     """
     model = build_model(config, total_steps=config.total_steps(SOME_IMAGES))
     model.compile(optimizer=build_optimizer(config, SOME_IMAGES))

@@ -1,4 +1,4 @@
-"""What vendors' data sheets say of GPUs. None of these was at hand: no figure here was measured by this project."""
+"""GPUs by their vendors' data sheets. None was at hand: this project measured no figure here."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class DeviceType:
-    """A GPU as its data sheet has it, without sparsity.
+    """A GPU by its data sheet, without sparsity.
 
     Args:
-        peak: TFLOP/s by `train.precision`; float32 is TF32 where there is such a thing, as TensorFlow uses it there.
+        peak: TFLOP/s by `train.precision`. float32 means TF32 if the GPU has it, because TensorFlow then uses it.
         memory: GB.
-        bandwidth: of that memory, GB/s.
-        link: to another GPU of the machine, GB/s in one direction.
-        source: of all these.
+        bandwidth: bandwidth of that memory, GB/s.
+        link: bandwidth to another GPU of the machine, GB/s in one direction.
+        source: source of all these.
     """
 
     peak: dict[str, float]
@@ -42,5 +42,5 @@ TYPES = {
         _peaks(494, 989), 80, 3350, 450, "NVIDIA H100 SXM data sheet, halved (no sparsity); float32 is TF32"
     ),
 }
-CPU = "cpu"  # this machine's, measured
+CPU = "cpu"  # this machine's CPU, measured
 NAMES = (*TYPES, CPU)

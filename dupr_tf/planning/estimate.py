@@ -1,4 +1,4 @@
-"""A plan: seconds of a step, memory, exchange, cores, storage and hours, computed from counts and assumptions alone."""
+"""Estimates step time, memory, exchange, cores, storage and hours from counts and assumptions alone."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from dupr_tf.config import Config
 from dupr_tf.planning.assumptions import Assumption
 
 SIZES = (1_000_000, 12_000_000, 100_000_000, 1_000_000_000)
-INDEX_ENTRY = 9  # bytes a packed image takes in the memory of every worker: ArrayRecord keeps the place of each record
-RECORD = 150  # bytes of a packed image beside its own: 100 of its record, and its line in the sidecar
+INDEX_ENTRY = 9  # bytes per packed image in every worker's memory: ArrayRecord keeps the position of each record
+RECORD = 150  # bytes of a packed image besides its own: 100 of its record, and its line in the sidecar
 GIGA, TERA = 1e9, 1e12
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What a step of a config is, counted from the network that it builds.
+    """The counts of a step of a config, from the network that it builds.
 
     Args:
         flops: by part, over all devices.
         reduced, gathered: bytes by part that go through the collectives.
-        memory: bytes a device holds, by part.
-        activations: bytes that one image leaves for the gradient.
-        weights: trainable numbers of the query encoder.
-        bank_numbers: of all memory banks together.
+        memory: bytes on a device, by part.
+        activations: bytes per image that are kept for the gradient.
+        weights: number of trainable values of the query encoder.
+        bank_numbers: number of values in all memory banks together.
         checkpoint: bytes.
     """
 
@@ -40,7 +40,7 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Seconds of a step by part, and what follows."""
+    """The seconds of a step by part, and derived rates."""
 
     seconds: dict[str, float]
     batch: int
@@ -49,7 +49,7 @@ class Step:
 
     @property
     def asked(self) -> float:
-        """Images/s the devices take if they never wait for the input."""
+        """Returns the images/s of the devices if they never wait for the input."""
         return self.batch / sum(self.seconds.values())
 
     @property
@@ -59,7 +59,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What a run over so many images needs."""
+    """The needs of a run over a number of images."""
 
     images: int
     steps: int
@@ -69,21 +69,23 @@ class Size:
     storage: int  # bytes of all shards
     shards: int
     index: int  # bytes in the memory of each worker
-    checkpoints: int  # written in the whole run
-    checkpoint_bytes: int  # on the disk at a time, the one being written included
+    checkpoints: int  # number written in the whole run
+    checkpoint_bytes: int  # on the disk at a time, including the one being written
 
 
 def step_of(
     counts: Counts, batch: int, devices: int, assumed: dict[str, Assumption], shares_cores: bool = False
 ) -> Step:
-    """Seconds of a step. Parts follow each other: that exchange or reading overlap with products is not counted on.
+    """Computes the seconds of a step.
+
+    Parts follow each other. The estimate does not assume that exchange or reading overlaps with products.
 
     Args:
-        counts: of the config.
-        batch: images a step, over all devices.
-        devices: that share it.
-        assumed: by name.
-        shares_cores: whether the input works on the cores that compute the step, as on a CPU.
+        counts: counts of the config.
+        batch: images per step, over all devices.
+        devices: number of devices that share the batch.
+        assumed: assumptions by name.
+        shares_cores: True if the input uses the cores that compute the step, as on a CPU.
     """
     value = {name: assumption.value for name, assumption in assumed.items()}
     machines = math.ceil(devices / value["devices_a_machine"])
@@ -105,7 +107,10 @@ def step_of(
 
 
 def exchange_seconds(counts: Counts, devices: int, machines: int, value: dict[str, float]) -> float:
-    """Of a ring: each device sends 2 (n - 1) / n of what is reduced, and (n - 1) / n of what is gathered."""
+    """Computes the seconds of exchange in a ring.
+
+    Each device sends 2 (n - 1) / n of the reduced bytes, and (n - 1) / n of the gathered bytes.
+    """
     if devices == 1:
         return 0.0
     speed = value["link_gb_s"] if machines == 1 else min(value["link_gb_s"], value["network_gb_s"])
@@ -116,7 +121,7 @@ def exchange_seconds(counts: Counts, devices: int, machines: int, value: dict[st
 def size_of(
     images: int, config: Config, counts: Counts, step: Step, devices: int, assumed: dict[str, Assumption]
 ) -> Size:
-    """What a run over so many images needs."""
+    """Computes the needs of a run over `images` images."""
     steps, batch = config.total_steps(images), config.train.batch_size
     seconds = steps * batch / step.images_per_second
     interval = config.train.checkpoint_interval
@@ -136,10 +141,10 @@ def size_of(
 
 
 def cores_wanted(step: Step, assumed: dict[str, Assumption]) -> int:
-    """Cores of each machine that read as fast as the devices ask."""
+    """Returns the cores of each machine that read as fast as the devices consume."""
     return math.ceil(step.asked / assumed["input_images_s_a_core"].value / step.machines)
 
 
 def device_numbers(groups: int) -> list[int]:
-    """How many devices can share the batch-norm groups of a config."""
+    """Lists the numbers of devices that can share the batch-norm groups of a config."""
     return [n for n in range(1, groups + 1) if groups % n == 0]

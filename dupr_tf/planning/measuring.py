@@ -1,4 +1,4 @@
-"""What a plan can measure on this machine. Seconds are a core's own, so that other work beside disturbs them little."""
+"""Measurements of a plan on this machine. They use a core's own seconds, so that other work has little effect."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from dupr_tf.planning.assumptions import Assumption
 from dupr_tf.reporting.prediction import available_memory, product_speed, usable_cpus
 from dupr_tf.training.pretrain import compiled_model
 
-SECONDS = 6.0  # that reading images takes at most, roughly
-MOST_STEPS = 1_000_000  # more than can be read in them
+SECONDS = 6.0  # rough limit for reading images
+MOST_STEPS = 1_000_000  # more than can be read in that time
 LOOKED_AT = 256  # images whose bytes are counted
 COPIED = 64 << 20  # bytes, more than caches hold
 STEPS = 2
 
 
 def measured_assumptions(assumed: dict[str, Assumption]) -> dict[str, Assumption]:
-    """Assumptions with those filled in that are still NaN: speed, memory and cores of this machine."""
+    """Measures the assumptions that are still NaN: speed, memory and cores of this machine."""
     measures = {
         "peak_tflops": lambda: product_speed(time.process_time) * usable_cpus() / 1e3,
         "memory_gb": lambda: (available_memory() or np.inf) / 1e9,
@@ -40,7 +40,7 @@ def measured_assumptions(assumed: dict[str, Assumption]) -> dict[str, Assumption
 
 
 def copy_speed() -> float:
-    """GB/s of copying a large array with one core, bytes read and bytes written together; the best of some."""
+    """Measures GB/s of copying a large array with one core, bytes read and written together; the best of several."""
     source = np.ones(COPIED // 4, np.float32)
     target, best = np.empty_like(source), float("inf")
     for _ in range(8):
@@ -51,18 +51,18 @@ def copy_speed() -> float:
 
 
 def input_assumptions(source: ImageSource, config: Config) -> dict[str, Assumption]:
-    """Images/s of a core through the run's own input pipeline, and the mean bytes of an image; both measured.
+    """Measures images/s of a core through the run's own input pipeline, and the mean bytes of an image.
 
     Args:
         source: the images.
-        config: of the run.
+        config: config of the run.
 
     Raises:
         ValueError: too many of the images cannot be read.
     """
     batch = config.train.batch_size
     bad = BadImages(source, config.data.max_bad_share, config.data.max_pixels)
-    # One thread of this process, whose seconds can be counted; few blocks are ready when the clock starts and ends.
+    # One thread of this process, so that its seconds can be counted; few blocks are ready at the start and the end.
     one_thread = config.model_copy(update={"data": config.data.model_copy(update={"threads": 1, "processes": 0})})
     with view_pairs(source, one_thread, 0, MOST_STEPS, bad) as batches:
         next(batches)
@@ -82,7 +82,7 @@ def input_assumptions(source: ImageSource, config: Config) -> dict[str, Assumpti
 
 
 def _length(source: ImageSource, index: int) -> int:
-    """Bytes of an image; 0 of one that cannot be read."""
+    """Returns the bytes of an image, or 0 if it cannot be read."""
     try:
         return len(source.read(index))
     except Unusable:
@@ -90,7 +90,7 @@ def _length(source: ImageSource, index: int) -> int:
 
 
 def step_seconds(config: Config) -> float:
-    """Seconds of all cores for a real step on images of noise, the quicker of two; the input is left out."""
+    """Measures the seconds of all cores for a real step on noise images, the faster of two, without the input."""
     model = compiled_model(config, 10_000)
     model.make_train_function()
     batches = iter(tf.data.Dataset.from_tensors(noise_pairs(config)).repeat())
@@ -105,7 +105,7 @@ def step_seconds(config: Config) -> float:
 
 
 def noise_pairs(config: Config) -> dict[str, np.ndarray]:
-    """A batch of noise, with overlaps of half a view to a whole one."""
+    """Makes a batch of noise, with overlaps from half a view to a whole one."""
     random, size, batch = np.random.default_rng(0), config.data.image_size, config.train.batch_size
     low, high = random.uniform(0, size / 4, (2, batch, 2)), random.uniform(0.75 * size, size, (2, batch, 2))
     boxes = np.concatenate([low, high], -1).astype(np.float32)

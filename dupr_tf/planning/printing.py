@@ -1,4 +1,4 @@
-"""A plan as text and as plain data."""
+"""Prints a plan as text and converts it to plain data."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from dupr_tf.text import number_text, size_text
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All that `dupr-tf plan` says.
+    """The results of `dupr-tf plan`.
 
     Args:
-        config: the file it is of.
-        device, devices: the type, and how many share the batch.
-        counts, step: of that many.
-        cores: wanted on each machine.
-        sizes: runs over so many images.
+        config: the config file.
+        device, devices: type of device, and number of devices that share the batch.
+        counts, step: for this number of devices.
+        cores: cores needed on each machine.
+        sizes: runs over different numbers of images.
         by_devices: {devices: step} of all numbers of devices that can share the batch.
-        assumed: by name.
-        measured_seconds: of a real step here, None where none was asked for.
+        assumed: assumptions by name.
+        measured_seconds: seconds of a real step here, or None if not requested.
     """
 
     config: str
@@ -37,18 +37,18 @@ class Plan:
 
     @property
     def error(self) -> float | None:
-        """Of the predicted seconds of a step, over the measured ones."""
+        """Returns the error of the predicted seconds of a step, relative to the measured ones."""
         if self.measured_seconds is None:
             return None
         return self.step_alone / self.measured_seconds - 1
 
     @property
     def step_alone(self) -> float:
-        """Predicted seconds of a step whose images are in memory."""
+        """Returns the predicted seconds of a step whose images are in memory."""
         return sum(value for part, value in self.step.seconds.items() if not part.startswith("reading"))
 
     def problems(self) -> list[str]:
-        """Reasons for which the run cannot work as planned, a sentence or two each."""
+        """Lists the reasons why the run cannot work as planned, a sentence or two each."""
         found = []
         held, there = sum(self.counts.memory.values()), 1e9 * self.assumed["memory_gb"].value
         if held > there:
@@ -64,7 +64,7 @@ class Plan:
         return found
 
     def as_json(self) -> dict:
-        """Everything as plain data: bytes, seconds, images, TFLOP/s."""
+        """Returns everything as plain data: bytes, seconds, images, TFLOP/s."""
         return {
             "config": self.config, "device": self.device, "devices": self.devices, "machines": self.step.machines,
             "counts": dataclasses.asdict(self.counts),
@@ -79,7 +79,7 @@ class Plan:
 
 
 def plan_lines(plan: Plan) -> list[str]:
-    """The plan for people."""
+    """Returns the plan as lines of text."""
     step, counts = plan.step, plan.counts
     total = sum(step.seconds.values())
     lines = [
@@ -152,7 +152,7 @@ def _parts(parts: dict, text) -> list[str]:
 
 
 def _columns(rows) -> list[str]:
-    """Rows under each other; the first column to the left, numbers to the right."""
+    """Aligns rows in columns: the first to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:

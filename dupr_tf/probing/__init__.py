@@ -1,4 +1,4 @@
-"""What a backbone knows: classification on frozen features, and probes of how well it tells places apart.
+"""Probes of frozen backbones: classification, and measures of how well features distinguish places.
 
-A probe takes features or a backbone and returns plain dicts of numbers (JSON as they are); drawing is apart from that.
+A probe takes features or a backbone and returns plain dicts of numbers, ready for JSON. Drawing is separate.
 """

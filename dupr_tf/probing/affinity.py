@@ -16,7 +16,7 @@ CELLS = 14  # S of the regions
 
 
 def affinity(region_1: np.ndarray, region_2: np.ndarray, temperature: float = TEMPERATURE) -> np.ndarray:
-    """Eq. 9: A[i, j], a softmax over the places i of view 1 of their cosine with place j of view 2.
+    """Computes eq. 9: A[i, j], a softmax over the places i of view 1 of their cosine with place j of view 2.
 
     Args:
         region_1, region_2: (S, S, C) features of the same region.
@@ -34,7 +34,7 @@ def affinity(region_1: np.ndarray, region_2: np.ndarray, temperature: float = TE
 
 
 def diagonal_mass(matrix: np.ndarray, radius: int = 0) -> float:
-    """Mean over columns of what lies on the diagonal, or in places at most `radius` cells from it (rows, columns)."""
+    """Returns the mean over columns of the mass within `radius` cells of the diagonal (rows, columns)."""
     side = round(matrix.shape[0] ** 0.5)
     y, x = np.divmod(np.arange(side * side), side)
     near = (abs(y[:, None] - y) <= radius) & (abs(x[:, None] - x) <= radius)
@@ -45,20 +45,20 @@ def affinities(
     maps, pairs: Iterable[dict], size: int, level: str = "P5", cells: int = CELLS, temperature: float = TEMPERATURE,
     drawn: int = 0,
 ) -> tuple[dict, list[tuple]]:  # fmt: skip
-    """The mass on the diagonal of eq. 9 over many pairs of views.
+    """Measures the mass on the diagonal of eq. 9 over many pairs of views.
 
     Args:
         maps: from `feature_maps`, of `level`.
         pairs: from `view_pairs_of` (the region is the overlap) or `object_pairs` (an object's box).
         size: side of a view, px.
-        level: whose features.
+        level: level of the features.
         cells: S.
         temperature: τ.
-        drawn: pairs to return for a picture.
+        drawn: number of pairs to return for a picture.
 
     Returns:
-        {"diagonal", "within_1", "chance", "chance_within_1", "pairs"}, and (view_1, view_2, box_1, box_2, matrix) of
-        some.
+        `{"diagonal", "within_1", "chance", "chance_within_1", "pairs"}`, and `(view_1, view_2, box_1, box_2, matrix)`
+        of the pairs to draw.
     """
     exact, near, shown = [], [], []
     for pair in pairs:

@@ -1,4 +1,4 @@
-"""The backbones that are probed, by the label they have in tables."""
+"""The backbones to probe, by their label in tables."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ log = logging.getLogger(__name__)
 def load_backbones(
     weights: Sequence[str], architecture: str | None = None, width: float = 1.0, seed: int = 0
 ) -> dict[str, keras.Model]:
-    """{label: backbone that takes normalised images}, in the order given.
+    """Loads {label: backbone that takes normalised images}, in the order given.
 
     Args:
-        weights: what `load_backbone` reads, or "random".
-        architecture, width: of the random one; None takes those of the first of the others.
-        seed: of the random weights.
+        weights: paths for `load_backbone`, or "random".
+        architecture, width: those of the random backbone. Default: those of the first of the others.
+        seed: seed of the random weights.
 
     Raises:
-        UserError: none given, one given twice, no backbone, or nothing to say what the random one should be.
+        UserError: none given, one given twice, no backbone, or no architecture for the random one.
     """
     check_backbones(weights, architecture)
-    from dupr_tf.weights.loading import load_backbone  # it loads TensorFlow
+    from dupr_tf.weights.loading import load_backbone  # loads TensorFlow
 
     labels = labels_of(weights)
     loaded = {w: load_backbone(w, include_normalization=False) for w in weights if w != RANDOM}
@@ -40,7 +40,7 @@ def load_backbones(
 
 
 def check_backbones(weights: Sequence[str], architecture: str | None = None) -> None:
-    """Raises what `load_backbones` would, as far as that is known without loading weights."""
+    """Raises the errors of `load_backbones` that can be found without loading weights."""
     problems = []
     if not weights:
         problems.append(UserError("--weights", "There are no weights to probe.", "Pass a run, a file, or random."))
@@ -64,7 +64,7 @@ def _no_architecture() -> UserError:
 
 
 def labels_of(weights: Sequence[str]) -> list[str]:
-    """Short names: the last part of each path that differs, the whole where they agree."""
+    """Returns short names: the last part of each path that differs, or the whole path if all agree."""
     short = [Path(w).name or w for w in weights]
     return [name if short.count(name) == 1 else str(w) for name, w in zip(short, weights, strict=True)]
 

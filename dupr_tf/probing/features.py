@@ -1,4 +1,4 @@
-"""Frozen features: feature maps of every level of a backbone, and what is left of them after pooling."""
+"""Frozen features: feature maps of every level of a backbone, and their pooling."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ STEM = "conv1_relu"
 
 
 def feature_maps(backbone: keras.Model, levels: Sequence[str]):
-    """A function of (b, H, W, 3) RGB images (uint8, or floats in 0–255) that returns {level: (b, h, w, C) float32}.
+    """Returns a function from RGB images to `{level: (b, h, w, C) float32}`.
 
-    Batch norm uses its moving statistics, and nothing of the backbone changes.
+    Images are `(b, H, W, 3)`, uint8 or floats in 0–255.
+
+    Batch norm uses its moving statistics, and the backbone does not change.
 
     Args:
-        backbone: takes normalised images.
-        levels: of "conv1" (behind its ReLU, stride 2) and P2..P5.
+        backbone: a backbone that takes normalised images.
+        levels: from "conv1" (after its ReLU, stride 2) and P2..P5.
 
     Raises:
         UserError: a level that the backbone lacks.
@@ -46,13 +48,13 @@ def feature_maps(backbone: keras.Model, levels: Sequence[str]):
 
 
 def extract(maps, batches: Iterable, cells: dict[str, int], normalise_rows: bool = False) -> dict[str, np.ndarray]:
-    """Pooled features of all images: {level: (N, cells² · C) float32}.
+    """Computes pooled features of all images: {level: (N, cells² · C) float32}.
 
     Args:
         maps: from `feature_maps`.
-        batches: of (b, H, W, 3) images.
-        cells: {level: cells a side that its map is averaged to}; a map of fewer keeps its own.
-        normalise_rows: to length 1.
+        batches: batches of (b, H, W, 3) images.
+        cells: {level: cells per side to which its map is averaged}; a smaller map keeps its size.
+        normalise_rows: scale rows to length 1.
     """
     parts: dict[str, list[np.ndarray]] = {level: [] for level in cells}
     for images in batches:
@@ -65,13 +67,13 @@ def extract(maps, batches: Iterable, cells: dict[str, int], normalise_rows: bool
 
 
 def extract_paths(maps, paths, view, cells, batch_size=32, **options) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """`extract` of image files: (indices of those that could be read, their features).
+    """Computes `extract` of image files: (indices of the readable ones, their features).
 
     Args:
         maps, cells, options: as for `extract`.
         paths: image files.
         view: content -> (S, S, 3) uint8.
-        batch_size: images at a time.
+        batch_size: images per batch.
     """
     indices: list[np.ndarray] = []
 
@@ -85,14 +87,14 @@ def extract_paths(maps, paths, view, cells, batch_size=32, **options) -> tuple[n
 
 
 def pool(features, cells: int):
-    """Averages (b, h, w, C) maps to (b, cells, cells, C), each bin over whole pixels as adaptive pooling has it."""
+    """Averages `(b, h, w, C)` maps to `(b, cells, cells, C)`, each bin over whole pixels as in adaptive pooling."""
     height, width = features.shape[1], features.shape[2]
     rows, columns = (_bins(min(cells, side), side) for side in (height, width))
     return tf.einsum("ih,bhwc,jw->bijc", rows, features, columns)
 
 
 def _bins(cells: int, side: int) -> tf.Tensor:
-    """(cells, side) averaging weights; neighbouring bins share a pixel where the side is no multiple."""
+    """Returns (cells, side) averaging weights; neighbouring bins share a pixel if the side is no multiple of cells."""
     weights = np.zeros((cells, side), np.float32)
     for i in range(cells):
         low, high = i * side // cells, -(-(i + 1) * side // cells)
@@ -101,5 +103,5 @@ def _bins(cells: int, side: int) -> tf.Tensor:
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows of length 1 along the last axis; rows of zeros stay."""
+    """Scales rows along the last axis to length 1; rows of zeros do not change."""
     return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)

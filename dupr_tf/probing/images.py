@@ -1,4 +1,4 @@
-"""Images as a probe sees them, decoded and resized like those of training, in order. Nothing imports TensorFlow."""
+"""Images for probes, decoded and resized like those of training, in order. Nothing here imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ASPECTS = (3 / 4, 4 / 3)
 
 
 def centre_view(content: bytes, size: int) -> np.ndarray:
-    """The central square of an image, 7/8 of its short side, as (size, size, 3) uint8."""
+    """Returns the central square of an image, 7/8 of its short side, as (size, size, 3) uint8."""
     image = decode(content)
     sides = np.array(image.shape[:2])
     side = round(sides.min() * CENTRE_SHARE)
@@ -32,28 +32,28 @@ def centre_view(content: bytes, size: int) -> np.ndarray:
 
 
 def whole_view(content: bytes, size: int) -> np.ndarray:
-    """All of an image, squeezed into (size, size, 3) uint8."""
+    """Squeezes a whole image into (size, size, 3) uint8."""
     image = decode(content)
     return cut_view(image, (0, 0, *image.shape[:2]), False, size)
 
 
 def random_view(content: bytes, size: int, u: np.ndarray, crop_area: tuple[float, float]) -> np.ndarray:
-    """A random resized crop, mirrored half of the time, as (size, size, 3) uint8; `u` (*DRAWS) uniform numbers."""
+    """Makes a random resized crop, mirrored half of the time, as (size, size, 3) uint8; `u` (*DRAWS) is uniform."""
     image = decode(content)
     crop = draw_crops(u, *image.shape[:2], crop_area, ASPECTS)
     return cut_view(image, crop, u[CROP_TRIES, 2] < 0.5, size)
 
 
 def read_each(paths: Sequence[str], make: Callable, batch_size: int) -> Iterator[tuple[np.ndarray, Any]]:
-    """Batches of (indices (b,), what `make(index, content)` returns for each); unreadable images are passed over.
+    """Yields batches of (indices (b,), the results of `make(index, content)`); unreadable images are skipped.
 
     Args:
         paths: image files.
         make: (index, bytes of the file) -> array or dict of arrays; called in threads, in any order.
-        batch_size: only the last batch has fewer.
+        batch_size: images per batch; only the last batch has fewer.
 
     Raises:
-        UserError: not one of them could be read.
+        UserError: no image could be read.
     """
     unreadable: dict[int, str] = {}
     one_image = _OneImage(as_source(paths), make)
@@ -67,7 +67,7 @@ def read_each(paths: Sequence[str], make: Callable, batch_size: int) -> Iterator
 
 
 class _OneImage:
-    """Blocks of one image: what `make` returns for it, or no rows where it cannot be used."""
+    """Makes blocks of one image: the result of `make`, or no rows if the image cannot be used."""
 
     def __init__(self, source: ImageSource, make: Callable):
         self.source, self.make = source, make
@@ -96,6 +96,6 @@ def _tell_unreadable(paths: Sequence[str], unreadable: dict[int, str]) -> None:
 
 
 def spread(paths: Sequence[str], count: int) -> list[str]:
-    """At most `count` of the paths, evenly spread over them."""
+    """Selects at most `count` of the paths, evenly spread."""
     chosen = np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)
     return [paths[i] for i in chosen]

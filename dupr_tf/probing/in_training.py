@@ -1,4 +1,4 @@
-"""The probes that a pre-training run can put to its own backbone."""
+"""The probes that a pre-training run can run on its backbone."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ LABEL = "run"
 
 
 def build_probe(settings: ProbingConfig, seed: int = 0) -> Callable:
-    """A function of a backbone that returns numbers and pictures, as `pretrain(probe=…)` takes it.
+    """Returns a function from a backbone to numbers and pictures, for `pretrain(probe=…)`.
 
-    The images, crops and colours are the same each time, so that its answers compare within a run and between runs.
+    The images, crops and colours are the same each time, so that results are comparable within a run and between runs.
 
     Args:
-        settings: `data`, `probes`, `images` and `image_size` are read.
-        seed: of the views.
+        settings: section whose `data`, `probes`, `images` and `image_size` are read.
+        seed: seed of the views.
     """
     known = {"images": settings.images, "queries": settings.images, "image_size": settings.image_size, "seed": seed}
     chosen = {name: (PROBES.load(name), PROBES[name].facts) for name in settings.probes}

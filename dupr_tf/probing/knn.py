@@ -1,4 +1,4 @@
-"""Classification by the nearest neighbours in feature space, votes weighted by similarity (InstDis, section 3.4)."""
+"""Nearest-neighbour classification in feature space, with votes weighted by similarity (InstDis, section 3.4)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ BLOCK = 512  # images classified at a time
 
 
 def knn_scores(train, labels, val, classes: int, k: int = 200, temperature: float = 0.07) -> np.ndarray:
-    """Votes for each class: the sum of exp(cosine / τ) over the k nearest training images.
+    """Computes votes for each class: the sum of exp(cosine / τ) over the k nearest training images.
 
     Args:
         train: (N, D) features.
         labels: (N,) int, their classes.
         val: (M, D) features.
-        classes: how many there are.
-        k: neighbours that vote; at most N do.
+        classes: number of classes.
+        k: number of neighbours that vote; at most N do.
         temperature: τ > 0.
 
     Returns:
@@ -44,14 +44,14 @@ def knn_scores(train, labels, val, classes: int, k: int = 200, temperature: floa
 
 
 def largest(values: np.ndarray, k: int) -> np.ndarray:
-    """(m, k) columns of the k largest of each row, from the largest on; a million columns are not sorted for it."""
+    """Returns (m, k) columns of the k largest of each row, largest first, without sorting all columns."""
     columns = np.argpartition(-values, k - 1, axis=1)[:, :k]
     order = np.argsort(-np.take_along_axis(values, columns, 1), axis=1, kind="stable")
     return np.take_along_axis(columns, order, 1)
 
 
 def knn(train, labels, val, val_labels, classes: int, k: int = 200, temperature: float = 0.07) -> dict:
-    """{"top1", "top5" (None below six classes), "chance", "k", "temperature"} of `knn_scores`."""
+    """Returns {"top1", "top5" (None below six classes), "chance", "k", "temperature"} of `knn_scores`."""
     if k > len(train):
         log.info("k %d is more than the %d training images: all of them vote", k, len(train))
     scores = knn_scores(train, labels, val, classes, k, temperature)
@@ -59,7 +59,7 @@ def knn(train, labels, val, val_labels, classes: int, k: int = 200, temperature:
 
 
 def top_accuracies(scores: np.ndarray, labels) -> dict:
-    """Share of rows whose class is the highest score, and among the five highest; equal scores go to the first."""
+    """Returns the shares of rows whose class has the highest score, or one of the five highest; the first wins ties."""
     order = np.argsort(-scores, axis=1, kind="stable")
     hits = order == np.asarray(labels)[:, None]
     classes = scores.shape[1]

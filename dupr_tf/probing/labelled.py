@@ -1,4 +1,4 @@
-"""Images with labels: a folder for each class, or what objects an annotated image shows."""
+"""Images with labels: a folder for each class, or the classes of the objects in annotated images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPLITS = ("train", "val")
 
 @dataclasses.dataclass(frozen=True)
 class ClassFolders:
-    """One split: N image files, the class of each, and what the classes are called."""
+    """A split: N image files, the class of each, and the names of the classes."""
 
     paths: list[str]
     labels: np.ndarray  # (N,) int64, positions in class_names
@@ -25,7 +25,7 @@ class ClassFolders:
 
 
 def read_class_folders(root: str | Path) -> dict[str, ClassFolders]:
-    """{"train", "val"} of a root with `train/CLASS/` and `val/CLASS/`.
+    """Reads {"train", "val"} of a root with `train/CLASS/` and `val/CLASS/`.
 
     Raises:
         UserError: no such folders, fewer than two classes, a class of only one split, or a class without images.
@@ -35,19 +35,19 @@ def read_class_folders(root: str | Path) -> dict[str, ClassFolders]:
 
 
 def check_class_folders(root: str | Path) -> None:
-    """Raises what `read_class_folders` would, without walking further than the first image of each class."""
+    """Raises the errors of `read_class_folders`, but reads no further than the first image of each class."""
     for name in _class_names(Path(root)):
         for split in SPLITS:
             check_root(Path(root) / split / name, "folder")
 
 
 def has_class_folders(root: str | Path) -> bool:
-    """Whether a root has train/ and val/."""
+    """Returns True if a root has train/ and val/."""
     return all((Path(root) / split).is_dir() for split in SPLITS)
 
 
 def _class_names(root: Path) -> list[str]:
-    """The classes, the same in both splits."""
+    """Returns the names of the classes, which must be the same in both splits."""
     if not root.is_dir():
         state = "is a file" if root.exists() else "does not exist"
         raise UserError(None, f"{root} {state}.", "Pass a folder with train/CLASS/ and val/CLASS/ in it.")
@@ -78,9 +78,9 @@ def _split(folder: Path, names: list[str]) -> ClassFolders:
 
 
 def image_labels(annotated: AnnotatedImages) -> np.ndarray:
-    """(N, classes) int8: 1 where an image shows a class, 0 where not, -1 where only what is not counted.
+    """Returns (N, classes) int8: 1 if an image shows a class, 0 if not, -1 if only by objects that do not count.
 
-    VOC's `difficult` objects alone make an image neither an example nor a counter-example of their class.
+    An image that shows a class only by VOC's `difficult` objects is neither an example nor a counter-example of it.
     """
     labels = np.zeros((len(annotated), len(annotated.class_names)), np.int8)
     for row, classes, ignored in zip(labels, annotated.labels, annotated.ignored, strict=True):
@@ -90,12 +90,12 @@ def image_labels(annotated: AnnotatedImages) -> np.ndarray:
 
 
 def is_annotated(data: str | Path) -> bool:
-    """Whether a root is laid out as COCO or VOC, boxes and all."""
+    """Returns True if a root has the layout of COCO or VOC, including boxes."""
     return (Path(data) / "annotations").is_dir() or (Path(data) / "Annotations").is_dir()
 
 
 def read_both_splits(data: str | Path, splits: Sequence[str]) -> list[AnnotatedImages]:
-    """Training and test split, with the classes of both in one order."""
+    """Reads training and test split, with the classes of both in one order."""
     read = [read_annotations(data, split) for split in splits]
     names = sorted({name for split in read for name in split.class_names})
     if any(list(split.class_names) != names for split in read):
@@ -104,7 +104,9 @@ def read_both_splits(data: str | Path, splits: Sequence[str]) -> list[AnnotatedI
 
 
 def pick_objects(annotated: AnnotatedImages, count: int, seed: int = 0) -> list[tuple[int, int]]:
-    """At most `count` (image, object), one an image, evenly spread: of those neither tiny nor filling the image.
+    """Picks at most `count` (image, object), one per image, evenly spread.
+
+    Objects that are tiny or fill the image are skipped.
 
     Raises:
         UserError: there is none.

@@ -16,13 +16,13 @@ from dupr_tf.probing.knn import top_accuracies
 
 
 class LinearClassifier:
-    """Logits `x @ weights + bias`, and the SGD that trains them; the loss is the mean cross-entropy.
+    """Computes logits `x @ weights + bias`, and trains them by SGD on the mean cross-entropy.
 
     Args:
         dim: D, width of a feature.
-        classes: how many.
-        settings: momentum, weight_decay are read.
-        seed: of the weights.
+        classes: number of classes.
+        settings: section whose momentum and weight_decay are read.
+        seed: seed of the weights.
     """
 
     def __init__(self, dim: int, classes: int, settings: LinearConfig, seed: int = 0):
@@ -35,7 +35,7 @@ class LinearClassifier:
 
     @tf.function(reduce_retracing=True, autograph=False)
     def step(self, rows, labels):
-        """One step on (b, D) features and (b,) labels. Returns the loss."""
+        """Takes one step on (b, D) features and (b,) labels, and returns the loss."""
         with tf.GradientTape() as tape:
             logits = tf.matmul(rows, self.weights.value) + self.bias.value
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
@@ -44,19 +44,22 @@ class LinearClassifier:
         return loss
 
     def scores(self, rows) -> np.ndarray:
-        """(M, classes) logits."""
+        """Returns (M, classes) logits."""
         return np.asarray(rows) @ self.weights.numpy() + self.bias.numpy()
 
 
 def learning_rate(settings: LinearConfig, epoch: float) -> float:
-    """Tenfold lower from each milestone on; without any, a cosine to 0. `epoch` counts from 0, fractions included."""
+    """Returns the learning rate at an epoch, which counts from 0 and may be a fraction.
+
+    It falls tenfold at each milestone. Without milestones it is a cosine to 0.
+    """
     if settings.milestones:
         return settings.learning_rate * 0.1 ** sum(epoch >= milestone for milestone in settings.milestones)
     return settings.learning_rate * 0.5 * (1 + float(np.cos(np.pi * min(epoch / settings.epochs, 1.0))))
 
 
 def train_cached(rows, labels, classes: int, settings: LinearConfig, seed: int = 0) -> LinearClassifier:
-    """Trains on (N, D) features that are all at hand, in a new order each epoch."""
+    """Trains on (N, D) cached features, in a new order each epoch."""
     classifier = LinearClassifier(rows.shape[1], classes, settings, seed)
     rng, batch = np.random.default_rng(seed), min(settings.batch_size, len(rows))
     steps = len(rows) // batch
@@ -70,19 +73,22 @@ def train_cached(rows, labels, classes: int, settings: LinearConfig, seed: int =
 
 
 def standardization(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation (D,) of training features; a feature that never changes has deviation 1."""
+    """Returns mean and deviation (D,) of training features; a constant feature has deviation 1."""
     deviation = rows.std(0)
     return rows.mean(0), np.where(deviation > 1e-6 * max(float(deviation.max()), 1e-30), deviation, 1.0)
 
 
 def linear(maps, splits, settings: LinearConfig, seed: int = 0) -> dict:
-    """{"top1", "top5", "chance", "train_top1"} of a classifier on one level of a frozen backbone.
+    """Trains and evaluates a classifier on one level of a frozen backbone.
 
     Args:
         maps: from `feature_maps`, of `settings.level`.
         splits: from `read_class_folders`.
-        settings: how.
-        seed: of weights, orders and crops.
+        settings: settings of the classifier.
+        seed: seed of weights, orders and crops.
+
+    Returns:
+        {"top1", "top5", "chance", "train_top1"}.
     """
     train, val = splits["train"], splits["val"]
     cells, size = {settings.level: settings.cells}, settings.image_size
@@ -113,7 +119,7 @@ def _train_augmented(maps, train, classes, dim, settings, seed) -> LinearClassif
 
 
 def _augmented(train, settings, seed, epoch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """One epoch of crops, in an order of its own; each crop is drawn from (seed, epoch, image)."""
+    """Yields one epoch of crops in a new order; each crop is drawn from (seed, epoch, image)."""
     order = np.random.default_rng([seed, epoch]).permutation(len(train.paths))
 
     def make(place, content):

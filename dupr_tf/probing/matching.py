@@ -1,4 +1,4 @@
-"""Do matching places have matching features? Nearest neighbours between the cells of two views (paper, Fig. 10)."""
+"""Nearest neighbours between the cells of two views: do matching places have matching features (paper, Fig. 10)?"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RADII = (1, 2)  # cells
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """One pair to draw: its views (S, S, 3) in 0–255, and where the cells of view 1 inside the overlap went."""
+    """A pair to draw: its views (S, S, 3) in 0–255, and the matches of view 1's cells inside the overlap."""
 
     view_1: np.ndarray
     view_2: np.ndarray
@@ -26,16 +26,16 @@ class Drawn:
 
 
 def true_places(pair: dict, size: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the centre of each cell of view 1 lies in view 2.
+    """Computes the position in view 2 of the centre of each cell of view 1.
 
     Args:
         pair: `boxes_1`, `boxes_2` (b, 4) `(y1, x1, y2, x2)` px, `flipped_1`, `flipped_2` (b,) bool.
         size: side of a view, px.
-        side: n, cells a side of a feature map.
+        side: n, cells per side of a feature map.
 
     Returns:
-        (b, n, n, 2) float64 `(y, x)` in cells of view 2, cell k's centre being k, and (b, n, n) bool: the centre lies
-        in the overlap. Outside it the place means nothing.
+        (b, n, n, 2) float64 `(y, x)` in cells of view 2, where k is the centre of cell k.
+        (b, n, n) bool, True if the centre lies in the overlap. Positions outside it have no meaning.
     """
     step = size / side
     centres = (np.arange(side) + 0.5) * step
@@ -50,7 +50,7 @@ def true_places(pair: dict, size: int, side: int) -> tuple[np.ndarray, np.ndarra
 
 
 def nearest_cells(features_1: np.ndarray, features_2: np.ndarray) -> np.ndarray:
-    """For each cell of one map (n, n, C) the most similar of another, by cosine: (n, n, 2) int `(y, x)`."""
+    """Finds for each cell of one map `(n, n, C)` the most similar of another by cosine; `(n, n, 2)` int `(y, x)`."""
     side = features_1.shape[0]
     a, b = (unit(np.asarray(f)).reshape(-1, f.shape[-1]) for f in (features_1, features_2))
     best = (a @ b.T).argmax(1)
@@ -58,14 +58,14 @@ def nearest_cells(features_1: np.ndarray, features_2: np.ndarray) -> np.ndarray:
 
 
 def chance(places: np.ndarray, side: int, radius: float) -> float:
-    """PCK of guessing: the mean share of the side² cells that lie within `radius` of the places (n, 2)."""
+    """Computes the PCK of guessing: the mean share of the side² cells within `radius` of the places (n, 2)."""
     y, x = (np.abs(places[:, axis, None] - np.arange(side)) for axis in range(2))  # (n, side)
     near = y[:, :, None] ** 2 + x[:, None, :] ** 2 <= radius**2
     return float(near.mean())
 
 
 def match_pair(features_1, features_2, places, inside) -> dict:
-    """Matches of one pair: arrays of the n cells inside the overlap.
+    """Matches the n cells of one pair that lie inside the overlap.
 
     Args:
         features_1, features_2: (s, s, C).
@@ -73,7 +73,7 @@ def match_pair(features_1, features_2, places, inside) -> dict:
         inside: (s, s) bool.
 
     Returns:
-        {"cells": (n, 2), "matched": (n, 2), "places": (n, 2), "errors": (n,) distance in cells}.
+        `{"cells": (n, 2), "matched": (n, 2), "places": (n, 2), "errors": (n,)}`; errors are distances in cells.
     """
     nearest = nearest_cells(features_1, features_2)[inside]
     truth = places[inside]
@@ -82,17 +82,17 @@ def match_pair(features_1, features_2, places, inside) -> dict:
 
 
 def matching(maps, pairs: Iterable[dict], size: int, level: str = "P4", drawn: int = 0) -> tuple[dict, list[Drawn]]:
-    """PCK over many pairs: the share of cells matched to within 1 and 2 cells of where they truly are.
+    """Computes PCK over many pairs: the share of cells matched to within 1 and 2 cells of their true place.
 
     Args:
         maps: from `feature_maps`, of `level`.
-        pairs: from `view_pairs_of`; a pair that does not overlap enough is left out.
+        pairs: from `view_pairs_of`; a pair without enough overlap is skipped.
         size: side of a view, px.
-        level: whose cells.
-        drawn: pairs to return for a picture.
+        level: level of the cells.
+        drawn: number of pairs to return for a picture.
 
     Returns:
-        {"pck_1", "pck_2", "chance_1", "chance_2", "median_error", "pairs", "cells"}, and what to draw.
+        `{"pck_1", "pck_2", "chance_1", "chance_2", "median_error", "pairs", "cells"}`, and the pairs to draw.
     """
     errors, guesses, shown, used = [], [], [], 0
     for pair in pairs:

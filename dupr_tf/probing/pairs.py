@@ -1,4 +1,4 @@
-"""Pairs of views for the localisation probes: geometry as in training, colours changed as in training."""
+"""Pairs of views for the localisation probes, with the geometry and colour changes of training."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ OBJECT_DRAWS = 64  # crops drawn until one holds the object
 
 
 def view_pairs_of(paths: Sequence[str], size: int, views: ViewsConfig, seed: int = 0) -> Iterator[dict]:
-    """Batches of pairs of views with their overlap, as in training: `view_1`, `boxes_1`, `flipped_1`, `valid` …
+    """Yields batches of pairs of views with their overlap, as in training: `view_1`, `boxes_1`, `flipped_1`, `valid` …
 
     Args:
-        paths: image files; a pair of each.
+        paths: image files; each gives a pair.
         size: side of a view, px.
-        views: how crops are drawn; `photometric` names the change of colours of each view.
-        seed: of it all.
+        views: settings of crops; `photometric` names the change of colours of each view.
+        seed: seed of all draws.
 
     Yields:
         dicts of NumPy arrays as in `dupr_tf.batch`, views (b, size, size, 3) float32 in 0–255, and `index` (b,) int64,
@@ -44,7 +44,7 @@ def view_pairs_of(paths: Sequence[str], size: int, views: ViewsConfig, seed: int
 
 
 def object_pairs(annotated: AnnotatedImages, rows: Sequence[tuple[int, int]], size, views, seed=0) -> Iterator[dict]:
-    """Batches like those of `view_pairs_of`, but both views hold one object whole and its box stands for the overlap.
+    """Yields batches like `view_pairs_of`, but both views hold one whole object and its box serves as the overlap.
 
     As in the paper's appendix 6.2, no view is mirrored.
 
@@ -67,21 +67,21 @@ def object_pairs(annotated: AnnotatedImages, rows: Sequence[tuple[int, int]], si
 
 
 def _cut(image, crops, flipped, size) -> dict:
-    """Both views (2, 4), (2,) of an image, and which of them are mirrored."""
+    """Cuts both views, (2, 4) crops and (2,) flips, out of an image."""
     views = {f"view_{n + 1}": cut_view(image, crops[n], flipped[n], size) for n in range(2)}
     return {**views, "flipped_1": flipped[0], "flipped_2": flipped[1]}
 
 
 def crops_holding(box, height: int, width: int, u: np.ndarray, views: ViewsConfig) -> np.ndarray:
-    """Two crops that both hold a box: each the first such of many random resized crops.
+    """Selects two crops that both hold a box: each is the first such of many random resized crops.
 
-    Where none of them holds a large object, one from somewhere between its box and the whole image, of any aspect.
+    If none holds a large object, a crop of any aspect between its box and the whole image is used.
 
     Args:
         box: (4,) `(y1, x1, y2, x2)` px.
-        height, width: of the image, px.
+        height, width: size of the image, px.
         u: (draws, 2, *DRAWS) uniform numbers.
-        views: `crop_area` and `crop_aspect` are read.
+        views: settings whose `crop_area` and `crop_aspect` are read.
 
     Returns:
         (2, 4) int64 crops.
@@ -98,7 +98,7 @@ def _coloured(batches, photometric: str, seed: int) -> Iterator[dict]:
     recipe = PRESETS[photometric]
     for index, pair in batches:
         for number in (1, 2):
-            # Each image's draws depend on the seed and its position alone, whatever batch it came in.
+            # Each image's draws depend on the seed and its position alone, not on its batch.
             rows = [draw(1, tf.constant([seed + number, int(i)], tf.int64), photometric) for i in index]
             draws = type(rows[0])(*(tf.concat(parts, 0) for parts in zip(*rows, strict=True)))
             pair[f"view_{number}"] = 255 * apply(pair[f"view_{number}"], draws, recipe).numpy()
@@ -106,6 +106,6 @@ def _coloured(batches, photometric: str, seed: int) -> Iterator[dict]:
 
 
 def check_overlaps(measured: Sequence) -> None:
-    """Raises UserError where no pair of views overlapped enough to be measured."""
+    """Raises UserError if no pair of views overlapped enough to be measured."""
     if not measured:
         raise UserError("data", "No pair of views overlaps enough.", "Use more images, or less elongated ones.")

@@ -1,4 +1,4 @@
-"""What the localisation probes found, drawn: lines between matches, affinity matrices, nearest neighbours, curves."""
+"""Pictures of the localisation probes: lines between matches, affinity matrices, nearest neighbours, curves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dupr_tf.files import write_whole
 
-# Okabe and Ito's colours: told apart by colour-blind readers, and on photographs.
+# Okabe and Ito's colours: colour-blind readers can distinguish them, also on photographs.
 RIGHT, NEAR, WRONG, BOX = (0, 158, 115), (240, 228, 66), (213, 94, 0), (86, 180, 233)
 SERIES = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233))
 INK, PAPER, PALE = (0, 0, 0), (255, 255, 255), (120, 120, 120)
@@ -27,7 +27,7 @@ def save(picture: Image.Image, path: str | Path, colours: int = 192) -> None:
 
 
 def tile(view: np.ndarray, side: int) -> Image.Image:
-    """A view (S, S, 3) in 0–255 as a square of `side` px."""
+    """Resizes a view (S, S, 3) in 0–255 to a square of `side` px."""
     pixels = np.clip(np.asarray(view, np.float32) + 0.5, 0, 255).astype(np.uint8)
     return Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS)
 
@@ -42,11 +42,11 @@ def paper(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 
 def matching_picture(drawn: dict[str, Sequence], side: int = 200) -> Image.Image:
-    """A row for each backbone, its pairs beside each other, with a line from every few cells to their matches.
+    """Draws a row of pairs for each backbone, with lines from every few cells to their matches.
 
     Args:
         drawn: {label: from `matching`}, the same pairs for each.
-        side: of a view, px.
+        side: side of a view, px.
     """
     pairs = max(map(len, drawn.values()))
     block = 2 * side + 2 * GAP
@@ -81,11 +81,11 @@ def _matches(sheet, draw, pair, corner, side) -> None:
 
 
 def affinity_picture(drawn: dict[str, Sequence], side: int = 196) -> Image.Image:
-    """A row for each pair: both views with the region framed, then the matrix of each backbone.
+    """Draws a row for each pair: both views with the region framed, then the matrix of each backbone.
 
     Args:
         drawn: {label: from `affinities`}, the same pairs for each.
-        side: of a view and of a matrix, px.
+        side: side of a view and of a matrix, px.
     """
     labels, pairs = list(drawn), max(map(len, drawn.values()))
     sheet, draw = paper(GAP + (2 + len(labels)) * (side + GAP), LINE + GAP + pairs * (side + GAP))
@@ -108,17 +108,17 @@ def affinity_picture(drawn: dict[str, Sequence], side: int = 196) -> Image.Image
 
 
 def _matrix(matrix: np.ndarray, side: int) -> Image.Image:
-    """Dark where affine; the square root shows what is shared between several places too."""
+    """Draws high affinity dark; the square root makes affinity shared between several places visible too."""
     shade = Image.fromarray((255 * (1 - np.sqrt(matrix))).astype(np.uint8))
     return shade.resize((side, side), Image.Resampling.BOX if side < matrix.shape[0] else Image.Resampling.NEAREST)
 
 
 def retrieval_picture(rows: dict[str, Sequence], side: int = 112) -> Image.Image:
-    """A block of rows for each query: the query, then for each backbone a row of what it found.
+    """Draws a block of rows for each query: the query, then a row of neighbours for each backbone.
 
     Args:
-        rows: {label: [(query view, [(view, alignment), …]), …]}, the same queries for each.
-        side: of an image, px.
+        rows: `{label: [(query view, [(view, alignment), …]), …]}`, the same queries for each.
+        side: side of an image, px.
     """
     labels, queries = list(rows), max(map(len, rows.values()))
     top = max(len(found) for shown in rows.values() for _, found in shown)
@@ -141,7 +141,7 @@ def retrieval_picture(rows: dict[str, Sequence], side: int = 112) -> Image.Image
 
 
 def sensitivity_picture(curves: dict[str, dict], size: tuple[float, float] = (5.2, 3.6)) -> Image.Image:
-    """Similarity against IoU, a line and a band of one deviation for each backbone (Fig. 5b).
+    """Draws similarity against IoU, a line and a band of one deviation for each backbone (Fig. 5b).
 
     Args:
         curves: {label: from `sensitivity`}.

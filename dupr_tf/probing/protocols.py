@@ -1,4 +1,4 @@
-"""Each probe from weights and a folder to numbers and a picture: what the commands and training call."""
+"""The protocols of all probes, from weights and a folder to numbers and a picture; commands and training call them."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from dupr_tf.probing.matching import matching
 from dupr_tf.probing.pairs import object_pairs, view_pairs_of
 from dupr_tf.probing.retrieval import TOP, retrieval
 
-DRAWN = 3  # pairs, or queries, in a picture
+DRAWN = 3  # number of pairs or queries in a picture
 
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What a probe found; all but the picture is JSON as it is."""
+    """The results of a probe; all but the picture is ready for JSON."""
 
     probe: str
     settings: dict
     numbers: dict[str, dict]  # by label of the weights
-    seconds: dict[str, float]  # likewise
+    seconds: dict[str, float]  # by label of the weights
     picture: Image.Image | None = None
 
     def as_json(self) -> dict:
@@ -49,7 +49,7 @@ class Findings:
 
 
 def _each(backbones: dict[str, keras.Model], probe: Callable) -> tuple[dict, dict]:
-    """{label: what `probe(backbone)` returns} and {label: seconds}."""
+    """Returns {label: result of `probe(backbone)`} and {label: seconds}."""
     found, seconds = {}, {}
     for label, backbone in backbones.items():
         start = time.perf_counter()
@@ -59,15 +59,15 @@ def _each(backbones: dict[str, keras.Model], probe: Callable) -> tuple[dict, dic
 
 
 def probe_knn(backbones, data, level="P5", cells=1, image_size=224, k=200, temperature=0.07, folders=None) -> Findings:
-    """kNN classification on class folders.
+    """Runs kNN classification on class folders.
 
     Args:
         backbones: {label: backbone}, from `load_backbones`.
         data: root with `train/CLASS/` and `val/CLASS/`.
-        level, cells: which features, averaged to so many cells a side.
+        level, cells: level of the features, and cells per side to which they are averaged.
         image_size: px.
-        k, temperature: of the vote.
-        folders: what `read_class_folders` returns for the data, if they are read already.
+        k, temperature: settings of the vote.
+        folders: result of `read_class_folders` for the data, if already read.
     """
     splits = folders or read_class_folders(data)
 
@@ -86,7 +86,7 @@ def probe_knn(backbones, data, level="P5", cells=1, image_size=224, k=200, tempe
 
 
 def probe_linear(backbones, data, settings: LinearConfig, seed: int = 0, folders=None) -> Findings:
-    """Linear classification on class folders; arguments as for `probe_knn` and `linear`."""
+    """Runs linear classification on class folders; arguments as for `probe_knn` and `linear`."""
     splits = folders or read_class_folders(data)
     numbers, seconds = _each(
         backbones, lambda b: classifier.linear(feature_maps(b, (settings.level,)), splits, settings, seed)
@@ -97,7 +97,7 @@ def probe_linear(backbones, data, settings: LinearConfig, seed: int = 0, folders
 def probe_svm(
     backbones, data, levels: Sequence[str], splits=SPLITS, image_size=224, costs=None, folds=3, seed=0, annotated=None
 ):
-    """Linear SVMs for each level on an annotated set; arguments as for `probe_knn` and `svm`."""
+    """Runs linear SVMs for each level on an annotated set; arguments as for `probe_knn` and `svm`."""
     from dupr_tf.probing.svm import CELLS, COSTS, svm  # scikit-learn takes a second to import
 
     annotated = annotated or read_both_splits(data, splits)
@@ -125,7 +125,7 @@ def probe_svm(
 def probe_sensitivity(
     backbones, data, split="val", images=200, image_size=448, level="P4", cells=7, seed=0, annotated=None
 ) -> Findings:
-    """Eq. 8 against IoU, on the boxes of an annotated set; arguments as for `sensitivity`."""
+    """Computes eq. 8 against IoU, on the boxes of an annotated set; arguments as for `sensitivity`."""
     annotated = annotated or read_annotations(data, split)
     rows = pick_objects(annotated, images, seed)
     numbers, seconds = _each(
@@ -142,7 +142,7 @@ def probe_sensitivity(
 def probe_matching(
     backbones, data, images=64, image_size=448, level="P4", seed=0, views: ViewsConfig | None = None
 ) -> Findings:
-    """PCK between two views of each image; arguments as for `matching`."""
+    """Computes PCK between two views of each image; arguments as for `matching`."""
     views = views or ViewsConfig()
     paths = spread(list_images(data), images)
     found, seconds = _each(
@@ -160,7 +160,7 @@ def probe_affinity(
     backbones, data, images=64, image_size=448, level="P5", seed=0, split="val", cells=affinity.CELLS,
     temperature=affinity.TEMPERATURE, views: ViewsConfig | None = None, annotated=None,
 ) -> Findings:  # fmt: skip
-    """Eq. 9 in two views of an object where boxes are known, else of the overlap; arguments as for `affinities`."""
+    """Computes eq. 9 in two views of an object, or of the overlap without boxes; arguments as for `affinities`."""
     views, pairs = views or ViewsConfig(), None
     with_boxes = is_annotated(data)
     if with_boxes:
@@ -185,7 +185,7 @@ def probe_affinity(
 
 
 def probe_retrieval(backbones, data, images=500, queries=100, image_size=224, level="P5", top=TOP) -> Findings:
-    """Nearest neighbours by whole feature maps; of class folders, those of val/ with their classes."""
+    """Finds nearest neighbours by whole feature maps; of class folders, uses val/ with its classes."""
     paths, labels = _retrieved_from(data, images)
     asked = np.linspace(0, len(paths) - 1, min(queries, len(paths))).round().astype(int)
 
@@ -215,7 +215,7 @@ def _retrieved_from(data, images) -> tuple[list[str], np.ndarray | None]:
 
 
 def _shown(paths, queries, found, aligned, size) -> list:
-    """[(query's view, [(neighbour's view, alignment), …]), …] of a few queries."""
+    """Returns [(query's view, [(neighbour's view, alignment), …]), …] of a few queries."""
     chosen = np.linspace(0, len(queries) - 1, min(DRAWN + 2, len(queries))).round().astype(int)
     chosen = chosen[1:-1] if len(chosen) > 2 else chosen[:1]
     width = 1 + found.shape[1]

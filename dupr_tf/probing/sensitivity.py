@@ -1,4 +1,4 @@
-"""How features of a region change as its box moves off an object (paper, section 4.7, eq. 8 and Fig. 5)."""
+"""The change of a region's features as its box moves off an object (paper, section 4.7, eq. 8 and Fig. 5)."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from dupr_tf.probing.features import unit
 from dupr_tf.probing.images import read_each, whole_view
 from dupr_tf.probing.pairs import BATCH
 
-ROIS = 20  # an object
-BINS = 10  # of IoU
-CANDIDATES = 4000  # boxes drawn, of which one is taken for each step of IoU
+ROIS = 20  # boxes per object
+BINS = 10  # bins of IoU
+CANDIDATES = 4000  # boxes drawn, of which one is kept for each step of IoU
 
 
 def similarity(region: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Eq. 8: the mean over places of the cosine between a region (S, S, C) and others (R, S, S, C). Returns (R,)."""
+    """Computes eq. 8: the mean cosine over places of a region `(S, S, C)` and others `(R, S, S, C)`; `(R,)`."""
     return (unit(np.asarray(region))[None] * unit(np.asarray(others))).sum(-1).mean((1, 2))
 
 
 def iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of a box (4,) with others (n, 4), any axis first."""
+    """Computes the intersection over union of a box (4,) with others (n, 4), in either axis order."""
     sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
     shared = np.maximum(sides, 0).prod(1)
     return shared / ((box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(1) - shared)
 
 
 def sample_rois(box: np.ndarray, size: float, rng, count: int = ROIS, least: float = 8.0) -> tuple:
-    """Boxes around an object whose IoUs with it are spread evenly over 0–1.
+    """Draws boxes around an object, with IoUs spread evenly over 0–1.
 
     Args:
         box: (4,) `(y1, x1, y2, x2)` px.
         size: side of the image, px; the boxes lie inside it.
         rng: a NumPy generator.
-        count: boxes wanted, one in each `1/count` of IoU.
+        count: number of boxes, one in each `1/count` of IoU.
         least: least side of a box, px.
 
     Returns:
-        (n, 4) float32 and their IoUs (n,); n is less than `count` where no box of an IoU fits.
+        (n, 4) float32 and their IoUs (n,); n is less than `count` if no box of some IoU fits.
     """
     box = np.asarray(box, np.float64)
     centre, sides = (box[:2] + box[2:]) / 2, box[2:] - box[:2]
@@ -59,16 +59,16 @@ def sample_rois(box: np.ndarray, size: float, rng, count: int = ROIS, least: flo
 
 
 def curve(ious: np.ndarray, values: np.ndarray, bins: int = BINS) -> dict:
-    """Mean and deviation of similarities in equal bins of IoU, and the line through all of them.
+    """Computes mean and deviation of similarities in equal bins of IoU, and the line through all of them.
 
     Args:
         ious: (n,) in 0–1.
         values: (n,) similarities.
-        bins: how many.
+        bins: number of bins.
 
     Returns:
-        {"iou": bin centres, "mean", "std" (None in an empty bin), "count", "slope", "intercept", "correlation"};
-        the correlation of values that never change is 0.
+        `{"iou", "mean", "std", "count", "slope", "intercept", "correlation"}`. "iou" has the bin centres; "mean" and
+        "std" are None in an empty bin. The correlation of constant values is 0.
     """
     place = np.minimum((np.asarray(ious) * bins).astype(int), bins - 1)
     inside = [values[place == k] for k in range(bins)]
@@ -87,19 +87,19 @@ def curve(ious: np.ndarray, values: np.ndarray, bins: int = BINS) -> dict:
 def sensitivity(
     maps, annotated: AnnotatedImages, rows, size: int = 448, level: str = "P4", cells: int = 7, seed: int = 0,
 ) -> dict:  # fmt: skip
-    """The curve of Fig. 5 for one backbone.
+    """Computes the curve of Fig. 5 for one backbone.
 
     Args:
         maps: from `feature_maps`, of `level`.
         annotated: the images.
         rows: (image, object) from `pick_objects`.
-        size: px; images are squeezed into squares of it.
-        level: whose features.
+        size: px; images are squeezed into squares of this side.
+        level: level of the features.
         cells: S of the regions.
-        seed: of the boxes.
+        seed: seed of the boxes.
 
     Returns:
-        What `curve` does, with "images".
+        The result of `curve`, with "images".
     """
     boxes = [annotated.boxes[i][k][[1, 0, 3, 2]] * size / np.tile(annotated.sizes[i], 2) for i, k in rows]
     paths = [annotated.paths[i] for i, _ in rows]

@@ -1,4 +1,4 @@
-"""Linear SVMs on frozen features, one against the rest, for images of several classes (paper, Tab. 1b and 4)."""
+"""Linear SVMs on frozen features, one against the rest, for images with several classes (paper, Tab. 1b and 4)."""
 
 from __future__ import annotations
 
@@ -14,34 +14,37 @@ from sklearn.svm import LinearSVC
 from dupr_tf.errors import UserError
 from dupr_tf.probing.features import unit
 
-# Cells a side each level is averaged to, so that all have about 9,000 numbers in ResNet-50 (12² · 64 … 2² · 2048).
+# Cells per side of each averaged level, so that all have about 9,000 numbers in ResNet-50 (12² · 64 … 2² · 2048).
 CELLS = {"conv1": 12, "P2": 6, "P3": 4, "P4": 3, "P5": 2}
 COSTS = (0.01, 0.1, 1.0, 10.0)
 FOLDS = 3
-MIDDLE_COST = 1.0  # where a class has too few examples to choose
+MIDDLE_COST = 1.0  # used if a class has too few examples to choose
 RECALLS = np.linspace(0, 1, 11)
 
 
 def svm(train, labels, val, val_labels, class_names, costs=COSTS, folds: int = FOLDS, seed: int = 0) -> dict:
-    """Trains a linear SVM for each class, its C by cross-validation, and measures VOC07's AP; a class a core at a time.
+    """Trains a linear SVM for each class, with C from cross-validation, and measures VOC07's AP.
+
+    Each class uses one core at a time.
 
     Args:
         train: (N, D) features; rows are scaled to length 1.
-        labels: (N, classes) 1, 0 or -1, as from `image_labels`; -1 takes no part in that class.
+        labels: (N, classes) 1, 0 or -1, as from `image_labels`; rows with -1 are skipped for that class.
         val: (M, D) features.
-        val_labels: (M, classes), likewise.
-        class_names: what the classes are called.
-        costs: the C tried.
-        folds: of the cross-validation.
-        seed: of the folds and of liblinear.
+        val_labels: (M, classes), as `labels`.
+        class_names: names of the classes.
+        costs: candidates for C.
+        folds: number of folds of the cross-validation.
+        seed: seed of the folds and of liblinear.
 
     Returns:
-        {"mAP", "chance", "per_class": {name: AP or None}, "cost": {name: C}}; None: nothing to train on or to find.
+        `{"mAP", "chance", "per_class": {name: AP or None}, "cost": {name: C}}`. None means that a class has no examples
+        to train on or to find.
     """
     train, val = fewer_columns(unit(np.asarray(train, np.float64)), unit(np.asarray(val, np.float64)))
 
     def of_class(column):
-        """AP, C and share of positives of one class; None where there is nothing to train on or to find."""
+        """Returns AP, C and share of positives of one class; None if it has no examples to train on or to find."""
         counted, judged = labels[:, column] >= 0, val_labels[:, column] >= 0
         y, truth = labels[counted, column] == 1, val_labels[judged, column] == 1
         if not truth.any() or not y.any() or y.all():
@@ -50,9 +53,9 @@ def svm(train, labels, val, val_labels, class_names, costs=COSTS, folds: int = F
         model = fit(train[counted], y, cost, seed)
         return average_precision_11(model.decision_function(val[judged]), truth), cost, float(truth.mean())
 
-    # Threads: liblinear lets go of the interpreter, and in the primal draws nothing, so their order changes nothing.
+    # Threads: liblinear releases the interpreter, and in the primal draws nothing, so their order changes nothing.
     with ThreadPoolExecutor(os.cpu_count()) as threads, warnings.catch_warnings():
-        # At the largest C one may stop early; its AP decides whether it is taken.
+        # At the largest C liblinear may stop early; its AP decides if that C is used.
         warnings.simplefilter("ignore", ConvergenceWarning)
         each = list(threads.map(of_class, range(len(class_names))))
     usable = {name: result for name, result in zip(class_names, each, strict=True) if result is not None}
@@ -68,7 +71,10 @@ def svm(train, labels, val, val_labels, class_names, costs=COSTS, folds: int = F
 
 
 def fewer_columns(train, val):
-    """Both in the span of the training rows, where every solution lies: the same scores from at most N columns."""
+    """Projects both onto the span of the training rows, where every solution lies.
+
+    The scores are the same, from at most N columns.
+    """
     if train.shape[1] <= train.shape[0]:
         return train, val
     basis = np.linalg.qr(train.T)[0]  # (D, N)
@@ -76,7 +82,7 @@ def fewer_columns(train, val):
 
 
 def best_cost(rows, positive, costs, folds, seed) -> float:
-    """The C with the best mean AP over the folds; the smaller of equals."""
+    """Returns the C with the best mean AP over the folds; the smaller one wins ties."""
     folds = min(folds, int(positive.sum()), int((~positive).sum()))
     if folds < 2 or len(costs) == 1:
         return float(costs[0]) if len(costs) == 1 else MIDDLE_COST
@@ -94,20 +100,20 @@ def best_cost(rows, positive, costs, folds, seed) -> float:
 
 
 def fit(rows, positive, cost, seed) -> LinearSVC:
-    """Positives count twice, as in the protocol's common implementations.
+    """Fits a linear SVM in the primal. Positives count twice, as in common implementations of the protocol.
 
-    In the primal: features of a network are alike, and the dual takes a thousand turns. A tolerance of 1e-3 instead of
-    1e-4 moved no AP by more than .002 on VOC07 and takes a quarter less.
+    A network's features are alike, so that the dual takes a thousand iterations. A tolerance of 1e-3 instead of 1e-4
+    moved no AP by more than .002 on VOC07 and takes a quarter less time.
     """
     model = LinearSVC(C=cost, class_weight={True: 2, False: 1}, dual=False, tol=1e-3, max_iter=1000, random_state=seed)
     return model.fit(rows, positive)
 
 
 def average_precision_11(scores, positive) -> float:
-    """VOC07's average precision: the mean, over recalls of 0, 0.1 … 1, of the best precision at that recall or more.
+    """Computes VOC07's AP: the mean, over recalls of 0, 0.1 … 1, of the best precision at that recall or more.
 
     Args:
-        scores: (M,) higher is surer.
+        scores: (M,); higher means more certain.
         positive: (M,) bool, at least one true.
     """
     hits = np.asarray(positive, bool)[np.argsort(-np.asarray(scores), kind="stable")]

@@ -1,4 +1,4 @@
-"""Pairs of views as training makes them, their overlap cut into numbered patches: the same number, the same thing."""
+"""Sheets of view pairs as in training. Their overlap is cut into numbered patches; equal numbers show equal content."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from dupr_tf.ops.photometric import PRESETS, apply, draw
 from dupr_tf.probing.pictures import BOX, GAP, INK, LINE, WRONG, paper, tile, write
 
 SIDE = 224  # px of a view on the sheet
-MOST_CELLS = 4  # patches a side that are numbered: more cannot be read
+MOST_CELLS = 4  # most patches per side that are numbered: more cannot be read
 
 
 def first_pairs(source: ImageSource, config: Config, count: int, colours: bool = True) -> tuple[dict, list[str]]:
-    """The first pairs of a run of this config over these images.
+    """Draws the first pairs of a run of this config over these images.
 
     Args:
         source: the images.
-        config: `data`, `views`, `train.batch_size` and `train.seed` are read.
-        count: pairs wanted; at most as many as there are images.
-        colours: change them as a recipe of the config does. The draws are not those of the run.
+        config: config whose `data`, `views`, `train.batch_size` and `train.seed` are read.
+        count: number of pairs; at most as many as there are images.
+        colours: change colours by a recipe of the config. The draws are not those of the run.
 
     Returns:
         A ViewPair of NumPy arrays, views in 0–255, and the names of the images.
     """
     bad, count = BadImages(source, config.data.max_bad_share, config.data.max_pixels), min(count, len(source))
-    # The first images of a run are the same whatever its batch, threads and processes.
+    # The first images of a run do not depend on its batch, threads and processes.
     train, data = config.train.model_copy(update={"batch_size": count}), config.data.model_copy(update={"processes": 0})
     with view_pairs(source, config.model_copy(update={"train": train, "data": data}), 0, 1, bad) as batches:
         pairs = next(batches)
@@ -45,26 +45,26 @@ def first_pairs(source: ImageSource, config: Config, count: int, colours: bool =
 
 
 def patch_centres(box, flipped: bool, cells: int) -> np.ndarray:
-    """(cells, cells, 2) `(y, x)` of the patches of an overlap in a view; a mirrored view is read right to left."""
+    """Returns (cells, cells, 2) `(y, x)` of an overlap's patches in a view; a mirrored view is read right to left."""
     steps = (np.arange(cells) + 0.5) / cells
     y, x = box[0] + steps * (box[2] - box[0]), box[1] + steps * (box[3] - box[1])
     return np.stack(np.meshgrid(y, x[::-1] if flipped else x, indexing="ij"), -1)
 
 
 def cells_of(config: Config) -> int:
-    """Patches a side to number: those of the coarsest patch loss; 3 where there is none, or too many to read."""
+    """Returns the patches per side to number: those of the coarsest patch loss; 3 if none, or too many to read."""
     smallest = min(config.model.patch_sizes.values(), default=3)
     return smallest if smallest <= MOST_CELLS else 3
 
 
 def view_sheet(pairs: dict, names: Sequence[str], cells: int, columns: int = 2) -> Image.Image:
-    """Draws pairs beside each other; what does not overlap enough for a patch loss is said and framed.
+    """Draws pairs next to each other. Pairs without enough overlap for a patch loss are framed and labelled.
 
     Args:
         pairs: as from `first_pairs`.
         names: a title for each.
-        cells: patches a side to number.
-        columns: pairs in a row.
+        cells: patches per side to number.
+        columns: pairs per row.
     """
     count = len(names)
     columns = min(columns, count)
@@ -89,7 +89,7 @@ def view_sheet(pairs: dict, names: Sequence[str], cells: int, columns: int = 2) 
 
 
 def fitting(text: str, width: int) -> str:
-    """A text cut from the left to a width in px."""
+    """Cuts a text from the left to a width in px."""
     while len(text) > 1 and ImageFont.load_default(13).getlength(text) > width:
         text = text[1:]
     return text
@@ -104,6 +104,6 @@ def _patches(pen, box, flipped, cells, corner) -> None:
         pen.line((x + x1, y + down, x + x2, y + down), fill=BOX)
     pen.rectangle((x + x1, y + y1, x + x2, y + y2), outline=BOX, width=3)
     for number, (py, px) in enumerate(patch_centres(box, flipped, cells).reshape(-1, 2), 1):
-        for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1)):  # a dark edge, to be read on any picture
+        for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1)):  # a dark edge keeps it readable on any picture
             write(pen, (x + px + dx, y + py + dy), str(number), 14, INK, "mm")
         write(pen, (x + px, y + py), str(number), 14, (255, 255, 255), "mm")

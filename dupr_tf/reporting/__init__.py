@@ -1,4 +1,4 @@
-"""What runs did, on one page (`page`), and what to expect of a machine, a folder and a config (`doctor`).
+"""The report of runs on one page (`page`), and the checks before a run (`doctor`).
 
-Reading, charts and the page import no TensorFlow; sample views and predictions do, where they are wanted.
+Reading, charts and the page import no TensorFlow. Sample views and predictions do, when they are requested.
 """

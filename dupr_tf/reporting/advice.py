@@ -1,4 +1,4 @@
-"""What to expect of a config on so many images, and what to change: plain sentences, each with what to do.
+"""Advice on a config for a number of images: plain sentences, each with an action.
 
 Nothing here imports TensorFlow.
 """
@@ -14,27 +14,30 @@ from dupr_tf.reporting.folders import counted
 from dupr_tf.training.collapse import patience
 
 SMALL_SET = 100_000  # images, below which the small recipe is meant
-LEAST_TURNS = 3  # of the data set over a bank: more keys than a third of the images are often of the query's own image
+LEAST_TURNS = 3  # least ratio of images to bank keys; with more keys, many come from the query's image
 FEW = 1000  # images
-RATE_RANGE = (0.25, 8.0)  # of the scaled learning rate; the small recipe has 4
+RATE_RANGE = (0.25, 8.0)  # range of the scaled learning rate; the small recipe has 4
 LOW_OVERLAP, LONG = 0.97, 2.0
 GOOD = "Nothing to do."
 
 
 def sensible_bank(images: int, least: int) -> int:
-    """Keys for so many images: the largest power of two within a third of them, 64 to 65,536, and a step's keys."""
+    """Returns a bank size for `images`: the largest power of two up to a third of them.
+
+    It is within 64 to 65,536, and at least the keys of a step.
+    """
     fitting = 2 ** int(math.log2(max(images // LEAST_TURNS, 1)))
     return max(min(max(fitting, 64), 65536), least)
 
 
 def sensible_epochs(config: Config, images: int) -> int:
-    """Epochs for ten times the steps after which a run no longer guesses, its bank a sensible one."""
+    """Returns the epochs for ten times the steps until a run no longer guesses, with a sensible bank."""
     most = sensible_bank(images, config.model.keys_per_step(config.train.batch_size))
     return max(1, math.ceil(10 * patience(config, most) / config.steps_per_epoch(images)))
 
 
 def advice_on_length(config: Config, images: int) -> list[str]:
-    """Steps, epochs, warm-up and the average of the key encoder."""
+    """Advises on steps, epochs, warm-up and the average of the key encoder."""
     per_epoch, total, least = config.steps_per_epoch(images), config.total_steps(images), patience(config)
     batch, sentences = config.train.batch_size, []
     if images < FEW:
@@ -71,7 +74,7 @@ def advice_on_length(config: Config, images: int) -> list[str]:
 
 
 def advice_on_banks(config: Config, images: int) -> list[str]:
-    """K against the number of images."""
+    """Advises on K for the number of images."""
     size, batch = config.model.largest_bank, config.train.batch_size
     better = sensible_bank(images, config.model.keys_per_step(batch))
     text = f"A bank holds {size:,} keys, those of the last {math.ceil(size / batch):,} steps for images. "
@@ -93,7 +96,7 @@ def advice_on_banks(config: Config, images: int) -> list[str]:
 
 
 def advice_on_rate(config: Config) -> list[str]:
-    """The learning rate against the batch, and the warm-up."""
+    """Advises on the learning rate for the batch, and on the warm-up."""
     rate, scaled = config.learning_rate, 0.06 * config.train.batch_size / 256
     share = rate / scaled
     batch = config.train.batch_size
@@ -110,7 +113,7 @@ def advice_on_rate(config: Config) -> list[str]:
 
 
 def expected_curve(config: Config) -> list[str]:
-    """What the losses do first."""
+    """Describes how the losses start."""
     model = config.model
     size, coldest = model.largest_bank, min((term.temperature for term in model.term_list), default=1.0)
     guess = math.log(size + 1)
@@ -128,7 +131,7 @@ def expected_curve(config: Config) -> list[str]:
 
 
 def advice_on_overlap(overlap, config: Config) -> list[str]:
-    """Share of pairs with a patch loss, and how much of the feature map a patch stands on.
+    """Advises on the share of pairs with a patch loss, and on a patch's size on the feature map.
 
     Args:
         overlap: an `Overlap`.
@@ -160,7 +163,7 @@ def advice_on_overlap(overlap, config: Config) -> list[str]:
 
 
 def advice_on_sizes(sizes, enlarged: float, image_size: int, max_bad_share: float) -> list[str]:
-    """Images too small, too large, too long, or unreadable.
+    """Advises on images that are too small, too large, too long, or unreadable.
 
     Args:
         sizes: a `Sizes`.
@@ -201,7 +204,7 @@ def advice_on_sizes(sizes, enlarged: float, image_size: int, max_bad_share: floa
 
 
 def advice_on_memory(needed: int, available: int | None, config: Config) -> list[str]:
-    """Whether the predicted memory is there, with a gibibyte for TensorFlow itself."""
+    """Compares the predicted memory, plus a gibibyte for TensorFlow itself, with the available memory."""
     text = f"Memory: about {needed / 2**30:.1f} GiB and 1 GiB for TensorFlow itself; "
     if available is None:
         return [f"{text}how much is free is not known here. What to do: compare."]
@@ -214,7 +217,7 @@ def advice_on_memory(needed: int, available: int | None, config: Config) -> list
 
 
 def recipe(images: int) -> str:
-    """Which config to begin with."""
+    """Names the config to start with."""
     if images < SMALL_SET:
         bank = min(sensible_bank(images, 256), 4096)
         return (

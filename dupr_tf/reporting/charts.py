@@ -1,4 +1,4 @@
-"""Line charts as numbers: ticks, paths and the words for those who do not see them; the template makes SVG of it."""
+"""Line charts as numbers: ticks, paths and a description for screen readers. The template makes SVG of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 WIDTH, HEIGHT = 380, 230  # units of the drawing, about px on a phone
 LEFT, RIGHT, TOP, BOTTOM = 48, 10, 10, 38  # margins
-MOST_POINTS = 300  # of a line; more cannot be told apart
+MOST_POINTS = 300  # points per line; more cannot be distinguished
 
 Points = Sequence[tuple[float, float | None]]
 
@@ -16,14 +16,14 @@ Points = Sequence[tuple[float, float | None]]
 @dataclasses.dataclass(frozen=True)
 class Line:
     label: str
-    style: int  # of the run, from 0: colour and dashes
+    style: int  # style of the run, from 0: colour and dashes
     path: str  # SVG path data
-    dots: list[tuple[float, float]]  # points that no line reaches, because their neighbours are not finite
+    dots: list[tuple[float, float]]  # points without a line, because their neighbours are not finite
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """A level to compare with, drawn across."""
+    """A horizontal line at a level to compare with."""
 
     label: str
     y: float
@@ -33,7 +33,7 @@ class Reference:
 @dataclasses.dataclass(frozen=True)
 class Chart:
     title: str
-    description: str  # what it shows, in words and numbers
+    description: str  # its content, in words and numbers
     lines: list[Line]
     references: list[Reference]
     x_ticks: list[tuple[float, str]]
@@ -46,12 +46,12 @@ def line_chart(
     """Draws series against the step.
 
     Args:
-        title: what is drawn.
-        series: {label: (style, [(step, value), …])}; None is a gap.
-        references: {label: level} drawn across.
+        title: title of the chart.
+        series: `{label: (style, [(step, value), …])}`; None is a gap.
+        references: {label: level} of horizontal lines.
 
     Returns:
-        None where no series has a finite value.
+        The chart, or None if no series has a finite value.
     """
     finite = {label: [p for p in points if p[1] is not None] for label, (_, points) in series.items()}
     finite = {label: points for label, points in finite.items() if points}
@@ -70,7 +70,7 @@ def line_chart(
 
 
 def thin(points: Points, most: int = MOST_POINTS) -> Points:
-    """At most `most` points, the least and the largest of each stretch, so that no spike is lost; gaps stay."""
+    """Keeps at most `most` points: the least and the largest of each stretch, so that no spike is lost, and gaps."""
     if len(points) <= most:
         return points
     size = -(-len(points) // (most // 3))
@@ -86,7 +86,7 @@ def thin(points: Points, most: int = MOST_POINTS) -> Points:
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) within low..high, at most `most` of them and one more."""
+    """Returns round numbers (1, 2 or 5 times a power of ten apart) within low..high, at most `most` + 1 of them."""
     raw = (high - low) / most
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * k for k in (1, 2, 5, 10) if power * k >= raw * (1 - 1e-9))
@@ -95,7 +95,7 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def tick_text(value: float) -> str:
-    """`0.05`, `12k`, `3M`: six characters or so."""
+    """Formats a number as `0.05`, `12k`, `3M`: about six characters."""
     for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit:
             return f"{value / unit:.4g}{letter}"
@@ -103,7 +103,7 @@ def tick_text(value: float) -> str:
 
 
 def _axis(low: float, high: float, start: float, end: float, most: int):
-    """Maps low..high to start..end, with a little room; returns the map and [(place, text)]."""
+    """Maps low..high to start..end with a margin; returns the map and [(position, text)]."""
     if high - low <= 1e-9 * max(abs(high), abs(low), 1e-12):
         low, high = min(0.0, 1.1 * low), max(0.0, 1.1 * high) or (1.0 if low == 0 else 0.0)
 

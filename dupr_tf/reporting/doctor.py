@@ -1,4 +1,4 @@
-"""What `dupr-tf doctor` says: of the machine, of a folder of images, of a run to come."""
+"""The checks of `dupr-tf doctor`: the machine, a folder of images, and a planned run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PERCENTILES = (5, 50, 95)
 
 @dataclasses.dataclass(frozen=True)
 class Examination:
-    """Numbers, and what follows from them: sentences, each with what to do."""
+    """Numbers, and conclusions from them: sentences, each with an action."""
 
     title: str
     rows: list[tuple[str, str]]
@@ -28,7 +28,7 @@ class Examination:
 
 
 def machine_rows() -> list[tuple[str, str]]:
-    """Versions, processors, GPUs and memory."""
+    """Returns versions, processors, GPUs and memory."""
     memory = available_memory()
     return [
         *environment_rows(describe_environment()),
@@ -38,7 +38,7 @@ def machine_rows() -> list[tuple[str, str]]:
 
 
 def about_images(source: ImageSource, config: Config | None) -> Examination:
-    """A folder's statistics, and how the views of a config (none: the paper's) will overlap on it."""
+    """Examines a folder's statistics, and the overlap of a config's views on it (default: the paper's)."""
     sizes, settings = look_at_sizes(source), config or Config()
     rows, sentences, enlarged = _size_rows(sizes), [], 0.0
     if len(sizes.sizes):
@@ -55,12 +55,12 @@ def about_images(source: ImageSource, config: Config | None) -> Examination:
 
 
 def about_run(config: Config, images: int | None, measured: bool = False) -> Examination:
-    """Memory, speed, length and the first losses of a run.
+    """Examines memory, speed, length and the first losses of a run.
 
     Args:
-        config: of the run.
-        images: how many there are; None: unknown, and nothing is said that hangs on it.
-        measured: the speed was measured, so that no prediction is needed.
+        config: config of the run.
+        images: number of images. None: unknown; statements that depend on it are left out.
+        measured: True if the speed was measured, so that no prediction is needed.
     """
     predicted = predict(config)
     rows = [(f"memory, {part}", _mib(size)) for part, size in predicted.memory.items()]

@@ -1,4 +1,4 @@
-"""What a run's numbers say: whether it diverged or collapsed, how it ended, where its time went."""
+"""Findings from a run's numbers: divergence, collapse, its end, and the use of its time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dupr_tf.reporting.folders import FINETUNING, PRETRAINING, RunFolder, counte
 from dupr_tf.reporting.metrics import number
 from dupr_tf.training.collapse import WINDOW, patience, signs_of_collapse
 
-SLOW = 1.25  # times the median time an image takes: a stretch of lines counts as slow
-LOW_OVERLAP = 0.9  # share of pairs whose views overlap, below which something is said
-LEAST_LINES = 5  # a judgement of collapse is over
+SLOW = 1.25  # multiple of the median time per image: a stretch of lines counts as slow
+LOW_OVERLAP = 0.9  # share of pairs whose views overlap, below which it is reported
+LEAST_LINES = 5  # lines needed to judge collapse
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Something to look at."""
+    """An observation to look at."""
 
     run: str
     text: str
@@ -26,31 +26,31 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Spent:
-    """A run's time, seconds, as its lines tell it."""
+    """The time of a run, in seconds, from its lines."""
 
     total: float
     images: int
     median_rate: float  # images/s
-    at_median: float  # what all images would have taken at that rate
-    first: float  # the first line's share beyond it: tracing the step, filling the pipeline
-    slow: float  # that of stretches slower than SLOW times the median
+    at_median: float  # time of all images at that rate
+    first: float  # time of the first line beyond that rate: tracing the step, filling the pipeline
+    slow: float  # time of stretches slower than SLOW times the median, beyond that rate
     slow_lines: int
 
     @property
     def rest(self) -> float:
-        """What is left: many small differences, faster stretches counted against."""
+        """The remaining time: many small differences, minus faster stretches."""
         return self.total - self.at_median - self.first - self.slow
 
 
 def findings_of(run: RunFolder) -> list[Finding]:
-    """Divergence, collapse, low overlap, damaged exports: what a reader must not overlook."""
+    """Lists divergence, collapse, low overlap and damaged exports, which readers must not overlook."""
     texts = [(text, True) for text in (*_diverged(run), *_not_finite(run), *_collapsed(run), *_damaged_exports(run))]
     texts += [(text, False) for text in _little_overlap(run)]
     return [Finding(run.label, text, grave) for text, grave in texts]
 
 
 def total_steps(run: RunFolder) -> int | None:
-    """Steps the run is meant to take; None where its config or its number of images is unknown."""
+    """Returns the planned steps of the run, or None if its config or its number of images is unknown."""
     if run.config is None:
         return None
     if run.kind == FINETUNING:
@@ -62,7 +62,7 @@ def total_steps(run: RunFolder) -> int | None:
 
 
 def state(run: RunFolder) -> str:
-    """How far the run is, in a few words."""
+    """Describes the progress of the run in a few words."""
     step, total = run.metrics.last_step, total_steps(run)
     if run.kind == FINETUNING and run.scores is not None:
         return "finished and evaluated"
@@ -78,7 +78,7 @@ def state(run: RunFolder) -> str:
 
 
 def time_spent(run: RunFolder) -> Spent | None:
-    """Where the time went; None where there are no two lines with a speed. Restarts leave no trace in the lines."""
+    """Computes the use of time, or None without two lines that have a speed. Restarts do not show in the lines."""
     if run.config is None or run.kind != PRETRAINING:
         return None
     stretches, before = [], 0.0
@@ -101,7 +101,7 @@ def time_spent(run: RunFolder) -> Spent | None:
 
 
 def guessing(run: RunFolder) -> float | None:
-    """ln(K + 1), the loss of a run that guesses."""
+    """Returns ln(K + 1), the loss of a run that guesses."""
     return None if run.config is None else math.log(run.config.model.largest_bank + 1)
 
 
@@ -134,7 +134,7 @@ def _not_finite(run: RunFolder) -> list[str]:
 
 
 def _collapsed(run: RunFolder) -> list[str]:
-    """The first window that looks like collapse, judged as `WarnOfCollapse` does, on the logged lines alone."""
+    """Reports the first window that looks like collapse, judged like `WarnOfCollapse`, from the logged lines alone."""
     if run.config is None or run.kind != PRETRAINING:
         return []
     rows = [row for row in run.metrics.rows if row["step"] > patience(run.config)]

@@ -1,4 +1,4 @@
-"""What a folder of images is like, and how its views will overlap: from headers, and from the project's own draws."""
+"""Statistics of a folder of images, from headers, and of the overlap of its views, from the project's own draws."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dupr_tf.data.images.source import Files, ImageSource
 from dupr_tf.data.views import DRAWS, draw_pairs, intersect_views, uniform
 from dupr_tf.errors import UserError
 
-MOST_FILES, MOST_PACKED = 2000, 200  # headers looked at; packed images have to be read whole
-PAIRS = 2000  # drawn
+MOST_FILES, MOST_PACKED = 2000, 200  # headers read; packed images must be read whole
+PAIRS = 2000  # pairs drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Sizes:
 
     count: int  # images in the source
     looked: int
-    sizes: np.ndarray  # (n, 2) height, width, px, of those that could be read
+    sizes: np.ndarray  # (n, 2) height, width, px, of the readable ones
     unreadable: list[str]  # names
 
     @property
@@ -33,13 +33,13 @@ class Sizes:
 
     @property
     def aspects(self) -> np.ndarray:
-        """Long side over short side."""
+        """Returns long side over short side."""
         return self.sizes.max(1) / self.sizes.min(1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-    """What the views of a config are like on images of these sizes."""
+    """The geometry of a config's views on images of these sizes."""
 
     pairs: int
     first: float  # share whose first draw overlaps enough for a patch loss
@@ -74,12 +74,12 @@ def _sizes(source: ImageSource, chosen) -> Iterator[tuple[int, int] | None]:
 
 
 def simulate_overlap(sizes: np.ndarray, config: Config, pairs: int = PAIRS) -> Overlap:
-    """Draws pairs of views as training does and looks at their geometry; no image is read.
+    """Draws pairs of views as training does and measures their geometry; no image is read.
 
     Args:
         sizes: (n, 2) height, width, px.
-        config: `data.image_size`, `views`, and the patch levels are read.
-        pairs: to draw; the sizes are gone round.
+        config: config whose `data.image_size`, `views` and patch levels are read.
+        pairs: number of pairs; sizes repeat in turn.
     """
     size, views = config.data.image_size, config.views
     shapes = sizes[np.arange(pairs) % len(sizes)]

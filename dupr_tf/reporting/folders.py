@@ -1,6 +1,6 @@
-"""What a folder holds that can be reported: a run, exports, probes. Nothing in it is trusted.
+"""Reads the reportable contents of a folder: a run, exports, probes. Their files are not trusted.
 
-What is missing or damaged becomes a sentence, not an error; only a folder that holds nothing of all this is refused.
+Missing or damaged files become notes, not errors. Only a folder without any of these contents is rejected.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ PRETRAINING, FINETUNING, EXPORT, PROBES = "pre-training", "fine-tuning", "export
 MOST_JSON = 16 << 20  # bytes
 MOST_PICTURE = 8 << 20
 MOST_BAD_LISTED = 50
-DEPTH, MOST_FOLDERS = 2, 500  # how far below a run exports and probes are looked for
+DEPTH, MOST_FOLDERS = 2, 500  # how far below a run exports and probes are searched
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclasses.dataclass(frozen=True)
 class BadImages:
-    """bad_images.tsv: how many, why, and the first of them."""
+    """The contents of bad_images.tsv: number, reasons, and the first images."""
 
     count: int
     reasons: list[tuple[str, int]]  # the most frequent first
@@ -38,16 +38,16 @@ class BadImages:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """The manifest of an export, and whether its files still are what it says."""
+    """The manifest of an export, and the files that differ from it."""
 
     path: Path
     manifest: dict
-    wrong: list[str]  # files that are missing, others, or outside
+    wrong: list[str]  # files that are missing, different, or outside
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeResult:
-    """probe.json as `dupr-tf probe` writes it, and its picture."""
+    """A probe.json of `dupr-tf probe`, and its picture."""
 
     path: Path
     probe: str
@@ -59,7 +59,7 @@ class ProbeResult:
 
 @dataclasses.dataclass
 class RunFolder:
-    """All that was found in one folder."""
+    """The contents read from a folder."""
 
     path: Path
     label: str
@@ -75,21 +75,21 @@ class RunFolder:
     detections: bytes | None = None  # detections.png
     exports: list[Export] = dataclasses.field(default_factory=list)
     probes: list[ProbeResult] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)  # what is missing or damaged, a sentence each
+    notes: list[str] = dataclasses.field(default_factory=list)  # notes on missing or damaged files, a sentence each
 
 
 def read_folders(paths: list[Path]) -> list[RunFolder]:
     """Reads the folders of a report.
 
     Raises:
-        UserError: some are no folders, or hold nothing to report.
+        UserError: some are no folders, or have nothing to report.
     """
     raise_all([problem for path in paths for problem in _problems(path)])
     return [_read(path, label) for path, label in zip(paths, labels(paths), strict=True)]
 
 
 def labels(paths: list[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """Returns the shortest ends of the paths that distinguish them."""
     parts = [Path(os.path.abspath(path)).parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-length:]) for p in parts]
@@ -126,7 +126,7 @@ def _read(path: Path, label: str) -> RunFolder:
     if found.kind in (PRETRAINING, FINETUNING):
         _read_config(found)
         if found.config is not None and found.config.detector is not None:
-            found.kind = FINETUNING  # one that has not come to its scores
+            found.kind = FINETUNING  # it has no scores yet
         _read_metrics(found)
         _read_records(found)
     found.exports = [export for file in _below(path, MANIFEST_FILE) if (export := _export(file, found.notes))]
@@ -164,7 +164,7 @@ def _read_metrics(found: RunFolder) -> None:
 
 
 def _read_records(found: RunFolder) -> None:
-    """The small files beside metrics.jsonl."""
+    """Reads the small files in the folder of metrics.jsonl."""
     environments = _json(found.path / ENVIRONMENT_FILE, found.notes, list)
     found.environments = [entry for entry in environments or [] if isinstance(entry, dict)]
     if found.kind == FINETUNING:
@@ -178,7 +178,7 @@ def _read_records(found: RunFolder) -> None:
 
 
 def _json(path: Path, notes: list[str], kind: type = dict):
-    """The content of a JSON file; None, and a sentence, where it is damaged; None where it is missing."""
+    """Reads a JSON file. Returns None if it is missing, and None with a note if it is damaged."""
     if not path.is_file():
         return None
     reason = f"{path.stat().st_size:,} bytes, more than such a file ever has"
@@ -206,7 +206,7 @@ def _bad_images(path: Path) -> BadImages | None:
         return None
     count, first, reasons = 0, [], collections.Counter()
     with path.open(encoding="utf-8", errors="backslashreplace") as file:
-        file.readline(1 << 16)  # its head
+        file.readline(1 << 16)  # its header
         while line := file.readline(1 << 16):
             name, _, reason = line.rstrip("\n").partition("\t")
             count += 1
@@ -219,7 +219,7 @@ def _bad_images(path: Path) -> BadImages | None:
 def _export(file: Path, notes: list[str]) -> Export | None:
     manifest = _json(file, notes)
     if manifest is None or "format" not in manifest or not isinstance(manifest.get("files"), dict):
-        return None  # somebody else's manifest, or that of shards
+        return None  # another program's manifest, or that of shards
     wrong = [name for name, digest in manifest["files"].items() if not _is_as_written(file.parent, name, digest)]
     return Export(file.parent, manifest, wrong)
 
@@ -244,7 +244,7 @@ def _probe(file: Path, notes: list[str]) -> ProbeResult | None:
 
 
 def _below(root: Path, name: str) -> Iterator[Path]:
-    """Files of a name in a folder and, to DEPTH, below it; links are not followed."""
+    """Yields files of a name in a folder and, to DEPTH, below it; links are not followed."""
     level, seen = [root], 0
     for depth in range(DEPTH + 1):
         yield from (folder / name for folder in level if (folder / name).is_file())
@@ -259,11 +259,11 @@ def _folders(parent: Path) -> list[Path]:
         with os.scandir(parent) as entries:
             return sorted(Path(e.path) for e in entries if e.is_dir(follow_symlinks=False) and e.name[:1] != ".")
     except OSError:
-        return []  # what may not be looked into holds nothing to show
+        return []  # a folder that cannot be read has nothing to show
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 line`, `2 lines`."""
+    """Formats a count: `1 line`, `2 lines`."""
     return f"{count:,} {noun}" + "s" * (count != 1)
 
 

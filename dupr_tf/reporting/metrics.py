@@ -1,4 +1,4 @@
-"""metrics.jsonl, as long and as damaged as it may be."""
+"""Reads metrics.jsonl of any length and with any damage."""
 
 from __future__ import annotations
 
@@ -8,47 +8,47 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-MOST_ROWS = 4000  # kept in memory and drawn; of more lines every second, fourth, … is
-MOST_BYTES = 1 << 20  # of a line
+MOST_ROWS = 4000  # rows kept in memory and drawn; of longer files every second, fourth, … line is kept
+MOST_BYTES = 1 << 20  # bytes per line
 MOST_NAMES = 200  # scalars a line may hold
 
 
 @dataclasses.dataclass
 class Metrics:
-    """The lines of a metrics file, every `stride`-th of them, and what was counted over all of them."""
+    """The lines of a metrics file, every `stride`-th of them, and counts over all of them."""
 
     rows: list[dict[str, float | None]] = dataclasses.field(default_factory=list)  # rising in "step"; None: not finite
-    lines: int = 0  # that could be read
-    damaged: int = 0  # that could not
-    cut: bool = False  # the last one was not whole, as a kill leaves it
-    disordered: int = 0  # left out, because a line with the same or a later step came before
+    lines: int = 0  # readable lines
+    damaged: int = 0  # unreadable lines
+    cut: bool = False  # True if the last line is incomplete, as after a kill
+    disordered: int = 0  # lines left out, because an earlier line has the same or a later step
     not_finite: dict[str, list[int]] = dataclasses.field(
         default_factory=dict
-    )  # {loss: first steps it was no number at}
+    )  # {loss: first steps at which it was no number}
     stride: int = 1
-    probe_seconds: float = 0.0  # that probing in training took
+    probe_seconds: float = 0.0  # seconds of probing in training
 
     @property
     def last_step(self) -> int:
         return int(self.rows[-1]["step"]) if self.rows else 0
 
     def names(self) -> list[str]:
-        """Scalars in the order they come up, step and epoch aside."""
+        """Lists scalars in the order of their first appearance, except step and epoch."""
         return [name for name in dict.fromkeys(n for row in self.rows for n in row) if name not in ("step", "epoch")]
 
     def points(self, name: str) -> list[tuple[float, float | None]]:
-        """(step, value) of a scalar; None where it was not finite."""
+        """Returns (step, value) of a scalar; None if it was not finite."""
         return [(row["step"], row[name]) for row in self.rows if name in row]
 
     def mean_of_last(self, name: str, share: float = 0.2) -> float | None:
-        """The mean of a scalar over the last share of the steps; None where it is nowhere finite."""
+        """Returns the mean of a scalar over the last share of the steps; None if it is never finite."""
         first = (1 - share) * self.last_step
         values = [value for step, value in self.points(name) if step > first and value is not None]
         return sum(values) / len(values) if values else None
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Reads a metrics file; what cannot be read is counted. Raises OSError where there is no file."""
+    """Reads a metrics file and counts unreadable lines. Raises OSError if the file is missing."""
     found = Metrics()
     last = None
     with path.open("rb") as file:
@@ -80,7 +80,7 @@ def _keep(found: Metrics, row: dict) -> None:
 
 
 def _lines(file) -> Iterator[bytes]:
-    """Lines; of one that is too long its beginning, which no longer is JSON."""
+    """Yields lines. A too long line is cut, so that it is no longer JSON."""
     while line := file.readline(MOST_BYTES):
         whole = line
         while not line.endswith(b"\n") and len(line) == MOST_BYTES:
@@ -91,7 +91,7 @@ def _lines(file) -> Iterator[bytes]:
 
 
 def _row(line: bytes) -> dict[str, float | None] | None:
-    """A line's numbers, None for those that are not finite; None if it is no line of ours."""
+    """Returns a line's numbers, None for those not finite; or None if it is no line of the metrics."""
     try:
         entry = json.loads(line)
         step = number(entry["step"])
@@ -108,9 +108,9 @@ def is_number(value) -> bool:
 
 
 def number(value) -> float | None:
-    """A finite float, or None."""
+    """Returns a finite float, or None."""
     try:
         value = float(value) if is_number(value) else math.nan
-    except OverflowError:  # an integer beyond every float
+    except OverflowError:  # an integer larger than every float
         return None
     return value if math.isfinite(value) else None

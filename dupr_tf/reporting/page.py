@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs nothing but itself."""
+"""The report: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECTIONS = {
     "probes": "Probes", "exports": "Exports", "detectors": "Fine-tuning", "environment": "Environment",
 }  # fmt: skip
 TEMPLATES = Path(__file__).parent / "templates"
-GROUPS = {  # heading -> what the scalars in it begin with
+GROUPS = {  # heading -> prefixes of its scalars
     "Losses": ("loss", "classification_loss", "box_loss"),
     "Accuracies": ("accuracy/",),
     "Similarity of a query to its own key and to the bank, patches matched": ("positive/", "negative/", "match/"),
@@ -44,12 +44,12 @@ class Group:
 
 
 def render(runs: Sequence[RunFolder], samples: Sequence[Samples] = (), created: str = "") -> str:
-    """The page of some runs.
+    """Renders the page of some runs.
 
     Args:
         runs: from `read_folders`.
         samples: sample views, from `sample_views`.
-        created: when, in words.
+        created: time of creation, as text.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
@@ -75,11 +75,11 @@ def render(runs: Sequence[RunFolder], samples: Sequence[Samples] = (), created: 
 
 
 def curves(of: Sequence[RunFolder], runs: Sequence[RunFolder]) -> list[Group]:
-    """A chart for each scalar that was logged, the runs of one kind in it together.
+    """Draws a chart for each logged scalar, with the runs of one kind together.
 
     Args:
-        of: the runs that are drawn.
-        runs: all runs of the page: a run's place in it is its colour.
+        of: the runs to draw.
+        runs: all runs of the page; a run's position in it determines its colour.
     """
     style = {run.label: list(runs).index(run) for run in of}
     names = [n for n in dict.fromkeys(n for run in of for n in run.metrics.names()) if n not in NOT_DRAWN]
@@ -102,7 +102,7 @@ def _chart(name: str, of: Sequence[RunFolder], style: dict[str, int]) -> charts.
 
 
 def visible(value):
-    """Text with what has no shape (control characters, halves of surrogate pairs) escaped, for the template."""
+    """Escapes characters without a shape (control characters, halves of surrogate pairs), for the template."""
     if not isinstance(value, str) or value.isprintable():
         return value
     fitting = "".join(
@@ -117,7 +117,7 @@ def data_uri(picture: bytes) -> str:
 
 
 def is_report(path: Path) -> bool:
-    """Whether a file is an earlier report, which may be replaced."""
+    """Returns True if a file is an earlier report, which may be replaced."""
     with path.open("rb") as file:
         return GENERATOR.encode() in file.read(2000)
 

@@ -1,4 +1,4 @@
-"""What a run will need of this machine, from the shapes of its network and one matrix product."""
+"""Predicts what a run needs of this machine, from the shapes of its network and one matrix product."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from dupr_tf.models.cost import step_flops
 from dupr_tf.training.dry_run import predicted_memory
 from dupr_tf.training.pretrain import build_model
 
-SIDE, SECONDS = 1536, 0.4  # of the matrix product, and how long it is repeated
-# Shares of that product's speed which whole steps were seen to reach on CPUs: small networks at 64 px, ResNet-50.
+SIDE, SECONDS = 1536, 0.4  # side of the matrix product, and seconds for which it is repeated
+# Shares of that product's speed that whole steps reached on CPUs: small networks at 64 px, ResNet-50.
 SHARES = (0.2, 0.85)
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Of a pre-training run."""
+    """The predicted memory and speed of a pre-training run."""
 
     memory: dict[str, int]  # bytes by part
-    gflop: float  # an image
+    gflop: float  # per image
     gflops: float  # of this machine, in a large matrix product
     images_per_second: tuple[float, float]  # from, to
 
@@ -34,10 +34,12 @@ class Prediction:
 
 
 def predict(config: Config) -> Prediction:
-    """Predicts memory and speed; no step is taken. Reading images may be slower than the step, which this leaves out.
+    """Predicts memory and speed without taking a step.
+
+    It leaves out reading images, which may be slower than the step.
 
     Args:
-        config: of the run.
+        config: config of the run.
     """
     model = build_model(config)
     batch = config.train.batch_size
@@ -47,10 +49,10 @@ def predict(config: Config) -> Prediction:
 
 
 def product_speed(clock=time.perf_counter) -> float:
-    """GFLOP/s of a large matrix product in float32; the best of some, so that other work disturbs it less.
+    """Measures the GFLOP/s of a large matrix product in float32: the best of several, to reduce disturbances.
 
     Args:
-        clock: `time.process_time` gives the speed of one core, whatever else it does.
+        clock: `time.process_time` measures one core, even while others work.
     """
     a = tf.random.stateless_uniform([SIDE, SIDE], seed=[0, 0])
     tf.linalg.matmul(a, a).numpy()
@@ -63,7 +65,7 @@ def product_speed(clock=time.perf_counter) -> float:
 
 
 def available_memory() -> int | None:
-    """Bytes this process may still take: what the machine has left, or a container's limit; None if unknown."""
+    """Returns the bytes this process may still take: free memory, or a container's limit; None if unknown."""
     found = []
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
@@ -76,5 +78,5 @@ def available_memory() -> int | None:
 
 
 def usable_cpus() -> int:
-    """Processors this process may run on."""
+    """Returns the processors this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

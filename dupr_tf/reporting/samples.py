@@ -1,4 +1,4 @@
-"""Sample views of a run: the first pairs it saw, their overlap framed and its patches numbered."""
+"""Sample views of a run: its first pairs, with the overlap framed and its patches numbered."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from dupr_tf.reporting.folders import RunFolder
 from dupr_tf.reporting.metrics import number
 from dupr_tf.text import one_line
 
-QUALITY = 88  # of the JPEGs
+QUALITY = 88  # quality of the JPEGs
 
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Pairs of views as pictures, or why there are none."""
+    """Pairs of views as pictures, or the reason why there are none."""
 
     run: str
-    pictures: list[tuple[bytes, str]]  # (JPEG, what it shows)
+    pictures: list[tuple[bytes, str]]  # (JPEG, description)
     note: str = ""
 
 
 def sample_views(run: RunFolder, count: int) -> Samples:
-    """Draws the first pairs of a run from its images; a sentence where they are gone.
+    """Draws the first pairs of a run from its images, or explains in a sentence that they are gone.
 
     Args:
         run: a pre-training run.
-        count: pairs wanted.
+        count: number of pairs.
     """
     if run.config is None or run.config.data.root is None:
         return Samples(run.label, [], "No views: without a config that names the images none can be drawn.")
@@ -47,7 +47,7 @@ def sample_views(run: RunFolder, count: int) -> Samples:
 
 
 def _changed(run: RunFolder, source, root: str) -> str:
-    """A sentence where the images are no longer those of the run."""
+    """Returns a sentence if the images are no longer those of the run."""
     recorded = run.images or {}
     if (number(recorded.get("count")), recorded.get("sha256")) == (len(source), source.digest(root)):
         return ""

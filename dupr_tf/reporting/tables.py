@@ -13,7 +13,7 @@ from dupr_tf.reporting.metrics import is_number, number
 from dupr_tf.text import number_text
 
 ABSENT = "–"
-MOST_COLUMNS = 24  # numbers of a probe that are shown
+MOST_COLUMNS = 24  # most numbers of a probe that are shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Table:
 
 
 def cell_text(value: Any) -> str:
-    """A number as `number_text` writes it, `–` for none, other things as they are."""
+    """Formats a number as `number_text` does, None as `–`; other values do not change."""
     if value is None:
         return ABSENT
     return number_text(value) if is_number(value) else str(value)
 
 
 def summary(runs: Sequence[RunFolder]) -> Table:
-    """A row for each run: what it is, how far, its last loss, its speed, what it skipped."""
+    """Makes a row for each run: kind, progress, last loss, speed, skipped images."""
     head = ["run", "what", "state", "mean loss, last fifth", "images/s, median", "pairs that overlap", "skipped images"]
     rows = []
     for run in runs:
@@ -52,7 +52,7 @@ def summary(runs: Sequence[RunFolder]) -> Table:
 
 
 def config_table(runs: Sequence[RunFolder]) -> Table:
-    """The fields in which runs differ; of what one run alone has, those that are not the defaults."""
+    """Lists the fields in which runs differ; for fields of one run alone, those that differ from the default."""
     known = [run for run in runs if run.config is not None]
     flat = {run.label: _flat(run.config) for run in known}
     default = _flat(Config(detector=DetectorConfig()))
@@ -66,7 +66,7 @@ def config_table(runs: Sequence[RunFolder]) -> Table:
 
 
 def _differs(values: list, default) -> bool:
-    """Whether the runs that have a field differ in it; where one run alone has it, from the default."""
+    """Returns True if the runs that have a field differ in it, or the only such run differs from the default."""
     return any(value != values[0] for value in values[1:]) if len(values) > 1 else values[0] != default
 
 
@@ -76,7 +76,7 @@ def _flat(config: Config) -> dict[str, Any]:
 
 
 def term_table(runs: Sequence[RunFolder]) -> Table:
-    """Loss and accuracy of each term, means of the last fifth of the steps, beside what guessing gives."""
+    """Lists loss and accuracy of each term, means of the last fifth of the steps, with the values of guessing."""
     names = dict.fromkeys(n for run in runs for n in run.metrics.names() if n.startswith("loss/"))
     head, rows = ["term"], []
     for run in runs:
@@ -93,7 +93,7 @@ def term_table(runs: Sequence[RunFolder]) -> Table:
 
 
 def probe_tables(runs: Sequence[RunFolder]) -> list[Table]:
-    """A table for each probe with the same settings, the weights below each other."""
+    """Makes a table for each probe with the same settings, with a row for each backbone's weights."""
     groups: dict[tuple, list] = {}
     for run in runs:
         for probe in run.probes:
@@ -126,7 +126,7 @@ def _alt(probe) -> str:
 
 
 def scalars(values: dict) -> dict[str, float]:
-    """The numbers of a probe, those of its levels under `LEVEL name`; lists are for pictures."""
+    """Returns the numbers of a probe, those of its levels under `LEVEL name`, without lists, which are for pictures."""
     found = {}
     for name, value in values.items():
         if is_number(value):
@@ -137,7 +137,7 @@ def scalars(values: dict) -> dict[str, float]:
 
 
 def export_tables(runs: Sequence[RunFolder]) -> list[tuple[RunFolder, Export, Table, str]]:
-    """For each export: the largest differences by level, and what its files are, in a sentence."""
+    """Returns for each export the largest differences by level, and a sentence on its files."""
     return [(run, export, _checks(export), _files(export)) for run in runs for export in run.exports]
 
 
@@ -166,7 +166,7 @@ def _files(export: Export) -> str:
 
 
 def score_table(runs: Sequence[RunFolder]) -> Table:
-    """A row for each number in the metrics.json of fine-tuning runs, a column for each run."""
+    """Makes a row for each number in the metrics.json of fine-tuning runs, a column for each run."""
     scored = [run for run in runs if run.scores]
     names = dict.fromkeys(
         n for run in scored for n, v in run.scores.items() if v is None or is_number(v) or isinstance(v, str)
@@ -176,7 +176,7 @@ def score_table(runs: Sequence[RunFolder]) -> Table:
 
 
 def class_table(runs: Sequence[RunFolder]) -> Table:
-    """AP by class, a column for each run."""
+    """Lists AP by class, a column for each run."""
     by_class = {
         run.label: run.scores["per_class"] for run in runs if isinstance((run.scores or {}).get("per_class"), dict)
     }
@@ -186,7 +186,7 @@ def class_table(runs: Sequence[RunFolder]) -> Table:
 
 
 def environment_rows(entry: dict) -> list[tuple[str, str]]:
-    """(what, value) of an entry of environment.json."""
+    """Returns (name, value) pairs of an entry of environment.json."""
     rows = []
     for name, value in entry.items():
         inner = value.items() if isinstance(value, dict) else [("", value)]

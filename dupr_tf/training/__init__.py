@@ -1,1 +1,1 @@
-"""What drives the models: the pre-training run, its optimiser, checkpoints and callbacks."""
+"""Training: the pre-training run, its optimiser, checkpoints and callbacks."""

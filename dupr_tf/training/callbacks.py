@@ -1,4 +1,4 @@
-"""Callbacks that act between steps: they validate, save and check. `loop.train` puts them in order."""
+"""Callbacks that act between steps: they validate, save and check. `loop.train` calls them in order."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StepCallback(keras.callbacks.Callback):
 
 
 class StopOnNonFinite(StepCallback):
-    """Ends the run at a step whose loss is not finite, before it is logged or saved."""
+    """Ends the run at a step whose loss is not finite, before that step is logged or saved."""
 
     def on_step(self, step, logs):
         if not math.isfinite(logs["loss"]):
@@ -41,23 +41,23 @@ class StopOnNonFinite(StepCallback):
             )
 
 
-# () -> {name: number} and {name: picture (H, W, 3) uint8}. It must leave the model as it is.
+# () -> {name: number} and {name: picture (H, W, 3) uint8}. It must not change the model.
 Validation = Callable[[], tuple[dict[str, float], dict[str, np.ndarray]]]
 
 
 class Validate(StepCallback):
-    """Validates every so many steps and at the end; the results go into the step's line of the metrics.
+    """Validates every `every` steps and at the end; the results go into the step's line of the metrics.
 
-    It stands before the callbacks that log and save: a run that is killed in between validates again.
+    It comes before the callbacks that log and save. A run that is killed in between validates again.
 
     Args:
-        validation: what is called.
-        every: steps.
-        first_step, last_step: of this start of the run.
-        name: results are logged as `name/…`, and their cost as `seconds/names`.
+        validation: the function to call.
+        every: steps between two validations.
+        first_step, last_step: steps of this start of the run.
+        name: results are logged as `name/…`, and their duration as `seconds/names`.
 
     Attributes:
-        metrics: the `MetricsLog` that the results go to.
+        metrics: the `MetricsLog` that receives the results.
     """
 
     def __init__(self, validation: Validation, every: int, first_step: int, last_step: int, name: str = "validation"):
@@ -77,16 +77,16 @@ class Validate(StepCallback):
 
 
 class SaveCheckpoints(StepCallback):
-    """Saves every so many steps or seconds, and says so once if that takes more than a fiftieth of the time.
+    """Saves at an interval of steps or seconds, and warns once if saving takes more than a fiftieth of the time.
 
     Args:
-        checkpoints: of the run.
-        first_step: the run starts from.
+        checkpoints: checkpoints of the run.
+        first_step: step from which the run starts.
         every: steps (int) or seconds (float) between two saves.
     """
 
     SHARE = 0.02
-    FAIR_TRIAL = 60.0  # seconds of running before the share is looked at
+    FAIR_TRIAL = 60.0  # seconds of running before the share is checked
 
     def __init__(self, checkpoints, first_step: int, every: int | float):
         super().__init__(first_step)

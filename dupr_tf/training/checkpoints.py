@@ -1,11 +1,11 @@
 """Checkpoints of a run: every variable a step depends on, in TensorFlow's format, with the sha256 of its files.
 
-A flat dict of variables is saved, since `tf.train.Checkpoint(model)` silently skips what sits in Python containers.
-With batches a function of (seed, step), these variables are the whole state: a resumed run continues bit-identically.
+A flat dict of variables is saved, because `tf.train.Checkpoint(model)` silently skips variables in Python containers.
+Batches are a function of (seed, step), so these variables are the whole state. A resumed run continues bit-identically.
 
-A checkpoint is `ckpt-STEP.index` and `ckpt-STEP.data-*`, written by TensorFlow under other names and then renamed, and
-last `ckpt-STEP.sha256`, which `sha256sum -c` reads. TensorFlow's own checksums would do for the data, but not for every
-bit of the index, and its state file `checkpoint` has none, so it is not used: the folder is listed instead.
+TensorFlow writes `ckpt-STEP.index` and `ckpt-STEP.data-*` under other names, and both are then renamed. The last file
+is `ckpt-STEP.sha256`, which `sha256sum -c` reads. TensorFlow's own checksums cover the data, but not every bit of the
+index. Its state file `checkpoint` has none, so it is not used: the folder is listed instead.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.files import sha256_of
 from dupr_tf.text import one_line
 
-ENDINGS = ("data-00000-of-00001", "index")  # of TensorFlow's files
+ENDINGS = ("data-00000-of-00001", "index")  # endings of TensorFlow's files
 
 log = logging.getLogger(__name__)
 
 
 class RunCheckpoints:
-    """Saves and restores a model with its optimiser below one folder.
+    """Saves and restores a model with its optimiser in one folder.
 
     Args:
         model: a compiled Keras model whose optimiser is built. Its variable `step`, or the optimiser's `iterations`,
             counts steps.
-        folder: where the checkpoints go; made by the first save.
-        keep: checkpoints kept, the newest.
+        folder: folder of the checkpoints; the first save creates it.
+        keep: number of checkpoints to keep, the newest ones.
 
     Attributes:
         variables: {key: variable} of the whole state.
-        before_save: called before a checkpoint is written; returns what it holds besides, {name: JSON value}.
-        extra: what the restored checkpoint holds besides.
+        before_save: called before a checkpoint is written. It returns further contents, {name: JSON value}.
+        extra: further contents of the restored checkpoint.
     """
 
     def __init__(self, model: keras.Model, folder: str | Path, keep: int = 2):
@@ -52,13 +52,13 @@ class RunCheckpoints:
         with tf.device("CPU:0"):
             self._extra = tf.Variable("{}", dtype=tf.string, trainable=False)
         self.checkpoint = tf.train.Checkpoint(variables=self.variables, extra=self._extra)
-        _ = self.checkpoint.save_counter  # made here, since checkpoints of earlier versions hold one
+        _ = self.checkpoint.save_counter  # created here, because checkpoints of earlier versions have one
         self.before_save: Callable[[], dict] = dict
-        self._at_hand: int | None = None  # the step that is saved, or was restored, as it is
+        self._at_hand: int | None = None  # the step whose checkpoint was last saved or restored
 
     @property
     def size(self) -> int:
-        """Bytes of the state."""
+        """Returns the bytes of the state."""
         return state_bytes(self.variables)
 
     @property
@@ -66,10 +66,10 @@ class RunCheckpoints:
         return json.loads(self._extra.numpy())
 
     def save(self) -> Path:
-        """Writes a checkpoint of the current step, unless there is one, and returns its path without the endings.
+        """Writes a checkpoint of the current step, unless it exists. Returns its path without the endings.
 
         Raises:
-            RunFailed: it could not be written; the ones before it are as they were.
+            RunFailed: the checkpoint could not be written. Earlier checkpoints are unchanged.
         """
         step = int(self.step.numpy())
         path = self.folder / f"ckpt-{step}"
@@ -77,7 +77,7 @@ class RunCheckpoints:
             return path
         self.folder.mkdir(parents=True, exist_ok=True)
         _remove_unfinished(self.folder)
-        _remove_checkpoint(path)  # a damaged one of the same step
+        _remove_checkpoint(path)  # a damaged checkpoint of the same step
         try:
             self._extra.assign(json.dumps(self.before_save()))
             self.checkpoint.write(str(path))
@@ -91,10 +91,10 @@ class RunCheckpoints:
         return path
 
     def restore(self) -> int:
-        """Restores the newest checkpoint that is whole; returns its step, 0 where there is none. Changes no file.
+        """Restores the newest undamaged checkpoint. Returns its step, or 0 without a checkpoint. Changes no file.
 
         Raises:
-            UserError: there are checkpoints and none of them fits or is whole.
+            UserError: checkpoints exist, but all are damaged or do not fit.
         """
         unfit = 0
         for path in saved_checkpoints(self.folder):
@@ -108,7 +108,7 @@ class RunCheckpoints:
                 except (tf.errors.OpError, AssertionError, ValueError) as error:
                     damage = one_line(error, 200)
                     if not finished and isinstance(error, tf.errors.OpError):
-                        continue  # a save that was killed while its index was written
+                        continue  # a save that was killed while writing its index
             unfit += 1
             log.warning("checkpoint %s cannot be used: %s", path, damage)
         if unfit:
@@ -117,10 +117,10 @@ class RunCheckpoints:
         return 0
 
     def restore_step(self, step: int) -> None:
-        """Restores the checkpoint of a step, the one another worker has restored; of step 0 there is none.
+        """Restores the checkpoint of the step that another worker has restored. Step 0 has no checkpoint.
 
         Raises:
-            UserError: it is not here, or not what was written.
+            UserError: the checkpoint is missing or damaged.
         """
         path = self.folder / f"ckpt-{step}"
         if not step:
@@ -133,7 +133,7 @@ class RunCheckpoints:
         self._at_hand = step
 
     def _remove_old(self, step):
-        """Keeps the newest, up to this step: later ones are damaged, or the run would have begun from them."""
+        """Keeps the newest checkpoints up to this step. Later ones must be damaged: the run did not start from them."""
         paths = saved_checkpoints(self.folder)
         later = [path for path in paths if step_of(path) > step]
         for path in [*later, *paths[len(later) + self.keep :]]:
@@ -150,10 +150,10 @@ class RunCheckpoints:
 
 
 def state_of(model: keras.Model) -> dict:
-    """{unique name: variable} of all that the steps to come depend on; the model's optimiser is built.
+    """Returns {unique name: variable} of all that future steps depend on. The model's optimiser must be built.
 
-    A name follows from a variable's path, or from the model's own `named_variables`, so that a further layer does not
-    rename the rest. Metrics are left out: they are reset before each step.
+    A name follows from a variable's path, or from the model's own `named_variables`. A further layer therefore does not
+    rename the rest. Metrics are left out, because they are reset before each step.
 
     Raises:
         RuntimeError: two variables share a name, or `named_variables` leaves some out.
@@ -176,23 +176,23 @@ def _by_path(variables) -> list[tuple]:
 
 
 def state_bytes(variables: dict) -> int:
-    """Bytes of the variables of `state_of`."""
+    """Returns the bytes of the variables of `state_of`."""
     return sum(int(np.prod(v.shape)) * v.dtype.size for v in variables.values())
 
 
 def saved_checkpoints(folder: str | Path) -> list[Path]:
-    """The checkpoints below a folder, newest first: paths without the endings; whole or not."""
+    """Lists the checkpoints in a folder, damaged or not, newest first, as paths without the endings."""
     found = {path.with_suffix("") for ending in ("index", "sha256") for path in Path(folder).glob(f"ckpt-*.{ending}")}
     return sorted((path for path in found if path.name[5:].isdigit()), key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
-    """The step of `…/ckpt-STEP`."""
+    """Returns the step of `…/ckpt-STEP`."""
     return int(path.name.removeprefix("ckpt-"))
 
 
 def find_damage(path: Path) -> str | None:
-    """Which file of a checkpoint is not what was written, None if all are; without sums TensorFlow's own must do."""
+    """Returns the damaged file of a checkpoint, or None. Without sha256 sums it uses TensorFlow's own checksums."""
     sums = path.with_suffix(".sha256")
     if not sums.exists():
         return None
@@ -216,17 +216,17 @@ def _sum_line(file: Path) -> str:
 
 
 def _files(path: Path) -> list[Path]:
-    """TensorFlow's files of a checkpoint."""
+    """Lists TensorFlow's files of a checkpoint."""
     return [file for file in (path.with_name(f"{path.name}.{ending}") for ending in ENDINGS) if file.exists()]
 
 
 def _remove_checkpoint(path: Path) -> None:
-    for file in [path.with_suffix(".sha256"), *reversed(_files(path))]:  # a kill in between leaves no half one
+    for file in [path.with_suffix(".sha256"), *reversed(_files(path))]:  # a kill in between leaves no half checkpoint
         file.unlink(missing_ok=True)
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """What a save that was killed has left: files under other names, and data whose index was never written."""
+    """Removes the files of a killed save: files under other names, and data whose index was never written."""
     for leftover in [*folder.glob("*_temp*"), *folder.glob("*.tempstate*")]:
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     for data in folder.glob("ckpt-*.data-*"):

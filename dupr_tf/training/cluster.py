@@ -1,4 +1,4 @@
-"""Which workers train together, and which of them this process is: what `TF_CONFIG` says. Imports no TensorFlow."""
+"""The workers that train together, and the index of this process, read from `TF_CONFIG`. Imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import os
 from dupr_tf.config import Config
 from dupr_tf.errors import UserError
 
-KINDS = ("chief", "worker")  # of tasks that train; the chief's comes first, as TensorFlow has it
+KINDS = ("chief", "worker")  # kinds of tasks that train; the chief comes first, as in TensorFlow
 EXAMPLE = """TF_CONFIG='{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Workers that train together.
+    """The workers that train together.
 
     Args:
-        addresses: `host:port` of each; the first is the chief, which writes the run folder.
-        index: of this process.
+        addresses: `host:port` of each worker. The first is the chief, which writes the run folder.
+        index: index of this process.
     """
 
     addresses: tuple[str, ...]
@@ -30,7 +30,7 @@ class Cluster:
         return self.index == 0
 
     def called(self, index: int) -> str:
-        """How a worker is named in messages."""
+        """Returns the name of a worker in messages."""
         return f"worker {index} ({self.addresses[index]}{', the chief' if index == 0 else ''})"
 
     def host_and_port(self, index: int) -> tuple[str, int]:
@@ -39,14 +39,14 @@ class Cluster:
 
 
 def cluster_of(config: Config, environment: dict[str, str] | None = None) -> Cluster | None:
-    """The cluster a run is to use; None where this machine trains alone.
+    """Returns the cluster of a run, or None if this machine trains alone.
 
     Args:
-        config: its `train.strategy` is read.
-        environment: its `TF_CONFIG` is read; None is this process's.
+        config: config whose `train.strategy` is read.
+        environment: environment whose `TF_CONFIG` is read. Default: that of this process.
 
     Raises:
-        UserError: `TF_CONFIG` is malformed, or missing where the strategy is multi_worker.
+        UserError: `TF_CONFIG` is malformed, or missing although the strategy is multi_worker.
     """
     setting = config.train.strategy
     if setting not in ("auto", "multi_worker"):
@@ -58,7 +58,7 @@ def cluster_of(config: Config, environment: dict[str, str] | None = None) -> Clu
 
 
 def refuse_cluster(environment: dict[str, str] | None = None) -> None:
-    """Raises UserError where several workers are started for what one machine does."""
+    """Raises UserError if several workers were started for a task that one machine does."""
     cluster = read_cluster(os.environ if environment is None else environment)
     if cluster is not None and len(cluster.addresses) > 1:
         raise UserError(
@@ -69,10 +69,10 @@ def refuse_cluster(environment: dict[str, str] | None = None) -> None:
 
 
 def read_cluster(environment: dict[str, str]) -> Cluster | None:
-    """The cluster of a `TF_CONFIG`, None without one.
+    """Reads the cluster from `TF_CONFIG`; returns None if it is not set.
 
     Raises:
-        UserError: what is wrong with it.
+        UserError: `TF_CONFIG` is malformed; the error names the problem.
     """
     text = environment.get("TF_CONFIG", "").strip()
     if not text:
@@ -94,13 +94,13 @@ def read_cluster(environment: dict[str, str]) -> Cluster | None:
 
 
 def _index(task, jobs) -> int:
-    """This process's place among all workers."""
+    """Returns the index of this process among all workers."""
     if not isinstance(task, dict) or task.get("type") is None or task.get("index") is None:
         raise _wrong("a task with type and index", f"{task!r:.80}")
     kind, index = task["type"], task["index"]
     if kind not in jobs:
         raise _wrong(f"a task of a type that the cluster has ({', '.join(jobs)})", f"{kind!r:.80}")
-    if isinstance(index, str) and index.isdigit():  # as TensorFlow has it
+    if isinstance(index, str) and index.isdigit():  # as in TensorFlow
         index = int(index)
     if type(index) is not int or not 0 <= index < len(jobs[kind]):
         raise _wrong(f"a task index from 0 to {len(jobs[kind]) - 1} for {kind}", f"{index!r:.80}")

@@ -1,9 +1,9 @@
-"""Ends a worker that TensorFlow keeps while its servers meet. A process of its own; imports the standard library alone.
+"""Guard process: ends a worker that TensorFlow blocks while its servers connect. Imports the standard library alone.
 
-TensorFlow waits an hour for a worker that is gone by then, and holds Python's lock meanwhile, so that no thread of the
-waiting process can hear of it. This one watches the connections from outside.
+TensorFlow waits an hour for a missing worker. Meanwhile it holds Python's lock, so no thread of the waiting process can
+react. The guard is a separate process that watches the connections from outside.
 
-python cluster_guard.py PID SECONDS FD NAME [FD NAME …]; it ends when its standard input does.
+Usage: `python cluster_guard.py PID SECONDS FD NAME [FD NAME …]`. The guard ends when its standard input does.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import subprocess
 import sys
 import time
 
-GRACE = 5.0  # seconds in which the worker may still end by itself
+GRACE = 5.0  # seconds the worker has to end without being killed
 GO_ON = "The newest checkpoint is whole. Fix: start the same commands again"
 
 
 class Guard:
-    """Watches over the time in which servers meet; a context.
+    """Watches the other workers while the servers connect. It is a context manager.
 
     Args:
         peers: {name: socket} of the other workers.
-        seconds: that it may take.
+        seconds: time limit.
     """
 
     def __init__(self, peers: dict, seconds: float):
@@ -45,9 +45,9 @@ class Guard:
 
 
 def watch(peers: dict[int, str], seconds: float) -> str | None:
-    """What is wrong, once something is; None where standard input ended, and with it the need to watch."""
+    """Returns the problem once there is one, or None if standard input ended and watching is no longer needed."""
     deadline, poll = time.monotonic() + seconds, select.poll()
-    poll.register(0, 0)  # its end alone
+    poll.register(0, 0)  # only its end matters
     for number in peers:
         poll.register(number, select.POLLRDHUP)
     while (left := deadline - time.monotonic()) > 0:

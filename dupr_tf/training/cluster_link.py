@@ -1,8 +1,8 @@
-"""Workers that live and die together: the same run on all, the end of one the end of all, and nobody waits for ever.
+"""The link between workers: all train the same run, all stop if one fails, and no worker waits forever.
 
-The chief decides. Workers tell it what they find, their step times and their signals; it tells them how the run ends.
-A worker holds nothing that is not on the others as well, so it may end anywhere; the chief ends where its run folder
-is in order, and where it is killed, its newest checkpoint is whole.
+The chief decides. Workers send it their bad images, step times and signals, and it sends them how the run ends.
+A worker holds nothing that the others lack, so it may end at any point. The chief ends only when its run folder
+is in order. If the chief is killed, its newest checkpoint is undamaged.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from dupr_tf.training.cluster_guard import GO_ON, Guard
 from dupr_tf.training.cluster_wire import Connection, meet_chief, meet_workers, own_port
 
 log = logging.getLogger(__name__)
-DRAIN_SECONDS = 2.0  # for the others to hear how the run ends
-# What TensorFlow raises where another worker is gone; which one, the link learns.
+DRAIN_SECONDS = 2.0  # time for the other workers to receive how the run ends
+# Errors that TensorFlow raises if another worker is gone. The link finds out which one.
 OF_OTHERS = {"UnavailableError", "CancelledError", "AbortedError", "InternalError", "FailedPreconditionError",
              "DeadlineExceededError", "UnknownError"}  # fmt: skip
 
 
 class Alone:
-    """The link of a process that trains by itself: there is nobody to agree with."""
+    """The link of a process that trains alone, with no other worker to agree with."""
 
     chief, index, workers = True, 0, 1
 
@@ -48,28 +48,28 @@ class Alone:
         raise RuntimeError("there is no chief but this process")
 
     def on(self, kind: str, handler: Callable) -> None:
-        """Nobody sends anything."""
+        """Does nothing, because nobody sends messages."""
 
     def start_server(self) -> None:
-        """There is none."""
+        """Does nothing, because there is no server."""
 
     def servers_meeting(self):
         return contextlib.nullcontext()
 
     def progress(self) -> None:
-        """Nobody waits."""
+        """Does nothing, because nobody waits."""
 
 
 class Link:
-    """The connections of this worker with the others, a context: entered before TensorFlow starts, left at the end.
+    """Connects this worker with the others. It is a context manager: enter it before TensorFlow starts.
 
-    Within it, once `start_server` was called, whatever ends this worker early, or another one, ends the process: in one
-    line, with the exit code of what happened, or that of `WorkerLost` where a worker is gone.
+    Inside it, once `start_server` was called, an early end of this worker or of another one ends the process. The
+    process prints one line. Its exit code is that of the cause, or that of `WorkerLost` if a worker is gone.
 
     Args:
-        cluster: of the run.
-        worker_timeout: seconds without a sign of life after which a worker is gone.
-        start_timeout: seconds all have to come, to agree, and to do a step.
+        cluster: cluster of the run.
+        worker_timeout: seconds without a message after which a worker counts as gone.
+        start_timeout: seconds that all workers have to connect, to agree, and to do a step.
     """
 
     def __init__(self, cluster: Cluster, worker_timeout: float, start_timeout: float):
@@ -112,7 +112,7 @@ class Link:
         return self
 
     def start_server(self) -> None:
-        """From here on this process is part of TensorFlow's cluster, which hangs where it is left by an exception."""
+        """Marks this process as part of TensorFlow's cluster, which hangs if an exception leaves it."""
         with self._changed:
             if self._ended:
                 raise as_error(*self._ended)
@@ -120,18 +120,18 @@ class Link:
         self.progress()
 
     def servers_meeting(self) -> Guard:
-        """A context for the time in which TensorFlow holds Python's lock until all workers are there."""
+        """Returns a guard for the time in which TensorFlow holds Python's lock until all workers have connected."""
         return Guard({self.cluster.called(i): other for i, other in self._others.items()}, self.start_timeout)
 
     def agree(self, facts: dict[str, str], told: dict | None = None) -> dict:
-        """Compares facts between all workers, and hands what the chief has to tell to all.
+        """Compares facts between all workers and sends the chief's data to all.
 
         Args:
-            facts: {what: value} that must be the same everywhere.
-            told: by the chief; the others' is not looked at.
+            facts: {name: value} that must be the same on all workers.
+            told: data of the chief. Values of other workers are ignored.
 
         Returns:
-            The chief's `told`.
+            The chief's data.
 
         Raises:
             UserError: a fact differs; a UserErrors if several do.
@@ -149,22 +149,22 @@ class Link:
         return told or {}
 
     def tell_chief(self, **message) -> None:
-        """Sends a message of a kind that the chief handles, `kind=value`."""
+        """Sends the chief a message, `kind=value`, of a kind that it handles."""
         self._others[0].send(message)
 
     def on(self, kind: str, handler: Callable[[int, object], None]) -> None:
-        """Has the chief call `handler(index, value)` for each message of a kind; in a thread of its own."""
+        """Makes the chief call `handler(index, value)` in a separate thread for each message of a kind."""
         self._handlers[kind] = handler
 
     def progress(self) -> None:
-        """A step was done."""
+        """Records that a step was done."""
         self._progressed = time.monotonic()
 
     def __exit__(self, kind, error, _trace):
         if error is None:
             return self._finish()
         if type(error).__name__ in OF_OTHERS:
-            time.sleep(self.worker_timeout)  # the link learns who is gone, and ends the process
+            time.sleep(self.worker_timeout)  # the link finds out which worker is gone and ends the process
             error = WorkerLost(
                 f"the exchange with the other workers failed: {' '.join(str(error).split())[:200]}. {GO_ON}"
             )
@@ -172,7 +172,7 @@ class Link:
         self._end(code, text)
 
     def _finish(self) -> None:
-        """All leave together, once the chief has written the last."""
+        """Waits until the chief has written its last file, so that all workers leave together."""
         self.progress()
         if self.chief:
             self._wait(lambda: len(self._done) == len(self._others), "all workers")
@@ -184,7 +184,7 @@ class Link:
             self._over = True
 
     def _wait(self, ready, whom: str) -> None:
-        """Until `ready()`; the others' end ends it."""
+        """Waits until `ready()`. If another worker ends, the wait ends too."""
         deadline = time.monotonic() + self.start_timeout
         with self._changed:
             while not ready():
@@ -220,7 +220,7 @@ class Link:
             self._changed.notify_all()
 
     def _watch(self) -> None:
-        """Gives signs of life, and ends the run where another gives none or no step is done."""
+        """Sends heartbeats. Ends the run if another worker sends none or no step completes."""
         while not self._over:
             self._broadcast({"alive": self.index})
             time.sleep(min(1.0, self.worker_timeout / 5))
@@ -239,7 +239,7 @@ class Link:
         self._end(WorkerLost.code, f"{self.cluster.called(index)} is gone: {why}. {GO_ON}")
 
     def _end(self, code: int, text: str) -> None:
-        """The end of the run, for whatever reason and from whatever thread; the first one counts."""
+        """Ends the run, for any reason and from any thread. Only the first call counts."""
         with self._changed:
             if self._over:
                 return
@@ -253,7 +253,7 @@ class Link:
             end_process(code, text)
 
     def _drain(self) -> None:
-        """Waits until the others are gone: a process that ends with messages unread takes back what it said."""
+        """Waits until the other workers are gone. A process that ends with unread messages loses those it sent."""
         deadline = time.monotonic() + DRAIN_SECONDS
         for thread in self._listeners:
             if thread is not threading.current_thread():
@@ -277,7 +277,7 @@ class Link:
 
 
 def verdict(error: BaseException) -> tuple[int, str]:
-    """Exit code and message for what ended a worker."""
+    """Returns the exit code and message for the error that ended a worker."""
     if isinstance(error, KeyboardInterrupt):
         number = getattr(error, "number", signal.SIGINT)
         return getattr(error, "code", 128 + number), str(error) or "interrupted"
@@ -288,7 +288,7 @@ def verdict(error: BaseException) -> tuple[int, str]:
 
 
 def as_error(code: int, text: str) -> Exception:
-    """The exception for what another worker told."""
+    """Returns the exception for another worker's exit code and message."""
     if code == UserError.code:
         return UserErrors([UserError(None, line) for line in text.splitlines()])
     error = WorkerLost(text)
@@ -297,7 +297,7 @@ def as_error(code: int, text: str) -> Exception:
 
 
 def end_process(code: int, text: str) -> None:
-    """Ends the process at once, saying why: the main thread may wait within TensorFlow for what never comes."""
+    """Ends the process at once with a message, because the main thread may wait inside TensorFlow forever."""
     for line in text.splitlines():
         print(f"dupr-tf: {'' if code > 128 else 'error: '}{line}", file=sys.stderr)
     sys.stdout.flush()

@@ -1,8 +1,8 @@
-"""How workers meet: each connects to the chief's address before TensorFlow's server takes it, and stays connected.
+"""Connections between workers: each connects to the chief's address before TensorFlow's server uses it.
 
-What goes over these connections is small JSON, a line a message: what is compared at the start, signs of life, bad
-images, step times, and how a run ends. Gradients and keys go by TensorFlow's collectives alone. The end of a process
-closes its connection, so that the others know at once, and by name.
+The connections stay open. They carry small JSON messages, one per line: facts to compare at the start, heartbeats, bad
+images, step times and the end of a run. Gradients and keys use TensorFlow's collectives only. When a process ends, its
+connection closes, so that the other workers learn at once which one ended.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dupr_tf.errors import UserError
 from dupr_tf.training.cluster import Cluster
 
-LONGEST = 1 << 20  # bytes of a message
-HELLO = "dupr_tf 1"  # of this protocol
+LONGEST = 1 << 20  # bytes of the longest message
+HELLO = "dupr_tf 1"  # name of this protocol
 HELLO_SECONDS = 5.0
 
 
@@ -28,7 +28,7 @@ class Connection:
         opened: its socket.
 
     Attributes:
-        heard: when the last message came, `time.monotonic()`.
+        heard: time of the last message received, `time.monotonic()`.
     """
 
     def __init__(self, opened: socket.socket):
@@ -37,7 +37,7 @@ class Connection:
         self.heard = time.monotonic()
 
     def send(self, message: dict) -> None:
-        """Sends a message; that the other end is gone shows where its messages are read."""
+        """Sends a message. If the other end is gone, `receive` shows it."""
         try:
             with self._lock:
                 self._socket.sendall(json.dumps(message).encode() + b"\n")
@@ -45,7 +45,7 @@ class Connection:
             self.close()
 
     def receive(self, seconds: float | None = None) -> dict | None:
-        """The next message; None where the other end is gone, speaks otherwise or says nothing for so long."""
+        """Returns the next message, or None if the other end is gone, is no worker or is silent for `seconds`."""
         try:
             self._socket.settimeout(seconds)
             line = self._lines.readline(LONGEST)
@@ -56,16 +56,16 @@ class Connection:
         return message if isinstance(message, dict) else None
 
     def messages(self) -> Iterator[dict]:
-        """Its messages until it is gone."""
+        """Yields messages until the other end is gone."""
         while (message := self.receive()) is not None:
             yield message
 
     def fileno(self) -> int:
-        """Of its socket, for whoever watches it from outside."""
+        """Returns the file descriptor of the socket, for a process that watches it from outside."""
         return self._socket.fileno()
 
     def end(self) -> None:
-        """Ends what this side says; what was said arrives."""
+        """Closes the sending direction; messages already sent arrive."""
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:
@@ -76,7 +76,7 @@ class Connection:
 
 
 def own_port(cluster: Cluster) -> socket.socket:
-    """Listens at this worker's port, which shows that it is free. Raises UserError where it is not."""
+    """Listens on this worker's port, which proves that the port is free. Raises UserError if it is not."""
     _, port = cluster.host_and_port(cluster.index)
     try:
         return socket.create_server(("", port), backlog=len(cluster.addresses))
@@ -86,7 +86,7 @@ def own_port(cluster: Cluster) -> socket.socket:
 
 
 def meet_chief(cluster: Cluster, seconds: float) -> Connection:
-    """Connects to the chief, trying again for so many seconds. Raises UserError with its address."""
+    """Connects to the chief, retrying for `seconds`. Raises UserError with the chief's address."""
     address, deadline, problem = cluster.host_and_port(0), time.monotonic() + seconds, "no answer"
     while (left := deadline - time.monotonic()) > 0:
         try:
@@ -112,7 +112,7 @@ def meet_chief(cluster: Cluster, seconds: float) -> Connection:
 
 
 def meet_workers(cluster: Cluster, listener: socket.socket, seconds: float) -> dict[int, Connection]:
-    """The chief's connections to all others, by index. Raises UserError naming those that did not come."""
+    """Returns the chief's connections to all others, by index. Raises UserError that names missing workers."""
     met: dict[int, Connection] = {}
     deadline = time.monotonic() + seconds
     while len(met) < len(cluster.addresses) - 1:
@@ -142,7 +142,7 @@ def meet_workers(cluster: Cluster, listener: socket.socket, seconds: float) -> d
 
 
 def refusal(connections: dict[int, Connection], problem: UserError) -> UserError:
-    """Tells the workers that are there, and returns what the chief raises."""
+    """Sends the problem to the connected workers, and returns it for the chief to raise."""
     for connection in connections.values():
         connection.send({"refused": str(problem), "end": [problem.code, str(problem)]})
         connection.end()

@@ -1,6 +1,6 @@
-"""Whether losses look like guessing, or keys like one key: the rules alone, for runs that go on and runs that are over.
+"""Rules for losses that look like guessing, and for keys that are all alike. They serve running and finished runs.
 
-Nothing here imports TensorFlow.
+This module imports no TensorFlow.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ import math
 
 from dupr_tf.config import Config
 
-PINNED = 0.98  # of ln(K + 1)
-CHANCE = 10  # times the accuracy of guessing, below which a window counts as guessing
-SAME = 0.02  # spread of the keys, of 1, below which they count as the same
-WINDOW = 50  # steps a judgement is over
+PINNED = 0.98  # share of ln(K + 1) above which a loss looks like guessing
+CHANCE = 10  # a window counts as guessing if its accuracy is below this multiple of guessing's
+SAME = 0.02  # the keys count as the same if their spread, of at most 1, is below this
+WINDOW = 50  # steps in a window
 
 
 def signs_of_collapse(mean: dict[str, float], keys: dict[str, int]) -> list[str]:
-    """What in the means of a window looks like collapse, a clause each; none where it looks healthy.
+    """Lists the signs of collapse in the means of a window, one clause each; empty if healthy.
 
     Guessing gives a loss of ln(K + 1) and an accuracy of 1 / (K + 1).
 
     Args:
-        mean: of the logged scalars `loss/TERM`, `accuracy/TERM`, `std/TERM`; a term without all three is passed over.
-        keys: {term: K of its memory bank}; a term without one is passed over.
+        mean: means of the logged scalars `loss/TERM`, `accuracy/TERM`, `std/TERM`. A term that lacks one is skipped.
+        keys: {term: K of its memory bank}. A term without a bank is skipped.
     """
     signs = []
     for name, size in keys.items():
@@ -37,11 +37,13 @@ def signs_of_collapse(mean: dict[str, float], keys: dict[str, int]) -> list[str]
 
 
 def patience(config: Config, most_keys: float = math.inf) -> int:
-    """Steps after which a healthy run no longer guesses: warm-up, four turns of the banks, two of the average.
+    """Returns the steps after which a healthy run no longer guesses.
+
+    They are the warm-up, four turns of the banks and two of the average.
 
     Args:
-        config: of the run.
-        most_keys: as if no bank were larger.
+        config: config of the run.
+        most_keys: upper limit on the bank sizes that are assumed.
     """
     model, batch = config.model, config.train.batch_size
     turns = [

@@ -1,11 +1,11 @@
-"""Where and how a run computes: on one device, on all of the machine, or on many workers; compiled by XLA or not."""
+"""The devices of a run (one device, the whole machine or several workers), and the use of XLA."""
 
 from __future__ import annotations
 
 import contextlib
 
 import tensorflow as tf
-from tensorflow.python.framework import config  # alone has the opposite of `enable_op_determinism`
+from tensorflow.python.framework import config  # the public API lacks the opposite of `enable_op_determinism`
 
 from dupr_tf.errors import UserError
 from dupr_tf.models.multi_worker import check_keras
@@ -14,15 +14,15 @@ from dupr_tf.training.cluster import Cluster
 
 
 def choose_strategy(setting: str = "auto", cluster: Cluster | None = None):
-    """The strategy of a run, None for one device. Made once in a process, before it computes anything.
+    """Creates the strategy of a run, or None for one device. Call it once per process, before any computation.
 
     Args:
         setting: `train.strategy`.
-        cluster: of several workers, as `TF_CONFIG` has it; None: this machine alone.
+        cluster: several workers, as in `TF_CONFIG`. Default: this machine alone.
 
     Raises:
-        UserError: mirrored with one device; several workers with a Keras that was not tested for it, or a port that
-            was taken in the meantime.
+        UserError: the strategy is mirrored but there is one device, Keras was not tested with several workers, or
+            another program took the port in the meantime.
     """
     if cluster is not None:
         return _multi_worker(cluster)
@@ -33,7 +33,7 @@ def choose_strategy(setting: str = "auto", cluster: Cluster | None = None):
 
 
 def local_devices() -> list[str]:
-    """The GPUs of this machine; without any, its CPU, or the logical devices it was split into on purpose."""
+    """Lists the GPUs of this machine. Without a GPU, lists its CPU, or the logical devices it was split into."""
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         return [f"GPU:{i}" for i in range(len(gpus))]
@@ -48,7 +48,7 @@ def _multi_worker(cluster):
     except tf.errors.OpError as error:
         problem = f"{cluster.called(cluster.index)} cannot open its port: {one_line(error, 200)}."
         raise UserError("TF_CONFIG", problem, "Choose another port.") from None
-    # Every batch is full, so that workers need not ask each other at every step whether one has run out of images.
+    # Every batch is full, so workers need not check at every step if one has run out of images.
     strategy.extended.experimental_enable_get_next_as_optional = False
     return strategy
 
@@ -59,10 +59,10 @@ def is_multi_worker(strategy) -> bool:
 
 @contextlib.contextmanager
 def deterministic_ops():
-    """Within it, operations on CPUs give the same bits at every run, which costs some of them their threads.
+    """Makes operations on CPUs bit-identical in every run, inside this context. Some operations lose their threads.
 
-    By default the threads of the gradient of `tf.image.crop_and_resize` add into the same pixels with no lock, and lose
-    summands. On a GPU nothing is changed: some operations have no deterministic form there, and would fail.
+    By default, the threads of the gradient of `tf.image.crop_and_resize` add into the same pixels without a lock, and
+    lose summands. Nothing changes on a GPU, where some operations have no deterministic form and would fail.
     """
     if config.is_op_determinism_enabled() or tf.config.list_physical_devices("GPU"):
         yield
@@ -75,7 +75,7 @@ def deterministic_ops():
 
 
 def scope(strategy):
-    """The strategy's scope; nothing for None."""
+    """Returns the strategy's scope; a context that does nothing for None."""
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
@@ -84,13 +84,13 @@ def replicas(strategy) -> int:
 
 
 def distribute(strategy, batches: tf.data.Dataset):
-    """The dataset for `fit`: whole batches, or of many workers this one's rows, dealt to its devices in order.
+    """Creates the dataset for `fit` from whole batches. With several workers it has this worker's rows only.
 
-    Keras would split a plain dataset among the workers once more.
+    The rows go to the worker's devices in order. Keras would split a plain dataset among the workers again.
 
     Args:
-        strategy: of the run.
-        batches: on many workers, this one's rows of every batch.
+        strategy: strategy of the run.
+        batches: with several workers, this worker's rows of every batch.
     """
     if not is_multi_worker(strategy):
         return batches
@@ -104,7 +104,7 @@ def distribute(strategy, batches: tf.data.Dataset):
 
 
 def choose_jit(setting: str, replicas: int) -> tuple[bool, str]:
-    """Whether XLA compiles the step, and why.
+    """Decides if XLA compiles the step, and returns the decision and the reason.
 
     Args:
         setting: `train.jit`.

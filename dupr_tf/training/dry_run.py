@@ -1,4 +1,4 @@
-"""`pretrain --dry-run`: all that a run needs is built, a few real steps are taken, and it is said what a run costs."""
+"""The dry run of `pretrain`: builds all that a run needs, takes a few real steps and reports what a run costs."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ from dupr_tf.training.distribution import choose_strategy, replicas, scope
 from dupr_tf.training.feed import feed
 from dupr_tf.training.pretrain import checked_images, compiled_model
 
-STEPS = 2  # timed, after one step that traces and one that warms up
+STEPS = 2  # timed steps, after one step that traces and one that warms up
 WARM_UP = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class DryRun:
-    """What a few real steps on this machine showed."""
+    """The measurements of a few real steps on this machine."""
 
     levels: dict[str, tuple[int, ...]]  # {level: (height, width, channels) of a view's feature map}
     parameters: dict[str, int]  # by part
-    memory: dict[str, int]  # bytes predicted, by part
-    measured_memory: int  # bytes, the most this process has held, TensorFlow and Python included
-    input_ms: float  # an image, through the input pipeline by itself
-    step_ms: float  # an image, through the step by itself, its batch in memory
-    images_per_second: float  # both together
-    first_step_seconds: float  # tracing included
+    memory: dict[str, int]  # predicted bytes, by part
+    measured_memory: int  # most bytes this process has held, including TensorFlow and Python
+    input_ms: float  # per image, input pipeline alone
+    step_ms: float  # per image, step alone, with its batch in memory
+    images_per_second: float  # input and step together
+    first_step_seconds: float  # including tracing
     batch_size: int
     total_steps: int
     loss: float
 
     @property
     def hours(self) -> float:
-        """Of the whole run at this speed."""
+        """Returns the hours of the whole run at this speed."""
         return self.total_steps * self.batch_size / self.images_per_second / 3600
 
     @property
     def limit(self) -> str:
-        """Whether reading images or the step decides, in one sentence."""
+        """States in one sentence if reading images or the step limits the speed."""
         share = self.input_ms / (self.input_ms + self.step_ms)
         if self.input_ms > self.step_ms:
             return f"reading images decides ({share:.0%} of the work). Fix: more CPU cores, or smaller files"
@@ -59,18 +59,18 @@ class DryRun:
 
 
 def dry_run(config: Config, data: str | Path | None = None) -> DryRun:
-    """Takes a few steps of a run, writing nothing.
+    """Takes a few steps of a run without writing anything.
 
     Args:
         config: the experiment.
-        data: folder of images, COCO or VOC root, shards, or `tfds:NAME`; None takes `config.data.root`.
+        data: folder of images, COCO or VOC root, shards, or `tfds:NAME`. Default: `config.data.root`.
 
     Raises:
-        UserError: what `pretrain` would raise.
+        UserError: any that `pretrain` would raise.
         RunFailed: the loss is not finite.
     """
     setting = config.train.strategy
-    strategy = choose_strategy("auto" if setting == "multi_worker" else setting)  # of this machine alone
+    strategy = choose_strategy("auto" if setting == "multi_worker" else setting)  # for this machine alone
     config, source, bad = checked_images(config, data, replicas(strategy))
     with scope(strategy):
         model = compiled_model(config, len(source), replicas=replicas(strategy))
@@ -101,17 +101,19 @@ def dry_run(config: Config, data: str | Path | None = None) -> DryRun:
 
 
 def predicted_memory(model: DUPR, config: Config, replicas: int = 1, block_keys: int | None = None) -> dict[str, int]:
-    """Bytes a device holds, by part. Activations are those of one batch-norm group, the only ones alive at a time.
+    """Predicts the bytes a device holds, by part.
+
+    Activations are those of one batch-norm group, because only one group's are held at a time.
 
     Args:
         model: the pre-training model.
-        config: of the run.
-        replicas: devices that share the batch; weights and banks are whole on each.
-        block_keys: of the losses, see `info_nce`; None: as on this machine.
+        config: config of the run.
+        replicas: devices that share the batch. Each holds all weights and banks.
+        block_keys: block size of the losses, see `info_nce`. Default: that of this machine.
     """
     batch = config.train.batch_size
     group = batch // config.train.micro_batches
-    width = 4 if config.train.precision == "float32" else 2  # bytes a number
+    width = 4 if config.train.precision == "float32" else 2  # bytes per number
     trainable = sum(_size(v.shape) for v in model.query_variables)
     everything = sum(_size(v.shape) for v in (*model.query_encoder.variables, *model.key_encoder.variables))
     view = config.data.image_size**2 * 3
@@ -130,18 +132,18 @@ def predicted_memory(model: DUPR, config: Config, replicas: int = 1, block_keys:
 
 
 def memory_bytes(model: DUPR) -> int:
-    """Bytes of what the terms remember between steps."""
+    """Returns the bytes of the terms' state between steps."""
     return sum(4 * _size(v.shape) for term in model.terms for v in term.non_trainable_variables if len(v.shape))
 
 
 def peak_memory() -> int:
-    """The most this process has held, bytes."""
+    """Returns the most bytes this process has held."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def print_dry_run(result: DryRun, console: Console | None = None) -> None:
-    """A table for people."""
+    """Prints the result as a table."""
     table = Table(box=None, show_header=False)
     rows = {
         "features of a view": ", ".join(f"{level} {h}×{w}×{c}" for level, (h, w, c) in result.levels.items()),
@@ -161,7 +163,7 @@ def print_dry_run(result: DryRun, console: Console | None = None) -> None:
 
 
 class _Clock(keras.callbacks.Callback):
-    """When each step of a `fit` ended."""
+    """Records when each step of a `fit` ended."""
 
     def __init__(self):
         super().__init__()
@@ -201,7 +203,7 @@ def _parameters(model) -> dict[str, int]:
 
 
 def activation_numbers(backbone, size) -> int:
-    """Numbers an image leaves behind for the gradient of one of our ResNets; 0 for a backbone of another kind."""
+    """Counts the numbers per image that one of our ResNets keeps for the gradient; 0 for other backbones."""
     if not isinstance(backbone, ResNetBackbone):
         return 0
     twin = ResNetBackbone.from_config({**backbone.get_config(), "input_shape": (size, size, 3)})

@@ -1,4 +1,4 @@
-"""Hands the batches of a reader to Keras' `fit` as a `tf.data.Dataset`."""
+"""Passes the batches of a reader to Keras' `fit` as a `tf.data.Dataset`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import tensorflow as tf
 
 from dupr_tf.data.reader import Reader
 
-AHEAD = 2  # batches
+AHEAD = 2  # batches read ahead
 
 
 def feed(reader: Reader) -> tf.data.Dataset:
-    """A dataset of the batches that a reader has left, to be iterated over once."""
+    """Creates a dataset of the remaining batches of a reader. Iterate over it once."""
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     dataset = tf.data.Dataset.from_generator(lambda: reader, output_signature=tensor_specs(reader.signature))
@@ -19,7 +19,7 @@ def feed(reader: Reader) -> tf.data.Dataset:
 
 
 def tensor_specs(signature: dict) -> dict:
-    """The signature of a reader as `tf.TensorSpec`s."""
+    """Converts the signature of a reader to `tf.TensorSpec`s."""
     return {
         name: tensor_specs(spec) if isinstance(spec, dict) else tf.TensorSpec(*spec) for name, spec in signature.items()
     }

@@ -1,4 +1,4 @@
-"""Ends a run that diverges or meets too many bad images, and warns of one whose embeddings collapse."""
+"""Ends a run that diverges or reads too many bad images, and warns if embeddings collapse."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ DIVERGED_FILE = "diverged.json"
 
 
 class StopOnDivergence(StepCallback):
-    """Ends the run at a step whose loss or new weights are not finite, and records what was in its batch.
+    """Ends the run at a step whose loss or new weights are not finite, and records the images of its batch.
 
-    `DUPR.train_step` logs a loss of NaN for both. This callback stands before those that log and save, so that the
+    `DUPR.train_step` logs a loss of NaN for both. This callback comes before those that log and save, so that the
     newest checkpoint is from before the step.
 
     Args:
-        run: the run's folder; gets diverged.json.
+        run: the run's folder; receives diverged.json.
         batch_images: step, from 0 -> paths of the images of its batch.
-        first_step: the run starts from.
+        first_step: step from which the run starts.
     """
 
     def __init__(self, run: Path, batch_images: Callable[[int], list[str]], first_step: int = 0):
@@ -53,14 +53,14 @@ class StopOnDivergence(StepCallback):
 
 
 class WarnOfCollapse(StepCallback):
-    """Warns once if a loss stays what guessing gives, or the keys of a level all become the same.
+    """Warns once if a loss stays at the value of guessing, or the keys of a level all become the same.
 
-    Every young run looks like that (`signs_of_collapse`) while its banks fill, so nothing is looked at before
-    `patience` steps, and then a window of steps.
+    Every young run looks like that (`signs_of_collapse`) while its banks fill. The check therefore starts after
+    `patience` steps and a window of steps.
 
     Args:
-        config: of the run.
-        first_step: the run starts from.
+        config: config of the run.
+        first_step: step from which the run starts.
     """
 
     def __init__(self, config: Config, first_step: int = 0):

@@ -1,4 +1,4 @@
-"""The training loop: from one step to another, in calls of Keras' `fit`, with a log, validation and checkpoints.
+"""The training loop: calls Keras' `fit` from one step to another, with a log, validation and checkpoints.
 
 It takes any compiled Keras model whose batches are a function of the step.
 """
@@ -27,18 +27,19 @@ def train(
     callbacks: Sequence[StepCallback] = (),
     as_dataset: Callable[[Reader], tf.data.Dataset] = feed,
 ) -> None:
-    """Calls `fit` from a step to the last; one call for whole epochs, others for what a resume cuts off.
+    """Calls `fit` up to the last step: once for all whole epochs, and separately for the parts a resume cuts off.
 
     Args:
         model: compiled, at the first step.
-        open_reader: (first, last) -> reader of the batches of the steps from first on, up to last; it is closed here.
-        steps: the steps taken before, and those of the whole run.
-        steps_per_epoch: of a whole epoch.
-        callbacks: in order, such as those of `chief_callbacks`.
-        as_dataset: makes of a reader what `fit` reads; on several workers a dataset of this worker's rows.
+        open_reader: (first, last) -> reader of the batches of the steps from first to last. The loop closes it.
+        steps: number of steps already taken, and number of steps of the whole run.
+        steps_per_epoch: steps of a whole epoch.
+        callbacks: callbacks in order, such as those of `chief_callbacks`.
+        as_dataset: converts a reader to the dataset that `fit` reads. With several workers the dataset has this
+            worker's rows.
 
     Raises:
-        What ended the reader, if that is why `fit` failed; TensorFlow would tell of it as an error of its own.
+        The reader's own error, if that is why `fit` failed. TensorFlow would report it as a different error.
     """
     for first, last in stretches(steps[0], steps_per_epoch, steps[1]):
         with open_reader(first, last) as reader:
@@ -49,7 +50,7 @@ def train(
                     epochs=first // steps_per_epoch + -(-(last - first) // steps_per_epoch),
                     steps_per_epoch=min(steps_per_epoch, last - first),
                     callbacks=list(callbacks),
-                    shuffle=False,  # the batches come shuffled
+                    shuffle=False,  # the batches are already shuffled
                     verbose=0,
                 )
             except tf.errors.OpError:
@@ -67,16 +68,16 @@ def chief_callbacks(
     validation: Validate | None = None,
     checks: Sequence[StepCallback] = (),
 ) -> list[StepCallback]:
-    """The callbacks of a run, in the order in which they must see a step.
+    """Lists the callbacks of a run in the order in which they must see a step.
 
     Args:
-        metrics: the log. Its state goes into each checkpoint, so that what a run resumes from never lacks lines.
-        checkpoints: of the run.
+        metrics: the log. Its state goes into each checkpoint, so that a resumed run lacks no lines.
+        checkpoints: checkpoints of the run.
         save_every: steps (int) or seconds (float) between two checkpoints.
-        signals: list of `noted_signals`.
-        guards: those that end the run at a step that must be neither logged nor saved.
-        validation: its results go into the step's line.
-        checks: those that look at a step once it is logged.
+        signals: list from `noted_signals`.
+        guards: callbacks that end the run at a step that must be neither logged nor saved.
+        validation: callback whose results go into the step's line.
+        checks: callbacks that inspect a step after it is logged.
     """
     checkpoints.before_save = metrics.flush
     if validation is not None:
@@ -87,7 +88,7 @@ def chief_callbacks(
 
 
 def stretches(step: int, per_epoch: int, total: int) -> list[tuple[int, int]]:
-    """Spans of steps for `fit`, (first, last): the rest of a cut epoch, the whole epochs, the rest of the run."""
+    """Lists spans of steps for `fit`, (first, last): the rest of a cut epoch, the whole epochs, the rest of the run."""
     cut = min(total, -(-step // per_epoch) * per_epoch)
     spans = itertools.pairwise([step, cut, max(cut, total // per_epoch * per_epoch), total])
     return [(first, last) for first, last in spans if last > first]

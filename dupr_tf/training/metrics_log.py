@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl, TensorBoard and a line of progress. A number is the mean since the line before."""
+"""The log of a run: metrics.jsonl, TensorBoard and a progress line. Each number is a mean since the previous line."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ TENSORBOARD_FOLDER = "tensorboard"
 class MetricsLog(StepCallback):
     """Writes a line of scalars every `every` steps: to metrics.jsonl, to TensorBoard, and to the screen.
 
-    A scalar of a line is the mean of what the steps since the line before logged, and the learning rate is that of
-    these steps. `images_per_second` and `step_share`, the share of the time that steps took, their images included,
-    are of the time since the line before; the rest went to checkpoints and to these lines.
+    A scalar is the mean of the logged values of the steps since the previous line. The learning rate is that of these
+    steps. `images_per_second` and `step_share` cover the time since the previous line. `step_share` is the share of
+    that time spent in steps, including loading their images. The rest went to checkpoints and to these lines.
 
     Args:
         run: the run's folder.
-        first_step, last_step: of this start of the run; later lines of an earlier, killed start are removed.
-        steps_per_epoch: for the epoch column.
-        batch_size: for images/s.
+        first_step, last_step: steps of this start. Later lines of an earlier, killed start are removed.
+        steps_per_epoch: steps per epoch, for the epoch column.
+        batch_size: images per step, for images/s.
         every: steps between two lines.
-        state: what `flush` returned at `first_step`, so that the next line is that of a run without a break.
-        console: where progress goes; None: standard error.
+        state: result of `flush` at `first_step`, so that the next line equals that of an uninterrupted run.
+        console: console for progress. Default: standard error.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class MetricsLog(StepCallback):
         self.writer = tf.summary.create_file_writer(str(Path(run) / TENSORBOARD_FOLDER))
         self._sums: dict[str, list] = (state or {}).get("sums", {})  # {name: [sum, count]} since the last line
         self._since, self._since_step = None, first_step
-        self._step_start, self._in_steps = 0.0, 0.0  # when this step began, and seconds in steps since the last line
+        self._step_start, self._in_steps = 0.0, 0.0  # start of this step, and seconds in steps since the last line
         self._noted, self._pictures = {}, {}
         self._rate, self._logs_rate = None, False
 
     def note(self, scalars: dict[str, float], pictures: dict, seconds: float) -> None:
-        """Has this step's line written, with these scalars in it, and pictures (H, W, 3) uint8 in TensorBoard.
+        """Adds scalars to this step's line, and pictures (H, W, 3) uint8 to TensorBoard. The line is always written.
 
         The seconds they took do not count as training in `images_per_second`.
         """
@@ -77,7 +77,7 @@ class MetricsLog(StepCallback):
 
     def on_train_batch_begin(self, batch, logs=None):
         if self.model is not None:
-            self.model.reset_metrics()  # Keras would log means since the start of the epoch
+            self.model.reset_metrics()  # otherwise Keras logs means since the start of the epoch
             self._rate = None if self._logs_rate else float(self.model.optimizer.learning_rate)
         self._step_start = time.perf_counter()
         if self._since is None:
@@ -119,7 +119,7 @@ class MetricsLog(StepCallback):
             self.progress.console.print(f"step {step}/{self.last_step}  {text}  ETA {duration(left)}")
 
     def flush(self) -> dict:
-        """Has everything where the files are; returns what a checkpoint of this step is to keep, as `state`."""
+        """Flushes all files. Returns what a checkpoint of this step must keep as `state`."""
         self.writer.flush()
         return {"sums": self._sums}
 
@@ -129,7 +129,7 @@ class MetricsLog(StepCallback):
 
 
 def training_speed(run: Path, batch_size: int) -> tuple[float, float]:
-    """Seconds that the steps of a run took by its metrics, and images/s without the first line, which has tracing."""
+    """Returns the seconds the steps of a run took by its metrics, and images/s without the first line (tracing)."""
     lines = [json.loads(line) for line in (run / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
     steps = [line["step"] - before for line, before in zip(lines, [0, *(line["step"] for line in lines)], strict=False)]
     seconds = [count * batch_size / line["images_per_second"] for count, line in zip(steps, lines, strict=True)]
@@ -138,7 +138,7 @@ def training_speed(run: Path, batch_size: int) -> tuple[float, float]:
 
 
 def progress_line(total: int, completed: int = 0, console: Console | None = None) -> tuple[Progress, int]:
-    """A progress bar over steps, by default on standard error, and its task; silent where that is no terminal."""
+    """Creates a progress bar over steps and its task. Default: on standard error, silent if that is no terminal."""
     console = console or Console(stderr=True, highlight=False)
     progress = Progress(
         TextColumn("{task.completed}/{task.total}"),
@@ -154,7 +154,7 @@ def progress_line(total: int, completed: int = 0, console: Console | None = None
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-    """Removes the lines of a metrics file after `step`, and unreadable ones, which is said but of the last."""
+    """Removes lines after `step` and unreadable lines from a metrics file. It warns of unreadable ones but the last."""
     if not path.exists():
         return
     kept, lines = [], path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -163,13 +163,13 @@ def drop_lines_after(path: Path, step: int) -> None:
             if int(json.loads(line)["step"]) <= step:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
-            if number < len(lines):  # the last was cut short by a kill
+            if number < len(lines):  # a kill cut the last line short
                 log.warning("line %d of %s cannot be read and is left out", number, path)
     write_whole(path, "".join(kept))
 
 
 def drop_events_after(folder: Path, step: int) -> None:
-    """Removes TensorBoard's events after `step`, which a resumed run writes again, and what a kill cut short."""
+    """Removes TensorBoard's events after `step`, which a resumed run writes again, and truncated events."""
     if not folder.is_dir():
         return
     for path in [path for path in folder.iterdir() if ".tfevents." in path.name]:
@@ -183,7 +183,7 @@ def drop_events_after(folder: Path, step: int) -> None:
 
 
 def read_events(content: bytes) -> Iterator[tuple[bytes, tf.compat.v1.Event]]:
-    """(record, event) of each whole record of an event file: length (8), its checksum (4), event, its checksum (4)."""
+    """Yields (record, event) of each whole record: length (8 bytes), its checksum (4), event, its checksum (4)."""
     at = 0
     while at + 12 <= len(content):
         end = at + 16 + struct.unpack_from("<Q", content, at)[0]

@@ -13,15 +13,15 @@ from dupr_tf.errors import UserError
 
 
 class VariableFactors:
-    """For a Keras optimiser: a learning rate and a weight decay of their own for some variables.
+    """Adds per-variable factors for the learning rate and the weight decay to a Keras optimiser.
 
     Args:
-        rate_factors: {path of a variable: what its learning rate is multiplied by}; 1 for those that are not named.
-        decay_factors: {path of a variable: what its weight decay is multiplied by}, likewise; 0 switches it off.
-        **kwargs: of the optimiser.
+        rate_factors: {path of a variable: factor of its learning rate}. Default: 1.
+        decay_factors: {path of a variable: factor of its weight decay}. Default: 1; 0 switches the decay off.
+        **kwargs: arguments of the optimiser.
 
     Raises:
-        UserError: in `build`, a path that is none of the variables', or one of several.
+        UserError: in `build`, if a path matches no variable or several.
     """
 
     def __init__(self, *args, rate_factors=None, decay_factors=None, **kwargs):
@@ -41,7 +41,7 @@ class VariableFactors:
         self._factors = [(self.rate_factors.get(path, 1.0), self.decay_factors.get(path, 1.0)) for path in paths]
 
     def factors_of(self, variable):
-        """(rate factor, decay factor) of a variable as `update_step` receives it."""
+        """Returns (rate factor, decay factor) of a variable as `update_step` receives it."""
         return self._factors[self._get_variable_index(variable)]
 
     def get_config(self):
@@ -52,14 +52,15 @@ class VariableFactors:
 class CoupledSGD(VariableFactors, keras.optimizers.Optimizer):
     """SGD whose weight decay is part of the gradient: v <- mu v + g + wd w;  w <- w - lr v.
 
-    Keras' `SGD(weight_decay=)` is decoupled, ten times weaker at momentum 0.9, and folds the rate into the velocity.
+    Keras' `SGD(weight_decay=)` is decoupled, ten times weaker at momentum 0.9, and multiplies the rate into the
+    velocity.
 
     Args:
         learning_rate: float or schedule.
         momentum: mu in [0, 1).
-        coupled_decay: wd >= 0, on every variable, batch norm and biases included.
-        nesterov: not offered; MoCo and DUPR use plain momentum.
-        **kwargs: of `VariableFactors` and of Keras' optimisers.
+        coupled_decay: wd >= 0, on every variable, including batch norm and biases.
+        nesterov: not supported, because MoCo and DUPR use plain momentum.
+        **kwargs: arguments of `VariableFactors` and of Keras' optimisers.
     """
 
     def __init__(self, learning_rate=0.03, momentum=0.9, coupled_decay=1e-4, name="coupled_sgd", **kwargs):
@@ -89,12 +90,12 @@ class CoupledSGD(VariableFactors, keras.optimizers.Optimizer):
 class AdamW(VariableFactors, keras.optimizers.Adam):
     """Keras' AdamW with factors: w <- w - lr wd w, then Adam's update with the rate lr.
 
-    A rate factor leaves the decay as it is; pass the same decay factor to slow both down, as PyTorch's groups do.
+    A rate factor does not change the decay. To slow both down, as PyTorch's groups do, pass the same decay factor.
 
     Args:
         learning_rate: float or schedule.
         decoupled_decay: wd >= 0.
-        **kwargs: of `VariableFactors` and of Keras' Adam.
+        **kwargs: arguments of `VariableFactors` and of Keras' Adam.
     """
 
     def __init__(self, learning_rate=0.001, decoupled_decay=0.004, name="adamw", **kwargs):
@@ -113,7 +114,7 @@ class AdamW(VariableFactors, keras.optimizers.Adam):
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class Cosine(keras.optimizers.schedules.LearningRateSchedule):
-    """`peak * (1 + cos(pi t / T)) / 2` after a linear warm-up from 0.
+    """Computes `peak * (1 + cos(pi t / T)) / 2` after a linear warm-up from 0.
 
     Args:
         peak: rate at the start.
@@ -139,7 +140,7 @@ class Cosine(keras.optimizers.schedules.LearningRateSchedule):
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class Milestones(keras.optimizers.schedules.LearningRateSchedule):
-    """The peak rate, divided by ten at each milestone, after a linear warm-up from 0.
+    """Divides the peak rate by ten at each milestone, after a linear warm-up from 0.
 
     Args:
         peak: rate at the start.
@@ -165,7 +166,7 @@ def _warmup(step, warmup_steps):
 
 
 def build_schedule(config: Config, images: int):
-    """The learning-rate schedule of a run over `images` images."""
+    """Creates the learning-rate schedule of a run over `images` images."""
     optimizer, per_epoch = config.optimizer, config.steps_per_epoch(images)
     if optimizer.schedule == "milestones":
         steps = optimizer.milestone_steps or [round(epoch * per_epoch) for epoch in optimizer.milestones]
@@ -175,7 +176,7 @@ def build_schedule(config: Config, images: int):
 
 
 def build_optimizer(config: Config, images: int):
-    """The optimiser of a pre-training run; under float16 it scales the loss."""
+    """Creates the optimiser of a pre-training run. Under float16 it scales the loss."""
     settings = config.optimizer
     optimizer = CoupledSGD(build_schedule(config, images), settings.momentum, settings.weight_decay)
     return keras.optimizers.LossScaleOptimizer(optimizer) if config.train.precision == "float16" else optimizer

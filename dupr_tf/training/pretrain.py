@@ -1,4 +1,4 @@
-"""Pre-training, from a config and a folder of images to a backbone on disk. Run again, it resumes."""
+"""Pre-trains a backbone from a config and a folder of images. The same command resumes the run."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ BACKBONE_FILE = "backbone.keras"
 
 @dataclasses.dataclass(frozen=True)
 class PretrainResult:
-    """What a run leaves: its folder, the backbone's file, the last step and the images it skipped, {name: reason}."""
+    """The results of a run: its folder, the backbone's file, the last step and `{skipped image: reason}`."""
 
     run: Path
     backbone: Path
@@ -75,23 +75,23 @@ def pretrain(
     allow_change: bool = False,
     probe: Probe | None = None,
 ) -> PretrainResult:
-    """Trains a backbone on unlabelled images; continues where an earlier start of the same run ended.
+    """Trains a backbone on unlabelled images. Resumes an earlier start of the same run.
 
     Args:
         config: the experiment.
-        output: the run's folder: config.yaml, images.json, environment.json, metrics.jsonl, tensorboard/,
-            checkpoints/, backbone.keras, and bad_images.tsv where images had to be skipped.
-        data: folder of images, COCO or VOC root, shards, or `tfds:NAME`; None takes `config.data.root`.
-        weights: what both encoders start from: a run, an export, `.keras`, or another tool's checkpoint; None is random
-            weights, or in a run that goes on, what it was begun with.
-        allow_change: let a run go on with another config or other images, and name the differences.
-        probe: asked every `config.probing.every_epochs` epochs and at the end, see `dupr_tf.probing.in_training`.
+        output: the run's folder. It receives `config.yaml`, `images.json`, `environment.json`, `metrics.jsonl`,
+            `tensorboard/`, `checkpoints/`, `backbone.keras`, and `bad_images.tsv` if images had to be skipped.
+        data: folder of images, COCO or VOC root, shards, or `tfds:NAME`. Default: `config.data.root`.
+        weights: initial weights of both encoders: a run, an export, `.keras`, or another tool's checkpoint.
+            Default: random weights, or in a resumed run those it started from.
+        allow_change: resume with another config or other images, and log the differences.
+        probe: called every `config.probing.every_epochs` epochs and at the end, see `dupr_tf.probing.in_training`.
 
     Raises:
-        UserError: a folder without images, impossible settings, weights of another network, or an output folder of
-            another config or other images or begun from other weights.
+        UserError: a folder without images, impossible settings, weights of another network, or an output folder of a
+            run with another config, other images or other initial weights.
         RunFailed: the loss diverged, or the disk is full.
-        RunInterrupted: SIGTERM or SIGINT came; the step was finished and saved. It is a `KeyboardInterrupt`.
+        RunInterrupted: SIGTERM or SIGINT came. The step was finished and saved. It is a `KeyboardInterrupt`.
     """
     run = local_path(output, "output")
     if config.probing.every_epochs and probe is None:
@@ -125,14 +125,14 @@ def pretrain(
 
 @contextlib.contextmanager
 def joined(cluster: Cluster | None, config: Config):
-    """The link with the other workers, once all are known to be about to do the same; ready for TensorFlow's server."""
+    """Connects to the other workers and checks that all do the same run. TensorFlow's server can start afterwards."""
     if cluster is None:
         yield Alone()
         return
     devices = len(local_devices())
     with Link(cluster, config.train.worker_timeout, config.train.start_timeout) as link:
         link.agree(program_facts(config, cluster, devices))
-        # The same for each worker: one that went on would wait for the others' servers.
+        # All workers raise the same error. One that continued would wait for the other servers.
         raise_all(config.pretrain_problems(devices * link.workers))
         log.info("%d workers of %d devices; this is %s", link.workers, devices, cluster.called(cluster.index))
         link.start_server()
@@ -140,7 +140,7 @@ def joined(cluster: Cluster | None, config: Config):
 
 
 def _record(run: Path, config: Config, images: dict, weights: dict | None, bad: BadImages, link, cluster) -> None:
-    """Has the chief record the start of the run, now that nothing stands against it, and the others find that."""
+    """Makes the chief record the start of the run after all checks have passed; the other workers then read it."""
     token = ""
     if link.chief:
         record(run, config, images, weights)
@@ -154,17 +154,17 @@ def _record(run: Path, config: Config, images: dict, weights: dict | None, bad: 
 def checked_images(
     config: Config, data: str | Path | None, replicas: int, report: Path | None = None
 ) -> tuple[Config, ImageSource, BadImages]:
-    """The config with its root resolved, the images of that, and their unreadable ones; refuses what cannot work."""
+    """Returns the config with its root resolved, the images and the unreadable ones. Rejects what cannot work."""
     config, source = open_images(config, data)
     raise_all(config.pretrain_problems(replicas))
     bad = BadImages(source, config.data.max_bad_share, config.data.max_pixels, report)
-    bad.writes = False  # before the run is recorded
+    bad.writes = False  # until the run is recorded
     check_readable(source, bad)
     return config, source, bad
 
 
 def compiled_model(config: Config, images: int, start: list[np.ndarray] | None = None, replicas: int = 1) -> DUPR:
-    """`build_model` with the optimiser of a run over so many images, on so many devices."""
+    """Builds `build_model` with the optimiser of a run over `images` images on `replicas` devices."""
     jit, reason = choose_jit(config.train.jit, replicas)
     log.info("XLA %s: %s", "compiles the step" if jit else "is not used", reason)
     model = build_model(config, start, config.total_steps(images))
@@ -174,12 +174,12 @@ def compiled_model(config: Config, images: int, start: list[np.ndarray] | None =
 
 
 def build_model(config: Config, start: list[np.ndarray] | None = None, total_steps: int | None = None) -> DUPR:
-    """The pre-training model of a config, its weights drawn from `train.seed`.
+    """Builds the pre-training model of a config, with weights drawn from `train.seed`.
 
     Args:
         config: the experiment.
-        start: weights of the backbone instead of random ones; both encoders get them, the heads stay random.
-        total_steps: of the run; needed by `model.momentum_schedule: cosine`.
+        start: initial weights of the backbone instead of random ones. Both encoders get them; the heads stay random.
+        total_steps: steps of the run; required by `model.momentum_schedule: cosine`.
     """
     keras.utils.set_random_seed(config.train.seed)
     keras.config.set_dtype_policy(POLICIES[config.train.precision])
@@ -191,7 +191,7 @@ def build_model(config: Config, start: list[np.ndarray] | None = None, total_ste
 
 
 def _fit(model, config, source, bad, checkpoints, step, run, probe, link, cluster) -> int:
-    """Trains from a step to the last, which it returns."""
+    """Trains from a step to the last, and returns the last step."""
     per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
     if step:
         log.info("resuming %s at step %d of %d", run, step, total)
@@ -230,7 +230,7 @@ def _fit(model, config, source, bad, checkpoints, step, run, probe, link, cluste
 
 
 def _restore(checkpoints, link) -> int:
-    """Restores the chief's newest whole checkpoint on every worker; returns its step."""
+    """Restores the chief's newest undamaged checkpoint on every worker, and returns its step."""
     if link.chief:
         return link.agree({}, {"step": checkpoints.restore()})["step"]
     step = link.agree({})["step"]
@@ -239,14 +239,14 @@ def _restore(checkpoints, link) -> int:
 
 
 def batch_images(images: ImageSource | Sequence[str], config: Config, step: int, bad: BadImages) -> list[str]:
-    """Names of the images in the batch of a step, from 0."""
+    """Lists the names of the images in the batch of a step, from 0."""
     source = as_source(images)
     with view_pairs(source, config, step, step + 1, bad) as reader:
         return [source.name(index) for index in next(reader)["index"].tolist()]
 
 
 def _write_backbone(model: DUPR, run: Path) -> Path:
-    """Saves the query backbone under its final name only once it is whole."""
+    """Saves the query backbone. The file gets its final name only once it is complete."""
     path = run / BACKBONE_FILE
     temporary = path.with_name("backbone.tmp.keras")
     model.backbone.save(temporary)

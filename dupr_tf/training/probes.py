@@ -9,18 +9,18 @@ import numpy as np
 
 from dupr_tf.training.callbacks import Validate
 
-# A backbone that takes normalised images -> {name: number} and {name: picture (H, W, 3) uint8}.
+# Maps a backbone that takes normalised images to {name: number} and {name: picture (H, W, 3) uint8}.
 Probe = Callable[[object], tuple[dict[str, float], dict[str, np.ndarray]]]
 
 
 class RunProbes(Validate):
-    """Probes the backbone every so many steps and at the end; `probe/NAME` and `seconds/probes` go into the metrics.
+    """Probes the backbone every `every` steps and at the end. The metrics get `probe/NAME` and `seconds/probes`.
 
     Args:
-        probe: must leave the backbone as it is.
-        backbone: the query encoder's.
-        every: steps.
-        first_step, last_step: of this start of the run.
+        probe: function that must not change the backbone.
+        backbone: the query encoder's backbone.
+        every: steps between two probes.
+        first_step, last_step: steps of this start of the run.
     """
 
     def __init__(self, probe: Probe, backbone, every: int, first_step: int, last_step: int):

@@ -1,15 +1,15 @@
-"""The record of a run: the config, images and weights of its start, which every later start is checked against.
+"""The record of a run: the config, images and weights of its start. Every later start is checked against it.
 
-| file | what it holds |
+| file | contents |
 |---|---|
 | config.yaml | the config |
-| images.json | how many images there are, and a digest of their names (of labelled ones, of their labels too) |
-| start.json | the weights the run started from, if it did: where they were and the sha256 of their values |
+| images.json | the number of images, and a digest of their names (and of their labels, if they are labelled) |
+| start.json | the path and the sha256 of the weights that the run started from, unless they were random |
 | format.json | `FORMAT` |
-| cluster.json | the workers of the newest start of a run of several |
+| cluster.json | the workers of the newest start of a run with several workers |
 
-`check`, `check_weights` and `starting_weights` only read; the last loads TensorFlow. `record` writes, once the model is
-built and its checkpoint restored: a start that is refused leaves every file as it was.
+`check`, `check_weights` and `starting_weights` only read; `starting_weights` loads TensorFlow. `record` writes after
+the model is built and its checkpoint restored. A rejected start therefore leaves every file unchanged.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ IMAGES_FILE = "images.json"
 START_FILE = "start.json"
 FORMAT_FILE = "format.json"
 CLUSTER_FILE = "cluster.json"
-FORMAT = 3  # raised by each change of random draws, checkpoint keys or the files of a run; CHANGELOG says what changed
+FORMAT = 3  # raised by each change of random draws, checkpoint keys or the files of a run; CHANGELOG lists the changes
 KEEP_OR_ALLOW = "Use the same as before, pass --allow-change, or choose another --output."
 KEEP_WEIGHTS = "Use the weights of its start (pretrain: leave --weights out), or choose another --output."
 PATIENCE = 30.0  # seconds a network file system may take to show a file
 
 
 def check(run: Path, config: Config, images: dict, allow_change: bool = False) -> list[UserError]:
-    """Refuses a start whose config or images differ from those of the run.
+    """Rejects a start whose config or images differ from those of the run.
 
     Args:
         run: the run's folder.
-        config: of this start.
+        config: config of this start.
         images: an entry {"count", "sha256"}, such as `images_entry`, or one for each split, {split: entry}.
-        allow_change: name the differences in the log instead.
+        allow_change: log the differences instead of raising.
 
     Returns:
         The differences that were allowed.
@@ -81,7 +81,7 @@ def check(run: Path, config: Config, images: dict, allow_change: bool = False) -
 
 
 def check_format(run: Path) -> None:
-    """Refuses a run of another version of this program, whose draws or checkpoints differ.
+    """Rejects a run of another version of this program, whose draws or checkpoints differ.
 
     Raises:
         UserError: another format, or a record that cannot be read.
@@ -100,12 +100,12 @@ def check_format(run: Path) -> None:
 
 
 def record(run: Path, config: Config, images: dict, weights: dict | None = None) -> None:
-    """Writes the record of a start that was checked, and where it runs.
+    """Writes the record of a checked start, and of the machine it runs on.
 
     Args:
-        run: the run's folder; made if absent.
+        run: the run's folder; created if absent.
         config, images: as in `check`.
-        weights: entry of `starting_weights`.
+        weights: entry from `starting_weights`.
     """
     contents = {FORMAT_FILE: json.dumps({"format": FORMAT}) + "\n", IMAGES_FILE: json.dumps(images, indent=2) + "\n"}
     if weights is not None:
@@ -116,17 +116,17 @@ def record(run: Path, config: Config, images: dict, weights: dict | None = None)
 
 
 def images_entry(root: str, images: ImageSource | Sequence[str]) -> dict:
-    """{"count", "sha256"} of the images of a root, in order."""
+    """Returns {"count", "sha256"} of the images of a root, in order."""
     source = as_source(images)
     return {"count": len(source), "sha256": source.digest(root)}
 
 
 def open_images(config: Config, data: str | Path | None) -> tuple[Config, ImageSource]:
-    """The config with the root that is used, absolute, and the images of that root.
+    """Returns the config with the absolute root in use, and the images of that root.
 
     Args:
         config: the experiment.
-        data: as in `open_source`; None takes `config.data.root`.
+        data: as in `open_source`. Default: `config.data.root`.
 
     Raises:
         UserError: no root is given, or it has no images.
@@ -145,12 +145,12 @@ def starting_weights(
 
     Args:
         run: the run's folder.
-        config: of this start.
-        weights: "random", or what `load_backbone` reads; None: those of the record, random ones if it has none.
-        include_normalization: whether the backbone takes 0–255 images.
+        config: config of this start.
+        weights: "random", or a path for `load_backbone`. Default: the recorded weights, or random ones if none are.
+        include_normalization: True if the backbone takes 0–255 images.
 
     Returns:
-        The backbone, None for random weights and where a checkpoint has all; and the entry for `record`.
+        The backbone, or None if weights are random or a checkpoint has them all; and the entry for `record`.
 
     Raises:
         UserError: the run started from other weights, or its record is damaged.
@@ -158,7 +158,7 @@ def starting_weights(
     saved, weights = check_weights(run, weights)
     if weights is None:
         return None, saved
-    from dupr_tf.weights.loading import load_weights_for, weights_digest  # they load TensorFlow
+    from dupr_tf.weights.loading import load_weights_for, weights_digest  # these load TensorFlow
 
     backbone = load_weights_for(config.model.backbone, config.model.width, weights, include_normalization)
     digest = weights_digest(backbone)
@@ -172,17 +172,16 @@ def starting_weights(
 
 
 def check_weights(run: Path, weights: str | Path | None) -> tuple[dict | None, str | Path | None]:
-    """Refuses weights that a run cannot start from or resume with, as far as that is known without loading them.
+    """Rejects weights that a run cannot start from or resume with, without loading them.
 
     Args:
         run, weights: as in `starting_weights`.
 
     Returns:
-        The run's entry in its record, None where it started or starts from random weights; and the weights to load,
-        None where there are none to load.
+        The weights entry of the run's record, None for random weights; and the weights to load, None if there are none.
 
     Raises:
-        UserError: the run started from other weights, its record is damaged, or there are no such weights.
+        UserError: the run started from other weights, its record is damaged, or the weights do not exist.
     """
     path = run / START_FILE
     saved = _read_start(path) if path.exists() else None
@@ -202,7 +201,7 @@ def check_weights(run: Path, weights: str | Path | None) -> tuple[dict | None, s
 
 
 def record_cluster(run: Path, cluster: Cluster | None) -> str:
-    """Writes the workers of this start into the run's folder; returns a token that identifies the start."""
+    """Writes the workers of this start into the run's folder, and returns a token that identifies the start."""
     token = uuid.uuid4().hex
     if cluster is not None:
         write_whole(run / CLUSTER_FILE, json.dumps({"workers": cluster.addresses, "start": token}, indent=2) + "\n")
@@ -210,7 +209,7 @@ def record_cluster(run: Path, cluster: Cluster | None) -> str:
 
 
 def check_shared(run: Path, cluster: Cluster, token: str, patience: float = PATIENCE) -> None:
-    """Raises UserError if this worker does not see the `record_cluster` of the chief in the run's folder."""
+    """Raises UserError if this worker does not see the chief's `record_cluster` in the run's folder."""
     deadline = time.monotonic() + patience
     while _read_token(run) != token:
         if time.monotonic() > deadline:
@@ -224,7 +223,7 @@ def check_shared(run: Path, cluster: Cluster, token: str, patience: float = PATI
 
 
 def differences(old: Config, new: Config) -> list[UserError]:
-    """An error for every field that differs and may not change within a run."""
+    """Returns an error for every differing field that may not change within a run."""
     before, after = (config.model_dump(mode="json") for config in (old, new))
     before["model"], after["model"] = _model_values(old.model, new.model), _model_values(new.model, old.model)
     changes = []
@@ -238,7 +237,7 @@ def differences(old: Config, new: Config) -> list[UserError]:
 
 
 def _model_values(model, other) -> dict:
-    """The fields of a model's section to compare with another's: terms field by field, if they are not all the same."""
+    """Returns the fields of a model's section to compare between runs; differing terms compare field by field."""
     values = model.model_dump(mode="json", exclude={"terms", *SHORT_FORM})
     if model.named_terms() == other.named_terms():
         return values
@@ -294,4 +293,4 @@ def _read_token(run: Path) -> str | None:
     try:
         return json.loads((run / CLUSTER_FILE).read_text(encoding="utf-8"))["start"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # not there yet, or damaged
+        return None  # not written yet, or damaged

@@ -10,16 +10,16 @@ from dupr_tf.data.images.source import ImageSource
 from dupr_tf.training.cluster import Cluster
 from dupr_tf.weights.environment import PACKAGE, versions
 
-OWN_TO_A_WORKER = ("data.root", "data.threads", "data.processes")  # the images below the root are compared
+OWN_TO_A_WORKER = ("data.root", "data.threads", "data.processes")  # the images below the root are compared instead
 
 
 def program_facts(config: Config, cluster: Cluster, devices: int) -> dict[str, str]:
-    """What must be the same before anything is computed.
+    """Lists the facts that must be equal on all workers before anything is computed.
 
     Args:
-        config: of the run, of which `OWN_TO_A_WORKER` may differ.
-        cluster: of the run.
-        devices: that this worker trains on.
+        config: config of the run; `OWN_TO_A_WORKER` may differ.
+        cluster: cluster of the run.
+        devices: number of devices that this worker trains on.
     """
     facts = {"workers": ", ".join(cluster.addresses), "devices of a worker": devices, "source code": source_digest()}
     facts |= {f"version of {name}": version for name, version in versions().items()}
@@ -30,12 +30,12 @@ def program_facts(config: Config, cluster: Cluster, devices: int) -> dict[str, s
 
 
 def image_facts(source: ImageSource, root: str) -> dict[str, str]:
-    """What tells the images of a worker from another's: how many, and their names (or shards) in order."""
+    """Returns facts that identify the images of a worker: their number, and their names (or shards) in order."""
     return {"images": str(len(source)), "names of the images": source.digest(root)}
 
 
 def source_digest() -> str:
-    """sha256 of this package's Python files."""
+    """Computes the sha256 of this package's Python files."""
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(f"{path.relative_to(PACKAGE).as_posix()}\0".encode() + path.read_bytes())

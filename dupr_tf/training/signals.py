@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT during a run: the step is finished and saved, and the same command goes on from there."""
+"""SIGTERM and SIGINT during a run: the step is finished and saved, and the same command resumes from there."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dupr_tf.training.callbacks import StepCallback
 
 @contextlib.contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Within it SIGTERM and SIGINT are noted, in the list it gives, and do nothing else, however often they come.
+    """Records SIGTERM and SIGINT in the list it yields, inside this context. They have no other effect.
 
-    Outside the main thread, where Python allows no handlers, signals stay what they were.
+    Outside the main thread, Python allows no handlers, so signals keep their behaviour.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -34,9 +34,9 @@ class StopOnSignal(StepCallback):
     """Saves and raises `RunInterrupted` after the step in which a signal came.
 
     Args:
-        received: list of `noted_signals`.
-        checkpoints: of the run.
-        first_step: the run starts from.
+        received: list from `noted_signals`.
+        checkpoints: checkpoints of the run.
+        first_step: step from which the run starts.
     """
 
     def __init__(self, received: list[int], checkpoints, first_step: int = 0):

@@ -1,4 +1,4 @@
-"""What workers tell the chief between steps: bad images, signals, and how long they took by themselves."""
+"""Reports of workers to the chief between steps: bad images, signals, and step times without waiting."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from dupr_tf.data.images.bad_images import BadImages
 from dupr_tf.training.callbacks import StepCallback
 
 log = logging.getLogger(__name__)
-SLOW = 1.5  # times the median of the others
-LEAST = 0.005  # seconds a step below which nobody is slow
+SLOW = 1.5  # multiple of the other workers' median
+LEAST = 0.005  # seconds per step below which no worker counts as slow
 AGAIN = 600.0  # seconds until the same worker is named again
 
 
 class Stragglers:
-    """Names the worker the others wait for.
+    """Names the worker that the others wait for.
 
     Args:
-        called: index -> how the worker is named.
-        workers: how many.
+        called: index -> name of the worker.
+        workers: number of workers.
     """
 
     def __init__(self, called, workers: int):
@@ -29,7 +29,7 @@ class Stragglers:
         self._named: dict[int, float] = {}
 
     def note(self, index: int, step: int, seconds: float) -> None:
-        """A worker's own seconds a step, up to a step; the last one to come is looked at with all the others."""
+        """Records a worker's own seconds per step, up to a step. The last worker's report compares all workers."""
         own = self._seconds.setdefault(step, {})
         own[index] = seconds
         if len(own) < self.workers:
@@ -51,14 +51,14 @@ class Stragglers:
 
 
 class ReportToChief(StepCallback):
-    """After every step of a worker: signs of progress, and what the chief is to know.
+    """Reports to the chief after every step of a worker: progress, signals, bad images and step times.
 
     Args:
-        link: of this worker.
+        link: link of this worker.
         bad: its bad images.
-        received: signals, of `noted_signals`.
-        first_step: the run starts from.
-        every: steps between two reports of its own time.
+        received: signals, from `noted_signals`.
+        first_step: step from which the run starts.
+        every: steps between two reports of its step time.
     """
 
     def __init__(self, link, bad: BadImages, received: list[int], first_step: int, every: int):
@@ -90,7 +90,7 @@ class ReportToChief(StepCallback):
             self.link.tell_chief(own=[step, seconds])
 
     def tell_bad(self) -> None:
-        """The images found to be bad since the last time."""
+        """Sends the images found to be bad since the last report."""
         found = list(self.bad.found.items())
         if len(found) > self._told:
             self.link.tell_chief(bad=found[self._told :])

@@ -1,7 +1,7 @@
 """Weights in and out: Keras, SavedModel, ONNX, torchvision, timm, detectron2, KerasHub, KerasCV.
 
-The public names are imported when first used: importing this package, `names` or `formats` loads no TensorFlow. The one
-call that does it all, verified, is `dupr_tf.export`.
+The public names are imported at first use: importing this package, `names` or `formats` loads no TensorFlow.
+`dupr_tf.export` is the one call that writes, verifies and describes an export.
 """
 
 import importlib

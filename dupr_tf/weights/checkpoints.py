@@ -1,4 +1,4 @@
-"""Weight files of other tools, read as data: safetensors, NumPy's npz, and PyTorch's own where torch is installed."""
+"""Weight files of other tools, read as data: safetensors, NumPy's npz, and PyTorch's own if torch is installed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer
 def read_checkpoint(path):
     """Return `{name: array}` of a weight file.
 
-    Nothing in the file is run: npz files with objects in them are refused, and PyTorch's files go through
-    `torch.load(weights_only=True)`. detectron2's pickles cannot be read safely, so they are not read.
+    Nothing in the file is executed. npz files with objects in them are rejected, and PyTorch's files are read by
+    `torch.load(weights_only=True)`. detectron2's pickles cannot be read safely, so they are not supported.
 
     Args:
         path: a `.safetensors`, `.npz`, `.pth`, `.pt`, `.tar` or `.ckpt` file. PyTorch's may be nested, such as
@@ -32,7 +32,7 @@ def read_checkpoint(path):
         `{name: array}`, with torchvision's names where the file numbers a ResNet's children (`4.0.conv1.weight`).
 
     Raises:
-        UserError: for another kind of file, a damaged one, or one with code in it.
+        UserError: for an unsupported kind of file, a damaged one, or one that contains code.
     """
     path = checkpoint_file(path)
     if path.suffix == ".safetensors":
@@ -43,7 +43,7 @@ def read_checkpoint(path):
 
 
 def name_children(state):
-    """Give a ResNet kept as `nn.Sequential(*resnet.children())` torchvision's names; other names stay as they are."""
+    """Give a ResNet saved as `nn.Sequential(*resnet.children())` torchvision's names; other names do not change."""
     starts = {key.removesuffix("4.0.conv1.weight") for key in state if key.endswith("4.0.conv1.weight")}
     starts = {start for start in starts if {f"{start}0.weight", f"{start}1.running_mean"} <= state.keys()}
     pattern = re.compile(f"({'|'.join(map(re.escape, starts))})([0-9])[.](.+)")
@@ -78,7 +78,7 @@ def _read_torch(path):
         ) from None
     try:
         return _tensors(torch.load(path, map_location="cpu", weights_only=True), torch)
-    except Exception as error:  # torch lets through whatever unpickling, zipfile and its own reader raise
+    except Exception as error:  # torch passes on whatever unpickling, zipfile and its own reader raise
         raise UserError(
             None,
             f"{path} is not a PyTorch file of tensors ({one_line(error, 120)}).",
@@ -87,7 +87,7 @@ def _read_torch(path):
 
 
 def _tensors(content, torch):
-    """`{name: array}` of what `torch.load` returned, from inside `state_dict` or the like."""
+    """Return `{name: array}` of the result of `torch.load`, from its `state_dict` or the like."""
     if not isinstance(content, dict):
         raise TypeError(f"it holds a {type(content).__name__}")
     for name in _INNER:

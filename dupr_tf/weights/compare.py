@@ -1,4 +1,4 @@
-"""One image through two networks, and how far their features are apart."""
+"""Comparison of the features that two networks compute from the same image."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 from dupr_tf.errors import RunFailed
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD, LEVELS, ResNetBackbone, pyramid
 
-# Padding on one side only is found by an even size (stride 2 over an odd one pads both alike), rounding by an odd one.
+# An even size reveals one-sided padding (stride 2 over an odd size pads both alike); an odd size reveals rounding.
 SIZES = ((64, 96), (65, 97))
-TOLERANCE = 1e-4  # of a level's largest feature
+TOLERANCE = 1e-4  # share of a level's largest feature
 
 
 class Check(NamedTuple):
-    """One level of one image, computed by the network in memory and by what was written."""
+    """A comparison of one level of an image, computed by the network in memory and by the written file."""
 
     against: str  # "torchvision 0.29.1", "the file, read again"
     image: str  # "65×97"
     level: str
-    difference: float  # largest absolute difference of two features; infinite where shapes or non-finite places differ
+    difference: float  # largest absolute difference of two features; infinite if shapes or non-finite places differ
     scale: float  # largest finite feature
-    finite: bool  # whether all features are
+    finite: bool  # True if all features are
 
     @property
     def relative(self):
@@ -32,13 +32,13 @@ class Check(NamedTuple):
 
 @dataclasses.dataclass
 class Written:
-    """What a writer found when it read its own output: every comparison, and those it could not make."""
+    """The results of a writer's check of its output: all comparisons, and those it could not make."""
 
     checks: list[Check]
     not_compared: list[str] = dataclasses.field(default_factory=list)
 
     def worst(self):
-        """The comparison with the largest difference for the size of its features."""
+        """The comparison with the largest difference relative to its features."""
         return max(self.checks, key=lambda check: check.relative)
 
     def difference(self):
@@ -47,29 +47,29 @@ class Written:
 
 
 def check_images(size):
-    """A fixed noise image, `(1, *size, 3)`, uint8."""
+    """Return a fixed noise image, `(1, *size, 3)`, uint8."""
     return np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)
 
 
 def normalized(images):
-    """(x − mean) / std in float32, from float64: what the layers and libraries compared here should see alike."""
+    """Return (x − mean) / std in float32, computed in float64, as the same input for all libraries compared here."""
     return ((images - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)).astype(np.float32)
 
 
 def levels_of(backbone):
-    """Those of P2..P5 that the backbone has; all if it has none, so that `pyramid` says what is wrong."""
+    """Return those of P2..P5 that the backbone has, or all if it has none, so that `pyramid` reports the problem."""
     found = getattr(backbone, "pyramid_outputs", None) or getattr(backbone, "pyramid_level_inputs", {})
     return tuple(level for level in LEVELS if level in found) or LEVELS
 
 
 def features(backbone, images):
-    """`{level: float32 array}` of a backbone, run eagerly."""
+    """Return `{level: float32 array}` of a backbone, run eagerly."""
     outputs = pyramid(backbone, levels_of(backbone))(images, training=False)
     return {level: np.asarray(value, dtype=np.float32) for level, value in outputs.items()}
 
 
 def float32_twin(backbone, include_normalization=False):
-    """A copy of a `ResNetBackbone` that computes in float32, which is what other tools do with its weights."""
+    """Return a copy of a `ResNetBackbone` that computes in float32, as other tools do with its weights."""
     config = {**backbone.get_config(), "dtype": "float32", "include_normalization": include_normalization}
     twin = ResNetBackbone.from_config(config)
     twin.set_weights(backbone.get_weights())
@@ -80,13 +80,13 @@ def compare(against, expected, received, inputs=check_images):
     """Run both networks on an even and on an odd image.
 
     Args:
-        against: what computes `received`, with its version.
+        against: name and version of what computes `received`.
         expected: function from images to `{level: array}`.
-        received: another; the same levels.
-        inputs: function from a size to what both take.
+        received: function like `expected`, with the same levels.
+        inputs: function from a size to the input of both.
 
     Returns:
-        A list of `Check`, one a size and level.
+        A list of `Check`, one for each size and level.
     """
     checks = []
     for size in SIZES:
@@ -108,21 +108,21 @@ def _check(against, image, level, expected, received):
         difference = float("inf")
     else:
         difference = float(np.max(np.abs(expected[finite] - received[finite]), initial=0.0))
-    if not np.isfinite(difference):  # NaN: the other side alone is not finite
+    if not np.isfinite(difference):  # NaN: only the other side is not finite
         difference = float("inf")
     return Check(against, image, level, difference, scale, bool(finite.all()))
 
 
 def check_arrays(expected, received, where):
-    """Refuse a file whose names or arrays are not those that were to be written, to the last bit.
+    """Reject a file whose names or arrays differ in any bit from those that were to be written.
 
     Args:
         expected: `{name: array}`.
-        received: what was read again.
+        received: arrays read from the file.
         where: the file, for the message.
 
     Raises:
-        RunFailed: naming what is missing, unmapped or different.
+        RunFailed: names what is missing, unmapped or different.
     """
     missing, unmapped = sorted(set(expected) - set(received)), sorted(set(received) - set(expected))
     if missing or unmapped:

@@ -1,11 +1,11 @@
 """ResNets as the `.pkl` that detectron2 takes in `MODEL.WEIGHTS`.
 
-Written only: a pickle from elsewhere can run anything when it is read, so nothing here reads one. What was just written
-is checked by listing its opcodes, which runs nothing.
+Files are only written. Reading a pickle from elsewhere can run any code, so nothing here reads one. A written file is
+checked by listing its opcodes, which runs nothing.
 
-The pickle is spelled out opcode by opcode, because the one NumPy 2 would write names `numpy._core`, which
-NumPy before 1.26 does not have. What is written is what `pickle.dump(…, protocol=3)` under NumPy 1 would
-write: strings, a bool, one dict in another, and float32 arrays.
+The pickle is written opcode by opcode, because NumPy 2 would write the name `numpy._core`, which NumPy before 1.26 does
+not have. The result equals that of `pickle.dump(…, protocol=3)` under NumPy 1: strings, a bool, one dict in another,
+and float32 arrays.
 """
 
 import pickle
@@ -54,7 +54,7 @@ INPUT:
 
 
 def write_detectron2(model, path):
-    """Write a `ResNetBackbone` as a detectron2 checkpoint, and beside it a `README.md` with its config.
+    """Write a `ResNetBackbone` as a detectron2 checkpoint, and a `README.md` with its config next to it.
 
     Args:
         model: a `ResNetBackbone` of any depth; width 1 for detectron2's own configs.
@@ -67,7 +67,7 @@ def write_detectron2(model, path):
     if path.suffix != ".pkl":
         raise UserError("path", f"Expected a name ending in .pkl, received {path}.", "detectron2 goes by the ending.")
     arrays = torch_arrays(model, "detectron2")
-    # Without __author__ detectron2 refuses the file; without matching_heuristics an FPN model loads nothing.
+    # Without __author__ detectron2 rejects the file; without matching_heuristics an FPN model loads nothing.
     checkpoint = {"model": arrays, "__author__": AUTHOR, "matching_heuristics": True}
     with path.open("wb") as file:
         file.write(pickle.PROTO + b"\x03")
@@ -77,14 +77,14 @@ def write_detectron2(model, path):
 
 
 def write_detectron2_directory(backbone, directory):
-    """Write `backbone.pkl` and `README.md`; compare the arrays to the last bit and the features they give.
+    """Write `backbone.pkl` and `README.md`; compare the arrays to the last bit, and the features computed from them.
 
     Args:
         backbone: a `ResNetBackbone`.
         directory: an existing, empty directory.
 
     Returns:
-        A `Written`: a backbone made from the file's arrays, on the same images. detectron2 itself is not run.
+        A `Written` that compares a backbone made from the file's arrays on the same images. detectron2 is not run.
     """
     path = directory / DETECTRON2_FILE
     write_detectron2(backbone, path)
@@ -95,7 +95,7 @@ def write_detectron2_directory(backbone, directory):
 
 
 def list_arrays(path):
-    """Return `{name: array}` of a file `write_detectron2` wrote, from its opcodes; no pickle is loaded."""
+    """Return `{name: array}` of a file written by `write_detectron2`, from its opcodes; no pickle is loaded."""
     arrays, name, text, integers, shape = {}, None, None, [], ()
     for opcode, argument, _ in pickletools.genops(Path(path).read_bytes()):
         if opcode.name == "BINUNICODE":
@@ -116,7 +116,7 @@ def list_arrays(path):
 def _readme(model, file, arrays):
     depth = int(model.architecture.removeprefix("resnet"))
     extra = ""
-    if depth < 50:  # where detectron2 insists on it
+    if depth < 50:  # detectron2 requires it there
         extra = f"\n    RES2_OUT_CHANNELS: {model.get_layer('conv1_bn').gamma.shape[0]}"
     text = README.format(name=model.architecture, file=file, arrays=arrays, depth=depth, extra=extra)
     if model.width != 1:

@@ -1,4 +1,4 @@
-"""What a run was made with: commit, hardware, versions. Kept in its folder, and told on every model card."""
+"""The environment of a run: commit, hardware, versions. It is saved in the run's folder and shown on model cards."""
 
 import importlib.metadata
 import json
@@ -16,7 +16,7 @@ PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "pillow", "simplej
 
 
 def describe_environment():
-    """Return `{"commit", "hardware", "versions"}` of this process; what cannot be found out says so."""
+    """Return `{"commit", "hardware", "versions"}` of this process; unknown values are marked as such."""
     return {
         "commit": commit() or "unknown: not run from a git checkout",
         "hardware": hardware(),
@@ -25,7 +25,7 @@ def describe_environment():
 
 
 def record_environment(run):
-    """Note in a run's `environment.json` what works on it; a resume elsewhere, or by other code, adds an entry."""
+    """Record this environment in a run's `environment.json`; a resume elsewhere, or by other code, adds an entry."""
     path = Path(run) / ENVIRONMENT_FILE
     entries, entry = read_environments(run), describe_environment()
     if entries[-1:] == [entry]:
@@ -34,7 +34,7 @@ def record_environment(run):
 
 
 def read_environments(run):
-    """Return the entries of a run's `environment.json`, oldest first; none if it has no such file, or a damaged one."""
+    """Return the entries of a run's `environment.json`, oldest first; none if the file is missing or damaged."""
     try:
         entries = json.loads((Path(run) / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -44,7 +44,7 @@ def read_environments(run):
 
 def commit():
     """Return the commit this package is checked out at, with `+changes` if its files differ; None outside of git."""
-    if not _git(PACKAGE, "ls-files", "__init__.py"):  # installed into somebody's repository is not part of it
+    if not _git(PACKAGE, "ls-files", "__init__.py"):  # a package installed inside another repository is not part of it
         return None
     head = _git(PACKAGE, "rev-parse", "HEAD")
     return head and head + ("+changes" if _git(PACKAGE, "status", "--porcelain", ".") else "")
@@ -66,7 +66,7 @@ def versions():
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            continue  # one of tensorflow and tensorflow-cpu is never there
+            continue  # only one of tensorflow and tensorflow-cpu is installed
     return found
 
 
@@ -80,7 +80,7 @@ def _processor():
 
 
 def _git(folder, *arguments):
-    """What git prints, stripped; None if there is no git, no repository, or it takes too long."""
+    """Return git's output, stripped; None if there is no git, no repository, or it takes too long."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,8 +1,7 @@
-"""`export`: a backbone into a directory of its own, read again before it takes its name.
+"""Exports a backbone into its own directory, and reads it again before the directory gets its name.
 
-Whatever the format, the directory holds the weights, `model_card.md` and `manifest.json` (sha256 of every
-file).
-It appears under its name only when it is complete and right: a killed or refused export leaves nothing there.
+In every format the directory holds the weights, `model_card.md` and `manifest.json` (sha256 of every file).
+It appears under its name only when it is complete and verified: a killed or rejected export leaves nothing there.
 """
 
 import os
@@ -23,8 +22,8 @@ __all__ = ["FORMATS", "export"]
 def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=False, license=None):
     """Write a backbone in one format, verify it by reading it again, and describe it.
 
-    Two images, an even-sized and an odd-sized one, go through the model and through what was written: in the other
-    library itself where that is installed, otherwise in a backbone made from the file.
+    Two images, an even-sized and an odd-sized one, go through the model and through the written file. The other
+    library itself computes the features if it is installed; otherwise a backbone made from the file does.
 
     Args:
         backbone: a `ResNetBackbone`; for `keras`, `kerascv`, `saved_model` and `onnx` any model `pyramid` accepts.
@@ -32,20 +31,20 @@ def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=Fal
             extra `onnx`), `torchvision` (`backbone.safetensors`, and `backbone.pth` where PyTorch is installed),
             `timm` (`model.safetensors` and `config.json`), `detectron2` (`backbone.pkl` and its config lines),
             `kerashub` (a preset; extra `kerashub`), `kerascv` (`backbone.keras`, normalisation inside).
-        output: the directory to make.
+        output: the directory to create.
         overwrite: replace `output` if it is an earlier export (it has a `manifest.json`).
         card: further facts for the model card, `{"data": "…", "epochs": 200}`.
-        allow_nonfinite: write weights and features that are NaN or infinite, which are refused otherwise.
-        license: of the weights, for the model card; None says that it is not stated.
+        allow_nonfinite: write weights and features that are NaN or infinite, which are rejected otherwise.
+        license: license of the weights, for the model card. Default: the card states that it is unknown.
 
     Returns:
-        The path of the directory. Its manifest has every comparison that was made.
+        The path of the directory. Its manifest lists every comparison made.
 
     Raises:
-        UserError: for an unknown format or one whose extra is not installed, an output that exists, weights that are
-            not finite, or a model that the format has no place for.
-        RunFailed: for a tensor that is missing or has no name, features that differ by more than 1e-4 of the
-            largest, or a full disk. Nothing is left at `output`, or what was there before.
+        UserError: an unknown format or one whose extra is not installed, an output that exists, weights that are
+            not finite, or a model that the format cannot hold.
+        RunFailed: a tensor that is missing or has no name, features that differ by more than 1e-4 of the largest, or
+            a full disk. `output` is then absent, or unchanged if it existed.
     """
     write = EXPORTS.load(to)
     output = export_output(output, overwrite)
@@ -65,7 +64,7 @@ def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=Fal
         write_manifest(partial, _manifest_facts(to, written))
         check_directory(partial)
         _move_into_place(partial, output)
-    except Exception as error:  # h5py, safetensors and TensorFlow each have an error of their own for a full disk
+    except Exception as error:  # h5py, safetensors and TensorFlow each raise their own error for a full disk
         if not is_disk_full(error):
             raise
         raise RunFailed(_full(output.parent, wanted)) from error
@@ -111,7 +110,7 @@ def _manifest_facts(to, written):
 
 
 def _bytes_wanted(backbone, to):
-    """What the files will take: every weight in each copy, and a twentieth for names, graphs and the card."""
+    """Estimate the bytes of the files: every weight in each copy, and a twentieth for names, graphs and the card."""
     weights = sum(4 * int(np.prod(variable.shape)) for variable in backbone.weights)
     return int(1.05 * weights * EXPORTS[to].facts.get("copies", 1)) + 1_000_000
 
@@ -131,7 +130,7 @@ def _full(directory, wanted):
 
 
 def _move_into_place(partial, output):
-    """Renames; an earlier export is moved aside first and removed last, and comes back where the renaming fails."""
+    """Rename the directory. An earlier export is moved aside first, removed last, and restored if the rename fails."""
     if not output.exists():
         partial.rename(output)
         return

@@ -1,11 +1,11 @@
-"""The formats that `export` writes, and what each needs besides this package. Importing this needs no TensorFlow."""
+"""The formats that `export` writes, and the extra packages that each needs. Importing this needs no TensorFlow."""
 
 import importlib.util
 
 from dupr_tf.registry import Entry, Registry
 
 # A target is called as `target(backbone, directory)`, fills the empty directory and returns a `Written`. Facts:
-# `pixels`: whether it takes pixels in 0-255 (None: as the backbone does), `copies`: files of all weights that it makes.
+# `pixels` is True if it takes pixels in 0-255 (None: as the backbone does). `copies` counts its files with all weights.
 EXPORTS = Registry(
     "export format",
     "to",
@@ -58,5 +58,5 @@ FORMATS = tuple(EXPORTS)
 
 
 def installed(module):
-    """Whether a module is there to be imported; it is not imported."""
+    """Return True if a module is installed, without importing it."""
     return importlib.util.find_spec(module) is not None

@@ -1,4 +1,4 @@
-"""Backbones as `.keras` files: as they are, or ready to be KerasCV's and KerasHub's detectors' backbone."""
+"""Backbones as `.keras` files: unchanged, or prepared as the backbone of KerasCV's and KerasHub's detectors."""
 
 import keras
 
@@ -10,24 +10,24 @@ from dupr_tf.weights.paths import KERAS_FILE
 
 
 def write_keras(backbone, directory):
-    """Write `backbone.keras`, the model as it is.
+    """Write `backbone.keras`, the unchanged model.
 
     Args:
         backbone: a model `dupr_tf.models.resnet.pyramid` accepts.
         directory: an existing, empty directory.
 
     Returns:
-        A `Written`: the file, loaded again, on the same images.
+        A `Written` that compares the loaded file with the model on the same images.
     """
     backbone.save(directory / KERAS_FILE)
-    return _compare_read(backbone, load_backbone(directory, allow_nonfinite=True))  # `export` has asked already
+    return _compare_read(backbone, load_backbone(directory, allow_nonfinite=True))  # `export` has checked already
 
 
 def write_kerascv(backbone, directory):
-    """Write `backbone.keras` with the normalisation inside: KerasCV's detectors hand on pixels in 0–255.
+    """Write `backbone.keras` with the normalisation inside, because KerasCV's detectors pass on pixels in 0–255.
 
-    Args, returns: as `write_keras`. After `import dupr_tf.models` the file loads by `keras.saving.load_model`, and
-    `pyramid_level_inputs` is what KerasCV's `RetinaNet(backbone=…)` asks for.
+    Arguments and result are those of `write_keras`. After `import dupr_tf.models` the file loads by
+    `keras.saving.load_model`, and has the `pyramid_level_inputs` that KerasCV's `RetinaNet(backbone=…)` requires.
     """
     if isinstance(backbone, ResNetBackbone):
         backbone = with_normalization(backbone, True)

@@ -12,7 +12,7 @@ BLOCKS = {"basic": "basic_block", "bottleneck": "bottleneck_block"}
 def to_keras_hub(backbone):
     """Return `keras_hub.models.ResNetBackbone` with the weights of a `ResNetBackbone` of width 1, in float32.
 
-    It takes images that are normalised already, whatever `backbone` takes.
+    Its images must be normalised already, even if `backbone` normalises them itself.
 
     Raises:
         UserError: for another model or width, or if KerasHub is not installed.
@@ -43,15 +43,15 @@ def to_keras_hub(backbone):
 
 
 def from_keras_hub(model, architecture, include_normalization=False):
-    """Return the `ResNetBackbone` with the weights of KerasHub's.
+    """Return a `ResNetBackbone` with the weights of KerasHub's.
 
     Args:
         model: a `keras_hub.models.ResNetBackbone`, post-activation (v1), without the `_vd` stem and shortcuts.
-        architecture: which of `ARCHITECTURES` it is.
+        architecture: its name in `ARCHITECTURES`.
         include_normalization: as in `ResNetBackbone`.
 
     Raises:
-        RunFailed: naming the tensors that one of the two has and the other has not.
+        RunFailed: names the tensors that only one of the two has.
     """
     backbone = ResNetBackbone(architecture, include_normalization=include_normalization)
     arrays = named_arrays(model, "kerashub", architecture)
@@ -64,11 +64,11 @@ def write_kerashub(backbone, directory):
 
     Args:
         backbone: a `ResNetBackbone` of width 1.
-        directory: an existing, empty directory, as `from_preset` takes it afterwards.
+        directory: an existing, empty directory, which `from_preset` takes afterwards.
 
     Returns:
-        A `Written`: the preset, loaded by KerasHub, on the same images; the second comparison is of raw images
-        through the preset's converter.
+        A `Written` that compares the preset, loaded by KerasHub, on the same images. The second comparison is of
+            raw images through the preset's converter.
     """
     model = to_keras_hub(backbone)
     import keras_hub

@@ -1,4 +1,4 @@
-"""A backbone from disk: a run's directory, an export's, a `.keras` file, or another tool's checkpoint."""
+"""Loads a backbone from disk: a run's directory, an export's, a `.keras` file, or another tool's checkpoint."""
 
 import dataclasses
 import hashlib
@@ -20,17 +20,17 @@ from dupr_tf.weights.torch_io import dropped_keys, find_prefix, from_torchvision
 def load_backbone(path, include_normalization=None, allow_nonfinite=False):
     """Load a backbone: `dupr_tf.load_backbone("runs/photos")`, `dupr_tf.load_backbone("moco_v2_200ep.pth.tar")`.
 
-    What a checkpoint's names begin with is found (`module.encoder_q.` for MoCo), its heads are left behind and
-    listed in the log; an array of the backbone that is missing is an error.
+    The key prefix of a checkpoint is detected automatically (`module.encoder_q.` for MoCo). Heads are skipped and
+    listed in the log. A missing array of the backbone is an error.
 
     Args:
-        path: a directory with `backbone.keras` (a run, an export) or `backbone.safetensors`, such a file
-            by any name, or another tool's checkpoint with a ResNet in it (see `read_checkpoint`). Files are checked
-            against the `manifest.json` beside them, if there is one. Code in a `.keras` file (a `Lambda` layer) is
+        path: a directory with `backbone.keras` (a run, an export) or `backbone.safetensors`, such a file under any
+            name, or another tool's checkpoint with a ResNet (see `read_checkpoint`). Files are checked against the
+            `manifest.json` in the same directory, if there is one. Code in a `.keras` file (a `Lambda` layer) is
             never run, and pickles are not read.
-        include_normalization: None keeps what was saved (a safetensors file has none); True or False gives a
-            `ResNetBackbone` with or without the normalisation inside.
-        allow_nonfinite: load NaN and infinity too, which otherwise are an error.
+        include_normalization: True or False gives a `ResNetBackbone` with or without the normalisation inside.
+            Default: as saved (a safetensors file has none).
+        allow_nonfinite: load NaN and infinity too, which are an error otherwise.
 
     Returns:
         A Keras model with `pyramid_outputs` or `pyramid_level_inputs`.
@@ -52,10 +52,10 @@ def load_backbone(path, include_normalization=None, allow_nonfinite=False):
 
 
 def load_weights_for(architecture, width, path, include_normalization):
-    """`load_backbone` for a config: a `ResNetBackbone` has to be of its architecture and width.
+    """Load a backbone for a config; a `ResNetBackbone` must have the config's architecture and width.
 
     Raises:
-        UserError: as `load_backbone`, and for another architecture or width.
+        UserError: as for `load_backbone`, and for another architecture or width.
     """
     backbone = load_backbone(path, include_normalization)
     if not isinstance(backbone, ResNetBackbone):
@@ -71,7 +71,7 @@ def load_weights_for(architecture, width, path, include_normalization):
 
 
 def weights_digest(backbone):
-    """The sha256 of a backbone's weights, the same whatever file they came from."""
+    """Return the sha256 of a backbone's weights, the same for every file format."""
     digest = hashlib.sha256()
     for value in backbone.get_weights():
         digest.update(f"{value.dtype}{value.shape}".encode())
@@ -81,32 +81,32 @@ def weights_digest(backbone):
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """What `import_backbone` found in a checkpoint."""
+    """The result of `import_backbone`: what it loaded from a checkpoint."""
 
     architecture: str
     width: float
-    prefix: str  # before the names of the ResNet that was taken
-    matched: int  # arrays
-    dropped: tuple[str, ...]  # names left behind: heads, queues, averaged encoders
+    prefix: str  # prefix of the names of the ResNet that was used
+    matched: int  # number of arrays
+    dropped: tuple[str, ...]  # names not used: heads, queues, averaged encoders
 
 
 def import_backbone(file, output, prefix=None, overwrite=False, allow_nonfinite=False):
-    """Turn another tool's checkpoint into `output`, a `.keras` backbone, and read that back.
+    """Convert another tool's checkpoint to `output`, a `.keras` backbone, and read that file again.
 
     Args:
         file: see `read_checkpoint`.
-        output: a path that ends in `.keras`; it appears when it is complete.
-        prefix: of the names of the ResNet wanted; None finds it, see `find_prefix`.
+        output: a path that ends in `.keras`. The file appears when it is complete.
+        prefix: prefix of the names of the ResNet to use. Default: detected, see `find_prefix`.
         overwrite: replace an earlier output.
-        allow_nonfinite: take NaN and infinity too; otherwise the array that holds them is named and refused.
+        allow_nonfinite: accept NaN and infinity too; otherwise the array that holds them is named and rejected.
 
     Returns:
         An `Imported`.
 
     Raises:
-        UserError: naming what is missing, of another shape, unknown or not finite, or why the output
-            cannot be written. Nothing is then left of it.
-        RunFailed: the disk cannot take it.
+        UserError: names what is missing, of another shape, unknown or not finite, or why the output cannot be
+            written. No output is then left.
+        RunFailed: the disk is full.
     """
     output = backbone_output(output, overwrite)
     check_file(file)
@@ -128,12 +128,12 @@ def with_normalization(backbone, include_normalization):
             "Pass include_normalization=None and normalise images as that model needs it.",
         )
     copy = ResNetBackbone.from_config({**backbone.get_config(), "include_normalization": include_normalization})
-    copy.set_weights(backbone.get_weights())  # the normalisation has none, so the lists are the same
+    copy.set_weights(backbone.get_weights())  # the normalisation has no weights, so the lists are the same
     return copy
 
 
 def _save_keras(backbone, output):
-    """Save under a name of its own, read that back, and only then give it its name."""
+    """Save under a temporary name, read that file again, and only then rename it."""
     partial = output.with_name(f".{output.stem}.partial-{os.getpid()}.keras")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -167,14 +167,14 @@ def _check_finite(backbone, file):
 
 
 def read_keras(file):
-    """The model of a `.keras` file. Code in it (a `Lambda` layer) is never run.
+    """Read the model of a `.keras` file. Code in it (a `Lambda` layer) is never run.
 
     Raises:
-        UserError: for whatever keeps it from being read.
+        UserError: if it cannot be read.
     """
     try:
         return keras.saving.load_model(file, compile=False)  # safe_mode is Keras' default: no Lambda, no pickle
-    except Exception as error:  # Keras lets through whatever zipfile, json and h5py raise
+    except Exception as error:  # Keras passes on whatever zipfile, json and h5py raise
         raise UserError(
             None,
             f"{file} cannot be loaded as a Keras model without running its code ({one_line(error, 200)}).",

@@ -1,6 +1,6 @@
-"""`manifest.json`: the sha256 of every file of a directory.
+"""The file `manifest.json`: the sha256 of every file of a directory.
 
-It is there because neither safetensors nor HDF5 notices a flipped bit.
+It exists because neither safetensors nor HDF5 notices a flipped bit.
 """
 
 import json
@@ -13,7 +13,7 @@ MANIFEST_FILE = "manifest.json"
 
 
 def write_manifest(directory, facts=None):
-    """Write `manifest.json`: `facts`, then `files: {relative path: sha256}` of everything that is there."""
+    """Write `manifest.json`: `facts`, then `files: {relative path: sha256}` of every file in the directory."""
     directory = Path(directory)
     paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
     files = {path.relative_to(directory).as_posix(): sha256_of(path) for path in paths}
@@ -25,7 +25,7 @@ def read_manifest(directory):
     """Return the manifest of a directory, or None if it has none.
 
     Raises:
-        UserError: if there is one that cannot be read.
+        UserError: if it exists but cannot be read.
     """
     path = Path(directory) / MANIFEST_FILE
     if not path.is_file():
@@ -40,10 +40,10 @@ def read_manifest(directory):
 
 
 def check_file(path):
-    """Compare a file with the manifest beside it, if there is one that lists it.
+    """Compare a file with the manifest in its directory, if there is one that lists it.
 
     Raises:
-        UserError: if the file is not the one that was written.
+        UserError: if the file differs from the manifest.
     """
     path = Path(path)
     expected = ((read_manifest(path.parent) or {}).get("files") or {}).get(path.name)
@@ -59,7 +59,7 @@ def check_directory(directory):
     """Compare every file a directory's manifest lists.
 
     Raises:
-        UserError: naming the first file that is missing or different, or if there is no manifest.
+        UserError: names the first file that is missing or different; also if there is no manifest.
     """
     manifest = read_manifest(directory)
     if manifest is None:

@@ -1,4 +1,4 @@
-"""The text beside an export: what the network is, what it takes and gives, how to read it."""
+"""The model card of an export: the network, its inputs and outputs, and how to load it."""
 
 import json
 from pathlib import Path, PurePath
@@ -39,10 +39,10 @@ def model_card(backbone, to, written, facts, license=None):
 
     Args:
         backbone: the model that was written.
-        to: the format, as `export` takes it.
-        written: what was found when it was read again, a `Written`.
+        to: the format, as for `export`.
+        written: result of reading it again, a `Written`.
         facts: further rows, `{name: value}`.
-        license: of the weights, in the words of whoever may grant it.
+        license: license of the weights, as their owner states it.
     """
     rows = {
         "licence of the weights": license or NO_LICENSE,
@@ -65,12 +65,12 @@ def model_card(backbone, to, written, facts, license=None):
 
 
 def run_facts(run):
-    """Return the rows a pre-training run adds to a card; none for a mere file.
+    """Return the rows a pre-training run adds to a card; none for a single file.
 
-    They are its config, its data, its steps and last losses, and the commit, hardware and versions it recorded.
+    They are its config, its data, its steps and last losses, and the recorded commit, hardware and versions.
 
     Args:
-        run: what `load_backbone` takes.
+        run: a path as for `load_backbone`.
     """
     run, facts = Path(run), {}
     if (run / "config.yaml").is_file():
@@ -87,7 +87,7 @@ def run_facts(run):
 
 
 def _config_facts(text):
-    """The config in a line, and what it says of the data."""
+    """Return the config in one line, and its facts about the data."""
     data = (yaml.safe_load(text) or {}).get("data") or {}
     facts = {"pre-training config": "`" + " ".join(text.split()) + "`"}
     if data.get("root"):
@@ -96,7 +96,7 @@ def _config_facts(text):
 
 
 def _origin(facts):
-    """Commit, hardware and versions of the export, where `facts` has not those a run recorded."""
+    """Return commit, hardware and versions of the export, for those that `facts` does not have from a run."""
     here = describe_environment()
     return {name: f"{_spoken(here[name])} (of the export)" for name in here if name not in facts}
 
@@ -131,5 +131,5 @@ def _input(backbone, to):
 
 
 def _cell(value):
-    """One table cell: a line break or a bar in it would break the table."""
+    """Return one table cell; a line break or a bar in it would break the table."""
     return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,8 +1,7 @@
-"""The one table of weight names: Keras (ours) ↔ torchvision (timm's are the same) ↔ detectron2 ↔ KerasHub.
+"""The one table of weight names: Keras (ours) ↔ torchvision (same as timm's) ↔ detectron2 ↔ KerasHub.
 
-Nothing else in the package spells out a foreign name. Kernels are the only arrays that change shape on the
-way: Keras and KerasHub keep (height, width, in, out), torch keeps (out, in, height, width). Importing this needs no
-TensorFlow.
+No other module in the package contains a foreign name. Only kernels differ in layout. Keras and KerasHub use
+`(height, width, in, out)`; torch uses `(out, in, height, width)`. Importing this needs no TensorFlow.
 """
 
 from typing import NamedTuple
@@ -24,7 +23,7 @@ BATCH_NORM = {
 
 
 class WeightName(NamedTuple):
-    """One array's four names. `keras` and `kerashub` are `"<layer>/<variable>"`; torch's kernels are transposed."""
+    """The four names of an array. `keras` and `kerashub` are `"<layer>/<variable>"`; torch's kernels are transposed."""
 
     keras: str
     torchvision: str
@@ -34,17 +33,17 @@ class WeightName(NamedTuple):
 
 
 def weight_names(architecture):
-    """Every array of an architecture, in torchvision's order: a kernel and four of its norm, again and again.
+    """Return every array of an architecture in torchvision's order: kernel, then four of its norm, repeated.
 
     Args:
-        architecture: one of the names `dupr_tf.models.resnet.ARCHITECTURES` lists.
+        architecture: a name in `dupr_tf.models.resnet.ARCHITECTURES`.
 
     Returns:
         A tuple of `WeightName`; 265 of them for `resnet50`.
     """
     rows = []
     for keras, torch_conv, torch_norm, detectron2 in _convolutions(architecture):
-        kernel = f"{keras}_conv/kernel"  # KerasHub's layers bear the same names as ours
+        kernel = f"{keras}_conv/kernel"  # KerasHub's layers have the same names as ours
         rows.append(WeightName(kernel, f"{torch_conv}.weight", f"{detectron2}.weight", True, kernel))
         for ours, theirs in BATCH_NORM.items():
             norm = f"{keras}_bn/{ours}"
@@ -60,12 +59,12 @@ def translation(architecture, source, target):
 
 
 def to_torch_layout(array, is_kernel):
-    """(height, width, in, out) → (out, in, height, width) for a kernel; any other array as it is."""
+    """Map a kernel from `(height, width, in, out)` to `(out, in, height, width)`; other arrays do not change."""
     return np.ascontiguousarray(np.transpose(array, (3, 2, 0, 1)) if is_kernel else array)
 
 
 def to_keras_layout(array, is_kernel):
-    """(out, in, height, width) → (height, width, in, out) for a kernel; any other array as it is."""
+    """Map a kernel from `(out, in, height, width)` to `(height, width, in, out)`; other arrays do not change."""
     return np.ascontiguousarray(np.transpose(array, (2, 3, 1, 0)) if is_kernel else array)
 
 
@@ -75,11 +74,11 @@ def named_arrays(model, layout, architecture=None):
     Args:
         model: a `ResNetBackbone`; with `architecture`, any Keras ResNet with the table's layer names (KerasHub's).
         layout: one of `LAYOUTS`.
-        architecture: of the model, where it does not say so itself.
+        architecture: architecture of the model, if the model does not have that attribute.
 
     Raises:
         UserError: for a model that is not a `ResNetBackbone`.
-        RunFailed: naming the tensors the table lists and the model lacks, or has besides.
+        RunFailed: names the tensors that only the table or only the model has.
     """
     _check_layout(layout)
     arrays = {}
@@ -97,17 +96,17 @@ def torch_arrays(backbone, layout):
 
 
 def assign_arrays(model, architecture, arrays, layout, target="keras"):
-    """Give a model the weights of `arrays`: every one of its variables gets one, and no array is left over.
+    """Set the weights of a model from `arrays`; every variable must get one, and no array may be left over.
 
     Args:
         model: a `ResNetBackbone`, or with `target="kerashub"` KerasHub's.
         architecture: its row in `ARCHITECTURES`.
         arrays: `{name in layout: array}`.
-        layout: whose names and axis order `arrays` has.
-        target: whose layer names the model has, `keras` or `kerashub`.
+        layout: layout of the names and axis order of `arrays`.
+        target: layout of the model's layer names, `keras` or `kerashub`.
 
     Raises:
-        RunFailed: naming the tensors that are missing or left over.
+        RunFailed: names the tensors that are missing or left over.
     """
     _check_layout(layout)
     pairs = _mapped(model, architecture, target)
@@ -125,7 +124,7 @@ def keras_variable(backbone, name):
 
 
 def _mapped(model, architecture, layout):
-    """`[(row, variable)]` of a Keras model, which has every row of the table and nothing else."""
+    """Return `[(row, variable)]` of a Keras model, which must have exactly the rows of the table."""
     rows, layers = weight_names(architecture), {layer.name for layer in model.layers}
     missing = [getattr(row, layout) for row in rows if getattr(row, layout).split("/")[0] not in layers]
     pairs = [] if missing else [(row, keras_variable(model, getattr(row, layout))) for row in rows]
@@ -150,7 +149,7 @@ def _check_layout(layout):
 
 
 def architecture_of(backbone):
-    """Return the architecture of a `ResNetBackbone`; any other model is refused."""
+    """Return the architecture of a `ResNetBackbone`; reject any other model."""
     architecture = getattr(backbone, "architecture", None)
     if architecture is None:
         raise UserError(
@@ -163,7 +162,7 @@ def architecture_of(backbone):
 
 def _convolutions(architecture):
     """Yield (Keras prefix, torchvision convolution, torchvision norm, detectron2 prefix), in order."""
-    from dupr_tf.models.resnet import block_and_depths  # here, so that reading the table loads no TensorFlow
+    from dupr_tf.models.resnet import block_and_depths  # imported here, so that reading the table loads no TensorFlow
 
     block, depths = block_and_depths(architecture)
     yield "conv1", "conv1", "bn1", "stem.conv1"

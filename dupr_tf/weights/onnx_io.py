@@ -19,15 +19,15 @@ def write_onnx_directory(backbone, directory):
 def write_onnx(backbone, path):
     """Write a backbone as an ONNX file with the normalisation inside.
 
-    It has one input, `images`, float32 `[batch, height, width, 3]`, RGB in 0–255, and one output a level, `P2`..`P5`,
-    `[batch, h, w, channels]`; batch, height and width are open.
+    It has one input, `images`, float32 `[batch, height, width, 3]`, RGB in 0–255. It has one output per level,
+    `P2`..`P5`, `[batch, h, w, channels]`. Batch, height and width may vary.
 
     Args:
         backbone: a model `dupr_tf.models.resnet.pyramid` accepts; its weights are written in float32.
         path: the file, ending in `.onnx`.
 
     Returns:
-        A `Written`: onnxruntime on the CPU against the model.
+        A `Written` that compares onnxruntime on the CPU with the model.
 
     Raises:
         UserError: if the extra `onnx` is not installed.
@@ -36,7 +36,7 @@ def write_onnx(backbone, path):
     import onnxruntime
     import tf2onnx
 
-    if isinstance(backbone, ResNetBackbone):  # in float32 even where it was trained in less
+    if isinstance(backbone, ResNetBackbone):  # in float32 even if it was trained in a lower precision
         backbone = float32_twin(backbone, include_normalization=True)
     function = serving_function(serving_model(backbone))
     signature = list(function.input_signature)
@@ -46,7 +46,7 @@ def write_onnx(backbone, path):
 
 
 def read_onnx(path):
-    """Return an ONNX file written here as `f(images in 0–255) -> {level: NumPy array}`, run by onnxruntime."""
+    """Return an ONNX file of `write_onnx` as `f(images in 0–255) -> {level: NumPy array}`, run by onnxruntime."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

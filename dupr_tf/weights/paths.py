@@ -8,7 +8,7 @@ from dupr_tf.errors import UserError
 from dupr_tf.files import local_path
 from dupr_tf.weights.manifest import MANIFEST_FILE
 
-RANDOM = "random"  # weights that are drawn from the seed
+RANDOM = "random"  # weights drawn from the seed
 KERAS_FILE = "backbone.keras"
 SAFETENSORS_FILE = "backbone.safetensors"
 TORCH_ENDINGS = (".pth", ".pt", ".tar", ".ckpt")
@@ -16,10 +16,10 @@ ENDINGS = (".safetensors", ".npz", *TORCH_ENDINGS)
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file that `load_backbone` reads for a path.
+    """Return the file that `load_backbone` reads for a path.
 
     Raises:
-        UserError: there is none, or it is of an unknown kind.
+        UserError: it does not exist, or is of an unknown kind.
     """
     path = local_path(path, "weights")
     if path.is_dir():
@@ -43,7 +43,7 @@ def weights_file(path: str | Path) -> Path:
 
 
 def checkpoint_file(path: str | Path) -> Path:
-    """The path of another tool's file of weights. Raises UserError where there is none, or it is of an unknown kind."""
+    """Return the path of another tool's weights. Raises UserError if it does not exist or is of an unknown kind."""
     path = local_path(path)
     if not path.is_file():
         raise UserError(None, f"There is no file {path}.", "Pass the path of a file of weights.")
@@ -57,7 +57,7 @@ def checkpoint_file(path: str | Path) -> Path:
 
 
 def backbone_output(output: str | Path, overwrite: bool = False) -> Path:
-    """The `.keras` file that `import_backbone` may write. Raises UserError where it may not."""
+    """Return the `.keras` file that `import_backbone` may write. Raises UserError if it may not."""
     output = local_path(output, "output")
     if output.suffix != ".keras":
         raise UserError(
@@ -69,7 +69,7 @@ def backbone_output(output: str | Path, overwrite: bool = False) -> Path:
 
 
 def export_output(output: str | Path, overwrite: bool = False) -> Path:
-    """The directory that `export` may write. Raises UserError where it would destroy what is no export."""
+    """Return the directory that `export` may write. Raises UserError if it would overwrite anything but an export."""
     output = local_path(output, "output")
     if output.suffix in (".keras", ".pkl", ".safetensors", ".onnx", ".pth"):
         problem = f"Expected the name of a directory, received {output}."

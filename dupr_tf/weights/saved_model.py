@@ -17,17 +17,17 @@ UINT8_SIGNATURE = "uint8"
 def write_saved_model(backbone, path):
     """Write a backbone as a SavedModel with the normalisation inside, and read it again.
 
-    It has two signatures, `serving_default` (float32) and `uint8`; both take `images` `[B, H, W, 3]`, RGB in
-    0–255, any B, H and W, and return `{"P2": …, "P5": …}` in float32, `[B, H/4, W/4, C]` to `[B, H/32, W/32, C]`.
+    It has two signatures, `serving_default` (float32) and `uint8`. Both take `images` `[B, H, W, 3]`, RGB in 0–255,
+    for any B, H and W. Both return `{"P2": …, "P5": …}` in float32, `[B, H/4, W/4, C]` to `[B, H/32, W/32, C]`.
 
     Args:
-        backbone: a model `dupr_tf.models.resnet.pyramid` accepts. One without a true `include_normalization`
-            is taken to want normalised images.
+        backbone: a model `dupr_tf.models.resnet.pyramid` accepts. Unless its `include_normalization` is true, it is
+            assumed to take normalised images.
         path: the directory to write.
 
     Returns:
-        A `Written`: both signatures against the model, in a graph: 0.0 as a rule. (Run eagerly, the model differs by
-        rounding, some 1e-6: in a graph TensorFlow computes convolution and norm at once.)
+        A `Written` that compares both signatures with the model in a graph. The difference is normally 0.0. Run
+            eagerly, the model differs by rounding (about 1e-6), because a graph fuses convolution and norm.
     """
     serving = serving_model(backbone)
     model = serving_function(serving)  # traced once, called by both signatures
@@ -42,17 +42,17 @@ def write_saved_model(backbone, path):
 
 
 def serving_function(serving):
-    """`serving_model`'s model as a traced function of float32 images `[B, H, W, 3]` to `{level: float32 map}`."""
+    """Trace the model of `serving_model` as a function of float32 images `[B, H, W, 3]` to `{level: float32 map}`."""
     return _function(lambda images: _features(serving, images), tf.float32)
 
 
 def as_numpy(function):
-    """A `serving_function` as a function from images of any dtype to `{level: NumPy array}`."""
+    """Wrap a `serving_function` as a function from images of any dtype to `{level: NumPy array}`."""
     return lambda images: {level: value.numpy() for level, value in function(tf.constant(images, tf.float32)).items()}
 
 
 def _function(call, dtype):
-    """`call` as a traced TensorFlow function of images `[B, H, W, 3]`, all three of them open."""
+    """Trace `call` as a TensorFlow function of images `[B, H, W, 3]`, with B, H and W open."""
     signature = [tf.TensorSpec((None, None, None, 3), dtype, name="images")]
     function = tf.function(call, input_signature=signature, autograph=False)
     function.get_concrete_function()
@@ -60,7 +60,7 @@ def _function(call, dtype):
 
 
 def read_saved_model(path):
-    """Return a SavedModel written here as `f(uint8 or float images in 0–255) -> {level: NumPy array}`."""
+    """Return a SavedModel of `write_saved_model` as `f(uint8 or float images in 0–255) -> {level: NumPy array}`."""
     loaded = tf.saved_model.load(str(path))
     missing = {FLOAT_SIGNATURE, UINT8_SIGNATURE} - set(loaded.signatures)
     if missing:
@@ -72,7 +72,7 @@ def read_saved_model(path):
         dtype = tf.uint8 if name == UINT8_SIGNATURE else tf.float32
         return {level: value.numpy() for level, value in loaded.signatures[name](tf.constant(images, dtype)).items()}
 
-    features.loaded = loaded  # TensorFlow keeps the variables alive only as long as this is
+    features.loaded = loaded  # TensorFlow keeps the variables alive only as long as this object
     return features
 
 
@@ -90,7 +90,7 @@ def _features(model, images):
 
 
 def _read_checks(model, path):
-    """Both signatures of what was written against the function in memory."""
+    """Compare both signatures of the written file with the function in memory."""
     expected, read, checks = as_numpy(model), read_saved_model(path), []
     for name, dtype in ((FLOAT_SIGNATURE, np.float32), (UINT8_SIGNATURE, np.uint8)):  # `read` chooses by the dtype
         inputs = functools.partial(_images_of, dtype)

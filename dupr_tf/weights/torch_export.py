@@ -1,4 +1,4 @@
-"""ResNets for torchvision and timm: a safetensors state dict, compared with the library itself where it is there."""
+"""ResNets for torchvision and timm: a safetensors state dict, compared with the library itself if it is installed."""
 
 import json
 import subprocess
@@ -32,14 +32,14 @@ PROCESS = Path(__file__).with_name("torch_process.py")
 
 
 def write_torchvision(backbone, directory):
-    """Write `backbone.safetensors`, and `backbone.pth` where PyTorch is installed; read and compare both.
+    """Write `backbone.safetensors`, and `backbone.pth` if PyTorch is installed; read and compare both.
 
     Args:
         backbone: a `ResNetBackbone`.
         directory: an existing, empty directory.
 
     Returns:
-        A `Written`; with torchvision installed it has a comparison with torchvision's own network.
+        A `Written`. With torchvision installed, it includes a comparison with torchvision's own network.
     """
     path = directory / SAFETENSORS_FILE
     written = Written(_write_state(backbone, path))
@@ -51,9 +51,9 @@ def write_torchvision(backbone, directory):
 
 
 def write_timm(backbone, directory):
-    """Write `model.safetensors` and `config.json`, which `timm.create_model("local-dir:…", pretrained=True)` takes.
+    """Write `model.safetensors` and `config.json` for `timm.create_model("local-dir:…", pretrained=True)`.
 
-    Args, returns: as `write_torchvision`, with timm for torchvision.
+    Arguments and result are those of `write_torchvision`, with timm instead of torchvision.
     """
     path = directory / TIMM_FILE
     written = Written(_write_state(backbone, path))
@@ -63,7 +63,7 @@ def write_timm(backbone, directory):
 
 
 def timm_config(architecture):
-    """Return timm's `config.json` of a backbone without classifier: its name, and how images are normalised."""
+    """Return timm's `config.json` of a backbone without classifier: its name, and the image normalisation."""
     facts = {
         "num_classes": 0,
         "input_size": [3, 224, 224],
@@ -77,7 +77,7 @@ def timm_config(architecture):
 
 
 def _write_state(backbone, path):
-    """Write the state dict, read it to the last bit, and compare the features of a backbone made from it."""
+    """Write the state dict, compare the file to the last bit, and compare the features of a backbone made from it."""
     state = to_torchvision(backbone)
     write_safetensors(state, path, {"architecture": backbone.architecture, "width": str(backbone.width)})
     read, _ = read_safetensors(path)
@@ -98,14 +98,14 @@ def _inputs(size):
 
 
 def _why_not(backbone, library):
-    """Why a backbone cannot be run in a library, or nothing."""
+    """Return why a backbone cannot be run in a library, or nothing."""
     if not installed(library):
         return f"{library}: not installed"
     return "" if backbone.width == 1 else f"{library}: it has no {backbone.architecture} of width {backbone.width:g}"
 
 
 def _compare_library(library, backbone, weights, written):
-    """Add to `written` the library's own network on the same images, or why it is not there."""
+    """Add a comparison with the library's own network on the same images, or the reason why there is none."""
     reason = _why_not(backbone, library)
     if reason:
         written.not_compared.append(reason)
@@ -131,12 +131,12 @@ def _compare_library(library, backbone, weights, written):
 
 
 def ask(job):
-    """Let `torch_process` do a job in a process of its own, and return its answer.
+    """Run a job of `torch_process` in a separate process, and return its result.
 
     Raises:
-        RunFailed: if it fails, or finds a name without a partner.
+        RunFailed: if it fails, or if a name has no counterpart.
     """
-    # -P: its own folder is not on the path, or our modules would pass for other packages'.
+    # -P keeps the script's folder off the path; otherwise our modules would hide other packages of the same name.
     command = [sys.executable, "-P", str(PROCESS), json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

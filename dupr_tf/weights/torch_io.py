@@ -1,7 +1,7 @@
 """ResNets to and from torchvision's state dict, and safetensors files that hold one.
 
-The arrays are float32 in torch's axis order, so `torchvision.models.resnet50().load_state_dict(state,
-strict=False)` takes them (`fc` is the only thing it then misses). No pickle is read or written here.
+The arrays are float32 in torch's axis order, so `torchvision.models.resnet50().load_state_dict(state, strict=False)`
+takes them; only `fc` is then missing. No pickle is read or written here.
 """
 
 import logging
@@ -17,39 +17,39 @@ from dupr_tf.weights.names import keras_variable, to_keras_layout, torch_arrays,
 
 logger = logging.getLogger(__name__)
 
-# The backbone itself; whatever else a checkpoint carries is heads and queues.
+# Names of the backbone itself; all other entries of a checkpoint are heads and queues.
 _BACKBONE = re.compile(r"(conv1|bn1|layer\d+)\.")
 _COUNTER = ".num_batches_tracked"
-# Encoders that an average makes, as checkpoints call them: MoCo's keys, BYOL's target, a teacher.
+# Names of averaged encoders in checkpoints: MoCo's keys, BYOL's target, a teacher.
 _AVERAGED = re.compile(r"(^|[._])(encoder_k|k|key|target|target_net|teacher|momentum|ema)([._]|$)")
 
 
 def to_torchvision(model):
     """Return the weights of a `ResNetBackbone` as `{torchvision's name: float32 array}`, without `fc`.
 
-    A backbone built with `include_normalization=True` normalises before these weights: whoever uses them
-    elsewhere has to do that itself.
+    A backbone built with `include_normalization=True` normalises before these weights. Other tools must normalise the
+    images themselves.
     """
     return torch_arrays(model, "torchvision")
 
 
 def from_torchvision(state, prefix=None, include_normalization=False, name=None, allow_nonfinite=False):
-    """Build the `ResNetBackbone` a torchvision state dict describes; depth and width are read off the arrays.
+    """Build a `ResNetBackbone` from a torchvision state dict; its arrays determine depth and width.
 
     Args:
-        state: `{name: array}`, torchvision's names; anything `numpy.asarray` understands as an array.
-        prefix: keys start with it and others are dropped, for example `"module.encoder_q."` for MoCo's
-            checkpoints; None finds it, see `find_prefix`.
+        state: `{name: array}`, torchvision's names; any type that `numpy.asarray` accepts.
+        prefix: only keys with this prefix are used, for example `"module.encoder_q."` for MoCo's checkpoints.
+            Default: detected, see `find_prefix`.
         include_normalization: as in `ResNetBackbone`.
-        name: name of the model; the architecture's by default.
-        allow_nonfinite: take NaN and infinity too, which otherwise are an error.
+        name: name of the model. Default: the architecture's.
+        allow_nonfinite: accept NaN and infinity too, which are an error otherwise.
 
     Returns:
-        The backbone, every array of it from `state`. Heads (`fc` and the like) and keys outside `prefix` are dropped;
-        the log says how many arrays matched and lists what was dropped. `num_batches_tracked` is ignored.
+        The backbone; all its arrays are from `state`. Heads (`fc` and the like) and keys outside `prefix` are dropped.
+            The log gives the number of matched arrays and lists dropped ones. `num_batches_tracked` is ignored.
 
     Raises:
-        UserError: naming the keys that are missing, unknown, of another shape, or not finite.
+        UserError: names the keys that are missing, unknown, of another shape, or not finite.
     """
     prefix = find_prefix(state) if prefix is None else prefix
     state, dropped = _select(state, prefix)
@@ -69,13 +69,13 @@ def from_torchvision(state, prefix=None, include_normalization=False, name=None,
 
 
 def find_prefix(state):
-    """Return what stands before a ResNet's own names in a state dict: "", "backbone.", "module.encoder_q.", …
+    """Return the prefix of a ResNet's names in a state dict: "", "backbone.", "module.encoder_q.", …
 
-    An encoder that is an average of another (MoCo's keys, BYOL's target) is passed over. Checkpoints of MoCo,
-    PyContrast, SwAV, DenseCL, BYOL and OpenSelfSup, torchvision and timm are told apart by this alone.
+    An encoder that is an average of another (MoCo's keys, BYOL's target) is skipped. This suffices for checkpoints of
+    MoCo, PyContrast, SwAV, DenseCL, BYOL and OpenSelfSup, torchvision and timm.
 
     Raises:
-        UserError: for none, or for several that hold different weights.
+        UserError: if there is none, or several with different weights.
     """
     ending = "layer1.0.conv1.weight"
     found = [key.removesuffix(ending) for key in state if key.endswith(ending)]
@@ -94,7 +94,7 @@ def find_prefix(state):
 
 
 def dropped_keys(state, prefix=None):
-    """Return the keys `from_torchvision` leaves behind: heads, and what is outside `prefix`."""
+    """Return the keys that `from_torchvision` drops: heads, and those outside `prefix`."""
     return _select(state, find_prefix(state) if prefix is None else prefix)[1]
 
 
@@ -114,7 +114,7 @@ def infer_architecture(state):
 
 
 def write_safetensors(state, path, metadata=None):
-    """Write `{name: array}` as a safetensors file that torch's and NumPy's readers open alike."""
+    """Write `{name: array}` as a safetensors file that both torch's and NumPy's readers open."""
     arrays = {name: np.ascontiguousarray(value) for name, value in state.items()}
     save_file(arrays, str(path), metadata={"format": "pt", **(metadata or {})})
 
@@ -123,7 +123,7 @@ def read_safetensors(path):
     """Return `({name: array}, {metadata})` of a safetensors file.
 
     Raises:
-        UserError: if the file is cut short or is no safetensors file.
+        UserError: if the file is truncated or is no safetensors file.
     """
     try:
         with safe_open(str(path), framework="numpy") as file:
@@ -135,7 +135,7 @@ def read_safetensors(path):
 
 
 def _select(state, prefix):
-    """Split a state dict into the backbone's entries, without their prefix, and the names left behind."""
+    """Split a state dict into the backbone's entries, without their prefix, and the unused names."""
     kept, dropped = {}, []
     for key, value in state.items():
         name = key.removeprefix(prefix)
@@ -170,14 +170,14 @@ def _require(state, names):
 
 
 def _checked(value, row, shape, allow_nonfinite):
-    """The array of one row of the table, float32 and in Keras' order."""
+    """Return the array of one row of the table, float32 and in Keras' order."""
     name, value = row.torchvision, np.asarray(value)
     if value.dtype.kind in "cmMOSU":  # complex numbers, times, objects, text
         raise UserError(
             None, f"Expected real numbers in {name}, received {value.dtype}.", "Use a checkpoint of weights."
         )
     if value.ndim == (4 if row.is_kernel else 1):
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
+        with np.errstate(over="ignore"):  # too large values become infinite and are rejected below
             value = to_keras_layout(value.astype(np.float32), row.is_kernel)
     if value.shape != shape:
         raise UserError(
@@ -195,13 +195,13 @@ def _checked(value, row, shape, allow_nonfinite):
 
 
 def _depth(state, stage):
-    """How many blocks `layer<stage>` has: one more than its highest block number."""
+    """Return the number of blocks in `layer<stage>`: one more than its highest block number."""
     blocks = [int(key.split(".")[1]) for key in state if re.match(rf"layer{stage}\.\d+\.", key)]
     return max(blocks, default=-1) + 1
 
 
 def _width(state):
-    """The width that gives the four stages their channels: 1 for the usual ones, else off the widest."""
+    """Return the width that gives the four stages their channels: 1 for the usual ones, else from the widest stage."""
     keys = [f"layer{stage}.0.conv1.weight" for stage in (1, 2, 3, 4)]
     _require(state, keys)
     channels = tuple((np.shape(state[key]) or (0,))[0] for key in keys)

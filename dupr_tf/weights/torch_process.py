@@ -1,7 +1,7 @@
-"""PyTorch's side of an export, as a program of its own: PyTorch and TensorFlow in one process can crash each other.
+"""PyTorch's part of an export, as a separate program: PyTorch and TensorFlow in one process can crash each other.
 
-(Seen with torch 2.14 and TensorFlow 2.21: importing triton, which torchvision does, is a segmentation fault once
-TensorFlow is loaded.) It imports nothing of this package. `ask` in `torch_export` calls it with one JSON argument:
+(Seen with torch 2.14 and TensorFlow 2.21: torchvision imports triton, which causes a segmentation fault once TensorFlow
+is loaded.) The program imports nothing of this package. `ask` in `torch_export` calls it with one JSON argument:
 
     {"task": "pth", "weights": safetensors file, "output": .pth file}
     {"task": "torchvision" or "timm", "architecture": …, "weights": file, "images": npz file, "output": npz file}
@@ -19,12 +19,12 @@ LEVELS = ("P2", "P3", "P4", "P5")
 
 
 def main(job):
-    """Do one job; return what is printed."""
+    """Run one job and return the result to print."""
     try:
         import torch
 
         library = __import__("torch" if job["task"] == "pth" else job["task"])
-    except Exception as error:  # a broken installation raises whatever it likes
+    except Exception as error:  # a broken installation can raise any error
         return {"unavailable": f"{type(error).__name__}: {error}"}
     answer = {"version": library.__version__.split("+")[0], "missing": [], "unexpected": []}
     if job["task"] == "pth":
@@ -41,7 +41,7 @@ def main(job):
 
 
 def _write_pth(job):
-    """Write the state dict with `torch.save`, and read it as a user should: tensors only."""
+    """Write the state dict with `torch.save`, and read it as users should: tensors only."""
     import torch
     from safetensors.torch import load_file
 
@@ -57,7 +57,7 @@ def _same(a, b):
 
 
 def _torchvision(job):
-    """torchvision's ResNet with the weights, as a function to its four levels, and the names that found no partner."""
+    """Build torchvision's ResNet with the weights; return a function to its four levels, and the unmatched names."""
     import torchvision
     from safetensors.torch import load_file
 
@@ -76,13 +76,13 @@ def _torchvision(job):
 
 
 def _timm(job):
-    """timm's ResNet, from the file and from the directory, and the names that found no partner."""
+    """Build timm's ResNet from the file and from the directory; return a function, and the unmatched names."""
     import timm
 
     weights = Path(job["weights"])
     plain = timm.create_model(job["architecture"], num_classes=0)
     result = timm.models.load_checkpoint(plain, str(weights), strict=False)
-    # Strict: the way the model card tells.
+    # Strict, as in the model card.
     timm.create_model(job["architecture"], num_classes=0, checkpoint_path=str(weights))
     model = timm.create_model(
         f"local-dir:{weights.parent}", pretrained=True, features_only=True, out_indices=(1, 2, 3, 4)

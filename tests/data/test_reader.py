@@ -42,7 +42,7 @@ def make(number):
 
 
 def make_large(number):
-    return Block({"x": np.full((100, WIDTH), number, np.uint8)})
+    return Block({"x": np.full((100, WIDTH), number % 256, np.uint8)})
 
 
 def fail_at_four(number):

@@ -1,7 +1,7 @@
 """Box arithmetic of R-CNN. Boxes are `(x1, y1, x2, y2)` in pixels of the padded input, float32.
 
-KerasCV's `_encode_box_to_deltas` and `_decode_deltas_to_boxes` are private, order deltas with y first and do not bound
-the scale a delta may ask for, hence these.
+KerasCV's `_encode_box_to_deltas` and `_decode_deltas_to_boxes` are not used. They are private, order deltas with y
+first and do not bound the scale of a delta.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ import math
 
 import tensorflow as tf
 
-RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)  # of deltas (x, y, width, height); detectron2's MODEL.RPN.BBOX_REG_WEIGHTS
-HEAD_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # its MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS
-MAX_LOG_SCALE = math.log(1000.0 / 16.0)  # a box grows at most so much over its anchor
+RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)  # weights of deltas (x, y, width, height); detectron2's MODEL.RPN.BBOX_REG_WEIGHTS
+HEAD_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # detectron2's MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS
+MAX_LOG_SCALE = math.log(1000.0 / 16.0)  # largest growth of a box over its anchor
 
 
 def encode(boxes, anchors, weights):
-    """Deltas that take anchors to boxes (Girshick et al., 2014, appendix C; detectron2's Box2BoxTransform).
+    """Computes deltas that map anchors to boxes (Girshick et al., 2014, appendix C; detectron2's Box2BoxTransform).
 
     Args:
         boxes: (..., 4) with sides above 0.
-        anchors: (..., 4) likewise.
+        anchors: (..., 4) with sides above 0.
         weights: four factors.
 
     Returns:
-        (..., 4): shift of the centre in sides of the anchor (x, y), logarithm of the ratio of sides (w, h), weighted.
+        `(..., 4)`: shift of the centre in sides of the anchor (x, y), logarithm of the ratio of sides (w, h), weighted.
     """
     (centre, side), (anchor_centre, anchor_side) = _centre_and_side(boxes), _centre_and_side(anchors)
     deltas = tf.concat([(centre - anchor_centre) / anchor_side, tf.math.log(side / anchor_side)], -1)
@@ -32,7 +32,7 @@ def encode(boxes, anchors, weights):
 
 
 def decode(deltas, anchors, weights):
-    """The inverse of `encode`; a side grows at most 1000/16-fold, so no prediction overflows.
+    """Inverts `encode`; a side grows at most 1000/16-fold, so no prediction overflows.
 
     Args:
         deltas: (..., 4).
@@ -50,7 +50,7 @@ def decode(deltas, anchors, weights):
 
 
 def clip(boxes, image_sizes):
-    """Holds boxes inside their pictures.
+    """Clips boxes to their images.
 
     Args:
         boxes: (B, ..., 4).
@@ -62,7 +62,7 @@ def clip(boxes, image_sizes):
 
 
 def sides(boxes):
-    """(..., 2) width and height."""
+    """Returns (..., 2) width and height."""
     return boxes[..., 2:] - boxes[..., :2]
 
 

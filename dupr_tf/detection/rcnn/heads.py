@@ -1,7 +1,7 @@
-"""Heads on regions: what a box becomes a vector by, the predictors, the masks.
+"""Heads on regions: region features, box predictors and mask heads.
 
-Both kinds of region head have `maps` (what a region looks like), `vectors` (what the predictors read) and `mask_maps`
-(what the mask head reads).
+Both kinds of region head have `maps` (the features of a region), `vectors` (the predictors' input) and `mask_maps`
+(the mask head's input).
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from dupr_tf.detection.rcnn.pooling import pool
 from dupr_tf.detection.rcnn.pyramid import STRIDES
 from dupr_tf.models.layers import FusedBatchNormalization
 
-BOX_BINS, MASK_BINS = 7, 14  # a side, of detectron2's poolers with a pyramid
+BOX_BINS, MASK_BINS = 7, 14  # bins per side, of detectron2's poolers with a pyramid
 C4_STRIDE, C4_BINS = 16, 14
 
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class PyramidRegions(keras.layers.Layer):
-    """Regions of P2 to P5: 7×7 bins and two dense layers with ReLU (detectron2's FastRCNNConvFCHead); masks of 14×14.
+    """Region head on P2 to P5 (detectron2's FastRCNNConvFCHead).
+
+    It has 7×7 bins and two dense layers with ReLU. Masks have 14×14 bins.
 
     Args:
-        width: of the dense layers.
+        width: width of the dense layers.
     """
 
-    one_image_at_a_time = False  # at test: 1000 vectors an image are small
+    one_image_at_a_time = False  # at test: 1000 vectors per image are small
 
     def __init__(self, width, **kwargs):
         super().__init__(**kwargs)
@@ -55,10 +57,10 @@ class PyramidRegions(keras.layers.Layer):
 
 
 class Res5Regions(keras.layers.Layer):
-    """Regions of P4: 14×14 bins, the backbone's last stage at stride 2, an extra batch normalisation, their mean.
+    """Region head on P4: 14×14 bins, the backbone's last stage at stride 2, an extra batch norm, and their mean.
 
-    detectron2's Res5ROIHeads, with the extra normalisation of MoCo's detection protocol (He et al., 2020, appendix).
-    Masks share the maps.
+    This is detectron2's Res5ROIHeads with the extra normalisation of MoCo's detection protocol (He et al., 2020,
+    appendix). Masks share the maps.
 
     Args:
         res5: model from P4 to P5.
@@ -90,7 +92,7 @@ class Res5Regions(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class BoxPredictor(keras.layers.Layer):
-    """Class logits, background last, and deltas for each class (detectron2's FastRCNNOutputLayers).
+    """Predicts class logits, background last, and deltas for each class (detectron2's FastRCNNOutputLayers).
 
     Args:
         classes: number C of classes.
@@ -122,13 +124,13 @@ class BoxPredictor(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class MaskHead(keras.layers.Layer):
-    """Mask logits of each class (He et al., 2017, figure 4; detectron2's MaskRCNNConvUpsampleHead).
+    """Predicts mask logits of each class (He et al., 2017, figure 4; detectron2's MaskRCNNConvUpsampleHead).
 
-    `convs` 3×3 convolutions with ReLU, a 2×2 transposed one of stride 2 with ReLU, 1×1.
+    Its layers are `convs` 3×3 convolutions with ReLU, a 2×2 transposed one of stride 2 with ReLU, and 1×1.
 
     Args:
         classes: number C of classes.
-        channels: width.
+        channels: width of the convolutions.
         convs: 4 with a pyramid, 0 on res5.
     """
 

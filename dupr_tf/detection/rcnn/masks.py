@@ -1,4 +1,4 @@
-"""Masks: what a region should see, what it says, and a picture of it."""
+"""Masks: training targets of regions, their loss, and pasting into images."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dupr_tf.detection.rcnn.boxes import sides
 
 
 def mask_targets(rois, boxes, masks, size):
-    """Ground truth masks seen through regions (He et al., 2017, section 3): the bilinear value at a bin's centre.
+    """Crops ground truth masks to regions (He et al., 2017, section 3): the bilinear value at a bin's centre.
 
     Args:
         rois: (N, 4) xyxy px.
         boxes: (N, 4) the ground truth box of each, sides above 0.
-        masks: (N, h, w) float32 0–1, each over its box; outside a box there is nothing.
-        size: bins a side, S.
+        masks: `(N, h, w)` float32 0–1, each over its box; zero outside the box.
+        size: bins per side, S.
 
     Returns:
-        (N, S, S) float32, 0 or 1: at least half covered.
+        `(N, S, S)` float32; 1 if at least half covered, else 0.
     """
     shape = tf.cast(tf.shape(masks)[1:3], tf.float32)  # h, w
     # In pixels of the mask with a border of one empty pixel; see pooling._crops.
@@ -34,12 +34,14 @@ def mask_targets(rois, boxes, masks, size):
 
 
 def mask_loss(logits, rois, classes, matches, positive, truth):
-    """Binary cross-entropy of the class's own mask, mean over the pixels of positive regions; 0 if there are none.
+    """Computes the binary cross-entropy of each region's mask for the region's class.
+
+    It is a mean over the pixels of positive regions; 0 if there are none.
 
     Args:
         logits: (B, R, S, S, C).
         rois: (B, R, 4).
-        classes: (B, R) int32 in [0, C), any where not positive.
+        classes: (B, R) int32 in [0, C); arbitrary if not positive.
         matches: (B, R) int32 rows of `truth`.
         positive: (B, R) bool.
         truth: a `GroundTruth` with masks.
@@ -56,18 +58,18 @@ def mask_loss(logits, rois, classes, matches, positive, truth):
 
 
 def of_class(logits, classes):
-    """(B, R, S, S): of (B, R, S, S, C) the channel that (B, R) int32 names."""
+    """Selects from `(B, R, S, S, C)` the channels given by `(B, R)` int32; returns `(B, R, S, S)`."""
     return tf.einsum("brijc,brc->brij", logits, tf.one_hot(classes, logits.shape[-1]))
 
 
 def paste_masks(masks, boxes, height, width, threshold=0.5):
-    """Detected masks as pictures.
+    """Pastes detected masks into images.
 
     Args:
         masks: (n, S, S) 0–1, each over its box.
         boxes: (n, 4) xyxy px.
-        height, width: of the picture.
-        threshold: a pixel belongs to an object from so much on, by bilinear interpolation at its centre.
+        height, width: size of the image.
+        threshold: a pixel belongs to an object from this value on, by bilinear interpolation at its centre.
 
     Returns:
         (n, height, width) bool; False outside the boxes.
@@ -84,6 +86,6 @@ def paste_masks(masks, boxes, height, width, threshold=0.5):
 
 
 def _weights(points, low, high, cells):
-    """(points, cells) bilinear weights; half a cell beyond the outermost centres a mask fades to nothing."""
+    """Returns (points, cells) bilinear weights; a mask fades to zero half a cell beyond the outermost centres."""
     position = (points - low) / (high - low) * cells - 0.5
     return np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(cells)))

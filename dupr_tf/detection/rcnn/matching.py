@@ -1,8 +1,8 @@
-"""Which anchor and which proposal answers for which ground truth box, and which of them a step learns from.
+"""Matching of anchors and proposals with ground truth boxes, and sampling of those that a step learns from.
 
-KerasCV's `compute_iou` is used. Its `BoxMatcher` is not: forcing a match gives every padding column one (anchor 0
-becomes positive), ties lose, and an image without columns has no negatives. Nor is its `balanced_sample`: it takes no
-seed, refuses fewer candidates than samples, and builds samples × candidates of ones and zeros.
+KerasCV's `compute_iou` is used. Its `BoxMatcher` is not: with forced matches every padding column gets one (anchor 0
+becomes positive), ties lose, and an image without columns has no negatives. Its `balanced_sample` is not used either:
+it takes no seed, rejects fewer candidates than samples, and builds samples × candidates of ones and zeros.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from keras_cv import bounding_box
 from dupr_tf.detection.rcnn.boxes import sides
 
 RPN_POSITIVE, RPN_NEGATIVE = 0.7, 0.3  # IoU; detectron2's MODEL.RPN.IOU_THRESHOLDS
-ROI_POSITIVE = 0.5  # its MODEL.ROI_HEADS.IOU_THRESHOLDS
+ROI_POSITIVE = 0.5  # detectron2's MODEL.ROI_HEADS.IOU_THRESHOLDS
 
 
 class GroundTruth(NamedTuple):
-    """What is in the images; at least one row an image, rows of nothing being boxes of one pixel with `valid` false."""
+    """The ground truth of a batch, with at least one row per image.
+
+    Padding rows are boxes of one pixel with `valid` false.
+    """
 
     boxes: tf.Tensor  # (B, M, 4) float32 xyxy, sides above 0
     classes: tf.Tensor  # (B, M) int32, 0 where not valid
@@ -28,7 +31,7 @@ class GroundTruth(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Rows drawn of a table: the positives first, then the negatives, then rows that are not drawn."""
+    """Rows drawn from a table: the positives first, then the negatives, then rows that are not drawn."""
 
     rows: tf.Tensor  # (B, N) int32
     drawn: tf.Tensor  # (B, N) bool
@@ -36,16 +39,16 @@ class Sample(NamedTuple):
 
 
 def ground_truth(labels, batch_size):
-    """Reads a batch's `bounding_boxes`, or nothing.
+    """Reads the `bounding_boxes` of a batch.
 
     Args:
-        labels: {"boxes": (B, M, 4), "classes": (B, M), -1 where there is none} and perhaps "masks" (B, M, h, w); or
-            None for no boxes at all.
+        labels: `{"boxes": (B, M, 4), "classes": (B, M)}` with class -1 for padding, and optionally
+            `"masks": (B, M, h, w)`. None means no boxes at all.
         batch_size: B.
     """
     if labels is None:
         labels = {"boxes": tf.zeros([batch_size, 0, 4]), "classes": tf.zeros([batch_size, 0])}
-    boxes = tf.pad(tf.cast(labels["boxes"], tf.float32), [[0, 0], [0, 1], [0, 0]])  # a row more: M may be 0
+    boxes = tf.pad(tf.cast(labels["boxes"], tf.float32), [[0, 0], [0, 1], [0, 0]])  # one more row, because M may be 0
     classes = tf.pad(tf.cast(labels["classes"], tf.int32), [[0, 0], [0, 1]], constant_values=-1)
     valid = (classes >= 0) & tf.reduce_all(sides(boxes) > 0, -1)
     boxes = tf.where(valid[..., None], boxes, [0.0, 0.0, 1.0, 1.0])
@@ -58,12 +61,13 @@ def ground_truth(labels, batch_size):
 def match_anchors(anchors, truth):
     """Labels anchors (Ren et al., 2015, section 3.1.2; detectron2's RPN with low-quality matches).
 
-    Positive: IoU of 0.7 or more with a box, or no anchor overlaps that box more (all of a tie; detectron2 takes such
-    anchors also where the overlap is 0, here it must be above). Negative: below 0.3 with every box. Others are ignored.
+    An anchor is positive if its IoU with a box is 0.7 or more, or if no anchor overlaps that box more (all of a tie).
+    In the second case detectron2 also accepts an overlap of 0; here it must be above. An anchor is negative if its IoU
+    with every box is below 0.3. Others are ignored.
 
     Args:
         anchors: (A, 4).
-        truth: of B images.
+        truth: ground truth of B images.
 
     Returns:
         positive, negative: (B, A) bool.
@@ -79,7 +83,7 @@ def match_anchors(anchors, truth):
         positive = (best >= RPN_POSITIVE) | forced
         return positive, (best < RPN_NEGATIVE) & ~positive, tf.argmax(overlaps, 0, tf.int32)
 
-    # One image at a time: (B, M, A) would be gigabytes.
+    # One image at a time: (B, M, A) would take gigabytes.
     signature = (
         tf.TensorSpec([None], tf.bool),
         tf.TensorSpec([None], tf.bool),
@@ -93,7 +97,7 @@ def match_rois(rois, truth):
 
     Args:
         rois: (B, P, 4).
-        truth: of B images.
+        truth: ground truth of B images.
 
     Returns:
         positive: (B, P) bool.
@@ -104,16 +108,16 @@ def match_rois(rois, truth):
 
 
 def sample(positive, negative, count, positive_share, seed):
-    """Draws rows at random: positives up to a share of `count`, the rest negatives (detectron2's subsample_labels).
+    """Draws rows at random: up to `positive_share` positives, the rest negatives (detectron2's subsample_labels).
 
     Args:
         positive, negative: (B, N) bool, the candidates.
-        count: rows to draw of each image; fewer are drawn where there are not enough.
-        positive_share: of `count`, at most.
+        count: rows to draw from each image. Fewer are drawn if there are not enough.
+        positive_share: largest share of positives in `count`.
         seed: (2,) integer.
 
     Returns:
-        A `Sample` of `count` rows an image.
+        A `Sample` of `count` rows per image.
     """
     noise = tf.random.stateless_uniform(tf.shape(positive), seed)
     chosen, is_positive = _draw(positive, noise, int(count * positive_share))
@@ -126,21 +130,21 @@ def sample(positive, negative, count, positive_share, seed):
 
 
 def repeat_drawn(drawn):
-    """(B, N) int32 places that fill the rows not drawn with the drawn ones, over and over.
+    """Returns (B, N) int32 indices that fill the rows not drawn by repeating the drawn ones.
 
-    So batch statistics over all rows are those of real ones. Where nothing is drawn: 0.
+    Batch statistics over all rows are then those of real ones. If nothing is drawn, the indices are 0.
     """
     number = tf.reduce_sum(tf.cast(drawn, tf.int32), 1, keepdims=True)
     return tf.range(tf.shape(drawn)[1])[None] % tf.maximum(number, 1)
 
 
 def iou(boxes, others):
-    """(..., N, M) intersection over union of (..., N, 4) with (..., M, 4)."""
+    """Computes the (..., N, M) intersection over union of (..., N, 4) with (..., M, 4)."""
     return bounding_box.compute_iou(boxes, others, bounding_box_format="xyxy")
 
 
 def _draw(candidates, noise, count):
-    """Rows (B, count) of at most `count` candidates of each image in random order, and whether each is one."""
+    """Draws (B, count) rows, with up to `count` candidates per image in random order, and marks the candidates."""
     keys = tf.pad(tf.where(candidates, noise, -1.0), [[0, 0], [0, count]], constant_values=-1.0)
     values, rows = tf.math.top_k(keys, count)
     return tf.minimum(rows, tf.shape(candidates)[1] - 1), values >= 0.0

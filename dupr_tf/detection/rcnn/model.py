@@ -1,8 +1,8 @@
 """Faster R-CNN and Mask R-CNN as Keras models, with a feature pyramid or on res4 ("C4").
 
-Definitions are detectron2's (Base-RCNN-FPN, Base-RCNN-C4 and what they inherit), named where they stand. What differs:
-RoIAlign takes 2×2 points a bin; an anchor that overlaps its box by nothing is never forced upon it; a step has a fixed
-number of regions, filled up by repetitions that count for nothing.
+Definitions are detectron2's (Base-RCNN-FPN, Base-RCNN-C4 and their bases), named in the code. There are three
+differences. RoIAlign takes 2×2 points per bin. An anchor without overlap is never forced onto a box. A step has a fixed
+number of regions, filled up by repetitions that do not count.
 """
 
 from __future__ import annotations
@@ -36,27 +36,30 @@ SETTINGS = (
 class FasterRCNN(Detector, keras.Model):
     """Faster R-CNN (Ren et al., 2015). Images are RGB in 0–255 of any size; the backbone normalises them itself.
 
-    Trains on batches `{"images": (B, H, W, 3), "bounding_boxes": {"boxes": (B, M, 4) xyxy px, "classes": (B, M), -1
-    where there is none}, "image_sizes": (B, 2)}`; H and W are multiples of 32; `image_sizes` (height, width) says what
-    of an image is picture and may be left out: all. Proposals are constants to the heads: no gradient crosses them.
+    It trains on batches `{"images": (B, H, W, 3), "bounding_boxes": {"boxes": (B, M, 4) xyxy px, "classes": (B, M), -1
+    for padding}, "image_sizes": (B, 2)}`. H and W are multiples of 32. `image_sizes` (height, width) is the
+    unpadded part of each image; without it, all of the image. Proposals are constants to the heads: no gradient crosses
+    them.
 
     Args:
-        backbone: a functional model with `pyramid_level_inputs` for P2 to P5; with neck "c4" P5 must be computed from
+        backbone: a functional model with `pyramid_level_inputs` for P2 to P5. With neck "c4", P5 must be computed from
             P4 alone, and its last stage becomes the box head.
         class_names: names of the classes 0, 1, …
-        neck: "fpn": P2 to P6, two dense layers; "c4": P4, and res5 with an extra batch normalisation on regions.
+        neck: `"fpn"` has P2 to P6 and two dense layers. `"c4"` has P4, and res5 with an extra batch normalisation on
+            regions.
         norm: batch normalisation of backbone, pyramid and the extra one: "train", "sync" (over all devices) or
             "frozen" (the backbone's).
-        fpn_channels, fpn_norm: width of the pyramid, and whether it is normalised.
-        head_channels, head_convs: of the mask head, which with "c4" has no convolutions before the upsampling one.
-        box_head_width: of the dense layers.
+        fpn_channels, fpn_norm: width of the pyramid, and True if it is normalised.
+        head_channels, head_convs: width and convolutions of the mask head. With "c4" it has no convolutions before the
+            upsampling one.
+        box_head_width: width of the dense layers.
         anchor_scale: side of the anchors of a level in strides; "c4" has all sizes at its one level.
-        rpn_pre_nms, rpn_post_nms: proposals (training, test) before NMS, of each level, and after it.
-        rois_per_image: proposals an image trains the heads on, at most a quarter of them objects.
-        score_threshold, nms_iou, max_detections: what `predict` returns; NMS is per class.
-        image_size: side of square inputs; None: sizes vary.
-        test_short_side, max_long_side: size at test, for whoever feeds the detector; None: the image's own.
-        seed: of the samples, which are a function of it, the optimizer's step and the replica.
+        rpn_pre_nms, rpn_post_nms: proposals (training, test) before NMS, per level, and after it.
+        rois_per_image: proposals per image that train the heads; at most a quarter of them are objects.
+        score_threshold, nms_iou, max_detections: settings of `predict`; NMS is per class.
+        image_size: side of square inputs. None: sizes vary.
+        test_short_side, max_long_side: image size at test, for the input pipeline. None: the image's own.
+        seed: seed of the samples, which also depend on the optimizer's step and the replica.
     """
 
     SETTINGS = SETTINGS
@@ -103,7 +106,7 @@ class FasterRCNN(Detector, keras.Model):
 
     @classmethod
     def from_experiment(cls, backbone, class_names, config):
-        """The R-CNN that `config` describes: its section `detector`, `data.image_size` and `train.seed`."""
+        """Builds the R-CNN of `config`: its section `detector`, `data.image_size` and `train.seed`."""
         detector = config.detector
         same = (name for name in SETTINGS if name in type(detector).model_fields)
         settings = {name: getattr(detector, name) for name in same}
@@ -147,7 +150,7 @@ class FasterRCNN(Detector, keras.Model):
     def train_step(self, data):
         with tf.GradientTape() as tape:
             losses = self.losses(data, training=True)
-            # Keras' optimizers sum gradients over replicas, and each has the mean of its own images.
+            # Keras' optimizers sum gradients over replicas, and each replica has the mean over its images.
             total = tf.add_n(list(losses.values()))
             scaled = self.optimizer.scale_loss(total / tf.distribute.get_strategy().num_replicas_in_sync)
         gradients = tape.gradient(scaled, self.trainable_variables)
@@ -159,7 +162,7 @@ class FasterRCNN(Detector, keras.Model):
         return self._logged(tf.add_n(list(losses.values())), losses)
 
     def losses(self, data, training):
-        """{name: scalar} of a batch; with `training` batch normalisation takes and keeps the batch's statistics."""
+        """Returns {name: scalar} of a batch; with `training`, batch norm uses and records the batch's statistics."""
         images, image_sizes, labels = parts(data)
         truth = self._truth(labels, tf.shape(images)[0])
         features = self._features(images, training)
@@ -186,7 +189,7 @@ class FasterRCNN(Detector, keras.Model):
         return [levels["P4"]] if self.neck == "c4" else self.pyramid_neck(levels, training=training)
 
     def _proposed(self, features):
-        """[(objectness, deltas)] and [anchors] of every level."""
+        """Returns [(objectness, deltas)] and [anchors] of every level."""
         anchors = [
             grid_anchors(tf.shape(maps)[1], tf.shape(maps)[2], stride, sizes)
             for maps, (stride, sizes) in zip(features, self.anchor_levels, strict=True)
@@ -199,7 +202,7 @@ class FasterRCNN(Detector, keras.Model):
         return propose(*zip(*levels, strict=True), anchors, image_sizes, *counts)
 
     def _seeds(self):
-        """Two (2,) seeds, of this step and replica."""
+        """Returns two (2,) seeds for this step and replica."""
         optimizer = getattr(self, "optimizer", None)  # absent before `compile`
         step = 0 if optimizer is None else tf.cast(optimizer.iterations, tf.int64)
         context = tf.distribute.get_replica_context()
@@ -219,7 +222,7 @@ class FasterRCNN(Detector, keras.Model):
     # ---- detection ----
 
     def call(self, inputs, training=None):
-        """Detections of images, or of {"images", "image_sizes"}; with `training` the losses of a batch."""
+        """Returns detections of images, or of {"images", "image_sizes"}; with `training`, the losses of a batch."""
         if training:
             return self.losses(inputs, training=True)
         images, image_sizes, _ = parts(inputs)
@@ -239,7 +242,7 @@ class FasterRCNN(Detector, keras.Model):
         return self.predictor(self.regions.vectors(self.regions.maps(features, boxes, False)))
 
     def _by_image(self, function, signature, features, *tables):
-        """`function(features, *tables)`, one image after the other where all at once would take gigabytes."""
+        """Calls `function(features, *tables)` image by image if a whole batch would take gigabytes."""
         if not self.regions.one_image_at_a_time:
             return function(features, *tables)
 
@@ -256,9 +259,9 @@ class FasterRCNN(Detector, keras.Model):
     # ---- Keras ----
 
     def compile(self, optimizer, **kwargs):
-        """Keras' own, without losses, which the model brings, and without XLA, which has no NMS."""
+        """Compiles without losses, because the model has its own, and without XLA, which has no NMS."""
         super().compile(optimizer=optimizer, **({"jit_compile": False} | kwargs))
-        # Left to the first step, the creation of its variables has Keras trace that step twice.
+        # If the first step created its variables, Keras would trace that step twice.
         self.optimizer.build(self.trainable_variables)
 
 
@@ -267,7 +270,7 @@ class MaskRCNN(FasterRCNN):
     """Mask R-CNN (He et al., 2017): `FasterRCNN` with a mask of 28×28 ("c4": 14×14) for every detection.
 
     Batches also have `bounding_boxes["masks"]`: (B, M, h, w) float32 0–1, each over its own box. Detections also have
-    `masks` (B, K, 28, 28), probabilities over the box, -1 from `num_detections` on; `paste_masks` draws them.
+    `masks (B, K, 28, 28)`, probabilities over the box, -1 from `num_detections` on. `paste_masks` draws them.
 
     Arguments are `FasterRCNN`'s.
     """
@@ -303,7 +306,7 @@ class MaskRCNN(FasterRCNN):
         return {**found, "masks": tf.where(found["classes"][..., None, None] >= 0, masks, -1.0)}
 
     def _masks(self, features, boxes, classes, number):
-        """(B, K, 28, 28), of which as many are computed as an image of the batch has detections, which come first."""
+        """Returns (B, K, 28, 28) masks. Only as many are computed as the image with most detections has."""
         most = tf.maximum(tf.reduce_max(number), 1)
         logits = self.mask_head(self.regions.mask_maps(features, boxes[:, :most], False))
         masks = tf.sigmoid(of_class(logits, classes[:, :most]))
@@ -312,7 +315,7 @@ class MaskRCNN(FasterRCNN):
 
 
 def parts(data):
-    """images (B, H, W, 3), image_sizes (B, 2) float32 and the labels or None, of what Keras hands to a step."""
+    """Splits a Keras batch into images (B, H, W, 3), image_sizes (B, 2) float32 and the labels or None."""
     while isinstance(data, tuple | list):
         data = data[0]
     data = data if isinstance(data, dict) else {"images": data}

@@ -1,4 +1,4 @@
-"""RoIAlign of many boxes on one map or a pyramid, each box on its own level only."""
+"""RoIAlign of many boxes on one map or a pyramid; each box reads its own level only."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from dupr_tf.detection.rcnn.boxes import sides
 
 CANONICAL_SIDE, CANONICAL_LEVEL = 224.0, 4  # Lin et al., 2017, eq. 1
 FIRST_LEVEL, LAST_LEVEL = 2, 5
-SAMPLES = 2  # a side in each bin; detectron2 takes as many as a bin has cells, which has no fixed shape
+SAMPLES = 2  # per side in each bin; detectron2 takes as many as a bin has cells, which has no fixed shape
 
 
 def pool(features, boxes, strides, size, samples=SAMPLES):
-    """Mask R-CNN's RoIAlign (He et al., 2017, section 3) with half-pixel coordinates (detectron2's ROIAlignV2).
+    """Applies Mask R-CNN's RoIAlign (He et al., 2017, section 3).
+
+    Coordinates are half-pixel ones (detectron2's ROIAlignV2).
 
     Args:
-        features: a list of (B, h, w, C), one map, or four: P2 to P5, of which each box reads one.
-        boxes: (B, R, 4) xyxy px, inside the picture.
-        strides: of the maps, px.
-        size: bins a side, S.
-        samples: a side in each bin, averaged.
+        features: a list of `(B, h, w, C)` maps. It has one, or the four P2 to P5, of which each box reads one.
+        boxes: (B, R, 4) xyxy px, inside the image.
+        strides: strides of the maps, px.
+        size: bins per side, S.
+        samples: samples per side in each bin, averaged.
 
     Returns:
         (B, R, S, S, C) in the dtype of `features`. Gradients flow into the features, not into the boxes.
@@ -43,16 +45,16 @@ def pool(features, boxes, strides, size, samples=SAMPLES):
 
 
 def assign_levels(boxes):
-    """(...) int32: 0 for P2 to 3 for P5, by the box's area (Lin et al., 2017, eq. 1: 224 px on P4)."""
+    """Returns int32 from 0 for P2 to 3 for P5, by the box's area (Lin et al., 2017, eq. 1: 224 px on P4)."""
     side = tf.sqrt(tf.maximum(tf.reduce_prod(sides(boxes), -1), 0.0))
     level = tf.floor(CANONICAL_LEVEL + tf.math.log(side / CANONICAL_SIDE + 1e-8) / tf.math.log(2.0))
     return tf.cast(tf.clip_by_value(level, FIRST_LEVEL, LAST_LEVEL), tf.int32) - FIRST_LEVEL
 
 
 def _crops(features, boxes, image, size, samples):
-    """(N, S, S, C) of boxes (N, 4) in cells: the mean over `samples`² grids, each one point a bin."""
-    # `crop_and_resize` samples from corner to corner: the corners are the first and the last bin's point. Edges are
-    # repeated by a cell, as a point may lie half a cell outside the outermost centres.
+    """Crops `(N, S, S, C)` at boxes `(N, 4)` in cells: the mean over `samples`² grids, each with one point per bin."""
+    # `crop_and_resize` samples from corner to corner, so the corners are the points of the first and the last bin.
+    # Edges are repeated by one cell, because a point may lie half a cell outside the outermost centres.
     padded = tf.pad(tf.cast(features, tf.float32), [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
     extent = tf.cast(tf.shape(features)[1:3] + 1, tf.float32)  # of the padded map, between its outermost centres
     first, step = tf.reverse(boxes[:, :2], [1]), tf.reverse(sides(boxes), [1]) / size  # (N, 2) y, x

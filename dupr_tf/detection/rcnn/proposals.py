@@ -1,4 +1,4 @@
-"""The region proposal network: its head, its proposals, its losses (Ren et al., 2015)."""
+"""The region proposal network: its head, proposals and losses (Ren et al., 2015)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from dupr_tf.detection.rcnn.boxes import RPN_WEIGHTS, clip, decode, encode, side
 from dupr_tf.detection.rcnn.matching import match_anchors, sample
 
 NMS_IOU = 0.7  # detectron2's MODEL.RPN.NMS_THRESH
-ANCHORS_PER_IMAGE = 256  # that a step learns from; its MODEL.RPN.BATCH_SIZE_PER_IMAGE
+ANCHORS_PER_IMAGE = 256  # per step; detectron2's MODEL.RPN.BATCH_SIZE_PER_IMAGE
 POSITIVE_SHARE = 0.5
 
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class RPNHead(keras.layers.Layer):
-    """A 3×3 convolution with ReLU as wide as its input, then objectness and deltas of each anchor; all levels share it.
+    """Predicts objectness and deltas of each anchor; all levels share it.
+
+    Its layers are a 3×3 convolution with ReLU as wide as its input, and the two predictors.
 
     Args:
         sizes: anchor sizes at a cell, each in three shapes.
@@ -49,19 +51,20 @@ class RPNHead(keras.layers.Layer):
 
 
 def propose(objectness, deltas, anchors, image_sizes, pre_nms, post_nms):
-    """Proposals of each image (detectron2's find_top_rpn_proposals): the best of every level, NMS within each level,
-    then the best over all levels.
+    """Selects the proposals of each image (detectron2's find_top_rpn_proposals).
+
+    It takes the best of every level, applies NMS within each level, and takes the best over all levels.
 
     Args:
         objectness: list over levels of (B, A_l) logits.
-        deltas: of (B, A_l, 4).
-        anchors: of (A_l, 4).
-        image_sizes: (B, 2) height, width; proposals are clipped to it and those without area dropped.
-        pre_nms: best of each level before NMS.
-        post_nms: best of all levels after it, P.
+        deltas: list over levels of (B, A_l, 4).
+        anchors: list over levels of (A_l, 4).
+        image_sizes: (B, 2) height, width. Proposals are clipped to it; those without area are dropped.
+        pre_nms: number of best proposals per level before NMS.
+        post_nms: number of best proposals of all levels after it, P.
 
     Returns:
-        boxes: (B, P, 4), best first, 0 where there are fewer.
+        boxes: (B, P, 4), best first, 0 for missing ones.
         valid: (B, P) bool.
         No gradient flows through them.
     """
@@ -74,7 +77,7 @@ def propose(objectness, deltas, anchors, image_sizes, pre_nms, post_nms):
             for level, (_, own) in enumerate(best)
         ],
         1,
-    )  # (B, N, levels): to the operation a level is a class, so that only its own boxes compete
+    )  # (B, N, levels): levels act as classes of the operation, so that boxes compete within a level only
     boxes, _, _, number = tf.image.combined_non_max_suppression(
         boxes[:, :, None],
         scores,
@@ -88,14 +91,14 @@ def propose(objectness, deltas, anchors, image_sizes, pre_nms, post_nms):
 
 
 def rpn_losses(objectness, deltas, anchors, truth, seed):
-    """Losses of the region proposal network, over 256 anchors an image, at most half of them positive.
+    """Computes the losses of the region proposal network, over 256 anchors per image, at most half of them positive.
 
     Args:
         objectness: (B, A) logits of all levels.
         deltas: (B, A, 4).
         anchors: (A, 4).
         truth: a `GroundTruth`.
-        seed: (2,) integer, of the sample.
+        seed: (2,) integer, seed of the sample.
 
     Returns:
         Binary cross-entropy and L1 loss (detectron2's smooth L1 with beta 0), each divided by 256 · B; scalars.
@@ -113,7 +116,7 @@ def rpn_losses(objectness, deltas, anchors, truth, seed):
 
 
 def _best(objectness, deltas, anchors, image_sizes, count):
-    """Boxes (B, k, 4) and scores (B, k) of a level's best; -inf where clipping leaves no area."""
+    """Returns boxes (B, k, 4) and scores (B, k) of a level's best; -inf if clipping leaves no area."""
     scores, rows = tf.math.top_k(tf.stop_gradient(objectness), tf.minimum(count, tf.shape(objectness)[1]))
     chosen = tf.gather(tf.stop_gradient(deltas), rows, batch_dims=1)
     boxes = clip(decode(chosen, tf.gather(anchors, rows), RPN_WEIGHTS), image_sizes)

@@ -1,4 +1,4 @@
-"""What turns a backbone into the maps that proposals and heads read."""
+"""Necks: they turn a backbone into the maps that proposals and heads read."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dupr_tf.errors import UserError
 from dupr_tf.models.layers import FusedBatchNormalization
 from dupr_tf.models.resnet import LEVELS, pyramid
 
-STRIDES = (4, 8, 16, 32, 64)  # of P2 to P6
+STRIDES = (4, 8, 16, 32, 64)  # strides of P2 to P6
 
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class PyramidNeck(keras.layers.Layer):
-    """Feature Pyramid Network (Lin et al., 2017) as R-CNNs have it: P2 to P5 in, P2 to P6 out.
+    """Feature Pyramid Network (Lin et al., 2017) of R-CNNs, with inputs P2 to P5 and outputs P2 to P6.
 
-    1×1 lateral convolutions, nearest-neighbour upsampling, sum, 3×3 output convolutions; P6 is every second cell of
-    P5 (detectron2's LastLevelMaxPool). Kernels start as Caffe2's Xavier fill.
+    It has 1×1 lateral convolutions, nearest-neighbour upsampling, sum, and 3×3 output convolutions. P6 is every second
+    cell of P5 (detectron2's LastLevelMaxPool). Kernels start as Caffe2's Xavier fill.
 
     Args:
-        channels: of every level that comes out.
+        channels: channels of every output level.
         norm: batch normalisation after the lateral and the output convolutions, which then have no bias.
     """
 
@@ -59,14 +59,14 @@ class PyramidNeck(keras.layers.Layer):
 
 
 def split_at_p4(backbone):
-    """The backbone up to P4, and what leads from P4 to P5, as two models that share its layers.
+    """Splits a backbone at P4: returns models up to P4 and from P4 to P5. They share its layers.
 
     Args:
-        backbone: a functional model with P4 and P5 by name (`pyramid_level_inputs` or `pyramid_outputs`), whose P5 is
-            computed from P4 alone, as a ResNet's is; its last stage must stride by 2 and take maps of 14×14.
+        backbone: a functional model with P4 and P5 by name (`pyramid_level_inputs` or `pyramid_outputs`). P5 must be
+            computed from P4 alone, as in a ResNet. Its last stage must have stride 2 and take maps of 14×14.
 
     Raises:
-        UserError: P5 needs something else of the image than P4.
+        UserError: P5 is not computed from P4 alone.
     """
     levels = pyramid(backbone, ("P4", "P5")).output
     try:
@@ -79,5 +79,5 @@ def split_at_p4(backbone):
 
 
 def _doubled(features):
-    """Nearest-neighbour upsampling by 2."""
+    """Upsamples by 2 with nearest neighbours."""
     return keras.ops.repeat(keras.ops.repeat(features, 2, axis=1), 2, axis=2)

@@ -1,4 +1,4 @@
-"""Regions a step trains the heads on, their losses, and what they become at test."""
+"""Regions that a step trains the heads on, their losses, and the detections from them at test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POSITIVE_SHARE = 0.25  # detectron2's MODEL.ROI_HEADS.POSITIVE_FRACTION
 
 
 class Regions(NamedTuple):
-    """Regions of each image: positives first, then background, then repetitions of them that count for nothing."""
+    """Regions of each image: positives first, then background, then repetitions that do not count."""
 
     boxes: tf.Tensor  # (B, R, 4)
     classes: tf.Tensor  # (B, R) int32; C is background
@@ -27,19 +27,19 @@ class Regions(NamedTuple):
 
 
 def most_positives(regions):
-    """The greatest number of objects among an image's regions, or 1: none lies in a later row. A scalar int32."""
+    """Returns the most objects among any image's regions, or 1; no object lies in a later row. A scalar int32."""
     return tf.maximum(tf.reduce_max(tf.reduce_sum(tf.cast(regions.positive, tf.int32), 1)), 1)
 
 
 def sample_regions(proposals, valid, truth, classes, count, seed):
-    """Draws the regions of a step, the ground truth boxes among them (detectron2's label_and_sample_proposals).
+    """Draws the regions of a step, including ground truth boxes (detectron2's label_and_sample_proposals).
 
     Args:
         proposals: (B, P, 4).
         valid: (B, P) bool.
         truth: a `GroundTruth`.
         classes: number C of classes.
-        count: regions an image, R; at most a quarter of them objects.
+        count: regions per image, R; at most a quarter of them are objects.
         seed: (2,) integer.
     """
     boxes = tf.concat([proposals, truth.boxes], 1)
@@ -56,11 +56,11 @@ def sample_regions(proposals, valid, truth, classes, count, seed):
 
 
 def region_losses(logits, deltas, regions, truth):
-    """Losses of the box head (Girshick, 2015; detectron2's FastRCNNOutputLayers.losses).
+    """Computes the losses of the box head (Girshick, 2015; detectron2's FastRCNNOutputLayers.losses).
 
     Args:
         logits: (B, R, C + 1), background last.
-        deltas: (B, R, C, 4); those of the region's class learn.
+        deltas: `(B, R, C, 4)`; those of the region's class are trained.
         regions: `Regions`.
         truth: a `GroundTruth`.
 
@@ -78,10 +78,10 @@ def region_losses(logits, deltas, regions, truth):
 
 
 def detections(logits, deltas, proposals, valid, image_sizes, score_threshold, nms_iou, count):
-    """What is found (detectron2's fast_rcnn_inference): boxes of each class clipped, those without area dropped, NMS
-    within a class, the best.
+    """Selects the detections from the predictions (detectron2's fast_rcnn_inference).
 
-    KerasCV's `MultiClassNonMaxSuppression` has one box for all classes; the operation below it has one for each.
+    Boxes of each class are clipped, those without area are dropped, NMS is applied within a class, and the best remain.
+    KerasCV's `MultiClassNonMaxSuppression` takes one box for all classes; the operation below it takes one for each.
 
     Args:
         logits: (B, P, C + 1), background last.
@@ -89,16 +89,16 @@ def detections(logits, deltas, proposals, valid, image_sizes, score_threshold, n
         proposals: (B, P, 4).
         valid: (B, P) bool.
         image_sizes: (B, 2) height, width.
-        score_threshold: least probability, exclusive.
-        nms_iou: boxes of a class that overlap more are one.
-        count: detections an image, K.
+        score_threshold: lower limit of the probability, exclusive.
+        nms_iou: of boxes of a class that overlap more, the best is kept.
+        count: detections per image, K.
 
     Returns:
-        {"boxes": (B, K, 4), "confidence": (B, K), "classes": (B, K), "num_detections": (B,) int32}, best first, -1
+        `{"boxes": (B, K, 4), "confidence": (B, K), "classes": (B, K), "num_detections": (B,) int32}`, best first, -1
         from `num_detections` on.
     """
     boxes = clip(decode(deltas, proposals[:, :, None], HEAD_WEIGHTS), image_sizes)
-    exists = valid[..., None] & tf.reduce_all(sides(boxes) > 0, -1)  # (B, P, C): some are clipped to nothing
+    exists = valid[..., None] & tf.reduce_all(sides(boxes) > 0, -1)  # (B, P, C); clipping leaves some without area
     scores = tf.where(exists, tf.nn.softmax(logits)[..., :-1], -1.0)
     boxes, scores, classes, number = tf.image.combined_non_max_suppression(
         boxes, scores, count, count, nms_iou, score_threshold, clip_boxes=False
@@ -108,6 +108,6 @@ def detections(logits, deltas, proposals, valid, image_sizes, score_threshold, n
 
 
 def safe(boxes):
-    """Boxes without area, which no region that counts is, as boxes of one pixel."""
+    """Replaces boxes without area, which never count, by boxes of one pixel."""
     empty = tf.reduce_any(sides(boxes) <= 0, -1, keepdims=True)
     return tf.where(empty, [0.0, 0.0, 1.0, 1.0], boxes)

@@ -1,4 +1,4 @@
-"""What a term of the loss is: everything the training step needs to know about it, in one class."""
+"""The base class of the terms of the loss, with all that the training step needs from a term."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from dupr_tf.ops import gather
 
 
 class Cost(NamedTuple):
-    """What a term adds to a step, for forecasts. Operations count a multiplication and an addition as two."""
+    """The costs that a term adds to a step, for forecasts. A multiplication and an addition count as two operations."""
 
-    key_bytes: int = 0  # of one image's keys, as replicas exchange them
-    projector_flops: int = 0  # of one image's forward pass
-    compare_flops: int = 0  # of one image's queries, forward and backward
-    compare_bytes: int = 0  # held at a time while the queries of a batch-norm group are compared
+    key_bytes: int = 0  # bytes of one image's keys, as replicas exchange them
+    projector_flops: int = 0  # operations of one image's forward pass
+    compare_flops: int = 0  # operations of one image's queries, forward and backward
+    compare_bytes: int = 0  # bytes held at a time while a batch-norm group's queries are compared
 
 
 class Term(keras.layers.Layer):
     """A term of the loss (DUPR eq. 2). `DUPR.train_step` calls the methods below in their order.
 
-    Both encoders build a projector of the term. The key encoder's follows the query encoder's by the moving average. A
-    predictor (attribute `predictor`, None by default) stands on the query side only and is trained.
+    Both encoders build a projector of the term. The key encoder's is the moving average of the query encoder's. A
+    predictor (attribute `predictor`, None by default) exists on the query side only and is trained.
 
     Args:
-        level: features it reads, "P2" to "P5".
+        level: level of the features it reads, "P2" to "P5".
         weight: factor in the loss, above 0.
-        name: unique among the terms of a model. Logs, checkpoints and random draws go by it.
+        name: unique among the terms of a model. It identifies the term in logs, checkpoints and random draws.
 
     Attributes:
-        needs_keys: whether it compares with keys of the other view; False spares the key encoder.
-        symmetric: whether it also compares queries of view 2 with keys of view 1; its loss is the mean of both.
-        fields: names of batch fields that `compare` and `share` read beside the views, such as labels.
-        columns: names of what `compare` returns.
+        needs_keys: True if the term compares with keys of the other view. If False, the key encoder is not needed.
+        symmetric: True if it also compares queries of view 2 with keys of view 1. Its loss is the mean of both.
+        fields: names of further batch fields that `compare` and `share` read, such as labels.
+        columns: names in the result of `compare`.
         key_dtypes: nest of dtypes, one for each tensor that `embed` returns.
 
     Raises:
@@ -60,14 +60,14 @@ class Term(keras.layers.Layer):
         self.built = True
 
     def create_memory(self, seed):
-        """Creates what the term remembers between steps, such as a memory bank; nothing by default.
+        """Creates the term's state between steps, such as a memory bank. Default: none.
 
         Args:
-            seed: integer, of its starting values.
+            seed: integer seed of the initial values.
         """
 
     def make_projector(self, channels):
-        """Builds a new projector for features of so many channels; called once for each encoder."""
+        """Builds a new projector for features with `channels` channels. It is called once for each encoder."""
         raise NotImplementedError
 
     def embed(self, features, boxes, flipped, projector):
@@ -77,7 +77,7 @@ class Term(keras.layers.Layer):
             features: (b, H/s, W/s, channels) of the term's level.
             boxes: (b, 4) float32 `(y1, x1, y2, x2)`, the overlap in pixels of this view.
             flipped: (b,) bool, this view is mirrored left-right.
-            projector: this encoder's own, of `make_projector`.
+            projector: this encoder's projector, from `make_projector`.
 
         Returns:
             A nest of tensors whose first axis is the images.
@@ -85,62 +85,62 @@ class Term(keras.layers.Layer):
         raise NotImplementedError
 
     def share(self, batch):
-        """The part of each image in the term's means.
+        """Computes the weight of each image in the term's means.
 
         Args:
             batch: this replica's rows, before they are split into batch-norm groups.
 
         Returns:
-            (b,) float32 that sums to 1 over all replicas; all 0 where no row of the global batch counts.
+            (b,) float32 that sums to 1 over all replicas, or all 0 if no row of the global batch counts.
         """
         rows = batch["valid"].shape[0]
         return tf.fill([rows], 1.0 / (rows * gather.replica_count()))
 
     def recall(self):
-        """What the term remembers, read once before the groups of a step; None by default."""
+        """Reads the term's state once, before the groups of a step. Default: None."""
         return None
 
     def compare(self, queries, keys, memory, fields):
         """Compares the queries of a batch-norm group with their keys.
 
         Args:
-            queries: what `embed` and the predictor give, gradients flow to it.
-            keys: what `embed` gave for the other view; None where `needs_keys` is False.
-            memory: what `recall` gave.
-            fields: {name: (b, ...)} of `self.fields`.
+            queries: result of `embed` and the predictor. Gradients flow to it.
+            keys: result of `embed` for the other view, or None if `needs_keys` is False.
+            memory: result of `recall`.
+            fields: {name: (b, ...)} for each name in `self.fields`.
 
         Returns:
-            {column: (b,) float32} of every name in `self.columns`; "loss" is what is minimised.
+            {column: (b,) float32} for every name in `self.columns`. "loss" is minimised.
         """
         raise NotImplementedError
 
     def remember(self, keys, valid, seed):
-        """Stores keys of a step, after the optimiser; nothing by default.
+        """Stores the keys of a step, after the optimiser. Default: stores nothing.
 
         Args:
-            keys: of view 2 of the global batch, the same on every replica.
-            valid: (B,) bool, the two views of the image overlap enough.
-            seed: (2,) int64 of this term and step.
+            keys: keys of view 2 of the global batch, the same on every replica.
+            valid: (B,) bool, True if the two views of the image overlap enough.
+            seed: (2,) int64, the seed of this term and step.
         """
 
     def describe(self, keys):
-        """{name: () float32} to log about the keys of view 2; nothing by default."""
+        """Returns {name: () float32} to log about the keys of view 2. Default: empty."""
         return {}
 
     def keys_per_step(self, batch_size):
-        """Keys that a step stores."""
+        """Returns the number of keys that a step stores."""
         return 0
 
     def cost(self, channels, images, block_keys=None):
-        """What the term adds to a step.
+        """Estimates what the term adds to a step.
 
         Args:
-            channels: of the features it reads.
-            images: of a batch-norm group.
-            block_keys: see `info_nce`; None: as on this machine.
+            channels: channels of the features it reads.
+            images: images in a batch-norm group.
+            block_keys: see `info_nce`. Default: chosen for this machine.
 
         Returns:
-            `Cost`; all 0 where a term does not say.
+            `Cost`; all 0 unless the term overrides this method.
         """
         return Cost()
 

@@ -26,8 +26,8 @@ class Contrast(Term):
         bank_size: K, keys in the memory bank.
 
     Attributes:
-        cells: embeddings of one image.
-        bank: the `MemoryBank`, once `create_memory` was called.
+        cells: number of embeddings per image.
+        bank: the `MemoryBank`, set by `create_memory`.
     """
 
     PREFIX = ""  # of the default name
@@ -47,7 +47,7 @@ class Contrast(Term):
 
     def make_projector(self, channels):
         head = ProjectionHead(self.embedding_dim, self.head, name=self.name, dtype=self.dtype_policy)
-        head.build((None, channels))  # a dense layer on the last axis, whatever stands before it
+        head.build((None, channels))  # the dense layer acts on the last axis, so the leading axes do not matter
         return head
 
     def recall(self):
@@ -70,7 +70,7 @@ class Contrast(Term):
         return Cost(
             key_bytes=4 * self.cells * self.embedding_dim,
             projector_flops=2 * self.cells * products,
-            # Similarities with every key, and the weighted sum of keys that is their gradient.
+            # Counts similarities with every key, and the weighted sum of keys that is their gradient.
             compare_flops=2 * 2 * self.cells * self.bank_size * self.embedding_dim,
             compare_bytes=block_bytes(images * self.cells, self.bank_size, block_keys),
         )
@@ -82,7 +82,7 @@ class Contrast(Term):
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class ImageContrast(Contrast):
-    """Contrast of whole images (DUPR eq. 6): global average pooling, then the image head. Arguments: see `Contrast`."""
+    """Contrasts whole images (DUPR eq. 6) by global average pooling and the image head. Arguments: see `Contrast`."""
 
     PREFIX = "image"
 
@@ -98,15 +98,15 @@ class ImageContrast(Contrast):
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class PatchContrast(Contrast):
-    """Re-identification of the S x S patches of the overlap (DUPR eqs. 3-5): RoIAlign, then the patch head.
+    """Re-identifies the S x S patches of the overlap (DUPR eqs. 3-5) by RoIAlign and the patch head.
 
     Args:
-        size: S: the overlap is cut into S x S patches.
-        sampling_ratio: samples a side that RoIAlign averages in each patch.
-        keys_per_image: keys an image puts into the bank each step.
-        reduction: "mean" over the cells of eq. 5, or "sum" as it is printed.
+        size: S; the overlap is cut into S x S patches.
+        sampling_ratio: samples per side that RoIAlign averages in each patch.
+        keys_per_image: keys that each image adds to the bank per step.
+        reduction: "mean" over the cells of eq. 5, or "sum" as in the printed equation.
 
-    The others are those of `Contrast`.
+    The other arguments are those of `Contrast`.
     """
 
     PREFIX = "patch"
@@ -148,22 +148,22 @@ class PatchContrast(Contrast):
 
 
 def draw_patch_keys(keys, valid, count, seed):
-    """Draws the patch keys a step stores: `count` cells of each image (docs/method.md, Losses).
+    """Draws the patch keys that a step stores: `count` cells of each image (docs/method.md, Losses).
 
     Args:
         keys: (B, S, S, C) patch keys of the global batch.
-        valid: (B,) bool; an image whose pair is invalid is replaced by a random valid one, so the count is fixed.
-        count: cells an image.
+        valid: (B,) bool. A random valid image replaces each invalid one, so the number of keys is fixed.
+        count: cells per image.
         seed: (2,) integer.
 
     Returns:
-        (B * count, C); arbitrary rows where no pair is valid.
+        (B * count, C); the rows are arbitrary if no pair is valid.
     """
     images, side, dim = keys.shape[0], keys.shape[1], keys.shape[3]
     u = tf.random.stateless_uniform([images, count + 1], seed=seed)
     number = tf.reduce_sum(tf.cast(valid, tf.int32))
-    chosen = tf.cast(u[:, 0] * tf.cast(number, tf.float32), tf.int32)  # among the valid ones
-    valid_first = tf.argsort(tf.cast(~valid, tf.int32), stable=True)  # valid images, then the others
+    chosen = tf.cast(u[:, 0] * tf.cast(number, tf.float32), tf.int32)  # index among the valid images
+    valid_first = tf.argsort(tf.cast(~valid, tf.int32), stable=True)  # valid images first
     substitute = tf.gather(valid_first, tf.clip_by_value(chosen, 0, images - 1))
     source = tf.where(valid, tf.range(images), substitute)  # (B,)
     cells = tf.minimum(tf.cast(u[:, 1:] * float(side * side), tf.int32), side * side - 1)  # (B, count)
