@@ -162,7 +162,7 @@ def interrupt_deferred() -> Iterator[None]:
 
 
 def concatenate_rows(parts: list[dict]) -> dict:
-    """One batch from the rows of its blocks. It is always a copy, so that memory shared with processes is freed at once."""
+    """One batch from the rows of its blocks, always a copy: memory shared with processes is freed at once."""
     return {name: _concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
