@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import sys
 
@@ -19,8 +20,9 @@ DESCRIPTION = "Pre-train object-detection backbones on unlabelled images (DUPR),
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
-    0, or what the command returns; for an error, its `code` (see `dupr_tf.errors`); 130 for Ctrl-C. Any other exception
-    is a defect of this package and keeps its traceback.
+    0, or what the command returns; for an error, its `code` (see `dupr_tf.errors`); 130 for Ctrl-C; 141 where the
+    reader of the output has ended, as in `| head -1`. Any other exception is a defect of this package and keeps its
+    traceback.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -40,7 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
             args=arguments, prog="dupr-tf", description=DESCRIPTION, console_outputs=True,
         )  # fmt: skip
         check_places(command)
-        return command.run(overrides) or 0
+        code = command.run(overrides) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not nobody_reads(sys.stdout.fileno()):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes at its end
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt as error:  # RunInterrupted, whose state is saved, or Ctrl-C anywhere else
         print(f"dupr-tf: {str(error) or 'interrupted'}", file=sys.stderr)
         return getattr(error, "code", 128 + signal.SIGINT)
@@ -48,6 +57,15 @@ def main(arguments: list[str] | None = None) -> int:
         for line in map(str, getattr(error, "errors", [error])):
             print(f"dupr-tf: error: {line}", file=sys.stderr)
         return error.code
+
+
+def nobody_reads(descriptor: int) -> bool:
+    """Whether a descriptor is that of a pipe whose reader has ended."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:

@@ -1,11 +1,13 @@
 """The command line: what is refused, in how many lines, with which exit code."""
 
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dupr_tf.cli import main, split_overrides
 from dupr_tf.errors import RunFailed, RunInterrupted, UserError, UserErrors, WorkerLost
@@ -201,3 +203,16 @@ def test_mistakes_are_found_before_tensorflow_loads(tmp_path, command):
     )
     where = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=tmp_path, env=where).returncode == 20
+
+
+@pytest.mark.skipif(not hasattr(select, "poll"), reason="Windows has no such pipes")
+def test_reader_that_ends_early_ends_the_command_without_a_traceback(tmp_path):
+    pack = [sys.executable, "-m", "dupr_tf.cli", "pack"]
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    subprocess.run([*pack, str(tmp_path), "--output", str(tmp_path / "out")], check=True, capture_output=True)
+    read, write = os.pipe()
+    os.close(read)
+    run = subprocess.run([*pack, "--list", str(tmp_path / "out")], check=False, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (run.returncode, run.stderr) == (141, b"")

@@ -15,6 +15,7 @@ from dupr_tf.data.images.source import ImageSource, as_source
 from dupr_tf.data.reader import Block, Reader
 from dupr_tf.data.views import DRAWS, cut_view, draw_pairs, intersect_views, uniform
 from dupr_tf.errors import RunFailed, UserError
+from dupr_tf.text import escape
 
 BLOCK = 32  # images that a thread reads in one call, at most
 SUBSTITUTES = 32  # images tried in place of an unusable one before the run gives up
@@ -163,7 +164,11 @@ class PairBlocks:
                 yield shown, content, read_header(content, self.max_pixels)
             except Unusable as error:
                 bad.append((shown, str(error)))
-        raise RunFailed(f"None of {SUBSTITUTES} images drawn in place of {self.source.name(image)} can be used.")
+        shown, reason = bad[-1]
+        raise RunFailed(
+            f"None of {SUBSTITUTES} images drawn in place of {escape(self.source.name(image))} can be used, "
+            f"the last is {escape(self.source.name(shown))} ({reason}). Run `dupr-tf scan` on the images."
+        )
 
     def _candidates(self, epoch: int, image: int) -> Iterator[int]:
         """An image, then those that are tried in its place."""

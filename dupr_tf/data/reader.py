@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,6 +72,7 @@ class Reader:
     ):
         self.signature, self.error = signature, None
         self._on_bad, self._processes, self._merge = on_bad, processes, merge or concatenate_rows
+        self._started = False
         self._blocks_per_batch, self._blocks_left = blocks, last - first
         threads = (os.cpu_count() or 1) if threads is None else threads
         self._blocks = _grain_iterator(make, first, last, threads, processes)
@@ -112,7 +114,9 @@ class Reader:
         self.close()
 
     def _next_block(self) -> dict:
-        block = Block(*next(self._blocks))
+        starting, self._started = self._processes and not self._started, True
+        with _signals_held() if starting else contextlib.nullcontext():
+            block = Block(*next(self._blocks))
         for index, reason in block.bad:
             self._on_bad(index, reason)
         return block.rows
@@ -170,13 +174,30 @@ def _grain_iterator(make, first: int, last: int, threads: int, processes: int):
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(1, AHEAD * threads) if threads else 0)
     dataset = blocks.to_iter_dataset(options)
     if processes:
+        resource_tracker.ensure_running()  # before `_signals_held`, whose signals its start unblocks
         small = grain.experimental.DatasetOptions(min_shm_size=SHARED_SIZE)
         dataset = grain.experimental.WithOptionsIterDataset(dataset, small)
         workers = grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=AHEAD)
         dataset = dataset.mp_prefetch(workers, worker_init_fn=_begin_process)
     iterator = iter(dataset)
-    iterator.start_prefetch()
+    iterator.start_prefetch()  # of threads; processes start with the first block, in threads of Grain
     return iterator
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Within it this thread, and the threads and processes that start from it, get no signal that ends a run.
+
+    A process of Grain needs seconds until `_begin_process`; a Ctrl-C of the terminal would end it before.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin_process(_worker: int, _workers: int) -> None:

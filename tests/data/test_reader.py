@@ -138,19 +138,43 @@ def test_killed_input_process_ends_the_iteration_with_one_line():
     assert child_processes() == []
 
 
+def start_run(folder, state, width=WIDTH) -> subprocess.Popen:
+    script = folder / "read.py"
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TEST_READER_WIDTH": str(width)}
+    return subprocess.Popen(
+        [sys.executable, str(script), state], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment, start_new_session=True,
+    )  # fmt: skip
+
+
+@linux
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_processes_that_are_still_starting_end_with_the_run_alone(tmp_path, number):
+    run = start_run(tmp_path, "read")
+    wait_until(lambda: len(child_processes(run.pid)) == 2, 60)
+    children = child_processes(run.pid)
+    try:
+        if number == signal.SIGTERM:
+            for child in children:
+                os.kill(child, number)
+            assert run.stdout.readline().split() == [*map(str, children)]  # they read all the same
+        run.kill()
+        wait_until(lambda: not any(map(is_running, children)), 60)
+    finally:
+        run.kill()
+        for child in filter(is_running, children):
+            os.kill(child, signal.SIGKILL)
+        run.communicate()
+
+
 @linux
 @pytest.mark.parametrize(
     ("number", "state"), [(signal.SIGKILL, "read"), (signal.SIGINT, "read"), (signal.SIGINT, "sleep")]
 )
 def test_no_process_and_no_shared_memory_outlives_the_run(tmp_path, number, state):
-    script = tmp_path / "read.py"
-    script.write_text(SCRIPT)
     width = 100_001 + os.getpid() % 100_000
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TEST_READER_WIDTH": str(width)}
-    run = subprocess.Popen(
-        [sys.executable, str(script), state], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment, start_new_session=True,
-    )  # fmt: skip
+    run = start_run(tmp_path, state, width)
     children = [int(pid) for pid in run.stdout.readline().split()]
     assert len(children) == 2 and 100 * width in sizes_of_shared_memory()
     if number == signal.SIGINT:

@@ -290,6 +290,13 @@ def test_any_pattern_of_unreadable_images_leaves_the_others_where_they_were(ramp
         assert not np.isin(batch["index"], list(bad.found)).any()
 
 
+def test_images_that_all_vanish_end_the_run_with_the_reason(tmp_path):
+    paths = [str(tmp_path / f"{i}\n.png") for i in range(20)]
+    with pytest.raises(RunFailed, match=r"no file") as error:
+        _read(paths, BadImages(paths, 1.0), 0, 1)
+    assert "\n" not in str(error.value)
+
+
 def test_only_broken_images_are_refused_before_the_run(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.jpg").write_bytes(b"no image")
