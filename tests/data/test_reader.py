@@ -19,11 +19,12 @@ SIGNATURE = {"x": ((4, 2), np.int64)}
 SHARED_MEMORY = Path("/dev/shm")
 WIDTH = int(os.environ.get("TEST_READER_WIDTH", "100000"))  # tells the shared memory of a run from that of others
 SCRIPT = """
-import sys, time
+import signal, sys, time
 import numpy as np
 from tests.data.test_reader import SIGNATURE, child_processes, make_large
 from dupr_tf.data.reader import Reader
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background ignores it
     with Reader(make_large, 0, 10_000, SIGNATURE, processes=2) as reader:
         next(reader), next(reader)
         try:
