@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,8 @@ from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.ops.photometric import PRESETS, apply_and_normalise, draw
 from dupr_tf.training.feed import feed
 
-BATCH, BATCHES = 64, 12
+BATCH, BATCHES, STEPS = 64, 12, 10_000
+READ_AHEAD = 6  # batches: more than reader and dataset hold ready
 
 
 def build(data, files, size):
@@ -38,22 +38,27 @@ def packed(data, files, size):
 
 def _work(source, size):
     config = parse_config({"data": {"image_size": size, "threads": 1}, "train": {"batch_size": BATCH, "epochs": 1000}})
-    bad, starts = BadImages(source, 0.0), itertools.count(0, BATCHES)
+    bad = BadImages(source, 0.0)
+    reader = view_pairs(source, config, 0, STEPS, bad)
+    batches = iter(feed(reader))
 
-    def views():
-        """The batches of some steps. The reader starts with nothing ready and ends with nothing read in advance."""
-        start = next(starts)
-        with view_pairs(source, config, start, start + BATCHES, bad) as reader:
-            for batch in feed(reader):
-                yield [_augmented(batch[name]) for name in ("view_1", "view_2")]
+    def run(count):
+        for _ in range(count):
+            batch = next(batches)
+            views = [_augmented(batch[name]) for name in ("view_1", "view_2")]
+        views[-1].numpy()
+        assert not bad.found
+        return BATCH * count
 
     def work():
-        for pair in views():
-            pair[-1].numpy()
-        assert not bad.found
-        return BATCH * BATCHES
+        return run(BATCHES)
 
-    work.facts = {"version": tf.__version__, "resizer": RESIZER, **statistics([pair[0].numpy() for pair in views()])}
+    def prepare():
+        """Takes what was read in advance since the last repeat."""
+        run(READ_AHEAD)
+
+    views = [_augmented(next(batches)["view_1"]).numpy()]
+    work.prepare, work.facts = prepare, {"version": tf.__version__, "resizer": RESIZER, **statistics(views)}
     return work
 
 

@@ -26,7 +26,10 @@ def main(order: dict) -> None:
     work = build(**order["options"])
     before = forget_peak()
 
+    prepare = getattr(work, "prepare", lambda: None)
+
     def repeat():
+        prepare()
         start = time.perf_counter()
         done = work()
         return {"rate": done / (time.perf_counter() - start), "peak_mib": peak_mib(), "built_mib": before}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -57,8 +57,10 @@ def read_each(paths: Sequence[str], make: Callable, batch_size: int) -> Iterator
     """
     unreadable: dict[int, str] = {}
     one_image = _OneImage(as_source(paths), make)
-    threads = os.cpu_count() or 1
-    with Reader(one_image, 0, len(paths), {}, threads=threads, on_bad=unreadable.__setitem__) as reader:
+    reader = Reader(
+        one_image, 0, len(paths), {}, threads=None, on_bad=unreadable.__setitem__, merge=operator.itemgetter(0)
+    )
+    with reader:
         readable = filter(None, reader)
         while rows := list(itertools.islice(readable, batch_size)):
             yield np.array([row["index"] for row in rows]), _stack([row["made"] for row in rows])
