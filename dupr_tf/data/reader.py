@@ -7,6 +7,7 @@ starting at a later block costs nothing.
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -23,6 +24,7 @@ from dupr_tf.text import one_line
 
 AHEAD = 2  # blocks that each thread is ahead of the training
 SHARED_SIZE = 1 << 14  # bytes from which an array comes from another process in shared memory
+FREEING = 0.1  # seconds for the thread in which Grain frees shared memory, before the program may end
 PARENT_CHECK = 1.0  # seconds between two looks at the parent process
 
 
@@ -105,7 +107,10 @@ class Reader:
         if self._blocks is not None:
             with interrupt_deferred():
                 self._blocks.close()
-            self._blocks = None  # its buffers go now; at the interpreter's end, Grain could not free them
+            self._blocks = None
+            if self._processes:  # the last blocks are in a cycle of references, and freed in a thread of Grain
+                gc.collect()
+                time.sleep(FREEING)
 
     def __enter__(self) -> Reader:
         return self

@@ -25,13 +25,15 @@ from tests.data.test_reader import SIGNATURE, child_processes, make_large
 from dupr_tf.data.reader import Reader
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background ignores it
-    with Reader(make_large, 0, 10_000, SIGNATURE, processes=2) as reader:
+    with Reader(make_large, 0, 4 if sys.argv[1] == "end" else 10_000, SIGNATURE, processes=2) as reader:
         next(reader), next(reader)
         try:
             print(*child_processes(), flush=True)
             while sys.argv[1] == "read":
                 next(reader)
-            time.sleep(60)
+            if sys.argv[1] == "sleep":
+                time.sleep(60)
+            list(reader)
         except KeyboardInterrupt:
             print("interrupted", flush=True)
 """
@@ -167,6 +169,13 @@ def test_processes_that_are_still_starting_end_with_the_run_alone(tmp_path, numb
         for child in filter(is_running, children):
             os.kill(child, signal.SIGKILL)
         run.communicate()
+
+
+@linux
+def test_run_that_reads_all_ends_without_a_warning(tmp_path):
+    run = start_run(tmp_path, "end")
+    output, errors = run.communicate(timeout=60)
+    assert (run.returncode, len(output.split()), errors) == (0, 2, "")
 
 
 @linux
