@@ -33,11 +33,13 @@ MIN_SIDE = 2.0  # px, likewise
 def train_batches(annotated: AnnotatedImages, config: Config, steps: int, start: int = 0) -> Reader:
     """Augmented batches of the steps `start` to `steps`.
 
-    Images without a box to learn from are left out. Every epoch has its own order; a batch may span two. Without
-    `detector.short_sides` an image is scaled, cropped or padded to a square of `data.image_size`, and the whole square
-    counts as picture. With it, an image gets one of these short sides (and at most `max_long_side`), aspect kept;
-    those of a batch are padded below and on the right with the mean colour to the largest, in multiples of 32, and
-    batches are of wide or of tall images where they can be. Either way half of the images are mirrored.
+    Images without a box to learn from are left out. Every epoch has its own order, and a batch may span two. Half of
+    the images are mirrored.
+
+    Without `detector.short_sides` an image is scaled, cropped or padded to a square of `data.image_size`. The whole
+    square counts as picture. With `detector.short_sides` an image is scaled to one of them, with a long side of at most
+    `max_long_side`. The images of a batch are padded below and on the right with the mean colour, to the largest one in
+    multiples of 32. Batches hold only wide or only tall images where possible.
 
     Args:
         annotated: the training split.
@@ -75,15 +77,15 @@ def eval_batches(
     short_side: int | None = None,
     max_long_side: int = 1333,
 ) -> Reader:
-    """Every image once, scaled and padded below and on the right; nothing is drawn.
+    """Reads every image once, scaled and padded below and on the right, without augmentation.
 
     Args:
         annotated: N images.
-        image_size: side S of the square images are letterboxed to, in order.
+        image_size: side S of the square that images are letterboxed to, in their order.
         batch_size: images a batch, at most.
         data: how images are read: `max_pixels`, `threads` and `processes`; None: as by default.
-        short_side: px; then images are scaled to it instead, wide ones first and tall ones after them, and a batch
-            is as large as its largest image asks for, in multiples of 32.
+        short_side: px. Images are scaled to it instead. Wide ones come first, and tall ones after them. A batch is as
+            large as its largest image, in multiples of 32.
         max_long_side: px, with `short_side`.
 
     Returns:
@@ -124,7 +126,7 @@ def open_eval_reader(images, order: np.ndarray, place: Callable, side: int | Non
 
 
 def open_reader(make, first: int, last: int, signature: dict, batch: int, data: DataConfig, images, merge) -> Reader:
-    """A reader whose blocks are single images: they are padded to the size of their batch as they are handed over."""
+    """Opens a reader whose blocks are single images. They are padded to the size of their batch."""
     refuse = functools.partial(_refuse_unreadable, images, data.max_pixels)
     return Reader(make, first, last, signature, batch, data.threads, data.processes, refuse, merge)
 
@@ -232,7 +234,7 @@ class _TrainingExamples:
 
 
 class _TrainingBatch:
-    """Joins the images of a batch; masks become numbers only here, as they are four times as large then."""
+    """Joins the images of a batch. Masks become float32 only here, since that makes them four times as large."""
 
     def __init__(self, side: int | None):
         self.side = side

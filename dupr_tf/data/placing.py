@@ -1,4 +1,4 @@
-"""Where the pixels of an image go: resized to whole pixels, put into a frame, mirrored. Its boxes follow them.
+"""Resizes an image to whole pixels, puts it into a frame and mirrors it. Its boxes follow the pixels.
 
 Boxes are `(x1, y1, x2, y2)` in pixels; sizes, offsets and factors are (vertical, horizontal).
 """
@@ -49,7 +49,7 @@ class Place(NamedTuple):
         return (self._mirror(boxes) - np.float32(self.offset)[[1, 0, 1, 0]]) / self.factors[[1, 0, 1, 0]]
 
     def put(self, image: np.ndarray) -> tuple[np.ndarray, Size]:
-        """What of an image (H, W, 3) uint8 is in the frame, (h, w, 3) uint8, and the top left corner of it there."""
+        """Returns the part of an image in the frame, (h, w, 3) uint8, and its top left corner there."""
         shown = self._in_frame(resize(image, *self.size))
         y, x = (max(0, start) for start in self.offset)
         return shown, (y, self.frame[1] - x - shown.shape[1] if self.flip else x)
@@ -106,7 +106,7 @@ def drawn_place(source: Size, draws: np.ndarray, side: int, scale_jitter: Sequen
 
 
 def _drawn_offset(room: int, draw: float) -> int:
-    """Each whole number from 0 to `room`, which may be below 0, as often."""
+    """Draws a whole number from 0 to `room`, all with the same probability. `room` may be negative."""
     return int(math.copysign(math.floor(draw * (abs(room) + 1)), room))
 
 
@@ -145,7 +145,7 @@ def to_original(boxes: np.ndarray, factors: np.ndarray, size: Sequence[int]) -> 
 
 
 def pad_batch(parts: list[dict], side: int | None = None) -> dict:
-    """One batch from images of their own sizes, with the mean colour around them.
+    """Pads images of different sizes with the mean colour and joins them to one batch.
 
     Args:
         parts: for each image the rows of a batch, (1, …) each, but with `pixels` (1, h, w, 3) uint8 and `corner`

@@ -41,7 +41,7 @@ class Block(NamedTuple):
 
 
 class Reader:
-    """Iterates over batches in order. Must be closed by whoever opened it; it is its own context manager.
+    """Iterates over batches in order. Its owner closes it, or uses it as a context manager.
 
     Args:
         make: block number -> `Block`; called in threads, and pickled for other processes.
@@ -164,7 +164,7 @@ def interrupt_deferred() -> Iterator[None]:
 
 
 def concatenate_rows(parts: list[dict]) -> dict:
-    """One batch from the rows of its blocks: always a copy, so that memory shared with processes is freed at once."""
+    """Joins the rows of blocks to one batch. It is always a copy, which frees memory shared with processes at once."""
     return {name: _concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -90,10 +90,10 @@ class BadImages:
         """Refuses more unusable images than allowed; keeps the list on disk up to date.
 
         Args:
-            running: whether training has begun.
+            running: whether the training runs already.
 
         Raises:
-            UserError: there are too many, and training has not begun.
+            UserError: there are too many, before the training.
             RunFailed: there are too many, and it has.
         """
         if self.over_budget:
@@ -126,7 +126,7 @@ class BadImages:
             return []  # to learn the names of packed images, all of them would have to be read
         lines = self.report.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
         names = {line.split("\t")[0] for line in lines}
-        self._written = -1  # if all of them were mended, the list on disk is to be replaced by an empty one
+        self._written = -1  # if all of them are readable now, an empty list replaces the one on disk
         return [index for index in range(len(self.source)) if self.name(index) in names]
 
 
@@ -134,7 +134,7 @@ def check_readable(images: ImageSource | Sequence[str], bad: BadImages, tries: i
     """Decodes images spread over the source, and those known to be bad from earlier, before a run begins.
 
     Raises:
-        UserError: none of them can be decoded, or too many cannot.
+        UserError: no image can be decoded, or too many cannot.
     """
     count = len(images)
     spread = range(0, count, max(1, count // tries))

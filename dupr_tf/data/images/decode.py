@@ -103,7 +103,7 @@ def read_header(content: bytes, max_pixels: int = MAX_PIXELS) -> Header:
 
 
 def upright_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Height and width of an image file as it is meant to be seen, from its header.
+    """Returns height and width of an image file, turned upright, from its header.
 
     Raises:
         UserError: it is no image of a known kind.
@@ -147,7 +147,7 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS, header: Header | None =
 
 
 def describe(content: bytes, header: Header | None = None) -> str:
-    """How a usable image is used, and its stored size: `JPEG, turned upright: 640 x 480`."""
+    """Describes how a usable image is used, with its stored size: `JPEG, turned upright: 640 x 480`."""
     header = header or read_header(content)
     turned, animated = header.orientation > 1, False
     if header.kind in ("GIF", "WEBP", "TIFF"):
@@ -215,7 +215,7 @@ def _orientation(block: bytes) -> int:
 
 
 def _segments(content: bytes) -> Iterator[tuple[int, int]]:
-    """Marker and position of the data of each segment of a JPEG up to its end. Garbage between them is passed over."""
+    """Marker and position of the data of each segment of a JPEG up to its end. Garbage between them is skipped."""
     position = 2
     for _ in range(MAX_STEPS):
         found = MARKER.search(content, position)

@@ -1,4 +1,4 @@
-"""Where images come from: a folder, the image folders of a COCO or VOC root, or a source. Labels are never read."""
+"""Lists the images of a folder, of a COCO or VOC root, or of another source. It never reads labels."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def open_source(root: str | Path, kind: str = "auto") -> tuple[str, ImageSource]
 
 
 def list_images(root: str | Path, kind: str = "auto") -> list[str]:
-    """Every image file below a folder, sorted, so that position i is the same image in every run.
+    """Lists every image file below a folder, sorted, so that position i is the same image in every run.
 
     Args:
         root: a folder, nested or flat; or the root of a COCO or VOC data set.
         kind: a name in `layouts.FOLDERS`, or "auto".
 
     Returns:
-        Absolute paths. Links to folders are not followed; hidden files and folders, pipes and devices are passed over.
+        Absolute paths. Links to folders are not followed. Hidden files and folders, pipes and devices are skipped.
 
     Raises:
         UserError: the folder is missing, is no folder, or holds no image.

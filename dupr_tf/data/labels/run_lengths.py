@@ -21,7 +21,7 @@ Size = Sequence[int]  # height, width
 
 
 def read_mask(segmentation: Any, size: Size, counts: collections.Counter) -> bytes | None:
-    """The mask an annotation describes; None where it describes no pixel. What is wrong with it is counted.
+    """The mask an annotation describes; None where it describes no pixel. Faults are counted.
 
     Args:
         segmentation: COCO's list of polygons (x, y, x, y, … in px), a dict of `size` and `counts` (run lengths, or

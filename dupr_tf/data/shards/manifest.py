@@ -54,7 +54,7 @@ class Shard:
 
 
 def is_shards(root: str | Path) -> bool:
-    """Whether `dupr-tf pack` wrote this folder, or has begun to."""
+    """Returns whether `dupr-tf pack` wrote this folder, completely or in part."""
     return any((Path(root) / name).is_file() for name in (MANIFEST, PROGRESS))
 
 
@@ -148,7 +148,7 @@ def list_names(root: str | Path) -> Iterator[str]:
 
 
 def find_damage(root: str | Path) -> Iterator[UserError | None]:
-    """For each shard what is wrong with it or its sidecar, or None. Reads every byte."""
+    """Yields the damage of each shard or its sidecar, or None. Reads every byte."""
     for shard in read_manifest(root)[1]:
         try:
             read_sidecar(root, shard)

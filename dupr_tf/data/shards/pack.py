@@ -140,7 +140,7 @@ def _size(path: str) -> int:
 
 
 def _header(files: Files, settings: PackSettings) -> dict:
-    """What is packed and how: the facts that a resumed pack must share."""
+    """Returns what is packed and how: the facts that a resumed pack must share."""
     digest = hashlib.sha256()
     for name, size in files:
         digest.update(os.fsencode(f"{name}\0{size}\0"))
@@ -174,7 +174,7 @@ def _locked(output: Path, header: dict) -> Iterator[None]:
 
 
 def _check_output(output: Path, header: dict) -> bool:
-    """Whether a folder says what is packed there. Raises UserError if that is something else, or it has other files."""
+    """Returns whether a folder records what is packed there. Raises UserError if it holds anything else."""
     names, facts = [path.name for path in output.iterdir()], None
     if MANIFEST in names:
         facts = read_manifest(output)[0]
