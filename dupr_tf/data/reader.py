@@ -207,7 +207,7 @@ def _signals_held() -> Iterator[None]:
 
 def _begin_process(_worker: int, _workers: int) -> None:
     """Prepares a process that makes blocks: the parent alone decides about signals, and its end is the child's."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # needed on Windows, where `_signals_held` cannot block them
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_watch_parent, args=(multiprocessing.parent_process().pid,), daemon=True).start()
