@@ -8,8 +8,8 @@ from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.report import print_table, problems_of
-from dupr_tf.commands.train import has_gpu
+from dupr_tf.commands.checks import has_gpu, problems_of
+from dupr_tf.commands.tables import print_table
 from dupr_tf.config import Config, load_config
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError, raise_all

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.report import problems_of
+from dupr_tf.commands.checks import problems_of
 from dupr_tf.config import Config, load_config
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError, raise_all

@@ -1,4 +1,4 @@
-"""Commands that write and read weights."""
+"""The command that writes a backbone for other tools."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dupr_tf.commands.report import print_export, problems_of
+from dupr_tf.commands.checks import problems_of
 from dupr_tf.errors import raise_all
 from dupr_tf.weights.formats import EXPORTS, FORMATS
-from dupr_tf.weights.paths import backbone_output, checkpoint_file, export_output, weights_file
+from dupr_tf.weights.paths import export_output, weights_file
 
 
 @dataclasses.dataclass
@@ -48,33 +48,22 @@ class Export:
         print_export(export(backbone, self.to, self.output, self.overwrite, card, self.allow_nonfinite, self.license))
 
 
-@dataclasses.dataclass
-class Import:
-    """Turn another tool's ResNet checkpoint into a Keras backbone: torchvision, timm, MoCo, SwAV, DenseCL, BYOL, …
+def print_export(written: Path) -> None:
+    """Prints the files of an export and, from its manifest, the comparisons made and the largest differences."""
+    from dupr_tf.weights.manifest import read_manifest
 
-    What stands before a ResNet's names is found, heads and queues are left behind and listed; an array of the backbone
-    that is missing is an error. `pretrain --weights` and `finetune --weights` take the same files directly.
-    """
-
-    file: tyro.conf.Positional[Path]
-    """.safetensors or .npz; .pth, .pt, .tar, .ckpt where PyTorch is installed."""
-    output: Path
-    """The backbone's file, ending in .keras."""
-    prefix: str | None = None
-    """What the names of the wanted ResNet begin with, where a file holds several."""
-    overwrite: bool = False
-    """Replace an earlier file."""
-    allow_nonfinite: bool = False
-    """Take weights that are NaN or infinite; otherwise they are named and refused."""
-
-    def run(self, overrides: dict[str, str]) -> None:
-        problems = problems_of(checkpoint_file, self.file)
-        raise_all(problems + problems_of(backbone_output, self.output, self.overwrite))
-        from dupr_tf.weights.loading import import_backbone
-
-        found = import_backbone(self.file, self.output, self.prefix, self.overwrite, self.allow_nonfinite)
-        names = f"named {found.prefix}…" if found.prefix else "named plainly"
-        print(f"{found.architecture}, width {found.width:g}: {found.matched} arrays matched ({names}), none missing")
-        for name in found.dropped:
-            print(f"  left behind: {name}")
-        print(f"wrote {self.output}")
+    print(f"wrote {written}")
+    for path in sorted(p for p in written.rglob("*") if p.is_file()):
+        print(f"  {path.relative_to(written)}  {path.stat().st_size:,} bytes")
+    manifest = read_manifest(written)
+    largest: dict[tuple[str, str], float] = {}
+    for check in manifest["checks"]:
+        key = check["against"], check["level"]
+        largest[key] = max(largest.get(key, 0.0), check["difference"])
+    for against in dict.fromkeys(against for against, _ in largest):
+        levels = ", ".join(f"{level} {largest[a, level]:.1e}" for a, level in largest if a == against)
+        print(f"compared with {against}: {levels}")
+    for reason in manifest["not_compared"]:
+        print(f"not compared with {reason}")
+    relative = manifest["relative_difference"]
+    print(f"largest difference {manifest['difference']:.1e} ({relative:.1e} of the largest feature)")

@@ -1,4 +1,4 @@
-"""Commands that train and evaluate."""
+"""The command that pre-trains a backbone."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.report import output_problems, print_scores, problems_of
-from dupr_tf.config import Config, load_config
+from dupr_tf.commands.checks import config_or_problems, has_gpu, output_problems, problems_of
+from dupr_tf.config import Config
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.probing.labelled import check_class_folders
-from dupr_tf.training.cluster import cluster_of, refuse_cluster
+from dupr_tf.training.cluster import cluster_of
 from dupr_tf.training.run import CONFIG_FILE, check, check_weights, images_entry, open_images
-from dupr_tf.weights.paths import RANDOM, weights_file
 
 
 @dataclasses.dataclass
@@ -40,7 +39,7 @@ class Pretrain:
     """Take a few steps, write nothing, and print shapes, memory, images/s and how long the whole run would take."""
 
     def run(self, overrides: dict[str, str]) -> None:
-        config, problems = _config_or_problems(self.config, overrides, Config.pretrain_problems)
+        config, problems = config_or_problems(self.config, overrides, Config.pretrain_problems)
         for warning in config.pretrain_warnings(has_gpu()) if config else ():
             print(f"dupr-tf: warning: {warning}", file=sys.stderr)
         root = self.data or (config.data.root if config else None)
@@ -82,74 +81,6 @@ class Pretrain:
             config, source = open_images(config, self.data)
             problems += problems_of(check, self.output, config, images_entry(config.data.root, source))
         return problems
-
-
-@dataclasses.dataclass
-class Finetune:
-    """Fine-tune a detector from a backbone on labelled images, and evaluate it; run again, it resumes.
-
-    detector.kind says which detector it is.
-    Writes metrics.json (AP or mIoU), detector.keras, saved_model/ and pictures below --output.
-    Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`).
-    """
-
-    config: tyro.conf.Positional[Path]
-    """Experiment file, e.g. configs/retinanet_r18_small.yaml."""
-    weights: str
-    """A run, an export, .keras, another tool's checkpoint (as `import` reads), or the word random."""
-    data: Path
-    """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks (see docs/detection.md)."""
-    output: Path
-    """Folder of the run."""
-    allow_change: bool = False
-    """Resume a run with another config or other data than it was started with; the differences are printed."""
-
-    def run(self, overrides: dict[str, str]) -> None:
-        config, problems = _config_or_problems(self.config, overrides, Config.finetune_problems)
-        problems += problems_of(refuse_cluster)
-        if not self.data.is_dir():
-            problems.append(UserError("--data", f"{self.data} is not a folder.", "Pass the root of a data set."))
-        if self.weights != RANDOM:
-            problems += problems_of(weights_file, self.weights, field="--weights")
-        raise_all([*problems, *output_problems(self.output)])
-        from dupr_tf.detection.finetune import finetune
-
-        scores = finetune(config, self.weights, self.data, self.output, allow_change=self.allow_change)
-        print_scores(scores, self.output)
-
-
-@dataclasses.dataclass
-class Evaluate:
-    """Evaluate a saved detector on the validation split of labelled images with its classes."""
-
-    detector: tyro.conf.Positional[Path]
-    """detector.keras, or the folder fine-tuning wrote."""
-    data: Path
-    """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks."""
-    output: Path | None = None
-    """Folder for metrics.json and pictures; none: print only."""
-    split: str = "val"
-    """Which split."""
-
-    def run(self, overrides: dict[str, str]) -> None:
-        refuse_cluster()
-        from dupr_tf.detection.finetune import evaluate
-
-        print_scores(evaluate(self.detector, self.data, self.output, self.split), self.output)
-
-
-def has_gpu() -> bool:
-    """Returns True if the system shows a GPU (NVIDIA's or AMD's driver), without loading TensorFlow."""
-    return any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/dxg", "/dev/kfd"))
-
-
-def _config_or_problems(path: Path, overrides: dict[str, str], cross_field) -> tuple[Config | None, list[UserError]]:
-    """Returns the config with its cross-field mistakes, or None with the mistakes in its fields."""
-    try:
-        config = load_config(path, overrides)
-    except UserError as error:
-        return None, list(error.errors)
-    return config, cross_field(config)
 
 
 def _probing_problems(config: Config) -> list[UserError]:

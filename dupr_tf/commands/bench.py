@@ -1,4 +1,4 @@
-"""Commands about dupr_tf itself."""
+"""The command that times dupr_tf beside its peers."""
 
 from __future__ import annotations
 
@@ -10,19 +10,9 @@ from typing import Literal
 
 import tyro
 
-from dupr_tf.commands.report import print_table
-from dupr_tf.config import field_rows
 from dupr_tf.errors import UserError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-
-
-@dataclasses.dataclass
-class Fields:
-    """List every field of a config with its default: what --section.field can set."""
-
-    def run(self, overrides: dict[str, str]) -> None:
-        print_table(("field", "default", "meaning"), field_rows())
 
 
 @dataclasses.dataclass
