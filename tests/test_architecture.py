@@ -20,19 +20,20 @@ ARROWS = {
     "safe_yaml": set(),
     "files": set(),
     "config": {"safe_yaml", "files"},
+    "environment": {"files"},
     "batch": set(),
     "ops": set(),
     "data": {"config", "batch", "ops", "files"},
     "models": {"config", "batch", "ops"},
-    "weights": {"files", "models", "config", "ops"},
-    "training": {"files", "data", "models", "weights", "config", "batch", "ops"},
+    "weights": {"files", "environment", "models", "config", "ops"},
+    "training": {"files", "environment", "data", "models", "weights", "config", "batch", "ops"},
     "detection": {
         "files", "models", "weights", "data", "config", "batch", "ops", "training",
     },
     "probing": {"files", "models", "weights", "data", "config", "batch", "ops"},
 }  # fmt: skip
 ARROWS["reporting"] = {
-    "files", "probing", "training", "models", "weights", "data", "config", "batch", "ops",
+    "files", "environment", "probing", "training", "models", "weights", "data", "config", "batch", "ops",
 }  # fmt: skip
 ARROWS["planning"] = ARROWS["reporting"] | {"reporting"}
 ARROWS["launching"] = set()

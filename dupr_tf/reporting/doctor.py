@@ -8,12 +8,12 @@ import numpy as np
 
 from dupr_tf.config import Config
 from dupr_tf.data.images.source import ImageSource
+from dupr_tf.environment import describe_environment
 from dupr_tf.reporting import advice
 from dupr_tf.reporting.folder_statistics import Overlap, Sizes, look_at_sizes, simulate_overlap
 from dupr_tf.reporting.prediction import available_memory, predict, usable_cpus
 from dupr_tf.reporting.tables import environment_rows
 from dupr_tf.text import duration
-from dupr_tf.weights.environment import describe_environment
 
 PERCENTILES = (5, 50, 95)
 

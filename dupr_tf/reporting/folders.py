@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dupr_tf.config import Config, load_config
+from dupr_tf.environment import ENVIRONMENT_FILE
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import sha256_of
 from dupr_tf.reporting.metrics import Metrics, read_metrics
-from dupr_tf.weights.environment import ENVIRONMENT_FILE
 from dupr_tf.weights.manifest import MANIFEST_FILE
 
 PRETRAINING, FINETUNING, EXPORT, PROBES = "pre-training", "fine-tuning", "export", "probes"

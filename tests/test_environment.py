@@ -7,8 +7,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from dupr_tf.weights import environment
-from dupr_tf.weights.environment import commit, describe_environment, read_environments, record_environment
+from dupr_tf import environment
+from dupr_tf.environment import commit, describe_environment, read_environments, record_environment
 from dupr_tf.weights.export import export
 from dupr_tf.weights.model_card import run_facts
 from tests.weights.backbones import randomised

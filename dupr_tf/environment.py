@@ -10,7 +10,7 @@ from pathlib import Path
 from dupr_tf import __version__
 from dupr_tf.files import write_whole
 
-PACKAGE = Path(__file__).parents[1]
+PACKAGE = Path(__file__).parent
 ENVIRONMENT_FILE = "environment.json"
 PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "pillow", "simplejpeg", "cykooz.resizer", "grain")
 
