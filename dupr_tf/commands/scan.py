@@ -18,21 +18,24 @@ REFUSED = 1
 
 @dataclasses.dataclass
 class Scan:
-    """Say what pre-training will make of every file of a folder: used, and how, or skipped, and why.
+    """List which files training will use or skip, and why.
 
-    Exit code 1 if more would be skipped than --max-bad-share allows, as then the run would stop too.
+    The exit code is 1 if more files would be skipped than --max-bad-share allows. Training would stop then, too.
     """
 
+    EXAMPLE = "dupr-tf scan runs/sample/unlabeled"
+
     directory: tyro.conf.Positional[Path]
-    """Folder of images (nested or flat), or a COCO or VOC root, as for `pretrain --data`."""
+    """Folder of images, nested or flat, or a COCO or VOC root."""
     output: Path | None = None
-    """File for a line for each image, tab-separated. Run again, it goes on there; changed files are looked at again."""
+    """Tab-separated file with a line for each image. A second scan resumes from it and reads changed files again.
+    Default: only the counts are printed."""
     workers: int = os.cpu_count() or 1
-    """Images decoded at a time."""
+    """Number of images decoded at a time."""
     max_bad_share: float = DataConfig().max_bad_share
-    """data.max_bad_share of the run to come."""
+    """Largest share of skipped files, as data.max_bad_share of the training."""
     max_pixels: int = DataConfig().max_pixels
-    """data.max_pixels of the run to come."""
+    """Largest number of pixels of an image, as data.max_pixels of the training."""
 
     def run(self, overrides: dict[str, str]) -> int:
         limits = {"max_bad_share": self.max_bad_share, "max_pixels": self.max_pixels}

@@ -18,12 +18,12 @@ INTERVAL = re.compile(r"([1-9]\d*) ?(s|min|h)")  # of checkpoints, as a time
 SHORT_FORM = tuple(inspect.signature(expand_short_form).parameters)
 
 
-def _checked_path(path: str) -> str:
-    local_path(path)
-    return path
+def _local(path: str) -> str:
+    expanded = local_path(path)
+    return str(expanded) if path.startswith("~") else path
 
 
-LocalPath = Annotated[str, AfterValidator(_checked_path)]
+LocalPath = Annotated[str, AfterValidator(_local)]
 Weight = Annotated[float, Field(ge=0.0)]
 PerLevel = Annotated[tuple[Weight, ...], Field(min_length=len(LEVELS), max_length=len(LEVELS))]
 
