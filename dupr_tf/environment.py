@@ -65,6 +65,33 @@ def hardware():
     return f"{os.cpu_count()} × {_processor()}, {', '.join(names) or 'no GPU'}"
 
 
+def available_memory() -> int | None:
+    """Return the bytes this process may still take: free memory, or a container's limit; None if unknown."""
+    sizes = []
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        sizes += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="utf-8") for name in ("max", "current"))
+        sizes.append(int(limit) - int(used))
+    except (OSError, ValueError):  # no Linux, no such container, or its limit is the word max
+        pass
+    return min(sizes, default=None)
+
+
+def usable_cpus() -> int:
+    """Return the processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def environment_rows(entry: dict) -> list[tuple[str, str]]:
+    """Return (name, value) pairs of an entry of environment.json."""
+    rows = []
+    for name, value in entry.items():
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        rows += [(f"{name} {part}".strip(), str(v)) for part, v in inner]
+    return rows
+
+
 def versions():
     """Return `{package: version}` of what a figure can depend on."""
     found = {"dupr_tf": __version__, "python": platform.python_version()}

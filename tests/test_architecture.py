@@ -36,7 +36,7 @@ ARROWS = {
 ARROWS["reporting"] = {
     "files", "environment", "probing", "training", "models", "weights", "data", "config", "batch", "ops",
 }  # fmt: skip
-ARROWS["planning"] = ARROWS["reporting"] | {"reporting"}
+ARROWS["forecast"] = {"files", "environment", "training", "models", "data", "config", "batch", "ops"}
 ARROWS["launching"] = set()
 ARROWS["commands"] = set(ARROWS)
 ARROWS["cli"] = set(ARROWS)
@@ -128,8 +128,8 @@ def test_the_arrows_form_no_circle_and_keep_data_and_models_apart():
     [
         *("errors", "text", "registry", "files", "batch", "config", "data", "launching"),
         *("weights/paths", "detection/labels"),
-        *("planning/devices", "planning/assumptions", "planning/estimate"),
-        *("probing/images", "probing/labelled", "reporting/folder_statistics"),
+        *("forecast/device_types", "forecast/assumptions", "forecast/seconds", "forecast/advice"),
+        *("probing/images", "probing/labelled"),
     ],
 )
 def test_light_files_import_no_framework(module):

@@ -9,6 +9,7 @@ from pathlib import Path
 import tyro
 
 from dupr_tf.commands.checks import config_or_problems, has_gpu, output_problems, problems_of
+from dupr_tf.commands.tables import print_table
 from dupr_tf.config import Config
 from dupr_tf.data.images.bad_images import check_photos
 from dupr_tf.errors import UserError, raise_all
@@ -59,9 +60,9 @@ class Pretrain:
         raise_all(problems + output_problems(self.output, root))
         raise_all(self._run_problems(config))
         if self.dry_run:
-            from dupr_tf.training.dry_run import dry_run, print_dry_run
+            from dupr_tf.forecast.dry_run import dry_run
 
-            return print_dry_run(dry_run(config, self.data))
+            return print_table(("dry run", ""), dry_run(config, self.data).rows())
         from dupr_tf.training.pretrain import pretrain
 
         probe = None

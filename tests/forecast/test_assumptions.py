@@ -5,8 +5,8 @@ import math
 import pytest
 
 from dupr_tf.errors import UserError
-from dupr_tf.planning.assumptions import INPUT_64, INPUT_224, assumptions_of, with_given
-from dupr_tf.planning.devices import CPU, NAMES, TYPES
+from dupr_tf.forecast.assumptions import INPUT_64, INPUT_224, assumptions_of, with_given
+from dupr_tf.forecast.device_types import CPU, NAMES, TYPES
 
 A100 = assumptions_of("a100-40gb", "float32", 224)
 

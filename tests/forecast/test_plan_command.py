@@ -9,8 +9,8 @@ import pytest
 from dupr_tf.cli import main
 from dupr_tf.commands.plan import images_in
 from dupr_tf.config import dump_config
-from dupr_tf.planning.measuring import input_assumptions
-from tests.planning.tiny_config import TINY
+from dupr_tf.forecast.measure import input_assumptions
+from tests.forecast.tiny_config import TINY
 
 SMALL = "configs/dupr_r18_small.yaml"
 A_CPU = tuple(part for given in ("peak_tflops=0.03", "memory_gb=16", "memory_gb_s=20", "cores_a_machine=2")
@@ -101,7 +101,7 @@ def test_the_input_is_measured_on_images(tmp_path, monkeypatch):
     from dupr_tf.data.images.listing import open_source
     from dupr_tf.data.sample import write_sample
 
-    monkeypatch.setattr("dupr_tf.planning.measuring.SECONDS", 0.5)
+    monkeypatch.setattr("dupr_tf.forecast.measure.SECONDS", 0.5)
     write_sample(tmp_path, train=1, val=1, unlabeled=12, seed=0)
     source = open_source(tmp_path / "unlabeled")[1]
     found = input_assumptions(source, TINY)

@@ -1,4 +1,4 @@
-"""Statistics of a folder of images, from headers, and of the overlap of its views, from the project's own draws."""
+"""Statistics of a folder of images from its headers, and of the overlap of its views from the draws of training."""
 
 from __future__ import annotations
 

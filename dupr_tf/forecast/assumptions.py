@@ -7,7 +7,7 @@ import difflib
 import math
 
 from dupr_tf.errors import UserError, raise_all
-from dupr_tf.planning.devices import CPU, TYPES
+from dupr_tf.forecast.device_types import CPU, TYPES
 
 NEVER_MEASURED = "assumed, never measured here"
 COUNTS = ("devices_a_machine", "cores_a_machine", "images_a_shard")  # whole numbers

@@ -1,4 +1,4 @@
-"""Measurements of a plan on this machine. They use a core's own seconds, so that other work has little effect."""
+"""Measures this machine for the forecasts, in a core's own seconds, so that other work has little effect."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from dupr_tf.data.images.bad_images import BadImages
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.source import ImageSource
 from dupr_tf.data.pipeline import view_pairs
+from dupr_tf.environment import available_memory, usable_cpus
 from dupr_tf.errors import RunFailed
-from dupr_tf.planning.assumptions import Assumption
-from dupr_tf.reporting.prediction import available_memory, product_speed, usable_cpus
+from dupr_tf.forecast.assumptions import Assumption
 from dupr_tf.training.pretrain import compiled_model
 
 SECONDS = 6.0  # rough limit for reading images
+SIDE, PRODUCT_SECONDS = 1536, 0.4  # side of the matrix product, and seconds for which it is repeated
 MOST_STEPS = 1_000_000  # more than can be read in that time
 LOOKED_AT = 256  # images whose bytes are counted
 COPIED = 64 << 20  # bytes, more than caches hold
@@ -28,7 +29,7 @@ STEPS = 2
 def measured_assumptions(assumed: dict[str, Assumption]) -> dict[str, Assumption]:
     """Measures the assumptions that are still NaN: speed, memory and cores of this machine."""
     measures = {
-        "peak_tflops": lambda: product_speed(time.process_time) * usable_cpus() / 1e3,
+        "peak_tflops": lambda: product_speed() * usable_cpus() / 1e3,
         "memory_gb": lambda: (available_memory() or np.inf) / 1e9,
         "memory_gb_s": copy_speed,
         "cores_a_machine": usable_cpus,
@@ -37,6 +38,18 @@ def measured_assumptions(assumed: dict[str, Assumption]) -> dict[str, Assumption
         name: dataclasses.replace(entry, value=float(measures[name]())) if np.isnan(entry.value) else entry
         for name, entry in assumed.items()
     }
+
+
+def product_speed() -> float:
+    """Measures the GFLOP/s of a large matrix product in float32 with one core, the best of several."""
+    a = tf.random.stateless_uniform([SIDE, SIDE], seed=[0, 0])
+    tf.linalg.matmul(a, a).numpy()
+    best, end = float("inf"), time.perf_counter() + PRODUCT_SECONDS
+    while time.perf_counter() < end or best == float("inf"):
+        start = time.process_time()
+        tf.linalg.matmul(a, a)[0, 0].numpy()
+        best = min(best, time.process_time() - start)
+    return 2 * SIDE**3 / best / 1e9
 
 
 def copy_speed() -> float:

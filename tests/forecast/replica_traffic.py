@@ -1,4 +1,4 @@
-"""What two replicas of a step exchange, as JSON: python -m tests.planning.replica_traffic.
+"""What two replicas of a step exchange, as JSON: python -m tests.forecast.replica_traffic.
 
 Run in a process of its own: logical devices are set before TensorFlow starts. The step is traced, not run.
 """
@@ -7,11 +7,11 @@ import json
 
 import tensorflow as tf
 
-from dupr_tf.planning.counting import count
-from dupr_tf.planning.measuring import noise_pairs
+from dupr_tf.forecast.counts import count
+from dupr_tf.forecast.measure import noise_pairs
 from dupr_tf.training.distribution import scope
 from dupr_tf.training.pretrain import compiled_model
-from tests.planning.tiny_config import TINY
+from tests.forecast.tiny_config import TINY
 
 SCALARS = 64  # a collective of fewer numbers carries sums of losses
 

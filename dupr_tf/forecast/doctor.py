@@ -8,12 +8,11 @@ import numpy as np
 
 from dupr_tf.config import Config
 from dupr_tf.data.images.source import ImageSource
-from dupr_tf.environment import describe_environment
-from dupr_tf.reporting import advice
-from dupr_tf.reporting.folder_statistics import Overlap, Sizes, look_at_sizes, simulate_overlap
-from dupr_tf.reporting.prediction import available_memory, predict, usable_cpus
-from dupr_tf.reporting.tables import environment_rows
-from dupr_tf.text import duration
+from dupr_tf.data.statistics import Overlap, Sizes, look_at_sizes, simulate_overlap
+from dupr_tf.environment import available_memory, describe_environment, environment_rows, usable_cpus
+from dupr_tf.forecast import advice
+from dupr_tf.forecast.dry_run import DryRun
+from dupr_tf.forecast.machine import forecast_here
 
 PERCENTILES = (5, 50, 95)
 
@@ -40,37 +39,31 @@ def machine_rows() -> list[tuple[str, str]]:
 def about_images(source: ImageSource, config: Config | None) -> Examination:
     """Examines a folder's statistics, and the overlap of a config's views on it (default: the paper's)."""
     sizes, settings = look_at_sizes(source), config or Config()
-    rows, sentences, enlarged = _size_rows(sizes), [], 0.0
+    rows, data = _size_rows(sizes), settings.data
+    sentences = advice.advice_on_sizes(sizes, data.image_size, data.max_bad_share)
     if len(sizes.sizes):
         overlap = simulate_overlap(sizes.sizes, settings)
-        enlarged = overlap.enlarged
         rows += _overlap_rows(overlap)
         if settings.model.patch_sizes:
             sentences += advice.advice_on_overlap(overlap, settings)
-    data = settings.data
-    sentences = [*advice.advice_on_sizes(sizes, enlarged, data.image_size, data.max_bad_share), *sentences]
     if config is None:
         sentences.append(advice.recipe(sizes.count))
     return Examination("the images", rows, sentences)
 
 
-def about_run(config: Config, images: int | None, measured: bool = False) -> Examination:
+def about_run(config: Config, images: int | None, steps: DryRun | None = None) -> Examination:
     """Examines memory, speed, length and the first losses of a run.
 
     Args:
         config: config of the run.
         images: number of images. None: unknown; statements that depend on it are left out.
-        measured: True if the speed was measured, so that no prediction is needed.
+        steps: a dry run of the config, whose rows are reported. Default: the forecast alone.
     """
-    predicted = predict(config)
-    rows = [(f"memory, {part}", _mib(size)) for part, size in predicted.memory.items()]
-    rows.append(("memory, sum", _mib(predicted.total_memory)))
-    if not measured:
-        rows += _speed_rows(predicted, config, images)
-    sentences = advice.advice_on_memory(predicted.total_memory, available_memory(), config)
+    forecast = steps.forecast if steps else forecast_here(config, images)
+    sentences = advice.advice_on_memory(forecast.counts.total_memory, available_memory(), config)
     if images is not None:
         sentences += [*advice.advice_on_length(config, images), *advice.advice_on_banks(config, images)]
-    return Examination("the run", rows, [*sentences, *advice.advice_on_rate(config), *advice.expected_curve(config)])
+    return Examination("the run", (steps or forecast).rows(), [*sentences, *advice.expected_curve(config)])
 
 
 def _size_rows(sizes: Sizes) -> list[tuple[str, str]]:
@@ -87,33 +80,13 @@ def _size_rows(sizes: Sizes) -> list[tuple[str, str]]:
 
 
 def _overlap_rows(overlap: Overlap) -> list[tuple[str, str]]:
-    rows = [("pairs that overlap", f"{overlap.first:.2%} drawn once, {overlap.valid:.2%} as training draws")]
+    rows = [
+        ("views enlarged", f"{overlap.enlarged:.0%} are cut out of fewer pixels than they have"),
+        ("pairs that overlap", f"{overlap.first:.2%} drawn once, {overlap.valid:.2%} as training draws"),
+    ]
     if len(overlap.sides):
         low, middle, high = np.percentile(overlap.sides, PERCENTILES)
         rows.append(
             ("overlap's shorter side, px", f"median {middle:.0f}, nine of ten between {low:.0f} and {high:.0f}")
         )
     return [*rows, *((f"patch at {level}", f"{cells:.2f} cells a side") for level, cells in overlap.support.items())]
-
-
-def _speed_rows(predicted, config: Config, images: int | None) -> list[tuple[str, str]]:
-    slow, fast = predicted.images_per_second
-    rows = [
-        ("work", f"{predicted.gflop:.1f} GFLOP an image; a large product runs at {predicted.gflops:.0f} GFLOP/s here"),
-        (
-            "speed, predicted",
-            f"{_rate(slow)} to {_rate(fast)} images/s on the CPU, if reading keeps up (--steps measures it)",
-        ),
-    ]
-    if images is not None:
-        work = config.total_steps(images) * config.train.batch_size
-        rows.append(("the whole run", f"{duration(work / fast)} to {duration(work / slow)}"))
-    return rows
-
-
-def _rate(images_per_second: float) -> str:
-    return f"{images_per_second:.0f}" if images_per_second >= 10 else f"{images_per_second:.2g}"
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"

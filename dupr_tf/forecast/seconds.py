@@ -1,4 +1,4 @@
-"""Estimates step time, memory, exchange, cores, storage and hours from counts and assumptions alone."""
+"""Computes step time, exchange, cores, storage and hours from counts and assumptions alone."""
 
 from __future__ import annotations
 
@@ -6,36 +6,13 @@ import dataclasses
 import math
 
 from dupr_tf.config import Config
-from dupr_tf.planning.assumptions import Assumption
+from dupr_tf.forecast.assumptions import Assumption
+from dupr_tf.forecast.counts import Counts
 
 SIZES = (1_000_000, 12_000_000, 100_000_000, 1_000_000_000)
 INDEX_ENTRY = 9  # bytes per packed image in every worker's memory: ArrayRecord keeps the position of each record
 RECORD = 150  # bytes of a packed image besides its own: 100 of its record, and its line in the sidecar
 GIGA, TERA = 1e9, 1e12
-
-
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """The counts of a step of a config, from the network that it builds.
-
-    Args:
-        flops: by part, over all devices.
-        reduced, gathered: bytes by part that go through the collectives.
-        memory: bytes on a device, by part.
-        activations: bytes per image that are kept for the gradient.
-        weights: number of trainable values of the query encoder.
-        bank_numbers: number of values in all memory banks together.
-        checkpoint: bytes.
-    """
-
-    flops: dict[str, int]
-    reduced: dict[str, int]
-    gathered: dict[str, int]
-    memory: dict[str, int]
-    activations: int
-    weights: int
-    bank_numbers: int
-    checkpoint: int
 
 
 @dataclasses.dataclass(frozen=True)
