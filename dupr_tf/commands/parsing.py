@@ -98,10 +98,10 @@ def with_defaults(command: type) -> type:
         The command.
     """
     for one in (command, *WHICH.values()) if command is COMMANDS["probe"] else (command,):
-        hints = typing.get_type_hints(one, include_extras=True)
+        plain = typing.get_type_hints(one)
         one.__annotations__ = {
-            name: Annotated[hint, tyro.conf.arg(help_behavior_hint=_default_text, metavar=_metavar(hint))]
-            for name, hint in hints.items()
+            name: Annotated[hint, tyro.conf.arg(help_behavior_hint=_default_text, metavar=_metavar(plain[name]))]
+            for name, hint in typing.get_type_hints(one, include_extras=True).items()
         }
     return command
 
