@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import textwrap
-import types
 import typing
 from typing import Annotated
 
@@ -16,6 +15,7 @@ from dupr_tf.commands.probe import WHICH
 from dupr_tf.errors import UserError
 
 DESCRIPTION = "Pre-train object-detection backbones on unlabelled images (DUPR), fine-tune detectors, export weights."
+POSITIONAL = tyro.conf.Positional[int].__metadata__[0]
 GLOBAL_FLAGS = {
     "--help": "Print this list, or the flags of a command.",
     "--version": "Print the version.",
@@ -98,9 +98,8 @@ def with_defaults(command: type) -> type:
         The command.
     """
     for one in (command, *WHICH.values()) if command is COMMANDS["probe"] else (command,):
-        plain = typing.get_type_hints(one)
         one.__annotations__ = {
-            name: Annotated[hint, tyro.conf.arg(help_behavior_hint=_default_text, metavar=_metavar(plain[name]))]
+            name: Annotated[hint, tyro.conf.arg(help_behavior_hint=_default_text, metavar=_metavar(hint))]
             for name, hint in typing.get_type_hints(one, include_extras=True).items()
         }
     return command
@@ -108,11 +107,14 @@ def with_defaults(command: type) -> type:
 
 def _metavar(hint) -> str | None:
     """Returns the placeholder of `X | None`, which tyro would show as {None}|X; None keeps tyro's own."""
-    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
-    if not isinstance(hint, types.UnionType | typing._UnionGenericAlias) or len(kinds) != 1:
+    positional = POSITIONAL in getattr(hint, "__metadata__", ())
+    arms = typing.get_args(hint.__origin__ if positional else hint)
+    kinds = [kind for kind in arms if kind is not type(None)]
+    if type(None) not in arms or len(kinds) != 1:
         return None
     choices = typing.get_args(kinds[0])
-    return "{" + ",".join(choices) + "}" if choices else kinds[0].__name__.upper()
+    name = "{" + ",".join(choices) + "}" if choices else kinds[0].__name__.upper()
+    return f"[{name}]" if positional else name
 
 
 def _default_text(label: str) -> str:
