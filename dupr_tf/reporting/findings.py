@@ -70,7 +70,7 @@ def state(run: RunFolder) -> str:
     if run.diverged is not None and (_diverged_step(run) or 0) >= step:
         return "stopped: it diverged"
     if not run.metrics.rows:
-        return "not begun, or its metrics are lost"
+        return "not started, or its metrics are lost"
     if total is None:
         return f"at step {step:,}"
     if step < total:

@@ -221,11 +221,11 @@ def _export(file: Path, notes: list[str]) -> Export | None:
     manifest = _json(file, notes)
     if manifest is None or "format" not in manifest or not isinstance(manifest.get("files"), dict):
         return None  # another program's manifest, or that of shards
-    wrong = [name for name, digest in manifest["files"].items() if not _is_as_written(file.parent, name, digest)]
+    wrong = [name for name, digest in manifest["files"].items() if not _matches_digest(file.parent, name, digest)]
     return Export(file.parent, manifest, wrong)
 
 
-def _is_as_written(folder: Path, name: str, digest) -> bool:
+def _matches_digest(folder: Path, name: str, digest) -> bool:
     path = Path(os.path.abspath(folder / name))
     return path.is_relative_to(os.path.abspath(folder)) and path.is_file() and sha256_of(path) == digest
 

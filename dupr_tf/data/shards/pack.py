@@ -161,7 +161,7 @@ def _locked(output: Path, header: dict) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(None, f"Another pack writes to {output}.", "Wait until it ends.") from None
-        if not _check_output(output, header):  # again: another pack may have begun or ended in between
+        if not _check_output(output, header):  # again: another pack may have started or ended in between
             file.truncate(0)
             file.write(seal(header)[0])
             file.flush()
