@@ -94,13 +94,13 @@ def environment_rows(entry: dict) -> list[tuple[str, str]]:
 
 def versions():
     """Return `{package: version}` of what a figure can depend on."""
-    found = {"dupr_tf": __version__, "python": platform.python_version()}
+    entries = {"dupr_tf": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            entries[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue  # only one of tensorflow and tensorflow-cpu is installed
-    return found
+    return entries
 
 
 def _processor():

@@ -129,7 +129,7 @@ def test_the_arrows_form_no_circle_and_keep_data_and_models_apart():
         *("errors", "text", "registry", "files", "batch", "config", "data", "launching"),
         *("weights/paths", "detection/labels"),
         *("forecast/device_types", "forecast/assumptions", "forecast/seconds", "forecast/advice"),
-        *("probing/images", "probing/labelled"),
+        *("probing/image_views", "probing/labelled"),
     ],
 )
 def test_light_files_import_no_framework(module):
@@ -140,7 +140,7 @@ def test_light_files_import_no_framework(module):
         assert not {target.split(".")[0] for target in imported(parse(path), "dupr_tf")} & FRAMEWORKS
 
 
-@pytest.mark.parametrize("module", ["config", "cli", "training.run", "detection.finetune", "probing.backbones"])
+@pytest.mark.parametrize("module", ["config", "cli", "training.run", "detection.finetune", "probing.load"])
 def test_importing_it_does_not_load_tensorflow(module):
     code = f"import sys, dupr_tf.{module}; print(*{FRAMEWORKS}.intersection(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

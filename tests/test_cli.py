@@ -13,7 +13,7 @@ import dupr_tf
 from dupr_tf.cli import main
 from dupr_tf.commands import COMMANDS
 from dupr_tf.commands.parsing import overview, parse, split_overrides
-from dupr_tf.commands.probe import WHICH
+from dupr_tf.commands.probe import FLAGS
 from dupr_tf.config import field_rows, load_config
 from dupr_tf.errors import RunFailed, RunInterrupted, UserError, UserErrors, WorkerLost
 from tests.refusals import refusal
@@ -197,7 +197,7 @@ def test_overview_has_one_line_for_each_command():
 
 
 EXAMPLES = {name: command.EXAMPLE for name, command in COMMANDS.items() if name != "cluster-env"}  # a shell's $(…)
-EXAMPLES |= {f"probe {name}": flags.EXAMPLE for name, flags in WHICH.items()}
+EXAMPLES |= {f"probe {name}": flags.EXAMPLE for name, flags in FLAGS.items()}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -209,7 +209,7 @@ def test_example_of_help_is_a_command_with_existing_config(name):
     assert " ".join(words).startswith(name) and all(Path(path).is_file() for path in configs)
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, *(f"probe {name}" for name in WHICH)])
+@pytest.mark.parametrize("name", [*COMMANDS, *(f"probe {name}" for name in FLAGS)])
 def test_help_states_every_default_and_ends_with_example(name, capsys):
     with pytest.raises(SystemExit) as end:
         parse([*name.split(), "--help"])

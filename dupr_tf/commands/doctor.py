@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 
 from dupr_tf.commands.checks import has_gpu, problems_of
-from dupr_tf.commands.tables import print_table
+from dupr_tf.commands.screen import print_table
 from dupr_tf.config import Config, load_config
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError, raise_all
@@ -32,7 +32,7 @@ class Doctor:
     """Measure the speed in a few real steps, as `pretrain --dry-run` does. Needs a config and images."""
 
     def run(self, overrides: dict[str, str]) -> None:
-        config, root = self._checked(overrides)
+        config, root = self._check(overrides)
         for warning in _warnings(config):
             print(f"dupr-tf: warning: {warning}", file=sys.stderr)
         from dupr_tf.data.images.listing import open_source
@@ -52,7 +52,7 @@ class Doctor:
             for sentence in examination.sentences:
                 print(f"* {sentence}")
 
-    def _checked(self, overrides) -> tuple[Config | None, Path | str | None]:
+    def _check(self, overrides) -> tuple[Config | None, Path | str | None]:
         """Returns the config and the root before TensorFlow loads; raises all mistakes at once."""
         problems, config = [], None
         if self.config is not None:

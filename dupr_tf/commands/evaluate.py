@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from dupr_tf.commands.checks import output_problems
-from dupr_tf.commands.tables import print_table
+from dupr_tf.commands.screen import print_table
 from dupr_tf.errors import raise_all
 from dupr_tf.training.cluster import refuse_cluster
 

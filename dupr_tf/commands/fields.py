@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from dupr_tf.commands.tables import print_table
+from dupr_tf.commands.screen import print_table
 from dupr_tf.config import field_rows
 
 

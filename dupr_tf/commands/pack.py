@@ -48,7 +48,7 @@ class Pack:
 
     def run(self, overrides: dict[str, str]) -> None:
         if self.verify:
-            return print_verified(self.directory)
+            return verify_shards(self.directory)
         if self.list:
             return print_names(self.directory)
         if self.output is None:
@@ -66,9 +66,9 @@ class Pack:
         print(f"wrote {self.output}")
 
 
-def print_verified(root: Path) -> None:
+def verify_shards(root: Path) -> None:
     """Compares shards with their checksums. Raises a `UserError` for each that is damaged."""
-    from dupr_tf.data.shards.manifest import find_damage
+    from dupr_tf.data.shards.index import find_damage
 
     errors = list(find_damage(root))
     raise_all(list(filter(None, errors)))
@@ -77,7 +77,7 @@ def print_verified(root: Path) -> None:
 
 def print_names(root: Path) -> None:
     """Prints the name of each packed image on a line, special characters escaped."""
-    from dupr_tf.data.shards.manifest import list_names
+    from dupr_tf.data.shards.index import list_names
 
     for name in list_names(root):
         print(escape(name))

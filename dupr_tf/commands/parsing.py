@@ -11,7 +11,7 @@ import tyro
 
 from dupr_tf.commands import COMMANDS, CONFIGURED, GROUPS
 from dupr_tf.commands.checks import expand_paths
-from dupr_tf.commands.probe import WHICH
+from dupr_tf.commands.probe import FLAGS
 from dupr_tf.errors import UserError
 
 DESCRIPTION = "Pre-train object-detection backbones on unlabelled images (DUPR), fine-tune detectors, export weights."
@@ -43,7 +43,7 @@ def parse(arguments: list[str]):
         command = tyro.cli(with_defaults(COMMANDS[name]), args=rest, prog=f"dupr-tf {name}")
     except SystemExit as end:
         if not end.code:  # after --help
-            chosen = WHICH.get(rest[0]) if name == "probe" else None
+            chosen = FLAGS.get(rest[0]) if name == "probe" else None
             print(f"Example:\n  {(chosen or COMMANDS[name]).EXAMPLE}")
         raise
     expand_paths(command)
@@ -97,7 +97,7 @@ def with_defaults(command: type) -> type:
     Returns:
         The command.
     """
-    for one in (command, *WHICH.values()) if command is COMMANDS["probe"] else (command,):
+    for one in (command, *FLAGS.values()) if command is COMMANDS["probe"] else (command,):
         one.__annotations__ = {
             name: Annotated[hint, tyro.conf.arg(help_behavior_hint=_default_text, metavar=_metavar(hint))]
             for name, hint in typing.get_type_hints(one, include_extras=True).items()

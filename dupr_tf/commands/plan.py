@@ -16,7 +16,7 @@ from dupr_tf.config import Config, load_config
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import write_whole
-from dupr_tf.forecast.assumptions import assumptions_of, with_given
+from dupr_tf.forecast.assumptions import assumptions_of, replace_assumptions
 from dupr_tf.forecast.device_types import CPU, NAMES
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
@@ -51,7 +51,7 @@ class Plan:
     """JSON file for all figures. Default: they are only printed."""
 
     def run(self, overrides: dict[str, str]) -> None:
-        config, devices, images = self._checked(overrides)
+        config, devices, images = self._check(overrides)
         from dupr_tf.forecast.plan import build_plan
         from dupr_tf.forecast.printing import plan_lines
 
@@ -62,7 +62,7 @@ class Plan:
         if self.json is not None:
             write_whole(self.json, json.dumps(plan.as_json(), indent=2) + "\n")
 
-    def _checked(self, overrides) -> tuple[Config, int, int | None]:
+    def _check(self, overrides) -> tuple[Config, int, int | None]:
         """Returns config, devices and images before TensorFlow loads; raises all mistakes at once."""
         problems, config = [], None
         try:
@@ -100,9 +100,9 @@ class Plan:
 
     def _assumptions(self, config: Config | None):
         """Returns the assumptions of the device, or of any if it or the config is unknown: the names are the same."""
-        known = config is not None and self.gpu_type in NAMES
-        of = (self.gpu_type, config.train.precision, config.data.image_size) if known else (CPU, "float32", 224)
-        return with_given(assumptions_of(*of), self.assume)
+        both = config is not None and self.gpu_type in NAMES
+        of = (self.gpu_type, config.train.precision, config.data.image_size) if both else (CPU, "float32", 224)
+        return replace_assumptions(assumptions_of(*of), self.assume)
 
 
 def images_in(text: str) -> int:
@@ -111,8 +111,8 @@ def images_in(text: str) -> int:
     Raises:
         UserError: it is not a number from 1 to 10^12.
     """
-    found = re.fullmatch(r"(\d{1,13}(?:\.\d{1,9})?)([kMB]?)", text.strip(), re.ASCII)
-    number = float(found[1]) * UNITS[found[2]] if found else 0
+    match = re.fullmatch(r"(\d{1,13}(?:\.\d{1,9})?)([kMB]?)", text.strip(), re.ASCII)
+    number = float(match[1]) * UNITS[match[2]] if match else 0
     if not 1 <= number <= MOST_IMAGES or abs(number - round(number)) > 1e-6 * number:
         raise UserError("--images", f"Expected a number of images such as 1280000 or 12M, received {text!r:.40}.")
     return round(number)

@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 
 from dupr_tf.commands.checks import config_or_problems, has_gpu, output_problems, problems_of
-from dupr_tf.commands.tables import print_table
+from dupr_tf.commands.screen import print_table
 from dupr_tf.config import Config
 from dupr_tf.data.images.bad_images import check_photos
 from dupr_tf.errors import UserError, raise_all

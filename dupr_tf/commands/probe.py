@@ -14,14 +14,13 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from dupr_tf.commands.checks import output_problems, problems_of
-from dupr_tf.commands.tables import print_table
+from dupr_tf.commands.screen import print_table
 from dupr_tf.config import BACKBONES, PROBED_LEVELS, LinearConfig, load_config
 from dupr_tf.config.probes import PROBES
 from dupr_tf.data.images.bad_images import check_photos
 from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import write_whole
-from dupr_tf.probing.backbones import check_backbones, load_backbones
 from dupr_tf.probing.labelled import (
     check_class_folders,
     has_class_folders,
@@ -30,6 +29,7 @@ from dupr_tf.probing.labelled import (
     read_both_splits,
     read_class_folders,
 )
+from dupr_tf.probing.load import check_backbones, load_backbones
 from dupr_tf.training.cluster import refuse_cluster
 
 LEAST = {"images": 1, "image_size": 32, "k": 1, "queries": 1, "top": 1, "cells": 1, "folds": 2, "seed": 0}
@@ -56,7 +56,7 @@ class Weights:
 
     @property
     def _name(self) -> str:
-        return next(name for name, flags in WHICH.items() if flags is type(self))
+        return next(name for name, flags in FLAGS.items() if flags is type(self))
 
     @property
     def _folder(self) -> Path:
@@ -69,9 +69,9 @@ class Weights:
         backbones = load_backbones(self.weights, self.backbone, self.width, self.seed)
         probe = PROBES.load(self._name)
         arguments = self.arguments(overrides, inspect.signature(probe).parameters)
-        found = probe(backbones, self.data, **arguments, **read)
-        print_table(*self.table(found.numbers))
-        self._write(found)
+        findings = probe(backbones, self.data, **arguments, **read)
+        print_table(*self.table(findings.numbers))
+        self._write(findings)
 
     def _problems(self, overrides) -> list[UserError]:
         problems = problems_of(check_backbones, self.weights, self.backbone)
@@ -104,18 +104,18 @@ class Weights:
         """Returns headings and rows of the printed table, with a column for each number."""
         first = next(iter(numbers.values()))
         names = [name for name, value in first.items() if isinstance(value, int | float)]
-        rows = [(label, *(_text(found[name]) for name in names)) for label, found in numbers.items()]
+        rows = [(label, *(_text(scores[name]) for name in names)) for label, scores in numbers.items()]
         return ("weights", *names), rows
 
-    def _write(self, found) -> None:
+    def _write(self, findings) -> None:
         from dupr_tf.probing.pictures import save
 
         folder = self._folder
-        write_whole(folder / "probe.json", json.dumps(found.as_json(), indent=2) + "\n")
+        write_whole(folder / "probe.json", json.dumps(findings.as_json(), indent=2) + "\n")
         print(f"wrote {folder / 'probe.json'}")
-        if found.picture is not None:
-            save(found.picture, folder / f"{found.probe}.png")
-            print(f"wrote {folder / f'{found.probe}.png'}")
+        if findings.picture is not None:
+            save(findings.picture, folder / f"{findings.probe}.png")
+            print(f"wrote {folder / f'{findings.probe}.png'}")
 
 
 def _text(value: Any) -> str:
@@ -217,7 +217,7 @@ class Svm(Weights):
         return {"annotated": read_both_splits(self.data, (self.train_split, self.test_split))}
 
     def table(self, numbers):
-        rows = [(label, *(_text(found[level]["mAP"]) for level in self.levels)) for label, found in numbers.items()]
+        rows = [(label, *(_text(scores[level]["mAP"]) for level in self.levels)) for label, scores in numbers.items()]
         chance = next(iter(numbers.values()))[self.levels[0]]["chance"]
         rows.append(("share of positives", *[_text(chance)] * len(self.levels)))
         return ("mAP", *self.levels), rows
@@ -325,11 +325,11 @@ class Retrieval(Weights):
 
 
 # The flags of each line of PROBES.
-WHICH = {
+FLAGS = {
     "knn": Knn, "linear": Linear, "svm": Svm,
     "sensitivity": Sensitivity, "matching": Matching, "affinity": Affinity, "retrieval": Retrieval,
 }  # fmt: skip
-CHOICES = [Annotated[flags, tyro.conf.subcommand(name)] for name, flags in WHICH.items()]
+CHOICES = [Annotated[flags, tyro.conf.subcommand(name)] for name, flags in FLAGS.items()]
 AnyProbe = functools.reduce(operator.or_, CHOICES)
 
 
