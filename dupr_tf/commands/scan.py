@@ -30,8 +30,8 @@ class Scan:
     output: Path | None = None
     """Tab-separated file with a line for each image. A second scan resumes from it and reads changed files again.
     Default: only the counts are printed."""
-    workers: int = os.cpu_count() or 1
-    """Number of images decoded at a time."""
+    workers: int | None = None
+    """Number of images decoded at a time. Default: the number of CPUs."""
     max_bad_share: float = DataConfig().max_bad_share
     """Largest share of skipped files, as data.max_bad_share of the training."""
     max_pixels: int = DataConfig().max_pixels
@@ -40,12 +40,13 @@ class Scan:
     def run(self, overrides: dict[str, str]) -> int:
         limits = {"max_bad_share": self.max_bad_share, "max_pixels": self.max_pixels}
         parse_config({"data": limits})
-        if self.workers < 1:
-            raise UserError("--workers", f"Expected 1 or more, received {self.workers}.")
+        workers = self.workers if self.workers is not None else os.cpu_count() or 1
+        if workers < 1:
+            raise UserError("--workers", f"Expected 1 or more, received {workers}.")
         paths = list_images(self.directory)
         from dupr_tf.data.images.scan import SKIPPED, count_groups, scan_images
 
-        looks = list(with_progress(scan_images(paths, self.max_pixels, self.workers, self.output), len(paths)))
+        looks = list(with_progress(scan_images(paths, self.max_pixels, workers, self.output), len(paths)))
         skipped = sum(look.outcome == SKIPPED for look in looks)
         print_table(("outcome", "reason", "files", "such as"), count_groups(looks))
         print(f"{skipped} of {len(looks)} images would be skipped ({skipped / len(looks):.2%})")
