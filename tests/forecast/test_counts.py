@@ -95,7 +95,7 @@ def test_heads_and_losses_equal_a_count_by_hand():
     counted = step_flops(only_p5, 96, batch=5)
     head = 2 * (512 * 512 + 512 * 128)
     assert counted["heads"] == 5 * 4 * (1 + 9) * head
-    assert counted["losses"] == 5 * 2 * (1 + 9) * 2 * 512 * 128
+    assert counted["losses"] == 5 * (1 + 9) * 2 * (2 * 512 + 1) * 128
 
 
 def test_backbone_without_cost_counts_zero(monkeypatch):

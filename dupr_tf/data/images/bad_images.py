@@ -54,7 +54,7 @@ class BadImages:
     ):
         self.source, self.max_share, self.max_pixels = as_source(images), max_share, max_pixels
         self.report = None if report is None else Path(report)
-        self.reason_of: dict[int, str] = {}
+        self.found: dict[int, str] = {}
         self.writes = True
         self._lock, self._written, self._write_at = threading.Lock(), 0, 0.0
 
@@ -74,18 +74,18 @@ class BadImages:
     def add(self, index: int, reason: str) -> None:
         """Notes that image `index` cannot be used."""
         with self._lock:
-            if index not in self.reason_of:
-                self.reason_of[index] = reason
+            if index not in self.found:
+                self.found[index] = reason
                 log.warning("skipped: %s (%s)", self.name(index), reason)
 
     @property
     def reasons(self) -> dict[str, str]:
         """{name: reason}, in the order of the source."""
-        return {self.name(index): self.reason_of[index] for index in sorted(self.reason_of)}
+        return {self.name(index): self.found[index] for index in sorted(self.found)}
 
     @property
     def over_budget(self) -> bool:
-        return len(self.reason_of) > self.max_share * len(self.source)
+        return len(self.found) > self.max_share * len(self.source)
 
     def check(self, running: bool = False) -> None:
         """Refuses more unusable images than allowed; keeps the list on disk up to date.
@@ -102,9 +102,9 @@ class BadImages:
             where = f", listed in {self.report}" if self.report and self.report.exists() else ""
             error = UserError(
                 "data.max_bad_share",
-                f"{len(self.reason_of)} of {len(self.source)} images cannot be used, where {self.max_share:.2%} may be "
-                f"skipped: {count_reasons(self.reason_of.values())}{where}, the first is "
-                f"{self.name(next(iter(self.reason_of)))}.",
+                f"{len(self.found)} of {len(self.source)} images cannot be used, where {self.max_share:.2%} may be "
+                f"skipped: {count_reasons(self.found.values())}{where}, the first is "
+                f"{self.name(next(iter(self.found)))}.",
                 "Mend or remove them, or raise --data.max_bad_share.",
             )
             raise RunFailed(str(error)) if running else error
@@ -115,7 +115,7 @@ class BadImages:
         """Writes the list, whole or not at all, if there is anything new to write."""
         self._write_at = time.monotonic() + WRITE_EVERY
         with self._lock:
-            reasons = dict(self.reason_of)
+            reasons = dict(self.found)
         if self.report is None or not self.writes or len(reasons) == self._written or not self.report.parent.is_dir():
             return  # a run that is refused before it begins makes no folder
         write_list(self.report, ((self.source.name(index), reasons[index]) for index in sorted(reasons)))
