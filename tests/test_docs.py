@@ -1,5 +1,6 @@
 """Citations and names in docs/method.md, docs/architecture.md and CONTRIBUTING.md exist."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -49,3 +50,13 @@ def test_folders_of_the_package_are_described():
     rooms |= {path.name for path in package.glob("[a-z]*.py")}
     table = ARCHITECTURE.read_text(encoding="utf-8").split("## The way")[0]
     assert rooms - set(re.findall(r"`([\w./]+)`", table)) <= {"launching/"}
+
+
+@pytest.mark.parametrize("page", ["commands.md", "configuration.md"])
+def test_generated_reference_is_up_to_date(page):
+    spec = importlib.util.spec_from_file_location("write_reference", ROOT / "scripts" / "write_reference.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert script.START in text and script.END in text
+    assert script.with_generated(text, script.GENERATED[page]()) == text, "run scripts/write_reference.py"

@@ -17,17 +17,19 @@ from dupr_tf.errors import UserError, raise_all
 
 @dataclasses.dataclass
 class Doctor:
-    """Say what this machine is, what a folder of images is like, and what a run will cost and show at first.
+    """Check the machine, the images and the config before training.
 
-    Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`). Nothing is written.
+    Writes nothing. Any field of the config is a flag too: --train.epochs 10. `dupr-tf fields` lists them.
     """
 
+    EXAMPLE = "dupr-tf doctor configs/demo.yaml --data runs/sample/unlabeled"
+
     config: tyro.conf.Positional[Path | None] = None
-    """Experiment file of a pre-training run to come."""
+    """Config of the planned pre-training run. Default: only the machine and the images are checked."""
     data: Path | None = None
-    """Folder of images, COCO or VOC root, shards, or tfds:NAME; none: data.root of the config."""
+    """Folder of images, COCO or VOC root, shards, or tfds:NAME. Default: data.root of the config."""
     steps: bool = False
-    """Take a few real steps, as `pretrain --dry-run` does, instead of predicting the speed; needs both."""
+    """Measure the speed in a few real steps, as `pretrain --dry-run` does. Needs a config and images."""
 
     def run(self, overrides: dict[str, str]) -> None:
         config, root = self._check(overrides)

@@ -10,7 +10,9 @@ from dupr_tf.config import field_rows
 
 @dataclasses.dataclass
 class Fields:
-    """List every field of a config with its default: what --section.field can set."""
+    """List every field of a config with its default."""
+
+    EXAMPLE = "dupr-tf fields"
 
     def run(self, overrides: dict[str, str]) -> None:
         print_table(("field", "default", "meaning"), field_rows())

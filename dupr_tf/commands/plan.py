@@ -25,27 +25,30 @@ MOST_IMAGES = 10**12
 
 @dataclasses.dataclass
 class Plan:
-    """Say what a run will need: operations, exchange, memory, cores, storage, hours; nothing is trained.
+    """Predict what a pre-training run needs.
 
-    Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`).
+    Prints operations, memory, traffic between devices, cores, storage and hours. Nothing is trained.
+    Any field of the config is a flag too: --train.epochs 10. `dupr-tf fields` lists them.
     """
 
+    EXAMPLE = "dupr-tf plan configs/dupr_r50_imagenet_200ep.yaml --images 1.28M --gpus 8"
+
     config: tyro.conf.Positional[Path]
-    """Experiment file of a pre-training run, e.g. configs/dupr_r50_imagenet_200ep.yaml."""
+    """Config of a pre-training run."""
     images: str | None = None
-    """How many images, such as 1280000, 12M or 1B; none: as many as in --data."""
+    """Number of images, such as 1280000, 12M or 1B. Default: the number in --data."""
     gpus: int | None = None
-    """Devices that share the batch; none: 8, or as many of them as divide train.micro_batches; 1 for cpu."""
+    """Devices that share the batch. Default: the largest divisor of train.micro_batches up to 8, or 1 for cpu."""
     gpu_type: str = "a100-40gb"
-    """t4, v100-32gb, a10, l4, a100-40gb, a100-80gb, h100, or cpu: this machine's cores, measured."""
+    """Device: t4, v100-32gb, a10, l4, a100-40gb, a100-80gb, h100, or cpu, for the cores of this machine."""
     data: Path | None = None
-    """Images to measure the input with: a folder, shards, or tfds:NAME; none: a figure measured elsewhere."""
+    """Images to measure the input with: a folder, shards, or tfds:NAME. Default: a figure measured elsewhere."""
     assume: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """name=value in place of an assumption; may be given again. The plan's last table has their names."""
+    """NAME=VALUE, instead of an assumption in the last table of the plan. It may be given several times."""
     check: bool = False
-    """Take real steps of the config here and print the error of the prediction; with --gpu-type cpu."""
+    """Take real steps on this machine and print the error of the prediction. Needs --gpu-type cpu --gpus 1."""
     json: Path | None = None
-    """File for everything as JSON."""
+    """JSON file for all figures. Default: they are only printed."""
 
     def run(self, overrides: dict[str, str]) -> None:
         config, devices, images = self._check(overrides)

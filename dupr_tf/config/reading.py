@@ -102,12 +102,12 @@ def dump_config(config: Config) -> str:
 
 
 def field_rows() -> list[tuple[str, str, str]]:
-    """Returns (dotted name, default, description) of every field, for `--help` and the README."""
+    """Returns (dotted name, default, description) of every field; a default of None is empty."""
     rows = []
     for section in Config.model_fields:
         schema = _schema(section)
         rows += [
-            (f"{section}.{name}", str(field.default), field.description or "")
+            (f"{section}.{name}", "" if field.default is None else str(field.default), field.description)
             for name, field in schema.model_fields.items()
         ]
     return rows
