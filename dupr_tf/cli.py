@@ -49,14 +49,16 @@ def main(arguments: list[str] | None = None) -> int:
 def run(arguments: list[str]) -> int:
     """Runs one command line and returns its exit code; errors are raised."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if "--verbose" in arguments:
-        arguments = [word for word in arguments if word != "--verbose"]
-    else:
-        silence_libraries()
-    os.environ["MPLBACKEND"] = "agg"  # pictures go to files, whatever a notebook or another project has set
     if arguments == ["--version"]:
         print(f"dupr-tf {__version__}")
         return 0
+    from dupr_tf.commands.checks import has_gpu
+
+    if "--verbose" in arguments:
+        arguments = [word for word in arguments if word != "--verbose"]
+    else:
+        silence_libraries(has_gpu())
+    os.environ["MPLBACKEND"] = "agg"  # pictures go to files, whatever a notebook or another project has set
     from dupr_tf.commands.parsing import overview, parse
 
     if arguments[:1] in ([], ["--help"], ["-h"]):
