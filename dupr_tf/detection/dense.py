@@ -1,4 +1,4 @@
-"""What the RetinaNets of KerasCV and KerasHub share: labels, losses and detections at every anchor."""
+"""Base of the RetinaNets of KerasCV and KerasHub: labels, losses and detections at every anchor."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class DenseDetector(Detector):
 
 
 def labels_of(batch):
-    """Returns the images, boxes (B, M, 4) and classes (B, M) of a batch; if it has no box, M is 1 and they are -1."""
+    """Returns the images, boxes (B, M, 4) and classes (B, M) of a batch. Without boxes, M is 1 and both hold -1."""
     images, labels = batch["images"], batch.get("bounding_boxes")
     if labels is None:
         count = tf.shape(images)[0]

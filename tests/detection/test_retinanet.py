@@ -22,6 +22,7 @@ from dupr_tf.errors import UserError
 from dupr_tf.models.layers import norm_layers
 from dupr_tf.models.resnet import build_backbone
 from tests import oracles_rcnn as twin
+from tests.detection.saved_file import saved_names
 
 SIZE = 64
 NAMES = ("bus", "cat", "dog")
@@ -221,6 +222,10 @@ def test_saved_and_loaded_it_detects_the_same(detector, tmp_path):
     expected = eager(detector, images)
     assert expected["num_detections"].numpy().min() > 0
     save_detector(detector, tmp_path / "detector.keras")
+    named, paths = saved_names(tmp_path / "detector.keras")
+    assert named == ("dupr_tf.detection.retinanet", "RetinaNet", "dupr_tf>RetinaNet") and len(paths) == 154
+    norm = "layers/feature_pyramid/output_convs/sequential_2/layers/fused_batch_normalization/vars/3"
+    assert {norm, "layers/feature_pyramid/p7/layers/conv2d/vars/1"} < paths
     loaded = load_detector(tmp_path)
     assert (loaded.class_names, loaded.image_size, loaded.anchor_scale) == (NAMES, SIZE, 4.0)
     assert loaded.get_config().keys() == detector.get_config().keys()

@@ -9,25 +9,25 @@ from dupr_tf.models.layers import FusedBatchNormalization
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class FeaturePyramid(keras.layers.Layer):
-    """Feature Pyramid Network (Lin et al., 2017): 1×1 lateral convolutions, upsampling, sum, 3×3 output convolutions.
+    """Feature Pyramid Network (Lin et al., 2017) of RetinaNet, with inputs P3 to P5 and outputs P3 to P7.
 
-    Upsampling takes the nearest neighbour. Kernels start as Caffe2's Xavier fill.
+    It has 1×1 lateral convolutions, nearest-neighbour upsampling, sum, and 3×3 output convolutions. P6 and P7 are
+    convolutions of stride 2. Kernels start as Caffe2's Xavier fill.
 
     Args:
         channels: channels of every output level.
         norm: batch normalisation after the lateral and output convolutions, which then have no bias.
-        levels: names of the input levels. With P2 to P5 (R-CNN), the outputs are P2 to P6, and P6 is every second cell
-            of P5 (detectron2's LastLevelMaxPool). With P3 to P5 (RetinaNet), they are P3 to P7, and P6 and P7 are
-            convolutions of stride 2.
     """
 
-    def __init__(self, channels, norm=True, levels=("P3", "P4", "P5"), **kwargs):
+    LEVELS, CONVS = ("P3", "P4", "P5"), True  # input levels; P6 and P7 are convolutions
+
+    def __init__(self, channels, norm=True, **kwargs):
         super().__init__(**kwargs)
-        self.channels, self.norm, self.levels = channels, norm, tuple(levels)
-        self.lateral = {level: self._conv(1, f"lateral_{level}", norm=norm) for level in levels}
-        self.output_convs = {level: self._conv(3, f"output_{level}", norm=norm) for level in levels}
-        # No normalisation here: at P7 a small image has four cells.
-        self.p6, self.p7 = (None, None) if "P2" in levels else (self._conv(3, name, strides=2) for name in ("P6", "P7"))
+        self.channels, self.norm = channels, norm
+        self.lateral = {level: self._conv(1, f"lateral_{level}", norm=norm) for level in self.LEVELS}
+        self.output_convs = {level: self._conv(3, f"output_{level}", norm=norm) for level in self.LEVELS}
+        if self.CONVS:  # no normalisation here: at P7 a small image has four cells
+            self.p6, self.p7 = (self._conv(3, name, strides=2) for name in ("P6", "P7"))
 
     def _conv(self, kernel, name, strides=1, norm=False):
         conv = keras.layers.Conv2D(
@@ -43,26 +43,36 @@ class FeaturePyramid(keras.layers.Layer):
         return keras.Sequential([conv, *norms], name=name)
 
     def build(self, input_shape):
-        for level in self.levels:
+        for level in self.LEVELS:
             self.lateral[level].build((None, None, None, input_shape[level][-1]))
             self.output_convs[level].build((None, None, None, self.channels))
-        if self.p6 is not None:
+        if self.CONVS:
             self.p6.build((None, None, None, input_shape["P5"][-1]))
             self.p7.build((None, None, None, self.channels))
 
     def call(self, inputs, training=False):
         merged, outputs = None, []
-        for level in reversed(self.levels):
+        for level in reversed(self.LEVELS):
             maps = self.lateral[level](inputs[level], training=training)  # (B, h, w, channels)
             merged = maps if merged is None else maps + _upsample(merged)
             outputs.insert(0, self.output_convs[level](merged, training=training))
-        if self.p6 is None:
+        if not self.CONVS:
             return [*outputs, outputs[-1][:, ::2, ::2]]
         p6 = self.p6(inputs["P5"])
         return [*outputs, p6, self.p7(keras.ops.relu(p6))]
 
     def get_config(self):
-        return {**super().get_config(), "channels": self.channels, "norm": self.norm, "levels": self.levels}
+        return {**super().get_config(), "channels": self.channels, "norm": self.norm}
+
+
+@keras.saving.register_keras_serializable("dupr_tf")
+class PyramidNeck(FeaturePyramid):
+    """The pyramid of R-CNNs, with inputs P2 to P5 and outputs P2 to P6; saved weights have its name in their paths.
+
+    P6 is every second cell of P5 (detectron2's LastLevelMaxPool).
+    """
+
+    LEVELS, CONVS = ("P2", "P3", "P4", "P5"), False
 
 
 def _upsample(features):

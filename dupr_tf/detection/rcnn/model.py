@@ -13,7 +13,7 @@ import tensorflow as tf
 from dupr_tf.detection.detector import Detector, batch_of, check_image_size
 from dupr_tf.detection.parts.anchors import grid_anchors
 from dupr_tf.detection.parts.matching import ground_truth
-from dupr_tf.detection.parts.pyramid import FeaturePyramid
+from dupr_tf.detection.parts.pyramid import PyramidNeck
 from dupr_tf.detection.rcnn.masks import mask_loss, select_class
 from dupr_tf.detection.rcnn.proposals import RPNHead, propose, rpn_losses
 from dupr_tf.detection.rcnn.region_heads import (
@@ -116,7 +116,7 @@ class FasterRCNN(Detector, keras.Model):
 
     def _build_fpn(self):
         self.trunk = pyramid(self.backbone, LEVELS)
-        self.pyramid_neck = FeaturePyramid(self.fpn_channels, self.fpn_norm, LEVELS, name="pyramid")
+        self.pyramid_neck = PyramidNeck(self.fpn_channels, self.fpn_norm, name="pyramid")
         self.pyramid_neck.build({level: maps.shape for level, maps in self.trunk.output.items()})
         self.anchor_levels = [(stride, [self.anchor_scale * stride]) for stride in STRIDES]
         self.regions = PyramidRegions(self.box_head_width, name="regions")
