@@ -334,3 +334,5 @@ def test_rows_that_are_no_boxes_are_not_valid():
     truth = truth_of([((1.0, 2, 3, 4), 0), ((5.0, 5, 5, 9), 1)], [])
     assert truth.valid.numpy().tolist() == [[True, False, False], [False] * 3]
     assert (truth.boxes.numpy()[..., 2:] > truth.boxes.numpy()[..., :2]).all()
+    padding = truth.boxes[:, 1:2]  # a region on a padding row matches nothing
+    assert not matching.match_rois(padding, truth)[0].numpy().any()
