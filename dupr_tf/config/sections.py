@@ -163,7 +163,7 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(Section):
-    batch_size: int = Field(256, ge=2, description="images a step, over all devices")
+    batch_size: int = Field(256, ge=1, description="images a step, over all devices")
     epochs: int = Field(200, ge=1)
     max_steps: int | None = Field(None, ge=1, description="stop here if the epochs are not over")
     micro_batches: int = Field(8, ge=1, description="BN groups of a step, over all devices (paper: 8 of 32)")
