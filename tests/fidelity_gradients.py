@@ -1,4 +1,4 @@
-"""The difference of single gradients from float64 at training size: python -m tests.fidelity_gradients [resnet18] [224].
+"""Differences of single gradients from float64: python -m tests.fidelity_gradients [resnet18] [224].
 
 It prints what docs/fidelity.md states. A variable's difference is relative to its largest gradient.
 """
