@@ -177,7 +177,7 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(Section):
-    batch_size: int = Field(256, ge=2, description="images per step over all devices")
+    batch_size: int = Field(256, ge=1, description="images per step over all devices")
     epochs: int = Field(200, ge=1, description="passes over the images")
     max_steps: int | None = Field(
         None, ge=1, description="last step, if the epochs are not over before. Default: all epochs"
