@@ -223,7 +223,7 @@ def test_saved_and_loaded_it_detects_the_same(detector, tmp_path):
     assert expected["num_detections"].numpy().min() > 0
     save_detector(detector, tmp_path / "detector.keras")
     named, paths = saved_names(tmp_path / "detector.keras")
-    assert named == ("dupr_tf.detection.retinanet", "RetinaNet", "dupr_tf>RetinaNet") and len(paths) == 154
+    assert named == ("dupr_tf.detection.retinanet", "RetinaNet", "dupr_tf>RetinaNet") and len(paths) == 142
     norm = "layers/feature_pyramid/output_convs/sequential_2/layers/fused_batch_normalization/vars/3"
     assert {norm, "layers/feature_pyramid/p7/layers/conv2d/vars/1"} < paths
     loaded = load_detector(tmp_path)
