@@ -102,10 +102,10 @@ class DUPR(keras.Model):
         for query, key in self.query_encoder.twins(self.key_encoder):
             twins.freeze_like(query, key)
 
-    def compile(self, *args, **kwargs):
-        """Compiles the model as Keras does. Layers that are frozen by now stay fixed in both encoders."""
+    def make_train_function(self, force=False):
+        """Builds the compiled step. Layers that are frozen by now stay fixed in both encoders."""
         self._freeze_keys()
-        super().compile(*args, **kwargs)
+        super().make_train_function(force)
 
     @property
     def query_variables(self):
