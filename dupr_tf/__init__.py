@@ -5,7 +5,9 @@ TensorFlow loads.
 """
 
 import importlib
+import importlib.util
 import os
+import sys
 
 from dupr_tf.serialization import register_with_keras
 
@@ -15,6 +17,15 @@ __version__ = "0.1.0"
 # 1.3 times as fast (measured, see README). Read when TensorFlow is imported; a value that is set already stands.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 register_with_keras()
+
+# Keras reads its backend when it is imported. Only TensorFlow works here, whatever other projects have set.
+if "keras" not in sys.modules:
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+
+# A notebook passes its plot backend to the programs it starts, whose environment may not have it. Keras would not load.
+_plots = os.environ.get("MPLBACKEND", "")
+if _plots.startswith("module://") and not importlib.util.find_spec(_plots.removeprefix("module://").partition(".")[0]):
+    os.environ["MPLBACKEND"] = "agg"
 
 _HOME = {
     "Config": "dupr_tf.config",

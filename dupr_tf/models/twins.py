@@ -40,7 +40,7 @@ def clone_backbone(backbone, dtype=None):
         raise UserError(
             "backbone",
             f"`{backbone.name}` cannot be copied for the key encoder ({one_line(error, 200)}).",
-            "Give each layer class of its own a get_config with all arguments of its __init__.",
+            "Give each custom layer class a get_config with all arguments of its __init__.",
         ) from error
     return twin
 

@@ -10,12 +10,11 @@ import shutil
 import numpy as np
 
 from dupr_tf.errors import RunFailed, UserError, is_disk_full
-from dupr_tf.models.twins import in_full_precision
-from dupr_tf.weights.compare import TOLERANCE
 from dupr_tf.weights.formats import EXPORTS, FORMATS
 from dupr_tf.weights.manifest import check_directory, write_manifest
 from dupr_tf.weights.model_card import model_card
 from dupr_tf.weights.paths import export_output
+from dupr_tf.weights.verify import TOLERANCE
 
 __all__ = ["FORMATS", "export"]
 
@@ -52,6 +51,8 @@ def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=Fal
     output = export_output(output, overwrite)
     if not allow_nonfinite:
         _check_finite(backbone)
+    from dupr_tf.models.twins import in_full_precision  # loads TensorFlow
+
     backbone = in_full_precision(backbone)
     wanted = _bytes_wanted(backbone, to)
     output.parent.mkdir(parents=True, exist_ok=True)

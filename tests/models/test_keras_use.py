@@ -39,7 +39,7 @@ class Scaled(keras.layers.Layer):
 
 
 def own_backbone(attribute="pyramid_outputs", normalise=False):
-    """A plain functional model with a layer of its own and batch norm."""
+    """A plain functional model with a custom layer and batch norm."""
     x = images = keras.Input((None, None, 3), name="images")
     x = keras.layers.Rescaling(1 / 255)(x) if normalise else x
     outputs = {}
@@ -186,7 +186,7 @@ def test_evaluate_is_the_mean_over_batches_and_changes_nothing():
 
 
 def test_evaluated_loss_is_the_oracle_in_inference_mode():
-    """On views of 70 px the maps are rounded up, and boxes are scaled by 1/stride all the same."""
+    """Maps of views of 70 px are rounded up, and boxes are scaled by 1/stride all the same."""
     random = np.random.default_rng(0)
     views = {f"view_{side}": random.integers(0, 256, (COUNT, 70, 70, 3), np.uint8) for side in (1, 2)}
     batch = make_batch(**views)
