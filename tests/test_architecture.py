@@ -18,6 +18,7 @@ ARROWS = {
     "text": set(),
     "registry": set(),
     "safe_yaml": set(),
+    "serialization": set(),
     "files": set(),
     "config": {"safe_yaml", "files"},
     "environment": {"files"},

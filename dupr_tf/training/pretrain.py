@@ -20,6 +20,7 @@ from dupr_tf.errors import UserError, raise_all, reporting_full_disk
 from dupr_tf.files import local_path
 from dupr_tf.models import DUPR, build_backbone
 from dupr_tf.models.multi_worker import MultiWorkerDUPR
+from dupr_tf.models.twins import in_full_precision
 from dupr_tf.training.callbacks import Probe, RunProbes
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.cluster import Cluster, cluster_of
@@ -182,12 +183,12 @@ def build_model(config: Config, start: list[np.ndarray] | None = None, total_ste
         total_steps: steps of the run; required by `model.momentum_schedule: cosine`.
     """
     keras.utils.set_random_seed(config.train.seed)
-    keras.config.set_dtype_policy(POLICIES[config.train.precision])
-    backbone = build_backbone(config.model.backbone, width=config.model.width)
+    policy = POLICIES[config.train.precision]
+    backbone = build_backbone(config.model.backbone, width=config.model.width, dtype=policy)
     if start is not None:
         backbone.set_weights(start)  # before DUPR copies the query encoder into the key encoder
     kind = MultiWorkerDUPR if is_multi_worker(tf.distribute.get_strategy()) else DUPR
-    return kind(backbone, **config.dupr_arguments(total_steps))
+    return kind(backbone, dtype=policy, **config.dupr_arguments(total_steps))
 
 
 def _fit(model, config, source, bad, checkpoints, step, run, probe, link, cluster) -> int:
@@ -246,9 +247,9 @@ def batch_images(images: ImageSource | Sequence[str], config: Config, step: int,
 
 
 def _write_backbone(model: DUPR, run: Path) -> Path:
-    """Saves the query backbone. The file gets its final name only once it is complete."""
+    """Saves the query backbone in float32. The file gets its final name only once it is complete."""
     path = run / BACKBONE_FILE
     temporary = path.with_name("backbone.tmp.keras")
-    model.backbone.save(temporary)
+    in_full_precision(model.backbone).save(temporary)
     temporary.replace(path)
     return path
