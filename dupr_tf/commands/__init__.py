@@ -11,6 +11,7 @@ from dupr_tf.commands.import_ import Import
 from dupr_tf.commands.list import List
 from dupr_tf.commands.pack import Pack
 from dupr_tf.commands.plan import Plan
+from dupr_tf.commands.predict import Predict
 from dupr_tf.commands.pretrain import Pretrain
 from dupr_tf.commands.probe import Probe
 from dupr_tf.commands.report import Report
@@ -20,14 +21,14 @@ from dupr_tf.commands.views import Views
 
 COMMANDS = {
     "sample": Sample, "scan": Scan, "pack": Pack,
-    "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "cluster-env": ClusterEnv,
+    "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "predict": Predict, "cluster-env": ClusterEnv,
     "views": Views, "probe": Probe, "report": Report,
     "export": Export, "import": Import,
     "doctor": Doctor, "plan": Plan, "bench": Bench, "fields": Fields, "list": List,
 }  # fmt: skip
 GROUPS = {
     "data": ("sample", "scan", "pack"),
-    "training": ("pretrain", "finetune", "evaluate", "cluster-env"),
+    "training": ("pretrain", "finetune", "evaluate", "predict", "cluster-env"),
     "looking": ("views", "probe", "report"),
     "weights": ("export", "import"),
     "planning": ("doctor", "plan", "bench", "fields", "list"),

@@ -32,13 +32,17 @@ class Evaluate:
     """Folder for metrics.json and pictures. Default: scores are only printed."""
     split: str = "val"
     """Split of the data to evaluate on."""
+    image_size: int | None = None
+    """Size at which images are evaluated, px: the side of the square, or the short side of images of any size.
+    Default: that of the detector."""
 
     def run(self, overrides: dict[str, str]) -> None:
         refuse_cluster()
         raise_all(output_problems(self.output, self.data))
         from dupr_tf.detection.finetune import evaluate
 
-        print_scores(evaluate(self.detector, self.data, self.output, self.split), self.output)
+        scores = evaluate(self.detector, self.data, self.output, self.split, image_size=self.image_size)
+        print_scores(scores, self.output)
 
 
 def print_scores(scores: dict, output: Path | None) -> None:
@@ -51,6 +55,10 @@ def print_scores(scores: dict, output: Path | None) -> None:
 
     head, *rows = class_rows(scores)
     print_table(head, rows)
+    suggested = scores.get("suggested_threshold")
+    if suggested:
+        line = "best --min-score {min_score:.3f}: precision {precision:.3f}, recall {recall:.3f} at IoU 0.5"
+        print(line.format(**suggested))
     if output is not None:
         print(f"wrote {output}")
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.detection.coco_eval import Curves
+from dupr_tf.text import escape
 
 MOST_NAMED = 20  # classes in the legend; if there are more, the best and the worst ten
 # Okabe and Ito's colours except yellow, which is invisible on white; each with four line styles.
@@ -37,7 +38,8 @@ def precision_recall_picture(curves: Curves, path: str | Path, title: str = "") 
         if name in named:
             at = named.index(name)
             style = {"color": COLOURS[at % len(COLOURS)], "linestyle": LINES[at // len(COLOURS) % len(LINES)]}
-            style |= {"linewidth": 1.2, "label": f"{name} {means[name]:.2f}"}
+            # Matplotlib leaves out labels that begin with an underscore.
+            style |= {"linewidth": 1.2, "label": f" {escape(name)} {means[name]:.2f}"}
         axes.plot(*curves[name], **style)
     if curves:
         recall = next(iter(curves.values()))[0]
@@ -46,7 +48,9 @@ def precision_recall_picture(curves: Curves, path: str | Path, title: str = "") 
             axes.plot([], [], color="0.8", linewidth=0.8, label=f"the other {len(ranked) - len(named)}")
         label = f"mean of {len(curves)} {mean.mean():.2f}"
         axes.plot(recall, mean, color="black", linewidth=3.5, label=label, zorder=3)
-        figure.legend(loc="outside right upper", fontsize=9, frameon=False, title="AP50")
+        legend = figure.legend(loc="outside right upper", fontsize=9, frameon=False, title="AP50")
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a name may have a dollar sign
     else:
         axes.text(0.5, 0.5, "nothing to find", ha="center", fontsize=14)
     figure.savefig(path, metadata={"Software": None})

@@ -7,8 +7,9 @@ import math
 import keras
 import tensorflow as tf
 
-from dupr_tf.detection.detector import Detector, batch_of, images_of
+from dupr_tf.detection.detector import Detector, images_of, photos_of
 from dupr_tf.detection.parts.boxes import clip, suppress
+from dupr_tf.detection.scaling import pad_to_stride
 
 LEVELS = ("P3", "P4", "P5")  # levels of the backbone; the pyramid adds P6 and P7
 PRIOR_LOGIT = math.log(0.01 / 0.99)  # at the start, the probability of an object at an anchor is 0.01
@@ -47,17 +48,16 @@ class DenseDetector(Detector):
 
     def call(self, inputs, training=None, mask=None):
         # The steps of KerasCV and KerasHub pass the bare images; KerasCV's graph has a dict.
-        return super().call(self._graph_inputs(images_of(inputs)), training=training, mask=mask)
+        images = images_of(inputs)
+        if not training and tf.is_tensor(images):
+            images = pad_to_stride(images)  # a photo of any size
+        return super().call(self._graph_inputs(images), training=training, mask=mask)
 
     def predict_step(self, data):
-        """Returns detections of a batch; boxes are clipped to the image if the batch has `image_sizes`."""
-        data = batch_of(data)
-        images = images_of(data)
+        """Returns detections of images of any size, or of a batch; boxes are clipped to the image."""
+        images, sizes = photos_of(data)
         detections = self.decode_predictions(self(images, training=False), images)
-        sizes = data.get("image_sizes") if isinstance(data, dict) else None
-        if sizes is None:
-            return detections
-        boxes = clip(detections["boxes"], tf.cast(sizes, tf.float32))
+        boxes = clip(detections["boxes"], sizes)
         return {**detections, "boxes": tf.where(detections["classes"][..., None] >= 0, boxes, -1.0)}
 
     def _suppress(self, boxes, logits):
