@@ -83,9 +83,10 @@ def detections_picture(image: np.ndarray, found: dict, class_names: Sequence[str
         image: (H, W, 3) uint8 RGB.
         found: `boxes`, `classes` and `scores`, and `masks` if any, as `convert_to_originals` returns them.
         class_names: names of the classes 0, 1, …
-        side: px; larger images are shrunk to it.
+        side: px; larger images are shrunk to it, and images below two thirds of it are enlarged to that.
     """
-    scale = min(1.0, side / max(image.shape[:2]))
+    longest = max(image.shape[:2])
+    scale = min(side, max(longest, side * 2 // 3)) / longest
     small = _resize(Image.fromarray(image), scale)
     small = _draw_masks(small, image.shape[:2], found.get("masks") or [])
     order = np.argsort(found["scores"], kind="stable")  # the best is drawn last, on top

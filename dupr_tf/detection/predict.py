@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 FORMAT = "dupr_tf predictions 1"
 RUN_FILE, BAD_IMAGES, PARTS, LOCK, PICTURES = "predict.json", "bad_images.tsv", "parts", "lock", "pictures"
 PART = 256  # images
-SAY_EVERY = 5.0  # seconds
+SAY_EVERY, SAME_BATCH = 5.0, 0.01  # seconds
 Bad = list[tuple[str, str]]  # name and reason
 Stream = Callable[[list[str]], Iterator[tuple[int, object]]]  # paths -> number, `Prediction` or `Unusable`
 
@@ -331,19 +331,26 @@ class PredictRun:
 
 
 class _Progress:
-    """Prints the number of images, their speed and the time that is left, every few seconds and at the end."""
+    """Prints the number of images, their speed and the time that is left, every few seconds and at the end.
+
+    The first batch is not timed, because TensorFlow prepares the model in it.
+    """
 
     def __init__(self, total: int, done: int, console: Console):
-        self.total, self.done, self.first, self.console = total, done, done, console
-        self.start = self.said = time.monotonic()
+        self.total, self.done, self.untimed, self.console = total, done, done, console
+        self.start = self.said = None
 
     def add(self) -> None:
         self.done += 1
         now = time.monotonic()
+        if self.start is None or now - self.start < SAME_BATCH:
+            self.untimed, self.start, self.said = self.done, self.start or now, now
         if now - self.said >= SAY_EVERY or self.done == self.total:
-            rate, self.said = (self.done - self.first) / max(now - self.start, 1e-9), now
-            left = duration((self.total - self.done) / rate)
-            self.console.print(f"image {self.done}/{self.total}  {rate:.1f} images/s  ETA {left}")
+            text, self.said = f"image {self.done}/{self.total}", now
+            if self.done > self.untimed:
+                rate = (self.done - self.untimed) / (now - self.start)
+                text += f"  {rate:.1f} images/s  ETA {duration((self.total - self.done) / rate)}"
+            self.console.print(text)
 
 
 def _record(name: str, prediction) -> dict:
