@@ -50,7 +50,7 @@ class LeftOut:
         self.examples = {**other.examples, **self.examples}
 
     def summary(self) -> str:
-        """Returns a line of how many entries were left out, of which ending, folder or link, and why; "" without any."""
+        """Returns a line: how many entries were left out, of which ending, folder or link, and why; or ""."""
         parts = [
             f"{self.counts[kind]} {kind}{why} ({escape(self.examples[kind])})"
             for kind, why in KINDS.items()

@@ -44,7 +44,7 @@ class Split:
         """One line: images, labels, and how often anything odd was met."""
         odd = [f"{count} {what}" for what, count in self.counts.items() if count]
         folder = os.path.commonpath([os.path.dirname(path) for path in self.paths]) if self.paths else "no folder"
-        return "; ".join([f"{len(self):,} images in {escape(folder)}, {self.labels_text()}", *odd])
+        return "; ".join([f"{len(self)} images, {self.labels_text()}", *odd, f"from {escape(folder)}"])
 
 
 def take_share(images: Split, share: float, seed: int) -> tuple[Split, tuple[str, ...]]:
