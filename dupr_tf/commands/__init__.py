@@ -3,6 +3,7 @@
 from dupr_tf.commands.bench import Bench
 from dupr_tf.commands.cluster import ClusterEnv
 from dupr_tf.commands.doctor import Doctor
+from dupr_tf.commands.duplicates import Duplicates
 from dupr_tf.commands.evaluate import Evaluate
 from dupr_tf.commands.export import Export
 from dupr_tf.commands.fields import Fields
@@ -19,17 +20,17 @@ from dupr_tf.commands.scan import Scan
 from dupr_tf.commands.views import Views
 
 COMMANDS = {
-    "sample": Sample, "scan": Scan, "pack": Pack,
+    "sample": Sample, "scan": Scan, "duplicates": Duplicates, "pack": Pack,
     "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "cluster-env": ClusterEnv,
     "views": Views, "probe": Probe, "report": Report,
     "export": Export, "import": Import,
     "doctor": Doctor, "plan": Plan, "bench": Bench, "fields": Fields, "list": List,
 }  # fmt: skip
 GROUPS = {
-    "data": ("sample", "scan", "pack"),
+    "data": ("sample", "scan", "duplicates", "pack"),
     "training": ("pretrain", "finetune", "evaluate", "cluster-env"),
     "looking": ("views", "probe", "report"),
     "weights": ("export", "import"),
     "planning": ("doctor", "plan", "bench", "fields", "list"),
 }
-CONFIGURED = ("pretrain", "finetune", "probe", "views", "doctor", "plan")
+CONFIGURED = ("pretrain", "finetune", "evaluate", "probe", "views", "doctor", "plan")

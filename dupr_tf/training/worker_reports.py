@@ -91,7 +91,7 @@ class ReportToChief(StepCallback):
 
     def tell_bad(self) -> None:
         """Sends the images found to be bad since the last report."""
-        found = list(self.bad.found.items())
+        found = list(self.bad.reason_of.items())
         if len(found) > self._told:
             self.link.tell_chief(bad=found[self._told :])
             self._told = len(found)
