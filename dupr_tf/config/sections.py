@@ -6,12 +6,13 @@ import inspect
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, field_validator, model_validator
 
 from dupr_tf.config.backbones import BACKBONES
 from dupr_tf.config.terms import LEVELS, AnyTerm, Section, TermConfig, check_unique_names, expand_short_form
 from dupr_tf.errors import UserError
 from dupr_tf.files import local_path
+from dupr_tf.values import read_name
 
 INTERVAL = re.compile(r"([1-9]\d*) ?(s|min|h)")  # of checkpoints, as a time
 
@@ -24,6 +25,17 @@ def _checked_path(path: str) -> str:
 
 
 LocalPath = Annotated[str, AfterValidator(_checked_path)]
+
+
+def _checked_name(value) -> str:
+    try:
+        return read_name(value)
+    except ValueError as error:
+        problem, fix = str(error), "Write it in quotes, as text."
+        raise UserError(None, f"{problem[0].upper()}{problem[1:]}.", fix) from None
+
+
+Name = Annotated[str, BeforeValidator(_checked_name)]
 Weight = Annotated[float, Field(ge=0.0)]
 PerLevel = Annotated[tuple[Weight, ...], Field(min_length=len(LEVELS), max_length=len(LEVELS))]
 
@@ -35,7 +47,7 @@ class DataConfig(Section):
     kind: Literal["auto", "folder", "coco", "voc", "cityscapes", "masks", "shards", "tfds"] = Field(
         "auto", description="layout of root; auto looks"
     )
-    class_names: tuple[str, ...] | None = Field(
+    class_names: tuple[Name, ...] | None = Field(
         None,
         min_length=1,
         description="folder of masks: names of the values 0, 1, …; none: its classes.txt, or numbers",
@@ -45,6 +57,7 @@ class DataConfig(Section):
     max_bad_share: float = Field(0.01, ge=0, le=1, description="share of unreadable images a run may skip")
     share: float = Field(1.0, gt=0, le=1, description="of the labelled training images, drawn by share_seed")
     share_seed: int = Field(0, ge=0, lt=2**31)
+    background: bool = Field(False, description="detectors train on images without a box too, as negatives")
     max_pixels: int = Field(100_000_000, ge=1, description="an image of more pixels is skipped, from its header")
     threads: int | None = Field(None, ge=1, description="threads that read images; default: the number of cores")
     processes: int = Field(0, ge=0, description="processes that read images; 0: the training process reads them itself")

@@ -20,6 +20,7 @@ from dupr_tf.data.images.listing import EXTENSIONS
 from dupr_tf.data.labels.segments import IGNORED, SegmentedImages, class_table
 from dupr_tf.data.labels.split import bounded, log, read_png, reading, refuse_many
 from dupr_tf.errors import UserError
+from dupr_tf.values import read_text
 
 IGNORED_NAMES = ("ignore", "ignored", "void", "unlabelled", "unlabeled")
 MAX_BYTES = 1 << 20  # of classes.txt
@@ -105,7 +106,7 @@ def _named_values(
     file = root / "classes.txt"
     if file.is_file():
         with reading(file, "a list of classes"):
-            return _read_classes(bounded(file, MAX_BYTES).decode())
+            return _read_classes(read_text(bounded(file, MAX_BYTES)))
     if class_names is not None:
         numbers = all(name.isdecimal() for name in class_names)
         return {int(name) if numbers else i: name for i, name in enumerate(class_names)}
