@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable
@@ -41,14 +42,14 @@ def read_classes(root, split: str, data: DataConfig, class_names=None) -> Segmen
     return read_segments(root, split, data.kind, names, data.ignore_value, data.max_bad_share)
 
 
-def with_boxes(annotated: AnnotatedImages) -> int:
-    """Counts the images that have a box that counts."""
-    return len(annotated.with_boxes())
+def trained_on(annotated: AnnotatedImages) -> int:
+    """Counts the images that have something to learn from."""
+    return len(annotated.trained_on())
 
 
 LABELS = {
-    "boxes": Labels(read_boxes, with_boxes),
-    "masks": Labels(read_masks, with_boxes),
+    "boxes": Labels(read_boxes, trained_on),
+    "masks": Labels(read_masks, trained_on),
     "segments": Labels(read_classes, len),
 }
 
@@ -66,6 +67,8 @@ def read_splits(config: Config, data: str | Path, task: str) -> tuple:
     """
     train = LABELS[task].read(data, "train", config.data)
     val = read_evaluated(data, "val", config.data, task, train.class_names)
+    if config.data.background:
+        train = dataclasses.replace(train, background=True)
     if config.data.share == 1:
         return train, val, None
     train, ids = take_share(train, config.data.share, config.data.share_seed)
