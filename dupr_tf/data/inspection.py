@@ -33,7 +33,7 @@ OCTAVES, RATIOS = (1, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0)  # of an anch
 
 @dataclass(frozen=True)
 class BoxCounts:
-    """Boxes of some training images, and what becomes of them in their batches."""
+    """Counts of the boxes of some training images, as their batches have them."""
 
     images: int = 0
     boxes: int = 0  # that count
@@ -49,7 +49,7 @@ class BoxCounts:
         return (self.small + self.unmatched) / left if left else float("nan")
 
     def summary(self) -> str:
-        """One line on how many boxes there are, how large they are, and how many are lost."""
+        """Returns one line: how many boxes there are, how large they are, and how many are lost."""
         if not self.short_sides:
             return f"{self.boxes} boxes in {self.images} images, all of them cropped"
         low, median, high = np.percentile(self.short_sides, (5, 50, 95))
@@ -90,7 +90,7 @@ def inspect_targets(images: AnnotatedImages | SegmentedImages, config: Config) -
 def count_boxes(
     annotated: AnnotatedImages, config: Config, first: int = 0, images: int = IMAGES, examples=None
 ) -> BoxCounts:
-    """Counts the boxes of the images at positions of a run, from `first` on, and what becomes of them.
+    """Counts boxes of the images at positions of a run, and those that are cropped or lost.
 
     Args:
         annotated: the training split.
@@ -121,7 +121,9 @@ def count_boxes(
 
 
 def matched_boxes(boxes: np.ndarray, frame: tuple[int, int], scale: float, iou: float) -> np.ndarray:
-    """Which boxes get an anchor of RetinaNet: one that overlaps them by `iou` or more, and no other box more.
+    """Marks the boxes that get an anchor of RetinaNet.
+
+    An anchor goes to the box that it overlaps most, if that overlap is `iou` or more.
 
     Args:
         boxes: (n, 4) x1 y1 x2 y2, px of the frame.
@@ -228,7 +230,7 @@ def _inspect_classes(segmented: SegmentedImages) -> str:
             "--data",
             f"The {looked} masks that can be read have {f'one class only, {names[0]}' if names else 'no class'}; "
             f"{ignored:.1%} of their pixels are of no class (255, or a value named so).",
-            "Give every class a value of its own below 255, such as 0 and 1 instead of 0 and 255.",
+            "Give every class a different value below 255, such as 0 and 1 instead of 0 and 255.",
         )
     missing = [escape(name) for number, name in enumerate(segmented.class_names) if number not in met]
     text = f"targets: {len(met)} of {len(segmented.class_names)} classes in {looked} masks, {ignored:.1%} ignored"

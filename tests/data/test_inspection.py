@@ -1,4 +1,4 @@
-"""Targets of the first batches: what is counted, what is refused, and by which setting it is mended."""
+"""Targets of the first batches: counts, refusals and the settings they name."""
 
 import dataclasses
 

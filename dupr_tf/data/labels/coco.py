@@ -32,7 +32,7 @@ def read_coco(root: Path, split: str, counts: collections.Counter, masks: bool) 
 
 
 def _by_id(content: dict, what: str) -> dict[int | str, dict]:
-    """{id: row} of a list of the file. Raises ValueError for an id that occurs twice, as it is or normalised."""
+    """{id: row} of a list of the file. Raises ValueError for an id that occurs twice after normalisation."""
     rows = {}
     for row in content[what]:
         key = read_id(row["id"])
@@ -91,7 +91,8 @@ def _object(annotation: dict, name: str) -> Object:
 def _folder(root: Path, split: str, file: Path, names: list[str]) -> Path:
     """The folder that holds the first listed images; sets differ in what they call it."""
     year_split = file.stem.removeprefix("instances_")
-    folders = ["images", f"images/{year_split}", f"images/{split}", "JPEGImages", year_split, split, "."]
+    folders = ("images", f"images/{year_split}", f"images/{split}", "JPEGImages", year_split, split, ".")
+    folders = list(dict.fromkeys(folders))
     for name in names[:100]:
         for folder in folders:
             if (root / folder / name).is_file():
