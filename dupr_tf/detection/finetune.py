@@ -60,7 +60,7 @@ def finetune(
     changes = check(output, config, entries, allow_change)
     check_weights(output, weights)
     console = console or Console()
-    console.print(inspect_targets(splits[0], config), highlight=False)
+    console.print(inspect_targets(splits[0], config), highlight=False, soft_wrap=True)
     from dupr_tf.detection.training import train_detector  # loads TensorFlow
 
     return train_detector(config, weights, data, output, console, splits, entries, bool(changes))
