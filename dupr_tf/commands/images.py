@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
-from dupr_tf.commands.report import REFUSED, print_names, print_table, print_verified, with_progress
+from dupr_tf.commands.report import REFUSED, print_names, print_rows, print_verified, with_progress
 from dupr_tf.config import DataConfig, parse_config
 from dupr_tf.data.images.listing import check_root, list_images
 from dupr_tf.errors import UserError
@@ -51,7 +52,7 @@ class Pack:
             return print_names(self.directory)
         if self.output is None:
             raise UserError("--output", "No folder for the shards is given.", "Pass --output SHARDS.")
-        check_root(self.directory, "folder")
+        check_root(self.directory)
         from dupr_tf.data.shards.pack import PackSettings, pack
 
         settings = PackSettings(self.long_side, self.quality, self.images_per_shard, self.shuffle, self.seed)
@@ -101,6 +102,8 @@ class Scan:
     """data.max_bad_share of the run to come."""
     max_pixels: int = DataConfig().max_pixels
     """data.max_pixels of the run to come."""
+    depth: Literal["full", "auto"] = "full"
+    """data.depth of the run to come."""
 
     def run(self, overrides: dict[str, str]) -> int:
         limits = {"max_bad_share": self.max_bad_share, "max_pixels": self.max_pixels}
@@ -110,8 +113,10 @@ class Scan:
         paths = list_images(self.directory)
         from dupr_tf.data.images.scan import SKIPPED, count_groups, scan_images
 
-        looks = list(with_progress(scan_images(paths, self.max_pixels, self.workers, self.output), len(paths)))
+        looks = list(
+            with_progress(scan_images(paths, self.max_pixels, self.workers, self.output, self.depth), len(paths))
+        )
         skipped = sum(look.outcome == SKIPPED for look in looks)
-        print_table(("outcome", "reason", "files", "such as"), count_groups(looks))
+        print_rows(("outcome", "reason", "files", "such as"), count_groups(looks))
         print(f"{skipped} of {len(looks)} images would be skipped ({skipped / len(looks):.2%})")
         return REFUSED if skipped > self.max_bad_share * len(looks) else 0

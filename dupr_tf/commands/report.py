@@ -23,6 +23,14 @@ def print_table(head: tuple[str, ...], rows: list[tuple]) -> None:
     Console().print(table)
 
 
+def print_rows(head: tuple[str, ...], rows: list[tuple]) -> None:
+    """Prints rows whole, however wide the terminal is, so that paths can be copied."""
+    cells = [tuple(map(str, row)) for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
 SCORES = ("AP", "AP50", "AP75", "mIoU", "pixel_accuracy")
 
 

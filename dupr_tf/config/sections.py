@@ -59,6 +59,10 @@ class DataConfig(Section):
     share_seed: int = Field(0, ge=0, lt=2**31)
     background: bool = Field(False, description="detectors train on images without a box too, as negatives")
     max_pixels: int = Field(100_000_000, ge=1, description="an image of more pixels is skipped, from its header")
+    depth: Literal["full", "auto"] = Field(
+        "full",
+        description="16-bit grey: full keeps the upper 8 bits, auto scales each file by its minimum and maximum",
+    )
     threads: int | None = Field(None, ge=1, description="threads that read images; default: the number of cores")
     processes: int = Field(0, ge=0, description="processes that read images; 0: the training process reads them itself")
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from dupr_tf.config import Config, DataConfig
 from dupr_tf.data.images.bad_images import unusable_reason
-from dupr_tf.data.images.decode import MAX_PIXELS, Unusable, decode
+from dupr_tf.data.images.decode import Unusable, decode
 from dupr_tf.data.images.source import read_file
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.labels.run_lengths import MASK_SIDE, crop_masks
@@ -119,7 +119,7 @@ def open_eval_reader(images, order: np.ndarray, place: Callable, side: int | Non
         "factors": ((None, 2), np.float32),
         "index": ((None,), np.int64),
     }
-    examples = _EvalExamples(images.paths, order, place, data.max_pixels)
+    examples = _EvalExamples(images.paths, order, place, data)
     return open_reader(
         examples, 0, len(images), signature, batch, data, images, functools.partial(pad_batch, side=side)
     )
@@ -127,7 +127,7 @@ def open_eval_reader(images, order: np.ndarray, place: Callable, side: int | Non
 
 def open_reader(make, first: int, last: int, signature: dict, batch: int, data: DataConfig, images, merge) -> Reader:
     """Opens a reader whose blocks are single images. They are padded to the size of their batch."""
-    refuse = functools.partial(_refuse_unreadable, images, data.max_pixels)
+    refuse = functools.partial(_refuse_unreadable, images, data)
     return Reader(make, first, last, signature, batch, data.threads, data.processes, refuse, merge)
 
 
@@ -136,9 +136,10 @@ def wide_first(sizes: np.ndarray) -> np.ndarray:
     return np.argsort(sizes[:, 0] > sizes[:, 1], kind="stable")
 
 
-def read_image(path: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(path: str, data: DataConfig | None = None) -> np.ndarray:
     """(H, W, 3) uint8 RGB, upright. Raises `Unusable`."""
-    return decode(read_file(path), max_pixels)
+    data = data or DataConfig()
+    return decode(read_file(path), data.max_pixels, depth=data.depth)
 
 
 def image_rows(image: np.ndarray, place: Place) -> dict[str, np.ndarray]:
@@ -150,13 +151,13 @@ def image_rows(image: np.ndarray, place: Place) -> dict[str, np.ndarray]:
 class _EvalExamples:
     """Makes a block of each image."""
 
-    def __init__(self, paths, order: np.ndarray, place: Callable[[tuple], Place], max_pixels: int):
-        self.paths, self.order, self.place, self.max_pixels = paths, order, place, max_pixels
+    def __init__(self, paths, order: np.ndarray, place: Callable[[tuple], Place], data: DataConfig):
+        self.paths, self.order, self.place, self.data = paths, order, place, data
 
     def __call__(self, number: int) -> Block:
         index = int(self.order[number])
         try:
-            image = read_image(self.paths[index], self.max_pixels)
+            image = read_image(self.paths[index], self.data)
         except Unusable as error:
             return Block({}, ((index, str(error)),))
         place = self.place(image.shape[:2])
@@ -188,7 +189,7 @@ class TrainingExamples:
         self.masks = None
         if annotated.masks is not None:
             self.masks = [[annotated.masks[i][k] for k in rows] for i, rows in zip(kept, used, strict=True)]
-        self.detector, self.max_pixels, self.seed = config.detector, config.data.max_pixels, config.train.seed
+        self.detector, self.data, self.seed = config.detector, config.data, config.train.seed
         self.side = None if config.detector.short_sides else config.data.image_size
         permutation = functools.partial(shuffled_epoch, len(kept), self.seed)
         if self.side is None:
@@ -199,7 +200,7 @@ class TrainingExamples:
     def __call__(self, position: int) -> Block:
         index = self.order(position)
         try:
-            image = read_image(self.paths[index], self.max_pixels)
+            image = read_image(self.paths[index], self.data)
         except Unusable as error:
             return Block({}, ((self.kept[index], str(error)),))
         place = self.place(position, image.shape[:2])
@@ -277,24 +278,25 @@ def sides(boxes: np.ndarray) -> np.ndarray:
     return boxes[:, 2:] - boxes[:, :2]
 
 
-def unreadable_images(annotated: AnnotatedImages | SegmentedImages, max_pixels: int = MAX_PIXELS) -> dict[str, str]:
-    """{path: reason} of the images that cannot be used; slow, for saying what went wrong after a run has failed.
+def unreadable_images(images: AnnotatedImages | SegmentedImages, data: DataConfig | None = None) -> dict[str, str]:
+    """{path: reason} of the images that cannot be used. Decodes all of them, JPEGs at an eighth of their size.
 
     Args:
-        annotated: the images; of `SegmentedImages` the masks too.
-        max_pixels: an image of more is refused.
+        images: of `SegmentedImages` the masks too.
+        data: how images are read; None: as by default.
     """
-    with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda path: unusable_reason(path, max_pixels), annotated.paths)
-        reasons = dict(zip(annotated.paths, found, strict=True))
-    if isinstance(annotated, SegmentedImages):
-        reasons |= annotated.unreadable_segments()
+    data = data or DataConfig()
+    with ThreadPoolExecutor(data.threads) as pool:
+        found = pool.map(lambda path: unusable_reason(path, data.max_pixels, data.depth), images.paths)
+        reasons = dict(zip(images.paths, found, strict=True))
+    if isinstance(images, SegmentedImages):
+        reasons |= images.unreadable_segments()
     return {path: reason for path, reason in reasons.items() if reason}
 
 
-def _refuse_unreadable(images, max_pixels: int, index: int, reason: str) -> None:
+def _refuse_unreadable(images, data: DataConfig, index: int, reason: str) -> None:
     """Ends the run at the first image that cannot be used, and names it and counts the others."""
-    bad = unreadable_images(images, max_pixels) or {images.paths[index]: reason}
+    bad = unreadable_images(images, data) or {images.paths[index]: reason}
     path, reason = next(iter(bad.items()))
     raise RunFailed(
         f"{len(bad)} of the {len(images)} images cannot be decoded, such as {escape(path)} ({escape(reason)}). "

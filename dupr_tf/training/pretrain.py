@@ -157,7 +157,7 @@ def checked_images(
     """Returns the config with its root resolved, the images and the unreadable ones. Rejects what cannot work."""
     config, source = open_images(config, data)
     raise_all(config.pretrain_problems(replicas))
-    bad = BadImages(source, config.data.max_bad_share, config.data.max_pixels, report)
+    bad = BadImages.of(source, config.data, report)
     bad.writes = False  # until the run is recorded
     check_readable(source, bad)
     return config, source, bad

@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dupr_tf.data.images.decode import MAX_PIXELS, Unusable, decode
+from dupr_tf.config import DataConfig
+from dupr_tf.data.images.decode import FACTORS, MAX_PIXELS, Unusable, decode
 from dupr_tf.data.images.source import Files, ImageSource, as_source, read_file
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.files import write_whole
@@ -20,10 +21,10 @@ log = logging.getLogger(__name__)
 WRITE_EVERY = 10.0  # seconds between two writings of the list while a run goes on
 
 
-def unusable_reason(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> str:
-    """Why training would skip a file, as `kind of reason: details`; "" if it would not. Decodes all of it."""
+def unusable_reason(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, depth: str = "full") -> str:
+    """Why training would skip a file, as `kind of reason: details`; "" if it would not."""
     try:
-        decode(read_file(path), max_pixels)
+        decode(read_file(path), max_pixels, factor=max(FACTORS), depth=depth)  # of a JPEG every coefficient
         return ""
     except Unusable as error:
         return str(error)
@@ -39,6 +40,7 @@ class BadImages:
         report: file for the list, a line of name and reason each, replaced as a whole every few seconds. What an
             earlier start of the run left there is looked at again by `check_readable`, where images are files.
             None: no file.
+        depth: `data.depth`.
 
     Attributes:
         writes: whether the file may be written; false until a run has checked its start.
@@ -50,12 +52,19 @@ class BadImages:
         max_share: float,
         max_pixels: int = MAX_PIXELS,
         report: str | Path | None = None,
+        depth: str = "full",
     ):
         self.source, self.max_share, self.max_pixels = as_source(images), max_share, max_pixels
+        self.depth = depth
         self.report = None if report is None else Path(report)
         self.found: dict[int, str] = {}
         self.writes = True
         self._lock, self._written, self._write_at = threading.Lock(), 0, 0.0
+
+    @classmethod
+    def of(cls, images: ImageSource | Sequence[str], data: DataConfig, report: str | Path | None = None) -> BadImages:
+        """Takes the limits from the data section of a config."""
+        return cls(images, data.max_bad_share, data.max_pixels, report, data.depth)
 
     def name(self, index: int) -> str:
         """The name of an image, in one line."""
@@ -64,7 +73,7 @@ class BadImages:
     def is_bad(self, index: int) -> bool:
         """Decodes image `index`, and notes it if it cannot be used."""
         try:
-            decode(self.source.read(index), self.max_pixels)
+            decode(self.source.read(index), self.max_pixels, depth=self.depth)
             return False
         except Unusable as error:
             self.add(index, str(error))

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from dupr_tf.data.labels.annotations import ListedImage, Object
 from dupr_tf.data.labels.split import MISTAKES, bounded, inside, reading, size_of
-from dupr_tf.data.layouts import coco_files
-from dupr_tf.errors import UserError
+from dupr_tf.data.layouts import coco_files, split_folder
 from dupr_tf.values import read_flag, read_id, read_name
 
 MAX_COCO_BYTES = 4 << 30  # read, it takes about six times as much memory; COCO's largest has 0.5 GB, LVIS's 1.2
@@ -90,14 +89,4 @@ def _object(annotation: dict, name: str) -> Object:
 
 def _folder(root: Path, split: str, file: Path, names: list[str]) -> Path:
     """The folder that holds the first listed images; sets differ in what they call it."""
-    year_split = file.stem.removeprefix("instances_")
-    folders = ("images", f"images/{year_split}", f"images/{split}", "JPEGImages", year_split, split, ".")
-    folders = list(dict.fromkeys(folders))
-    for name in names[:100]:
-        for folder in folders:
-            if (root / folder / name).is_file():
-                return root / folder
-    if names:
-        problem = f"The images of {file}, such as {names[0]}, are in none of {', '.join(folders)} under {root}."
-        raise UserError(None, problem, "Move or link the folder of images there.")
-    return root
+    return split_folder(root, split, (file.stem.removeprefix("instances_"),), names[:100], file)

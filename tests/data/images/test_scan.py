@@ -22,7 +22,7 @@ def test_each_file_is_read_and_decoded_once(folder, monkeypatch):
     for name in ("read_file", "decode"):
         original = getattr(scan_module, name)
         monkeypatch.setattr(
-            scan_module, name, lambda *a, name=name, original=original: calls.append(name) or original(*a)
+            scan_module, name, lambda *a, n=name, original=original, **k: calls.append(n) or original(*a, **k)
         )
     assert len(list(scan_images(list_images(folder), 10**8, workers=2))) == 6
     assert sorted(calls) == ["decode"] * 6 + ["read_file"] * 6
