@@ -115,6 +115,19 @@ def test_imports_follow_the_arrows(path):
     assert not wrong, f"{name(path)} may import {sorted(ARROWS[room])}, and imports {sorted(wrong)}"
 
 
+@pytest.mark.parametrize(
+    ("target", "importers"), [("keras_cv", {"retinanet.py"}), ("dupr_tf.detection.retinanet", set())]
+)
+def test_kerascv_is_imported_by_one_file_on_request(target, importers):
+    package = {path: ".".join(path.relative_to(ROOT).parent.parts) for path in FILES}
+    found = {
+        path.name
+        for path in FILES
+        if any(f"{one}.".startswith(f"{target}.") for one in imported(parse(path), package[path]))
+    }
+    assert found == importers
+
+
 def test_the_arrows_form_no_circle_and_keep_data_and_models_apart():
     order = list(ARROWS)  # every room stands after the rooms it imports
     assert all(order.index(target) < order.index(room) for room, targets in ARROWS.items() for target in targets)

@@ -42,14 +42,14 @@ def read_classes(root, split: str, data: DataConfig, class_names=None) -> Segmen
     return read_segments(root, split, data.kind, names, data.ignore_value, data.max_bad_share)
 
 
-def trained_on(annotated: AnnotatedImages) -> int:
+def count_trained_on(annotated: AnnotatedImages) -> int:
     """Counts the images that have something to learn from."""
     return len(annotated.trained_on())
 
 
 LABELS = {
-    "boxes": Labels(read_boxes, trained_on),
-    "masks": Labels(read_masks, trained_on),
+    "boxes": Labels(read_boxes, count_trained_on),
+    "masks": Labels(read_masks, count_trained_on),
     "segments": Labels(read_classes, len),
 }
 

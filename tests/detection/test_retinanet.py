@@ -5,19 +5,18 @@ import keras_cv
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras_cv.src.bounding_box.converters import _encode_box_to_deltas
 
 from dupr_tf.config import parse_config
 from dupr_tf.data.inspection import matched_boxes
 from dupr_tf.data.placing import to_original
+from dupr_tf.detection.dense import labels_of
+from dupr_tf.detection.parts.boxes import decode
+from dupr_tf.detection.parts.pyramid import FeaturePyramid
 from dupr_tf.detection.retinanet import (
     ANCHORS_PER_CELL,
-    BOX_DEVIATIONS,
-    FeaturePyramid,
+    Anchors,
     PredictionHead,
     RetinaNet,
-    decoded,
-    pyramid_anchors,
 )
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
 from dupr_tf.detection.scaling import letterbox, scaled_batch
@@ -140,6 +139,33 @@ def test_box_loss_is_smooth_l1_with_a_cutoff_of_1(detector):
         assert loss(error) - loss(0.0) == pytest.approx(expected, abs=1e-3)
 
 
+def test_class_loss_is_focal_loss_over_positive_anchors(detector):
+    data = batch(boxes=[[8, 8, 40, 40]], classes=[1])
+    deltas, classes = detector.label_encoder(data["images"], dict(data["bounding_boxes"]))
+    logits = np.random.default_rng(3).normal(size=(*classes.shape, 3)) * 2
+    outputs = {"box": deltas, "classification": tf.constant(logits, tf.float32)}
+    loss = float(detector.compute_loss(data["images"], data["bounding_boxes"], outputs, None))
+    counted, classes = classes.numpy() != -2, classes.numpy()
+    expected = twin.focal_loss(logits[counted], np.eye(4)[classes.astype(int)][..., :3][counted])
+    assert loss == pytest.approx(expected / (classes >= 0).sum(), rel=1e-4)
+
+
+def test_fit_accepts_batches_without_boxes():
+    empty, full = batch(padding=0, boxes=(), classes=()), batch(padding=0)
+    spec = tf.nest.map_structure(lambda x: tf.TensorSpec([None, None, *x.shape[2:]], x.dtype), full)
+    model = make()
+    model.compile(keras.optimizers.SGD(0.01))
+    dataset = tf.data.Dataset.from_generator(lambda: [empty, full], output_signature=spec)
+    loss = model.fit(dataset, steps_per_epoch=2, verbose=0, shuffle=False).history["loss"][0]
+    assert 0 < loss < 100 and all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+@pytest.mark.parametrize("labels", [{}, {"bounding_boxes": batch(padding=0, boxes=(), classes=())["bounding_boxes"]}])
+def test_labels_without_boxes_have_one_row_of_padding(labels):
+    _, boxes, classes = labels_of({"images": batch()["images"], **labels})
+    assert boxes.numpy().tolist() == [[[-1.0] * 4]] * 2 and classes.numpy().tolist() == [[-1.0]] * 2
+
+
 def test_feature_pyramid_matches_its_numpy_twin():
     pyramid, rng = FeaturePyramid(3, norm=False), np.random.default_rng(0)
     levels = {name: rng.normal(size=(1, 2**n, 2**n, n + 1)) for name, n in (("P3", 4), ("P4", 3), ("P5", 2))}
@@ -254,20 +280,12 @@ def test_loading_no_detector_is_refused(tmp_path):
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (256, 160), (32, 32)])
 def test_anchors_are_kerascvs_for_a_size_known_or_not(height, width):
     theirs = keras_cv.models.RetinaNet.default_anchor_generator("xyxy")(image_shape=(height, width, 3))
-    ours = pyramid_anchors(4.0)
-    unknown = tf.function(lambda image: ours(image), input_signature=[tf.TensorSpec((None, None, 3))])
-    for found in (ours(image_shape=(height, width, 3)), unknown(tf.zeros([height, width, 3]))):
+    ours = Anchors(4.0)
+    unknown = tf.function(lambda image: ours(tf.shape(image)), input_signature=[tf.TensorSpec((None, None, 3))])
+    for found in (ours((height, width, 3)), unknown(tf.zeros([height, width, 3]))):
         assert found.keys() == theirs.keys()
         for level, boxes in theirs.items():
             np.testing.assert_allclose(found[level], boxes, atol=1e-3)
-
-
-def test_boxes_are_decoded_as_kerascv_encodes_them():
-    """`test_encoded_truth_decodes_to_itself` for boxes that are not anchors' neighbours: any deltas, both ways."""
-    anchors = tf.constant([[10.0, 20, 50, 40], [0, 0, 30, 60]])
-    boxes = tf.constant([[[12.0, 15, 80, 47], [-5, 3, 25, 90]]])
-    deltas = _encode_box_to_deltas(anchors, boxes, "xyxy", "xyxy", variance=BOX_DEVIATIONS)
-    np.testing.assert_allclose(decoded(deltas, anchors), boxes, atol=1e-3)
 
 
 def of_any_size(**arguments):
@@ -330,14 +348,14 @@ def test_the_saved_model_of_any_size_scales_as_the_evaluation_does(detector, tmp
 @pytest.mark.parametrize("scale", [2.0, 4.0])
 def test_matched_boxes_are_those_the_encoder_targets(scale):
     model, rng, seen = make(anchor_scale=scale), np.random.default_rng(0), []
-    anchors = tf.concat(list(model.anchor_generator(image_shape=(SIZE, SIZE, 3)).values()), 0)
+    anchors = tf.concat(list(model.anchor_generator((SIZE, SIZE, 3)).values()), 0)
     for _ in range(8):
         corners = np.sort(rng.uniform(0, SIZE, (6, 2, 2)), 1)
         boxes = corners.reshape(6, 4).astype(np.float32)
         deltas, classes = model.label_encoder(
             tf.zeros([1, SIZE, SIZE, 3]), {"boxes": boxes[None], "classes": np.zeros([1, 6], np.float32)}
         )
-        targets = decoded(deltas, anchors)[0].numpy()[classes[0].numpy() >= 0]  # (positives, 4)
+        targets = decode(deltas, anchors, order="center_yxhw")[0].numpy()[classes[0].numpy() >= 0]  # (positives, 4)
         expected = (np.abs(targets[:, None] - boxes).max(-1) < 0.1).any(0)
         np.testing.assert_array_equal(matched_boxes(boxes, (SIZE, SIZE), scale, 0.5), expected)
         seen += expected.tolist()

@@ -10,8 +10,8 @@ import tensorflow as tf
 from dupr_tf.config import parse_config
 from dupr_tf.data.placing import to_original
 from dupr_tf.detection import rcnn
-from dupr_tf.detection.build import build_detector
 from dupr_tf.detection.rcnn import FasterRCNN
+from dupr_tf.detection.registry import build_detector
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
 from dupr_tf.detection.scaling import scaled_batch
 from dupr_tf.errors import UserError
