@@ -2,6 +2,7 @@
 
 from dupr_tf.commands.cluster import ClusterEnv
 from dupr_tf.commands.doctor import Doctor
+from dupr_tf.commands.duplicates import Duplicates
 from dupr_tf.commands.images import Pack, Sample, Scan
 from dupr_tf.commands.list import List
 from dupr_tf.commands.plan import Plan
@@ -15,6 +16,7 @@ COMMANDS = {
     "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "export": Export, "import": Import,
     "probe": Probe, "views": Views, "report": Report, "doctor": Doctor, "plan": Plan,
     "cluster-env": ClusterEnv,
-    "scan": Scan, "pack": Pack, "sample": Sample, "bench": Bench, "fields": Fields, "list": List,
+    "scan": Scan, "duplicates": Duplicates, "pack": Pack, "sample": Sample,
+    "bench": Bench, "fields": Fields, "list": List,
 }  # fmt: skip
-CONFIGURED = ("pretrain", "finetune", "probe", "views", "doctor", "plan")
+CONFIGURED = ("pretrain", "finetune", "evaluate", "probe", "views", "doctor", "plan")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +41,10 @@ class Pack:
     """Threads that read, check and encode; none: one a CPU."""
     max_bad_share: float = 0.01
     """Share of the files that may be unreadable."""
+    max_pixels: int = DataConfig().max_pixels
+    """An image of more is left out."""
+    depth: Literal["full", "auto"] = "full"
+    """Deeper images that are shrunk: keep the upper 8 of 16 bits, or scale each by its minimum and maximum."""
     verify: bool = False
     """Compare shards with their checksums, write nothing."""
     list: bool = False
@@ -55,7 +60,8 @@ class Pack:
         check_root(self.directory)
         from dupr_tf.data.shards.pack import PackSettings, pack
 
-        settings = PackSettings(self.long_side, self.quality, self.images_per_shard, self.shuffle, self.seed)
+        order = self.images_per_shard, self.shuffle, self.seed
+        settings = PackSettings(self.long_side, self.quality, *order, self.max_pixels, self.depth)
         packed = pack(self.directory, self.output, settings, self.workers, self.max_bad_share)
         size = sum(shard.bytes for shard in packed.shards)
         print(f"{packed.images:,} images in {len(packed.shards)} shards ({packed.written} written now), {size:,} bytes")
@@ -111,6 +117,8 @@ class Scan:
         if self.workers < 1:
             raise UserError("--workers", f"Expected 1 or more, received {self.workers}.")
         paths = list_images(self.directory)
+        from dupr_tf.data.images.bad_images import advice
+        from dupr_tf.data.images.duplicates import frames_warning, near_identical_folders
         from dupr_tf.data.images.scan import SKIPPED, count_groups, scan_images
 
         looks = list(
@@ -119,4 +127,10 @@ class Scan:
         skipped = sum(look.outcome == SKIPPED for look in looks)
         print_rows(("outcome", "reason", "files", "such as"), count_groups(looks))
         print(f"{skipped} of {len(looks)} images would be skipped ({skipped / len(looks):.2%})")
-        return REFUSED if skipped > self.max_bad_share * len(looks) else 0
+        for folder, share in near_identical_folders(paths):
+            print(f"dupr-tf: warning: {frames_warning(folder, share)}", file=sys.stderr)
+        if skipped <= self.max_bad_share * len(looks):
+            return 0
+        reasons = [look.reason for look in looks if look.outcome == SKIPPED]
+        print(f"dupr-tf: warning: {advice(reasons, len(looks), flags=True)}", file=sys.stderr)
+        return REFUSED

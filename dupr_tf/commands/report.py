@@ -91,13 +91,13 @@ def print_names(root: Path) -> None:
         print(escape(name))
 
 
-def with_progress(items, total: int):
+def with_progress(items, total: int, doing: str = "scanning"):
     """Yields the items; on a terminal, a bar counts them."""
     from rich.console import Console
     from rich.progress import track
 
     console = Console(stderr=True)
-    yield from track(items, "scanning", total, console=console, disable=not console.is_terminal)
+    yield from track(items, doing, total, console=console, disable=not console.is_terminal)
 
 
 def problems_of(check: Callable, *arguments, field: str | None = None) -> list[UserError]:

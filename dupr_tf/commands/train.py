@@ -120,7 +120,10 @@ class Finetune:
 
 @dataclasses.dataclass
 class Evaluate:
-    """Evaluate a saved detector on the validation split of labelled images with its classes."""
+    """Evaluate a saved detector on the validation split of labelled images with its classes.
+
+    Fields of the config's data section can be set here as well: --data.max_pixels 200000000.
+    """
 
     detector: tyro.conf.Positional[Path]
     """detector.keras, or the folder fine-tuning wrote."""
@@ -133,9 +136,13 @@ class Evaluate:
 
     def run(self, overrides: dict[str, str]) -> None:
         refuse_cluster()
+        others = [name for name in overrides if not name.startswith("data.")]
+        if others:
+            raise UserError(f"--{others[0]}", "A detector keeps its config.", "Change only fields of data.")
         from dupr_tf.detection.finetune import evaluate
 
-        print_scores(evaluate(self.detector, self.data, self.output, self.split), self.output)
+        scores = evaluate(self.detector, self.data, self.output, self.split, overrides=overrides)
+        print_scores(scores, self.output)
 
 
 def has_gpu() -> bool:

@@ -16,6 +16,7 @@ from dupr_tf.data import layouts
 from dupr_tf.data.labels.annotations import AnnotatedImages, read_annotations
 from dupr_tf.data.labels.segments import SegmentedImages, read_segments
 from dupr_tf.data.labels.split import take_share
+from dupr_tf.data.labels.usable import leave_out_unusable
 from dupr_tf.errors import UserError
 
 
@@ -67,17 +68,17 @@ def read_splits(config: Config, data: str | Path, task: str) -> tuple:
     """
     train = LABELS[task].read(data, "train", config.data)
     val = read_evaluated(data, "val", config.data, task, train.class_names)
+    if config.data.share < 1:
+        train, _ = take_share(train, config.data.share, config.data.share_seed)
+    train = leave_out_unusable(train, "train", config.data)
     if config.data.background:
         train = dataclasses.replace(train, background=True)
-    if config.data.share == 1:
-        return train, val, None
-    train, ids = take_share(train, config.data.share, config.data.share_seed)
-    return train, val, ids
+    return train, val, (train.ids or train.paths) if config.data.share < 1 else None
 
 
 def read_evaluated(data: str | Path, split: str, section: DataConfig, task: str, class_names):
     """Returns the images of a split. Raises UserError if they have nothing to evaluate a detector on."""
-    images = LABELS[task].read(data, split, section, class_names)
+    images = leave_out_unusable(LABELS[task].read(data, split, section, class_names), split, section)
     if not LABELS[task].learnable(images):
         raise UserError("data", f"{data} has no boxes to evaluate on.", "Use a split whose images have labels.")
     return images

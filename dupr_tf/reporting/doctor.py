@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 
 from dupr_tf.config import Config
-from dupr_tf.data.images.source import ImageSource
+from dupr_tf.data.images.duplicates import frames_warning, near_identical_folders
+from dupr_tf.data.images.source import Files, ImageSource
 from dupr_tf.reporting import advice
 from dupr_tf.reporting.folder_statistics import Overlap, Sizes, look_at_sizes, simulate_overlap
 from dupr_tf.reporting.prediction import available_memory, predict, usable_cpus
@@ -48,6 +49,8 @@ def about_images(source: ImageSource, config: Config | None) -> Examination:
         if settings.model.patch_sizes:
             sentences += advice.advice_on_overlap(overlap, settings)
     data = settings.data
+    if isinstance(source, Files):
+        sentences += [frames_warning(folder, share) for folder, share in near_identical_folders(source.paths)]
     sentences = [*advice.advice_on_sizes(sizes, enlarged, data.image_size, data.max_bad_share), *sentences]
     if config is None:
         sentences.append(advice.recipe(sizes.count))

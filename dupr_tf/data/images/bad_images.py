@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import logging
+import math
 import os
+import re
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -17,6 +19,7 @@ from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.files import write_whole
 from dupr_tf.text import escape
 
+TOO_LARGE = re.compile(r"too many pixels: (\d+) x (\d+)")
 log = logging.getLogger(__name__)
 WRITE_EVERY = 10.0  # seconds between two writings of the list while a run goes on
 
@@ -113,7 +116,7 @@ class BadImages:
                 f"{len(self.found)} of {len(self.source)} images cannot be used, where {self.max_share:.2%} may be "
                 f"skipped: {count_reasons(self.found.values())}{where}, the first is "
                 f"{self.name(next(iter(self.found)))}.",
-                "Mend or remove them, or raise --data.max_bad_share.",
+                advice(self.found.values(), len(self.source)),
             )
             raise RunFailed(str(error)) if running else error
         if time.monotonic() >= self._write_at:
@@ -163,6 +166,28 @@ def check_readable(images: ImageSource | Sequence[str], bad: BadImages, tries: i
 def write_list(path: Path, images: Iterable[tuple[str, str]]) -> None:
     """Writes name and reason of each image on a line, whole or not at all."""
     write_whole(path, "name\treason\n" + "".join(f"{escape(name)}\t{reason}\n" for name, reason in images))
+
+
+def advice(reasons: Iterable[str], total: int, flags: bool = False) -> str:
+    """The settings that would let images be used or skipped, with their values.
+
+    Args:
+        reasons: of the images that cannot be used.
+        total: number of images.
+        flags: whether the settings are flags (`--max-pixels`) instead of fields of a config.
+    """
+    share, pixels, depth = (
+        ("--max-bad-share", "--max-pixels", "--depth")
+        if flags
+        else ("data.max_bad_share", "data.max_pixels", "data.depth")
+    )
+    reasons = list(reasons)
+    ways = [f"raise {share} to {min(1, math.ceil(100 * len(reasons) / total) / 100):g}"] if len(reasons) < total else []
+    sizes = [math.prod(map(int, match.groups())) for match in map(TOO_LARGE.match, reasons) if match]
+    ways += [f"set {pixels} to {max(sizes)} to use large images"] if sizes else []
+    if any("data.depth" in reason for reason in reasons):
+        ways.append(f"set {depth} to auto to use images of 32 bits")
+    return "; or ".join(["Repair or remove them", *ways]) + "."
 
 
 def count_reasons(reasons: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from dupr_tf.config import parse_config
-from dupr_tf.data.images.bad_images import BadImages, check_readable, count_reasons, unusable_reason
+from dupr_tf.data.images.bad_images import BadImages, advice, check_readable, count_reasons, unusable_reason
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.text import escape
@@ -102,6 +102,14 @@ def test_bad_images_are_allowed_up_to_the_limit():
 
 def test_reasons_are_counted_by_kind():
     assert count_reasons(["cut short: JPEG", "empty: 0 bytes", "cut short: PNG"]) == "2 cut short, 1 empty"
+
+
+def test_advice_names_the_settings_with_values():
+    reasons = ["too many pixels: 14000 x 10000, see data.max_pixels", "too many pixels: 10 x 10, see data.max_pixels"]
+    assert "data.max_bad_share to 0.1" in advice(reasons, 21) and "data.max_pixels to 140000000" in advice(reasons, 21)
+    assert "--max-pixels to 140000000" in advice(reasons, 21, flags=True)
+    assert "data.max_bad_share" not in advice(["empty: 0 bytes"], 1)
+    assert "data.depth to auto" in advice(["no defined white: pixels of 32 bits (mode F), data.depth auto"], 5)
 
 
 def test_a_folder_without_a_usable_image_is_refused(tmp_path):
