@@ -57,6 +57,9 @@ class DataConfig(Section):
     max_bad_share: float = Field(0.01, ge=0, le=1, description="share of unreadable images a run may skip")
     share: float = Field(1.0, gt=0, le=1, description="of the labelled training images, drawn by share_seed")
     share_seed: int = Field(0, ge=0, lt=2**31)
+    val_share: float | None = Field(
+        None, gt=0, lt=1, description="of train, drawn by share_seed as val if there is none"
+    )
     background: bool = Field(False, description="detectors train on images without a box too, as negatives")
     max_pixels: int = Field(100_000_000, ge=1, description="an image of more pixels is skipped, from its header")
     depth: Literal["full", "auto"] = Field(

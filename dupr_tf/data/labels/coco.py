@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dupr_tf.data.labels.annotations import ListedImage, Object
-from dupr_tf.data.labels.split import MISTAKES, bounded, inside, reading, size_of
+from dupr_tf.data.labels.split import MISTAKES, MissingSplit, bounded, inside, reading, size_of
 from dupr_tf.data.layouts import coco_files, split_folder
 from dupr_tf.values import read_flag, read_id, read_name
 
@@ -19,6 +19,8 @@ def read_coco(root: Path, split: str, counts: collections.Counter, masks: bool) 
     """The listed images with their objects, and the classes by id; `counts` gets what was odd."""
     files = coco_files(root, split)
     file = next((path for path in files if path.is_file()), files[0])
+    if not file.is_file():
+        raise MissingSplit(None, f"There is no {file}.", "Add it, or pass another root or split.")
     with reading(file, "COCO annotations"):
         content = json.loads(bounded(file, MAX_COCO_BYTES))
         categories, rows = (_by_id(content, what) for what in ("categories", "images"))

@@ -18,7 +18,7 @@ import numpy as np
 from dupr_tf.data.images.decode import upright_size
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.labels.segments import IGNORED, SegmentedImages, class_table
-from dupr_tf.data.labels.split import bounded, log, read_png, reading, refuse_many
+from dupr_tf.data.labels.split import MissingSplit, bounded, log, read_png, reading, refuse_many
 from dupr_tf.data.layouts import mask_folders
 from dupr_tf.errors import UserError
 from dupr_tf.values import read_text
@@ -86,7 +86,7 @@ def _look_at(root: Path, split: str) -> list[tuple]:
         _refuse_shared(files, segments)
         with ThreadPoolExecutor() as pool:
             return list(pool.map(_look, files, segments))
-    raise UserError(
+    raise MissingSplit(
         None,
         f"{root} has no images in {split}/images and masks in {split}/masks (nor images/{split} and masks/{split}, nor "
         "Cityscapes' leftImg8bit and gtFine).",

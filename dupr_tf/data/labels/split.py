@@ -121,6 +121,10 @@ def inside(name: str) -> str:
     return name
 
 
+class MissingSplit(UserError):
+    """A data set has no such split."""
+
+
 class FileFacts(NamedTuple):
     """Facts about the file of an image."""
 

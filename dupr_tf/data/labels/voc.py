@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dupr_tf.data.images.listing import EXTENSIONS
 from dupr_tf.data.labels.annotations import ListedImage, Object
-from dupr_tf.data.labels.split import bounded, inside, reading, size_of
+from dupr_tf.data.labels.split import MissingSplit, bounded, inside, reading, size_of
 from dupr_tf.errors import UserError
 from dupr_tf.values import read_flag, read_name, read_text
 
@@ -24,7 +24,7 @@ def read_voc(root: Path, split: str, counts: collections.Counter, masks: bool) -
     """The listed images with their objects, and the classes by name; `counts` gets what was odd."""
     lists = _lists(root, split)
     if not lists:
-        raise UserError(
+        raise MissingSplit(
             None,
             f"{root} has no annotations/instances_{split}.json (COCO), no ImageSets/Main/{split}.txt (VOC; nor, for "
             f"train and val of 07+12, VOC2007 and VOC2012) and no gtFine/{split} (Cityscapes).",
