@@ -207,7 +207,7 @@ def split_folder(root: Path, split: str, years: Sequence[str], names: Sequence[s
 
 
 def _same_paths(paths: Sequence[Path], others: Sequence[Path]) -> bool:
-    """Whether two layouts read the same; a file system may take Annotations and annotations for one folder."""
+    """Returns True if two layouts read the same; a file system may take Annotations and annotations for one folder."""
     return {os.stat(path).st_ino for path in paths} == {os.stat(path).st_ino for path in others}
 
 

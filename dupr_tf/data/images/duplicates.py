@@ -1,7 +1,7 @@
 """Finds photos that occur twice: the same bytes (sha256), or the same picture in another size or quality.
 
-Pictures are compared by ImageHash's `phash`, 64 bits. Another size or quality changes at most 2 of them, different
-photos differ in 16 or more, and a cut edge of 5 % changes about 10, so cut photos are not found.
+Pictures are compared by ImageHash's `phash`, 64 bits. Another size or quality changes at most 2 of them, and different
+photos differ in 16 or more. A cut edge of 5 % changes about 10, so cropped copies are not found.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class LeftOut:
         self.examples = {**other.examples, **self.examples}
 
     def summary(self) -> str:
-        """One line, "" where nothing was left out: how many, of which ending, folder or link, and why."""
+        """Returns a line: how many entries were left out, of which ending, folder or link, and why; or ""."""
         parts = [
             f"{self.counts[kind]} {kind}{why} ({escape(self.examples[kind])})"
             for kind, why in KINDS.items()
@@ -85,7 +85,7 @@ class Listing:
     left_out: LeftOut
 
     def summary(self) -> str:
-        """One line: what was taken for what."""
+        """Returns a line that says what the root was taken for."""
         inside = "" if self.folders == (".",) else f", photos from {', '.join(f'{name}/' for name in self.folders)}"
         return f"{escape(self.root)}: {self.kind}{inside}, {len(self.paths):,} images"
 
@@ -184,7 +184,7 @@ def _no_image(root, left_out: LeftOut) -> UserError:
 
 
 def _open(root: str | Path, kind: str) -> tuple[str, tuple[str, ...], Iterator[str], LeftOut]:
-    """Layout, folders, the images as they are met, and the counts of what is left out, which grow meanwhile."""
+    """Returns layout, folders, an iterator of images, and the counts of what it leaves out while it runs."""
     root, left_out = local_path(root), LeftOut()
     if not root.is_dir():
         state = "is a file" if root.exists() else "does not exist"
@@ -235,7 +235,7 @@ def _may_be_file(entry: os.DirEntry) -> bool:
 
 
 def _holds_label_maps(parent: str, name: str, inner: list[str]) -> bool:
-    """Whether a folder is named like label maps, and its first image has a photo of the same name in another folder."""
+    """Returns True if a folder is named like label maps, and another one has a photo named as its first image."""
     if not LABEL_MAPS.fullmatch(name):
         return False
     folder = os.path.join(parent, name)

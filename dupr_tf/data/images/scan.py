@@ -20,7 +20,7 @@ COLUMNS = "name\tbytes\tmtime_ns\toutcome\treason"
 
 @dataclass(frozen=True)
 class Look:
-    """A file as it was when it was looked at, and what becomes of it."""
+    """A file as it was when it was looked at, and whether training uses it."""
 
     name: str  # in one line
     size: int  # bytes; -1: no file

@@ -23,7 +23,7 @@ from dupr_tf.data.layouts import layout_of
 from dupr_tf.errors import UserError
 from dupr_tf.files import local_path
 from dupr_tf.registry import Registry
-from dupr_tf.text import one_line
+from dupr_tf.text import escape, one_line
 
 log = logging.getLogger(__name__)
 # What a file with wrong contents makes Python, NumPy and Pillow raise.
@@ -47,7 +47,8 @@ class Split:
     def summary(self) -> str:
         """One line: images, labels, and how often anything odd was met."""
         odd = [f"{count} {what}" for what, count in self.counts.items() if count]
-        return "; ".join([f"{len(self)} images, {self.labels_text()}", *odd])
+        folder = os.path.commonpath([os.path.dirname(path) for path in self.paths]) if self.paths else "no folder"
+        return "; ".join([f"{len(self)} images, {self.labels_text()}", *odd, f"from {escape(folder)}"])
 
 
 def take_share(images: Split, share: float, seed: int) -> tuple[Split, tuple[str, ...]]:
@@ -75,7 +76,15 @@ def open_root(table: Registry, root: str | Path, split: str, kind: str) -> tuple
     root = local_path(root)
     if not root.is_dir():
         raise UserError(None, f"{root} is not a folder.", f"Pass the root of a data set ({', '.join(table)}).")
-    return root, table.load(layout_of(table, root, kind, split))
+    layout = layout_of(table, root, kind, split)
+    _log_layout(root, layout, table[layout].summary)
+    return root, table.load(layout)
+
+
+@functools.cache
+def _log_layout(root: Path, layout: str, summary: str) -> None:
+    """Says once what a root was taken for; the line of each split says where its images are."""
+    log.info("%s: %s (%s)", escape(str(root)), layout, summary)
 
 
 @contextlib.contextmanager

@@ -239,7 +239,7 @@ def test_depth_auto_scales_by_minimum_and_maximum(low, high, mode):
     assert (decode(deep(3, 3, mode), depth="auto") == 0).all()
 
 
-def test_depth_full_keeps_the_upper_bits_and_names_those_that_gain():
+def test_depth_full_keeps_the_upper_bits_and_names_what_gains():
     dark, wide = deep(700, 1900), deep(0, 60000)
     assert np.unique(decode(dark)).tolist() == [2, 3, 4, 5, 6, 7]
     gain = "data.depth auto"
@@ -315,6 +315,6 @@ def test_heic_is_decoded():
     file = io.BytesIO()
     heif.from_pillow(picture()).save(file, quality=95)
     assert read_header(file.getvalue())[:3] == ("HEIC", *picture().size[::-1])
-    assert np.abs(decode(file.getvalue()).astype(int) - np.asarray(picture())).mean() < 4
+    assert np.abs(decode(file.getvalue()).astype(int) - np.asarray(picture())).mean() < 8
     with pytest.raises(Unusable):
         decode(file.getvalue()[:-200])

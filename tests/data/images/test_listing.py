@@ -1,4 +1,4 @@
-"""One listing for photos, masks, folders of classes and Cityscapes: what it takes, leaves out, and says."""
+"""The listing of photos, masks, folders of classes and Cityscapes: what it takes, leaves out, and says."""
 
 import logging
 
