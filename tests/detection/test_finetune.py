@@ -30,6 +30,7 @@ from dupr_tf.training.optimizers import CoupledSGD
 from tests.detection.detector_run import dataset
 from tests.finetune_kill_test import end_of
 from tests.labelled_scenes import NAMES, Picture, pictures, write_coco
+from tests.refusals import refusal
 
 QUIET = Console(quiet=True)
 
@@ -279,8 +280,8 @@ def test_finetune_refuses_a_config_it_cannot_run(sections, key):
 def test_an_image_that_does_not_decode_is_named(tmp_path):
     root = write_coco(tmp_path / "set", {"train": pictures(4), "val": pictures(2)})
     (root / "images" / "train_002.png").write_bytes(b"not a picture")
-    with pytest.raises(RunFailed, match=r"1 of the 4 .*train_002\.png"):
-        finetune(config(), "random", root, tmp_path / "out", console=QUIET)
+    error = refusal(finetune, config(), "random", root, tmp_path / "out", console=QUIET)
+    assert error.field == "data.max_bad_share" and "1 of 4" in error.problem and "train_002.png" in error.problem
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
