@@ -1,22 +1,36 @@
 """The commands of `dupr-tf`, one dataclass each: its fields are the flags, its docstring the help, `run` the work."""
 
+from dupr_tf.commands.bench import Bench
 from dupr_tf.commands.cluster import ClusterEnv
 from dupr_tf.commands.doctor import Doctor
 from dupr_tf.commands.duplicates import Duplicates
-from dupr_tf.commands.images import Pack, Sample, Scan
+from dupr_tf.commands.evaluate import Evaluate
+from dupr_tf.commands.export import Export
+from dupr_tf.commands.fields import Fields
+from dupr_tf.commands.finetune import Finetune
+from dupr_tf.commands.import_ import Import
 from dupr_tf.commands.list import List
+from dupr_tf.commands.pack import Pack
 from dupr_tf.commands.plan import Plan
-from dupr_tf.commands.probe import Probe, Views
-from dupr_tf.commands.reference import Bench, Fields
-from dupr_tf.commands.report_runs import Report
-from dupr_tf.commands.train import Evaluate, Finetune, Pretrain
-from dupr_tf.commands.weights import Export, Import
+from dupr_tf.commands.pretrain import Pretrain
+from dupr_tf.commands.probe import Probe
+from dupr_tf.commands.report import Report
+from dupr_tf.commands.sample import Sample
+from dupr_tf.commands.scan import Scan
+from dupr_tf.commands.views import Views
 
 COMMANDS = {
-    "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "export": Export, "import": Import,
-    "probe": Probe, "views": Views, "report": Report, "doctor": Doctor, "plan": Plan,
-    "cluster-env": ClusterEnv,
-    "scan": Scan, "duplicates": Duplicates, "pack": Pack, "sample": Sample,
-    "bench": Bench, "fields": Fields, "list": List,
+    "sample": Sample, "scan": Scan, "duplicates": Duplicates, "pack": Pack,
+    "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "cluster-env": ClusterEnv,
+    "views": Views, "probe": Probe, "report": Report,
+    "export": Export, "import": Import,
+    "doctor": Doctor, "plan": Plan, "bench": Bench, "fields": Fields, "list": List,
 }  # fmt: skip
+GROUPS = {
+    "data": ("sample", "scan", "duplicates", "pack"),
+    "training": ("pretrain", "finetune", "evaluate", "cluster-env"),
+    "looking": ("views", "probe", "report"),
+    "weights": ("export", "import"),
+    "planning": ("doctor", "plan", "bench", "fields", "list"),
+}
 CONFIGURED = ("pretrain", "finetune", "evaluate", "probe", "views", "doctor", "plan")

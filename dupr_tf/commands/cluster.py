@@ -13,19 +13,21 @@ from dupr_tf.launching.cluster_env import Launcher, cluster_of
 
 @dataclasses.dataclass
 class ClusterEnv:
-    """Print TF_CONFIG for this task of a Slurm job, or this pod of an Indexed Job or StatefulSet.
+    """Print TF_CONFIG for a task of Slurm or a pod of Kubernetes.
 
-    In a script: tf_config=$(dupr-tf cluster-env --json) && export TF_CONFIG="$tf_config"; see configs/cluster/.
+    A pod belongs to an Indexed Job or a StatefulSet. configs/cluster/ has complete scripts.
     """
 
+    EXAMPLE = 'tf_config=$(dupr-tf cluster-env --json) && export TF_CONFIG="$tf_config"'
+
     launcher: Annotated[Launcher, tyro.conf.arg(name="from")] = "auto"
-    """What set the variables."""
+    """Launcher whose environment variables are read."""
     port: int | None = None
-    """Port of the first worker on a host; none: made of the number of the Slurm job, or 2222 in a pod."""
+    """Port of the first worker on a host. Default: derived from the number of the Slurm job, or 2222 in a pod."""
     replicas: int | None = None
-    """Pods of the Job or StatefulSet; none: the variable DUPR_REPLICAS."""
+    """Number of pods of the Job or StatefulSet. Default: the variable DUPR_REPLICAS."""
     service: str | None = None
-    """Headless service of the pods; none: the variable DUPR_SERVICE."""
+    """Headless service of the pods. Default: the variable DUPR_SERVICE."""
     json: bool = False
     """Print the JSON alone instead of a line of shell."""
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.report import print_table, problems_of
-from dupr_tf.commands.train import has_gpu
+from dupr_tf.commands.checks import has_gpu, problems_of
+from dupr_tf.commands.screen import print_table
 from dupr_tf.config import Config, load_config
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError, raise_all
@@ -17,41 +17,42 @@ from dupr_tf.errors import UserError, raise_all
 
 @dataclasses.dataclass
 class Doctor:
-    """Say what this machine is, what a folder of images is like, and what a run will cost and show at first.
+    """Check the machine, the images and the config before training.
 
-    Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`). Nothing is written.
+    Writes nothing. Any field of the config is a flag too: --train.epochs 10. `dupr-tf fields` lists them.
     """
 
+    EXAMPLE = "dupr-tf doctor configs/demo.yaml --data runs/sample/unlabeled"
+
     config: tyro.conf.Positional[Path | None] = None
-    """Experiment file of a pre-training run to come."""
+    """Config of the planned pre-training run. Default: only the machine and the images are checked."""
     data: Path | None = None
-    """Folder of images, COCO or VOC root, shards, or tfds:NAME; none: data.root of the config."""
+    """Folder of images, COCO or VOC root, shards, or tfds:NAME. Default: data.root of the config."""
     steps: bool = False
-    """Take a few real steps, as `pretrain --dry-run` does, instead of predicting the speed; needs both."""
+    """Measure the speed in a few real steps, as `pretrain --dry-run` does. Needs a config and images."""
 
     def run(self, overrides: dict[str, str]) -> None:
-        config, root = self._checked(overrides)
+        config, root = self._check(overrides)
         for warning in _warnings(config):
             print(f"dupr-tf: warning: {warning}", file=sys.stderr)
         from dupr_tf.data.images.listing import open_source
-        from dupr_tf.reporting.doctor import about_images, about_run, machine_rows
+        from dupr_tf.forecast.doctor import about_images, about_run, machine_rows
 
         source = None if root is None else open_source(root, config.data.kind if config else "auto")[1]
         print_table(("this machine", ""), machine_rows())
-        examined = [about_images(source, config)] if source is not None else []
-        if self.steps:
-            from dupr_tf.training.dry_run import dry_run, print_dry_run
-
-            print_dry_run(dry_run(config, root))
+        examinations = [about_images(source, config)] if source is not None else []
         if config is not None:
-            examined.append(about_run(config, None if source is None else len(source), measured=self.steps))
-        for examination in examined:
+            from dupr_tf.forecast.dry_run import dry_run
+
+            steps = dry_run(config, root) if self.steps else None
+            examinations.append(about_run(config, None if source is None else len(source), steps))
+        for examination in examinations:
             print()
             print_table((examination.title, ""), examination.rows)
             for sentence in examination.sentences:
                 print(f"* {sentence}")
 
-    def _checked(self, overrides) -> tuple[Config | None, Path | str | None]:
+    def _check(self, overrides) -> tuple[Config | None, Path | str | None]:
         """Returns the config and the root before TensorFlow loads; raises all mistakes at once."""
         problems, config = [], None
         if self.config is not None:
@@ -76,5 +77,5 @@ class Doctor:
 def _warnings(config: Config | None) -> list[str]:
     if config is None:
         return []
-    own = ["detector: this config is for finetune; what follows is of pretrain"] if config.detector else []
-    return own + config.pretrain_warnings(has_gpu())
+    kind = ["detector: this config is for finetune; what follows is about pretrain"] if config.detector else []
+    return kind + config.pretrain_warnings(has_gpu())

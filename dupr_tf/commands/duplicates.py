@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.report import print_rows, with_progress
+from dupr_tf.commands.screen import print_rows, with_progress
 from dupr_tf.config import DataConfig, parse_config
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError
@@ -24,6 +24,8 @@ class Duplicates:
     Pictures are nearly the same if their perceptual hashes (ImageHash's phash, 64 bits) differ in at most --distance
     bits. Another size or JPEG quality changes up to 2 bits, and other photos differ in 16 or more. Nothing is deleted.
     """
+
+    EXAMPLE = "dupr-tf duplicates runs/sample/unlabeled"
 
     pool: tyro.conf.Positional[Path]
     """Folder of images, COCO or VOC root, shards, or tfds:NAME."""

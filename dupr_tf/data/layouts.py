@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dupr_tf.data.shards.manifest import is_shards, read_manifest
+from dupr_tf.data.shards.index import is_shards, read_manifest
 from dupr_tf.errors import UserError
 from dupr_tf.registry import Entry, Registry
 

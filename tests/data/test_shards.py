@@ -19,7 +19,7 @@ from dupr_tf.data.images.listing import check_root, list_images, resolved_kind
 from dupr_tf.data.images.source import Files
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.data.shards import read as module
-from dupr_tf.data.shards.manifest import find_damage, list_names, seal
+from dupr_tf.data.shards.index import find_damage, list_names, seal
 from dupr_tf.data.shards.pack import PackSettings, pack
 from dupr_tf.data.shards.read import ShardSource, open_shards
 from tests.refusals import refusal
@@ -87,7 +87,7 @@ def test_damaged_image_is_replaced_and_no_other_row_changes(photos, packed, expe
     source, whole = ShardSource(packed), batches(Files(list_images(photos)))
     bad = BadImages(source, 0.1)
     found = batches(source, bad=bad)
-    assert list(bad.found) == [10] and bad.found[10].startswith("damaged: ")
+    assert list(bad.reason_of) == [10] and bad.reason_of[10].startswith("damaged: ")
     assert "ü 10.jpg (record 2 of" in caplog.text
     assert all(10 not in batch["index"] for batch in found)
     assert_equal(found, whole, rows=lambda batch: batch["index"] != 10)

@@ -9,12 +9,11 @@ from dupr_tf.config import Config, load_config, parse_config
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.data.reader import Reader
 from dupr_tf.data.sample import write_sample
-from dupr_tf.training.callbacks import SaveCheckpoints
+from dupr_tf.training.callbacks import RunProbes, SaveCheckpoints
 from dupr_tf.training.health import CheckBadImages
 from dupr_tf.training.metrics_log import MetricsLog
 from dupr_tf.training.optimizers import build_optimizer, build_schedule
 from dupr_tf.training.pretrain import build_model, pretrain
-from dupr_tf.training.probes import RunProbes
 
 FILE = "tests/every_field.yaml"
 EXCLUDED = {  # (reason)
@@ -142,11 +141,11 @@ class Reached(Exception):
 @pytest.mark.parametrize("command, function, position", [
     (["pretrain", "--output", "run"], "dupr_tf.training.pretrain.pretrain", 0),
     (["pretrain", "--output", "run"], "dupr_tf.probing.in_training.build_probe", None),
-    (["pretrain", "--dry-run"], "dupr_tf.training.dry_run.compiled_model", 0),
-    (["plan", "--gpu-type", "cpu", "--check"], "dupr_tf.planning.build.build_plan", 0),
-    (["doctor"], "dupr_tf.reporting.doctor.about_images", 1),
-    (["doctor"], "dupr_tf.reporting.doctor.about_run", 0),
-    (["doctor", "--steps"], "dupr_tf.training.dry_run.dry_run", 0),
+    (["pretrain", "--dry-run"], "dupr_tf.forecast.dry_run.compiled_model", 0),
+    (["plan", "--gpu-type", "cpu", "--check"], "dupr_tf.forecast.plan.build_plan", 0),
+    (["doctor"], "dupr_tf.forecast.doctor.about_images", 1),
+    (["doctor"], "dupr_tf.forecast.doctor.about_run", 0),
+    (["doctor", "--steps"], "dupr_tf.forecast.dry_run.dry_run", 0),
     (["views", "--output", "views.png"], "dupr_tf.probing.view_sheet.first_pairs", 1),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else None)  # fmt: skip
 def test_command_passes_every_field_on(config, photos, tmp_path, monkeypatch, command, function, position):

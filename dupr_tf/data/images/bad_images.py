@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dupr_tf.config import DataConfig
 from dupr_tf.data.images.decode import FACTORS, MAX_PIXELS, Unusable, decode
+from dupr_tf.data.images.listing import check_root, open_source
 from dupr_tf.data.images.source import Files, ImageSource, as_source, read_file
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.files import write_whole
@@ -60,7 +61,7 @@ class BadImages:
         self.source, self.max_share, self.max_pixels = as_source(images), max_share, max_pixels
         self.depth = depth
         self.report = None if report is None else Path(report)
-        self.found: dict[int, str] = {}
+        self.reason_of: dict[int, str] = {}
         self.writes = True
         self._lock, self._written, self._write_at = threading.Lock(), 0, 0.0
 
@@ -85,18 +86,18 @@ class BadImages:
     def add(self, index: int, reason: str) -> None:
         """Notes that image `index` cannot be used."""
         with self._lock:
-            if index not in self.found:
-                self.found[index] = reason
+            if index not in self.reason_of:
+                self.reason_of[index] = reason
                 log.warning("skipped: %s (%s)", self.name(index), reason)
 
     @property
     def reasons(self) -> dict[str, str]:
         """{name: reason}, in the order of the source."""
-        return {self.name(index): self.found[index] for index in sorted(self.found)}
+        return {self.name(index): self.reason_of[index] for index in sorted(self.reason_of)}
 
     @property
     def over_budget(self) -> bool:
-        return len(self.found) > self.max_share * len(self.source)
+        return len(self.reason_of) > self.max_share * len(self.source)
 
     def check(self, running: bool = False) -> None:
         """Refuses more unusable images than allowed; keeps the list on disk up to date.
@@ -113,10 +114,10 @@ class BadImages:
             where = f", listed in {self.report}" if self.report and self.report.exists() else ""
             error = UserError(
                 "data.max_bad_share",
-                f"{len(self.found)} of {len(self.source)} images cannot be used, where {self.max_share:.2%} may be "
-                f"skipped: {count_reasons(self.found.values())}{where}, the first is "
-                f"{self.name(next(iter(self.found)))}.",
-                advice(self.found.values(), len(self.source)),
+                f"{len(self.reason_of)} of {len(self.source)} images cannot be used, where {self.max_share:.2%} may be "
+                f"skipped: {count_reasons(self.reason_of.values())}{where}, the first is "
+                f"{self.name(next(iter(self.reason_of)))}.",
+                advice(self.reason_of.values(), len(self.source)),
             )
             raise RunFailed(str(error)) if running else error
         if time.monotonic() >= self._write_at:
@@ -126,11 +127,11 @@ class BadImages:
         """Writes the list, whole or not at all, if there is anything new to write."""
         self._write_at = time.monotonic() + WRITE_EVERY
         with self._lock:
-            found = dict(self.found)
-        if self.report is None or not self.writes or len(found) == self._written or not self.report.parent.is_dir():
+            reasons = dict(self.reason_of)
+        if self.report is None or not self.writes or len(reasons) == self._written or not self.report.parent.is_dir():
             return  # a run that is refused before it begins makes no folder
-        write_list(self.report, ((self.source.name(index), found[index]) for index in sorted(found)))
-        self._written = len(found)
+        write_list(self.report, ((self.source.name(index), reasons[index]) for index in sorted(reasons)))
+        self._written = len(reasons)
 
     def earlier(self) -> list[int]:
         """The files that an earlier start of the run listed and that are still in the source."""
@@ -142,23 +143,49 @@ class BadImages:
         return [index for index in range(len(self.source)) if self.name(index) in names]
 
 
+def check_photos(root: str | Path, kind: str = "auto", max_pixels: int = MAX_PIXELS) -> None:
+    """Checks that a root has images (`check_root`) and that they are not all unreadable.
+
+    If the first image can be decoded, the root is not walked further.
+
+    Raises:
+        UserError: there is no image, or none of those tried can be decoded.
+    """
+    first = check_root(root, kind)
+    if first is None or unusable_reason(first, max_pixels):
+        check_any_readable(open_source(root, kind)[1], max_pixels)
+
+
+def check_any_readable(images: ImageSource | Sequence[str], max_pixels: int = MAX_PIXELS, tries: int = 64) -> None:
+    """Decodes images spread over the source until one can be decoded.
+
+    Raises:
+        UserError: none can.
+    """
+    source, first = as_source(images), ""
+    spread = _spread(len(source), tries)
+    for index in spread:
+        try:
+            decode(source.read(index), max_pixels)
+            return
+        except Unusable as error:
+            first = first or f"{escape(source.name(index))} ({error})"
+    problem = f"None of {len(spread)} images tried can be decoded, of {len(source)}. The first is {first}."
+    raise UserError(None, problem, "Pass a folder of photos.")
+
+
+def _spread(count: int, tries: int) -> range:
+    return range(0, count, max(1, count // tries))
+
+
 def check_readable(images: ImageSource | Sequence[str], bad: BadImages, tries: int = 64) -> None:
     """Decodes images spread over the source, and those known to be bad from earlier, before a run begins.
 
     Raises:
         UserError: no image can be decoded, or too many cannot.
     """
-    count = len(images)
-    spread = range(0, count, max(1, count // tries))
-    readable = sum(not bad.is_bad(index) for index in spread)
-    if not readable:
-        raise UserError(
-            None,
-            f"None of {len(spread)} images tried can be decoded, of {count}; the first is {bad.name(0)} "
-            f"({bad.found[0]}).",
-            "Pass a folder of photos.",
-        )
-    for index in bad.earlier():
+    check_any_readable(images, bad.max_pixels, tries)
+    for index in (*_spread(len(images), tries), *bad.earlier()):
         bad.is_bad(index)
     bad.check()
 

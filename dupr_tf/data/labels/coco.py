@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dupr_tf.data.labels.annotations import ListedImage, Object
-from dupr_tf.data.labels.split import MISTAKES, MissingSplit, bounded, inside, reading, size_of
+from dupr_tf.data.labels.split import MISTAKES, MissingSplit, inside, read_bounded, reading, size_of
 from dupr_tf.data.layouts import coco_files, split_folder
 from dupr_tf.values import read_flag, read_id, read_name
 
@@ -22,7 +22,7 @@ def read_coco(root: Path, split: str, counts: collections.Counter, masks: bool) 
     if not file.is_file():
         raise MissingSplit(None, f"There is no {file}.", "Add it, or pass another root or split.")
     with reading(file, "COCO annotations"):
-        content = json.loads(bounded(file, MAX_COCO_BYTES))
+        content = json.loads(read_bounded(file, MAX_COCO_BYTES))
         categories, rows = (_by_id(content, what) for what in ("categories", "images"))
         names = {key: read_name(categories[key]["name"]) for key in sorted(categories, key=_rank)}
         folder = _folder(root, split, file, [inside(row["file_name"]) for row in rows.values()])

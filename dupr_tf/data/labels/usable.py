@@ -38,4 +38,4 @@ def leave_out_unusable(images: Split, split: str, data: DataConfig) -> Split:
     for path, reason in bad.items():
         log.warning("skipped: %s (%s)", escape(path), escape(reason))
     log.warning("%s: %d of %d images cannot be used and are left out", split, count, len(images))
-    return images.taking(kept)
+    return images.select(kept)

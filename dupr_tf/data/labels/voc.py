@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dupr_tf.data.images.listing import EXTENSIONS
 from dupr_tf.data.labels.annotations import ListedImage, Object
-from dupr_tf.data.labels.split import MissingSplit, bounded, inside, reading, size_of
+from dupr_tf.data.labels.split import MissingSplit, inside, read_bounded, reading, size_of
 from dupr_tf.errors import UserError
 from dupr_tf.values import read_flag, read_name, read_text
 
@@ -56,7 +56,7 @@ def _lists(root: Path, split: str) -> list[Path]:
 
 def _names(listing: Path) -> list[str]:
     with reading(listing, "VOC list"):
-        lines = read_text(bounded(listing, MAX_VOC_BYTES)).splitlines()
+        lines = read_text(read_bounded(listing, MAX_VOC_BYTES)).splitlines()
         return [inside(line.split()[0]) for line in lines if line.strip()]
 
 
@@ -81,7 +81,7 @@ def _image(listing: Path, root: Path, name: str, pictures: dict[str, list[Path]]
     year = listing.parents[2]
     file = year / "Annotations" / f"{name}.xml"
     with reading(file, "VOC annotations"):
-        tree = ET.fromstring(bounded(file, MAX_VOC_BYTES), ET.XMLParser(target=_WithoutDoctype()))
+        tree = ET.fromstring(read_bounded(file, MAX_VOC_BYTES), ET.XMLParser(target=_WithoutDoctype()))
         objects = [_objects(node) for node in tree.iter("object")]
         sides = {which: float(tree.findtext(f"size/{which}") or 0) for which in ("height", "width")}
         filename = (tree.findtext("filename") or "").strip()

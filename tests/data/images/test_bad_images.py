@@ -87,7 +87,7 @@ def test_a_run_that_goes_on_looks_again_at_what_an_earlier_start_listed(tmp_path
     (tmp_path / "008.jpg").write_bytes(FILES["plain.jpg"][0])  # mended
     second = BadImages(paths, 1.0, report=report)
     check_readable(paths, second)
-    assert list(second.found) == [7]
+    assert list(second.reason_of) == [7]
     assert report.read_text().splitlines() == ["name\treason", f"{paths[7]}\tempty: 0 bytes"]
 
 
@@ -124,4 +124,4 @@ def test_threads_may_note_bad_images(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(bad.is_bad, [*range(1000), *range(1000)]))
     bad.close()
-    assert len(bad.found) == 1000 and len(bad.report.read_text().splitlines()) == 1001
+    assert len(bad.reason_of) == 1000 and len(bad.report.read_text().splitlines()) == 1001

@@ -1,0 +1,80 @@
+"""Checks of a command line that several commands share; none loads TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from dupr_tf.config import Config, load_config
+from dupr_tf.errors import UserError, raise_all
+from dupr_tf.files import local_path
+
+
+def problems_of(check: Callable, *arguments, field: str | None = None) -> list[UserError]:
+    """Returns the errors that a check of the user's input raises, so that several checks are reported together.
+
+    Args:
+        check: called with the arguments.
+        field: the user's name of the checked value. Default: the errors' own fields.
+    """
+    try:
+        check(*arguments)
+    except UserError as error:
+        return [UserError(field or one.field, one.problem, one.fix) for one in error.errors]
+    return []
+
+
+def output_problems(output: Path | None, data: Path | str | None = None) -> list[UserError]:
+    """Returns an error if the output folder is a file, or lies in the folder of data, which it would change."""
+    if output is None:
+        return []
+    if output.is_file():
+        return [UserError("--output", f"{output} is a file.", "Pass a folder.")]
+    return [] if data is None else problems_of(check_outside, output, data)
+
+
+def check_outside(output: Path, data: Path | str) -> None:
+    """Raises UserError if the output is the folder of data or lies in it, also by a link."""
+    if output.resolve().is_relative_to(Path(data).resolve()):
+        problem = f"{output} is in the folder of data, {data}, and would become a part of it."
+        raise UserError("--output", problem, "Pass an output outside of the data.")
+
+
+def config_or_problems(path: Path, overrides: dict[str, str], cross_field) -> tuple[Config | None, list[UserError]]:
+    """Returns the config with its cross-field mistakes, or None with the mistakes in its fields."""
+    try:
+        config = load_config(path, overrides)
+    except UserError as error:
+        return None, list(error.errors)
+    return config, cross_field(config)
+
+
+def has_gpu() -> bool:
+    """Returns True if the system shows a GPU (NVIDIA's or AMD's driver), without loading TensorFlow."""
+    return any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/dxg", "/dev/kfd"))
+
+
+def expand_paths(command) -> None:
+    """Expands `~` in every path of a parsed command, a dataclass, in place.
+
+    `weights` is a path too, although it is text because it may be the word random.
+
+    Raises:
+        UserError: a path is an address such as gs://bucket/photos; a UserErrors for several.
+    """
+    raise_all(list(_expand(command)))
+
+
+def _expand(command) -> Iterator[UserError]:
+    for name, value in vars(command).items():
+        if dataclasses.is_dataclass(value):
+            yield from _expand(value)
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        if all(isinstance(one, Path) or (name == "weights" and one is not None) for one in values):
+            problems = [problem for one in values for problem in problems_of(local_path, one)]
+            yield from problems
+            if not problems:
+                paths = tuple(type(one)(local_path(one)) for one in values)
+                setattr(command, name, paths if isinstance(value, tuple) else paths[0])

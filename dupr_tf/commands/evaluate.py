@@ -1,0 +1,65 @@
+"""The command that evaluates a saved detector."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import tyro
+
+from dupr_tf.commands.checks import output_problems
+from dupr_tf.commands.screen import print_table
+from dupr_tf.errors import UserError, raise_all
+from dupr_tf.training.cluster import refuse_cluster
+
+SCORES = ("AP", "AP50", "AP75", "mIoU", "pixel_accuracy")
+
+
+@dataclasses.dataclass
+class Evaluate:
+    """Evaluate a saved detector on labelled images.
+
+    The images must have the classes of the detector.
+    Any field of the data section is a flag too: --data.max_pixels 200000000.
+    """
+
+    EXAMPLE = "dupr-tf evaluate runs/detector --data runs/sample"
+
+    detector: tyro.conf.Positional[Path]
+    """A detector.keras, or the folder of a `finetune` run."""
+    data: Path
+    """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks."""
+    output: Path | None = None
+    """Folder for metrics.json and pictures. Default: scores are only printed."""
+    split: str = "val"
+    """Split of the data to evaluate on."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        refuse_cluster()
+        others = [name for name in overrides if not name.startswith("data.")]
+        if others:
+            raise UserError(f"--{others[0]}", "A detector keeps its config.", "Change only fields of data.")
+        raise_all(output_problems(self.output, self.data))
+        from dupr_tf.detection.finetune import evaluate
+
+        scores = evaluate(self.detector, self.data, self.output, self.split, overrides=overrides)
+        print_scores(scores, self.output)
+
+
+def print_scores(scores: dict, output: Path | None) -> None:
+    """Prints a detector's scores by every metric, a table of its classes, best first, and the output folder."""
+    print(_score_line(scores))
+    for name, other in scores.items():
+        if isinstance(other, dict) and "AP" in other:
+            print(f"{name}: {_score_line(other)}")
+    from dupr_tf.detection.curves import class_rows
+
+    head, *rows = class_rows(scores)
+    print_table(head, rows)
+    if output is not None:
+        print(f"wrote {output}")
+
+
+def _score_line(scores: dict) -> str:
+    values = {name: scores[name] for name in SCORES if name in scores}
+    return "  ".join(f"{name} " + ("none" if value is None else f"{value:.3f}") for name, value in values.items())

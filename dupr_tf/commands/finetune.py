@@ -1,0 +1,53 @@
+"""The command that fine-tunes a detector."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import tyro
+
+from dupr_tf.commands.checks import config_or_problems, output_problems, problems_of
+from dupr_tf.commands.evaluate import print_scores
+from dupr_tf.config import Config
+from dupr_tf.errors import UserError, raise_all
+from dupr_tf.training.cluster import refuse_cluster
+from dupr_tf.weights.paths import RANDOM, weights_file
+
+
+@dataclasses.dataclass
+class Finetune:
+    """Fine-tune and evaluate a detector on labelled images.
+
+    Run the same command again to resume. The config field detector.kind selects the detector.
+    Writes metrics.json (AP or mIoU), detector.keras, saved_model/ and pictures to --output.
+    Any field of the config is a flag too: --train.epochs 10. `dupr-tf fields` lists them.
+    """
+
+    EXAMPLE = (
+        "dupr-tf finetune configs/demo_retinanet.yaml --weights runs/demo --data runs/sample --output runs/detector"
+    )
+
+    config: tyro.conf.Positional[Path]
+    """Config of the experiment."""
+    weights: str
+    """Backbone to start from: a run, an export, a .keras file, a checkpoint that `import` reads, or the word random."""
+    data: Path
+    """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks (docs/labels.md)."""
+    output: Path
+    """Folder of the run, outside of the data."""
+    allow_change: bool = False
+    """Resume although the config or the data differ from those of the start. The differences are printed."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        config, problems = config_or_problems(self.config, overrides, Config.finetune_problems)
+        problems += problems_of(refuse_cluster)
+        if not self.data.is_dir():
+            problems.append(UserError("--data", f"{self.data} is not a folder.", "Pass the root of a data set."))
+        if self.weights != RANDOM:
+            problems += problems_of(weights_file, self.weights, field="--weights")
+        raise_all([*problems, *output_problems(self.output, self.data)])
+        from dupr_tf.detection.finetune import finetune
+
+        scores = finetune(config, self.weights, self.data, self.output, allow_change=self.allow_change)
+        print_scores(scores, self.output)

@@ -1,0 +1,381 @@
+"""Checkpoints of other tools: the real key names of each, random tensors; and files that must not be believed."""
+
+import io
+import json
+import pickle
+import resource
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from dupr_tf.cli import main
+from dupr_tf.errors import UserError
+from dupr_tf.models.resnet import ResNetBackbone, build_backbone
+from dupr_tf.weights.foreign import read_checkpoint
+from dupr_tf.weights.loading import import_backbone, load_backbone, weights_digest
+from dupr_tf.weights.manifest import write_manifest
+from dupr_tf.weights.torch_io import dropped_keys, find_prefix, from_torchvision, to_torchvision, write_safetensors
+
+
+def both(*names):
+    return [f"{name}.{kind}" for name in names for kind in ("weight", "bias")]
+
+
+QUEUE = ["queue", "queue_ptr"]
+# {layout: (where the wanted ResNet is, where else one is: + for a copy, ~ for an average of it, other keys)}, in the
+# order the file has them. The names are those of the public code: facebookresearch/moco and moco-v3 (builder.py),
+# HobbitLong/PyContrast (networks/, learning/contrast_trainer.py), facebookresearch/swav (resnet50.py), OpenSelfSup
+# (byol.py), WXinlong/DenseCL (densecl.py, necks.py, extract_backbone_weights.py), lucidrains/byol-pytorch, torchvision.
+LAYOUTS = {
+    "torchvision": ("", [], both("fc")),
+    "timm": ("", [], both("fc")),
+    "moco_v1": ("module.encoder_q.", ["~module.encoder_k."],
+                [f"module.{name}" for name in QUEUE] + both("module.encoder_q.fc", "module.encoder_k.fc")),
+    "moco_v2": ("module.encoder_q.", ["~module.encoder_k."],
+                [f"module.{name}" for name in QUEUE] + both("module.encoder_q.fc.0", "module.encoder_q.fc.2",
+                                                            "module.encoder_k.fc.0", "module.encoder_k.fc.2")),
+    "moco_v3": ("module.base_encoder.", ["~module.momentum_encoder."],
+                ["module.base_encoder.fc.0.weight", "module.base_encoder.fc.1.running_mean",
+                 "module.momentum_encoder.fc.0.weight", "module.predictor.0.weight"]),
+    "insdis": ("module.encoder.", [], both("module.head.0")),
+    "pirl": ("module.encoder.", [], both("module.head.0", "module.head_jig.fc1", "module.head_jig.fc2")),
+    "pirl_mlp": ("module.encoder.", [], both("module.head.0", "module.head.2", "module.head_jig.fc1.0",
+                                             "module.head_jig.fc1.2", "module.head_jig.fc2")),
+    "data_parallel_twice": ("module.encoder.module.", [], both("module.head.0")),
+    "swav": ("module.", [], [*both("module.projection_head.0", "module.projection_head.1", "module.projection_head.3"),
+                             "module.projection_head.1.running_mean", "module.projection_head.1.running_var",
+                             "module.projection_head.1.num_batches_tracked", "module.prototypes.weight"]),
+    "swav_several": ("module.", [], ["module.prototypes.prototypes0.weight", "module.prototypes.prototypes1.weight"]),
+    "densecl": ("encoder_q.0.", ["~encoder_k.0.", "+backbone."],
+                [*QUEUE, "queue2", "queue2_ptr",
+                 *both(*[f"encoder_{e}.1.{m}.{i}" for e in "qk" for m in ("mlp", "mlp2") for i in (0, 2)])]),
+    "densecl_extracted": ("", [], []),
+    "openselfsup_moco": ("encoder_q.0.", ["~encoder_k.0.", "+backbone."],
+                         [*QUEUE, *both("encoder_q.1.mlp.0", "encoder_q.1.mlp.2", "encoder_k.1.mlp.0")]),
+    "openselfsup_byol": ("online_net.0.", ["~target_net.0.", "+backbone."],
+                         [*both("online_net.1.mlp.0", "online_net.1.mlp.1", "online_net.1.mlp.3", "target_net.1.mlp.0",
+                                "neck.mlp.0", "neck.mlp.1", "neck.mlp.3", "head.predictor.mlp.0"),
+                          "neck.mlp.1.running_mean", "neck.mlp.1.running_var", "neck.mlp.1.num_batches_tracked"]),
+    "openselfsup_classifier": ("backbone.", [], both("head.fc_cls")),
+    "byol_pytorch": ("net.", ["+online_encoder.net.", "~target_encoder.net."],
+                     both("net.fc", "online_encoder.net.fc", "online_encoder.projector.0", "online_encoder.projector.3",
+                          "target_encoder.net.fc", "target_encoder.projector.0", "online_predictor.0")),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def state():
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    state = to_torchvision(build_backbone("resnet18", width=0.125))
+    return {name: rng.uniform(0.5, 1.5, value.shape).astype(np.float32) for name, value in state.items()}
+
+
+def with_counters(state, prefix, shift=0):
+    """A ResNet's arrays and its norms' counters below a prefix."""
+    arrays = {prefix + name: value + shift for name, value in state.items()}
+    counters = [name.replace("running_mean", "num_batches_tracked") for name in arrays if "running_mean" in name]
+    return arrays | {name: np.array(3) for name in counters}
+
+
+def checkpoint(state, layout):
+    prefix, elsewhere, others = LAYOUTS[layout]
+    content = {name: np.ones(5, np.float32) for name in others if "queue" in name}  # buffers come first
+    content |= with_counters(state, prefix)
+    for place in elsewhere:
+        content |= with_counters(state, place[1:], shift=1 if place[0] == "~" else 0)
+    return content | {name: np.ones(5, np.float32) for name in others}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_recognised_and_all_else_is_listed(state, layout):
+    content = checkpoint(state, layout)
+    prefix, elsewhere, others = LAYOUTS[layout]
+    assert find_prefix(content) == prefix
+    copies = {name for place in elsewhere for name in with_counters(state, place[1:])}
+    assert set(dropped_keys(content)) == set(others) | copies
+
+
+@pytest.mark.parametrize("layout", ["moco_v2", "openselfsup_byol"])
+def test_import_takes_the_right_weights_and_says_what_it_did(state, layout, tmp_path, capsys):
+    np.savez(tmp_path / "weights.npz", **checkpoint(state, layout))
+    assert main(["import", str(tmp_path / "weights.npz"), "--output", str(tmp_path / "b.keras")]) == 0
+    printed = capsys.readouterr().out
+    prefix, _, others = LAYOUTS[layout]
+    assert f"resnet18, width 0.125: {len(state)} arrays matched (named {prefix}…), none missing" in printed
+    for name in others:
+        assert f"left behind: {name}\n" in printed
+    received = to_torchvision(load_backbone(tmp_path / "b.keras"))
+    for name, value in state.items():
+        np.testing.assert_array_equal(received[name], value)
+
+
+def test_a_network_given_by_its_childrens_numbers_gets_its_names(state, tmp_path):
+    numbers = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+    content = with_counters(state, "encoder.")
+    for name, number in numbers.items():
+        content = {key.replace(f"encoder.{name}.", f"encoder.{number}."): value for key, value in content.items()}
+    content |= {"projetion.net.0.weight": np.ones(3), "projetion.net.1.running_mean": np.ones(3)}
+    assert not any("layer1" in key for key in content) and "encoder.4.0.conv1.weight" in content
+    np.savez(tmp_path / "byol.npz", **content)
+    read = read_checkpoint(tmp_path / "byol.npz")
+    assert find_prefix(read) == "encoder."
+    assert dropped_keys(read) == ["projetion.net.0.weight", "projetion.net.1.running_mean"]
+    for name, value in state.items():
+        np.testing.assert_array_equal(read[f"encoder.{name}"], value)
+
+
+def test_a_digest_is_of_the_values(state):
+    first, again = from_torchvision(state), from_torchvision(dict(reversed(state.items())))
+    assert weights_digest(first) == weights_digest(again)
+    again.trainable_variables[0].assign_add(again.trainable_variables[0] * 1e-6 + 1e-6)
+    assert weights_digest(first) != weights_digest(again)
+
+
+def test_digest_depends_on_the_last_array(state):
+    backbone = from_torchvision(state)
+    before, weights = weights_digest(backbone), backbone.get_weights()
+    weights[-1] = weights[-1] + 1
+    backbone.set_weights(weights)
+    assert weights_digest(backbone) != before
+
+
+@pytest.mark.parametrize("averaged", ["teacher", "momentum", "target_net", "encoder_k", "module.ema"])
+def test_averaged_encoder_is_passed_over(state, averaged):
+    both = {f"{averaged}.{name}": value + 1 for name, value in state.items()}
+    both |= {f"student.{name}": value for name, value in state.items()}
+    assert find_prefix(both) == "student."
+
+
+def test_import_refuses_a_file_with_other_weights(state, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "weights.safetensors"
+    write_safetensors(state, file)
+    save = ResNetBackbone.save
+
+    def save_others(self, path):
+        other = ResNetBackbone.from_config(self.get_config())
+        save(other, path)
+
+    monkeypatch.setattr(ResNetBackbone, "save", save_others)
+    assert str(tmp_path / "b.keras") in refused(capsys, file, code=1)
+
+
+def test_a_module_registered_twice_is_one_but_two_networks_are_refused(state):
+    twice = {f"{prefix}{name}": value for prefix in ("backbone.", "encoder_q.0.") for name, value in state.items()}
+    assert find_prefix(twice) == "backbone."
+    twice["encoder_q.0.layer1.0.conv1.weight"] = twice["encoder_q.0.layer1.0.conv1.weight"] + 1
+    with pytest.raises(UserError) as error:
+        find_prefix(twice)
+    assert error.value.field == "prefix" and "'backbone.', 'encoder_q.0.'" in error.value.problem
+
+
+def test_an_incomplete_backbone_is_refused_and_nothing_is_left(state, tmp_path, capsys):
+    content = checkpoint(state, "moco_v2")
+    del content["module.encoder_q.layer3.1.bn2.running_var"]
+    np.savez(tmp_path / "weights.npz", **content)
+    assert main(["import", str(tmp_path / "weights.npz"), "--output", str(tmp_path / "b.keras")]) == 2
+    assert "lacks layer3.1.bn2.running_var" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.npz"]
+
+
+def test_an_output_is_not_overwritten_unasked(state, tmp_path):
+    write_safetensors(state, tmp_path / "weights.safetensors")
+    command = ["import", str(tmp_path / "weights.safetensors"), "--output", str(tmp_path / "b.keras")]
+    assert [main(command), main(command), main([*command, "--overwrite"])] == [0, 2, 0]
+    assert main([*command[:-1], str(tmp_path / "b.h5")]) == 2
+
+
+def test_objects_in_an_npz_file_are_refused_and_not_run(tmp_path, capsys):
+    class Harm:
+        def __reduce__(self):
+            return exec, (f"open({str(tmp_path / 'harmed')!r}, 'w')",)
+
+    np.savez(tmp_path / "weights.npz", weights=np.array([Harm()], object))
+    with pytest.raises(UserError, match=r"weights\.npz"):
+        read_checkpoint(tmp_path / "weights.npz")
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no zip at all", pickle.dumps({"a": 1})])
+def test_what_is_no_npz_file_is_one_line(content, tmp_path):
+    (tmp_path / "weights.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"weights\.npz"):
+        read_checkpoint(tmp_path / "weights.npz")
+
+
+def test_a_truncated_npz_file_is_one_line(state, tmp_path):
+    buffer = io.BytesIO()
+    np.savez(buffer, **state)
+    (tmp_path / "weights.npz").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    with pytest.raises(UserError, match=r"weights\.npz"):
+        read_checkpoint(tmp_path / "weights.npz")
+    damaged = bytearray(buffer.getvalue())
+    damaged[len(damaged) // 2] ^= 1  # zip keeps a checksum of each array
+    (tmp_path / "weights.npz").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"weights\.npz"):
+        read_checkpoint(tmp_path / "weights.npz")
+
+
+@pytest.mark.parametrize("name", ["weights.pkl", "weights.h5"])
+def test_pickles_are_not_read(name, tmp_path):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UserError, match="pickles"):
+        read_checkpoint(tmp_path / name)
+
+
+def test_torch_files_without_torch_say_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "weights.pth").write_bytes(b"x")
+    with pytest.raises(UserError, match="pip install torch"):
+        read_checkpoint(tmp_path / "weights.pth")
+
+
+def test_torch_files_are_read_as_data(state, tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is an extra")
+    content = {name: torch.from_numpy(np.array(value)) for name, value in checkpoint(state, "moco_v2").items()}
+    file = {"epoch": 200, "arch": "resnet18", "state_dict": content, "optimizer": {"state": {}, "param_groups": [{}]}}
+    for name, options in (("new.pth.tar", {}), ("old.pth", {"_use_new_zipfile_serialization": False})):
+        torch.save(file, tmp_path / name, **options)
+        received = to_torchvision(load_backbone(tmp_path / name))
+        for key, value in state.items():
+            np.testing.assert_array_equal(received[key], value)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "online_network_state_dict", None])
+def test_torch_files_may_be_nested_and_of_half_precision(key, tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is an extra")
+    inner = {"conv1.weight": torch.full((2, 3), 1.5, dtype=torch.bfloat16), "name": "resnet"}
+    torch.save({key: inner, "epoch": 1, "contrast": {"memory": torch.ones(2)}} if key else inner, tmp_path / "a.pt")
+    read = read_checkpoint(tmp_path / "a.pt")
+    assert list(read) == ["conv1.weight"] and read["conv1.weight"].dtype == np.float32
+    np.testing.assert_array_equal(read["conv1.weight"], np.full((2, 3), 1.5))
+
+
+class Harm:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_the_harmful_pickle_would_do_harm(tmp_path):
+    pickle.loads(pickle.dumps(Harm(tmp_path / "harmed"))).close()
+    assert (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("ending", [".pkl", ".npz", ".safetensors", ".keras", ".pth", ".pt", ".tar", ".ckpt"])
+def test_a_pickle_with_code_is_refused_and_not_run(ending, tmp_path, capsys):
+    file = tmp_path / f"evil{ending}"
+    file.write_bytes(pickle.dumps({"state_dict": {"conv1.weight": Harm(tmp_path / "harmed")}}))
+    assert main(["import", str(file), "--output", str(tmp_path / "b.keras")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    with pytest.raises(UserError, match="evil"):
+        load_backbone(file)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_code_in_a_torch_file_is_refused_and_not_run(new, state, tmp_path, capsys):
+    torch = pytest.importorskip("torch", reason="torch is an extra")
+    content = {name: torch.from_numpy(value) for name, value in state.items()}
+    file = tmp_path / "evil.pth"
+    torch.save({"state_dict": content, "x": Harm(tmp_path / "harmed")}, file, _use_new_zipfile_serialization=new)
+    assert main(["import", str(file), "--output", str(tmp_path / "b.keras")]) == 2
+    assert capsys.readouterr().err.startswith(f"dupr-tf: error: {file} ")
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    torch.load(file, weights_only=False)  # what was refused would have done it
+    assert (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("content", ["a list", "a cut file"])
+def test_other_torch_files_are_one_line(content, tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is an extra")
+    torch.save([torch.ones(3)] if content == "a list" else {"a": torch.ones(10_000)}, tmp_path / "a.pth")
+    if content == "a cut file":
+        (tmp_path / "a.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:10_000])
+    with pytest.raises(UserError) as error:
+        read_checkpoint(tmp_path / "a.pth")
+    assert str(tmp_path / "a.pth") in error.value.problem and "\n" not in str(error.value)
+
+
+def refused(capsys, file, *flags, code=2):
+    """The one line `import` ends with; nothing but the file is there afterwards."""
+    before = sorted(path.name for path in file.parent.iterdir())
+    assert main(["import", str(file), "--output", str(file.parent / "b.keras"), *flags]) == code
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dupr-tf: error: ")]
+    assert sorted(path.name for path in file.parent.iterdir()) == before
+    return line
+
+
+def changed(state, **changes):
+    return {**state, **{name.replace("__", "."): value for name, value in changes.items()}}
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda s: changed(s, layer1__2__conv1__weight=np.ones((8, 8, 3, 3))), r"a basic network of (3, 2, 2, 2) blocks"),
+    (lambda s: changed(s, layer2__0__conv1__weight=np.ones((24, 8, 3, 3))), "received (8, 24, 32, 64) in layer1"),
+    (lambda s: changed(s, layer2__0__conv1__weight=np.float32(1)), "received (8, 0, 32, 64) in layer1"),
+    (lambda s: changed(s, bn1__weight=np.ones((8, 1, 1))), "Expected bn1.weight to be (8,) in Keras' order"),
+    (lambda s: changed(s, bn1__weight=np.array(["a"] * 8)), "Expected real numbers in bn1.weight, received <U1"),
+    (lambda s: changed(s, bn1__weight=np.ones(8, complex)), "Expected real numbers in bn1.weight, received complex128"),
+], ids=["depth", "width", "a number for a kernel", "a norm with axes", "text", "complex"])  # fmt: skip
+def test_a_network_that_is_none_of_ours_is_one_line(change, message, state, tmp_path, capsys):
+    np.savez(tmp_path / "weights.npz", **change(state))
+    assert message in refused(capsys, tmp_path / "weights.npz")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300], ids=str)
+def test_nonfinite_weights_are_named_and_taken_only_when_asked_for(value, state, tmp_path, capsys):
+    file = tmp_path / "weights.npz"
+    np.savez(file, **changed(state, bn1__bias=np.full(8, value)))  # 1e300 is infinite as a float32
+    line = refused(capsys, file)
+    assert "bn1.bias contains NaN" in line and "--allow-nonfinite" in line
+
+
+def test_allowed_nonfinite_weights_come_through_and_are_refused_again_on_loading(state, tmp_path):
+    file, output = tmp_path / "weights.npz", tmp_path / "b.keras"
+    np.savez(file, **changed(state, bn1__bias=np.array([np.nan, np.inf, 1, 2, 3, 4, 5, 6])))
+    assert main(["import", str(file), "--output", str(output), "--allow-nonfinite"]) == 0
+    for path in (file, output):
+        with pytest.raises(UserError, match="NaN or infinity"):
+            load_backbone(path)
+    received = to_torchvision(load_backbone(output, allow_nonfinite=True))["bn1.bias"]
+    np.testing.assert_array_equal(received, [np.nan, np.inf, 1, 2, 3, 4, 5, 6])
+
+
+def test_a_flipped_bit_is_found_by_the_manifest(state, tmp_path, capsys):
+    file = tmp_path / "weights.safetensors"
+    write_safetensors(state, file)
+    write_manifest(tmp_path)
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1  # a number stays a number: safetensors has no checksum
+    file.write_bytes(content)
+    line = refused(capsys, file)
+    assert str(file) in line and "manifest.json" in line
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": {}}))
+    assert import_backbone(file, tmp_path / "b.keras").architecture == "resnet18"
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(state, tmp_path, capsys):
+    file = tmp_path / "weights.safetensors"
+    write_safetensors(state, file)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # the kernel refuses what is longer, as a full disk does
+    try:
+        line = refused(capsys, file, code=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(tmp_path / "b.keras") in line
+
+
+def test_a_place_that_cannot_be_written_is_one_line(state, tmp_path, capsys):
+    write_safetensors(state, tmp_path / "weights.safetensors")
+    (tmp_path / "file").write_text("")
+    command = ["import", str(tmp_path / "weights.safetensors"), "--output", str(tmp_path / "file" / "b.keras")]
+    assert main(command) == 1
+    assert str(tmp_path / "file" / "b.keras") in capsys.readouterr().err.splitlines()[-1]
