@@ -281,5 +281,5 @@ def test_background_reaches_masks_too(tmp_path):
 
 def test_share_of_bare_images_stays_bare(tmp_path):
     read = dataclasses.replace(read_annotations(background_root(tmp_path / "set"), "train"), background=True)
-    part = read.taking([5, 0, 6])
+    part = read.select([5, 0, 6])
     assert (part.bare, part.trained_on()) == ((True, False, False), [0, 1])

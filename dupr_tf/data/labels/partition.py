@@ -48,7 +48,7 @@ def draw_val(images: Split, data: DataConfig) -> tuple[Split, Split]:
         "val: %d of %d images of train (data.val_share); %d images with near duplicates stay together",
         len(chosen), len(images), sum(len(group) for group in members.values() if len(group) > 1),
     )  # fmt: skip
-    return images.taking(rest), images.taking(chosen)
+    return images.select(rest), images.select(chosen)
 
 
 def group_duplicates(paths: Sequence[str], data: DataConfig) -> np.ndarray:

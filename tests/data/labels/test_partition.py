@@ -116,4 +116,4 @@ def test_files_in_both_splits_are_reported(tmp_path, caplog):
     assert warn_of_overlap(train, val) == [(train.paths[1], val.paths[2])]
     assert "1 of the 3" in caplog.text and "train_002.png" in caplog.text
     caplog.clear()
-    assert warn_of_overlap(train, val.taking([0, 1])) == [] and not caplog.records
+    assert warn_of_overlap(train, val.select([0, 1])) == [] and not caplog.records
