@@ -33,8 +33,8 @@ MIN_SIDE = 2.0  # px, likewise
 def train_batches(annotated: AnnotatedImages, config: Config, steps: int, start: int = 0) -> Reader:
     """Augmented batches of the steps `start` to `steps`.
 
-    Images without a box to learn from are left out. Every epoch has its own order, and a batch may span two. Half of
-    the images are mirrored.
+    Images without a box to learn from are left out, except for bare ones where `annotated.background` is set. Every
+    epoch has its own order, and a batch may span two. Half of the images are mirrored.
 
     Without `detector.short_sides` an image is scaled, cropped or padded to a square of `data.image_size`. The whole
     square counts as picture. With `detector.short_sides` an image is scaled to one of them, with a long side of at most
@@ -54,7 +54,7 @@ def train_batches(annotated: AnnotatedImages, config: Config, steps: int, start:
         also has `masks` (B, M, 56, 56) float32 0 or 1, each the part of the mask in its box. An image that cannot be
         decoded ends the iteration with `RunFailed`.
     """
-    examples, batch = _TrainingExamples(annotated, config), config.train.batch_size
+    examples, batch = TrainingExamples(annotated, config), config.train.batch_size
     side, most = examples.side, examples.most_boxes
     targets = {"boxes": ((batch, most, 4), np.float32), "classes": ((batch, most), np.float32)}
     if annotated.masks is not None:
@@ -171,12 +171,12 @@ class _EvalExamples:
         )
 
 
-class _TrainingExamples:
+class TrainingExamples:
     """Makes a block of the image at a position of the run, of those that have something to learn from."""
 
     def __init__(self, annotated: AnnotatedImages, config: Config):
-        kept = annotated.with_boxes()
-        if not kept:
+        kept = annotated.trained_on()
+        if not annotated.with_boxes():
             raise UserError("annotated", "None of the images has a box to train on.", "Use annotated images.")
         self.kept, self.sizes = kept, annotated.sizes[kept]
         used = [np.flatnonzero(~annotated.ignored[i]) for i in kept]
@@ -203,7 +203,7 @@ class _TrainingExamples:
             image = read_image(self.paths[index], self.data)
         except Unusable as error:
             return Block({}, ((self.kept[index], str(error)),))
-        place = self._place(image.shape[:2], uniform(self.seed, 0, position, (DRAWS,)))
+        place = self.place(position, image.shape[:2])
         boxes, kept = visible_boxes(place.move(self.boxes[index]), place.frame, crops=self.side is not None)
         targets = {
             "boxes": self._padded(boxes, -1, np.float32),
@@ -214,7 +214,9 @@ class _TrainingExamples:
         sizes = np.array([place.frame], np.float32)
         return Block({**image_rows(image, place), "image_sizes": sizes, "bounding_boxes": targets})
 
-    def _place(self, size, draws: np.ndarray) -> Place:
+    def place(self, position: int, size) -> Place:
+        """Where the image of a height and width is put at a position of the run."""
+        draws = uniform(self.seed, 0, position, (DRAWS,))
         if self.side is not None:
             return drawn_place(size, draws, self.side, self.detector.scale_jitter)
         sides = self.detector.short_sides
@@ -262,9 +264,18 @@ def visible_boxes(boxes: np.ndarray, frame, crops: bool) -> tuple[np.ndarray, np
     clipped = np.clip(boxes, 0, np.float32(frame)[[1, 0, 1, 0]])
     if not crops:
         return clipped, np.ones(len(boxes), bool)
-    before, after = boxes[:, 2:] - boxes[:, :2], clipped[:, 2:] - clipped[:, :2]  # (n, 2) width, height
-    kept = (after.prod(1) >= MIN_VISIBLE_SHARE * before.prod(1)) & (after.min(1) >= MIN_SIDE)
+    kept = enough_visible(boxes, clipped) & (sides(clipped).min(1) >= MIN_SIDE)
     return clipped[kept], kept
+
+
+def enough_visible(boxes: np.ndarray, clipped: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether a frame leaves enough of boxes (n, 4), which it cuts to `clipped`."""
+    return sides(clipped).prod(1) >= MIN_VISIBLE_SHARE * sides(boxes).prod(1)
+
+
+def sides(boxes: np.ndarray) -> np.ndarray:
+    """(n, 2) width and height."""
+    return boxes[:, 2:] - boxes[:, :2]
 
 
 def unreadable_images(images: AnnotatedImages | SegmentedImages, data: DataConfig | None = None) -> dict[str, str]:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from dupr_tf.config import Config, DataConfig, load_config
 from dupr_tf.config.detectors import DETECTORS
+from dupr_tf.data.inspection import inspect_targets
 from dupr_tf.detection.labels import labels_entry, read_evaluated, read_splits
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import local_path
@@ -58,9 +59,11 @@ def finetune(
     entries = {split: labels_entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
     changes = check(output, config, entries, allow_change)
     check_weights(output, weights)
+    console = console or Console()
+    console.print(inspect_targets(splits[0], config), highlight=False, soft_wrap=True)
     from dupr_tf.detection.training import train_detector  # loads TensorFlow
 
-    return train_detector(config, weights, data, output, console or Console(), splits, entries, bool(changes))
+    return train_detector(config, weights, data, output, console, splits, entries, bool(changes))
 
 
 def evaluate(

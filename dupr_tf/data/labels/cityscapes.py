@@ -22,7 +22,7 @@ from dupr_tf.data.images.listing import is_hidden
 from dupr_tf.data.labels.annotations import ListedImage, Object
 from dupr_tf.data.labels.run_lengths import area_of, as_coco, mask_from_pixels
 from dupr_tf.data.labels.segments import SegmentedImages, class_table
-from dupr_tf.data.labels.split import read_bounded, read_png, reading
+from dupr_tf.data.labels.split import MissingSplit, read_bounded, read_png, reading
 from dupr_tf.errors import UserError
 
 LABELS = (  # by id from 0 on
@@ -64,7 +64,7 @@ def _scenes(root: Path, split: str) -> list[tuple[Path, Path, str]]:
     paths = sorted(path for path in found if not is_hidden(path.name) and not is_hidden(path.parent.name))
     if not paths:
         problem = f"There is no {root}/leftImg8bit/{split}/CITY/*_leftImg8bit.png."
-        raise UserError(None, problem, "Pass the root of Cityscapes, and one of its splits.")
+        raise MissingSplit(None, problem, "Pass the root of Cityscapes, and one of its splits.")
     ids = [f"{path.parent.name}/{path.name.removesuffix('_leftImg8bit.png')}" for path in paths]
     return [(path, root / "gtFine" / split / f"{name}_gtFine", name) for path, name in zip(paths, ids, strict=True)]
 

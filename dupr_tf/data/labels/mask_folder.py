@@ -18,9 +18,10 @@ import numpy as np
 from dupr_tf.data.images.decode import upright_size
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.labels.segments import IGNORED, SegmentedImages, class_table
-from dupr_tf.data.labels.split import log, read_bounded, read_png, reading, refuse_many
+from dupr_tf.data.labels.split import MissingSplit, log, read_bounded, read_png, reading, refuse_many
 from dupr_tf.data.layouts import mask_folders
 from dupr_tf.errors import UserError
+from dupr_tf.values import read_text
 
 IGNORED_NAMES = ("ignore", "ignored", "void", "unlabelled", "unlabeled")
 MAX_BYTES = 1 << 20  # of classes.txt
@@ -85,7 +86,7 @@ def _look_at(root: Path, split: str) -> list[tuple]:
         _refuse_shared(files, segments)
         with ThreadPoolExecutor() as pool:
             return list(pool.map(_look, files, segments))
-    raise UserError(
+    raise MissingSplit(
         None,
         f"{root} has no images in {split}/images and masks in {split}/masks (nor images/{split} and masks/{split}, nor "
         "Cityscapes' leftImg8bit and gtFine).",
@@ -127,7 +128,7 @@ def _class_of_values(
     file = root / "classes.txt"
     if file.is_file():
         with reading(file, "a list of classes"):
-            return _read_classes(read_bounded(file, MAX_BYTES).decode())
+            return _read_classes(read_text(read_bounded(file, MAX_BYTES)))
     if class_names is not None:
         numbers = all(name.isdecimal() for name in class_names)
         return {int(name) if numbers else i: name for i, name in enumerate(class_names)}
