@@ -35,7 +35,6 @@ ARROWS["reporting"] = {
     "files", "probing", "training", "models", "weights", "data", "config", "batch", "ops",
 }  # fmt: skip
 ARROWS["planning"] = ARROWS["reporting"] | {"reporting"}
-ARROWS["launching"] = set()
 ARROWS["commands"] = set(ARROWS)
 ARROWS["cli"] = set(ARROWS)
 
@@ -123,7 +122,7 @@ def test_the_arrows_form_no_circle_and_keep_data_and_models_apart():
 @pytest.mark.parametrize(
     "module",
     [
-        *("errors", "text", "registry", "files", "batch", "config", "data", "launching"),
+        *("errors", "text", "registry", "files", "batch", "config", "data"),
         *("weights/paths", "detection/labels"),
         *("planning/devices", "planning/assumptions", "planning/estimate"),
         *("probing/images", "probing/labelled", "reporting/folder_statistics"),

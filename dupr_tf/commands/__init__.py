@@ -1,6 +1,5 @@
 """The commands of `dupr-tf`, one dataclass each: its fields are the flags, its docstring the help, `run` the work."""
 
-from dupr_tf.commands.cluster import ClusterEnv
 from dupr_tf.commands.doctor import Doctor
 from dupr_tf.commands.images import Pack, Sample, Scan
 from dupr_tf.commands.list import List
@@ -14,7 +13,6 @@ from dupr_tf.commands.weights import Export, Import
 COMMANDS = {
     "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "export": Export, "import": Import,
     "probe": Probe, "views": Views, "report": Report, "doctor": Doctor, "plan": Plan,
-    "cluster-env": ClusterEnv,
     "scan": Scan, "pack": Pack, "sample": Sample, "bench": Bench, "fields": Fields, "list": List,
 }  # fmt: skip
 CONFIGURED = ("pretrain", "finetune", "probe", "views", "doctor", "plan")
