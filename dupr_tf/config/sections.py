@@ -176,8 +176,10 @@ class TrainConfig(Section):
     strategy: Literal["auto", "one", "mirrored", "multi_worker"] = Field(
         "auto", description="devices: one, all of the machine, or all of TF_CONFIG's workers; auto: what there is"
     )
-    worker_timeout: float = Field(60, ge=1, description="s without a sign of life after which a worker is gone")
-    start_timeout: float = Field(600, ge=1, description="s for all workers to come, and for each step to be done")
+    worker_timeout: float = Field(60, ge=1, description="s that an ordinary step of several workers may take")
+    start_timeout: float = Field(
+        600, ge=1, description="s for all workers to come, the first step, a checkpoint or a probe"
+    )
 
     @field_validator("checkpoint_every", mode="before")
     @classmethod

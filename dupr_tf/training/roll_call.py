@@ -81,7 +81,7 @@ def call_roll(cluster: Cluster, seconds: float) -> dict[int, socket.socket]:
 
 
 def _admit(cluster: Cluster, listener: socket.socket, deadline: float) -> dict[int, socket.socket]:
-    """Collects the chief's connections to all others, and tells all of them how the roll call ended."""
+    """Collects the chief's connections to all others, and sends the result of the roll call to all."""
     met: dict[int, socket.socket] = {}
     code, problem = 0, ""
     while not problem and len(met) < len(cluster.addresses) - 1:

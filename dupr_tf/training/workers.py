@@ -33,6 +33,7 @@ from dupr_tf.training.roll_call import RESUME, call_roll, guard
 
 log = logging.getLogger(__name__)
 HEARTBEAT = 8.0  # seconds without a heartbeat after which the service counts a worker as lost
+SLOW = 3  # times the last step that a step may take, if that is longer than `worker_timeout`
 DRAIN = 2.0  # seconds the others have to read how the run ends
 SERVICE = ("configure_coordination_service", "get_config_key_value", "set_config_key_value", "get_task_states")
 # Errors of a collective if another worker is gone. The chief finds out which one.
@@ -60,7 +61,7 @@ class Workers:
 
     Args:
         cluster: cluster of the run.
-        worker_timeout: seconds that an ordinary step may take.
+        worker_timeout: seconds that an ordinary step may take. A run of slow steps gets `SLOW` times its last step.
         start_timeout: seconds that all workers have to start, to agree, to take the first step, and for a long task.
 
     Attributes:
@@ -76,7 +77,7 @@ class Workers:
         self._left, self._next, self._end_kind = set(), 0, None
         self._changed, self._sending = threading.Condition(), threading.Lock()
         self._steady = self._long_task = False
-        self._progressed = time.monotonic()
+        self._progressed, self._limit = time.monotonic(), worker_timeout
 
     def __enter__(self) -> Workers:
         check_service()
@@ -142,7 +143,9 @@ class Workers:
 
     def progress(self) -> None:
         """Records that a step was taken. From now on a step may take `worker_timeout`."""
-        self._steady, self._progressed = True, time.monotonic()
+        now = time.monotonic()
+        self._limit = max(self.worker_timeout, SLOW * (now - self._progressed))
+        self._steady, self._progressed = True, now
 
     def wait_long(self) -> None:
         """Allows `start_timeout` until the next step or agreement."""
@@ -229,11 +232,13 @@ class Workers:
                 states = self._service.get_task_states([("worker", self.count)])
                 gone = [(index, "it sends no heartbeats") for index, state in enumerate(states) if state is not None]
             if gone:
+                self._left.add(gone[0][0])  # the chief need not wait for it
                 return self._end(WorkerLost.code, self._lost(*gone[0]))
-            field = "worker_timeout" if self._steady and not self._long_task else "start_timeout"
-            if time.monotonic() - self._progressed > getattr(self, field):
-                text = f"no step was taken within {getattr(self, field):g} s (train.{field})"
-                return self._end(WorkerLost.code, f"{text}. {RESUME}")
+            ordinary = self._steady and not self._long_task
+            limit = self._limit if ordinary else self.start_timeout
+            if time.monotonic() - self._progressed > limit:
+                field = "train.worker_timeout" if ordinary else "train.start_timeout"
+                return self._end(WorkerLost.code, f"no step was taken within {limit:.3g} s ({field}). {RESUME}")
 
     def _lost(self, index: int, why: str) -> str:
         return f"{self.cluster.called(index)} is gone: {why}. {RESUME}"

@@ -1,4 +1,4 @@
-"""Workers on loopback compute what the devices of one machine do, and end as one. Each is a process of its own."""
+"""Workers on loopback compute what the devices of one machine do, and end together. Each worker is a process."""
 
 import json
 import shutil
@@ -126,7 +126,7 @@ def test_long_task_ends_all_after_start_timeout(slow_scenes):
 
 
 @pytest.mark.slow
-def test_two_workers_do_the_steps_of_one_machine_with_two_devices():
+def test_two_workers_take_the_steps_of_two_devices():
     command = [sys.executable, "-m", "tests.training.worker_steps"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -139,7 +139,7 @@ def losses(run):
 
 
 @pytest.mark.slow
-def test_fifty_steps_are_the_same_on_one_two_and_four_workers(tmp_path):
+def test_one_two_and_four_workers_take_the_same_steps(tmp_path):
     write_trial(tmp_path, 50, batch_size=16, checkpoint_every=50)
     found, states = {}, {}
     for workers, devices in ((1, 4), (2, 2), (4, 1)):
@@ -157,7 +157,7 @@ def test_fifty_steps_are_the_same_on_one_two_and_four_workers(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_workers_or_says_why_not(tmp_path):
+def test_resume_with_other_workers_continues_or_is_refused(tmp_path):
     write_trial(tmp_path, 6)
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert finish(start(tmp_path, whole, 1, 2)) == [0]
@@ -198,8 +198,8 @@ def test_signal_and_bad_images_of_workers_reach_the_chief(tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_that_differ_do_not_begin(tmp_path):
-    """In turn: another config, other images, a folder that is not shared."""
+def test_different_configs_or_images_are_refused(tmp_path):
+    """Another config, then other images."""
     write_trial(tmp_path, 2)
     run = tmp_path / "config"
     assert finish(start(tmp_path, run, 2, 1, extra={1: ["--train.seed=5"]})) == [2, 2]

@@ -1,7 +1,7 @@
 """Short scenes of workers on loopback: python -m tests.training.worker_scenes FOLDER [SCENE …].
 
-Writes FOLDER/SCENE.json: {"codes": exit codes, "seconds": from the last mark of any worker to the end of each,
-"output": what each printed}. TensorFlow is imported once. The workers are forks of this process, which
+FOLDER/SCENE.json receives the exit code and output of each worker, the ports, and the seconds from the last line `mark`
+to the end of each worker. TensorFlow is imported once. The workers are forks of this process, which
 computes nothing.
 """
 
@@ -83,7 +83,7 @@ def end(victim, number):
 
 
 def silence(workers):
-    """Worker 1 is stopped while the chief computes nothing together with it."""
+    """Worker 1 is stopped while the chief does not wait for a collective."""
     if not workers.chief:
         mark()
         os.kill(os.getpid(), signal.SIGSTOP)
