@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.contest import Case, Result, run_case
-from dupr_tf.weights.environment import commit, hardware
+from dupr_tf.environment import commit, hardware
 
 NAMES = ("step", "loss", "roi_align", "input", "photometric", "pack", "detector", "scaling")
 ROUNDS = 3

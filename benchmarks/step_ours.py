@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.config import parse_config
-from dupr_tf.models.cost import step_flops
+from dupr_tf.forecast.counts import step_flops
 from dupr_tf.training.pretrain import compiled_model
 
 

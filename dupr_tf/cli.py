@@ -11,7 +11,7 @@ import sys
 import tyro
 
 from dupr_tf.commands import COMMANDS, CONFIGURED
-from dupr_tf.commands.places import check_places
+from dupr_tf.commands.checks import check_places
 from dupr_tf.errors import RunFailed, UserError
 
 DESCRIPTION = "Pre-train object-detection backbones on unlabelled images (DUPR), fine-tune detectors, export weights."

@@ -38,6 +38,11 @@ def size_text(size: float) -> str:
     return f"{number_text(size)} PB"
 
 
+def count_text(count: int, noun: str) -> str:
+    """`1 line`, `2 lines`."""
+    return f"{count:,} {noun}" + "s" * (count != 1)
+
+
 def duration(seconds: float) -> str:
     """`1:02:03`, or `2:03` below an hour."""
     minutes, seconds = divmod(round(seconds), 60)

@@ -20,21 +20,22 @@ ARROWS = {
     "safe_yaml": set(),
     "files": set(),
     "config": {"safe_yaml", "files"},
+    "environment": {"files"},
     "batch": set(),
     "ops": set(),
     "data": {"config", "batch", "ops", "files"},
     "models": {"config", "batch", "ops"},
-    "weights": {"files", "models", "config", "ops"},
-    "training": {"files", "data", "models", "weights", "config", "batch", "ops"},
+    "weights": {"files", "environment", "models", "config", "ops"},
+    "training": {"files", "environment", "data", "models", "weights", "config", "batch", "ops"},
     "detection": {
         "files", "models", "weights", "data", "config", "batch", "ops", "training",
     },
     "probing": {"files", "models", "weights", "data", "config", "batch", "ops"},
 }  # fmt: skip
 ARROWS["reporting"] = {
-    "files", "probing", "training", "models", "weights", "data", "config", "batch", "ops",
+    "files", "environment", "probing", "training", "models", "weights", "data", "config", "batch", "ops",
 }  # fmt: skip
-ARROWS["planning"] = ARROWS["reporting"] | {"reporting"}
+ARROWS["forecast"] = {"files", "environment", "training", "models", "data", "config", "batch", "ops"}
 ARROWS["commands"] = set(ARROWS)
 ARROWS["cli"] = set(ARROWS)
 
@@ -124,8 +125,8 @@ def test_the_arrows_form_no_circle_and_keep_data_and_models_apart():
     [
         *("errors", "text", "registry", "files", "batch", "config", "data"),
         *("weights/paths", "detection/labels"),
-        *("planning/devices", "planning/assumptions", "planning/estimate"),
-        *("probing/images", "probing/labelled", "reporting/folder_statistics"),
+        *("forecast/device_types", "forecast/assumptions", "forecast/seconds", "forecast/advice"),
+        *("probing/images", "probing/labelled"),
     ],
 )
 def test_light_files_import_no_framework(module):

@@ -112,7 +112,7 @@ def test_missing_config_names_the_nearest(capsys, tmp_path):
 
 @pytest.mark.parametrize("gpu, warnings", [(False, 1), (True, 0)])
 def test_float16_without_a_gpu_is_one_warning(capsys, tmp_path, monkeypatch, gpu, warnings):
-    monkeypatch.setattr("dupr_tf.commands.train.has_gpu", lambda: gpu)
+    monkeypatch.setattr("dupr_tf.commands.pretrain.has_gpu", lambda: gpu)
     _, lines = run(capsys, "pretrain", SMALL, "--output", str(tmp_path / "r"), "--train.precision", "float16")
     assert sum("warning: train.precision: float16" in line for line in lines) == warnings
     assert fields(lines[warnings:]) == ["data.root"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dupr_tf.commands.places import check_places
+from dupr_tf.commands.checks import check_places
 from dupr_tf.commands.probe import Knn, Probe
 from dupr_tf.config import load_config
 from dupr_tf.errors import UserErrors

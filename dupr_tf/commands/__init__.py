@@ -1,14 +1,21 @@
 """The commands of `dupr-tf`, one dataclass each: its fields are the flags, its docstring the help, `run` the work."""
 
+from dupr_tf.commands.bench import Bench
 from dupr_tf.commands.doctor import Doctor
-from dupr_tf.commands.images import Pack, Sample, Scan
+from dupr_tf.commands.evaluate import Evaluate
+from dupr_tf.commands.export import Export
+from dupr_tf.commands.fields import Fields
+from dupr_tf.commands.finetune import Finetune
+from dupr_tf.commands.import_ import Import
 from dupr_tf.commands.list import List
+from dupr_tf.commands.pack import Pack
 from dupr_tf.commands.plan import Plan
-from dupr_tf.commands.probe import Probe, Views
-from dupr_tf.commands.reference import Bench, Fields
-from dupr_tf.commands.report_runs import Report
-from dupr_tf.commands.train import Evaluate, Finetune, Pretrain
-from dupr_tf.commands.weights import Export, Import
+from dupr_tf.commands.pretrain import Pretrain
+from dupr_tf.commands.probe import Probe
+from dupr_tf.commands.report import Report
+from dupr_tf.commands.sample import Sample
+from dupr_tf.commands.scan import Scan
+from dupr_tf.commands.views import Views
 
 COMMANDS = {
     "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "export": Export, "import": Import,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.report import print_table, problems_of
-from dupr_tf.commands.train import has_gpu
+from dupr_tf.commands.checks import has_gpu, problems_of
+from dupr_tf.commands.tables import print_table
 from dupr_tf.config import Config, load_config
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError, raise_all
@@ -34,18 +34,17 @@ class Doctor:
         for warning in _warnings(config):
             print(f"dupr-tf: warning: {warning}", file=sys.stderr)
         from dupr_tf.data.images.listing import open_source
-        from dupr_tf.reporting.doctor import about_images, about_run, machine_rows
+        from dupr_tf.forecast.doctor import about_images, about_run, machine_rows
 
         print_table(("this machine", ""), machine_rows())
         source = None if root is None else open_source(root, config.data.kind if config else "auto")[1]
-        examined = [about_images(source, config)] if source is not None else []
-        if self.steps:
-            from dupr_tf.training.dry_run import dry_run, print_dry_run
-
-            print_dry_run(dry_run(config, root))
+        examinations = [about_images(source, config)] if source is not None else []
         if config is not None:
-            examined.append(about_run(config, None if source is None else len(source), measured=self.steps))
-        for examination in examined:
+            from dupr_tf.forecast.dry_run import dry_run
+
+            steps = dry_run(config, root) if self.steps else None
+            examinations.append(about_run(config, None if source is None else len(source), steps))
+        for examination in examinations:
             print()
             print_table((examination.title, ""), examination.rows)
             for sentence in examination.sentences:
@@ -76,5 +75,5 @@ class Doctor:
 def _warnings(config: Config | None) -> list[str]:
     if config is None:
         return []
-    own = ["detector: this config is for finetune; what follows is of pretrain"] if config.detector else []
-    return own + config.pretrain_warnings(has_gpu())
+    kind = ["detector: this config is for finetune; what follows is about pretrain"] if config.detector else []
+    return kind + config.pretrain_warnings(has_gpu())

@@ -8,7 +8,7 @@ from typing import Literal
 
 import tyro
 
-from dupr_tf.commands.report import print_table
+from dupr_tf.commands.tables import print_table
 from dupr_tf.registry import Entry, Registry
 
 # Kind -> location of its registry. None of these modules imports TensorFlow.

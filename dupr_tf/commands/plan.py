@@ -11,13 +11,13 @@ from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.report import problems_of
+from dupr_tf.commands.checks import problems_of
 from dupr_tf.config import Config, load_config
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import write_whole
-from dupr_tf.planning.assumptions import assumptions_of, with_given
-from dupr_tf.planning.devices import CPU, NAMES
+from dupr_tf.forecast.assumptions import assumptions_of, with_given
+from dupr_tf.forecast.device_types import CPU, NAMES
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 MOST_IMAGES = 10**12
@@ -49,8 +49,8 @@ class Plan:
 
     def run(self, overrides: dict[str, str]) -> None:
         config, devices, images = self._checked(overrides)
-        from dupr_tf.planning.build import build_plan
-        from dupr_tf.planning.printing import plan_lines
+        from dupr_tf.forecast.plan import build_plan
+        from dupr_tf.forecast.printing import plan_lines
 
         plan = build_plan(config, str(self.config), self.gpu_type, devices, images, self.data, self.assume, self.check)
         print(*plan_lines(plan), sep="\n")

@@ -7,10 +7,13 @@ error but give different features (12–35 % off).
 Shapes are NHWC. Level `P2` is conv2_x (stride 4) … `P5` is conv5_x (stride 32). Layer names are KerasHub's.
 """
 
+import math
+
 import keras
 
 from dupr_tf.config import BACKBONES
 from dupr_tf.errors import UserError
+from dupr_tf.models.cost import BackboneCost
 from dupr_tf.models.layers import FusedBatchNormalization, TrainedConv2D
 
 LEVELS = ("P2", "P3", "P4", "P5")
@@ -101,6 +104,18 @@ class ResNetBackbone(keras.Model):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         return cls(**config)
+
+    def cost(self, image_size):
+        """Counts the costs of one view of `image_size` px, a `BackboneCost`."""
+        twin = self.from_config({**self.get_config(), "input_shape": (image_size, image_size, 3)})
+        convolutions = [
+            2 * math.prod(layer.output.shape[1:]) * math.prod(layer.kernel.shape[:3])
+            for layer in twin.layers
+            if isinstance(layer, keras.layers.Conv2D)
+        ]
+        freed = (keras.layers.BatchNormalization, keras.layers.Add)  # the gradient needs their inputs, not the outputs
+        kept = [layer.output.shape[1:] for layer in twin.layers if not isinstance(layer, freed)]
+        return BackboneCost(sum(convolutions), convolutions[0], sum(map(math.prod, kept)))
 
 
 def build_backbone(architecture, width=1.0, **kwargs):

@@ -6,8 +6,9 @@ import dataclasses
 import math
 import statistics
 
-from dupr_tf.reporting.folders import FINETUNING, PRETRAINING, RunFolder, counted
+from dupr_tf.reporting.folders import FINETUNING, PRETRAINING, RunFolder
 from dupr_tf.reporting.metrics import number
+from dupr_tf.text import count_text
 from dupr_tf.training.collapse import WINDOW, patience, signs_of_collapse
 
 SLOW = 1.25  # multiple of the median time per image: a stretch of lines counts as slow
@@ -171,7 +172,7 @@ def _little_overlap(run: RunFolder) -> list[str]:
 def _damaged_exports(run: RunFolder) -> list[str]:
     return [
         f"In {export.path.name}, not there or not as its manifest has it: {', '.join(export.wrong[:3])} "
-        f"({counted(len(export.wrong), 'file')}). What to do: export again."
+        f"({count_text(len(export.wrong), 'file')}). What to do: export again."
         for export in run.exports
         if export.wrong
     ]

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dupr_tf.config import Config, load_config
+from dupr_tf.environment import ENVIRONMENT_FILE
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import sha256_of
 from dupr_tf.reporting.metrics import Metrics, read_metrics
-from dupr_tf.weights.environment import ENVIRONMENT_FILE
+from dupr_tf.text import count_text
 from dupr_tf.weights.manifest import MANIFEST_FILE
 
 PRETRAINING, FINETUNING, EXPORT, PROBES = "pre-training", "fine-tuning", "export", "probes"
@@ -155,9 +156,9 @@ def _read_metrics(found: RunFolder) -> None:
     if metrics.cut:
         found.notes.append("The last line of metrics.jsonl was cut short, as a kill leaves it; it is left out.")
     if whole:
-        found.notes.append(f"{counted(whole, 'line')} of metrics.jsonl could not be read and {_is(whole)} left out.")
+        found.notes.append(f"{count_text(whole, 'line')} of metrics.jsonl could not be read and {_is(whole)} left out.")
     if metrics.disordered:
-        count = counted(metrics.disordered, "line")
+        count = count_text(metrics.disordered, "line")
         found.notes.append(f"{count} of metrics.jsonl came after a later step and {_is(metrics.disordered)} left out.")
     if not metrics.rows:
         found.notes.append("metrics.jsonl holds no line yet.")
@@ -260,11 +261,6 @@ def _folders(parent: Path) -> list[Path]:
             return sorted(Path(e.path) for e in entries if e.is_dir(follow_symlinks=False) and e.name[:1] != ".")
     except OSError:
         return []  # a folder that cannot be read has nothing to show
-
-
-def counted(count: int, noun: str) -> str:
-    """Formats a count: `1 line`, `2 lines`."""
-    return f"{count:,} {noun}" + "s" * (count != 1)
 
 
 def _is(count: int) -> str:

@@ -11,6 +11,7 @@ import jinja2
 
 from dupr_tf import __version__
 from dupr_tf.config import Config, dump_config
+from dupr_tf.environment import environment_rows
 from dupr_tf.reporting import charts, findings, tables
 from dupr_tf.reporting.folders import FINETUNING, PRETRAINING, RunFolder
 from dupr_tf.reporting.samples import Samples
@@ -68,7 +69,7 @@ def render(runs: Sequence[RunFolder], samples: Sequence[Samples] = (), created: 
         config_tables=[tables.config_table(kind) for kind in (pretraining, finetuning)],
         curves=curves(pretraining, runs), detector_curves=curves(finetuning, runs),
         terms=tables.term_table(pretraining), probes=tables.probe_tables(runs), exports=tables.export_tables(runs),
-        scores=tables.score_table(finetuning), classes=tables.class_table(finetuning), versions=tables.environment_rows,
+        scores=tables.score_table(finetuning), classes=tables.class_table(finetuning), versions=environment_rows,
         width=charts.WIDTH, height=charts.HEIGHT, left=charts.LEFT, right=charts.WIDTH - charts.RIGHT,
         top=charts.TOP, bottom=charts.HEIGHT - charts.BOTTOM,
     )  # fmt: skip

@@ -183,12 +183,3 @@ def class_table(runs: Sequence[RunFolder]) -> Table:
     names = dict.fromkeys(name for classes in by_class.values() for name in classes)
     rows = [[name, *(cell_text(classes.get(name)) for classes in by_class.values())] for name in names]
     return Table(["class", *by_class], rows)
-
-
-def environment_rows(entry: dict) -> list[tuple[str, str]]:
-    """Returns (name, value) pairs of an entry of environment.json."""
-    rows = []
-    for name, value in entry.items():
-        inner = value.items() if isinstance(value, dict) else [("", value)]
-        rows += [(f"{name} {part}".strip(), str(v)) for part, v in inner]
-    return rows

@@ -27,10 +27,10 @@ from dupr_tf.config import Config, dump_config, load_config
 from dupr_tf.config.sections import SHORT_FORM
 from dupr_tf.data.images.listing import open_source
 from dupr_tf.data.images.source import ImageSource, as_source
+from dupr_tf.environment import record_environment
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import write_all, write_whole
 from dupr_tf.training.cluster import Cluster
-from dupr_tf.weights.environment import record_environment
 from dupr_tf.weights.paths import RANDOM, weights_file
 
 if TYPE_CHECKING:

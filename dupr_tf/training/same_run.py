@@ -7,8 +7,8 @@ import os
 
 from dupr_tf.config import Config
 from dupr_tf.data.images.source import ImageSource
+from dupr_tf.environment import PACKAGE, versions
 from dupr_tf.training.cluster import Cluster
-from dupr_tf.weights.environment import PACKAGE, versions
 
 OWN_TO_A_WORKER = ("data.root", "data.threads", "data.processes")  # the images below the root are compared instead
 

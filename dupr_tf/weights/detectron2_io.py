@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from dupr_tf.errors import UserError
-from dupr_tf.weights.compare import Written, check_arrays
 from dupr_tf.weights.names import torch_arrays
 from dupr_tf.weights.torch_export import reread_checks
+from dupr_tf.weights.verify import Written, check_arrays
 
 AUTHOR = "dupr_tf"
 DETECTRON2_FILE = "backbone.pkl"

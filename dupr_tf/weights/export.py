@@ -10,11 +10,11 @@ import shutil
 import numpy as np
 
 from dupr_tf.errors import RunFailed, UserError, is_disk_full
-from dupr_tf.weights.compare import TOLERANCE
 from dupr_tf.weights.formats import EXPORTS, FORMATS
 from dupr_tf.weights.manifest import check_directory, write_manifest
 from dupr_tf.weights.model_card import model_card
 from dupr_tf.weights.paths import export_output
+from dupr_tf.weights.verify import TOLERANCE
 
 __all__ = ["FORMATS", "export"]
 

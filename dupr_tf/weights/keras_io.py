@@ -4,9 +4,9 @@ import keras
 
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.models.resnet import ResNetBackbone
-from dupr_tf.weights.compare import Written, compare, features
 from dupr_tf.weights.loading import load_backbone, with_normalization
 from dupr_tf.weights.paths import KERAS_FILE
+from dupr_tf.weights.verify import Written, compare, features
 
 
 def write_keras(backbone, directory):

@@ -2,9 +2,9 @@
 
 from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNetBackbone, block_and_depths, stage_channels
-from dupr_tf.weights.compare import Written, check_images, compare, features, float32_twin, normalized
 from dupr_tf.weights.formats import EXPORTS
 from dupr_tf.weights.names import architecture_of, assign_arrays, named_arrays
+from dupr_tf.weights.verify import Written, check_images, compare, features, float32_twin, normalized
 
 BLOCKS = {"basic": "basic_block", "bottleneck": "bottleneck_block"}
 

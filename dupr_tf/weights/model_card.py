@@ -5,8 +5,8 @@ from pathlib import Path, PurePath
 
 import yaml
 
+from dupr_tf.environment import describe_environment, read_environments
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD
-from dupr_tf.weights.environment import describe_environment, read_environments
 from dupr_tf.weights.formats import EXPORTS
 
 NO_LICENSE = "not stated"

@@ -3,9 +3,9 @@
 import numpy as np
 
 from dupr_tf.models.resnet import ResNetBackbone
-from dupr_tf.weights.compare import Written, compare, float32_twin
 from dupr_tf.weights.formats import EXPORTS
 from dupr_tf.weights.saved_model import as_numpy, serving_function, serving_model
+from dupr_tf.weights.verify import Written, compare, float32_twin
 
 ONNX_FILE = "backbone.onnx"
 OPSET = 17

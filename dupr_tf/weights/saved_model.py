@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from dupr_tf.errors import RunFailed
 from dupr_tf.models.resnet import imagenet_normalization, pyramid
-from dupr_tf.weights.compare import Written, check_images, compare, levels_of
+from dupr_tf.weights.verify import Written, check_images, compare, levels_of
 
 FLOAT_SIGNATURE = "serving_default"
 UINT8_SIGNATURE = "uint8"

@@ -10,7 +10,11 @@ import numpy as np
 
 from dupr_tf.errors import RunFailed
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD, LEVELS, ResNetBackbone
-from dupr_tf.weights.compare import (
+from dupr_tf.weights.formats import installed
+from dupr_tf.weights.names import assign_arrays
+from dupr_tf.weights.paths import SAFETENSORS_FILE
+from dupr_tf.weights.torch_io import read_safetensors, to_torchvision, write_safetensors
+from dupr_tf.weights.verify import (
     SIZES,
     Written,
     check_arrays,
@@ -20,10 +24,6 @@ from dupr_tf.weights.compare import (
     float32_twin,
     normalized,
 )
-from dupr_tf.weights.formats import installed
-from dupr_tf.weights.names import assign_arrays
-from dupr_tf.weights.paths import SAFETENSORS_FILE
-from dupr_tf.weights.torch_io import read_safetensors, to_torchvision, write_safetensors
 
 PTH_FILE = "backbone.pth"
 TIMM_FILE = "model.safetensors"  # the names timm looks for in a directory

@@ -12,7 +12,7 @@ import tensorflow as tf
 from rich.console import Console
 
 from dupr_tf.cli import main
-from dupr_tf.commands.report import print_scores
+from dupr_tf.commands.evaluate import print_scores
 from dupr_tf.config import dump_config, load_config, parse_config
 from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.detection.build import build_detector

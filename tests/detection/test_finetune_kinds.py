@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from rich.console import Console
 
-from dupr_tf.commands.report import print_scores
+from dupr_tf.commands.evaluate import print_scores
 from dupr_tf.config import parse_config
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.detection.build import task_of

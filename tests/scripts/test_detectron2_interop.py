@@ -19,9 +19,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from dupr_tf.models.resnet import LEVELS, ResNetBackbone, pyramid
-from dupr_tf.weights.compare import SIZES, check_images, normalized
 from dupr_tf.weights.export import export
 from dupr_tf.weights.formats import installed
+from dupr_tf.weights.verify import SIZES, check_images, normalized
 from tests.weights.backbones import randomised
 
 MISSING = [module for module in ("torch", "torchvision", "detectron2") if not installed(module)]

@@ -142,11 +142,11 @@ class Reached(Exception):
 @pytest.mark.parametrize("command, function, position", [
     (["pretrain", "--output", "run"], "dupr_tf.training.pretrain.pretrain", 0),
     (["pretrain", "--output", "run"], "dupr_tf.probing.in_training.build_probe", None),
-    (["pretrain", "--dry-run"], "dupr_tf.training.dry_run.compiled_model", 0),
-    (["plan", "--gpu-type", "cpu", "--check"], "dupr_tf.planning.build.build_plan", 0),
-    (["doctor"], "dupr_tf.reporting.doctor.about_images", 1),
-    (["doctor"], "dupr_tf.reporting.doctor.about_run", 0),
-    (["doctor", "--steps"], "dupr_tf.training.dry_run.dry_run", 0),
+    (["pretrain", "--dry-run"], "dupr_tf.forecast.dry_run.compiled_model", 0),
+    (["plan", "--gpu-type", "cpu", "--check"], "dupr_tf.forecast.plan.build_plan", 0),
+    (["doctor"], "dupr_tf.forecast.doctor.about_images", 1),
+    (["doctor"], "dupr_tf.forecast.doctor.about_run", 0),
+    (["doctor", "--steps"], "dupr_tf.forecast.dry_run.dry_run", 0),
     (["views", "--output", "views.png"], "dupr_tf.probing.view_sheet.first_pairs", 1),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else None)  # fmt: skip
 def test_command_passes_every_field_on(config, photos, tmp_path, monkeypatch, command, function, position):

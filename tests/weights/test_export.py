@@ -19,12 +19,12 @@ from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.files import sha256_of
 from dupr_tf.models.resnet import build_backbone, pyramid
 from dupr_tf.weights import detectron2_io, keras_io, torch_export
-from dupr_tf.weights.compare import float32_twin
 from dupr_tf.weights.export import export
 from dupr_tf.weights.formats import EXPORTS, FORMATS
 from dupr_tf.weights.loading import load_backbone
 from dupr_tf.weights.manifest import check_directory, write_manifest
 from dupr_tf.weights.torch_io import to_torchvision, write_safetensors
+from dupr_tf.weights.verify import float32_twin
 from tests.weights.backbones import randomised
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)

@@ -11,9 +11,9 @@ import pytest
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.models.resnet import pyramid
 from dupr_tf.weights import torch_export
-from dupr_tf.weights.compare import check_images, features, normalized
 from dupr_tf.weights.export import export
 from dupr_tf.weights.formats import installed
+from dupr_tf.weights.verify import check_images, features, normalized
 from tests.weights.backbones import randomised
 
 BAR = 1e-5  # of a level's largest feature

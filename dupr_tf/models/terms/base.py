@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from dupr_tf.config.terms import LEVELS, TERMS, check_unique_names
 from dupr_tf.errors import UserError
+from dupr_tf.models.cost import Cost
 from dupr_tf.ops import gather
-
-
-class Cost(NamedTuple):
-    """The costs that a term adds to a step, for forecasts. A multiplication and an addition count as two operations."""
-
-    key_bytes: int = 0  # bytes of one image's keys, as replicas exchange them
-    projector_flops: int = 0  # operations of one image's forward pass
-    compare_flops: int = 0  # operations of one image's queries, forward and backward
-    compare_bytes: int = 0  # bytes held at a time while a batch-norm group's queries are compared
 
 
 class Term(keras.layers.Layer):

@@ -1,0 +1,52 @@
+"""The command that evaluates a saved detector."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import tyro
+
+from dupr_tf.commands.tables import print_table
+from dupr_tf.training.cluster import refuse_cluster
+
+SCORES = ("AP", "AP50", "AP75", "mIoU", "pixel_accuracy")
+
+
+@dataclasses.dataclass
+class Evaluate:
+    """Evaluate a saved detector on the validation split of labelled images with its classes."""
+
+    detector: tyro.conf.Positional[Path]
+    """detector.keras, or the folder fine-tuning wrote."""
+    data: Path
+    """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks."""
+    output: Path | None = None
+    """Folder for metrics.json and pictures; none: print only."""
+    split: str = "val"
+    """Which split."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        refuse_cluster()
+        from dupr_tf.detection.finetune import evaluate
+
+        print_scores(evaluate(self.detector, self.data, self.output, self.split), self.output)
+
+
+def print_scores(scores: dict, output: Path | None) -> None:
+    """Prints a detector's scores by every metric, a table of its classes, best first, and the output folder."""
+    print(_score_line(scores))
+    for name, other in scores.items():
+        if isinstance(other, dict) and "AP" in other:
+            print(f"{name}: {_score_line(other)}")
+    from dupr_tf.detection.curves import class_rows
+
+    head, *rows = class_rows(scores)
+    print_table(head, rows)
+    if output is not None:
+        print(f"wrote {output}")
+
+
+def _score_line(scores: dict) -> str:
+    values = {name: scores[name] for name in SCORES if name in scores}
+    return "  ".join(f"{name} " + ("none" if value is None else f"{value:.3f}") for name, value in values.items())

@@ -1,0 +1,69 @@
+"""The command that writes a backbone for other tools."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from dupr_tf.commands.checks import problems_of
+from dupr_tf.errors import raise_all
+from dupr_tf.weights.formats import EXPORTS, FORMATS
+from dupr_tf.weights.paths import export_output, weights_file
+
+
+@dataclasses.dataclass
+class Export:
+    """Write a backbone for other tools, read it back, and compare its features with the original's.
+
+    Exit code 1, and nothing under --output, if they differ by more than 1e-4, a tensor has no counterpart, or the disk
+    is full.
+    """
+
+    run_or_file: Annotated[Path, tyro.conf.arg(name="run", metavar="RUN"), tyro.conf.Positional]
+    """A pre-training run, or a backbone file (.keras, .safetensors)."""
+    to: Literal[FORMATS]
+    """keras, kerascv: .keras. saved_model, onnx: images in, P2..P5 out. torchvision, timm: safetensors. detectron2: a
+    pickle it loads. kerashub: a preset."""
+    output: Path
+    """Directory to make."""
+    overwrite: bool = False
+    """Replace an earlier export."""
+    license: str | None = None
+    """Licence of the weights, for the model card; without it the card says "not stated"."""
+    allow_nonfinite: bool = False
+    """Write weights that are NaN or infinite all the same."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        problems = problems_of(EXPORTS.check, self.to) + problems_of(weights_file, self.run_or_file)
+        raise_all(problems + problems_of(export_output, self.output, self.overwrite))
+        from dupr_tf.weights.export import export
+        from dupr_tf.weights.loading import load_backbone
+        from dupr_tf.weights.model_card import run_facts
+
+        backbone = load_backbone(self.run_or_file, allow_nonfinite=self.allow_nonfinite)
+        card = run_facts(self.run_or_file)
+        print_export(export(backbone, self.to, self.output, self.overwrite, card, self.allow_nonfinite, self.license))
+
+
+def print_export(written: Path) -> None:
+    """Prints the files of an export and, from its manifest, the comparisons made and the largest differences."""
+    from dupr_tf.weights.manifest import read_manifest
+
+    print(f"wrote {written}")
+    for path in sorted(p for p in written.rglob("*") if p.is_file()):
+        print(f"  {path.relative_to(written)}  {path.stat().st_size:,} bytes")
+    manifest = read_manifest(written)
+    largest: dict[tuple[str, str], float] = {}
+    for check in manifest["checks"]:
+        key = check["against"], check["level"]
+        largest[key] = max(largest.get(key, 0.0), check["difference"])
+    for against in dict.fromkeys(against for against, _ in largest):
+        levels = ", ".join(f"{level} {largest[a, level]:.1e}" for a, level in largest if a == against)
+        print(f"compared with {against}: {levels}")
+    for reason in manifest["not_compared"]:
+        print(f"not compared with {reason}")
+    relative = manifest["relative_difference"]
+    print(f"largest difference {manifest['difference']:.1e} ({relative:.1e} of the largest feature)")

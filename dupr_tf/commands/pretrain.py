@@ -1,0 +1,92 @@
+"""The command that pre-trains a backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import tyro
+
+from dupr_tf.commands.checks import config_or_problems, has_gpu, output_problems, problems_of
+from dupr_tf.commands.tables import print_table
+from dupr_tf.config import Config
+from dupr_tf.data.images.listing import check_root
+from dupr_tf.errors import UserError, raise_all
+from dupr_tf.probing.labelled import check_class_folders
+from dupr_tf.training.cluster import cluster_of
+from dupr_tf.training.run import CONFIG_FILE, check, check_weights, images_entry, open_images
+
+
+@dataclasses.dataclass
+class Pretrain:
+    """Pre-train a backbone on a folder of unlabelled images; run again, it resumes.
+
+    Writes config.yaml, metrics.jsonl, tensorboard/, checkpoints/ and backbone.keras below --output.
+    Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`).
+    """
+
+    config: tyro.conf.Positional[Path]
+    """Experiment file, e.g. configs/dupr_r18_small.yaml."""
+    output: Path | None = None
+    """Folder of the run; needed unless --dry-run."""
+    data: Path | None = None
+    """Folder of images, COCO or VOC root (labels are not read), shards of `pack`, or tfds:NAME[/CONFIG][:SPLIT]."""
+    weights: Path | None = None
+    """Weights to start from instead of random ones: a run, an export, .keras, or another tool's checkpoint."""
+    allow_change: bool = False
+    """Resume a run with another config or other images than it was started with; the differences are printed."""
+    dry_run: bool = False
+    """Take a few steps, write nothing, and print shapes, memory, images/s and how long the whole run would take."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        config, problems = config_or_problems(self.config, overrides, Config.pretrain_problems)
+        for warning in config.pretrain_warnings(has_gpu()) if config else ():
+            print(f"dupr-tf: warning: {warning}", file=sys.stderr)
+        root = self.data or (config.data.root if config else None)
+        if root is not None:
+            problems += problems_of(check_root, root, config.data.kind if config else "auto")
+        elif config:
+            problems.append(UserError("data.root", "No folder of images is given.", "Pass --data DIR."))
+        problems += _probing_problems(config) if config else []
+        problems += problems_of(cluster_of, config) if config and not self.dry_run else []
+        if self.output is None and not self.dry_run:
+            problems.append(UserError("--output", "No folder for the run is given.", "Pass --output runs/mine."))
+        raise_all(problems + output_problems(self.output))
+        raise_all(self._run_problems(config))
+        if self.dry_run:
+            from dupr_tf.forecast.dry_run import dry_run
+
+            return print_table(("dry run", ""), dry_run(config, self.data).rows())
+        from dupr_tf.training.pretrain import pretrain
+
+        probe = None
+        if config.probing.every_epochs:
+            from dupr_tf.probing.in_training import build_probe
+
+            probe = build_probe(config.probing, config.train.seed)
+        result = pretrain(config, self.output, self.data, self.weights, self.allow_change, probe)
+        if result.bad_images:
+            from dupr_tf.data.images.bad_images import count_reasons
+
+            reasons = count_reasons(result.bad_images.values())
+            print(f"{len(result.bad_images)} images were skipped ({reasons}): see {self.output / 'bad_images.tsv'}")
+        print(f"step {result.step}: {result.backbone}")
+
+    def _run_problems(self, config: Config) -> list[UserError]:
+        """Checks this start against the run in the output folder and the weights, before TensorFlow loads."""
+        if self.dry_run or cluster_of(config) is not None:  # with several workers the chief checks for all
+            return []
+        problems = problems_of(check_weights, self.output, self.weights, field="--weights")
+        if (self.output / CONFIG_FILE).exists() and not self.allow_change:
+            config, source = open_images(config, self.data)
+            problems += problems_of(check, self.output, config, images_entry(config.data.root, source))
+        return problems
+
+
+def _probing_problems(config: Config) -> list[UserError]:
+    """Returns errors in the folder of images that a run is probed with."""
+    if not config.probing.every_epochs or config.probing.data is None:
+        return []  # a missing folder is among `Config.pretrain_problems`
+    look = check_class_folders if "knn" in config.probing.probes else check_root
+    return problems_of(look, config.probing.data, field="probing.data")

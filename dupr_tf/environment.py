@@ -1,0 +1,115 @@
+"""The environment of a run: commit, hardware, versions. It is saved in the run's folder and shown on model cards."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+from dupr_tf import __version__
+from dupr_tf.files import write_whole
+
+PACKAGE = Path(__file__).parent
+ENVIRONMENT_FILE = "environment.json"
+PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "pillow", "simplejpeg", "cykooz.resizer", "grain")
+
+
+def describe_environment():
+    """Return `{"commit", "hardware", "versions"}` of this process; unknown values are marked as such."""
+    return {
+        "commit": commit() or "unknown: not run from a git checkout",
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+
+
+def record_environment(run):
+    """Record this environment in a run's `environment.json`; a resume elsewhere, or by other code, adds an entry."""
+    path = Path(run) / ENVIRONMENT_FILE
+    entries, entry = read_environments(run), describe_environment()
+    if entries[-1:] == [entry]:
+        return
+    write_whole(path, json.dumps([*entries, entry], indent=2, ensure_ascii=False) + "\n")
+
+
+def read_environments(run):
+    """Return the entries of a run's `environment.json`, oldest first; none if the file is missing or damaged."""
+    try:
+        entries = json.loads((Path(run) / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def commit():
+    """Return the commit this package is checked out at, with `+changes` if its files differ; None outside of git."""
+    if not _git(PACKAGE, "ls-files", "__init__.py"):  # a package installed inside another repository is not part of it
+        return None
+    head = _git(PACKAGE, "rev-parse", "HEAD")
+    return head and head + ("+changes" if _git(PACKAGE, "status", "--porcelain", ".") else "")
+
+
+def hardware():
+    """Return processors and GPUs in one line, such as `2 × Intel(R) Xeon(R), no GPU`."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
+    return f"{os.cpu_count()} × {_processor()}, {', '.join(names) or 'no GPU'}"
+
+
+def available_memory() -> int | None:
+    """Return the bytes this process may still take: free memory, or a container's limit; None if unknown."""
+    sizes = []
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        sizes += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="utf-8") for name in ("max", "current"))
+        sizes.append(int(limit) - int(used))
+    except (OSError, ValueError):  # no Linux, no such container, or its limit is the word max
+        pass
+    return min(sizes, default=None)
+
+
+def usable_cpus() -> int:
+    """Return the processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def environment_rows(entry: dict) -> list[tuple[str, str]]:
+    """Return (name, value) pairs of an entry of environment.json."""
+    rows = []
+    for name, value in entry.items():
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        rows += [(f"{name} {part}".strip(), str(v)) for part, v in inner]
+    return rows
+
+
+def versions():
+    """Return `{package: version}` of what a figure can depend on."""
+    found = {"dupr_tf": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # only one of tensorflow and tensorflow-cpu is installed
+    return found
+
+
+def _processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return next(iter(names), platform.processor() or platform.machine())
+
+
+def _git(folder, *arguments):
+    """Return git's output, stripped; None if there is no git, no repository, or it takes too long."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

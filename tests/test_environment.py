@@ -1,0 +1,105 @@
+"""What a run notes of commit, hardware and versions, and what a model card tells of it."""
+
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+
+from dupr_tf import environment
+from dupr_tf.environment import commit, describe_environment, read_environments, record_environment
+from dupr_tf.weights.export import export
+from dupr_tf.weights.model_card import run_facts
+from tests.weights.backbones import randomised
+
+
+def test_it_is_described():
+    found = describe_environment()
+    assert set(found) == {"commit", "hardware", "versions"}
+    assert found["hardware"].startswith(f"{os.cpu_count()} × ") and "GPU" in found["hardware"]
+    assert found["versions"]["numpy"] == np.__version__ and {"dupr_tf", "python", "keras"} <= set(found["versions"])
+
+
+def checkout(folder):
+    """A git repository with a package in it, committed."""
+    (folder / "dupr_tf").mkdir(parents=True)
+    (folder / "dupr_tf" / "__init__.py").write_text("")
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True)
+    return folder / "dupr_tf" / "__init__.py"
+
+
+def test_the_commit_is_the_packages_own(tmp_path, monkeypatch):
+    file = checkout(tmp_path / "ours")
+    monkeypatch.setattr(environment, "PACKAGE", file.parent)
+    head = subprocess.run(["git", "-C", file.parent, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert commit() == head.stdout.strip() and len(commit()) == 40
+    file.write_text("changed = True")
+    assert commit() == head.stdout.strip() + "+changes"
+
+
+def test_outside_of_git_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "PACKAGE", tmp_path)
+    assert commit() is None
+    installed = checkout(tmp_path / "theirs").parent.parent / ".venv" / "dupr_tf" / "__init__.py"
+    installed.parent.mkdir(parents=True)
+    installed.write_text("")
+    monkeypatch.setattr(environment, "PACKAGE", installed.parent)
+    assert commit() is None  # somebody else's repository
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit() is None  # no git at all
+    assert describe_environment()["commit"] == "unknown: not run from a git checkout"
+
+
+def test_a_resume_elsewhere_adds_an_entry(tmp_path, monkeypatch):
+    record_environment(tmp_path)
+    record_environment(tmp_path)
+    assert len(read_environments(tmp_path)) == 1
+    monkeypatch.setattr(environment, "hardware", lambda: "8 × Abacus")
+    record_environment(tmp_path)
+    assert [entry["hardware"] for entry in read_environments(tmp_path)][1] == "8 × Abacus"
+    assert [path.name for path in tmp_path.iterdir()] == ["environment.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[1]", '"a"'])
+def test_a_damaged_file_is_no_entry(tmp_path, text):
+    (tmp_path / "environment.json").write_text(text)
+    assert read_environments(tmp_path) == []
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("data:\n  root: /a/b/photos\n  kind: folder\ntrain:\n  seed: 3\n")
+    (run / "metrics.jsonl").write_text('{"step": 1}\n' + json.dumps({"step": 40, "loss": 2.5, "loss/patch_P4": 1.25}))
+    entries = [
+        {"commit": "a" * 40, "hardware": "2 × Loom", "versions": {"keras": "3.15.1"}},
+        {"commit": "a" * 40, "hardware": "8 × Abacus", "versions": {"keras": "3.15.1"}},
+    ]
+    (run / "environment.json").write_text(json.dumps(entries))
+    return run
+
+
+def test_a_card_tells_where_a_run_was_made(run, tmp_path):
+    output = export(randomised("resnet18", width=0.125), "torchvision", tmp_path / "out", card=run_facts(run))
+    card = (output / "model_card.md").read_text()
+    for row in (
+        "| licence of the weights | not stated |",
+        "| data | `photos` (folder), without labels |",
+        "| steps | 40 |",
+        "| last losses | loss 2.500, loss/patch_P4 1.250 |",
+        f"| commit | {'a' * 40} |",
+        "| hardware | 2 × Loom; then 8 × Abacus |",
+        "| versions | keras 3.15.1 |",
+    ):
+        assert row in card, row
+    assert "seed: 3" in card and "(of the export)" not in card
+
+
+def test_a_card_of_a_mere_file_tells_of_the_export(tmp_path):
+    assert run_facts(tmp_path / "backbone.keras") == {}
+    card = (export(randomised("resnet18", width=0.125), "timm", tmp_path / "out") / "model_card.md").read_text()
+    assert card.count("(of the export)") == 3 and "| hardware | " in card
