@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from benchmarks.detector_arrays import CLASSES, REPEATS, objects, segments
 from dupr_tf.config import parse_config
-from dupr_tf.detection.build import build_detector
+from dupr_tf.detection.registry import build_detector
 from dupr_tf.models.resnet import build_backbone
 from dupr_tf.training.optimizers import CoupledSGD
 

@@ -21,7 +21,7 @@ import tensorflow as tf
 from benchmarks.scaling_replicas import works
 from benchmarks.worker import forget_peak, peak_mib
 from dupr_tf.data.images.source import Files
-from dupr_tf.data.shards.manifest import FORMAT, MANIFEST, Shard, seal
+from dupr_tf.data.shards.index import FORMAT, MANIFEST, Shard, seal
 from dupr_tf.data.shards.read import ShardSource, import_array_record
 from dupr_tf.models.memory_bank import MemoryBank
 from dupr_tf.ops.info_nce import info_nce

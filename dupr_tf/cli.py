@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import logging
 import os
 import select
+import shutil
 import signal
 import sys
 
-import tyro
+from dupr_tf import __version__
+from dupr_tf.errors import RunFailed, RunInterrupted, UserError
+from dupr_tf.quiet import silence_libraries
+from dupr_tf.text import replace_unencodable
 
-from dupr_tf.commands import COMMANDS, CONFIGURED
-from dupr_tf.commands.checks import check_places
-from dupr_tf.errors import RunFailed, UserError
-
-DESCRIPTION = "Pre-train object-detection backbones on unlabelled images (DUPR), fine-tune detectors, export weights."
+NARROWEST = 40  # columns: tyro never ends where a word has no room
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,25 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     reader of the output has ended, as in `| head -1`. Any other exception is a defect of this package and keeps its
     traceback.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for library in ("absl", "tensorflow"):
-        logging.getLogger(library).setLevel(logging.WARNING)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's C++ chatter; what matters is raised
     try:
-        arguments, overrides = split_overrides(arguments)
-        if overrides and arguments[:1] not in [[name] for name in CONFIGURED]:
-            raise UserError(
-                f"--{next(iter(overrides))}",
-                "This command takes no fields of a config.",
-                f"Only {', '.join(CONFIGURED)} do.",
-            )
-        command = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            args=arguments, prog="dupr-tf", description=DESCRIPTION, console_outputs=True,
-        )  # fmt: skip
-        check_places(command)
-        code = command.run(overrides) or 0
+        prepare_streams()
+        code = run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -51,7 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes at its end
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt as error:  # RunInterrupted, whose state is saved, or Ctrl-C anywhere else
-        print(f"dupr-tf: {str(error) or 'interrupted'}", file=sys.stderr)
+        message = str(error) if isinstance(error, RunInterrupted) else "interrupted"
+        print(f"dupr-tf: {message}", file=sys.stderr)
         return getattr(error, "code", 128 + signal.SIGINT)
     except (UserError, RunFailed) as error:
         for line in map(str, getattr(error, "errors", [error])):
@@ -59,36 +46,50 @@ def main(arguments: list[str] | None = None) -> int:
         return error.code
 
 
+def run(arguments: list[str]) -> int:
+    """Runs one command line and returns its exit code; errors are raised."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if "--verbose" in arguments:
+        arguments = [word for word in arguments if word != "--verbose"]
+    else:
+        silence_libraries()
+    os.environ["MPLBACKEND"] = "agg"  # pictures go to files, whatever a notebook or another project has set
+    if arguments == ["--version"]:
+        print(f"dupr-tf {__version__}")
+        return 0
+    from dupr_tf.commands.parsing import overview, parse
+
+    if arguments[:1] in ([], ["--help"], ["-h"]):
+        print(overview())
+        return 0 if arguments else UserError.code
+    command, overrides = parse(arguments)
+    return command.run(overrides) or 0
+
+
+def prepare_streams() -> None:
+    """Makes the standard streams take any text: closed ones, an ASCII terminal, and one that is too narrow for help."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: without this, the next file that is opened would get what is printed
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
+    codecs.register_error("dupr_tf", replace_unencodable)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="dupr_tf")
+    if shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)
+
+
 def nobody_reads(descriptor: int) -> bool:
-    """Whether a descriptor is that of a pipe whose reader has ended."""
+    """Returns True if a descriptor is that of a pipe whose reader has ended."""
     if not hasattr(select, "poll"):  # Windows
         return False
     poll = select.poll()
     poll.register(descriptor, 0)
     return any(events & select.POLLERR for _, events in poll.poll(0))
-
-
-def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes `--section.field value` and `--section.field=value` out of a command line.
-
-    Returns:
-        The other arguments, and {dotted field: text of its value}.
-    """
-    rest, overrides, i = [], {}, 0
-    while i < len(arguments):
-        word = arguments[i]
-        i += 1
-        name, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or "." not in name or "/" in name:
-            rest.append(word)
-            continue
-        if not equals:
-            if i == len(arguments):
-                raise UserError(word, "A value is missing after it.", f"Write {word} VALUE.")
-            value = arguments[i]
-            i += 1
-        overrides[name] = value
-    return rest, overrides
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
-"""The environment of a run: commit, hardware, versions. It is saved in the run's folder and shown on model cards."""
+"""The environment of a run: commit, hardware, versions, and the settings of Keras.
+
+The first three are saved in the run's folder and shown on model cards.
+"""
 
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import subprocess
 from pathlib import Path
 
 from dupr_tf import __version__
+from dupr_tf.errors import UserError
 from dupr_tf.files import write_whole
 
+log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parent
 ENVIRONMENT_FILE = "environment.json"
 PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "pillow", "simplejpeg", "cykooz.resizer", "grain")
@@ -88,13 +94,13 @@ def environment_rows(entry: dict) -> list[tuple[str, str]]:
 
 def versions():
     """Return `{package: version}` of what a figure can depend on."""
-    found = {"dupr_tf": __version__, "python": platform.python_version()}
+    entries = {"dupr_tf": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            entries[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue  # only one of tensorflow and tensorflow-cpu is installed
-    return found
+    return entries
 
 
 def _processor():
@@ -113,3 +119,24 @@ def _git(folder, *arguments):
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def set_keras() -> None:
+    """Give Keras the settings that this package needs, whatever another project wrote to `~/.keras/keras.json`.
+
+    A changed data format or precision is logged, since the models of the same process get it too.
+
+    Raises:
+        UserError: Keras was imported with another backend than TensorFlow.
+    """
+    import keras
+
+    if keras.config.backend() != "tensorflow":
+        problem = f"Keras was imported with the backend {keras.config.backend()}, and dupr_tf needs TensorFlow."
+        raise UserError("KERAS_BACKEND", problem, "Import dupr_tf before Keras, or set KERAS_BACKEND=tensorflow.")
+    before = keras.config.image_data_format(), keras.config.floatx()
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    if before != ("channels_last", "float32"):
+        log.info("Keras now uses channels_last and float32 instead of %s and %s", *before)

@@ -2,8 +2,8 @@
 
 | class | exit code | meaning |
 |---|---|---|
-| UserError | 2 | something the user gave is wrong; nothing was begun |
-| RunFailed | 1 | a command had begun and cannot finish |
+| UserError | 2 | something the user gave is wrong; nothing was started |
+| RunFailed | 1 | a command had started and cannot finish |
 | WorkerLost | 75 | a worker has left a run of several; sysexits.h has 75 as "try again" |
 | RunInterrupted | 128 + signal | a signal stopped a run after its state was saved |
 
@@ -79,7 +79,7 @@ class UserErrors(UserError):
 
 
 class RunFailed(Exception):
-    """A command that had begun and cannot finish; what was saved before is whole."""
+    """A command that had started and cannot finish; what was saved before is whole."""
 
     code = 1
 

@@ -16,18 +16,22 @@ ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)  # a `Path`
 
 
 def local_path(path: str | os.PathLike, field: str | None = None) -> Path:
-    """The path as a `pathlib.Path`.
+    """Returns the path as a `pathlib.Path`, with `~` expanded.
 
     Args:
         path: of something local or mounted, absolute or not.
         field: what the user knows the path by, for the error.
 
     Raises:
-        UserError: it is an address, such as `gs://bucket/photos`.
+        UserError: it is an address, such as `gs://bucket/photos`, or it starts with `~NAME` of an unknown user.
     """
     address = ADDRESS.fullmatch(os.fspath(path))
     if address is None:
-        return Path(path)
+        try:
+            return Path(path).expanduser()
+        except RuntimeError:
+            problem = f"The home folder in {path} is unknown."
+            raise UserError(field, problem, "Pass the full path, or ./~NAME for a folder of that name.") from None
     scheme, rest = address.groups()
     fix = "Mount the bucket or share (docs/mounts.md), and pass the path of the mounted folder."
     if scheme.lower() == "file":

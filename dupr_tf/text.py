@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+ASCII = str.maketrans({"×": "x", "…": "...", "–": "-", "−": "-", "’": "'", "≥": ">=", "≤": "<=", "±": "+-", "→": "->"})
+
+
+def replace_unencodable(error: UnicodeEncodeError) -> tuple[str, int]:
+    """Handles characters that a stream cannot encode: ASCII that looks alike, or else an escape such as `\\xe9`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(ASCII)
+    return text.encode("ascii", "backslashreplace").decode(), error.end
+
 
 def one_line(message: object, limit: int | None = None) -> str:
     """A message, usually an exception's, with every run of white space as one blank.

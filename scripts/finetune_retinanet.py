@@ -13,9 +13,9 @@ from dupr_tf.config import parse_config
 from dupr_tf.data.detection import train_batches
 from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.detection.coco_eval import coco_ap
+from dupr_tf.detection.predictions import detect
 from dupr_tf.detection.retinanet import RetinaNet
 from dupr_tf.detection.saving import save_detector
-from dupr_tf.detection.tasks import detect
 from dupr_tf.training.feed import feed
 from dupr_tf.training.optimizers import Cosine
 

@@ -116,6 +116,13 @@ def binary_entropy(logit, target):
     return math.log1p(math.exp(-abs(logit))) + max(logit, 0) - logit * target
 
 
+def focal_loss(logits, targets, alpha=0.25, gamma=2):
+    """Lin et al., 2018, eq. 5: the sum over all logits; `targets` is 0 and 1, of the same shape."""
+    p = 1 / (1 + np.exp(-logits))
+    right, weight = np.where(targets, p, 1 - p), np.where(targets, alpha, 1 - alpha)
+    return float((-weight * (1 - right) ** gamma * np.log(right)).sum())
+
+
 def rpn_losses(objectness, deltas, table, rows, labels, boxes):
     """Over a batch: `rows`, `labels` (1, 0) and `boxes` of the drawn anchors of each image; both divided by 256 · B."""
     entropy = distance = 0.0

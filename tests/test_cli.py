@@ -9,10 +9,24 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dupr_tf.cli import main, split_overrides
+import dupr_tf
+from dupr_tf.cli import main
+from dupr_tf.commands import COMMANDS
+from dupr_tf.commands.parsing import overview, parse, split_overrides
+from dupr_tf.commands.probe import FLAGS
+from dupr_tf.config import field_rows, load_config
 from dupr_tf.errors import RunFailed, RunInterrupted, UserError, UserErrors, WorkerLost
+from tests.refusals import refusal
 
 SMALL = "configs/dupr_r18_small.yaml"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder with one image, so that the data are no mistake as well."""
+    folder = tmp_path_factory.mktemp("photos")
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    return folder
 
 
 def run(capsys, *arguments):
@@ -48,9 +62,8 @@ def fields(lines):
     (("--model.temperature", ".nan"), "model.temperature", "nan"),
     (("--optimizer.momentum", "!!python/object:os.system {}"), "optimizer.momentum", "YAML"),
 ])  # fmt: skip
-def test_wrong_field_is_one_line_and_exit_2(capsys, tmp_path, override, field, named):
-    (tmp_path / "a.jpg").write_bytes(b"")  # so that the folder is no mistake as well
-    code, lines = run(capsys, "pretrain", SMALL, "--data", str(tmp_path), "--output", str(tmp_path / "r"), *override)
+def test_wrong_field_is_one_line_and_exit_2(capsys, photos, tmp_path, override, field, named):
+    code, lines = run(capsys, "pretrain", SMALL, "--data", str(photos), "--output", str(tmp_path / "r"), *override)
     assert code == 2 and fields(lines) == [field] and named in lines[0]
     assert not (tmp_path / "r").exists()
 
@@ -88,20 +101,18 @@ def test_finetune_reports_all_mistakes_at_once(capsys, tmp_path):
     ("train: {epochs: 2020-02-31}", "day"),
     ("train: {epochs: a\0}", "special characters"),
 ])  # fmt: skip
-def test_unreadable_config_is_one_line(capsys, tmp_path, content, named):
+def test_unreadable_config_is_one_line(capsys, photos, tmp_path, content, named):
     path = tmp_path / "c.yaml"
     path.write_text(content)
-    (tmp_path / "a.jpg").write_bytes(b"")
-    code, lines = run(capsys, "pretrain", str(path), "--data", str(tmp_path), "--output", str(tmp_path / "r"))
+    code, lines = run(capsys, "pretrain", str(path), "--data", str(photos), "--output", str(tmp_path / "r"))
     assert code == 2 and fields(lines) == ["config"] and named in lines[0] and str(path) in lines[0]
 
 
 @pytest.mark.parametrize("content", ["train: 3", "modle: {}"])
-def test_wrong_section_of_a_config_is_one_line(capsys, tmp_path, content):
+def test_wrong_section_of_a_config_is_one_line(capsys, photos, tmp_path, content):
     path = tmp_path / "c.yaml"
     path.write_text(content)
-    (tmp_path / "a.jpg").write_bytes(b"")
-    code, lines = run(capsys, "pretrain", str(path), "--data", str(tmp_path), "--output", str(tmp_path / "r"))
+    code, lines = run(capsys, "pretrain", str(path), "--data", str(photos), "--output", str(tmp_path / "r"))
     assert code == 2 and fields(lines) == [content.partition(":")[0]]
 
 
@@ -119,7 +130,8 @@ def test_float16_without_a_gpu_is_one_warning(capsys, tmp_path, monkeypatch, gpu
 
 
 def test_folders_without_images_are_refused(capsys, tmp_path):
-    for data in (tmp_path, tmp_path / "nowhere"):
+    (tmp_path / "empty").mkdir()
+    for data in (tmp_path / "empty", tmp_path / "nowhere"):
         code, lines = run(capsys, "pretrain", SMALL, "--data", str(data), "--output", str(tmp_path / "r"))
         assert code == 2 and len(lines) == 1 and str(data) in lines[0]
 
@@ -130,8 +142,9 @@ def test_no_data_at_all_is_refused(capsys, tmp_path):
 
 
 def test_only_broken_images_are_refused(capsys, tmp_path):
-    (tmp_path / "1.jpg").write_bytes(b"text")
-    code, lines = run(capsys, "pretrain", SMALL, "--data", str(tmp_path), "--output", str(tmp_path / "r"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/1.jpg").write_bytes(b"text")
+    code, lines = run(capsys, "pretrain", SMALL, "--data", str(tmp_path / "data"), "--output", str(tmp_path / "r"))
     assert code == 2 and "1.jpg" in lines[-1]
 
 
@@ -162,18 +175,97 @@ class Failing:
     (WorkerLost("Worker 1 is gone."), 75, ["dupr-tf: error: Worker 1 is gone."]),
     (RunInterrupted(15, 7), 143, ["dupr-tf: stopped by SIGTERM after step 7, which is saved"]),
     (KeyboardInterrupt(), 130, ["dupr-tf: interrupted"]),
+    (KeyboardInterrupt("\n"), 130, ["dupr-tf: interrupted"]),
 ], ids=lambda value: type(value).__name__)  # fmt: skip
 def test_exit_code_follows_from_the_class_of_the_error(capsys, monkeypatch, error, code, lines):
-    monkeypatch.setattr("tyro.extras.subcommand_cli_from_dict", lambda *_, **__: Failing(error))
+    monkeypatch.setattr("dupr_tf.commands.parsing.parse", lambda _: (Failing(error), {}))
     assert run(capsys, "fields") == (code, lines)
 
 
 @pytest.mark.parametrize("defect", [ValueError("a defect"), KeyError("x"), RuntimeError("y")])
 def test_defect_keeps_its_traceback(monkeypatch, defect):
-    monkeypatch.setattr("tyro.extras.subcommand_cli_from_dict", lambda *_, **__: Failing(defect))
+    monkeypatch.setattr("dupr_tf.commands.parsing.parse", lambda _: (Failing(defect), {}))
     with pytest.raises(type(defect)) as error:
         main(["fields"])
     assert error.value is defect
+
+
+def test_overview_has_one_line_for_each_command():
+    lines = overview().splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("  ") and line.split()[0] in COMMANDS] == [*COMMANDS]
+    assert max(map(len, lines[:-2])) < 80  # the last two are commands to copy
+
+
+EXAMPLES = {name: command.EXAMPLE for name, command in COMMANDS.items() if name != "cluster-env"}  # a shell's $(…)
+EXAMPLES |= {f"probe {name}": flags.EXAMPLE for name, flags in FLAGS.items()}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_of_help_is_a_command_with_existing_config(name):
+    program, *words = EXAMPLES[name].split()
+    command, _ = parse(words)
+    configs = [word for word in words if word.startswith("configs/")]
+    assert program == "dupr-tf" and type(command) is COMMANDS[words[0]]
+    assert " ".join(words).startswith(name) and all(Path(path).is_file() for path in configs)
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, *(f"probe {name}" for name in FLAGS)])
+def test_help_states_every_default_and_ends_with_example(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse([*name.split(), "--help"])
+    text = capsys.readouterr().out
+    assert (
+        end.value.code == 0 and "none:" not in text.lower() and "(default" not in text and "Default: None" not in text
+    )
+    assert text.rstrip().splitlines()[-1].strip() == EXAMPLES.get(name, COMMANDS["cluster-env"].EXAMPLE)
+
+
+def process(*words, code="import sys; from dupr_tf.cli import main; sys.exit(main())", **settings):
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env={**os.environ, "PYTHONPATH": str(Path.cwd()), **settings}, capture_output=True, check=False, timeout=60,
+    )  # fmt: skip
+
+
+def test_ascii_terminal_gets_ascii():
+    settings = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for words in (["--help"], ["pretrain", "--help"], ["fields"]):
+        done = process(*words, **settings)
+        assert (done.returncode, done.stderr) == (0, b"") and done.stdout.isascii()
+
+
+def test_help_fits_terminal_of_one_column():
+    done = process("pretrain", "--help", COLUMNS="1")
+    assert done.returncode == 0 and b"dupr-tf pretrain" in done.stdout
+
+
+def test_closed_stdout_is_no_error(tmp_path):
+    code = "import os, sys; os.close(1); sys.stdout = None\nfrom dupr_tf.cli import main; sys.exit(main())"
+    done = process("fields", code=code)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_module_runs_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "dupr_tf", "--version"], capture_output=True, check=False)
+    assert done.returncode == 0 and done.stdout.split()[1].decode() == dupr_tf.__version__
+
+
+def test_row_of_a_table_is_one_line_in_a_pipe():
+    lines = process("fields", COLUMNS="80").stdout.decode().splitlines()
+    assert [line.split()[0] for line in lines[1:]] == [row[0] for row in field_rows()]
+
+
+def test_tilde_is_expanded_in_flags_overrides_and_configs(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = tmp_path / "c.yaml"
+    config.write_text("data: {root: ~/photos}")
+    command, overrides = parse(["pretrain", "~/c.yaml", "--output=~/run", "--weights", "~/w", "--data.root=~/other"])
+    assert (command.config, command.output, command.weights) == (config, tmp_path / "run", tmp_path / "w")
+    assert load_config(config).data.root == str(tmp_path / "photos")
+    assert load_config(config, overrides).data.root == str(tmp_path / "other")
+    command, _ = parse(["probe", "matching", "--weights", "random", "~/w", "--data", "~/p"])
+    assert (command.which.weights, command.which.data) == (("random", str(tmp_path / "w")), tmp_path / "p")
+    assert refusal(parse, ["scan", "~nobody-of-this-name/photos"]).fix
 
 
 def test_overrides_are_taken_out_of_the_command_line():
@@ -208,9 +300,10 @@ def test_mistakes_are_found_before_tensorflow_loads(tmp_path, command):
 @pytest.mark.skipif(not hasattr(select, "poll"), reason="Windows has no such pipes")
 def test_reader_that_ends_early_ends_the_command_without_a_traceback(tmp_path):
     pack = [sys.executable, "-m", "dupr_tf.cli", "pack"]
+    (tmp_path / "data").mkdir()
     for name in ("a.png", "b.png"):
-        Image.new("RGB", (8, 8)).save(tmp_path / name)
-    subprocess.run([*pack, str(tmp_path), "--output", str(tmp_path / "out")], check=True, capture_output=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "data" / name)
+    subprocess.run([*pack, str(tmp_path / "data"), "--output", str(tmp_path / "out")], check=True, capture_output=True)
     read, write = os.pipe()
     os.close(read)
     run = subprocess.run([*pack, "--list", str(tmp_path / "out")], check=False, stdout=write, stderr=subprocess.PIPE)

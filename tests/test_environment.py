@@ -1,8 +1,10 @@
-"""What a run notes of commit, hardware and versions, and what a model card tells of it."""
+"""The environment of a run and on model cards, and settings of other projects."""
 
 import json
 import os
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from dupr_tf.environment import commit, describe_environment, read_environments,
 from dupr_tf.weights.export import export
 from dupr_tf.weights.model_card import run_facts
 from tests.weights.backbones import randomised
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_it_is_described():
@@ -103,3 +107,29 @@ def test_a_card_of_a_mere_file_tells_of_the_export(tmp_path):
     assert run_facts(tmp_path / "backbone.keras") == {}
     card = (export(randomised("resnet18", width=0.125), "timm", tmp_path / "out") / "model_card.md").read_text()
     assert card.count("(of the export)") == 3 and "| hardware | " in card
+
+
+# ---- settings of other projects ----
+
+CODE = """
+import json, os, dupr_tf, keras
+dupr_tf.ResNetBackbone
+names = ("backend", "image_data_format", "floatx", "epsilon")
+print(json.dumps({"plots": os.environ["MPLBACKEND"], **{name: getattr(keras.config, name)() for name in names}}))
+"""
+
+
+def output_of(code, **environment):
+    path = {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **path, **environment}, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode().strip()
+
+
+def test_settings_of_other_projects_change_nothing(tmp_path):
+    other = {"backend": "jax", "image_data_format": "channels_first", "floatx": "float16", "epsilon": 1e-2}
+    (tmp_path / "keras.json").write_text(json.dumps(other))
+    plots = "module://not_installed_here.backend"
+    got = json.loads(output_of(CODE, KERAS_HOME=str(tmp_path), KERAS_BACKEND="torch", MPLBACKEND=plots))
+    expected = {"backend": "tensorflow", "image_data_format": "channels_last", "floatx": "float32", "epsilon": 1e-7}
+    assert got == {"plots": "agg", **expected}

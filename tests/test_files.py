@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dupr_tf.commands.checks import check_places
+from dupr_tf.commands.checks import expand_paths
 from dupr_tf.commands.probe import Knn, Probe
 from dupr_tf.config import load_config
 from dupr_tf.errors import UserErrors
@@ -30,12 +30,12 @@ def test_paths_are_taken(path):
 def test_every_path_of_a_command_is_checked():
     command = Probe(Knn(("random", "gs://a/run"), Path("s3://b/photos"), Path("runs/out")))
     with pytest.raises(UserErrors) as caught:
-        check_places(command)
+        expand_paths(command)
     assert [problem.split()[0] for problem in (one.problem for one in caught.value.errors)] == [
         "gs://a/run",
         "s3://b/photos",
     ]
-    check_places(Probe(Knn(("random",), Path("photos"))))
+    expand_paths(Probe(Knn(("random",), Path("photos"))))
 
 
 @pytest.mark.parametrize("field", ["data.root", "probing.data"])

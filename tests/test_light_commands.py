@@ -49,6 +49,8 @@ PRETRAIN = "pretrain configs/demo.yaml"
 FINETUNE = "finetune configs/retinanet_r18_small.yaml"
 LOOKING = [
     "--help",
+    "--version",
+    "--verbose list probes",
     "pretrain --help",
     "list",
     "fields",
@@ -64,6 +66,10 @@ REFUSED = [
     f"{PRETRAIN} --output new --data empty",
     f"{PRETRAIN} --output new --data w.npz",
     f"{PRETRAIN} --output new --data photos --data.kind voc",
+    f"{PRETRAIN} --output new --data unreadable",
+    f"{PRETRAIN} --dry-run --data unreadable",
+    "views configs/demo.yaml --data unreadable",
+    "probe matching --weights w.npz --data unreadable",
     f"{PRETRAIN} --output new --data gs://bucket/photos",
     f"{PRETRAIN} --output new --data.root s3://bucket/photos",
     f"{PRETRAIN} --output new --data photos --probing.every_epochs 1 --probing.data empty",
@@ -106,6 +112,15 @@ REFUSED = [
     "report run --output photos",
     "report none",
     "bench --rounds 0",
+    f"{PRETRAIN} --data photos --output photos",
+    f"{PRETRAIN} --data photos --output link/new",
+    f"{FINETUNE} --weights random --data set --output set/new",
+    "evaluate detector --data set --output set",
+    "pack photos --output photos/a/shards",
+    "probe matching --weights w.npz --data photos --output photos/new",
+    "probe matching --weights w.npz --data .",
+    "views configs/demo.yaml --data photos --output photos/views.png",
+    "bench --data photos --output photos/new",
     # labels and splits
     f"{FINETUNE} --weights random --data none --output new",
     f"{FINETUNE} --weights random --data photos --output new",
@@ -165,6 +180,7 @@ def codes(tmp_path_factory):
 def _fill(folder: Path) -> None:
     """Makes what the command lines name, except `none` and `new`."""
     (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "link").symlink_to(folder / "photos")
     write_sample(folder / "set", train=2, val=2, unlabeled=2, seed=0)
     classes = [
         f"{root}/{split}/{kind}" for root in ("classes", "odd_classes") for split in ("train", "val") for kind in "xy"
@@ -172,6 +188,8 @@ def _fill(folder: Path) -> None:
     for name in ("photos/a", "photos/b", *classes):
         (folder / name).mkdir(parents=True)
         Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(folder / name / "1.jpg")
+    (folder / "unreadable").mkdir()
+    (folder / "unreadable/1.jpg").write_bytes(b"no image")
     for name in ("empty", "export", "older", "damaged", "run", "detector", "odd_classes/train/z"):
         (folder / name).mkdir()
     train = (folder / "set/annotations/instances_train.json").read_text()

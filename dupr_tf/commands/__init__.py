@@ -18,8 +18,17 @@ from dupr_tf.commands.scan import Scan
 from dupr_tf.commands.views import Views
 
 COMMANDS = {
-    "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "export": Export, "import": Import,
-    "probe": Probe, "views": Views, "report": Report, "doctor": Doctor, "plan": Plan,
-    "scan": Scan, "pack": Pack, "sample": Sample, "bench": Bench, "fields": Fields, "list": List,
+    "sample": Sample, "scan": Scan, "pack": Pack,
+    "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate,
+    "views": Views, "probe": Probe, "report": Report,
+    "export": Export, "import": Import,
+    "doctor": Doctor, "plan": Plan, "bench": Bench, "fields": Fields, "list": List,
 }  # fmt: skip
+GROUPS = {
+    "data": ("sample", "scan", "pack"),
+    "training": ("pretrain", "finetune", "evaluate"),
+    "looking": ("views", "probe", "report"),
+    "weights": ("export", "import"),
+    "planning": ("doctor", "plan", "bench", "fields", "list"),
+}
 CONFIGURED = ("pretrain", "finetune", "probe", "views", "doctor", "plan")

@@ -10,28 +10,31 @@ from typing import Literal
 
 import tyro
 
-from dupr_tf.errors import UserError
+from dupr_tf.commands.checks import output_problems
+from dupr_tf.errors import UserError, raise_all
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @dataclasses.dataclass
 class Bench:
-    """Time what is claimed about speed and memory beside its peers, and print medians and ratios.
+    """Compare speed and memory with other libraries.
 
-    The machine should do nothing else meanwhile. Peers that are not installed are named and left out.
+    Prints medians and ratios. The machine should be idle. Libraries that are not installed are named and left out.
     """
+
+    EXAMPLE = "dupr-tf bench loss --rounds 1"
 
     names: tyro.conf.Positional[
         tuple[Literal["step", "loss", "roi_align", "input", "photometric", "pack", "detector", "scaling"], ...]
     ] = ()
-    """Which; none: all."""
+    """Comparisons to run. Default: all."""
     data: Path | None = None
-    """Folder of photos for those that read images; none: drawn scenes."""
+    """Folder of photos for the comparisons that read images. Default: drawn scenes."""
     output: Path = Path("runs/benchmarks")
-    """Folder for NAME.json."""
+    """Folder for the results, NAME.json."""
     rounds: int = 3
-    """Repeats of each contestant."""
+    """Repetitions of each measurement."""
 
     def run(self, overrides: dict[str, str]) -> int:
         if not (CHECKOUT / "benchmarks" / "__main__.py").exists():
@@ -39,6 +42,7 @@ class Bench:
             raise UserError(None, problem, "Clone the repository and install it with pip install -e .")
         if self.rounds < 1:
             raise UserError("--rounds", f"Expected 1 or more, received {self.rounds}.")
+        raise_all(output_problems(self.output, self.data))
         arguments = [*self.names, "--output", str(self.output.resolve()), "--rounds", str(self.rounds)]
         if self.data is not None:
             arguments += ["--data", str(self.data.resolve())]

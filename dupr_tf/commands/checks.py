@@ -25,11 +25,20 @@ def problems_of(check: Callable, *arguments, field: str | None = None) -> list[U
     return []
 
 
-def output_problems(output: Path | None) -> list[UserError]:
-    """Returns an error if the output folder's name is taken by a file."""
-    if output is None or not output.is_file():
+def output_problems(output: Path | None, data: Path | str | None = None) -> list[UserError]:
+    """Returns an error if the output folder is a file, or lies in the folder of data, which it would change."""
+    if output is None:
         return []
-    return [UserError("--output", f"{output} is a file.", "Pass a folder.")]
+    if output.is_file():
+        return [UserError("--output", f"{output} is a file.", "Pass a folder.")]
+    return [] if data is None else problems_of(check_outside, output, data)
+
+
+def check_outside(output: Path, data: Path | str) -> None:
+    """Raises UserError if the output is the folder of data or lies in it, also by a link."""
+    if output.resolve().is_relative_to(Path(data).resolve()):
+        problem = f"{output} is in the folder of data, {data}, and would become a part of it."
+        raise UserError("--output", problem, "Pass an output outside of the data.")
 
 
 def config_or_problems(path: Path, overrides: dict[str, str], cross_field) -> tuple[Config | None, list[UserError]]:
@@ -46,18 +55,26 @@ def has_gpu() -> bool:
     return any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/dxg", "/dev/kfd"))
 
 
-def check_places(command) -> None:
-    """Raises UserError for every path of a parsed command, a dataclass, that is an address.
+def expand_paths(command) -> None:
+    """Expands `~` in every path of a parsed command, a dataclass, in place.
 
-    `weights` is checked too: it is text, because it may be the word random, but otherwise a path.
+    `weights` is a path too, although it is text because it may be the word random.
+
+    Raises:
+        UserError: a path is an address such as gs://bucket/photos; a UserErrors for several.
     """
-    raise_all(list(_problems(command)))
+    raise_all(list(_expand(command)))
 
 
-def _problems(command) -> Iterator[UserError]:
+def _expand(command) -> Iterator[UserError]:
     for name, value in vars(command).items():
         if dataclasses.is_dataclass(value):
-            yield from _problems(value)
-        for one in value if isinstance(value, tuple) else (value,):
-            if isinstance(one, Path) or (name == "weights" and one is not None):
-                yield from problems_of(local_path, one)
+            yield from _expand(value)
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        if all(isinstance(one, Path) or (name == "weights" and one is not None) for one in values):
+            problems = [problem for one in values for problem in problems_of(local_path, one)]
+            yield from problems
+            if not problems:
+                paths = tuple(type(one)(local_path(one)) for one in values)
+                setattr(command, name, paths if isinstance(value, tuple) else paths[0])

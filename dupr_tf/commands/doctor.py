@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 
 from dupr_tf.commands.checks import has_gpu, problems_of
-from dupr_tf.commands.tables import print_table
+from dupr_tf.commands.screen import print_table
 from dupr_tf.config import Config, load_config
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError, raise_all
@@ -17,20 +17,22 @@ from dupr_tf.errors import UserError, raise_all
 
 @dataclasses.dataclass
 class Doctor:
-    """Say what this machine is, what a folder of images is like, and what a run will cost and show at first.
+    """Check the machine, the images and the config before training.
 
-    Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`). Nothing is written.
+    Writes nothing. Any field of the config is a flag too: --train.epochs 10. `dupr-tf fields` lists them.
     """
 
+    EXAMPLE = "dupr-tf doctor configs/demo.yaml --data runs/sample/unlabeled"
+
     config: tyro.conf.Positional[Path | None] = None
-    """Experiment file of a pre-training run to come."""
+    """Config of the planned pre-training run. Default: only the machine and the images are checked."""
     data: Path | None = None
-    """Folder of images, COCO or VOC root, shards, or tfds:NAME; none: data.root of the config."""
+    """Folder of images, COCO or VOC root, shards, or tfds:NAME. Default: data.root of the config."""
     steps: bool = False
-    """Take a few real steps, as `pretrain --dry-run` does, instead of predicting the speed; needs both."""
+    """Measure the speed in a few real steps, as `pretrain --dry-run` does. Needs a config and images."""
 
     def run(self, overrides: dict[str, str]) -> None:
-        config, root = self._checked(overrides)
+        config, root = self._check(overrides)
         for warning in _warnings(config):
             print(f"dupr-tf: warning: {warning}", file=sys.stderr)
         from dupr_tf.data.images.listing import open_source
@@ -50,7 +52,7 @@ class Doctor:
             for sentence in examination.sentences:
                 print(f"* {sentence}")
 
-    def _checked(self, overrides) -> tuple[Config | None, Path | str | None]:
+    def _check(self, overrides) -> tuple[Config | None, Path | str | None]:
         """Returns the config and the root before TensorFlow loads; raises all mistakes at once."""
         problems, config = [], None
         if self.config is not None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.tables import print_table
+from dupr_tf.commands.checks import output_problems
+from dupr_tf.commands.screen import print_table
+from dupr_tf.errors import raise_all
 from dupr_tf.training.cluster import refuse_cluster
 
 SCORES = ("AP", "AP50", "AP75", "mIoU", "pixel_accuracy")
@@ -15,19 +17,25 @@ SCORES = ("AP", "AP50", "AP75", "mIoU", "pixel_accuracy")
 
 @dataclasses.dataclass
 class Evaluate:
-    """Evaluate a saved detector on the validation split of labelled images with its classes."""
+    """Evaluate a saved detector on labelled images.
+
+    The images must have the classes of the detector.
+    """
+
+    EXAMPLE = "dupr-tf evaluate runs/detector --data runs/sample"
 
     detector: tyro.conf.Positional[Path]
-    """detector.keras, or the folder fine-tuning wrote."""
+    """A detector.keras, or the folder of a `finetune` run."""
     data: Path
     """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks."""
     output: Path | None = None
-    """Folder for metrics.json and pictures; none: print only."""
+    """Folder for metrics.json and pictures. Default: scores are only printed."""
     split: str = "val"
-    """Which split."""
+    """Split of the data to evaluate on."""
 
     def run(self, overrides: dict[str, str]) -> None:
         refuse_cluster()
+        raise_all(output_problems(self.output, self.data))
         from dupr_tf.detection.finetune import evaluate
 
         print_scores(evaluate(self.detector, self.data, self.output, self.split), self.output)

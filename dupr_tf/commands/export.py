@@ -16,25 +16,27 @@ from dupr_tf.weights.paths import export_output, weights_file
 
 @dataclasses.dataclass
 class Export:
-    """Write a backbone for other tools, read it back, and compare its features with the original's.
+    """Write a backbone for another library.
 
-    Exit code 1, and nothing under --output, if they differ by more than 1e-4, a tensor has no counterpart, or the disk
-    is full.
+    The export is read back and its features are compared with those of the original. The exit code is 1, and --output
+    is not written, if they differ by more than 1e-4, a tensor has no counterpart, or the disk is full.
     """
+
+    EXAMPLE = "dupr-tf export runs/demo --to torchvision --output runs/torchvision"
 
     run_or_file: Annotated[Path, tyro.conf.arg(name="run", metavar="RUN"), tyro.conf.Positional]
     """A pre-training run, or a backbone file (.keras, .safetensors)."""
     to: Literal[FORMATS]
-    """keras, kerascv: .keras. saved_model, onnx: images in, P2..P5 out. torchvision, timm: safetensors. detectron2: a
-    pickle it loads. kerashub: a preset."""
+    """Target. keras and kerascv write .keras, torchvision and timm safetensors, detectron2 a pickle, kerashub a preset.
+    saved_model and onnx take images and return P2..P5."""
     output: Path
-    """Directory to make."""
+    """Folder to write."""
     overwrite: bool = False
-    """Replace an earlier export."""
+    """Replace an earlier export in the same folder."""
     license: str | None = None
-    """Licence of the weights, for the model card; without it the card says "not stated"."""
+    """Licence of the weights for the model card. Default: "not stated"."""
     allow_nonfinite: bool = False
-    """Write weights that are NaN or infinite all the same."""
+    """Accept weights that are NaN or infinite."""
 
     def run(self, overrides: dict[str, str]) -> None:
         problems = problems_of(EXPORTS.check, self.to) + problems_of(weights_file, self.run_or_file)

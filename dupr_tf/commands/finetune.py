@@ -17,23 +17,27 @@ from dupr_tf.weights.paths import RANDOM, weights_file
 
 @dataclasses.dataclass
 class Finetune:
-    """Fine-tune a detector from a backbone on labelled images, and evaluate it; run again, it resumes.
+    """Fine-tune and evaluate a detector on labelled images.
 
-    detector.kind says which detector it is.
-    Writes metrics.json (AP or mIoU), detector.keras, saved_model/ and pictures below --output.
-    Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`).
+    Run the same command again to resume. The config field detector.kind selects the detector.
+    Writes metrics.json (AP or mIoU), detector.keras, saved_model/ and pictures to --output.
+    Any field of the config is a flag too: --train.epochs 10. `dupr-tf fields` lists them.
     """
 
+    EXAMPLE = (
+        "dupr-tf finetune configs/demo_retinanet.yaml --weights runs/demo --data runs/sample --output runs/detector"
+    )
+
     config: tyro.conf.Positional[Path]
-    """Experiment file, e.g. configs/retinanet_r18_small.yaml."""
+    """Config of the experiment."""
     weights: str
-    """A run, an export, .keras, another tool's checkpoint (as `import` reads), or the word random."""
+    """Backbone to start from: a run, an export, a .keras file, a checkpoint that `import` reads, or the word random."""
     data: Path
-    """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks (see docs/detection.md)."""
+    """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks (docs/labels.md)."""
     output: Path
-    """Folder of the run."""
+    """Folder of the run, outside of the data."""
     allow_change: bool = False
-    """Resume a run with another config or other data than it was started with; the differences are printed."""
+    """Resume although the config or the data differ from those of the start. The differences are printed."""
 
     def run(self, overrides: dict[str, str]) -> None:
         config, problems = config_or_problems(self.config, overrides, Config.finetune_problems)
@@ -42,7 +46,7 @@ class Finetune:
             problems.append(UserError("--data", f"{self.data} is not a folder.", "Pass the root of a data set."))
         if self.weights != RANDOM:
             problems += problems_of(weights_file, self.weights, field="--weights")
-        raise_all([*problems, *output_problems(self.output)])
+        raise_all([*problems, *output_problems(self.output, self.data)])
         from dupr_tf.detection.finetune import finetune
 
         scores = finetune(config, self.weights, self.data, self.output, allow_change=self.allow_change)

@@ -14,22 +14,25 @@ from dupr_tf.weights.paths import backbone_output, checkpoint_file
 
 @dataclasses.dataclass
 class Import:
-    """Turn another tool's ResNet checkpoint into a Keras backbone: torchvision, timm, MoCo, SwAV, DenseCL, BYOL, …
+    """Convert a ResNet checkpoint of another tool to a Keras backbone.
 
-    What stands before a ResNet's names is found, heads and queues are left behind and listed; an array of the backbone
-    that is missing is an error. `pretrain --weights` and `finetune --weights` take the same files directly.
+    Reads checkpoints of torchvision, timm, MoCo, SwAV, DenseCL, BYOL and others. The key prefix is detected
+    automatically. Heads and queues are dropped and listed. A missing array of the backbone is an error.
+    `pretrain --weights` and `finetune --weights` take the same files directly.
     """
 
+    EXAMPLE = "dupr-tf import resnet50.safetensors --output runs/resnet50.keras"
+
     file: tyro.conf.Positional[Path]
-    """.safetensors or .npz; .pth, .pt, .tar, .ckpt where PyTorch is installed."""
+    """Checkpoint: .safetensors or .npz, and with PyTorch installed .pth, .pt, .tar or .ckpt."""
     output: Path
-    """The backbone's file, ending in .keras."""
+    """Backbone file to write, ending in .keras."""
     prefix: str | None = None
-    """What the names of the wanted ResNet begin with, where a file holds several."""
+    """Key prefix of the wanted ResNet. Default: detected; required if a file holds several ResNets."""
     overwrite: bool = False
-    """Replace an earlier file."""
+    """Replace an existing file."""
     allow_nonfinite: bool = False
-    """Take weights that are NaN or infinite; otherwise they are named and refused."""
+    """Accept weights that are NaN or infinite."""
 
     def run(self, overrides: dict[str, str]) -> None:
         problems = problems_of(checkpoint_file, self.file)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import tyro
 
-from dupr_tf.commands.tables import print_table
+from dupr_tf.commands.screen import print_table
 from dupr_tf.registry import Entry, Registry
 
 # Kind -> location of its registry. None of these modules imports TensorFlow.
@@ -27,10 +27,15 @@ REGISTRIES = {
 
 @dataclasses.dataclass
 class List:
-    """List what can be chosen by name: backbones, terms, detectors, layouts of data, probes, export formats."""
+    """List the names that a config or a flag accepts.
+
+    They are backbones, terms, detectors, layouts of data, probes and export formats.
+    """
+
+    EXAMPLE = "dupr-tf list backbones"
 
     kind: tyro.conf.Positional[Literal[tuple(REGISTRIES)] | None] = None
-    """One kind only."""
+    """Kind to list. Default: all."""
 
     def run(self, overrides: dict[str, str]) -> None:
         for kind in [self.kind] if self.kind else REGISTRIES:

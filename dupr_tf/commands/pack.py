@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tyro
 
+from dupr_tf.commands.checks import output_problems
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.text import escape
@@ -14,42 +15,46 @@ from dupr_tf.text import escape
 
 @dataclasses.dataclass
 class Pack:
-    """Write a folder of images as ArrayRecord shards, for `pretrain --data SHARDS`. Run it again to resume.
+    """Pack a folder of images into ArrayRecord shards.
 
-    Unreadable files are left out, named, and listed in bad_images.tsv. Each shard is a random sample of the images, so
-    that a part of the shards stands for all, and readers that shuffle only what they hold see a shuffled whole.
+    `pretrain --data SHARDS` reads them. Run the same command again to resume. Unreadable files are skipped and listed
+    in bad_images.tsv. Each shard is a random sample of the images, so a few shards represent all of them.
     """
 
+    EXAMPLE = "dupr-tf pack runs/sample/unlabeled --output runs/shards"
+
     directory: tyro.conf.Positional[Path]
-    """Folder of images, or a COCO or VOC root; with --verify or --list, the shards."""
+    """Folder of images, or a COCO or VOC root. With --verify or --list, the folder of shards."""
     output: Path | None = None
-    """Folder of the shards; needed unless --verify or --list."""
+    """Folder of the shards, outside of the images. Required without --verify and --list."""
     long_side: int | None = None
-    """Shrink larger images to this, px, turned upright, as JPEG; none: the files' own bytes."""
+    """Longest side in pixels. Larger images are shrunk, turned upright and saved as JPEG. Default: files are copied."""
     quality: int = 95
-    """Of those JPEGs."""
+    """JPEG quality of the shrunk images."""
     images_per_shard: int = 2000
-    """Files a shard takes: 200 MB of ImageNet's."""
+    """Number of images in a shard. 2,000 of ImageNet take 200 MB."""
     shuffle: bool = True
-    """Pack in an order drawn from --seed, or in that of the names."""
+    """Pack in a random order drawn from --seed instead of the order of the names."""
     seed: int = 0
+    """Seed of the random order."""
     workers: int | None = None
-    """Threads that read, check and encode; none: one a CPU."""
+    """Threads that read, check and encode. Default: one per CPU."""
     max_bad_share: float = 0.01
-    """Share of the files that may be unreadable."""
+    """Largest share of unreadable files."""
     verify: bool = False
-    """Compare shards with their checksums, write nothing."""
+    """Compare shards with their checksums. Writes nothing."""
     list: bool = False
-    """Print the name of each packed image on a line, write nothing."""
+    """Print the name of each packed image, one per line. Writes nothing."""
 
     def run(self, overrides: dict[str, str]) -> None:
         if self.verify:
-            return print_verified(self.directory)
+            return verify_shards(self.directory)
         if self.list:
             return print_names(self.directory)
         if self.output is None:
             raise UserError("--output", "No folder for the shards is given.", "Pass --output SHARDS.")
         check_root(self.directory, "folder")
+        raise_all(output_problems(self.output, self.directory))
         from dupr_tf.data.shards.pack import PackSettings, pack
 
         settings = PackSettings(self.long_side, self.quality, self.images_per_shard, self.shuffle, self.seed)
@@ -61,9 +66,9 @@ class Pack:
         print(f"wrote {self.output}")
 
 
-def print_verified(root: Path) -> None:
+def verify_shards(root: Path) -> None:
     """Compares shards with their checksums. Raises a `UserError` for each that is damaged."""
-    from dupr_tf.data.shards.manifest import find_damage
+    from dupr_tf.data.shards.index import find_damage
 
     errors = list(find_damage(root))
     raise_all(list(filter(None, errors)))
@@ -72,7 +77,7 @@ def print_verified(root: Path) -> None:
 
 def print_names(root: Path) -> None:
     """Prints the name of each packed image on a line, special characters escaped."""
-    from dupr_tf.data.shards.manifest import list_names
+    from dupr_tf.data.shards.index import list_names
 
     for name in list_names(root):
         print(escape(name))

@@ -16,7 +16,7 @@ from dupr_tf.config import Config, load_config
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import write_whole
-from dupr_tf.forecast.assumptions import assumptions_of, with_given
+from dupr_tf.forecast.assumptions import assumptions_of, replace_assumptions
 from dupr_tf.forecast.device_types import CPU, NAMES
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
@@ -25,30 +25,33 @@ MOST_IMAGES = 10**12
 
 @dataclasses.dataclass
 class Plan:
-    """Say what a run will need: operations, exchange, memory, cores, storage, hours; nothing is trained.
+    """Predict what a pre-training run needs.
 
-    Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`).
+    Prints operations, memory, traffic between devices, cores, storage and hours. Nothing is trained.
+    Any field of the config is a flag too: --train.epochs 10. `dupr-tf fields` lists them.
     """
 
+    EXAMPLE = "dupr-tf plan configs/dupr_r50_imagenet_200ep.yaml --images 1.28M --gpus 8"
+
     config: tyro.conf.Positional[Path]
-    """Experiment file of a pre-training run, e.g. configs/dupr_r50_imagenet_200ep.yaml."""
+    """Config of a pre-training run."""
     images: str | None = None
-    """How many images, such as 1280000, 12M or 1B; none: as many as in --data."""
+    """Number of images, such as 1280000, 12M or 1B. Default: the number in --data."""
     gpus: int | None = None
-    """Devices that share the batch; none: 8, or as many of them as divide train.micro_batches; 1 for cpu."""
+    """Devices that share the batch. Default: the largest divisor of train.micro_batches up to 8, or 1 for cpu."""
     gpu_type: str = "a100-40gb"
-    """t4, v100-32gb, a10, l4, a100-40gb, a100-80gb, h100, or cpu: this machine's cores, measured."""
+    """Device: t4, v100-32gb, a10, l4, a100-40gb, a100-80gb, h100, or cpu, for the cores of this machine."""
     data: Path | None = None
-    """Images to measure the input with: a folder, shards, or tfds:NAME; none: a figure measured elsewhere."""
+    """Images to measure the input with: a folder, shards, or tfds:NAME. Default: a figure measured elsewhere."""
     assume: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """name=value in place of an assumption; may be given again. The plan's last table has their names."""
+    """NAME=VALUE, instead of an assumption in the last table of the plan. It may be given several times."""
     check: bool = False
-    """Take real steps of the config here and print the error of the prediction; with --gpu-type cpu."""
+    """Take real steps on this machine and print the error of the prediction. Needs --gpu-type cpu --gpus 1."""
     json: Path | None = None
-    """File for everything as JSON."""
+    """JSON file for all figures. Default: they are only printed."""
 
     def run(self, overrides: dict[str, str]) -> None:
-        config, devices, images = self._checked(overrides)
+        config, devices, images = self._check(overrides)
         from dupr_tf.forecast.plan import build_plan
         from dupr_tf.forecast.printing import plan_lines
 
@@ -59,7 +62,7 @@ class Plan:
         if self.json is not None:
             write_whole(self.json, json.dumps(plan.as_json(), indent=2) + "\n")
 
-    def _checked(self, overrides) -> tuple[Config, int, int | None]:
+    def _check(self, overrides) -> tuple[Config, int, int | None]:
         """Returns config, devices and images before TensorFlow loads; raises all mistakes at once."""
         problems, config = [], None
         try:
@@ -97,9 +100,9 @@ class Plan:
 
     def _assumptions(self, config: Config | None):
         """Returns the assumptions of the device, or of any if it or the config is unknown: the names are the same."""
-        known = config is not None and self.gpu_type in NAMES
-        of = (self.gpu_type, config.train.precision, config.data.image_size) if known else (CPU, "float32", 224)
-        return with_given(assumptions_of(*of), self.assume)
+        both = config is not None and self.gpu_type in NAMES
+        of = (self.gpu_type, config.train.precision, config.data.image_size) if both else (CPU, "float32", 224)
+        return replace_assumptions(assumptions_of(*of), self.assume)
 
 
 def images_in(text: str) -> int:
@@ -108,8 +111,8 @@ def images_in(text: str) -> int:
     Raises:
         UserError: it is not a number from 1 to 10^12.
     """
-    found = re.fullmatch(r"(\d{1,13}(?:\.\d{1,9})?)([kMB]?)", text.strip(), re.ASCII)
-    number = float(found[1]) * UNITS[found[2]] if found else 0
+    match = re.fullmatch(r"(\d{1,13}(?:\.\d{1,9})?)([kMB]?)", text.strip(), re.ASCII)
+    number = float(match[1]) * UNITS[match[2]] if match else 0
     if not 1 <= number <= MOST_IMAGES or abs(number - round(number)) > 1e-6 * number:
         raise UserError("--images", f"Expected a number of images such as 1280000 or 12M, received {text!r:.40}.")
     return round(number)

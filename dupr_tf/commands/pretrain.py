@@ -9,9 +9,9 @@ from pathlib import Path
 import tyro
 
 from dupr_tf.commands.checks import config_or_problems, has_gpu, output_problems, problems_of
-from dupr_tf.commands.tables import print_table
+from dupr_tf.commands.screen import print_table
 from dupr_tf.config import Config
-from dupr_tf.data.images.listing import check_root
+from dupr_tf.data.images.bad_images import check_photos
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.probing.labelled import check_class_folders
 from dupr_tf.training.cluster import cluster_of
@@ -20,24 +20,28 @@ from dupr_tf.training.run import CONFIG_FILE, check, check_weights, images_entry
 
 @dataclasses.dataclass
 class Pretrain:
-    """Pre-train a backbone on a folder of unlabelled images; run again, it resumes.
+    """Pre-train a backbone on unlabelled images.
 
-    Writes config.yaml, metrics.jsonl, tensorboard/, checkpoints/ and backbone.keras below --output.
-    Any field of the config can be set here as well: --train.epochs 10 (see `dupr-tf fields`).
+    Run the same command again to resume.
+    Writes config.yaml, metrics.jsonl, tensorboard/, checkpoints/ and backbone.keras to --output.
+    Any field of the config is a flag too: --train.epochs 10. `dupr-tf fields` lists them.
     """
 
+    EXAMPLE = "dupr-tf pretrain configs/demo.yaml --data runs/sample/unlabeled --output runs/demo"
+
     config: tyro.conf.Positional[Path]
-    """Experiment file, e.g. configs/dupr_r18_small.yaml."""
+    """Config of the experiment."""
     output: Path | None = None
-    """Folder of the run; needed unless --dry-run."""
+    """Folder of the run, outside of the data. Required without --dry-run."""
     data: Path | None = None
-    """Folder of images, COCO or VOC root (labels are not read), shards of `pack`, or tfds:NAME[/CONFIG][:SPLIT]."""
+    """Folder of images, COCO or VOC root (labels are not read), shards of `pack`, or tfds:NAME[/CONFIG][:SPLIT].
+    Default: data.root of the config."""
     weights: Path | None = None
-    """Weights to start from instead of random ones: a run, an export, .keras, or another tool's checkpoint."""
+    """Weights to start from: a run, an export, a .keras file, or a checkpoint that `import` reads. Default: random."""
     allow_change: bool = False
-    """Resume a run with another config or other images than it was started with; the differences are printed."""
+    """Resume although the config or the images differ from those of the start. The differences are printed."""
     dry_run: bool = False
-    """Take a few steps, write nothing, and print shapes, memory, images/s and how long the whole run would take."""
+    """Take a few steps and print shapes, memory, images/s and the duration of the whole run. Writes nothing."""
 
     def run(self, overrides: dict[str, str]) -> None:
         config, problems = config_or_problems(self.config, overrides, Config.pretrain_problems)
@@ -45,14 +49,15 @@ class Pretrain:
             print(f"dupr-tf: warning: {warning}", file=sys.stderr)
         root = self.data or (config.data.root if config else None)
         if root is not None:
-            problems += problems_of(check_root, root, config.data.kind if config else "auto")
+            images = (root, config.data.kind, config.data.max_pixels) if config else (root,)
+            problems += problems_of(check_photos, *images)
         elif config:
             problems.append(UserError("data.root", "No folder of images is given.", "Pass --data DIR."))
         problems += _probing_problems(config) if config else []
         problems += problems_of(cluster_of, config) if config and not self.dry_run else []
         if self.output is None and not self.dry_run:
             problems.append(UserError("--output", "No folder for the run is given.", "Pass --output runs/mine."))
-        raise_all(problems + output_problems(self.output))
+        raise_all(problems + output_problems(self.output, root))
         raise_all(self._run_problems(config))
         if self.dry_run:
             from dupr_tf.forecast.dry_run import dry_run
@@ -88,5 +93,5 @@ def _probing_problems(config: Config) -> list[UserError]:
     """Returns errors in the folder of images that a run is probed with."""
     if not config.probing.every_epochs or config.probing.data is None:
         return []  # a missing folder is among `Config.pretrain_problems`
-    look = check_class_folders if "knn" in config.probing.probes else check_root
+    look = check_class_folders if "knn" in config.probing.probes else check_photos
     return problems_of(look, config.probing.data, field="probing.data")

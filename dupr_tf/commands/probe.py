@@ -14,14 +14,13 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from dupr_tf.commands.checks import output_problems, problems_of
-from dupr_tf.commands.tables import print_table
+from dupr_tf.commands.screen import print_table
 from dupr_tf.config import BACKBONES, PROBED_LEVELS, LinearConfig, load_config
 from dupr_tf.config.probes import PROBES
-from dupr_tf.data.images.listing import check_root
+from dupr_tf.data.images.bad_images import check_photos
 from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import write_whole
-from dupr_tf.probing.backbones import check_backbones, load_backbones
 from dupr_tf.probing.labelled import (
     check_class_folders,
     has_class_folders,
@@ -30,6 +29,7 @@ from dupr_tf.probing.labelled import (
     read_both_splits,
     read_class_folders,
 )
+from dupr_tf.probing.load import check_backbones, load_backbones
 from dupr_tf.training.cluster import refuse_cluster
 
 LEAST = {"images": 1, "image_size": 32, "k": 1, "queries": 1, "top": 1, "cells": 1, "folds": 2, "seed": 0}
@@ -42,11 +42,11 @@ class Weights:
     """Flags that all probes share."""
 
     weights: tuple[str, ...]
-    """Runs, exports, backbone files, checkpoints of other tools, or random. Each is a row of the table."""
+    """Backbones, each a row of the table: runs, exports, .keras files, checkpoints that `import` reads, or random."""
     data: Path
-    """Folder of images."""
+    """Folder of images, or a data set, as the probe needs."""
     output: Path | None = None
-    """Folder for probe.json and the picture. Default: runs/probes/NAME."""
+    """Folder for probe.json and the picture, outside of the data. Default: runs/probes/NAME."""
     backbone: Literal[tuple(BACKBONES)] | None = None
     """Architecture of the random weights. Default: that of the first --weights."""
     width: float = 1.0
@@ -54,21 +54,30 @@ class Weights:
     seed: int = 0
     """Seed of the random weights and of what the probe draws."""
 
+    @property
+    def _name(self) -> str:
+        return next(name for name, flags in FLAGS.items() if flags is type(self))
+
+    @property
+    def _folder(self) -> Path:
+        return self.output or Path("runs/probes") / self._name
+
     def run(self, overrides: dict[str, str]) -> None:
         refuse_cluster()
         raise_all(self._problems(overrides))
         read = self.read()
         backbones = load_backbones(self.weights, self.backbone, self.width, self.seed)
-        probe = PROBES.load(next(name for name, flags in WHICH.items() if flags is type(self)))
+        probe = PROBES.load(self._name)
         arguments = self.arguments(overrides, inspect.signature(probe).parameters)
-        found = probe(backbones, self.data, **arguments, **read)
-        print_table(*self.table(found.numbers))
-        self._write(found)
+        findings = probe(backbones, self.data, **arguments, **read)
+        print_table(*self.table(findings.numbers))
+        self._write(findings)
 
     def _problems(self, overrides) -> list[UserError]:
-        problems = problems_of(check_backbones, self.weights, self.backbone) + output_problems(self.output)
+        problems = problems_of(check_backbones, self.weights, self.backbone)
         if not self.data.is_dir():
             problems.append(UserError("--data", f"{self.data} is not a folder.", "Pass a folder of images."))
+        problems += output_problems(self._folder, self.data)
         for name, least in LEAST.items():
             value = getattr(self, name, None)
             if value is not None and value < least:
@@ -84,7 +93,7 @@ class Weights:
 
     def read(self) -> dict[str, Any]:
         """Checks the data, and returns the data read as keyword arguments of the probe."""
-        check_root(self.data)
+        check_photos(self.data)
         return {}
 
     def arguments(self, overrides: dict[str, str], taken: Container[str]) -> dict[str, Any]:
@@ -95,18 +104,18 @@ class Weights:
         """Returns headings and rows of the printed table, with a column for each number."""
         first = next(iter(numbers.values()))
         names = [name for name, value in first.items() if isinstance(value, int | float)]
-        rows = [(label, *(_text(found[name]) for name in names)) for label, found in numbers.items()]
+        rows = [(label, *(_text(scores[name]) for name in names)) for label, scores in numbers.items()]
         return ("weights", *names), rows
 
-    def _write(self, found) -> None:
+    def _write(self, findings) -> None:
         from dupr_tf.probing.pictures import save
 
-        folder = self.output or Path("runs/probes") / found.probe
-        write_whole(folder / "probe.json", json.dumps(found.as_json(), indent=2) + "\n")
+        folder = self._folder
+        write_whole(folder / "probe.json", json.dumps(findings.as_json(), indent=2) + "\n")
         print(f"wrote {folder / 'probe.json'}")
-        if found.picture is not None:
-            save(found.picture, folder / f"{found.probe}.png")
-            print(f"wrote {folder / f'{found.probe}.png'}")
+        if findings.picture is not None:
+            save(findings.picture, folder / f"{findings.probe}.png")
+            print(f"wrote {folder / f'{findings.probe}.png'}")
 
 
 def _text(value: Any) -> str:
@@ -115,18 +124,23 @@ def _text(value: Any) -> str:
 
 @dataclasses.dataclass
 class Knn(Weights):
-    """Classify by the nearest training images; --data holds train/CLASS/ and val/CLASS/."""
+    """Classify by the nearest training images.
+
+    --data contains train/CLASS/ and val/CLASS/.
+    """
+
+    EXAMPLE = "dupr-tf probe knn --weights runs/demo random --data CLASSES"
 
     k: int = 200
-    """Neighbours that vote; at most all training images."""
+    """Number of neighbours that vote, at most all training images."""
     temperature: float = 0.07
     """Temperature of the vote, exp(cosine / temperature)."""
     level: Level = "P5"
     """Level of the features."""
     cells: int = 1
-    """Features are averaged to so many cells a side."""
+    """Cells per side that the features are averaged to."""
     image_size: int = 224
-    """Side of an image, px."""
+    """Side of an image in pixels."""
 
     def read(self):
         return {"folders": read_class_folders(self.data)}
@@ -134,13 +148,16 @@ class Knn(Weights):
 
 @dataclasses.dataclass
 class Linear(Weights):
-    """Train a linear classifier on frozen features; --data holds train/CLASS/ and val/CLASS/.
+    """Train a linear classifier on frozen features.
 
-    Without --config, for small sets: features cached and standardised. Any field: --linear.level P4 (`dupr-tf fields`).
+    --data contains train/CLASS/ and val/CLASS/. Without --config, the features are cached and standardised, which suits
+    small sets. Any field of linear is a flag too: --linear.level P4. `dupr-tf fields` lists them.
     """
 
+    EXAMPLE = "dupr-tf probe linear --weights runs/demo random --data CLASSES"
+
     config: Path | None = None
-    """E.g. configs/probes/linear_imagenet.yaml."""
+    """Config with a section linear, such as configs/probes/linear_imagenet.yaml. Default: the defaults of linear."""
 
     def _problems(self, overrides):
         problems = super()._problems(overrides)
@@ -162,23 +179,26 @@ class Linear(Weights):
 
 @dataclasses.dataclass
 class Svm(Weights):
-    """Train linear SVMs on the features of each level, for the classes an image shows; mAP by VOC07's 11 points.
+    """Train linear SVMs on the features of each level.
 
-    --data is a VOC or COCO root. C is chosen by cross-validation, class by class.
+    They detect the classes in an image. The score is the mAP at VOC07's 11 points. --data is a VOC or COCO root.
+    Cross-validation chooses C for each class.
     """
+
+    EXAMPLE = "dupr-tf probe svm --weights runs/demo random --data runs/sample"
 
     levels: tuple[Level, ...] = PROBED_LEVELS
     """Levels of the features."""
     train_split: str = "train"
-    """VOC2007 itself: trainval."""
+    """Split to train on. VOC2007 itself uses trainval."""
     test_split: str = "val"
-    """VOC2007 itself: test."""
+    """Split to test on. VOC2007 itself uses test."""
     image_size: int = 224
-    """Side of an image, px."""
+    """Side of an image in pixels."""
     costs: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)
-    """The C tried."""
+    """Values of C to try."""
     folds: int = 3
-    """Parts of the cross-validation."""
+    """Number of folds of the cross-validation."""
 
     def _problems(self, overrides):
         problems = super()._problems(overrides)
@@ -197,7 +217,7 @@ class Svm(Weights):
         return {"annotated": read_both_splits(self.data, (self.train_split, self.test_split))}
 
     def table(self, numbers):
-        rows = [(label, *(_text(found[level]["mAP"]) for level in self.levels)) for label, found in numbers.items()]
+        rows = [(label, *(_text(scores[level]["mAP"]) for level in self.levels)) for label, scores in numbers.items()]
         chance = next(iter(numbers.values()))[self.levels[0]]["chance"]
         rows.append(("share of positives", *[_text(chance)] * len(self.levels)))
         return ("mAP", *self.levels), rows
@@ -205,21 +225,23 @@ class Svm(Weights):
 
 @dataclasses.dataclass
 class Sensitivity(Weights):
-    """How similar features stay to an object's as the IoU of a box with it falls (eq. 8, Fig. 5).
+    """Measure how features change as a box moves off an object.
 
-    --data is a COCO or VOC root.
+    Prints the similarity to the features of the object by IoU (eq. 8, Fig. 5). --data is a COCO or VOC root.
     """
+
+    EXAMPLE = "dupr-tf probe sensitivity --weights runs/demo random --data runs/sample --images 50"
 
     split: str = "val"
     """Split whose boxes are used."""
     images: int = 200
-    """One object of each, 20 boxes about it."""
+    """Number of images. One object of each gets 20 boxes."""
     image_size: int = 448
-    """Side of an image, px."""
+    """Side of an image in pixels."""
     level: MapLevel = "P4"
     """Level of the features."""
     cells: int = 7
-    """S of RoIAlign."""
+    """Cells per side of RoIAlign."""
 
     def read(self):
         annotated = read_annotations(self.data, self.split)
@@ -229,33 +251,41 @@ class Sensitivity(Weights):
 
 @dataclasses.dataclass
 class Matching(Weights):
-    """Match the cells of two views by their features: the share within 1 and 2 cells of the truth (Fig. 10)."""
+    """Match the cells of two views by their features.
+
+    Prints the share of matches within 1 and 2 cells of the true place (Fig. 10).
+    """
+
+    EXAMPLE = "dupr-tf probe matching --weights runs/demo random --data runs/sample/unlabeled"
 
     images: int = 64
-    """Evenly spread over the folder; a pair of views of each."""
+    """Number of images, evenly spread over the folder. Each gives a pair of views."""
     image_size: int = 448
-    """Side of a view, px: 28 x 28 cells of P4."""
+    """Side of a view in pixels. 448 gives 28 x 28 cells of P4."""
     level: MapLevel = "P4"
-    """Level of the cells."""
+    """Level of the features."""
 
 
 @dataclasses.dataclass
 class Affinity(Weights):
-    """The affinity of all places of one object in two views, and its mass on the diagonal (eq. 9, Fig. 9).
+    """Compare all places of one object in two views.
 
-    Of a COCO or VOC root, the objects' boxes; of any other folder, the overlaps of the views.
+    Prints the mass of the affinity on the diagonal (eq. 9, Fig. 9). The places are those of the boxes in a COCO or VOC
+    root, or of the overlaps of the views in another folder.
     """
+
+    EXAMPLE = "dupr-tf probe affinity --weights runs/demo random --data runs/sample"
 
     split: str = "val"
     """Split of a COCO or VOC root."""
     images: int = 64
-    """A pair of views of each."""
+    """Number of images. Each gives a pair of views."""
     image_size: int = 448
     """Side of a view, px."""
     level: MapLevel = "P5"
     """Level of the features."""
     cells: int = 14
-    """S of RoIAlign."""
+    """Cells per side of RoIAlign."""
     temperature: float = 0.001
     """Temperature of eq. 9."""
 
@@ -269,18 +299,23 @@ class Affinity(Weights):
 
 @dataclasses.dataclass
 class Retrieval(Weights):
-    """Find the nearest images, and say whether what they show stands in the same place (Figs. 6, 8)."""
+    """Find the nearest images and compare the places of objects.
+
+    Figs. 6 and 8 of the paper show such images.
+    """
+
+    EXAMPLE = "dupr-tf probe retrieval --weights runs/demo random --data runs/sample/unlabeled"
 
     images: int = 500
-    """Images, evenly spread over the folder (of class folders, over val/)."""
+    """Number of images, evenly spread over the folder, or over val/ of class folders."""
     queries: int = 100
-    """Queries among these images."""
+    """Number of queries among these images."""
     image_size: int = 224
-    """Side of an image, px."""
+    """Side of an image in pixels."""
     level: MapLevel = "P5"
     """Level of the maps."""
     top: int = 4
-    """Neighbours found for each query."""
+    """Number of neighbours for each query."""
 
     def read(self):
         if not has_class_folders(self.data):
@@ -290,17 +325,22 @@ class Retrieval(Weights):
 
 
 # The flags of each line of PROBES.
-WHICH = {
+FLAGS = {
     "knn": Knn, "linear": Linear, "svm": Svm,
     "sensitivity": Sensitivity, "matching": Matching, "affinity": Affinity, "retrieval": Retrieval,
 }  # fmt: skip
-CHOICES = [Annotated[flags, tyro.conf.subcommand(name)] for name, flags in WHICH.items()]
+CHOICES = [Annotated[flags, tyro.conf.subcommand(name)] for name, flags in FLAGS.items()]
 AnyProbe = functools.reduce(operator.or_, CHOICES)
 
 
 @dataclasses.dataclass
 class Probe:
-    """Ask what backbones know: classes (knn, linear, svm) and places (sensitivity, matching, affinity, retrieval)."""
+    """Evaluate frozen backbones.
+
+    knn, linear and svm measure classes. sensitivity, matching, affinity and retrieval measure places.
+    """
+
+    EXAMPLE = "dupr-tf probe matching --weights runs/demo random --data runs/sample/unlabeled"
 
     which: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[AnyProbe]]
 

@@ -15,17 +15,19 @@ MOST_VIEWS = 64
 
 @dataclasses.dataclass
 class Report:
-    """Write one HTML file about runs: what they did, how they differ, what was skipped, and what their backbones know.
+    """Write an HTML report on runs.
 
-    It needs no network and nothing beside it. What a run lacks is said so.
+    It shows curves, differences of the configs, skipped images and probes in one file that needs no network.
     """
 
+    EXAMPLE = "dupr-tf report runs/demo runs/detector --output runs/report.html"
+
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of pretrain or finetune, of exports, of probes; what lies below a run is found."""
+    """Folders of `pretrain`, `finetune`, exports and probes. Those below a run are included."""
     output: Path = Path("report.html")
-    """File to write; an earlier report is replaced, another file is not."""
+    """File to write. An earlier report is replaced, but no other file."""
     views: int = 4
-    """Pairs of views drawn for each pre-training run, from its images; 0: none, and TensorFlow is not loaded."""
+    """Pairs of views to draw for each pre-training run. 0 draws none and does not load TensorFlow."""
 
     def run(self, overrides: dict[str, str]) -> None:
         from dupr_tf.reporting.folders import PRETRAINING, read_folders

@@ -10,17 +10,23 @@ import tyro
 
 @dataclasses.dataclass
 class Sample:
-    """Draw the embedded sample: synthetic scenes of textured shapes, with and without boxes."""
+    """Draw a synthetic data set, the one of `make demo`.
+
+    It has scenes of textured shapes, with and without boxes.
+    """
+
+    EXAMPLE = "dupr-tf sample runs/sample"
 
     directory: tyro.conf.Positional[Path]
-    """Folder to write: unlabeled/, and a COCO data set (images/, annotations/)."""
+    """Folder to write: unlabeled/, and a COCO data set in images/ and annotations/."""
     train: int = 400
-    """Labelled scenes to train on."""
+    """Number of labelled scenes to train on."""
     val: int = 100
-    """Labelled scenes to evaluate on."""
+    """Number of labelled scenes to evaluate on."""
     unlabeled: int = 1200
-    """Scenes without labels, to pre-train on."""
+    """Number of scenes without labels, to pre-train on."""
     seed: int = 0
+    """Seed of the scenes."""
 
     def run(self, overrides: dict[str, str]) -> None:
         from dupr_tf.data.sample import write_sample

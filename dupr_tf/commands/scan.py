@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.tables import print_table
+from dupr_tf.commands.screen import print_table
 from dupr_tf.config import DataConfig, parse_config
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.errors import UserError
@@ -18,31 +18,35 @@ REFUSED = 1
 
 @dataclasses.dataclass
 class Scan:
-    """Say what pre-training will make of every file of a folder: used, and how, or skipped, and why.
+    """List which files training will use or skip, and why.
 
-    Exit code 1 if more would be skipped than --max-bad-share allows, as then the run would stop too.
+    The exit code is 1 if more files would be skipped than --max-bad-share allows. Training would stop then, too.
     """
 
+    EXAMPLE = "dupr-tf scan runs/sample/unlabeled"
+
     directory: tyro.conf.Positional[Path]
-    """Folder of images (nested or flat), or a COCO or VOC root, as for `pretrain --data`."""
+    """Folder of images, nested or flat, or a COCO or VOC root."""
     output: Path | None = None
-    """File for a line for each image, tab-separated. Run again, it goes on there; changed files are looked at again."""
-    workers: int = os.cpu_count() or 1
-    """Images decoded at a time."""
+    """Tab-separated file with a line for each image. A second scan resumes from it and reads changed files again.
+    Default: only the counts are printed."""
+    workers: int | None = None
+    """Number of images decoded at a time. Default: the number of CPUs."""
     max_bad_share: float = DataConfig().max_bad_share
-    """data.max_bad_share of the run to come."""
+    """Largest share of skipped files, as data.max_bad_share of the training."""
     max_pixels: int = DataConfig().max_pixels
-    """data.max_pixels of the run to come."""
+    """Largest number of pixels of an image, as data.max_pixels of the training."""
 
     def run(self, overrides: dict[str, str]) -> int:
         limits = {"max_bad_share": self.max_bad_share, "max_pixels": self.max_pixels}
         parse_config({"data": limits})
-        if self.workers < 1:
-            raise UserError("--workers", f"Expected 1 or more, received {self.workers}.")
+        workers = self.workers if self.workers is not None else os.cpu_count() or 1
+        if workers < 1:
+            raise UserError("--workers", f"Expected 1 or more, received {workers}.")
         paths = list_images(self.directory)
         from dupr_tf.data.images.scan import SKIPPED, count_groups, scan_images
 
-        looks = list(with_progress(scan_images(paths, self.max_pixels, self.workers, self.output), len(paths)))
+        looks = list(with_progress(scan_images(paths, self.max_pixels, workers, self.output), len(paths)))
         skipped = sum(look.outcome == SKIPPED for look in looks)
         print_table(("outcome", "reason", "files", "such as"), count_groups(looks))
         print(f"{skipped} of {len(looks)} images would be skipped ({skipped / len(looks):.2%})")

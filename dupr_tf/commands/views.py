@@ -7,33 +7,36 @@ from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.checks import problems_of
+from dupr_tf.commands.checks import check_outside, problems_of
 from dupr_tf.config import load_config
-from dupr_tf.data.images.listing import check_root
+from dupr_tf.data.images.bad_images import check_photos
 from dupr_tf.errors import UserError, raise_all
 
 
 @dataclasses.dataclass
 class Views:
-    """Draw pairs of views as pre-training makes them, their overlap framed and its patches numbered.
+    """Draw pairs of views with their overlap and its patches.
 
-    The same number must show the same thing in both views.
+    They are the views that pre-training makes. The same number must show the same thing in both views.
+    Any field of the config is a flag too: --train.epochs 10. `dupr-tf fields` lists them.
     """
 
+    EXAMPLE = "dupr-tf views configs/demo.yaml --data runs/sample/unlabeled --output runs/views.png"
+
     config: tyro.conf.Positional[Path]
-    """Experiment file, e.g. configs/dupr_r18_small.yaml."""
+    """Config of the experiment."""
     data: Path | None = None
-    """Folder of images, COCO or VOC root, shards, or tfds:NAME; none: data.root of the config."""
+    """Folder of images, COCO or VOC root, shards, or tfds:NAME. Default: data.root of the config."""
     output: Path = Path("views.png")
-    """PNG to write."""
+    """PNG file to write, outside of the data."""
     pairs: int = 8
-    """How many."""
+    """Number of pairs."""
     columns: int = 2
-    """Pairs in a row."""
+    """Number of pairs in a row."""
     cells: int | None = None
-    """Patches a side to number; none: those of the coarsest patch loss, if they can be read."""
+    """Numbered patches per side. Default: those of the coarsest patch loss, if the numbers are large enough to read."""
     colours: bool = True
-    """Change colours as the config says, or leave the photographs as they are."""
+    """Change colours as the config sets it."""
 
     def run(self, overrides: dict[str, str]) -> None:
         config = load_config(self.config, overrides)
@@ -56,7 +59,7 @@ class Views:
         if root is None:
             problems.append(UserError("--data", "There are no images to draw.", "Pass --data DIR."))
         else:
-            problems += problems_of(check_root, root, kind)
+            problems += problems_of(check_photos, root, kind) + problems_of(check_outside, self.output, root)
         if self.output.suffix.lower() != ".png":
             problem = f"Expected a name that ends in .png, received {self.output}."
             problems.append(UserError("--output", problem, "Pass --output views.png."))

@@ -15,7 +15,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class DetectorConfig(Section):
-    kind: Literal[tuple(DETECTORS)] = Field("retinanet", description="see `dupr-tf list detectors`")
+    kind: Literal[tuple(DETECTORS)] = Field("retinanet", description="name of a detector, see `dupr-tf list detectors`")
     neck: Literal["fpn", "c4"] = Field("fpn", description="R-CNN: feature pyramid, or res4 with res5 as the head")
     norm: Literal["train", "sync", "frozen"] = Field(
         "train", description="BN of backbone and pyramid: statistics of a device, of all devices, or frozen (backbone)"
@@ -26,28 +26,37 @@ class DetectorConfig(Section):
     head_convs: int = Field(4, ge=1, le=8, description="3x3 convolutions in each head (RetinaNet 4, mask 4, FCN 2)")
     box_head_width: int = Field(1024, ge=8, description="R-CNN with a pyramid: width of the two dense layers")
     anchor_scale: float | None = Field(
-        None, ge=1, le=16, description="least anchor of a level, in strides; none: RetinaNet 4, R-CNN 8"
+        None, ge=1, le=16, description="smallest anchor of a level in strides. Default: RetinaNet 4, R-CNN 8"
     )
     rpn_pre_nms: tuple[Count, Count] | None = Field(
-        None, description="R-CNN: proposals before NMS (training, test); none: fpn 2000, 1000 a level, c4 12000, 6000"
+        None,
+        description="R-CNN: proposals before NMS (training, test). Default: fpn 2000, 1000 per level, c4 12000, 6000",
     )
     rpn_post_nms: tuple[Count, Count] | None = Field(
-        None, description="R-CNN: after NMS; none: fpn 1000, 1000, c4 2000, 1000"
+        None, description="R-CNN: proposals after NMS (training, test). Default: fpn 1000, 1000, c4 2000, 1000"
     )
-    rois_per_image: int = Field(512, ge=4, description="R-CNN: proposals an image trains heads on, a quarter objects")
+    rois_per_image: int = Field(
+        512, ge=4, description="R-CNN: proposals per image that train the heads, a quarter of them objects"
+    )
     short_sides: tuple[Side, ...] | None = Field(
-        None, description="short sides training draws from, px; none: squares of data.image_size"
+        None, description="short sides to draw from in training, px. Default: squares of data.image_size"
     )
-    test_short_side: Side | None = Field(None, description="short side at test; none: the largest of short_sides")
-    max_long_side: Side = Field(1333, description="long side of an image, at most")
+    test_short_side: Side | None = Field(
+        None, description="short side at test, px. Default: the largest of short_sides"
+    )
+    max_long_side: Side = Field(1333, description="largest long side of an image, px")
     scale_jitter: tuple[float, float] = Field((0.8, 1.25), description="squares: scale factor in training (min, max)")
-    score_threshold: float = Field(0.05, ge=0, lt=1)
-    nms_iou: float = Field(0.5, gt=0, lt=1)
-    max_detections: int = Field(100, ge=1)
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="adamw gets further in a few hundred steps")
+    score_threshold: float = Field(0.05, ge=0, lt=1, description="lowest score of a detection")
+    nms_iou: float = Field(0.5, gt=0, lt=1, description="IoU from which NMS removes the lower score")
+    max_detections: int = Field(100, ge=1, description="most detections per image")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="optimiser; adamw needs fewer steps than sgd")
     backbone_rate: float = Field(1.0, gt=0, le=1, description="learning rate of the backbone, as a share of the rest's")
-    gradient_clip: float | None = Field(10.0, gt=0, description="global norm")
-    precise_bn_images: int = Field(0, ge=0, description="training images whose statistics BN takes before evaluation")
+    gradient_clip: float | None = Field(10.0, gt=0, description="largest global norm of the gradients")
+    precise_bn_images: int = Field(
+        0,
+        ge=0,
+        description="training images that batch-norm statistics are computed from before evaluation; 0 disables it",
+    )
 
     @field_validator("scale_jitter")
     @classmethod

@@ -1,7 +1,7 @@
 """The table of detectors: class, task, data layouts, unsupported fields.
 
-A new detector is one new file below `detection/` and one line here. Its class has `from_experiment(backbone,
-class_names, config)`, which returns it uncompiled. Each line has these facts:
+A new detector is one new file below `detection/` and one line here. Its class derives from
+`detection.detector.Detector`. Each line has these facts:
 
     task: a key of `detection.labels.LABELS`: "boxes", "masks" or "segments".
     data: values of `data.kind` that have the labels it needs.

@@ -15,13 +15,15 @@ IN_TRAINING = tuple(name for name, entry in PROBES.items() if entry.facts)
 
 
 class ProbingConfig(Section):
-    every_epochs: int = Field(0, ge=0, description="probe the backbone every so many epochs and at the end; 0: never")
-    data: LocalPath | None = Field(None, description="held-out folder; for knn train/CLASS/ and val/CLASS/")
-    probes: tuple[Literal[IN_TRAINING], ...] = Field(
-        ("matching",), description="which of them, see `dupr-tf list probes`"
+    every_epochs: int = Field(0, ge=0, description="epochs between probes of the backbone; 0 disables them")
+    data: LocalPath | None = Field(
+        None, description="held-out folder, for knn with train/CLASS/ and val/CLASS/. Required by probes"
     )
-    images: int = Field(64, ge=2, description="images looked at, evenly spread over the folder (not by knn)")
-    image_size: int = Field(224, ge=32, le=2048, description="side of what the backbone is shown, px")
+    probes: tuple[Literal[IN_TRAINING], ...] = Field(
+        ("matching",), description="names of the probes, see `dupr-tf list probes`"
+    )
+    images: int = Field(64, ge=2, description="number of images, evenly spread over the folder (not for knn)")
+    image_size: int = Field(224, ge=32, le=2048, description="side of the images of the probes, px")
 
     def problems(self) -> list[UserError]:
         """Lists the cross-field mistakes that make probing in training impossible."""
@@ -31,18 +33,26 @@ class ProbingConfig(Section):
 
 
 class LinearConfig(Section):
-    level: Literal[PROBED_LEVELS] = Field("P5", description="features of")
-    cells: int = Field(1, ge=1, le=14, description="pooled to so many cells a side; 1: global average")
-    image_size: int = Field(224, ge=32, le=2048, description="px")
-    augment: bool = Field(False, description="a random crop and flip each epoch, through the backbone; no: cached")
+    level: Literal[PROBED_LEVELS] = Field("P5", description="level of the features")
+    cells: int = Field(
+        1, ge=1, le=14, description="cells per side that features are pooled to; 1 is the global average"
+    )
+    image_size: int = Field(224, ge=32, le=2048, description="side of an image, px")
+    augment: bool = Field(
+        False, description="take a random crop and flip each epoch; otherwise features are computed once"
+    )
     crop_area: tuple[float, float] = Field((0.08, 1.0), description="share of the image a random crop covers")
-    standardize: bool = Field(True, description="features to mean 0, deviation 1 over the training images; cached only")
-    epochs: int = Field(100, ge=1)
-    batch_size: int = Field(256, ge=1)
-    learning_rate: float = Field(0.1, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(1e-3, ge=0, description="coupled, on the weights")
-    milestones: tuple[int, ...] = Field((), description="epochs at which the rate falls tenfold; none: cosine to 0")
+    standardize: bool = Field(
+        True, description="scale cached features to mean 0 and deviation 1 over the training images"
+    )
+    epochs: int = Field(100, ge=1, description="passes over the images")
+    batch_size: int = Field(256, ge=1, description="images per step")
+    learning_rate: float = Field(0.1, gt=0, description="peak rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(1e-3, ge=0, description="coupled weight decay of the weights")
+    milestones: tuple[int, ...] = Field(
+        (), description="epochs at which the rate falls tenfold. Without any, it falls as a cosine to 0"
+    )
 
     @field_validator("crop_area")
     @classmethod

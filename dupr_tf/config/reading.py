@@ -83,10 +83,10 @@ def parse_config(values: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        found = error.errors()
+        mistakes = error.errors()
     # A list with a wrong value is also too short for pydantic, which counts the right ones.
-    inside = {one["loc"][:depth] for one in found for depth in range(len(one["loc"]))}
-    raise_all([_user_error(one) for one in found if one["type"] != "too_short" or one["loc"] not in inside])
+    inside = {one["loc"][:depth] for one in mistakes for depth in range(len(one["loc"]))}
+    raise_all([_user_error(one) for one in mistakes if one["type"] != "too_short" or one["loc"] not in inside])
 
 
 def dump_config(config: Config) -> str:
@@ -102,12 +102,12 @@ def dump_config(config: Config) -> str:
 
 
 def field_rows() -> list[tuple[str, str, str]]:
-    """Returns (dotted name, default, description) of every field, for `--help` and the README."""
+    """Returns (dotted name, default, description) of every field; a default of None is empty."""
     rows = []
     for section in Config.model_fields:
         schema = _schema(section)
         rows += [
-            (f"{section}.{name}", str(field.default), field.description or "")
+            (f"{section}.{name}", "" if field.default is None else str(field.default), field.description)
             for name, field in schema.model_fields.items()
         ]
     return rows
@@ -148,9 +148,9 @@ def _user_error(error: dict[str, Any]) -> UserError:
         if kind == "extra_forbidden":
             return _unknown_term_field(where, error["loc"][3])
     received, fix = f"{error['input']!r:.80}", ""
-    own = context.get("error")
-    if isinstance(own, UserError):  # from a validator of a section
-        return UserError(".".join([*where, *([own.field] if own.field else [])]), own.problem, own.fix)
+    cause = context.get("error")
+    if isinstance(cause, UserError):  # from a validator of a section
+        return UserError(".".join([*where, *([cause.field] if cause.field else [])]), cause.problem, cause.fix)
     if kind == "extra_forbidden":
         return _unknown_field(where)
     if kind in ("union_tag_invalid", "union_tag_not_found"):  # an error of a term

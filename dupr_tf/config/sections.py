@@ -18,12 +18,12 @@ INTERVAL = re.compile(r"([1-9]\d*) ?(s|min|h)")  # of checkpoints, as a time
 SHORT_FORM = tuple(inspect.signature(expand_short_form).parameters)
 
 
-def _checked_path(path: str) -> str:
-    local_path(path)
-    return path
+def _local(path: str) -> str:
+    expanded = local_path(path)
+    return str(expanded) if path.startswith("~") else path
 
 
-LocalPath = Annotated[str, AfterValidator(_checked_path)]
+LocalPath = Annotated[str, AfterValidator(_local)]
 Weight = Annotated[float, Field(ge=0.0)]
 PerLevel = Annotated[tuple[Weight, ...], Field(min_length=len(LEVELS), max_length=len(LEVELS))]
 
@@ -33,20 +33,24 @@ class DataConfig(Section):
         None, description="folder of images, COCO / VOC root, shards, tfds:NAME; --data sets it"
     )
     kind: Literal["auto", "folder", "coco", "voc", "cityscapes", "masks", "shards", "tfds"] = Field(
-        "auto", description="layout of root; auto looks"
+        "auto", description="layout of root; auto detects it"
     )
     class_names: tuple[str, ...] | None = Field(
         None,
         min_length=1,
-        description="folder of masks: names of the values 0, 1, …; none: its classes.txt, or numbers",
+        description="names of the values 0, 1, … of masks. Default: those in classes.txt, or numbers",
     )
-    ignore_value: int | None = Field(None, ge=0, le=255, description="folder of masks: value that is no class")
+    ignore_value: int | None = Field(
+        None, ge=0, le=255, description="value of masks that is no class. Default: every value is one"
+    )
     image_size: int = Field(224, ge=32, le=4096, description="side of a view (pre-training) or input (detector), px")
     max_bad_share: float = Field(0.01, ge=0, le=1, description="share of unreadable images a run may skip")
-    share: float = Field(1.0, gt=0, le=1, description="of the labelled training images, drawn by share_seed")
-    share_seed: int = Field(0, ge=0, lt=2**31)
+    share: float = Field(
+        1.0, gt=0, le=1, description="share of the labelled training images to use, drawn with share_seed"
+    )
+    share_seed: int = Field(0, ge=0, lt=2**31, description="seed of that share")
     max_pixels: int = Field(100_000_000, ge=1, description="an image of more pixels is skipped, from its header")
-    threads: int | None = Field(None, ge=1, description="threads that read images; default: the number of cores")
+    threads: int | None = Field(None, ge=1, description="threads that read images. Default: the number of cores")
     processes: int = Field(0, ge=0, description="processes that read images; 0: the training process reads them itself")
 
     @field_validator("kind", mode="before")
@@ -64,7 +68,7 @@ class ViewsConfig(Section):
     crop_aspect: tuple[float, float] = Field((3 / 4, 4 / 3), description="width / height of a crop (min, max)")
     photometric: Literal["moco_v2", "moco_v1", "none"] = Field("moco_v2", description="colour and blur preset")
     min_overlap: float = Field(32.0, ge=1, description="least side of the overlap, px in each view")
-    draws: int = Field(4, ge=1, le=32, description="times a pair is drawn until it overlaps")
+    draws: int = Field(4, ge=1, le=32, description="most draws of a pair until it overlaps")
 
     @model_validator(mode="after")
     def _ranges(self):
@@ -76,10 +80,12 @@ class ViewsConfig(Section):
 
 
 class ModelConfig(Section):
-    backbone: Literal[tuple(BACKBONES)] = Field("resnet50", description="see `dupr-tf list backbones`")
+    backbone: Literal[tuple(BACKBONES)] = Field(
+        "resnet50", description="name of a backbone, see `dupr-tf list backbones`"
+    )
     width: float = Field(1.0, gt=0, le=4, description="factor on every channel count of the backbone")
     terms: tuple[AnyTerm, ...] | None = Field(
-        None, min_length=1, description="terms of the loss in full; default: DUPR's, by the ten fields below"
+        None, min_length=1, description="terms of the loss in full. Default: those of DUPR, set by the ten fields below"
     )
     image_weights: PerLevel = Field((0.1, 0.4, 0.7, 1.0), description="alpha of P2..P5 (eq. 2)")
     patch_weights: PerLevel = Field((0.0, 0.0, 1.0, 1.0), description="beta of P2..P5 (eq. 2)")
@@ -88,13 +94,19 @@ class ModelConfig(Section):
     )
     sampling_ratio: int = Field(1, ge=1, le=4, description="RoIAlign samples a side in each patch")
     embedding_dim: int = Field(128, ge=2, description="width of every embedding")
-    head: Literal["mlp", "linear"] = Field("mlp", description="mlp: MoCo v2 and DUPR; linear: MoCo v1")
+    head: Literal["mlp", "linear"] = Field(
+        "mlp", description="projection head: mlp (MoCo v2, DUPR) or linear (MoCo v1)"
+    )
     temperature: float = Field(0.2, gt=0, description="tau of every term")
     bank_size: int = Field(65536, ge=1, description="keys in each memory bank")
     patch_keys_per_image: int = Field(4, ge=1, description="patch keys an image puts into a bank each step")
-    patch_reduction: Literal["mean", "sum"] = Field("mean", description="over the cells of eq. 5; sum is literal")
+    patch_reduction: Literal["mean", "sum"] = Field(
+        "mean", description="reduction over the cells of eq. 5; the literal reading is sum"
+    )
     momentum: float = Field(0.999, ge=0, lt=1, description="EMA momentum of the key encoder")
-    momentum_schedule: Literal["constant", "cosine"] = Field("constant", description="cosine: from momentum to 1")
+    momentum_schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="constant momentum, or cosine from momentum to 1"
+    )
 
     @model_validator(mode="after")
     def _one_form(self):
@@ -139,15 +151,17 @@ class ModelConfig(Section):
 
 
 class OptimizerConfig(Section):
-    learning_rate: float | None = Field(None, gt=0, description="peak rate; none: 0.06 x batch_size / 256")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(1e-4, ge=0, description="coupled, on every parameter")
+    learning_rate: float | None = Field(None, gt=0, description="peak rate. Default: 0.06 x batch_size / 256")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(1e-4, ge=0, description="coupled weight decay of every parameter")
     schedule: Literal["cosine", "epoch", "milestones"] = Field(
-        "cosine", description="cosine to 0 by step; epoch: the same by epoch; milestones: x 0.1 at each"
+        "cosine", description="cosine to 0 by step, epoch (cosine by epoch), or milestones (x 0.1 at each)"
     )
     milestones: tuple[float, ...] = Field((), description="epochs at which the rate falls tenfold")
-    milestone_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="the same, in steps; instead")
-    warmup_steps: int = Field(0, ge=0, description="linear from 0 to the rate")
+    milestone_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="steps at which the rate falls tenfold, instead of milestones"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps of a linear rise from 0 to the rate")
 
     @model_validator(mode="after")
     def _milestones(self):
@@ -163,18 +177,20 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(Section):
-    batch_size: int = Field(256, ge=2, description="images a step, over all devices")
-    epochs: int = Field(200, ge=1)
-    max_steps: int | None = Field(None, ge=1, description="stop here if the epochs are not over")
-    micro_batches: int = Field(8, ge=1, description="BN groups of a step, over all devices (paper: 8 of 32)")
-    precision: Literal["float32", "bfloat16", "float16"] = Field("float32")
+    batch_size: int = Field(256, ge=2, description="images per step over all devices")
+    epochs: int = Field(200, ge=1, description="passes over the images")
+    max_steps: int | None = Field(
+        None, ge=1, description="last step, if the epochs are not over before. Default: all epochs"
+    )
+    micro_batches: int = Field(8, ge=1, description="batch-norm groups per step over all devices (paper: 8 of 32)")
+    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="number format of the step")
     jit: Literal["auto", "on", "off"] = Field("auto", description="compile the step with XLA; auto: on one GPU")
-    seed: int = Field(0, ge=0, lt=2**31)
-    checkpoint_every: int | str = Field(1000, description="steps (1000) or time (30s, 10min, 2h)")
-    keep_checkpoints: int = Field(2, ge=1)
-    log_every: int = Field(20, ge=1, description="steps")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of weights, order and views")
+    checkpoint_every: int | str = Field(1000, description="steps (1000) or time (30s, 10min, 2h) between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints to keep")
+    log_every: int = Field(20, ge=1, description="steps between lines of the log")
     strategy: Literal["auto", "one", "mirrored", "multi_worker"] = Field(
-        "auto", description="devices: one, all of the machine, or all of TF_CONFIG's workers; auto: what there is"
+        "auto", description="devices: one, all of the machine, or all of TF_CONFIG's workers; auto takes what there is"
     )
     worker_timeout: float = Field(60, ge=1, description="s that an ordinary step of several workers may take")
     start_timeout: float = Field(

@@ -45,7 +45,9 @@ class TermConfig(Section):
 
 class ContrastConfig(TermConfig):
     embedding_dim: int = Field(128, ge=2, description="width of an embedding")
-    head: Literal["mlp", "linear"] = Field("mlp", description="mlp: MoCo v2 and DUPR; linear: MoCo v1")
+    head: Literal["mlp", "linear"] = Field(
+        "mlp", description="projection head: mlp (MoCo v2, DUPR) or linear (MoCo v1)"
+    )
     temperature: float = Field(0.2, gt=0, description="tau")
     bank_size: int = Field(65536, ge=1, description="keys in the memory bank")
 

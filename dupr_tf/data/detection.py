@@ -274,8 +274,8 @@ def unreadable_images(annotated: AnnotatedImages | SegmentedImages, max_pixels: 
         max_pixels: an image of more is refused.
     """
     with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda path: unusable_reason(path, max_pixels), annotated.paths)
-        reasons = dict(zip(annotated.paths, found, strict=True))
+        results = pool.map(lambda path: unusable_reason(path, max_pixels), annotated.paths)
+        reasons = dict(zip(annotated.paths, results, strict=True))
     if isinstance(annotated, SegmentedImages):
         reasons |= annotated.unreadable_segments()
     return {path: reason for path, reason in reasons.items() if reason}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dupr_tf.data.shards.manifest import is_shards, read_manifest
+from dupr_tf.data.shards.index import is_shards, read_manifest
 from dupr_tf.errors import UserError
 from dupr_tf.registry import Entry, Registry
 

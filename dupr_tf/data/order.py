@@ -50,10 +50,10 @@ def grouped_epoch(tall: np.ndarray, batch: int, seed: int, epoch: int) -> np.nda
     lead = min(count, -epoch * count % batch)
     rest = order[lead:]
     groups, left = [], []
-    for own in (rest[tall[rest]], rest[~tall[rest]]):
-        full = len(own) // batch * batch
-        groups += list(own[:full].reshape(-1, batch))
-        left.append(own[full:])
+    for group in (rest[tall[rest]], rest[~tall[rest]]):
+        full = len(group) // batch * batch
+        groups += list(group[:full].reshape(-1, batch))
+        left.append(group[full:])
     mixed = np.concatenate(left)
     rng.shuffle(mixed)
     full = len(mixed) // batch * batch

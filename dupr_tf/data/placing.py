@@ -41,8 +41,8 @@ class Place(NamedTuple):
 
     def move(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes (n, 4) of the image as boxes of the frame; they may reach beyond it."""
-        moved = boxes * self.factors[[1, 0, 1, 0]] + np.float32(self.offset)[[1, 0, 1, 0]]
-        return self._mirror(moved)
+        result = boxes * self.factors[[1, 0, 1, 0]] + np.float32(self.offset)[[1, 0, 1, 0]]
+        return self._mirror(result)
 
     def move_back(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes (n, 4) of the frame as boxes of the image."""
@@ -101,7 +101,7 @@ def drawn_place(source: Size, draws: np.ndarray, side: int, scale_jitter: Sequen
     low, high = np.log(scale_jitter)
     factor = math.exp(low + draws[0] * (high - low))
     size = scaled_size(source, factor * float(Fraction(side, max(source)) if base is None else base))
-    offset = tuple(_drawn_offset(side - own, draw) for own, draw in zip(size, draws[1:3], strict=True))
+    offset = tuple(_drawn_offset(side - length, draw) for length, draw in zip(size, draws[1:3], strict=True))
     return Place(source, size, (side, side), offset, bool(draws[3] < 0.5))
 
 

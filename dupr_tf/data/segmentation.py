@@ -80,7 +80,7 @@ def segments_to_original(predicted: np.ndarray, image_size: np.ndarray, size: np
     Returns:
         (height, width), of the dtype of `predicted`.
     """
-    rows, columns = (nearest_pixels(int(own), int(part)) for own, part in zip(size, image_size, strict=True))
+    rows, columns = (nearest_pixels(int(side), int(part)) for side, part in zip(size, image_size, strict=True))
     return predicted[rows[:, None], columns]
 
 

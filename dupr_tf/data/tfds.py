@@ -33,8 +33,8 @@ class TfdsSource(ImageSource):
         builder, split = _builder(name)
         self._label = f"{builder.info.full_name} {split}"
         self._feature = _image_feature(builder, name)
-        wanted = _instructions(builder, split, name)
-        self._records = Records([Part(i.filename, i.skip, i.take, i.examples_in_shard) for i in wanted])
+        instructions = _instructions(builder, split, name)
+        self._records = Records([Part(i.filename, i.skip, i.take, i.examples_in_shard) for i in instructions])
         if not len(self):
             raise UserError(None, f"{self._label} has no images.", "Choose another split.")
         self._records.check("Prepare the data set again.")

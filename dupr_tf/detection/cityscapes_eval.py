@@ -50,7 +50,7 @@ def cityscapes_ap(annotated: AnnotatedImages, detections: Sequence[dict]) -> dic
     check_detections(annotated, detections, masks=True)
     aps = np.full((len(annotated.class_names), len(IOUS)), np.nan)
     for label in range(len(annotated.class_names)):
-        scenes = [_scene(annotated, image, found, label) for image, found in enumerate(detections)]
+        scenes = [_scene(annotated, image, results, label) for image, results in enumerate(detections)]
         if any(scene.ious.shape[1] for scene in scenes):
             aps[label] = [_average_precision(scenes, iou) for iou in IOUS]
     known = aps[~np.isnan(aps[:, 0])]
@@ -68,14 +68,14 @@ def cityscapes_ap(annotated: AnnotatedImages, detections: Sequence[dict]) -> dic
     }
 
 
-def _scene(annotated: AnnotatedImages, image: int, found: dict, label: int) -> _Scene:
+def _scene(annotated: AnnotatedImages, image: int, results: dict, label: int) -> _Scene:
     size = annotated.sizes[image]
-    own = np.flatnonzero(annotated.labels[image] == label)
-    truth = [annotated.masks[image][k] for k in own]
+    objects = np.flatnonzero(annotated.labels[image] == label)
+    truth = [annotated.masks[image][k] for k in objects]
     areas = np.array([area_of(mask, size) for mask in truth], np.float64)
-    group, small = annotated.ignored[image][own], areas < MIN_REGION
-    chosen = [k for k in np.flatnonzero(np.asarray(found["classes"]) == label) if area_of(found["masks"][k], size)]
-    masks = [found["masks"][k] for k in chosen]
+    group, small = annotated.ignored[image][objects], areas < MIN_REGION
+    chosen = [k for k in np.flatnonzero(np.asarray(results["classes"]) == label) if area_of(results["masks"][k], size)]
+    masks = [results["masks"][k] for k in chosen]
     own_areas = np.array([area_of(mask, size) for mask in masks], np.float64)
     overlaps = _overlaps(masks, truth, size)  # (d, truth) px
     ious = overlaps / np.maximum(own_areas[:, None] + areas[None] - overlaps, 1)
@@ -83,7 +83,7 @@ def _scene(annotated: AnnotatedImages, image: int, found: dict, label: int) -> _
     # A group of less than 100 pixels counts twice here, as in cityscapesScripts.
     nothing = _overlaps(masks, void, size).sum(1) + overlaps[:, group].sum(1) + overlaps[:, small].sum(1)
     return _Scene(
-        np.asarray(found["scores"], np.float64)[chosen],
+        np.asarray(results["scores"], np.float64)[chosen],
         ious[:, ~group & ~small],
         nothing / np.maximum(own_areas, 1),
     )
@@ -103,10 +103,10 @@ def _average_precision(scenes: list[_Scene], iou: float) -> float:
     for scene in scenes:
         matched = scene.ious > iou
         for column in matched.T:
-            own = np.sort(scene.scores[column])
-            missed += not own.size
-            scores += own.tolist()
-            hits += [*([0] * (own.size - 1)), 1][: own.size]
+            matches = np.sort(scene.scores[column])
+            missed += not matches.size
+            scores += matches.tolist()
+            hits += [*([0] * (matches.size - 1)), 1][: matches.size]
         false = ~matched.any(1) & (scene.ignorable <= iou)
         scores += scene.scores[false].tolist()
         hits += [0] * int(false.sum())

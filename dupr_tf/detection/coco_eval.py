@@ -55,8 +55,8 @@ def coco_scores(annotated: AnnotatedImages, detections: Sequence[dict], masks: b
     truth = _ground_truth(annotated, masks)
     rows = _mask_rows(annotated, detections) if masks else _box_rows(detections)
     with contextlib.redirect_stdout(io.StringIO()):
-        found = _empty_results(truth) if not len(rows) else truth.loadRes(rows)
-        evaluation = COCOeval(truth, found, "segm" if masks else "bbox")
+        results = _empty_results(truth) if not len(rows) else truth.loadRes(rows)
+        evaluation = COCOeval(truth, results, "segm" if masks else "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -80,7 +80,7 @@ def check_detections(annotated: AnnotatedImages, detections: Sequence[dict], mas
         )
     if masks and annotated.masks is None:
         raise UserError("annotated", "The annotations have no masks.", "Call read_annotations with masks=True.")
-    if masks and not all("masks" in found for found in detections):
+    if masks and not all("masks" in results for results in detections):
         raise UserError("detections", "The detections have no masks.", "Use a detector that finds masks.")
 
 
@@ -115,11 +115,11 @@ def _ground_truth(annotated: AnnotatedImages, masks: bool) -> COCO:
 def _box_rows(detections: Sequence[dict]) -> np.ndarray:
     """Returns the array form of COCO's results, (n, 7): `image, x, y, width, height, score, class`."""
     rows = []
-    for image, found in enumerate(detections):
-        boxes = np.asarray(found["boxes"], np.float64).reshape(-1, 4)
+    for image, results in enumerate(detections):
+        boxes = np.asarray(results["boxes"], np.float64).reshape(-1, 4)
         sides = boxes[:, 2:] - boxes[:, :2]
         ids = np.full((len(boxes), 1), image, np.float64)
-        columns = (np.asarray(found[name], np.float64).reshape(-1, 1) for name in ("scores", "classes"))
+        columns = (np.asarray(results[name], np.float64).reshape(-1, 1) for name in ("scores", "classes"))
         rows.append(np.concatenate([ids, boxes[:, :2], sides, *columns], axis=1))
     return np.concatenate(rows) if rows else np.zeros((0, 7))
 
@@ -133,8 +133,8 @@ def _mask_rows(annotated: AnnotatedImages, detections: Sequence[dict]) -> list[d
             "score": float(score),
             "segmentation": as_coco(mask, annotated.sizes[image]),
         }
-        for image, found in enumerate(detections)
-        for label, score, mask in zip(found["classes"], found["scores"], found["masks"], strict=True)
+        for image, results in enumerate(detections)
+        for label, score, mask in zip(results["classes"], results["scores"], results["masks"], strict=True)
     ]
 
 

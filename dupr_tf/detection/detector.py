@@ -1,4 +1,4 @@
-"""The base of all detectors: config, norms, and the creation of all variables before `fit`."""
+"""The base of all detectors: config, norms, batches, and the creation of all variables before `fit`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,25 @@ class Detector:
     """
 
     SETTINGS: tuple[str, ...] = ()
+
+    @classmethod
+    def from_experiment(cls, backbone, class_names, config):
+        """Builds the detector of `config`: its section `detector`, `data.image_size` and `train.seed`.
+
+        Images are squares of `data.image_size`, or of any size with `detector.short_sides`.
+        """
+        section = config.detector
+        values = {name: getattr(section, name, None) for name in cls.SETTINGS}
+        values["image_size"] = None if section.short_sides else config.data.image_size
+        values |= {"test_short_side": section.side_at_test, "seed": config.train.seed}
+        given = {name: value for name, value in values.items() if name in cls.SETTINGS and value is not None}
+        return cls(backbone, class_names, **given)
+
+    def compile(self, optimizer, **kwargs):
+        """Compiles without XLA, from which neither NMS, nor matching, nor resizing gains."""
+        super().compile(optimizer=optimizer, **({"jit_compile": False} | kwargs))
+        # If the first step created variables, Keras would trace it twice, and fail on several devices.
+        self.optimizer.build(self.trainable_variables)
 
     def fit(self, *arguments, **settings):
         """Runs Keras' `fit`; on CPUs with deterministic operations, without which region gradients are wrong."""
@@ -45,13 +64,26 @@ class Detector:
         """Returns None, because a saved detector has no optimizer."""
         return None
 
-    def _set_norms(self, own):
-        """Applies `norm` to the backbone; the detector's own layers are never frozen."""
+    def _set_norms(self, head):
+        """Applies `norm` to the backbone; the norms of `head`, the detector's own layers, are never frozen."""
         set_norm(self.backbone, self.norm)
-        set_norm(own, "sync" if self.norm == "sync" else "train")
+        set_norm(head, "sync" if self.norm == "sync" else "train")
 
 
 def check_image_size(size):
     """Raises UserError if a fixed input side is no multiple of 32; None means any size."""
     if size is not None and size % 32:
         raise UserError("image_size", f"Expected a multiple of 32, received {size}.", "Use 224 or 256, for example.")
+
+
+def batch_of(data):
+    """Returns a Keras batch without its tuple: a dict, or images alone."""
+    while isinstance(data, tuple | list):
+        data = data[0]
+    return data
+
+
+def images_of(data):
+    """Returns the images of a batch that is a dict, (images, labels), or images alone."""
+    data = batch_of(data)
+    return data["images"] if isinstance(data, dict) else data

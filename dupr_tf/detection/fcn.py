@@ -12,7 +12,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from dupr_tf.detection.detector import Detector
+from dupr_tf.detection.detector import Detector, images_of
 from dupr_tf.models.layers import FusedBatchNormalization
 from dupr_tf.models.resnet import dilated, pyramid
 
@@ -67,27 +67,8 @@ class FCN(Detector, keras.Model):
         self.head.build((None, None, None, self.features.output["P5"].shape[-1]))
         self.built = True
 
-    @classmethod
-    def from_experiment(cls, backbone, class_names, config):
-        """Builds the FCN of `config.detector`."""
-        detector = config.detector
-        return cls(
-            backbone,
-            class_names,
-            detector.head_channels,
-            detector.head_convs,
-            detector.norm,
-            detector.side_at_test,
-            detector.max_long_side,
-        )
-
-    def compile(self, optimizer, **kwargs):
-        """Compiles without XLA: on one GPU too, resizing and the dilated convolutions gain nothing from it."""
-        super().compile(optimizer=optimizer, **({"jit_compile": False} | kwargs))
-        self.optimizer.build(self.trainable_variables)
-
     def call(self, inputs, training=False):
-        images = inputs["images"] if isinstance(inputs, dict) else inputs
+        images = images_of(inputs)
         cells = self.head(self.features(images, training=training)["P5"], training=training)  # (B, H/16, W/16, C)
         # (B, H, W, C); half-pixel centres
         return tf.image.resize(cells, tf.shape(images)[1:3], method="bilinear")
@@ -98,8 +79,7 @@ class FCN(Detector, keras.Model):
         return loss / tf.distribute.get_strategy().num_replicas_in_sync
 
     def predict_step(self, data):
-        data = data[0] if isinstance(data, tuple | list) else data
-        return tf.argmax(self(data, training=False), axis=-1, output_type=tf.int32)  # (B, H, W)
+        return tf.argmax(self(images_of(data), training=False), axis=-1, output_type=tf.int32)  # (B, H, W)
 
 
 def segmentation_head(classes, channels, convs):

@@ -90,8 +90,10 @@ def evaluate(
     if output is not None and output.is_file():
         raise UserError("output", f"{output} is a file.", "Pass a folder.")
     section = _data_section(file, kind)
-    known = task_and_classes(file)
-    images = None if known is None else read_evaluated(data, split, section, *known)
+    saved, images = kind_and_classes(file), None
+    if saved is not None:
+        kind, class_names = saved
+        images = read_evaluated(data, split, section, DETECTORS[kind].facts["task"], class_names)
     from dupr_tf.detection.training import measure_detector  # loads TensorFlow
 
     return measure_detector(file, data, output, split, section, images)
@@ -110,16 +112,16 @@ def detector_file(path: str | Path) -> Path:
     return file
 
 
-def task_and_classes(file: Path) -> tuple[str, tuple[str, ...]] | None:
-    """Reads the task of a saved detector and the names of its classes from the description in its file.
+def kind_and_classes(file: Path) -> tuple[str, tuple[str, ...]] | None:
+    """Reads the kind of a saved detector and the names of its classes from the description in its file.
 
     Returns None if only loading the file can tell: it is damaged, is no detector, or its class is not in the table.
     """
-    tasks = {tuple(entry.target.split(":")): entry.facts["task"] for entry in DETECTORS.values()}
+    kinds = {tuple(entry.target.split(":")): kind for kind, entry in DETECTORS.items()}
     try:
         with zipfile.ZipFile(file) as archive:
             saved = json.loads(archive.read("config.json"))
-        return tasks[saved["module"], saved["class_name"]], tuple(map(str, saved["config"]["class_names"]))
+        return kinds[saved["module"], saved["class_name"]], tuple(map(str, saved["config"]["class_names"]))
     except (OSError, zipfile.BadZipFile, ValueError, LookupError, TypeError):
         return None
 

@@ -5,9 +5,9 @@ The graph, anchors, box coding, label encoder and heads are those of KerasHub 0.
 * Its prior bias is on the box head, and its head kernels start at deviation 0.05 (the first loss is 155 instead of
   5.8).
 * The batch norms of its pyramid use their epsilon as momentum, and those of P3 to P5 are never called. The pyramid is
-  therefore `retinanet.FeaturePyramid`.
+  therefore that of the other detectors.
 * Its non-maximum suppression keeps one class per box. Here it is per class, as in the other detectors.
-* Its focal loss has no alpha and is a mean over classes. The losses are therefore KerasCV's too.
+* Its focal loss has no alpha and is a mean over classes. The losses are therefore those of `DenseDetector`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,13 @@ import keras_hub
 import numpy as np
 import tensorflow as tf
 
-from dupr_tf.detection.retinanet import (
-    BOX_FORMAT,
-    LEVELS,
-    DenseDetector,
-    FeaturePyramid,
-    batch_of,
-    images_of,
-    per_class_nms,
-)
+from dupr_tf.detection.dense import LEVELS, PRIOR_LOGIT, DenseDetector, labels_of
+from dupr_tf.detection.detector import batch_of
+from dupr_tf.detection.parts.boxes import FORMAT, decode
+from dupr_tf.detection.parts.pyramid import FeaturePyramid
 from dupr_tf.models.resnet import pyramid
 
 HEAD_CHANNELS = 256  # KerasHub's heads have no other width
-PRIOR = 0.01  # initial probability of an object at an anchor
 
 
 class PyramidBackbone(keras.Model):
@@ -80,13 +74,13 @@ class KerasHubRetinaNet(DenseDetector, keras_hub.models.RetinaNetObjectDetector)
         trainable=True,
     ):
         anchors = keras_hub.layers.AnchorGenerator(
-            BOX_FORMAT, min_level=3, max_level=7, num_scales=3, aspect_ratios=[0.5, 1.0, 2.0], anchor_size=anchor_scale
+            FORMAT, min_level=3, max_level=7, num_scales=3, aspect_ratios=[0.5, 1.0, 2.0], anchor_size=anchor_scale
         )
         levels = PyramidBackbone(backbone, fpn_channels, fpn_norm, image_size)
         super().__init__(
             backbone=levels,
             num_classes=len(class_names),
-            bounding_box_format=BOX_FORMAT,
+            bounding_box_format=FORMAT,
             anchor_generator=anchors,
             pre_logits_num_conv_layers=head_convs,
             compile=False,
@@ -98,29 +92,10 @@ class KerasHubRetinaNet(DenseDetector, keras_hub.models.RetinaNetObjectDetector)
         self.fpn_channels, self.fpn_norm = fpn_channels, fpn_norm
         self.head_convs, self.anchor_scale, self.norm = head_convs, anchor_scale, norm
         self.score_threshold, self.nms_iou, self.max_detections = score_threshold, nms_iou, max_detections
-        self.nms = per_class_nms(score_threshold, nms_iou, max_detections)
-        for head, bias in ((self.box_head, 0.0), (self.classification_head, -float(np.log((1 - PRIOR) / PRIOR)))):
-            begin_head(head, bias)
+        for head, bias in ((self.box_head, 0.0), (self.classification_head, PRIOR_LOGIT)):
+            initialize_head(head, bias)
         self.test_short_side, self.max_long_side = None, image_size
         self._set_norms(levels.feature_pyramid)
-
-    @classmethod
-    def from_experiment(cls, backbone, class_names, config):
-        """Builds the `KerasHubRetinaNet` of `config.detector` and `config.data.image_size`."""
-        detector = config.detector
-        return cls(
-            backbone,
-            class_names,
-            config.data.image_size,
-            fpn_channels=detector.fpn_channels,
-            fpn_norm=detector.fpn_norm,
-            head_convs=detector.head_convs,
-            anchor_scale=detector.anchor_scale or 4.0,
-            norm=detector.norm,
-            score_threshold=detector.score_threshold,
-            nms_iou=detector.nms_iou,
-            max_detections=detector.max_detections,
-        )
 
     def _build_loss_logs(self):
         """Computes the losses of an empty image of 128 px once, because Keras creates its loss logs then."""
@@ -131,28 +106,20 @@ class KerasHubRetinaNet(DenseDetector, keras_hub.models.RetinaNetObjectDetector)
         self.compute_loss(images, labels, outputs, None)
         self.reset_metrics()
 
-    def call(self, inputs, training=None, mask=None):
-        return super().call(images_of(inputs), training=training, mask=mask)
+    def _graph_inputs(self, images):
+        return images
 
     def train_step(self, data):
-        data = batch_of(data)
-        labels = data["bounding_boxes"]
-        return super().train_step((data["images"], {"boxes": labels["boxes"], "labels": labels["classes"]}))
+        images, boxes, classes = labels_of(batch_of(data))
+        return super().train_step((images, {"boxes": boxes, "labels": classes}))
 
     def decode_predictions(self, predictions, data):
         """Returns `boxes`, `classes`, `confidence`, `num_detections` of images (B, S, S, 3), as `RetinaNet` does."""
         anchors = tf.concat(list(self.anchor_generator(data).values()), axis=0)
-        boxes = keras.utils.bounding_boxes.decode_deltas_to_boxes(
-            anchors=anchors,
-            boxes_delta=predictions["bbox_regression"],
-            encoded_format="center_xywh",
-            anchor_format=BOX_FORMAT,
-            box_format=BOX_FORMAT,
-        )
-        return self.nms(boxes, predictions["cls_logits"])
+        return self._suppress(decode(predictions["bbox_regression"], anchors, None), predictions["cls_logits"])
 
 
-def begin_head(head, bias):
+def initialize_head(head, bias):
     """Initialises a head as in RetinaNet's paper: kernels of deviation 0.01, and this bias in the prediction layer."""
     kernel = keras.initializers.RandomNormal(stddev=0.01)
     for layer in (*head.conv_layers, head.prediction_layer):

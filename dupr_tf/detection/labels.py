@@ -41,14 +41,14 @@ def read_classes(root, split: str, data: DataConfig, class_names=None) -> Segmen
     return read_segments(root, split, data.kind, names, data.ignore_value, data.max_bad_share)
 
 
-def with_boxes(annotated: AnnotatedImages) -> int:
+def count_with_boxes(annotated: AnnotatedImages) -> int:
     """Counts the images that have a box that counts."""
     return len(annotated.with_boxes())
 
 
 LABELS = {
-    "boxes": Labels(read_boxes, with_boxes),
-    "masks": Labels(read_masks, with_boxes),
+    "boxes": Labels(read_boxes, count_with_boxes),
+    "masks": Labels(read_masks, count_with_boxes),
     "segments": Labels(read_classes, len),
 }
 

@@ -69,12 +69,12 @@ def _header(draw: ImageDraw.ImageDraw, min_score: float) -> None:
         x += 56 + round(draw.textlength(text, font))
 
 
-def _cell(image, annotated, index, found, min_score, most_boxes) -> Image.Image:
+def _cell(image, annotated, index, results, min_score, most_boxes) -> Image.Image:
     """Draws one image, scaled to fit a square cell, with lines and letters of the same size for all images."""
     scale = CELL / max(image.size)
-    chosen = _drawn(found, min_score)[:most_boxes]
+    chosen = _select(results, min_score)[:most_boxes]
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
-    image = _with_masks(image, annotated, index, [found["masks"][k] for k in chosen] if "masks" in found else [])
+    image = _draw_masks(image, annotated, index, [results["masks"][k] for k in chosen] if "masks" in results else [])
     cell = Image.new("RGB", (CELL, CELL), (235, 235, 235))
     cell.paste(image)
     truth = zip(annotated.boxes[index], annotated.labels[index], annotated.ignored[index], strict=True)
@@ -82,8 +82,8 @@ def _cell(image, annotated, index, found, min_score, most_boxes) -> Image.Image:
         (box * scale, IGNORED if ignored else TRUTH, annotated.class_names[label]) for box, label, ignored in truth
     ]
     for k in reversed(chosen):  # the best is drawn last, on top
-        text = f"{annotated.class_names[int(found['classes'][k])]} {found['scores'][k]:.2f}"
-        marks.append((found["boxes"][k] * scale, FOUND, text))
+        text = f"{annotated.class_names[int(results['classes'][k])]} {results['scores'][k]:.2f}"
+        marks.append((results["boxes"][k] * scale, FOUND, text))
     draw = ImageDraw.Draw(cell)
     for box, colour, _ in marks:
         _frame(draw, box, colour)
@@ -92,14 +92,14 @@ def _cell(image, annotated, index, found, min_score, most_boxes) -> Image.Image:
     return cell
 
 
-def _with_masks(image: Image.Image, annotated: AnnotatedImages, index: int, found: list[bytes]) -> Image.Image:
+def _draw_masks(image: Image.Image, annotated: AnnotatedImages, index: int, masks: list[bytes]) -> Image.Image:
     """Draws detected masks at half opacity and true ones as lines, all at the size of the cell."""
     pixels, size = np.asarray(image, np.float32).copy(), annotated.sizes[index]
 
     def small(mask):
         return np.asarray(Image.fromarray(pixels_of(mask, size)).resize(image.size, Image.Resampling.NEAREST)) > 0
 
-    for mask in found:
+    for mask in masks:
         inside = small(mask)
         pixels[inside] = 0.5 * pixels[inside] + 0.5 * np.array(FOUND)
         pixels[_rim(inside)] = FOUND
@@ -115,13 +115,13 @@ def _rim(inside: np.ndarray) -> np.ndarray:
     return inside & ~core
 
 
-def _drawn(found: dict[str, np.ndarray], min_score: float) -> list[int]:
+def _select(results: dict[str, np.ndarray], min_score: float) -> list[int]:
     """Returns detections from the best on, without those that repeat nearly the same box with another class."""
     chosen: list[int] = []
-    for k in np.argsort(-found["scores"], kind="stable"):
-        if chosen and found["scores"][k] < min_score:
+    for k in np.argsort(-results["scores"], kind="stable"):
+        if chosen and results["scores"][k] < min_score:
             break
-        if all(_iou(found["boxes"][k], found["boxes"][other]) < 0.7 for other in chosen):
+        if all(_iou(results["boxes"][k], results["boxes"][other]) < 0.7 for other in chosen):
             chosen.append(k)
     return chosen
 

@@ -40,8 +40,8 @@ def measure_norms(model, batches: Iterable) -> int:
         step = tf.function(lambda batch: (model(batch, training=True), None)[1], autograph=False, reduce_retracing=True)
         for batch in batches:
             step(batch)
-            found = [(layer.moving_mean.numpy(), layer.moving_variance.numpy()) for layer in layers]
-            sums = found if sums is None else [(m + a, v + b) for (m, v), (a, b) in zip(sums, found, strict=True)]
+            values = [(layer.moving_mean.numpy(), layer.moving_variance.numpy()) for layer in layers]
+            sums = values if sums is None else [(m + a, v + b) for (m, v), (a, b) in zip(sums, values, strict=True)]
             count += 1
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):

@@ -1,7 +1,7 @@
 """KerasCV's RetinaNet on a pre-trained backbone, with a feature pyramid and heads of any width.
 
-KerasCV's last release is 0.9.0. Its label encoder, losses, their normalisation by the number of positive anchors, and
-per-class NMS are used. Other parts are replaced for these reasons:
+KerasCV's last release is 0.9.0, and this is the only file that imports it. Its graph, its label encoder with matcher
+and box coding, and the normalisation of losses by the number of positive anchors are used. These parts are replaced:
 
 * Its pyramid and heads have 256 channels and cannot be resized.
 * Its `get_config` omits the pyramid.
@@ -13,39 +13,15 @@ from __future__ import annotations
 
 import keras
 import keras_cv
-import numpy as np
 import tensorflow as tf
 
-from dupr_tf.detection.detector import Detector, check_image_size
-from dupr_tf.detection.devices import DeviceShare
-from dupr_tf.models.layers import FusedBatchNormalization
+from dupr_tf.detection.dense import PRIOR_LOGIT, DenseDetector, labels_of
+from dupr_tf.detection.detector import batch_of, check_image_size
+from dupr_tf.detection.parts.anchors import grid_anchors
+from dupr_tf.detection.parts.boxes import FORMAT, clip, decode
+from dupr_tf.detection.parts.pyramid import FeaturePyramid
 
-LEVELS = ("P3", "P4", "P5")  # levels of the backbone; the pyramid adds P6 and P7
 ANCHORS_PER_CELL = 9
-BOX_FORMAT = "xyxy"
-BOX_DEVIATIONS = [0.1, 0.1, 0.2, 0.2]  # divisors of box deltas, KerasCV's
-
-
-class DenseDetector(Detector):
-    """Losses and detections that the RetinaNets of KerasCV and KerasHub share."""
-
-    def compile(self, optimizer, **kwargs):
-        """Compiles with KerasCV's focal and smooth L1 loss; no XLA, as its label encoder and NMS gain nothing."""
-        focal = DeviceShare(keras_cv.losses.FocalLoss(from_logits=True, reduction="sum"))
-        smooth = DeviceShare(keras_cv.losses.SmoothL1Loss(l1_cutoff=1.0, reduction="sum"))
-        defaults = {"classification_loss": focal, "box_loss": smooth, "jit_compile": False}
-        super().compile(optimizer=optimizer, **(defaults | kwargs))
-        # If the first step created variables, Keras would trace it twice, and fail on several devices.
-        self.optimizer.build(self.trainable_variables)
-        self._build_loss_logs()
-
-    def predict_step(self, data):
-        """Returns detections of a batch; boxes are clipped to the image if the batch has `image_sizes`."""
-        data = batch_of(data)
-        images = images_of(data)
-        found = self.decode_predictions(self(images, training=False), images)
-        sizes = data.get("image_sizes") if isinstance(data, dict) else None
-        return found if sizes is None else clipped(found, sizes)
 
 
 @keras.saving.register_keras_serializable("dupr_tf")
@@ -95,18 +71,17 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
         trainable=True,
     ):
         check_image_size(image_size)
-        classes, prior = len(class_names), float(-np.log((1 - 0.01) / 0.01))
+        classes = len(class_names)
         super().__init__(
             backbone=backbone,
             num_classes=classes,
-            bounding_box_format=BOX_FORMAT,
-            anchor_generator=pyramid_anchors(anchor_scale),
+            bounding_box_format=FORMAT,
+            anchor_generator=Anchors(anchor_scale),
             feature_pyramid=FeaturePyramid(fpn_channels, fpn_norm, name="feature_pyramid"),
             classification_head=PredictionHead(
-                ANCHORS_PER_CELL * classes, head_channels, head_convs, prior, name="class_head"
+                ANCHORS_PER_CELL * classes, head_channels, head_convs, PRIOR_LOGIT, name="class_head"
             ),
             box_head=PredictionHead(ANCHORS_PER_CELL * 4, head_channels, head_convs, name="box_head"),
-            prediction_decoder=per_class_nms(score_threshold, nms_iou, max_detections),
             name=name,
             trainable=trainable,
         )
@@ -118,111 +93,27 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
         self.test_short_side, self.max_long_side = test_short_side, max_long_side
         self._set_norms(self.feature_pyramid)
 
-    @classmethod
-    def from_experiment(cls, backbone, class_names, config):
-        """Builds the RetinaNet of `config.detector`: squares of `data.image_size`, or any size with `short_sides`."""
-        detector = config.detector
-        return cls(
-            backbone,
-            class_names,
-            None if detector.short_sides else config.data.image_size,
-            fpn_channels=detector.fpn_channels,
-            fpn_norm=detector.fpn_norm,
-            head_channels=detector.head_channels,
-            head_convs=detector.head_convs,
-            anchor_scale=detector.anchor_scale or 4.0,
-            norm=detector.norm,
-            score_threshold=detector.score_threshold,
-            nms_iou=detector.nms_iou,
-            max_detections=detector.max_detections,
-            test_short_side=detector.side_at_test,
-            max_long_side=detector.max_long_side,
-        )
-
     def _build_loss_logs(self):
         """Computes the losses of an empty image of 32 px once, because Keras creates its loss logs then."""
         images = tf.zeros([1, 32, 32, 3])
-        count = sum(len(level) for level in self.anchor_generator(image_shape=(32, 32, 3)).values())
+        count = sum(len(level) for level in self.anchor_generator((32, 32, 3)).values())
         labels = {"boxes": tf.fill([1, 1, 4], -1.0), "classes": tf.fill([1, 1], -1.0)}
         outputs = {"box": tf.zeros([1, count, 4]), "classification": tf.zeros([1, count, self.num_classes])}
         self.compute_loss(images, labels, outputs, None)
         self.reset_metrics()
 
-    def call(self, inputs, training=None, mask=None):
-        # KerasCV's steps pass the bare images but its graph has a dict; Keras would warn at every trace.
-        return super().call({"images": images_of(inputs)}, training=training, mask=mask)
+    def _graph_inputs(self, images):
+        return {"images": images}
 
     def train_step(self, data):
-        data = batch_of(data)
-        labels = {name: data["bounding_boxes"][name] for name in ("boxes", "classes")}  # KerasCV rejects others
-        return super().train_step((data["images"], labels))
+        images, boxes, classes = labels_of(batch_of(data))
+        return super().train_step((images, {"boxes": boxes, "classes": classes}))
 
     def decode_predictions(self, predictions, images):
         """Decodes as KerasCV does, for images of any size. `boxes` and `classes` from `num_detections` on are -1."""
-        anchors = tf.concat(list(self.anchor_generator(image_shape=tf.shape(images)[1:]).values()), axis=0)
-        boxes = decoded(predictions["box"], anchors)  # (B, anchors, 4)
-        return self.prediction_decoder(boxes, predictions["classification"])
-
-
-@keras.saving.register_keras_serializable("dupr_tf")
-class FeaturePyramid(keras.layers.Layer):
-    """Feature Pyramid Network (Lin et al., 2017) of RetinaNet, with inputs P3 to P5 and outputs P3 to P7.
-
-    Args:
-        channels: channels of every output level.
-        norm: batch normalisation after the lateral and the output convolutions, as in the paper.
-    """
-
-    def __init__(self, channels, norm=True, **kwargs):
-        super().__init__(**kwargs)
-        self.channels, self.norm = channels, norm
-        self.lateral = {level: self._conv(1, name=f"lateral_{level}") for level in LEVELS}
-        self.output_convs = {level: self._conv(3, name=f"output_{level}") for level in LEVELS}
-        # No normalisation here: at P7 a small image has four cells.
-        self.p6, self.p7 = (self._conv(3, strides=2, norm=False, name=name) for name in ("P6", "P7"))
-
-    def _conv(self, kernel, name, strides=1, norm=None):
-        norm = self.norm if norm is None else norm
-        conv = keras.layers.Conv2D(
-            self.channels,
-            kernel,
-            strides,
-            padding="same",
-            use_bias=not norm,
-            kernel_initializer="lecun_uniform",
-            name=f"{name}_conv",
-        )
-        layers = [conv]
-        if norm:
-            layers.append(FusedBatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn"))
-        return keras.Sequential(layers, name=name)
-
-    def build(self, input_shape):
-        for level in LEVELS:
-            self.lateral[level].build((None, None, None, input_shape[level][-1]))
-            self.output_convs[level].build((None, None, None, self.channels))
-        self.p6.build((None, None, None, input_shape["P5"][-1]))
-        self.p7.build((None, None, None, self.channels))
-        super().build(input_shape)
-
-    def call(self, inputs, training=False):
-        p5 = self.lateral["P5"](inputs["P5"], training=training)  # (B, S/32, S/32, channels)
-        p4 = self.lateral["P4"](inputs["P4"], training=training) + _doubled(p5)
-        p3 = self.lateral["P3"](inputs["P3"], training=training) + _doubled(p4)
-        merged = dict(zip(LEVELS, (p3, p4, p5), strict=True))
-        outputs = [self.output_convs[level](merged[level], training=training) for level in LEVELS]
-        p6 = self.p6(inputs["P5"])
-        return [*outputs, p6, self.p7(keras.ops.relu(p6))]
-
-    def compute_output_shape(self, input_shape):
-        def halved(shape, times):
-            sides = [None if side is None else -(-side // 2**times) for side in shape[1:3]]
-            return (shape[0], *sides, self.channels)
-
-        return [halved(input_shape[level], 0) for level in LEVELS] + [halved(input_shape["P5"], n) for n in (1, 2)]
-
-    def get_config(self):
-        return {**super().get_config(), "channels": self.channels, "norm": self.norm}
+        anchors = tf.concat(list(self.anchor_generator(tf.shape(images)[1:]).values()), axis=0)
+        boxes = decode(predictions["box"], anchors, order="center_yxhw")  # (B, anchors, 4)
+        return self._suppress(boxes, predictions["classification"])
 
 
 @keras.saving.register_keras_serializable("dupr_tf")
@@ -254,98 +145,40 @@ class PredictionHead(keras.layers.Layer):
         for layer in (*self.hidden, self.prediction):
             layer.build(input_shape)
             input_shape = (*input_shape[:-1], self.channels)
-        super().build(input_shape)
 
     def call(self, inputs):
         for layer in self.hidden:
             inputs = layer(inputs)
         return self.prediction(inputs)  # (B, h, w, filters)
 
-    def compute_output_shape(self, input_shape):
-        return (*input_shape[:-1], self.filters)
-
     def get_config(self):
-        own = {"filters": self.filters, "channels": self.channels, "convs": self.convs, "bias": self.bias}
-        return {**super().get_config(), **own}
+        config = {"filters": self.filters, "channels": self.channels, "convs": self.convs, "bias": self.bias}
+        return {**super().get_config(), **config}
 
 
-@keras.saving.register_keras_serializable("dupr_tf")
-class Anchors(keras_cv.layers.AnchorGenerator):
-    """KerasCV's anchors, for images whose size may be unknown until the graph runs."""
+class Anchors:
+    """Three sizes times three shapes of anchors at every cell of P3 to P7, clipped to the image; KerasCV's at scale 4.
 
-    def __call__(self, image=None, image_shape=None):
-        height, width = tf.unstack((tf.shape(image) if image_shape is None else tf.convert_to_tensor(image_shape))[:2])
-        return {level: _anchors_of(one, height, width) for level, one in self.anchor_generators.items()}
+    KerasCV's own generator requires an image whose size is known before the graph runs.
 
+    Args:
+        scale: side of the smallest anchor of a level, in strides.
+    """
 
-def _anchors_of(generator, height, width):
-    """Returns (h·w·K, 4) xyxy, clipped: cells row by row, at each the sizes (three per octave) times the shapes."""
-    shapes = tf.sqrt(tf.constant(generator.aspect_ratios, tf.float32))  # width / height is the ratio
-    sizes = tf.constant([generator.sizes * scale for scale in generator.scales], tf.float32)[:, None]
-    half = tf.reshape(tf.stack([sizes * shapes, sizes / shapes], axis=-1), [1, 1, -1, 2]) / 2  # x, y
+    bounding_box_format = FORMAT  # read by KerasCV's label encoder
 
-    def centres(side):
-        return (tf.cast(tf.range(-(-side // generator.stride)), tf.float32) + 0.5) * generator.stride
+    def __init__(self, scale):
+        self.scale = scale
 
-    centre = tf.stack(tf.meshgrid(centres(width), centres(height)), axis=-1)[:, :, None]  # (h, w, 1, 2)
-    boxes = tf.reshape(tf.concat([centre - half, centre + half], axis=-1), [-1, 4])
-    return tf.clip_by_value(boxes, 0.0, tf.cast(tf.stack([width, height, width, height]), tf.float32))
-
-
-def pyramid_anchors(scale):
-    """Creates KerasCV's default anchors if `scale` is 4: three sizes times three shapes at every cell of P3 to P7."""
-    strides = [2**level for level in range(3, 8)]
-    return Anchors(
-        bounding_box_format=BOX_FORMAT,
-        sizes=[float(scale * stride) for stride in strides],
-        scales=[2 ** (third / 3) for third in range(3)],
-        aspect_ratios=[0.5, 1.0, 2.0],
-        strides=strides,
-        clip_boxes=True,
-    )
-
-
-def per_class_nms(score_threshold, nms_iou, max_detections):
-    """Creates KerasCV's layer from boxes (B, n, 4) xyxy and logits (B, n, classes) to the best detections."""
-    return keras_cv.layers.MultiClassNonMaxSuppression(
-        bounding_box_format=BOX_FORMAT,
-        from_logits=True,
-        iou_threshold=nms_iou,
-        confidence_threshold=score_threshold,
-        max_detections=max_detections,
-        max_detections_per_class=max_detections,
-    )
-
-
-def decoded(deltas, anchors):
-    """Decodes deltas (dy, dx, dh, dw) over their deviations, KerasCV's `center_yxhw`, to boxes (B, n, 4) xyxy."""
-    deltas = deltas * tf.constant(BOX_DEVIATIONS)
-    sides = anchors[:, 2:] - anchors[:, :2]  # (n, 2) width, height
-    centres = (anchors[:, :2] + anchors[:, 2:]) / 2 + deltas[..., 1::-1] * sides
-    half = tf.exp(deltas[..., :1:-1]) * sides / 2
-    return tf.concat([centres - half, centres + half], axis=-1)
-
-
-def clipped(found, image_sizes):
-    """Clips the boxes of detections to the images' sizes (B, 2) height, width; rows of -1 do not change."""
-    ends = tf.cast(tf.gather(image_sizes, [1, 0, 1, 0], axis=1), tf.float32)[:, None]
-    boxes = tf.clip_by_value(found["boxes"], 0.0, ends)
-    return {**found, "boxes": tf.where(found["classes"][..., None] >= 0, boxes, found["boxes"])}
-
-
-def batch_of(data):
-    """Returns a Keras batch without its tuple: a dict, or images alone."""
-    while isinstance(data, tuple | list):
-        data = data[0]
-    return data
-
-
-def images_of(data):
-    """Returns the images of a batch that is a dict, (images, labels), or images alone."""
-    data = batch_of(data)
-    return data["images"] if isinstance(data, dict) else data
-
-
-def _doubled(features):
-    """Upsamples by 2 with nearest neighbours."""
-    return keras.ops.repeat(keras.ops.repeat(features, 2, axis=1), 2, axis=2)
+    def __call__(self, image_shape):
+        """Returns {level: (cells · 9, 4) float32 xyxy} of an image shape (height, width, channels)."""
+        height, width = tf.unstack(tf.convert_to_tensor(image_shape)[:2])
+        size = tf.cast(tf.stack([height, width]), tf.float32)[None]
+        levels = {}
+        for level in range(5):
+            stride = 8 * 2**level
+            sizes = [self.scale * stride * 2 ** (third / 3) for third in range(3)]
+            cells = ((side + stride - 1) // stride for side in (height, width))
+            anchors = grid_anchors(*cells, stride, sizes, ratios=(2.0, 1.0, 0.5), offset=0.5)
+            levels[level] = clip(anchors[None], size)[0]
+        return levels

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from dupr_tf.detection.build import detector_classes, task_of
-from dupr_tf.detection.finetune import detector_file
+from dupr_tf.config.detectors import DETECTORS
+from dupr_tf.detection.detector import Detector
+from dupr_tf.detection.finetune import detector_file, kind_and_classes
+from dupr_tf.detection.registry import task_of
 from dupr_tf.detection.scaling import letterbox, nearest_pixels, scaled_batch
 from dupr_tf.errors import UserError
 from dupr_tf.weights.loading import read_keras
@@ -22,12 +24,14 @@ def load_detector(path):
     """Reads a `.keras` file of `save_detector`, or that of an output folder of `finetune`.
 
     Raises:
-        UserError: it does not exist, or is another kind of model.
+        UserError: it does not exist, is another kind of model, or needs an extra that is not installed.
     """
     file = detector_file(path)
-    known = detector_classes()  # imported before the file is read, so that Keras finds them by name
+    saved = kind_and_classes(file)
+    if saved is not None:
+        DETECTORS.load(saved[0])  # imported before the file is read, so that Keras finds the class by its name
     model = read_keras(file)
-    if not isinstance(model, known):
+    if not isinstance(model, Detector):
         raise UserError(
             "detector",
             f"{file} holds a {type(model).__name__}, which is not a detector.",
@@ -50,58 +54,58 @@ def export_detector(detector, path):
     module = tf.Module()
     module.weights = [variable.value for variable in detector.variables]
     module.class_names = tf.function(lambda: tf.constant(detector.class_names), input_signature=[], autograph=False)
-    module.serve = _segmenting(detector) if task_of(detector) == "segments" else _finding(detector)
+    module.serve = _make_serve_segments(detector) if task_of(detector) == "segments" else _make_serve_boxes(detector)
     if detector.image_size is not None:
-        module.serve_square = _finding_in_squares(detector)
+        module.serve_square = _make_serve_square(detector)
     # Keras' ExportArchive does the same in twice the time.
     tf.saved_model.save(module, str(path), signatures={"serving_default": module.serve})
 
 
-def _as_at_test(detector, images):
+def _scale_images(detector, images):
     """Scales and pads images as the evaluation does; returns them and the (2,) int32 size of the unpadded part."""
     if detector.image_size is None:
         return scaled_batch(images, detector.test_short_side, detector.max_long_side)
     return letterbox(images, detector.image_size)
 
 
-def _finding(detector):
+def _make_serve_boxes(detector):
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, "images")], autograph=False)
     def serve(images):
-        padded, size = _as_at_test(detector, images)
-        own, picture = (tf.cast(sides, tf.float32) for sides in (tf.shape(images)[1:3], size))
+        padded, size = _scale_images(detector, images)
+        original, picture = (tf.cast(sides, tf.float32) for sides in (tf.shape(images)[1:3], size))
         sizes = tf.tile(picture[None], [tf.shape(images)[0], 1])
-        found = _served(detector.predict_step({"images": padded, "image_sizes": sizes}))
-        factors, most = (tf.gather(sides, [1, 0, 1, 0]) for sides in (picture / own, own))
-        boxes = tf.clip_by_value(found["boxes"] / factors, 0.0, most)
-        return {**found, "boxes": tf.where(found["classes"][..., None] >= 0, boxes, -1.0)}
+        detections = _name_outputs(detector.predict_step({"images": padded, "image_sizes": sizes}))
+        factors, most = (tf.gather(sides, [1, 0, 1, 0]) for sides in (picture / original, original))
+        boxes = tf.clip_by_value(detections["boxes"] / factors, 0.0, most)
+        return {**detections, "boxes": tf.where(detections["classes"][..., None] >= 0, boxes, -1.0)}
 
     return serve
 
 
-def _finding_in_squares(detector):
+def _make_serve_square(detector):
     size = detector.image_size
 
     @tf.function(input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32, "images")], autograph=False)
     def serve_square(images):
-        return _served(detector.predict_step({"images": images}))
+        return _name_outputs(detector.predict_step({"images": images}))
 
     return serve_square
 
 
-def _served(found):
+def _name_outputs(detections):
     renamed = {
-        "boxes": found["boxes"],
-        "classes": tf.cast(found["classes"], tf.int32),
-        "scores": found["confidence"],
-        "num_detections": found["num_detections"],
+        "boxes": detections["boxes"],
+        "classes": tf.cast(detections["classes"], tf.int32),
+        "scores": detections["confidence"],
+        "num_detections": detections["num_detections"],
     }
-    return {**renamed, "masks": found["masks"]} if "masks" in found else renamed
+    return {**renamed, "masks": detections["masks"]} if "masks" in detections else renamed
 
 
-def _segmenting(detector):
+def _make_serve_segments(detector):
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8, "images")], autograph=False)
     def serve(images):
-        padded, size = _as_at_test(detector, images)
+        padded, size = _scale_images(detector, images)
         classes = detector.predict_step({"images": padded})
         sides = zip(tf.unstack(tf.shape(images)[1:3]), tf.unstack(size), strict=True)
         rows, columns = (nearest_pixels(*pair) for pair in sides)

@@ -22,7 +22,7 @@ def letterbox(images, side):
     """
     sides = tf.shape(images)[1:3]
     size = scaled_size(sides, side, tf.reduce_max(sides))
-    padded = _padded(_resized(images, size), size, tf.fill([2], side))
+    padded = _pad(_resize(images, size), size, tf.fill([2], side))
     return tf.ensure_shape(padded, [None, side, side, 3]), size
 
 
@@ -42,7 +42,7 @@ def scaled_batch(images, short_side, max_long_side):
         least, most = (tf.cast(side, tf.int64) for side in (tf.reduce_min(sides), tf.reduce_max(sides)))
         fits = short_side * most <= max_long_side * least
         size = tf.where(fits, scaled_size(sides, short_side, least), scaled_size(sides, max_long_side, most))
-    return _padded(_resized(images, size), size, (size + STRIDE - 1) // STRIDE * STRIDE), size
+    return _pad(_resize(images, size), size, (size + STRIDE - 1) // STRIDE * STRIDE), size
 
 
 def scaled_size(sides, numerator, denominator):
@@ -57,7 +57,7 @@ def nearest_pixels(length, source):
     return (2 * tf.range(length) + 1) * source // (2 * length)
 
 
-def _resized(images, size):
+def _resize(images, size):
     """Resizes along the columns, then along the rows, and rounds to whole grey levels after each, as cykooz does.
 
     cykooz resizes the batches. With the other order or without rounding, up to a fifth of the pixels differ by a grey
@@ -68,7 +68,7 @@ def _resized(images, size):
     return images
 
 
-def _padded(images, size, frame):
+def _pad(images, size, frame):
     """Places images (B, h, w, 3) of a size (2,) in the corner of a frame (2,) of mean colour."""
     below, right = tf.unstack(frame - size)
     pads = [[0, 0], [0, below], [0, right]]

@@ -11,12 +11,11 @@ from rich.console import Console
 
 from dupr_tf.config import Config, DataConfig
 from dupr_tf.config.detectors import DETECTORS
-from dupr_tf.detection.build import build_detector, task_of
 from dupr_tf.detection.finetune import DETECTOR_FILE, METRICS_FILE
 from dupr_tf.detection.labels import LABELS, layout_of, read_evaluated
 from dupr_tf.detection.precise_bn import measure_norms
+from dupr_tf.detection.registry import TASKS, build_detector, task_of
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
-from dupr_tf.detection.tasks import TASKS
 from dupr_tf.errors import raise_all, reporting_full_disk
 from dupr_tf.files import write_whole
 from dupr_tf.models.resnet import build_backbone

@@ -75,18 +75,18 @@ def _matches(annotated, detections, label) -> tuple[int, np.ndarray, np.ndarray,
         difficult: (d,) bool, True if that box does not count.
     """
     columns, counted, boxes_before = [], 0, 0
-    for image, found in enumerate(detections):
-        own = np.flatnonzero(annotated.labels[image] == label)
-        truth, ignored = annotated.boxes[image][own], annotated.ignored[image][own]
+    for image, results in enumerate(detections):
+        objects = np.flatnonzero(annotated.labels[image] == label)
+        truth, ignored = annotated.boxes[image][objects], annotated.ignored[image][objects]
         counted += int((~ignored).sum())
-        chosen = np.asarray(found["classes"]) == label
-        ious = box_ious(np.asarray(found["boxes"], np.float64).reshape(-1, 4)[chosen], truth)
-        best = ious.argmax(1) if len(own) else np.zeros(len(ious), int)
+        chosen = np.asarray(results["classes"]) == label
+        ious = box_ious(np.asarray(results["boxes"], np.float64).reshape(-1, 4)[chosen], truth)
+        best = ious.argmax(1) if len(objects) else np.zeros(len(ious), int)
         some = ious.max(1, initial=0) > 0
-        flags = ignored[best] & some if len(own) else some
+        flags = ignored[best] & some if len(objects) else some
         owners = np.where(some, boxes_before + best, -1)
-        columns.append((np.asarray(found["scores"], np.float64)[chosen], ious.max(1, initial=0), owners, flags))
-        boxes_before += len(own)
+        columns.append((np.asarray(results["scores"], np.float64)[chosen], ious.max(1, initial=0), owners, flags))
+        boxes_before += len(objects)
     scores, overlaps, owners, difficult = (np.concatenate(column) for column in zip(*columns, strict=True))
     order = np.argsort(-scores, kind="stable")
     return counted, overlaps[order], owners[order], difficult[order].astype(bool)

@@ -35,10 +35,10 @@ def assumptions_of(device: str, precision: str, image_size: int) -> dict[str, As
         precision: `train.precision`.
         image_size: side of a view, px.
     """
-    found = _cpu() if device == CPU else _gpu(device, precision)
+    entries = _cpu() if device == CPU else _gpu(device, precision)
     size = (image_size**2 - 64**2) / (224**2 - 64**2)
     milliseconds = max(0.5, INPUT_64 + (INPUT_224 - INPUT_64) * size)
-    return found | {
+    return entries | {
         "weight_passes": Assumption(20, "times a step reads or writes each weight", "counted in the step's code"),
         "bank_passes": Assumption(4, "times a step reads or writes each key of a bank", "counted in the step's code"),
         "share_of_network": Assumption(0.7, "of link and network that a ring reaches", NEVER_MEASURED),
@@ -92,23 +92,23 @@ def _cpu() -> dict[str, Assumption]:
     }
 
 
-def with_given(assumptions: dict[str, Assumption], given: tuple[str, ...]) -> dict[str, Assumption]:
+def replace_assumptions(assumptions: dict[str, Assumption], replacements: tuple[str, ...]) -> dict[str, Assumption]:
     """Replaces the assumptions that `--assume` names.
 
     Args:
         assumptions: as from `assumptions_of`.
-        given: `name=value` each.
+        replacements: `name=value` each.
 
     Raises:
         UserError: an assumption is malformed, unknown, or not a possible number; a UserErrors for several.
     """
     changed, problems = dict(assumptions), []
-    for text in given:
+    for text in replacements:
         name, equals, value = text.partition("=")
         try:
             if not equals:
                 raise UserError("--assume", f"Expected name=value, received {text!r:.60}.")
-            number = _checked(assumptions, name, value)
+            number = _read_number(assumptions, name, value)
             changed[name] = dataclasses.replace(assumptions[name], value=number, source="given with --assume")
         except UserError as error:
             problems.append(error)
@@ -116,7 +116,7 @@ def with_given(assumptions: dict[str, Assumption], given: tuple[str, ...]) -> di
     return changed
 
 
-def _checked(assumptions, name, value) -> float:
+def _read_number(assumptions, name, value) -> float:
     if name not in assumptions:
         near = difflib.get_close_matches(name, assumptions, 1)
         fix = f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(assumptions)}."

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dupr_tf.config import Config
 from dupr_tf.data.images.listing import open_source
-from dupr_tf.forecast.assumptions import Assumption, assumptions_of, with_given
+from dupr_tf.forecast.assumptions import Assumption, assumptions_of, replace_assumptions
 from dupr_tf.forecast.counts import Counts, count
 from dupr_tf.forecast.device_types import CPU
 from dupr_tf.forecast.measure import input_assumptions, measured_assumptions, step_seconds
@@ -62,9 +62,9 @@ class Plan:
                 f"A device needs {size_text(held)} and has {size_text(there)}. Use more devices, more "
                 "train.micro_batches, a smaller model.bank_size, or --train.precision bfloat16."
             )
-        if self.step.input_limit < self.step.asked:
+        if self.step.input_limit < self.step.demand:
             problems.append(
-                f"The input reads {self.step.input_limit:,.0f} images/s where {self.step.asked:,.0f} are needed, and "
+                f"The input reads {self.step.input_limit:,.0f} images/s where {self.step.demand:,.0f} are needed, and "
                 f"slows the run down. Use {self.cores} cores a machine, or smaller files (pack)."
             )
         return problems
@@ -75,7 +75,7 @@ class Plan:
             "config": self.config, "device": self.device, "devices": self.devices, "machines": self.step.machines,
             "counts": dataclasses.asdict(self.counts),
             "step": {"seconds": self.step.seconds, "images_per_second": self.step.images_per_second},
-            "input": {"images_per_second_needed": self.step.asked, "cores_a_machine": self.cores},
+            "input": {"images_per_second_needed": self.step.demand, "cores_a_machine": self.cores},
             "by_devices": {str(n): {"seconds": step.seconds, "images_per_second": step.images_per_second}
                            for n, step in self.by_devices.items()},
             "sizes": [dataclasses.asdict(size) for size in self.sizes],
@@ -91,7 +91,7 @@ def build_plan(
     devices: int,
     images: int | None = None,
     data: str | Path | None = None,
-    given: tuple[str, ...] = (),
+    replacements: tuple[str, ...] = (),
     check: bool = False,
 ) -> Plan:
     """Plans a run.
@@ -103,7 +103,7 @@ def build_plan(
         devices: number of devices that share the batch.
         images: number of images to plan for, besides `SIZES`. Default: as many as `data` has.
         data: images to measure the input with, or None.
-        given: `name=value` that replace assumptions.
+        replacements: `name=value` that replace assumptions.
         check: take real steps and compare.
 
     Raises:
@@ -114,7 +114,7 @@ def build_plan(
         source = open_source(data, config.data.kind)[1]
         assumed |= input_assumptions(source, config)
         images = len(source) if images is None else images
-    assumed = with_given(assumed, given)
+    assumed = replace_assumptions(assumed, replacements)
     if device == CPU:
         assumed = measured_assumptions(assumed)
     counts = count(config, devices, gpu=device != CPU)

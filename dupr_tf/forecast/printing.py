@@ -48,7 +48,7 @@ def plan_lines(plan: Plan) -> list[str]:
         "", "exchanged in a step (each replica holds the whole afterwards)",
         *_columns(_parts({f"all-reduced, {part}": value for part, value in counts.reduced.items()}
                          | {f"all-gathered, {part}": value for part, value in counts.gathered.items()}, size_text)),
-        "", f"input: {number_text(step.asked)} images/s are needed; a core reads "
+        "", f"input: {number_text(step.demand)} images/s are needed; a core reads "
         f"{number_text(plan.assumed['input_images_s_a_core'].value)}: {count_text(plan.cores, 'core')} a machine",
         "", f"by number of devices (train.micro_batches allows {', '.join(map(str, plan.by_devices))})",
         *_columns(_device_rows(plan)),

@@ -25,13 +25,13 @@ class Step:
     input_limit: float  # images/s that the cores of all machines can read
 
     @property
-    def asked(self) -> float:
+    def demand(self) -> float:
         """Returns the images/s of the devices if they never wait for the input."""
         return self.batch / sum(self.seconds.values())
 
     @property
     def images_per_second(self) -> float:
-        return min(self.asked, self.input_limit)
+        return min(self.demand, self.input_limit)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +91,8 @@ def exchange_seconds(counts: Counts, devices: int, machines: int, value: dict[st
     if devices == 1:
         return 0.0
     speed = value["link_gb_s"] if machines == 1 else min(value["link_gb_s"], value["network_gb_s"])
-    moved = (2 * sum(counts.reduced.values()) + sum(counts.gathered.values())) * (devices - 1) / devices
-    return moved / (speed * GIGA * value["share_of_network"])
+    volume = (2 * sum(counts.reduced.values()) + sum(counts.gathered.values())) * (devices - 1) / devices
+    return volume / (speed * GIGA * value["share_of_network"])
 
 
 def size_of(
@@ -119,7 +119,7 @@ def size_of(
 
 def cores_wanted(step: Step, assumed: dict[str, Assumption]) -> int:
     """Returns the cores of each machine that read as fast as the devices consume."""
-    return math.ceil(step.asked / assumed["input_images_s_a_core"].value / step.machines)
+    return math.ceil(step.demand / assumed["input_images_s_a_core"].value / step.machines)
 
 
 def device_numbers(groups: int) -> list[int]:

@@ -60,8 +60,8 @@ def kernel_gradient(images, upstream):
 
 def chosen_form(images, upstream):
     """Returns the form of the kernel gradient that is fastest for these shapes on this machine."""
-    known = images.shape.is_fully_defined() and upstream.shape.is_fully_defined()
-    if not known or images.dtype != tf.float32 or tf.config.list_logical_devices("GPU"):
+    static = images.shape.is_fully_defined() and upstream.shape.is_fully_defined()
+    if not static or images.dtype != tf.float32 or tf.config.list_logical_devices("GPU"):
         return plainly
     positions, channels, filters = int(np.prod(images.shape[:3])), images.shape[3], upstream.shape[3]
     if positions < 2 * channels:

@@ -54,10 +54,10 @@ def info_nce_with_accuracy(queries, positives, bank_keys, temperature, block_key
         hit = tf.cast(positive > largest, tf.float32)
         # Add the positive to the running sum.
         peak = tf.maximum(largest, positive)
-        scale, own = tf.exp(largest - peak), tf.exp(positive - peak)
-        total = total * scale + own
+        scale, positive_part = tf.exp(largest - peak), tf.exp(positive - peak)
+        total = total * scale + positive_part
         losses = tf.math.log(total) + peak - positive
-        share = (own / total)[:, None]  # softmax probability of the positive
+        share = (positive_part / total)[:, None]  # softmax probability of the positive
         pulled = weighted * (scale / total)[:, None]  # sum over the bank of probability x key
 
         def grad(loss_gradient, _):

@@ -64,9 +64,9 @@ def affinities(
     for pair in pairs:
         regions = []
         for number in (1, 2):
-            found = maps(pair[f"view_{number}"])[level]
-            scale, flipped = found.shape[1] / size, pair[f"flipped_{number}"]
-            regions.append(roi_align(found, pair[f"boxes_{number}"], cells, scale, 1, flipped).numpy())
+            features = maps(pair[f"view_{number}"])[level]
+            scale, flipped = features.shape[1] / size, pair[f"flipped_{number}"]
+            regions.append(roi_align(features, pair[f"boxes_{number}"], cells, scale, 1, flipped).numpy())
         for n in np.flatnonzero(pair["valid"]):
             matrix = affinity(regions[0][n], regions[1][n], temperature)
             exact.append(diagonal_mass(matrix))

@@ -11,7 +11,7 @@ import tensorflow as tf
 from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import pyramid
 from dupr_tf.ops.photometric import normalise
-from dupr_tf.probing.images import read_each
+from dupr_tf.probing.image_views import read_each
 
 STEM = "conv1_relu"
 
@@ -41,8 +41,8 @@ def feature_maps(backbone: keras.Model, levels: Sequence[str]):
 
     @tf.function(reduce_retracing=True, autograph=False)
     def maps(images):
-        found = model(normalise(tf.cast(images, tf.float32) / 255.0), training=False)
-        return {level: tf.cast(found[level], tf.float32) for level in levels}
+        outputs = model(normalise(tf.cast(images, tf.float32) / 255.0), training=False)
+        return {level: tf.cast(outputs[level], tf.float32) for level in levels}
 
     return maps
 
@@ -58,9 +58,9 @@ def extract(maps, batches: Iterable, cells: dict[str, int], normalise_rows: bool
     """
     parts: dict[str, list[np.ndarray]] = {level: [] for level in cells}
     for images in batches:
-        found = maps(images)
+        outputs = maps(images)
         for level, side in cells.items():
-            pooled = pool(found[level], side)
+            pooled = pool(outputs[level], side)
             parts[level].append(tf.reshape(pooled, [pooled.shape[0], -1]).numpy())
     rows = {level: np.concatenate(part) for level, part in parts.items()}
     return {level: unit(row) for level, row in rows.items()} if normalise_rows else rows

@@ -21,18 +21,18 @@ def build_probe(settings: ProbingConfig, seed: int = 0) -> Callable:
         settings: section whose `data`, `probes`, `images` and `image_size` are read.
         seed: seed of the views.
     """
-    known = {"images": settings.images, "queries": settings.images, "image_size": settings.image_size, "seed": seed}
+    arguments = {"images": settings.images, "queries": settings.images, "image_size": settings.image_size, "seed": seed}
     chosen = {name: (PROBES.load(name), PROBES[name].facts) for name in settings.probes}
 
     def probe(backbone) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         numbers, pictures = {}, {}
         for name, (run, facts) in chosen.items():
-            found = run({LABEL: backbone}, settings.data, **{key: known[key] for key in facts["takes"]})
+            findings = run({LABEL: backbone}, settings.data, **{key: arguments[key] for key in facts["takes"]})
             for key in facts["logs"]:
-                value = found.numbers[LABEL][key]
+                value = findings.numbers[LABEL][key]
                 numbers |= {} if value is None else {f"{name}/{key}": value}
-            if found.picture is not None:
-                pictures[name] = np.asarray(found.picture)
+            if findings.picture is not None:
+                pictures[name] = np.asarray(findings.picture)
         return numbers, pictures
 
     return probe

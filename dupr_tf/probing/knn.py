@@ -36,9 +36,9 @@ def knn_scores(train, labels, val, classes: int, k: int = 200, temperature: floa
     for start in range(0, len(val), BLOCK):
         similarity = val[start : start + BLOCK] @ train.T  # (m, N)
         nearest = largest(similarity, k)
-        found = np.take_along_axis(similarity, nearest, 1)
-        weights = np.exp((found - found[:, :1]) / temperature)
-        rows = np.arange(start, start + len(found))[:, None]
+        closest = np.take_along_axis(similarity, nearest, 1)
+        weights = np.exp((closest - closest[:, :1]) / temperature)
+        rows = np.arange(start, start + len(closest))[:, None]
         np.add.at(scores, (rows, np.asarray(labels)[nearest]), weights)
     return scores
 

@@ -71,9 +71,9 @@ def _classes(folder: Path) -> list[str]:
 def _split(folder: Path, names: list[str]) -> ClassFolders:
     paths, labels = [], []
     for label, name in enumerate(names):
-        found = list_images(folder / name, "folder")
-        paths += found
-        labels += [label] * len(found)
+        files = list_images(folder / name, "folder")
+        paths += files
+        labels += [label] * len(files)
     return ClassFolders(paths, np.array(labels, np.int64), tuple(names))
 
 
@@ -111,14 +111,14 @@ def pick_objects(annotated: AnnotatedImages, count: int, seed: int = 0) -> list[
     Raises:
         UserError: there is none.
     """
-    rng, found = np.random.default_rng(seed), []
+    rng, objects = np.random.default_rng(seed), []
     for i, (boxes, ignored) in enumerate(zip(annotated.boxes, annotated.ignored, strict=True)):
         height, width = annotated.sizes[i]
         sides = (boxes[:, 2:] - boxes[:, :2]) / [width, height]
         fitting = np.flatnonzero(~ignored & (sides.min(1) >= 1 / 8) & (sides.prod(1) <= 0.6)) if len(boxes) else []
         if len(fitting):
-            found.append((i, int(rng.choice(fitting))))
-    if not found:
+            objects.append((i, int(rng.choice(fitting))))
+    if not objects:
         problem = "No object has at least an eighth of its image's sides and at most 0.6 of its area."
         raise UserError("data", problem, "Use images with medium-sized objects.")
-    return [found[k] for k in np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)]
+    return [objects[k] for k in np.linspace(0, len(objects) - 1, min(count, len(objects))).round().astype(int)]

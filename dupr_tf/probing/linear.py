@@ -11,7 +11,7 @@ import tensorflow as tf
 from dupr_tf.config import LinearConfig
 from dupr_tf.data.views import DRAWS, uniform
 from dupr_tf.probing.features import extract_paths, pool
-from dupr_tf.probing.images import centre_view, random_view, read_each
+from dupr_tf.probing.image_views import centre_view, random_view, read_each
 from dupr_tf.probing.knn import top_accuracies
 
 
@@ -92,18 +92,18 @@ def linear(maps, splits, settings: LinearConfig, seed: int = 0) -> dict:
     """
     train, val = splits["train"], splits["val"]
     cells, size = {settings.level: settings.cells}, settings.image_size
-    kept, found = extract_paths(maps, val.paths, lambda c: centre_view(c, size), cells)
-    rows, truth = found[settings.level], val.labels[kept]
+    kept, features = extract_paths(maps, val.paths, lambda c: centre_view(c, size), cells)
+    rows, truth = features[settings.level], val.labels[kept]
     classes = len(train.class_names)
     if settings.augment:
         classifier = _train_augmented(maps, train, classes, rows.shape[1], settings, seed)
         return {**top_accuracies(classifier.scores(rows), truth), "train_top1": None}
-    kept, found = extract_paths(maps, train.paths, lambda c: centre_view(c, size), cells)
-    own, labels = found[settings.level], train.labels[kept]
-    mean, deviation = standardization(own) if settings.standardize else (0.0, 1.0)
-    own, rows = (own - mean) / deviation, (rows - mean) / deviation
-    classifier = train_cached(own, labels, classes, settings, seed)
-    fitted = top_accuracies(classifier.scores(own), labels)["top1"]
+    kept, features = extract_paths(maps, train.paths, lambda c: centre_view(c, size), cells)
+    train_rows, labels = features[settings.level], train.labels[kept]
+    mean, deviation = standardization(train_rows) if settings.standardize else (0.0, 1.0)
+    train_rows, rows = (train_rows - mean) / deviation, (rows - mean) / deviation
+    classifier = train_cached(train_rows, labels, classes, settings, seed)
+    fitted = top_accuracies(classifier.scores(train_rows), labels)["top1"]
     return {**top_accuracies(classifier.scores(rows), truth), "train_top1": fitted}
 
 

@@ -96,11 +96,11 @@ def matching(maps, pairs: Iterable[dict], size: int, level: str = "P4", drawn: i
     """
     errors, guesses, shown, used = [], [], [], 0
     for pair in pairs:
-        found = [maps(pair[name])[level].numpy() for name in ("view_1", "view_2")]
-        side = found[0].shape[1]
+        features = [maps(pair[name])[level].numpy() for name in ("view_1", "view_2")]
+        side = features[0].shape[1]
         places, inside = true_places(pair, size, side)
         for n in np.flatnonzero(pair["valid"] & inside.any((1, 2))):
-            match = match_pair(found[0][n], found[1][n], places[n], inside[n])
+            match = match_pair(features[0][n], features[1][n], places[n], inside[n])
             errors.append(match.pop("errors"))
             guesses.append([len(errors[-1]) * chance(match["places"], side, radius) for radius in RADII])
             used += 1

@@ -13,7 +13,7 @@ from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.views import DRAWS, box_in_view, cut_view, draw_crops, draw_pairs, intersect_views, uniform
 from dupr_tf.errors import UserError
 from dupr_tf.ops.photometric import PRESETS, apply, draw
-from dupr_tf.probing.images import read_each
+from dupr_tf.probing.image_views import read_each
 
 BATCH = 8  # pairs encoded at a time
 OBJECT_DRAWS = 64  # crops drawn until one holds the object

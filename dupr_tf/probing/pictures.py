@@ -121,7 +121,7 @@ def retrieval_picture(rows: dict[str, Sequence], side: int = 112) -> Image.Image
         side: side of an image, px.
     """
     labels, queries = list(rows), max(map(len, rows.values()))
-    top = max(len(found) for shown in rows.values() for _, found in shown)
+    top = max(len(nearest) for shown in rows.values() for _, nearest in shown)
     margin = 20 + max(round(ImageFont.load_default(13).getlength(label)) for label in labels)
     sheet, draw = paper(margin + (1 + top) * (side + GAP) + GAP, LINE + queries * len(labels) * (side + LINE) + GAP)
     write(draw, (margin, 4), "query")
@@ -129,10 +129,10 @@ def retrieval_picture(rows: dict[str, Sequence], side: int = 112) -> Image.Image
     y = LINE
     for query in range(queries):
         for label in labels:
-            view, found = rows[label][query]
+            view, nearest = rows[label][query]
             write(draw, (8, y + side // 2 - 6), label)
             sheet.paste(tile(view, side), (margin, y))
-            for column, (other, share) in enumerate(found):
+            for column, (other, share) in enumerate(nearest):
                 x = margin + (column + 1) * (side + GAP)
                 sheet.paste(tile(other, side), (x, y))
                 write(draw, (x, y + side + 1), f"{share:.2f}")
@@ -152,11 +152,11 @@ def sensitivity_picture(curves: dict[str, dict], size: tuple[float, float] = (5.
 
     figure = Figure(size, dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    for k, (label, found) in enumerate(curves.items()):
+    for k, (label, curve) in enumerate(curves.items()):
         colour = np.array(SERIES[k % len(SERIES)]) / 255
-        seen = [n for n, value in enumerate(found["mean"]) if value is not None]
-        ious, mean, std = (np.array([found[name][n] for n in seen]) for name in ("iou", "mean", "std"))
-        axes.plot(ious, mean, marker="os^Dvp"[k % 6], ms=4, color=colour, label=f"{label}, slope {found['slope']:.2f}")
+        filled = [n for n, value in enumerate(curve["mean"]) if value is not None]
+        ious, mean, std = (np.array([curve[name][n] for n in filled]) for name in ("iou", "mean", "std"))
+        axes.plot(ious, mean, marker="os^Dvp"[k % 6], ms=4, color=colour, label=f"{label}, slope {curve['slope']:.2f}")
         axes.fill_between(ious, mean - std, mean + std, color=colour, alpha=0.15, lw=0)
     axes.set(xlabel="IoU with the object's box", ylabel="cosine with its features (eq. 8)", xlim=(0, 1))
     axes.grid(alpha=0.3)

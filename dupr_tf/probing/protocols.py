@@ -17,7 +17,7 @@ from dupr_tf.probing import affinity, pictures, sensitivity
 from dupr_tf.probing import knn as neighbours
 from dupr_tf.probing import linear as classifier
 from dupr_tf.probing.features import extract_paths, feature_maps
-from dupr_tf.probing.images import centre_view, read_each, spread
+from dupr_tf.probing.image_views import centre_view, read_each, spread
 from dupr_tf.probing.labelled import (
     SPLITS,
     has_class_folders,
@@ -50,12 +50,12 @@ class Findings:
 
 def _each(backbones: dict[str, keras.Model], probe: Callable) -> tuple[dict, dict]:
     """Returns {label: result of `probe(backbone)`} and {label: seconds}."""
-    found, seconds = {}, {}
+    results, seconds = {}, {}
     for label, backbone in backbones.items():
         start = time.perf_counter()
-        found[label] = probe(backbone)
+        results[label] = probe(backbone)
         seconds[label] = round(time.perf_counter() - start, 3)
-    return found, seconds
+    return results, seconds
 
 
 def probe_knn(backbones, data, level="P5", cells=1, image_size=224, k=200, temperature=0.07, folders=None) -> Findings:
@@ -74,8 +74,10 @@ def probe_knn(backbones, data, level="P5", cells=1, image_size=224, k=200, tempe
     def probe(backbone):
         maps, rows, labels = feature_maps(backbone, (level,)), {}, {}
         for split in SPLITS:
-            kept, found = extract_paths(maps, splits[split].paths, lambda c: centre_view(c, image_size), {level: cells})
-            rows[split], labels[split] = found[level], splits[split].labels[kept]
+            kept, features = extract_paths(
+                maps, splits[split].paths, lambda c: centre_view(c, image_size), {level: cells}
+            )
+            rows[split], labels[split] = features[level], splits[split].labels[kept]
         classes = len(splits["train"].class_names)
         votes = neighbours.knn(rows["train"], labels["train"], rows["val"], labels["val"], classes, k, temperature)
         return {**votes, "train_images": len(labels["train"]), "val_images": len(labels["val"])}
@@ -108,8 +110,8 @@ def probe_svm(
         maps, cells = feature_maps(backbone, levels), {level: CELLS[level] for level in levels}
         rows, kept = [], []
         for split in annotated:
-            index, found = extract_paths(maps, split.paths, lambda c: centre_view(c, image_size), cells)
-            rows.append(found)
+            index, features = extract_paths(maps, split.paths, lambda c: centre_view(c, image_size), cells)
+            rows.append(features)
             kept.append(index)
         truth = [label[index] for label, index in zip(labels, kept, strict=True)]
         return {
@@ -145,15 +147,15 @@ def probe_matching(
     """Computes PCK between two views of each image; arguments as for `matching`."""
     views = views or ViewsConfig()
     paths = spread(list_images(data), images)
-    found, seconds = _each(
+    results, seconds = _each(
         backbones,
         lambda b: matching(
             feature_maps(b, (level,)), view_pairs_of(paths, image_size, views, seed), image_size, level, DRAWN
         ),
     )  # fmt: skip
     settings = {"data": str(data), "image_size": image_size, "level": level, "seed": seed}
-    picture = pictures.matching_picture({label: shown for label, (_, shown) in found.items()})
-    return Findings("matching", settings, {label: numbers for label, (numbers, _) in found.items()}, seconds, picture)
+    picture = pictures.matching_picture({label: shown for label, (_, shown) in results.items()})
+    return Findings("matching", settings, {label: numbers for label, (numbers, _) in results.items()}, seconds, picture)
 
 
 def probe_affinity(
@@ -170,7 +172,7 @@ def probe_affinity(
     else:
         paths = spread(list_images(data), images)
         pairs = lambda: view_pairs_of(paths, image_size, views, seed)  # noqa: E731
-    found, seconds = _each(
+    results, seconds = _each(
         backbones,
         lambda b: affinity.affinities(
             feature_maps(b, (level,)), pairs(), image_size, level, cells, temperature, DRAWN
@@ -180,14 +182,14 @@ def probe_affinity(
         "data": str(data), "region": "object" if with_boxes else "overlap", "image_size": image_size, "level": level,
         "cells": cells, "temperature": temperature, "seed": seed,
     }  # fmt: skip
-    picture = pictures.affinity_picture({label: shown for label, (_, shown) in found.items()})
-    return Findings("affinity", settings, {label: numbers for label, (numbers, _) in found.items()}, seconds, picture)
+    picture = pictures.affinity_picture({label: shown for label, (_, shown) in results.items()})
+    return Findings("affinity", settings, {label: numbers for label, (numbers, _) in results.items()}, seconds, picture)
 
 
 def probe_retrieval(backbones, data, images=500, queries=100, image_size=224, level="P5", top=TOP) -> Findings:
     """Finds nearest neighbours by whole feature maps; of class folders, uses val/ with its classes."""
     paths, labels = _retrieved_from(data, images)
-    asked = np.linspace(0, len(paths) - 1, min(queries, len(paths))).round().astype(int)
+    query_rows = np.linspace(0, len(paths) - 1, min(queries, len(paths))).round().astype(int)
 
     def probe(backbone):
         maps = feature_maps(backbone, (level,))
@@ -196,14 +198,16 @@ def probe_retrieval(backbones, data, images=500, queries=100, image_size=224, le
             parts.append(maps(batch)[level].numpy())
             kept.append(index)
         kept, rows = np.concatenate(kept), np.concatenate(parts)
-        own = np.flatnonzero(np.isin(kept, asked))
-        numbers, *answers = retrieval(rows, own, None if labels is None else labels[kept], top)
-        return numbers, _shown([paths[i] for i in kept], own, *answers, image_size)
+        positions = np.flatnonzero(np.isin(kept, query_rows))
+        numbers, *answers = retrieval(rows, positions, None if labels is None else labels[kept], top)
+        return numbers, _shown([paths[i] for i in kept], positions, *answers, image_size)
 
-    found, seconds = _each(backbones, probe)
+    results, seconds = _each(backbones, probe)
     settings = {"data": str(data), "image_size": image_size, "level": level, "top": top}
-    picture = pictures.retrieval_picture({label: shown for label, (_, shown) in found.items()})
-    return Findings("retrieval", settings, {label: numbers for label, (numbers, _) in found.items()}, seconds, picture)
+    picture = pictures.retrieval_picture({label: shown for label, (_, shown) in results.items()})
+    return Findings(
+        "retrieval", settings, {label: numbers for label, (numbers, _) in results.items()}, seconds, picture
+    )
 
 
 def _retrieved_from(data, images) -> tuple[list[str], np.ndarray | None]:
@@ -214,12 +218,12 @@ def _retrieved_from(data, images) -> tuple[list[str], np.ndarray | None]:
     return [val.paths[i] for i in chosen], val.labels[chosen]
 
 
-def _shown(paths, queries, found, aligned, size) -> list:
+def _shown(paths, queries, nearest, aligned, size) -> list:
     """Returns [(query's view, [(neighbour's view, alignment), …]), …] of a few queries."""
     chosen = np.linspace(0, len(queries) - 1, min(DRAWN + 2, len(queries))).round().astype(int)
     chosen = chosen[1:-1] if len(chosen) > 2 else chosen[:1]
-    width = 1 + found.shape[1]
-    views = _views([paths[i] for q in chosen for i in (queries[q], *found[q])], size)
+    width = 1 + nearest.shape[1]
+    views = _views([paths[i] for q in chosen for i in (queries[q], *nearest[q])], size)
     rows = [views[n * width : (n + 1) * width] for n in range(len(chosen))]
     return [(row[0], list(zip(row[1:], aligned[q], strict=True))) for q, row in zip(chosen, rows, strict=True)]
 

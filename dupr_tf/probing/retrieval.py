@@ -27,8 +27,8 @@ def neighbours(maps: np.ndarray, queries, top: int = TOP) -> tuple[np.ndarray, n
     rows = unit(maps.reshape(len(maps), -1))
     similarity = rows[queries] @ rows.T
     similarity[np.arange(len(queries)), queries] = -np.inf  # excludes the query itself
-    found = np.argsort(-similarity, axis=1, kind="stable")[:, : min(top, len(maps) - 1)]
-    return found, np.take_along_axis(similarity, found, 1)
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, : min(top, len(maps) - 1)]
+    return nearest, np.take_along_axis(similarity, nearest, 1)
 
 
 def alignment(query: np.ndarray, other: np.ndarray) -> float:
@@ -70,16 +70,16 @@ def retrieval(maps: np.ndarray, queries, labels=None, top: int = TOP) -> tuple[d
         labels.
     """
     queries, shown = np.asarray(queries), without_places(maps)
-    found, similarity = neighbours(maps, queries, top)
-    aligned = [[alignment(shown[q], shown[k]) for k in row] for q, row in zip(queries, found, strict=True)]
+    nearest, similarity = neighbours(maps, queries, top)
+    aligned = [[alignment(shown[q], shown[k]) for k in row] for q, row in zip(queries, nearest, strict=True)]
     same = guess = None
     if labels is not None:
         labels = np.asarray(labels)
-        same = float((labels[found] == labels[queries][:, None]).mean())
+        same = float((labels[nearest] == labels[queries][:, None]).mean())
         counts = np.array([(labels == labels[q]).sum() - 1 for q in queries])
         guess = float((counts / (len(labels) - 1)).mean())
     return {
         "similarity": float(similarity.mean()), "alignment": float(np.mean(aligned)),
         "chance": alignment_chance(*maps.shape[1:3]), "same_class": same, "same_class_chance": guess,
         "queries": len(queries), "images": len(maps),
-    }, found, np.array(aligned)  # fmt: skip
+    }, nearest, np.array(aligned)  # fmt: skip

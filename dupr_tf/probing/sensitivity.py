@@ -8,7 +8,7 @@ import tensorflow as tf
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.ops.roi_align import roi_align
 from dupr_tf.probing.features import unit
-from dupr_tf.probing.images import read_each, whole_view
+from dupr_tf.probing.image_views import read_each, whole_view
 from dupr_tf.probing.pairs import BATCH
 
 ROIS = 20  # boxes per object
@@ -50,12 +50,12 @@ def sample_rois(box: np.ndarray, size: float, rng, count: int = ROIS, least: flo
     ends = np.sort(rng.uniform(0, size, (CANDIDATES // 4, 2, 2)), 1).reshape(-1, 4)  # anywhere, for low IoUs
     drawn = np.clip(np.concatenate([near, ends]), 0, size)
     drawn = drawn[(drawn[:, 2:] - drawn[:, :2]).min(1) >= least]
-    found = iou(box, drawn)
-    step = np.minimum((found * count).astype(int), count - 1)
+    ious = iou(box, drawn)
+    step = np.minimum((ious * count).astype(int), count - 1)
     order = rng.permutation(len(drawn))
     _, first = np.unique(step[order], return_index=True)
     chosen = order[first]
-    return drawn[chosen].astype(np.float32), found[chosen]
+    return drawn[chosen].astype(np.float32), ious[chosen]
 
 
 def curve(ious: np.ndarray, values: np.ndarray, bins: int = BINS) -> dict:
@@ -105,11 +105,12 @@ def sensitivity(
     paths = [annotated.paths[i] for i, _ in rows]
     ious, values, used = [], [], 0
     for indices, images in read_each(paths, lambda _, content: whole_view(content, size), BATCH):
-        found = maps(images)[level]
+        features = maps(images)[level]
+        side = features.shape[1]
         for n, index in enumerate(indices):
             rois, overlap = sample_rois(boxes[index], size, np.random.default_rng([seed, int(index)]))
             both = np.concatenate([boxes[index][None].astype(np.float32), rois])
-            regions = roi_align(found[n : n + 1], tf.constant(both)[None], cells, found.shape[1] / size)[0].numpy()
+            regions = roi_align(features[n : n + 1], tf.constant(both)[None], cells, side / size)[0].numpy()
             ious.append(overlap)
             values.append(similarity(regions[0], regions[1:]))
             used += 1

@@ -89,13 +89,13 @@ def best_cost(rows, positive, costs, folds, seed) -> float:
     split = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(rows, positive))
     means = []
     for cost in sorted(costs):
-        found = [
+        scores = [
             average_precision_11(
                 fit(rows[a], positive[a], cost, seed).decision_function(rows[b]), positive[b]
             )
             for a, b in split
         ]  # fmt: skip
-        means.append(np.mean(found))
+        means.append(np.mean(scores))
     return float(sorted(costs)[int(np.argmax(means))])
 
 
@@ -117,6 +117,6 @@ def average_precision_11(scores, positive) -> float:
         positive: (M,) bool, at least one true.
     """
     hits = np.asarray(positive, bool)[np.argsort(-np.asarray(scores), kind="stable")]
-    found = np.cumsum(hits)
-    precision, recall = found / np.arange(1, len(hits) + 1), found / found[-1]
+    true_hits = np.cumsum(hits)
+    precision, recall = true_hits / np.arange(1, len(hits) + 1), true_hits / true_hits[-1]
     return float(np.mean([precision[recall >= least - 1e-9].max() for least in RECALLS]))

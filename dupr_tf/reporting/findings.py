@@ -70,7 +70,7 @@ def state(run: RunFolder) -> str:
     if run.diverged is not None and (_diverged_step(run) or 0) >= step:
         return "stopped: it diverged"
     if not run.metrics.rows:
-        return "not begun, or its metrics are lost"
+        return "not started, or its metrics are lost"
     if total is None:
         return f"at step {step:,}"
     if step < total:
@@ -127,10 +127,10 @@ def _diverged(run: RunFolder) -> list[str]:
 
 
 def _not_finite(run: RunFolder) -> list[str]:
-    found = run.metrics.not_finite
-    if not found:
+    not_finite = run.metrics.not_finite
+    if not not_finite:
         return []
-    where = "; ".join(f"{name} at step {', '.join(f'{s:,}' for s in steps)}" for name, steps in found.items())
+    where = "; ".join(f"{name} at step {', '.join(f'{s:,}' for s in steps)}" for name, steps in not_finite.items())
     return [f"Losses in metrics.jsonl that are no finite number (the first of each): {where}."]
 
 
@@ -156,7 +156,7 @@ def _collapsed(run: RunFolder) -> list[str]:
 def _means(rows) -> dict[str, float]:
     names = {name for row in rows for name in row}
     values = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
-    return {name: sum(found) / len(found) for name, found in values.items() if found}
+    return {name: sum(series) / len(series) for name, series in values.items() if series}
 
 
 def _little_overlap(run: RunFolder) -> list[str]:

@@ -123,59 +123,59 @@ def _kind(path: Path) -> str | None:
 
 
 def _read(path: Path, label: str) -> RunFolder:
-    found = RunFolder(path, label, _kind(path))
-    if found.kind in (PRETRAINING, FINETUNING):
-        _read_config(found)
-        if found.config is not None and found.config.detector is not None:
-            found.kind = FINETUNING  # it has no scores yet
-        _read_metrics(found)
-        _read_records(found)
-    found.exports = [export for file in _below(path, MANIFEST_FILE) if (export := _export(file, found.notes))]
-    found.probes = [probe for file in _below(path, "probe.json") if (probe := _probe(file, found.notes))]
-    return found
+    run = RunFolder(path, label, _kind(path))
+    if run.kind in (PRETRAINING, FINETUNING):
+        _read_config(run)
+        if run.config is not None and run.config.detector is not None:
+            run.kind = FINETUNING  # it has no scores yet
+        _read_metrics(run)
+        _read_records(run)
+    run.exports = [export for file in _below(path, MANIFEST_FILE) if (export := _export(file, run.notes))]
+    run.probes = [probe for file in _below(path, "probe.json") if (probe := _probe(file, run.notes))]
+    return run
 
 
-def _read_config(found: RunFolder) -> None:
+def _read_config(run: RunFolder) -> None:
     try:
-        found.config = load_config(found.path / "config.yaml")
+        run.config = load_config(run.path / "config.yaml")
     except UserError as error:
-        missing = not (found.path / "config.yaml").is_file()
-        found.notes.append("There is no config.yaml." if missing else f"config.yaml cannot be read. {error.errors[0]}")
+        missing = not (run.path / "config.yaml").is_file()
+        run.notes.append("There is no config.yaml." if missing else f"config.yaml cannot be read. {error.errors[0]}")
     except OSError as error:
-        found.notes.append(f"config.yaml cannot be read: {error.strerror}.")
+        run.notes.append(f"config.yaml cannot be read: {error.strerror}.")
 
 
-def _read_metrics(found: RunFolder) -> None:
+def _read_metrics(run: RunFolder) -> None:
     try:
-        found.metrics = read_metrics(found.path / "metrics.jsonl")
+        run.metrics = read_metrics(run.path / "metrics.jsonl")
     except OSError as error:
-        found.notes.append(f"There is no metrics.jsonl to draw curves from ({error.strerror}).")
+        run.notes.append(f"There is no metrics.jsonl to draw curves from ({error.strerror}).")
         return
-    metrics = found.metrics
+    metrics = run.metrics
     whole = metrics.damaged - metrics.cut
     if metrics.cut:
-        found.notes.append("The last line of metrics.jsonl was cut short, as a kill leaves it; it is left out.")
+        run.notes.append("The last line of metrics.jsonl was cut short, as a kill leaves it; it is left out.")
     if whole:
-        found.notes.append(f"{count_text(whole, 'line')} of metrics.jsonl could not be read and {_is(whole)} left out.")
+        run.notes.append(f"{count_text(whole, 'line')} of metrics.jsonl could not be read and {_is(whole)} left out.")
     if metrics.disordered:
         count = count_text(metrics.disordered, "line")
-        found.notes.append(f"{count} of metrics.jsonl came after a later step and {_is(metrics.disordered)} left out.")
+        run.notes.append(f"{count} of metrics.jsonl came after a later step and {_is(metrics.disordered)} left out.")
     if not metrics.rows:
-        found.notes.append("metrics.jsonl holds no line yet.")
+        run.notes.append("metrics.jsonl holds no line yet.")
 
 
-def _read_records(found: RunFolder) -> None:
+def _read_records(run: RunFolder) -> None:
     """Reads the small files in the folder of metrics.jsonl."""
-    environments = _json(found.path / ENVIRONMENT_FILE, found.notes, list)
-    found.environments = [entry for entry in environments or [] if isinstance(entry, dict)]
-    if found.kind == FINETUNING:
-        found.scores = _json(found.path / "metrics.json", found.notes)
-        found.detections = _picture(found.path / "detections.png")
+    environments = _json(run.path / ENVIRONMENT_FILE, run.notes, list)
+    run.environments = [entry for entry in environments or [] if isinstance(entry, dict)]
+    if run.kind == FINETUNING:
+        run.scores = _json(run.path / "metrics.json", run.notes)
+        run.detections = _picture(run.path / "detections.png")
         return
-    found.images = _json(found.path / "images.json", found.notes)
-    found.start = _json(found.path / "start.json", found.notes)
-    found.diverged = _json(found.path / "diverged.json", found.notes)
-    found.bad = _bad_images(found.path / "bad_images.tsv")
+    run.images = _json(run.path / "images.json", run.notes)
+    run.start = _json(run.path / "start.json", run.notes)
+    run.diverged = _json(run.path / "diverged.json", run.notes)
+    run.bad = _bad_images(run.path / "bad_images.tsv")
 
 
 def _json(path: Path, notes: list[str], kind: type = dict):
@@ -221,11 +221,11 @@ def _export(file: Path, notes: list[str]) -> Export | None:
     manifest = _json(file, notes)
     if manifest is None or "format" not in manifest or not isinstance(manifest.get("files"), dict):
         return None  # another program's manifest, or that of shards
-    wrong = [name for name, digest in manifest["files"].items() if not _is_as_written(file.parent, name, digest)]
+    wrong = [name for name, digest in manifest["files"].items() if not _matches_digest(file.parent, name, digest)]
     return Export(file.parent, manifest, wrong)
 
 
-def _is_as_written(folder: Path, name: str, digest) -> bool:
+def _matches_digest(folder: Path, name: str, digest) -> bool:
     path = Path(os.path.abspath(folder / name))
     return path.is_relative_to(os.path.abspath(folder)) and path.is_file() and sha256_of(path) == digest
 
@@ -246,13 +246,13 @@ def _probe(file: Path, notes: list[str]) -> ProbeResult | None:
 
 def _below(root: Path, name: str) -> Iterator[Path]:
     """Yields files of a name in a folder and, to DEPTH, below it; links are not followed."""
-    level, seen = [root], 0
+    level, count = [root], 0
     for depth in range(DEPTH + 1):
         yield from (folder / name for folder in level if (folder / name).is_file())
-        if depth == DEPTH or seen > MOST_FOLDERS:
+        if depth == DEPTH or count > MOST_FOLDERS:
             return
         level = [folder for parent in level for folder in _folders(parent)]
-        seen += len(level)
+        count += len(level)
 
 
 def _folders(parent: Path) -> list[Path]:

@@ -49,34 +49,34 @@ class Metrics:
 
 def read_metrics(path: Path) -> Metrics:
     """Reads a metrics file and counts unreadable lines. Raises OSError if the file is missing."""
-    found = Metrics()
+    metrics = Metrics()
     last = None
     with path.open("rb") as file:
         for line in _lines(file):
             row = _row(line)
-            found.cut = row is None and not line.endswith(b"\n")
+            metrics.cut = row is None and not line.endswith(b"\n")
             if row is None:
-                found.damaged += 1
-            elif found.rows and row["step"] <= last["step"]:
-                found.disordered += 1
+                metrics.damaged += 1
+            elif metrics.rows and row["step"] <= last["step"]:
+                metrics.disordered += 1
             else:
                 last = row
-                _keep(found, row)
-    if last is not None and found.rows[-1] is not last:
-        found.rows.append(last)
-    return found
+                _keep(metrics, row)
+    if last is not None and metrics.rows[-1] is not last:
+        metrics.rows.append(last)
+    return metrics
 
 
-def _keep(found: Metrics, row: dict) -> None:
+def _keep(metrics: Metrics, row: dict) -> None:
     for name, value in row.items():
-        if value is None and name.startswith("loss") and len(found.not_finite.setdefault(name, [])) < 3:
-            found.not_finite[name].append(int(row["step"]))
-    found.probe_seconds += row.get("seconds/probes") or 0.0
-    if found.lines % found.stride == 0:
-        found.rows.append(row)
-    found.lines += 1
-    if len(found.rows) > MOST_ROWS:
-        found.rows, found.stride = found.rows[::2], 2 * found.stride
+        if value is None and name.startswith("loss") and len(metrics.not_finite.setdefault(name, [])) < 3:
+            metrics.not_finite[name].append(int(row["step"]))
+    metrics.probe_seconds += row.get("seconds/probes") or 0.0
+    if metrics.lines % metrics.stride == 0:
+        metrics.rows.append(row)
+    metrics.lines += 1
+    if len(metrics.rows) > MOST_ROWS:
+        metrics.rows, metrics.stride = metrics.rows[::2], 2 * metrics.stride
 
 
 def _lines(file) -> Iterator[bytes]:

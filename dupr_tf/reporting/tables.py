@@ -53,8 +53,8 @@ def summary(runs: Sequence[RunFolder]) -> Table:
 
 def config_table(runs: Sequence[RunFolder]) -> Table:
     """Lists the fields in which runs differ; for fields of one run alone, those that differ from the default."""
-    known = [run for run in runs if run.config is not None]
-    flat = {run.label: _flat(run.config) for run in known}
+    configured = [run for run in runs if run.config is not None]
+    flat = {run.label: _flat(run.config) for run in configured}
     default = _flat(Config(detector=DetectorConfig()))
     names = dict.fromkeys(name for fields in flat.values() for name in fields)
     rows = [
@@ -112,13 +112,13 @@ def _probe_table(members) -> list[Table]:
         for run, probe, label, numbers in rows
     ]
     settings = ", ".join(f"{name} {value}" for name, value in first.settings.items())
-    own = Table(["weights", *names, "seconds"], cells, f"{first.probe}: {settings}", first.picture, _alt(first))
+    table = Table(["weights", *names, "seconds"], cells, f"{first.probe}: {settings}", first.picture, _alt(first))
     others = [
         Table([], [], f"{probe.probe} of {run.label}, {probe.path.name}", probe.picture, _alt(probe))
         for run, probe in members[1:]
         if probe.picture is not None
     ]
-    return [own, *others]
+    return [table, *others]
 
 
 def _alt(probe) -> str:
@@ -127,13 +127,13 @@ def _alt(probe) -> str:
 
 def scalars(values: dict) -> dict[str, float]:
     """Returns the numbers of a probe, those of its levels under `LEVEL name`, without lists, which are for pictures."""
-    found = {}
+    numbers = {}
     for name, value in values.items():
         if is_number(value):
-            found[name] = value
+            numbers[name] = value
         elif isinstance(value, dict):
-            found |= {f"{name} {inner}": v for inner, v in value.items() if is_number(v)}
-    return found
+            numbers |= {f"{name} {inner}": v for inner, v in value.items() if is_number(v)}
+    return numbers
 
 
 def export_tables(runs: Sequence[RunFolder]) -> list[tuple[RunFolder, Export, Table, str]]:

@@ -20,6 +20,7 @@ from dupr_tf.errors import UserError, raise_all, reporting_full_disk
 from dupr_tf.files import local_path
 from dupr_tf.models import DUPR, build_backbone
 from dupr_tf.models.multi_worker import MultiWorkerDUPR
+from dupr_tf.training.callbacks import Probe, RunProbes
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.cluster import Cluster, cluster_of
 from dupr_tf.training.distribution import (
@@ -36,7 +37,6 @@ from dupr_tf.training.health import CheckBadImages, StopOnDivergence, WarnOfColl
 from dupr_tf.training.loop import chief_callbacks, train
 from dupr_tf.training.metrics_log import MetricsLog
 from dupr_tf.training.optimizers import build_optimizer
-from dupr_tf.training.probes import Probe, RunProbes
 from dupr_tf.training.run import (
     check,
     check_shared,

@@ -15,7 +15,7 @@ _HOME = {
     "assign_arrays": "names",
     "load_backbone": "loading",
     "import_backbone": "loading",
-    "read_checkpoint": "checkpoints",
+    "read_checkpoint": "foreign",
     "to_torchvision": "torch_io",
     "from_torchvision": "torch_io",
     "to_keras_hub": "kerashub_io",

@@ -10,7 +10,7 @@ import numpy as np
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.models.resnet import ResNetBackbone, stage_channels
 from dupr_tf.text import one_line
-from dupr_tf.weights.checkpoints import read_checkpoint
+from dupr_tf.weights.foreign import read_checkpoint
 from dupr_tf.weights.manifest import check_file
 from dupr_tf.weights.names import weight_names
 from dupr_tf.weights.paths import backbone_output, weights_file

@@ -128,8 +128,8 @@ def _mapped(model, architecture, layout):
     rows, layers = weight_names(architecture), {layer.name for layer in model.layers}
     missing = [getattr(row, layout) for row in rows if getattr(row, layout).split("/")[0] not in layers]
     pairs = [] if missing else [(row, keras_variable(model, getattr(row, layout))) for row in rows]
-    known = {id(variable) for _, variable in pairs}
-    unmapped = [] if missing else [variable.path for variable in model.variables if id(variable) not in known]
+    ids = {id(variable) for _, variable in pairs}
+    unmapped = [] if missing else [variable.path for variable in model.variables if id(variable) not in ids]
     _refuse_gaps(model, missing, unmapped)
     return pairs
 

@@ -119,12 +119,12 @@ def _compare_library(library, backbone, weights, written):
             written.not_compared.append(f"{library}: {answer['unavailable']}")
             return written
         with np.load(output, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
     twin = float32_twin(backbone)
     written.checks += compare(
         f"{library} {answer['version']}",
         lambda x: features(twin, x),
-        lambda x: {level: found[f"{x.shape[1:3]} {level}"] for level in LEVELS},
+        lambda x: {level: arrays[f"{x.shape[1:3]} {level}"] for level in LEVELS},
         _inputs,
     )
     return written

@@ -78,15 +78,15 @@ def find_prefix(state):
         UserError: if there is none, or several with different weights.
     """
     ending = "layer1.0.conv1.weight"
-    found = [key.removesuffix(ending) for key in state if key.endswith(ending)]
-    found = [prefix for prefix in found if not prefix or prefix.endswith(".")]
-    found = [prefix for prefix in found if not _AVERAGED.search(prefix)] or found
-    if not found:
+    prefixes = [key.removesuffix(ending) for key in state if key.endswith(ending)]
+    prefixes = [prefix for prefix in prefixes if not prefix or prefix.endswith(".")]
+    prefixes = [prefix for prefix in prefixes if not _AVERAGED.search(prefix)] or prefixes
+    if not prefixes:
         _require(state, ["conv1.weight", ending])
-    first, *others = found
+    first, *others = prefixes
     for other in others:  # the same module may be registered twice
         if not np.array_equal(np.asarray(state[first + ending]), np.asarray(state[other + ending])):
-            names = _listed([repr(prefix) for prefix in found])
+            names = _listed([repr(prefix) for prefix in prefixes])
             raise UserError(
                 "prefix", f"There are several ResNets with different weights: {names}.", "Pass one of them."
             )

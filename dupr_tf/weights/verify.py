@@ -58,8 +58,8 @@ def normalized(images):
 
 def levels_of(backbone):
     """Return those of P2..P5 that the backbone has, or all if it has none, so that `pyramid` reports the problem."""
-    found = getattr(backbone, "pyramid_outputs", None) or getattr(backbone, "pyramid_level_inputs", {})
-    return tuple(level for level in LEVELS if level in found) or LEVELS
+    outputs = getattr(backbone, "pyramid_outputs", None) or getattr(backbone, "pyramid_level_inputs", {})
+    return tuple(level for level in LEVELS if level in outputs) or LEVELS
 
 
 def features(backbone, images):

@@ -167,7 +167,7 @@ def test_boxes_that_a_crop_cuts_below_a_fifth_are_left_out(tmp_path, scale, kept
 
 
 def test_images_are_augmented_anew_in_every_epoch(annotated):
-    (batch,) = train_batches(annotated.taking([0]), config(), 1)  # four epochs of one image
+    (batch,) = train_batches(annotated.select([0]), config(), 1)  # four epochs of one image
     boxes = batch["bounding_boxes"]["boxes"][:, 0]
     assert len(np.unique(boxes.round(2), axis=0)) == 4
 

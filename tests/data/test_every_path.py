@@ -16,7 +16,7 @@ from dupr_tf.data.pipeline import PairBlocks, WorkerRows
 from dupr_tf.data.shards.pack import PackSettings, pack
 from dupr_tf.data.shards.read import ShardSource
 from dupr_tf.errors import RunFailed
-from dupr_tf.probing.images import read_each, whole_view
+from dupr_tf.probing.image_views import read_each, whole_view
 from tests.data.every_kind import every_kind
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest drops the filter that `decode` sets

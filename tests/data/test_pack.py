@@ -20,7 +20,7 @@ from dupr_tf import cli
 from dupr_tf.data.images.decode import Unusable, decode
 from dupr_tf.data.shards import pack as module
 from dupr_tf.data.shards.encode import packed_image, shrunk
-from dupr_tf.data.shards.manifest import find_damage, list_names, read_manifest
+from dupr_tf.data.shards.index import find_damage, list_names, read_manifest
 from dupr_tf.data.shards.pack import PackSettings, pack
 from dupr_tf.errors import RunFailed
 from dupr_tf.text import escape

@@ -100,7 +100,7 @@ def test_evaluation_is_whole_and_maps_back(segmented, short_side):
 
 
 def test_images_are_augmented_anew_in_every_epoch(segmented):
-    (batch,) = segment_train_batches(segmented.taking([0]), config(), 1)  # four epochs of one image
+    (batch,) = segment_train_batches(segmented.select([0]), config(), 1)  # four epochs of one image
     assert len(np.unique(batch["segments"].reshape(4, -1), axis=0)) == 4
 
 

@@ -19,7 +19,7 @@ from dupr_tf.data.images.listing import check_root, list_images, resolved_kind
 from dupr_tf.data.images.source import Files
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.data.shards import read as module
-from dupr_tf.data.shards.manifest import find_damage, list_names, seal
+from dupr_tf.data.shards.index import find_damage, list_names, seal
 from dupr_tf.data.shards.pack import PackSettings, pack
 from dupr_tf.data.shards.read import ShardSource, open_shards
 from tests.refusals import refusal

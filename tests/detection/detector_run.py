@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.config import parse_config
-from dupr_tf.detection.build import build_detector
 from dupr_tf.detection.precise_bn import measure_norms
+from dupr_tf.detection.registry import build_detector
 from dupr_tf.models.layers import norm_layers
 from dupr_tf.models.resnet import build_backbone
 from dupr_tf.training.distribution import scope

@@ -6,9 +6,9 @@ import pytest
 import tensorflow as tf
 
 from dupr_tf.config import parse_config
-from dupr_tf.detection.build import build_detector, task_of
 from dupr_tf.detection.fcn import FCN, pixel_cross_entropy, segmentation_head
 from dupr_tf.detection.precise_bn import measure_norms
+from dupr_tf.detection.registry import build_detector, task_of
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
 from dupr_tf.detection.scaling import scaled_batch
 from dupr_tf.errors import UserError

@@ -15,11 +15,11 @@ from dupr_tf.cli import main
 from dupr_tf.commands.evaluate import print_scores
 from dupr_tf.config import dump_config, load_config, parse_config
 from dupr_tf.data.labels.annotations import read_annotations
-from dupr_tf.detection.build import build_detector
 from dupr_tf.detection.finetune import evaluate, finetune
 from dupr_tf.detection.labels import labels_entry
+from dupr_tf.detection.predictions import detect
+from dupr_tf.detection.registry import build_detector
 from dupr_tf.detection.saving import load_detector
-from dupr_tf.detection.tasks import detect
 from dupr_tf.detection.training import detector_optimizer
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.models.resnet import build_backbone

@@ -10,8 +10,8 @@ from rich.console import Console
 from dupr_tf.commands.evaluate import print_scores
 from dupr_tf.config import parse_config
 from dupr_tf.config.detectors import DETECTORS
-from dupr_tf.detection.build import task_of
 from dupr_tf.detection.finetune import evaluate, finetune
+from dupr_tf.detection.registry import task_of
 from dupr_tf.detection.saving import load_detector
 from tests.labelled_scenes import NAMES, draw, pictures, with_polygons, write_coco, write_masks, write_voc
 from tests.refusals import refusal

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from dupr_tf.config import parse_config
-from dupr_tf.detection.build import build_detector, task_of
+from dupr_tf.detection.registry import build_detector, task_of
 from dupr_tf.errors import UserError
 from dupr_tf.models.layers import norm_layers
 from dupr_tf.models.resnet import build_backbone

@@ -14,11 +14,13 @@ from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.detection import image_rows, read_image
 from dupr_tf.data.images.resize import resize
 from dupr_tf.data.labels.annotations import read_annotations
+from dupr_tf.data.labels.run_lengths import pixels_of
 from dupr_tf.data.labels.segments import read_segments
 from dupr_tf.data.placing import Place, letterbox, pad_batch
 from dupr_tf.detection.coco_eval import coco_ap
 from dupr_tf.detection.fcn import FCN
-from dupr_tf.detection.rcnn import FasterRCNN, MaskRCNN, paste_masks
+from dupr_tf.detection.predictions import paste_masks
+from dupr_tf.detection.rcnn import FasterRCNN, MaskRCNN
 from dupr_tf.detection.retinanet import RetinaNet
 from dupr_tf.detection.segmentation_eval import ConfusionMatrix
 from dupr_tf.models.resnet import build_backbone
@@ -107,6 +109,12 @@ def overfitted(build, steps=STEPS):
     return coco_ap(annotated, rows)["AP50"], mask_iou(found), logs
 
 
+def paste(masks, boxes):
+    """Returns (n, SIZE, SIZE) bool."""
+    pixels = [pixels_of(mask, (SIZE, SIZE)) for mask in paste_masks(masks, boxes, (SIZE, SIZE))]
+    return np.array(pixels, bool).reshape(-1, SIZE, SIZE)
+
+
 def mask_iou(found):
     if "masks" not in found:
         return None
@@ -114,8 +122,8 @@ def mask_iou(found):
     for i, count in enumerate(found["num_detections"]):
         sure = found["confidence"][i, :count] > 0.7
         boxes = found["boxes"][i, :count][sure]
-        ellipses = paste_masks([ellipse(56)] * len(boxes), boxes, SIZE, SIZE)
-        drawn = paste_masks(found["masks"][i, :count][sure], boxes, SIZE, SIZE)
+        ellipses = paste([ellipse(56)] * len(boxes), boxes)
+        drawn = paste(found["masks"][i, :count][sure], boxes)
         both, either = (ellipses & drawn).sum((1, 2)), (ellipses | drawn).sum((1, 2))
         overlaps.extend(both / np.maximum(either, 1))
     return float(np.mean(overlaps)) if overlaps else 0.0

@@ -5,18 +5,16 @@ import keras_cv
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras_cv.src.bounding_box.converters import _encode_box_to_deltas
 
 from dupr_tf.config import parse_config
 from dupr_tf.data.placing import to_original
+from dupr_tf.detection.dense import labels_of
+from dupr_tf.detection.parts.pyramid import FeaturePyramid
 from dupr_tf.detection.retinanet import (
     ANCHORS_PER_CELL,
-    BOX_DEVIATIONS,
-    FeaturePyramid,
+    Anchors,
     PredictionHead,
     RetinaNet,
-    decoded,
-    pyramid_anchors,
 )
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
 from dupr_tf.detection.scaling import letterbox, scaled_batch
@@ -24,6 +22,7 @@ from dupr_tf.errors import UserError
 from dupr_tf.models.layers import norm_layers
 from dupr_tf.models.resnet import build_backbone
 from tests import oracles_rcnn as twin
+from tests.detection.saved_file import saved_names
 
 SIZE = 64
 NAMES = ("bus", "cat", "dog")
@@ -139,6 +138,33 @@ def test_box_loss_is_smooth_l1_with_a_cutoff_of_1(detector):
         assert loss(error) - loss(0.0) == pytest.approx(expected, abs=1e-3)
 
 
+def test_class_loss_is_focal_loss_over_positive_anchors(detector):
+    data = batch(boxes=[[8, 8, 40, 40]], classes=[1])
+    deltas, classes = detector.label_encoder(data["images"], dict(data["bounding_boxes"]))
+    logits = np.random.default_rng(3).normal(size=(*classes.shape, 3)) * 2
+    outputs = {"box": deltas, "classification": tf.constant(logits, tf.float32)}
+    loss = float(detector.compute_loss(data["images"], data["bounding_boxes"], outputs, None))
+    counted, classes = classes.numpy() != -2, classes.numpy()
+    expected = twin.focal_loss(logits[counted], np.eye(4)[classes.astype(int)][..., :3][counted])
+    assert loss == pytest.approx(expected / (classes >= 0).sum(), rel=1e-4)
+
+
+def test_fit_accepts_batches_without_boxes():
+    empty, full = batch(padding=0, boxes=(), classes=()), batch(padding=0)
+    spec = tf.nest.map_structure(lambda x: tf.TensorSpec([None, None, *x.shape[2:]], x.dtype), full)
+    model = make()
+    model.compile(keras.optimizers.SGD(0.01))
+    dataset = tf.data.Dataset.from_generator(lambda: [empty, full], output_signature=spec)
+    loss = model.fit(dataset, steps_per_epoch=2, verbose=0, shuffle=False).history["loss"][0]
+    assert 0 < loss < 100 and all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+@pytest.mark.parametrize("labels", [{}, {"bounding_boxes": batch(padding=0, boxes=(), classes=())["bounding_boxes"]}])
+def test_labels_without_boxes_have_one_row_of_padding(labels):
+    _, boxes, classes = labels_of({"images": batch()["images"], **labels})
+    assert boxes.numpy().tolist() == [[[-1.0] * 4]] * 2 and classes.numpy().tolist() == [[-1.0]] * 2
+
+
 def test_feature_pyramid_matches_its_numpy_twin():
     pyramid, rng = FeaturePyramid(3, norm=False), np.random.default_rng(0)
     levels = {name: rng.normal(size=(1, 2**n, 2**n, n + 1)) for name, n in (("P3", 4), ("P4", 3), ("P5", 2))}
@@ -196,6 +222,10 @@ def test_saved_and_loaded_it_detects_the_same(detector, tmp_path):
     expected = eager(detector, images)
     assert expected["num_detections"].numpy().min() > 0
     save_detector(detector, tmp_path / "detector.keras")
+    named, paths = saved_names(tmp_path / "detector.keras")
+    assert named == ("dupr_tf.detection.retinanet", "RetinaNet", "dupr_tf>RetinaNet") and len(paths) == 154
+    norm = "layers/feature_pyramid/output_convs/sequential_2/layers/fused_batch_normalization/vars/3"
+    assert {norm, "layers/feature_pyramid/p7/layers/conv2d/vars/1"} < paths
     loaded = load_detector(tmp_path)
     assert (loaded.class_names, loaded.image_size, loaded.anchor_scale) == (NAMES, SIZE, 4.0)
     assert loaded.get_config().keys() == detector.get_config().keys()
@@ -253,20 +283,12 @@ def test_loading_no_detector_is_refused(tmp_path):
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (256, 160), (32, 32)])
 def test_anchors_are_kerascvs_for_a_size_known_or_not(height, width):
     theirs = keras_cv.models.RetinaNet.default_anchor_generator("xyxy")(image_shape=(height, width, 3))
-    ours = pyramid_anchors(4.0)
-    unknown = tf.function(lambda image: ours(image), input_signature=[tf.TensorSpec((None, None, 3))])
-    for found in (ours(image_shape=(height, width, 3)), unknown(tf.zeros([height, width, 3]))):
+    ours = Anchors(4.0)
+    unknown = tf.function(lambda image: ours(tf.shape(image)), input_signature=[tf.TensorSpec((None, None, 3))])
+    for found in (ours((height, width, 3)), unknown(tf.zeros([height, width, 3]))):
         assert found.keys() == theirs.keys()
         for level, boxes in theirs.items():
             np.testing.assert_allclose(found[level], boxes, atol=1e-3)
-
-
-def test_boxes_are_decoded_as_kerascv_encodes_them():
-    """`test_encoded_truth_decodes_to_itself` for boxes that are not anchors' neighbours: any deltas, both ways."""
-    anchors = tf.constant([[10.0, 20, 50, 40], [0, 0, 30, 60]])
-    boxes = tf.constant([[[12.0, 15, 80, 47], [-5, 3, 25, 90]]])
-    deltas = _encode_box_to_deltas(anchors, boxes, "xyxy", "xyxy", variance=BOX_DEVIATIONS)
-    np.testing.assert_allclose(decoded(deltas, anchors), boxes, atol=1e-3)
 
 
 def of_any_size(**arguments):

@@ -10,9 +10,9 @@ from dupr_tf.data.detection import image_rows, read_image
 from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.data.placing import pad_batch, scaled
 from dupr_tf.detection.coco_eval import coco_scores
+from dupr_tf.detection.predictions import detect
 from dupr_tf.detection.saving import export_detector
 from dupr_tf.detection.scaling import letterbox, nearest_pixels, scaled_batch
-from dupr_tf.detection.tasks import detect
 from tests.labelled_scenes import COLOURS, NAMES, pictures, write_coco
 
 SIZES = [(333, 501), (97, 41), (500, 375), (64, 64), (1, 300), (213, 640), (31, 31)]

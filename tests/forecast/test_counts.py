@@ -1,4 +1,4 @@
-"""What a plan counts from shapes, against the operations and collectives of the very graph that a step runs."""
+"""Counts from shapes against the operations and collectives of the graph of a step, and published counts."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def model():
 
 
 @pytest.mark.slow
-def test_operations_are_those_of_the_graph(model):
+def test_operations_equal_those_of_the_graph(model):
     """Convolutions and products of a traced step, of which none is left out and none is counted twice."""
     pairs = {name: tf.convert_to_tensor(rows) for name, rows in noise_pairs(ONE_GROUP).items()}
     graph = tf.function(model.train_step).get_concrete_function(pairs).graph
@@ -50,15 +50,15 @@ def operations(op):
 
 
 @pytest.mark.slow
-def test_traffic_is_what_two_replicas_exchange():
+def test_traffic_equals_exchange_of_two_replicas():
     command = [sys.executable, "-m", "tests.forecast.replica_traffic"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
-    reduced, gathered = found["counted"]
-    assert found["views"] == gathered["views of the keys"] == 4 * 8 * 32 * 32 * 3
-    assert found["gathered"] == sum(gathered.values())
-    assert found["reduced"] == sum(reduced.values())
+    traffic = json.loads(done.stdout)
+    reduced, gathered = traffic["counted"]
+    assert traffic["views"] == gathered["views of the keys"] == 4 * 8 * 32 * 32 * 3
+    assert traffic["gathered"] == sum(gathered.values())
+    assert traffic["reduced"] == sum(reduced.values())
 
 
 def test_memory_weights_banks_and_checkpoint_equal_the_model(model, tmp_path):
@@ -95,7 +95,7 @@ def test_heads_and_losses_equal_a_count_by_hand():
     counted = step_flops(only_p5, 96, batch=5)
     head = 2 * (512 * 512 + 512 * 128)
     assert counted["heads"] == 5 * 4 * (1 + 9) * head
-    assert counted["losses"] == 5 * 2 * (1 + 9) * 2 * 512 * 128
+    assert counted["losses"] == 5 * (1 + 9) * 2 * (2 * 512 + 1) * 128
 
 
 def test_backbone_without_cost_counts_zero(monkeypatch):

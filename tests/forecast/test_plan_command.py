@@ -31,7 +31,7 @@ def refused(capsys, *arguments):
     return lines[0].removeprefix("dupr-tf: error: ")
 
 
-def test_it_prints_every_part_and_writes_the_same_as_json(config, capsys, tmp_path):
+def test_plan_prints_every_part_and_writes_json(config, capsys, tmp_path):
     written = tmp_path / "plan.json"
     command = ("plan", config, "--gpu-type", "cpu", *A_CPU, "--images", "5k", "--json", str(written))
     assert main(list(command)) == 0
@@ -66,12 +66,12 @@ def test_it_prints_every_part_and_writes_the_same_as_json(config, capsys, tmp_pa
     (["configs/retinanet_r18_small.yaml"], "detector", "retinanet_r18_small.yaml"),
     (["configs/none.yaml"], "config", "none.yaml"),
 ])  # fmt: skip
-def test_wrong_input_is_one_line_and_exit_2(capsys, arguments, field, named):
+def test_plan_wrong_input_is_one_line_and_exit_2(capsys, arguments, field, named):
     line = refused(capsys, *arguments)
     assert line.startswith(f"{field}: " if field else "") and named in line
 
 
-def test_all_mistakes_are_reported_before_tensorflow_loads():
+def test_plan_mistakes_are_reported_without_tensorflow():
     program = (
         "import sys; from dupr_tf.cli import main; "
         f"code = main(['plan', '{SMALL}', '--gpus', '0', '--images', 'many', '--assume', 'x', '--gpu-type', 'tpu9']); "
@@ -84,12 +84,12 @@ def test_all_mistakes_are_reported_before_tensorflow_loads():
 @pytest.mark.parametrize("text, number", [
     ("1280000", 1280000), ("1.28M", 1280000), ("12M", 12 * 10**6), ("1B", 10**9), ("2k", 2000), (" 7 ", 7),
 ])  # fmt: skip
-def test_numbers_of_images(text, number):
+def test_images_accepts_units(text, number):
     assert images_in(text) == number
 
 
 @pytest.mark.slow
-def test_a_step_is_measured_and_compared(config, capsys):
+def test_check_measures_a_step_and_prints_its_error(config, capsys):
     """The error's size is of docs/scaling.md; that of a network of no work at all is its overhead."""
     assert main(["plan", config, "--gpu-type", "cpu", "--check"]) == 0
     printed = capsys.readouterr().out
@@ -97,14 +97,14 @@ def test_a_step_is_measured_and_compared(config, capsys):
 
 
 @pytest.mark.slow
-def test_the_input_is_measured_on_images(tmp_path, monkeypatch):
+def test_input_speed_is_measured_on_images(tmp_path, monkeypatch):
     from dupr_tf.data.images.listing import open_source
     from dupr_tf.data.sample import write_sample
 
     monkeypatch.setattr("dupr_tf.forecast.measure.SECONDS", 0.5)
     write_sample(tmp_path, train=1, val=1, unlabeled=12, seed=0)
     source = open_source(tmp_path / "unlabeled")[1]
-    found = input_assumptions(source, TINY)
+    measured = input_assumptions(source, TINY)
     sizes = [path.stat().st_size for path in (tmp_path / "unlabeled").iterdir()]
-    assert found["bytes_an_image"].value == pytest.approx(sum(sizes) / len(sizes))
-    assert 1 < found["input_images_s_a_core"].value < 1e5
+    assert measured["bytes_an_image"].value == pytest.approx(sum(sizes) / len(sizes))
+    assert 1 < measured["input_images_s_a_core"].value < 1e5

@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 
 from dupr_tf.cli import main
-from dupr_tf.commands.probe import WHICH, Weights
+from dupr_tf.commands.probe import FLAGS, Weights
 from dupr_tf.config import ProbingConfig
 from dupr_tf.config.probes import PROBES
 from dupr_tf.data.sample import write_sample
 from dupr_tf.models import build_backbone
-from dupr_tf.probing.backbones import labels_of, load_backbones
 from dupr_tf.probing.features import extract_paths, feature_maps
-from dupr_tf.probing.images import centre_view
+from dupr_tf.probing.image_views import centre_view
 from dupr_tf.probing.in_training import build_probe
+from dupr_tf.probing.load import labels_of, load_backbones
 from tests.labelled_scenes import pictures, write_coco
 
 SMALL = ("--image-size", "64")
@@ -246,7 +246,7 @@ def test_views_without_data_is_refused(capsys):
 
 @pytest.mark.parametrize("name", PROBES)
 def test_flags_of_a_probe_reach_its_function(name):
-    flags, parameters = WHICH[name](("random",), Path("photos")), inspect.signature(PROBES.load(name)).parameters
+    flags, parameters = FLAGS[name](("random",), Path("photos")), inspect.signature(PROBES.load(name)).parameters
     passed = flags.arguments({}, parameters)
     own = {field.name for field in dataclasses.fields(flags)} - {field.name for field in dataclasses.fields(Weights)}
     assert own - {"config", "train_split", "test_split"} <= set(passed) <= set(parameters)
@@ -264,7 +264,7 @@ def test_a_probe_in_training_takes_what_it_is_given(name):
 
 
 def test_every_probe_has_flags():
-    assert list(WHICH) == list(PROBES)
+    assert list(FLAGS) == list(PROBES)
 
 
 def test_random_is_like_the_others_and_seeded(weights):

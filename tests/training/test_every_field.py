@@ -9,12 +9,11 @@ from dupr_tf.config import Config, load_config, parse_config
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.data.reader import Reader
 from dupr_tf.data.sample import write_sample
-from dupr_tf.training.callbacks import SaveCheckpoints
+from dupr_tf.training.callbacks import RunProbes, SaveCheckpoints
 from dupr_tf.training.health import CheckBadImages
 from dupr_tf.training.metrics_log import MetricsLog
 from dupr_tf.training.optimizers import build_optimizer, build_schedule
 from dupr_tf.training.pretrain import build_model, pretrain
-from dupr_tf.training.probes import RunProbes
 
 FILE = "tests/every_field.yaml"
 EXCLUDED = {  # (reason)

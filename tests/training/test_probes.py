@@ -11,9 +11,9 @@ from dupr_tf.config import parse_config
 from dupr_tf.data.sample import write_sample
 from dupr_tf.errors import UserError
 from dupr_tf.probing.in_training import build_probe
+from dupr_tf.training.callbacks import RunProbes
 from dupr_tf.training.metrics_log import MetricsLog
 from dupr_tf.training.pretrain import pretrain
-from dupr_tf.training.probes import RunProbes
 
 
 def tiny(photos=None, **train):

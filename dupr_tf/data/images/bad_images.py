@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dupr_tf.data.images.decode import MAX_PIXELS, Unusable, decode
+from dupr_tf.data.images.listing import check_root, open_source
 from dupr_tf.data.images.source import Files, ImageSource, as_source, read_file
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.files import write_whole
@@ -114,11 +115,11 @@ class BadImages:
         """Writes the list, whole or not at all, if there is anything new to write."""
         self._write_at = time.monotonic() + WRITE_EVERY
         with self._lock:
-            found = dict(self.found)
-        if self.report is None or not self.writes or len(found) == self._written or not self.report.parent.is_dir():
+            reasons = dict(self.found)
+        if self.report is None or not self.writes or len(reasons) == self._written or not self.report.parent.is_dir():
             return  # a run that is refused before it begins makes no folder
-        write_list(self.report, ((self.source.name(index), found[index]) for index in sorted(found)))
-        self._written = len(found)
+        write_list(self.report, ((self.source.name(index), reasons[index]) for index in sorted(reasons)))
+        self._written = len(reasons)
 
     def earlier(self) -> list[int]:
         """The files that an earlier start of the run listed and that are still in the source."""
@@ -130,23 +131,49 @@ class BadImages:
         return [index for index in range(len(self.source)) if self.name(index) in names]
 
 
+def check_photos(root: str | Path, kind: str = "auto", max_pixels: int = MAX_PIXELS) -> None:
+    """Checks that a root has images (`check_root`) and that they are not all unreadable.
+
+    If the first image can be decoded, the root is not walked further.
+
+    Raises:
+        UserError: there is no image, or none of those tried can be decoded.
+    """
+    first = check_root(root, kind)
+    if first is None or unusable_reason(first, max_pixels):
+        check_any_readable(open_source(root, kind)[1], max_pixels)
+
+
+def check_any_readable(images: ImageSource | Sequence[str], max_pixels: int = MAX_PIXELS, tries: int = 64) -> None:
+    """Decodes images spread over the source until one can be decoded.
+
+    Raises:
+        UserError: none can.
+    """
+    source, first = as_source(images), ""
+    spread = _spread(len(source), tries)
+    for index in spread:
+        try:
+            decode(source.read(index), max_pixels)
+            return
+        except Unusable as error:
+            first = first or f"{escape(source.name(index))} ({error})"
+    problem = f"None of {len(spread)} images tried can be decoded, of {len(source)}. The first is {first}."
+    raise UserError(None, problem, "Pass a folder of photos.")
+
+
+def _spread(count: int, tries: int) -> range:
+    return range(0, count, max(1, count // tries))
+
+
 def check_readable(images: ImageSource | Sequence[str], bad: BadImages, tries: int = 64) -> None:
     """Decodes images spread over the source, and those known to be bad from earlier, before a run begins.
 
     Raises:
         UserError: no image can be decoded, or too many cannot.
     """
-    count = len(images)
-    spread = range(0, count, max(1, count // tries))
-    readable = sum(not bad.is_bad(index) for index in spread)
-    if not readable:
-        raise UserError(
-            None,
-            f"None of {len(spread)} images tried can be decoded, of {count}; the first is {bad.name(0)} "
-            f"({bad.found[0]}).",
-            "Pass a folder of photos.",
-        )
-    for index in bad.earlier():
+    check_any_readable(images, bad.max_pixels, tries)
+    for index in (*_spread(len(images), tries), *bad.earlier()):
         bad.is_bad(index)
     bad.check()
 

@@ -218,10 +218,10 @@ def _segments(content: bytes) -> Iterator[tuple[int, int]]:
     """Marker and position of the data of each segment of a JPEG up to its end. Garbage between them is skipped."""
     position = 2
     for _ in range(MAX_STEPS):
-        found = MARKER.search(content, position)
-        if found is None:
+        match = MARKER.search(content, position)
+        if match is None:
             return
-        marker, position = found[1][0], found.end()
+        marker, position = match[1][0], match.end()
         yield marker, position + 2
         if marker == EOI:
             return
@@ -266,9 +266,9 @@ def _open(content: bytes, kind: str) -> ImageFile.ImageFile:
 def _essential_chunks(content: bytes) -> bytes:
     """A PNG with its EXIF first, and without texts that unpack to gigabytes, frames and profiles."""
     chunks, end = [], 8
-    while len(chunks) < MAX_STEPS and (found := CHUNK.match(content, end)):
-        start, end = end, end + 12 + int.from_bytes(found[1], "big")
-        chunks.append((found[2], content[start:end]))
+    while len(chunks) < MAX_STEPS and (match := CHUNK.match(content, end)):
+        start, end = end, end + 12 + int.from_bytes(match[1], "big")
+        chunks.append((match[2], content[start:end]))
     if sum(name == b"IHDR" for name, _ in chunks) > 1:
         raise ValueError("two headers")
     exif = [chunk for name, chunk in chunks if name == b"eXIf"]

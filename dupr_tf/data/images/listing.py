@@ -26,6 +26,7 @@ def open_source(root: str | Path, kind: str = "auto") -> tuple[str, ImageSource]
     Raises:
         UserError: there is nothing to read, or something is damaged.
     """
+    root = local_path(root)
     kind = resolved_kind(root, kind)
     if kind in SOURCES:
         return SOURCES.load(kind)(root)
@@ -57,13 +58,21 @@ def resolved_kind(root: str | Path, kind: str = "auto") -> str:
     return next(shown, kind) if kind == "auto" else kind
 
 
-def check_root(root: str | Path, kind: str = "auto") -> None:
-    """Raises what opening the root would, without walking further than the first image or the manifest."""
+def check_root(root: str | Path, kind: str = "auto") -> str | None:
+    """Raises what opening the root would, without walking further than the first image or the manifest.
+
+    Returns:
+        The path of that image; None if the images are not files.
+    """
+    root = local_path(root)
     kind = resolved_kind(root, kind)
     if kind in SOURCES:
         SOURCES[kind].facts["check"](root)
-    elif next(_images(local_path(root), kind), None) is None:
+        return None
+    first = next(_images(root, kind), None)
+    if first is None:
         raise _no_image(root)
+    return first
 
 
 def _no_image(root) -> UserError:

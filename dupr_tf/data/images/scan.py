@@ -48,10 +48,10 @@ def scan_images(
     Raises:
         UserError: the output is no scan, or one with another limit.
     """
-    known = {} if output is None else _read(Path(output), max_pixels)
+    earlier = {} if output is None else _read(Path(output), max_pixels)
     fresh = []
     for path in paths:
-        look = known.get(escape(path))
+        look = earlier.get(escape(path))
         if look is not None and (look.size, look.modified) == _stamp(path):
             yield look
         else:
@@ -84,10 +84,10 @@ def _look(path: str, max_pixels: int) -> Look:
 def _stamp(path: str) -> tuple[int, int]:
     """Size and time of change; -1, -1 where there is no file."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return -1, -1
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def _read(output: Path, max_pixels: int) -> dict[str, Look]:

@@ -181,8 +181,8 @@ def _arrays(
     counts["boxes cut to their image by half a pixel or more"] += int((np.abs(boxes - table) > 0.5)[kept].any(1).sum())
     labels = np.array([index[item.name] for item in objects], np.int32)
     ignored = np.array([item.ignored for item in objects], bool)
-    given = np.array([np.nan if item.area is None else item.area for item in objects], np.float32)
-    areas = np.where(np.isfinite(given) & (given > 0), given, sides.prod(1)).astype(np.float32)
+    stated = np.array([np.nan if item.area is None else item.area for item in objects], np.float32)
+    areas = np.where(np.isfinite(stated) & (stated > 0), stated, sides.prod(1)).astype(np.float32)
     masks = []
     for k in np.flatnonzero(kept) if with_masks else ():
         mask = read_mask(objects[k].segmentation, size, counts)

@@ -21,7 +21,7 @@ from dupr_tf.data.images.decode import upright_size
 from dupr_tf.data.labels.annotations import ListedImage, Object
 from dupr_tf.data.labels.run_lengths import area_of, as_coco, mask_from_pixels
 from dupr_tf.data.labels.segments import SegmentedImages, class_table
-from dupr_tf.data.labels.split import bounded, read_png, reading
+from dupr_tf.data.labels.split import read_bounded, read_png, reading
 from dupr_tf.errors import UserError
 
 LABELS = (  # by id from 0 on
@@ -103,7 +103,7 @@ def instance_ids(truth: Path, images: tuple[str, ...] = ("instanceIds",)) -> np.
         problem = f"{truth.parent} has no {truth.name}_instanceIds.png, _labelIds.png or _polygons.json."
         raise UserError(None, problem, "Add it, or remove the image.")
     with reading(file, "Cityscapes annotations"):
-        return _drawn(json.loads(bounded(file, MAX_POLYGON_BYTES)))
+        return _drawn(json.loads(read_bounded(file, MAX_POLYGON_BYTES)))
 
 
 def _drawn(content: dict) -> np.ndarray:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from dupr_tf.data.labels.annotations import ListedImage, Object
-from dupr_tf.data.labels.split import bounded, inside, reading, size_of
+from dupr_tf.data.labels.split import inside, read_bounded, reading, size_of
 from dupr_tf.data.layouts import coco_files
 from dupr_tf.errors import UserError
 
@@ -19,7 +19,7 @@ def read_coco(root: Path, split: str, counts: collections.Counter, masks: bool) 
     files = coco_files(root, split)
     file = next((path for path in files if path.is_file()), files[0])
     with reading(file, "COCO annotations"):
-        content = json.loads(bounded(file, MAX_COCO_BYTES))
+        content = json.loads(read_bounded(file, MAX_COCO_BYTES))
         for what in ("categories", "images"):
             ids = collections.Counter(row["id"] for row in content[what])
             repeated = [key for key, count in ids.items() if count > 1]

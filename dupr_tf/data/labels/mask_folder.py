@@ -18,7 +18,7 @@ import numpy as np
 from dupr_tf.data.images.decode import upright_size
 from dupr_tf.data.images.listing import EXTENSIONS
 from dupr_tf.data.labels.segments import IGNORED, SegmentedImages, class_table
-from dupr_tf.data.labels.split import bounded, log, read_png, reading, refuse_many
+from dupr_tf.data.labels.split import log, read_bounded, read_png, reading, refuse_many
 from dupr_tf.errors import UserError
 
 IGNORED_NAMES = ("ignore", "ignored", "void", "unlabelled", "unlabeled")
@@ -31,18 +31,18 @@ def read_mask_folder(root, split, class_names, ignore_value, max_missing_share) 
     broken = [(reason, detail) for _, _, reason, detail, _ in looked if reason]
     refuse_many([detail for _, detail in broken], len(looked), max_missing_share, "have no usable mask")
     images, masks, _, sizes, values = zip(*(look for look in looked if not look[2]), strict=True)
-    known = _named_values(root, split, set().union(*values), class_names, ignore_value)
-    known.setdefault(IGNORED)
-    known |= {ignore_value: None} if ignore_value is not None else {}
-    odd = [(path, min(met - known.keys())) for path, met in zip(masks, values, strict=True) if met - known.keys()]
+    classes = _class_of_values(root, split, set().union(*values), class_names, ignore_value)
+    classes.setdefault(IGNORED)
+    classes |= {ignore_value: None} if ignore_value is not None else {}
+    odd = [(path, min(met - classes.keys())) for path, met in zip(masks, values, strict=True) if met - classes.keys()]
     if odd:
         raise UserError(
             "data.ignore_value",
-            f"Expected mask values {', '.join(map(str, sorted(known)))}, received {odd[0][1]} in {odd[0][0]} "
+            f"Expected mask values {', '.join(map(str, sorted(classes)))}, received {odd[0][1]} in {odd[0][0]} "
             f"({len(odd)} of {len(masks)} masks have such).",
             f"Add it to classes.txt, or set data.ignore_value to {odd[0][1]}.",
         )
-    named = {value: name for value, name in known.items() if name is not None}
+    named = {value: name for value, name in classes.items() if name is not None}
     names = tuple(named.values() if class_names is None else class_names)
     return SegmentedImages(
         paths=tuple(map(str, images)),
@@ -98,14 +98,14 @@ def _look(image: Path, mask: Path) -> tuple:
     return image, mask, "", size, set(np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist())
 
 
-def _named_values(
+def _class_of_values(
     root: Path, split: str, met: set[int], class_names: Sequence[str] | None, ignore_value: int | None
 ) -> dict[int, str | None]:
     """{value: name of its class}; None for a value that the file calls none."""
     file = root / "classes.txt"
     if file.is_file():
         with reading(file, "a list of classes"):
-            return _read_classes(bounded(file, MAX_BYTES).decode())
+            return _read_classes(read_bounded(file, MAX_BYTES).decode())
     if class_names is not None:
         numbers = all(name.isdecimal() for name in class_names)
         return {int(name) if numbers else i: name for i, name in enumerate(class_names)}
@@ -126,7 +126,7 @@ def _read_classes(text: str) -> dict[int, str | None]:
     if any(numbered) and not all(numbered):
         raise ValueError("only some of its lines have a value, where all or none must")
     pairs = [line.split(maxsplit=1) if any(numbered) else (i, line) for i, line in enumerate(lines)]
-    known = {int(value): None if name.lower() in IGNORED_NAMES else name for value, name in pairs}
-    if not known or len(known) < len(pairs) or max(known) > 255:
+    classes = {int(value): None if name.lower() in IGNORED_NAMES else name for value, name in pairs}
+    if not classes or len(classes) < len(pairs) or max(classes) > 255:
         raise ValueError("it has no values of 0 to 255, each once")
-    return known
+    return classes

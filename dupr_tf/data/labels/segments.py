@@ -44,8 +44,8 @@ class SegmentedImages(Split):
         path = Path(self.segment_paths[index])
         values = self.read_values(path)
         if values.shape != tuple(self.sizes[index]):
-            own, of_image = (" x ".join(map(str, size)) for size in (values.shape, self.sizes[index]))
-            problem = f"{path} has {own} pixels, where its image has {of_image}."
+            mask_size, of_image = (" x ".join(map(str, size)) for size in (values.shape, self.sizes[index]))
+            problem = f"{path} has {mask_size} pixels, where its image has {of_image}."
             raise UserError(None, problem, f"Correct the mask of {self.paths[index]}.")
         return self.table[np.clip(values, 0, 255)]
 

@@ -33,10 +33,12 @@ class Split:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def taking(self, positions: Sequence[int]) -> Self:
+    def select(self, positions: Sequence[int]) -> Self:
         """Some of the images, in the order given; the classes stay."""
-        taken = {name: tuple(getattr(self, name)[i] for i in positions) for name in self.columns if getattr(self, name)}
-        return dataclasses.replace(self, sizes=self.sizes[list(positions)], **taken)
+        columns = {
+            name: tuple(getattr(self, name)[i] for i in positions) for name in self.columns if getattr(self, name)
+        }
+        return dataclasses.replace(self, sizes=self.sizes[list(positions)], **columns)
 
     def summary(self) -> str:
         """One line: images, labels, and how often anything odd was met."""
@@ -60,7 +62,7 @@ def take_share(images: Split, share: float, seed: int) -> tuple[Split, tuple[str
     if not 0 < share <= 1:
         raise UserError("data.share", f"Expected a share above 0 and up to 1, received {share}.", "Use 0.1.")
     count = max(1, round(share * len(images)))
-    subset = images.taking(sorted(np.random.default_rng(seed).permutation(len(images))[:count].tolist()))
+    subset = images.select(sorted(np.random.default_rng(seed).permutation(len(images))[:count].tolist()))
     return subset, subset.ids or subset.paths
 
 
@@ -87,7 +89,7 @@ def reading(file: Path, what: str) -> Iterator[None]:
         raise UserError(None, f"{file} cannot be read as {what}: {reason}.", "Correct the file.") from None
 
 
-def bounded(file: Path, most: int) -> bytes:
+def read_bounded(file: Path, most: int) -> bytes:
     """The bytes of a file that has not more than `most` of them."""
     if file.stat().st_size > most:
         raise ValueError(f"it has {file.stat().st_size} bytes, where {most} are the most that is read")

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from dupr_tf.data.labels.annotations import ListedImage, Object
-from dupr_tf.data.labels.split import bounded, inside, reading, size_of
+from dupr_tf.data.labels.split import inside, read_bounded, reading, size_of
 from dupr_tf.errors import UserError
 
 MAX_VOC_BYTES = 16 << 20  # of one image
@@ -51,7 +51,7 @@ def _lists(root: Path, split: str) -> list[Path]:
 
 def _names(listing: Path) -> list[str]:
     with reading(listing, "VOC list"):
-        lines = bounded(listing, MAX_VOC_BYTES).decode().splitlines()
+        lines = read_bounded(listing, MAX_VOC_BYTES).decode().splitlines()
         return [inside(line.split()[0]) for line in lines if line.strip()]
 
 
@@ -66,7 +66,7 @@ def _image(listing: Path, root: Path, name: str) -> ListedImage:
     year = listing.parents[2]
     file = year / "Annotations" / f"{name}.xml"
     with reading(file, "VOC annotations"):
-        tree = ET.fromstring(bounded(file, MAX_VOC_BYTES), ET.XMLParser(target=_WithoutDoctype()))
+        tree = ET.fromstring(read_bounded(file, MAX_VOC_BYTES), ET.XMLParser(target=_WithoutDoctype()))
         objects = [_object(node) for node in tree.iter("object")]
         sides = {which: float(tree.findtext(f"size/{which}") or 0) for which in ("height", "width")}
     prefix = "" if year == root else f"{year.name}/"

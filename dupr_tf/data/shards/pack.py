@@ -23,7 +23,7 @@ from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.images.source import map_in_order
 from dupr_tf.data.shards.encode import encoder_version, packed_image
-from dupr_tf.data.shards.manifest import FORMAT, MANIFEST, MAX_IMAGES, PROGRESS, Shard, read_manifest, read_sealed, seal
+from dupr_tf.data.shards.index import FORMAT, MANIFEST, MAX_IMAGES, PROGRESS, Shard, read_manifest, read_sealed, seal
 from dupr_tf.data.shards.read import import_array_record
 from dupr_tf.errors import RunFailed, UserError, is_disk_full
 from dupr_tf.files import publish, sha256_of, write_whole
@@ -161,7 +161,7 @@ def _locked(output: Path, header: dict) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(None, f"Another pack writes to {output}.", "Wait until it ends.") from None
-        if not _check_output(output, header):  # again: another pack may have begun or ended in between
+        if not _check_output(output, header):  # again: another pack may have started or ended in between
             file.truncate(0)
             file.write(seal(header)[0])
             file.flush()
@@ -199,8 +199,8 @@ def _finished(output: Path, count: int, pack_id: str) -> Finished:
     finished = {}
     for number in range(count):
         with contextlib.suppress(OSError, ValueError, KeyError):
-            facts, found, _ = read_sealed(output / Shard(number).sidecar)
-            shard = Shard(number, facts["images"], facts["bytes"], facts["sha256"], found)
+            facts, digest, _ = read_sealed(output / Shard(number).sidecar)
+            shard = Shard(number, facts["images"], facts["bytes"], facts["sha256"], digest)
             whole = (output / shard.file).stat().st_size == shard.bytes
             if whole and (facts["pack"], facts["number"]) == (pack_id, number):
                 finished[number] = shard, [tuple(pair) for pair in facts["bad"]]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.source import ImageSource
-from dupr_tf.data.shards.manifest import REPAIR, name_in, read_manifest, read_sidecar
+from dupr_tf.data.shards.index import REPAIR, name_in, read_manifest, read_sidecar
 from dupr_tf.errors import UserError
 from dupr_tf.text import one_line
 

@@ -1,6 +1,5 @@
 """Faster R-CNN and Mask R-CNN, with a feature pyramid or on res4."""
 
-from dupr_tf.detection.rcnn.masks import paste_masks
 from dupr_tf.detection.rcnn.model import FasterRCNN, MaskRCNN
 
-__all__ = ["FasterRCNN", "MaskRCNN", "paste_masks"]
+__all__ = ["FasterRCNN", "MaskRCNN"]

@@ -1,11 +1,10 @@
-"""Masks: training targets of regions, their loss, and pasting into images."""
+"""Masks of regions: training targets and loss."""
 
 from __future__ import annotations
 
-import numpy as np
 import tensorflow as tf
 
-from dupr_tf.detection.rcnn.boxes import sides
+from dupr_tf.detection.parts.boxes import sides
 
 
 def mask_targets(rois, boxes, masks, size):
@@ -21,7 +20,7 @@ def mask_targets(rois, boxes, masks, size):
         `(N, S, S)` float32; 1 if at least half covered, else 0.
     """
     shape = tf.cast(tf.shape(masks)[1:3], tf.float32)  # h, w
-    # In pixels of the mask with a border of one empty pixel; see pooling._crops.
+    # In pixels of the mask with a border of one empty pixel; see `pooling._crops`.
     scale = tf.reverse(shape, [0]) / sides(boxes)  # (N, 2) x, y
     start = (rois[:, :2] - boxes[:, :2]) * scale + 0.5
     step = sides(rois) * scale / size
@@ -51,41 +50,12 @@ def mask_loss(logits, rois, classes, matches, positive, truth):
     masks = tf.gather(truth.masks, matches, batch_dims=1)  # (B, R, h, w)
     masks = tf.reshape(masks, tf.concat([[-1], tf.shape(masks)[2:]], 0))
     targets = tf.reshape(mask_targets(tf.reshape(rois, [-1, 4]), boxes, masks, size), tf.shape(logits)[:-1])
-    entropy = tf.nn.sigmoid_cross_entropy_with_logits(targets, of_class(logits, classes))
+    entropy = tf.nn.sigmoid_cross_entropy_with_logits(targets, select_class(logits, classes))
     weight = tf.cast(positive, tf.float32)
     pixels = tf.maximum(tf.reduce_sum(weight), 1.0) * size * size
     return tf.reduce_sum(entropy * weight[..., None, None]) / pixels
 
 
-def of_class(logits, classes):
+def select_class(logits, classes):
     """Selects from `(B, R, S, S, C)` the channels given by `(B, R)` int32; returns `(B, R, S, S)`."""
     return tf.einsum("brijc,brc->brij", logits, tf.one_hot(classes, logits.shape[-1]))
-
-
-def paste_masks(masks, boxes, height, width, threshold=0.5):
-    """Pastes detected masks into images.
-
-    Args:
-        masks: (n, S, S) 0–1, each over its box.
-        boxes: (n, 4) xyxy px.
-        height, width: size of the image.
-        threshold: a pixel belongs to an object from this value on, by bilinear interpolation at its centre.
-
-    Returns:
-        (n, height, width) bool; False outside the boxes.
-    """
-    pictures = np.zeros((len(masks), height, width), bool)
-    for picture, mask, (x1, y1, x2, y2) in zip(pictures, np.asarray(masks), np.asarray(boxes, float), strict=True):
-        rows = slice(max(int(np.floor(y1)), 0), min(int(np.ceil(y2)), height))
-        columns = slice(max(int(np.floor(x1)), 0), min(int(np.ceil(x2)), width))
-        y, x = np.arange(height)[rows] + 0.5, np.arange(width)[columns] + 0.5
-        if len(y) and len(x) and y2 > y1 and x2 > x1:
-            down, across = _weights(y, y1, y2, mask.shape[0]), _weights(x, x1, x2, mask.shape[1])
-            picture[rows, columns] = down @ mask @ across.T >= threshold
-    return pictures
-
-
-def _weights(points, low, high, cells):
-    """Returns (points, cells) bilinear weights; a mask fades to zero half a cell beyond the outermost centres."""
-    position = (points - low) / (high - low) * cells - 0.5
-    return np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(cells)))

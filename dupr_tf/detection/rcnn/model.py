@@ -10,13 +10,22 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from dupr_tf.detection.detector import Detector, check_image_size
-from dupr_tf.detection.rcnn.anchors import grid_anchors
-from dupr_tf.detection.rcnn.heads import BOX_BINS, C4_STRIDE, BoxPredictor, MaskHead, PyramidRegions, Res5Regions
-from dupr_tf.detection.rcnn.masks import mask_loss, of_class
-from dupr_tf.detection.rcnn.matching import ground_truth
+from dupr_tf.detection.detector import Detector, batch_of, check_image_size
+from dupr_tf.detection.parts.anchors import grid_anchors
+from dupr_tf.detection.parts.matching import ground_truth
+from dupr_tf.detection.parts.pyramid import PyramidNeck
+from dupr_tf.detection.rcnn.masks import mask_loss, select_class
 from dupr_tf.detection.rcnn.proposals import RPNHead, propose, rpn_losses
-from dupr_tf.detection.rcnn.pyramid import STRIDES, PyramidNeck, split_at_p4
+from dupr_tf.detection.rcnn.region_heads import (
+    BOX_BINS,
+    C4_STRIDE,
+    STRIDES,
+    BoxPredictor,
+    MaskHead,
+    PyramidRegions,
+    Res5Regions,
+    split_at_p4,
+)
 from dupr_tf.detection.rcnn.regions import detections, most_positives, region_losses, sample_regions
 from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import LEVELS, pyramid
@@ -25,11 +34,6 @@ from dupr_tf.models.resnet import LEVELS, pyramid
 PRE_NMS = {"fpn": (2000, 1000), "c4": (12000, 6000)}
 POST_NMS = {"fpn": (1000, 1000), "c4": (2000, 1000)}
 ANCHOR_SCALE = 8.0  # anchors of 32 to 512 px
-SETTINGS = (
-    "neck", "norm", "fpn_channels", "fpn_norm", "head_channels", "head_convs", "box_head_width",
-    "anchor_scale", "rpn_pre_nms", "rpn_post_nms", "rois_per_image", "score_threshold", "nms_iou", "max_detections",
-    "image_size", "test_short_side", "max_long_side", "seed", "name",
-)  # fmt: skip
 
 
 @keras.saving.register_keras_serializable("dupr_tf")
@@ -62,7 +66,11 @@ class FasterRCNN(Detector, keras.Model):
         seed: seed of the samples, which also depend on the optimizer's step and the replica.
     """
 
-    SETTINGS = SETTINGS
+    SETTINGS = (
+        "neck", "norm", "fpn_channels", "fpn_norm", "head_channels", "head_convs", "box_head_width",
+        "anchor_scale", "rpn_pre_nms", "rpn_post_nms", "rois_per_image", "score_threshold", "nms_iou", "max_detections",
+        "image_size", "test_short_side", "max_long_side", "seed", "name",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -104,19 +112,6 @@ class FasterRCNN(Detector, keras.Model):
         self._means = [keras.metrics.Mean(name) for name in ("loss", *self.loss_names)]
         self.built = True
 
-    @classmethod
-    def from_experiment(cls, backbone, class_names, config):
-        """Builds the R-CNN of `config`: its section `detector`, `data.image_size` and `train.seed`."""
-        detector = config.detector
-        same = (name for name in SETTINGS if name in type(detector).model_fields)
-        settings = {name: getattr(detector, name) for name in same}
-        settings |= {"anchor_scale": detector.anchor_scale or ANCHOR_SCALE, "test_short_side": None}
-        if detector.short_sides:
-            settings["test_short_side"] = detector.side_at_test
-        else:
-            settings["image_size"] = config.data.image_size
-        return cls(backbone, class_names, **settings, seed=config.train.seed)
-
     mask_losses = ()
 
     def _build_fpn(self):
@@ -155,18 +150,18 @@ class FasterRCNN(Detector, keras.Model):
             scaled = self.optimizer.scale_loss(total / tf.distribute.get_strategy().num_replicas_in_sync)
         gradients = tape.gradient(scaled, self.trainable_variables)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-        return self._logged(total, losses)
+        return self._log_losses(total, losses)
 
     def test_step(self, data):
         losses = self.losses(data, training=False)
-        return self._logged(tf.add_n(list(losses.values())), losses)
+        return self._log_losses(tf.add_n(list(losses.values())), losses)
 
     def losses(self, data, training):
         """Returns {name: scalar} of a batch; with `training`, batch norm uses and records the batch's statistics."""
-        images, image_sizes, labels = parts(data)
+        images, image_sizes, labels = split_batch(data)
         truth = self._truth(labels, tf.shape(images)[0])
         features = self._features(images, training)
-        levels, anchors = self._proposed(features)
+        levels, anchors = self._predict_proposals(features)
         seeds = self._seeds()
         objectness, deltas = (tf.concat(level, 1) for level in zip(*levels, strict=True))
         objectness_loss, rpn_box_loss = rpn_losses(objectness, deltas, tf.concat(anchors, 0), truth, seeds[0])
@@ -188,7 +183,7 @@ class FasterRCNN(Detector, keras.Model):
         levels = self.trunk(images, training=training)
         return [levels["P4"]] if self.neck == "c4" else self.pyramid_neck(levels, training=training)
 
-    def _proposed(self, features):
+    def _predict_proposals(self, features):
         """Returns [(objectness, deltas)] and [anchors] of every level."""
         anchors = [
             grid_anchors(tf.shape(maps)[1], tf.shape(maps)[2], stride, sizes)
@@ -210,7 +205,7 @@ class FasterRCNN(Detector, keras.Model):
         seed = tf.random.experimental.stateless_fold_in(tf.stack([tf.constant(self.seed, tf.int64), step]), replica)
         return [tf.random.experimental.stateless_fold_in(seed, purpose) for purpose in range(2)]
 
-    def _logged(self, total, losses):
+    def _log_losses(self, total, losses):
         for mean, value in zip(self._means, (total, *losses.values()), strict=True):
             mean.update_state(value)
         return {mean.name: mean.result() for mean in self._means}
@@ -225,23 +220,23 @@ class FasterRCNN(Detector, keras.Model):
         """Returns detections of images, or of {"images", "image_sizes"}; with `training`, the losses of a batch."""
         if training:
             return self.losses(inputs, training=True)
-        images, image_sizes, _ = parts(inputs)
+        images, image_sizes, _ = split_batch(inputs)
         features = self._features(images, False)
-        levels, anchors = self._proposed(features)
+        levels, anchors = self._predict_proposals(features)
         proposals, valid = self._propose(levels, anchors, image_sizes, False)
-        logits, deltas = self._by_image(self._predicted, (tf.float32, tf.float32), features, proposals)
-        found = detections(
+        logits, deltas = self._map_images(self._predict_boxes, (tf.float32, tf.float32), features, proposals)
+        results = detections(
             logits, deltas, proposals, valid, image_sizes, self.score_threshold, self.nms_iou, self.max_detections
         )
-        return self._with_masks(found, features)
+        return self._add_masks(results, features)
 
     def predict_step(self, data):
         return self(data, training=False)
 
-    def _predicted(self, features, boxes):
+    def _predict_boxes(self, features, boxes):
         return self.predictor(self.regions.vectors(self.regions.maps(features, boxes, False)))
 
-    def _by_image(self, function, signature, features, *tables):
+    def _map_images(self, function, signature, features, *tables):
         """Calls `function(features, *tables)` image by image if a whole batch would take gigabytes."""
         if not self.regions.one_image_at_a_time:
             return function(features, *tables)
@@ -253,16 +248,8 @@ class FasterRCNN(Detector, keras.Model):
         inputs = (features, *tables)
         return tf.map_fn(of_one, inputs, fn_output_signature=signature, parallel_iterations=1)
 
-    def _with_masks(self, found, features):
-        return found
-
-    # ---- Keras ----
-
-    def compile(self, optimizer, **kwargs):
-        """Compiles without losses, because the model has its own, and without XLA, which has no NMS."""
-        super().compile(optimizer=optimizer, **({"jit_compile": False} | kwargs))
-        # If the first step created its variables, Keras would trace that step twice.
-        self.optimizer.build(self.trainable_variables)
+    def _add_masks(self, results, features):
+        return results
 
 
 @keras.saving.register_keras_serializable("dupr_tf")
@@ -270,7 +257,7 @@ class MaskRCNN(FasterRCNN):
     """Mask R-CNN (He et al., 2017): `FasterRCNN` with a mask of 28×28 ("c4": 14×14) for every detection.
 
     Batches also have `bounding_boxes["masks"]`: (B, M, h, w) float32 0–1, each over its own box. Detections also have
-    `masks (B, K, 28, 28)`, probabilities over the box, -1 from `num_detections` on. `paste_masks` draws them.
+    `masks (B, K, 28, 28)`, probabilities over the box, -1 from `num_detections` on; see `predictions.paste_masks`.
 
     Arguments are `FasterRCNN`'s.
     """
@@ -299,25 +286,24 @@ class MaskRCNN(FasterRCNN):
         classes = tf.minimum(regions.classes, len(self.class_names) - 1)
         return (mask_loss(logits, regions.boxes, classes, regions.matches, regions.positive, truth),)
 
-    def _with_masks(self, found, features):
-        boxes, number = tf.maximum(found["boxes"], 0.0), found["num_detections"]
-        classes = tf.cast(tf.maximum(found["classes"], 0), tf.int32)
-        masks = self._by_image(self._masks, tf.float32, features, boxes, classes, number)
-        return {**found, "masks": tf.where(found["classes"][..., None, None] >= 0, masks, -1.0)}
+    def _add_masks(self, results, features):
+        boxes, number = tf.maximum(results["boxes"], 0.0), results["num_detections"]
+        classes = tf.cast(tf.maximum(results["classes"], 0), tf.int32)
+        masks = self._map_images(self._masks, tf.float32, features, boxes, classes, number)
+        return {**results, "masks": tf.where(results["classes"][..., None, None] >= 0, masks, -1.0)}
 
     def _masks(self, features, boxes, classes, number):
         """Returns (B, K, 28, 28) masks. Only as many are computed as the image with most detections has."""
         most = tf.maximum(tf.reduce_max(number), 1)
         logits = self.mask_head(self.regions.mask_maps(features, boxes[:, :most], False))
-        masks = tf.sigmoid(of_class(logits, classes[:, :most]))
+        masks = tf.sigmoid(select_class(logits, classes[:, :most]))
         padded = tf.pad(masks, [[0, 0], [0, self.max_detections - most], [0, 0], [0, 0]])
         return tf.ensure_shape(padded, [boxes.shape[0], self.max_detections, *masks.shape[2:]])
 
 
-def parts(data):
+def split_batch(data):
     """Splits a Keras batch into images (B, H, W, 3), image_sizes (B, 2) float32 and the labels or None."""
-    while isinstance(data, tuple | list):
-        data = data[0]
+    data = batch_of(data)
     data = data if isinstance(data, dict) else {"images": data}
     images = tf.convert_to_tensor(data["images"])
     sizes = data.get("image_sizes")

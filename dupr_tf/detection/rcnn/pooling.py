@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from dupr_tf.detection.rcnn.boxes import sides
+from dupr_tf.detection.parts.boxes import sides
 
 CANONICAL_SIDE, CANONICAL_LEVEL = 224.0, 4  # Lin et al., 2017, eq. 1
 FIRST_LEVEL, LAST_LEVEL = 2, 5
@@ -35,10 +35,10 @@ def pool(features, boxes, strides, size, samples=SAMPLES):
         level = assign_levels(flat)
         rows = [tf.where(level == i)[:, 0] for i in range(len(features))]
         crops = [
-            _crops(maps, tf.gather(flat, own) / stride, tf.gather(image, own), size, samples)
-            for maps, own, stride in zip(features, rows, strides, strict=True)
+            _crops(maps, tf.gather(flat, chosen) / stride, tf.gather(image, chosen), size, samples)
+            for maps, chosen, stride in zip(features, rows, strides, strict=True)
         ]
-        pooled = tf.dynamic_stitch([tf.cast(own, tf.int32) for own in rows], crops)
+        pooled = tf.dynamic_stitch([tf.cast(chosen, tf.int32) for chosen in rows], crops)
     channels = features[0].shape[-1]
     pooled = tf.reshape(pooled, [count, number, size, size, channels])
     return tf.ensure_shape(pooled, [features[0].shape[0], boxes.shape[1], size, size, channels])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from dupr_tf.detection.rcnn.anchors import RATIOS
-from dupr_tf.detection.rcnn.boxes import RPN_WEIGHTS, clip, decode, encode, sides
-from dupr_tf.detection.rcnn.matching import match_anchors, sample
+from dupr_tf.detection.parts.anchors import RATIOS
+from dupr_tf.detection.parts.boxes import clip, decode, encode, sides
+from dupr_tf.detection.parts.matching import match_anchors, sample
 
 NMS_IOU = 0.7  # detectron2's MODEL.RPN.NMS_THRESH
 ANCHORS_PER_IMAGE = 256  # per step; detectron2's MODEL.RPN.BATCH_SIZE_PER_IMAGE
@@ -73,8 +73,8 @@ def propose(objectness, deltas, anchors, image_sizes, pre_nms, post_nms):
     nothing = float("-inf")
     scores = tf.concat(
         [
-            tf.stack([own if i == level else tf.fill(tf.shape(own), nothing) for i in range(len(best))], -1)
-            for level, (_, own) in enumerate(best)
+            tf.stack([logits if i == level else tf.fill(tf.shape(logits), nothing) for i in range(len(best))], -1)
+            for level, (_, logits) in enumerate(best)
         ],
         1,
     )  # (B, N, levels): levels act as classes of the operation, so that boxes compete within a level only
@@ -108,7 +108,7 @@ def rpn_losses(objectness, deltas, anchors, truth, seed):
     is_drawn, is_positive = tf.cast(drawn.drawn, tf.float32), tf.cast(drawn.positive, tf.float32)
     logits = tf.gather(objectness, drawn.rows, batch_dims=1)  # (B, 256)
     boxes = tf.gather(truth.boxes, tf.gather(matches, drawn.rows, batch_dims=1), batch_dims=1)
-    targets = encode(boxes, tf.gather(anchors, drawn.rows), RPN_WEIGHTS)
+    targets = encode(boxes, tf.gather(anchors, drawn.rows), None)
     distance = tf.reduce_sum(tf.abs(tf.gather(deltas, drawn.rows, batch_dims=1) - targets), -1)
     entropy = tf.nn.sigmoid_cross_entropy_with_logits(is_positive, logits)
     share = 1.0 / tf.cast(ANCHORS_PER_IMAGE * tf.shape(logits)[0], tf.float32)
@@ -119,5 +119,5 @@ def _best(objectness, deltas, anchors, image_sizes, count):
     """Returns boxes (B, k, 4) and scores (B, k) of a level's best; -inf if clipping leaves no area."""
     scores, rows = tf.math.top_k(tf.stop_gradient(objectness), tf.minimum(count, tf.shape(objectness)[1]))
     chosen = tf.gather(tf.stop_gradient(deltas), rows, batch_dims=1)
-    boxes = clip(decode(chosen, tf.gather(anchors, rows), RPN_WEIGHTS), image_sizes)
+    boxes = clip(decode(chosen, tf.gather(anchors, rows), None), image_sizes)
     return boxes, tf.where(tf.reduce_all(sides(boxes) > 0, -1), scores, float("-inf"))

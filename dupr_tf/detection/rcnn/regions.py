@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import tensorflow as tf
-from keras_cv import bounding_box
 
-from dupr_tf.detection.rcnn.boxes import HEAD_WEIGHTS, clip, decode, encode, sides
-from dupr_tf.detection.rcnn.matching import match_rois, repeat_drawn, sample
+from dupr_tf.detection.parts.boxes import clip, decode, encode, sides, suppress
+from dupr_tf.detection.parts.matching import match_rois, repeat_drawn, sample
 
 POSITIVE_SHARE = 0.25  # detectron2's MODEL.ROI_HEADS.POSITIVE_FRACTION
 
@@ -70,9 +69,9 @@ def region_losses(logits, deltas, regions, truth):
     """
     drawn, positive = tf.cast(regions.drawn, tf.float32), tf.cast(regions.positive, tf.float32)
     entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(regions.classes, logits)
-    targets = encode(tf.gather(truth.boxes, regions.matches, batch_dims=1), safe(regions.boxes), HEAD_WEIGHTS)
-    own = tf.gather(deltas, tf.minimum(regions.classes, deltas.shape[2] - 1), batch_dims=2)  # (B, R, 4)
-    distance = tf.reduce_sum(tf.abs(own - targets), -1)
+    targets = encode(tf.gather(truth.boxes, regions.matches, batch_dims=1), replace_empty(regions.boxes))
+    of_class = tf.gather(deltas, tf.minimum(regions.classes, deltas.shape[2] - 1), batch_dims=2)  # (B, R, 4)
+    distance = tf.reduce_sum(tf.abs(of_class - targets), -1)
     number = tf.maximum(tf.reduce_sum(drawn), 1.0)
     return tf.reduce_sum(entropy * drawn) / number, tf.reduce_sum(distance * positive) / number
 
@@ -81,7 +80,6 @@ def detections(logits, deltas, proposals, valid, image_sizes, score_threshold, n
     """Selects the detections from the predictions (detectron2's fast_rcnn_inference).
 
     Boxes of each class are clipped, those without area are dropped, NMS is applied within a class, and the best remain.
-    KerasCV's `MultiClassNonMaxSuppression` takes one box for all classes; the operation below it takes one for each.
 
     Args:
         logits: (B, P, C + 1), background last.
@@ -89,25 +87,18 @@ def detections(logits, deltas, proposals, valid, image_sizes, score_threshold, n
         proposals: (B, P, 4).
         valid: (B, P) bool.
         image_sizes: (B, 2) height, width.
-        score_threshold: lower limit of the probability, exclusive.
-        nms_iou: of boxes of a class that overlap more, the best is kept.
-        count: detections per image, K.
+        score_threshold, nms_iou, count: as in `suppress`; scores are probabilities.
 
     Returns:
-        `{"boxes": (B, K, 4), "confidence": (B, K), "classes": (B, K), "num_detections": (B,) int32}`, best first, -1
-        from `num_detections` on.
+        The result of `suppress`.
     """
-    boxes = clip(decode(deltas, proposals[:, :, None], HEAD_WEIGHTS), image_sizes)
+    boxes = clip(decode(deltas, proposals[:, :, None]), image_sizes)
     exists = valid[..., None] & tf.reduce_all(sides(boxes) > 0, -1)  # (B, P, C); clipping leaves some without area
     scores = tf.where(exists, tf.nn.softmax(logits)[..., :-1], -1.0)
-    boxes, scores, classes, number = tf.image.combined_non_max_suppression(
-        boxes, scores, count, count, nms_iou, score_threshold, clip_boxes=False
-    )
-    found = {"boxes": boxes, "confidence": scores, "classes": classes, "num_detections": number}
-    return bounding_box.mask_invalid_detections(found, output_ragged=False)
+    return suppress(boxes, scores, score_threshold, nms_iou, count)
 
 
-def safe(boxes):
+def replace_empty(boxes):
     """Replaces boxes without area, which never count, by boxes of one pixel."""
     empty = tf.reduce_any(sides(boxes) <= 0, -1, keepdims=True)
     return tf.where(empty, [0.0, 0.0, 1.0, 1.0], boxes)

@@ -70,8 +70,9 @@ class Contrast(Term):
         return Cost(
             key_bytes=4 * self.cells * self.embedding_dim,
             projector_flops=2 * self.cells * products,
-            # Counts similarities with every key, and the weighted sum of keys that is their gradient.
-            compare_flops=2 * 2 * self.cells * self.bank_size * self.embedding_dim,
+            # Counts similarities with every key, the weighted sum of keys that is their gradient, and the logged
+            # similarity with the mean key.
+            compare_flops=2 * self.cells * (2 * self.bank_size + 1) * self.embedding_dim,
             compare_bytes=block_bytes(images * self.cells, self.bank_size, block_keys),
         )
 

@@ -10,14 +10,15 @@ import tensorflow as tf
 from dupr_tf.config import parse_config
 from dupr_tf.data.placing import to_original
 from dupr_tf.detection import rcnn
-from dupr_tf.detection.build import build_detector
 from dupr_tf.detection.rcnn import FasterRCNN
+from dupr_tf.detection.registry import build_detector
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
 from dupr_tf.detection.scaling import scaled_batch
 from dupr_tf.errors import UserError
 from dupr_tf.models.layers import norm_layers
 from dupr_tf.models.resnet import build_backbone
 from tests.detection.rcnn.small import NAMES, ChainBackbone, batch, make
+from tests.detection.saved_file import saved_names
 
 NECKS = pytest.mark.parametrize("neck", ["fpn", "c4"])
 # A Mask R-CNN runs all a Faster R-CNN does.
@@ -115,6 +116,11 @@ def test_saved_and_loaded_it_detects_the_same(made, tmp_path):
     expected = detector(inputs(batch(kind)))
     assert expected["num_detections"].numpy().min() > 0
     save_detector(detector, tmp_path / "detector.keras")
+    named, paths = saved_names(tmp_path / "detector.keras")
+    name = type(detector).__name__
+    assert named == ("dupr_tf.detection.rcnn.model", name, f"dupr_tf>{name}")
+    layer = "pyramid_neck/output_convs/sequential_3/layers/conv2d" if neck == "fpn" else "res5_regions/norm"
+    assert {f"layers/{layer}/vars/0", "layers/rpn_head/conv/vars/1", "layers/box_predictor/deltas/vars/0"} < paths
     loaded = load_detector(tmp_path)
     assert type(loaded) is type(detector) and (loaded.class_names, loaded.neck) == (NAMES, neck)
     settings = loaded.get_config()

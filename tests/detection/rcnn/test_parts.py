@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dupr_tf.detection.rcnn import masks, matching, pooling, proposals, regions
-from dupr_tf.detection.rcnn.anchors import grid_anchors
-from dupr_tf.detection.rcnn.boxes import HEAD_WEIGHTS, clip, decode, encode
-from dupr_tf.detection.rcnn.heads import MaskHead, PyramidRegions
-from dupr_tf.detection.rcnn.matching import GroundTruth, ground_truth
+from dupr_tf.detection.parts import matching
+from dupr_tf.detection.parts.anchors import grid_anchors
+from dupr_tf.detection.parts.boxes import DEVIATIONS, clip, decode, encode
+from dupr_tf.detection.parts.matching import GroundTruth, ground_truth
+from dupr_tf.detection.rcnn import masks, pooling, proposals, regions
+from dupr_tf.detection.rcnn.region_heads import MaskHead, PyramidRegions
 from tests import oracles_rcnn as twin
 
 H, W = 48.0, 64.0
@@ -38,21 +39,23 @@ def test_anchors_stand_on_cell_corners_in_reading_order():
     np.testing.assert_allclose(grid_anchors(2, 3, 16, [32.0, 64.0]), twin.anchors(2, 3, 16, [32, 64]), atol=1e-4)
 
 
-@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), HEAD_WEIGHTS])
-def test_deltas_and_back(weights):
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [1, 0, 3, 2]])
+@pytest.mark.parametrize(("deviations", "weights"), [(None, (1, 1, 1, 1)), (DEVIATIONS, (10, 10, 5, 5))])
+def test_deltas_match_twin_and_decode_inverts_them(deviations, weights, order):
     rng = np.random.default_rng(0)
     boxes, anchors = random_boxes(rng, 20), random_boxes(rng, 20)
-    deltas = encode(boxes, anchors, weights)
-    expected = [twin.encode(box, anchor, weights) for box, anchor in zip(boxes, anchors, strict=True)]
+    settings = deviations, "center_xywh" if order[0] == 0 else "center_yxhw"
+    deltas = encode(boxes, anchors, *settings)
+    expected = [twin.encode(box, anchor, weights)[order] for box, anchor in zip(boxes, anchors, strict=True)]
     np.testing.assert_allclose(deltas, expected, atol=2e-5)
-    np.testing.assert_allclose(decode(deltas, anchors, weights), boxes, atol=1e-4)
+    np.testing.assert_allclose(decode(deltas, anchors, *settings), boxes, atol=1e-4)
 
 
 def test_a_wild_delta_is_bounded_and_boxes_stay_in_the_picture():
     wild = np.array([[0.5, -3.0, 50.0, 9.0]], np.float32)
     anchor = np.array([[10.0, 10, 26, 18]], np.float32)
-    found = decode(wild, anchor, HEAD_WEIGHTS)
-    np.testing.assert_allclose(found[0], twin.decode(wild[0], anchor[0], HEAD_WEIGHTS), rtol=1e-5)
+    found = decode(wild, anchor)
+    np.testing.assert_allclose(found[0], twin.decode(wild[0], anchor[0], (10, 10, 5, 5)), rtol=1e-5)
     held = clip(tf.stack([found, found]), tf.constant([[30.0, 40.0], [5.0, 7.0]]))
     np.testing.assert_allclose(held[1, 0], twin.clip(found[0].numpy(), 5, 7))
 
@@ -327,19 +330,9 @@ def test_mask_loss_is_of_the_class_and_the_positives():
     assert float(masks.mask_loss(tf.zeros([1, 2, 4, 4, 3]), *other, tf.zeros([1, 2], tf.bool), truth)) == 0.0
 
 
-def test_pasted_masks():
-    half = np.zeros((28, 28))
-    half[:, :14] = 1
-    pictures = masks.paste_masks([half, np.ones((28, 28))], [[10, 20, 30, 40], [-5, -5, 4, 4]], 50, 60)
-    assert pictures.shape == (2, 50, 60) and pictures.dtype == bool
-    y, x = np.nonzero(pictures[0])
-    assert (y.min(), y.max(), x.min(), x.max()) == (20, 39, 10, 19)
-    assert pictures[1].sum() == 16 and pictures[1, :4, :4].all()
-    assert masks.paste_masks([], [], 5, 6).shape == (0, 5, 6)
-    assert not masks.paste_masks([half], [[90, 90, 99, 99]], 50, 60).any()
-
-
 def test_rows_that_are_no_boxes_are_not_valid():
     truth = truth_of([((1.0, 2, 3, 4), 0), ((5.0, 5, 5, 9), 1)], [])
     assert truth.valid.numpy().tolist() == [[True, False, False], [False] * 3]
     assert (truth.boxes.numpy()[..., 2:] > truth.boxes.numpy()[..., :2]).all()
+    padding = truth.boxes[:, 1:2]  # a region on a padding row matches nothing
+    assert not matching.match_rois(padding, truth)[0].numpy().any()

@@ -49,9 +49,9 @@ def name_children(state):
     pattern = re.compile(f"({'|'.join(map(re.escape, starts))})([0-9])[.](.+)")
     named = {}
     for key, value in state.items():
-        found = pattern.fullmatch(key) if starts else None
-        child = _CHILDREN.get(found[2]) if found else None
-        named[f"{found[1]}{child}.{found[3]}" if child else key] = value
+        match = pattern.fullmatch(key) if starts else None
+        child = _CHILDREN.get(match[2]) if match else None
+        named[f"{match[1]}{child}.{match[3]}" if child else key] = value
     return named
 
 

@@ -76,12 +76,12 @@ def read_sealed(path: Path) -> tuple[dict, str, bytes]:
     first, _, lines = path.read_bytes().partition(b"\n")
     try:
         facts = json.loads(first)
-        found = facts.pop("seal")
+        digest = facts.pop("seal")
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("it has no seal") from error
-    if found != seal(facts, lines)[1]:
+    if digest != seal(facts, lines)[1]:
         raise ValueError("its seal is another")
-    return facts, found, lines
+    return facts, digest, lines
 
 
 def read_manifest(root: str | Path) -> tuple[dict, list[Shard]]:
@@ -117,8 +117,8 @@ def read_sidecar(root: str | Path, shard: Shard) -> list[bytes]:
     """
     path = Path(root) / shard.sidecar
     try:
-        _, found, lines = read_sealed(path)
-        if found != shard.seal or lines.count(b"\n") != shard.images:
+        _, digest, lines = read_sealed(path)
+        if digest != shard.seal or lines.count(b"\n") != shard.images:
             raise ValueError(f"it does not belong to {MANIFEST}")
         path = Path(root) / shard.file
         if path.stat().st_size != shard.bytes:

@@ -10,9 +10,11 @@ import keras
 import tensorflow as tf
 
 from dupr_tf.detection.rcnn.pooling import pool
-from dupr_tf.detection.rcnn.pyramid import STRIDES
+from dupr_tf.errors import UserError
 from dupr_tf.models.layers import FusedBatchNormalization
+from dupr_tf.models.resnet import pyramid
 
+STRIDES = (4, 8, 16, 32, 64)  # strides of P2 to P6
 BOX_BINS, MASK_BINS = 7, 14  # bins per side, of detectron2's poolers with a pyramid
 C4_STRIDE, C4_BINS = 16, 14
 
@@ -160,5 +162,25 @@ class MaskHead(keras.layers.Layer):
         return tf.cast(tf.reshape(x, [shape[0], shape[1], *x.shape[1:]]), tf.float32)  # (B, R, 2 s, 2 s, classes)
 
     def get_config(self):
-        own = {"classes": self.classes, "channels": self.channels, "convs": self.convs}
-        return {**super().get_config(), **own}
+        config = {"classes": self.classes, "channels": self.channels, "convs": self.convs}
+        return {**super().get_config(), **config}
+
+
+def split_at_p4(backbone):
+    """Splits a backbone at P4: returns models up to P4 and from P4 to P5. They share its layers.
+
+    Args:
+        backbone: a functional model with P4 and P5 by name (`pyramid_level_inputs` or `pyramid_outputs`). P5 must be
+            computed from P4 alone, as in a ResNet. Its last stage must have stride 2 and take maps of 14×14.
+
+    Raises:
+        UserError: P5 is not computed from P4 alone.
+    """
+    levels = pyramid(backbone, ("P4", "P5")).output
+    try:
+        stage = keras.Model(levels["P4"], levels["P5"], name=f"{backbone.name}_res5")
+    except ValueError as error:
+        raise UserError(
+            "backbone", f"{backbone.name} does not compute P5 from P4 alone.", "Use detector.neck: fpn."
+        ) from error
+    return pyramid(backbone, ("P4",)), stage

@@ -1,4 +1,7 @@
-"""The batches of each task, and the evaluation of detections. `labels.py` reads its labelled images."""
+"""Builds detectors by their kind, and names the task of each: its batches and its evaluation.
+
+`labels.py` reads the labelled images of a task.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,41 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.config import DataConfig
-from dupr_tf.data.detection import eval_batches, train_batches
-from dupr_tf.data.labels.annotations import AnnotatedImages
+from dupr_tf.config.detectors import DETECTORS
+from dupr_tf.data.detection import train_batches
 from dupr_tf.data.labels.segments import SegmentedImages
 from dupr_tf.data.segmentation import segment_eval_batches, segment_train_batches, segments_to_original
 from dupr_tf.detection.cityscapes_eval import cityscapes_ap
 from dupr_tf.detection.coco_eval import coco_scores
 from dupr_tf.detection.curves import precision_recall_picture
-from dupr_tf.detection.found import found_in_originals
 from dupr_tf.detection.pictures import contact_sheet, sheet_positions
+from dupr_tf.detection.predictions import EVAL_BATCH, detect
 from dupr_tf.detection.segmentation_eval import ConfusionMatrix
 from dupr_tf.detection.segmentation_sheet import segmentation_sheet
 from dupr_tf.detection.voc_eval import voc_ap
 
-EVAL_BATCH = 8  # images
 SUMMARY = ("AP", "AP50", "AP75")  # of a second metric, besides the first
+
+
+def build_detector(backbone, class_names, config):
+    """Builds the detector of `config.detector` on this backbone, without compiling it.
+
+    Args:
+        backbone: a functional model with `pyramid_level_inputs`; it takes RGB images in 0–255.
+        class_names: names of the classes 0, 1, …
+        config: config with a `detector` section.
+
+    Raises:
+        UserError: a kind whose extra is not installed, or a backbone it does not support.
+    """
+    return DETECTORS.load(config.detector.kind).from_experiment(backbone, tuple(class_names), config)
+
+
+def task_of(detector):
+    """Returns the task of a detector: "boxes", "masks" or "segments"."""
+    tasks = {entry.target: entry.facts["task"] for entry in DETECTORS.values()}
+    names = (f"{base.__module__}:{base.__name__}" for base in type(detector).__mro__)
+    return next(tasks[name] for name in names if name in tasks)
 
 
 class Task(NamedTuple):
@@ -33,40 +56,20 @@ class Task(NamedTuple):
     measure: Callable  # (detector, images, output folder or None, layout, data section) -> contents of metrics.json
 
 
-def detect(detector, annotated: AnnotatedImages, data: DataConfig | None = None, batch_size: int = EVAL_BATCH) -> list:
-    """Detects objects in every image.
-
-    For each image it returns `boxes (k, 4)` xyxy in its pixels, `classes (k,)`, `scores (k,)`, and `masks` if any, best
-    first.
-
-    Args:
-        detector: detector with `image_size` or `test_short_side` and `max_long_side`.
-        annotated: the images.
-        data: settings for reading images. Default: those of `DataConfig`.
-        batch_size: images per batch.
-    """
-    found, sides = {}, (detector.test_short_side, detector.max_long_side)
-    with eval_batches(annotated, detector.image_size, batch_size, data, *sides) as batches:
-        for batch in batches:
-            inputs = {name: tf.constant(batch[name]) for name in ("images", "image_sizes")}
-            found |= found_in_originals(detector.predict_on_batch(inputs), batch, annotated)
-    return [found[i] for i in range(len(annotated))]
-
-
 def measure_boxes(detector, annotated, output, layout, data: DataConfig, masks=False) -> dict:
     """Computes COCO's AP of boxes, and VOC's metrics for VOC data; with an output folder pictures too."""
-    found = detect(detector, annotated, data)
-    metrics, curves = coco_scores(annotated, found)
+    detections = detect(detector, annotated, data)
+    metrics, curves = coco_scores(annotated, detections)
     if layout == "voc":  # detectron2 uses the 11 points for VOC2007's test set, and so do published figures
-        metrics |= {f"voc_{metric}": _summary(voc_ap(annotated, found, metric)) for metric in ("11_point", "area")}
+        metrics |= {f"voc_{metric}": _summary(voc_ap(annotated, detections, metric)) for metric in ("11_point", "area")}
     if masks:
-        metrics["masks"], curves = coco_scores(annotated, found, masks=True)
+        metrics["masks"], curves = coco_scores(annotated, detections, masks=True)
     if masks and annotated.void is not None:
-        metrics["cityscapes"] = cityscapes_ap(annotated, found)
+        metrics["cityscapes"] = cityscapes_ap(annotated, detections)
     if output is not None:
         title = "of masks at IoU 0.5" if masks else "of boxes at IoU 0.5"
         precision_recall_picture(curves, output / "precision_recall.png", f"Precision and recall {title}")
-        contact_sheet(annotated, found, output / "detections.png", max_pixels=data.max_pixels)
+        contact_sheet(annotated, detections, output / "detections.png", max_pixels=data.max_pixels)
     return metrics
 
 

@@ -1,6 +1,6 @@
 """Matching of anchors and proposals with ground truth boxes, and sampling of those that a step learns from.
 
-KerasCV's `compute_iou` is used. Its `BoxMatcher` is not: with forced matches every padding column gets one (anchor 0
+Keras has no matcher. KerasCV's `BoxMatcher` is not used: with forced matches every padding column gets one (anchor 0
 becomes positive), ties lose, and an image without columns has no negatives. Its `balanced_sample` is not used either:
 it takes no seed, rejects fewer candidates than samples, and builds samples × candidates of ones and zeros.
 """
@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import tensorflow as tf
-from keras_cv import bounding_box
+from keras.utils.bounding_boxes import compute_iou
 
-from dupr_tf.detection.rcnn.boxes import sides
+from dupr_tf.detection.parts.boxes import FORMAT, sides
 
 RPN_POSITIVE, RPN_NEGATIVE = 0.7, 0.3  # IoU; detectron2's MODEL.RPN.IOU_THRESHOLDS
 ROI_POSITIVE = 0.5  # detectron2's MODEL.ROI_HEADS.IOU_THRESHOLDS
@@ -76,7 +76,9 @@ def match_anchors(anchors, truth):
 
     def match(image):
         boxes, valid = image
-        overlaps = tf.where(valid[:, None], iou(boxes, anchors), 0.0)  # (M, A); rows of an image lie together
+        overlaps = tf.where(
+            valid[:, None], compute_iou(boxes, anchors, FORMAT), 0.0
+        )  # (M, A); rows of an image lie together
         best = tf.reduce_max(overlaps, 0)
         most = tf.reduce_max(overlaps, 1, keepdims=True)  # (M, 1)
         forced = tf.reduce_any((overlaps == most) & (most > 0), 0)
@@ -103,7 +105,7 @@ def match_rois(rois, truth):
         positive: (B, P) bool.
         matches: (B, P) int32, the box of greatest IoU.
     """
-    overlaps = tf.where(truth.valid[..., None], iou(truth.boxes, rois), 0.0)  # (B, M, P)
+    overlaps = tf.where(truth.valid[..., None], compute_iou(truth.boxes, rois, FORMAT), 0.0)  # (B, M, P)
     return tf.reduce_max(overlaps, 1) >= ROI_POSITIVE, tf.argmax(overlaps, 1, tf.int32)
 
 
@@ -126,7 +128,7 @@ def sample(positive, negative, count, positive_share, seed):
     drawn = tf.concat([is_positive, is_negative & (tf.range(count) < room)], 1)
     rows, flags = tf.concat([chosen, others], 1), tf.concat([is_positive, tf.zeros_like(is_negative)], 1)
     drawn, order = tf.math.top_k(tf.cast(drawn, tf.int32), count)  # ties keep their order
-    return Sample(_along(rows, order), drawn > 0, _along(flags, order))
+    return Sample(_gather_rows(rows, order), drawn > 0, _gather_rows(flags, order))
 
 
 def repeat_drawn(drawn):
@@ -138,11 +140,6 @@ def repeat_drawn(drawn):
     return tf.range(tf.shape(drawn)[1])[None] % tf.maximum(number, 1)
 
 
-def iou(boxes, others):
-    """Computes the (..., N, M) intersection over union of (..., N, 4) with (..., M, 4)."""
-    return bounding_box.compute_iou(boxes, others, bounding_box_format="xyxy")
-
-
 def _draw(candidates, noise, count):
     """Draws (B, count) rows, with up to `count` candidates per image in random order, and marks the candidates."""
     keys = tf.pad(tf.where(candidates, noise, -1.0), [[0, 0], [0, count]], constant_values=-1.0)
@@ -150,5 +147,5 @@ def _draw(candidates, noise, count):
     return tf.minimum(rows, tf.shape(candidates)[1] - 1), values >= 0.0
 
 
-def _along(table, rows):
+def _gather_rows(table, rows):
     return tf.gather(table, rows, batch_dims=1)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dupr_tf.data.views import DRAWS, uniform
-from dupr_tf.probing.images import centre_view, random_view, read_each, whole_view
+from dupr_tf.probing.image_views import centre_view, random_view, read_each, whole_view
 from tests.refusals import refusal
 
 SIDE = 16

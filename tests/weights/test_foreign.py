@@ -13,7 +13,7 @@ import pytest
 from dupr_tf.cli import main
 from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import ResNetBackbone, build_backbone
-from dupr_tf.weights.checkpoints import read_checkpoint
+from dupr_tf.weights.foreign import read_checkpoint
 from dupr_tf.weights.loading import import_backbone, load_backbone, weights_digest
 from dupr_tf.weights.manifest import write_manifest
 from dupr_tf.weights.torch_io import dropped_keys, find_prefix, from_torchvision, to_torchvision, write_safetensors

@@ -1,17 +1,42 @@
-"""Converts detections of a padded, scaled batch to detections of the original images, with masks at full size."""
+"""Detections of images in the pixels of the originals, with masks at full size."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import tensorflow as tf
 
+from dupr_tf.config import DataConfig
+from dupr_tf.data.detection import eval_batches
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.labels.run_lengths import mask_from_pixels
 from dupr_tf.data.placing import to_original
 
+EVAL_BATCH = 8  # images
 
-def found_in_originals(result: dict, batch: dict, annotated: AnnotatedImages) -> dict[int, dict]:
+
+def detect(detector, annotated: AnnotatedImages, data: DataConfig | None = None, batch_size: int = EVAL_BATCH) -> list:
+    """Detects objects in every image.
+
+    For each image it returns `boxes (k, 4)` xyxy in its pixels, `classes (k,)`, `scores (k,)`, and `masks` if any, best
+    first.
+
+    Args:
+        detector: detector with `image_size` or `test_short_side` and `max_long_side`.
+        annotated: the images.
+        data: settings for reading images. Default: those of `DataConfig`.
+        batch_size: images per batch.
+    """
+    results, sides = {}, (detector.test_short_side, detector.max_long_side)
+    with eval_batches(annotated, detector.image_size, batch_size, data, *sides) as batches:
+        for batch in batches:
+            inputs = {name: tf.constant(batch[name]) for name in ("images", "image_sizes")}
+            results |= convert_to_originals(detector.predict_on_batch(inputs), batch, annotated)
+    return [results[i] for i in range(len(annotated))]
+
+
+def convert_to_originals(result: dict, batch: dict, annotated: AnnotatedImages) -> dict[int, dict]:
     """Converts detections to the pixels of their images.
 
     Args:
@@ -25,19 +50,19 @@ def found_in_originals(result: dict, batch: dict, annotated: AnnotatedImages) ->
         `{index: detections}` with `boxes (k, 4)` float32, `classes (k,)` int32 and `scores (k,)`. If `result` has
         masks, also `masks`, k run lengths (see `data.labels.run_lengths`).
     """
-    found = {}
+    converted = {}
     for row, (index, factors) in enumerate(zip(np.asarray(batch["index"]), np.asarray(batch["factors"]), strict=True)):
         size, count = annotated.sizes[index], int(result["num_detections"][row])
         boxes = np.asarray(result["boxes"][row][:count], np.float32)
-        one = {
+        image = {
             "boxes": to_original(boxes, factors, size),
             "classes": np.asarray(result["classes"][row][:count]).astype(np.int32),
             "scores": np.asarray(result["confidence"][row][:count], np.float32),
         }
         if "masks" in result:  # over the unclipped box, even if it reaches beyond the image
-            one["masks"] = paste_masks(np.asarray(result["masks"][row][:count]), boxes / factors[[1, 0, 1, 0]], size)
-        found[int(index)] = one
-    return found
+            image["masks"] = paste_masks(np.asarray(result["masks"][row][:count]), boxes / factors[[1, 0, 1, 0]], size)
+        converted[int(index)] = image
+    return converted
 
 
 def paste_masks(masks: np.ndarray, boxes: np.ndarray, size: Sequence[int], threshold: float = 0.5) -> list[bytes]:

@@ -1,0 +1,23 @@
+"""Prints the tables of the commands."""
+
+from __future__ import annotations
+
+WIDEST = 10_000  # columns of a table that no terminal shows
+
+
+def print_table(head: tuple[str, ...], rows: list[tuple]) -> None:
+    """Prints rows under bold headings. A terminal wraps them in columns; in a file or pipe, a row is one line."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*head, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))  # plain text: a name may hold [brackets]
+    console = Console()
+    if console.is_terminal:
+        return console.print(table)
+    console = Console(width=WIDEST)
+    with console.capture() as lines:
+        console.print(table)
+    print(*(line.rstrip() for line in lines.get().splitlines()), sep="\n")

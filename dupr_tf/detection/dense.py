@@ -1,0 +1,80 @@
+"""Base of the RetinaNets of KerasCV and KerasHub: labels, losses and detections at every anchor."""
+
+from __future__ import annotations
+
+import math
+
+import keras
+import tensorflow as tf
+
+from dupr_tf.detection.detector import Detector, batch_of, images_of
+from dupr_tf.detection.parts.boxes import clip, suppress
+
+LEVELS = ("P3", "P4", "P5")  # levels of the backbone; the pyramid adds P6 and P7
+PRIOR_LOGIT = math.log(0.01 / 0.99)  # at the start, the probability of an object at an anchor is 0.01
+
+
+class DeviceShare(keras.losses.Loss):
+    """Divides a summed loss by the number of devices of the strategy, because Keras adds up their gradients.
+
+    Args:
+        loss: a Keras loss with the reduction "sum".
+        factor: a number that multiplies the loss.
+    """
+
+    def __init__(self, loss, factor=1.0):
+        super().__init__(name=loss.name, reduction="sum")
+        self.loss, self.factor = loss, factor
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        share = self.factor / tf.distribute.get_strategy().num_replicas_in_sync
+        return share * self.loss(y_true, y_pred, sample_weight)
+
+
+class DenseDetector(Detector):
+    """Detectors with logits and box deltas at every anchor; a subclass has `_build_loss_logs`."""
+
+    def compile(self, optimizer, **kwargs):
+        """Compiles with the focal loss (Lin et al., 2018) and a smooth L1 loss that becomes linear at 1."""
+        focal = keras.losses.BinaryFocalCrossentropy(apply_class_balancing=True, from_logits=True, reduction="sum")
+        losses = {
+            # Keras takes the mean over classes, and the paper their sum.
+            "classification_loss": DeviceShare(focal, float(len(self.class_names))),
+            "box_loss": DeviceShare(keras.losses.Huber(delta=1.0, reduction="sum")),
+        }
+        super().compile(optimizer, **(losses | kwargs))
+        self._build_loss_logs()
+
+    def call(self, inputs, training=None, mask=None):
+        # The steps of KerasCV and KerasHub pass the bare images; KerasCV's graph has a dict.
+        return super().call(self._graph_inputs(images_of(inputs)), training=training, mask=mask)
+
+    def predict_step(self, data):
+        """Returns detections of a batch; boxes are clipped to the image if the batch has `image_sizes`."""
+        data = batch_of(data)
+        images = images_of(data)
+        detections = self.decode_predictions(self(images, training=False), images)
+        sizes = data.get("image_sizes") if isinstance(data, dict) else None
+        if sizes is None:
+            return detections
+        boxes = clip(detections["boxes"], tf.cast(sizes, tf.float32))
+        return {**detections, "boxes": tf.where(detections["classes"][..., None] >= 0, boxes, -1.0)}
+
+    def _suppress(self, boxes, logits):
+        """Returns the detections of boxes (B, n, 4) and logits (B, n, C)."""
+        limits = self.score_threshold, self.nms_iou, self.max_detections
+        return suppress(boxes[:, :, None], tf.sigmoid(logits), *limits)
+
+
+def labels_of(batch):
+    """Returns the images, boxes (B, M, 4) and classes (B, M) of a batch. Without boxes, M is 1 and both hold -1."""
+    images, labels = batch["images"], batch.get("bounding_boxes")
+    if labels is None:
+        count = tf.shape(images)[0]
+        labels = {"boxes": tf.zeros([count, 0, 4]), "classes": tf.zeros([count, 0])}
+    missing = tf.cast(tf.shape(labels["boxes"])[1] == 0, tf.int32)  # the label encoders fail without any row
+    boxes, classes = (
+        tf.pad(labels[name], [[0, 0], [0, missing], *more], constant_values=-1)
+        for name, more in (("boxes", [[0, 0]]), ("classes", []))
+    )
+    return images, boxes, classes

@@ -1,0 +1,101 @@
+"""A quiet import of TensorFlow, which writes to standard error before any setting of its own takes effect.
+
+While TensorFlow loads, standard error (the descriptor, so that C++ is included) is a pipe to a second process. Once
+TensorFlow is loaded, that process prints the lines that are not mere notes and warnings. If the import fails, or this
+process dies of a signal, it prints all lines. The second process runs this file and imports the standard library alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.machinery import PathFinder
+
+LIBRARIES = ("absl", "tensorflow", "matplotlib", "grain")
+# A note or warning of absl, such as "I0000 00:00:17… 26184 port.cc:153] oneDNN …", or in TensorFlow's older form.
+NOTE = rb"[IW]\d{4} |WARNING: All log messages before absl|\d{4}-\d\d-\d\d [\d:.]+: [IW] "
+LOADED = b"\0loaded\n"  # the last line of the pipe if all went well
+
+
+def silence_libraries() -> None:
+    """Keeps all but the errors of TensorFlow, absl, oneDNN, Grain and matplotlib from standard error."""
+    for library in LIBRARIES:
+        logging.getLogger(library).setLevel(logging.ERROR)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors
+    if "tensorflow" not in sys.modules and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(sys.meta_path.index(PathFinder), _Finder())
+
+
+class _Finder:
+    """Finds TensorFlow as `PathFinder` does, and holds standard error while it loads."""
+
+    def find_spec(self, name, path=None, target=None):
+        spec = PathFinder.find_spec(name) if name == "tensorflow" else None
+        if spec is None or spec.loader is None:
+            return None
+        load = spec.loader.exec_module
+
+        def load_quietly(module):
+            with held_stderr():
+                load(module)
+
+        spec.loader.exec_module = load_quietly
+        return spec
+
+
+@contextlib.contextmanager
+def held_stderr() -> Iterator[None]:
+    """Holds back what is written to standard error inside this context.
+
+    At its end, everything but notes is printed; after an error or a fatal signal, everything. Process 1 of a container
+    holds nothing, since the system ends all other processes with it. Ctrl-C is not an error.
+    """
+    if os.name != "posix" or os.getpid() == 1:
+        yield
+        return
+    try:
+        stderr = os.dup(2)
+        command = [sys.executable, "-I", "-S", __file__]
+        holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stderr, start_new_session=True, bufsize=0)
+    except OSError:  # standard error is closed, or no process can be started
+        yield
+        return
+    os.dup2(holder.stdin.fileno(), 2)
+    message = b""
+    try:
+        yield
+        message = LOADED
+    except KeyboardInterrupt:
+        message = LOADED
+        raise
+    finally:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        with contextlib.suppress(BrokenPipeError):  # somebody killed the holder
+            holder.stdin.write(message)
+        holder.stdin.close()
+        holder.wait()
+
+
+def main() -> None:
+    """Reads lines until the end or `LOADED`, then prints them: after `LOADED` without the notes."""
+    import re
+
+    lines, loaded = [], False
+    for line in sys.stdin.buffer:
+        if line.endswith(LOADED):
+            line, loaded = line.removesuffix(LOADED), True
+        lines.append(line)
+        if loaded:
+            break
+    sys.stdout.buffer.write(b"".join(line for line in lines if not (loaded and re.match(NOTE, line))))
+
+
+if __name__ == "__main__":
+    main()
