@@ -192,9 +192,9 @@ class TrainConfig(Section):
     strategy: Literal["auto", "one", "mirrored", "multi_worker"] = Field(
         "auto", description="devices: one, all of the machine, or all of TF_CONFIG's workers; auto takes what there is"
     )
-    worker_timeout: float = Field(60, ge=1, description="s that an ordinary step of several workers may take")
+    worker_timeout: float = Field(60, ge=1, description="seconds that an ordinary step of several workers may take")
     start_timeout: float = Field(
-        600, ge=1, description="s for all workers to come, the first step, a checkpoint or a probe"
+        600, ge=1, description="seconds for all workers to come, the first step, a checkpoint or a probe"
     )
 
     @field_validator("checkpoint_every", mode="before")
