@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from PIL import Image
 
 from dupr_tf.cli import main
 from dupr_tf.config import parse_config
@@ -90,8 +91,10 @@ def test_malformed_tf_config_is_refused_in_one_line(text, words):
 def test_command_line_refuses_malformed_tf_config(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("TF_CONFIG", "{")
     (tmp_path / "c.yaml").write_text("train: {epochs: 1}")
-    (tmp_path / "a.jpg").write_bytes(b"")
-    command = ["pretrain", str(tmp_path / "c.yaml"), "--data", str(tmp_path), "--output", str(tmp_path / "run")]
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "photos" / "a.jpg")
+    command = ["pretrain", str(tmp_path / "c.yaml"), "--data", str(tmp_path / "photos")]
+    command += ["--output", str(tmp_path / "run")]
     assert main(command) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("dupr-tf: error: TF_CONFIG: ")
