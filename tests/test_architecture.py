@@ -39,7 +39,6 @@ ARROWS["reporting"] = {
     "files", "environment", "probing", "training", "models", "weights", "data", "config", "batch", "ops",
 }  # fmt: skip
 ARROWS["forecast"] = {"files", "environment", "training", "models", "data", "config", "batch", "ops"}
-ARROWS["launching"] = set()
 ARROWS["commands"] = set(ARROWS)
 ARROWS["cli"] = set(ARROWS)
 ARROWS["__main__"] = {"cli"}
@@ -141,7 +140,7 @@ def test_the_arrows_form_no_circle_and_keep_data_and_models_apart():
 @pytest.mark.parametrize(
     "module",
     [
-        *("errors", "text", "registry", "files", "batch", "config", "data", "launching"),
+        *("errors", "text", "registry", "files", "batch", "config", "data"),
         *("weights/paths", "detection/labels"),
         *("forecast/device_types", "forecast/assumptions", "forecast/seconds", "forecast/advice"),
         *("probing/image_views", "probing/labelled"),

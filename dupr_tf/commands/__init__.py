@@ -1,7 +1,6 @@
 """The commands of `dupr-tf`, one dataclass each: its fields are the flags, its docstring the help, `run` the work."""
 
 from dupr_tf.commands.bench import Bench
-from dupr_tf.commands.cluster import ClusterEnv
 from dupr_tf.commands.doctor import Doctor
 from dupr_tf.commands.duplicates import Duplicates
 from dupr_tf.commands.evaluate import Evaluate
@@ -21,14 +20,14 @@ from dupr_tf.commands.views import Views
 
 COMMANDS = {
     "sample": Sample, "scan": Scan, "duplicates": Duplicates, "pack": Pack,
-    "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "cluster-env": ClusterEnv,
+    "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate,
     "views": Views, "probe": Probe, "report": Report,
     "export": Export, "import": Import,
     "doctor": Doctor, "plan": Plan, "bench": Bench, "fields": Fields, "list": List,
 }  # fmt: skip
 GROUPS = {
     "data": ("sample", "scan", "duplicates", "pack"),
-    "training": ("pretrain", "finetune", "evaluate", "cluster-env"),
+    "training": ("pretrain", "finetune", "evaluate"),
     "looking": ("views", "probe", "report"),
     "weights": ("export", "import"),
     "planning": ("doctor", "plan", "bench", "fields", "list"),

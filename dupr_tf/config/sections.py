@@ -212,8 +212,10 @@ class TrainConfig(Section):
     strategy: Literal["auto", "one", "mirrored", "multi_worker"] = Field(
         "auto", description="devices: one, all of the machine, or all of TF_CONFIG's workers; auto takes what there is"
     )
-    worker_timeout: float = Field(60, ge=1, description="seconds without a sign of life after which a worker is lost")
-    start_timeout: float = Field(600, ge=1, description="seconds in which all workers must start, and a step must end")
+    worker_timeout: float = Field(60, ge=1, description="seconds that an ordinary step of several workers may take")
+    start_timeout: float = Field(
+        600, ge=1, description="seconds for all workers to come, the first step, a checkpoint or a probe"
+    )
 
     @field_validator("checkpoint_every", mode="before")
     @classmethod
