@@ -1,8 +1,8 @@
 """The commands of `dupr-tf`, one dataclass each: its fields are the flags, its docstring the help, `run` the work."""
 
 from dupr_tf.commands.bench import Bench
-from dupr_tf.commands.cluster import ClusterEnv
 from dupr_tf.commands.doctor import Doctor
+from dupr_tf.commands.duplicates import Duplicates
 from dupr_tf.commands.evaluate import Evaluate
 from dupr_tf.commands.export import Export
 from dupr_tf.commands.fields import Fields
@@ -20,17 +20,17 @@ from dupr_tf.commands.scan import Scan
 from dupr_tf.commands.views import Views
 
 COMMANDS = {
-    "sample": Sample, "scan": Scan, "pack": Pack,
-    "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "predict": Predict, "cluster-env": ClusterEnv,
+    "sample": Sample, "scan": Scan, "duplicates": Duplicates, "pack": Pack,
+    "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "predict": Predict,
     "views": Views, "probe": Probe, "report": Report,
     "export": Export, "import": Import,
     "doctor": Doctor, "plan": Plan, "bench": Bench, "fields": Fields, "list": List,
 }  # fmt: skip
 GROUPS = {
-    "data": ("sample", "scan", "pack"),
-    "training": ("pretrain", "finetune", "evaluate", "predict", "cluster-env"),
+    "data": ("sample", "scan", "duplicates", "pack"),
+    "training": ("pretrain", "finetune", "evaluate", "predict"),
     "looking": ("views", "probe", "report"),
     "weights": ("export", "import"),
     "planning": ("doctor", "plan", "bench", "fields", "list"),
 }
-CONFIGURED = ("pretrain", "finetune", "probe", "views", "doctor", "plan")
+CONFIGURED = ("pretrain", "finetune", "evaluate", "predict", "probe", "views", "doctor", "plan")

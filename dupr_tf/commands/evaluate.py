@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.checks import output_problems
+from dupr_tf.commands.checks import output_problems, problems_of, refuse_kept_fields
 from dupr_tf.commands.screen import print_table
 from dupr_tf.errors import raise_all
 from dupr_tf.training.cluster import refuse_cluster
@@ -20,6 +20,7 @@ class Evaluate:
     """Evaluate a saved detector on labelled images.
 
     The images must have the classes of the detector.
+    Any field of the data section is a flag too: --data.max_pixels 200000000.
     """
 
     EXAMPLE = "dupr-tf evaluate runs/detector --data runs/sample"
@@ -38,10 +39,11 @@ class Evaluate:
 
     def run(self, overrides: dict[str, str]) -> None:
         refuse_cluster()
-        raise_all(output_problems(self.output, self.data))
+        raise_all([*problems_of(refuse_kept_fields, overrides), *output_problems(self.output, self.data)])
         from dupr_tf.detection.finetune import evaluate
 
-        scores = evaluate(self.detector, self.data, self.output, self.split, image_size=self.image_size)
+        size = self.image_size
+        scores = evaluate(self.detector, self.data, self.output, self.split, image_size=size, overrides=overrides)
         print_scores(scores, self.output)
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import tyro
 
-from dupr_tf.commands.checks import output_problems
+from dupr_tf.commands.checks import output_problems, problems_of, refuse_kept_fields
 from dupr_tf.detection.outputs import OUTPUTS
 from dupr_tf.errors import raise_all
 from dupr_tf.training.cluster import refuse_cluster
@@ -21,6 +21,7 @@ class Predict:
     Writes boxes (and masks), or the class of every pixel, to --output. Run the same command again to resume: finished
     parts of 256 images are kept. Unreadable images are skipped and listed in bad_images.tsv.
     With --min-score, the output can be the labels of `finetune` (pseudo-labels).
+    The fields data.max_pixels and data.depth are flags too; by default they are those of the fine-tuning.
     """
 
     EXAMPLE = "dupr-tf predict runs/detector --images runs/sample/unlabeled --output runs/boxes"
@@ -49,12 +50,13 @@ class Predict:
     def run(self, overrides: dict[str, str]) -> None:
         refuse_cluster()
         folders = [path for path in self.images if path.is_dir()]
-        raise_all([problem for folder in folders for problem in output_problems(self.output, folder)])
+        problems = [problem for folder in folders for problem in output_problems(self.output, folder)]
+        raise_all([*problems_of(refuse_kept_fields, overrides), *problems])
         from dupr_tf.detection.predict import BAD_IMAGES, PredictSettings, predict
 
         settings = PredictSettings(self.to, self.min_score, self.image_size)
         limits = self.pictures, self.max_bad_share, self.batch_size
-        done = predict(self.detector, self.images, self.output, settings, *limits)
+        done = predict(self.detector, self.images, self.output, settings, *limits, overrides=overrides)
         print(f"{done.images:,} images, {done.detections:,} detections")
         if done.bad:
             print(f"{len(done.bad)} unreadable files were left out: {self.output / BAD_IMAGES}")

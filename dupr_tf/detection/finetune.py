@@ -11,6 +11,7 @@ from rich.console import Console
 
 from dupr_tf.config import Config, DataConfig, load_config
 from dupr_tf.config.detectors import DETECTORS
+from dupr_tf.data.inspection import inspect_targets
 from dupr_tf.detection.labels import labels_entry, read_evaluated, read_splits
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import local_path
@@ -59,9 +60,11 @@ def finetune(
     entries = {split: labels_entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
     changes = check(output, config, entries, allow_change)
     check_weights(output, weights)
+    console = console or Console()
+    console.print(inspect_targets(splits[0], config), highlight=False, soft_wrap=True)
     from dupr_tf.detection.training import train_detector  # loads TensorFlow
 
-    return train_detector(config, weights, data, output, console or Console(), splits, entries, bool(changes))
+    return train_detector(config, weights, data, output, console, splits, entries, bool(changes))
 
 
 def evaluate(
@@ -71,6 +74,7 @@ def evaluate(
     split: str = "val",
     kind: str = "auto",
     image_size: int | None = None,
+    overrides: dict[str, str] | None = None,
 ) -> dict:
     """Evaluates a saved detector.
 
@@ -82,6 +86,7 @@ def evaluate(
         kind: layout of the data, as `data.kind`; "auto" detects it.
         image_size: px; evaluates at this size: the side of the square, or the short side of images of any size.
             Default: the detector's own.
+        overrides: {"data.max_pixels": "…", …}, fields of the data section to change, as YAML text.
 
     Returns:
         By task `AP`, `AP50`, … or `mIoU`, `per_class`, and the number of images.
@@ -93,7 +98,7 @@ def evaluate(
     file, output = detector_file(detector_path), output and local_path(output, "output")
     if output is not None and output.is_file():
         raise UserError("output", f"{output} is a file.", "Pass a folder.")
-    section = _data_section(file, kind)
+    section = data_section(file, kind, overrides)
     saved, images = read_saved(file), None
     check_size(saved, image_size)
     if saved is not None:
@@ -160,11 +165,10 @@ def check_size(saved: Saved | None, image_size: int | None) -> None:
         )
 
 
-def _data_section(file: Path, kind: str) -> DataConfig:
+def data_section(file: Path, kind: str = "auto", overrides: dict[str, str] | None = None) -> DataConfig:
     """Returns the data section of the config next to the detector (default: the schema's), with the layout `kind`."""
     path = file.parent / "config.yaml"
-    section = load_config(path).data if path.is_file() else DataConfig()
-    return section.model_copy(update={"kind": kind})
+    return load_config(path if path.is_file() else None, {"data.kind": kind, **(overrides or {})}).data
 
 
 def _run_folder(output: str | Path) -> Path:

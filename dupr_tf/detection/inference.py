@@ -13,11 +13,13 @@ import numpy as np
 from PIL import Image
 
 from dupr_tf.data.detection import image_rows, read_image
-from dupr_tf.data.images.decode import MAX_PIXELS, Unusable
+from dupr_tf.config import DataConfig
+from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.source import map_in_order
 from dupr_tf.data.labels.run_lengths import pixels_of
 from dupr_tf.data.placing import letterbox, pad_batch, scaled
 from dupr_tf.data.segmentation import segments_to_original
+from dupr_tf.detection.finetune import data_section, detector_file
 from dupr_tf.detection.predictions import EVAL_BATCH, convert_to_originals
 from dupr_tf.detection.registry import task_of
 from dupr_tf.detection.saving import load_detector
@@ -64,7 +66,7 @@ class Detector:
         detector: `detector.keras`, the output folder of `finetune`, or a loaded detector.
         min_score: lower detections are left out. Default: the detector's own `score_threshold`.
         image_size: px; the side of the square, or the short side of images of any size. Default: the detector's own.
-        max_pixels: larger files are refused.
+        data: settings for reading files. Default: those of the `config.yaml` beside the detector.
 
     Attributes:
         model: the Keras model.
@@ -76,10 +78,16 @@ class Detector:
     """
 
     def __init__(
-        self, detector: Any, min_score: float | None = None, image_size: int | None = None, max_pixels=MAX_PIXELS
+        self,
+        detector: Any,
+        min_score: float | None = None,
+        image_size: int | None = None,
+        data: DataConfig | None = None,
     ):
-        self.model = load_detector(detector) if isinstance(detector, str | os.PathLike) else detector
-        self.class_names, self.task, self.max_pixels = tuple(self.model.class_names), task_of(self.model), max_pixels
+        on_disk = isinstance(detector, str | os.PathLike)
+        self.model = load_detector(detector) if on_disk else detector
+        self.data = data or (data_section(detector_file(detector)) if on_disk else DataConfig())
+        self.class_names, self.task = tuple(self.model.class_names), task_of(self.model)
         if image_size is not None:
             self.model.resize_input(image_size)
         if min_score is not None and self.task != "segments":
@@ -143,7 +151,7 @@ class Detector:
     def _load(self, image) -> tuple[tuple[int, int], dict] | Unusable:
         """Returns the size of an image, and the rows that `pad_batch` takes; or why it cannot be used."""
         try:
-            pixels = _pixels(image, self.max_pixels)
+            pixels = _pixels(image, self.data)
         except Unusable as error:
             return error
         place = self._place(pixels.shape[:2])
@@ -170,10 +178,10 @@ class Detector:
             yield index, Prediction(sizes[index], found["boxes"], found["scores"], found["classes"], names, masks)
 
 
-def _pixels(image, max_pixels: int) -> np.ndarray:
+def _pixels(image, data: DataConfig) -> np.ndarray:
     """Returns (H, W, 3) uint8 of a path, a PIL image or an array. Raises Unusable."""
     if isinstance(image, str | os.PathLike):
-        return read_image(Path(image).expanduser(), max_pixels)
+        return read_image(Path(image).expanduser(), data)
     if isinstance(image, Image.Image):
         if image.mode in SIXTEEN_BITS:
             image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))

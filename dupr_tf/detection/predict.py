@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from dupr_tf.config import DataConfig
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.detection import read_image
 from dupr_tf.data.images.bad_images import write_list
@@ -29,7 +30,7 @@ from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.labels.run_lengths import mask_from_pixels
 from dupr_tf.data.shards.index import read_sealed, seal
-from dupr_tf.detection.finetune import Saved, check_size, detector_file, read_saved
+from dupr_tf.detection.finetune import Saved, check_size, data_section, detector_file, read_saved
 from dupr_tf.detection.outputs import OUTPUTS, default_format, flat_name, segments_of
 from dupr_tf.detection.pictures import detections_picture, draw_pictures, sheet_positions
 from dupr_tf.detection.segmentation_sheet import segments_picture
@@ -79,6 +80,7 @@ def predict(
     max_bad_share: float = 0.01,
     batch_size: int = 8,
     console: Console | None = None,
+    overrides: dict[str, str] | None = None,
 ) -> Predicted:
     """Predicts on image files and writes boxes, masks or classes of pixels. Called again, it resumes.
 
@@ -91,6 +93,7 @@ def predict(
         max_bad_share: share of the images that may be unreadable, 0 to 1.
         batch_size: images that the detector takes at a time.
         console: console for progress. Default: the terminal.
+        overrides: {"data.max_pixels": "…", …}, how files are read, as YAML text. Default: as in training.
 
     Raises:
         UserError: something does not fit together, or the output holds other predictions.
@@ -108,16 +111,17 @@ def predict(
         if not low <= value <= high:
             raise UserError(name, f"Expected {low} to {high}, received {value}.", f"Pass {max(low, min(value, high))}.")
     root, names = list_inputs(images)
+    data = data_section(file, overrides=overrides)
     if OUTPUTS[settings.to].facts["one_file_a_stem"]:
         check_stems(names, settings.to)
-    run = PredictRun(output, root, names, settings, max_bad_share, console or Console())
+    run = PredictRun(output, root, names, settings, max_bad_share, console or Console(), data)
     run.check({"file": file.name, "sha256": sha256_of(file)})
     if run.finished:
         run.console.print(f"{output} has ended before")
         return run.result()
     from dupr_tf.detection.inference import Detector  # loads TensorFlow
 
-    model = Detector(file, settings.min_score, settings.image_size)
+    model = Detector(file, settings.min_score, settings.image_size, data)
     if model.task not in OUTPUTS[settings.to].facts["tasks"]:
         raise _wrong_format(settings.to, model.task)
     with reporting_full_disk(output):
@@ -190,12 +194,23 @@ class PredictRun:
         settings: with a format.
         max_bad_share: as in `predict`.
         console: for progress.
+        data: settings for reading files.
 
     Attributes:
         finished: True if the run had ended before; known after `check`.
     """
 
-    def __init__(self, output: Path, root: str, names: list[str], settings: PredictSettings, max_bad_share, console):
+    def __init__(
+        self,
+        output: Path,
+        root: str,
+        names: list[str],
+        settings: PredictSettings,
+        max_bad_share: float,
+        console: Console,
+        data: DataConfig | None = None,
+    ):
+        self.data = data or DataConfig()
         self.output, self.root, self.names, self.settings = output, root, names, settings
         self.most_bad, self.console, self.finished = max_bad_share * len(names), console, False
         self.parts = [names[first : first + PART] for first in range(0, len(names), PART)]
@@ -207,7 +222,7 @@ class PredictRun:
         for name in self.names:
             digest.update(os.fsencode(f"{name}\0"))
         source = {"root": os.fsdecode(self.root), "files": len(self.names), "sha256": digest.hexdigest()}
-        settings = dataclasses.asdict(self.settings)
+        settings = {**dataclasses.asdict(self.settings), "depth": self.data.depth}
         self.header = {"format": FORMAT, "detector": detector, "settings": settings, "source": source}
         if self.output.is_file():
             raise UserError("--output", f"{self.output} is a file.", "Pass a folder.")
@@ -326,7 +341,7 @@ class PredictRun:
         for position, image in enumerate(self.found()):
             if position in wanted:
                 path, name = os.path.join(self.root, image["name"]), f"{flat_name(image['name'])}.png"
-                draw = functools.partial(predicted_picture, path, image, class_names)
+                draw = functools.partial(predicted_picture, path, image, class_names, self.data)
                 draw_pictures({name: draw}, self.output / PICTURES)
 
 
@@ -367,16 +382,17 @@ def _record(name: str, prediction) -> dict:
     return record
 
 
-def predicted_picture(image_path: str, record: dict, class_names: Sequence[str], path: Path) -> None:
+def predicted_picture(image_path: str, record: dict, class_names: Sequence[str], data: DataConfig, path: Path) -> None:
     """Draws the predictions of one image, boxes or segments.
 
     Args:
         image_path: file of the image.
         record: of `outputs`.
         class_names: names of the classes 0, 1, …
+        data: settings for reading files.
         path: PNG file to write.
     """
-    image = read_image(image_path)
+    image = read_image(image_path, data)
     if "segments" in record:
         segments_picture(image, segments_of(record), class_names).save(path)
         return

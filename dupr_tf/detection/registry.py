@@ -83,7 +83,7 @@ def measure_boxes(detector, annotated, layout, data: DataConfig, masks=False) ->
     title = f"Precision and recall of {'masks' if masks else 'boxes'} at IoU 0.5"
     pictures = {
         "precision_recall.png": lambda path: precision_recall_picture(curves, path, title),
-        "detections.png": lambda path: contact_sheet(annotated, detections, path, max_pixels=data.max_pixels),
+        "detections.png": lambda path: contact_sheet(annotated, detections, path, data=data),
         "confusion.png": confusion_picture(counts, names),
     }
     return Measured(metrics, pictures)
@@ -109,7 +109,7 @@ def measure_segments(detector, segmented: SegmentedImages, layout, data: DataCon
     names = segmented.class_names
     metrics = {"confusion": name_confusion(matrix.counts, names), "limits": _limits(detector)}
     pictures = {
-        "segments.png": lambda path: segmentation_sheet(segmented, shown, path, data.max_pixels),
+        "segments.png": lambda path: segmentation_sheet(segmented, shown, path, data),
         "confusion.png": confusion_picture(matrix.counts, names),
     }
     return Measured({**matrix.scores(names), **metrics}, pictures)
