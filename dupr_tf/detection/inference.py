@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Iterator
@@ -12,51 +11,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dupr_tf.data.detection import image_rows, read_image
 from dupr_tf.config import DataConfig
+from dupr_tf.data.detection import image_rows, read_image
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.source import map_in_order
-from dupr_tf.data.labels.run_lengths import pixels_of
 from dupr_tf.data.placing import letterbox, pad_batch, scaled
 from dupr_tf.data.segmentation import segments_to_original
 from dupr_tf.detection.finetune import data_section, detector_file
+from dupr_tf.detection.prediction import Prediction
 from dupr_tf.detection.predictions import EVAL_BATCH, convert_to_originals
 from dupr_tf.detection.registry import task_of
 from dupr_tf.detection.saving import load_detector
 from dupr_tf.errors import UserError
 
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")  # modes of Pillow
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What a detector found in one image, the best detection first.
-
-    Attributes:
-        size: height and width of the image, px.
-        boxes: (k, 4) float32, x1 y1 x2 y2 in pixels of the image.
-        scores: (k,) float32 in [0, 1].
-        classes: (k,) int32, positions in the detector's `class_names`.
-        names: k names of classes.
-        run_lengths: k masks as run lengths (`data.labels.run_lengths`); None without masks.
-        segments: (H, W) int32, the class of every pixel, of a detector of segments; None otherwise.
-    """
-
-    size: tuple[int, int]
-    boxes: np.ndarray
-    scores: np.ndarray
-    classes: np.ndarray
-    names: tuple[str, ...]
-    run_lengths: tuple[bytes, ...] | None = None
-    segments: np.ndarray | None = None
-
-    @property
-    def masks(self) -> np.ndarray | None:
-        """(k, H, W) bool, the pixels of each object; None without masks."""
-        if self.run_lengths is None:
-            return None
-        masks = [pixels_of(mask, self.size) for mask in self.run_lengths]
-        return np.array(masks, bool).reshape(-1, *self.size)
 
 
 class Detector:

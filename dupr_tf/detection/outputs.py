@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import TextIO
 
-import numpy as np
 from PIL import Image
 
-from dupr_tf.data.labels.run_lengths import area_of, pixels_of
+from dupr_tf.data.labels.run_lengths import area_of
+from dupr_tf.detection.prediction import segments_of
 from dupr_tf.files import publish
 from dupr_tf.registry import Entry, Registry
 from dupr_tf.text import escape
@@ -140,14 +140,6 @@ def write_png(folder: Path, found: Found, root: str, class_names, labels: bool) 
     (folder / "classes.txt").write_text(
         "".join(f"{k} {escape(name)}\n" for k, name in enumerate(class_names)), encoding="utf-8"
     )
-
-
-def segments_of(image: dict) -> np.ndarray:
-    """Returns (H, W) uint8: the classes of an image of a detector of segments, whose record has masks by class."""
-    values = np.zeros(image["size"], np.uint8)
-    for label, mask in image["segments"].items():
-        values[pixels_of(mask.encode(), image["size"]) > 0] = int(label)
-    return values
 
 
 def flat_name(name: str) -> str:

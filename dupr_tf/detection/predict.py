@@ -28,11 +28,11 @@ from dupr_tf.data.detection import read_image
 from dupr_tf.data.images.bad_images import write_list
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.listing import list_images
-from dupr_tf.data.labels.run_lengths import mask_from_pixels
 from dupr_tf.data.shards.index import read_sealed, seal
 from dupr_tf.detection.finetune import Saved, check_size, data_section, detector_file, read_saved
-from dupr_tf.detection.outputs import OUTPUTS, default_format, flat_name, segments_of
+from dupr_tf.detection.outputs import OUTPUTS, default_format, flat_name
 from dupr_tf.detection.pictures import detections_picture, draw_pictures, sheet_positions
+from dupr_tf.detection.prediction import Prediction, record_of, segments_of
 from dupr_tf.detection.segmentation_sheet import segments_picture
 from dupr_tf.errors import RunFailed, UserError, reporting_full_disk
 from dupr_tf.files import local_path, sha256_of, write_whole
@@ -44,7 +44,7 @@ RUN_FILE, BAD_IMAGES, PARTS, LOCK, PICTURES = "predict.json", "bad_images.tsv", 
 PART = 256  # images
 SAY_EVERY, SAME_BATCH = 5.0, 0.01  # seconds
 Bad = list[tuple[str, str]]  # name and reason
-Stream = Callable[[list[str]], Iterator[tuple[int, object]]]  # paths -> number, `Prediction` or `Unusable`
+Stream = Callable[[list[str]], Iterator[tuple[int, Prediction | Unusable]]]  # paths -> number and prediction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,7 +308,7 @@ class PredictRun:
             for index, prediction in stream([os.path.join(self.root, name) for name in names]):
                 progress.add()
                 if not isinstance(prediction, Unusable):
-                    lines[index] = json.dumps(_record(names[index], prediction)) + "\n"
+                    lines[index] = json.dumps(record_of(names[index], prediction)) + "\n"
                     continue
                 bad.append((names[index], one_line(prediction, 200)))
                 log.warning("skipped, %s: %s", bad[-1][1], escape(names[index]))
@@ -366,20 +366,6 @@ class _Progress:
                 rate = (self.done - self.untimed) / (now - self.start)
                 text += f"  {rate:.1f} images/s  ETA {duration((self.total - self.done) / rate)}"
             self.console.print(text)
-
-
-def _record(name: str, prediction) -> dict:
-    """Returns a `Prediction` as JSON has it, see `outputs`."""
-    record = {"name": name, "size": list(map(int, prediction.size))}
-    record["boxes"] = [[round(float(value), 3) for value in box] for box in prediction.boxes]
-    record["classes"] = prediction.classes.tolist()
-    record["scores"] = [round(float(score), 5) for score in prediction.scores]
-    if prediction.run_lengths is not None:
-        record["masks"] = [mask.decode() for mask in prediction.run_lengths]
-    if prediction.segments is not None:
-        labels, segments = np.unique(prediction.segments).tolist(), prediction.segments
-        record["segments"] = {str(label): mask_from_pixels(segments == label).decode() for label in labels}
-    return record
 
 
 def predicted_picture(image_path: str, record: dict, class_names: Sequence[str], data: DataConfig, path: Path) -> None:

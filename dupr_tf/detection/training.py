@@ -151,6 +151,8 @@ def measure_detector(
     task = task_of(detector)
     if images is None:
         images = read_evaluated(data, split, section, task, detector.class_names)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
     scores, pictures = TASKS[task].measure(detector, images, layout_of(data, split, section.kind), section)
     metrics = {**scores, "split": split, "images": len(images)}
     if output is not None:
