@@ -118,7 +118,7 @@ def photos_of(data):
     """
     data, images = batch_of(data), tf.cast(images_of(data), tf.float32)
     if images.shape.rank != 4:
-        raise UserError("images", f"Expected images (B, H, W, 3), received shape {images.shape}.", "Add an axis.")
+        raise UserError("images", f"Expected images (B, H, W, 3), received {images.shape}.", "Pass images[None].")
     sizes = data.get("image_sizes") if isinstance(data, dict) else None
     if sizes is None:
         sizes = tf.tile(tf.shape(images)[None, 1:3], [tf.shape(images)[0], 1])
