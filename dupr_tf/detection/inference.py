@@ -69,7 +69,7 @@ class Detector:
         """Detects objects in images of any size.
 
         Args:
-            images: a list of images, or one. An image is a path, a PIL image (used as it is, not turned by its EXIF),
+            images: a list of images, or one. An image is a path, a PIL image (not turned by its EXIF),
                 or an array (H, W, 3) or (H, W) uint8. Files are turned upright. An array (B, H, W, 3) is a list.
             batch_size: images that the model takes at a time.
 
@@ -91,7 +91,7 @@ class Detector:
     def stream(
         self, images: Iterable, batch_size: int = EVAL_BATCH, threads: int | None = None
     ) -> Iterator[tuple[int, Prediction | Unusable]]:
-        """Yields the number of each image and its `Prediction`, or why it cannot be used, as soon as it is there.
+        """Yields the number of each image and its `Prediction`, or why it cannot be used once it is known.
 
         Memory is bounded: only a few images are read ahead. Wide and tall images are in different batches where
         a detector takes images of any size, so the order may differ from that of the images.

@@ -1,4 +1,4 @@
-"""What a detector found in one image, and how it is kept as JSON. Imports no TensorFlow."""
+"""The predictions of one image, and their form in JSON. Imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dupr_tf.data.labels.run_lengths import mask_from_pixels, pixels_of
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a detector found in one image, the best detection first.
+    """The predictions of one image, the best detection first.
 
     Attributes:
         size: height and width of the image, px.
