@@ -18,7 +18,7 @@ from dupr_tf.files import local_path
 from dupr_tf.training.run import FORMAT_FILE, check, check_weights
 
 DETECTOR_FILE = "detector.keras"
-METRICS_FILE = "metrics.json"  # written last: a run that has it is finished
+METRICS_FILE = "metrics.json"  # written before the pictures: a run that has it is finished
 
 
 def finetune(

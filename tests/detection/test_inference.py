@@ -3,19 +3,21 @@
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 import dupr_tf
 from dupr_tf.cli import main
 from dupr_tf.config import parse_config
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.labels.annotations import read_annotations
-from dupr_tf.detection.finetune import evaluate
+from dupr_tf.detection.finetune import evaluate, finetune
+from dupr_tf.detection.outputs import COCO_FILE
 from dupr_tf.detection.predictions import detect
 from dupr_tf.detection.registry import build_detector, task_of
 from dupr_tf.detection.saving import save_detector
 from dupr_tf.models.resnet import build_backbone
 from tests.detection.test_finetune_kinds import RCNN, SMALL
-from tests.labelled_scenes import NAMES, pictures, write_coco
+from tests.labelled_scenes import NAMES, pictures, write_coco, write_masks
 from tests.refusals import refusal
 
 SQUARE = {"short_sides": None}
@@ -142,3 +144,28 @@ def test_evaluation_at_another_size_names_its_limits(saved, data):
     scores = evaluate(saved, data, image_size=96)
     assert scores["limits"]["max_detections"] == 10 and scores["confusion"]
     assert 96 in (scores["limits"].get("image_size"), scores["limits"].get("test_short_side"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["retinanet", "fcn"])
+def test_predictions_are_labels_for_finetune(kind, tmp_path):
+    images = write_masks(tmp_path / "set", {"train": pictures(4), "val": pictures(2, seed=1)})
+    section = {"kind": kind, **SMALL, **KINDS[kind]}
+    values = {"data": {"image_size": 64}, "model": {"backbone": "resnet18", "width": 0.125}, "detector": section}
+    config = parse_config({**values, "optimizer": {"learning_rate": 0.01}, "train": {"batch_size": 2, "max_steps": 1}})
+    backbone = build_backbone("resnet18", width=0.125, include_normalization=True)
+    save_detector(build_detector(backbone, NAMES, config), tmp_path / "detector.keras")
+    for split in ("train", "val"):
+        arguments = [str(tmp_path / "detector.keras"), "--images", str(images / split / "images")]
+        arguments += ["--min-score", "0"] if kind == "retinanet" else []
+        assert main(["predict", *arguments, "--output", str(tmp_path / split)]) == 0
+    student = tmp_path / "train"
+    (student / "images" / "val").symlink_to(images / "val" / "images")
+    if kind == "fcn":
+        (student / "masks" / "val").symlink_to(tmp_path / "val" / "masks" / "train")
+    else:
+        labels = (tmp_path / "val" / COCO_FILE).read_text()
+        (student / "annotations" / "instances_val.json").write_text(labels)
+    metrics = finetune(config, "random", student, tmp_path / "out", console=Console(quiet=True))
+    assert (metrics["train_images"], metrics["val_images"]) == (4, 2)
+    assert set(metrics["per_class"]) == set(NAMES)
