@@ -49,7 +49,7 @@ class DenseDetector(Detector):
     def call(self, inputs, training=None, mask=None):
         # The steps of KerasCV and KerasHub pass the bare images; KerasCV's graph has a dict.
         images = images_of(inputs)
-        if not training and not isinstance(images, keras.KerasTensor):
+        if tf.executing_eagerly() and not training and not isinstance(images, keras.KerasTensor):
             images = pad_to_stride(tf.cast(images, tf.float32))  # a photo of any size
         return super().call(self._graph_inputs(images), training=training, mask=mask)
 

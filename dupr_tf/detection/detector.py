@@ -110,16 +110,17 @@ def photos_of(data):
     """Returns the images of a batch for `predict`, padded to sides that suit every detector, and their own sizes.
 
     Args:
-        data: (B, H, W, 3) images in 0–255, or a batch with them; any sides and any dtype.
+        data: (B, H, W, 3) images in 0–255 with any sides and dtype; or a batch whose `image_sizes` say which part of
+            its images is not padding.
 
     Returns:
-        (B, H', W', 3) float32, and (B, 2) float32 height and width of the unpadded part: `image_sizes` of the batch, or
-        H and W.
+        (B, H', W', 3) float32, and (B, 2) float32 height and width of the unpadded part.
     """
     data, images = batch_of(data), tf.cast(images_of(data), tf.float32)
     if images.shape.rank != 4:
         raise UserError("images", f"Expected images (B, H, W, 3), received {images.shape}.", "Pass images[None].")
     sizes = data.get("image_sizes") if isinstance(data, dict) else None
-    if sizes is None:
-        sizes = tf.tile(tf.shape(images)[None, 1:3], [tf.shape(images)[0], 1])
+    if sizes is not None:
+        return images, tf.cast(sizes, tf.float32)
+    sizes = tf.tile(tf.shape(images)[None, 1:3], [tf.shape(images)[0], 1])
     return pad_to_stride(images), tf.cast(sizes, tf.float32)
