@@ -22,6 +22,7 @@ ARROWS = {
     "config": {"safe_yaml", "files"},
     "environment": {"files"},
     "quiet": set(),
+    "streams": set(),
     "batch": set(),
     "ops": set(),
     "data": {"config", "batch", "ops", "files"},

@@ -11,6 +11,7 @@ from dupr_tf.commands.checks import config_or_problems, output_problems, problem
 from dupr_tf.commands.evaluate import print_scores
 from dupr_tf.config import Config
 from dupr_tf.errors import UserError, raise_all
+from dupr_tf.streams import lasting_streams
 from dupr_tf.training.cluster import refuse_cluster
 from dupr_tf.weights.paths import RANDOM, weights_file
 
@@ -49,5 +50,6 @@ class Finetune:
         raise_all([*problems, *output_problems(self.output, self.data)])
         from dupr_tf.detection.finetune import finetune
 
-        scores = finetune(config, self.weights, self.data, self.output, allow_change=self.allow_change)
-        print_scores(scores, self.output)
+        with lasting_streams():
+            scores = finetune(config, self.weights, self.data, self.output, allow_change=self.allow_change)
+            print_scores(scores, self.output)

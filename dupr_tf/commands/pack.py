@@ -8,6 +8,7 @@ from pathlib import Path
 import tyro
 
 from dupr_tf.commands.checks import output_problems
+from dupr_tf.commands.screen import print_line
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.text import escape
@@ -60,10 +61,12 @@ class Pack:
         settings = PackSettings(self.long_side, self.quality, self.images_per_shard, self.shuffle, self.seed)
         packed = pack(self.directory, self.output, settings, self.workers, self.max_bad_share)
         size = sum(shard.bytes for shard in packed.shards)
-        print(f"{packed.images:,} images in {len(packed.shards)} shards ({packed.written} written now), {size:,} bytes")
+        print_line(
+            f"{packed.images:,} images in {len(packed.shards)} shards ({packed.written} written now), {size:,} bytes"
+        )
         if packed.bad:
-            print(f"{len(packed.bad)} unreadable files were left out: {self.output / 'bad_images.tsv'}")
-        print(f"wrote {self.output}")
+            print_line(f"{len(packed.bad)} unreadable files were left out: {self.output / 'bad_images.tsv'}")
+        print_line(f"wrote {self.output}")
 
 
 def verify_shards(root: Path) -> None:
@@ -72,7 +75,7 @@ def verify_shards(root: Path) -> None:
 
     errors = list(find_damage(root))
     raise_all(list(filter(None, errors)))
-    print(f"{len(errors)} shards are what was packed: {root}")
+    print_line(f"{len(errors)} shards are what was packed: {root}")
 
 
 def print_names(root: Path) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import tyro
 
 from dupr_tf.commands.checks import config_or_problems, has_gpu, output_problems, problems_of
-from dupr_tf.commands.screen import print_table
+from dupr_tf.commands.screen import print_line, print_table, print_warnings
 from dupr_tf.config import Config
 from dupr_tf.data.images.bad_images import check_photos
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.probing.labelled import check_class_folders
+from dupr_tf.streams import lasting_streams
 from dupr_tf.training.cluster import cluster_of
 from dupr_tf.training.run import CONFIG_FILE, check, check_weights, images_entry, open_images
 
@@ -45,8 +45,7 @@ class Pretrain:
 
     def run(self, overrides: dict[str, str]) -> None:
         config, problems = config_or_problems(self.config, overrides, Config.pretrain_problems)
-        for warning in config.pretrain_warnings(has_gpu()) if config else ():
-            print(f"dupr-tf: warning: {warning}", file=sys.stderr)
+        print_warnings(config.pretrain_warnings(has_gpu()) if config else ())
         root = self.data or (config.data.root if config else None)
         if root is not None:
             images = (root, config.data.kind, config.data.max_pixels) if config else (root,)
@@ -63,6 +62,11 @@ class Pretrain:
             from dupr_tf.forecast.dry_run import dry_run
 
             return print_table(("dry run", ""), dry_run(config, self.data).rows())
+        with lasting_streams():
+            self._train(config)
+        return None
+
+    def _train(self, config: Config) -> None:
         from dupr_tf.training.pretrain import pretrain
 
         probe = None
@@ -75,16 +79,23 @@ class Pretrain:
             from dupr_tf.data.images.bad_images import count_reasons
 
             reasons = count_reasons(result.bad_images.values())
-            print(f"{len(result.bad_images)} images were skipped ({reasons}): see {self.output / 'bad_images.tsv'}")
-        print(f"step {result.step}: {result.backbone}")
+            print_line(
+                f"{len(result.bad_images)} images were skipped ({reasons}): see {self.output / 'bad_images.tsv'}"
+            )
+        print_line(f"step {result.step}: {result.backbone}")
 
     def _run_problems(self, config: Config) -> list[UserError]:
-        """Checks this start against the run in the output folder and the weights, before TensorFlow loads."""
-        if self.dry_run or cluster_of(config) is not None:  # with several workers the chief checks for all
+        """Checks this start against the images, the run in the output folder and the weights, without TensorFlow."""
+        if cluster_of(config) is not None and not self.dry_run:  # with several workers the chief checks for all
+            return []
+        from dupr_tf.forecast.advice import grave_warnings
+
+        config, source = open_images(config, self.data)
+        print_warnings(grave_warnings(config, len(source)))
+        if self.dry_run:
             return []
         problems = problems_of(check_weights, self.output, self.weights, field="--weights")
         if (self.output / CONFIG_FILE).exists() and not self.allow_change:
-            config, source = open_images(config, self.data)
             problems += problems_of(check, self.output, config, images_entry(config.data.root, source))
         return problems
 

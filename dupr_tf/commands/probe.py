@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from dupr_tf.commands.checks import output_problems, problems_of
-from dupr_tf.commands.screen import print_table
+from dupr_tf.commands.screen import print_line, print_table, print_warnings
 from dupr_tf.config import BACKBONES, PROBED_LEVELS, LinearConfig, load_config
 from dupr_tf.config.probes import PROBES
 from dupr_tf.data.images.bad_images import check_photos
@@ -112,10 +112,10 @@ class Weights:
 
         folder = self._folder
         write_whole(folder / "probe.json", json.dumps(findings.as_json(), indent=2) + "\n")
-        print(f"wrote {folder / 'probe.json'}")
+        print_line(f"wrote {folder / 'probe.json'}")
         if findings.picture is not None:
             save(findings.picture, folder / f"{findings.probe}.png")
-            print(f"wrote {folder / f'{findings.probe}.png'}")
+            print_line(f"wrote {folder / f'{findings.probe}.png'}")
 
 
 def _text(value: Any) -> str:
@@ -165,6 +165,7 @@ class Linear(Weights):
             settings = self._settings(overrides)
         except UserError as error:
             return [*problems, *error.errors]
+        print_warnings(settings.warnings())
         return [*problems, *settings.problems()]
 
     def _settings(self, overrides) -> LinearConfig:

@@ -15,6 +15,7 @@ from dupr_tf.environment import environment_rows
 from dupr_tf.reporting import charts, findings, tables
 from dupr_tf.reporting.folders import FINETUNING, PRETRAINING, RunFolder
 from dupr_tf.reporting.samples import Samples
+from dupr_tf.text import visible
 
 GENERATOR = "dupr_tf report"
 SECTIONS = {
@@ -54,7 +55,7 @@ def render(runs: Sequence[RunFolder], samples: Sequence[Samples] = (), created: 
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, finalize=visible,
+        trim_blocks=True, lstrip_blocks=True, finalize=visible_value,
     )  # fmt: skip
     environment.filters.update(number=tables.cell_text, data_uri=data_uri)
     pretraining = [run for run in runs if run.kind == PRETRAINING]
@@ -102,14 +103,9 @@ def _chart(name: str, of: Sequence[RunFolder], style: dict[str, int]) -> charts.
     return charts.line_chart(READABLE.get(name, name.replace("/", ", ").replace("_", " ")), series, references)
 
 
-def visible(value):
-    """Escapes characters without a shape (control characters, halves of surrogate pairs), for the template."""
-    if not isinstance(value, str) or value.isprintable():
-        return value
-    fitting = "".join(
-        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode() for c in value
-    )
-    return type(value)(fitting)  # Markup stays Markup
+def visible_value(value):
+    """Escapes control characters and halves of surrogate pairs in a text, for the template."""
+    return type(value)(visible(value)) if isinstance(value, str) else value  # Markup stays Markup
 
 
 def data_uri(picture: bytes) -> str:
