@@ -58,14 +58,16 @@ def run(arguments: list[str]) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(VisibleFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    if "--verbose" in arguments:
-        arguments = [word for word in arguments if word != "--verbose"]
-    else:
-        silence_libraries()
-    os.environ["MPLBACKEND"] = "agg"  # pictures go to files, whatever a notebook or another project has set
     if arguments == ["--version"]:
         print(f"dupr-tf {__version__}")
         return 0
+    from dupr_tf.commands.checks import has_gpu
+
+    if "--verbose" in arguments:
+        arguments = [word for word in arguments if word != "--verbose"]
+    else:
+        silence_libraries(has_gpu())
+    os.environ["MPLBACKEND"] = "agg"  # pictures go to files, whatever a notebook or another project has set
     from dupr_tf.commands.parsing import overview, parse
 
     if arguments[:1] in ([], ["--help"], ["-h"]):

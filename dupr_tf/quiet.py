@@ -1,4 +1,4 @@
-"""A quiet import of TensorFlow, which writes to standard error before any setting of its own takes effect.
+"""A quiet import of TensorFlow, which writes to standard error before its log level takes effect.
 
 While TensorFlow loads, standard error (the descriptor, so that C++ is included) is a pipe to a second process. Once
 TensorFlow is loaded, that process prints the lines that are not mere notes and warnings. If the import fails, or this
@@ -21,11 +21,16 @@ NOTE = rb"[IW]\d{4} |WARNING: All log messages before absl|\d{4}-\d\d-\d\d [\d:.
 LOADED = b"\0loaded\n"  # the last line of the pipe if all went well
 
 
-def silence_libraries() -> None:
-    """Keeps all but the errors of TensorFlow, absl, oneDNN, Grain and matplotlib from standard error."""
+def silence_libraries(gpu: bool = True) -> None:
+    """Keeps all but the errors of TensorFlow, absl, oneDNN, Grain and matplotlib from standard error.
+
+    Args:
+        gpu: log C++ errors after the import. On a CPU they are hidden too, because oneDNN logs each int64 operation as
+            an error; what fails there raises an exception.
+    """
     for library in LIBRARIES:
         logging.getLogger(library).setLevel(logging.ERROR)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if gpu else "3")  # errors, or fatal errors
     if "tensorflow" not in sys.modules and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(sys.meta_path.index(PathFinder), _Finder())
 
@@ -52,7 +57,7 @@ def held_stderr() -> Iterator[None]:
     """Holds back what is written to standard error inside this context.
 
     At its end, everything but notes is printed; after an error or a fatal signal, everything. Process 1 of a container
-    holds nothing, since the system ends all other processes with it. Ctrl-C is not an error.
+    holds nothing, since its end is that of all other processes. Ctrl-C is not an error.
     """
     if os.name != "posix" or os.getpid() == 1:
         yield
@@ -77,7 +82,7 @@ def held_stderr() -> Iterator[None]:
             sys.stderr.flush()
         os.dup2(stderr, 2)
         os.close(stderr)
-        with contextlib.suppress(BrokenPipeError):  # somebody killed the holder
+        with contextlib.suppress(BrokenPipeError):  # the holder was killed
             holder.stdin.write(message)
         holder.stdin.close()
         holder.wait()

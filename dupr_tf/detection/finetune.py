@@ -10,6 +10,7 @@ from rich.console import Console
 
 from dupr_tf.config import Config, DataConfig, load_config
 from dupr_tf.config.detectors import DETECTORS
+from dupr_tf.data.inspection import inspect_targets
 from dupr_tf.detection.labels import labels_entry, read_evaluated, read_splits
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import local_path
@@ -58,9 +59,11 @@ def finetune(
     entries = {split: labels_entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
     changes = check(output, config, entries, allow_change)
     check_weights(output, weights)
+    console = console or Console()
+    console.print(inspect_targets(splits[0], config), highlight=False, soft_wrap=True)
     from dupr_tf.detection.training import train_detector  # loads TensorFlow
 
-    return train_detector(config, weights, data, output, console or Console(), splits, entries, bool(changes))
+    return train_detector(config, weights, data, output, console, splits, entries, bool(changes))
 
 
 def evaluate(
@@ -69,6 +72,7 @@ def evaluate(
     output: str | Path | None = None,
     split: str = "val",
     kind: str = "auto",
+    overrides: dict[str, str] | None = None,
 ) -> dict:
     """Evaluates a saved detector.
 
@@ -78,6 +82,7 @@ def evaluate(
         output: a folder for `metrics.json` and pictures; created if absent. Default: nothing is written.
         split: split of the data set.
         kind: layout of the data, as `data.kind`; "auto" detects it.
+        overrides: {"data.max_pixels": "…", …}, fields of the data section to change, as YAML text.
 
     Returns:
         By task `AP`, `AP50`, … or `mIoU`, `per_class`, and the number of images.
@@ -89,7 +94,7 @@ def evaluate(
     file, output = detector_file(detector_path), output and local_path(output, "output")
     if output is not None and output.is_file():
         raise UserError("output", f"{output} is a file.", "Pass a folder.")
-    section = _data_section(file, kind)
+    section = _data_section(file, kind, overrides or {})
     saved, images = kind_and_classes(file), None
     if saved is not None:
         kind, class_names = saved
@@ -126,11 +131,10 @@ def kind_and_classes(file: Path) -> tuple[str, tuple[str, ...]] | None:
         return None
 
 
-def _data_section(file: Path, kind: str) -> DataConfig:
+def _data_section(file: Path, kind: str, overrides: dict[str, str]) -> DataConfig:
     """Returns the data section of the config next to the detector (default: the schema's), with the layout `kind`."""
     path = file.parent / "config.yaml"
-    section = load_config(path).data if path.is_file() else DataConfig()
-    return section.model_copy(update={"kind": kind})
+    return load_config(path if path.is_file() else None, {"data.kind": kind, **overrides}).data
 
 
 def _run_folder(output: str | Path) -> Path:

@@ -11,6 +11,9 @@ from rich.console import Console
 
 from dupr_tf.config import Config, DataConfig
 from dupr_tf.config.detectors import DETECTORS
+from dupr_tf.data.detection import TrainingExamples
+from dupr_tf.data.inspection import count_boxes
+from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.detection.finetune import DETECTOR_FILE, METRICS_FILE
 from dupr_tf.detection.labels import LABELS, layout_of, read_evaluated
 from dupr_tf.detection.precise_bn import measure_norms
@@ -19,7 +22,7 @@ from dupr_tf.detection.saving import export_detector, load_detector, save_detect
 from dupr_tf.errors import raise_all, reporting_full_disk
 from dupr_tf.files import write_whole
 from dupr_tf.models.resnet import build_backbone
-from dupr_tf.training.callbacks import StopOnNonFinite
+from dupr_tf.training.callbacks import StepCallback, StopOnNonFinite
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
 from dupr_tf.training.loop import chief_callbacks
@@ -91,6 +94,8 @@ def _train(detector, checkpoints: RunCheckpoints, output: Path, config: Config, 
         )  # fmt: skip
         stack.callback(metrics.close)
         guards = [StopOnNonFinite(first)]
+        if isinstance(train, AnnotatedImages):
+            guards.append(LogLostBoxes(first, total, train, config))
         callbacks = chief_callbacks(metrics, checkpoints, settings.checkpoint_interval, signals, guards)
         run_steps(
             detector,
@@ -101,6 +106,29 @@ def _train(detector, checkpoints: RunCheckpoints, output: Path, config: Config, 
         )
         if total > first:
             checkpoints.save()
+
+
+class LogLostBoxes(StepCallback):
+    """Adds `boxes_lost` to a step that is logged: the share of its boxes that train nothing, as in `BoxCounts`.
+
+    Args:
+        first: step at the start.
+        last: last step of the run.
+        train: the training split.
+        config: as for the batches.
+    """
+
+    def __init__(self, first: int, last: int, train: AnnotatedImages, config: Config):
+        super().__init__(first)
+        self.last, self.annotated, self.config = last, train, config
+        self.examples = TrainingExamples(train, config)
+
+    def on_step(self, step, logs):
+        batch, every = self.config.train.batch_size, self.config.train.log_every
+        if step % every == 0 or step == self.last:
+            counts = count_boxes(self.annotated, self.config, (step - 1) * batch, batch, self.examples)
+            if counts.boxes > counts.cropped:
+                logs["boxes_lost"] = counts.lost_share
 
 
 def measure_detector(file: Path, data, output: Path | None, split: str, section: DataConfig, images=None) -> dict:

@@ -42,6 +42,7 @@ class RunCheckpoints:
     Attributes:
         variables: {key: variable} of the whole state.
         before_save: called before a checkpoint is written. It returns further contents, {name: JSON value}.
+        announce: wraps the function that writes a checkpoint, such as `Workers.announce`.
         extra: further contents of the restored checkpoint.
     """
 
@@ -54,6 +55,7 @@ class RunCheckpoints:
         self.checkpoint = tf.train.Checkpoint(variables=self.variables, extra=self._extra)
         _ = self.checkpoint.save_counter  # created here, because checkpoints of earlier versions have one
         self.before_save: Callable[[], dict] = dict
+        self.announce: Callable[[Callable], Callable] = lambda function: function
         self._at_hand: int | None = None  # the step whose checkpoint was last saved or restored
 
     @property
@@ -79,9 +81,7 @@ class RunCheckpoints:
         _remove_unfinished(self.folder)
         _remove_checkpoint(path)  # a damaged checkpoint of the same step
         try:
-            self._extra.assign(json.dumps(self.before_save()))
-            self.checkpoint.write(str(path))
-            _write_sums(path)
+            self.announce(self._write)(path)
         except (tf.errors.OpError, OSError) as error:
             _remove_unfinished(self.folder)
             _remove_checkpoint(path)
@@ -89,6 +89,11 @@ class RunCheckpoints:
         self._at_hand = step
         self._remove_old(step)
         return path
+
+    def _write(self, path):
+        self._extra.assign(json.dumps(self.before_save()))
+        self.checkpoint.write(str(path))
+        _write_sums(path)
 
     def restore(self) -> int:
         """Restores the newest undamaged checkpoint. Returns its step, or 0 without a checkpoint. Changes no file.

@@ -18,8 +18,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dupr_tf.data.images.bad_images import write_list
-from dupr_tf.data.images.decode import Unusable
+from dupr_tf.data.images.bad_images import advice, write_list
+from dupr_tf.data.images.decode import MAX_PIXELS, Unusable
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.images.source import map_in_order
 from dupr_tf.data.shards.encode import encoder_version, packed_image
@@ -45,6 +45,8 @@ class PackSettings:
         images_per_shard: files a shard takes, at least 1.
         shuffle: whether files come in an order drawn from `seed` instead of that of their names.
         seed: of that order.
+        max_pixels: an image of more is left out.
+        depth: `data.depth`, for deeper images that are shrunk.
     """
 
     long_side: int | None = None
@@ -52,9 +54,16 @@ class PackSettings:
     images_per_shard: int = 2000
     shuffle: bool = True
     seed: int = 0
+    max_pixels: int = MAX_PIXELS
+    depth: str = "full"
 
     def __post_init__(self):
-        for name, low, high in (("long_side", 16, 65500), ("quality", 1, 100), ("images_per_shard", 1, MAX_IMAGES)):
+        for name, low, high in (
+            ("long_side", 16, 65500),
+            ("quality", 1, 100),
+            ("images_per_shard", 1, MAX_IMAGES),
+            ("max_pixels", 1, 1 << 32),
+        ):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 flag, fix = f"--{name.replace('_', '-')}", f"Pass {max(low, min(value, high))}."
@@ -110,7 +119,9 @@ def pack(
     parts = [files[first : first + step] for first in range(0, len(files), step)]
 
     def encode(file: tuple[str, int]) -> tuple[str, bytes | Unusable]:
-        return file[0], packed_image(root + file[0], settings.long_side, settings.quality)
+        return file[0], packed_image(
+            root + file[0], settings.long_side, settings.quality, settings.max_pixels, settings.depth
+        )
 
     with _locked(output, header):
         finished = _finished(output, len(parts), seal(header)[1])
@@ -231,9 +242,8 @@ def _write_shard(output: Path, header: dict, number: int, images: Iterable, earl
             if len(earlier) + len(bad) > max_bad:
                 write_list(output / BAD_IMAGES, earlier + bad)
                 count = f"{len(earlier) + len(bad)} of {header['source']['files']} images are unreadable"
-                raise RunFailed(
-                    f"{count}, listed in {output / BAD_IMAGES}. Mend or remove them, or raise --max-bad-share."
-                )
+                fix = advice((reason for _, reason in earlier + bad), header["source"]["files"], flags=True)
+                raise RunFailed(f"{count}, listed in {output / BAD_IMAGES}. {fix}")
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     facts = {"images": len(lines), "bytes": temporary.stat().st_size, "sha256": sha256_of(temporary)}
