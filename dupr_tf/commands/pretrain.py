@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -40,6 +41,9 @@ class Pretrain:
     """Weights to start from: a run, an export, a .keras file, or a checkpoint that `import` reads. Default: random."""
     allow_change: bool = False
     """Resume although the config or the images differ from those of the start. The differences are printed."""
+    after_change: Literal["planned", "decay", "warmup"] | None = None
+    """Learning rate after an allowed change: that of the new schedule (planned), the present rate that decays over the
+    steps left, or a new warm-up. Default: planned."""
     dry_run: bool = False
     """Take a few steps and print shapes, memory, images/s and the duration of the whole run. Writes nothing."""
 
@@ -74,7 +78,7 @@ class Pretrain:
             from dupr_tf.probing.in_training import build_probe
 
             probe = build_probe(config.probing, config.train.seed)
-        result = pretrain(config, self.output, self.data, self.weights, self.allow_change, probe)
+        result = pretrain(config, self.output, self.data, self.weights, self.allow_change, probe, self.after_change)
         if result.bad_images:
             from dupr_tf.data.images.bad_images import count_reasons
 
