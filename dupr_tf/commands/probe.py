@@ -7,6 +7,7 @@ import functools
 import inspect
 import json
 import operator
+import os
 from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,8 +30,10 @@ from dupr_tf.probing.labelled import (
     read_both_splits,
     read_class_folders,
 )
-from dupr_tf.probing.load import check_backbones, load_backbones
+from dupr_tf.probing.load import check_backbones, labels_of, load_backbones
+from dupr_tf.reporting.folders import PROBES_FOLDER
 from dupr_tf.training.cluster import refuse_cluster
+from dupr_tf.weights.paths import RANDOM
 
 LEAST = {"images": 1, "image_size": 32, "k": 1, "queries": 1, "top": 1, "cells": 1, "folds": 2, "seed": 0}
 Level = Literal[PROBED_LEVELS]
@@ -60,7 +63,7 @@ class Weights:
 
     @property
     def _folder(self) -> Path:
-        return self.output or Path("runs/probes") / self._name
+        return self.output or PROBES_FOLDER / self._name
 
     def run(self, overrides: dict[str, str]) -> None:
         refuse_cluster()
@@ -111,11 +114,16 @@ class Weights:
         from dupr_tf.probing.pictures import save
 
         folder = self._folder
-        write_whole(folder / "probe.json", json.dumps(findings.as_json(), indent=2) + "\n")
+        weights = {label: _absolute(path) for label, path in zip(labels_of(self.weights), self.weights, strict=True)}
+        write_whole(folder / "probe.json", json.dumps({**findings.as_json(), "weights": weights}, indent=2) + "\n")
         print_line(f"wrote {folder / 'probe.json'}")
         if findings.picture is not None:
             save(findings.picture, folder / f"{findings.probe}.png")
             print_line(f"wrote {folder / f'{findings.probe}.png'}")
+
+
+def _absolute(weights: str) -> str:
+    return weights if weights == RANDOM else os.path.abspath(weights)
 
 
 def _text(value: Any) -> str:

@@ -12,14 +12,15 @@ import jinja2
 from dupr_tf import __version__
 from dupr_tf.config import Config, dump_config
 from dupr_tf.environment import environment_rows
-from dupr_tf.reporting import charts, findings, tables
+from dupr_tf.reporting import charts, findings, tables, verdict
 from dupr_tf.reporting.folders import FINETUNING, PRETRAINING, RunFolder
 from dupr_tf.reporting.samples import Samples
 from dupr_tf.text import visible
 
 GENERATOR = "dupr_tf report"
 SECTIONS = {
-    "summary": "Summary", "config": "Config", "curves": "Curves", "time": "Time", "data": "Data", "views": "Views",
+    "verdict": "Verdict", "summary": "Summary", "config": "Config", "curves": "Curves", "time": "Time",
+    "data": "Data", "views": "Views",
     "probes": "Probes", "exports": "Exports", "detectors": "Fine-tuning", "environment": "Environment",
 }  # fmt: skip
 TEMPLATES = Path(__file__).parent / "templates"
@@ -60,11 +61,13 @@ def render(runs: Sequence[RunFolder], samples: Sequence[Samples] = (), created: 
     environment.filters.update(number=tables.cell_text, data_uri=data_uri)
     pretraining = [run for run in runs if run.kind == PRETRAINING]
     finetuning = [run for run in runs if run.kind == FINETUNING]
+    groups = verdict.groups_of(runs)
     return environment.get_template("report.html.j2").render(
         generator=GENERATOR, sections=SECTIONS.items(), version=__version__, created=created,
         runs=runs, samples=samples,
         pretraining=pretraining, finetuning=finetuning,
         findings=[finding for run in runs for finding in findings.findings_of(run)],
+        groups=verdict.group_table(groups), verdicts=verdict.verdicts(groups),
         state=findings.state, total_steps=findings.total_steps, time_spent=findings.time_spent,
         summary=tables.summary(runs), dump_config=_yaml,
         config_tables=[tables.config_table(kind) for kind in (pretraining, finetuning)],
