@@ -9,6 +9,7 @@ from typing import Literal
 import tyro
 
 from dupr_tf.commands.checks import output_problems, problems_of, refuse_kept_fields
+from dupr_tf.commands.screen import print_line
 from dupr_tf.detection.outputs import OUTPUTS
 from dupr_tf.errors import raise_all
 from dupr_tf.training.cluster import refuse_cluster
@@ -57,7 +58,7 @@ class Predict:
         settings = PredictSettings(self.to, self.min_score, self.image_size)
         limits = self.pictures, self.max_bad_share, self.batch_size
         done = predict(self.detector, self.images, self.output, settings, *limits, overrides=overrides)
-        print(f"{done.images:,} images, {done.detections:,} detections")
+        print_line(f"{done.images:,} images, {done.detections:,} detections")
         if done.bad:
-            print(f"{len(done.bad)} unreadable files were left out: {self.output / BAD_IMAGES}")
-        print(f"wrote {self.output}")
+            print_line(f"{len(done.bad)} unreadable files were left out: {self.output / BAD_IMAGES}")
+        print_line(f"wrote {self.output}")

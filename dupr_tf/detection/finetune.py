@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rich.console import Console
 
 from dupr_tf.config import Config, DataConfig, load_config
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.inspection import inspect_targets
-from dupr_tf.detection.labels import labels_entry, read_evaluated, read_splits
+from dupr_tf.detection.labels import LABELS, labels_entry, read_evaluated, read_splits
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import local_path
+from dupr_tf.text import visible
 from dupr_tf.training.run import FORMAT_FILE, check, check_weights
 
+log = logging.getLogger(__name__)
 DETECTOR_FILE = "detector.keras"
 METRICS_FILE = "metrics.json"  # written before the pictures: a run that has it is finished
 
@@ -28,6 +31,7 @@ def finetune(
     output: str | Path,
     console: Console | None = None,
     allow_change: bool = False,
+    after_change: Literal["planned", "decay", "warmup"] | None = None,
 ) -> dict:
     """Trains the detector of `config.detector`, evaluates it, and writes both. It trains on all GPUs of the machine.
 
@@ -43,6 +47,7 @@ def finetune(
             `image_ids.txt`.
         console: console for progress. Default: the terminal.
         allow_change: resume with another config or other data, and log the differences.
+        after_change: learning rate after an allowed change, see `dupr_tf.training.schedule`. Default: "planned".
 
     Returns:
         The contents of `metrics.json`: by task `AP`, `AP50`, … or `mIoU`, `per_class`; steps, speed, seed, weights. If
@@ -52,7 +57,7 @@ def finetune(
         UserError: config, weights, data or output do not fit together, or the run in `output` has others. It is raised
             before any long work.
         RunFailed: an image does not decode, the loss is not finite, or the disk is full.
-        RunInterrupted: SIGTERM or SIGINT came during training; the step was finished and saved.
+        RunInterrupted: SIGTERM, SIGINT or SIGHUP came during training; the step was finished and saved.
     """
     raise_all(config.finetune_problems())
     output = _run_folder(output)
@@ -60,11 +65,14 @@ def finetune(
     entries = {split: labels_entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
     changes = check(output, config, entries, allow_change)
     check_weights(output, weights)
-    console = console or Console()
-    console.print(inspect_targets(splits[0], config), highlight=False, soft_wrap=True)
+    task = DETECTORS[config.detector.kind].facts["task"]
+    for warning in config.schedule_warnings(LABELS[task].learnable(splits[0])):
+        log.warning("warning: %s", warning)
+    console = console or Console(markup=False)
+    console.print(visible(inspect_targets(splits[0], config)), markup=False, highlight=False, soft_wrap=True)
     from dupr_tf.detection.training import train_detector  # loads TensorFlow
 
-    return train_detector(config, weights, data, output, console, splits, entries, bool(changes))
+    return train_detector(config, weights, data, output, console, splits, entries, bool(changes), after_change)
 
 
 def evaluate(
@@ -99,7 +107,7 @@ def evaluate(
     if output is not None and output.is_file():
         raise UserError("output", f"{output} is a file.", "Pass a folder.")
     section = data_section(file, kind, overrides)
-    saved, images = read_saved(file), None
+    saved, images = check_saved(file), None
     check_size(saved, image_size)
     if saved is not None:
         images = read_evaluated(data, split, section, DETECTORS[saved.kind].facts["task"], saved.class_names)
@@ -132,25 +140,35 @@ class Saved(NamedTuple):
 def read_saved(file: Path) -> Saved | None:
     """Reads the description of a saved detector, without TensorFlow.
 
-    Returns None if only loading the file can tell: its class is not in the table of detectors.
-
-    Raises:
-        UserError: it is damaged, or holds a model that is no detector.
+    Returns None if it is damaged or no detector, or if its class is not in the table of detectors.
     """
     kinds = {tuple(entry.target.split(":")): kind for kind, entry in DETECTORS.items()}
-    fix = "Pass a detector.keras that finetune wrote."
     try:
-        with zipfile.ZipFile(file) as archive:
-            saved = json.loads(archive.read("config.json"))
-        name, module, settings = str(saved["class_name"]), str(saved["module"]), saved["config"]
-        kind = kinds.get((module, name))
-        if kind is not None:
-            return Saved(kind, tuple(map(str, settings["class_names"])), dict(settings))
+        module, name, settings = _read_description(file)
+        return Saved(kinds[module, name], tuple(map(str, settings["class_names"])), dict(settings))
+    except (OSError, zipfile.BadZipFile, ValueError, LookupError, TypeError):
+        return None
+
+
+def check_saved(file: Path) -> Saved | None:
+    """Returns `read_saved`. Raises UserError if the file is damaged, or surely holds no detector."""
+    saved, fix = read_saved(file), "Pass a detector.keras that finetune wrote."
+    if saved is not None:
+        return saved
+    try:
+        module, name, _ = _read_description(file)
     except (OSError, zipfile.BadZipFile, ValueError, LookupError, TypeError):
         raise UserError("detector", f"{file} is damaged, or is no Keras file.", fix) from None
     if module.partition(".")[0] == "keras" or module.startswith("dupr_tf.models."):
         raise UserError("detector", f"{file} holds a {name}, which is not a detector.", fix)
     return None
+
+
+def _read_description(file: Path) -> tuple[str, str, dict]:
+    """Returns module, class and settings of the model in a `.keras` file."""
+    with zipfile.ZipFile(file) as archive:
+        saved = json.loads(archive.read("config.json"))
+    return str(saved["module"]), str(saved["class_name"]), saved["config"]
 
 
 def check_size(saved: Saved | None, image_size: int | None) -> None:

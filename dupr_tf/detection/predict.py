@@ -29,7 +29,7 @@ from dupr_tf.data.images.bad_images import write_list
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.shards.index import read_sealed, seal
-from dupr_tf.detection.finetune import Saved, check_size, data_section, detector_file, read_saved
+from dupr_tf.detection.finetune import Saved, check_saved, check_size, data_section, detector_file
 from dupr_tf.detection.outputs import OUTPUTS, default_format, flat_name
 from dupr_tf.detection.pictures import detections_picture, draw_pictures, sheet_positions
 from dupr_tf.detection.prediction import Prediction, record_of, segments_of
@@ -101,7 +101,7 @@ def predict(
     """
     settings, output = settings or PredictSettings(), local_path(output, "--output")
     file = detector_file(detector)
-    saved = read_saved(file)
+    saved = check_saved(file)
     settings = check_settings(settings, saved)
     for name, value, low, high in (
         ("--pictures", pictures, 0, 10**6),
