@@ -21,7 +21,8 @@ from dupr_tf.data.images.decode import upright_size
 from dupr_tf.data.labels.annotations import ListedImage, Object
 from dupr_tf.data.labels.run_lengths import area_of, as_coco, mask_from_pixels
 from dupr_tf.data.labels.segments import SegmentedImages, class_table
-from dupr_tf.data.labels.split import read_bounded, read_png, reading
+from dupr_tf.data.labels.split import read_png, reading
+from dupr_tf.files import read_bounded
 from dupr_tf.errors import UserError
 
 LABELS = (  # by id from 0 on

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 from dupr_tf.data.labels.annotations import ListedImage, Object
-from dupr_tf.data.labels.split import inside, read_bounded, reading, size_of
+from dupr_tf.data.labels.split import inside, reading, size_of
+from dupr_tf.files import read_bounded
 from dupr_tf.data.layouts import coco_files
 from dupr_tf.errors import UserError
 

@@ -18,7 +18,8 @@ import numpy as np
 from dupr_tf.data.images.decode import upright_size
 from dupr_tf.data.images.listing import EXTENSIONS
 from dupr_tf.data.labels.segments import IGNORED, SegmentedImages, class_table
-from dupr_tf.data.labels.split import log, read_bounded, read_png, reading, refuse_many
+from dupr_tf.data.labels.split import log, read_png, reading, refuse_many
+from dupr_tf.files import read_bounded
 from dupr_tf.errors import UserError
 
 IGNORED_NAMES = ("ignore", "ignored", "void", "unlabelled", "unlabeled")
