@@ -9,11 +9,14 @@ import importlib.util
 import os
 import sys
 
+from dupr_tf.serialization import register_with_keras
+
 __version__ = "0.1.0"
 
 # TensorFlow's oneDNN kernels, which it uses by itself only on CPUs with AVX-512. Without AVX-512 they train a ResNet-18
 # 1.3 times as fast (measured, see README). Read when TensorFlow is imported; a value that is set already stands.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+register_with_keras()
 
 # Keras reads its backend when it is imported. Only TensorFlow works here, whatever other projects have set.
 if "keras" not in sys.modules:
@@ -38,14 +41,20 @@ _HOME = {
     "export": "dupr_tf.weights.export",
 }
 
+_PACKAGES = (
+    "batch", "config", "data", "detection", "errors", "models", "ops", "probing", "training", "weights",
+)  # fmt: skip
+
 __all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name):
+    if name in _PACKAGES:
+        return importlib.import_module(f"dupr_tf.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'dupr_tf' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__():
-    return sorted(__all__)
+    return sorted([*__all__, *_PACKAGES])

@@ -12,7 +12,7 @@ import signal
 import sys
 
 from dupr_tf import __version__
-from dupr_tf.errors import RunFailed, RunInterrupted, UserError
+from dupr_tf.errors import RunFailed, RunInterrupted, UserError, reporting_failed_writes
 from dupr_tf.quiet import silence_libraries
 from dupr_tf.text import replace_unencodable
 
@@ -65,7 +65,8 @@ def run(arguments: list[str]) -> int:
         print(overview())
         return 0 if arguments else UserError.code
     command, overrides = parse(arguments)
-    return command.run(overrides) or 0
+    with reporting_failed_writes(getattr(command, "output", None) or "the output"):
+        return command.run(overrides) or 0
 
 
 def prepare_streams() -> None:

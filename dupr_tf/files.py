@@ -116,7 +116,7 @@ def open_file(path: str | os.PathLike, buffering: int = -1) -> BinaryIO:
     Raises:
         OSError: there is no such file, or it is a folder, pipe or device.
     """
-    file = open(path, "rb", buffering, opener=_open_without_waiting)
+    file = open(path, "rb", buffering, opener=_open_without_waiting)  # noqa: SIM115 — the caller closes it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.EISDIR, "it is a folder, pipe or device", os.fspath(path))

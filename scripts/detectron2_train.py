@@ -5,11 +5,12 @@ r"""The paper's transfer rows in detectron2 (0.6): trains and evaluates one file
 
 MODEL.WEIGHTS is what `dupr-tf export --to detectron2` wrote, or the word random. Data lie where detectron2 looks for
 them ($DETECTRON2_DATASETS). Needs detectron2, and nothing of dupr_tf. tests/scripts/test_detectron2_interop.py runs
-it for two iterations on a CPU.
+it for two iterations on a CPU. With --eval-only --resume it evaluates the last checkpoint of OUTPUT_DIR.
 """
 
 import functools
 import os
+import re
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -39,6 +40,33 @@ class Res5ROIHeadsWithNorm(Res5ROIHeads):
         blocks, channels = super()._build_res5_block(cfg)
         # Flat, so that the blocks keep the names res5.0, res5.1, … under which the weights come; the norm is res5.3.
         return torch.nn.Sequential(*blocks, get_norm(cfg.MODEL.RESNETS.NORM, channels)), channels
+
+
+# A norm counts its batches without using the number; res5.3 is the norm of the class above, which no export has.
+BACKBONE = re.compile(r"(?:^|\.)(?:stem|res(?!5\.3\.)\d)\.(?!.*num_batches_tracked)")
+
+
+def require_backbone(checkpointer):
+    """Lets a checkpointer refuse weights that do not fill the backbone exactly; detectron2 itself only warns."""
+    log_incompatible = checkpointer._log_incompatible_keys
+
+    def refuse(keys):
+        found = {
+            "missing": keys.missing_keys,
+            "unexpected": keys.unexpected_keys,
+            "of another shape": [name for name, *_ in keys.incorrect_shapes],
+        }
+        found = {what: [name for name in names if BACKBONE.search(name)] for what, names in found.items()}
+        problems = [f"{len(names)} {what}, such as {names[0]}" for what, names in found.items() if names]
+        if problems:
+            raise ValueError(
+                f"MODEL.WEIGHTS does not fit the backbone: {'; '.join(problems)}. Set the depth and channels that the "
+                "README.md of the export lists. ResNet-18 and ResNet-34 need an FPN model."
+            )
+        log_incompatible(keys)
+
+    checkpointer._log_incompatible_keys = refuse
+    return checkpointer
 
 
 class Trainer(DefaultTrainer):
@@ -84,14 +112,19 @@ def load_subset(subset, folder):
 
 
 def main(arguments):
-    """Trains and evaluates, or with --eval-only evaluates MODEL.WEIGHTS; runs in each process of `launch`."""
+    """Trains and evaluates, or only evaluates (--eval-only). Runs in each process of `launch`.
+
+    With --resume, it starts from the last checkpoint of OUTPUT_DIR, where there is one, instead of MODEL.WEIGHTS.
+    """
     cfg = configure(arguments)
     default_setup(cfg, arguments)
     if arguments.eval_only:
         model = Trainer.build_model(cfg)
-        DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        checkpointer = require_backbone(DetectionCheckpointer(model, cfg.OUTPUT_DIR))
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=arguments.resume)
         return Trainer.test(cfg, model)
     trainer = Trainer(cfg)
+    require_backbone(trainer.checkpointer)
     trainer.resume_or_load(resume=arguments.resume)
     return trainer.train()
 

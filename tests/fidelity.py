@@ -55,7 +55,7 @@ def roi_align(form, ratio):
     features = RANDOM.normal(size=(6, 14, 14, 5)).astype(np.float32)
     corner = RANDOM.uniform(0, 150, (6, 2))
     boxes = np.concatenate([corner, corner + RANDOM.uniform(20, 74, (6, 2))], -1).astype(np.float32)
-    boxes[0], boxes[1], boxes[2] = (0, 0, 224, 224), (0, 100, 30, 224), (-3, -3, 227, 227)  # at the border, across it
+    boxes[0], boxes[1], boxes[2] = (0, 0, 224, 224), (0, 100, 30, 224), (-60, -3, 227, 300)  # at the border, outside
     flipped = np.arange(6) % 2 == 1
     ours = form(features, boxes, 7, 1 / 16, ratio, flipped)
     return largest(ours, oracles.roi_align(features, boxes[:, None], 7, 1 / 16, ratio, flipped=flipped)[:, 0])

@@ -71,15 +71,14 @@ def intersect_views(crop_1, crop_2, flipped_1, flipped_2, view_size, min_overlap
 # --- RoIAlign -------------------------------------------------------------------------------------
 
 
-def bilinear(feature, y, x, outside="clamp"):
+def bilinear(feature, y, x):
     """One bilinear sample of `feature` [H, W, C] at cell coordinates (cell k's centre is k).
 
-    torchvision and detectron2 (`outside="zero"`): a sample with y < -1, y > H, x < -1 or x > W is 0, any
-    other is clamped to the centres of the border cells. `outside="clamp"` clamps always. The two differ only
-    for a sample more than one cell outside those centres, hence never for a box inside the view.
+    As in torchvision and detectron2, a sample with y < -1, y > H, x < -1 or x > W is 0. Any other is clamped to the
+    centres of the border cells.
     """
     height, width, channels = feature.shape
-    if outside == "zero" and (y < -1 or y > height or x < -1 or x > width):
+    if y < -1 or y > height or x < -1 or x > width:
         return np.zeros(channels)
     y = min(max(y, 0.0), height - 1.0)
     x = min(max(x, 0.0), width - 1.0)
@@ -91,7 +90,7 @@ def bilinear(feature, y, x, outside="clamp"):
     return (1 - fy) * upper + fy * lower
 
 
-def roi_align_box(feature, box, output_size, spatial_scale=1.0, sampling_ratio=1, flipped=False, outside="clamp"):
+def roi_align_box(feature, box, output_size, spatial_scale=1.0, sampling_ratio=1, flipped=False):
     """RoIAlign (`aligned=True`) of one box: [H, W, C] -> [S, S, C]; output_size is S or (S_y, S_x).
 
     sampling_ratio r > 0 averages r x r samples in a bin; 0 takes ceil(box side / S), as torchvision does.
@@ -111,23 +110,20 @@ def roi_align_box(feature, box, output_size, spatial_scale=1.0, sampling_ratio=1
                     y = y1 + (i + (a + 0.5) / count_y) * bin_h
                     x = x1 + (j + (b + 0.5) / count_x) * bin_w
                     column = size_x - 1 - j if flipped else j
-                    out[i, column] += bilinear(feature, y, x, outside) / (count_y * count_x)
+                    out[i, column] += bilinear(feature, y, x) / (count_y * count_x)
     return out
 
 
-def roi_align(features, boxes, output_size, spatial_scale=1.0, sampling_ratio=1, flipped=None, outside="clamp"):
+def roi_align(features, boxes, output_size, spatial_scale=1.0, sampling_ratio=1, flipped=None):
     """`roi_align_box` over a batch: boxes [N, 4] -> [N, S, S, C], boxes [N, R, 4] -> [N, R, S, S, C]."""
     boxes = np.asarray(boxes, np.float64)
     if boxes.ndim == 2:
-        one_each = roi_align(features, boxes[:, None], output_size, spatial_scale, sampling_ratio, flipped, outside)
+        one_each = roi_align(features, boxes[:, None], output_size, spatial_scale, sampling_ratio, flipped)
         return one_each[:, 0]
     out = []
     for n in range(len(boxes)):
         flip = False if flipped is None else bool(flipped[n])
-        rois = [
-            roi_align_box(features[n], box, output_size, spatial_scale, sampling_ratio, flip, outside)
-            for box in boxes[n]
-        ]
+        rois = [roi_align_box(features[n], box, output_size, spatial_scale, sampling_ratio, flip) for box in boxes[n]]
         out.append(np.stack(rois))
     return np.stack(out)
 

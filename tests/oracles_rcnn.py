@@ -95,14 +95,20 @@ def level(box):
 
 
 def roi_align(features, box, stride, size, samples=2):
-    """[size, size, C] of one map [h, w, C]: bilinear samples at half-pixel coordinates, averaged in each bin."""
+    """[size, size, C] of one map [h, w, C]: bilinear samples at half-pixel coordinates, averaged in each bin.
+
+    A sample more than one cell outside the map is 0.
+    """
     h, w = features.shape[:2]
     x1, y1, x2, y2 = (v / stride for v in box)
     out = np.zeros((size, size, features.shape[2]))
     for i in range(size * samples):
         for j in range(size * samples):
-            y = min(max(y1 + (y2 - y1) * (i + 0.5) / (size * samples) - 0.5, 0), h - 1)
-            x = min(max(x1 + (x2 - x1) * (j + 0.5) / (size * samples) - 0.5, 0), w - 1)
+            y = y1 + (y2 - y1) * (i + 0.5) / (size * samples) - 0.5
+            x = x1 + (x2 - x1) * (j + 0.5) / (size * samples) - 0.5
+            if not (-1 <= y <= h and -1 <= x <= w):
+                continue
+            y, x = min(max(y, 0), h - 1), min(max(x, 0), w - 1)
             y0, x0 = int(y), int(x)
             y3, x3 = min(y0 + 1, h - 1), min(x0 + 1, w - 1)
             top = features[y0, x0] * (1 - x + x0) + features[y0, x3] * (x - x0)

@@ -196,7 +196,7 @@ def test_overview_has_one_line_for_each_command():
     assert max(map(len, lines[:-2])) < 80  # the last two are commands to copy
 
 
-EXAMPLES = {name: command.EXAMPLE for name, command in COMMANDS.items() if name != "cluster-env"}  # a shell's $(…)
+EXAMPLES = {name: command.EXAMPLE for name, command in COMMANDS.items()}
 EXAMPLES |= {f"probe {name}": flags.EXAMPLE for name, flags in FLAGS.items()}
 
 
@@ -217,7 +217,7 @@ def test_help_states_every_default_and_ends_with_example(name, capsys):
     assert (
         end.value.code == 0 and "none:" not in text.lower() and "(default" not in text and "Default: None" not in text
     )
-    assert text.rstrip().splitlines()[-1].strip() == EXAMPLES.get(name, COMMANDS["cluster-env"].EXAMPLE)
+    assert text.rstrip().splitlines()[-1].strip() == EXAMPLES[name]
 
 
 def process(*words, code="import sys; from dupr_tf.cli import main; sys.exit(main())", **settings):

@@ -7,6 +7,7 @@ import pytest
 
 from dupr_tf.config import LEVELS, Config, dump_config, field_rows, load_config, parse_config
 from dupr_tf.errors import UserError
+from tests.refusals import refusal
 
 ELSEWHERE = ("detectron2", "detection", "cluster")  # these have tests of their own
 CONFIGS = sorted(path for path in Path("configs").rglob("*.yaml") if path.parent.name not in ELSEWHERE)
@@ -148,3 +149,30 @@ def test_error_names_the_dotted_field(values, field):
     with pytest.raises(UserError) as error:
         parse_config(values)
     assert error.value.fields == (field,)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("[no, yes, off]", ("no", "yes", "off")),
+        ("[0, 1]", ("0", "1")),
+        ("[010, 1:30, 2024-01-01, 1e5]", ("010", "1:30", "2024-01-01", "1e5")),
+        ("[' car ']", ("car",)),
+    ],
+)
+def test_class_names_stay_as_written(tmp_path, text, names):
+    config = load_config(None, {"data.class_names": text})
+    assert config.data.class_names == names
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "c.yaml") == config
+
+
+@pytest.mark.parametrize(("text", "shown"), [("[true, a]", "True"), ("[a, 1.5]", "1.5"), ("[null]", "None")])
+def test_class_names_that_are_no_text_are_refused(text, shown):
+    error = refusal(load_config, None, {"data.class_names": text})
+    assert error.field.startswith("data.class_names") and shown in error.problem
+
+
+def test_flags_of_yaml_1_1_set_fields_that_are_flags():
+    config = load_config(None, {"data.background": "yes", "detector.fpn_norm": "off", "train.jit": "on"})
+    assert (config.data.background, config.detector.fpn_norm, config.train.jit) == (True, False, "on")

@@ -37,6 +37,7 @@ def config(**sections):
             "optimizer.milestone_steps",
             "[10, 20]",
         ),
+        ({"train": {"batch_size": 1}}, "train.batch_size", "frozen"),
         ({"train": {"jit": "on"}}, "train.jit", "auto"),
         ({"train": {"precision": "float16"}}, "train.precision", "float16"),
         ({"data": {"image_size": 100}}, "data.image_size", "96"),
@@ -55,6 +56,7 @@ def test_settings_that_exclude_each_other_are_one_error(sections, field, named):
         {"detector": {"kind": "mask_rcnn", "short_sides": [480, 640], "test_short_side": 640}},
         {"detector": {"kind": "fcn", "test_short_side": 640}, "data": {"kind": "masks", "ignore_value": 11}},
         {"optimizer": {"milestone_steps": [10], "schedule": "milestones"}, "train": {"max_steps": 20}},
+        {"detector": {"norm": "frozen"}, "train": {"batch_size": 1}},
     ],
 )
 def test_settings_that_fit_are_no_problem(sections):

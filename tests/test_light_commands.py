@@ -128,6 +128,8 @@ REFUSED = [
     f"{FINETUNE} --weights random --data bad_labels --output new",
     f"{FINETUNE} --weights random --data other_classes --output new",
     f"{FINETUNE} --weights random --data set --output new --detector.kind fcn --data.kind masks",
+    f"{FINETUNE} --weights random --data lost_boxes --output new",
+    f"{FINETUNE} --weights random --data one_class --output new --detector.kind fcn",
     "evaluate none --data set",
     "evaluate detector --data none",
     "evaluate detector --data set",
@@ -195,10 +197,23 @@ def _fill(folder: Path) -> None:
     train = (folder / "set/annotations/instances_train.json").read_text()
     other = json.loads((folder / "set/annotations/instances_val.json").read_text())
     other["categories"] = [{**one, "name": f"other {one['id']}"} for one in other["categories"]]
-    for name, val in (("no_val", None), ("bad_labels", "{"), ("other_classes", json.dumps(other))):
+    lost = json.loads(train)
+    for annotation in lost["annotations"]:
+        annotation["bbox"] = [0.1, 0.2, 0.3, 0.4]
+    for path in ("train/images/1.png", "train/masks/1.png", "val/images/1.png", "val/masks/1.png"):
+        (folder / "one_class" / path).parent.mkdir(parents=True)
+        Image.fromarray(np.repeat(np.uint8([[0], [255]]), 40, 1)).save(folder / "one_class" / path)
+    for name, val in (
+        ("no_val", None),
+        ("bad_labels", "{"),
+        ("other_classes", json.dumps(other)),
+        ("lost_boxes", train),
+    ):
         (folder / name / "annotations").mkdir(parents=True)
         (folder / name / "images").symlink_to(folder / "set/images")
         (folder / name / "annotations/instances_train.json").write_text(train)
+        if name == "lost_boxes":
+            (folder / name / "annotations/instances_train.json").write_text(json.dumps(lost))
         if val is not None:
             (folder / name / "annotations/instances_val.json").write_text(val)
     for name in ("w.npz", "w.h5", "old.keras", "export/backbone.keras"):

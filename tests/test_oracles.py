@@ -93,21 +93,18 @@ def test_one_sample_is_the_adaptive_sampling_up_to_s_cells():
     assert np.abs(one - oracles.roi_align_box(feature, box, 7, scale, sampling_ratio=2)).max() > 1e-3
 
 
-def test_samples_between_border_centre_and_border_are_clamped_in_both_forms():
-    feature = ramp(4, 4)
-    for outside in ("clamp", "zero"):
-        out = oracles.roi_align_box(feature, (0.0, 0.0, 4.0, 4.0), 16, outside=outside)
-        np.testing.assert_allclose(out[:3, 0, 0], [0.5, 0.5, 0.625], atol=1e-12)
-        np.testing.assert_allclose(out[0, -3:, 1], [3.375, 3.5, 3.5], atol=1e-12)
+def test_samples_between_border_centre_and_border_are_clamped():
+    out = oracles.roi_align_box(ramp(4, 4), (0.0, 0.0, 4.0, 4.0), 16)
+    np.testing.assert_allclose(out[:3, 0, 0], [0.5, 0.5, 0.625], atol=1e-12)
+    np.testing.assert_allclose(out[0, -3:, 1], [3.375, 3.5, 3.5], atol=1e-12)
 
 
-def test_beyond_one_cell_outside_torchvision_gives_zero():
+def test_samples_more_than_one_cell_outside_are_zero():
     feature = np.full((4, 4, 1), 5.0)
     box = (-3.0, 0.0, 1.0, 4.0)  # sample rows -3, -2, -1, 0 in centre coordinates
-    np.testing.assert_array_equal(oracles.roi_align_box(feature, box, 4, outside="clamp")[:, 0, 0], [5, 5, 5, 5])
-    np.testing.assert_array_equal(oracles.roi_align_box(feature, box, 4, outside="zero")[:, 0, 0], [0, 0, 5, 5])
+    np.testing.assert_array_equal(oracles.roi_align_box(feature, box, 4)[:, 0, 0], [0, 0, 5, 5])
     box = (1.0, 3.0, 5.0, 7.0)  # sample columns 3, 4, 5, 6
-    np.testing.assert_array_equal(oracles.roi_align_box(feature, box, 4, outside="zero")[0, :, 0], [5, 5, 0, 0])
+    np.testing.assert_array_equal(oracles.roi_align_box(feature, box, 4)[0, :, 0], [5, 5, 0, 0])
 
 
 def test_roi_align_batches_boxes_and_flips_by_image():

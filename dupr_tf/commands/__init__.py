@@ -1,8 +1,8 @@
 """The commands of `dupr-tf`, one dataclass each: its fields are the flags, its docstring the help, `run` the work."""
 
 from dupr_tf.commands.bench import Bench
-from dupr_tf.commands.cluster import ClusterEnv
 from dupr_tf.commands.doctor import Doctor
+from dupr_tf.commands.duplicates import Duplicates
 from dupr_tf.commands.evaluate import Evaluate
 from dupr_tf.commands.export import Export
 from dupr_tf.commands.fields import Fields
@@ -19,17 +19,17 @@ from dupr_tf.commands.scan import Scan
 from dupr_tf.commands.views import Views
 
 COMMANDS = {
-    "sample": Sample, "scan": Scan, "pack": Pack,
-    "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "cluster-env": ClusterEnv,
+    "sample": Sample, "scan": Scan, "duplicates": Duplicates, "pack": Pack,
+    "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate,
     "views": Views, "probe": Probe, "report": Report,
     "export": Export, "import": Import,
     "doctor": Doctor, "plan": Plan, "bench": Bench, "fields": Fields, "list": List,
 }  # fmt: skip
 GROUPS = {
-    "data": ("sample", "scan", "pack"),
-    "training": ("pretrain", "finetune", "evaluate", "cluster-env"),
+    "data": ("sample", "scan", "duplicates", "pack"),
+    "training": ("pretrain", "finetune", "evaluate"),
     "looking": ("views", "probe", "report"),
     "weights": ("export", "import"),
     "planning": ("doctor", "plan", "bench", "fields", "list"),
 }
-CONFIGURED = ("pretrain", "finetune", "probe", "views", "doctor", "plan")
+CONFIGURED = ("pretrain", "finetune", "evaluate", "probe", "views", "doctor", "plan")

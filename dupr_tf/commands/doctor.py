@@ -38,8 +38,8 @@ class Doctor:
         from dupr_tf.data.images.listing import open_source
         from dupr_tf.forecast.doctor import about_images, about_run, machine_rows
 
-        print_table(("this machine", ""), machine_rows())
         source = None if root is None else open_source(root, config.data.kind if config else "auto")[1]
+        print_table(("this machine", ""), machine_rows())
         examinations = [about_images(source, config)] if source is not None else []
         if config is not None:
             from dupr_tf.forecast.dry_run import dry_run

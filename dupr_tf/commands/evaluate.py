@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import tyro
 
 from dupr_tf.commands.checks import output_problems
 from dupr_tf.commands.screen import print_table
-from dupr_tf.errors import raise_all
+from dupr_tf.errors import UserError, raise_all
+from dupr_tf.locks import locked
 from dupr_tf.training.cluster import refuse_cluster
 
 SCORES = ("AP", "AP50", "AP75", "mIoU", "pixel_accuracy")
@@ -20,6 +22,7 @@ class Evaluate:
     """Evaluate a saved detector on labelled images.
 
     The images must have the classes of the detector.
+    Any field of the data section is a flag too: --data.max_pixels 200000000.
     """
 
     EXAMPLE = "dupr-tf evaluate runs/detector --data runs/sample"
@@ -35,10 +38,15 @@ class Evaluate:
 
     def run(self, overrides: dict[str, str]) -> None:
         refuse_cluster()
+        others = [name for name in overrides if not name.startswith("data.")]
+        if others:
+            raise UserError(f"--{others[0]}", "A detector keeps its config.", "Change only fields of data.")
         raise_all(output_problems(self.output, self.data))
         from dupr_tf.detection.finetune import evaluate
 
-        print_scores(evaluate(self.detector, self.data, self.output, self.split), self.output)
+        with contextlib.nullcontext() if self.output is None else locked(self.output):
+            scores = evaluate(self.detector, self.data, self.output, self.split, overrides=overrides)
+        print_scores(scores, self.output)
 
 
 def print_scores(scores: dict, output: Path | None) -> None:

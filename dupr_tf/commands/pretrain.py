@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from dupr_tf.commands.screen import print_table
 from dupr_tf.config import Config
 from dupr_tf.data.images.bad_images import check_photos
 from dupr_tf.errors import UserError, raise_all
+from dupr_tf.locks import locked
 from dupr_tf.probing.labelled import check_class_folders
 from dupr_tf.training.cluster import cluster_of
 from dupr_tf.training.run import CONFIG_FILE, check, check_weights, images_entry, open_images
@@ -58,11 +60,16 @@ class Pretrain:
         if self.output is None and not self.dry_run:
             problems.append(UserError("--output", "No folder for the run is given.", "Pass --output runs/mine."))
         raise_all(problems + output_problems(self.output, root))
-        raise_all(self._run_problems(config))
         if self.dry_run:
             from dupr_tf.forecast.dry_run import dry_run
 
             return print_table(("dry run", ""), dry_run(config, self.data).rows())
+        cluster = cluster_of(config)
+        with locked(self.output) if cluster is None or cluster.chief else contextlib.nullcontext():
+            self._train(config)
+
+    def _train(self, config: Config) -> None:
+        raise_all(self._run_problems(config))
         from dupr_tf.training.pretrain import pretrain
 
         probe = None
@@ -80,7 +87,7 @@ class Pretrain:
 
     def _run_problems(self, config: Config) -> list[UserError]:
         """Checks this start against the run in the output folder and the weights, before TensorFlow loads."""
-        if self.dry_run or cluster_of(config) is not None:  # with several workers the chief checks for all
+        if cluster_of(config) is not None:  # with several workers the chief checks for all
             return []
         problems = problems_of(check_weights, self.output, self.weights, field="--weights")
         if (self.output / CONFIG_FILE).exists() and not self.allow_change:

@@ -21,6 +21,7 @@ from dupr_tf.data.images.bad_images import check_photos
 from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import write_whole
+from dupr_tf.locks import locked
 from dupr_tf.probing.labelled import (
     check_class_folders,
     has_class_folders,
@@ -66,12 +67,13 @@ class Weights:
         refuse_cluster()
         raise_all(self._problems(overrides))
         read = self.read()
-        backbones = load_backbones(self.weights, self.backbone, self.width, self.seed)
-        probe = PROBES.load(self._name)
-        arguments = self.arguments(overrides, inspect.signature(probe).parameters)
-        findings = probe(backbones, self.data, **arguments, **read)
-        print_table(*self.table(findings.numbers))
-        self._write(findings)
+        with locked(self._folder):
+            backbones = load_backbones(self.weights, self.backbone, self.width, self.seed)
+            probe = PROBES.load(self._name)
+            arguments = self.arguments(overrides, inspect.signature(probe).parameters)
+            findings = probe(backbones, self.data, **arguments, **read)
+            print_table(*self.table(findings.numbers))
+            self._write(findings)
 
     def _problems(self, overrides) -> list[UserError]:
         problems = problems_of(check_backbones, self.weights, self.backbone)

@@ -21,3 +21,20 @@ def print_table(head: tuple[str, ...], rows: list[tuple]) -> None:
     with console.capture() as lines:
         console.print(table)
     print(*(line.rstrip() for line in lines.get().splitlines()), sep="\n")
+
+
+def print_rows(head: tuple[str, ...], rows: list[tuple]) -> None:
+    """Prints rows whole, however wide the terminal is, so that paths can be copied."""
+    cells = [tuple(map(str, row)) for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def with_progress(items, total: int, doing: str):
+    """Yields the items; on a terminal, a bar counts them."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    yield from track(items, doing, total, console=console, disable=not console.is_terminal)

@@ -48,7 +48,7 @@ class Views:
         from dupr_tf.probing.view_sheet import cells_of, first_pairs, view_sheet
 
         _, source = open_source(root, config.data.kind)
-        check_readable(source, BadImages(source, config.data.max_bad_share, config.data.max_pixels))
+        check_readable(source, BadImages.of(source, config.data))
         pairs, names = first_pairs(source, config, self.pairs, self.colours)
         save(view_sheet(pairs, names, self.cells or cells_of(config), self.columns), self.output)
         print(f"{len(names)} pairs, {int(pairs['valid'].sum())} with enough overlap for a patch loss")

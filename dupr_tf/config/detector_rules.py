@@ -29,6 +29,9 @@ def _training(config) -> list[UserError]:
     if precision != "float32":
         problem = f"Expected float32 for a detector, received {precision}."
         problems.append(UserError("train.precision", problem, "Pass --train.precision float32."))
+    if config.train.batch_size == 1 and config.detector.norm != "frozen":
+        problem = "Batch norm needs at least 2 images unless it is frozen, received 1."
+        problems.append(UserError("train.batch_size", problem, "Pass --train.batch_size 2, or --detector.norm frozen."))
     if config.train.jit == "on":
         problem = "Expected auto or off for a detector, whose NMS XLA does not compile, received on."
         problems.append(UserError("train.jit", problem, "Pass --train.jit auto."))

@@ -115,13 +115,9 @@ class Config(Section):
                 )
             )
         elif batch // groups < 2:
-            problems.append(
-                UserError(
-                    "train.micro_batches",
-                    f"Batch norm needs groups of at least 2 images, and {batch} images are cut into {groups} groups.",
-                    f"Use --train.micro_batches {max(1, batch // 2)}.",
-                )
-            )
+            field, fix = ("micro_batches", batch // 2) if batch > 1 else ("batch_size", 2)
+            problem = f"Batch norm needs groups of at least 2 images, and the groups have {batch // groups}."
+            problems.append(UserError(f"train.{field}", problem, f"Use --train.{field} {fix}."))
         return problems
 
     def _model_problems(self) -> list[UserError]:

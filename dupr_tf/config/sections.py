@@ -6,12 +6,13 @@ import inspect
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, field_validator, model_validator
 
 from dupr_tf.config.backbones import BACKBONES
 from dupr_tf.config.terms import LEVELS, AnyTerm, Section, TermConfig, check_unique_names, expand_short_form
 from dupr_tf.errors import UserError
 from dupr_tf.files import local_path
+from dupr_tf.values import read_name
 
 INTERVAL = re.compile(r"([1-9]\d*) ?(s|min|h)")  # of checkpoints, as a time
 
@@ -24,6 +25,17 @@ def _local(path: str) -> str:
 
 
 LocalPath = Annotated[str, AfterValidator(_local)]
+
+
+def _checked_name(value) -> str:
+    try:
+        return read_name(value)
+    except ValueError as error:
+        problem, fix = str(error), "Write it in quotes, as text."
+        raise UserError(None, f"{problem[0].upper()}{problem[1:]}.", fix) from None
+
+
+Name = Annotated[str, BeforeValidator(_checked_name)]
 Weight = Annotated[float, Field(ge=0.0)]
 PerLevel = Annotated[tuple[Weight, ...], Field(min_length=len(LEVELS), max_length=len(LEVELS))]
 
@@ -35,7 +47,7 @@ class DataConfig(Section):
     kind: Literal["auto", "folder", "coco", "voc", "cityscapes", "masks", "shards", "tfds"] = Field(
         "auto", description="layout of root; auto detects it"
     )
-    class_names: tuple[str, ...] | None = Field(
+    class_names: tuple[Name, ...] | None = Field(
         None,
         min_length=1,
         description="names of the values 0, 1, … of masks. Default: those in classes.txt, or numbers",
@@ -49,7 +61,15 @@ class DataConfig(Section):
         1.0, gt=0, le=1, description="share of the labelled training images to use, drawn with share_seed"
     )
     share_seed: int = Field(0, ge=0, lt=2**31, description="seed of that share")
+    val_share: float | None = Field(
+        None, gt=0, lt=1, description="share of train, drawn with share_seed, that is val. Default: the root has a val"
+    )
+    background: bool = Field(False, description="train detectors on images without boxes too, as negatives")
     max_pixels: int = Field(100_000_000, ge=1, description="an image of more pixels is skipped, from its header")
+    depth: Literal["full", "auto"] = Field(
+        "full",
+        description="16-bit grey: full keeps the upper 8 bits, auto scales each file by its minimum and maximum",
+    )
     threads: int | None = Field(None, ge=1, description="threads that read images. Default: the number of cores")
     processes: int = Field(0, ge=0, description="processes that read images; 0: the training process reads them itself")
 
@@ -177,7 +197,7 @@ class OptimizerConfig(Section):
 
 
 class TrainConfig(Section):
-    batch_size: int = Field(256, ge=2, description="images per step over all devices")
+    batch_size: int = Field(256, ge=1, description="images per step over all devices")
     epochs: int = Field(200, ge=1, description="passes over the images")
     max_steps: int | None = Field(
         None, ge=1, description="last step, if the epochs are not over before. Default: all epochs"
@@ -192,8 +212,10 @@ class TrainConfig(Section):
     strategy: Literal["auto", "one", "mirrored", "multi_worker"] = Field(
         "auto", description="devices: one, all of the machine, or all of TF_CONFIG's workers; auto takes what there is"
     )
-    worker_timeout: float = Field(60, ge=1, description="seconds without a sign of life after which a worker is lost")
-    start_timeout: float = Field(600, ge=1, description="seconds in which all workers must start, and a step must end")
+    worker_timeout: float = Field(60, ge=1, description="seconds that an ordinary step of several workers may take")
+    start_timeout: float = Field(
+        600, ge=1, description="seconds for all workers to come, the first step, a checkpoint or a probe"
+    )
 
     @field_validator("checkpoint_every", mode="before")
     @classmethod

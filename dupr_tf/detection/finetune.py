@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -10,10 +11,13 @@ from rich.console import Console
 
 from dupr_tf.config import Config, DataConfig, load_config
 from dupr_tf.config.detectors import DETECTORS
+from dupr_tf.data.images.fingerprint import Fingerprint
+from dupr_tf.data.inspection import inspect_targets
 from dupr_tf.detection.labels import labels_entry, read_evaluated, read_splits
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import local_path
-from dupr_tf.training.run import FORMAT_FILE, check, check_weights
+from dupr_tf.locks import locked
+from dupr_tf.training.run import FORMAT_FILE, ImagesEntry, check, check_weights
 
 DETECTOR_FILE = "detector.keras"
 METRICS_FILE = "metrics.json"  # written last: a run that has it is finished
@@ -49,18 +53,27 @@ def finetune(
     Raises:
         UserError: config, weights, data or output do not fit together, or the run in `output` has others. It is raised
             before any long work.
-        RunFailed: an image does not decode, the loss is not finite, or the disk is full.
+        RunFailed: an image does not decode, the loss is not finite, or something could not be written.
         RunInterrupted: SIGTERM or SIGINT came during training; the step was finished and saved.
     """
     raise_all(config.finetune_problems())
     output = _run_folder(output)
-    splits = read_splits(config, data, DETECTORS.check(config.detector.kind).facts["task"])
-    entries = {split: labels_entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
-    changes = check(output, config, entries, allow_change)
-    check_weights(output, weights)
-    from dupr_tf.detection.training import train_detector  # loads TensorFlow
+    with locked(output):
+        splits = read_splits(config, data, DETECTORS.check(config.detector.kind).facts["task"])
+        entries = {split: _entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
+        changes = check(output, config, entries, allow_change)
+        check_weights(output, weights)
+        console = console or Console(markup=False)
+        console.print(inspect_targets(splits[0], config), highlight=False, markup=False, soft_wrap=True)
+        from dupr_tf.detection.training import train_detector  # loads TensorFlow
 
-    return train_detector(config, weights, data, output, console or Console(), splits, entries, bool(changes))
+        return train_detector(config, weights, data, output, console, splits, entries, bool(changes))
+
+
+def _entry(data, images) -> ImagesEntry:
+    """Describes the images and labels of a split, and the files of both images and masks."""
+    files = [*images.paths, *getattr(images, "segment_paths", ())]
+    return ImagesEntry(**labels_entry(data, images), files=Fingerprint(files, os.fspath(data)))
 
 
 def evaluate(
@@ -69,6 +82,7 @@ def evaluate(
     output: str | Path | None = None,
     split: str = "val",
     kind: str = "auto",
+    overrides: dict[str, str] | None = None,
 ) -> dict:
     """Evaluates a saved detector.
 
@@ -78,6 +92,7 @@ def evaluate(
         output: a folder for `metrics.json` and pictures; created if absent. Default: nothing is written.
         split: split of the data set.
         kind: layout of the data, as `data.kind`; "auto" detects it.
+        overrides: {"data.max_pixels": "…", …}, fields of the data section to change, as YAML text.
 
     Returns:
         By task `AP`, `AP50`, … or `mIoU`, `per_class`, and the number of images.
@@ -89,7 +104,7 @@ def evaluate(
     file, output = detector_file(detector_path), output and local_path(output, "output")
     if output is not None and output.is_file():
         raise UserError("output", f"{output} is a file.", "Pass a folder.")
-    section = _data_section(file, kind)
+    section = _data_section(file, kind, overrides or {})
     saved, images = kind_and_classes(file), None
     if saved is not None:
         kind, class_names = saved
@@ -126,11 +141,10 @@ def kind_and_classes(file: Path) -> tuple[str, tuple[str, ...]] | None:
         return None
 
 
-def _data_section(file: Path, kind: str) -> DataConfig:
+def _data_section(file: Path, kind: str, overrides: dict[str, str]) -> DataConfig:
     """Returns the data section of the config next to the detector (default: the schema's), with the layout `kind`."""
     path = file.parent / "config.yaml"
-    section = load_config(path).data if path.is_file() else DataConfig()
-    return section.model_copy(update={"kind": kind})
+    return load_config(path if path.is_file() else None, {"data.kind": kind, **overrides}).data
 
 
 def _run_folder(output: str | Path) -> Path:

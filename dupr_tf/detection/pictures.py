@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dupr_tf.config import DataConfig
 from dupr_tf.data.detection import read_image
-from dupr_tf.data.images.decode import MAX_PIXELS
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.labels.run_lengths import pixels_of
 
@@ -25,7 +25,7 @@ def contact_sheet(
     path: str | Path,
     min_score: float = 0.3,
     most_boxes: int = 8,
-    max_pixels: int = MAX_PIXELS,
+    data: DataConfig | None = None,
 ) -> None:
     """Draws up to 12 images, evenly spread over the split, with ground truth and detections.
 
@@ -35,7 +35,7 @@ def contact_sheet(
         path: PNG file to write.
         min_score: detections below it are not drawn, except the best one of an image.
         most_boxes: detections drawn in an image.
-        max_pixels: larger images are rejected.
+        data: how images are read; None: as by default.
     """
     chosen = sheet_positions(len(annotated), ROWS * COLUMNS)
     count = len(chosen)
@@ -44,7 +44,7 @@ def contact_sheet(
     sheet = Image.new("RGB", (width, HEADER + rows * (CELL + GAP)), (255, 255, 255))
     _header(ImageDraw.Draw(sheet), min_score)
     for place, index in enumerate(chosen):
-        image = Image.fromarray(read_image(annotated.paths[index], max_pixels))
+        image = Image.fromarray(read_image(annotated.paths[index], data))
         cell = _cell(image, annotated, index, detections[index], min_score, most_boxes)
         row, column = divmod(place, COLUMNS)
         sheet.paste(cell, (GAP + column * (CELL + GAP), HEADER + row * (CELL + GAP)))

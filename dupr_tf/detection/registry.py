@@ -69,7 +69,7 @@ def measure_boxes(detector, annotated, output, layout, data: DataConfig, masks=F
     if output is not None:
         title = "of masks at IoU 0.5" if masks else "of boxes at IoU 0.5"
         precision_recall_picture(curves, output / "precision_recall.png", f"Precision and recall {title}")
-        contact_sheet(annotated, detections, output / "detections.png", max_pixels=data.max_pixels)
+        contact_sheet(annotated, detections, output / "detections.png", data=data)
     return metrics
 
 
@@ -92,7 +92,7 @@ def measure_segments(detector, segmented: SegmentedImages, output, layout, data:
                 if index in wanted:
                     shown[index] = classes
     if output is not None:
-        segmentation_sheet(segmented, shown, output / "segments.png", data.max_pixels)
+        segmentation_sheet(segmented, shown, output / "segments.png", data)
     return matrix.scores(segmented.class_names)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dupr_tf.config import DataConfig
 from dupr_tf.data.detection import read_image
-from dupr_tf.data.images.decode import MAX_PIXELS
 from dupr_tf.data.labels.segments import IGNORED, SegmentedImages
 from dupr_tf.detection.pictures import CELL, GAP, HEADER, sheet_positions
 
@@ -19,7 +19,7 @@ LEGEND_ROW = 22  # px
 
 
 def segmentation_sheet(
-    segmented: SegmentedImages, predictions: dict[int, np.ndarray], path: str | Path, max_pixels: int = MAX_PIXELS
+    segmented: SegmentedImages, predictions: dict[int, np.ndarray], path: str | Path, data: DataConfig | None = None
 ) -> None:
     """Draws up to four images with their true and predicted classes, and the colours of the classes below.
 
@@ -27,7 +27,7 @@ def segmentation_sheet(
         segmented: the images and their truth.
         predictions: {position: (H, W) classes of the original's pixels}, for `sheet_positions(len(segmented), 4)`.
         path: PNG file to write.
-        max_pixels: larger images are rejected.
+        data: how images are read; None: as by default.
     """
     chosen = [position for position in sheet_positions(len(segmented), 4) if position in predictions]
     heights = [_cell_size(segmented.sizes[position])[1] for position in chosen]
@@ -39,7 +39,7 @@ def segmentation_sheet(
         draw.text((GAP + column * (CELL + GAP), 7), title, fill=(0, 0, 0), font=font)
     colours, y = class_colours(len(segmented.class_names)), HEADER
     for position, height in zip(chosen, heights, strict=True):
-        for column, cell in enumerate(_row(segmented, position, predictions[position], colours, max_pixels)):
+        for column, cell in enumerate(_row(segmented, position, predictions[position], colours, data)):
             sheet.paste(cell, (GAP + column * (CELL + GAP), y))
         y += height + GAP
     sheet.paste(legend, (0, y))
@@ -62,9 +62,9 @@ def _cell_size(size) -> tuple[int, int]:
     return max(1, round(size[1] * scale)), max(1, round(size[0] * scale))
 
 
-def _row(segmented: SegmentedImages, position: int, predicted, colours: np.ndarray, max_pixels) -> list[Image.Image]:
+def _row(segmented: SegmentedImages, position: int, predicted, colours: np.ndarray, data) -> list[Image.Image]:
     shape = _cell_size(segmented.sizes[position])
-    image = Image.fromarray(read_image(segmented.paths[position], max_pixels)).resize(shape, Image.Resampling.BICUBIC)
+    image = Image.fromarray(read_image(segmented.paths[position], data)).resize(shape, Image.Resampling.BICUBIC)
     maps = (segmented.truth(position), np.asarray(predicted).astype(np.uint8))
     return [image, *(Image.fromarray(colours[values]).resize(shape, Image.Resampling.NEAREST) for values in maps)]
 

@@ -11,22 +11,27 @@ from rich.console import Console
 
 from dupr_tf.config import Config, DataConfig
 from dupr_tf.config.detectors import DETECTORS
+from dupr_tf.data.detection import TrainingExamples
+from dupr_tf.data.inspection import count_boxes
+from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.detection.finetune import DETECTOR_FILE, METRICS_FILE
 from dupr_tf.detection.labels import LABELS, layout_of, read_evaluated
 from dupr_tf.detection.precise_bn import measure_norms
 from dupr_tf.detection.registry import TASKS, build_detector, task_of
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
-from dupr_tf.errors import raise_all, reporting_full_disk
+from dupr_tf.errors import raise_all
 from dupr_tf.files import write_whole
+from dupr_tf.locks import locked
 from dupr_tf.models.resnet import build_backbone
-from dupr_tf.training.callbacks import StopOnNonFinite
+from dupr_tf.records import mapping, read_record
+from dupr_tf.training.callbacks import StepCallback, StopOnNonFinite
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
 from dupr_tf.training.loop import chief_callbacks
 from dupr_tf.training.loop import train as run_steps
 from dupr_tf.training.metrics_log import MetricsLog, training_speed
 from dupr_tf.training.optimizers import AdamW, CoupledSGD, build_schedule
-from dupr_tf.training.run import record, starting_weights
+from dupr_tf.training.run import record, run_id, starting_weights
 from dupr_tf.training.signals import noted_signals
 
 
@@ -51,16 +56,17 @@ def train_detector(
             backbone = build_backbone(config.model.backbone, config.model.width, include_normalization=True)
     if (output / METRICS_FILE).exists() and not changed:
         console.print(f"{output} has ended before; its metrics are in {METRICS_FILE}")
-        return json.loads((output / METRICS_FILE).read_text(encoding="utf-8"))
+        return read_record(output / METRICS_FILE, mapping, "Remove it to evaluate the detector again.")
     images = LABELS[task].learnable(train)
     with scope(strategy):
         detector = build_detector(backbone, train.class_names, config)
         detector.compile(detector_optimizer(config, images, detector.backbone))
-    with reporting_full_disk(output):
-        checkpoints = RunCheckpoints(detector, output / "checkpoints", config.train.keep_checkpoints)
+    with locked(output):
+        checkpoints = RunCheckpoints(detector, output / "checkpoints", config.train.keep_checkpoints, run_id(output))
         first = checkpoints.restore()
         (output / METRICS_FILE).unlink(missing_ok=True)  # that of the run before a change
         record(output, config, entries, start)
+        checkpoints.run = run_id(output)
         _write_ids(output, ids)
         console.print(_plan(config, train, val, images, replicas(strategy)))
         if first:
@@ -91,6 +97,8 @@ def _train(detector, checkpoints: RunCheckpoints, output: Path, config: Config, 
         )  # fmt: skip
         stack.callback(metrics.close)
         guards = [StopOnNonFinite(first)]
+        if isinstance(train, AnnotatedImages):
+            guards.append(LogLostBoxes(first, total, train, config))
         callbacks = chief_callbacks(metrics, checkpoints, settings.checkpoint_interval, signals, guards)
         run_steps(
             detector,
@@ -101,6 +109,29 @@ def _train(detector, checkpoints: RunCheckpoints, output: Path, config: Config, 
         )
         if total > first:
             checkpoints.save()
+
+
+class LogLostBoxes(StepCallback):
+    """Adds `boxes_lost` to a step that is logged: the share of its boxes that train nothing, as in `BoxCounts`.
+
+    Args:
+        first: step at the start.
+        last: last step of the run.
+        train: the training split.
+        config: as for the batches.
+    """
+
+    def __init__(self, first: int, last: int, train: AnnotatedImages, config: Config):
+        super().__init__(first)
+        self.last, self.annotated, self.config = last, train, config
+        self.examples = TrainingExamples(train, config)
+
+    def on_step(self, step, logs):
+        batch, every = self.config.train.batch_size, self.config.train.log_every
+        if step % every == 0 or step == self.last:
+            counts = count_boxes(self.annotated, self.config, (step - 1) * batch, batch, self.examples)
+            if counts.boxes > counts.cropped:
+                logs["boxes_lost"] = counts.lost_share
 
 
 def measure_detector(file: Path, data, output: Path | None, split: str, section: DataConfig, images=None) -> dict:

@@ -11,7 +11,9 @@ import tensorflow as tf
 from dupr_tf.batch import ViewPair
 from dupr_tf.config.terms import expand_short_form
 from dupr_tf.errors import UserError
+from dupr_tf.models import twins
 from dupr_tf.models.encoder import Encoder
+from dupr_tf.models.inputs import check_backbone, check_batch
 from dupr_tf.models.terms import build_terms
 from dupr_tf.ops import gather, groups
 from dupr_tf.ops.photometric import PRESETS, Draws, apply_and_normalise, draw
@@ -34,6 +36,7 @@ class DUPR(keras.Model):
         micro_batches: number of batch-norm groups per step over all replicas, a multiple of the replica count. Keys
             are shuffled across groups (docs/method.md, Step).
         seed: seed of every random draw inside the step, in [0, 2**31).
+        dtype: precision policy of the heads, if `terms` are not `Term` objects. Default: Keras' global policy.
         name: of the model.
         **short_form: short form of DUPR's terms: `image_weights`, `patch_weights`, `roi_sizes`, `embedding_dim`,
             `head`, `temperature`, `bank_size`, `patch_keys_per_image`, `patch_reduction`, `sampling_ratio`. See
@@ -46,13 +49,15 @@ class DUPR(keras.Model):
         step: () int64 variable, the number of steps taken.
 
     Raises:
-        UserError: terms in both forms, no term, two terms of one name, or a wrong value. Also if the replicas of the
-            current strategy scope cannot share the groups evenly.
+        UserError: terms in both forms, no term, two terms of one name, or a wrong value. Also if the backbone
+            normalises images itself or cannot be copied, or if the replicas of the current strategy scope cannot share
+            the groups evenly.
     """
 
     def __init__(self, backbone, terms=None, momentum=0.999, momentum_schedule="constant", total_steps=None,
-                 photometric="moco_v2", micro_batches=1, seed=0, name=None, **short_form):  # fmt: skip
-        super().__init__(name=name)
+                 photometric="moco_v2", micro_batches=1, seed=0, dtype=None, name=None, **short_form):  # fmt: skip
+        super().__init__(name=name, autocast=False)
+        check_backbone(backbone)
         if terms is not None and short_form:
             raise UserError("terms", f"Both terms and {', '.join(short_form)} are given.", "Give one of the two.")
         if momentum_schedule not in ("constant", "cosine") or (momentum_schedule == "cosine" and not total_steps):
@@ -66,7 +71,7 @@ class DUPR(keras.Model):
             raise UserError("micro_batches", problem, f"Pass {replicas * max(1, micro_batches // replicas)}.")
         self.momentum, self.momentum_schedule, self.total_steps = momentum, momentum_schedule, total_steps
         self.photometric, self.micro_batches, self.seed = photometric, micro_batches, seed
-        self.terms = build_terms(expand_short_form(**short_form) if terms is None else terms)
+        self.terms = build_terms(expand_short_form(**short_form) if terms is None else terms, dtype)
         for term in self.terms:
             term.create_memory(self._stream(f"memory/{term.name}"))
         # (view of the queries, view of the keys, terms that compare in this direction)
@@ -76,11 +81,12 @@ class DUPR(keras.Model):
         keyed, levels = [term for term in self.terms if term.needs_keys], [term.level for term in self.terms]
         self.backbone = backbone
         self.query_encoder = Encoder.of_terms(backbone, levels, self.terms, name="query_encoder")
-        twin = type(backbone).from_config(backbone.get_config())
-        self.key_encoder = Encoder.of_terms(twin, levels, keyed, name="key_encoder")
+        self.key_encoder = Encoder.of_terms(twins.clone_backbone(backbone), levels, keyed, name="key_encoder")
         for query, key in self._twins():
             key.assign(query)
-            key.trainable = False  # `trainable = False` on the whole layer would switch its batch norm to inference
+        self._freeze_keys()
+        columns = [f"{column}/{term.name}" for term in self.terms for column in term.columns]
+        self.test_means = {name: keras.metrics.Mean(name) for name in ("loss", *columns)}  # of `evaluate`
         self.step = self.add_weight(
             shape=(), dtype="int64", initializer="zeros", trainable=False, aggregation="only_first_replica",
             autocast=False, name="step",
@@ -89,10 +95,17 @@ class DUPR(keras.Model):
 
     def _twins(self):
         """Returns pairs [(query encoder's variable, key encoder's variable)] of the variables that both have."""
-        query, key = self.query_encoder, self.key_encoder
-        parts = [(query.pyramid, key.pyramid)]
-        parts += [(query.projectors[name], projector) for name, projector in key.projectors.items()]
-        return [twins for a, b in parts for twins in zip(a.variables, b.variables, strict=True)]
+        parts = self.query_encoder.twins(self.key_encoder)
+        return [pair for query, key in parts for pair in twins.variable_pairs(query, key)]
+
+    def _freeze_keys(self):
+        for query, key in self.query_encoder.twins(self.key_encoder):
+            twins.freeze_like(query, key)
+
+    def make_train_function(self, force=False):
+        """Builds the compiled step. Layers that are frozen by now stay fixed in both encoders."""
+        self._freeze_keys()
+        super().make_train_function(force)
 
     @property
     def query_variables(self):
@@ -118,8 +131,11 @@ class DUPR(keras.Model):
 
         Returns:
             {name: () float32} to log, means over the B pairs. The loss is NaN if it or a new weight is not finite.
+
+        Raises:
+            UserError: see `check_batch`.
         """
-        step = tf.convert_to_tensor(self.step)
+        step, batch = tf.convert_to_tensor(self.step), check_batch(batch, self.terms, self.own_groups)
         self.update_key_encoder(step)  # theta_k <- m theta_k + (1 - m) theta_q, before the optimiser moves theta_q
         gradients, keys, logs = self.gradients(batch)
         self.optimizer.apply(gather.agree_on_finite(gradients), self.query_variables)
@@ -132,6 +148,32 @@ class DUPR(keras.Model):
         logs["loss"] = tf.where(self._is_finite(logs["loss"]), logs["loss"], float("nan"))
         logs["learning_rate"] = tf.cast(self.optimizer.learning_rate, tf.float32)
         return logs
+
+    def test_step(self, batch: ViewPair):
+        """Computes the loss of a batch with batch norm's moving statistics. No weight and no memory changes.
+
+        Args:
+            batch: this replica's b pairs of views.
+
+        Returns:
+            {"loss", "COLUMN/TERM": () float32}, means over the batches since the metrics were reset.
+        """
+        step, batch = tf.convert_to_tensor(self.step), check_batch(batch, self.terms, groups=1)
+        views = self.augment(batch, step)
+        keys = {
+            side: self.key_encoder.embed([t for t in terms if t.needs_keys], *views[side], training=False)
+            for _, side, terms in self.directions
+        }
+        memories = {term.name: term.recall() for term in self.terms}
+        scalars = self.group_loss(self._rows(batch, views, keys), memories, training=False)
+        for name, value in gather.global_sums(scalars).items():
+            self.test_means[name].update_state(value)
+        return {name: mean.result() for name, mean in self.test_means.items()}
+
+    @property
+    def metrics(self):
+        """Lists the means of `evaluate`. Keras' own tracker of a loss function is not used."""
+        return list(self.test_means.values())
 
     def gradients(self, batch: ViewPair):
         """Computes the gradients of the loss at the current weights.
@@ -164,7 +206,8 @@ class DUPR(keras.Model):
             rows = images.shape[0] * gather.replica_count()
             draws = Draws(*map(gather.own_rows, draw(rows, self.seed_of(f"view_{side}", step), self.photometric)))
             images = apply_and_normalise(images, draws, recipe)  # (b, H, W, 3) float32
-            views[side] = images, batch[f"boxes_{side}"], batch[f"flipped_{side}"]
+            sides = tf.cast(tf.tile(tf.shape(images)[1:3], [2]), tf.float32)  # (H, W, H, W)
+            views[side] = images, tf.clip_by_value(batch[f"boxes_{side}"], 0.0, sides), batch[f"flipped_{side}"]
         return views
 
     def update_key_encoder(self, step):
@@ -209,12 +252,7 @@ class DUPR(keras.Model):
         """
         memories = {term.name: term.recall() for term in self.terms}
         sources = [variable.value for variable in self.query_variables]  # zeros like a Keras variable fail when eager
-        inputs = {
-            "views": {side: views[side] for side, _, _ in self.directions},
-            "keys": tf.nest.map_structure(gather.own_rows, keys),  # (b, ...)
-            "shares": {term.name: term.share(batch) / (2 if term.symmetric else 1) for term in self.terms},
-            "fields": {name: batch[name] for term in self.terms for name in term.fields},
-        }
+        inputs = self._rows(batch, views, tf.nest.map_structure(gather.own_rows, keys))
 
         def group_gradients(group):
             with tf.GradientTape() as tape:
@@ -229,7 +267,16 @@ class DUPR(keras.Model):
         scalars["valid_share"] = tf.reduce_sum(valid) / (valid.shape[0] * gather.replica_count())
         return gradients, gather.global_sums(scalars)
 
-    def group_loss(self, group, memories):
+    def _rows(self, batch, views, keys):
+        """Returns the b rows of this replica in the form that `group_loss` takes."""
+        return {
+            "views": {side: views[side] for side, _, _ in self.directions},
+            "keys": keys,  # (b, ...)
+            "shares": {term.name: term.share(batch) / (2 if term.symmetric else 1) for term in self.terms},
+            "fields": {name: batch[name] for term in self.terms for name in term.fields},
+        }
+
+    def group_loss(self, group, memories, training=True):
         """Computes eq. 2 on one batch-norm group: the weighted sum of the terms.
 
         The sum over all groups and replicas is the mean over the global batch.
@@ -238,16 +285,17 @@ class DUPR(keras.Model):
             group: the group's rows: `{"views": {side: (images, boxes, flipped)}, "keys": {side: {term: …}},
                 "shares": {term: (g,)}, "fields": {name: (g, ...)}}`.
             memories: {term: result of its `recall`}.
+            training: True for batch statistics in batch norm, False for moving ones.
 
         Returns:
             {"loss", "COLUMN/TERM": () float32}.
         """
         scalars = {}
         for side, other, terms in self.directions:
-            queries = self.query_encoder.embed(terms, *group["views"][side])  # {term: (g, ..., C)}
+            queries = self.query_encoder.embed(terms, *group["views"][side], training=training)  # {term: (g, ..., C)}
             for term in terms:
                 query, key = queries[term.name], group["keys"][other].get(term.name)
-                query = query if term.predictor is None else term.predictor(query, training=True)
+                query = query if term.predictor is None else term.predictor(query, training=training)
                 columns = term.compare(query, key, memories[term.name], group["fields"])  # eqs. 5, 6: {column: (g,)}
                 for column, values in columns.items():
                     mean = tf.reduce_sum(group["shares"][term.name] * values)
@@ -302,12 +350,12 @@ class DUPR(keras.Model):
     def get_config(self):
         names = ("momentum", "momentum_schedule", "total_steps", "photometric", "micro_batches", "seed", "name")
         return {
-            "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "backbone": twins.serialize_backbone(self.backbone),
             "terms": [keras.saving.serialize_keras_object(term) for term in self.terms],
             **{name: getattr(self, name) for name in names},
         }
 
     @classmethod
     def from_config(cls, config):
-        restore = keras.saving.deserialize_keras_object
-        return cls(restore(config.pop("backbone")), [restore(term) for term in config.pop("terms")], **config)
+        terms = [keras.saving.deserialize_keras_object(term) for term in config.pop("terms")]
+        return cls(twins.restore_backbone(config.pop("backbone")), terms, **config)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import keras
 
+from dupr_tf.config.terms import STRIDE_OF
+from dupr_tf.errors import UserError
+from dupr_tf.models import twins
 from dupr_tf.models.resnet import LEVELS, pyramid
 
 
@@ -21,7 +26,7 @@ class Encoder(keras.layers.Layer):
     """
 
     def __init__(self, backbone, levels, projectors, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # each layer casts its own input
         self.backbone = backbone
         self.levels = [level for level in LEVELS if level in levels]
         self.pyramid = pyramid(backbone, self.levels)
@@ -39,27 +44,38 @@ class Encoder(keras.layers.Layer):
         """Maps `(b, H, W, 3)` normalised images to `{level: (b, H/s, W/s, C_level)}`."""
         return self.pyramid(images, training=training)
 
-    def embed(self, terms, images, boxes, flipped):
-        """Embeds a batch for each term, with batch statistics in batch norm.
+    def embed(self, terms, images, boxes, flipped, training=True):
+        """Embeds a batch for each term.
 
         Args:
             terms: terms to embed for.
             images: (b, H, W, 3) float, normalised RGB.
             boxes: (b, 4) `(y1, x1, y2, x2)`, the overlap in pixels of these views.
             flipped: (b,) bool, True for mirrored views; their patches are read right-to-left.
+            training: True for batch statistics in batch norm, False for moving ones.
 
         Returns:
             {term name: embeddings}.
+
+        Raises:
+            UserError: a level of the backbone has another stride than that of its name.
         """
-        features = self(images, training=True)
-        return {
-            term.name: term.embed(features[term.level], boxes, flipped, self.projectors[term.name]) for term in terms
-        }
+        features, embeddings = self(images, training=training), {}
+        for term in terms:
+            _check_stride(term.level, images.shape, features[term.level].shape)
+            projector = functools.partial(self.projectors[term.name], training=training)
+            embeddings[term.name] = term.embed(features[term.level], boxes, flipped, projector)
+        return embeddings
+
+    def twins(self, key):
+        """Pairs the backbone and the projectors with those of the key encoder. It may have fewer projectors."""
+        heads = [(self.projectors[name], projector) for name, projector in key.projectors.items()]
+        return [(self.pyramid, key.pyramid), *heads]
 
     def get_config(self):
         return {
             **super().get_config(),
-            "backbone": keras.saving.serialize_keras_object(self.backbone),
+            "backbone": twins.serialize_backbone(self.backbone),
             "levels": list(self.levels),
             "projectors": {name: keras.saving.serialize_keras_object(layer) for name, layer in self.projectors.items()},
         }
@@ -68,4 +84,15 @@ class Encoder(keras.layers.Layer):
     def from_config(cls, config):
         restore = keras.saving.deserialize_keras_object
         projectors = {name: restore(layer) for name, layer in config.pop("projectors").items()}
-        return cls(restore(config.pop("backbone")), projectors=projectors, **config)
+        return cls(twins.restore_backbone(config.pop("backbone")), projectors=projectors, **config)
+
+
+def _check_stride(level, images, features):
+    """Checks statically that a map of (b, h, w, C) belongs to images of (b, H, W, 3) at the level's stride."""
+    for side, cells in zip(images[1:3], features[1:3], strict=True):
+        if None not in (side, cells) and abs(cells - side / STRIDE_OF[level]) >= 1:
+            raise UserError(
+                "backbone",
+                f"Expected {level} at 1/{STRIDE_OF[level]} of the image, received {cells} cells for {side} pixels.",
+                "P2, P3, P4 and P5 are the feature maps of strides 4, 8, 16 and 32 (output_stride 32).",
+            )

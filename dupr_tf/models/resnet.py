@@ -152,10 +152,7 @@ def pyramid(backbone, levels=LEVELS):
     Raises:
         UserError: the model has neither attribute, or lacks one of the levels.
     """
-    found = dict(getattr(backbone, "pyramid_outputs", None) or {})
-    if not found:
-        names = getattr(backbone, "pyramid_level_inputs", None) or {}
-        found = {level: backbone.get_layer(layer).output for level, layer in names.items()}
+    found = pyramid_tensors(backbone)
     missing = [level for level in levels if level not in found]
     if missing or not levels:
         raise UserError(
@@ -167,6 +164,13 @@ def pyramid(backbone, levels=LEVELS):
         )
     inputs = backbone.input if len(backbone.inputs) == 1 else backbone.inputs
     return keras.Model(inputs, {level: found[level] for level in levels}, name=f"{backbone.name}_pyramid")
+
+
+def pyramid_tensors(backbone):
+    """Returns {level: symbolic tensor} of all levels of a backbone; empty if it has no feature pyramid."""
+    found = dict(getattr(backbone, "pyramid_outputs", None) or {})
+    names = getattr(backbone, "pyramid_level_inputs", None) or {}
+    return found or {level: backbone.get_layer(layer).output for level, layer in names.items()}
 
 
 def imagenet_normalization(dtype="float32"):

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2, Pillow's "L"
+PURE = np.float32([0.0, 2.0, -2.0])  # red, green and blue on the circle of hues, in sixths
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 BLUR_RADIUS = 8  # taps per side: four sigma at the largest sigma of the paper, 2.0
@@ -109,22 +110,26 @@ def apply(images, draws: Draws, recipe: Preset = PRESETS["moco_v2"]):
     return images
 
 
-def apply_each(images, draws: Draws, recipe: Preset = PRESETS["moco_v2"]):
-    """Applies given draws as `apply` does, one image at a time."""
+def apply_each(images, draws: Draws, recipe: Preset = PRESETS["moco_v2"], normalised=False):
+    """Applies given draws as `apply` does, one image at a time. If `normalised`, `normalise` follows."""
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if normalised else ((0.0,) * 3, (1.0,) * 3)
+    codes, count = _operations(draws, recipe)
 
     def augmented(one):
-        image, drawn = one
+        image, drawn, codes, count = one
         planes = tf.cast(tf.transpose(image, [2, 0, 1]), tf.float32) / 255.0  # (3, H, W)
-        return tf.transpose(_augment_planes(planes, drawn, recipe), [1, 2, 0])
+        planes = _augment_planes(planes, drawn, codes, count)
+        return (tf.transpose(planes, [1, 2, 0]) - mean) / std
 
-    return tf.map_fn(augmented, (images, draws), fn_output_signature=tf.float32)
+    return tf.map_fn(augmented, (images, draws, codes, count), fn_output_signature=tf.float32)
 
 
 @tf.function(jit_compile=True, autograph=False)
 def apply_and_normalise(images, draws: Draws, recipe: Preset):
     """Computes `normalise(apply(...))` or `apply_each`, whichever suits the device, as one compiled kernel."""
-    form = apply if tf.config.list_logical_devices("GPU") else apply_each
-    return normalise(form(images, draws, recipe))
+    if tf.config.list_logical_devices("GPU"):
+        return normalise(apply(images, draws, recipe))
+    return apply_each(images, draws, recipe, normalised=True)
 
 
 def normalise(images):
@@ -166,29 +171,24 @@ def adjust_saturation(images, factor):
 
 def adjust_hue(images, shift):
     """Turns the hue of images `(N, H, W, 3)` in [0, 1] by `shift` of the circle, `(N,)` in [-0.5, 0.5]."""
-    return tf.stack(_turn_hue(*tf.unstack(images, axis=-1), shift[:, None, None]), axis=-1)
+    return _turn_hue(*(channel[..., None] for channel in tf.unstack(images, axis=-1)), shift[:, None, None, None], PURE)
 
 
-def _turn_hue(red, green, blue, shift):
-    """Turns the hue of the three channels, of any shape."""
+def _turn_hue(red, green, blue, shift, pure):
+    """Turns the hue; `pure` has the places of red, green and blue on the circle along the axis of the channels."""
     value = tf.maximum(tf.maximum(red, green), blue)
     chroma = value - tf.minimum(tf.minimum(red, green), blue)
-    safe = tf.where(chroma > 0.0, chroma, 1.0)
-    # Hue in sixths of the circle. The largest channel is chosen by >=, not by equality with the maximum, because a
-    # compiler may round the two differently.
+    # Hue and everything derived from it is in sixths of the circle times chroma, which needs no division. The largest
+    # channel is chosen by >=, not by equality with the maximum, because a compiler may round the two differently.
     red_largest, green_largest = (red >= green) & (red >= blue), green >= blue
     hue = tf.where(
-        red_largest,
-        (green - blue) / safe,
-        tf.where(green_largest, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
-    )
-    hue = hue + 6.0 * shift
-    channels = []
-    for offset in (5.0, 3.0, 1.0):  # f(n) of the closed form of HSV to RGB
-        k = offset + hue
-        k -= 6.0 * tf.floor(k / 6.0)
-        channels.append(value - chroma * tf.clip_by_value(tf.minimum(k, 4.0 - k), 0.0, 1.0))
-    return channels
+        red_largest, green - blue, tf.where(green_largest, 2.0 * chroma + (blue - red), (red - green) - 2.0 * chroma)
+    )  # in -3..3, from red
+    turn = 6.0 * shift - pure
+    turn -= 6.0 * tf.floor((turn + 3.0) / 6.0)  # -3..3
+    distance = tf.abs(hue + turn * chroma)
+    distance = tf.minimum(distance, 6.0 * chroma - distance)  # 0..3, the shorter way round
+    return value - tf.clip_by_value(distance - chroma, 0.0, chroma)
 
 
 def to_grey(images):
@@ -251,46 +251,29 @@ def _where(condition, images, otherwise):
     return tf.where(condition[:, None, None, None], images, otherwise)
 
 
-def _augment_planes(planes, drawn: Draws, recipe: Preset):
-    """Augments one image: planes (3, H, W) in [0, 1], `drawn` its row of the draws."""
-    if recipe.grey_first:
-        planes = tf.cond(drawn.grey, lambda: _grey_planes(planes), lambda: planes)
-    if recipe.jitter_probability:
-        idle = (drawn.brightness == 1) & (drawn.contrast == 1) & (drawn.saturation == 1) & (drawn.hue == 0)
-        planes = tf.cond(idle, lambda: planes, lambda: _jitter_planes(planes, drawn))
-    if not recipe.grey_first and recipe.grey_probability:
-        planes = tf.cond(drawn.grey, lambda: _grey_planes(planes), lambda: planes)
-    if recipe.blur_probability:
-        planes = tf.cond(drawn.sigma > 0, lambda: _blur_planes(planes, drawn.sigma), lambda: planes)
-    return planes
+def _operations(draws: Draws, recipe: Preset):
+    """Lists the operations of each image: (N, 6) places in `OPERATIONS`, idle ones last, and their number (N,)."""
+    idle = (draws.brightness == 1) & (draws.contrast == 1) & (draws.saturation == 1) & (draws.hue == 0)
+    jitter = draws.order, tf.repeat(~idle[:, None], 4, axis=1)
+    grey = tf.fill(tf.shape(idle[:, None]), 4), draws.grey[:, None]
+    blur = tf.fill(tf.shape(idle[:, None]), 5), draws.sigma[:, None] > 0
+    listed = (grey, jitter, blur) if recipe.grey_first else (jitter, grey, blur)
+    codes, active = (tf.concat(columns, axis=1) for columns in zip(*listed, strict=True))
+    drawn_first = tf.argsort(tf.cast(~active, tf.int32), axis=-1, stable=True)
+    return tf.gather(codes, drawn_first, batch_dims=1), tf.reduce_sum(tf.cast(active, tf.int32), axis=-1)
 
 
-def _jitter_planes(planes, drawn: Draws):
-    """Adjusts one image in its own order. It loops, because XLA takes four times as long over four copies."""
-    return tf.while_loop(
-        lambda position, _: position < 4,
-        lambda position, planes: (position + 1, _adjust_planes(planes, drawn.order[position], drawn)),
-        (0, planes),
-    )[1]
+def _augment_planes(planes, drawn: Draws, codes, count):
+    """Applies the first `count` operations of `codes` to one image: planes (3, H, W) in [0, 1]."""
+
+    def step(position, planes):
+        return position + 1, tf.switch_case(codes[position], [lambda f=f: f(planes, drawn) for f in OPERATIONS])
+
+    return tf.while_loop(lambda position, _: position < count, step, (0, planes))[1]
 
 
-def _adjust_planes(planes, which, drawn: Draws):
-    """Adjusts brightness (0), contrast (1), saturation (2) or hue (3)."""
-
-    def blend(partner, factor):
-        return tf.clip_by_value(factor * planes + (1.0 - factor) * partner, 0.0, 1.0)
-
-    adjustments = [
-        lambda: blend(0.0, drawn.brightness),
-        lambda: blend(tf.reduce_mean(_grey_plane(planes)), drawn.contrast),
-        lambda: blend(_grey_plane(planes), drawn.saturation),
-        lambda: tf.stack(_turn_hue(*tf.unstack(planes), drawn.hue)),
-    ]
-    return tf.switch_case(which, adjustments)
-
-
-def _grey_planes(planes):
-    return tf.repeat(_grey_plane(planes)[None], 3, axis=0)
+def _blend_planes(planes, partner, factor):
+    return tf.clip_by_value(factor * planes + (1.0 - factor) * partner, 0.0, 1.0)
 
 
 def _grey_plane(planes):
@@ -317,3 +300,13 @@ def _blur_planes(planes, sigma):
 
 def _span(planes, axis, first, last):
     return planes[:, first:last] if axis == 1 else planes[:, :, first:last]
+
+
+OPERATIONS = (  # the four of `Draws.order`, grey, blur
+    lambda planes, drawn: _blend_planes(planes, 0.0, drawn.brightness),
+    lambda planes, drawn: _blend_planes(planes, tf.reduce_mean(_grey_plane(planes)), drawn.contrast),
+    lambda planes, drawn: _blend_planes(planes, _grey_plane(planes), drawn.saturation),
+    lambda planes, drawn: _turn_hue(*(plane[None] for plane in tf.unstack(planes)), drawn.hue, PURE[:, None, None]),
+    lambda planes, drawn: tf.repeat(_grey_plane(planes)[None], 3, axis=0),
+    lambda planes, drawn: _blur_planes(planes, drawn.sigma),
+)

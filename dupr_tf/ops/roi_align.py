@@ -5,12 +5,11 @@ are the interpolation weights of one bin. It compiles under XLA, takes any float
 on every device. For a flipped view the grid is read right-to-left by reversing the rows of Wx.
 
 `roi_align_reference` is the readable form on `tf.image.crop_and_resize`. That operation samples corner to corner and
-extrapolates outside, so boxes are moved to the bin centres and the map is edge-padded by one pixel. The operation has
+gives 0 outside, so boxes are moved to the bin centres and the map is edge-padded by one pixel. The operation has
 no XLA kernel and no bfloat16, so this form is the test oracle of the first.
 
-Samples are clamped to the border pixel, because every overlap or proposal lies within half a pixel of the map. In
-contrast, detectron2 and torchvision return 0 for a sample more than one pixel outside. No box inside the image has
-such samples.
+A sample up to one pixel outside the map takes the value of the border pixel. One further outside is 0, as in detectron2
+and torchvision.
 """
 
 from __future__ import annotations
@@ -57,14 +56,14 @@ def roi_align_reference(features, boxes, output_size, spatial_scale=1.0, samplin
     count, number = tf.shape(boxes)[0], tf.shape(boxes)[1]
     height, width = tf.shape(features)[1], tf.shape(features)[2]
     centres = [
-        _clamped_centres(boxes[..., axis], boxes[..., axis + 2], size * ratio, extent)
-        for axis, size, extent in ((0, size_y, height), (1, size_x, width))
+        _centres(boxes[..., axis], boxes[..., axis + 2], size * ratio) for axis, size in ((0, size_y), (1, size_x))
     ]  # (N, R, S_y * r), (N, R, S_x * r)
     if flipped is not None:
         flipped = tf.convert_to_tensor(flipped)
         centres[1] = tf.where(flipped[:, None, None], centres[1][..., ::-1], centres[1])
     padded = tf.pad(tf.cast(features, tf.float32), [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
-    # One crop_and_resize of a single sample per grid point keeps clamping exact where a box crosses the border.
+    # One crop_and_resize of a single sample per grid point is exact where a box crosses the border. The operation gives
+    # 0 outside the padded map.
     y, x = tf.meshgrid(tf.range(size_y * ratio), tf.range(size_x * ratio), indexing="ij")
     points_y = tf.gather(centres[0], tf.reshape(y, [-1]), axis=-1) + 1.0
     points_x = tf.gather(centres[1], tf.reshape(x, [-1]), axis=-1) + 1.0
@@ -96,20 +95,19 @@ def _weights(features, boxes, output_size, spatial_scale, sampling_ratio, flippe
 
 def _axis_weights(low, high, size, extent, ratio):
     """Returns (N, R, size, extent) bilinear weights of `size` bins in `low`..`high`, averaged over `ratio` samples."""
-    centres = _clamped_centres(low, high, size * ratio, extent)  # (N, R, size * ratio)
-    pixels = tf.range(tf.cast(extent, tf.float32))
-    weights = tf.nn.relu(1.0 - tf.abs(centres[..., None] - pixels))
+    centres, extent = _centres(low, high, size * ratio)[..., None], tf.cast(extent, tf.float32)
+    weights = tf.nn.relu(1.0 - tf.abs(tf.clip_by_value(centres, 0.0, extent - 1.0) - tf.range(extent)))
+    weights = tf.where((centres >= -1.0) & (centres <= extent), weights, 0.0)  # (N, R, size * ratio, extent)
     if ratio == 1:
         return weights
     shape = tf.shape(weights)
     return tf.reduce_mean(tf.reshape(weights, [shape[0], shape[1], size, ratio, shape[3]]), axis=3)
 
 
-def _clamped_centres(low, high, samples, extent):
-    """Returns (N, R, samples) positions in map pixels: bin centres minus the half pixel, clamped to the map."""
+def _centres(low, high, samples):
+    """Returns (N, R, samples) positions in map pixels: bin centres minus the half pixel."""
     steps = (tf.range(samples, dtype=tf.float32) + 0.5) / float(samples)
-    centres = low[..., None] + (high - low)[..., None] * steps - 0.5
-    return tf.clip_by_value(centres, 0.0, tf.cast(extent, tf.float32) - 1.0)
+    return low[..., None] + (high - low)[..., None] * steps - 0.5
 
 
 def _check(sampling_ratio):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dupr_tf.data.images.listing import check_root, list_images
+from dupr_tf.data.images.listing import LeftOut, check_root, list_classes, list_root, log_left_out
 from dupr_tf.data.labels.annotations import AnnotatedImages, read_annotations
 from dupr_tf.errors import UserError
 
@@ -65,15 +65,17 @@ def _class_names(root: Path) -> list[str]:
 def _classes(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise UserError(None, f"There is no folder {folder}.", f"Put images into {folder}/CLASS/.")
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return list_classes(folder)
 
 
 def _split(folder: Path, names: list[str]) -> ClassFolders:
-    paths, labels = [], []
+    paths, labels, left_out = [], [], LeftOut()
     for label, name in enumerate(names):
-        files = list_images(folder / name, "folder")
-        paths += files
-        labels += [label] * len(files)
+        listing = list_root(folder / name, "folder")
+        paths += listing.paths
+        labels += [label] * len(listing.paths)
+        left_out.update(listing.left_out)
+    log_left_out(f"{folder}: folders of classes, {len(names)} classes, {len(paths):,} images", left_out)
     return ClassFolders(paths, np.array(labels, np.int64), tuple(names))
 
 

@@ -1,4 +1,4 @@
-"""The files of checkpoints: which there are, whether they are damaged, and how they are removed. Imports no TensorFlow."""
+"""The files of checkpoints: which there are, which are damaged, and how they are removed. Imports no TensorFlow."""
 
 from __future__ import annotations
 

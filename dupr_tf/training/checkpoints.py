@@ -47,11 +47,13 @@ class RunCheckpoints:
             counts steps.
         folder: folder of the checkpoints; the first save creates it.
         keep: number of checkpoints to keep, the newest ones.
-        run: id of the run, which each checkpoint carries; checkpoints of another run are refused. None: no id.
+        run: id of the run, which its checkpoints carry; those of another id are refused. "" of a new run, which has
+            none yet; None: ids are not compared.
 
     Attributes:
         variables: {key: variable} of the whole state.
         before_save: called before a checkpoint is written. It returns further contents, {name: JSON value}.
+        announce: wraps the function that writes a checkpoint, such as `Workers.announce`.
         extra: further contents of the restored checkpoint.
     """
 
@@ -64,6 +66,7 @@ class RunCheckpoints:
         self.checkpoint = tf.train.Checkpoint(variables=self.variables, extra=self._extra)
         _ = self.checkpoint.save_counter  # created here, because checkpoints of earlier versions have one
         self.before_save: Callable[[], dict] = dict
+        self.announce: Callable[[Callable], Callable] = lambda function: function
         self._at_hand: int | None = None  # the step whose checkpoint was last saved or restored
 
     @property
@@ -86,13 +89,7 @@ class RunCheckpoints:
         if step == self._at_hand:
             return path
         try:
-            self.folder.mkdir(exist_ok=True)  # not its parents: a run whose folder was removed must not go on
-            remove_unfinished(self.folder)
-            remove_checkpoint(path)  # a damaged checkpoint of the same step
-            self._extra.assign(json.dumps({**self.before_save(), "run": self.run}))
-            with plain_alias(self.folder) as folder:
-                self.checkpoint.write(str(folder / path.name))
-            write_sums(path)
+            self.announce(self._write)(path)
         except (tf.errors.OpError, OSError) as error:
             with contextlib.suppress(OSError):  # the folder may be gone or read-only
                 remove_unfinished(self.folder)
@@ -101,6 +98,15 @@ class RunCheckpoints:
         self._at_hand = step
         self._remove_old(step)
         return path
+
+    def _write(self, path):
+        self.folder.mkdir(exist_ok=True)  # not its parents: a run whose folder was removed must not go on
+        remove_unfinished(self.folder)
+        remove_checkpoint(path)  # a damaged checkpoint of the same step
+        self._extra.assign(json.dumps({**self.before_save(), "run": self.run}))
+        with plain_alias(self.folder) as folder:
+            self.checkpoint.write(str(folder / path.name))
+        write_sums(path)
 
     def restore(self) -> int:
         """Restores the newest undamaged checkpoint. Returns its step, or 0 without a checkpoint. Changes no file.
@@ -152,7 +158,7 @@ class RunCheckpoints:
         with plain_alias(self.folder) as folder:
             self.checkpoint.read(str(folder / path.name)).assert_consumed()
         name = self.extra.get("run")
-        if None not in (name, self.run) and name != self.run:
+        if name and self.run is not None and name != self.run:
             problem = f"{path} is a checkpoint of another run."
             raise UserError(None, problem, "Move it away with its .sha256, or choose another --output.")
 

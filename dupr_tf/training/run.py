@@ -54,10 +54,11 @@ CONFIG_FILE = "config.yaml"
 IMAGES_FILE = "images.json"
 ROWS_FILE = "images.bin"
 MOST_IMAGES = 1 << 40
+MOST_FILES = 2  # files of an image: itself and its mask
 START_FILE = "start.json"
 FORMAT_FILE = "format.json"
 CLUSTER_FILE = "cluster.json"
-FORMAT = 3  # raised by each change of random draws, checkpoint keys or the files of a run; CHANGELOG lists the changes
+FORMAT = 4  # raised by each change of random draws, checkpoint keys or the files of a run; CHANGELOG lists the changes
 KEEP_OR_ALLOW = "Use the same as before, pass --allow-change, or choose another --output."
 KEEP_WEIGHTS = "Use the weights of its start (pretrain: leave --weights out), or choose another --output."
 PATIENCE = 30.0  # seconds a network file system may take to show a file
@@ -126,22 +127,20 @@ def check_format(run: Path) -> None:
 
 
 def run_id(run: Path) -> str:
-    """Returns the id in the record of a run, or a new one. Raises UserError if the record is damaged."""
+    """Returns the id in the record of a run; empty before it has one. Raises UserError if the record is damaged."""
     path = run / FORMAT_FILE
-    saved = read_record(path, lambda value: text(value.get("run", ""), 64)) if os.path.lexists(path) else ""
-    return saved or uuid.uuid4().hex
+    return read_record(path, lambda value: text(value.get("run", ""), 64)) if os.path.lexists(path) else ""
 
 
-def record(run: Path, config: Config, images: Images, weights: dict | None = None, name: str | None = None) -> None:
+def record(run: Path, config: Config, images: Images, weights: dict | None = None) -> None:
     """Writes the record of a checked start, and of the machine it runs on.
 
     Args:
         run: the run's folder; created if absent.
         config, images: as in `check`.
         weights: entry from `starting_weights`.
-        name: id of the run. Default: that of the record, or a new one.
     """
-    contents = {FORMAT_FILE: json.dumps({"format": FORMAT, "run": name or run_id(run)}) + "\n"}
+    contents = {FORMAT_FILE: json.dumps({"format": FORMAT, "run": run_id(run) or uuid.uuid4().hex}) + "\n"}
     contents |= _image_files(images)
     if weights is not None:
         contents[START_FILE] = json.dumps(weights, indent=2) + "\n"
@@ -338,15 +337,18 @@ def _split_changes(path: Path, split: str, saved: dict, entry: ImagesEntry) -> U
     rows, now = None, entry.files
     if now is not None and "files" in saved:
         try:
-            content = read_bounded(path, saved["count"] * ROW.itemsize)
+            content = read_bounded(path, MOST_FILES * saved["count"] * ROW.itemsize)
         except (OSError, ValueError) as error:
-            return UserError(None, f"{path} cannot be used: {getattr(error, 'strerror', None) or error}.", KEEP_OR_ALLOW)
-        if hashlib.sha256(content).hexdigest() != saved["files"] or len(content) != saved["count"] * ROW.itemsize:
+            reason = getattr(error, "strerror", None) or error
+            return UserError(None, f"{path} cannot be used: {reason}.", KEEP_OR_ALLOW)
+        if hashlib.sha256(content).hexdigest() != saved["files"] or len(content) % ROW.itemsize:
             return UserError(None, f"{path} is damaged.", KEEP_OR_ALLOW)
         rows = np.frombuffer(content, ROW)
     if (saved["count"], saved["sha256"]) != (entry.count, entry.sha256):
         new = [] if rows is None else list(now.new_names(rows))
         return _other_images(split, saved["count"], entry.count, new)
+    if rows is not None and len(rows) != len(now.paths):
+        return UserError(None, f"{path} is damaged.", KEEP_OR_ALLOW)
     changed = [] if rows is None else now.changes(rows, saved["heads"])
     if not changed:
         return None

@@ -42,7 +42,7 @@ INPUT:
   FORMAT: "RGB"
 ```
 
-- For FPN models add `MODEL.FPN.NORM: "SyncBN"`. On one GPU use `"BN"` for both.
+- For FPN models add `MODEL.FPN.NORM: "SyncBN"`. In a single process, `SyncBN` computes the same as `BN`.{heads}
 - `STRIDE_IN_1X1: False` and `FORMAT: "RGB"` are not detectron2's defaults. With the defaults the weights load
   without complaint and compute something else.
 - The envelope says `matching_heuristics: True`: detectron2 finds the arrays by suffix, with or without
@@ -115,10 +115,11 @@ def list_arrays(path):
 
 def _readme(model, file, arrays):
     depth = int(model.architecture.removeprefix("resnet"))
-    extra = ""
-    if depth < 50:  # detectron2 requires it there
+    extra = heads = ""
+    if depth < 50:  # detectron2 requires the channels there; its C4 head builds res5 from bottleneck blocks
+        heads = "\n- **FPN only.** The C4 models of detectron2 build another res5, which these weights do not fill."
         extra = f"\n    RES2_OUT_CHANNELS: {model.get_layer('conv1_bn').gamma.shape[0]}"
-    text = README.format(name=model.architecture, file=file, arrays=arrays, depth=depth, extra=extra)
+    text = README.format(name=model.architecture, file=file, arrays=arrays, depth=depth, extra=extra, heads=heads)
     if model.width != 1:
         text += f"- It is {model.width:g} times as wide as detectron2's own; its configs need other channels.\n"
     return text

@@ -27,6 +27,7 @@ def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=Fal
 
     Args:
         backbone: a `ResNetBackbone`; for `keras`, `kerascv`, `saved_model` and `onnx` any model `pyramid` accepts.
+            One that computes in half precision is written in float32.
         to: `keras` (`backbone.keras`), `saved_model` (raw images in, P2..P5 out), `onnx` (`backbone.onnx`, the same;
             extra `onnx`), `torchvision` (`backbone.safetensors`, and `backbone.pth` where PyTorch is installed),
             `timm` (`model.safetensors` and `config.json`), `detectron2` (`backbone.pkl` and its config lines),
@@ -50,6 +51,9 @@ def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=Fal
     output = export_output(output, overwrite)
     if not allow_nonfinite:
         _check_finite(backbone)
+    from dupr_tf.models.twins import in_full_precision  # loads TensorFlow
+
+    backbone = in_full_precision(backbone)
     wanted = _bytes_wanted(backbone, to)
     output.parent.mkdir(parents=True, exist_ok=True)
     _check_space(output.parent, wanted)

@@ -9,6 +9,7 @@ import numpy as np
 
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.models.resnet import ResNetBackbone, stage_channels
+from dupr_tf.models.twins import in_full_precision
 from dupr_tf.text import one_line
 from dupr_tf.weights.foreign import read_checkpoint
 from dupr_tf.weights.manifest import check_file
@@ -17,7 +18,7 @@ from dupr_tf.weights.paths import backbone_output, weights_file
 from dupr_tf.weights.torch_io import dropped_keys, find_prefix, from_torchvision
 
 
-def load_backbone(path, include_normalization=None, allow_nonfinite=False):
+def load_backbone(path, include_normalization=None, allow_nonfinite=False, keep_precision=False):
     """Load a backbone: `dupr_tf.load_backbone("runs/photos")`, `dupr_tf.load_backbone("moco_v2_200ep.pth.tar")`.
 
     The key prefix of a checkpoint is detected automatically (`module.encoder_q.` for MoCo). Heads are skipped and
@@ -31,6 +32,8 @@ def load_backbone(path, include_normalization=None, allow_nonfinite=False):
         include_normalization: True or False gives a `ResNetBackbone` with or without the normalisation inside.
             Default: as saved (a safetensors file has none).
         allow_nonfinite: load NaN and infinity too, which are an error otherwise.
+        keep_precision: True leaves a backbone that was saved in half precision as it is. By default it is returned
+            as a copy that computes in float32.
 
     Returns:
         A Keras model with `pyramid_outputs` or `pyramid_level_inputs`.
@@ -46,6 +49,7 @@ def load_backbone(path, include_normalization=None, allow_nonfinite=False):
             _check_finite(backbone, file)
     else:
         backbone = from_torchvision(read_checkpoint(file), allow_nonfinite=allow_nonfinite)
+    backbone = backbone if keep_precision else in_full_precision(backbone)
     if include_normalization in (None, getattr(backbone, "include_normalization", None)):
         return backbone
     return with_normalization(backbone, include_normalization)

@@ -46,7 +46,7 @@ def model_card(backbone, to, written, facts, license=None):
     """
     rows = {
         "licence of the weights": license or NO_LICENSE,
-        "network": _network(backbone),
+        "network": _network(backbone, to),
         "parameters": f"{sum(int(variable.value.shape.num_elements()) for variable in backbone.weights):,}",
         "input": _input(backbone, to),
         "output": f"{EXPORTS[to].facts.get('levels', 'P2..P5')} at strides 4, 8, 16, 32",
@@ -114,10 +114,15 @@ def _verified(written):
     return "; not compared with ".join([text, *written.not_compared])
 
 
-def _network(backbone):
+def _network(backbone, to):
     if not hasattr(backbone, "architecture"):
         return f"{type(backbone).__name__} `{backbone.name}`"
-    return f"{backbone.architecture}, width {backbone.width:g}"
+    fit = (
+        "; FPN only, no C4 model"
+        if to == "detectron2" and int(backbone.architecture.removeprefix("resnet")) < 50
+        else ""
+    )
+    return f"{backbone.architecture}, width {backbone.width:g}{fit}"
 
 
 def _input(backbone, to):

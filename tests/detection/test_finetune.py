@@ -14,6 +14,7 @@ from rich.console import Console
 from dupr_tf.cli import main
 from dupr_tf.commands.evaluate import print_scores
 from dupr_tf.config import dump_config, load_config, parse_config
+from dupr_tf.data.inspection import count_boxes
 from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.detection.finetune import evaluate, finetune
 from dupr_tf.detection.labels import labels_entry
@@ -29,6 +30,7 @@ from dupr_tf.training.optimizers import CoupledSGD
 from tests.detection.detector_run import dataset
 from tests.finetune_kill_test import end_of
 from tests.labelled_scenes import NAMES, Picture, pictures, write_coco
+from tests.refusals import refusal
 
 QUIET = Console(quiet=True)
 
@@ -94,11 +96,14 @@ def test_the_backbone_learns_at_its_share_of_the_rate(kind):
     np.testing.assert_allclose(slow.numpy() - before, 0.25 * fast.numpy(), rtol=1e-4)
 
 
-def test_the_loss_is_logged_in_windows_and_at_the_end(run):
+def test_the_loss_is_logged_in_windows_and_at_the_end(run, data):
+    train = read_annotations(data, "train")
+    lost = {step: count_boxes(train, config(), 4 * (step - 1), 4).lost_share for step in (2, 3)}
     entries = [json.loads(line) for line in (run[1] / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries] == [2, 3]
     for entry in entries:
         assert entry["loss"] == pytest.approx(entry["classification_loss"] + entry["box_loss"], rel=1e-4)
+        assert entry["boxes_lost"] == pytest.approx(lost[entry["step"]])
     rates = [0.01 * 0.5, 0.01 * 0.75, 0.01 * 0.25]  # cosine, after two steps of warm-up
     assert [entry["learning_rate"] for entry in entries] == pytest.approx([(rates[0] + rates[1]) / 2, rates[2]])
 
@@ -275,8 +280,8 @@ def test_finetune_refuses_a_config_it_cannot_run(sections, key):
 def test_an_image_that_does_not_decode_is_named(tmp_path):
     root = write_coco(tmp_path / "set", {"train": pictures(4), "val": pictures(2)})
     (root / "images" / "train_002.png").write_bytes(b"not a picture")
-    with pytest.raises(RunFailed, match=r"1 of the 4 .*train_002\.png"):
-        finetune(config(), "random", root, tmp_path / "out", console=QUIET)
+    error = refusal(finetune, config(), "random", root, tmp_path / "out", console=QUIET)
+    assert error.field == "data.max_bad_share" and "1 of 4" in error.problem and "train_002.png" in error.problem
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():

@@ -7,8 +7,10 @@ import pytest
 import tensorflow as tf
 
 from dupr_tf.config import parse_config
+from dupr_tf.data.inspection import matched_boxes
 from dupr_tf.data.placing import to_original
 from dupr_tf.detection.dense import labels_of
+from dupr_tf.detection.parts.boxes import decode
 from dupr_tf.detection.parts.pyramid import FeaturePyramid
 from dupr_tf.detection.retinanet import (
     ANCHORS_PER_CELL,
@@ -223,7 +225,7 @@ def test_saved_and_loaded_it_detects_the_same(detector, tmp_path):
     assert expected["num_detections"].numpy().min() > 0
     save_detector(detector, tmp_path / "detector.keras")
     named, paths = saved_names(tmp_path / "detector.keras")
-    assert named == ("dupr_tf.detection.retinanet", "RetinaNet", "dupr_tf>RetinaNet") and len(paths) == 154
+    assert named == ("dupr_tf.detection.retinanet", "RetinaNet", "dupr_tf>RetinaNet") and len(paths) == 142
     norm = "layers/feature_pyramid/output_convs/sequential_2/layers/fused_batch_normalization/vars/3"
     assert {norm, "layers/feature_pyramid/p7/layers/conv2d/vars/1"} < paths
     loaded = load_detector(tmp_path)
@@ -346,3 +348,20 @@ def test_the_saved_model_of_any_size_scales_as_the_evaluation_does(detector, tmp
     assert count == expected["num_detections"][0] > 0 and not hasattr(served, "serve_square")
     boxes = np.clip(expected["boxes"][0, :count] / 0.8, 0, [100, 40, 100, 40])
     np.testing.assert_allclose(found["boxes"][0, :count], boxes, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [2.0, 4.0])
+def test_matched_boxes_are_those_the_encoder_targets(scale):
+    model, rng, seen = make(anchor_scale=scale), np.random.default_rng(0), []
+    anchors = tf.concat(list(model.anchor_generator((SIZE, SIZE, 3)).values()), 0)
+    for _ in range(8):
+        corners = np.sort(rng.uniform(0, SIZE, (6, 2, 2)), 1)
+        boxes = corners.reshape(6, 4).astype(np.float32)
+        deltas, classes = model.label_encoder(
+            tf.zeros([1, SIZE, SIZE, 3]), {"boxes": boxes[None], "classes": np.zeros([1, 6], np.float32)}
+        )
+        targets = decode(deltas, anchors, order="center_yxhw")[0].numpy()[classes[0].numpy() >= 0]  # (positives, 4)
+        expected = (np.abs(targets[:, None] - boxes).max(-1) < 0.1).any(0)
+        np.testing.assert_array_equal(matched_boxes(boxes, (SIZE, SIZE), scale, 0.5), expected)
+        seen += expected.tolist()
+    assert 0.2 < np.mean(seen) < 0.95

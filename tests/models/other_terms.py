@@ -43,7 +43,7 @@ class Bootstrap(Term):
         return projector(channels, self.dim, name=self.name)
 
     def embed(self, features, boxes, flipped, projector):
-        return projector(tf.reduce_mean(features, axis=[1, 2]), training=True)
+        return projector(tf.reduce_mean(features, axis=[1, 2]))
 
     def compare(self, queries, keys, memory, fields):
         cosine = tf.reduce_sum(tf.math.l2_normalize(queries, -1) * tf.math.l2_normalize(keys, -1), -1)

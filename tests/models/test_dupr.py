@@ -243,6 +243,9 @@ def test_drawn_patch_keys_come_from_valid_images_and_their_own_cells():
     drawn = draw_patch_keys(keys, valid, 50, tf.constant([1, 2], tf.int64)).numpy()[:, 0].reshape(5, 50)
     assert set(np.unique(drawn)) == {0, 1, 2, 3, 8, 9, 10, 11}
     assert set(drawn[0] // 4) == {0} and set(drawn[2] // 4) == {2}  # a valid image draws from itself
+    assert all(
+        sorted(np.bincount(row % 4)) == [12, 12, 13, 13] for row in drawn.astype(int)
+    )  # a cell comes again after all others
 
 
 @pytest.mark.parametrize("changes, field", [

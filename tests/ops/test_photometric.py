@@ -238,7 +238,9 @@ def test_the_form_follows_the_device(monkeypatch, gpus, form):
     taken = []
     for each in (apply, apply_each):
         monkeypatch.setattr(
-            photometric_module, each.__name__, lambda *args, each=each: taken.append(each) or each(*args)
+            photometric_module,
+            each.__name__,
+            lambda *args, each=each, **rest: taken.append(each) or each(*args, **rest),
         )
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: gpus)
     images = tf.constant(random_images(11, 2))

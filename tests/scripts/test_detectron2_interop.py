@@ -165,7 +165,7 @@ def draw_coco(root):
 
 # Two iterations on small images, one process without a GPU. A score of 0 lets untrained heads detect something.
 SHORT = [
-    "MODEL.DEVICE", "cpu", "MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN",
+    "MODEL.DEVICE", "cpu",
     "DATASETS.TRAIN", "('coco_2017_train_50pct_seed0',)", "DATALOADER.NUM_WORKERS", "0",
     "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64",
     "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "SOLVER.IMS_PER_BATCH", "2",
@@ -195,3 +195,17 @@ def test_the_script_trains_and_evaluates_a_recipe(recipe, exported, tmp_path):
     detections = json.loads((output / "inference" / "coco_instances_results.json").read_text())
     validation = json.loads((tmp_path / "data" / "coco" / "annotations" / "instances_val2017.json").read_text())
     assert {found["image_id"] for found in detections} == {image["id"] for image in validation["images"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet34"])
+def test_the_script_refuses_a_small_resnet_in_a_c4_model(architecture, exported, tmp_path):
+    weights, _ = exported(architecture)
+    small = ["MODEL.RESNETS.DEPTH", architecture.removeprefix("resnet"), "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
+    command = [
+        ROOT / "scripts" / "detectron2_train.py", "--num-gpus", 0, "--eval-only", "--config-file",
+        ROOT / "configs" / "detectron2" / "coco_mask_rcnn_c4_1x.yaml",
+        "MODEL.WEIGHTS", weights, "OUTPUT_DIR", tmp_path / "run", *SHORT, *small,
+    ]  # fmt: skip
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode and "MODEL.WEIGHTS does not fit the backbone" in done.stderr

@@ -149,6 +149,44 @@ class Config(types.SimpleNamespace):
         self.frozen = True
 
 
+class Checkpointer:
+    """Of a model, which is here a list of what was done with it."""
+
+    def __init__(self, model, folder):
+        self.model, self.folder = model, folder
+
+    def _log_incompatible_keys(self, keys):
+        self.model.append(("logged", keys))
+
+    def resume_or_load(self, path, resume):
+        self.model.append((self.folder, path, resume))
+        self._log_incompatible_keys(incompatible())
+
+
+class Engine:
+    def __init__(self, cfg):
+        self.model = []
+        self.checkpointer = Checkpointer(self.model, cfg.OUTPUT_DIR)
+
+    @staticmethod
+    def build_model(cfg):
+        return []
+
+    @staticmethod
+    def test(cfg, model):
+        return model
+
+    def resume_or_load(self, resume):
+        self.checkpointer.resume_or_load("as in the config", resume)
+
+    def train(self):
+        return self.model
+
+
+def incompatible(missing=(), unexpected=(), shapes=()):
+    return types.SimpleNamespace(missing_keys=missing, unexpected_keys=unexpected, incorrect_shapes=shapes)
+
+
 def new_config():
     return Config(
         MODEL=types.SimpleNamespace(WEIGHTS="", RESNETS=types.SimpleNamespace(NORM="SyncBN")),
@@ -168,14 +206,14 @@ def train(monkeypatch):
     metadata["voc_2007_test"] = Facts(evaluator_type="pascal_voc")
     metadata["cityscapes_fine_instance_seg_val"] = Facts(evaluator_type="cityscapes_instance")
     metadata["lvis"] = Facts(evaluator_type="lvis")
-    nothing = dict.fromkeys(("default_argument_parser", "default_setup", "launch"))
+    nothing = dict.fromkeys(("default_argument_parser", "default_setup", "launch"), lambda *arguments: None)
     modules = {
         "torch": {"nn": types.SimpleNamespace(Sequential=lambda *blocks: list(blocks))},
         "detectron2": {},
-        "detectron2.checkpoint": {"DetectionCheckpointer": None},
+        "detectron2.checkpoint": {"DetectionCheckpointer": Checkpointer},
         "detectron2.config": {"get_cfg": new_config},
         "detectron2.data": {"DatasetCatalog": data, "MetadataCatalog": metadata},
-        "detectron2.engine": {"DefaultTrainer": object, **nothing},
+        "detectron2.engine": {"DefaultTrainer": Engine, **nothing},
         "detectron2.evaluation": {
             "COCOEvaluator": lambda name, output_dir: ("coco", name, output_dir),
             "PascalVOCDetectionEvaluator": lambda name: ("voc", name),
@@ -226,3 +264,32 @@ def test_weights_are_asked_for_and_random_is_said(train, tmp_path):
         train.configure(types.SimpleNamespace(config_file="a.yaml", opts=[]))
     options = ["MODEL.WEIGHTS", "random", "OUTPUT_DIR", str(tmp_path)]
     assert train.configure(types.SimpleNamespace(config_file="a.yaml", opts=options)).MODEL.WEIGHTS == ""
+
+
+@pytest.mark.parametrize("eval_only, resume", [(True, True), (True, False), (False, True)])
+def test_resume_reaches_the_checkpointer(train, tmp_path, eval_only, resume):
+    options = ["MODEL.WEIGHTS", "b.pkl", "OUTPUT_DIR", str(tmp_path)]
+    arguments = types.SimpleNamespace(config_file="a.yaml", opts=options, eval_only=eval_only, resume=resume)
+    (loaded, (logged, _)) = train.main(arguments)
+    assert loaded == (str(tmp_path), "b.pkl" if eval_only else "as in the config", resume) and logged == "logged"
+
+
+@pytest.mark.parametrize("keys", [
+    {"missing": ["roi_heads.box_predictor.cls_score.weight", "roi_heads.res5.0.conv3.weight"]},
+    {"missing": ["backbone.bottom_up.stem.conv1.norm.running_var"]},
+    {"unexpected": ["res4.6.conv1.weight"]},
+    {"shapes": [("backbone.res2.0.conv1.weight", (64, 64, 3, 3), (64, 64, 1, 1))]},
+])  # fmt: skip
+def test_weights_that_do_not_fill_the_backbone_are_refused(train, keys):
+    checkpointer = train.require_backbone(Checkpointer([], ""))
+    with pytest.raises(ValueError, match=r"res|stem"):
+        checkpointer._log_incompatible_keys(incompatible(**keys))
+    assert checkpointer.model == []
+
+
+def test_missing_heads_and_the_added_norm_are_no_problem(train):
+    names = ["roi_heads.res5.3.weight", "backbone.fpn_lateral2.weight", "proposal_generator.rpn_head.conv.weight",
+             "backbone.bottom_up.res2.0.conv1.norm.num_batches_tracked"]  # fmt: skip
+    checkpointer = train.require_backbone(Checkpointer([], ""))
+    checkpointer._log_incompatible_keys(incompatible(missing=names, unexpected=["fc.weight"]))
+    assert len(checkpointer.model) == 1

@@ -35,13 +35,6 @@ def config(photos):
     return load_config(FILE, {"data.root": str(photos), "probing.data": str(photos)})
 
 
-@pytest.fixture(autouse=True)
-def restored_policy():
-    before = keras.config.dtype_policy()
-    yield
-    keras.config.set_dtype_policy(before)
-
-
 def fields_of(config):
     return {
         f"{name}.{field}": getattr(section, field)
@@ -71,7 +64,8 @@ def assert_model_of(model, config):
     assert model.photometric == config.views.photometric
     assert (model.seed, model.micro_batches) == (config.train.seed, config.train.micro_batches)
     assert (model.backbone.architecture, model.backbone.width) == (settings.backbone, settings.width)
-    assert model.backbone.dtype_policy.name == "mixed_bfloat16"
+    policies = {part.dtype_policy.name for part in (model.backbone, *model.query_encoder.projectors.values())}
+    assert policies == {"mixed_bfloat16"} and keras.config.dtype_policy().name == "float32"
 
 
 def test_model_has_every_field_and_draws_from_the_seed(config):

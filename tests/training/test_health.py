@@ -131,7 +131,6 @@ def test_a_folder_of_one_colour_collapses(tmp_path, caplog):
     values["views"]["photometric"] = "none"
     pretrain(parse_config(values), tmp_path / "run", folder)
     assert caplog.text.count("may have collapsed") == 1
-    keras.config.set_dtype_policy("float32")
 
 
 @pytest.mark.parametrize("every, cost, told", [(10, 0.0, False), (10, 1.0, True), (30.0, 0.0, False)])

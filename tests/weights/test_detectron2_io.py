@@ -78,13 +78,14 @@ def test_the_readme_has_the_config(written):
     for line in ("STRIDE_IN_1X1: False", 'FORMAT: "RGB"', "FREEZE_AT: 0", 'NORM: "SyncBN"', "DEPTH: 50"):
         assert line in text
     assert "PIXEL_MEAN: [123.675, 116.28, 103.53]" in text and "PIXEL_STD: [58.395, 57.12, 57.375]" in text
-    assert "RES2_OUT_CHANNELS" not in text and "times as wide" not in text
+    assert "FPN only" not in text and "RES2_OUT_CHANNELS" not in text and "times as wide" not in text
 
 
 def test_a_small_network_says_what_its_config_needs(tmp_path):
     write_detectron2(build_backbone("resnet18", width=0.5), tmp_path / "small.pkl")
     text = (tmp_path / "README.md").read_text()
     assert "DEPTH: 18" in text and "RES2_OUT_CHANNELS: 32" in text and "0.5 times as wide" in text
+    assert "FPN only" in text
     assert len(Restricted(io.BytesIO((tmp_path / "small.pkl").read_bytes())).load()["model"]) == 100
 
 

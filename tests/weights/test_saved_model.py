@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD, build_backbone, pyramid
+from dupr_tf.weights.export import export
 from dupr_tf.weights.saved_model import read_saved_model, serving_model, write_saved_model
 
 SIZES = [(1, 64, 96), (2, 65, 47)]
@@ -37,6 +38,20 @@ def test_the_features_are_the_models(written, size, dtype):
     for level, value in received.items():
         assert value.dtype == np.float32
         assert float(np.max(np.abs(value - expected[level].numpy()))) == 0.0
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_empty_batch_gives_empty_maps(written, dtype):
+    maps = written[1](images_of((0, 70, 64), dtype))
+    assert {level: value.shape[:3] for level, value in maps.items()} == {
+        "P2": (0, 18, 16), "P3": (0, 9, 8), "P4": (0, 5, 4), "P5": (0, 3, 2),
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_half_precision_backbone_converts_to_tflite(tmp_path):
+    path = export(build_backbone("resnet18", width=0.125, dtype="mixed_float16"), "saved_model", tmp_path / "export")
+    assert len(tf.lite.TFLiteConverter.from_saved_model(str(path)).convert()) > 100_000
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

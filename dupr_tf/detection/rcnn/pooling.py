@@ -18,7 +18,7 @@ def pool(features, boxes, strides, size, samples=SAMPLES):
 
     Args:
         features: a list of `(B, h, w, C)` maps. It has one, or the four P2 to P5, of which each box reads one.
-        boxes: (B, R, 4) xyxy px, inside the image.
+        boxes: (B, R, 4) xyxy px. A sample more than one cell outside the map is 0, as in `roi_align`.
         strides: strides of the maps, px.
         size: bins per side, S.
         samples: samples per side in each bin, averaged.
@@ -54,7 +54,8 @@ def assign_levels(boxes):
 def _crops(features, boxes, image, size, samples):
     """Crops `(N, S, S, C)` at boxes `(N, 4)` in cells: the mean over `samples`² grids, each with one point per bin."""
     # `crop_and_resize` samples from corner to corner, so the corners are the points of the first and the last bin.
-    # Edges are repeated by one cell, because a point may lie half a cell outside the outermost centres.
+    # Edges are repeated by one cell: a point up to one cell outside the outermost centres takes the border's value, and
+    # the operation gives 0 further outside.
     padded = tf.pad(tf.cast(features, tf.float32), [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
     extent = tf.cast(tf.shape(features)[1:3] + 1, tf.float32)  # of the padded map, between its outermost centres
     first, step = tf.reverse(boxes[:, :2], [1]), tf.reverse(sides(boxes), [1]) / size  # (N, 2) y, x

@@ -69,7 +69,8 @@ class Term(keras.layers.Layer):
             features: (b, H/s, W/s, channels) of the term's level.
             boxes: (b, 4) float32 `(y1, x1, y2, x2)`, the overlap in pixels of this view.
             flipped: (b,) bool, this view is mirrored left-right.
-            projector: this encoder's projector, from `make_projector`.
+            projector: this encoder's projector, from `make_projector`, to be called on features. In training it uses
+                batch statistics, in evaluation moving ones.
 
         Returns:
             A nest of tensors whose first axis is the images.
@@ -140,11 +141,12 @@ class Term(keras.layers.Layer):
         return {**super().get_config(), "level": self.level, "weight": self.weight}
 
 
-def build_terms(terms):
+def build_terms(terms, dtype=None):
     """Builds the terms of a model.
 
     Args:
         terms: `Term` objects, or dictionaries of a `kind` (see `dupr_tf.config.terms.TERMS`) and its arguments.
+        dtype: policy of the terms that are given as dictionaries. Default: Keras' global policy.
 
     Raises:
         UserError: no term, an unknown kind or argument, or two terms of one name.
@@ -161,7 +163,7 @@ def build_terms(terms):
         if unknown:
             allowed = ", ".join(name for name in schema.model_fields if name != "kind")
             raise UserError("terms", f"{kind} has no {', '.join(unknown)}.", f"It has {allowed}.")
-        built.append(TERMS.load(kind)(**arguments))
+        built.append(TERMS.load(kind)(**arguments, dtype=dtype))
     if not built:
         raise UserError("terms", "The list of terms is empty.", "Give at least one.")
     check_unique_names([term.name for term in built])

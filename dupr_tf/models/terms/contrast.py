@@ -154,19 +154,19 @@ def draw_patch_keys(keys, valid, count, seed):
     Args:
         keys: (B, S, S, C) patch keys of the global batch.
         valid: (B,) bool. A random valid image replaces each invalid one, so the number of keys is fixed.
-        count: cells per image.
+        count: cells per image. No cell is drawn a second time before every cell was drawn.
         seed: (2,) integer.
 
     Returns:
         (B * count, C); the rows are arbitrary if no pair is valid.
     """
     images, side, dim = keys.shape[0], keys.shape[1], keys.shape[3]
-    u = tf.random.stateless_uniform([images, count + 1], seed=seed)
+    u = tf.random.stateless_uniform([images, 1 + side * side], seed=seed)
     number = tf.reduce_sum(tf.cast(valid, tf.int32))
     chosen = tf.cast(u[:, 0] * tf.cast(number, tf.float32), tf.int32)  # index among the valid images
     valid_first = tf.argsort(tf.cast(~valid, tf.int32), stable=True)  # valid images first
     substitute = tf.gather(valid_first, tf.clip_by_value(chosen, 0, images - 1))
     source = tf.where(valid, tf.range(images), substitute)  # (B,)
-    cells = tf.minimum(tf.cast(u[:, 1:] * float(side * side), tf.int32), side * side - 1)  # (B, count)
+    cells = tf.gather(tf.argsort(u[:, 1:]), tf.range(count) % (side * side), axis=1)  # (B, count), without replacement
     picked = tf.gather(tf.reshape(keys, [images, side * side, dim]), source)
     return tf.reshape(tf.gather(picked, cells, batch_dims=1), [images * count, dim])

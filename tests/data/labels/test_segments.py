@@ -152,6 +152,15 @@ def test_wrong_classes_are_refused(root, text, field, named):
     assert error.field == field and named in error.problem
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_byte_order_mark_belongs_to_no_class(root, encoding):
+    text = "void\nroad\ncar\nbus\n"
+    plain = read_segments(classes(root, text), "train", ignore_value=9)
+    (root / "classes.txt").write_bytes(text.encode(encoding))
+    read = read_segments(root, "train", ignore_value=9)
+    assert read.class_names == plain.class_names == ("road", "car", "bus")
+
+
 def test_wrong_roots_are_refused(root, tmp_path):
     (root / "classes.txt").write_bytes(b"\xff\xfe")
     (tmp_path / "empty").mkdir()

@@ -150,6 +150,7 @@ def test_each_box_is_pooled_from_its_own_level():
     maps = [rng.normal(size=(2, 512 // stride, 640 // stride, 3)).astype(np.float32) for stride in (4, 8, 16, 32)]
     boxes = np.stack([random_boxes(rng, 12, 2.0, 512, 640) for _ in range(2)])
     boxes[0, :3] = [[0, 0, 640, 512], [0, 0, 3, 2], [600, 500, 640, 512]]
+    boxes[1, :2] = [[-90, 400, -20, 530], [500, -300, 900, 200]]  # samples far outside are 0
     pooled = pooling.pool([tf.constant(m) for m in maps], tf.constant(boxes), (4, 8, 16, 32), 7)
     assert len({twin.level(box) for box in boxes.reshape(-1, 4)}) == 4
     for image, row in np.ndindex(2, 12):

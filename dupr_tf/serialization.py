@@ -1,0 +1,81 @@
+"""Lets `keras.saving.load_model` find this package's classes after `import dupr_tf`, which imports neither.
+
+Keras looks a saved class up by its registered name only. Each name gets a stand-in that imports the class when a file
+needs it. The class itself then replaces the stand-in.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+
+CLASSES = {  # module -> its registered classes
+    "dupr_tf.models.resnet": ("ResNetBackbone",),
+    "dupr_tf.models.layers": ("TrainedConv2D", "FusedBatchNormalization"),
+    "dupr_tf.models.heads": ("ProjectionHead",),
+    "dupr_tf.models.encoder": ("Encoder",),
+    "dupr_tf.models.memory_bank": ("MemoryBank",),
+    "dupr_tf.models.terms.contrast": ("ImageContrast", "PatchContrast"),
+    "dupr_tf.models.dupr": ("DUPR",),
+    "dupr_tf.training.optimizers": ("CoupledSGD", "AdamW", "Cosine", "Milestones"),
+    "dupr_tf.detection.devices": ("DeviceShare",),
+    "dupr_tf.detection.fcn": ("FCN",),
+    "dupr_tf.detection.kerashub": ("KerasHubRetinaNet",),
+    "dupr_tf.detection.rcnn.heads": ("PyramidRegions", "BoxPredictor", "MaskHead"),
+    "dupr_tf.detection.rcnn.model": ("FasterRCNN", "MaskRCNN"),
+    "dupr_tf.detection.rcnn.proposals": ("RPNHead",),
+    "dupr_tf.detection.rcnn.pyramid": ("PyramidNeck",),
+    "dupr_tf.detection.retinanet": ("RetinaNet", "FeaturePyramid", "PredictionHead", "Anchors"),
+}
+
+
+class StandIn:
+    """Stands for a class in Keras' registry. It offers the one method that loading a file calls.
+
+    Args:
+        module, name: of the class.
+    """
+
+    def __init__(self, module: str, name: str):
+        self.module, self.name = module, name
+
+    def from_config(self, config: dict):
+        return getattr(importlib.import_module(self.module), self.name).from_config(config)
+
+
+class KerasImport:
+    """Finder that registers the stand-ins as soon as Keras has been imported."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "keras":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            return None
+        run = spec.loader.exec_module
+
+        def run_and_register(module):
+            run(module)
+            register_stand_ins(module)
+
+        spec.loader.exec_module = run_and_register
+        return spec
+
+
+def register_stand_ins(keras) -> None:
+    """Adds a stand-in to Keras' registry for each class that is not registered yet."""
+    registry = keras.saving.get_custom_objects()
+    for module, names in CLASSES.items():
+        for name in names:
+            registry.setdefault(f"dupr_tf>{name}", StandIn(module, name))
+
+
+def register_with_keras() -> None:
+    """Registers the stand-ins now if Keras is imported, or else once it is."""
+    keras = sys.modules.get("keras")
+    if keras is not None and hasattr(keras, "saving"):
+        register_stand_ins(keras)
+    else:
+        sys.meta_path.insert(0, KerasImport())
