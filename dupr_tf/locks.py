@@ -6,6 +6,7 @@ The system frees the lock of a process that dies. The file of the lock then stay
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import datetime
 import json
 import os
@@ -20,14 +21,14 @@ from dupr_tf.files import read_bounded
 
 LOCK_FILE = ".dupr_tf.lock"  # in the folder
 PATIENCE = 0.3  # seconds: a holder that is about to end removes the file between two attempts
-_held: set[Path] = set()
+_held: contextvars.ContextVar[frozenset[Path]] = contextvars.ContextVar("held", default=frozenset())
 
 
 @contextlib.contextmanager
 def locked(output: Path, beside: bool = False) -> Iterator[None]:
     """Holds the output of a command for this process. Makes its folder, and removes a folder that is empty at the end.
 
-    A process that holds the output already passes through.
+    The thread that holds the output already passes through.
 
     Args:
         output: a folder.
@@ -52,7 +53,7 @@ def locked(output: Path, beside: bool = False) -> Iterator[None]:
 @contextlib.contextmanager
 def _held_by_us(path: Path, output: Path) -> Iterator[None]:
     key = path.parent.resolve() / path.name
-    if key in _held:
+    if key in _held.get():
         yield
         return
     lock = FileLock(path)
@@ -60,12 +61,12 @@ def _held_by_us(path: Path, output: Path) -> Iterator[None]:
         lock.acquire(timeout=PATIENCE)
     except Timeout:
         raise UserError("--output", f"{output} is in use by {_holder(path)}.", _FIX) from None
-    _held.add(key)
+    token = _held.set(_held.get() | {key})
     try:
         path.write_text(json.dumps(_description()), encoding="utf-8")
         yield
     finally:
-        _held.discard(key)
+        _held.reset(token)
         with contextlib.suppress(OSError):  # the folder may be gone
             path.unlink(missing_ok=True)  # while it is held: a process that waits for the old file tries again
         lock.release()

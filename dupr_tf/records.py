@@ -6,15 +6,17 @@ A file that cannot be used gives one line, which names the file, the reason and 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dupr_tf.errors import UserError
-from dupr_tf.files import read_bounded
+from dupr_tf.files import open_file, read_bounded
 from dupr_tf.text import escape, one_line
 
 MOST_BYTES = 16 << 20
+MOST_LINE = 1 << 20  # bytes
+MOST_NUMBER = 1e300  # of a metric: sums of it stay finite
 RESTORE = "Restore the file from a copy, or choose another --output."
 # What json and a schema raise for contents of the wrong kind.
 MISTAKES = (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)
@@ -40,6 +42,37 @@ def read_record(path: str | Path, schema: Callable[[Any], T], fix: str = RESTORE
     except MISTAKES as error:
         reason = str(error)
     raise UserError(None, f"{escape(str(path))} cannot be used: {one_line(reason, 120).rstrip('.')}.", fix)
+
+
+def read_lines(path: str | Path, schema: Callable[[Any], T]) -> Iterator[T | None]:
+    """Yields the records in a file of JSON lines, one line at a time; None for each line that cannot be used.
+
+    Args:
+        path: the file. If it is missing or no file, nothing is yielded.
+        schema: as in `read_record`.
+    """
+    try:
+        file = open_file(path)
+    except OSError:
+        return
+    with file:
+        while line := file.readline(MOST_LINE):
+            whole_line = len(line) < MOST_LINE
+            while not line.endswith(b"\n") and len(line) == MOST_LINE:
+                line = file.readline(MOST_LINE)  # the rest of a line that is too long
+            try:
+                yield schema(parse_json(line)) if whole_line else None
+            except MISTAKES:
+                yield None
+
+
+def read_metrics_line(value: Any) -> dict:
+    """Returns a line of metrics.jsonl: a step, and numbers that are finite or None. Raises ValueError for others."""
+    whole(mapping(value)["step"])
+    for name, number in value.items():
+        if number is not None and (type(number) not in (int, float) or not abs(number) < MOST_NUMBER):
+            raise ValueError(f"expected a number for {name[:40]}")
+    return value
 
 
 def parse_json(content: bytes | str) -> Any:

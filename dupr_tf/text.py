@@ -30,6 +30,12 @@ def escape(name: str) -> str:
     return escaped.encode("utf-8", "backslashreplace").decode()
 
 
+def plot_label(name: str) -> str:
+    """A file or class name as a label of Matplotlib, which takes `$` for a formula and hides a leading underscore."""
+    label = escape(name).replace("$", r"\$")
+    return f" {label}" if label.startswith("_") else label
+
+
 def number_text(value: float) -> str:
     """Four digits, `12,345` from a thousand on; an exponent only where a number is tiny or has over 15 digits."""
     if isinstance(value, int) and abs(value) >= 10**300:

@@ -66,9 +66,17 @@ def test_full_disk_becomes_run_failed_that_names_the_file(number):
         raise OSError(number, "no room")
 
 
-def test_other_errors_pass_the_full_disk_helper_unchanged():
-    with pytest.raises(PermissionError), reporting_failed_writes("out"):
-        raise PermissionError(errno.EACCES, "no", "out")
+@pytest.mark.parametrize("kind", [errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EISDIR, errno.EIO])
+def test_errors_of_the_system_become_run_failed(kind):
+    with pytest.raises(RunFailed) as error, reporting_failed_writes("out"):
+        raise OSError(kind, "no", "a\nb")
+    assert "a\\nb" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), ConnectionResetError(), TimeoutError(), ValueError()])
+def test_other_errors_are_not_converted(error):
+    with pytest.raises(type(error)), reporting_failed_writes("out"):
+        raise error
 
 
 def test_disk_full_is_recognised_in_causes_and_texts():

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.refusals import refusal
 
 HOLD = """
 import sys, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from dupr_tf.locks import locked
 with locked(Path(sys.argv[1])):
@@ -66,6 +68,12 @@ def test_lock_is_taken_once_by_a_process(tmp_path):
             assert (tmp_path / "a" / LOCK_FILE).exists()
         assert (tmp_path / "a" / LOCK_FILE).exists()
     assert not (tmp_path / "a").exists()
+
+
+def test_another_thread_is_refused(tmp_path):
+    with locked(tmp_path / "a"), ThreadPoolExecutor(1) as pool:
+        error = refusal(pool.submit(enter, tmp_path / "a").result)
+    assert f"process {os.getpid()} on " in error.problem
 
 
 def test_empty_folders_are_removed_and_others_kept(tmp_path):

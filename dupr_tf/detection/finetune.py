@@ -17,7 +17,9 @@ from dupr_tf.detection.labels import labels_entry, read_evaluated, read_splits
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import local_path
 from dupr_tf.locks import locked
+from dupr_tf.records import MISTAKES
 from dupr_tf.training.run import FORMAT_FILE, ImagesEntry, check, check_weights
+from dupr_tf.weights.archives import check_archive
 
 DETECTOR_FILE = "detector.keras"
 METRICS_FILE = "metrics.json"  # written last: a run that has it is finished
@@ -133,11 +135,12 @@ def kind_and_classes(file: Path) -> tuple[str, tuple[str, ...]] | None:
     Returns None if only loading the file can tell: it is damaged, is no detector, or its class is not in the table.
     """
     kinds = {tuple(entry.target.split(":")): kind for kind, entry in DETECTORS.items()}
+    check_archive(file)
     try:
         with zipfile.ZipFile(file) as archive:
             saved = json.loads(archive.read("config.json"))
         return kinds[saved["module"], saved["class_name"]], tuple(map(str, saved["config"]["class_names"]))
-    except (OSError, zipfile.BadZipFile, ValueError, LookupError, TypeError):
+    except (OSError, zipfile.BadZipFile, *MISTAKES):
         return None
 
 

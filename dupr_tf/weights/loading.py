@@ -11,6 +11,7 @@ from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.models.resnet import ResNetBackbone, stage_channels
 from dupr_tf.models.twins import in_full_precision
 from dupr_tf.text import one_line
+from dupr_tf.weights.archives import check_archive
 from dupr_tf.weights.foreign import read_checkpoint
 from dupr_tf.weights.manifest import check_file
 from dupr_tf.weights.names import weight_names
@@ -176,6 +177,7 @@ def read_keras(file):
     Raises:
         UserError: if it cannot be read.
     """
+    check_archive(file)
     try:
         return keras.saving.load_model(file, compile=False)  # safe_mode is Keras' default: no Lambda, no pickle
     except Exception as error:  # Keras passes on whatever zipfile, json and h5py raise

@@ -33,6 +33,8 @@ def weights_file(path: str | Path) -> Path:
         )
     if not path.exists():
         raise UserError(None, f"There is no file or directory {path}.", "Pass a run, an export or a file of weights.")
+    if not path.is_file():
+        raise UserError(None, f"{path} is a pipe or device.", "Pass a run, an export or a file of weights.")
     if path.suffix not in (".keras", *ENDINGS):
         raise UserError(
             None,

@@ -61,7 +61,7 @@ def read_classes(root, split, class_names, ignore_value, max_missing_share) -> S
 
 def _scenes(root: Path, split: str) -> list[tuple[Path, Path, str]]:
     """Images of a split, the names of their truth up to `_gtFine`, and their ids `city/name`, sorted."""
-    found = root.glob(f"leftImg8bit/{split}/*/*_leftImg8bit.png")
+    found = (root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png")
     paths = sorted(path for path in found if not is_hidden(path.name) and not is_hidden(path.parent.name))
     if not paths:
         problem = f"There is no {root}/leftImg8bit/{split}/CITY/*_leftImg8bit.png."
