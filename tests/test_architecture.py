@@ -26,11 +26,12 @@ ARROWS = {
     "config": {"safe_yaml", "files"},
     "environment": {"files", "records"},
     "quiet": set(),
+    "streams": set(),
     "batch": set(),
     "ops": set(),
     "data": {"config", "batch", "ops", "files", "records", "locks"},
     "models": {"config", "environment", "batch", "ops"},
-    "weights": {"files", "records", "locks", "environment", "models", "config", "ops"},
+    "weights": {"files", "records", "locks", "environment", "models", "config", "ops", "training"},
     "training": {"files", "records", "locks", "environment", "data", "models", "weights", "config", "batch", "ops"},
     "detection": {
         "files", "records", "locks", "models", "weights", "data", "config", "batch", "ops", "training",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -13,14 +15,16 @@ from dupr_tf.config import Config, DataConfig, load_config
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.images.fingerprint import Fingerprint
 from dupr_tf.data.inspection import inspect_targets
-from dupr_tf.detection.labels import labels_entry, read_evaluated, read_splits
+from dupr_tf.detection.labels import LABELS, labels_entry, read_evaluated, read_splits
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import local_path
 from dupr_tf.locks import locked
 from dupr_tf.records import MISTAKES
+from dupr_tf.text import visible
 from dupr_tf.training.run import FORMAT_FILE, ImagesEntry, check, check_weights
 from dupr_tf.weights.archives import check_archive
 
+log = logging.getLogger(__name__)
 DETECTOR_FILE = "detector.keras"
 METRICS_FILE = "metrics.json"  # written last: a run that has it is finished
 
@@ -32,6 +36,7 @@ def finetune(
     output: str | Path,
     console: Console | None = None,
     allow_change: bool = False,
+    after_change: Literal["planned", "decay", "warmup"] | None = None,
 ) -> dict:
     """Trains the detector of `config.detector`, evaluates it, and writes both. It trains on all GPUs of the machine.
 
@@ -47,6 +52,7 @@ def finetune(
             `image_ids.txt`.
         console: console for progress. Default: the terminal.
         allow_change: resume with another config or other data, and log the differences.
+        after_change: learning rate after an allowed change, see `dupr_tf.training.schedule`. Default: "planned".
 
     Returns:
         The contents of `metrics.json`: by task `AP`, `AP50`, … or `mIoU`, `per_class`; steps, speed, seed, weights. If
@@ -56,20 +62,23 @@ def finetune(
         UserError: config, weights, data or output do not fit together, or the run in `output` has others. It is raised
             before any long work.
         RunFailed: an image does not decode, the loss is not finite, or something could not be written.
-        RunInterrupted: SIGTERM or SIGINT came during training; the step was finished and saved.
+        RunInterrupted: SIGTERM, SIGINT or SIGHUP came during training; the step was finished and saved.
     """
     raise_all(config.finetune_problems())
     output = _run_folder(output)
     with locked(output):
-        splits = read_splits(config, data, DETECTORS.check(config.detector.kind).facts["task"])
+        task = DETECTORS.check(config.detector.kind).facts["task"]
+        splits = read_splits(config, data, task)
         entries = {split: _entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
         changes = check(output, config, entries, allow_change)
         check_weights(output, weights)
+        for warning in config.schedule_warnings(LABELS[task].learnable(splits[0])):
+            log.warning("warning: %s", warning)
         console = console or Console(markup=False)
-        console.print(inspect_targets(splits[0], config), highlight=False, markup=False, soft_wrap=True)
+        console.print(visible(inspect_targets(splits[0], config)), markup=False, highlight=False, soft_wrap=True)
         from dupr_tf.detection.training import train_detector  # loads TensorFlow
 
-        return train_detector(config, weights, data, output, console, splits, entries, bool(changes))
+        return train_detector(config, weights, data, output, console, splits, entries, bool(changes), after_change)
 
 
 def _entry(data, images) -> ImagesEntry:

@@ -11,7 +11,10 @@ from dupr_tf.files import read_bounded
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 from dupr_tf.records import read_lines, read_metrics_line
 from dupr_tf.text import one_line
+from dupr_tf.training.checkpoint_files import step_of
 from dupr_tf.weights.formats import EXPORTS
+from dupr_tf.weights.paths import KERAS_FILE
+from dupr_tf.weights.unfinished import undamaged_checkpoints
 
 log = logging.getLogger(__name__)
 NO_LICENSE = "not stated"
@@ -80,11 +83,14 @@ def run_facts(run):
     run, facts = Path(run), {}
     if (run / "config.yaml").is_file():
         facts.update(_config_facts(run / "config.yaml"))
-    last = None
-    for line in read_lines(run / "metrics.jsonl", read_metrics_line):
-        last = line or last
-    if last is not None:
-        facts["steps"] = last["step"]
+    if (run / "metrics.jsonl").is_file():
+        ended = (run / KERAS_FILE).is_file()
+        step = None if ended else step_of(next(undamaged_checkpoints(run)))
+        last = {}
+        for line in read_lines(run / "metrics.jsonl", read_metrics_line):
+            if line is not None and (step is None or line["step"] <= step):
+                last = line
+        facts["steps"] = last.get("step", "unknown") if ended else f"{step}, and the run has not ended"
         facts["last losses"] = ", ".join(f"{k} {v:.3f}" for k, v in last.items() if k.startswith("loss") and v)
     for name in ("commit", "hardware", "versions"):
         values = [_spoken(entry[name]) for entry in read_environments(run) if name in entry]
