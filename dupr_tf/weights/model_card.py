@@ -85,12 +85,13 @@ def run_facts(run):
         facts.update(_config_facts(run / "config.yaml"))
     if (run / "metrics.jsonl").is_file():
         ended = (run / KERAS_FILE).is_file()
-        step = None if ended else step_of(next(undamaged_checkpoints(run)))
+        newest = None if ended else next(undamaged_checkpoints(run), None)
+        step = newest and step_of(newest)
         last = {}
         for line in read_lines(run / "metrics.jsonl", read_metrics_line):
             if line is not None and (step is None or line["step"] <= step):
                 last = line
-        facts["steps"] = last.get("step", "unknown") if ended else f"{step}, and the run has not ended"
+        facts["steps"] = f"{step}, and the run has not ended" if newest else last.get("step", "unknown")
         facts["last losses"] = ", ".join(f"{k} {v:.3f}" for k, v in last.items() if k.startswith("loss") and v)
     for name in ("commit", "hardware", "versions"):
         values = [_spoken(entry[name]) for entry in read_environments(run) if name in entry]
