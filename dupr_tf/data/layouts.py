@@ -38,9 +38,8 @@ def voc_lists(root: Path, split: str) -> list[Path]:
     if (root / main / f"{split}.txt").is_file() or split not in VOC_UNION:
         return _first([root / main / f"{split}.txt"])
     of_year, years = VOC_UNION[split]
-    return [
-        folder / main / f"{of_year}.txt" for folder in sorted([*root.glob(years), *root.glob(f"VOCdevkit/{years}")])
-    ]
+    folders = sorted([*root.glob(years), *root.glob(f"VOCdevkit/{years}")])
+    return [folder / main / f"{of_year}.txt" for folder in folders]
 
 
 def check_tfds(root: str | Path) -> None:
