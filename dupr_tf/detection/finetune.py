@@ -13,6 +13,7 @@ from rich.console import Console
 
 from dupr_tf.config import Config, DataConfig, load_config
 from dupr_tf.config.detectors import DETECTORS
+from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.images.fingerprint import Fingerprint
 from dupr_tf.data.inspection import inspect_targets
 from dupr_tf.detection.labels import LABELS, labels_entry, read_evaluated, read_splits
@@ -26,6 +27,7 @@ from dupr_tf.weights.archives import check_archive
 
 log = logging.getLogger(__name__)
 DETECTOR_FILE = "detector.keras"
+CHECKED_FILE = "checked_images.tsv"  # results of the checks of images, so that a later start need not decode them
 METRICS_FILE = "metrics.json"  # written last: a run that has it is finished
 
 
@@ -48,8 +50,8 @@ def finetune(
         weights: "random", or a run, an export, a `.keras` file or another tool's checkpoint, as for `load_backbone`.
         data: root of a labelled data set with the splits train and val (docs/detection.md).
         output: a folder to create. It gets `config.yaml`, `metrics.jsonl` (every loss), `tensorboard/`,
-            `checkpoints/`, `detector.keras`, `saved_model/`, pictures, `metrics.json`, and with `data.share` below 1
-            `image_ids.txt`.
+            `checkpoints/`, `detector.keras`, `saved_model/`, pictures, `metrics.json`, `checked_images.tsv`, and with
+            `data.share` below 1 `image_ids.txt`.
         console: console for progress. Default: the terminal.
         allow_change: resume with another config or other data, and log the differences.
         after_change: learning rate after an allowed change, see `dupr_tf.training.schedule`. Default: "planned".
@@ -66,9 +68,10 @@ def finetune(
     """
     raise_all(config.finetune_problems())
     output = _run_folder(output)
+    results = FileResults(output / CHECKED_FILE)
     with locked(output):
         task = DETECTORS.check(config.detector.kind).facts["task"]
-        splits = read_splits(config, data, task)
+        splits = read_splits(config, data, task, results)
         entries = {split: _entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
         changes = check(output, config, entries, allow_change)
         check_weights(output, weights)
@@ -78,7 +81,8 @@ def finetune(
         console.print(visible(inspect_targets(splits[0], config)), markup=False, highlight=False, soft_wrap=True)
         from dupr_tf.detection.training import train_detector  # loads TensorFlow
 
-        return train_detector(config, weights, data, output, console, splits, entries, bool(changes), after_change)
+        changed = bool(changes)
+        return train_detector(config, weights, data, output, console, splits, entries, changed, results, after_change)
 
 
 def _entry(data, images) -> ImagesEntry:
@@ -116,10 +120,10 @@ def evaluate(
     if output is not None and output.is_file():
         raise UserError("output", f"{output} is a file.", "Pass a folder.")
     section = _data_section(file, kind, overrides or {})
-    saved, images = kind_and_classes(file), None
+    saved, images, results = kind_and_classes(file), None, FileResults(file.parent / CHECKED_FILE)
     if saved is not None:
         kind, class_names = saved
-        images = read_evaluated(data, split, section, DETECTORS[kind].facts["task"], class_names)
+        images = read_evaluated(data, split, section, DETECTORS[kind].facts["task"], class_names, results)
     from dupr_tf.detection.training import measure_detector  # loads TensorFlow
 
     return measure_detector(file, data, output, split, section, images)
