@@ -26,7 +26,7 @@ ARROWS = {
     "quiet": set(),
     "batch": set(),
     "ops": set(),
-    "data": {"config", "batch", "ops", "files"},
+    "data": {"config", "batch", "ops", "files", "safe_yaml"},
     "models": {"config", "environment", "batch", "ops"},
     "weights": {"files", "environment", "models", "config", "ops"},
     "training": {"files", "environment", "data", "models", "weights", "config", "batch", "ops"},
