@@ -258,7 +258,7 @@ def split_folder(root: Path, split: str, years: Sequence[str], names: Sequence[s
 
 
 def _refuse_spread(root: Path, folder: Path, names: Sequence[str], file: Path) -> None:
-    """Raises UserError if another folder has images that a folder lacks, and none of those that it has."""
+    """Raises UserError if a second folder has images that the first lacks, and no image that the first has."""
     lacking = {name for name in names if not (folder / name).is_file()}
     for other in sorted(path for path in root.glob("*") if path.is_dir()) if lacking else ():
         present = {name for name in names if (other / name).is_file()}

@@ -32,7 +32,7 @@ def find_roboflow(root: Path, split: str | None = None) -> list[Path]:
 
 
 def read_roboflow(root: Path, split: str, counts, masks: bool) -> tuple[list[ListedImage], list[str]]:
-    """As `read_coco`."""
+    """Reads Roboflow's files as `read_coco` reads COCO's."""
     return _read_found(find_roboflow, root, split, "_annotations.coco.json", counts)
 
 
@@ -44,7 +44,7 @@ def find_fiftyone(root: Path, split: str | None = None) -> list[Path]:
 
 
 def read_fiftyone(root: Path, split: str, counts, masks: bool) -> tuple[list[ListedImage], list[str]]:
-    """As `read_coco`."""
+    """Reads FiftyOne's files as `read_coco` reads COCO's."""
     return _read_found(find_fiftyone, root, split, "labels.json beside data", counts, "data")
 
 
@@ -55,7 +55,7 @@ def find_lvis(root: Path, split: str | None = None) -> list[Path]:
 
 
 def read_lvis(root: Path, split: str, counts, masks: bool) -> tuple[list[ListedImage], list[str]]:
-    """As `read_coco`. LVIS names the folders of images, which are COCO's."""
+    """Reads LVIS as `read_coco` reads COCO, whose images it has. Its files name their folders."""
     files = find_lvis(root, split)
     if not files:
         raise missing_split(root, split, "lvis_v1_….json")

@@ -1,4 +1,4 @@
-"""CVAT's XML for images, version 1.1: a file for each task, with the images beside it or in `images/`."""
+"""CVAT's XML for images, version 1.1: a file for each task, with the images in the same folder or in `images/`."""
 
 from __future__ import annotations
 

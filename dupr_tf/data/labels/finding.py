@@ -48,7 +48,7 @@ def part_of(root: Path, split: str, label_files: Callable[[Path], list[Path]]) -
 
 
 def recognised(files: Sequence[Path], test: Callable[[str], bool]) -> list[Path]:
-    """All of the files, without hidden ones, if the start of one of the first passes a test."""
+    """The files without hidden ones, if the start of one of the first passes a test; otherwise []."""
     shown = sorted(path for path in files if not is_hidden(path.name) and path.is_file())
     return shown if any(test(_head(path)) for path in shown[:SNIFFED]) else []
 
@@ -111,7 +111,7 @@ class ImageIndex:
         return self.root / inside(names[-1].replace("\\", "/"))
 
     def paths(self) -> list[Path]:
-        """All images below the root."""
+        """The images below the root."""
         return [path for paths in self._by_name.values() for path in paths]
 
     def unused(self, used: set[Path]) -> int:

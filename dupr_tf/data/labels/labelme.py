@@ -1,4 +1,4 @@
-"""LabelMe's layout: a JSON file for each image, usually beside it."""
+"""LabelMe's layout: a JSON file for each image, usually in the same folder."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def read_labelme(
 
 
 def _image_path(file: Path, name: str, folder: Path, index: ImageIndex) -> Path:
-    """The image that a file names, which may have been moved together with it."""
+    """The image that a file names, also if both were moved."""
     near = file.parent / name.replace("\\", "/").rpartition("/")[2]
     return near if near.is_file() else index.find(f"{file.parent.relative_to(folder)}/{name}", near.name)
 

@@ -74,7 +74,7 @@ def turned(points: np.ndarray, degrees: float) -> np.ndarray:
 
 
 def join(items: Sequence[Object]) -> Object:
-    """One object of several parts of it."""
+    """Joins the parts of an object."""
     boxes = np.array([item.box for item in items])
     parts = [part for item in items for part in item.segmentation or [corners_of(item.box)]]
     corners = (*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist())

@@ -115,7 +115,7 @@ def _read(file: Path, root: Path) -> YoloSet:
     places = {split: [value] if isinstance(value, str) else list(value) for split, value in places.items()}
     base = _place(content.get("path") or ".", root, root) or root
     names = {int(key): read_name(value) for key, value in names.items()}
-    return YoloSet(names, places, base, math.prod(content.get("kpt_shape") or [0]))
+    return YoloSet(names, places, base, math.prod(map(int, content.get("kpt_shape") or [0])))
 
 
 def _usual_places(root: Path) -> dict[str, list[str]]:
@@ -161,7 +161,7 @@ def _listed(line: str, listing: Path, root: Path) -> Path:
 
 
 def _label_file(image: Path, root: Path) -> Path | None:
-    """The labels of an image: in `labels` where it is in `images`, or beside it."""
+    """The labels of an image: in `labels` where it is in `images`, or in the same folder."""
     parts = list(image.relative_to(root).with_suffix(".txt").parts)
     tries = [root.joinpath(*parts)]
     if "images" in parts[:-1]:
