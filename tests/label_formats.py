@@ -1,7 +1,6 @@
 """Data sets of painted pictures as labelling tools write them.
 
-Each format has a function (root, {split: pictures of `labelled_scenes`}) -> root. Names of images, folders and files are
-those of the tools.
+Each format has a function (root, {split: pictures of `labelled_scenes`}) -> root. Names are those of the tools.
 """
 
 import base64
