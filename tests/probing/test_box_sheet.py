@@ -55,7 +55,7 @@ def test_sheet_draws_boxes_and_anchors_in_their_colours(root):
     (picture,) = training_pictures(read_annotations(root, "train"), config(), 1)
     drawn = np.asarray(box_sheet([picture], 2))
     assert drawn.shape == (SIDE + 2 * GAP + LINE, SIDE + 2 * GAP, 3)
-    x1, y1, x2, y2 = picture.boxes[0] * SIDE / 96
+    x1, y1, _, y2 = picture.boxes[0] * SIDE / 96
     middle = drawn[round(GAP + LINE + (y1 + y2) / 2), round(GAP + x1 + 1)]
     assert tuple(middle) in (BOX, RIGHT) and (drawn == RIGHT).all(-1).any()
     lost = picture._replace(anchors=picture.anchors[:0], owners=picture.owners[:0])
