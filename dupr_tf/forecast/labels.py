@@ -14,7 +14,7 @@ from dupr_tf.errors import UserError
 from dupr_tf.text import escape
 
 Images = AnnotatedImages | SegmentedImages
-MOST_CLASSES = 20  # with a row of their own
+MOST_CLASSES = 20  # that get a row each
 FEW_BOXES = 10  # of a class; it hardly trains with fewer
 MANY_LOST = 0.05  # share of the boxes from which on a setting is proposed
 MOST_PLACED = 2000  # images whose boxes are placed as in training

@@ -27,7 +27,7 @@ class TrainingPicture(NamedTuple):
     pixels: np.ndarray  # (H, W, 3) float32 in 0–255
     boxes: np.ndarray  # (n, 4) float32 xyxy, px of the picture
     classes: list[str]  # n
-    anchors: np.ndarray  # (k, 4) float32 xyxy, likewise
+    anchors: np.ndarray  # (k, 4) float32 xyxy, px of the picture
     owners: np.ndarray  # (k,) the box of each anchor
     anchored: bool  # whether a box needs an anchor
 

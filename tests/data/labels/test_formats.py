@@ -1,4 +1,4 @@
-"""Every label format: recognised, read onto the painted pixels, and what it loses is counted."""
+"""Label formats are recognised and read onto the painted pixels, and losses are counted."""
 
 import json
 import math
