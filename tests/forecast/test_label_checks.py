@@ -9,9 +9,10 @@ import pytest
 from dupr_tf.cli import main
 from dupr_tf.config import dump_config, load_config
 from dupr_tf.data.labels.annotations import read_annotations
+from dupr_tf.data.labels.segments import read_segments
 from dupr_tf.forecast.labels import MOST_CLASSES, about_labels
 from tests.label_formats import write_yolo
-from tests.labelled_scenes import Picture, Thing, pictures, write_coco
+from tests.labelled_scenes import Picture, Thing, pictures, write_coco, write_masks
 from tests.refusals import refusal
 
 
@@ -82,6 +83,14 @@ def test_doctor_refuses_training_data_without_boxes(root):
     train = read_annotations(root, "train")
     bare = dataclasses.replace(train, ignored=tuple(np.ones(len(one), bool) for one in train.ignored))
     refusal(about_labels, bare, None, config())
+
+
+def test_doctor_counts_classes_of_pixels(tmp_path):
+    root = write_masks(tmp_path / "set", {"train": pictures(3), "val": pictures(2, seed=1)})
+    settings = load_config("configs/detection/small_fcn.yaml", {})
+    train, val = (read_segments(root, split) for split in ("train", "val"))
+    rows, _ = about_labels(train, val, settings)
+    assert dict(rows)["images"] == "3 in train, 2 in val" and "classes" in dict(rows)["targets"]
 
 
 def test_doctor_prints_the_labels_of_a_detector(root, tmp_path, capsys):

@@ -68,9 +68,13 @@ def missing_split(root: Path, split: str, what: str) -> MissingSplit:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Images below a folder, sorted."""
-    images = []
-    for place, folders, files in os.walk(folder):
+    """Images below a folder, sorted by folders. Links to folders are followed once."""
+    images, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        if (identity := (os.stat(place).st_dev, os.stat(place).st_ino)) in seen:
+            folders.clear()
+            continue
+        seen.add(identity)
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         shown = (name for name in sorted(files) if not is_hidden(name))
         images += [Path(place, name) for name in shown if os.path.splitext(name)[1].lower() in EXTENSIONS]

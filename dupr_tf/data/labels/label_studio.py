@@ -79,7 +79,10 @@ def _image(task: dict, index: ImageIndex, counts: collections.Counter) -> list[L
 def _names(task: dict) -> list[str]:
     """The names that the file of a task's image may have: as stored by the server, and as it was before."""
     data = task["data"]
-    address = urlsplit(str(data.get("image") or next(value for value in data.values() if isinstance(value, str))))
+    address = data.get("image") or next((value for value in data.values() if isinstance(value, str)), None)
+    if address is None:
+        raise ValueError(f"task {task['id']} names no image")
+    address = urlsplit(str(address))
     path = (parse_qs(address.query).get("d") or [unquote(address.path)])[0].lstrip("/")
     name = path.rpartition("/")[2]
     return [path, f"{path.removesuffix(name)}{PREFIX.sub('', name)}", PREFIX.sub("", name)]

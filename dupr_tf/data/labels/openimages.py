@@ -42,7 +42,9 @@ def read_openimages(
         by_stem.setdefault(path.stem, path.name)
     names = _class_names(root, files[0])
     with reading(files[0], "boxes of OpenImages"):
-        for row in csv.DictReader(io.StringIO(read_text(read_bounded(files[0], MAX_OPEN_BYTES)))):
+        head, *rows = _rows(files[0])
+        for values in rows:
+            row = dict(zip(head, values, strict=True))
             key = row["ImageID"]
             if key not in images:
                 images[key] = ListedImage(index.find(by_stem.get(key, f"{key}.jpg")), (0, 0), key, shares=True)
@@ -60,8 +62,15 @@ def _class_names(root: Path, file: Path) -> dict[str, str]:
     if not found:
         return {}
     with reading(found[0], "names of classes"):
-        rows = list(csv.reader(io.StringIO(read_text(read_bounded(found[0], MAX_OPEN_BYTES)))))
-        return {label: read_name(name) for label, name in rows if label != "LabelName"}
+        return {label: read_name(name) for label, name in _rows(found[0]) if label != "LabelName"}
+
+
+def _rows(file: Path) -> list[list[str]]:
+    try:
+        rows = list(csv.reader(io.StringIO(read_text(read_bounded(file, MAX_OPEN_BYTES)))))
+    except csv.Error as error:
+        raise ValueError(f"it is no CSV: {error}") from None
+    return [row for row in rows if row]
 
 
 def _object(row: dict, names: dict[str, str], counts: collections.Counter) -> Object:

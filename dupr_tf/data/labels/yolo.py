@@ -13,12 +13,13 @@ from typing import NamedTuple
 from dupr_tf.data.labels.annotations import ListedImage, Object
 from dupr_tf.data.labels.finding import list_images, missing_split, names_of
 from dupr_tf.data.labels.shapes import polygon
-from dupr_tf.data.labels.split import MISTAKES, inside, read_bounded, reading
+from dupr_tf.data.labels.split import MISTAKES, read_bounded, reading
 from dupr_tf.errors import UserError
 from dupr_tf.safe_yaml import safe_value
 from dupr_tf.values import read_name, read_text
 
 MAX_YOLO_BYTES = 64 << 20
+MAX_HEAD_BYTES = 1 << 20  # of a YAML file, read to recognise it; it may begin with thousands of names
 FARTHEST = 2.0  # share of the image beyond which a number is none
 DARKNET, CLASSES = "obj.data", ("classes.txt", "obj.names")
 UNLABELLED = "images without a label file, taken as images without objects"
@@ -81,8 +82,7 @@ def _description(root: Path) -> Path | None:
     named = [root / "data.yaml", root / "dataset.yaml"]
     others = sorted(path for ending in ("yaml", "yml") for path in root.glob(f"*.{ending}") if path not in named)
     for path in [path for path in named if path.is_file()] + others:
-        lines = path.read_text("utf-8", "replace").splitlines()
-        keys = {line.partition(":")[0].strip("\"' ") for line in lines if not line.startswith((" ", "#"))}
+        keys = _top_keys(path)
         if "names" in keys and keys & {"train", "val", "valid", "test", "path"}:
             return path
     if (root / DARKNET).is_file():
@@ -90,6 +90,16 @@ def _description(root: Path) -> Path | None:
     if any((root / folder).is_dir() for folder in ("labels", "train/labels")):
         return next((root / name for name in CLASSES if (root / name).is_file()), None)
     return None
+
+
+def _top_keys(file: Path) -> set[str]:
+    """The keys of a YAML file that begin a line. The reader parses the file."""
+    try:
+        with file.open("rb") as content:
+            text = content.read(MAX_HEAD_BYTES).decode("utf-8", "replace")
+    except OSError:  # no description of this data set
+        return set()
+    return {line.partition(":")[0].strip("\ufeff\"' ") for line in text.splitlines() if not line.startswith((" ", "#"))}
 
 
 def _read(file: Path, root: Path) -> YoloSet:
@@ -156,8 +166,8 @@ def _images(place: Path, root: Path) -> list[Path]:
 
 
 def _listed(line: str, listing: Path, root: Path) -> Path:
-    found = _place(inside(line.replace("\\", "/").removeprefix(f"{root.absolute()}/")), listing.parent, root)
-    return found if found is not None and found.is_file() else root / line
+    found = _place(line, listing.parent, root)
+    return found if found is not None and found.is_file() else root / PurePosixPath(line.replace("\\", "/")).name
 
 
 def _label_file(image: Path, root: Path) -> Path | None:

@@ -210,9 +210,16 @@ def test_wrong_data_yaml_is_refused(tmp_path, head):
     assert "data.yaml" in refusal(read_annotations, yolo_lines(tmp_path, "", head=head), "train").problem
 
 
+def test_yolo_lists_may_have_paths_of_another_machine(tmp_path):
+    root = write_darknet(tmp_path / "set", ONE)
+    (root / "train.txt").write_text("C:\\data\\set\\obj_train_data\\train_0.jpg\n/home/a/obj_train_data/train_0.jpg")
+    assert len(read_annotations(root, "train", max_missing_share=0)) == 1
+
+
 def test_yolo_lists_do_not_lead_out_of_the_root(tmp_path):
     root = write_darknet(tmp_path / "set", ONE)
     (root / "train.txt").write_text("../secret.jpg")
+    (tmp_path / "secret.jpg").write_bytes((root / "obj_train_data/train_0.jpg").read_bytes())
     assert "secret" in refusal(read_annotations, root, "train").problem
 
 
@@ -386,6 +393,28 @@ def test_openimages_counts_unknown_groups_and_unlisted_images(tmp_path):
     file.write_text("\n".join([*kept[:-1], kept[-1].rpartition(",")[0] + ",-1"]))
     counts = read_annotations(root, "train").counts
     assert counts[openimages.UNKNOWN_GROUP] == 1 and counts[openimages.UNLABELLED] == 1
+
+
+@pytest.mark.parametrize(
+    "line", ["a,b", "train_0,xclick,/m/09,1,0,1,0,1,0,0", "train_0,xclick,/m/00,1,a,1,0,1,0,0", "\0"]
+)
+def test_wrong_openimages_rows_are_refused(tmp_path, line):
+    root = FORMATS["openimages"][0](tmp_path / "set", ONE)
+    file = root / "train-annotations-bbox.csv"
+    file.write_text(file.read_text() + line + "\n")
+    assert file.name in refusal(read_annotations, root, "train").problem
+
+
+def test_label_studio_task_without_image_is_refused(tmp_path):
+    assert "task 1" in refusal(read_annotations, studio(tmp_path, data={}), "train").problem
+
+
+def test_links_to_folders_of_images_are_followed_once(tmp_path):
+    root = write_cvat(tmp_path / "set", SPLITS)
+    (root / "images").rename(tmp_path / "elsewhere")
+    (root / "images").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "elsewhere")
+    assert len(read_annotations(root, "val", max_missing_share=0)) == 3
 
 
 def test_cvat_reads_subsets_of_one_file_apart(roots):
