@@ -19,10 +19,11 @@ from dupr_tf.text import escape
 
 @dataclasses.dataclass
 class Duplicates:
-    """Find photos that occur twice in a folder, or in two folders: the same bytes, or nearly the same picture.
+    """Find photos that occur twice, within a folder or in two.
 
-    Pictures are nearly the same if their perceptual hashes (ImageHash's phash, 64 bits) differ in at most --distance
-    bits. Another size or JPEG quality changes up to 2 bits, and other photos differ in 16 or more. Nothing is deleted.
+    Duplicates have the same bytes, or show nearly the same picture: their perceptual hashes (ImageHash's phash, 64
+    bits) differ in at most --distance bits. Another size or JPEG quality changes up to 2 bits, and other photos differ
+    in 16 or more. Nothing is deleted.
     """
 
     EXAMPLE = "dupr-tf duplicates runs/sample/unlabeled"

@@ -46,7 +46,7 @@ class Pack:
     max_pixels: int = DataConfig().max_pixels
     """Largest number of pixels of an image."""
     depth: Literal["full", "auto"] = "full"
-    """Scale of deep grey images that are shrunk: the upper 8 of 16 bits, or each file's own range."""
+    """Scale of images of 16 or 32 bits that are shrunk: the upper 8 of 16 bits, or each file's own range."""
     verify: bool = False
     """Compare shards with their checksums. Writes nothing."""
     list: bool = False

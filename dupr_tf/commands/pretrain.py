@@ -10,7 +10,7 @@ import tyro
 
 from dupr_tf.commands.checks import config_or_problems, has_gpu, output_problems, problems_of
 from dupr_tf.commands.screen import print_table
-from dupr_tf.config import Config
+from dupr_tf.config import Config, DataConfig
 from dupr_tf.data.images.bad_images import check_photos
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.probing.labelled import check_class_folders
@@ -49,8 +49,8 @@ class Pretrain:
             print(f"dupr-tf: warning: {warning}", file=sys.stderr)
         root = self.data or (config.data.root if config else None)
         if root is not None:
-            images = (root, config.data.kind, config.data.max_pixels) if config else (root,)
-            problems += problems_of(check_photos, *images)
+            section = config.data if config else DataConfig()
+            problems += problems_of(check_photos, root, section.kind, section.max_pixels, section.depth)
         elif config:
             problems.append(UserError("data.root", "No folder of images is given.", "Pass --data DIR."))
         problems += _probing_problems(config) if config else []
@@ -69,7 +69,7 @@ class Pretrain:
         if config.probing.every_epochs:
             from dupr_tf.probing.in_training import build_probe
 
-            probe = build_probe(config.probing, config.train.seed)
+            probe = build_probe(config.probing, config.train.seed, config.data)
         result = pretrain(config, self.output, self.data, self.weights, self.allow_change, probe)
         if result.bad_images:
             from dupr_tf.data.images.bad_images import count_reasons

@@ -39,7 +39,7 @@ class Scan:
     max_pixels: int = DataConfig().max_pixels
     """Largest number of pixels of an image, as data.max_pixels of the training."""
     depth: Literal["full", "auto"] = "full"
-    """Scale of deep grey images, as data.depth of the training."""
+    """Scale of images of 16 or 32 bits, as data.depth of the training."""
 
     def run(self, overrides: dict[str, str]) -> int:
         limits = {"max_bad_share": self.max_bad_share, "max_pixels": self.max_pixels}

@@ -69,7 +69,7 @@ class DataConfig(Section):
     max_pixels: int = Field(100_000_000, ge=1, description="an image of more pixels is skipped, from its header")
     depth: Literal["full", "auto"] = Field(
         "full",
-        description="16-bit grey: full keeps the upper 8 bits, auto scales each file by its minimum and maximum",
+        description="16-bit images: full keeps the upper 8 bits, auto scales each file by its minimum and maximum",
     )
     threads: int | None = Field(None, ge=1, description="threads that read images. Default: the number of cores")
     processes: int = Field(0, ge=0, description="processes that read images; 0: the training process reads them itself")

@@ -18,6 +18,9 @@ from dupr_tf.registry import Entry, Registry
 
 FIELD = "data.kind"
 TFDS = "tfds:"
+# What the transfer protocols call 07+12: split -> (split of each year, folders of the years).
+VOC_UNION = dict.fromkeys(("train", "trainval"), ("trainval", "VOC20[0-9][0-9]"))
+VOC_UNION |= dict.fromkeys(("val", "test"), ("test", "VOC2007"))
 # Names of folders of photos under a root. Those that exist are used.
 WHOLE_ROOT = (".",)
 VOC_FOLDERS = ("JPEGImages",)
@@ -28,6 +31,17 @@ COCO_FOLDERS = ("images", "train2017", "unlabeled2017", "train2014", "JPEGImages
 def coco_files(root: Path, split: str) -> list[Path]:
     """Possible files of annotations of a split, the plainest name first."""
     return [root / "annotations" / f"instances_{split}{year}.json" for year in ("", "2017", "2014")]
+
+
+def voc_lists(root: Path, split: str) -> list[Path]:
+    """The lists that make up a split of VOC, of one year or several; [] where there is no such split."""
+    main = Path("ImageSets", "Main")
+    if (root / main / f"{split}.txt").is_file() or split not in VOC_UNION:
+        return _first([root / main / f"{split}.txt"])
+    of_year, years = VOC_UNION[split]
+    return [
+        folder / main / f"{of_year}.txt" for folder in sorted([*root.glob(years), *root.glob(f"VOCdevkit/{years}")])
+    ]
 
 
 def check_tfds(root: str | Path) -> None:
@@ -179,7 +193,7 @@ BOXES = _table(
     voc=_layout(
         "labels.voc:read_voc",
         "VOC: ImageSets/Main/SPLIT.txt, Annotations/ and JPEGImages/, of one year or of VOC2007 and VOC2012",
-        lambda root, split: _first([root / "ImageSets" / "Main" / f"{split}.txt"]),
+        lambda root, split: [path for path in voc_lists(root, split) if path.exists()],
         fallback=True,
         masks=False,
     ),

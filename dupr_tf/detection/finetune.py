@@ -10,6 +10,7 @@ from rich.console import Console
 
 from dupr_tf.config import Config, DataConfig, load_config
 from dupr_tf.config.detectors import DETECTORS
+from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.inspection import inspect_targets
 from dupr_tf.detection.labels import labels_entry, read_evaluated, read_splits
 from dupr_tf.errors import UserError, raise_all
@@ -17,6 +18,7 @@ from dupr_tf.files import local_path
 from dupr_tf.training.run import FORMAT_FILE, check, check_weights
 
 DETECTOR_FILE = "detector.keras"
+CHECKED_FILE = "checked_images.tsv"  # results of the checks of images, so that a later start need not decode them
 METRICS_FILE = "metrics.json"  # written last: a run that has it is finished
 
 
@@ -38,8 +40,8 @@ def finetune(
         weights: "random", or a run, an export, a `.keras` file or another tool's checkpoint, as for `load_backbone`.
         data: root of a labelled data set with the splits train and val (docs/detection.md).
         output: a folder to create. It gets `config.yaml`, `metrics.jsonl` (every loss), `tensorboard/`,
-            `checkpoints/`, `detector.keras`, `saved_model/`, pictures, `metrics.json`, and with `data.share` below 1
-            `image_ids.txt`.
+            `checkpoints/`, `detector.keras`, `saved_model/`, pictures, `metrics.json`, `checked_images.tsv`, and with
+            `data.share` below 1 `image_ids.txt`.
         console: console for progress. Default: the terminal.
         allow_change: resume with another config or other data, and log the differences.
 
@@ -55,7 +57,8 @@ def finetune(
     """
     raise_all(config.finetune_problems())
     output = _run_folder(output)
-    splits = read_splits(config, data, DETECTORS.check(config.detector.kind).facts["task"])
+    results = FileResults(output / CHECKED_FILE)
+    splits = read_splits(config, data, DETECTORS.check(config.detector.kind).facts["task"], results)
     entries = {split: labels_entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
     changes = check(output, config, entries, allow_change)
     check_weights(output, weights)
@@ -63,7 +66,7 @@ def finetune(
     console.print(inspect_targets(splits[0], config), highlight=False, soft_wrap=True)
     from dupr_tf.detection.training import train_detector  # loads TensorFlow
 
-    return train_detector(config, weights, data, output, console, splits, entries, bool(changes))
+    return train_detector(config, weights, data, output, console, splits, entries, bool(changes), results)
 
 
 def evaluate(
@@ -95,10 +98,10 @@ def evaluate(
     if output is not None and output.is_file():
         raise UserError("output", f"{output} is a file.", "Pass a folder.")
     section = _data_section(file, kind, overrides or {})
-    saved, images = kind_and_classes(file), None
+    saved, images, results = kind_and_classes(file), None, FileResults(file.parent / CHECKED_FILE)
     if saved is not None:
         kind, class_names = saved
-        images = read_evaluated(data, split, section, DETECTORS[kind].facts["task"], class_names)
+        images = read_evaluated(data, split, section, DETECTORS[kind].facts["task"], class_names, results)
     from dupr_tf.detection.training import measure_detector  # loads TensorFlow
 
     return measure_detector(file, data, output, split, section, images)

@@ -12,6 +12,7 @@ from rich.console import Console
 from dupr_tf.config import Config, DataConfig
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.detection import TrainingExamples
+from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.inspection import count_boxes
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.detection.finetune import DETECTOR_FILE, METRICS_FILE
@@ -34,8 +35,9 @@ from dupr_tf.training.signals import noted_signals
 
 
 def train_detector(
-    config: Config, weights, data, output: Path, console: Console, splits: tuple, entries: dict, changed: bool
-) -> dict:
+    config: Config, weights, data, output: Path, console: Console, splits: tuple, entries: dict, changed: bool,
+    results: FileResults,
+) -> dict:  # fmt: skip
     """Runs `finetune` after its checks.
 
     Args:
@@ -43,6 +45,7 @@ def train_detector(
         splits: result of `labels.read_splits`.
         entries: entries of the record, {split: `labels_entry`}.
         changed: True if the run is resumed with another config or other data.
+        results: of the checks of images, which are saved with the record.
     """
     strategy, task = choose_strategy(config.train.strategy), DETECTORS[config.detector.kind].facts["task"]
     raise_all(config.finetune_problems(replicas(strategy)))
@@ -64,6 +67,7 @@ def train_detector(
         first = checkpoints.restore()
         (output / METRICS_FILE).unlink(missing_ok=True)  # that of the run before a change
         record(output, config, entries, start)
+        results.save()
         _write_ids(output, ids)
         console.print(_plan(config, train, val, images, replicas(strategy)))
         if first:
@@ -95,7 +99,7 @@ def _train(detector, checkpoints: RunCheckpoints, output: Path, config: Config, 
         stack.callback(metrics.close)
         guards = [StopOnNonFinite(first)]
         if isinstance(train, AnnotatedImages):
-            guards.append(LogLostBoxes(first, total, train, config))
+            guards.append(LogLostBoxes(first, train, config))
         callbacks = chief_callbacks(metrics, checkpoints, settings.checkpoint_interval, signals, guards)
         run_steps(
             detector,
@@ -109,26 +113,26 @@ def _train(detector, checkpoints: RunCheckpoints, output: Path, config: Config, 
 
 
 class LogLostBoxes(StepCallback):
-    """Adds `boxes_lost` to a step that is logged: the share of its boxes that train nothing, as in `BoxCounts`.
+    """Adds `boxes_lost` to each step: the share of the boxes of one of its images that train nothing (`BoxCounts`).
+
+    A line of the metrics has the mean, as of other numbers. An image takes about 2 ms, so that one of a batch must do.
 
     Args:
         first: step at the start.
-        last: last step of the run.
         train: the training split.
         config: as for the batches.
     """
 
-    def __init__(self, first: int, last: int, train: AnnotatedImages, config: Config):
+    def __init__(self, first: int, train: AnnotatedImages, config: Config):
         super().__init__(first)
-        self.last, self.annotated, self.config = last, train, config
+        self.annotated, self.config = train, config
         self.examples = TrainingExamples(train, config)
 
     def on_step(self, step, logs):
-        batch, every = self.config.train.batch_size, self.config.train.log_every
-        if step % every == 0 or step == self.last:
-            counts = count_boxes(self.annotated, self.config, (step - 1) * batch, batch, self.examples)
-            if counts.boxes > counts.cropped:
-                logs["boxes_lost"] = counts.lost_share
+        batch = self.config.train.batch_size
+        counts = count_boxes(self.annotated, self.config, (step - 1) * batch + step % batch, 1, self.examples)
+        if counts.boxes > counts.cropped:
+            logs["boxes_lost"] = counts.lost_share
 
 
 def measure_detector(file: Path, data, output: Path | None, split: str, section: DataConfig, images=None) -> dict:

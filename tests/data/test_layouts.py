@@ -73,6 +73,11 @@ def test_auto_takes_the_layout_that_the_root_shows(tmp_path, names, photos, boxe
             ["annotations/instances_train.json", "ImageSets/Main/train.txt"],
             ("instances_train.json", "train.txt"),
         ),
+        (
+            BOXES,
+            ["annotations/instances_train.json", "VOCdevkit/VOC2012/ImageSets/Main/trainval.txt"],
+            ("instances_train.json", "trainval.txt"),
+        ),
         (PIXELS, ["leftImg8bit/a", "gtFine/a", "train/images/1.jpg", "train/masks/1.png"], ("gtFine", "masks")),
     ],
 )

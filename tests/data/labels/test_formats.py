@@ -261,6 +261,7 @@ def test_rotated_and_round_shapes_get_the_box_around_them(tmp_path):
     ellipse = [40 - reach[0], 30 - reach[1], 40 + reach[0], 30 + reach[1]]
     np.testing.assert_allclose(read.boxes[0], [[35, 20, 45, 40], ellipse, [1, 1, 9, 9]], atol=1e-4)
     assert read.counts[ROTATED] == read.counts[ROUND] == 1
+    np.testing.assert_allclose(read.areas[0], [200, 200 * math.pi, 32], rtol=2e-3)
 
 
 def test_other_cvat_shapes_are_counted_by_kind(tmp_path):
