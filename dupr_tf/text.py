@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-ASCII = str.maketrans({"×": "x", "…": "...", "–": "-", "−": "-", "’": "'", "≥": ">=", "≤": "<=", "±": "+-", "→": "->"})
+import logging
+
+ASCII = str.maketrans(
+    {"×": "x", "…": "...", "–": "-", "−": "-", "’": "'", "≥": ">=", "≤": "<=", "±": "+-", "→": "->"}
+    | {"↑": "up", "↓": "down"}
+)
 
 
 def replace_unencodable(error: UnicodeEncodeError) -> tuple[str, int]:
@@ -28,6 +33,22 @@ def escape(name: str) -> str:
     escaped = name.replace("\\", "\\\\")
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in escaped)
     return escaped.encode("utf-8", "backslashreplace").decode()
+
+
+def visible(text: str) -> str:
+    """Escapes characters without a shape, such as those that control a terminal; line breaks stay."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
+
+class VisibleFormatter(logging.Formatter):
+    """Formats records of the log as `visible` text."""
+
+    def format(self, record):
+        return visible(super().format(record))
 
 
 def number_text(value: float) -> str:

@@ -24,11 +24,12 @@ ARROWS = {
     "config": {"safe_yaml", "files"},
     "environment": {"files"},
     "quiet": set(),
+    "streams": set(),
     "batch": set(),
     "ops": set(),
     "data": {"config", "batch", "ops", "files", "safe_yaml"},
     "models": {"config", "environment", "batch", "ops"},
-    "weights": {"files", "environment", "models", "config", "ops"},
+    "weights": {"files", "environment", "models", "config", "ops", "training"},
     "training": {"files", "environment", "data", "models", "weights", "config", "batch", "ops"},
     "detection": {
         "files", "models", "weights", "data", "config", "batch", "ops", "training",

@@ -9,6 +9,7 @@ from typing import Literal
 import tyro
 
 from dupr_tf.commands.checks import output_problems
+from dupr_tf.commands.screen import print_line
 from dupr_tf.config import parse_config
 from dupr_tf.errors import UserError, raise_all
 
@@ -43,9 +44,9 @@ class Convert:
         from dupr_tf.data.labels.convert import convert
 
         for part in convert(self.labels, self.output, self.to, self.kind, self.max_bad_share):
-            print(f"{part.split}: {part.images} images, {part.boxes} boxes")
+            print_line(f"{part.split}: {part.images} images, {part.boxes} boxes")
             for title, counts in (("in the labels", part.read), (f"not in {self.to}", part.lost)):
                 for what, count in counts.items():
                     if count:
-                        print(f"  {title}: {count} {what}")
-        print(f"wrote {self.output}")
+                        print_line(f"  {title}: {count} {what}")
+        print_line(f"wrote {self.output}")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import tyro
 
 from dupr_tf.commands.checks import has_gpu, problems_of
-from dupr_tf.commands.screen import print_table
+from dupr_tf.commands.screen import print_line, print_table, print_warnings
 from dupr_tf.config import Config, load_config
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.images.listing import check_root
@@ -40,8 +39,7 @@ class Doctor:
         config, root = self._check(overrides)
         if config is not None and config.detector is not None:
             return _check_detector(config, root)
-        for warning in _warnings(config):
-            print(f"dupr-tf: warning: {warning}", file=sys.stderr)
+        print_warnings([] if config is None else config.pretrain_warnings(has_gpu()))
         from dupr_tf.data.images.listing import open_source
         from dupr_tf.forecast.doctor import about_images, about_run, machine_rows
 
@@ -57,7 +55,7 @@ class Doctor:
             print()
             print_table((examination.title, ""), examination.rows)
             for sentence in examination.sentences:
-                print(f"* {sentence}")
+                print_line(f"* {sentence}")
 
     def _check(self, overrides) -> tuple[Config | None, Path | str | None]:
         """Returns the config and the root before TensorFlow loads; raises all mistakes at once."""
@@ -84,12 +82,6 @@ class Doctor:
         return config, root
 
 
-def _warnings(config: Config | None) -> list[str]:
-    if config is None:
-        return []
-    return config.pretrain_warnings(has_gpu())
-
-
 def _detector_problems(root: Path | str | None, steps: bool) -> list[UserError]:
     problems = []
     if steps:
@@ -111,7 +103,7 @@ def _check_detector(config: Config, root: Path | str | None) -> None:
         print()
         print_table(("the labels", ""), rows)
     for sentence in sentences:
-        print(f"* {sentence}")
+        print_line(f"* {sentence}")
 
 
 def _examine_labels(config: Config, root: Path | str) -> tuple[list[tuple[str, str]], list[str]]:

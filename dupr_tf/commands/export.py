@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from dupr_tf.commands.checks import problems_of
+from dupr_tf.commands.screen import print_line
 from dupr_tf.errors import raise_all
 from dupr_tf.weights.formats import EXPORTS, FORMATS
 from dupr_tf.weights.paths import export_output, weights_file
@@ -54,9 +55,9 @@ def print_export(written: Path) -> None:
     """Prints the files of an export and, from its manifest, the comparisons made and the largest differences."""
     from dupr_tf.weights.manifest import read_manifest
 
-    print(f"wrote {written}")
+    print_line(f"wrote {written}")
     for path in sorted(p for p in written.rglob("*") if p.is_file()):
-        print(f"  {path.relative_to(written)}  {path.stat().st_size:,} bytes")
+        print_line(f"  {path.relative_to(written)}  {path.stat().st_size:,} bytes")
     manifest = read_manifest(written)
     largest: dict[tuple[str, str], float] = {}
     for check in manifest["checks"]:
@@ -64,8 +65,8 @@ def print_export(written: Path) -> None:
         largest[key] = max(largest.get(key, 0.0), check["difference"])
     for against in dict.fromkeys(against for against, _ in largest):
         levels = ", ".join(f"{level} {largest[a, level]:.1e}" for a, level in largest if a == against)
-        print(f"compared with {against}: {levels}")
+        print_line(f"compared with {against}: {levels}")
     for reason in manifest["not_compared"]:
-        print(f"not compared with {reason}")
+        print_line(f"not compared with {reason}")
     relative = manifest["relative_difference"]
-    print(f"largest difference {manifest['difference']:.1e} ({relative:.1e} of the largest feature)")
+    print_line(f"largest difference {manifest['difference']:.1e} ({relative:.1e} of the largest feature)")

@@ -8,6 +8,7 @@ from pathlib import Path
 import tyro
 
 from dupr_tf.commands.checks import problems_of
+from dupr_tf.commands.screen import print_line
 from dupr_tf.errors import raise_all
 from dupr_tf.weights.paths import backbone_output, checkpoint_file
 
@@ -41,7 +42,9 @@ class Import:
 
         result = import_backbone(self.file, self.output, self.prefix, self.overwrite, self.allow_nonfinite)
         names = f"named {result.prefix}…" if result.prefix else "named plainly"
-        print(f"{result.architecture}, width {result.width:g}: {result.matched} arrays matched ({names}), none missing")
+        print_line(
+            f"{result.architecture}, width {result.width:g}: {result.matched} arrays matched ({names}), none missing"
+        )
         for name in result.dropped:
-            print(f"  left behind: {name}")
-        print(f"wrote {self.output}")
+            print_line(f"  left behind: {name}")
+        print_line(f"wrote {self.output}")

@@ -7,6 +7,7 @@ import functools
 import inspect
 import json
 import operator
+import os
 from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from dupr_tf.commands.checks import output_problems, problems_of
-from dupr_tf.commands.screen import print_table
+from dupr_tf.commands.screen import print_line, print_table, print_warnings
 from dupr_tf.config import BACKBONES, PROBED_LEVELS, DataConfig, LinearConfig, load_config
 from dupr_tf.config.probes import PROBES
 from dupr_tf.data.images.bad_images import check_photos
@@ -29,8 +30,10 @@ from dupr_tf.probing.labelled import (
     read_class_folders,
     read_split,
 )
-from dupr_tf.probing.load import check_backbones, load_backbones
+from dupr_tf.probing.load import check_backbones, labels_of, load_backbones
+from dupr_tf.reporting.folders import PROBES_FOLDER
 from dupr_tf.training.cluster import refuse_cluster
+from dupr_tf.weights.paths import RANDOM
 
 LEAST = {"images": 1, "image_size": 32, "k": 1, "queries": 1, "top": 1, "cells": 1, "folds": 2, "seed": 0}
 Level = Literal[PROBED_LEVELS]
@@ -61,7 +64,7 @@ class Weights:
 
     @property
     def _folder(self) -> Path:
-        return self.output or Path("runs/probes") / self._name
+        return self.output or PROBES_FOLDER / self._name
 
     def run(self, overrides: dict[str, str]) -> None:
         refuse_cluster()
@@ -116,11 +119,16 @@ class Weights:
         from dupr_tf.probing.pictures import save
 
         folder = self._folder
-        write_whole(folder / "probe.json", json.dumps(findings.as_json(), indent=2) + "\n")
-        print(f"wrote {folder / 'probe.json'}")
+        weights = {label: _absolute(path) for label, path in zip(labels_of(self.weights), self.weights, strict=True)}
+        write_whole(folder / "probe.json", json.dumps({**findings.as_json(), "weights": weights}, indent=2) + "\n")
+        print_line(f"wrote {folder / 'probe.json'}")
         if findings.picture is not None:
             save(findings.picture, folder / f"{findings.probe}.png")
-            print(f"wrote {folder / f'{findings.probe}.png'}")
+            print_line(f"wrote {folder / f'{findings.probe}.png'}")
+
+
+def _absolute(weights: str) -> str:
+    return weights if weights == RANDOM else os.path.abspath(weights)
 
 
 def _text(value: Any) -> str:
@@ -170,6 +178,7 @@ class Linear(Weights):
             settings = self._settings(overrides)
         except UserError as error:
             return [*problems, *error.errors]
+        print_warnings(settings.warnings())
         return [*problems, *settings.problems()]
 
     def _settings(self, overrides) -> LinearConfig:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from dupr_tf.commands.screen import print_rows, with_progress
+from dupr_tf.commands.screen import print_rows, print_warnings, with_progress
 from dupr_tf.config import DataConfig, parse_config
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.errors import UserError
@@ -57,10 +56,9 @@ class Scan:
         skipped = sum(look.outcome == SKIPPED for look in looks)
         print_rows(("outcome", "reason", "files", "such as"), count_groups(looks))
         print(f"{skipped} of {len(looks)} images would be skipped ({skipped / len(looks):.2%})")
-        for folder, share in near_identical_folders(paths):
-            print(f"dupr-tf: warning: {frames_warning(folder, share)}", file=sys.stderr)
+        print_warnings(frames_warning(folder, share) for folder, share in near_identical_folders(paths))
         if skipped <= self.max_bad_share * len(looks):
             return 0
         reasons = [look.reason for look in looks if look.outcome == SKIPPED]
-        print(f"dupr-tf: warning: {advice(reasons, len(looks), flags=True)}", file=sys.stderr)
+        print_warnings([advice(reasons, len(looks), flags=True)])
         return REFUSED

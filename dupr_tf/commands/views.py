@@ -8,6 +8,7 @@ from pathlib import Path
 import tyro
 
 from dupr_tf.commands.checks import check_outside, problems_of
+from dupr_tf.commands.screen import print_line
 from dupr_tf.config import Config, load_config
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.images.bad_images import check_photos
@@ -56,8 +57,8 @@ class Views:
         check_readable(source, BadImages.of(source, config.data))
         pairs, names = first_pairs(source, config, self.pairs, self.colours)
         save(view_sheet(pairs, names, self.cells or cells_of(config), self.columns), self.output)
-        print(f"{len(names)} pairs, {int(pairs['valid'].sum())} with enough overlap for a patch loss")
-        print(f"wrote {self.output}")
+        print_line(f"{len(names)} pairs, {int(pairs['valid'].sum())} with enough overlap for a patch loss")
+        print_line(f"wrote {self.output}")
 
     def _draw_boxes(self, config: Config, root: Path) -> None:
         from dupr_tf.detection.labels import read_boxes
@@ -68,8 +69,8 @@ class Views:
         pictures = training_pictures(train, config, self.pairs)
         save(box_sheet(pictures, self.columns), self.output)
         lost = sum(len(set(range(len(p.boxes))) - set(p.owners.tolist())) for p in pictures if p.anchored)
-        print(f"{len(pictures)} pictures, {sum(len(p.boxes) for p in pictures)} boxes, {lost} without an anchor")
-        print(f"wrote {self.output}")
+        print_line(f"{len(pictures)} pictures, {sum(len(p.boxes) for p in pictures)} boxes, {lost} without an anchor")
+        print_line(f"wrote {self.output}")
 
     def _problems(self, root, config: Config) -> list[UserError]:
         problems = []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -12,11 +14,13 @@ from dupr_tf.config import Config, DataConfig, load_config
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.inspection import inspect_targets
-from dupr_tf.detection.labels import labels_entry, read_evaluated, read_splits
+from dupr_tf.detection.labels import LABELS, labels_entry, read_evaluated, read_splits
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import local_path
+from dupr_tf.text import visible
 from dupr_tf.training.run import FORMAT_FILE, check, check_weights
 
+log = logging.getLogger(__name__)
 DETECTOR_FILE = "detector.keras"
 CHECKED_FILE = "checked_images.tsv"  # results of the checks of images, so that a later start need not decode them
 METRICS_FILE = "metrics.json"  # written last: a run that has it is finished
@@ -29,6 +33,7 @@ def finetune(
     output: str | Path,
     console: Console | None = None,
     allow_change: bool = False,
+    after_change: Literal["planned", "decay", "warmup"] | None = None,
 ) -> dict:
     """Trains the detector of `config.detector`, evaluates it, and writes both. It trains on all GPUs of the machine.
 
@@ -44,6 +49,7 @@ def finetune(
             `data.share` below 1 `image_ids.txt`.
         console: console for progress. Default: the terminal.
         allow_change: resume with another config or other data, and log the differences.
+        after_change: learning rate after an allowed change, see `dupr_tf.training.schedule`. Default: "planned".
 
     Returns:
         The contents of `metrics.json`: by task `AP`, `AP50`, … or `mIoU`, `per_class`; steps, speed, seed, weights. If
@@ -53,7 +59,7 @@ def finetune(
         UserError: config, weights, data or output do not fit together, or the run in `output` has others. It is raised
             before any long work.
         RunFailed: an image does not decode, the loss is not finite, or the disk is full.
-        RunInterrupted: SIGTERM or SIGINT came during training; the step was finished and saved.
+        RunInterrupted: SIGTERM, SIGINT or SIGHUP came during training; the step was finished and saved.
     """
     raise_all(config.finetune_problems())
     output = _run_folder(output)
@@ -62,11 +68,15 @@ def finetune(
     entries = {split: labels_entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
     changes = check(output, config, entries, allow_change)
     check_weights(output, weights)
-    console = console or Console()
-    console.print(inspect_targets(splits[0], config), highlight=False, soft_wrap=True)
+    task = DETECTORS[config.detector.kind].facts["task"]
+    for warning in config.schedule_warnings(LABELS[task].learnable(splits[0])):
+        log.warning("warning: %s", warning)
+    console = console or Console(markup=False)
+    console.print(visible(inspect_targets(splits[0], config)), markup=False, highlight=False, soft_wrap=True)
     from dupr_tf.detection.training import train_detector  # loads TensorFlow
 
-    return train_detector(config, weights, data, output, console, splits, entries, bool(changes), results)
+    changed = bool(changes)
+    return train_detector(config, weights, data, output, console, splits, entries, changed, results, after_change)
 
 
 def evaluate(

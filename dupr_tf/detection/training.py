@@ -23,21 +23,31 @@ from dupr_tf.detection.saving import export_detector, load_detector, save_detect
 from dupr_tf.errors import raise_all, reporting_full_disk
 from dupr_tf.files import write_whole
 from dupr_tf.models.resnet import build_backbone
+from dupr_tf.text import visible
 from dupr_tf.training.callbacks import StepCallback, StopOnNonFinite
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
 from dupr_tf.training.loop import chief_callbacks
 from dupr_tf.training.loop import train as run_steps
 from dupr_tf.training.metrics_log import MetricsLog, training_speed
-from dupr_tf.training.optimizers import AdamW, CoupledSGD, build_schedule
+from dupr_tf.training.optimizers import AdamW, CoupledSGD, planned_schedule
 from dupr_tf.training.run import record, starting_weights
+from dupr_tf.training.schedule import next_schedule, write_schedule
 from dupr_tf.training.signals import noted_signals
 
 
 def train_detector(
-    config: Config, weights, data, output: Path, console: Console, splits: tuple, entries: dict, changed: bool,
+    config: Config,
+    weights,
+    data,
+    output: Path,
+    console: Console,
+    splits: tuple,
+    entries: dict,
+    changed: bool,
     results: FileResults,
-) -> dict:  # fmt: skip
+    after_change: str | None = None,
+) -> dict:
     """Runs `finetune` after its checks.
 
     Args:
@@ -46,6 +56,7 @@ def train_detector(
         entries: entries of the record, {split: `labels_entry`}.
         changed: True if the run is resumed with another config or other data.
         results: of the checks of images, which are saved with the record.
+        after_change: as in `finetune`.
     """
     strategy, task = choose_strategy(config.train.strategy), DETECTORS[config.detector.kind].facts["task"]
     raise_all(config.finetune_problems(replicas(strategy)))
@@ -56,7 +67,7 @@ def train_detector(
         if backbone is None:
             backbone = build_backbone(config.model.backbone, config.model.width, include_normalization=True)
     if (output / METRICS_FILE).exists() and not changed:
-        console.print(f"{output} has ended before; its metrics are in {METRICS_FILE}")
+        console.print(visible(f"{output} has ended before; its metrics are in {METRICS_FILE}"))
         return json.loads((output / METRICS_FILE).read_text(encoding="utf-8"))
     images = LABELS[task].learnable(train)
     with scope(strategy):
@@ -65,14 +76,17 @@ def train_detector(
     with reporting_full_disk(output):
         checkpoints = RunCheckpoints(detector, output / "checkpoints", config.train.keep_checkpoints)
         first = checkpoints.restore()
+        schedule = next_schedule(output, config, images, first, changed, after_change)
+        detector.optimizer.learning_rate = schedule.rates(config)
         (output / METRICS_FILE).unlink(missing_ok=True)  # that of the run before a change
+        write_schedule(output, schedule)
         record(output, config, entries, start)
         results.save()
         _write_ids(output, ids)
         console.print(_plan(config, train, val, images, replicas(strategy)))
         if first:
             console.print(f"resuming at step {first}")
-        _train(detector, checkpoints, output, config, task, train, first, console)
+        _train(detector, checkpoints, output, config, task, train, first, console, schedule)
         measured = _measure_norms(detector, train, config, task, console)
         save_detector(detector, output / DETECTOR_FILE)
         export_detector(detector, output / "saved_model")
@@ -86,7 +100,9 @@ def train_detector(
     return metrics
 
 
-def _train(detector, checkpoints: RunCheckpoints, output: Path, config: Config, task, train, first: int, console):
+def _train(
+    detector, checkpoints: RunCheckpoints, output: Path, config: Config, task, train, first: int, console, schedule
+):
     """Trains from a step to the last, and saves a checkpoint of the last."""
     images, settings = LABELS[task].learnable(train), config.train
     per_epoch, total = config.steps_per_epoch(images), config.total_steps(images)
@@ -94,7 +110,8 @@ def _train(detector, checkpoints: RunCheckpoints, output: Path, config: Config, 
         signals = stack.enter_context(noted_signals())
         state = checkpoints.extra
         metrics = MetricsLog(
-            output, first, total, per_epoch, settings.batch_size, settings.log_every, state, console
+            output, first, total, per_epoch, settings.batch_size, settings.log_every, state, console,
+            epochs=(schedule.since_step, schedule.since_epoch),
         )  # fmt: skip
         stack.callback(metrics.close)
         guards = [StopOnNonFinite(first)]
@@ -188,7 +205,7 @@ def _measure_norms(detector, train, config: Config, task, console: Console) -> i
 
 def detector_optimizer(config: Config, images: int, backbone) -> keras.optimizers.Optimizer:
     """Creates SGD as in the paper's protocols, or AdamW, which learns more in a few hundred steps."""
-    settings, detector, schedule = config.optimizer, config.detector, build_schedule(config, images)
+    settings, detector, schedule = config.optimizer, config.detector, planned_schedule(config, images)
     slowed = backbone.trainable_variables if detector.backbone_rate != 1 else ()
     factors = {variable.path: detector.backbone_rate for variable in slowed}
     shared = {"rate_factors": factors, "global_clipnorm": detector.gradient_clip}

@@ -7,7 +7,8 @@ import logging
 import math
 import struct
 import time
-from collections.abc import Iterator
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tensorflow as tf
@@ -21,6 +22,10 @@ from dupr_tf.training.callbacks import StepCallback
 log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
+PURGE = ".purge"  # ending of an event file; TensorBoard reads files by name, so it comes after the newest one before
+MOST_PARTS = 4  # parts of the loss that the progress shows
+TREND_LINES = 5  # lines before the newest that a trend compares with
+STEADY = 0.02  # relative change below which a value counts as steady
 
 
 class MetricsLog(StepCallback):
@@ -38,6 +43,9 @@ class MetricsLog(StepCallback):
         every: steps between two lines.
         state: result of `flush` at `first_step`, so that the next line equals that of an uninterrupted run.
         console: console for progress. Default: standard error.
+        shown: scalars that the progress shows besides the loss. Default: the parts of the loss, at most `MOST_PARTS`.
+        guessing: loss of a model that guesses, shown beside the loss.
+        epochs: (step, epoch) from which `steps_per_epoch` counts.
     """
 
     def __init__(
@@ -50,6 +58,9 @@ class MetricsLog(StepCallback):
         every: int,
         state: dict | None = None,
         console: Console | None = None,
+        shown: Sequence[str] | None = None,
+        guessing: float | None = None,
+        epochs: tuple[int, float] = (0, 0.0),
     ):
         super().__init__(first_step)
         self.path = Path(run) / METRICS_FILE
@@ -58,6 +69,8 @@ class MetricsLog(StepCallback):
         self.progress, self.task = progress_line(last_step, first_step, console)
         drop_lines_after(self.path, first_step)
         drop_events_after(Path(run) / TENSORBOARD_FOLDER, first_step)
+        self.shown, self.guessing, self.epochs = shown, guessing, epochs
+        self._shown_before: dict[str, deque] = defaultdict(lambda: deque(maxlen=TREND_LINES))
         self.writer = tf.summary.create_file_writer(str(Path(run) / TENSORBOARD_FOLDER))
         self._sums: dict[str, list] = (state or {}).get("sums", {})  # {name: [sum, count]} since the last line
         self._since, self._since_step = None, first_step
@@ -102,7 +115,8 @@ class MetricsLog(StepCallback):
         rate, share = (step - self._since_step) * self.batch_size / seconds, self._in_steps / seconds
         self._since, self._since_step, self._in_steps = now, step, 0.0
         means = {name: total / count for name, (total, count) in self._sums.items()}
-        line = {"step": step, "epoch": step / self.steps_per_epoch, **means}
+        epoch = self.epochs[1] + (step - self.epochs[0]) / self.steps_per_epoch
+        line = {"step": step, "epoch": epoch, **means}
         line |= {"images_per_second": rate, "step_share": share, **self._noted}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
@@ -112,11 +126,26 @@ class MetricsLog(StepCallback):
             for name, picture in self._pictures.items():
                 tf.summary.image(name, picture[None])
         self._noted, self._pictures, self._sums = {}, {}, {}
-        text = f"loss {means['loss']:.4f}  {rate:.1f} images/s"
+        text = f"{self._describe(means)}  {rate:.1f} images/s"
         self.progress.update(self.task, completed=step, text=text)
         if not self.progress.console.is_terminal:
             left = (self.last_step - step) * self.batch_size / max(rate, 1e-9)
-            self.progress.console.print(f"step {step}/{self.last_step}  {text}  ETA {duration(left)}")
+            self.progress.console.print(
+                f"step {step}/{self.last_step}  {text}  ETA {duration(left)}", markup=False, soft_wrap=True
+            )
+
+    def _describe(self, means: dict[str, float]) -> str:
+        """Returns the loss, the level of guessing, and the scalars to show, each with its trend."""
+        parts = [name for name in means if name.endswith("_loss")][:MOST_PARTS] if self.shown is None else self.shown
+        texts = []
+        for name in ("loss", *(name for name in parts if name in means)):
+            before = self._shown_before[name]
+            value = f"{means[name]:.1%}" if name.startswith("accuracy/") else f"{means[name]:.4f}"
+            texts.append(f"{name.removeprefix('accuracy/')} {value}{trend(means[name], before)}")
+            before.append(means[name])
+        if self.guessing is not None:
+            texts[0] += f" (guessing {self.guessing:.2f})"
+        return "  ".join(texts)
 
     def flush(self) -> dict:
         """Flushes all files. Returns what a checkpoint of this step must keep as `state`."""
@@ -126,6 +155,16 @@ class MetricsLog(StepCallback):
     def close(self) -> None:
         self.progress.stop()
         self.writer.close()
+
+
+def trend(value: float, before: Sequence[float]) -> str:
+    """Returns an arrow: how a value compares with the mean of those before it. Empty without any."""
+    if not before:
+        return ""
+    mean = sum(before) / len(before)
+    if abs(value - mean) <= STEADY * abs(mean):
+        return " →"
+    return " ↑" if value > mean else " ↓"
 
 
 def training_speed(run: Path, batch_size: int) -> tuple[float, float]:
@@ -143,7 +182,7 @@ def progress_line(total: int, completed: int = 0, console: Console | None = None
     progress = Progress(
         TextColumn("{task.completed}/{task.total}"),
         BarColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
@@ -169,10 +208,14 @@ def drop_lines_after(path: Path, step: int) -> None:
 
 
 def drop_events_after(folder: Path, step: int) -> None:
-    """Removes TensorBoard's events after `step`, which a resumed run writes again, and truncated events."""
+    """Removes TensorBoard's events after `step`, which a resumed run writes again, and truncated events.
+
+    A TensorBoard that has read them already is told to forget them, by an event at which it purges later steps.
+    """
     if not folder.is_dir():
         return
-    for path in [path for path in folder.iterdir() if ".tfevents." in path.name]:
+    paths = sorted(path for path in folder.iterdir() if ".tfevents." in path.name)
+    for path in paths:
         with path.open("rb") as file:
             content = file.read()
         kept = [(record, event) for record, event in read_events(content) if event.step <= step]
@@ -180,6 +223,17 @@ def drop_events_after(folder: Path, step: int) -> None:
             path.unlink()
         elif (whole := b"".join(record for record, _ in kept)) != content:
             write_whole(path, whole)
+    if paths and step:
+        _write_purge(paths[-1].with_name(f"{paths[-1].name.removesuffix(PURGE)}{PURGE}"), step + 1)
+
+
+def _write_purge(path: Path, step: int) -> None:
+    """Writes an event file that makes TensorBoard forget events from a step on, which it read from earlier files."""
+    start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+    with tf.io.TFRecordWriter(str(path)) as file:
+        purge = {"step": step, "session_log": start}
+        for event in ({"file_version": "brain.Event:2"}, purge, purge):  # TensorBoard takes the first for a start
+            file.write(tf.compat.v1.Event(**event).SerializeToString())
 
 
 def read_events(content: bytes) -> Iterator[tuple[bytes, tf.compat.v1.Event]]:

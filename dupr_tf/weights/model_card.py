@@ -7,7 +7,10 @@ import yaml
 
 from dupr_tf.environment import describe_environment, read_environments
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD
+from dupr_tf.training.checkpoints import step_of
 from dupr_tf.weights.formats import EXPORTS
+from dupr_tf.weights.paths import KERAS_FILE
+from dupr_tf.weights.unfinished import undamaged_checkpoints
 
 NO_LICENSE = "not stated"
 
@@ -76,8 +79,14 @@ def run_facts(run):
     if (run / "config.yaml").is_file():
         facts.update(_config_facts((run / "config.yaml").read_text(encoding="utf-8")))
     if (run / "metrics.jsonl").is_file():
-        last = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-        facts["steps"] = last["step"]
+        lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        if (run / KERAS_FILE).is_file():
+            last = list(lines)[-1]
+            facts["steps"] = last["step"]
+        else:
+            step = step_of(next(undamaged_checkpoints(run)))
+            last = max((line for line in lines if line["step"] <= step), key=lambda line: line["step"], default={})
+            facts["steps"] = f"{step}, and the run has not ended"
         facts["last losses"] = ", ".join(f"{k} {v:.3f}" for k, v in last.items() if k.startswith("loss") and v)
     for name in ("commit", "hardware", "versions"):
         values = [_spoken(entry[name]) for entry in read_environments(run) if name in entry]
