@@ -29,7 +29,7 @@ ARROWS = {
     "streams": set(),
     "batch": set(),
     "ops": set(),
-    "data": {"config", "batch", "ops", "files", "records", "locks"},
+    "data": {"config", "batch", "ops", "files", "safe_yaml", "records", "locks"},
     "models": {"config", "environment", "batch", "ops"},
     "weights": {"files", "records", "locks", "environment", "models", "config", "ops", "training"},
     "training": {"files", "records", "locks", "environment", "data", "models", "weights", "config", "batch", "ops"},

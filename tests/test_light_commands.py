@@ -67,6 +67,8 @@ LOOKING = [
     f"pack {ODD}-shards --verify",
     f"pack {ODD}-shards --list",
     f"sample {ODD}-sample --train 1 --val 1 --unlabeled 1",
+    "convert set --output converted --to yolo",
+    "views configs/retinanet_r18_small.yaml --data set --output pictures.png",
 ]
 REFUSED = [
     # images
@@ -94,6 +96,16 @@ REFUSED = [
     "views configs/demo.yaml --data photos --output views.jpg",
     "doctor --data none",
     "doctor configs/demo.yaml --steps",
+    "doctor configs/retinanet_r18_small.yaml --data bad_labels",
+    "doctor configs/retinanet_r18_small.yaml --data set --steps",
+    "doctor configs/retinanet_r18_small.yaml --data photos",
+    "views configs/retinanet_r18_small.yaml --data photos",
+    "views configs/detection/small_fcn.yaml --data photos",
+    "convert photos --output new --to coco",
+    "convert set --output set/new --to coco",
+    "convert set --output photos --to coco",
+    "convert set --output new --to coco --kind masks",
+    "convert none --output new --to coco",
     "plan configs/demo.yaml --images many",
     "plan configs/demo.yaml --data none",
     # configs

@@ -30,7 +30,7 @@ class Evaluate:
     detector: tyro.conf.Positional[Path]
     """A detector.keras, or the folder of a `finetune` run."""
     data: Path
-    """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks."""
+    """Root of a labelled data set, in any layout of docs/labels.md."""
     output: Path | None = None
     """Folder for metrics.json and pictures. Default: scores are only printed."""
     split: str = "val"

@@ -35,7 +35,7 @@ class Finetune:
     weights: str
     """Backbone to start from: a run, an export, a .keras file, a checkpoint that `import` reads, or the word random."""
     data: Path
-    """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks (docs/labels.md)."""
+    """Root of a labelled data set, in any layout of docs/labels.md."""
     output: Path
     """Folder of the run, outside of the data."""
     allow_change: bool = False

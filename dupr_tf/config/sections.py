@@ -45,9 +45,10 @@ class DataConfig(Section):
     root: LocalPath | None = Field(
         None, description="folder of images, COCO / VOC root, shards, tfds:NAME; --data sets it"
     )
-    kind: Literal["auto", "folder", "coco", "voc", "cityscapes", "masks", "shards", "tfds"] = Field(
-        "auto", description="layout of root; auto detects it"
-    )
+    kind: Literal[
+        "auto", "folder", "coco", "roboflow", "fiftyone", "lvis", "yolo", "cvat", "labelme", "label_studio",
+        "openimages", "voc", "cityscapes", "masks", "shards", "tfds",
+    ] = Field("auto", description="layout of root; auto detects it")  # fmt: skip
     class_names: tuple[Name, ...] | None = Field(
         None,
         min_length=1,

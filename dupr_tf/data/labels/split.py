@@ -79,14 +79,16 @@ def open_root(table: Registry, root: str | Path, split: str, kind: str) -> tuple
     if not root.is_dir():
         raise UserError(None, f"{root} is not a folder.", f"Pass the root of a data set ({', '.join(table)}).")
     layout = layout_of(table, root, kind, split)
-    _log_layout(root, layout, table[layout].summary)
+    shown = [path.relative_to(root) for path in table[layout].facts["shown"](root, split)]
+    if shown:  # otherwise the reader says what is missing
+        _log_layout(root, layout, table[layout].summary, str(shown[0]))
     return root, table.load(layout)
 
 
 @functools.cache
-def _log_layout(root: Path, layout: str, summary: str) -> None:
-    """Says once what a root was taken for; the line of each split says where its images are."""
-    log.info("%s: %s (%s)", escape(str(root)), layout, summary)
+def _log_layout(root: Path, layout: str, summary: str, file: str) -> None:
+    """Says once what a root was taken for, and by which file; the line of each split says where its images are."""
+    log.info("%s: %s (%s), by %s", escape(str(root)), layout, summary, escape(file))
 
 
 @contextlib.contextmanager

@@ -25,9 +25,9 @@ def read_voc(root: Path, split: str, counts: collections.Counter, masks: bool) -
     if not lists:
         raise MissingSplit(
             None,
-            f"{root} has no annotations/instances_{split}.json (COCO), no ImageSets/Main/{split}.txt (VOC; nor, for "
-            f"train and val of 07+12, VOC2007 and VOC2012) and no gtFine/{split} (Cityscapes).",
-            "Pass the root of a COCO, VOC or Cityscapes data set.",
+            f"{root} has no labels of a split {split} in a layout of `dupr-tf list boxes`, such as "
+            f"annotations/instances_{split}.json, ImageSets/Main/{split}.txt or data.yaml.",
+            "Pass the root of a labelled data set (docs/labels.md).",
         )
     images = []
     for listing in lists:
@@ -48,7 +48,7 @@ def _names(listing: Path) -> list[str]:
         return [inside(line.split()[0]) for line in lines if line.strip()]
 
 
-class _WithoutDoctype(ET.TreeBuilder):
+class WithoutDoctype(ET.TreeBuilder):
     """Refuses a document type: VOC's files have none, and it is where entity bombs are declared."""
 
     def doctype(self, name, public_id, system_id):
@@ -69,7 +69,7 @@ def _image(listing: Path, root: Path, name: str, pictures: dict[str, list[Path]]
     year = listing.parents[2]
     file = year / "Annotations" / f"{name}.xml"
     with reading(file, "VOC annotations"):
-        tree = ET.fromstring(read_bounded(file, MAX_VOC_BYTES), ET.XMLParser(target=_WithoutDoctype()))
+        tree = ET.fromstring(read_bounded(file, MAX_VOC_BYTES), ET.XMLParser(target=WithoutDoctype()))
         objects = [_objects(node) for node in tree.iter("object")]
         sides = {which: float(tree.findtext(f"size/{which}") or 0) for which in ("height", "width")}
         filename = (tree.findtext("filename") or "").strip()
