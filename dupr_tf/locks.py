@@ -32,7 +32,7 @@ def locked(output: Path, beside: bool = False) -> Iterator[None]:
 
     Args:
         output: a folder.
-        beside: True for a file, or a folder that is renamed into place: the file of the lock is beside it.
+        beside: True for a file, or a folder that is renamed into place: the file of the lock lies in the parent folder.
 
     Raises:
         UserError: another process holds the output.

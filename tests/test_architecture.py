@@ -31,7 +31,7 @@ ARROWS = {
     "ops": set(),
     "data": {"config", "batch", "ops", "files", "safe_yaml", "records", "locks"},
     "models": {"config", "environment", "batch", "ops"},
-    "weights": {"files", "records", "locks", "environment", "models", "config", "ops", "training"},
+    "weights": {"files", "records", "locks", "environment", "models", "config", "ops"},
     "training": {"files", "records", "locks", "environment", "data", "models", "weights", "config", "batch", "ops"},
     "detection": {
         "files", "records", "locks", "models", "weights", "data", "config", "batch", "ops", "training",

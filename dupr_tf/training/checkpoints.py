@@ -26,7 +26,7 @@ from dupr_tf.errors import RunFailed, UserError, is_disk_full
 from dupr_tf.files import plain_alias
 from dupr_tf.records import mapping, parse_json
 from dupr_tf.text import one_line
-from dupr_tf.training.checkpoint_files import (
+from dupr_tf.weights.checkpoint_files import (
     check_files,
     find_damage,
     remove_checkpoint,

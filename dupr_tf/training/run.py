@@ -37,8 +37,8 @@ from dupr_tf.environment import record_environment
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import read_bounded, write_all, write_whole
 from dupr_tf.records import digest, mapping, read_record, text, whole
-from dupr_tf.training.checkpoint_files import saved_checkpoints
 from dupr_tf.training.cluster import Cluster
+from dupr_tf.weights.checkpoint_files import saved_checkpoints
 from dupr_tf.weights.paths import RANDOM, weights_file
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""TensorBoard's events of a run. If they cannot be written, the run goes on without them."""
+"""TensorBoard's events of a run. If they cannot be written, the run continues without them."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from dupr_tf.files import read_bounded
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 from dupr_tf.records import read_lines, read_metrics_line
 from dupr_tf.text import one_line
-from dupr_tf.training.checkpoint_files import step_of
+from dupr_tf.weights.checkpoint_files import step_of
 from dupr_tf.weights.formats import EXPORTS
 from dupr_tf.weights.paths import KERAS_FILE
 from dupr_tf.weights.unfinished import undamaged_checkpoints

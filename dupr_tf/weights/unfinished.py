@@ -12,7 +12,7 @@ from dupr_tf.config import load_config
 from dupr_tf.errors import UserError
 from dupr_tf.files import plain_alias
 from dupr_tf.models.resnet import build_backbone
-from dupr_tf.training.checkpoint_files import find_damage, saved_checkpoints, step_of
+from dupr_tf.weights.checkpoint_files import find_damage, saved_checkpoints, step_of
 from dupr_tf.weights.paths import CHECKPOINTS_FOLDER, CONFIG_FILE
 
 log = logging.getLogger(__name__)
