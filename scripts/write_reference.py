@@ -21,6 +21,7 @@ PAGES = {
     "sample": "getting_started.md", "scan": "photos.md", "duplicates": "photos.md#duplicates",
     "convert": "labels.md#convert-labels", "pack": "large_data.md",
     "pretrain": "getting_started.md", "finetune": "detection.md", "evaluate": "detection.md",
+    "predict": "detection.md#predictions",
     "cluster-env": "workers.md",
     "views": "probes.md#views", "probe": "probes.md", "report": "report.md",
     "export": "exports.md", "import": "exports.md#import-a-checkpoint",

@@ -159,6 +159,25 @@ REFUSED = [
     "evaluate detector --data none",
     "evaluate detector --data set",
     "evaluate detector --data set --split test",
+    "evaluate detector --data set --image-size 0",
+    "evaluate detector --data other_classes",
+    "evaluate backbone.keras --data set",
+    "evaluate old.keras --data set",
+    "predict none --images photos --output new",
+    "predict backbone.keras --images photos --output new",
+    "predict old.keras --images photos --output new",
+    "predict detector --images none --output new",
+    "predict detector --images empty --output new",
+    "predict detector --images photos/a none.jpg --output new",
+    "predict detector --images photos --output photos/new",
+    "predict detector --images photos --output run",
+    "predict detector --images photos --output w.npz",
+    "predict detector --images photos --output new --to png",
+    "predict detector --images photos --output new --min-score 2",
+    "predict detector --images photos --output new --image-size 0",
+    "predict detector --images photos --output new --batch-size 0",
+    "predict detector --images photos --output new --max-bad-share 2",
+    "predict detector --images photos --output new --train.seed 1",
     "probe knn --weights w.npz --data none",
     "probe knn --weights w.npz --data photos",
     "probe knn --weights w.npz --data odd_classes",
@@ -273,6 +292,9 @@ def _fill(folder: Path) -> None:
     saved = {"module": "dupr_tf.detection.retinanet", "class_name": "RetinaNet", "config": {"class_names": ["a"]}}
     with zipfile.ZipFile(folder / "detector/detector.keras", "w") as archive:
         archive.writestr("config.json", json.dumps(saved))
+    with zipfile.ZipFile(folder / "backbone.keras", "w") as archive:
+        other = {"module": "dupr_tf.models.resnet", "class_name": "ResNetBackbone", "config": {}}
+        archive.writestr("config.json", json.dumps(other))
 
 
 @pytest.mark.parametrize("line", LOOKING)

@@ -12,6 +12,7 @@ from dupr_tf.commands.import_ import Import
 from dupr_tf.commands.list import List
 from dupr_tf.commands.pack import Pack
 from dupr_tf.commands.plan import Plan
+from dupr_tf.commands.predict import Predict
 from dupr_tf.commands.pretrain import Pretrain
 from dupr_tf.commands.probe import Probe
 from dupr_tf.commands.report import Report
@@ -21,16 +22,16 @@ from dupr_tf.commands.views import Views
 
 COMMANDS = {
     "sample": Sample, "scan": Scan, "duplicates": Duplicates, "convert": Convert, "pack": Pack,
-    "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate,
+    "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "predict": Predict,
     "views": Views, "probe": Probe, "report": Report,
     "export": Export, "import": Import,
     "doctor": Doctor, "plan": Plan, "bench": Bench, "fields": Fields, "list": List,
 }  # fmt: skip
 GROUPS = {
     "data": ("sample", "scan", "duplicates", "convert", "pack"),
-    "training": ("pretrain", "finetune", "evaluate"),
+    "training": ("pretrain", "finetune", "evaluate", "predict"),
     "looking": ("views", "probe", "report"),
     "weights": ("export", "import"),
     "planning": ("doctor", "plan", "bench", "fields", "list"),
 }
-CONFIGURED = ("pretrain", "finetune", "evaluate", "probe", "views", "doctor", "plan")
+CONFIGURED = ("pretrain", "finetune", "evaluate", "predict", "probe", "views", "doctor", "plan")

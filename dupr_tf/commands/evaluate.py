@@ -8,9 +8,9 @@ from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.checks import output_problems
+from dupr_tf.commands.checks import output_problems, problems_of, refuse_kept_fields
 from dupr_tf.commands.screen import print_line, print_table
-from dupr_tf.errors import UserError, raise_all
+from dupr_tf.errors import raise_all
 from dupr_tf.locks import locked
 from dupr_tf.training.cluster import refuse_cluster
 
@@ -35,17 +35,18 @@ class Evaluate:
     """Folder for metrics.json and pictures. Default: scores are only printed."""
     split: str = "val"
     """Split of the data to evaluate on."""
+    image_size: int | None = None
+    """Size at which images are evaluated, px: the side of the square, or the short side of images of any size.
+    Default: that of the detector."""
 
     def run(self, overrides: dict[str, str]) -> None:
         refuse_cluster()
-        others = [name for name in overrides if not name.startswith("data.")]
-        if others:
-            raise UserError(f"--{others[0]}", "A detector keeps its config.", "Change only fields of data.")
-        raise_all(output_problems(self.output, self.data))
+        raise_all([*problems_of(refuse_kept_fields, overrides), *output_problems(self.output, self.data)])
         from dupr_tf.detection.finetune import evaluate
 
+        size = self.image_size
         with contextlib.nullcontext() if self.output is None else locked(self.output):
-            scores = evaluate(self.detector, self.data, self.output, self.split, overrides=overrides)
+            scores = evaluate(self.detector, self.data, self.output, self.split, image_size=size, overrides=overrides)
         print_scores(scores, self.output)
 
 
@@ -59,6 +60,10 @@ def print_scores(scores: dict, output: Path | None) -> None:
 
     head, *rows = class_rows(scores)
     print_table(head, rows)
+    suggested = scores.get("suggested_threshold")
+    if suggested:
+        line = "best --min-score {min_score:.3f}: precision {precision:.3f}, recall {recall:.3f} at IoU 0.5"
+        print(line.format(**suggested))
     if output is not None:
         print_line(f"wrote {output}")
 

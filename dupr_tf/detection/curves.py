@@ -48,7 +48,9 @@ def precision_recall_picture(curves: Curves, path: str | Path, title: str = "") 
             axes.plot([], [], color="0.8", linewidth=0.8, label=f"the other {len(ranked) - len(named)}")
         label = f"mean of {len(curves)} {mean.mean():.2f}"
         axes.plot(recall, mean, color="black", linewidth=3.5, label=label, zorder=3)
-        figure.legend(loc="outside right upper", fontsize=9, frameon=False, title="AP50")
+        legend = figure.legend(loc="outside right upper", fontsize=9, frameon=False, title="AP50")
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a name may have a dollar sign
     else:
         axes.text(0.5, 0.5, "nothing to find", ha="center", fontsize=14)
     figure.savefig(path, metadata={"Software": None})

@@ -12,7 +12,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from dupr_tf.detection.detector import Detector, images_of
+from dupr_tf.detection.detector import Detector, images_of, photos_of
 from dupr_tf.models.layers import FusedBatchNormalization
 from dupr_tf.models.resnet import dilated, pyramid
 
@@ -79,7 +79,9 @@ class FCN(Detector, keras.Model):
         return loss / tf.distribute.get_strategy().num_replicas_in_sync
 
     def predict_step(self, data):
-        return tf.argmax(self(images_of(data), training=False), axis=-1, output_type=tf.int32)  # (B, H, W)
+        height, width = tf.unstack(tf.shape(images_of(data))[1:3])
+        classes = tf.argmax(self(photos_of(data)[0], training=False), axis=-1, output_type=tf.int32)
+        return classes[:, :height, :width]  # (B, H, W)
 
 
 def segmentation_head(classes, channels, convs):

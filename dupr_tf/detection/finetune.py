@@ -7,7 +7,7 @@ import logging
 import os
 import zipfile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from rich.console import Console
 
@@ -28,7 +28,7 @@ from dupr_tf.weights.archives import check_archive
 log = logging.getLogger(__name__)
 DETECTOR_FILE = "detector.keras"
 CHECKED_FILE = "checked_images.tsv"  # results of the checks of images, so that a later start need not decode them
-METRICS_FILE = "metrics.json"  # written last: a run that has it is finished
+METRICS_FILE = "metrics.json"  # written before the pictures: a run that has it is finished
 
 
 def finetune(
@@ -97,6 +97,7 @@ def evaluate(
     output: str | Path | None = None,
     split: str = "val",
     kind: str = "auto",
+    image_size: int | None = None,
     overrides: dict[str, str] | None = None,
 ) -> dict:
     """Evaluates a saved detector.
@@ -107,6 +108,8 @@ def evaluate(
         output: a folder for `metrics.json` and pictures; created if absent. Default: nothing is written.
         split: split of the data set.
         kind: layout of the data, as `data.kind`; "auto" detects it.
+        image_size: px; evaluates at this size: the side of the square, or the short side of images of any size.
+            Default: the detector's own.
         overrides: {"data.max_pixels": "…", …}, fields of the data section to change, as YAML text.
 
     Returns:
@@ -119,14 +122,15 @@ def evaluate(
     file, output = detector_file(detector_path), output and local_path(output, "output")
     if output is not None and output.is_file():
         raise UserError("output", f"{output} is a file.", "Pass a folder.")
-    section = _data_section(file, kind, overrides or {})
-    saved, images, results = kind_and_classes(file), None, FileResults(file.parent / CHECKED_FILE)
+    section = data_section(file, kind, overrides)
+    saved, images, results = read_saved(file), None, FileResults(file.parent / CHECKED_FILE)
+    check_size(saved, image_size)
     if saved is not None:
-        kind, class_names = saved
-        images = read_evaluated(data, split, section, DETECTORS[kind].facts["task"], class_names, results)
+        task = DETECTORS[saved.kind].facts["task"]
+        images = read_evaluated(data, split, section, task, saved.class_names, results)
     from dupr_tf.detection.training import measure_detector  # loads TensorFlow
 
-    return measure_detector(file, data, output, split, section, images)
+    return measure_detector(file, data, output, split, section, images, image_size)
 
 
 def detector_file(path: str | Path) -> Path:
@@ -142,25 +146,55 @@ def detector_file(path: str | Path) -> Path:
     return file
 
 
-def kind_and_classes(file: Path) -> tuple[str, tuple[str, ...]] | None:
-    """Reads the kind of a saved detector and the names of its classes from the description in its file.
+class Saved(NamedTuple):
+    """A detector as the description in its file shows it."""
 
-    Returns None if only loading the file can tell: it is damaged, is no detector, or its class is not in the table.
+    kind: str
+    class_names: tuple[str, ...]
+    settings: dict  # the arguments of its constructor
+
+
+def read_saved(file: Path) -> Saved | None:
+    """Reads the description of a saved detector, without TensorFlow.
+
+    Returns None if only loading the file can tell: its class is not in the table of detectors.
+
+    Raises:
+        UserError: it is damaged, or holds a model that is no detector.
     """
     kinds = {tuple(entry.target.split(":")): kind for kind, entry in DETECTORS.items()}
     check_archive(file)
+    fix = "Pass a detector.keras that finetune wrote."
     try:
         with zipfile.ZipFile(file) as archive:
             saved = json.loads(archive.read("config.json"))
-        return kinds[saved["module"], saved["class_name"]], tuple(map(str, saved["config"]["class_names"]))
+        name, module, settings = str(saved["class_name"]), str(saved["module"]), saved["config"]
+        kind = kinds.get((module, name))
+        if kind is not None:
+            return Saved(kind, tuple(map(str, settings["class_names"])), dict(settings))
     except (OSError, zipfile.BadZipFile, *MISTAKES):
-        return None
+        raise UserError("detector", f"{file} is damaged, or is no Keras file.", fix) from None
+    if module.partition(".")[0] == "keras" or module.startswith("dupr_tf.models."):
+        raise UserError("detector", f"{file} holds a {name}, which is not a detector.", fix)
+    return None
 
 
-def _data_section(file: Path, kind: str, overrides: dict[str, str]) -> DataConfig:
+def check_size(saved: Saved | None, image_size: int | None) -> None:
+    """Raises UserError if a detector cannot take images of a size, as far as its description shows."""
+    if image_size is None:
+        return
+    if not 32 <= image_size <= 4096:
+        raise UserError("--image-size", f"Expected 32 to 4096, received {image_size}.", "Pass 256, for example.")
+    if saved is not None and saved.settings.get("image_size") is not None and image_size % 32:
+        raise UserError(
+            "--image-size", f"Expected a multiple of 32, received {image_size}.", f"Pass {image_size // 32 * 32}."
+        )
+
+
+def data_section(file: Path, kind: str = "auto", overrides: dict[str, str] | None = None) -> DataConfig:
     """Returns the data section of the config next to the detector (default: the schema's), with the layout `kind`."""
     path = file.parent / "config.yaml"
-    return load_config(path if path.is_file() else None, {"data.kind": kind, **overrides}).data
+    return load_config(path if path.is_file() else None, {"data.kind": kind, **(overrides or {})}).data
 
 
 def _run_folder(output: str | Path) -> Path:

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.detection.detector import Detector
-from dupr_tf.detection.finetune import detector_file, kind_and_classes
+from dupr_tf.detection.finetune import detector_file, read_saved
 from dupr_tf.detection.registry import task_of
 from dupr_tf.detection.scaling import letterbox, nearest_pixels, scaled_batch
 from dupr_tf.errors import RunFailed, UserError
@@ -36,9 +36,9 @@ def load_detector(path):
         UserError: it does not exist, is another kind of model, or needs an extra that is not installed.
     """
     file = detector_file(path)
-    saved = kind_and_classes(file)
+    saved = read_saved(file)
     if saved is not None:
-        DETECTORS.load(saved[0])  # imported before the file is read, so that Keras finds the class by its name
+        DETECTORS.load(saved.kind)  # imported before the file is read, so that Keras finds the class by its name
     model = read_keras(file)
     if not isinstance(model, Detector):
         raise UserError(

@@ -17,6 +17,7 @@ from dupr_tf.data.inspection import count_boxes
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.detection.finetune import DETECTOR_FILE, METRICS_FILE
 from dupr_tf.detection.labels import LABELS, layout_of, read_evaluated
+from dupr_tf.detection.pictures import draw_pictures
 from dupr_tf.detection.precise_bn import measure_norms
 from dupr_tf.detection.registry import TASKS, build_detector, task_of
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
@@ -96,10 +97,11 @@ def train_detector(
 
         console.print(f"evaluating on {len(val)} images")
         layout = layout_of(data, "val", config.data.kind)
-        scores = TASKS[task].measure(detector, val, output, layout, config.data)
+        scores, pictures = TASKS[task].measure(detector, val, layout, config.data)
         facts = _circumstances(config, output, images, weights, train, val)
         metrics = {**scores, **facts, "precise_bn_batches": measured}
         _write_json(output / METRICS_FILE, metrics)
+        draw_pictures(pictures, output)
     return metrics
 
 
@@ -155,7 +157,9 @@ class LogLostBoxes(StepCallback):
             logs["boxes_lost"] = counts.lost_share
 
 
-def measure_detector(file: Path, data, output: Path | None, split: str, section: DataConfig, images=None) -> dict:
+def measure_detector(
+    file: Path, data, output: Path | None, split: str, section: DataConfig, images=None, image_size: int | None = None
+) -> dict:
     """Runs `evaluate` after its checks.
 
     Args:
@@ -163,17 +167,21 @@ def measure_detector(file: Path, data, output: Path | None, split: str, section:
         data, output, split: as in `evaluate`.
         section: settings for reading the data.
         images: images of the split. Default: they are read, with the classes of the detector.
+        image_size: as in `evaluate`.
     """
     detector = load_detector(file)
+    if image_size is not None:
+        detector.resize_input(image_size)
     task = task_of(detector)
     if images is None:
         images = read_evaluated(data, split, section, task, detector.class_names)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-    scores = TASKS[task].measure(detector, images, output, layout_of(data, split, section.kind), section)
+    scores, pictures = TASKS[task].measure(detector, images, layout_of(data, split, section.kind), section)
     metrics = {**scores, "split": split, "images": len(images)}
     if output is not None:
         _write_json(output / METRICS_FILE, metrics)
+        draw_pictures(pictures, output)
     return metrics
 
 

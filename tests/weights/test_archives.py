@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from dupr_tf.detection.finetune import kind_and_classes
+from dupr_tf.detection.finetune import read_saved
 from dupr_tf.weights.archives import check_archive
 from dupr_tf.weights.paths import weights_file
 from dupr_tf.weights.torch_io import read_safetensors
@@ -49,7 +49,7 @@ def test_zip_bomb_is_refused_unread(tmp_path, little_memory):
             file.write(bytes(1 << 20))
     assert path.stat().st_size < 2 << 20
     assert "1,258,291,200" in refusal(check_archive, path).problem
-    refusal(kind_and_classes, path)
+    refusal(read_saved, path)
 
 
 def test_large_description_is_refused(tmp_path):

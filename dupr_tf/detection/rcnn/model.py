@@ -10,7 +10,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from dupr_tf.detection.detector import Detector, batch_of, check_image_size
+from dupr_tf.detection.detector import Detector, batch_of, check_image_size, photos_of
 from dupr_tf.detection.parts.anchors import grid_anchors
 from dupr_tf.detection.parts.matching import ground_truth
 from dupr_tf.detection.parts.pyramid import PyramidNeck
@@ -220,7 +220,7 @@ class FasterRCNN(Detector, keras.Model):
         """Returns detections of images, or of {"images", "image_sizes"}; with `training`, the losses of a batch."""
         if training:
             return self.losses(inputs, training=True)
-        images, image_sizes, _ = split_batch(inputs)
+        images, image_sizes = photos_of(inputs)
         features = self._features(images, False)
         levels, anchors = self._predict_proposals(features)
         proposals, valid = self._propose(levels, anchors, image_sizes, False)
