@@ -25,10 +25,6 @@ def _training(config) -> list[UserError]:
     if config.optimizer.learning_rate is None:
         problem = "It is not set, and its default is for pre-training."
         problems.append(UserError("optimizer.learning_rate", problem, "Pass --optimizer.learning_rate 0.01."))
-    precision = config.train.precision
-    if precision != "float32":
-        problem = f"Expected float32 for a detector, received {precision}."
-        problems.append(UserError("train.precision", problem, "Pass --train.precision float32."))
     if config.train.batch_size == 1 and config.detector.norm != "frozen":
         problem = "Batch norm needs at least 2 images unless it is frozen, received 1."
         problems.append(UserError("train.batch_size", problem, "Pass --train.batch_size 2, or --detector.norm frozen."))

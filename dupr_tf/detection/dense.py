@@ -47,7 +47,8 @@ class DenseDetector(Detector):
 
     def call(self, inputs, training=None, mask=None):
         # The steps of KerasCV and KerasHub pass the bare images; KerasCV's graph has a dict.
-        return super().call(self._graph_inputs(images_of(inputs)), training=training, mask=mask)
+        outputs = super().call(self._graph_inputs(images_of(inputs)), training=training, mask=mask)
+        return {name: tf.cast(output, tf.float32) for name, output in outputs.items()}
 
     def predict_step(self, data):
         """Returns detections of a batch; boxes are clipped to the image if the batch has `image_sizes`."""

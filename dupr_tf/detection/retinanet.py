@@ -55,7 +55,7 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
         self,
         backbone,
         class_names,
-        image_size,
+        image_size=None,
         fpn_channels=256,
         fpn_norm=True,
         head_channels=256,

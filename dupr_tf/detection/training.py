@@ -28,7 +28,7 @@ from dupr_tf.training.distribution import choose_strategy, replicas, scope
 from dupr_tf.training.loop import chief_callbacks
 from dupr_tf.training.loop import train as run_steps
 from dupr_tf.training.metrics_log import MetricsLog, training_speed
-from dupr_tf.training.optimizers import AdamW, CoupledSGD, build_schedule
+from dupr_tf.training.optimizers import AdamW, CoupledSGD, build_schedule, scale_loss
 from dupr_tf.training.run import record, starting_weights
 from dupr_tf.training.signals import noted_signals
 
@@ -189,8 +189,10 @@ def detector_optimizer(config: Config, images: int, backbone) -> keras.optimizer
     factors = {variable.path: detector.backbone_rate for variable in slowed}
     shared = {"rate_factors": factors, "global_clipnorm": detector.gradient_clip}
     if detector.optimizer == "adamw":
-        return AdamW(schedule, settings.weight_decay, **shared)
-    return CoupledSGD(schedule, settings.momentum, settings.weight_decay, **shared)
+        optimizer = AdamW(schedule, settings.weight_decay, **shared)
+    else:
+        optimizer = CoupledSGD(schedule, settings.momentum, settings.weight_decay, **shared)
+    return scale_loss(optimizer, config.train.precision)
 
 
 def _circumstances(config: Config, output: Path, images: int, weights, train, val) -> dict:

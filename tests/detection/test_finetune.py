@@ -265,7 +265,6 @@ def test_moved_box_makes_other_labels(data):
     [
         ({"optimizer": {"learning_rate": None}}, "optimizer.learning_rate"),
         ({"data": {"image_size": 100}}, "data.image_size"),
-        ({"train": {"precision": "bfloat16"}}, "train.precision"),
         ({"data": {"kind": "folder"}}, "data.kind"),
         ({"detector": None}, "detector"),
     ],
