@@ -16,7 +16,7 @@ def finetune_problems(config, replicas: int = 1) -> list[UserError]:
     if config.detector is None:
         fix = "Start from configs/retinanet_r18_small.yaml."
         return [UserError("detector", "The config has no section detector.", fix)]
-    checks = (_training, _kind, _sizes, _schedule)
+    checks = (_training, _kind, _sizes, _schedule, _validation)
     return [error for check in checks for error in check(config)] + _devices(config, replicas)
 
 
@@ -84,6 +84,13 @@ def _schedule(config) -> list[UserError]:
         problem = f"Expected milestones, since optimizer.milestone_steps is set, received {optimizer.schedule}."
         problems.append(UserError("optimizer.schedule", problem, "Pass --optimizer.schedule milestones."))
     return problems
+
+
+def _validation(config) -> list[UserError]:
+    if config.detector.patience is None or config.detector.validate_every:
+        return []
+    problem = "It has no effect without detector.validate_every."
+    return [UserError("detector.patience", problem, "Pass --detector.validate_every '1 epoch', or leave it out.")]
 
 
 def _devices(config, replicas: int) -> list[UserError]:

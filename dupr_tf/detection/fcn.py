@@ -67,6 +67,10 @@ class FCN(Detector, keras.Model):
         self.head.build((None, None, None, self.features.output["P5"].shape[-1]))
         self.built = True
 
+    @property
+    def class_layers(self):
+        return [self.head.layers[-1]]
+
     def call(self, inputs, training=False):
         images = images_of(inputs)
         cells = self.head(self.features(images, training=training)["P5"], training=training)  # (B, H/16, W/16, C)

@@ -15,8 +15,10 @@ from dupr_tf.detection.labels import labels_entry, read_evaluated, read_splits
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import local_path
 from dupr_tf.training.run import FORMAT_FILE, check, check_weights
+from dupr_tf.weights.paths import KERAS_FILE, RANDOM, weights_file
 
 DETECTOR_FILE = "detector.keras"
+LAST_FILE = "detector_last.keras"  # beside the best one, with `detector.validate_every`
 METRICS_FILE = "metrics.json"  # written last: a run that has it is finished
 
 
@@ -36,16 +38,20 @@ def finetune(
     Args:
         config: config with a `detector` section and `optimizer.learning_rate`.
         weights: "random", or a run, an export, a `.keras` file or another tool's checkpoint, as for `load_backbone`.
+            A `detector.keras`, or the folder of its run, continues from this detector. If its classes are others, the
+            layers with outputs for each class start from random weights.
         data: root of a labelled data set with the splits train and val (docs/detection.md).
         output: a folder to create. It gets `config.yaml`, `metrics.jsonl` (every loss), `tensorboard/`,
-            `checkpoints/`, `detector.keras`, `saved_model/`, pictures, `metrics.json`, and with `data.share` below 1
-            `image_ids.txt`.
+            `checkpoints/`, `detector.keras`, `saved_model/`, pictures, `metrics.json`, with `data.share` below 1
+            `image_ids.txt`, and with `detector.validate_every` `detector_last.keras`.
         console: console for progress. Default: the terminal.
         allow_change: resume with another config or other data, and log the differences.
 
     Returns:
-        The contents of `metrics.json`: by task `AP`, `AP50`, … or `mIoU`, `per_class`; steps, speed, seed, weights. If
-        the run has already finished, its existing `metrics.json`.
+        The contents of `metrics.json`: by task `AP`, `AP50`, … or `mIoU`, `per_class`; steps, speed, seed, weights.
+        With `detector.validate_every` these are the scores of the best detector, `selected_on` is the split that
+        selected it, and `best` and `last` have file, step and scores of both. If the run has already finished, its
+        existing `metrics.json`.
 
     Raises:
         UserError: config, weights, data or output do not fit together, or the run in `output` has others. It is raised
@@ -54,6 +60,7 @@ def finetune(
         RunInterrupted: SIGTERM or SIGINT came during training; the step was finished and saved.
     """
     raise_all(config.finetune_problems())
+    weights, continues = starting_file(weights, config.detector.kind)
     output = _run_folder(output)
     splits = read_splits(config, data, DETECTORS.check(config.detector.kind).facts["task"])
     entries = {split: labels_entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
@@ -63,7 +70,7 @@ def finetune(
     console.print(inspect_targets(splits[0], config), highlight=False, soft_wrap=True)
     from dupr_tf.detection.training import train_detector  # loads TensorFlow
 
-    return train_detector(config, weights, data, output, console, splits, entries, bool(changes))
+    return train_detector(config, weights, data, output, console, splits, entries, bool(changes), continues)
 
 
 def evaluate(
@@ -102,6 +109,34 @@ def evaluate(
     from dupr_tf.detection.training import measure_detector  # loads TensorFlow
 
     return measure_detector(file, data, output, split, section, images)
+
+
+def starting_file(weights: str | Path, kind: str | None) -> tuple[str | Path, bool]:
+    """Checks the weights that fine-tuning starts from, without loading them.
+
+    Args:
+        weights: as in `finetune`.
+        kind: kind of the detector to train; None accepts any.
+
+    Returns:
+        The weights, or the file of a detector for the folder of one; and True if they are a detector's.
+
+    Raises:
+        UserError: they do not exist, or are those of a detector of another kind.
+    """
+    if str(weights) == RANDOM:
+        return weights, False
+    path = local_path(weights, "--weights")
+    if (path / DETECTOR_FILE).is_file() and not (path / KERAS_FILE).is_file():
+        path = path / DETECTOR_FILE
+    saved = kind_and_classes(path) if path.suffix == ".keras" and path.is_file() else None
+    if saved is None:
+        weights_file(weights)
+        return weights, False
+    if kind not in (None, saved[0]):
+        problem = f"{path} is a {saved[0]}, and the config has {kind}."
+        raise UserError("--weights", problem, f"Pass --detector.kind {saved[0]}, or the weights of a backbone.")
+    return path, True
 
 
 def detector_file(path: str | Path) -> Path:

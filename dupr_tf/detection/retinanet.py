@@ -93,6 +93,10 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
         self.test_short_side, self.max_long_side = test_short_side, max_long_side
         self._set_norms(self.feature_pyramid)
 
+    @property
+    def class_layers(self):
+        return [self.classification_head.prediction]
+
     def _build_loss_logs(self):
         """Computes the losses of an empty image of 32 px once, because Keras creates its loss logs then."""
         images = tf.zeros([1, 32, 32, 3])

@@ -111,8 +111,9 @@ class MetricsLog(StepCallback):
                 tf.summary.scalar(name, value)
             for name, picture in self._pictures.items():
                 tf.summary.image(name, picture[None])
-        self._noted, self._pictures, self._sums = {}, {}, {}
         text = f"loss {means['loss']:.4f}  {rate:.1f} images/s"
+        text += _text_of(self._noted)
+        self._noted, self._pictures, self._sums = {}, {}, {}
         self.progress.update(self.task, completed=step, text=text)
         if not self.progress.console.is_terminal:
             left = (self.last_step - step) * self.batch_size / max(rate, 1e-9)
@@ -128,9 +129,27 @@ class MetricsLog(StepCallback):
         self.writer.close()
 
 
+def _text_of(noted: dict[str, float]) -> str:
+    """Returns the part of the progress line about a validation: its scores and its duration."""
+    scores = [
+        f"{name.partition('/')[2]} {value:.3f}" for name, value in noted.items() if name.startswith("validation/")
+    ]
+    scores += [f"(validated in {noted['seconds/validations']:.1f} s)"] if scores else []
+    return "".join(f"  {score}" for score in scores)
+
+
+def validation_seconds(run: Path) -> float:
+    """Returns the seconds that the validations of a run took by its metrics."""
+    return sum(line.get("seconds/validations", 0.0) for line in _lines(run))
+
+
+def _lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+
+
 def training_speed(run: Path, batch_size: int) -> tuple[float, float]:
     """Returns the seconds the steps of a run took by its metrics, and images/s without the first line (tracing)."""
-    lines = [json.loads(line) for line in (run / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+    lines = _lines(run)
     steps = [line["step"] - before for line, before in zip(lines, [0, *(line["step"] for line in lines)], strict=False)]
     seconds = [count * batch_size / line["images_per_second"] for count, line in zip(steps, lines, strict=True)]
     timed = slice(1, None) if len(lines) > 1 else slice(None)
