@@ -226,6 +226,8 @@ def test_validation_changes_no_weight_and_selects_the_best(run, validated):
     scores = [line["validation/AP"] for line in lines]
     assert metrics["selected_on"] == "val" and metrics["best"]["step"] == 1 + int(np.argmax(scores))
     assert (metrics["last"]["step"], metrics["steps"]) == (3, 3)
+    same = weights_digest(output / "detector_last.keras") == weights_digest(output / "detector.keras")
+    assert same == (metrics["best"]["step"] == 3) and metrics["AP"] == pytest.approx(max(scores), abs=1e-3)
     assert metrics["best"]["AP"] == metrics["AP"] and metrics["last"]["AP50"] == run[0]["AP50"]
     assert metrics["validation_seconds"] == pytest.approx(sum(line["seconds/validations"] for line in lines), abs=0.06)
     assert "selected_on" not in run[0]
