@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import tyro
 
 from dupr_tf.commands.checks import has_gpu, problems_of
-from dupr_tf.commands.screen import print_table
+from dupr_tf.commands.screen import print_line, print_table, print_warnings
 from dupr_tf.config import Config, load_config
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError, raise_all
@@ -33,8 +32,7 @@ class Doctor:
 
     def run(self, overrides: dict[str, str]) -> None:
         config, root = self._check(overrides)
-        for warning in _warnings(config):
-            print(f"dupr-tf: warning: {warning}", file=sys.stderr)
+        print_warnings([] if config is None else config.pretrain_warnings(has_gpu()))
         from dupr_tf.data.images.listing import open_source
         from dupr_tf.forecast.doctor import about_images, about_run, machine_rows
 
@@ -50,7 +48,7 @@ class Doctor:
             print()
             print_table((examination.title, ""), examination.rows)
             for sentence in examination.sentences:
-                print(f"* {sentence}")
+                print_line(f"* {sentence}")
 
     def _check(self, overrides) -> tuple[Config | None, Path | str | None]:
         """Returns the config and the root before TensorFlow loads; raises all mistakes at once."""
@@ -72,10 +70,3 @@ class Doctor:
             problems.append(UserError("--steps", problem, fix))
         raise_all(problems)
         return config, root
-
-
-def _warnings(config: Config | None) -> list[str]:
-    if config is None:
-        return []
-    kind = ["detector: this config is for finetune; what follows is about pretrain"] if config.detector else []
-    return kind + config.pretrain_warnings(has_gpu())

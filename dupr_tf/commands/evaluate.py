@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
 import tyro
 
 from dupr_tf.commands.checks import output_problems
-from dupr_tf.commands.screen import print_table
+from dupr_tf.commands.screen import print_line, print_table
 from dupr_tf.errors import UserError, raise_all
+from dupr_tf.locks import locked
 from dupr_tf.training.cluster import refuse_cluster
 
 SCORES = ("AP", "AP50", "AP75", "mIoU", "pixel_accuracy")
@@ -42,22 +44,23 @@ class Evaluate:
         raise_all(output_problems(self.output, self.data))
         from dupr_tf.detection.finetune import evaluate
 
-        scores = evaluate(self.detector, self.data, self.output, self.split, overrides=overrides)
+        with contextlib.nullcontext() if self.output is None else locked(self.output):
+            scores = evaluate(self.detector, self.data, self.output, self.split, overrides=overrides)
         print_scores(scores, self.output)
 
 
 def print_scores(scores: dict, output: Path | None) -> None:
     """Prints a detector's scores by every metric, a table of its classes, best first, and the output folder."""
-    print(_score_line(scores))
+    print_line(_score_line(scores))
     for name, other in scores.items():
         if isinstance(other, dict) and any(score in other for score in SCORES):
-            print(f"{name}: {_score_line(other)}")
+            print_line(f"{name}: {_score_line(other)}")
     from dupr_tf.detection.curves import class_rows
 
     head, *rows = class_rows(scores)
     print_table(head, rows)
     if output is not None:
-        print(f"wrote {output}")
+        print_line(f"wrote {output}")
 
 
 def _score_line(scores: dict) -> str:

@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 import tyro
 
 from dupr_tf.commands.checks import problems_of
+from dupr_tf.commands.screen import print_line
 from dupr_tf.errors import raise_all
+from dupr_tf.locks import locked
 from dupr_tf.weights.formats import EXPORTS, FORMATS
 from dupr_tf.weights.paths import export_output, weights_file
 
@@ -41,22 +43,23 @@ class Export:
     def run(self, overrides: dict[str, str]) -> None:
         problems = problems_of(EXPORTS.check, self.to) + problems_of(weights_file, self.run_or_file)
         raise_all(problems + problems_of(export_output, self.output, self.overwrite))
-        from dupr_tf.weights.export import export
-        from dupr_tf.weights.loading import load_backbone
-        from dupr_tf.weights.model_card import run_facts
+        with locked(self.output, beside=True):
+            from dupr_tf.weights.export import export
+            from dupr_tf.weights.loading import load_backbone
+            from dupr_tf.weights.model_card import run_facts
 
-        backbone = load_backbone(self.run_or_file, allow_nonfinite=self.allow_nonfinite)
-        card = run_facts(self.run_or_file)
-        print_export(export(backbone, self.to, self.output, self.overwrite, card, self.allow_nonfinite, self.license))
+            backbone = load_backbone(self.run_or_file, allow_nonfinite=self.allow_nonfinite)
+            options = self.overwrite, run_facts(self.run_or_file), self.allow_nonfinite, self.license
+            print_export(export(backbone, self.to, self.output, *options))
 
 
 def print_export(written: Path) -> None:
     """Prints the files of an export and, from its manifest, the comparisons made and the largest differences."""
     from dupr_tf.weights.manifest import read_manifest
 
-    print(f"wrote {written}")
+    print_line(f"wrote {written}")
     for path in sorted(p for p in written.rglob("*") if p.is_file()):
-        print(f"  {path.relative_to(written)}  {path.stat().st_size:,} bytes")
+        print_line(f"  {path.relative_to(written)}  {path.stat().st_size:,} bytes")
     manifest = read_manifest(written)
     largest: dict[tuple[str, str], float] = {}
     for check in manifest["checks"]:
@@ -64,8 +67,8 @@ def print_export(written: Path) -> None:
         largest[key] = max(largest.get(key, 0.0), check["difference"])
     for against in dict.fromkeys(against for against, _ in largest):
         levels = ", ".join(f"{level} {largest[a, level]:.1e}" for a, level in largest if a == against)
-        print(f"compared with {against}: {levels}")
+        print_line(f"compared with {against}: {levels}")
     for reason in manifest["not_compared"]:
-        print(f"not compared with {reason}")
+        print_line(f"not compared with {reason}")
     relative = manifest["relative_difference"]
-    print(f"largest difference {manifest['difference']:.1e} ({relative:.1e} of the largest feature)")
+    print_line(f"largest difference {manifest['difference']:.1e} ({relative:.1e} of the largest feature)")

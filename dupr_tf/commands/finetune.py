@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -11,6 +12,7 @@ from dupr_tf.commands.checks import config_or_problems, output_problems, problem
 from dupr_tf.commands.evaluate import print_scores
 from dupr_tf.config import Config
 from dupr_tf.errors import UserError, raise_all
+from dupr_tf.streams import lasting_streams
 from dupr_tf.training.cluster import refuse_cluster
 
 
@@ -38,6 +40,9 @@ class Finetune:
     """Folder of the run, outside of the data."""
     allow_change: bool = False
     """Resume although the config or the data differ from those of the start. The differences are printed."""
+    after_change: Literal["planned", "decay", "warmup"] | None = None
+    """Learning rate after an allowed change: that of the new schedule (planned), the present rate that decays over the
+    steps left, or a new warm-up. Default: planned."""
 
     def run(self, overrides: dict[str, str]) -> None:
         config, problems = config_or_problems(self.config, overrides, Config.finetune_problems)
@@ -49,5 +54,6 @@ class Finetune:
         kind = config.detector.kind if config is not None and config.detector is not None else None
         problems += problems_of(starting_file, self.weights, kind, field="--weights")
         raise_all([*problems, *output_problems(self.output, self.data)])
-        scores = finetune(config, self.weights, self.data, self.output, allow_change=self.allow_change)
-        print_scores(scores, self.output)
+        with lasting_streams():
+            scores = finetune(config, self.weights, self.data, self.output, None, self.allow_change, self.after_change)
+            print_scores(scores, self.output)

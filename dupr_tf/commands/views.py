@@ -8,6 +8,7 @@ from pathlib import Path
 import tyro
 
 from dupr_tf.commands.checks import check_outside, problems_of
+from dupr_tf.commands.screen import print_line
 from dupr_tf.config import load_config
 from dupr_tf.data.images.bad_images import check_photos
 from dupr_tf.errors import UserError, raise_all
@@ -51,8 +52,8 @@ class Views:
         check_readable(source, BadImages.of(source, config.data))
         pairs, names = first_pairs(source, config, self.pairs, self.colours)
         save(view_sheet(pairs, names, self.cells or cells_of(config), self.columns), self.output)
-        print(f"{len(names)} pairs, {int(pairs['valid'].sum())} with enough overlap for a patch loss")
-        print(f"wrote {self.output}")
+        print_line(f"{len(names)} pairs, {int(pairs['valid'].sum())} with enough overlap for a patch loss")
+        print_line(f"wrote {self.output}")
 
     def _problems(self, root, kind: str) -> list[UserError]:
         problems = []

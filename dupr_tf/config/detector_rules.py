@@ -14,8 +14,9 @@ def finetune_problems(config, replicas: int = 1) -> list[UserError]:
         replicas: number of devices that train together.
     """
     if config.detector is None:
-        fix = "Start from configs/retinanet_r18_small.yaml."
-        return [UserError("detector", "The config has no section detector.", fix)]
+        problem = "This is a config of pre-training: it has no section detector."
+        fix = "Pass it to `pretrain`, or start from configs/retinanet_r18_small.yaml."
+        return [UserError("detector", problem, fix)]
     checks = (_training, _kind, _sizes, _schedule, _validation)
     return [error for check in checks for error in check(config)] + _devices(config, replicas)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from typing import Annotated, Literal
 
@@ -68,7 +69,7 @@ class DataConfig(Section):
     max_pixels: int = Field(100_000_000, ge=1, description="an image of more pixels is skipped, from its header")
     depth: Literal["full", "auto"] = Field(
         "full",
-        description="16-bit grey: full keeps the upper 8 bits, auto scales each file by its minimum and maximum",
+        description="16-bit images: full keeps the upper 8 bits, auto scales each file by its minimum and maximum",
     )
     threads: int | None = Field(None, ge=1, description="threads that read images. Default: the number of cores")
     processes: int = Field(0, ge=0, description="processes that read images; 0: the training process reads them itself")
@@ -164,6 +165,19 @@ class ModelConfig(Section):
     def bank_sizes(self) -> dict[str, int]:
         """Returns {term: K} of the terms with a memory bank."""
         return {term.full_name: term.bank_size for term in self.term_list if hasattr(term, "bank_size")}
+
+    @property
+    def guessing_loss(self) -> float | None:
+        """Returns the loss of a model that guesses, the weighted sum of ln(K + 1); None if a term has no bank."""
+        if not self.term_list or not all(hasattr(term, "bank_size") for term in self.term_list):
+            return None
+        return sum(term.weight * term.summands * math.log(term.bank_size + 1) for term in self.term_list)
+
+    @property
+    def main_terms(self) -> list[str]:
+        """Returns the names of the heaviest term of each kind, the deepest of equal ones."""
+        heaviest = {term.kind: term for term in sorted(self.term_list, key=lambda term: (term.weight, term.level))}
+        return [term.full_name for term in heaviest.values()]
 
     def named_terms(self) -> dict[str, dict]:
         """Returns {name: fields} of the terms in full; equal for two equivalent configs."""

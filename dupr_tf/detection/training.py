@@ -23,17 +23,21 @@ from dupr_tf.detection.precision import set_precision
 from dupr_tf.detection.registry import TASKS, build_detector, task_of
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
 from dupr_tf.detection.validation import ValidateDetector, logged_scores
-from dupr_tf.errors import raise_all, reporting_full_disk
+from dupr_tf.errors import raise_all
 from dupr_tf.files import write_whole
+from dupr_tf.locks import locked
 from dupr_tf.models.resnet import build_backbone
+from dupr_tf.records import mapping, read_record
+from dupr_tf.text import visible
 from dupr_tf.training.callbacks import StepCallback, StopOnNonFinite
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
 from dupr_tf.training.loop import chief_callbacks
 from dupr_tf.training.loop import train as run_steps
 from dupr_tf.training.metrics_log import MetricsLog, training_speed, validation_seconds
-from dupr_tf.training.optimizers import AdamW, CoupledSGD, build_schedule, scale_loss
-from dupr_tf.training.run import record, starting_weights
+from dupr_tf.training.optimizers import AdamW, CoupledSGD, planned_schedule, scale_loss
+from dupr_tf.training.run import record, run_id, starting_weights
+from dupr_tf.training.schedule import next_schedule, write_schedule
 from dupr_tf.training.signals import noted_signals
 
 
@@ -46,6 +50,7 @@ def train_detector(
     splits: tuple,
     entries: dict,
     changed: bool,
+    after_change: str | None = None,
     continues: bool = False,
 ) -> dict:
     """Runs `finetune` after its checks.
@@ -55,6 +60,7 @@ def train_detector(
         splits: result of `labels.read_splits`.
         entries: entries of the record, {split: `labels_entry`}.
         changed: True if the run is resumed with another config or other data.
+        after_change: as in `finetune`.
         continues: True if `weights` is the file of a detector.
     """
     strategy, task = choose_strategy(config.train.strategy), DETECTORS[config.detector.kind].facts["task"]
@@ -68,19 +74,23 @@ def train_detector(
         if backbone is None:
             backbone = build_backbone(config.model.backbone, config.model.width, include_normalization=True)
     if (output / METRICS_FILE).exists() and not changed:
-        console.print(f"{output} has ended before; its metrics are in {METRICS_FILE}")
-        return json.loads((output / METRICS_FILE).read_text(encoding="utf-8"))
+        console.print(visible(f"{output} has ended before; its metrics are in {METRICS_FILE}"))
+        return read_record(output / METRICS_FILE, mapping, "Remove it to evaluate the detector again.")
     images = LABELS[task].learnable(train)
     with scope(strategy):
         detector = build_detector(backbone, train.class_names, config)
         if continues and loaded is not None:
             console.print(copy_weights(detector, loaded))
         detector.compile(detector_optimizer(config, images, detector.backbone))
-    with reporting_full_disk(output):
-        checkpoints = RunCheckpoints(detector, output / "checkpoints", config.train.keep_checkpoints)
+    with locked(output):
+        checkpoints = RunCheckpoints(detector, output / "checkpoints", config.train.keep_checkpoints, run_id(output))
         first = checkpoints.restore()
+        schedule = next_schedule(output, config, images, first, changed, after_change)
+        detector.optimizer.learning_rate = schedule.rates(config)
         (output / METRICS_FILE).unlink(missing_ok=True)  # that of the run before a change
+        write_schedule(output, schedule)
         record(output, config, entries, start)
+        checkpoints.run = run_id(output)
         _write_ids(output, ids)
         console.print(_plan(config, train, val, images, replicas(strategy)))
         if first:
@@ -90,7 +100,7 @@ def train_detector(
         def measure(folder=None):
             return TASKS[task].measure(detector, val, folder, layout, config.data)
 
-        validation = _train(detector, checkpoints, output, config, task, train, first, console, measure)
+        validation = _train(detector, checkpoints, output, config, task, train, first, console, schedule, measure)
         if config.train.policy != "float32":
             set_precision(detector, "float32")
         steps = int(checkpoints.step.numpy())
@@ -133,7 +143,16 @@ def _complete(marks: dict, scores: dict, console: Console) -> None:
 
 
 def _train(
-    detector, checkpoints: RunCheckpoints, output: Path, config: Config, task, train, first: int, console, measure
+    detector,
+    checkpoints: RunCheckpoints,
+    output: Path,
+    config: Config,
+    task,
+    train,
+    first: int,
+    console,
+    schedule,
+    measure,
 ) -> ValidateDetector | None:
     """Trains from a step to the last, and saves a checkpoint of the last. Returns the validation, if there is one."""
     images, settings = LABELS[task].learnable(train), config.train
@@ -142,7 +161,8 @@ def _train(
         signals = stack.enter_context(noted_signals())
         state = checkpoints.extra
         metrics = MetricsLog(
-            output, first, total, per_epoch, settings.batch_size, settings.log_every, state, console
+            output, first, total, per_epoch, settings.batch_size, settings.log_every, state, console,
+            epochs=(schedule.since_step, schedule.since_epoch),
         )  # fmt: skip
         stack.callback(metrics.close)
         guards = [StopOnNonFinite(first)]
@@ -242,7 +262,7 @@ def _measure_norms(detector, train, config: Config, task, console: Console, step
 
 def detector_optimizer(config: Config, images: int, backbone) -> keras.optimizers.Optimizer:
     """Creates SGD as in the paper's protocols, or AdamW, which learns more in a few hundred steps."""
-    settings, detector, schedule = config.optimizer, config.detector, build_schedule(config, images)
+    settings, detector, schedule = config.optimizer, config.detector, planned_schedule(config, images)
     slowed = backbone.trainable_variables if detector.backbone_rate != 1 else ()
     factors = {variable.path: detector.backbone_rate for variable in slowed}
     shared = {"rate_factors": factors, "global_clipnorm": detector.gradient_clip}

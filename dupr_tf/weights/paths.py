@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dupr_tf.config import load_config
 from dupr_tf.errors import UserError
 from dupr_tf.files import local_path
 from dupr_tf.weights.manifest import MANIFEST_FILE
@@ -11,12 +12,14 @@ from dupr_tf.weights.manifest import MANIFEST_FILE
 RANDOM = "random"  # weights drawn from the seed
 KERAS_FILE = "backbone.keras"
 SAFETENSORS_FILE = "backbone.safetensors"
+CONFIG_FILE = "config.yaml"  # of a run
+CHECKPOINTS_FOLDER = "checkpoints"
 TORCH_ENDINGS = (".pth", ".pt", ".tar", ".ckpt")
 ENDINGS = (".safetensors", ".npz", *TORCH_ENDINGS)
 
 
 def weights_file(path: str | Path) -> Path:
-    """Return the file that `load_backbone` reads for a path.
+    """Return the file that `load_backbone` reads for a path. For a run that has not ended, it is that of a checkpoint.
 
     Raises:
         UserError: it does not exist, or is of an unknown kind.
@@ -26,13 +29,24 @@ def weights_file(path: str | Path) -> Path:
         for name in (KERAS_FILE, SAFETENSORS_FILE):
             if (path / name).is_file():
                 return path / name
+        indexes = sorted((path / CHECKPOINTS_FOLDER).glob("ckpt-*.index"))
+        if indexes and (path / CONFIG_FILE).is_file() and load_config(path / CONFIG_FILE).detector is None:
+            return indexes[-1]
         raise UserError(
             None,
-            f"The directory {path} has no {KERAS_FILE} and no {SAFETENSORS_FILE}.",
-            "Pass a finished run, or an export to keras or torchvision.",
+            f"The directory {path} has no {KERAS_FILE}, no {SAFETENSORS_FILE} and no checkpoint of pre-training.",
+            "Pass a run of `pretrain`, or an export to keras or torchvision.",
         )
     if not path.exists():
-        raise UserError(None, f"There is no file or directory {path}.", "Pass a run, an export or a file of weights.")
+        fix = "Pass a run, an export or a file of weights."
+        if len(path.parts) == 1 and not path.suffix:  # a name, such as imagenet
+            fix = (
+                "Weights are not downloaded by name. Pass a run, an export, a .keras file, or a checkpoint that you "
+                "have downloaded, such as torchvision's resnet50-11ad3fa6.pth."
+            )
+        raise UserError(None, f"There is no file or directory {path}.", fix)
+    if not path.is_file():
+        raise UserError(None, f"{path} is a pipe or device.", "Pass a run, an export or a file of weights.")
     if path.suffix not in (".keras", *ENDINGS):
         raise UserError(
             None,

@@ -72,7 +72,7 @@ def test_it_writes_what_it_says(run, weights):
     metrics, output = run
     names = {"config.yaml", "environment.json", "metrics.json", "metrics.jsonl", "detector.keras", "saved_model"}
     names |= {"detections.png", "precision_recall.png", "checkpoints", "tensorboard"}
-    names |= {"format.json", "images.json", "start.json"}
+    names |= {"format.json", "images.json", "schedule.json", "start.json"}
     assert {path.name for path in output.iterdir()} == names
     assert json.loads((output / "metrics.json").read_text()) == metrics
     assert load_config(output / "config.yaml") == config()

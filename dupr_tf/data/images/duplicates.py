@@ -265,4 +265,4 @@ def _hash(source: ImageSource, index: int, max_pixels: int) -> tuple | Unusable:
 def _small(content: bytes, max_pixels: int) -> np.ndarray:
     header = read_header(content, max_pixels)
     factor = next((factor for factor in FACTORS if min(header[1:3]) >= LEAST_SIDE * factor), 1)
-    return decode(content, max_pixels, header, factor)
+    return decode(content, max_pixels, header, factor, "auto")  # a hash does not depend on the scale of the values
