@@ -54,7 +54,7 @@ def print_scores(scores: dict, output: Path | None) -> None:
     """Prints a detector's scores by every metric, a table of its classes, best first, and the output folder."""
     print_line(_score_line(scores))
     for name, other in scores.items():
-        if isinstance(other, dict) and "AP" in other:
+        if isinstance(other, dict) and any(score in other for score in SCORES):
             print_line(f"{name}: {_score_line(other)}")
     from dupr_tf.detection.curves import class_rows
 

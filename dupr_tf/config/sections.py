@@ -241,6 +241,11 @@ class TrainConfig(Section):
         return value
 
     @property
+    def policy(self) -> str:
+        """Returns the name of Keras' policy for `precision`; variables are float32 in every one."""
+        return self.precision if self.precision == "float32" else f"mixed_{self.precision}"
+
+    @property
     def checkpoint_interval(self) -> int | float:
         """Returns the steps (int) or seconds (float) between two checkpoints."""
         if isinstance(self.checkpoint_every, int):

@@ -54,7 +54,8 @@ class DenseDetector(Detector):
         images = images_of(inputs)
         if tf.executing_eagerly() and not training and not isinstance(images, keras.KerasTensor):
             images = pad_to_stride(tf.cast(images, tf.float32))  # a photo of any size
-        return super().call(self._graph_inputs(images), training=training, mask=mask)
+        outputs = super().call(self._graph_inputs(images), training=training, mask=mask)
+        return {name: tf.cast(output, tf.float32) for name, output in outputs.items()}
 
     def compute_loss(self, x, y, y_pred, sample_weight=None, **kwargs):
         """Computes both losses over the number of positive anchors of the batch (Lin et al., 2018, section 4.1).

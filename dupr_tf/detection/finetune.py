@@ -24,10 +24,12 @@ from dupr_tf.records import MISTAKES
 from dupr_tf.text import visible
 from dupr_tf.training.run import FORMAT_FILE, ImagesEntry, check, check_weights
 from dupr_tf.weights.archives import check_archive
+from dupr_tf.weights.paths import KERAS_FILE, RANDOM, weights_file
 
 log = logging.getLogger(__name__)
 DETECTOR_FILE = "detector.keras"
 CHECKED_FILE = "checked_images.tsv"  # results of the checks of images, so that a later start need not decode them
+LAST_FILE = "detector_last.keras"  # beside the best one, with `detector.validate_every`
 METRICS_FILE = "metrics.json"  # written before the pictures: a run that has it is finished
 
 
@@ -48,17 +50,21 @@ def finetune(
     Args:
         config: config with a `detector` section and `optimizer.learning_rate`.
         weights: "random", or a run, an export, a `.keras` file or another tool's checkpoint, as for `load_backbone`.
+            A `detector.keras`, or the folder of its run, continues from this detector. If its classes are others, the
+            layers with outputs for each class start from random weights.
         data: root of a labelled data set with the splits train and val (docs/detection.md).
         output: a folder to create. It gets `config.yaml`, `metrics.jsonl` (every loss), `tensorboard/`,
-            `checkpoints/`, `detector.keras`, `saved_model/`, pictures, `metrics.json`, `checked_images.tsv`, and with
-            `data.share` below 1 `image_ids.txt`.
+            `checkpoints/`, `detector.keras`, `saved_model/`, pictures, `metrics.json`, `checked_images.tsv`, with
+            `data.share` below 1 `image_ids.txt`, and with `detector.validate_every` `detector_last.keras`.
         console: console for progress. Default: the terminal.
         allow_change: resume with another config or other data, and log the differences.
         after_change: learning rate after an allowed change, see `dupr_tf.training.schedule`. Default: "planned".
 
     Returns:
-        The contents of `metrics.json`: by task `AP`, `AP50`, … or `mIoU`, `per_class`; steps, speed, seed, weights. If
-        the run has already finished, its existing `metrics.json`.
+        The contents of `metrics.json`: by task `AP`, `AP50`, … or `mIoU`, `per_class`; steps, speed, seed, weights.
+        With `detector.validate_every` these are the scores of the best detector, `selected_on` is the split that
+        selected it, and `best` and `last` have file, step and scores of both. If the run has already finished, its
+        existing `metrics.json`.
 
     Raises:
         UserError: config, weights, data or output do not fit together, or the run in `output` has others. It is raised
@@ -67,6 +73,7 @@ def finetune(
         RunInterrupted: SIGTERM, SIGINT or SIGHUP came during training; the step was finished and saved.
     """
     raise_all(config.finetune_problems())
+    weights, continues = starting_file(weights, config.detector.kind)
     output = _run_folder(output)
     results = FileResults(output / CHECKED_FILE)
     with locked(output):
@@ -81,8 +88,9 @@ def finetune(
         console.print(visible(inspect_targets(splits[0], config)), markup=False, highlight=False, soft_wrap=True)
         from dupr_tf.detection.training import train_detector  # loads TensorFlow
 
-        changed = bool(changes)
-        return train_detector(config, weights, data, output, console, splits, entries, changed, results, after_change)
+        return train_detector(
+            config, weights, data, output, console, splits, entries, bool(changes), results, after_change, continues
+        )
 
 
 def _entry(data, images) -> ImagesEntry:
@@ -131,6 +139,37 @@ def evaluate(
     from dupr_tf.detection.training import measure_detector  # loads TensorFlow
 
     return measure_detector(file, data, output, split, section, images, image_size)
+
+
+def starting_file(weights: str | Path, kind: str | None) -> tuple[str | Path, bool]:
+    """Checks the weights that fine-tuning starts from, without loading them.
+
+    Args:
+        weights: as in `finetune`.
+        kind: kind of the detector to train; None accepts any.
+
+    Returns:
+        The weights, or the file of a detector for the folder of one; and True if they are a detector's.
+
+    Raises:
+        UserError: they do not exist, or are those of a detector of another kind.
+    """
+    if str(weights) == RANDOM:
+        return weights, False
+    path = local_path(weights, "--weights")
+    if (path / DETECTOR_FILE).is_file() and not (path / KERAS_FILE).is_file():
+        path = path / DETECTOR_FILE
+    try:
+        saved = read_saved(path) if path.suffix == ".keras" and path.is_file() else None
+    except UserError:  # a backbone, or damaged, which loading it reports
+        saved = None
+    if saved is None:
+        weights_file(weights)
+        return weights, False
+    if kind not in (None, saved.kind):
+        problem = f"{path} is a {saved.kind}, and the config has {kind}."
+        raise UserError("--weights", problem, f"Pass --detector.kind {saved.kind}, or the weights of a backbone.")
+    return path, True
 
 
 def detector_file(path: str | Path) -> Path:

@@ -100,6 +100,10 @@ class KerasHubRetinaNet(DenseDetector, keras_hub.models.RetinaNetObjectDetector)
         self.test_short_side, self.max_long_side = None, image_size
         self._set_norms(levels.feature_pyramid)
 
+    @property
+    def class_layers(self):
+        return [self.classification_head.prediction_layer]
+
     def _build_loss_logs(self):
         """Computes the losses of an empty image of 128 px once, because Keras creates its loss logs then."""
         images = tf.zeros([1, 128, 128, 3])

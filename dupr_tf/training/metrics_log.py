@@ -128,8 +128,8 @@ class MetricsLog(StepCallback):
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
         self.events.write(step, line, self._pictures)
+        text = f"{self._describe(means)}  {rate:.1f} images/s" + _text_of(self._noted)
         self._noted, self._pictures, self._sums = {}, {}, {}
-        text = f"{self._describe(means)}  {rate:.1f} images/s"
         self.progress.update(self.task, completed=step, text=text)
         if not self.progress.console.is_terminal:
             left = (self.last_step - step) * self.batch_size / max(rate, 1e-9)
@@ -170,10 +170,26 @@ def trend(value: float, before: Sequence[float]) -> str:
     return " ↑" if value > mean else " ↓"
 
 
+def _text_of(noted: dict[str, float]) -> str:
+    """Returns the part of the progress line about a validation: its scores and its duration."""
+    start = "validation/"
+    scores = [f"{name.removeprefix(start)} {value:.3f}" for name, value in noted.items() if name.startswith(start)]
+    scores += [f"(validated in {noted['seconds/validations']:.1f} s)"] if scores else []
+    return "".join(f"  {score}" for score in scores)
+
+
+def validation_seconds(run: Path) -> float:
+    """Returns the seconds that the validations of a run took by its metrics."""
+    return sum(line.get("seconds/validations") or 0.0 for line in _lines(run))
+
+
+def _lines(run: Path) -> list[dict]:
+    return [line for line in read_lines(run / METRICS_FILE, read_metrics_line) if line]
+
+
 def training_speed(run: Path, batch_size: int) -> tuple[float, float]:
     """Returns the seconds the steps of a run took by its metrics, and images/s without the first line (tracing)."""
-    lines = [line for line in read_lines(run / METRICS_FILE, read_metrics_line) if line]
-    lines = [line for line in lines if (line.get("images_per_second") or 0) > 0]
+    lines = [line for line in _lines(run) if (line.get("images_per_second") or 0) > 0]
     if not lines:
         return 0.0, 0.0
     steps = [line["step"] - before for line, before in zip(lines, [0, *(line["step"] for line in lines)], strict=False)]

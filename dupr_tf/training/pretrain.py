@@ -55,7 +55,6 @@ from dupr_tf.training.signals import noted_signals
 from dupr_tf.training.workers import Alone, ReportToChief, Workers
 
 log = logging.getLogger(__name__)
-POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 BAD_IMAGES_FILE = "bad_images.tsv"
 BACKBONE_FILE = "backbone.keras"
 
@@ -191,7 +190,7 @@ def build_model(config: Config, start: list[np.ndarray] | None = None, total_ste
         total_steps: steps of the run; required by `model.momentum_schedule: cosine`.
     """
     keras.utils.set_random_seed(config.train.seed)
-    policy = POLICIES[config.train.precision]
+    policy = config.train.policy
     backbone = build_backbone(config.model.backbone, width=config.model.width, dtype=policy)
     if start is not None:
         backbone.set_weights(start)  # before DUPR copies the query encoder into the key encoder

@@ -173,18 +173,19 @@ def open_images(config: Config, data: str | Path | None) -> tuple[Config, ImageS
 
 
 def starting_weights(
-    run: Path, config: Config, weights: str | Path | None, include_normalization: bool = False
+    run: Path, config: Config, weights: str | Path | None, include_normalization: bool = False, load=None
 ) -> tuple[keras.Model | None, dict | None]:
-    """Loads the backbone that a run starts from.
+    """Loads the backbone, or another model, that a run starts from.
 
     Args:
         run: the run's folder.
         config: config of this start.
         weights: "random", or a path for `load_backbone`. Default: the recorded weights, or random ones if none are.
         include_normalization: True if the backbone takes 0–255 images.
+        load: path -> model. Default: `load_weights_for` of the config's backbone.
 
     Returns:
-        The backbone, or None if weights are random or a checkpoint has them all; and the entry for `record`.
+        The model, or None if weights are random or a checkpoint has them all; and the entry for `record`.
 
     Raises:
         UserError: the run started from other weights, or its record is damaged.
@@ -194,7 +195,10 @@ def starting_weights(
         return None, saved
     from dupr_tf.weights.loading import load_weights_for, weights_digest  # these load TensorFlow
 
-    backbone = load_weights_for(config.model.backbone, config.model.width, weights, include_normalization)
+    if load is None:
+        backbone = load_weights_for(config.model.backbone, config.model.width, weights, include_normalization)
+    else:
+        backbone = load(weights)
     digest = weights_digest(backbone)
     if saved is None:
         log.info("starting from the weights of %s", weights)

@@ -65,7 +65,11 @@ def load_weights_for(architecture, width, path, include_normalization):
     Raises:
         UserError: as for `load_backbone`, and for another architecture or width.
     """
-    backbone = load_backbone(path, include_normalization)
+    return check_architecture(load_backbone(path, include_normalization), architecture, width, path)
+
+
+def check_architecture(backbone, architecture, width, path):
+    """Return a backbone from a path. Raise UserError if it is a `ResNetBackbone` of another architecture or width."""
     if not isinstance(backbone, ResNetBackbone):
         return backbone
     if (backbone.architecture, stage_channels(backbone.width)) != (architecture, stage_channels(width)):
