@@ -1,6 +1,7 @@
 """The commands of `dupr-tf`, one dataclass each: its fields are the flags, its docstring the help, `run` the work."""
 
 from dupr_tf.commands.bench import Bench
+from dupr_tf.commands.convert import Convert
 from dupr_tf.commands.doctor import Doctor
 from dupr_tf.commands.duplicates import Duplicates
 from dupr_tf.commands.evaluate import Evaluate
@@ -20,14 +21,14 @@ from dupr_tf.commands.scan import Scan
 from dupr_tf.commands.views import Views
 
 COMMANDS = {
-    "sample": Sample, "scan": Scan, "duplicates": Duplicates, "pack": Pack,
+    "sample": Sample, "scan": Scan, "duplicates": Duplicates, "convert": Convert, "pack": Pack,
     "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "predict": Predict,
     "views": Views, "probe": Probe, "report": Report,
     "export": Export, "import": Import,
     "doctor": Doctor, "plan": Plan, "bench": Bench, "fields": Fields, "list": List,
 }  # fmt: skip
 GROUPS = {
-    "data": ("sample", "scan", "duplicates", "pack"),
+    "data": ("sample", "scan", "duplicates", "convert", "pack"),
     "training": ("pretrain", "finetune", "evaluate", "predict"),
     "looking": ("views", "probe", "report"),
     "weights": ("export", "import"),

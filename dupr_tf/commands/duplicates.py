@@ -22,8 +22,8 @@ class Duplicates:
     """Find photos that occur twice, within a folder or in two.
 
     Duplicates have the same bytes, or show nearly the same picture: their perceptual hashes (ImageHash's phash, 64
-    bits) differ in at most --distance bits. Another size or JPEG quality changes up to 2 bits, and other photos differ
-    in 16 or more. Nothing is deleted.
+    bits) differ in at most --distance bits. Another size or JPEG quality changes up to 2 bits. Other photos mostly
+    differ in 16 or more, and sometimes in 6. Nothing is deleted.
     """
 
     EXAMPLE = "dupr-tf duplicates runs/sample/unlabeled"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import tyro
 from dupr_tf.commands.checks import output_problems, problems_of, refuse_kept_fields
 from dupr_tf.commands.screen import print_line, print_table
 from dupr_tf.errors import raise_all
+from dupr_tf.locks import locked
 from dupr_tf.training.cluster import refuse_cluster
 
 SCORES = ("AP", "AP50", "AP75", "mIoU", "pixel_accuracy")
@@ -28,7 +30,7 @@ class Evaluate:
     detector: tyro.conf.Positional[Path]
     """A detector.keras, or the folder of a `finetune` run."""
     data: Path
-    """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks."""
+    """Root of a labelled data set, in any layout of docs/labels.md."""
     output: Path | None = None
     """Folder for metrics.json and pictures. Default: scores are only printed."""
     split: str = "val"
@@ -43,7 +45,8 @@ class Evaluate:
         from dupr_tf.detection.finetune import evaluate
 
         size = self.image_size
-        scores = evaluate(self.detector, self.data, self.output, self.split, image_size=size, overrides=overrides)
+        with contextlib.nullcontext() if self.output is None else locked(self.output):
+            scores = evaluate(self.detector, self.data, self.output, self.split, image_size=size, overrides=overrides)
         print_scores(scores, self.output)
 
 
@@ -51,7 +54,7 @@ def print_scores(scores: dict, output: Path | None) -> None:
     """Prints a detector's scores by every metric, a table of its classes, best first, and the output folder."""
     print_line(_score_line(scores))
     for name, other in scores.items():
-        if isinstance(other, dict) and "AP" in other:
+        if isinstance(other, dict) and any(score in other for score in SCORES):
             print_line(f"{name}: {_score_line(other)}")
     from dupr_tf.detection.curves import class_rows
 

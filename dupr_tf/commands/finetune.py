@@ -14,7 +14,6 @@ from dupr_tf.config import Config
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.streams import lasting_streams
 from dupr_tf.training.cluster import refuse_cluster
-from dupr_tf.weights.paths import RANDOM, weights_file
 
 
 @dataclasses.dataclass
@@ -33,9 +32,10 @@ class Finetune:
     config: tyro.conf.Positional[Path]
     """Config of the experiment."""
     weights: str
-    """Backbone to start from: a run, an export, a .keras file, a checkpoint that `import` reads, or the word random."""
+    """Backbone to start from: a run, an export, a .keras file, a checkpoint that `import` reads, or the word random. A
+    detector.keras, or the folder of its run, continues from that detector."""
     data: Path
-    """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks (docs/labels.md)."""
+    """Root of a labelled data set, in any layout of docs/labels.md."""
     output: Path
     """Folder of the run, outside of the data."""
     allow_change: bool = False
@@ -49,11 +49,11 @@ class Finetune:
         problems += problems_of(refuse_cluster)
         if not self.data.is_dir():
             problems.append(UserError("--data", f"{self.data} is not a folder.", "Pass the root of a data set."))
-        if self.weights != RANDOM:
-            problems += problems_of(weights_file, self.weights, field="--weights")
-        raise_all([*problems, *output_problems(self.output, self.data)])
-        from dupr_tf.detection.finetune import finetune
+        from dupr_tf.detection.finetune import finetune, starting_file
 
+        kind = config.detector.kind if config is not None and config.detector is not None else None
+        problems += problems_of(starting_file, self.weights, kind, field="--weights")
+        raise_all([*problems, *output_problems(self.output, self.data)])
         with lasting_streams():
             scores = finetune(config, self.weights, self.data, self.output, None, self.allow_change, self.after_change)
             print_scores(scores, self.output)

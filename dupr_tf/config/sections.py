@@ -45,9 +45,10 @@ class DataConfig(Section):
     root: LocalPath | None = Field(
         None, description="folder of images, COCO / VOC root, shards, tfds:NAME; --data sets it"
     )
-    kind: Literal["auto", "folder", "coco", "voc", "cityscapes", "masks", "shards", "tfds"] = Field(
-        "auto", description="layout of root; auto detects it"
-    )
+    kind: Literal[
+        "auto", "folder", "coco", "roboflow", "fiftyone", "lvis", "yolo", "cvat", "labelme", "label_studio",
+        "openimages", "voc", "cityscapes", "masks", "shards", "tfds",
+    ] = Field("auto", description="layout of root; auto detects it")  # fmt: skip
     class_names: tuple[Name, ...] | None = Field(
         None,
         min_length=1,
@@ -238,6 +239,11 @@ class TrainConfig(Section):
         if not good:
             raise UserError(None, f"Expected steps (1000) or a time (30s, 10min, 2h) above 0, received {value!r:.80}.")
         return value
+
+    @property
+    def policy(self) -> str:
+        """Returns the name of Keras' policy for `precision`; variables are float32 in every one."""
+        return self.precision if self.precision == "float32" else f"mixed_{self.precision}"
 
     @property
     def checkpoint_interval(self) -> int | float:

@@ -9,7 +9,7 @@ import numpy as np
 
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.detection.voc_eval import box_ious
-from dupr_tf.text import escape
+from dupr_tf.text import plot_label
 
 IOU = 0.5
 NO_OBJECT = "(none)"  # the row of detections without an object, and the column of objects without a detection
@@ -104,7 +104,7 @@ def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> Callabl
     def draw(path: Path) -> None:
         from matplotlib.figure import Figure
 
-        names = [escape(name) for name in (*class_names, NO_OBJECT)][: len(counts)]
+        names = [plot_label(name) for name in (*class_names, NO_OBJECT)][: len(counts)]
         side = min(12.0, 4.0 + 0.3 * len(names))
         figure = Figure((side + 1, side), dpi=100, layout="constrained")
         axes = figure.add_subplot(xlabel="detected class", ylabel="true class")

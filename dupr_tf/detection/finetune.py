@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import zipfile
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,15 +13,23 @@ from rich.console import Console
 
 from dupr_tf.config import Config, DataConfig, load_config
 from dupr_tf.config.detectors import DETECTORS
+from dupr_tf.data.file_results import FileResults
+from dupr_tf.data.images.fingerprint import Fingerprint
 from dupr_tf.data.inspection import inspect_targets
 from dupr_tf.detection.labels import LABELS, labels_entry, read_evaluated, read_splits
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import local_path
+from dupr_tf.locks import locked
+from dupr_tf.records import MISTAKES
 from dupr_tf.text import visible
-from dupr_tf.training.run import FORMAT_FILE, check, check_weights
+from dupr_tf.training.run import FORMAT_FILE, ImagesEntry, check, check_weights
+from dupr_tf.weights.archives import check_archive
+from dupr_tf.weights.paths import KERAS_FILE, RANDOM, weights_file
 
 log = logging.getLogger(__name__)
 DETECTOR_FILE = "detector.keras"
+CHECKED_FILE = "checked_images.tsv"  # results of the checks of images, so that a later start need not decode them
+LAST_FILE = "detector_last.keras"  # beside the best one, with `detector.validate_every`
 METRICS_FILE = "metrics.json"  # written before the pictures: a run that has it is finished
 
 
@@ -41,38 +50,53 @@ def finetune(
     Args:
         config: config with a `detector` section and `optimizer.learning_rate`.
         weights: "random", or a run, an export, a `.keras` file or another tool's checkpoint, as for `load_backbone`.
+            A `detector.keras`, or the folder of its run, continues from this detector. If its classes are others, the
+            layers with outputs for each class start from random weights.
         data: root of a labelled data set with the splits train and val (docs/detection.md).
         output: a folder to create. It gets `config.yaml`, `metrics.jsonl` (every loss), `tensorboard/`,
-            `checkpoints/`, `detector.keras`, `saved_model/`, pictures, `metrics.json`, and with `data.share` below 1
-            `image_ids.txt`.
+            `checkpoints/`, `detector.keras`, `saved_model/`, pictures, `metrics.json`, `checked_images.tsv`, with
+            `data.share` below 1 `image_ids.txt`, and with `detector.validate_every` `detector_last.keras`.
         console: console for progress. Default: the terminal.
         allow_change: resume with another config or other data, and log the differences.
         after_change: learning rate after an allowed change, see `dupr_tf.training.schedule`. Default: "planned".
 
     Returns:
-        The contents of `metrics.json`: by task `AP`, `AP50`, … or `mIoU`, `per_class`; steps, speed, seed, weights. If
-        the run has already finished, its existing `metrics.json`.
+        The contents of `metrics.json`: by task `AP`, `AP50`, … or `mIoU`, `per_class`; steps, speed, seed, weights.
+        With `detector.validate_every` these are the scores of the best detector, `selected_on` is the split that
+        selected it, and `best` and `last` have file, step and scores of both. If the run has already finished, its
+        existing `metrics.json`.
 
     Raises:
         UserError: config, weights, data or output do not fit together, or the run in `output` has others. It is raised
             before any long work.
-        RunFailed: an image does not decode, the loss is not finite, or the disk is full.
+        RunFailed: an image does not decode, the loss is not finite, or something could not be written.
         RunInterrupted: SIGTERM, SIGINT or SIGHUP came during training; the step was finished and saved.
     """
     raise_all(config.finetune_problems())
+    weights, continues = starting_file(weights, config.detector.kind)
     output = _run_folder(output)
-    splits = read_splits(config, data, DETECTORS.check(config.detector.kind).facts["task"])
-    entries = {split: labels_entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
-    changes = check(output, config, entries, allow_change)
-    check_weights(output, weights)
-    task = DETECTORS[config.detector.kind].facts["task"]
-    for warning in config.schedule_warnings(LABELS[task].learnable(splits[0])):
-        log.warning("warning: %s", warning)
-    console = console or Console(markup=False)
-    console.print(visible(inspect_targets(splits[0], config)), markup=False, highlight=False, soft_wrap=True)
-    from dupr_tf.detection.training import train_detector  # loads TensorFlow
+    results = FileResults(output / CHECKED_FILE)
+    with locked(output):
+        task = DETECTORS.check(config.detector.kind).facts["task"]
+        splits = read_splits(config, data, task, results)
+        entries = {split: _entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
+        changes = check(output, config, entries, allow_change)
+        check_weights(output, weights)
+        for warning in config.schedule_warnings(LABELS[task].learnable(splits[0])):
+            log.warning("warning: %s", warning)
+        console = console or Console(markup=False)
+        console.print(visible(inspect_targets(splits[0], config)), markup=False, highlight=False, soft_wrap=True)
+        from dupr_tf.detection.training import train_detector  # loads TensorFlow
 
-    return train_detector(config, weights, data, output, console, splits, entries, bool(changes), after_change)
+        return train_detector(
+            config, weights, data, output, console, splits, entries, bool(changes), results, after_change, continues
+        )
+
+
+def _entry(data, images) -> ImagesEntry:
+    """Describes the images and labels of a split, and the files of both images and masks."""
+    files = [*images.paths, *getattr(images, "segment_paths", ())]
+    return ImagesEntry(**labels_entry(data, images), files=Fingerprint(files, os.fspath(data)))
 
 
 def evaluate(
@@ -107,13 +131,42 @@ def evaluate(
     if output is not None and output.is_file():
         raise UserError("output", f"{output} is a file.", "Pass a folder.")
     section = data_section(file, kind, overrides)
-    saved, images = check_saved(file), None
+    saved, images, results = check_saved(file), None, FileResults(file.parent / CHECKED_FILE)
     check_size(saved, image_size)
     if saved is not None:
-        images = read_evaluated(data, split, section, DETECTORS[saved.kind].facts["task"], saved.class_names)
+        task = DETECTORS[saved.kind].facts["task"]
+        images = read_evaluated(data, split, section, task, saved.class_names, results)
     from dupr_tf.detection.training import measure_detector  # loads TensorFlow
 
     return measure_detector(file, data, output, split, section, images, image_size)
+
+
+def starting_file(weights: str | Path, kind: str | None) -> tuple[str | Path, bool]:
+    """Checks the weights that fine-tuning starts from, without loading them.
+
+    Args:
+        weights: as in `finetune`.
+        kind: kind of the detector to train; None accepts any.
+
+    Returns:
+        The weights, or the file of a detector for the folder of one; and True if they are a detector's.
+
+    Raises:
+        UserError: they do not exist, or are those of a detector of another kind.
+    """
+    if str(weights) == RANDOM:
+        return weights, False
+    path = local_path(weights, "--weights")
+    if (path / DETECTOR_FILE).is_file() and not (path / KERAS_FILE).is_file():
+        path = path / DETECTOR_FILE
+    saved = read_saved(path) if path.suffix == ".keras" and path.is_file() else None
+    if saved is None:
+        weights_file(weights)
+        return weights, False
+    if kind not in (None, saved.kind):
+        problem = f"{path} is a {saved.kind}, and the config has {kind}."
+        raise UserError("--weights", problem, f"Pass --detector.kind {saved.kind}, or the weights of a backbone.")
+    return path, True
 
 
 def detector_file(path: str | Path) -> Path:
@@ -146,7 +199,7 @@ def read_saved(file: Path) -> Saved | None:
     try:
         module, name, settings = _read_description(file)
         return Saved(kinds[module, name], tuple(map(str, settings["class_names"])), dict(settings))
-    except (OSError, zipfile.BadZipFile, ValueError, LookupError, TypeError):
+    except (OSError, zipfile.BadZipFile, *MISTAKES):
         return None
 
 
@@ -155,9 +208,10 @@ def check_saved(file: Path) -> Saved | None:
     saved, fix = read_saved(file), "Pass a detector.keras that finetune wrote."
     if saved is not None:
         return saved
+    check_archive(file)
     try:
         module, name, _ = _read_description(file)
-    except (OSError, zipfile.BadZipFile, ValueError, LookupError, TypeError):
+    except (OSError, zipfile.BadZipFile, *MISTAKES):
         raise UserError("detector", f"{file} is damaged, or is no Keras file.", fix) from None
     if module.partition(".")[0] == "keras" or module.startswith("dupr_tf.models."):
         raise UserError("detector", f"{file} holds a {name}, which is not a detector.", fix)
@@ -166,6 +220,7 @@ def check_saved(file: Path) -> Saved | None:
 
 def _read_description(file: Path) -> tuple[str, str, dict]:
     """Returns module, class and settings of the model in a `.keras` file."""
+    check_archive(file)
     with zipfile.ZipFile(file) as archive:
         saved = json.loads(archive.read("config.json"))
     return str(saved["module"]), str(saved["class_name"]), saved["config"]

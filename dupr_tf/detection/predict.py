@@ -34,13 +34,14 @@ from dupr_tf.detection.outputs import OUTPUTS, default_format, flat_name
 from dupr_tf.detection.pictures import detections_picture, draw_pictures, sheet_positions
 from dupr_tf.detection.prediction import Prediction, record_of, segments_of
 from dupr_tf.detection.segmentation_sheet import segments_picture
-from dupr_tf.errors import RunFailed, UserError, reporting_full_disk
+from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.files import local_path, sha256_of, write_whole
+from dupr_tf.locks import LOCK_FILE, locked
 from dupr_tf.text import duration, escape, one_line
 
 log = logging.getLogger(__name__)
 FORMAT = "dupr_tf predictions 1"
-RUN_FILE, BAD_IMAGES, PARTS, LOCK, PICTURES = "predict.json", "bad_images.tsv", "parts", "lock", "pictures"
+RUN_FILE, BAD_IMAGES, PARTS, PICTURES = "predict.json", "bad_images.tsv", "parts", "pictures"
 PART = 256  # images
 SAY_EVERY, SAME_BATCH = 5.0, 0.01  # seconds
 Bad = list[tuple[str, str]]  # name and reason
@@ -124,8 +125,7 @@ def predict(
     model = Detector(file, settings.min_score, settings.image_size, data)
     if model.task not in OUTPUTS[settings.to].facts["tasks"]:
         raise _wrong_format(settings.to, model.task)
-    with reporting_full_disk(output):
-        return run.run(lambda paths: model.stream(paths, batch_size), model.class_names, pictures)
+    return run.run(lambda paths: model.stream(paths, batch_size), model.class_names, pictures)
 
 
 def check_settings(settings: PredictSettings, saved: Saved | None) -> PredictSettings:
@@ -226,7 +226,7 @@ class PredictRun:
         self.header = {"format": FORMAT, "detector": detector, "settings": settings, "source": source}
         if self.output.is_file():
             raise UserError("--output", f"{self.output} is a file.", "Pass a folder.")
-        if not self.output.is_dir() or not any(self.output.iterdir()):
+        if not self.output.is_dir() or {path.name for path in self.output.iterdir()} <= {LOCK_FILE}:
             return
         try:
             facts, _, _ = read_sealed(self.output / RUN_FILE)
@@ -246,10 +246,10 @@ class PredictRun:
             class_names: names of the classes 0, 1, …
             pictures: number of images that are drawn.
         """
-        (self.output / PARTS).mkdir(parents=True, exist_ok=True)
-        if not (self.output / RUN_FILE).exists():
-            write_whole(self.output / RUN_FILE, seal(self.header)[0])
-        with self._locked():
+        with locked(self.output):
+            (self.output / PARTS).mkdir(parents=True, exist_ok=True)
+            if not (self.output / RUN_FILE).exists():
+                write_whole(self.output / RUN_FILE, seal(self.header)[0])
             bad = self._predict_parts(stream)
             if len(bad) == len(self.names):
                 name, reason = bad[0]
@@ -279,17 +279,6 @@ class PredictRun:
 
     def _file(self, number: int) -> Path:
         return self.output / PARTS / f"part-{number:06d}.jsonl"
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        import fcntl
-
-        with (self.output / PARTS / LOCK).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError("--output", f"Another run writes to {self.output}.", "Wait until it ends.") from None
-            yield
 
     def _predict_parts(self, stream: Stream) -> Bad:
         """Writes the missing parts. Returns the unreadable images of all parts."""

@@ -22,6 +22,7 @@ from dupr_tf.detection.coco_eval import coco_scores
 from dupr_tf.detection.confusion import confusion_picture, count_confusion, name_confusion, suggest_threshold
 from dupr_tf.detection.curves import precision_recall_picture
 from dupr_tf.detection.pictures import contact_sheet, sheet_positions
+from dupr_tf.detection.precision import set_precision
 from dupr_tf.detection.predictions import EVAL_BATCH, detect
 from dupr_tf.detection.segmentation_eval import ConfusionMatrix
 from dupr_tf.detection.segmentation_sheet import segmentation_sheet
@@ -31,7 +32,7 @@ SUMMARY = ("AP", "AP50", "AP75")  # of a second metric, besides the first
 
 
 def build_detector(backbone, class_names, config):
-    """Builds the detector of `config.detector` on this backbone, without compiling it.
+    """Builds the detector of `config.detector` on this backbone in `train.precision`, without compiling it.
 
     Args:
         backbone: a functional model with `pyramid_level_inputs`; it takes RGB images in 0–255.
@@ -41,7 +42,9 @@ def build_detector(backbone, class_names, config):
     Raises:
         UserError: a kind whose extra is not installed, or a backbone it does not support.
     """
-    return DETECTORS.load(config.detector.kind).from_experiment(backbone, tuple(class_names), config)
+    detector = DETECTORS.load(config.detector.kind).from_experiment(backbone, tuple(class_names), config)
+    set_precision(detector, config.train.policy)
+    return detector
 
 
 def task_of(detector):

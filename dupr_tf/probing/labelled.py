@@ -11,6 +11,7 @@ import numpy as np
 from dupr_tf.config import DataConfig
 from dupr_tf.data.images.listing import LeftOut, check_root, list_classes, list_root, log_left_out
 from dupr_tf.data.labels.annotations import AnnotatedImages, read_annotations
+from dupr_tf.data.layouts import BOXES
 from dupr_tf.errors import UserError
 
 SPLITS = ("train", "val")
@@ -93,8 +94,9 @@ def image_labels(annotated: AnnotatedImages) -> np.ndarray:
 
 
 def is_annotated(data: str | Path) -> bool:
-    """Returns True if a root has the layout of COCO or VOC, including boxes."""
-    return (Path(data) / "annotations").is_dir() or (Path(data) / "Annotations").is_dir()
+    """Returns True if a root shows a layout with boxes."""
+    shown = (entry.facts["shown"](Path(data), split) for entry in BOXES.values() for split in ("train", "val"))
+    return any((Path(data) / name).is_dir() for name in ("annotations", "Annotations")) or any(shown)
 
 
 def read_split(

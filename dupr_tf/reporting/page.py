@@ -26,6 +26,7 @@ SECTIONS = {
 TEMPLATES = Path(__file__).parent / "templates"
 GROUPS = {  # heading -> prefixes of its scalars
     "Losses": ("loss", "classification_loss", "box_loss"),
+    "Scores on val during training": ("validation/",),
     "Accuracies": ("accuracy/",),
     "Similarity of a query to its own key and to the bank, patches matched": ("positive/", "negative/", "match/"),
     "Spread of the keys": ("std/",),

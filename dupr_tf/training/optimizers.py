@@ -214,4 +214,26 @@ def build_optimizer(config: Config, images: int):
     """Creates the optimiser of a pre-training run. Under float16 it scales the loss."""
     settings = config.optimizer
     optimizer = CoupledSGD(planned_schedule(config, images), settings.momentum, settings.weight_decay)
-    return keras.optimizers.LossScaleOptimizer(optimizer) if config.train.precision == "float16" else optimizer
+    return scale_loss(optimizer, config.train.precision)
+
+
+def scale_loss(optimizer, precision):
+    """Returns the optimiser with loss scaling in float16, and unchanged in the other formats of `train.precision`."""
+    return LossScaling(optimizer, name="loss_scale_optimizer") if precision == "float16" else optimizer
+
+
+@keras.saving.register_keras_serializable("dupr_tf")
+class LossScaling(keras.optimizers.LossScaleOptimizer):
+    """Keras' loss scaling, whose `iterations` also count the steps that it skips because a gradient overflowed.
+
+    Without them, a resumed run would be given the batches of earlier steps. The learning rate follows the steps that
+    were applied.
+    """
+
+    @property
+    def iterations(self):
+        return self._iterations
+
+    def apply(self, grads, trainable_variables=None):
+        super().apply(grads, trainable_variables)
+        self._iterations.assign_add(1)

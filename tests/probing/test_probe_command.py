@@ -207,6 +207,8 @@ def test_one_image_cannot_be_retrieved_from(capsys, tmp_path, weights):
     (("linear", *RANDOM, "--data", "configs", "--config", "no.yaml"), "no.yaml"),
     (("linear", *RANDOM, "--data", "configs", "--linear.augment", "true"), "linear.standardize: "),
     (("knn", *RANDOM, "--data", "configs", "--linear.epochs", "1"), "--linear.epochs: "),
+    (("knn", *RANDOM, "--data", "configs", "--data.image_size", "64"), "--data.image_size: "),
+    (("matching", *RANDOM, "--data", "configs", "--data.depth", "deep"), "data.depth: "),
 ])  # fmt: skip
 def test_probe_with_wrong_flags_is_one_line_and_exit_2(capsys, words, expected):
     code, _, lines = run(capsys, "probe", *words)

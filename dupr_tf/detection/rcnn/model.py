@@ -140,6 +140,10 @@ class FasterRCNN(Detector, keras.Model):
         self.regions.build(self.level_shape)
         self.predictor.build(self.region_shape)
 
+    @property
+    def class_layers(self):
+        return [self.predictor]
+
     # ---- training ----
 
     def train_step(self, data):
@@ -269,6 +273,10 @@ class MaskRCNN(FasterRCNN):
         convs = self.head_convs if self.neck == "fpn" else 0
         self.mask_head = MaskHead(len(self.class_names), self.head_channels, convs, name="mask_head")
         self.mask_head.build(self.mask_shape)
+
+    @property
+    def class_layers(self):
+        return [self.predictor, self.mask_head.prediction]
 
     def _truth(self, labels, batch_size):
         if labels is not None and "masks" not in labels:
