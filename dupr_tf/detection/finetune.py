@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from pathlib import Path
 
 from rich.console import Console
@@ -14,8 +12,8 @@ from dupr_tf.detection.labels import labels_entry, read_evaluated, read_splits
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import local_path
 from dupr_tf.training.run import FORMAT_FILE, check, check_weights
+from dupr_tf.weights.paths import DETECTOR_FILE, kind_and_classes
 
-DETECTOR_FILE = "detector.keras"
 METRICS_FILE = "metrics.json"  # written last: a run that has it is finished
 
 
@@ -110,20 +108,6 @@ def detector_file(path: str | Path) -> Path:
             "Pass a .keras file, or the folder that finetune wrote.",
         )
     return file
-
-
-def kind_and_classes(file: Path) -> tuple[str, tuple[str, ...]] | None:
-    """Reads the kind of a saved detector and the names of its classes from the description in its file.
-
-    Returns None if only loading the file can tell: it is damaged, is no detector, or its class is not in the table.
-    """
-    kinds = {tuple(entry.target.split(":")): kind for kind, entry in DETECTORS.items()}
-    try:
-        with zipfile.ZipFile(file) as archive:
-            saved = json.loads(archive.read("config.json"))
-        return kinds[saved["module"], saved["class_name"]], tuple(map(str, saved["config"]["class_names"]))
-    except (OSError, zipfile.BadZipFile, ValueError, LookupError, TypeError):
-        return None
 
 
 def _data_section(file: Path, kind: str) -> DataConfig:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from pathlib import Path
 
+from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.errors import UserError
 from dupr_tf.files import local_path
 from dupr_tf.weights.manifest import MANIFEST_FILE
 
 RANDOM = "random"  # weights drawn from the seed
 KERAS_FILE = "backbone.keras"
+DETECTOR_FILE = "detector.keras"
 SAFETENSORS_FILE = "backbone.safetensors"
 TORCH_ENDINGS = (".pth", ".pt", ".tar", ".ckpt")
 ENDINGS = (".safetensors", ".npz", *TORCH_ENDINGS)
@@ -26,6 +30,7 @@ def weights_file(path: str | Path) -> Path:
         for name in (KERAS_FILE, SAFETENSORS_FILE):
             if (path / name).is_file():
                 return path / name
+        _refuse_detector(path / DETECTOR_FILE)
         raise UserError(
             None,
             f"The directory {path} has no {KERAS_FILE} and no {SAFETENSORS_FILE}.",
@@ -39,7 +44,39 @@ def weights_file(path: str | Path) -> Path:
             f"Expected a directory, or a file ending in .keras, {', '.join(ENDINGS)}, received {path}.",
             "Convert .pkl and .h5 files first; pickles can run code, so they are not read.",
         )
+    _refuse_detector(path)
     return path
+
+
+def saved_detector(path: str | Path) -> Path | None:
+    """Return the file of a detector in the table, for its file or its folder, or None if there is none."""
+    file = local_path(path, "weights")
+    file = file / DETECTOR_FILE if file.is_dir() else file
+    return file if file.suffix == ".keras" and kind_and_classes(file) else None
+
+
+def _refuse_detector(file: Path) -> None:
+    saved = kind_and_classes(file) if file.suffix == ".keras" else None
+    if saved is not None:
+        raise UserError(
+            None,
+            f"{file} holds a detector ({saved[0]}), not a backbone.",
+            "Pass the run, the export or the file of the backbone that the detector was trained from.",
+        )
+
+
+def kind_and_classes(file: Path) -> tuple[str, tuple[str, ...]] | None:
+    """Reads the kind of a saved detector and the names of its classes from the description in its file.
+
+    Returns None if only loading the file can tell: it is damaged, is no detector, or its class is not in the table.
+    """
+    kinds = {tuple(entry.target.split(":")): kind for kind, entry in DETECTORS.items()}
+    try:
+        with zipfile.ZipFile(file) as archive:
+            saved = json.loads(archive.read("config.json"))
+        return kinds[saved["module"], saved["class_name"]], tuple(map(str, saved["config"]["class_names"]))
+    except (OSError, zipfile.BadZipFile, ValueError, LookupError, TypeError):
+        return None
 
 
 def checkpoint_file(path: str | Path) -> Path:
