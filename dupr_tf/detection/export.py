@@ -78,11 +78,14 @@ def describe(detector) -> dict:
 
 
 def random_images() -> list:
-    """Returns images of an even and of an odd size, (H, W, 3) uint8, of patches of random colours."""
+    """Returns images of an even and of an odd size, (H, W, 3) uint8, of noisy patches of random colours."""
     rng, images = np.random.default_rng(0), []
     for height, width in SIZES:
-        colours = rng.integers(0, 256, (-(-2 * height // CELL), -(-2 * width // CELL), 3), np.uint8)
-        images.append(colours.repeat(CELL, 0).repeat(CELL, 1)[: 2 * height - height % 2, : 2 * width - width % 2])
+        height, width = 2 * height - height % 2, 2 * width - width % 2
+        colours = rng.integers(20, 236, (-(-height // CELL), -(-width // CELL), 3))
+        plain = colours.repeat(CELL, 0).repeat(CELL, 1)[:height, :width]
+        # Without noise, equal patches would have equal scores, whose order differs between runtimes.
+        images.append((plain + rng.integers(-20, 20, plain.shape)).astype(np.uint8))
     return images
 
 
