@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import zipfile
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from rich.console import Console
 
@@ -20,14 +18,12 @@ from dupr_tf.detection.labels import LABELS, labels_entry, read_evaluated, read_
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import local_path
 from dupr_tf.locks import locked
-from dupr_tf.records import MISTAKES
 from dupr_tf.text import visible
 from dupr_tf.training.run import FORMAT_FILE, ImagesEntry, check, check_weights
-from dupr_tf.weights.archives import check_archive
 from dupr_tf.weights.paths import KERAS_FILE, RANDOM, weights_file
+from dupr_tf.weights.saved_detectors import DETECTOR_FILE, Saved, find_detector, read_saved
 
 log = logging.getLogger(__name__)
-DETECTOR_FILE = "detector.keras"
 CHECKED_FILE = "checked_images.tsv"  # results of the checks of images, so that a later start need not decode them
 LAST_FILE = "detector_last.keras"  # beside the best one, with `detector.validate_every`
 METRICS_FILE = "metrics.json"  # written before the pictures: a run that has it is finished
@@ -156,16 +152,11 @@ def starting_file(weights: str | Path, kind: str | None) -> tuple[str | Path, bo
     """
     if str(weights) == RANDOM:
         return weights, False
-    path = local_path(weights, "--weights")
-    if (path / DETECTOR_FILE).is_file() and not (path / KERAS_FILE).is_file():
-        path = path / DETECTOR_FILE
-    try:
-        saved = read_saved(path) if path.suffix == ".keras" and path.is_file() else None
-    except UserError:  # a backbone, or damaged, which loading it reports
-        saved = None
-    if saved is None:
+    found = find_detector(weights)
+    if found is None or (local_path(weights, "--weights") / KERAS_FILE).is_file():
         weights_file(weights)
         return weights, False
+    path, saved = found
     if kind not in (None, saved.kind):
         problem = f"{path} is a {saved.kind}, and the config has {kind}."
         raise UserError("--weights", problem, f"Pass --detector.kind {saved.kind}, or the weights of a backbone.")
@@ -183,39 +174,6 @@ def detector_file(path: str | Path) -> Path:
             "Pass a .keras file, or the folder that finetune wrote.",
         )
     return file
-
-
-class Saved(NamedTuple):
-    """A detector as the description in its file shows it."""
-
-    kind: str
-    class_names: tuple[str, ...]
-    settings: dict  # the arguments of its constructor
-
-
-def read_saved(file: Path) -> Saved | None:
-    """Reads the description of a saved detector, without TensorFlow.
-
-    Returns None if only loading the file can tell: its class is not in the table of detectors.
-
-    Raises:
-        UserError: it is damaged, or holds a model that is no detector.
-    """
-    kinds = {tuple(entry.target.split(":")): kind for kind, entry in DETECTORS.items()}
-    check_archive(file)
-    fix = "Pass a detector.keras that finetune wrote."
-    try:
-        with zipfile.ZipFile(file) as archive:
-            saved = json.loads(archive.read("config.json"))
-        name, module, settings = str(saved["class_name"]), str(saved["module"]), saved["config"]
-        kind = kinds.get((module, name))
-        if kind is not None:
-            return Saved(kind, tuple(map(str, settings["class_names"])), dict(settings))
-    except (OSError, zipfile.BadZipFile, *MISTAKES):
-        raise UserError("detector", f"{file} is damaged, or is no Keras file.", fix) from None
-    if module.partition(".")[0] == "keras" or module.startswith("dupr_tf.models."):
-        raise UserError("detector", f"{file} holds a {name}, which is not a detector.", fix)
-    return None
 
 
 def check_size(saved: Saved | None, image_size: int | None) -> None:
