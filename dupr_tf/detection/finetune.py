@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import zipfile
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from rich.console import Console
 
@@ -20,14 +18,12 @@ from dupr_tf.detection.labels import LABELS, labels_entry, read_evaluated, read_
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import local_path
 from dupr_tf.locks import locked
-from dupr_tf.records import MISTAKES
 from dupr_tf.text import visible
 from dupr_tf.training.run import FORMAT_FILE, ImagesEntry, check, check_weights
-from dupr_tf.weights.archives import check_archive
 from dupr_tf.weights.paths import KERAS_FILE, RANDOM, weights_file
+from dupr_tf.weights.saved_detectors import DETECTOR_FILE, Saved, find_detector, read_saved
 
 log = logging.getLogger(__name__)
-DETECTOR_FILE = "detector.keras"
 CHECKED_FILE = "checked_images.tsv"  # results of the checks of images, so that a later start need not decode them
 LAST_FILE = "detector_last.keras"  # beside the best one, with `detector.validate_every`
 METRICS_FILE = "metrics.json"  # written before the pictures: a run that has it is finished
@@ -131,7 +127,7 @@ def evaluate(
     if output is not None and output.is_file():
         raise UserError("output", f"{output} is a file.", "Pass a folder.")
     section = data_section(file, kind, overrides)
-    saved, images, results = check_saved(file), None, FileResults(file.parent / CHECKED_FILE)
+    saved, images, results = read_saved(file), None, FileResults(file.parent / CHECKED_FILE)
     check_size(saved, image_size)
     if saved is not None:
         task = DETECTORS[saved.kind].facts["task"]
@@ -156,13 +152,11 @@ def starting_file(weights: str | Path, kind: str | None) -> tuple[str | Path, bo
     """
     if str(weights) == RANDOM:
         return weights, False
-    path = local_path(weights, "--weights")
-    if (path / DETECTOR_FILE).is_file() and not (path / KERAS_FILE).is_file():
-        path = path / DETECTOR_FILE
-    saved = read_saved(path) if path.suffix == ".keras" and path.is_file() else None
-    if saved is None:
+    found = find_detector(weights)
+    if found is None or (local_path(weights, "--weights") / KERAS_FILE).is_file():
         weights_file(weights)
         return weights, False
+    path, saved = found
     if kind not in (None, saved.kind):
         problem = f"{path} is a {saved.kind}, and the config has {kind}."
         raise UserError("--weights", problem, f"Pass --detector.kind {saved.kind}, or the weights of a backbone.")
@@ -180,50 +174,6 @@ def detector_file(path: str | Path) -> Path:
             "Pass a .keras file, or the folder that finetune wrote.",
         )
     return file
-
-
-class Saved(NamedTuple):
-    """A detector as the description in its file shows it."""
-
-    kind: str
-    class_names: tuple[str, ...]
-    settings: dict  # the arguments of its constructor
-
-
-def read_saved(file: Path) -> Saved | None:
-    """Reads the description of a saved detector, without TensorFlow.
-
-    Returns None if it is damaged or no detector, or if its class is not in the table of detectors.
-    """
-    kinds = {tuple(entry.target.split(":")): kind for kind, entry in DETECTORS.items()}
-    try:
-        module, name, settings = _read_description(file)
-        return Saved(kinds[module, name], tuple(map(str, settings["class_names"])), dict(settings))
-    except (OSError, zipfile.BadZipFile, *MISTAKES):
-        return None
-
-
-def check_saved(file: Path) -> Saved | None:
-    """Returns `read_saved`. Raises UserError if the file is damaged, or surely holds no detector."""
-    saved, fix = read_saved(file), "Pass a detector.keras that finetune wrote."
-    if saved is not None:
-        return saved
-    check_archive(file)
-    try:
-        module, name, _ = _read_description(file)
-    except (OSError, zipfile.BadZipFile, *MISTAKES):
-        raise UserError("detector", f"{file} is damaged, or is no Keras file.", fix) from None
-    if module.partition(".")[0] == "keras" or module.startswith("dupr_tf.models."):
-        raise UserError("detector", f"{file} holds a {name}, which is not a detector.", fix)
-    return None
-
-
-def _read_description(file: Path) -> tuple[str, str, dict]:
-    """Returns module, class and settings of the model in a `.keras` file."""
-    check_archive(file)
-    with zipfile.ZipFile(file) as archive:
-        saved = json.loads(archive.read("config.json"))
-    return str(saved["module"]), str(saved["class_name"]), saved["config"]
 
 
 def check_size(saved: Saved | None, image_size: int | None) -> None:

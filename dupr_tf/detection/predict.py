@@ -29,7 +29,7 @@ from dupr_tf.data.images.bad_images import write_list
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.shards.index import read_sealed, seal
-from dupr_tf.detection.finetune import Saved, check_saved, check_size, data_section, detector_file
+from dupr_tf.detection.finetune import check_size, data_section, detector_file
 from dupr_tf.detection.outputs import OUTPUTS, default_format, flat_name
 from dupr_tf.detection.pictures import detections_picture, draw_pictures, sheet_positions
 from dupr_tf.detection.prediction import Prediction, record_of, segments_of
@@ -38,6 +38,7 @@ from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.files import local_path, sha256_of, write_whole
 from dupr_tf.locks import LOCK_FILE, locked
 from dupr_tf.text import duration, escape, one_line
+from dupr_tf.weights.saved_detectors import Saved, read_saved
 
 log = logging.getLogger(__name__)
 FORMAT = "dupr_tf predictions 1"
@@ -102,7 +103,7 @@ def predict(
     """
     settings, output = settings or PredictSettings(), local_path(output, "--output")
     file = detector_file(detector)
-    saved = check_saved(file)
+    saved = read_saved(file)
     settings = check_settings(settings, saved)
     for name, value, low, high in (
         ("--pictures", pictures, 0, 10**6),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from dupr_tf.data.placing import PAD_COLOUR, STRIDE
+from dupr_tf.detection.parts.target import LITERT, TENSORFLOW, current_target
 
 
 def letterbox(images, side):
@@ -23,7 +24,7 @@ def letterbox(images, side):
     sides = tf.shape(images)[1:3]
     size = scaled_size(sides, side, tf.reduce_max(sides))
     padded = _pad(_resize(images, size), size, tf.fill([2], side))
-    return tf.ensure_shape(padded, [None, side, side, 3]), size
+    return tf.reshape(padded, [-1, side, side, 3]), size
 
 
 def scaled_batch(images, short_side, max_long_side):
@@ -39,7 +40,7 @@ def scaled_batch(images, short_side, max_long_side):
     """
     size = sides = tf.shape(images)[1:3]
     if short_side is not None:
-        least, most = (tf.cast(side, tf.int64) for side in (tf.reduce_min(sides), tf.reduce_max(sides)))
+        least, most = _wide(tf.reduce_min(sides), tf.reduce_max(sides))
         fits = short_side * most <= max_long_side * least
         size = tf.where(fits, scaled_size(sides, short_side, least), scaled_size(sides, max_long_side, most))
     return _pad(_resize(images, size), size, (size + STRIDE - 1) // STRIDE * STRIDE), size
@@ -56,14 +57,20 @@ def pad_to_stride(images):
 
 def scaled_size(sides, numerator, denominator):
     """Multiplies sides by a fraction and rounds exactly, halves up, to at least 1 px. Returns (2,) int32."""
-    sides, numerator, denominator = (tf.cast(value, tf.int64) for value in (sides, numerator, denominator))
+    sides, numerator, denominator = _wide(sides, numerator, denominator)
     return tf.cast(tf.maximum((2 * sides * numerator + denominator) // (2 * denominator), 1), tf.int32)
 
 
 def nearest_pixels(length, source):
-    """Returns (length,) int64: the pixels of a row of `source` in which the centres of `length` resized pixels lie."""
-    length, source = tf.cast(length, tf.int64), tf.cast(source, tf.int64)
+    """Returns (length,) integers: the pixel of a row of `source` under the centre of each of `length` pixels."""
+    length, source = _wide(length, source)
     return (2 * tf.range(length) + 1) * source // (2 * length)
+
+
+def _wide(*values):
+    """Casts integers to int64, whose products do not overflow. LiteRT divides int32 only, enough for 32,000 px."""
+    dtype = tf.int32 if current_target() == LITERT else tf.int64
+    return [tf.cast(value, dtype) for value in values]
 
 
 def _resize(images, size):
@@ -72,9 +79,41 @@ def _resize(images, size):
     cykooz resizes the batches. With the other order or without rounding, up to a fifth of the pixels differ by a grey
     level.
     """
+    if current_target() != TENSORFLOW:
+        return _resize_by_matrices(tf.cast(images, tf.float32), size)
     for sides in ([size[0], tf.shape(images)[2]], size):
-        images = tf.floor(tf.image.resize(images, sides, method="bilinear", antialias=True) + 0.5)
+        images = _round(tf.image.resize(images, sides, method="bilinear", antialias=True))
     return images
+
+
+def _round(pixels):
+    """Rounds to whole grey levels, halves up; a sum that the last bits put just below a half counts as one."""
+    return tf.floor(pixels + (0.5 + 2**-12))
+
+
+def _resize_by_matrices(images, size):
+    """Computes the same as `_resize` with a matrix product for each axis, since ONNX and LiteRT lack the operation."""
+    count, height, width = tf.unstack(tf.shape(images)[:3])
+    down, across = resize_weights(height, size[0]), resize_weights(width, size[1])
+    rows = tf.matmul(down, tf.reshape(images, [count, height, width * 3]))  # (B, H', W · 3)
+    rows = tf.reshape(_round(rows), [count * size[0], width, 3])
+    columns = tf.matmul(across, rows)  # (B · H', W', 3)
+    return tf.reshape(_round(columns), [count, size[0], size[1], 3])
+
+
+def resize_weights(source, length):
+    """Returns (length, source) float32: the share of each pixel of a row in each resized pixel.
+
+    The filter is TensorFlow's bilinear one with antialiasing.
+
+    Args:
+        source, length: () int32, pixels before and after.
+    """
+    scale = tf.cast(source, tf.float32) / tf.cast(length, tf.float32)
+    centres = (tf.range(tf.cast(length, tf.float32)) + 0.5) * scale - 0.5
+    distance = tf.abs(tf.range(tf.cast(source, tf.float32))[None] - centres[:, None]) / tf.maximum(scale, 1.0)
+    weights = tf.maximum(1.0 - distance, 0.0)
+    return weights / tf.reduce_sum(weights, 1, keepdims=True)
 
 
 def _pad(images, size, frame):

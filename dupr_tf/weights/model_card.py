@@ -60,14 +60,18 @@ def model_card(backbone, to, written, facts, license=None):
         "output": f"{EXPORTS[to].facts.get('levels', 'P2..P5')} at strides 4, 8, 16, 32",
         "layout": "torchvision's: stride in the 3×3, symmetric padding, batch norm epsilon 1e-5",
         "verified": _verified(written),
-        **_origin(facts),
+        **origin(facts),
         **facts,
     }
-    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
     reading = _READING[to].replace("{architecture}", str(getattr(backbone, "architecture", "")))
+    return card_text(f"{backbone.name} ({to})", "A backbone written by `dupr_tf`, without heads.", rows, reading)
+
+
+def card_text(title, summary, rows, reading):
+    """Return a model card: title, summary, the table of `rows` {name: value}, and `reading`, code that loads it."""
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
     return (
-        f"# {backbone.name} ({to})\n\nA backbone written by `dupr_tf`, without heads.\n\n"
-        f"| | |\n|---|---|\n{table}\n\n```python\n{reading}\n```\n\n"
+        f"# {title}\n\n{summary}\n\n| | |\n|---|---|\n{table}\n\n```python\n{reading}\n```\n\n"
         "`manifest.json` has the sha256 of every file here.\n"
     )
 
@@ -114,7 +118,7 @@ def _config_facts(path):
     return facts
 
 
-def _origin(facts):
+def origin(facts):
     """Return commit, hardware and versions of the export, for those that `facts` does not have from a run."""
     here = describe_environment()
     return {name: f"{_spoken(here[name])} (of the export)" for name in here if name not in facts}

@@ -8,6 +8,7 @@ from dupr_tf.config import load_config
 from dupr_tf.errors import UserError
 from dupr_tf.files import local_path
 from dupr_tf.weights.manifest import MANIFEST_FILE
+from dupr_tf.weights.saved_detectors import find_detector
 
 RANDOM = "random"  # weights drawn from the seed
 KERAS_FILE = "backbone.keras"
@@ -29,6 +30,7 @@ def weights_file(path: str | Path) -> Path:
         for name in (KERAS_FILE, SAFETENSORS_FILE):
             if (path / name).is_file():
                 return path / name
+        _refuse_detector(path)
         indexes = sorted((path / CHECKPOINTS_FOLDER).glob("ckpt-*.index"))
         if indexes and (path / CONFIG_FILE).is_file() and load_config(path / CONFIG_FILE).detector is None:
             return indexes[-1]
@@ -53,7 +55,18 @@ def weights_file(path: str | Path) -> Path:
             f"Expected a directory, or a file ending in .keras, {', '.join(ENDINGS)}, received {path}.",
             "Convert .pkl and .h5 files first; pickles can run code, so they are not read.",
         )
+    _refuse_detector(path)
     return path
+
+
+def _refuse_detector(path: Path) -> None:
+    saved = find_detector(path)
+    if saved is not None:
+        raise UserError(
+            None,
+            f"{saved[0]} holds a detector ({saved[1].kind}), not a backbone.",
+            "Pass the run, the export or the file of the backbone that the detector was trained from.",
+        )
 
 
 def checkpoint_file(path: str | Path) -> Path:

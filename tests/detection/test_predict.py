@@ -13,7 +13,6 @@ from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.data.labels.run_lengths import mask_from_pixels, pixels_of
 from dupr_tf.data.labels.segments import read_segments
 from dupr_tf.detection import predict as module
-from dupr_tf.detection.finetune import Saved
 from dupr_tf.detection.outputs import COCO_FILE, CSV_FILE, CSV_HEAD
 from dupr_tf.detection.predict import (
     BAD_IMAGES,
@@ -27,6 +26,7 @@ from dupr_tf.detection.predict import (
 )
 from dupr_tf.detection.prediction import Prediction
 from dupr_tf.errors import RunFailed
+from dupr_tf.weights.saved_detectors import Saved
 from tests.refusals import refusal
 
 NAMES = ("cat", "dog")

@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from dupr_tf.detection.finetune import read_saved
 from dupr_tf.weights.archives import check_archive
 from dupr_tf.weights.paths import weights_file
+from dupr_tf.weights.saved_detectors import read_saved
 from dupr_tf.weights.torch_io import read_safetensors
 from tests.refusals import refusal
 

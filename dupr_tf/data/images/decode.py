@@ -178,6 +178,16 @@ def decode(
         raise Unusable(_reason(error, content, header.kind)) from None
 
 
+def read_photo(path: str | os.PathLike) -> np.ndarray:
+    """Returns the pixels of one file, (H, W, 3) uint8. Raises UserError if it is missing or does not decode."""
+    try:
+        with open(path, "rb") as file:
+            return decode(file.read())
+    except (OSError, Unusable) as error:
+        problem = f"{path} cannot be read as an image: {one_line(error, 200)}."
+        raise UserError(None, problem, "Pass a JPEG or PNG that exists.") from None
+
+
 def describe(content: bytes, header: Header | None = None, depth: str = "full") -> str:
     """Describes how a usable image is used, with its stored size: `JPEG, turned upright: 640 x 480`."""
     header = header or read_header(content)

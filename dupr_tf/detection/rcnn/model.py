@@ -14,6 +14,7 @@ from dupr_tf.detection.detector import Detector, batch_of, check_image_size, pho
 from dupr_tf.detection.parts.anchors import grid_anchors
 from dupr_tf.detection.parts.matching import ground_truth
 from dupr_tf.detection.parts.pyramid import PyramidNeck
+from dupr_tf.detection.parts.target import LITERT, current_target
 from dupr_tf.detection.rcnn.masks import mask_loss, select_class
 from dupr_tf.detection.rcnn.proposals import RPNHead, propose, rpn_losses
 from dupr_tf.detection.rcnn.region_heads import (
@@ -242,7 +243,7 @@ class FasterRCNN(Detector, keras.Model):
 
     def _map_images(self, function, signature, features, *tables):
         """Calls `function(features, *tables)` image by image if a whole batch would take gigabytes."""
-        if not self.regions.one_image_at_a_time:
+        if not self.regions.one_image_at_a_time or current_target() == LITERT:  # which takes one image
             return function(features, *tables)
 
         def of_one(image):
@@ -306,7 +307,7 @@ class MaskRCNN(FasterRCNN):
         logits = self.mask_head(self.regions.mask_maps(features, boxes[:, :most], False))
         masks = tf.sigmoid(select_class(logits, classes[:, :most]))
         padded = tf.pad(masks, [[0, 0], [0, self.max_detections - most], [0, 0], [0, 0]])
-        return tf.ensure_shape(padded, [boxes.shape[0], self.max_detections, *masks.shape[2:]])
+        return tf.reshape(padded, [tf.shape(boxes)[0], self.max_detections, *masks.shape[2:]])
 
 
 def split_batch(data):
