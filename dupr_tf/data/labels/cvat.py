@@ -13,8 +13,9 @@ from dupr_tf.data.labels.annotations import ListedImage, Object
 from dupr_tf.data.labels.finding import ImageIndex, missing_split, part_of, recognised, split_of
 from dupr_tf.data.labels.run_lengths import mask_from_pixels
 from dupr_tf.data.labels.shapes import box, ellipse, polygon, rotated_box
-from dupr_tf.data.labels.split import read_bounded, reading, size_of
+from dupr_tf.data.labels.split import reading, size_of
 from dupr_tf.data.labels.voc import WithoutDoctype
+from dupr_tf.files import read_bounded
 from dupr_tf.values import read_flag, read_name
 
 MAX_CVAT_BYTES = 1 << 30

@@ -14,7 +14,8 @@ import numpy as np
 from dupr_tf.data.labels.annotations import ListedImage, Object, in_pixels
 from dupr_tf.data.labels.finding import ImageIndex, missing_split, part_of, recognised
 from dupr_tf.data.labels.shapes import ellipse, polygon, rotated_box, turned
-from dupr_tf.data.labels.split import read_bounded, reading
+from dupr_tf.data.labels.split import reading
+from dupr_tf.files import read_bounded
 from dupr_tf.values import read_name, read_text
 
 MAX_STUDIO_BYTES = 2 << 30

@@ -16,7 +16,8 @@ from dupr_tf.data.labels.annotations import ListedImage, Object
 from dupr_tf.data.labels.finding import ImageIndex, missing_split, part_of, recognised
 from dupr_tf.data.labels.run_lengths import mask_from_pixels
 from dupr_tf.data.labels.shapes import ROTATED, box, ellipse, join, polygon
-from dupr_tf.data.labels.split import read_bounded, reading, size_of
+from dupr_tf.data.labels.split import reading, size_of
+from dupr_tf.files import read_bounded
 from dupr_tf.values import read_name, read_text
 
 MAX_LABELME_BYTES = 256 << 20  # of one image, whose pixels may be in it

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from dupr_tf.data.labels.annotations import ListedImage, Object
 from dupr_tf.data.labels.finding import ImageIndex, missing_split, names_of
-from dupr_tf.data.labels.split import read_bounded, reading
+from dupr_tf.data.labels.split import reading
+from dupr_tf.files import read_bounded
 from dupr_tf.values import read_flag, read_name, read_text
 
 MAX_OPEN_BYTES = 4 << 30
