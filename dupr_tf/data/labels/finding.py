@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from dupr_tf.data.images.listing import EXTENSIONS, is_hidden
 from dupr_tf.data.labels.split import MissingSplit, inside
 from dupr_tf.errors import UserError
+from dupr_tf.files import open_file
 
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 HEAD_BYTES = 4096  # read of a file to recognise its format
@@ -55,7 +56,7 @@ def recognised(files: Sequence[Path], test: Callable[[str], bool]) -> list[Path]
 
 def _head(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return file.read(HEAD_BYTES).decode("utf-8", "replace")
     except OSError:  # the reader names it
         return ""

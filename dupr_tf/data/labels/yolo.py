@@ -15,7 +15,7 @@ from dupr_tf.data.labels.finding import list_images, missing_split, names_of
 from dupr_tf.data.labels.shapes import polygon
 from dupr_tf.data.labels.split import MISTAKES, reading
 from dupr_tf.errors import UserError
-from dupr_tf.files import read_bounded
+from dupr_tf.files import open_file, read_bounded
 from dupr_tf.safe_yaml import safe_value
 from dupr_tf.values import read_name, read_text
 
@@ -96,7 +96,7 @@ def _description(root: Path) -> Path | None:
 def _top_keys(file: Path) -> set[str]:
     """The keys of a YAML file that begin a line. The reader parses the file."""
     try:
-        with file.open("rb") as content:
+        with open_file(file) as content:
             text = content.read(MAX_HEAD_BYTES).decode("utf-8", "replace")
     except OSError:  # no description of this data set
         return set()
