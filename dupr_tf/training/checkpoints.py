@@ -21,11 +21,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from dupr_tf.checkpoint_files import files_of, find_damage, saved_checkpoints, step_of, sum_line
 from dupr_tf.errors import RunFailed, UserError
-from dupr_tf.files import sha256_of
 from dupr_tf.text import one_line
-
-ENDINGS = ("data-00000-of-00001", "index")  # endings of TensorFlow's files
 
 log = logging.getLogger(__name__)
 
@@ -185,48 +183,14 @@ def state_bytes(variables: dict) -> int:
     return sum(int(np.prod(v.shape)) * v.dtype.size for v in variables.values())
 
 
-def saved_checkpoints(folder: str | Path) -> list[Path]:
-    """Lists the checkpoints in a folder, damaged or not, newest first, as paths without the endings."""
-    found = {path.with_suffix("") for ending in ("index", "sha256") for path in Path(folder).glob(f"ckpt-*.{ending}")}
-    return sorted((path for path in found if path.name[5:].isdigit()), key=step_of, reverse=True)
-
-
-def step_of(path: Path) -> int:
-    """Returns the step of `…/ckpt-STEP`."""
-    return int(path.name.removeprefix("ckpt-"))
-
-
-def find_damage(path: Path) -> str | None:
-    """Returns the damaged file of a checkpoint, or None. Without sha256 sums it uses TensorFlow's own checksums."""
-    sums = path.with_suffix(".sha256")
-    if not sums.exists():
-        return None
-    written = sums.read_bytes().decode("ascii", "replace").splitlines(keepends=True)
-    found = [_sum_line(file) for file in _files(path)]
-    if written == found:
-        return None
-    wrong = [line[66:].rstrip("\n") for line in found if line not in written]
-    missing = [name for name in (f"{path.name}.{ending}" for ending in ENDINGS) if not path.with_name(name).exists()]
-    return f"{', '.join([*missing, *wrong]) or 'something else'} is not as {sums.name} has it"
-
-
 def _write_sums(path: Path) -> None:
     temporary = path.with_suffix(".sums_temp")
-    temporary.write_text("".join(map(_sum_line, _files(path))), encoding="ascii")
+    temporary.write_text("".join(map(sum_line, files_of(path))), encoding="ascii")
     temporary.replace(path.with_suffix(".sha256"))
 
 
-def _sum_line(file: Path) -> str:
-    return f"{sha256_of(file)}  {file.name}\n"
-
-
-def _files(path: Path) -> list[Path]:
-    """Lists TensorFlow's files of a checkpoint."""
-    return [file for file in (path.with_name(f"{path.name}.{ending}") for ending in ENDINGS) if file.exists()]
-
-
 def _remove_checkpoint(path: Path) -> None:
-    for file in [path.with_suffix(".sha256"), *reversed(_files(path))]:  # a kill in between leaves no half checkpoint
+    for file in [path.with_suffix(".sha256"), *reversed(files_of(path))]:  # a kill in between leaves no half checkpoint
         file.unlink(missing_ok=True)
 
 

@@ -5,9 +5,9 @@ from pathlib import Path, PurePath
 
 import yaml
 
+from dupr_tf.checkpoint_files import step_of
 from dupr_tf.environment import describe_environment, read_environments
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD
-from dupr_tf.training.checkpoints import step_of
 from dupr_tf.weights.formats import EXPORTS
 from dupr_tf.weights.paths import KERAS_FILE
 from dupr_tf.weights.unfinished import undamaged_checkpoints

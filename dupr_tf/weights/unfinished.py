@@ -8,10 +8,10 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from dupr_tf.checkpoint_files import find_damage, saved_checkpoints, step_of
 from dupr_tf.config import load_config
 from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import build_backbone
-from dupr_tf.training.checkpoints import find_damage, saved_checkpoints, step_of
 from dupr_tf.weights.paths import CHECKPOINTS_FOLDER, CONFIG_FILE
 
 log = logging.getLogger(__name__)
