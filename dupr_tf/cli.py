@@ -11,7 +11,7 @@ import signal
 import sys
 
 from dupr_tf import __version__
-from dupr_tf.errors import RunFailed, RunInterrupted, UserError
+from dupr_tf.errors import RunFailed, RunInterrupted, UserError, reporting_failed_writes
 from dupr_tf.quiet import silence_libraries
 from dupr_tf.streams import prepare_streams, silence
 from dupr_tf.text import VisibleFormatter, visible
@@ -74,7 +74,8 @@ def run(arguments: list[str]) -> int:
         print(overview())
         return 0 if arguments else UserError.code
     command, overrides = parse(arguments)
-    return command.run(overrides) or 0
+    with reporting_failed_writes(getattr(command, "output", None) or "the output"):
+        return command.run(overrides) or 0
 
 
 def nobody_reads(descriptor: int) -> bool:

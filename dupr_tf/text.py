@@ -35,6 +35,12 @@ def escape(name: str) -> str:
     return escaped.encode("utf-8", "backslashreplace").decode()
 
 
+def plot_label(name: str) -> str:
+    """A file or class name as a label of Matplotlib, which takes `$` for a formula and hides a leading underscore."""
+    label = escape(name).replace("$", r"\$")
+    return f" {label}" if label.startswith("_") else label
+
+
 def visible(text: str) -> str:
     """Escapes characters without a shape, such as those that control a terminal; line breaks stay."""
     if text.isprintable():

@@ -1,7 +1,9 @@
 """Commands that only look at something, and mistakes: none of them loads TensorFlow, Keras or PyTorch."""
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,6 +15,7 @@ from PIL import Image
 
 from dupr_tf.config import dump_config, load_config
 from dupr_tf.data.sample import write_sample
+from dupr_tf.locks import LOCK_FILE, locked
 from dupr_tf.training.run import CONFIG_FILE, FORMAT, FORMAT_FILE, IMAGES_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,6 +50,7 @@ print("codes", json.dumps(codes))
 """
 PRETRAIN = "pretrain configs/demo.yaml"
 FINETUNE = "finetune configs/retinanet_r18_small.yaml"
+ODD = "[a]{b,c}*?%d#$HOME'\"é日\n" + "x" * 180
 LOOKING = [
     "--help",
     "--version",
@@ -58,6 +62,11 @@ LOOKING = [
     "scan photos",
     "pack photos --output shards",
     "pack shards --verify",
+    f"scan {ODD} --output {ODD}.tsv",
+    f"pack {ODD} --output {ODD}-shards",
+    f"pack {ODD}-shards --verify",
+    f"pack {ODD}-shards --list",
+    f"sample {ODD}-sample --train 1 --val 1 --unlabeled 1",
 ]
 REFUSED = [
     # images
@@ -163,6 +172,16 @@ REFUSED = [
     "probe knn --weights none --data classes",
     "probe knn --weights w.npz w.npz --data classes",
     "probe knn --weights random --data classes",
+    # an output that another process holds
+    f"{PRETRAIN} --data photos --output held",
+    f"{FINETUNE} --weights random --data set --output held",
+    "probe knn --weights w.npz --data classes --output held",
+    "evaluate detector --data set --output held",
+    "pack photos --output held",
+    "sample held",
+    "scan photos --output held.tsv",
+    "export w.npz --to keras --output held.export",
+    "import w.npz --output held.keras",
 ]
 
 
@@ -172,15 +191,20 @@ def codes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("light")
     _fill(folder)
     lines = [*LOOKING, *REFUSED]
-    done = subprocess.run(
-        [sys.executable, "-c", RUNNER],
-        cwd=folder,
-        input=json.dumps([line.split() for line in lines]),
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with contextlib.ExitStack() as held:
+        held.enter_context(locked(folder / "held"))
+        for name in ("held.tsv", "held.export", "held.keras"):
+            held.enter_context(locked(folder / name, beside=True))
+        done = subprocess.run(
+            [sys.executable, "-c", RUNNER],
+            cwd=folder,
+            input=json.dumps([line.split(" ") for line in lines]),
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert [path.name for path in (folder / "held").iterdir()] == [LOCK_FILE]
     assert done.returncode == 0, done.stderr
     return dict(zip(lines, json.loads(done.stdout.rpartition("codes ")[2]), strict=True))
 
@@ -196,6 +220,9 @@ def _fill(folder: Path) -> None:
     for name in ("photos/a", "photos/b", *classes):
         (folder / name).mkdir(parents=True)
         Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(folder / name / "1.jpg")
+    shutil.copytree(folder / "photos", folder / ODD)
+    (folder / ODD / ODD).mkdir()
+    shutil.copy(folder / "photos/a/1.jpg", folder / ODD / ODD / f"{ODD}.jpg")
     (folder / "unreadable").mkdir()
     (folder / "unreadable/1.jpg").write_bytes(b"no image")
     for name in ("empty", "export", "older", "damaged", "run", "detector", "odd_classes/train/z"):

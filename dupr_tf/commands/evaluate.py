@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import tyro
 from dupr_tf.commands.checks import output_problems
 from dupr_tf.commands.screen import print_line, print_table
 from dupr_tf.errors import UserError, raise_all
+from dupr_tf.locks import locked
 from dupr_tf.training.cluster import refuse_cluster
 
 SCORES = ("AP", "AP50", "AP75", "mIoU", "pixel_accuracy")
@@ -42,7 +44,8 @@ class Evaluate:
         raise_all(output_problems(self.output, self.data))
         from dupr_tf.detection.finetune import evaluate
 
-        scores = evaluate(self.detector, self.data, self.output, self.split, overrides=overrides)
+        with contextlib.nullcontext() if self.output is None else locked(self.output):
+            scores = evaluate(self.detector, self.data, self.output, self.split, overrides=overrides)
         print_scores(scores, self.output)
 
 

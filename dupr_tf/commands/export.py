@@ -11,6 +11,7 @@ import tyro
 from dupr_tf.commands.checks import problems_of
 from dupr_tf.commands.screen import print_line
 from dupr_tf.errors import raise_all
+from dupr_tf.locks import locked
 from dupr_tf.weights.formats import EXPORTS, FORMATS
 from dupr_tf.weights.paths import export_output, weights_file
 
@@ -42,13 +43,14 @@ class Export:
     def run(self, overrides: dict[str, str]) -> None:
         problems = problems_of(EXPORTS.check, self.to) + problems_of(weights_file, self.run_or_file)
         raise_all(problems + problems_of(export_output, self.output, self.overwrite))
-        from dupr_tf.weights.export import export
-        from dupr_tf.weights.loading import load_backbone
-        from dupr_tf.weights.model_card import run_facts
+        with locked(self.output, beside=True):
+            from dupr_tf.weights.export import export
+            from dupr_tf.weights.loading import load_backbone
+            from dupr_tf.weights.model_card import run_facts
 
-        backbone = load_backbone(self.run_or_file, allow_nonfinite=self.allow_nonfinite)
-        card = run_facts(self.run_or_file)
-        print_export(export(backbone, self.to, self.output, self.overwrite, card, self.allow_nonfinite, self.license))
+            backbone = load_backbone(self.run_or_file, allow_nonfinite=self.allow_nonfinite)
+            options = self.overwrite, run_facts(self.run_or_file), self.allow_nonfinite, self.license
+            print_export(export(backbone, self.to, self.output, *options))
 
 
 def print_export(written: Path) -> None:

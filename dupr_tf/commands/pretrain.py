@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from dupr_tf.commands.screen import print_line, print_table, print_warnings
 from dupr_tf.config import Config, DataConfig
 from dupr_tf.data.images.bad_images import check_photos
 from dupr_tf.errors import UserError, raise_all
+from dupr_tf.locks import locked
 from dupr_tf.probing.labelled import check_class_folders
 from dupr_tf.streams import lasting_streams
 from dupr_tf.training.cluster import cluster_of
@@ -61,12 +63,14 @@ class Pretrain:
         if self.output is None and not self.dry_run:
             problems.append(UserError("--output", "No folder for the run is given.", "Pass --output runs/mine."))
         raise_all(problems + output_problems(self.output, root))
-        raise_all(self._run_problems(config))
         if self.dry_run:
+            raise_all(self._run_problems(config))
             from dupr_tf.forecast.dry_run import dry_run
 
             return print_table(("dry run", ""), dry_run(config, self.data).rows())
-        with lasting_streams():
+        cluster = cluster_of(config)
+        with lasting_streams(), locked(self.output) if cluster is None or cluster.chief else contextlib.nullcontext():
+            raise_all(self._run_problems(config))
             self._train(config)
         return None
 

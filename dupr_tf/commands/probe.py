@@ -21,6 +21,7 @@ from dupr_tf.config.probes import PROBES
 from dupr_tf.data.images.bad_images import check_photos
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import write_whole
+from dupr_tf.locks import locked
 from dupr_tf.probing.labelled import (
     check_class_folders,
     has_class_folders,
@@ -71,12 +72,13 @@ class Weights:
         raise_all(self._problems(overrides))
         section = self._section(overrides)
         read = self.read(section)
-        backbones = load_backbones(self.weights, self.backbone, self.width, self.seed)
-        probe = PROBES.load(self._name)
-        arguments = self.arguments(overrides, inspect.signature(probe).parameters)
-        findings = probe(backbones, self.data, **arguments, **read, section=section)
-        print_table(*self.table(findings.numbers))
-        self._write(findings)
+        with locked(self._folder):
+            backbones = load_backbones(self.weights, self.backbone, self.width, self.seed)
+            probe = PROBES.load(self._name)
+            arguments = self.arguments(overrides, inspect.signature(probe).parameters)
+            findings = probe(backbones, self.data, **arguments, **read, section=section)
+            print_table(*self.table(findings.numbers))
+            self._write(findings)
 
     def _section(self, overrides: dict[str, str]) -> DataConfig:
         return load_config(None, {name: value for name, value in overrides.items() if name in READING}).data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from dupr_tf.commands.screen import print_rows, print_warnings, with_progress
 from dupr_tf.config import DataConfig, parse_config
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.errors import UserError
+from dupr_tf.locks import locked
 
 REFUSED = 1
 
@@ -52,7 +54,8 @@ class Scan:
         from dupr_tf.data.images.scan import SKIPPED, count_groups, scan_images
 
         scan = scan_images(paths, self.max_pixels, workers, self.output, self.depth)
-        looks = list(with_progress(scan, len(paths), "scanning"))
+        with contextlib.nullcontext() if self.output is None else locked(self.output, beside=True):
+            looks = list(with_progress(scan, len(paths), "scanning"))
         skipped = sum(look.outcome == SKIPPED for look in looks)
         print_rows(("outcome", "reason", "files", "such as"), count_groups(looks))
         print(f"{skipped} of {len(looks)} images would be skipped ({skipped / len(looks):.2%})")

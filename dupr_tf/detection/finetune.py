@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -12,12 +13,16 @@ from rich.console import Console
 
 from dupr_tf.config import Config, DataConfig, load_config
 from dupr_tf.config.detectors import DETECTORS
+from dupr_tf.data.images.fingerprint import Fingerprint
 from dupr_tf.data.inspection import inspect_targets
 from dupr_tf.detection.labels import LABELS, labels_entry, read_evaluated, read_splits
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import local_path
+from dupr_tf.locks import locked
+from dupr_tf.records import MISTAKES
 from dupr_tf.text import visible
-from dupr_tf.training.run import FORMAT_FILE, check, check_weights
+from dupr_tf.training.run import FORMAT_FILE, ImagesEntry, check, check_weights
+from dupr_tf.weights.archives import check_archive
 
 log = logging.getLogger(__name__)
 DETECTOR_FILE = "detector.keras"
@@ -56,23 +61,30 @@ def finetune(
     Raises:
         UserError: config, weights, data or output do not fit together, or the run in `output` has others. It is raised
             before any long work.
-        RunFailed: an image does not decode, the loss is not finite, or the disk is full.
+        RunFailed: an image does not decode, the loss is not finite, or something could not be written.
         RunInterrupted: SIGTERM, SIGINT or SIGHUP came during training; the step was finished and saved.
     """
     raise_all(config.finetune_problems())
     output = _run_folder(output)
-    splits = read_splits(config, data, DETECTORS.check(config.detector.kind).facts["task"])
-    entries = {split: labels_entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
-    changes = check(output, config, entries, allow_change)
-    check_weights(output, weights)
-    task = DETECTORS[config.detector.kind].facts["task"]
-    for warning in config.schedule_warnings(LABELS[task].learnable(splits[0])):
-        log.warning("warning: %s", warning)
-    console = console or Console(markup=False)
-    console.print(visible(inspect_targets(splits[0], config)), markup=False, highlight=False, soft_wrap=True)
-    from dupr_tf.detection.training import train_detector  # loads TensorFlow
+    with locked(output):
+        task = DETECTORS.check(config.detector.kind).facts["task"]
+        splits = read_splits(config, data, task)
+        entries = {split: _entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
+        changes = check(output, config, entries, allow_change)
+        check_weights(output, weights)
+        for warning in config.schedule_warnings(LABELS[task].learnable(splits[0])):
+            log.warning("warning: %s", warning)
+        console = console or Console(markup=False)
+        console.print(visible(inspect_targets(splits[0], config)), markup=False, highlight=False, soft_wrap=True)
+        from dupr_tf.detection.training import train_detector  # loads TensorFlow
 
-    return train_detector(config, weights, data, output, console, splits, entries, bool(changes), after_change)
+        return train_detector(config, weights, data, output, console, splits, entries, bool(changes), after_change)
+
+
+def _entry(data, images) -> ImagesEntry:
+    """Describes the images and labels of a split, and the files of both images and masks."""
+    files = [*images.paths, *getattr(images, "segment_paths", ())]
+    return ImagesEntry(**labels_entry(data, images), files=Fingerprint(files, os.fspath(data)))
 
 
 def evaluate(
@@ -132,11 +144,12 @@ def kind_and_classes(file: Path) -> tuple[str, tuple[str, ...]] | None:
     Returns None if only loading the file can tell: it is damaged, is no detector, or its class is not in the table.
     """
     kinds = {tuple(entry.target.split(":")): kind for kind, entry in DETECTORS.items()}
+    check_archive(file)
     try:
         with zipfile.ZipFile(file) as archive:
             saved = json.loads(archive.read("config.json"))
         return kinds[saved["module"], saved["class_name"]], tuple(map(str, saved["config"]["class_names"]))
-    except (OSError, zipfile.BadZipFile, ValueError, LookupError, TypeError):
+    except (OSError, zipfile.BadZipFile, *MISTAKES):
         return None
 
 

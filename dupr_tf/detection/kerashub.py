@@ -7,7 +7,8 @@ The graph, anchors, box coding, label encoder and heads are those of KerasHub 0.
 * The batch norms of its pyramid use their epsilon as momentum, and those of P3 to P5 are never called. The pyramid is
   therefore that of the other detectors.
 * Its non-maximum suppression keeps one class per box. Here it is per class, as in the other detectors.
-* Its focal loss has no alpha and is a mean over classes. The losses are therefore those of `DenseDetector`.
+* Its focal loss has no alpha and is a mean over classes. Its losses are 0 for a batch without boxes. The losses are
+  therefore those of `DenseDetector`.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class KerasHubRetinaNet(DenseDetector, keras_hub.models.RetinaNetObjectDetector)
         "image_size", "fpn_channels", "fpn_norm", "head_convs", "anchor_scale", "norm", "score_threshold", "nms_iou",
         "max_detections", "name", "trainable",
     )  # fmt: skip
+    BOXES, CLASSES = "bbox_regression", "cls_logits"
 
     def __init__(
         self,
@@ -112,6 +114,9 @@ class KerasHubRetinaNet(DenseDetector, keras_hub.models.RetinaNetObjectDetector)
     def train_step(self, data):
         images, boxes, classes = labels_of(batch_of(data))
         return super().train_step((images, {"boxes": boxes, "labels": classes}))
+
+    def _targets(self, images, labels):
+        return self.label_encoder(images=images, gt_boxes=labels["boxes"], gt_classes=labels["labels"])
 
     def decode_predictions(self, predictions, data):
         """Returns `boxes`, `classes`, `confidence`, `num_detections` of images (B, S, S, 3), as `RetinaNet` does."""

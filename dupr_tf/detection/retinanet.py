@@ -1,12 +1,12 @@
 """KerasCV's RetinaNet on a pre-trained backbone, with a feature pyramid and heads of any width.
 
-KerasCV's last release is 0.9.0, and this is the only file that imports it. Its graph, its label encoder with matcher
-and box coding, and the normalisation of losses by the number of positive anchors are used. These parts are replaced:
+KerasCV's last release is 0.9.0, and this is the only file that imports it. Its graph and its label encoder with matcher
+and box coding are used. These parts are replaced:
 
 * Its pyramid and heads have 256 channels and cannot be resized.
 * Its `get_config` omits the pyramid.
 * Its anchors and decoder require the image size when the graph is built.
-* Its losses are silently summed over the devices of a strategy.
+* Its losses are silently summed over the devices of a strategy. They are 0 for a batch without boxes.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
         "image_size", "fpn_channels", "fpn_norm", "head_channels", "head_convs", "anchor_scale", "norm",
         "score_threshold", "nms_iou", "max_detections", "test_short_side", "max_long_side", "name", "trainable",
     )  # fmt: skip
+    BOXES, CLASSES = "box", "classification"
 
     def __init__(
         self,
@@ -108,6 +109,9 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
     def train_step(self, data):
         images, boxes, classes = labels_of(batch_of(data))
         return super().train_step((images, {"boxes": boxes, "classes": classes}))
+
+    def _targets(self, images, labels):
+        return self.label_encoder(images, dict(labels))
 
     def decode_predictions(self, predictions, images):
         """Decodes as KerasCV does, for images of any size. `boxes` and `classes` from `num_detections` on are -1."""

@@ -19,9 +19,11 @@ from dupr_tf.detection.labels import LABELS, layout_of, read_evaluated
 from dupr_tf.detection.precise_bn import measure_norms
 from dupr_tf.detection.registry import TASKS, build_detector, task_of
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
-from dupr_tf.errors import raise_all, reporting_full_disk
+from dupr_tf.errors import raise_all
 from dupr_tf.files import write_whole
+from dupr_tf.locks import locked
 from dupr_tf.models.resnet import build_backbone
+from dupr_tf.records import mapping, read_record
 from dupr_tf.text import visible
 from dupr_tf.training.callbacks import StepCallback, StopOnNonFinite
 from dupr_tf.training.checkpoints import RunCheckpoints
@@ -30,7 +32,7 @@ from dupr_tf.training.loop import chief_callbacks
 from dupr_tf.training.loop import train as run_steps
 from dupr_tf.training.metrics_log import MetricsLog, training_speed
 from dupr_tf.training.optimizers import AdamW, CoupledSGD, planned_schedule
-from dupr_tf.training.run import record, starting_weights
+from dupr_tf.training.run import record, run_id, starting_weights
 from dupr_tf.training.schedule import next_schedule, write_schedule
 from dupr_tf.training.signals import noted_signals
 
@@ -65,19 +67,20 @@ def train_detector(
             backbone = build_backbone(config.model.backbone, config.model.width, include_normalization=True)
     if (output / METRICS_FILE).exists() and not changed:
         console.print(visible(f"{output} has ended before; its metrics are in {METRICS_FILE}"))
-        return json.loads((output / METRICS_FILE).read_text(encoding="utf-8"))
+        return read_record(output / METRICS_FILE, mapping, "Remove it to evaluate the detector again.")
     images = LABELS[task].learnable(train)
     with scope(strategy):
         detector = build_detector(backbone, train.class_names, config)
         detector.compile(detector_optimizer(config, images, detector.backbone))
-    with reporting_full_disk(output):
-        checkpoints = RunCheckpoints(detector, output / "checkpoints", config.train.keep_checkpoints)
+    with locked(output):
+        checkpoints = RunCheckpoints(detector, output / "checkpoints", config.train.keep_checkpoints, run_id(output))
         first = checkpoints.restore()
         schedule = next_schedule(output, config, images, first, changed, after_change)
         detector.optimizer.learning_rate = schedule.rates(config)
         (output / METRICS_FILE).unlink(missing_ok=True)  # that of the run before a change
         write_schedule(output, schedule)
         record(output, config, entries, start)
+        checkpoints.run = run_id(output)
         _write_ids(output, ids)
         console.print(_plan(config, train, val, images, replicas(strategy)))
         if first:

@@ -29,11 +29,15 @@ class MultiWorkerDUPR(DUPR):
 
     @property
     def metrics(self):
-        """Is empty, because Keras' unused loss tracker would wait for the other workers between epochs."""
+        """Is empty, because reading the means of `evaluate` would wait for the other workers between epochs."""
         return []
 
     def make_train_function(self, force=False):
-        """Sets the function that takes a step. `fit` calls it with the iterator of a distributed dataset."""
+        """Sets the function that takes a step. `fit` calls it with the iterator of a distributed dataset.
+
+        Layers that are frozen by now stay fixed in both encoders.
+        """
+        self._freeze_keys()
         if self.train_function is not None and not force:
             return
         strategy = self.distribute_strategy
@@ -46,6 +50,14 @@ class MultiWorkerDUPR(DUPR):
             return {name: strategy.experimental_local_results(value)[0] for name, value in logs.items()}
 
         self.train_function = lambda iterator: on_all_replicas(next(iterator))
+
+    def evaluate(self, *args, **kwargs):
+        """Raises UserError, because Keras' own loop fails when it reduces the logs of the replicas."""
+        raise UserError(
+            "validation_data",
+            "`evaluate` and `validation_data` do not work on several workers.",
+            "Load the weights in one process, and call `evaluate` there.",
+        )
 
 
 def check_keras(version: str = keras.__version__) -> None:

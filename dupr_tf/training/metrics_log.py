@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import struct
 import time
 from collections import defaultdict, deque
@@ -15,9 +16,12 @@ import tensorflow as tf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dupr_tf.files import write_whole
-from dupr_tf.text import duration
+from dupr_tf.errors import UserError
+from dupr_tf.files import open_file, write_whole
+from dupr_tf.records import read_lines, read_metrics_line
+from dupr_tf.text import count_text, duration, one_line
 from dupr_tf.training.callbacks import StepCallback
+from dupr_tf.training.tensorboard import FAILURES, TensorBoardEvents
 
 log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
@@ -68,10 +72,13 @@ class MetricsLog(StepCallback):
         self.batch_size, self.every = batch_size, every
         self.progress, self.task = progress_line(last_step, first_step, console)
         drop_lines_after(self.path, first_step)
-        drop_events_after(Path(run) / TENSORBOARD_FOLDER, first_step)
+        try:
+            drop_events_after(Path(run) / TENSORBOARD_FOLDER, first_step)
+        except FAILURES as error:
+            log.warning("TensorBoard may show some steps twice: %s", one_line(error, 200))
         self.shown, self.guessing, self.epochs = shown, guessing, epochs
         self._shown_before: dict[str, deque] = defaultdict(lambda: deque(maxlen=TREND_LINES))
-        self.writer = tf.summary.create_file_writer(str(Path(run) / TENSORBOARD_FOLDER))
+        self.events = TensorBoardEvents(Path(run) / TENSORBOARD_FOLDER)
         self._sums: dict[str, list] = (state or {}).get("sums", {})  # {name: [sum, count]} since the last line
         self._since, self._since_step = None, first_step
         self._step_start, self._in_steps = 0.0, 0.0  # start of this step, and seconds in steps since the last line
@@ -120,11 +127,7 @@ class MetricsLog(StepCallback):
         line |= {"images_per_second": rate, "step_share": share, **self._noted}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
-        with self.writer.as_default(step=step):
-            for name, value in line.items():
-                tf.summary.scalar(name, value)
-            for name, picture in self._pictures.items():
-                tf.summary.image(name, picture[None])
+        self.events.write(step, line, self._pictures)
         self._noted, self._pictures, self._sums = {}, {}, {}
         text = f"{self._describe(means)}  {rate:.1f} images/s"
         self.progress.update(self.task, completed=step, text=text)
@@ -149,12 +152,12 @@ class MetricsLog(StepCallback):
 
     def flush(self) -> dict:
         """Flushes all files. Returns what a checkpoint of this step must keep as `state`."""
-        self.writer.flush()
+        self.events.flush()
         return {"sums": self._sums}
 
     def close(self) -> None:
         self.progress.stop()
-        self.writer.close()
+        self.events.close()
 
 
 def trend(value: float, before: Sequence[float]) -> str:
@@ -169,7 +172,10 @@ def trend(value: float, before: Sequence[float]) -> str:
 
 def training_speed(run: Path, batch_size: int) -> tuple[float, float]:
     """Returns the seconds the steps of a run took by its metrics, and images/s without the first line (tracing)."""
-    lines = [json.loads(line) for line in (run / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in read_lines(run / METRICS_FILE, read_metrics_line) if line]
+    lines = [line for line in lines if (line.get("images_per_second") or 0) > 0]
+    if not lines:
+        return 0.0, 0.0
     steps = [line["step"] - before for line, before in zip(lines, [0, *(line["step"] for line in lines)], strict=False)]
     seconds = [count * batch_size / line["images_per_second"] for count, line in zip(steps, lines, strict=True)]
     timed = slice(1, None) if len(lines) > 1 else slice(None)
@@ -194,17 +200,18 @@ def progress_line(total: int, completed: int = 0, console: Console | None = None
 
 def drop_lines_after(path: Path, step: int) -> None:
     """Removes lines after `step` and unreadable lines from a metrics file. It warns of unreadable ones but the last."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return
-    kept, lines = [], path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            if int(json.loads(line)["step"]) <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            if number < len(lines):  # a kill cut the last line short
-                log.warning("line %d of %s cannot be read and is left out", number, path)
-    write_whole(path, "".join(kept))
+    if not path.is_file():
+        raise UserError(None, f"{path} is no file.", "Remove it, or choose another --output.")
+    lines = list(read_lines(path, read_metrics_line))
+    unreadable = [number for number, line in enumerate(lines, 1) if line is None]
+    if unreadable[-1:] == [len(lines)]:  # a kill cut the last line short
+        unreadable.pop()
+    if unreadable:
+        count, first = count_text(len(unreadable), "line"), unreadable[0]
+        log.warning("%s of %s cannot be read and will be left out, such as line %d", count, path, first)
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines if line is not None and line["step"] <= step))
 
 
 def drop_events_after(folder: Path, step: int) -> None:
@@ -216,7 +223,7 @@ def drop_events_after(folder: Path, step: int) -> None:
         return
     paths = sorted(path for path in folder.iterdir() if ".tfevents." in path.name)
     for path in paths:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             content = file.read()
         kept = [(record, event) for record, event in read_events(content) if event.step <= step]
         if path.name.endswith(".tmp") or not any(event.HasField("summary") for _, event in kept):

@@ -16,8 +16,9 @@ from dupr_tf.config import Config
 from dupr_tf.data.images.bad_images import BadImages, check_readable
 from dupr_tf.data.images.source import ImageSource, as_source
 from dupr_tf.data.pipeline import view_pairs
-from dupr_tf.errors import UserError, raise_all, reporting_full_disk
-from dupr_tf.files import local_path
+from dupr_tf.errors import UserError, raise_all
+from dupr_tf.files import discarded_on_error, local_path
+from dupr_tf.locks import locked
 from dupr_tf.models import DUPR, build_backbone
 from dupr_tf.models.multi_worker import MultiWorkerDUPR
 from dupr_tf.models.twins import in_full_precision
@@ -45,6 +46,7 @@ from dupr_tf.training.run import (
     open_images,
     record,
     record_cluster,
+    run_id,
     starting_weights,
 )
 from dupr_tf.training.same_run import image_facts, program_facts
@@ -91,9 +93,9 @@ def pretrain(
         probe: called every `config.probing.every_epochs` epochs and at the end, see `dupr_tf.probing.in_training`.
 
     Raises:
-        UserError: a folder without images, impossible settings, weights of another network, or an output folder of a
-            run with another config, other images or other initial weights.
-        RunFailed: the loss diverged, or the disk is full.
+        UserError: a folder without images, impossible settings, weights of another network, an output folder that
+            another process holds, or that of a run with another config, other images or other initial weights.
+        RunFailed: the loss diverged, or something could not be written, as on a full disk.
         RunInterrupted: SIGTERM, SIGINT or SIGHUP came. The step was finished and saved. It is a `KeyboardInterrupt`.
     """
     run = local_path(output, "output")
@@ -108,7 +110,7 @@ def pretrain(
         strategy = workers.strategy if cluster else choose_strategy(config.train.strategy)
         report = run / BAD_IMAGES_FILE if workers.chief else None
         config, source, bad = checked_images(config, data, replicas(strategy), report)
-        with reporting_full_disk(run):
+        with locked(run) if workers.chief else contextlib.nullcontext():
             workers.agree(image_facts(source, config.data.root) if cluster else {})
             images = images_entry(config.data.root, source)
             changes = check(run, config, images, allow_change) if workers.chief else []
@@ -116,7 +118,7 @@ def pretrain(
             start = None if backbone is None else backbone.get_weights()
             with scope(strategy):
                 model = compiled_model(config, len(source), start, replicas(strategy))
-            checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints)
+            checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints, run_id(run))
             checkpoints.announce = workers.announce
             step = _restore(checkpoints, workers)
             arguments = run, config, len(source), step, bool(changes), after_change
@@ -124,6 +126,7 @@ def pretrain(
             schedule = Schedule(**workers.agree({}, dataclasses.asdict(schedule) if schedule else None))
             model.optimizer.learning_rate = schedule.rates(config)
             _record(run, config, images, entry, bad, workers, cluster, schedule)
+            checkpoints.run = run_id(run)
             step = _fit(model, config, source, bad, checkpoints, step, run, probe, workers, cluster, schedule)
             backbone = _write_backbone(model, run) if workers.chief else run / BACKBONE_FILE
             return PretrainResult(run, backbone, step, bad.reasons)
@@ -268,6 +271,7 @@ def _write_backbone(model: DUPR, run: Path) -> Path:
     """Saves the query backbone in float32. The file gets its final name only once it is complete."""
     path = run / BACKBONE_FILE
     temporary = path.with_name("backbone.tmp.keras")
-    in_full_precision(model.backbone).save(temporary)
-    temporary.replace(path)
+    with discarded_on_error(temporary):
+        in_full_precision(model.backbone).save(temporary)
+        temporary.replace(path)
     return path

@@ -16,12 +16,13 @@ import dataclasses
 import json
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Literal
 
 from dupr_tf.config import Config, load_config
-from dupr_tf.errors import UserError
 from dupr_tf.files import write_whole
+from dupr_tf.records import MOST_NUMBER, mapping, read_record, whole
 from dupr_tf.training.optimizers import AfterChange, build_schedule
 from dupr_tf.training.run import CONFIG_FILE
 
@@ -71,18 +72,23 @@ def read_schedule(run: Path) -> Schedule | None:
         UserError: it is damaged.
     """
     path = run / SCHEDULE_FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    try:
-        saved = Schedule(**json.loads(path.read_text(encoding="utf-8")))
-        lengths = (saved.steps_per_epoch, saved.total_steps, saved.since_step + 1, saved.warmup_steps + 1)
-        sound = all(type(length) is int and length > 0 for length in lengths)
-        sound = sound and all(0 <= x < math.inf for x in (saved.since_epoch, saved.rate_before, saved.factor))
-    except (ValueError, TypeError, RecursionError):
-        sound = False
-    if not sound:
-        fix = "Restore the file, or remove it; then the schedule is that of the config alone."
-        raise UserError("--output", f"{path} is damaged.", fix)
+    return read_record(
+        path, _schedule, "Restore the file, or remove it; then the schedule is that of the config alone."
+    )
+
+
+def _schedule(value) -> Schedule:
+    """Converts a record. Raises ValueError for values outside their range."""
+    saved = Schedule(**mapping(value))
+    for length in (saved.steps_per_epoch, saved.total_steps, saved.since_step + 1, saved.warmup_steps + 1):
+        if not whole(length):
+            raise ValueError("expected lengths above 0")
+    if not all(
+        type(x) in (int, float) and 0 <= x < MOST_NUMBER for x in (saved.since_epoch, saved.rate_before, saved.factor)
+    ):
+        raise ValueError("expected epoch, rate and factor of 0 or more")
     return saved
 
 

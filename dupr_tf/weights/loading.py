@@ -12,6 +12,7 @@ from dupr_tf.files import local_path
 from dupr_tf.models.resnet import ResNetBackbone, stage_channels
 from dupr_tf.models.twins import in_full_precision
 from dupr_tf.text import one_line
+from dupr_tf.weights.archives import check_archive
 from dupr_tf.weights.foreign import read_checkpoint
 from dupr_tf.weights.manifest import check_file
 from dupr_tf.weights.names import weight_names
@@ -179,6 +180,7 @@ def read_keras(file):
     Raises:
         UserError: if it cannot be read.
     """
+    check_archive(file)
     try:
         return keras.saving.load_model(file, compile=False)  # safe_mode is Keras' default: no Lambda, no pickle
     except Exception as error:  # Keras passes on whatever zipfile, json and h5py raise

@@ -45,6 +45,8 @@ def weights_file(path: str | Path) -> Path:
                 "have downloaded, such as torchvision's resnet50-11ad3fa6.pth."
             )
         raise UserError(None, f"There is no file or directory {path}.", fix)
+    if not path.is_file():
+        raise UserError(None, f"{path} is a pipe or device.", "Pass a run, an export or a file of weights.")
     if path.suffix not in (".keras", *ENDINGS):
         raise UserError(
             None,

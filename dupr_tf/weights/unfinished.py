@@ -11,6 +11,7 @@ import tensorflow as tf
 from dupr_tf.checkpoint_files import find_damage, saved_checkpoints, step_of
 from dupr_tf.config import load_config
 from dupr_tf.errors import UserError
+from dupr_tf.files import plain_alias
 from dupr_tf.models.resnet import build_backbone
 from dupr_tf.weights.paths import CHECKPOINTS_FOLDER, CONFIG_FILE
 
@@ -28,7 +29,8 @@ def load_unfinished(run: Path):
     variables = {f"model/query_encoder/{variable.path}": variable.value for variable in backbone.variables}
     for path in undamaged_checkpoints(run):
         try:
-            status = tf.train.Checkpoint(variables=variables).read(str(path))
+            with plain_alias(path.parent) as folder:
+                status = tf.train.Checkpoint(variables=variables).read(str(folder / path.name))
             status.assert_existing_objects_matched().expect_partial()
         except (tf.errors.OpError, AssertionError, ValueError) as error:
             log.warning("checkpoint %s cannot be used: %.200s", path, error)

@@ -22,8 +22,9 @@ from dupr_tf.data.images.listing import is_hidden
 from dupr_tf.data.labels.annotations import ListedImage, Object
 from dupr_tf.data.labels.run_lengths import area_of, as_coco, mask_from_pixels
 from dupr_tf.data.labels.segments import SegmentedImages, class_table
-from dupr_tf.data.labels.split import MissingSplit, read_bounded, read_png, reading
+from dupr_tf.data.labels.split import MissingSplit, read_png, reading
 from dupr_tf.errors import UserError
+from dupr_tf.files import read_bounded
 
 LABELS = (  # by id from 0 on
     *("unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic", "ground", "road"),
@@ -60,7 +61,7 @@ def read_classes(root, split, class_names, ignore_value, max_missing_share) -> S
 
 def _scenes(root: Path, split: str) -> list[tuple[Path, Path, str]]:
     """Images of a split, the names of their truth up to `_gtFine`, and their ids `city/name`, sorted."""
-    found = root.glob(f"leftImg8bit/{split}/*/*_leftImg8bit.png")
+    found = (root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png")
     paths = sorted(path for path in found if not is_hidden(path.name) and not is_hidden(path.parent.name))
     if not paths:
         problem = f"There is no {root}/leftImg8bit/{split}/CITY/*_leftImg8bit.png."

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dupr_tf.data.labels.annotations import ListedImage, Object
-from dupr_tf.data.labels.split import MISTAKES, MissingSplit, inside, read_bounded, reading, size_of
+from dupr_tf.data.labels.split import MISTAKES, MissingSplit, inside, reading, size_of
 from dupr_tf.data.layouts import coco_files, split_folder
+from dupr_tf.files import read_bounded
 from dupr_tf.values import read_flag, read_id, read_name
 
 MAX_COCO_BYTES = 4 << 30  # read, it takes about six times as much memory; COCO's largest has 0.5 GB, LVIS's 1.2

@@ -21,7 +21,7 @@ from PIL import Image
 from dupr_tf.data.images.decode import upright_size
 from dupr_tf.data.layouts import layout_of
 from dupr_tf.errors import UserError
-from dupr_tf.files import local_path
+from dupr_tf.files import local_path, open_file
 from dupr_tf.registry import Registry
 from dupr_tf.text import escape, one_line
 
@@ -104,16 +104,9 @@ def reading(file: Path, what: str) -> Iterator[None]:
         raise UserError(None, f"{file} cannot be read as {what}: {reason}.", "Correct the file.") from None
 
 
-def read_bounded(file: Path, most: int) -> bytes:
-    """The bytes of a file that has not more than `most` of them."""
-    if file.stat().st_size > most:
-        raise ValueError(f"it has {file.stat().st_size} bytes, where {most} are the most that is read")
-    return file.read_bytes()
-
-
 def read_png(file: Path, what: str, modes: Sequence[str]) -> np.ndarray:
     """(H, W) integers of a PNG, as stored: a palette's indices, not its colours. Pillow's `modes` are allowed."""
-    with reading(file, what), file.open("rb") as content, Image.open(content, formats=["PNG"]) as image:
+    with reading(file, what), open_file(file) as content, Image.open(content, formats=["PNG"]) as image:
         if image.mode not in modes:
             raise ValueError(f"its pixels have mode {image.mode}, not one of {', '.join(modes)}")
         return np.asarray(image).astype(np.int32)

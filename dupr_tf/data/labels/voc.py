@@ -9,8 +9,9 @@ from pathlib import Path
 
 from dupr_tf.data.images.listing import EXTENSIONS
 from dupr_tf.data.labels.annotations import ListedImage, Object
-from dupr_tf.data.labels.split import MissingSplit, inside, read_bounded, reading, size_of
+from dupr_tf.data.labels.split import MissingSplit, inside, reading, size_of
 from dupr_tf.errors import UserError
+from dupr_tf.files import read_bounded
 from dupr_tf.values import read_flag, read_name, read_text
 
 MAX_VOC_BYTES = 16 << 20  # of one image
