@@ -177,8 +177,9 @@ class ModelConfig(Section):
     @property
     def main_terms(self) -> list[str]:
         """Returns the names of the heaviest term of each kind, the deepest of equal ones."""
-        heaviest = {term.kind: term for term in sorted(self.term_list, key=lambda term: (term.weight, term.level))}
-        return [term.full_name for term in heaviest.values()]
+        terms = sorted(self.term_list, key=lambda term: (term.weight, term.level))
+        heaviest = {term.kind: term.full_name for term in terms}
+        return [term.full_name for term in self.term_list if heaviest[term.kind] == term.full_name]
 
     def named_terms(self) -> dict[str, dict]:
         """Returns {name: fields} of the terms in full; equal for two equivalent configs."""
