@@ -18,7 +18,7 @@ CLASSES = {  # module -> its registered classes
     "dupr_tf.models.memory_bank": ("MemoryBank",),
     "dupr_tf.models.terms.contrast": ("ImageContrast", "PatchContrast"),
     "dupr_tf.models.dupr": ("DUPR",),
-    "dupr_tf.training.optimizers": ("CoupledSGD", "AdamW", "LossScaling", "Cosine", "Milestones"),
+    "dupr_tf.training.optimizers": ("CoupledSGD", "AdamW", "LossScaling", "Cosine", "Milestones", "AfterChange"),
     "dupr_tf.detection.fcn": ("FCN",),
     "dupr_tf.detection.kerashub": ("KerasHubRetinaNet",),
     "dupr_tf.detection.parts.pyramid": ("FeaturePyramid", "PyramidNeck"),

@@ -195,7 +195,7 @@ REFUSED = [
     f"{FINETUNE} --weights w.h5 --data set --output new",
     f"{FINETUNE} --weights photos --data set --output new",
     f"{FINETUNE} --weights imagenet --data set --output new",
-    f"{FINETUNE} --weights detector --data set --output new",
+    f"{FINETUNE} --weights detector --data set --output new --detector.kind faster_rcnn",
     "export none --to keras --output new",
     "export photos --to keras --output new",
     "export detector --to keras --output new",
