@@ -100,8 +100,6 @@ def print_export(written: Path) -> None:
         print(f"compared with {against}: {levels}")
     for reason in manifest["not_compared"]:
         print(f"not compared with {reason}")
-    relative, value = (
-        manifest["relative_difference"],
-        "value" if "boxes" in dict(largest.keys()).values() else "feature",
-    )
+    relative = manifest["relative_difference"]
+    value = "value" if {"boxes", "segments"} & {level for _, level in largest} else "feature"
     print(f"largest difference {manifest['difference']:.1e} ({relative:.1e} of the largest {value})")
