@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -9,6 +10,24 @@ import yaml
 from dupr_tf.text import one_line
 
 MAX_DEPTH = 16
+# Plain words that are no text. As in YAML 1.2, `no` is text. For PyYAML, which reads version 1.1, it is false, 010 is 8
+# and 1:30 is 90. Each of these patterns means the same in version 1.1, so that what PyYAML dumps is read right.
+PLAIN = {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?(?:0|[1-9][0-9]*)",
+    "float": r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the plain words above."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012
+
+
+for _kind, _pattern in PLAIN.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), None)
 
 
 def safe_value(text: str) -> Any:
@@ -26,8 +45,10 @@ def safe_value(text: str) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
                 raise ValueError(f"nested more than {MAX_DEPTH} deep")
-        _refuse_double_keys(yaml.compose(text, Loader=yaml.SafeLoader))
-        return yaml.safe_load(text)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        _refuse_double_keys(node)
+        return None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: also of numbers and dates that Python cannot hold
         raise ValueError(one_line(error, 300)) from None
 

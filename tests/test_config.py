@@ -1,12 +1,15 @@
 """The schema, and the files in configs/ against the table of presets (docs/method.md, Presets)."""
 
+import math
 import re
 from pathlib import Path
 
 import pytest
 
 from dupr_tf.config import LEVELS, Config, dump_config, field_rows, load_config, parse_config
+from dupr_tf.config.probing import LinearConfig
 from dupr_tf.errors import UserError
+from tests.refusals import refusal
 
 ELSEWHERE = ("detectron2", "detection", "cluster")  # these have tests of their own
 CONFIGS = sorted(path for path in Path("configs").rglob("*.yaml") if path.parent.name not in ELSEWHERE)
@@ -148,3 +151,62 @@ def test_error_names_the_dotted_field(values, field):
     with pytest.raises(UserError) as error:
         parse_config(values)
     assert error.value.fields == (field,)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("[no, yes, off]", ("no", "yes", "off")),
+        ("[0, 1]", ("0", "1")),
+        ("[010, 1:30, 2024-01-01, 1e5]", ("010", "1:30", "2024-01-01", "1e5")),
+        ("[' car ']", ("car",)),
+    ],
+)
+def test_class_names_stay_as_written(tmp_path, text, names):
+    config = load_config(None, {"data.class_names": text})
+    assert config.data.class_names == names
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "c.yaml") == config
+
+
+@pytest.mark.parametrize(("text", "shown"), [("[true, a]", "True"), ("[a, 1.5]", "1.5"), ("[null]", "None")])
+def test_class_names_that_are_no_text_are_refused(text, shown):
+    error = refusal(load_config, None, {"data.class_names": text})
+    assert error.field.startswith("data.class_names") and shown in error.problem
+
+
+def test_flags_of_yaml_1_1_set_fields_that_are_flags():
+    config = load_config(None, {"data.background": "yes", "detector.fpn_norm": "off", "train.jit": "on"})
+    assert (config.data.background, config.detector.fpn_norm, config.train.jit) == (True, False, "on")
+
+
+def schedule(images, **sections):
+    train = {"batch_size": 8, "micro_batches": 1, "epochs": 2}
+    return parse_config({"train": train, **sections}).schedule_warnings(images)
+
+
+@pytest.mark.parametrize(("optimizer", "fields"), [
+    ({"warmup_steps": 19}, []),
+    ({"warmup_steps": 20}, ["optimizer.warmup_steps"]),
+    ({"schedule": "milestones", "milestones": [1]}, []),
+    ({"schedule": "milestones", "milestones": [1, 2]}, ["optimizer.milestones"]),
+    ({"schedule": "milestones", "milestone_steps": [5, 40]}, ["optimizer.milestone_steps"]),
+    ({"schedule": "milestones"}, ["optimizer.milestones"]),
+])  # fmt: skip
+def test_schedule_past_the_end_is_warned_of(optimizer, fields):
+    warnings = schedule(80, optimizer=optimizer)  # 20 steps
+    assert [warning.partition(":")[0] for warning in warnings] == fields
+
+
+def test_milestones_past_the_end_of_a_linear_probe_are_warned_of():
+    assert LinearConfig(epochs=10, milestones=(6, 9)).warnings() == []
+    (warning,) = LinearConfig(epochs=10, milestones=(6, 10, 20)).warnings()
+    assert warning.startswith("linear.milestones") and "10, 20" in warning
+
+
+def test_guessing_loss_weighs_the_terms():
+    model = {"bank_size": 255, "image_weights": [0, 0, 0, 1], "patch_weights": [0, 0, 0.5, 0.5]}
+    assert parse_config({"model": model}).model.guessing_loss == pytest.approx(2 * math.log(256))
+    summed = parse_config({"model": {**model, "patch_reduction": "sum"}}).model
+    assert summed.guessing_loss == pytest.approx((1 + 0.5 * 196 + 0.5 * 49) * math.log(256))
+    assert summed.main_terms == ["image_P5", "patch_P5"]

@@ -9,9 +9,11 @@ from typing import Annotated, Literal
 import tyro
 
 from dupr_tf.commands.checks import problems_of
+from dupr_tf.commands.screen import print_line
 from dupr_tf.data.images.decode import read_photo
 from dupr_tf.detection.formats import DETECTOR_EXPORTS
 from dupr_tf.errors import UserError, raise_all
+from dupr_tf.locks import locked
 from dupr_tf.weights.formats import EXPORTS, FORMATS
 from dupr_tf.weights.paths import export_output, saved_detector, weights_file
 
@@ -46,13 +48,13 @@ class Export:
         detector = saved_detector(self.run_or_file)
         problems = self._detector_problems() if detector else self._backbone_problems()
         raise_all(problems + problems_of(export_output, self.output, self.overwrite))
-        if detector:
-            from dupr_tf.detection.export import export_file
+        with locked(self.output, beside=True):
+            print_export(self._export_detector(detector) if detector else self._export_backbone())
 
-            written = export_file(detector, self.to, self.output, self.image, self.overwrite, self.license)
-        else:
-            written = self._export_backbone()
-        print_export(written)
+    def _export_detector(self, file: Path) -> Path:
+        from dupr_tf.detection.export import export_file
+
+        return export_file(file, self.to, self.output, self.image, self.overwrite, self.license)
 
     def _detector_problems(self) -> list[UserError]:
         if self.to not in DETECTOR_EXPORTS:
@@ -87,9 +89,9 @@ def print_export(written: Path) -> None:
     """
     from dupr_tf.weights.manifest import read_manifest
 
-    print(f"wrote {written}")
+    print_line(f"wrote {written}")
     for path in sorted(p for p in written.rglob("*") if p.is_file()):
-        print(f"  {path.relative_to(written)}  {path.stat().st_size:,} bytes")
+        print_line(f"  {path.relative_to(written)}  {path.stat().st_size:,} bytes")
     manifest = read_manifest(written)
     largest: dict[tuple[str, str], float] = {}
     for check in manifest["checks"]:
@@ -97,9 +99,9 @@ def print_export(written: Path) -> None:
         largest[key] = max(largest.get(key, 0.0), check["difference"])
     for against in dict.fromkeys(against for against, _ in largest):
         levels = ", ".join(f"{level} {largest[a, level]:.1e}" for a, level in largest if a == against)
-        print(f"compared with {against}: {levels}")
+        print_line(f"compared with {against}: {levels}")
     for reason in manifest["not_compared"]:
-        print(f"not compared with {reason}")
+        print_line(f"not compared with {reason}")
     relative = manifest["relative_difference"]
     value = "value" if {"boxes", "segments"} & {level for _, level in largest} else "feature"
-    print(f"largest difference {manifest['difference']:.1e} ({relative:.1e} of the largest {value})")
+    print_line(f"largest difference {manifest['difference']:.1e} ({relative:.1e} of the largest {value})")

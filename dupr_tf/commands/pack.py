@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from dupr_tf.commands.checks import output_problems
+from dupr_tf.commands.screen import print_line
+from dupr_tf.config import DataConfig
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.text import escape
@@ -41,6 +44,10 @@ class Pack:
     """Threads that read, check and encode. Default: one per CPU."""
     max_bad_share: float = 0.01
     """Largest share of unreadable files."""
+    max_pixels: int = DataConfig().max_pixels
+    """Largest number of pixels of an image."""
+    depth: Literal["full", "auto"] = "full"
+    """Scale of images of 16 or 32 bits that are shrunk: the upper 8 of 16 bits, or each file's own range."""
     verify: bool = False
     """Compare shards with their checksums. Writes nothing."""
     list: bool = False
@@ -53,17 +60,20 @@ class Pack:
             return print_names(self.directory)
         if self.output is None:
             raise UserError("--output", "No folder for the shards is given.", "Pass --output SHARDS.")
-        check_root(self.directory, "folder")
+        check_root(self.directory)
         raise_all(output_problems(self.output, self.directory))
         from dupr_tf.data.shards.pack import PackSettings, pack
 
-        settings = PackSettings(self.long_side, self.quality, self.images_per_shard, self.shuffle, self.seed)
+        order = self.images_per_shard, self.shuffle, self.seed
+        settings = PackSettings(self.long_side, self.quality, *order, self.max_pixels, self.depth)
         packed = pack(self.directory, self.output, settings, self.workers, self.max_bad_share)
         size = sum(shard.bytes for shard in packed.shards)
-        print(f"{packed.images:,} images in {len(packed.shards)} shards ({packed.written} written now), {size:,} bytes")
+        print_line(
+            f"{packed.images:,} images in {len(packed.shards)} shards ({packed.written} written now), {size:,} bytes"
+        )
         if packed.bad:
-            print(f"{len(packed.bad)} unreadable files were left out: {self.output / 'bad_images.tsv'}")
-        print(f"wrote {self.output}")
+            print_line(f"{len(packed.bad)} unreadable files were left out: {self.output / 'bad_images.tsv'}")
+        print_line(f"wrote {self.output}")
 
 
 def verify_shards(root: Path) -> None:
@@ -72,7 +82,7 @@ def verify_shards(root: Path) -> None:
 
     errors = list(find_damage(root))
     raise_all(list(filter(None, errors)))
-    print(f"{len(errors)} shards are what was packed: {root}")
+    print_line(f"{len(errors)} shards are what was packed: {root}")
 
 
 def print_names(root: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
-from dupr_tf.commands.screen import print_table
+from dupr_tf.commands.screen import print_rows, print_warnings, with_progress
 from dupr_tf.config import DataConfig, parse_config
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.errors import UserError
+from dupr_tf.locks import locked
 
 REFUSED = 1
 
@@ -36,6 +39,8 @@ class Scan:
     """Largest share of skipped files, as data.max_bad_share of the training."""
     max_pixels: int = DataConfig().max_pixels
     """Largest number of pixels of an image, as data.max_pixels of the training."""
+    depth: Literal["full", "auto"] = "full"
+    """Scale of images of 16 or 32 bits, as data.depth of the training."""
 
     def run(self, overrides: dict[str, str]) -> int:
         limits = {"max_bad_share": self.max_bad_share, "max_pixels": self.max_pixels}
@@ -44,19 +49,19 @@ class Scan:
         if workers < 1:
             raise UserError("--workers", f"Expected 1 or more, received {workers}.")
         paths = list_images(self.directory)
+        from dupr_tf.data.images.bad_images import advice
+        from dupr_tf.data.images.duplicates import frames_warning, near_identical_folders
         from dupr_tf.data.images.scan import SKIPPED, count_groups, scan_images
 
-        looks = list(with_progress(scan_images(paths, self.max_pixels, workers, self.output), len(paths)))
+        scan = scan_images(paths, self.max_pixels, workers, self.output, self.depth)
+        with contextlib.nullcontext() if self.output is None else locked(self.output, beside=True):
+            looks = list(with_progress(scan, len(paths), "scanning"))
         skipped = sum(look.outcome == SKIPPED for look in looks)
-        print_table(("outcome", "reason", "files", "such as"), count_groups(looks))
+        print_rows(("outcome", "reason", "files", "such as"), count_groups(looks))
         print(f"{skipped} of {len(looks)} images would be skipped ({skipped / len(looks):.2%})")
-        return REFUSED if skipped > self.max_bad_share * len(looks) else 0
-
-
-def with_progress(items, total: int):
-    """Yields the items; on a terminal, a bar counts them."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    yield from track(items, "scanning", total, console=console, disable=not console.is_terminal)
+        print_warnings(frames_warning(folder, share) for folder, share in near_identical_folders(paths))
+        if skipped <= self.max_bad_share * len(looks):
+            return 0
+        reasons = [look.reason for look in looks if look.outcome == SKIPPED]
+        print_warnings([advice(reasons, len(looks), flags=True)])
+        return REFUSED

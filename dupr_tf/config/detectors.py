@@ -8,6 +8,7 @@ A new detector is one new file below `detection/` and one line here. Its class d
     data_note: why the other layouts lack them; may be empty.
     refuses: {dotted field: (why, what to do)} of fields that must keep their default. The message puts the kind's name
         before the reason.
+    anchor_iou: the IoU with an anchor that a box needs to be trained on. None: every box is trained on.
     any_test_size: `detector.test_short_side` may be set without `detector.short_sides`.
 """
 
@@ -15,8 +16,10 @@ from __future__ import annotations
 
 from dupr_tf.registry import Entry, Registry
 
-BOXES = ("auto", "coco", "voc", "cityscapes")
-MASKS = ("auto", "coco", "cityscapes")
+MASKS = (
+    "auto", "coco", "cityscapes", "roboflow", "fiftyone", "lvis", "yolo", "cvat", "labelme", "label_studio",
+)  # fmt: skip
+BOXES = (*MASKS, "voc", "openimages")
 PIXELS = ("auto", "masks", "cityscapes")
 NO_PIXELS = {
     f"data.{name}": ("does not read it: it is for detector.kind fcn and a folder of masks.", "Leave it out.")
@@ -36,32 +39,43 @@ KERASHUB = {
 }
 SQUARES = {
     "detector.short_sides": ("trains on squares of data.image_size.", "Use detector.scale_jitter instead."),
+    "data.background": ("trains on every image with a mask.", "Leave it out."),
 }
 
 
-def _line(target, summary, task, data, refuses, data_note="", any_test_size=False, **needs) -> Entry:
+def _line(target, summary, task, data, refuses, data_note="", any_test_size=False, anchor_iou=None, **needs) -> Entry:
     facts = {"task": task, "data": data, "data_note": data_note, "refuses": refuses, "any_test_size": any_test_size}
+    facts["anchor_iou"] = anchor_iou
     return Entry(f"dupr_tf.detection.{target}", summary, facts=facts, **needs)
 
 
+ANCHOR_IOU = 0.5  # of RetinaNet, whose small boxes may have no anchor; R-CNN gives each box its best anchor
 ONE_STAGE = {**NO_PIXELS, **NO_PROPOSALS}
 DETECTORS = Registry(
     "detector",
     "detector.kind",
     {
-        "retinanet": _line("retinanet:RetinaNet", "RetinaNet of KerasCV", "boxes", BOXES, ONE_STAGE),
+        "retinanet": _line(
+            "retinanet:RetinaNet", "RetinaNet of KerasCV", "boxes", BOXES, ONE_STAGE, anchor_iou=ANCHOR_IOU
+        ),
         "kerashub_retinanet": _line(
             "kerashub:KerasHubRetinaNet",
             "RetinaNet of KerasHub",
             "boxes",
             BOXES,
             {**ONE_STAGE, **KERASHUB},
+            anchor_iou=ANCHOR_IOU,
             extra="kerashub",
             modules=("keras_hub",),
         ),
         "faster_rcnn": _line("rcnn.model:FasterRCNN", "boxes in two stages", "boxes", BOXES, NO_PIXELS),
         "mask_rcnn": _line(
-            "rcnn.model:MaskRCNN", "Faster R-CNN with masks", "masks", MASKS, NO_PIXELS, "voc has no masks of objects"
+            "rcnn.model:MaskRCNN",
+            "Faster R-CNN with masks",
+            "masks",
+            MASKS,
+            NO_PIXELS,
+            "voc and openimages lack masks",
         ),
         "fcn": _line(
             "fcn:FCN",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, field_validator, model_validator
 
 from dupr_tf.config.backbones import BACKBONES
 from dupr_tf.config.terms import LEVELS, AnyTerm, Section, TermConfig, check_unique_names, expand_short_form
 from dupr_tf.errors import UserError
 from dupr_tf.files import local_path
+from dupr_tf.values import read_name
 
 INTERVAL = re.compile(r"([1-9]\d*) ?(s|min|h)")  # of checkpoints, as a time
 
@@ -24,6 +26,17 @@ def _local(path: str) -> str:
 
 
 LocalPath = Annotated[str, AfterValidator(_local)]
+
+
+def _checked_name(value) -> str:
+    try:
+        return read_name(value)
+    except ValueError as error:
+        problem, fix = str(error), "Write it in quotes, as text."
+        raise UserError(None, f"{problem[0].upper()}{problem[1:]}.", fix) from None
+
+
+Name = Annotated[str, BeforeValidator(_checked_name)]
 Weight = Annotated[float, Field(ge=0.0)]
 PerLevel = Annotated[tuple[Weight, ...], Field(min_length=len(LEVELS), max_length=len(LEVELS))]
 
@@ -32,10 +45,11 @@ class DataConfig(Section):
     root: LocalPath | None = Field(
         None, description="folder of images, COCO / VOC root, shards, tfds:NAME; --data sets it"
     )
-    kind: Literal["auto", "folder", "coco", "voc", "cityscapes", "masks", "shards", "tfds"] = Field(
-        "auto", description="layout of root; auto detects it"
-    )
-    class_names: tuple[str, ...] | None = Field(
+    kind: Literal[
+        "auto", "folder", "coco", "roboflow", "fiftyone", "lvis", "yolo", "cvat", "labelme", "label_studio",
+        "openimages", "voc", "cityscapes", "masks", "shards", "tfds",
+    ] = Field("auto", description="layout of root; auto detects it")  # fmt: skip
+    class_names: tuple[Name, ...] | None = Field(
         None,
         min_length=1,
         description="names of the values 0, 1, … of masks. Default: those in classes.txt, or numbers",
@@ -49,7 +63,15 @@ class DataConfig(Section):
         1.0, gt=0, le=1, description="share of the labelled training images to use, drawn with share_seed"
     )
     share_seed: int = Field(0, ge=0, lt=2**31, description="seed of that share")
+    val_share: float | None = Field(
+        None, gt=0, lt=1, description="share of train, drawn with share_seed, that is val. Default: the root has a val"
+    )
+    background: bool = Field(False, description="train detectors on images without boxes too, as negatives")
     max_pixels: int = Field(100_000_000, ge=1, description="an image of more pixels is skipped, from its header")
+    depth: Literal["full", "auto"] = Field(
+        "full",
+        description="16-bit images: full keeps the upper 8 bits, auto scales each file by its minimum and maximum",
+    )
     threads: int | None = Field(None, ge=1, description="threads that read images. Default: the number of cores")
     processes: int = Field(0, ge=0, description="processes that read images; 0: the training process reads them itself")
 
@@ -145,6 +167,19 @@ class ModelConfig(Section):
         """Returns {term: K} of the terms with a memory bank."""
         return {term.full_name: term.bank_size for term in self.term_list if hasattr(term, "bank_size")}
 
+    @property
+    def guessing_loss(self) -> float | None:
+        """Returns the loss of a model that guesses, the weighted sum of ln(K + 1); None if a term has no bank."""
+        if not self.term_list or not all(hasattr(term, "bank_size") for term in self.term_list):
+            return None
+        return sum(term.weight * term.summands * math.log(term.bank_size + 1) for term in self.term_list)
+
+    @property
+    def main_terms(self) -> list[str]:
+        """Returns the names of the heaviest term of each kind, the deepest of equal ones."""
+        heaviest = {term.kind: term for term in sorted(self.term_list, key=lambda term: (term.weight, term.level))}
+        return [term.full_name for term in heaviest.values()]
+
     def named_terms(self) -> dict[str, dict]:
         """Returns {name: fields} of the terms in full; equal for two equivalent configs."""
         return {term.full_name: term.model_dump(mode="json", exclude={"name"}) for term in self.term_list}
@@ -192,8 +227,10 @@ class TrainConfig(Section):
     strategy: Literal["auto", "one", "mirrored", "multi_worker"] = Field(
         "auto", description="devices: one, all of the machine, or all of TF_CONFIG's workers; auto takes what there is"
     )
-    worker_timeout: float = Field(60, ge=1, description="seconds without a sign of life after which a worker is lost")
-    start_timeout: float = Field(600, ge=1, description="seconds in which all workers must start, and a step must end")
+    worker_timeout: float = Field(60, ge=1, description="seconds that an ordinary step of several workers may take")
+    start_timeout: float = Field(
+        600, ge=1, description="seconds for all workers to come, the first step, a checkpoint or a probe"
+    )
 
     @field_validator("checkpoint_every", mode="before")
     @classmethod
@@ -202,6 +239,11 @@ class TrainConfig(Section):
         if not good:
             raise UserError(None, f"Expected steps (1000) or a time (30s, 10min, 2h) above 0, received {value!r:.80}.")
         return value
+
+    @property
+    def policy(self) -> str:
+        """Returns the name of Keras' policy for `precision`; variables are float32 in every one."""
+        return self.precision if self.precision == "float32" else f"mixed_{self.precision}"
 
     @property
     def checkpoint_interval(self) -> int | float:

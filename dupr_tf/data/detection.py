@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from dupr_tf.config import Config, DataConfig
+from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.images.bad_images import unusable_reason
-from dupr_tf.data.images.decode import MAX_PIXELS, Unusable, decode
+from dupr_tf.data.images.decode import Unusable, decode
 from dupr_tf.data.images.source import read_file
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.labels.run_lengths import MASK_SIDE, crop_masks
@@ -33,8 +33,8 @@ MIN_SIDE = 2.0  # px, likewise
 def train_batches(annotated: AnnotatedImages, config: Config, steps: int, start: int = 0) -> Reader:
     """Augmented batches of the steps `start` to `steps`.
 
-    Images without a box to learn from are left out. Every epoch has its own order, and a batch may span two. Half of
-    the images are mirrored.
+    Images without a box to learn from are left out, except for bare ones where `annotated.background` is set. Every
+    epoch has its own order, and a batch may span two. Half of the images are mirrored.
 
     Without `detector.short_sides` an image is scaled, cropped or padded to a square of `data.image_size`. The whole
     square counts as picture. With `detector.short_sides` an image is scaled to one of them, with a long side of at most
@@ -54,7 +54,7 @@ def train_batches(annotated: AnnotatedImages, config: Config, steps: int, start:
         also has `masks` (B, M, 56, 56) float32 0 or 1, each the part of the mask in its box. An image that cannot be
         decoded ends the iteration with `RunFailed`.
     """
-    examples, batch = _TrainingExamples(annotated, config), config.train.batch_size
+    examples, batch = TrainingExamples(annotated, config), config.train.batch_size
     side, most = examples.side, examples.most_boxes
     targets = {"boxes": ((batch, most, 4), np.float32), "classes": ((batch, most), np.float32)}
     if annotated.masks is not None:
@@ -119,7 +119,7 @@ def open_eval_reader(images, order: np.ndarray, place: Callable, side: int | Non
         "factors": ((None, 2), np.float32),
         "index": ((None,), np.int64),
     }
-    examples = _EvalExamples(images.paths, order, place, data.max_pixels)
+    examples = _EvalExamples(images.paths, order, place, data)
     return open_reader(
         examples, 0, len(images), signature, batch, data, images, functools.partial(pad_batch, side=side)
     )
@@ -127,7 +127,7 @@ def open_eval_reader(images, order: np.ndarray, place: Callable, side: int | Non
 
 def open_reader(make, first: int, last: int, signature: dict, batch: int, data: DataConfig, images, merge) -> Reader:
     """Opens a reader whose blocks are single images. They are padded to the size of their batch."""
-    refuse = functools.partial(_refuse_unreadable, images, data.max_pixels)
+    refuse = functools.partial(_refuse_unreadable, images, data)
     return Reader(make, first, last, signature, batch, data.threads, data.processes, refuse, merge)
 
 
@@ -136,9 +136,10 @@ def wide_first(sizes: np.ndarray) -> np.ndarray:
     return np.argsort(sizes[:, 0] > sizes[:, 1], kind="stable")
 
 
-def read_image(path: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(path: str, data: DataConfig | None = None) -> np.ndarray:
     """(H, W, 3) uint8 RGB, upright. Raises `Unusable`."""
-    return decode(read_file(path), max_pixels)
+    data = data or DataConfig()
+    return decode(read_file(path), data.max_pixels, depth=data.depth)
 
 
 def image_rows(image: np.ndarray, place: Place) -> dict[str, np.ndarray]:
@@ -150,13 +151,13 @@ def image_rows(image: np.ndarray, place: Place) -> dict[str, np.ndarray]:
 class _EvalExamples:
     """Makes a block of each image."""
 
-    def __init__(self, paths, order: np.ndarray, place: Callable[[tuple], Place], max_pixels: int):
-        self.paths, self.order, self.place, self.max_pixels = paths, order, place, max_pixels
+    def __init__(self, paths, order: np.ndarray, place: Callable[[tuple], Place], data: DataConfig):
+        self.paths, self.order, self.place, self.data = paths, order, place, data
 
     def __call__(self, number: int) -> Block:
         index = int(self.order[number])
         try:
-            image = read_image(self.paths[index], self.max_pixels)
+            image = read_image(self.paths[index], self.data)
         except Unusable as error:
             return Block({}, ((index, str(error)),))
         place = self.place(image.shape[:2])
@@ -170,12 +171,12 @@ class _EvalExamples:
         )
 
 
-class _TrainingExamples:
+class TrainingExamples:
     """Makes a block of the image at a position of the run, of those that have something to learn from."""
 
     def __init__(self, annotated: AnnotatedImages, config: Config):
-        kept = annotated.with_boxes()
-        if not kept:
+        kept = annotated.trained_on()
+        if not annotated.with_boxes():
             raise UserError("annotated", "None of the images has a box to train on.", "Use annotated images.")
         self.kept, self.sizes = kept, annotated.sizes[kept]
         used = [np.flatnonzero(~annotated.ignored[i]) for i in kept]
@@ -188,7 +189,7 @@ class _TrainingExamples:
         self.masks = None
         if annotated.masks is not None:
             self.masks = [[annotated.masks[i][k] for k in rows] for i, rows in zip(kept, used, strict=True)]
-        self.detector, self.max_pixels, self.seed = config.detector, config.data.max_pixels, config.train.seed
+        self.detector, self.data, self.seed = config.detector, config.data, config.train.seed
         self.side = None if config.detector.short_sides else config.data.image_size
         permutation = functools.partial(shuffled_epoch, len(kept), self.seed)
         if self.side is None:
@@ -199,10 +200,10 @@ class _TrainingExamples:
     def __call__(self, position: int) -> Block:
         index = self.order(position)
         try:
-            image = read_image(self.paths[index], self.max_pixels)
+            image = read_image(self.paths[index], self.data)
         except Unusable as error:
             return Block({}, ((self.kept[index], str(error)),))
-        place = self._place(image.shape[:2], uniform(self.seed, 0, position, (DRAWS,)))
+        place = self.place(position, image.shape[:2])
         boxes, kept = visible_boxes(place.move(self.boxes[index]), place.frame, crops=self.side is not None)
         targets = {
             "boxes": self._padded(boxes, -1, np.float32),
@@ -213,7 +214,9 @@ class _TrainingExamples:
         sizes = np.array([place.frame], np.float32)
         return Block({**image_rows(image, place), "image_sizes": sizes, "bounding_boxes": targets})
 
-    def _place(self, size, draws: np.ndarray) -> Place:
+    def place(self, position: int, size) -> Place:
+        """Where the image of a height and width is put at a position of the run."""
+        draws = uniform(self.seed, 0, position, (DRAWS,))
         if self.side is not None:
             return drawn_place(size, draws, self.side, self.detector.scale_jitter)
         sides = self.detector.short_sides
@@ -261,29 +264,40 @@ def visible_boxes(boxes: np.ndarray, frame, crops: bool) -> tuple[np.ndarray, np
     clipped = np.clip(boxes, 0, np.float32(frame)[[1, 0, 1, 0]])
     if not crops:
         return clipped, np.ones(len(boxes), bool)
-    before, after = boxes[:, 2:] - boxes[:, :2], clipped[:, 2:] - clipped[:, :2]  # (n, 2) width, height
-    kept = (after.prod(1) >= MIN_VISIBLE_SHARE * before.prod(1)) & (after.min(1) >= MIN_SIDE)
+    kept = enough_visible(boxes, clipped) & (sides(clipped).min(1) >= MIN_SIDE)
     return clipped[kept], kept
 
 
-def unreadable_images(annotated: AnnotatedImages | SegmentedImages, max_pixels: int = MAX_PIXELS) -> dict[str, str]:
-    """{path: reason} of the images that cannot be used; slow, for saying what went wrong after a run has failed.
+def enough_visible(boxes: np.ndarray, clipped: np.ndarray) -> np.ndarray:
+    """(n,) bool: whether a frame leaves enough of boxes (n, 4), which it cuts to `clipped`."""
+    return sides(clipped).prod(1) >= MIN_VISIBLE_SHARE * sides(boxes).prod(1)
+
+
+def sides(boxes: np.ndarray) -> np.ndarray:
+    """(n, 2) width and height."""
+    return boxes[:, 2:] - boxes[:, :2]
+
+
+def unreadable_images(
+    images: AnnotatedImages | SegmentedImages, data: DataConfig | None = None, results: FileResults | None = None
+) -> dict[str, str]:
+    """{path: reason} of the images that cannot be used. Decodes all of them, JPEGs at an eighth of their size.
 
     Args:
-        annotated: the images; of `SegmentedImages` the masks too.
-        max_pixels: an image of more is refused.
+        images: of `SegmentedImages` the masks too, at every call.
+        data: how images are read; None: as by default.
+        results: of an earlier check. An image that has not changed since is not decoded again.
     """
-    with ThreadPoolExecutor() as pool:
-        results = pool.map(lambda path: unusable_reason(path, max_pixels), annotated.paths)
-        reasons = dict(zip(annotated.paths, results, strict=True))
-    if isinstance(annotated, SegmentedImages):
-        reasons |= annotated.unreadable_segments()
-    return {path: reason for path, reason in reasons.items() if reason}
+    data, results, paths = data or DataConfig(), results or FileResults(), images.paths
+    what = f"unusable image, max_pixels {data.max_pixels}, depth {data.depth}"
+    reasons = results.of(what, paths, lambda i: unusable_reason(paths[i], data.max_pixels, data.depth), data.threads)
+    bad = {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}
+    return bad | images.unreadable_segments() if isinstance(images, SegmentedImages) else bad
 
 
-def _refuse_unreadable(images, max_pixels: int, index: int, reason: str) -> None:
+def _refuse_unreadable(images, data: DataConfig, index: int, reason: str) -> None:
     """Ends the run at the first image that cannot be used, and names it and counts the others."""
-    bad = unreadable_images(images, max_pixels) or {images.paths[index]: reason}
+    bad = unreadable_images(images, data) or {images.paths[index]: reason}
     path, reason = next(iter(bad.items()))
     raise RunFailed(
         f"{len(bad)} of the {len(images)} images cannot be decoded, such as {escape(path)} ({escape(reason)}). "

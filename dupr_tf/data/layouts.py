@@ -1,11 +1,15 @@
 """Layouts of data (`data.kind`): a line for each, by what is read from it. Loads no TensorFlow by itself.
 
-A new layout is a file with its functions and a line in every table of what it holds. `auto` takes the first layout of a
-table that the root shows, so the order of the lines counts.
+A new layout is a file with its functions and a line in every table of what it holds. Each layout says which paths it
+would read, and `auto` takes the one that the root shows. A root that shows several with different paths is refused.
+Without any, `auto` takes the layout of the table that is marked as the fallback.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from dupr_tf.data.shards.index import is_shards, read_manifest
@@ -14,15 +18,29 @@ from dupr_tf.registry import Entry, Registry
 
 FIELD = "data.kind"
 TFDS = "tfds:"
-# Folders of photos under a root. Those that exist are used.
+# What the transfer protocols call 07+12: split -> (split of each year, folders of the years).
+VOC_UNION = dict.fromkeys(("train", "trainval"), ("trainval", "VOC20[0-9][0-9]"))
+VOC_UNION |= dict.fromkeys(("val", "test"), ("test", "VOC2007"))
+# Names of folders of photos under a root. Those that exist are used.
 WHOLE_ROOT = (".",)
 VOC_FOLDERS = ("JPEGImages",)
+CITYSCAPES_FOLDERS = ("leftImg8bit",)
 COCO_FOLDERS = ("images", "train2017", "unlabeled2017", "train2014", "JPEGImages")
 
 
 def coco_files(root: Path, split: str) -> list[Path]:
     """Possible files of annotations of a split, the plainest name first."""
     return [root / "annotations" / f"instances_{split}{year}.json" for year in ("", "2017", "2014")]
+
+
+def voc_lists(root: Path, split: str) -> list[Path]:
+    """The lists that make up a split of VOC, of one year or several; [] where there is no such split."""
+    main = Path("ImageSets", "Main")
+    if (root / main / f"{split}.txt").is_file() or split not in VOC_UNION:
+        return _first([root / main / f"{split}.txt"])
+    of_year, years = VOC_UNION[split]
+    folders = sorted([*root.glob(years), *root.glob(f"VOCdevkit/{years}")])
+    return [folder / main / f"{of_year}.txt" for folder in folders]
 
 
 def check_tfds(root: str | Path) -> None:
@@ -35,17 +53,52 @@ def _table(kind: str, **layouts: Entry) -> Registry:
     return Registry(kind, FIELD, layouts)
 
 
-def _layout(target: str, summary: str, shown=lambda root, split=None: True, **facts) -> Entry:
-    """A line of a table; `shown` says whether a root, or a split of it, has the layout."""
+def _layout(target: str, summary: str, shown=lambda root, split=None: [], **facts) -> Entry:
+    """A line of a table.
+
+    Args:
+        target: function or constant of the layout.
+        summary: a line for `dupr-tf list`.
+        shown: (root, split) -> the paths that make a root show the layout; [] if it does not.
+        facts: of the table. `fallback` marks the layout that is taken where none is shown.
+    """
     return Entry(f"dupr_tf.data.{target}", summary, facts={"shown": shown, **facts})
 
 
-def _has(*folders: str):
-    return lambda root, split=None: all((root / name).is_dir() for name in folders)
+def _first(paths: Sequence[Path]) -> list[Path]:
+    """The first of the paths that exists, if any."""
+    return [path for path in paths if path.exists()][:1]
 
 
-def _has_coco_folders(root: Path, split: str | None = None) -> bool:
-    return (root / "annotations").is_dir() and any((root / name).is_dir() for name in COCO_FOLDERS)
+def _photos(folders: Sequence[str], *beside: str):
+    """Shows the folders of photos of a layout where all folders `beside` them exist."""
+
+    def shown(root: Path, split: str | None = None) -> list[Path]:
+        if not all((root / name).is_dir() for name in beside):
+            return []
+        return [root / name for name in folders if (root / name).is_dir()]
+
+    return shown
+
+
+def _cityscapes(root: Path, split: str | None = None) -> list[Path]:
+    return _first([root / "gtFine"]) if (root / "leftImg8bit").is_dir() else []
+
+
+def _finder(target: str):
+    """Shows the files that a function (root, split) -> paths of a reader finds."""
+
+    def shown(root: Path, split: str | None = None) -> list[Path]:
+        module, _, name = target.partition(":")
+        return getattr(importlib.import_module(f"dupr_tf.data.labels.{module}"), name)(Path(root), split)
+
+    return shown
+
+
+def mask_folders(root: Path, split: str) -> list[tuple[Path, Path]]:
+    """The pairs of folders of images and of masks that a root may have for a split, and has."""
+    pairs = [(root / split / "images", root / split / "masks"), (root / "images" / split, root / "masks" / split)]
+    return [pair for pair in pairs if pair[0].is_dir() and pair[1].is_dir()]
 
 
 # Photos inside other files. Target: root -> the root as a run notes it, `ImageSource`.
@@ -55,24 +108,32 @@ SOURCES = _table(
     tfds=_layout(
         "tfds:open_tfds",
         "tfds:NAME, a data set of TensorFlow Datasets that is prepared on this machine",
-        lambda root, split=None: str(root).startswith(TFDS),
+        lambda root, split=None: [root] if str(root).startswith(TFDS) else [],
         check=check_tfds,
     ),
     shards=_layout(
         "shards.read:open_shards",
         "shards that `dupr-tf pack` wrote",
-        lambda root, split=None: is_shards(root),
+        lambda root, split=None: [root] if is_shards(root) else [],
         check=read_manifest,
     ),
 )
 # Photos that are files. Target: names of the folders they are in.
 FOLDERS = _table(
     "layout of photos",
-    voc=_layout("layouts:VOC_FOLDERS", "VOC: JPEGImages/ beside Annotations/", _has("JPEGImages", "Annotations")),
-    coco=_layout("layouts:COCO_FOLDERS", "COCO: images/, train2017/, … beside annotations/", _has_coco_folders),
-    folder=_layout("layouts:WHOLE_ROOT", "a folder of photos, nested or flat"),
-    cityscapes=_layout("layouts:WHOLE_ROOT", "every image below the root"),
-    masks=_layout("layouts:WHOLE_ROOT", "every image below the root"),
+    cityscapes=_layout(
+        "layouts:CITYSCAPES_FOLDERS", "Cityscapes: leftImg8bit/", _photos(CITYSCAPES_FOLDERS, "leftImg8bit")
+    ),
+    voc=_layout(
+        "layouts:VOC_FOLDERS", "VOC: JPEGImages/ beside Annotations/", _photos(VOC_FOLDERS, "JPEGImages", "Annotations")
+    ),
+    coco=_layout(
+        "layouts:COCO_FOLDERS",
+        "COCO: images/, train2017/, … beside annotations/",
+        _photos(COCO_FOLDERS, "annotations"),
+    ),
+    folder=_layout("layouts:WHOLE_ROOT", "a folder of photos, nested or flat", fallback=True),
+    masks=_layout("layouts:WHOLE_ROOT", "every image below the root, but for folders of masks"),
 )
 # Target: (root, split, counts of what is odd, masks wanted) -> list of `ListedImage`, names of the classes.
 BOXES = _table(
@@ -80,18 +141,59 @@ BOXES = _table(
     coco=_layout(
         "labels.coco:read_coco",
         "COCO: annotations/instances_SPLIT.json beside a folder of images",
-        lambda root, split: any(path.is_file() for path in coco_files(root, split)),
+        lambda root, split: _first(coco_files(root, split)),
         masks=True,
     ),
     cityscapes=_layout(
         "labels.cityscapes:read_objects",
         "Cityscapes: leftImg8bit/ and gtFine/, objects of eight classes",
-        _has("gtFine", "leftImg8bit"),
+        _cityscapes,
         masks=True,
+    ),
+    roboflow=_layout(
+        "labels.coco:read_roboflow",
+        "Roboflow's COCO: SPLIT/_annotations.coco.json beside the images",
+        _finder("coco:find_roboflow"),
+        masks=True,
+    ),
+    fiftyone=_layout(
+        "labels.coco:read_fiftyone",
+        "FiftyOne's COCO: SPLIT/labels.json beside SPLIT/data/",
+        _finder("coco:find_fiftyone"),
+        masks=True,
+    ),
+    lvis=_layout(
+        "labels.coco:read_lvis", "LVIS: lvis_v1_SPLIT.json with COCO's images", _finder("coco:find_lvis"), masks=True
+    ),
+    yolo=_layout(
+        "labels.yolo:read_yolo",
+        "YOLO: data.yaml, obj.data or classes.txt, with labels/ beside images/",
+        _finder("yolo:find"),
+        masks=True,
+    ),
+    cvat=_layout(
+        "labels.cvat:read_cvat", "CVAT for images 1.1: annotations.xml and images", _finder("cvat:find"), masks=True
+    ),
+    labelme=_layout(
+        "labels.labelme:read_labelme", "LabelMe: a JSON file for each image", _finder("labelme:find"), masks=True
+    ),
+    label_studio=_layout(
+        "labels.label_studio:read_label_studio",
+        "Label Studio's JSON export and the images",
+        _finder("label_studio:find"),
+        masks=True,
+    ),
+    openimages=_layout(
+        "labels.openimages:read_openimages",
+        "OpenImages: SPLIT-annotations-bbox.csv and the images",
+        _finder("openimages:find"),
+        masks=False,
     ),
     voc=_layout(
         "labels.voc:read_voc",
         "VOC: ImageSets/Main/SPLIT.txt, Annotations/ and JPEGImages/, of one year or of VOC2007 and VOC2012",
+        lambda root, split: [path for path in voc_lists(root, split) if path.exists()],
+        fallback=True,
         masks=False,
     ),
 )
@@ -101,21 +203,90 @@ PIXELS = _table(
     cityscapes=_layout(
         "labels.cityscapes:read_classes",
         "Cityscapes: leftImg8bit/ and gtFine/, 19 classes",
-        _has("gtFine", "leftImg8bit"),
+        _cityscapes,
     ),
     masks=_layout(
-        "labels.mask_folder:read_mask_folder", "SPLIT/images/ and SPLIT/masks/: 8-bit PNGs whose values are classes"
+        "labels.mask_folder:read_mask_folder",
+        "SPLIT/images/ and SPLIT/masks/: 8-bit PNGs whose values are classes",
+        lambda root, split: [masks for _, masks in mask_folders(root, split)],
+        fallback=True,
     ),
 )
 
 
 def layout_of(table: Registry, root: str | Path, kind: str = "auto", split: str | None = None) -> str:
-    """The name of a root's layout: `kind`, or for "auto" the first of a table that the root shows.
+    """The name of a root's layout: `kind`, or for "auto" the one of a table that the root shows.
+
+    Layouts that would read the same paths are no contradiction; the first of them is taken.
 
     Raises:
-        UserError: the table has no such layout.
+        UserError: the table has no such layout, or the root shows several.
     """
-    if kind == "auto":
-        return next(name for name, entry in table.items() if entry.facts["shown"](root, split))
-    table.check(kind)
-    return kind
+    if kind != "auto":
+        table.check(kind)
+        return kind
+    shown = {name: paths for name, entry in table.items() if (paths := entry.facts["shown"](root, split))}
+    if not shown:
+        return next(name for name, entry in table.items() if entry.facts.get("fallback"))
+    (first, paths), *others = shown.items()
+    for name, other in others:
+        if not _same_paths(paths, other):
+            raise UserError(
+                FIELD,
+                f"{root} shows two layouts: {first} ({_names(paths)}) and {name} ({_names(other)}).",
+                f"Choose with data.kind: {first} or {name}; or pass one of the folders, or move the other away.",
+            )
+    return first
+
+
+def split_folder(root: Path, split: str, years: Sequence[str], names: Sequence[str], file: Path) -> Path:
+    """The folder under a root that the image names of a split stand for: the most specific that holds most of them.
+
+    Args:
+        root: of the data set.
+        split: "train", …
+        years: other names of the split, such as "train2017".
+        names: relative paths of the first images.
+        file: that lists them, for the error.
+
+    Raises:
+        UserError: no folder holds any of them, or two that are equally specific do.
+    """
+    if not names:
+        return root
+    own = [place for name in dict.fromkeys((*years, split)) for place in (f"images/{name}", name)]
+    ranks = (own, ["images", "JPEGImages"], ["."])
+    held = {name: sum((root / name / image).is_file() for image in names) for rank in ranks for name in rank}
+    most = max(held.values())
+    if not most:
+        problem = f"The images of {file}, such as {names[0]}, are in none of {', '.join(held)} under {root}."
+        raise UserError(None, problem, "Move or link the folder of images there.")
+    rank = next([name for name in rank if held[name] == most] for rank in ranks if max(held[n] for n in rank) == most)
+    other = next((name for name in rank[1:] if not os.path.samefile(root / name, root / rank[0])), None)
+    if other is not None:
+        problem = f"{root / rank[0]} and {root / other} both have the images of {file}, such as {names[0]}."
+        raise UserError(None, problem, "Keep the folder that the boxes were drawn on, and move the other away.")
+    _refuse_spread(root, root / rank[0], names, file)
+    return root / rank[0]
+
+
+def _refuse_spread(root: Path, folder: Path, names: Sequence[str], file: Path) -> None:
+    """Raises UserError if a second folder has images that the first lacks, and no image that the first has."""
+    lacking = {name for name in names if not (folder / name).is_file()}
+    for other in sorted(path for path in root.glob("*") if path.is_dir()) if lacking else ():
+        present = {name for name in names if (other / name).is_file()}
+        if present & lacking and not present - lacking:
+            example = min(present & lacking)
+            problem = (
+                f"The images of {file} are in two folders: some in {folder}, others, such as {example}, in {other}."
+            )
+            raise UserError(None, problem, "Move them into one folder, or write the folders into file_name.")
+
+
+def _same_paths(paths: Sequence[Path], others: Sequence[Path]) -> bool:
+    """Returns True if two layouts read the same; a file system may take Annotations and annotations for one folder."""
+    return {os.stat(path).st_ino for path in paths} == {os.stat(path).st_ino for path in others}
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return ", ".join(map(str, paths))

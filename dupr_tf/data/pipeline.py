@@ -101,7 +101,8 @@ class PairBlocks:
 
     def __init__(self, source: ImageSource, config: Config, rows: WorkerRows, size: int):
         self.source, self.rows, self.size = source, rows, size
-        self.view, self.max_pixels, self.views = config.data.image_size, config.data.max_pixels, config.views
+        self.view, self.views = config.data.image_size, config.views
+        self.max_pixels, self.depth = config.data.max_pixels, config.data.depth
         self.seed = config.train.seed
         self.per_epoch = config.steps_per_epoch(len(source)) * config.train.batch_size
         self.redraw = bool(config.model.patch_sizes)  # image terms need no overlap
@@ -180,7 +181,7 @@ class PairBlocks:
         """Pixels of an image, and the crops (2, 4) in them; whole pixels again, so that the boxes stay exact."""
         side = (crops[:, 2:] - crops[:, :2]).min()
         factor = next((factor for factor in FACTORS if side >= SURPLUS * self.view * factor), 1)
-        image = decode(content, self.max_pixels, header, factor)
+        image = decode(content, self.max_pixels, header, factor, self.depth)
         return image, np.minimum(np.rint(crops / factor).astype(np.int64), np.tile(image.shape[:2], 2))
 
 

@@ -89,13 +89,13 @@ class _SegmentExamples:
 
     def __init__(self, segmented: SegmentedImages, config: Config):
         self.segmented, self.detector, self.seed = segmented, config.detector, config.train.seed
-        self.side, self.max_pixels = config.data.image_size, config.data.max_pixels
+        self.side, self.data = config.data.image_size, config.data
         self.order = Order(len(segmented), functools.partial(shuffled_epoch, len(segmented), self.seed))
 
     def __call__(self, position: int) -> Block:
         index, detector = self.order(position), self.detector
         try:
-            image = read_image(self.segmented.paths[index], self.max_pixels)
+            image = read_image(self.segmented.paths[index], self.data)
             truth = self.segmented.truth(index)
         except (Unusable, UserError) as error:
             return Block({}, ((index, str(error)),))

@@ -7,8 +7,9 @@ import math
 import keras
 import tensorflow as tf
 
-from dupr_tf.detection.detector import Detector, batch_of, images_of
+from dupr_tf.detection.detector import Detector, images_of, photos_of
 from dupr_tf.detection.parts.boxes import clip, suppress
+from dupr_tf.detection.scaling import pad_to_stride
 
 LEVELS = ("P3", "P4", "P5")  # levels of the backbone; the pyramid adds P6 and P7
 PRIOR_LOGIT = math.log(0.01 / 0.99)  # at the start, the probability of an object at an anchor is 0.01
@@ -32,7 +33,10 @@ class DeviceShare(keras.losses.Loss):
 
 
 class DenseDetector(Detector):
-    """Detectors with logits and box deltas at every anchor; a subclass has `_build_loss_logs`."""
+    """Detectors with logits and box deltas at every anchor.
+
+    A subclass has `_build_loss_logs`, `_targets`, and the names `BOXES` and `CLASSES` of its outputs.
+    """
 
     def compile(self, optimizer, **kwargs):
         """Compiles with the focal loss (Lin et al., 2018) and a smooth L1 loss that becomes linear at 1."""
@@ -47,17 +51,40 @@ class DenseDetector(Detector):
 
     def call(self, inputs, training=None, mask=None):
         # The steps of KerasCV and KerasHub pass the bare images; KerasCV's graph has a dict.
-        return super().call(self._graph_inputs(images_of(inputs)), training=training, mask=mask)
+        images = images_of(inputs)
+        if tf.executing_eagerly() and not training and not isinstance(images, keras.KerasTensor):
+            images = pad_to_stride(tf.cast(images, tf.float32))  # a photo of any size
+        outputs = super().call(self._graph_inputs(images), training=training, mask=mask)
+        return {name: tf.cast(output, tf.float32) for name, output in outputs.items()}
+
+    def compute_loss(self, x, y, y_pred, sample_weight=None, **kwargs):
+        """Computes both losses over the number of positive anchors of the batch (Lin et al., 2018, section 4.1).
+
+        The divisor is 1 if no anchor is positive, so that a batch without boxes trains the background. The losses of
+        KerasCV and KerasHub are 0 then.
+
+        Args:
+            x: (B, H, W, 3) images.
+            y: boxes (B, M, 4) in pixels and classes (B, M), as `_targets` takes them; rows of padding hold -1.
+            y_pred: deltas (B, anchors, 4) under `BOXES` and logits (B, anchors, C) under `CLASSES`.
+            sample_weight: ignored.
+
+        Returns:
+            () float32.
+        """
+        deltas, classes = self._targets(x, y)
+        classes = tf.reshape(classes, tf.shape(deltas)[:2])  # (B, anchors); -1 is background, -2 does not count
+        positive = tf.cast(classes > -1.0, tf.float32)
+        count = tf.maximum(tf.reduce_sum(positive), 1.0)
+        targets = {self.BOXES: deltas, self.CLASSES: tf.one_hot(tf.cast(classes, tf.int32), len(self.class_names))}
+        weights = {self.BOXES: positive / count, self.CLASSES: tf.cast(classes > -2.0, tf.float32) / count}
+        return keras.Model.compute_loss(self, x, targets, y_pred, weights, **kwargs)
 
     def predict_step(self, data):
-        """Returns detections of a batch; boxes are clipped to the image if the batch has `image_sizes`."""
-        data = batch_of(data)
-        images = images_of(data)
+        """Returns detections of images of any size, or of a batch; boxes are clipped to the image."""
+        images, sizes = photos_of(data)
         detections = self.decode_predictions(self(images, training=False), images)
-        sizes = data.get("image_sizes") if isinstance(data, dict) else None
-        if sizes is None:
-            return detections
-        boxes = clip(detections["boxes"], tf.cast(sizes, tf.float32))
+        boxes = clip(detections["boxes"], sizes)
         return {**detections, "boxes": tf.where(detections["classes"][..., None] >= 0, boxes, -1.0)}
 
     def _suppress(self, boxes, logits):

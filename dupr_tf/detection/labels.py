@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable
@@ -12,9 +13,12 @@ import numpy as np
 
 from dupr_tf.config import Config, DataConfig
 from dupr_tf.data import layouts
+from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.labels.annotations import AnnotatedImages, read_annotations
+from dupr_tf.data.labels.partition import draw_val, warn_of_overlap
 from dupr_tf.data.labels.segments import SegmentedImages, read_segments
-from dupr_tf.data.labels.split import take_share
+from dupr_tf.data.labels.split import MissingSplit, take_share
+from dupr_tf.data.labels.usable import leave_out_unusable
 from dupr_tf.errors import UserError
 
 
@@ -41,40 +45,82 @@ def read_classes(root, split: str, data: DataConfig, class_names=None) -> Segmen
     return read_segments(root, split, data.kind, names, data.ignore_value, data.max_bad_share)
 
 
-def count_with_boxes(annotated: AnnotatedImages) -> int:
-    """Counts the images that have a box that counts."""
-    return len(annotated.with_boxes())
+def count_trained_on(annotated: AnnotatedImages) -> int:
+    """Counts the images that have something to learn from."""
+    return len(annotated.trained_on())
 
 
 LABELS = {
-    "boxes": Labels(read_boxes, count_with_boxes),
-    "masks": Labels(read_masks, count_with_boxes),
+    "boxes": Labels(read_boxes, count_trained_on),
+    "masks": Labels(read_masks, count_trained_on),
     "segments": Labels(read_classes, len),
 }
 
 
-def read_splits(config: Config, data: str | Path, task: str) -> tuple:
+def read_splits(config: Config, data: str | Path, task: str, results: FileResults | None = None) -> tuple:
     """Returns the images to train on (or a share of them), the images to evaluate on, and the share's ids or None.
 
     Args:
         config: config with the sections `data` and `detector`.
         data: root of a labelled data set.
         task: a key of `LABELS`.
+        results: of the checks of an earlier start; gets those of this one.
 
     Raises:
         UserError: a split is missing or wrong, or has nothing to evaluate on.
     """
-    train = LABELS[task].read(data, "train", config.data)
-    val = read_evaluated(data, "val", config.data, task, train.class_names)
-    if config.data.share == 1:
-        return train, val, None
-    train, ids = take_share(train, config.data.share, config.data.share_seed)
-    return train, val, ids
+    section = config.data
+    train = LABELS[task].read(data, "train", section)
+    if section.val_share is None:
+        val = _read_val(data, section, task, train.class_names)
+    else:
+        _refuse_own_val(data, section, task)
+        train, val = draw_val(train, section, results)
+    val = _check_evaluated(data, val, "val", section, task, results)
+    if section.share < 1:
+        train, _ = take_share(train, section.share, section.share_seed)
+    train = leave_out_unusable(train, "train", section, results)
+    warn_of_overlap(train, val)
+    if section.background:
+        train = dataclasses.replace(train, background=True)
+    return train, val, (train.ids or train.paths) if section.share < 1 else None
 
 
-def read_evaluated(data: str | Path, split: str, section: DataConfig, task: str, class_names):
-    """Returns the images of a split. Raises UserError if they have nothing to evaluate a detector on."""
-    images = LABELS[task].read(data, split, section, class_names)
+def read_evaluated(data: str | Path, split: str, section: DataConfig, task: str, class_names, results=None):
+    """Returns the images of a split; "val" of a root with train only is the part that `data.val_share` draws.
+
+    Raises:
+        UserError: the split is missing, or has nothing to evaluate a detector on.
+    """
+    try:
+        images = LABELS[task].read(data, split, section, class_names)
+    except MissingSplit:
+        if split != "val" or section.val_share is None:
+            raise
+        images = draw_val(LABELS[task].read(data, "train", section, class_names), section, results)[1]
+    return _check_evaluated(data, images, split, section, task, results)
+
+
+def _read_val(data, section: DataConfig, task: str, class_names):
+    """Reads the split val of a root that has train. Raises UserError that names the setting if it has none."""
+    try:
+        return LABELS[task].read(data, "val", section, class_names)
+    except MissingSplit as error:
+        problem = f"{data} has a split train, but no split val. {error.problem}"
+        fix = "Pass --data.val_share 0.1 to draw a tenth of train for it, or add the split."
+        raise UserError("data.val_share", problem, fix) from None
+
+
+def _refuse_own_val(data, section: DataConfig, task: str) -> None:
+    try:
+        LABELS[task].read(data, "val", section)
+    except MissingSplit:
+        return
+    raise UserError("data.val_share", f"{data} has a split val.", "Leave data.val_share out.")
+
+
+def _check_evaluated(data, images, split: str, section: DataConfig, task: str, results: FileResults | None):
+    images = leave_out_unusable(images, split, section, results)
     if not LABELS[task].learnable(images):
         raise UserError("data", f"{data} has no boxes to evaluate on.", "Use a split whose images have labels.")
     return images
@@ -99,5 +145,7 @@ def labels_entry(root, images: AnnotatedImages | SegmentedImages) -> dict:
 
 
 def layout_of(root, split: str, kind: str) -> str:
-    """Returns the layout that "auto" detects; other values are returned unchanged."""
-    return layouts.layout_of(layouts.BOXES, Path(root), split=split) if kind == "auto" else kind
+    """Returns the layout that "auto" detects, by train if the root does not show the split; other values stay."""
+    root = Path(root)
+    shown = any(entry.facts["shown"](root, split) for entry in layouts.BOXES.values())
+    return layouts.layout_of(layouts.BOXES, root, kind, split if shown else "train")

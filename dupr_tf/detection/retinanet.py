@@ -1,12 +1,12 @@
 """KerasCV's RetinaNet on a pre-trained backbone, with a feature pyramid and heads of any width.
 
-KerasCV's last release is 0.9.0, and this is the only file that imports it. Its graph, its label encoder with matcher
-and box coding, and the normalisation of losses by the number of positive anchors are used. These parts are replaced:
+KerasCV's last release is 0.9.0, and this is the only file that imports it. Its graph and its label encoder with matcher
+and box coding are used. These parts are replaced:
 
 * Its pyramid and heads have 256 channels and cannot be resized.
 * Its `get_config` omits the pyramid.
 * Its anchors and decoder require the image size when the graph is built.
-* Its losses are silently summed over the devices of a strategy.
+* Its losses are silently summed over the devices of a strategy. They are 0 for a batch without boxes.
 """
 
 from __future__ import annotations
@@ -50,12 +50,13 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
         "image_size", "fpn_channels", "fpn_norm", "head_channels", "head_convs", "anchor_scale", "norm",
         "score_threshold", "nms_iou", "max_detections", "test_short_side", "max_long_side", "name", "trainable",
     )  # fmt: skip
+    BOXES, CLASSES = "box", "classification"
 
     def __init__(
         self,
         backbone,
         class_names,
-        image_size,
+        image_size=None,
         fpn_channels=256,
         fpn_norm=True,
         head_channels=256,
@@ -93,6 +94,10 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
         self.test_short_side, self.max_long_side = test_short_side, max_long_side
         self._set_norms(self.feature_pyramid)
 
+    @property
+    def class_layers(self):
+        return [self.classification_head.prediction]
+
     def _build_loss_logs(self):
         """Computes the losses of an empty image of 32 px once, because Keras creates its loss logs then."""
         images = tf.zeros([1, 32, 32, 3])
@@ -108,6 +113,9 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
     def train_step(self, data):
         images, boxes, classes = labels_of(batch_of(data))
         return super().train_step((images, {"boxes": boxes, "classes": classes}))
+
+    def _targets(self, images, labels):
+        return self.label_encoder(images, dict(labels))
 
     def decode_predictions(self, predictions, images):
         """Decodes as KerasCV does, for images of any size. `boxes` and `classes` from `num_detections` on are -1."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import functools
+import shutil
+from pathlib import Path
 
 import tensorflow as tf
 
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.detection.detector import Detector
-from dupr_tf.detection.finetune import detector_file, kind_and_classes
+from dupr_tf.detection.finetune import detector_file, read_saved
 from dupr_tf.detection.registry import task_of
 from dupr_tf.detection.scaling import letterbox, nearest_pixels, scaled_batch
-from dupr_tf.errors import UserError
+from dupr_tf.errors import RunFailed, UserError
+from dupr_tf.files import discarded_on_error, plain_alias
+from dupr_tf.text import one_line
 from dupr_tf.weights.loading import read_keras
 
 
@@ -19,7 +23,11 @@ def save_detector(detector, path):
     """Writes a `.keras` file without the optimizer's state; `load_detector` reads it."""
     copy = type(detector).from_config(detector.get_config())
     copy.set_weights(detector.get_weights())
-    copy.save(path)
+    path = Path(path)
+    temporary = path.with_name(f"{path.stem}.tmp.keras")
+    with discarded_on_error(temporary):
+        copy.save(temporary)
+        temporary.replace(path)
 
 
 def load_detector(path):
@@ -29,9 +37,9 @@ def load_detector(path):
         UserError: it does not exist, is another kind of model, or needs an extra that is not installed.
     """
     file = detector_file(path)
-    saved = kind_and_classes(file)
+    saved = read_saved(file)
     if saved is not None:
-        DETECTORS.load(saved[0])  # imported before the file is read, so that Keras finds the class by its name
+        DETECTORS.load(saved.kind)  # imported before the file is read, so that Keras finds the class by its name
     model = read_keras(file)
     if not isinstance(model, Detector):
         raise UserError(
@@ -60,7 +68,19 @@ def export_detector(detector, path):
     if detector.image_size is not None:
         module.serve_square = _make_serve_square(detector)
     # Keras' ExportArchive does the same in twice the time.
-    tf.saved_model.save(module, str(path), signatures={"serving_default": module.serve})
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with plain_alias(path.parent) as parent:
+            target = str(parent / temporary.name)
+            tf.saved_model.save(module, target, signatures={"serving_default": module.serve})
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+    except tf.errors.OpError as error:
+        raise RunFailed(f"{path} could not be written ({one_line(error, 120)}). Check the folder.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def serve_function(detector, batch=None):

@@ -46,6 +46,15 @@ def scaled_batch(images, short_side, max_long_side):
     return _pad(_resize(images, size), size, (size + STRIDE - 1) // STRIDE * STRIDE), size
 
 
+def pad_to_stride(images):
+    """Pads images (B, H, W, 3) float32 below and on the right to multiples of `STRIDE`, if they need it."""
+    height, width = images.shape[1:3]
+    if None not in (height, width) and height % STRIDE == width % STRIDE == 0:
+        return images
+    size = tf.shape(images)[1:3]
+    return _pad(images, size, (size + STRIDE - 1) // STRIDE * STRIDE)
+
+
 def scaled_size(sides, numerator, denominator):
     """Multiplies sides by a fraction and rounds exactly, halves up, to at least 1 px. Returns (2,) int32."""
     sides, numerator, denominator = _wide(sides, numerator, denominator)

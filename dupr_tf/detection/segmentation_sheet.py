@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dupr_tf.config import DataConfig
 from dupr_tf.data.detection import read_image
-from dupr_tf.data.images.decode import MAX_PIXELS
 from dupr_tf.data.labels.segments import IGNORED, SegmentedImages
 from dupr_tf.detection.pictures import CELL, GAP, HEADER, sheet_positions
+from dupr_tf.text import escape
 
 NO_CLASS = (235, 235, 235)  # ignored pixels, and the space around pictures
 TITLES = ("image", "ground truth (light grey: ignored)", "prediction")
@@ -19,7 +20,7 @@ LEGEND_ROW = 22  # px
 
 
 def segmentation_sheet(
-    segmented: SegmentedImages, predictions: dict[int, np.ndarray], path: str | Path, max_pixels: int = MAX_PIXELS
+    segmented: SegmentedImages, predictions: dict[int, np.ndarray], path: str | Path, data: DataConfig | None = None
 ) -> None:
     """Draws up to four images with their true and predicted classes, and the colours of the classes below.
 
@@ -27,7 +28,7 @@ def segmentation_sheet(
         segmented: the images and their truth.
         predictions: {position: (H, W) classes of the original's pixels}, for `sheet_positions(len(segmented), 4)`.
         path: PNG file to write.
-        max_pixels: larger images are rejected.
+        data: how images are read; None: as by default.
     """
     chosen = [position for position in sheet_positions(len(segmented), 4) if position in predictions]
     heights = [_cell_size(segmented.sizes[position])[1] for position in chosen]
@@ -39,11 +40,31 @@ def segmentation_sheet(
         draw.text((GAP + column * (CELL + GAP), 7), title, fill=(0, 0, 0), font=font)
     colours, y = class_colours(len(segmented.class_names)), HEADER
     for position, height in zip(chosen, heights, strict=True):
-        for column, cell in enumerate(_row(segmented, position, predictions[position], colours, max_pixels)):
+        for column, cell in enumerate(_row(segmented, position, predictions[position], colours, data)):
             sheet.paste(cell, (GAP + column * (CELL + GAP), y))
         y += height + GAP
     sheet.paste(legend, (0, y))
     sheet.save(path)
+
+
+def segments_picture(image: np.ndarray, segments: np.ndarray, class_names, side: int = 960) -> Image.Image:
+    """Draws the predicted classes of an image over it at half opacity, and the colours of the classes below.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        segments: (H, W) classes.
+        class_names: names of the classes 0, 1, …
+        side: px; larger images are shrunk to it.
+    """
+    scale, colours = min(1.0, side / max(image.shape[:2])), class_colours(len(class_names))
+    shape = [max(1, round(length * scale)) for length in image.shape[1::-1]]
+    classes = Image.fromarray(colours[segments]).resize(shape, Image.Resampling.NEAREST)
+    blended = Image.blend(Image.fromarray(image).resize(shape, Image.Resampling.BICUBIC), classes, 0.5)
+    legend = _legend(class_names, max(shape[0], CELL))
+    picture = Image.new("RGB", (legend.width, shape[1] + GAP + legend.height), (255, 255, 255))
+    picture.paste(blended)
+    picture.paste(legend, (0, shape[1] + GAP))
+    return picture
 
 
 def class_colours(classes: int) -> np.ndarray:
@@ -62,9 +83,9 @@ def _cell_size(size) -> tuple[int, int]:
     return max(1, round(size[1] * scale)), max(1, round(size[0] * scale))
 
 
-def _row(segmented: SegmentedImages, position: int, predicted, colours: np.ndarray, max_pixels) -> list[Image.Image]:
+def _row(segmented: SegmentedImages, position: int, predicted, colours: np.ndarray, data) -> list[Image.Image]:
     shape = _cell_size(segmented.sizes[position])
-    image = Image.fromarray(read_image(segmented.paths[position], max_pixels)).resize(shape, Image.Resampling.BICUBIC)
+    image = Image.fromarray(read_image(segmented.paths[position], data)).resize(shape, Image.Resampling.BICUBIC)
     maps = (segmented.truth(position), np.asarray(predicted).astype(np.uint8))
     return [image, *(Image.fromarray(colours[values]).resize(shape, Image.Resampling.NEAREST) for values in maps)]
 
@@ -73,6 +94,7 @@ def _legend(names: tuple[str, ...], width: int) -> Image.Image:
     """Draws squares of colour with names, in as many lines as needed."""
     font, colours, places = ImageFont.load_default(13), class_colours(len(names)), []
     probe, x, row = ImageDraw.Draw(Image.new("RGB", (1, 1))), GAP, 0
+    names = [escape(name) for name in names]
     for name in names:
         wide = 36 + round(probe.textlength(name, font))
         if x > GAP and x + wide > width:

@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 
 from dupr_tf.config import Config
-from dupr_tf.data.images.source import ImageSource
+from dupr_tf.data.images.duplicates import frames_warning, near_identical_folders
+from dupr_tf.data.images.source import Files, ImageSource
 from dupr_tf.data.statistics import Overlap, Sizes, look_at_sizes, simulate_overlap
 from dupr_tf.environment import available_memory, describe_environment, environment_rows, usable_cpus
 from dupr_tf.forecast import advice
@@ -46,6 +47,8 @@ def about_images(source: ImageSource, config: Config | None) -> Examination:
         rows += _overlap_rows(overlap)
         if settings.model.patch_sizes:
             sentences += advice.advice_on_overlap(overlap, settings)
+    if isinstance(source, Files):
+        sentences += [frames_warning(folder, share) for folder, share in near_identical_folders(source.paths)]
     if config is None:
         sentences.append(advice.recipe(sizes.count))
     return Examination("the images", rows, sentences)
@@ -63,6 +66,7 @@ def about_run(config: Config, images: int | None, steps: DryRun | None = None) -
     sentences = advice.advice_on_memory(forecast.counts.total_memory, available_memory(), config)
     if images is not None:
         sentences += [*advice.advice_on_length(config, images), *advice.advice_on_banks(config, images)]
+        sentences += config.schedule_warnings(images)
     return Examination("the run", (steps or forecast).rows(), [*sentences, *advice.expected_curve(config)])
 
 

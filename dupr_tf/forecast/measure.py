@@ -74,7 +74,7 @@ def input_assumptions(source: ImageSource, config: Config) -> dict[str, Assumpti
         ValueError: too many of the images cannot be read.
     """
     batch = config.train.batch_size
-    bad = BadImages(source, config.data.max_bad_share, config.data.max_pixels)
+    bad = BadImages.of(source, config.data)
     # One thread of this process, so that its seconds can be counted; few blocks are ready at the start and the end.
     one_thread = config.model_copy(update={"data": config.data.model_copy(update={"threads": 1, "processes": 0})})
     with view_pairs(source, one_thread, 0, MOST_STEPS, bad) as batches:

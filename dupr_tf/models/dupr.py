@@ -10,10 +10,10 @@ import tensorflow as tf
 
 from dupr_tf.batch import ViewPair
 from dupr_tf.config.terms import expand_short_form
-from dupr_tf.errors import UserError
 from dupr_tf.models import twins
 from dupr_tf.models.encoder import Encoder
-from dupr_tf.models.inputs import check_backbone, check_batch
+from dupr_tf.models.inputs import check_backbone, check_batch, check_settings
+from dupr_tf.models.observations import nan_if_diverged
 from dupr_tf.models.terms import build_terms
 from dupr_tf.ops import gather, groups
 from dupr_tf.ops.photometric import PRESETS, Draws, apply_and_normalise, draw
@@ -58,17 +58,7 @@ class DUPR(keras.Model):
                  photometric="moco_v2", micro_batches=1, seed=0, dtype=None, name=None, **short_form):  # fmt: skip
         super().__init__(name=name, autocast=False)
         check_backbone(backbone)
-        if terms is not None and short_form:
-            raise UserError("terms", f"Both terms and {', '.join(short_form)} are given.", "Give one of the two.")
-        if momentum_schedule not in ("constant", "cosine") or (momentum_schedule == "cosine" and not total_steps):
-            raise UserError(
-                "momentum_schedule",
-                f"Expected 'constant', or 'cosine' with total_steps, received {momentum_schedule!r}.",
-            )
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        if micro_batches < 1 or micro_batches % replicas:
-            problem = f"Expected a multiple of the {replicas} replicas, received {micro_batches}."
-            raise UserError("micro_batches", problem, f"Pass {replicas * max(1, micro_batches // replicas)}.")
+        check_settings(terms, short_form, momentum_schedule, total_steps, micro_batches)
         self.momentum, self.momentum_schedule, self.total_steps = momentum, momentum_schedule, total_steps
         self.photometric, self.micro_batches, self.seed = photometric, micro_batches, seed
         self.terms = build_terms(expand_short_form(**short_form) if terms is None else terms, dtype)
@@ -145,7 +135,7 @@ class DUPR(keras.Model):
                 term.remember(keys[2][term.name], valid, self.seed_of(f"keys/{term.name}", step))
                 logs |= {f"{name}/{term.name}": value for name, value in term.describe(keys[2][term.name]).items()}
         self.step.assign_add(1)
-        logs["loss"] = tf.where(self._is_finite(logs["loss"]), logs["loss"], float("nan"))
+        logs["loss"] = nan_if_diverged(logs["loss"], self.query_variables, self.optimizer)
         logs["learning_rate"] = tf.cast(self.optimizer.learning_rate, tf.float32)
         return logs
 
@@ -319,18 +309,6 @@ class DUPR(keras.Model):
     def _stream(self, name):
         return zlib.crc32(name.encode()) << 31 | self.seed
 
-    def _is_finite(self, loss):
-        """Checks that the loss and all new weights are finite.
-
-        A gradient that is not finite shows in the weights. A step that loss scaling skips counts as finite. The scale
-        falls below 1 if gradients overflow even unscaled; then such steps count as not finite.
-        """
-        weights = [tf.reduce_all(tf.math.is_finite(variable.value)) for variable in self.query_variables]
-        finite = tf.math.is_finite(loss) & tf.reduce_all(weights)
-        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            finite &= self.optimizer.dynamic_scale.value >= 1.0
-        return finite
-
     def named_variables(self):
         """Returns {unique name: variable} of the model's whole state. Names do not depend on the other terms."""
         owners = {"query_encoder": self.query_encoder, "key_encoder": self.key_encoder}
@@ -357,5 +335,6 @@ class DUPR(keras.Model):
 
     @classmethod
     def from_config(cls, config):
+        backbone = twins.restore_backbone(config.pop("backbone"))
         terms = [keras.saving.deserialize_keras_object(term) for term in config.pop("terms")]
-        return cls(twins.restore_backbone(config.pop("backbone")), terms, **config)
+        return cls(backbone, terms, **config)

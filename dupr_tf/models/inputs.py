@@ -1,4 +1,4 @@
-"""Checks of what a user gives to `DUPR`: the backbone and the batches."""
+"""Checks of what a user gives to `DUPR`: the backbone, the settings and the batches."""
 
 from __future__ import annotations
 
@@ -29,6 +29,19 @@ def check_backbone(backbone):
 
 def _reads_input(layer, backbone):
     return any(tensor is layer.input for tensor in backbone.inputs)
+
+
+def check_settings(terms, short_form, momentum_schedule, total_steps, micro_batches):
+    """Raises UserError if arguments of `DUPR` contradict each other or the replicas of the current strategy scope."""
+    if terms is not None and short_form:
+        raise UserError("terms", f"Both terms and {', '.join(short_form)} are given.", "Give one of the two.")
+    if momentum_schedule not in ("constant", "cosine") or (momentum_schedule == "cosine" and not total_steps):
+        problem = f"Expected 'constant', or 'cosine' with total_steps, received {momentum_schedule!r}."
+        raise UserError("momentum_schedule", problem)
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if micro_batches < 1 or micro_batches % replicas:
+        problem = f"Expected a multiple of the {replicas} replicas, received {micro_batches}."
+        raise UserError("micro_batches", problem, f"Pass {replicas * max(1, micro_batches // replicas)}.")
 
 
 def check_batch(data, terms, groups):

@@ -7,8 +7,6 @@ of Keras' documented interface, so only the versions in `TESTED_KERAS` are accep
 
 from __future__ import annotations
 
-import time
-
 import keras
 import tensorflow as tf
 
@@ -21,16 +19,9 @@ TESTED_KERAS = ("3.15",)  # major and minor versions
 class MultiWorkerDUPR(DUPR):
     """A `DUPR` that `fit` can train on several workers. Arguments are those of `DUPR`.
 
-    Attributes:
-        own_seconds: the part of the last step in which this worker waited for no other, in seconds. It is the time for
-            loading images plus the time for the gradients once all keys have arrived. The latter is the longest part
-            of a step without communication.
-
     Raises:
         UserError: a Keras version that was not tested.
     """
-
-    own_seconds = 0.0
 
     def __init__(self, *args, **kwargs):
         check_keras()
@@ -38,11 +29,15 @@ class MultiWorkerDUPR(DUPR):
 
     @property
     def metrics(self):
-        """Is empty, because Keras' unused loss tracker would wait for the other workers between epochs."""
+        """Is empty, because reading the means of `evaluate` would wait for the other workers between epochs."""
         return []
 
     def make_train_function(self, force=False):
-        """Sets the function that takes a step. `fit` calls it with the iterator of a distributed dataset."""
+        """Sets the function that takes a step. `fit` calls it with the iterator of a distributed dataset.
+
+        Layers that are frozen by now stay fixed in both encoders.
+        """
+        self._freeze_keys()
         if self.train_function is not None and not force:
             return
         strategy = self.distribute_strategy
@@ -50,35 +45,19 @@ class MultiWorkerDUPR(DUPR):
         @tf.function(reduce_retracing=True)
         @tf.autograph.experimental.do_not_convert
         def on_all_replicas(batch):
-            logs, seconds = strategy.run(self._timed_step, args=(batch,))
+            logs = strategy.run(self.train_step, args=(batch,))
             # Logs are sums over all replicas and equal on each, so they need no communication.
-            return {name: strategy.experimental_local_results(value)[0] for name, value in logs.items()}, (
-                tf.reduce_max(strategy.experimental_local_results(seconds))
-            )
+            return {name: strategy.experimental_local_results(value)[0] for name, value in logs.items()}
 
-        def train_function(iterator):
-            start = time.perf_counter()
-            batch = next(iterator)
-            waited = time.perf_counter() - start
-            logs, seconds = on_all_replicas(batch)
-            self.own_seconds = waited + float(seconds)
-            return logs
+        self.train_function = lambda iterator: on_all_replicas(next(iterator))
 
-        self.train_function = train_function
-
-    def _timed_step(self, batch):
-        """Takes a step and returns its logs and the seconds its gradients took."""
-        self._gradient_seconds = None
-        logs = self.train_step(batch)
-        return logs, self._gradient_seconds
-
-    def query_gradients(self, batch, views, keys):
-        with tf.control_dependencies(tf.nest.flatten(keys)):
-            start = tf.timestamp()
-        gradients, logs = super().query_gradients(batch, views, keys)
-        with tf.control_dependencies(gradients):
-            self._gradient_seconds = tf.timestamp() - start
-        return gradients, logs
+    def evaluate(self, *args, **kwargs):
+        """Raises UserError, because Keras' own loop fails when it reduces the logs of the replicas."""
+        raise UserError(
+            "validation_data",
+            "`evaluate` and `validation_data` do not work on several workers.",
+            "Load the weights in one process, and call `evaluate` there.",
+        )
 
 
 def check_keras(version: str = keras.__version__) -> None:

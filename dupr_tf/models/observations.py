@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keras
 import tensorflow as tf
 
 MATCHED_CELLS = 64  # most query cells compared per image; limits the work on P2's 56 x 56 cells
@@ -51,3 +52,23 @@ def spread(keys):
     """
     mean = tf.reduce_mean(tf.reshape(tf.cast(keys, tf.float32), [-1, keys.shape[-1]]), axis=0)
     return tf.sqrt(tf.maximum(1.0 - tf.reduce_sum(mean * mean), 0.0))
+
+
+def nan_if_diverged(loss, weights, optimizer):
+    """Returns the loss, or NaN if it or a weight is not finite after the step.
+
+    A gradient that is not finite shows in the weights. A step that loss scaling skips counts as finite. The scale
+    falls below 1 if gradients overflow even unscaled; then such steps count as not finite.
+
+    Args:
+        loss: () float32.
+        weights: variables that the step has changed.
+        optimizer: the optimiser that changed them.
+
+    Returns:
+        () float32.
+    """
+    finite = tf.math.is_finite(loss) & tf.reduce_all([tf.reduce_all(tf.math.is_finite(v.value)) for v in weights])
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        finite &= optimizer.dynamic_scale.value >= 1.0
+    return tf.where(finite, loss, float("nan"))

@@ -49,7 +49,7 @@ def in_full_precision(backbone):
     """Returns the backbone, or a copy in float32 if any of its layers computes in half precision."""
     if not any(layer.compute_dtype in HALF for layer in backbone._flatten_layers()):
         return backbone
-    if _is_plain(backbone):
+    if is_plain(backbone):
         return clone_backbone(backbone, "float32")
     twin = type(backbone).from_config({**backbone.get_config(), "dtype": "float32"})
     twin.set_weights(backbone.get_weights())
@@ -96,22 +96,32 @@ def freeze_like(original, copy):
 
 def serialize_backbone(backbone):
     """Returns the config of a backbone for `restore_backbone`, with its levels and the names of frozen layers."""
-    model = _joined(backbone) if _is_plain(backbone) else backbone
+    model = _joined(backbone) if is_plain(backbone) else backbone
     frozen = [layer.name for layer in backbone.layers if not layer.trainable]
     return {"model": keras.saving.serialize_keras_object(model), "frozen": frozen}
 
 
 def restore_backbone(config):
-    """Creates the backbone that `serialize_backbone` described."""
+    """Creates the backbone that `serialize_backbone` described.
+
+    Raises:
+        UserError: the config of an earlier version, in whose files the variables were ordered differently.
+    """
+    if "frozen" not in config:
+        raise UserError(
+            "file",
+            "An earlier version of dupr_tf saved this DUPR or Encoder, and its weights no longer fit.",
+            "Load the backbone.keras of its run, or load the file with that version and save `model.backbone`.",
+        )
     model = keras.saving.deserialize_keras_object(config["model"])
-    backbone = _split(model) if _is_plain(model) else model
+    backbone = _split(model) if is_plain(model) else model
     for name in config["frozen"]:
         backbone.get_layer(name).trainable = False
     return backbone
 
 
-def _is_plain(backbone):
-    """Checks that a model is no subclass. Its config then lacks the attributes that were set on it."""
+def is_plain(backbone):
+    """Checks that a model is no subclass. Its config and its file then lack the attributes that were set on it."""
     return type(backbone) in (keras.Model, keras.models.Sequential) or type(backbone).__name__ == "Functional"
 
 

@@ -97,7 +97,8 @@ def _axis_weights(low, high, size, extent, ratio):
     """Returns (N, R, size, extent) bilinear weights of `size` bins in `low`..`high`, averaged over `ratio` samples."""
     centres, extent = _centres(low, high, size * ratio)[..., None], tf.cast(extent, tf.float32)
     weights = tf.nn.relu(1.0 - tf.abs(tf.clip_by_value(centres, 0.0, extent - 1.0) - tf.range(extent)))
-    weights = tf.where((centres >= -1.0) & (centres <= extent), weights, 0.0)  # (N, R, size * ratio, extent)
+    outside = (centres < -1.0) | (centres > extent)  # False for NaN, which must not become 0
+    weights = tf.where(outside, 0.0, weights)  # (N, R, size * ratio, extent)
     if ratio == 1:
         return weights
     shape = tf.shape(weights)

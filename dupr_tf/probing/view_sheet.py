@@ -32,7 +32,7 @@ def first_pairs(source: ImageSource, config: Config, count: int, colours: bool =
     Returns:
         A ViewPair of NumPy arrays, views in 0–255, and the names of the images.
     """
-    bad, count = BadImages(source, config.data.max_bad_share, config.data.max_pixels), min(count, len(source))
+    bad, count = BadImages.of(source, config.data), min(count, len(source))
     # The first images of a run do not depend on its batch, threads and processes.
     train, data = config.train.model_copy(update={"batch_size": count}), config.data.model_copy(update={"processes": 0})
     with view_pairs(source, config.model_copy(update={"train": train, "data": data}), 0, 1, bad) as batches:

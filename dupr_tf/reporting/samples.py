@@ -37,7 +37,7 @@ def sample_views(run: RunFolder, count: int) -> Samples:
     data = run.config.data
     try:
         root, source = open_source(data.root, data.kind)
-        check_readable(source, BadImages(source, 1.0, data.max_pixels), tries=4)
+        check_readable(source, BadImages(source, 1.0, data.max_pixels, depth=data.depth), tries=4)
     except UserError as error:
         return Samples(run.label, [], f"No views: the images cannot be read any more. {one_line(error)}")
     notes = [_changed(run, source, root)]

@@ -46,14 +46,14 @@ def cluster_of(config: Config, environment: dict[str, str] | None = None) -> Clu
         environment: environment whose `TF_CONFIG` is read. Default: that of this process.
 
     Raises:
-        UserError: `TF_CONFIG` is malformed, or missing although the strategy is multi_worker.
+        UserError: `TF_CONFIG` is malformed, or names no machine although the strategy is multi_worker.
     """
     setting = config.train.strategy
     if setting not in ("auto", "multi_worker"):
         return None
     cluster = read_cluster(os.environ if environment is None else environment)
     if cluster is None and setting == "multi_worker":
-        raise UserError("train.strategy", "multi_worker needs the environment variable TF_CONFIG.", f"Set {EXAMPLE}.")
+        raise UserError("train.strategy", "multi_worker needs machines in TF_CONFIG.", f"Set {EXAMPLE}.")
     return cluster if cluster is not None and len(cluster.addresses) > 1 else None
 
 
@@ -69,7 +69,9 @@ def refuse_cluster(environment: dict[str, str] | None = None) -> None:
 
 
 def read_cluster(environment: dict[str, str]) -> Cluster | None:
-    """Reads the cluster from `TF_CONFIG`; returns None if it is not set.
+    """Reads the cluster from `TF_CONFIG`. Returns None if the variable names no machine.
+
+    If it names one machine, its kind of task does not matter: services for one machine use kinds such as `master`.
 
     Raises:
         UserError: `TF_CONFIG` is malformed; the error names the problem.
@@ -81,9 +83,12 @@ def read_cluster(environment: dict[str, str]) -> Cluster | None:
         settings = json.loads(text)
     except ValueError as error:
         raise _wrong("JSON", f"{text:.80} ({error})") from None
-    if not isinstance(settings, dict) or not isinstance(settings.get("cluster"), dict) or not settings["cluster"]:
-        raise _wrong("a cluster in it", f"{text:.80}")
-    jobs, task = settings["cluster"], settings.get("task")
+    if not isinstance(settings, dict) or not isinstance(settings.get("cluster", {}), dict):
+        raise _wrong("an object with a cluster", f"{text:.80}")
+    jobs, task = settings.get("cluster", {}), settings.get("task")
+    machines = [address for addresses in jobs.values() if isinstance(addresses, list) for address in addresses]
+    if all(isinstance(addresses, list) for addresses in jobs.values()) and len(machines) < 2:
+        return Cluster(tuple(machines), 0) if machines else None
     for kind, addresses in jobs.items():
         _check_job(kind, addresses)
     addresses = [address for kind in KINDS for address in jobs.get(kind, [])]

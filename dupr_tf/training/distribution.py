@@ -8,24 +8,17 @@ import tensorflow as tf
 from tensorflow.python.framework import config  # the public API lacks the opposite of `enable_op_determinism`
 
 from dupr_tf.errors import UserError
-from dupr_tf.models.multi_worker import check_keras
-from dupr_tf.text import one_line
-from dupr_tf.training.cluster import Cluster
 
 
-def choose_strategy(setting: str = "auto", cluster: Cluster | None = None):
-    """Creates the strategy of a run, or None for one device. Call it once per process, before any computation.
+def choose_strategy(setting: str = "auto"):
+    """Creates the strategy of a run on this machine, or None for one device. Call it before any computation.
 
     Args:
         setting: `train.strategy`.
-        cluster: several workers, as in `TF_CONFIG`. Default: this machine alone.
 
     Raises:
-        UserError: the strategy is mirrored but there is one device, Keras was not tested with several workers, or
-            another program took the port in the meantime.
+        UserError: the strategy is mirrored, but there is one device.
     """
-    if cluster is not None:
-        return _multi_worker(cluster)
     devices = local_devices()
     if setting == "mirrored" and len(devices) < 2:
         raise UserError("train.strategy", "mirrored needs several devices, and there is one.", "Use auto.")
@@ -39,18 +32,6 @@ def local_devices() -> list[str]:
         return [f"GPU:{i}" for i in range(len(gpus))]
     (cpu, *_) = tf.config.list_physical_devices("CPU")
     return [f"CPU:{i}" for i in range(len(tf.config.get_logical_device_configuration(cpu) or [None]))]
-
-
-def _multi_worker(cluster):
-    check_keras()
-    try:
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    except tf.errors.OpError as error:
-        problem = f"{cluster.called(cluster.index)} cannot open its port: {one_line(error, 200)}."
-        raise UserError("TF_CONFIG", problem, "Choose another port.") from None
-    # Every batch is full, so workers need not check at every step if one has run out of images.
-    strategy.extended.experimental_enable_get_next_as_optional = False
-    return strategy
 
 
 def is_multi_worker(strategy) -> bool:

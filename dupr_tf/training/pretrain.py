@@ -16,15 +16,15 @@ from dupr_tf.config import Config
 from dupr_tf.data.images.bad_images import BadImages, check_readable
 from dupr_tf.data.images.source import ImageSource, as_source
 from dupr_tf.data.pipeline import view_pairs
-from dupr_tf.errors import UserError, raise_all, reporting_full_disk
-from dupr_tf.files import local_path
+from dupr_tf.errors import UserError, raise_all
+from dupr_tf.files import discarded_on_error, local_path
+from dupr_tf.locks import locked
 from dupr_tf.models import DUPR, build_backbone
 from dupr_tf.models.multi_worker import MultiWorkerDUPR
 from dupr_tf.models.twins import in_full_precision
 from dupr_tf.training.callbacks import Probe, RunProbes
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.cluster import Cluster, cluster_of
-from dupr_tf.training.cluster_link import Alone, Link
 from dupr_tf.training.distribution import (
     choose_jit,
     choose_strategy,
@@ -35,7 +35,7 @@ from dupr_tf.training.distribution import (
     scope,
 )
 from dupr_tf.training.feed import feed
-from dupr_tf.training.health import CheckBadImages, StopOnDivergence, WarnOfCollapse
+from dupr_tf.training.health import CheckBadImages, StopOnDivergence, WarnOfCollapse, WarnOfDecline
 from dupr_tf.training.loop import chief_callbacks, train
 from dupr_tf.training.metrics_log import MetricsLog
 from dupr_tf.training.optimizers import build_optimizer
@@ -46,14 +46,15 @@ from dupr_tf.training.run import (
     open_images,
     record,
     record_cluster,
+    run_id,
     starting_weights,
 )
 from dupr_tf.training.same_run import image_facts, program_facts
+from dupr_tf.training.schedule import AfterChangeName, Schedule, next_schedule, write_schedule
 from dupr_tf.training.signals import noted_signals
-from dupr_tf.training.worker_reports import ReportToChief
+from dupr_tf.training.workers import Alone, ReportToChief, Workers
 
 log = logging.getLogger(__name__)
-POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 BAD_IMAGES_FILE = "bad_images.tsv"
 BACKBONE_FILE = "backbone.keras"
 
@@ -75,6 +76,7 @@ def pretrain(
     weights: str | Path | None = None,
     allow_change: bool = False,
     probe: Probe | None = None,
+    after_change: AfterChangeName | None = None,
 ) -> PretrainResult:
     """Trains a backbone on unlabelled images. Resumes an earlier start of the same run.
 
@@ -86,13 +88,14 @@ def pretrain(
         weights: initial weights of both encoders: a run, an export, `.keras`, or another tool's checkpoint.
             Default: random weights, or in a resumed run those it started from.
         allow_change: resume with another config or other images, and log the differences.
+        after_change: learning rate after an allowed change, see `dupr_tf.training.schedule`. Default: "planned".
         probe: called every `config.probing.every_epochs` epochs and at the end, see `dupr_tf.probing.in_training`.
 
     Raises:
-        UserError: a folder without images, impossible settings, weights of another network, or an output folder of a
-            run with another config, other images or other initial weights.
-        RunFailed: the loss diverged, or the disk is full.
-        RunInterrupted: SIGTERM or SIGINT came. The step was finished and saved. It is a `KeyboardInterrupt`.
+        UserError: a folder without images, impossible settings, weights of another network, an output folder that
+            another process holds, or that of a run with another config, other images or other initial weights.
+        RunFailed: the loss diverged, or something could not be written, as on a full disk.
+        RunInterrupted: SIGTERM, SIGINT or SIGHUP came. The step was finished and saved. It is a `KeyboardInterrupt`.
     """
     run = local_path(output, "output")
     if config.probing.every_epochs and probe is None:
@@ -102,53 +105,57 @@ def pretrain(
             "Pass probe=dupr_tf.probing.in_training.build_probe(config.probing), or set every_epochs to 0.",
         )
     cluster = cluster_of(config)
-    with joined(cluster, config) as link:
-        with link.servers_meeting():
-            strategy = choose_strategy(config.train.strategy, cluster)
-        report = run / BAD_IMAGES_FILE if link.chief else None
+    with join_workers(cluster, config) as workers:
+        strategy = workers.strategy if cluster else choose_strategy(config.train.strategy)
+        report = run / BAD_IMAGES_FILE if workers.chief else None
         config, source, bad = checked_images(config, data, replicas(strategy), report)
-        with reporting_full_disk(run):
-            link.agree(image_facts(source, config.data.root) if cluster else {})
+        with locked(run) if workers.chief else contextlib.nullcontext():
+            workers.agree(image_facts(source, config.data.root) if cluster else {})
             images = images_entry(config.data.root, source)
-            if link.chief:
-                check(run, config, images, allow_change)
+            changes = check(run, config, images, allow_change) if workers.chief else []
             backbone, entry = starting_weights(run, config, weights)
             start = None if backbone is None else backbone.get_weights()
             with scope(strategy):
                 model = compiled_model(config, len(source), start, replicas(strategy))
-            checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints)
-            step = _restore(checkpoints, link)
-            _record(run, config, images, entry, bad, link, cluster)
-            step = _fit(model, config, source, bad, checkpoints, step, run, probe, link, cluster)
-            backbone = _write_backbone(model, run) if link.chief else run / BACKBONE_FILE
+            checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints, run_id(run))
+            checkpoints.announce = workers.announce
+            step = _restore(checkpoints, workers)
+            arguments = run, config, len(source), step, bool(changes), after_change
+            schedule = next_schedule(*arguments) if workers.chief else None
+            schedule = Schedule(**workers.agree({}, dataclasses.asdict(schedule) if schedule else None))
+            model.optimizer.learning_rate = schedule.rates(config)
+            _record(run, config, images, entry, bad, workers, cluster, schedule)
+            checkpoints.run = run_id(run)
+            step = _fit(model, config, source, bad, checkpoints, step, run, probe, workers, cluster, schedule)
+            backbone = _write_backbone(model, run) if workers.chief else run / BACKBONE_FILE
             return PretrainResult(run, backbone, step, bad.reasons)
 
 
 @contextlib.contextmanager
-def joined(cluster: Cluster | None, config: Config):
-    """Connects to the other workers and checks that all do the same run. TensorFlow's server can start afterwards."""
+def join_workers(cluster: Cluster | None, config: Config):
+    """Connects to the other workers of a cluster, and checks that all do the same run."""
     if cluster is None:
         yield Alone()
         return
     devices = len(local_devices())
-    with Link(cluster, config.train.worker_timeout, config.train.start_timeout) as link:
-        link.agree(program_facts(config, cluster, devices))
-        # All workers raise the same error. One that continued would wait for the other servers.
-        raise_all(config.pretrain_problems(devices * link.workers))
-        log.info("%d workers of %d devices; this is %s", link.workers, devices, cluster.called(cluster.index))
-        link.start_server()
-        yield link
+    with Workers(cluster, config.train.worker_timeout, config.train.start_timeout) as workers:
+        log.info("%d workers of %d devices; this is %s", workers.count, devices, cluster.called(cluster.index))
+        workers.agree(program_facts(config, cluster, devices))
+        yield workers
 
 
-def _record(run: Path, config: Config, images: dict, weights: dict | None, bad: BadImages, link, cluster) -> None:
+def _record(
+    run: Path, config: Config, images: dict, weights: dict | None, bad: BadImages, workers, cluster, schedule
+) -> None:
     """Makes the chief record the start of the run after all checks have passed; the other workers then read it."""
     token = ""
-    if link.chief:
+    if workers.chief:
+        write_schedule(run, schedule)
         record(run, config, images, weights)
         token = record_cluster(run, cluster)
         bad.writes = True
-    message = link.agree({}, {"token": token})
-    if not link.chief:
+    message = workers.agree({}, {"token": token})
+    if not workers.chief:
         check_shared(run, cluster, message["token"])
 
 
@@ -158,7 +165,7 @@ def checked_images(
     """Returns the config with its root resolved, the images and the unreadable ones. Rejects what cannot work."""
     config, source = open_images(config, data)
     raise_all(config.pretrain_problems(replicas))
-    bad = BadImages(source, config.data.max_bad_share, config.data.max_pixels, report)
+    bad = BadImages.of(source, config.data, report)
     bad.writes = False  # until the run is recorded
     check_readable(source, bad)
     return config, source, bad
@@ -183,7 +190,7 @@ def build_model(config: Config, start: list[np.ndarray] | None = None, total_ste
         total_steps: steps of the run; required by `model.momentum_schedule: cosine`.
     """
     keras.utils.set_random_seed(config.train.seed)
-    policy = POLICIES[config.train.precision]
+    policy = config.train.policy
     backbone = build_backbone(config.model.backbone, width=config.model.width, dtype=policy)
     if start is not None:
         backbone.set_weights(start)  # before DUPR copies the query encoder into the key encoder
@@ -191,13 +198,15 @@ def build_model(config: Config, start: list[np.ndarray] | None = None, total_ste
     return kind(backbone, dtype=policy, **config.dupr_arguments(total_steps))
 
 
-def _fit(model, config, source, bad, checkpoints, step, run, probe, link, cluster) -> int:
+def _fit(model, config, source, bad, checkpoints, step, run, probe, workers, cluster, schedule) -> int:
     """Trains from a step to the last, and returns the last step."""
     per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
+    if workers.chief and step < total:
+        (run / BACKBONE_FILE).unlink(missing_ok=True)  # that of the run before it became longer
     if step:
         log.info("resuming %s at step %d of %d", run, step, total)
 
-    worker = (0, 1) if cluster is None else (cluster.index, link.workers)
+    worker = (0, 1) if cluster is None else (cluster.index, workers.count)
 
     def open_reader(first, last):
         return view_pairs(source, config, first, last, bad, worker)
@@ -208,10 +217,21 @@ def _fit(model, config, source, bad, checkpoints, step, run, probe, link, cluste
     settings = config.train
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(noted_signals())
-        callbacks = [ReportToChief(link, bad, signals, step, settings.log_every)] if link.workers > 1 else []
-        if link.chief:
+        callbacks = [ReportToChief(workers, bad, signals, step)] if cluster else []
+        if workers.chief:
             state = checkpoints.extra
-            metrics = MetricsLog(run, step, total, per_epoch, settings.batch_size, settings.log_every, state)
+            metrics = MetricsLog(
+                run,
+                step,
+                total,
+                per_epoch,
+                settings.batch_size,
+                settings.log_every,
+                state,
+                shown=[f"accuracy/{name}" for name in config.model.main_terms],
+                guessing=config.model.guessing_loss,
+                epochs=(schedule.since_step, schedule.since_epoch),
+            )
             stack.callback(metrics.close)
             stack.callback(bad.close)
             every = config.probing.every_epochs * per_epoch
@@ -221,20 +241,20 @@ def _fit(model, config, source, bad, checkpoints, step, run, probe, link, cluste
                 settings.checkpoint_interval,
                 signals,
                 guards=[StopOnDivergence(run, lambda of: batch_images(source, config, of, bad), step)],
-                validation=RunProbes(probe, model.backbone, every, step, total) if every else None,
-                checks=[WarnOfCollapse(config, step), CheckBadImages(bad, step)],
+                validation=RunProbes(workers.announce(probe), model.backbone, every, step, total) if every else None,
+                checks=[WarnOfCollapse(config, step), WarnOfDecline(config, step), CheckBadImages(bad, step)],
             )
         train(model, open_reader, (step, total), per_epoch, callbacks, feed_rows)
-        if total > step and link.chief:
+        if total > step and workers.chief:
             checkpoints.save()
     return total
 
 
-def _restore(checkpoints, link) -> int:
+def _restore(checkpoints, workers) -> int:
     """Restores the chief's newest undamaged checkpoint on every worker, and returns its step."""
-    if link.chief:
-        return link.agree({}, {"step": checkpoints.restore()})["step"]
-    step = link.agree({})["step"]
+    if workers.chief:
+        return workers.agree({}, {"step": checkpoints.restore()})["step"]
+    step = workers.agree({})["step"]
     checkpoints.restore_step(step)
     return step
 
@@ -250,6 +270,7 @@ def _write_backbone(model: DUPR, run: Path) -> Path:
     """Saves the query backbone in float32. The file gets its final name only once it is complete."""
     path = run / BACKBONE_FILE
     temporary = path.with_name("backbone.tmp.keras")
-    in_full_precision(model.backbone).save(temporary)
-    temporary.replace(path)
+    with discarded_on_error(temporary):
+        in_full_precision(model.backbone).save(temporary)
+        temporary.replace(path)
     return path

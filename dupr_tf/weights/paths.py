@@ -6,6 +6,7 @@ import json
 import zipfile
 from pathlib import Path
 
+from dupr_tf.config import load_config
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.errors import UserError
 from dupr_tf.files import local_path
@@ -15,12 +16,14 @@ RANDOM = "random"  # weights drawn from the seed
 KERAS_FILE = "backbone.keras"
 DETECTOR_FILE = "detector.keras"
 SAFETENSORS_FILE = "backbone.safetensors"
+CONFIG_FILE = "config.yaml"  # of a run
+CHECKPOINTS_FOLDER = "checkpoints"
 TORCH_ENDINGS = (".pth", ".pt", ".tar", ".ckpt")
 ENDINGS = (".safetensors", ".npz", *TORCH_ENDINGS)
 
 
 def weights_file(path: str | Path) -> Path:
-    """Return the file that `load_backbone` reads for a path.
+    """Return the file that `load_backbone` reads for a path. For a run that has not ended, it is that of a checkpoint.
 
     Raises:
         UserError: it does not exist, or is of an unknown kind.
@@ -31,13 +34,24 @@ def weights_file(path: str | Path) -> Path:
             if (path / name).is_file():
                 return path / name
         _refuse_detector(path / DETECTOR_FILE)
+        indexes = sorted((path / CHECKPOINTS_FOLDER).glob("ckpt-*.index"))
+        if indexes and (path / CONFIG_FILE).is_file() and load_config(path / CONFIG_FILE).detector is None:
+            return indexes[-1]
         raise UserError(
             None,
-            f"The directory {path} has no {KERAS_FILE} and no {SAFETENSORS_FILE}.",
-            "Pass a finished run, or an export to keras or torchvision.",
+            f"The directory {path} has no {KERAS_FILE}, no {SAFETENSORS_FILE} and no checkpoint of pre-training.",
+            "Pass a run of `pretrain`, or an export to keras or torchvision.",
         )
     if not path.exists():
-        raise UserError(None, f"There is no file or directory {path}.", "Pass a run, an export or a file of weights.")
+        fix = "Pass a run, an export or a file of weights."
+        if len(path.parts) == 1 and not path.suffix:  # a name, such as imagenet
+            fix = (
+                "Weights are not downloaded by name. Pass a run, an export, a .keras file, or a checkpoint that you "
+                "have downloaded, such as torchvision's resnet50-11ad3fa6.pth."
+            )
+        raise UserError(None, f"There is no file or directory {path}.", fix)
+    if not path.is_file():
+        raise UserError(None, f"{path} is a pipe or device.", "Pass a run, an export or a file of weights.")
     if path.suffix not in (".keras", *ENDINGS):
         raise UserError(
             None,

@@ -123,7 +123,7 @@ def files():
         "plain.tiff": (encoded(picture(), "TIFF"), USED, "TIFF"),
         "pages.tif": (encoded(picture(), "TIFF", **animation), USED, "TIFF, first frame"),
         "grey16.tif": (encoded(sixteen_bits(), "TIFF"), USED, "TIFF, 16 bits to 8"),
-        "float.tif": (encoded(picture("F"), "TIFF"), SKIPPED, "damaged"),
+        "float.tif": (encoded(picture("F"), "TIFF"), SKIPPED, "no defined white"),
         "plain.bmp": (encoded(picture(), "BMP"), USED, "BMP"),
         "cut.bmp": (encoded(picture(), "BMP")[:-30], SKIPPED, "damaged"),
         "cut.gif": (encoded(frames[0], "GIF")[:100], SKIPPED, "damaged"),

@@ -167,7 +167,7 @@ def _others():
     }
     for name, content in files.items():
         yield Case(name, content, pillows_pixels(content))
-    yield Case("32_bits.tif", encoded(sixteen_bits().convert("I"), "TIFF"), None, "damaged")
+    yield Case("32_bits.tif", encoded(sixteen_bits().convert("I"), "TIFF"), None, "no defined white")
     for kind, start in (("gif", b"GIF89a"), ("bmp", b"BM"), ("tif", b"II*\0"), ("webp", b"RIFF\0\0\0\0WEBP")):
         yield Case(f"only_a_start.{kind}", start, None, "damaged")
 

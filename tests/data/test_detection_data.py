@@ -1,6 +1,7 @@
 """Batches for detectors: boxes follow their pixels, order and augmentation follow the seed."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.data.placing import PAD_COLOUR, drawn_place, letterbox, pad_batch, scaled, to_original
 from dupr_tf.errors import RunFailed, UserError
 from tests.data.bad_images import with_orientation
-from tests.labelled_scenes import COLOURS, Picture, Thing, draw, pictures, write_coco
+from tests.labelled_scenes import COLOURS, Picture, Thing, draw, pictures, with_polygons, write_coco
 
 SIZE = 64
 
@@ -239,3 +240,46 @@ def test_boxes_are_on_their_pixels_in_images_that_exif_turns(tmp_path):
     for batch in train_batches(read, config(scale_jitter=[0.9, 1.0]), 4):
         for image, boxes in zip(batch["images"], batch["bounding_boxes"]["boxes"], strict=True):
             np.testing.assert_allclose(red_extent(image), boxes[0], atol=1.01)
+
+
+# ---- images without boxes ----
+
+
+def background_root(root):
+    """A set of four images with boxes, two without, one whose only box lies outside, and one with a crowd alone."""
+    made = [*pictures(4), *[Picture((50, 60), [])] * 2, *[Picture((50, 60), [Thing("bus", (4, 4, 40, 40))])] * 2]
+    root = write_coco(root, {"train": made})
+    file = root / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][-2]["bbox"] = [500, 500, 9, 9]
+    content["annotations"][-1]["iscrowd"] = 1
+    file.write_text(json.dumps(content))
+    return root
+
+
+@pytest.mark.parametrize(("background", "kept"), [(False, range(4)), (True, range(6))])
+@pytest.mark.parametrize("sides", [None, [64, 96]])
+def test_bare_images_are_trained_on_with_background_only(tmp_path, background, kept, sides):
+    read = read_annotations(background_root(tmp_path / "set"), "train")
+    read = dataclasses.replace(read, background=background)
+    assert read.trained_on() == list(kept) and read.with_boxes() == [0, 1, 2, 3]
+    settings = config(short_sides=sides, scale_jitter=[1, 1])
+    with train_batches(read, settings, 3) as batches:  # two epochs
+        empty = np.concatenate([(batch["bounding_boxes"]["classes"] < 0).all(1) for batch in batches])
+    assert len(empty) == 12 and empty.sum() == (4 if background else 0)
+
+
+def test_background_reaches_masks_too(tmp_path):
+    root = with_polygons(background_root(tmp_path / "set"))
+    read = dataclasses.replace(read_annotations(root, "train", masks=True), background=True)
+    with train_batches(read, config(kind="mask_rcnn", scale_jitter=[1, 1]), 3) as batches:
+        for batch in batches:
+            targets = batch["bounding_boxes"]
+            empty = (targets["classes"] < 0).all(1)
+            assert not targets["masks"][empty].any() and targets["masks"][~empty].any((1, 2, 3)).all()
+
+
+def test_share_of_bare_images_stays_bare(tmp_path):
+    read = dataclasses.replace(read_annotations(background_root(tmp_path / "set"), "train"), background=True)
+    part = read.select([5, 0, 6])
+    assert (part.bare, part.trained_on()) == ((True, False, False), [0, 1])

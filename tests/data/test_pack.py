@@ -244,17 +244,19 @@ def limited(limit, *arguments):
 
 def test_full_disk_is_one_line_and_keeps_finished_shards(tmp_path):
     assert resource.RLIMIT_FSIZE  # POSIX
+    photos = tmp_path / "photos"
+    photos.mkdir()
     for i in range(8):
-        photo(i, (120 if i < 6 else 400, 120)).save(tmp_path / f"{i}.png")
-    done = limited(200_000, "pack", tmp_path, "--output", tmp_path / "out", "--no-shuffle", "--images-per-shard", 3)
+        photo(i, (120 if i < 6 else 400, 120)).save(photos / f"{i}.png")
+    done = limited(200_000, "pack", photos, "--output", tmp_path / "out", "--no-shuffle", "--images-per-shard", 3)
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith("dupr-tf")]
     assert len(lines) == 1 and "Traceback" not in done.stderr
-    wanted = sum((tmp_path / f"{i}.png").stat().st_size for i in (6, 7))
+    wanted = sum((photos / f"{i}.png").stat().st_size for i in (6, 7))
     assert f"{wanted:,} bytes" in lines[0]
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"pack.json"} | {f"shard-0000{i}.{end}" for i in (0, 1) for end in ("array_record", "jsonl")}
-    assert pack(tmp_path, tmp_path / "out", PackSettings(images_per_shard=3, shuffle=False)).written == 1
+    assert pack(photos, tmp_path / "out", PackSettings(images_per_shard=3, shuffle=False)).written == 1
 
 
 def test_too_little_room_is_refused_before_anything_is_read(photos, tmp_path, monkeypatch):

@@ -87,7 +87,7 @@ def test_damaged_image_is_replaced_and_no_other_row_changes(photos, packed, expe
     source, whole = ShardSource(packed), batches(Files(list_images(photos)))
     bad = BadImages(source, 0.1)
     found = batches(source, bad=bad)
-    assert list(bad.found) == [10] and bad.found[10].startswith("damaged: ")
+    assert list(bad.reason_of) == [10] and bad.reason_of[10].startswith("damaged: ")
     assert "ü 10.jpg (record 2 of" in caplog.text
     assert all(10 not in batch["index"] for batch in found)
     assert_equal(found, whole, rows=lambda batch: batch["index"] != 10)

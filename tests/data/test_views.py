@@ -281,13 +281,13 @@ def test_any_pattern_of_unreadable_images_leaves_the_others_where_they_were(ramp
     bad = BadImages(paths, 1.0)
     batches = _read(paths, bad, 0, 3)
     assert len(batches) == 3 and all(len(batch["index"]) == 16 for batch in batches)
-    assert set(bad.found) == {order[place] for place in broken}
+    assert set(bad.reason_of) == {order[place] for place in broken}
     whole = _batches(ramps, 0, 3)
     for batch, full in zip(batches, whole, strict=True):
-        kept = ~np.isin(full["index"], list(bad.found))
+        kept = ~np.isin(full["index"], list(bad.reason_of))
         for name in full:
             np.testing.assert_array_equal(batch[name][kept], full[name][kept], err_msg=name)
-        assert not np.isin(batch["index"], list(bad.found)).any()
+        assert not np.isin(batch["index"], list(bad.reason_of)).any()
 
 
 def test_images_that_all_vanish_end_the_run_with_the_reason(tmp_path):

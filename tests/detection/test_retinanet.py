@@ -7,8 +7,10 @@ import pytest
 import tensorflow as tf
 
 from dupr_tf.config import parse_config
+from dupr_tf.data.inspection import matched_boxes
 from dupr_tf.data.placing import to_original
 from dupr_tf.detection.dense import labels_of
+from dupr_tf.detection.parts.boxes import decode
 from dupr_tf.detection.parts.pyramid import FeaturePyramid
 from dupr_tf.detection.retinanet import (
     ANCHORS_PER_CELL,
@@ -110,18 +112,34 @@ def test_encoded_truth_decodes_to_itself(scale):
         np.testing.assert_allclose(found["boxes"][i, :count].numpy()[order], boxes[::-1], atol=1e-3)
 
 
-def test_padding_and_pictures_without_boxes_give_no_target_and_a_finite_loss(detector):
+def loss_of(model, data, outputs=None):
+    outputs = model(data["images"], training=False) if outputs is None else outputs
+    return float(model.compute_loss(data["images"], data["bounding_boxes"], outputs, None))
+
+
+def test_padding_does_not_change_the_loss(detector):
+    assert loss_of(detector, batch(padding=5)) == pytest.approx(loss_of(detector, batch(padding=1)), rel=1e-5)
+    assert loss_of(detector, batch()) > 0
+
+
+def test_loss_without_boxes_is_focal_loss_of_background(detector):
+    """The sum is divided by 1, since no anchor is positive. The box loss is 0."""
     data = batch(boxes=(), classes=(), padding=3)
-    targets = detector.label_encoder(data["images"], dict(data["bounding_boxes"]))[1]
-    assert targets.numpy().max() == -1
+    targets = detector.label_encoder(data["images"], dict(data["bounding_boxes"]))[1].numpy()
+    assert (targets == -1).all()
+    logits = np.random.default_rng(3).normal(size=(*targets.shape, 3)) - 2
+    outputs = {"box": tf.ones([*targets.shape, 4]), "classification": tf.constant(logits, tf.float32)}
+    expected = twin.focal_loss(logits, np.zeros(logits.shape))
+    assert loss_of(detector, data, outputs) == pytest.approx(expected, rel=1e-4)
 
-    def loss(one):
-        outputs = detector(one["images"], training=False)
-        return float(detector.compute_loss(one["images"], one["bounding_boxes"], outputs, None))
 
-    assert loss(data) == 0.0
-    assert loss(batch(padding=5)) == pytest.approx(loss(batch(padding=1)), rel=1e-5)
-    assert np.isfinite(loss(batch())) and loss(batch()) > 0
+def test_images_without_boxes_lower_all_scores():
+    model, data = make(), batch(boxes=(), classes=(), padding=3)
+    model.compile(keras.optimizers.SGD(0.01))
+    kernel = model.classification_head.prediction.kernel.numpy()
+    losses = [model.train_on_batch(data, return_dict=True)["loss"] for _ in range(4)]
+    assert 0 < losses[-1] < losses[0]
+    assert (model.classification_head.prediction.kernel.numpy() != kernel).any()
 
 
 def test_box_loss_is_smooth_l1_with_a_cutoff_of_1(detector):
@@ -157,6 +175,18 @@ def test_fit_accepts_batches_without_boxes():
     dataset = tf.data.Dataset.from_generator(lambda: [empty, full], output_signature=spec)
     loss = model.fit(dataset, steps_per_epoch=2, verbose=0, shuffle=False).history["loss"][0]
     assert 0 < loss < 100 and all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+def test_one_image_trains_where_norms_are_frozen():
+    model, data = make(norm="frozen", fpn_norm=False), batch(count=1)
+    norms = [layer.get_weights() for layer in norm_layers(model)]
+    model.compile(keras.optimizers.SGD(0.01))
+    kernel = model.backbone.get_layer("conv1_conv").kernel
+    before = kernel.numpy()
+    assert np.isfinite(model.train_on_batch(data, return_dict=True)["loss"])
+    assert (kernel.numpy() != before).any() and np.isfinite(kernel.numpy()).all()
+    for layer, old in zip(norm_layers(model), norms, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(layer.get_weights(), old, strict=True))
 
 
 @pytest.mark.parametrize("labels", [{}, {"bounding_boxes": batch(padding=0, boxes=(), classes=())["bounding_boxes"]}])
@@ -346,3 +376,20 @@ def test_the_saved_model_of_any_size_scales_as_the_evaluation_does(detector, tmp
     assert count == expected["num_detections"][0] > 0 and not hasattr(served, "serve_square")
     boxes = np.clip(expected["boxes"][0, :count] / 0.8, 0, [100, 40, 100, 40])
     np.testing.assert_allclose(found["boxes"][0, :count], boxes, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [2.0, 4.0])
+def test_matched_boxes_are_those_the_encoder_targets(scale):
+    model, rng, seen = make(anchor_scale=scale), np.random.default_rng(0), []
+    anchors = tf.concat(list(model.anchor_generator((SIZE, SIZE, 3)).values()), 0)
+    for _ in range(8):
+        corners = np.sort(rng.uniform(0, SIZE, (6, 2, 2)), 1)
+        boxes = corners.reshape(6, 4).astype(np.float32)
+        deltas, classes = model.label_encoder(
+            tf.zeros([1, SIZE, SIZE, 3]), {"boxes": boxes[None], "classes": np.zeros([1, 6], np.float32)}
+        )
+        targets = decode(deltas, anchors, order="center_yxhw")[0].numpy()[classes[0].numpy() >= 0]  # (positives, 4)
+        expected = (np.abs(targets[:, None] - boxes).max(-1) < 0.1).any(0)
+        np.testing.assert_array_equal(matched_boxes(boxes, (SIZE, SIZE), scale, 0.5), expected)
+        seen += expected.tolist()
+    assert 0.2 < np.mean(seen) < 0.95

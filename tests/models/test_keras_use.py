@@ -1,5 +1,10 @@
 """`DUPR` in plain Keras use: own backbones, frozen layers, `evaluate`, `train_on_batch`, wrong inputs."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +12,7 @@ import tensorflow as tf
 
 from dupr_tf.models import DUPR, build_backbone
 from dupr_tf.models.layers import FusedBatchNormalization
+from dupr_tf.models.multi_worker import MultiWorkerDUPR
 from dupr_tf.models.terms import ImageContrast
 from dupr_tf.models.twins import clone_backbone, in_full_precision, layer_pairs
 from dupr_tf.training.optimizers import CoupledSGD
@@ -14,6 +20,7 @@ from tests import oracles
 from tests.models.random_batches import batches
 from tests.refusals import refusal
 
+ROOT = Path(__file__).resolve().parents[2]
 COUNT, SIZE = 4, 64
 SETTINGS = {
     "image_weights": (0, 0, 0, 1.0), "patch_weights": (0, 0, 1.0, 0), "roi_sizes": (16, 8, 4, 2),
@@ -218,12 +225,40 @@ def test_boxes_outside_the_view_are_clipped():
     np.testing.assert_array_equal(boxes, [[0.0, 0.0, SIZE, SIZE]] * COUNT)
 
 
+ONE_NARROW_IMAGE = """
+from tests.models.test_keras_use import build_backbone, make_batch, make_model
+model = make_model(build_backbone("resnet18", width=0.125), eager=False)
+rows = {name: value[:1] for name, value in make_batch().items()}
+for _ in range(3):
+    print(float(model.train_on_batch(rows, return_dict=True)["loss"]))
+"""
+
+
 @pytest.mark.slow
-def test_one_narrow_image_trains():
-    model = make_model(build_backbone("resnet18", width=0.125), eager=False)
-    rows = {name: value[:1] for name, value in make_batch().items()}
-    for _ in range(3):
-        assert np.isfinite(model.train_on_batch(rows, return_dict=True)["loss"])
+def test_one_narrow_image_trains_with_onednn():
+    """A crash inside oneDNN's kernels ends the other process only, with a traceback of all threads."""
+    code = [sys.executable, "-X", "faulthandler", "-c", ONE_NARROW_IMAGE]
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "1"}
+    done = subprocess.run(code, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    losses = [float(line) for line in done.stdout.split()]
+    assert len(losses) == 3 and np.isfinite(losses).all()
+
+
+def test_multi_worker_model_freezes_key_layers():
+    backbone = own_backbone()
+    model = MultiWorkerDUPR(backbone, **SETTINGS)
+    model.compile(CoupledSGD(0.1))
+    backbone.get_layer("P3").trainable = False
+    model.make_train_function()
+    twin = model.key_encoder.backbone
+    assert [layer.name for layer in twin.layers if not layer.trainable] == ["P3"]
+
+
+def test_multi_worker_model_refuses_to_evaluate():
+    model = MultiWorkerDUPR(own_backbone(), **SETTINGS)
+    model.compile(CoupledSGD(0.1))
+    assert refusal(model.evaluate, dataset()).fields == ("validation_data",)
 
 
 # --- refusals ------------------------------------------------------------------------------------------

@@ -251,3 +251,9 @@ def test_patches_of_two_views_show_the_same_place(flipped_1, flipped_2):
     # Overlap (60, 100, 180, 330): its four columns have their centres at 100 + 230 (j + 1/2) / 4.
     np.testing.assert_allclose(patches[0][0, 0, :, 1], [128.75, 186.25, 243.75, 301.25], atol=1e-3)
     np.testing.assert_allclose(patches[0][0, :, 0, 0], [75.0, 105.0, 135.0, 165.0], atol=1e-3)
+
+
+def test_box_of_nan_gives_nan():
+    boxes = tf.constant([[np.nan] * 4, [0.0, 0.0, 4.0, 4.0]])
+    samples = ops.roi_align(tf.ones([2, 4, 4, 3]), boxes, 2).numpy()
+    assert np.isnan(samples[0]).all() and (samples[1] == 1.0).all()

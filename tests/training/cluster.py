@@ -9,7 +9,6 @@ from pathlib import Path
 
 from dupr_tf.config import Config, dump_config, parse_config
 from dupr_tf.data.sample import write_sample
-from tests.models.test_golden import SIZE
 
 
 def free_ports(count: int) -> list[int]:
@@ -28,6 +27,8 @@ def tf_config(ports: list[int], index: int) -> str:
 
 def write_trial(folder: Path, steps: int, **train) -> Config:
     """Writes photos and the config of a run of the tiny network: one image loss, one patch loss."""
+    from tests.models.test_golden import SIZE  # it imports TensorFlow
+
     write_sample(folder, train=1, val=1, unlabeled=24, seed=3)
     config = parse_config({
         "data": {"image_size": SIZE},
@@ -42,7 +43,7 @@ def write_trial(folder: Path, steps: int, **train) -> Config:
     return config
 
 
-def start(folder: Path, run: Path, workers: int, devices: int, ports=None, environment=None, extra=None) -> list:
+def start(folder: Path, run: Path, workers: int, devices: int, ports=None, extra=None) -> list:
     """The processes of a run of so many workers.
 
     Args:
@@ -50,14 +51,11 @@ def start(folder: Path, run: Path, workers: int, devices: int, ports=None, envir
         run: the run's folder; the workers' standard error goes to `RUN.N.log`, their state at the end to `RUN.N.npz`.
         workers, devices: how many, and logical devices of each. One worker gets no TF_CONFIG.
         ports: of the workers; None: free ones.
-        environment: {index: {name: value}} beside TF_CONFIG.
         extra: {index: [argument]}.
     """
     ports, processes = ports or free_ports(workers), []
     for index in range(workers):
-        env = {**os.environ, **(environment or {}).get(index, {})}
-        if workers > 1:
-            env = {"TF_CONFIG": tf_config(ports, index), **env}
+        env = {**os.environ, **({"TF_CONFIG": tf_config(ports, index)} if workers > 1 else {})}
         arguments = ["pretrain", str(folder / "config.yaml"), "--output", str(run), "--data", str(folder / "unlabeled")]
         command = [sys.executable, "-m", "tests.training.worker_run", str(devices), f"{run}.{index}.npz", *arguments]
         with Path(f"{run}.{index}.log").open("wb") as log:

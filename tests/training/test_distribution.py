@@ -8,8 +8,12 @@ import tensorflow as tf
 from tensorflow.python.framework import config
 
 from dupr_tf.config import parse_config
+from dupr_tf.errors import RunFailed, RunInterrupted, UserError, WorkerLost
+from dupr_tf.models.multi_worker import check_keras
 from dupr_tf.training.distribution import choose_jit, deterministic_ops
 from dupr_tf.training.pretrain import compiled_model
+from dupr_tf.training.workers import check_service, verdict
+from tests.refusals import refusal
 
 TINY = {
     "data": {"image_size": 32},
@@ -70,3 +74,24 @@ def test_gradient_of_overlapping_regions_is_right_and_the_same():
     for other in others:
         np.testing.assert_array_equal(other, first)
     assert not config.is_op_determinism_enabled()
+
+
+def test_another_version_of_keras_is_refused():
+    error = refusal(check_keras, "3.12.1")
+    assert error.field == "keras" and "3.15.x" in error.problem and "3.12.1" in error.problem
+    check_keras("3.15.9")
+
+
+def test_missing_service_of_tensorflow_is_refused(monkeypatch):
+    check_service()
+    monkeypatch.setattr("dupr_tf.training.workers.SERVICE", ("no_such_method",))
+    assert refusal(check_service).field == "tensorflow"
+
+
+def test_verdict_of_each_error_has_its_exit_code(capsys):
+    assert verdict(RunInterrupted(2, 5))[0] == 130
+    assert verdict(RunFailed("full")) == (1, "full")
+    assert verdict(WorkerLost("gone")) == (WorkerLost.code, "gone")
+    assert verdict(UserError("x", "It is wrong."))[0] == 2
+    assert verdict(ValueError("a defect")) == (1, "ValueError: a defect")
+    assert "a defect" in capsys.readouterr().err  # with its traceback

@@ -22,6 +22,7 @@ from dupr_tf.models.multi_worker import MultiWorkerDUPR
 from dupr_tf.training.cluster import read_cluster
 from dupr_tf.training.distribution import choose_strategy, distribute, is_multi_worker, scope
 from dupr_tf.training.optimizers import CoupledSGD
+from dupr_tf.training.workers import build_strategy
 from tests.models.random_batches import GROUP, batches
 from tests.models.test_golden import STAGES, TinyBackbone
 from tests.training.cluster import free_ports, tf_config
@@ -33,7 +34,7 @@ STEPS, GROUPS = 3, 2
 def run(devices: int) -> dict:
     use_logical_devices(devices)
     cluster = read_cluster(os.environ)
-    strategy = choose_strategy("auto", cluster)
+    strategy = build_strategy(cluster) if cluster else choose_strategy("auto")
     keras.utils.set_random_seed(1)
     with scope(strategy):
         model = (MultiWorkerDUPR if is_multi_worker(strategy) else DUPR)(

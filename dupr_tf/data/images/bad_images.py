@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import collections
 import logging
+import math
 import os
+import re
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dupr_tf.data.images.decode import MAX_PIXELS, Unusable, decode
+from dupr_tf.config import DataConfig
+from dupr_tf.data.images.decode import FACTORS, MAX_PIXELS, Unusable, decode
 from dupr_tf.data.images.listing import check_root, open_source
 from dupr_tf.data.images.source import Files, ImageSource, as_source, read_file
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.files import write_whole
 from dupr_tf.text import escape
 
+TOO_LARGE = re.compile(r"too many pixels: (\d+) x (\d+)")
 log = logging.getLogger(__name__)
 WRITE_EVERY = 10.0  # seconds between two writings of the list while a run goes on
 
 
-def unusable_reason(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> str:
-    """Why training would skip a file, as `kind of reason: details`; "" if it would not. Decodes all of it."""
+def unusable_reason(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, depth: str = "full") -> str:
+    """Why training would skip a file, as `kind of reason: details`; "" if it would not."""
     try:
-        decode(read_file(path), max_pixels)
+        decode(read_file(path), max_pixels, factor=max(FACTORS), depth=depth)  # of a JPEG every coefficient
         return ""
     except Unusable as error:
         return str(error)
@@ -40,6 +44,7 @@ class BadImages:
         report: file for the list, a line of name and reason each, replaced as a whole every few seconds. What an
             earlier start of the run left there is looked at again by `check_readable`, where images are files.
             None: no file.
+        depth: `data.depth`.
 
     Attributes:
         writes: whether the file may be written; false until a run has checked its start.
@@ -51,12 +56,19 @@ class BadImages:
         max_share: float,
         max_pixels: int = MAX_PIXELS,
         report: str | Path | None = None,
+        depth: str = "full",
     ):
         self.source, self.max_share, self.max_pixels = as_source(images), max_share, max_pixels
+        self.depth = depth
         self.report = None if report is None else Path(report)
-        self.found: dict[int, str] = {}
+        self.reason_of: dict[int, str] = {}
         self.writes = True
         self._lock, self._written, self._write_at = threading.Lock(), 0, 0.0
+
+    @classmethod
+    def of(cls, images: ImageSource | Sequence[str], data: DataConfig, report: str | Path | None = None) -> BadImages:
+        """Takes the limits from the data section of a config."""
+        return cls(images, data.max_bad_share, data.max_pixels, report, data.depth)
 
     def name(self, index: int) -> str:
         """The name of an image, in one line."""
@@ -65,7 +77,7 @@ class BadImages:
     def is_bad(self, index: int) -> bool:
         """Decodes image `index`, and notes it if it cannot be used."""
         try:
-            decode(self.source.read(index), self.max_pixels)
+            decode(self.source.read(index), self.max_pixels, depth=self.depth)
             return False
         except Unusable as error:
             self.add(index, str(error))
@@ -74,18 +86,18 @@ class BadImages:
     def add(self, index: int, reason: str) -> None:
         """Notes that image `index` cannot be used."""
         with self._lock:
-            if index not in self.found:
-                self.found[index] = reason
+            if index not in self.reason_of:
+                self.reason_of[index] = reason
                 log.warning("skipped: %s (%s)", self.name(index), reason)
 
     @property
     def reasons(self) -> dict[str, str]:
         """{name: reason}, in the order of the source."""
-        return {self.name(index): self.found[index] for index in sorted(self.found)}
+        return {self.name(index): self.reason_of[index] for index in sorted(self.reason_of)}
 
     @property
     def over_budget(self) -> bool:
-        return len(self.found) > self.max_share * len(self.source)
+        return len(self.reason_of) > self.max_share * len(self.source)
 
     def check(self, running: bool = False) -> None:
         """Refuses more unusable images than allowed; keeps the list on disk up to date.
@@ -102,10 +114,10 @@ class BadImages:
             where = f", listed in {self.report}" if self.report and self.report.exists() else ""
             error = UserError(
                 "data.max_bad_share",
-                f"{len(self.found)} of {len(self.source)} images cannot be used, where {self.max_share:.2%} may be "
-                f"skipped: {count_reasons(self.found.values())}{where}, the first is "
-                f"{self.name(next(iter(self.found)))}.",
-                "Mend or remove them, or raise --data.max_bad_share.",
+                f"{len(self.reason_of)} of {len(self.source)} images cannot be used, where {self.max_share:.2%} may be "
+                f"skipped: {count_reasons(self.reason_of.values())}{where}, the first is "
+                f"{self.name(next(iter(self.reason_of)))}.",
+                advice(self.reason_of.values(), len(self.source)),
             )
             raise RunFailed(str(error)) if running else error
         if time.monotonic() >= self._write_at:
@@ -115,7 +127,7 @@ class BadImages:
         """Writes the list, whole or not at all, if there is anything new to write."""
         self._write_at = time.monotonic() + WRITE_EVERY
         with self._lock:
-            reasons = dict(self.found)
+            reasons = dict(self.reason_of)
         if self.report is None or not self.writes or len(reasons) == self._written or not self.report.parent.is_dir():
             return  # a run that is refused before it begins makes no folder
         write_list(self.report, ((self.source.name(index), reasons[index]) for index in sorted(reasons)))
@@ -131,7 +143,7 @@ class BadImages:
         return [index for index in range(len(self.source)) if self.name(index) in names]
 
 
-def check_photos(root: str | Path, kind: str = "auto", max_pixels: int = MAX_PIXELS) -> None:
+def check_photos(root: str | Path, kind: str = "auto", max_pixels: int = MAX_PIXELS, depth: str = "full") -> None:
     """Checks that a root has images (`check_root`) and that they are not all unreadable.
 
     If the first image can be decoded, the root is not walked further.
@@ -140,11 +152,13 @@ def check_photos(root: str | Path, kind: str = "auto", max_pixels: int = MAX_PIX
         UserError: there is no image, or none of those tried can be decoded.
     """
     first = check_root(root, kind)
-    if first is None or unusable_reason(first, max_pixels):
-        check_any_readable(open_source(root, kind)[1], max_pixels)
+    if first is None or unusable_reason(first, max_pixels, depth):
+        check_any_readable(open_source(root, kind)[1], max_pixels, depth=depth)
 
 
-def check_any_readable(images: ImageSource | Sequence[str], max_pixels: int = MAX_PIXELS, tries: int = 64) -> None:
+def check_any_readable(
+    images: ImageSource | Sequence[str], max_pixels: int = MAX_PIXELS, tries: int = 64, depth: str = "full"
+) -> None:
     """Decodes images spread over the source until one can be decoded.
 
     Raises:
@@ -154,7 +168,7 @@ def check_any_readable(images: ImageSource | Sequence[str], max_pixels: int = MA
     spread = _spread(len(source), tries)
     for index in spread:
         try:
-            decode(source.read(index), max_pixels)
+            decode(source.read(index), max_pixels, depth=depth)
             return
         except Unusable as error:
             first = first or f"{escape(source.name(index))} ({error})"
@@ -172,7 +186,7 @@ def check_readable(images: ImageSource | Sequence[str], bad: BadImages, tries: i
     Raises:
         UserError: no image can be decoded, or too many cannot.
     """
-    check_any_readable(images, bad.max_pixels, tries)
+    check_any_readable(images, bad.max_pixels, tries, bad.depth)
     for index in (*_spread(len(images), tries), *bad.earlier()):
         bad.is_bad(index)
     bad.check()
@@ -181,6 +195,28 @@ def check_readable(images: ImageSource | Sequence[str], bad: BadImages, tries: i
 def write_list(path: Path, images: Iterable[tuple[str, str]]) -> None:
     """Writes name and reason of each image on a line, whole or not at all."""
     write_whole(path, "name\treason\n" + "".join(f"{escape(name)}\t{reason}\n" for name, reason in images))
+
+
+def advice(reasons: Iterable[str], total: int, flags: bool = False) -> str:
+    """The settings that would let images be used or skipped, with their values.
+
+    Args:
+        reasons: of the images that cannot be used.
+        total: number of images.
+        flags: whether the settings are flags (`--max-pixels`) instead of fields of a config.
+    """
+    share, pixels, depth = (
+        ("--max-bad-share", "--max-pixels", "--depth")
+        if flags
+        else ("data.max_bad_share", "data.max_pixels", "data.depth")
+    )
+    reasons = list(reasons)
+    ways = [f"raise {share} to {min(1, math.ceil(100 * len(reasons) / total) / 100):g}"] if len(reasons) < total else []
+    sizes = [math.prod(map(int, match.groups())) for match in map(TOO_LARGE.match, reasons) if match]
+    ways += [f"set {pixels} to {max(sizes)} to use large images"] if sizes else []
+    if any("data.depth" in reason for reason in reasons):
+        ways.append(f"set {depth} to auto to use images of 32 bits")
+    return "; or ".join(["Repair or remove them", *ways]) + "."
 
 
 def count_reasons(reasons: Iterable[str]) -> str:

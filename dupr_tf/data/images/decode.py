@@ -21,11 +21,12 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageFile
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from dupr_tf.errors import UserError
@@ -36,6 +37,23 @@ MAX_SCANS = 100  # of a JPEG: usual encoders write up to 10, and each one costs 
 MAX_STEPS = 1_000_000  # through segments or chunks; damaged files may have one every 4 bytes
 START_BYTES = 1 << 17  # of a JPEG, where nearly every header ends
 FACTORS = (8, 4, 2, 1)  # an image can be decoded at 1/8, 1/4, 1/2 of its size
+
+
+def _open_heif(file: io.BytesIO) -> ImageFile.ImageFile:
+    """Pillow's image of a HEIC file. The package is an extra, since its licence is that of libheif (LGPL)."""
+    try:
+        from pillow_heif.as_plugin import HeifImageFile
+    except ImportError:
+        raise Unusable("HEIC needs the extra heic: pip install 'dupr_tf[heic]'") from None
+    return HeifImageFile(file)
+
+
+DEEP = ("I", "F")  # modes with pixels of 32 bits
+LITTLE = ("L", "N") if sys.byteorder == "little" else ("L",)  # ends of raw modes whose lower byte comes first
+DEEP_COLOURS = ("RGB;16", "RGBA;16", "LA;16")  # raw modes with 16 bits a channel
+GAIN = 1 << 14  # a 16-bit image gains from `data.depth: auto` if its values span less than a quarter of what they may
+DEPTHS = ("full", "auto")  # of `data.depth`
+NAMES = "JPEG, PNG, GIF, BMP, TIFF, WebP, AVIF or HEIC"
 KINDS = {  # Pillow's class, not `Image.open`, whose limit of pixels is global; and the first bytes of a file
     "JPEG": (JpegImageFile, rb"\xff\xd8\xff"),
     "PNG": (PngImageFile, rb"\x89PNG\r\n\x1a\n"),
@@ -43,8 +61,13 @@ KINDS = {  # Pillow's class, not `Image.open`, whose limit of pixels is global; 
     "BMP": (BmpImageFile, rb"BM"),
     "TIFF": (TiffImageFile, rb"II[*+]\0|MM\0[*+]"),
     "WEBP": (WebPImageFile, rb"(?s)RIFF....WEBP"),
+    "AVIF": (AvifImageFile, rb"(?s)....ftypavi[fs]"),
+    "HEIC": (_open_heif, rb"(?s)....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)"),
 }
 EXIF, ORIENTATION = b"Exif\0\0", 0x0112  # start of a block, tag
+PHOTOMETRIC, SAMPLES, EXTRA_SAMPLES = 262, 277, 338  # tags of a TIFF; below, values of the first and the last
+RGB, CMYK, ALPHA = 2, 5, (1, 2)
+BIG_TIFF = 43  # third byte
 EOI, SOS, APP1 = 0xD9, 0xDA, 0xE1  # markers of a JPEG
 SOF, PROGRESSIVE = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, {0xC2, 0xC6, 0xCA, 0xCE}
 MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # of a segment; the others are part of a scan
@@ -81,19 +104,24 @@ class Header(NamedTuple):
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
 
+def kind_of(content: bytes) -> str | None:
+    """The key of `KINDS` that the first bytes of a file show; None if it is no image."""
+    return next((kind for kind, (_, start) in KINDS.items() if re.match(start, content)), None)
+
+
 def read_header(content: bytes, max_pixels: int = MAX_PIXELS) -> Header:
     """Kind, upright size and orientation of an encoded image.
 
     Args:
-        content: the bytes of a JPEG, PNG, GIF, BMP, WebP or TIFF.
+        content: the bytes of an image of one of KINDS.
         max_pixels: an image of more is refused.
 
     Raises:
         Unusable: the bytes are no image, or one that must not be decoded.
     """
-    kind = next((kind for kind, (_, start) in KINDS.items() if re.match(start, content)), None)
+    kind = kind_of(content)
     if kind is None:
-        raise Unusable("no image: not a JPEG, PNG, GIF, BMP, WebP or TIFF inside" if content else "empty: 0 bytes")
+        raise Unusable(f"no image: not a {NAMES} inside" if content else "empty: 0 bytes")
     try:
         header = _jpeg_header(content) if kind == "JPEG" else _pillow_header(content, kind)
     except Exception as error:
@@ -119,18 +147,22 @@ def upright_size(path: str | os.PathLike) -> tuple[int, int]:
         raise UserError(None, f"{path} cannot be read as an image: {reason}.", "Replace or unlist the file.") from None
 
 
-def decode(content: bytes, max_pixels: int = MAX_PIXELS, header: Header | None = None, factor: int = 1) -> np.ndarray:
+def decode(
+    content: bytes, max_pixels: int = MAX_PIXELS, header: Header | None = None, factor: int = 1, depth: str = "full"
+) -> np.ndarray:
     """The pixels of an encoded image, upright, of an animation those of the first frame.
 
     Args:
-        content: the bytes of a JPEG, PNG, GIF, BMP, WebP or TIFF.
+        content: the bytes of an image of one of KINDS.
         max_pixels: an image of more is refused.
         header: of these bytes, if it was read before.
         factor: 1, 2, 4 or 8. The sides of the image are divided by it and rounded up. A JPEG is decoded at that size,
             which saves time; others are shrunk afterwards.
+        depth: "full" keeps the upper 8 of 16 bits. "auto" scales an image of 16 or 32 bits by its own minimum and
+            maximum, which are those of all colours together.
 
     Returns:
-        (H, W, 3) uint8 RGB. Alpha is dropped; of 16 bits the upper 8 are kept.
+        (H, W, 3) uint8 RGB. Alpha is dropped.
 
     Raises:
         Unusable: the image cannot be decoded, or has pixels without a defined white.
@@ -140,7 +172,7 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS, header: Header | None =
     try:
         pixels = _decode_jpeg(content, header, factor) if header.kind == "JPEG" else None
         if pixels is None:
-            pixels = _decode_with_pillow(content, header, factor)
+            pixels = _decode_with_pillow(content, header, factor, depth)
         return _upright(pixels, header.orientation)
     except Exception as error:
         raise Unusable(_reason(error, content, header.kind)) from None
@@ -156,7 +188,7 @@ def read_photo(path: str | os.PathLike) -> np.ndarray:
         raise UserError(None, problem, "Pass a JPEG or PNG that exists.") from None
 
 
-def describe(content: bytes, header: Header | None = None) -> str:
+def describe(content: bytes, header: Header | None = None, depth: str = "full") -> str:
     """Describes how a usable image is used, with its stored size: `JPEG, turned upright: 640 x 480`."""
     header = header or read_header(content)
     turned, animated = header.orientation > 1, False
@@ -166,7 +198,13 @@ def describe(content: bytes, header: Header | None = None) -> str:
         with contextlib.suppress(Exception):  # a damaged second frame: the first is used all the same
             animated = image.is_animated
     colours = COLOUR_NOTES.get(header.mode.split(";")[0])
-    notes = [header.kind, colours, "first frame" if animated else None, "turned upright" if turned else None]
+    deep = _deep_values(content, header.kind)
+    if deep is not None:
+        scaled, gains = depth == "auto", np.ptp(deep.astype(np.int64)) < GAIN
+        advice = ", would gain from data.depth auto" if gains and not scaled else ""
+        deep = f"16 bits to 8{' by its own range' if scaled else advice}"
+        colours = None if header.mode.startswith("I;16") else colours
+    notes = [header.kind, colours, deep, "first frame" if animated else None, "turned upright" if turned else None]
     return ", ".join(filter(None, notes)) + ": {} x {}".format(*header.stored_size)
 
 
@@ -208,10 +246,23 @@ def _jpeg_header(content: bytes) -> Header:
 
 
 def _pillow_header(content: bytes, kind: str) -> Header:
+    if kind == "TIFF":
+        _check_channels(content)
     image = _open(content, kind)
-    orientation = 1 if kind == "TIFF" else _orientation(image.info.get("exif", b""))
+    orientation = 1 if kind == "TIFF" else _orientation(image.info.get("exif") or b"")
     sides = image.size if orientation >= 5 else image.size[::-1]
     return Header(kind, *sides, orientation, image.mode)
+
+
+def _check_channels(content: bytes) -> None:
+    """Refuses a TIFF with more bands than colours and alpha, of which Pillow would use the first three unasked."""
+    tags, file = ImageFileDirectory_v2(content[: 16 if content[2] == BIG_TIFF else 8]), io.BytesIO(content)
+    file.seek(tags.next)
+    tags.load(file)
+    channels, colours, extra = tags.get(SAMPLES, 1), tags.get(PHOTOMETRIC), tags.get(EXTRA_SAMPLES, (ALPHA[0],))
+    with_alpha = channels == 4 and colours == RGB and extra[0] in ALPHA
+    if channels > 3 and not with_alpha and (channels, colours) != (4, CMYK):
+        raise Unusable(f"more than three channels: TIFF with {channels}, write the three to train on as an RGB image")
 
 
 def _orientation(block: bytes) -> int:
@@ -252,7 +303,7 @@ def _decode_jpeg(content: bytes, header: Header, factor: int) -> np.ndarray | No
         return None
 
 
-def _decode_with_pillow(content: bytes, header: Header, factor: int) -> np.ndarray:
+def _decode_with_pillow(content: bytes, header: Header, factor: int, depth: str) -> np.ndarray:
     """The pixels as stored, those of a TIFF upright."""
     with _open(content, header.kind) as image:
         if image.size != header.stored_size:
@@ -260,12 +311,48 @@ def _decode_with_pillow(content: bytes, header: Header, factor: int) -> np.ndarr
         image.load()
         if header.kind == "JPEG" and _is_cut(content, "JPEG"):
             raise ValueError("no end")
-        if image.mode in ("I", "F"):
-            raise ValueError(f"pixels of 32 bits (mode {image.mode}) have no defined white")
-        if image.mode.startswith("I;16"):
-            image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        deep = _deep_values(content, header.kind) if depth == "auto" else None
+        if deep is not None or image.mode in DEEP or image.mode.startswith("I;16"):
+            image = Image.fromarray(_to_8_bits(np.asarray(image) if deep is None else deep, image.mode, depth))
         pixels = image.convert("RGB")
         return np.asarray(pixels.reduce(factor) if factor > 1 else pixels)
+
+
+def _to_8_bits(values: np.ndarray, mode: str, depth: str) -> np.ndarray:
+    """(H, W) uint8 of the values of a deeper image."""
+    if depth == "full":
+        if mode in DEEP:
+            raise Unusable(f"no defined white: pixels of 32 bits (mode {mode}), data.depth auto scales them")
+        return (values.astype(np.uint16) >> 8).astype(np.uint8)
+    values = values.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise Unusable("no defined white: some pixels are not finite")
+    low, span = values.min(), np.ptp(values)
+    return np.rint((values - low) * (255 / span if span else 0)).astype(np.uint8)
+
+
+def _deep_values(content: bytes, kind: str) -> np.ndarray | None:
+    """The 16-bit values of an image without its alpha, (H, W) grey or (H, W, 3); None if it has fewer bits, or 32.
+
+    Of colours Pillow reads the upper byte of each value, and the lower one where it is told the other byte order.
+    """
+    if kind not in ("PNG", "TIFF"):
+        return None
+    image, other = _open(content, kind), _open(content, kind)
+    if image.mode.startswith("I;16"):
+        return np.asarray(image)
+    names = {tile.args if isinstance(tile.args, str) else tile.args[0] for tile in image.tile}
+    if len(names) != 1 or not (name := names.pop()).startswith(DEEP_COLOURS):
+        return None
+    grey = name.startswith("LA")  # has no other byte order: its four bytes are read as RGBA
+    swapped = "RGBA" if grey else name[:-1] + ("B" if name.endswith(LITTLE) else "L")
+    other.tile = [
+        tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:])) for tile in other.tile
+    ]
+    upper, lower = np.asarray(image)[..., :3], np.asarray(other)[..., :3]
+    if grey:
+        upper, lower = lower[..., 0], lower[..., 1]
+    return upper.astype(np.uint16) << 8 | lower
 
 
 def _open(content: bytes, kind: str) -> ImageFile.ImageFile:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dupr_tf.data.file_results import file_stamp
 from dupr_tf.data.images.decode import Unusable, decode, describe, read_header
 from dupr_tf.data.images.source import map_in_order, read_file
 from dupr_tf.errors import UserError
@@ -20,11 +21,11 @@ COLUMNS = "name\tbytes\tmtime_ns\toutcome\treason"
 
 @dataclass(frozen=True)
 class Look:
-    """A file as it was when it was looked at, and what becomes of it."""
+    """A file as it was when it was looked at, and whether training uses it."""
 
     name: str  # in one line
-    size: int  # bytes; -1: no file
-    modified: int  # ns
+    size: str  # bytes; -1: no file
+    modified: str  # ns
     outcome: str  # USED or SKIPPED
     reason: str  # how it is used, or why not: `group: details`
 
@@ -34,7 +35,11 @@ class Look:
 
 
 def scan_images(
-    paths: Sequence[str], max_pixels: int, workers: int = 1, output: str | Path | None = None
+    paths: Sequence[str],
+    max_pixels: int,
+    workers: int = 1,
+    output: str | Path | None = None,
+    depth: str = "full",
 ) -> Iterator[Look]:
     """Looks at every file, and yields what it found in the order of the files; those known from the output come first.
 
@@ -44,20 +49,21 @@ def scan_images(
         workers: threads; decoding does not hold Python's lock.
         output: file of a line for each look. Lines are added as they come, and what is in it already is not looked at
             again unless the file has changed since.
+        depth: `data.depth` of the run to come.
 
     Raises:
         UserError: the output is no scan, or one with another limit.
     """
-    earlier = {} if output is None else _read(Path(output), max_pixels)
+    earlier = {} if output is None else _read(Path(output), max_pixels, depth)
     fresh = []
     for path in paths:
         look = earlier.get(escape(path))
-        if look is not None and (look.size, look.modified) == _stamp(path):
+        if look is not None and (look.size, look.modified) == file_stamp(path):
             yield look
         else:
             fresh.append(path)
     with open(os.devnull if output is None else output, "a", encoding="utf-8", buffering=1) as file:  # a line at once
-        for look in map_in_order(lambda path: _look(path, max_pixels), fresh, workers):
+        for look in map_in_order(lambda path: _look(path, max_pixels, depth), fresh, workers):
             file.write(f"{look.name}\t{look.size}\t{look.modified}\t{look.outcome}\t{look.reason}\n")
             yield look
 
@@ -70,41 +76,33 @@ def count_groups(looks: Sequence[Look]) -> list[tuple[str, str, int, str]]:
     return [(*group, counts[group], examples[group]) for group in ordered]
 
 
-def _look(path: str, max_pixels: int) -> Look:
-    stamp = _stamp(path)
+def _look(path: str, max_pixels: int, depth: str) -> Look:
+    stamp = file_stamp(path)
     try:
         content = read_file(path)
         header = read_header(content, max_pixels)
-        decode(content, max_pixels, header)
-        return Look(escape(path), *stamp, USED, describe(content, header))
+        decode(content, max_pixels, header, depth=depth)
+        return Look(escape(path), *stamp, USED, describe(content, header, depth))
     except Unusable as error:
         return Look(escape(path), *stamp, SKIPPED, str(error))
 
 
-def _stamp(path: str) -> tuple[int, int]:
-    """Size and time of change; -1, -1 where there is no file."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
-
-
-def _read(output: Path, max_pixels: int) -> dict[str, Look]:
+def _read(output: Path, max_pixels: int, depth: str) -> dict[str, Look]:
     """The looks of an earlier scan, by name, the last one of each; makes the file, and cuts off half a line at its end.
 
     A line that was cut by a kill is no look.
     """
-    first = f"# dupr-tf scan, max_pixels {max_pixels}\n{COLUMNS}\n"
+    limits = f"max_pixels {max_pixels}" + (f", depth {depth}" if depth != "full" else "")
+    first = f"# dupr-tf scan, {limits}\n{COLUMNS}\n"
     try:
         text = output.read_text(encoding="utf-8") if output.is_file() else ""
         if text and not text.startswith(first):
             raise ValueError("it is another file or has another limit")
     except (OSError, ValueError) as error:
-        problem = f"{output} is no scan with max_pixels {max_pixels}: {error}."
+        problem = f"{output} is no scan with {limits}: {error}."
         raise UserError("--output", problem, "Choose another file.") from None
     whole = text[: text.rfind("\n") + 1] or first
     if whole != text:
         write_whole(output, whole)
     rows = (line.split("\t") for line in whole.splitlines()[2:])
-    return {name: Look(name, int(size), int(modified), *rest) for name, size, modified, *rest in rows}
+    return {name: Look(name, size, modified, *rest) for name, size, modified, *rest in rows}

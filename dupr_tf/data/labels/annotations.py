@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +14,15 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from dupr_tf.data.images.decode import upright_size
 from dupr_tf.data.labels.run_lengths import mask_of_box, read_mask
-from dupr_tf.data.labels.split import Split, check_classes, log, open_root, refuse_many
+from dupr_tf.data.labels.split import Split, check_classes, log, look_at_files, open_root, refuse_many
 from dupr_tf.data.layouts import BOXES
 from dupr_tf.errors import UserError
 
-NO_FILE, OTHER_SIZE = "images without a file", "images of another size than annotated, of those looked at"
+NO_FILE = "images without a file that can be read"
+OTHER_SIZE = "images of another size than annotated, whose own size is used"
+MERGED = "images of a file that is listed before under another id, merged"
+MAX_OTHER_SIZE = 0.05  # share of the images
 DROPPED = ("boxes outside their image", "boxes without area", "boxes that are not finite")
 UNMASKED = "boxes without a usable mask, ignored"
 
@@ -45,6 +46,7 @@ class ListedImage:
     id: str
     objects: list[Object] = field(default_factory=list)
     void: bytes | None = None  # Cityscapes: RLE counts of the pixels that are nothing
+    shares: bool = False  # whether the objects are in shares of the width and height, until the size is known
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class AnnotatedImages(Split):
     counted. Masks are run lengths (see `run_lengths`) of the whole image.
     """
 
-    columns: ClassVar = ("paths", "boxes", "labels", "ignored", "areas", "ids", "masks", "void")
+    columns: ClassVar = ("paths", "boxes", "labels", "ignored", "areas", "ids", "masks", "void", "bare")
 
     paths: tuple[str, ...]  # N
     sizes: np.ndarray  # (N, 2) int32, height and width as annotated
@@ -68,13 +70,21 @@ class AnnotatedImages(Split):
     ids: tuple[str, ...] = ()  # N; COCO's image id, VOC's name, Cityscapes' city/name
     masks: tuple[list[bytes], ...] | None = None  # N of n_i; None: not asked for
     void: tuple[bytes, ...] | None = None  # N; Cityscapes: the pixels that are nothing, with its masks
+    bare: tuple[bool, ...] = ()  # N; whether no object at all is annotated, not even one that was left out
+    background: bool = False  # whether bare images are trained on
 
     def labels_text(self) -> str:
         return f"{sum(map(len, self.boxes))} boxes"
 
     def with_boxes(self) -> list[int]:
-        """Positions of the images that have something to learn from."""
+        """Positions of the images that have a box that counts."""
         return [i for i, ignored in enumerate(self.ignored) if not ignored.all()]
+
+    def trained_on(self) -> list[int]:
+        """Positions of the images to train on: with a box that counts, or with `background` bare."""
+        if not self.background:
+            return self.with_boxes()
+        return sorted({*self.with_boxes(), *np.flatnonzero(self.bare).tolist()})
 
 
 def read_annotations(
@@ -88,11 +98,9 @@ def read_annotations(
     """Reads one split of a data set, and tells in one line of the log what was odd in it, and how often.
 
     Args:
-        root: COCO's (`annotations/instances_{split}.json` beside a folder of images), VOC's
-            (`ImageSets/Main/{split}.txt`, `Annotations/*.xml`, `JPEGImages/`), of both years (`VOC2007/` and
-            `VOC2012/`: train is trainval of both, val is test of 2007), or Cityscapes' (`leftImg8bit/`, `gtFine/`).
-        split: "train" or "val" in the file names above; "train" also finds COCO's `instances_train2017.json`.
-        kind: a name in `layouts.BOXES`, or "auto": COCO where its file is, Cityscapes where its folder is, else VOC.
+        root: of a data set in one of `layouts.BOXES` (docs/labels.md).
+        split: "train" or "val", which stands for `valid` and `train2017` too.
+        kind: a name in `layouts.BOXES`, or "auto": the layout that the root shows.
         class_names: the order of the classes, as of a trained detector; none: COCO's and Cityscapes' by id, VOC's by
             name.
         max_missing_share: share of the listed images that may be without a file; they are left out.
@@ -101,16 +109,10 @@ def read_annotations(
     Raises:
         UserError: the data are wrong.
     """
-    root, reader = open_root(BOXES, root, split, kind)
     counts: collections.Counter = collections.Counter()
-    listed, names = reader(root, split, counts, masks)
-    if not listed:
-        raise UserError(None, f"The split {split!r} of {root} has no images.", "Choose another split or data set.")
-    there = [image.path.is_file() for image in listed]
-    missing = [image.path for image, present in zip(listed, there, strict=True) if not present]
-    refuse_many(missing, len(listed), max_missing_share, "have no file")
-    images = list(itertools.compress(listed, there))
-    counts[NO_FILE], counts[OTHER_SIZE] = len(missing), _check_sizes(images)
+    images, names = list_objects(root, split, kind, max_missing_share, masks, counts)
+    if class_names is not None and (unknown := sorted(set(names) - set(class_names))):
+        counts[f"classes that only this split lists ({', '.join(unknown)[:200]})"] += len(unknown)
     class_names = tuple(names if class_names is None else class_names)
     check_classes(class_names, (item.name for image in images for item in image.objects))
     read = _assemble(images, class_names, masks, counts)
@@ -118,38 +120,95 @@ def read_annotations(
     return read
 
 
-def _check_sizes(images: list[ListedImage], looks: int = 100) -> int:
-    """Looks at some of the files: boxes made for images of another size would quietly ruin a training.
+def list_objects(
+    root: str | Path, split: str, kind: str, max_missing_share: float, masks: bool, counts: collections.Counter
+) -> tuple[list[ListedImage], list[str]]:
+    """The images of a split that have a file, with their objects in pixels as annotated, and the classes.
+
+    Args:
+        root, split, kind, max_missing_share, masks: as in `read_annotations`.
+        counts: gets what was odd.
+    """
+    root, reader = open_root(BOXES, root, split, kind)
+    listed, names = reader(root, split, counts, masks)
+    if not listed:
+        raise UserError(None, f"The split {split!r} of {root} has no images.", "Choose another split or data set.")
+    return _usable(listed, max_missing_share, counts), names
+
+
+def _usable(listed: list[ListedImage], max_missing_share: float, counts: collections.Counter) -> list[ListedImage]:
+    """The images that have a file, each file once, with the sizes that their headers give.
 
     Sizes are those of the upright images, as boxes are drawn on what people see.
 
-    Returns:
-        The number of those of another size, if they are few.
+    Raises:
+        UserError: too many have no file, or another size than annotated.
     """
-    looked = [image for image in images[:: -(-len(images) // looks)] if min(image.size) > 0]
-    wrong = [image for image in looked if _has_other_size(image)]
-    if len(wrong) > 0.05 * len(looked):  # VOC and COCO have some such images each
-        (height, width), annotated = upright_size(wrong[0].path), wrong[0].size
+    files: dict = {}
+    missing, wrong = [], []
+    for image, facts in zip(listed, look_at_files([image.path for image in listed]), strict=True):
+        if facts is None or not (all(facts.size) or all(image.size)):
+            missing.append(image.path)
+            continue
+        if all(facts.size):
+            if all(image.size) and image.size != facts.size:
+                wrong.append((image, image.size))
+            image.size = facts.size
+        if image.shares:
+            image.objects, image.shares = [in_pixels(item, image.size) for item in image.objects], False
+        files.setdefault(facts.identity, []).append(image)
+    refuse_many(missing, len(listed), max_missing_share, "have no file that can be read")
+    _refuse_other_sizes(wrong, len(listed))
+    counts[NO_FILE], counts[OTHER_SIZE], counts[MERGED] = (
+        len(missing),
+        len(wrong),
+        len(listed) - len(missing) - len(files),
+    )
+    return [_merged(same, counts) for same in files.values()]
+
+
+def in_pixels(item: Object, size: tuple[int, int]) -> Object:
+    """An object in shares of an image of a height and width, in pixels."""
+    height, width = size
+    box = tuple((np.array(item.box) * [width, height, width, height]).tolist())
+    outlines = item.segmentation
+    if outlines is not None:
+        outlines = [(np.reshape(part, (-1, 2)) * [width, height]).ravel().tolist() for part in outlines]
+    area = None if item.area is None else item.area * height * width
+    return item._replace(box=box, area=area, segmentation=outlines)
+
+
+def _merged(same: list[ListedImage], counts: collections.Counter) -> ListedImage:
+    """The image of a file that is listed under several ids: the first, with the objects of all, each once."""
+    first = same[0]
+    for other in same[1:]:
+        known = {item[:2] for item in first.objects}  # name and box
+        new = [item for item in other.objects if item[:2] not in known]
+        counts["boxes that repeat another of their image, left out"] += len(other.objects) - len(new)
+        first.objects += new
+    return first
+
+
+def _refuse_other_sizes(wrong: list[tuple[ListedImage, tuple[int, int]]], total: int) -> None:
+    """Raises UserError where many images have another size than annotated: their boxes would not fit the pixels.
+
+    VOC and COCO have some such images each. Masks that are run lengths already fit no other size.
+    """
+    packed = any(isinstance(item.segmentation, bytes) for image, _ in wrong for item in image.objects)
+    if len(wrong) > (0 if packed else MAX_OTHER_SIZE) * total:
+        image, (height, width) = wrong[0]
         raise UserError(
             None,
-            f"{len(wrong)} of {len(looked)} images have another size than in their annotations, such as "
-            f"{wrong[0].path} ({height} x {width}, annotated {annotated[0]} x {annotated[1]}).",
+            f"{len(wrong)} of {total} images have another size than in their annotations, such as {image.path} "
+            f"({image.size[0]} x {image.size[1]}, annotated {height} x {width}).",
             "Use the images the boxes were drawn on, or rescale or turn (EXIF) the boxes with them.",
         )
-    return len(wrong)
-
-
-def _has_other_size(image: ListedImage) -> bool:
-    try:
-        return upright_size(image.path) != tuple(image.size)
-    except UserError:  # An image that cannot be read is named when it is met, with all the others.
-        return False
 
 
 def _assemble(
     images: list[ListedImage], class_names: tuple[str, ...], with_masks: bool, counts: collections.Counter
 ) -> AnnotatedImages:
-    sizes = [image.size if min(image.size) > 0 else upright_size(image.path) for image in images]
+    sizes = [image.size for image in images]
     index = {name: number for number, name in enumerate(class_names)}
     rows = [_arrays(image.objects, size, index, with_masks, counts) for image, size in zip(images, sizes, strict=True)]
     boxes, labels, ignored, areas, masks = zip(*rows, strict=True)
@@ -162,7 +221,9 @@ def _assemble(
     counts["boxes ignored (crowd, difficult)"] += sum(int(flags.sum()) for flags in ignored)
     counts["images without boxes"] += sum(len(of_image) == 0 for of_image in boxes)
     paths, ids, void = zip(*((str(image.path), image.id, image.void) for image in images), strict=True)
-    read = AnnotatedImages(paths, np.array(sizes, np.int32), boxes, labels, ignored, areas, class_names, counts, ids)
+    bare = tuple(not image.objects for image in images)
+    sizes = np.array(sizes, np.int32)
+    read = AnnotatedImages(paths, sizes, boxes, labels, ignored, areas, class_names, counts, ids, bare=bare)
     return dataclasses.replace(read, masks=masks, void=None if None in void else void) if with_masks else read
 
 

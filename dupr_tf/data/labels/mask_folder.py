@@ -16,10 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from dupr_tf.data.images.decode import upright_size
-from dupr_tf.data.images.listing import EXTENSIONS
+from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.labels.segments import IGNORED, SegmentedImages, class_table
-from dupr_tf.data.labels.split import log, read_bounded, read_png, reading, refuse_many
+from dupr_tf.data.labels.split import MissingSplit, log, read_png, reading, refuse_many
+from dupr_tf.data.layouts import mask_folders
 from dupr_tf.errors import UserError
+from dupr_tf.files import read_bounded
+from dupr_tf.values import read_text
 
 IGNORED_NAMES = ("ignore", "ignored", "void", "unlabelled", "unlabeled")
 MAX_BYTES = 1 << 20  # of classes.txt
@@ -71,18 +74,39 @@ def _look_at(root: Path, split: str) -> list[tuple]:
     Raises:
         UserError: there is no such split.
     """
-    for images, masks in ((f"{split}/images", f"{split}/masks"), (f"images/{split}", f"masks/{split}")):
-        if (root / images).is_dir() and (root / masks).is_dir():
-            files = sorted(path for path in (root / images).iterdir() if path.suffix.lower() in EXTENSIONS)
-            if files:
-                with ThreadPoolExecutor() as pool:
-                    return list(pool.map(_look, files, [root / masks / f"{path.stem}.png" for path in files]))
-    raise UserError(
+    pairs = mask_folders(root, split)
+    if len(pairs) > 1:
+        raise UserError(
+            None,
+            f"{root} has two folders of masks of the split {split}: {pairs[0][1]} and {pairs[1][1]}.",
+            "Keep one of them, and move the other away.",
+        )
+    for images, masks in pairs:
+        files = [Path(path) for path in list_images(images, "folder")]
+        segments = [masks / path.relative_to(images.absolute()).with_suffix(".png") for path in files]
+        _refuse_shared(files, segments)
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(_look, files, segments))
+    raise MissingSplit(
         None,
         f"{root} has no images in {split}/images and masks in {split}/masks (nor images/{split} and masks/{split}, nor "
         "Cityscapes' leftImg8bit and gtFine).",
         "Pass the root of such a data set.",
     )
+
+
+def _refuse_shared(images: list[Path], masks: list[Path]) -> None:
+    """Raises UserError where a mask belongs to two images, such as p.jpg and p.png."""
+    owners: dict[Path, Path] = {}
+    pairs = zip(images, masks, strict=True)
+    shared = [(owners[mask], image, mask) for image, mask in pairs if owners.setdefault(mask, image) != image]
+    if shared:
+        first, second, mask = shared[0]
+        raise UserError(
+            None,
+            f"{len(shared)} masks belong to two images, such as {mask} to {first} and {second}.",
+            "Remove or rename one of the two.",
+        )
 
 
 def _look(image: Path, mask: Path) -> tuple:
@@ -105,7 +129,7 @@ def _class_of_values(
     file = root / "classes.txt"
     if file.is_file():
         with reading(file, "a list of classes"):
-            return _read_classes(read_bounded(file, MAX_BYTES).decode())
+            return _read_classes(read_text(read_bounded(file, MAX_BYTES)))
     if class_names is not None:
         numbers = all(name.isdecimal() for name in class_names)
         return {int(name) if numbers else i: name for i, name in enumerate(class_names)}

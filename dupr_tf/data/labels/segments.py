@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -50,14 +51,17 @@ class SegmentedImages(Split):
         return self.table[np.clip(values, 0, 255)]
 
     def unreadable_segments(self) -> dict[str, str]:
-        """{path: reason} of the masks that cannot be used; slow."""
-        reasons = {}
-        for index, path in enumerate(self.segment_paths):
-            try:
-                self.truth(index)
-            except UserError as error:
-                reasons[path] = error.problem
-        return reasons
+        """{path: reason} of the masks that cannot be used. Reads all of them."""
+        with ThreadPoolExecutor() as pool:
+            reasons = dict(zip(self.segment_paths, pool.map(self._unusable_reason, range(len(self))), strict=True))
+        return {path: reason for path, reason in reasons.items() if reason}
+
+    def _unusable_reason(self, index: int) -> str:
+        try:
+            self.truth(index)
+            return ""
+        except UserError as error:
+            return error.problem
 
 
 def read_segments(

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import logging
 import math
+import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
 
+from dupr_tf.data.images.decode import upright_size
 from dupr_tf.data.layouts import layout_of
 from dupr_tf.errors import UserError
-from dupr_tf.files import local_path
+from dupr_tf.files import local_path, open_file
 from dupr_tf.registry import Registry
-from dupr_tf.text import one_line
+from dupr_tf.text import escape, one_line
 
 log = logging.getLogger(__name__)
 # What a file with wrong contents makes Python, NumPy and Pillow raise.
@@ -43,7 +49,8 @@ class Split:
     def summary(self) -> str:
         """One line: images, labels, and how often anything odd was met."""
         odd = [f"{count} {what}" for what, count in self.counts.items() if count]
-        return "; ".join([f"{len(self)} images, {self.labels_text()}", *odd])
+        folder = os.path.commonpath([os.path.dirname(path) for path in self.paths]) if self.paths else "no folder"
+        return "; ".join([f"{len(self)} images, {self.labels_text()}", *odd, f"from {escape(folder)}"])
 
 
 def take_share(images: Split, share: float, seed: int) -> tuple[Split, tuple[str, ...]]:
@@ -71,7 +78,17 @@ def open_root(table: Registry, root: str | Path, split: str, kind: str) -> tuple
     root = local_path(root)
     if not root.is_dir():
         raise UserError(None, f"{root} is not a folder.", f"Pass the root of a data set ({', '.join(table)}).")
-    return root, table.load(layout_of(table, root, kind, split))
+    layout = layout_of(table, root, kind, split)
+    shown = [path.relative_to(root) for path in table[layout].facts["shown"](root, split)]
+    if shown:  # otherwise the reader says what is missing
+        _log_layout(root, layout, table[layout].summary, str(shown[0]))
+    return root, table.load(layout)
+
+
+@functools.cache
+def _log_layout(root: Path, layout: str, summary: str, file: str) -> None:
+    """Says once what a root was taken for, and by which file; the line of each split says where its images are."""
+    log.info("%s: %s (%s), by %s", escape(str(root)), layout, summary, escape(file))
 
 
 @contextlib.contextmanager
@@ -89,16 +106,9 @@ def reading(file: Path, what: str) -> Iterator[None]:
         raise UserError(None, f"{file} cannot be read as {what}: {reason}.", "Correct the file.") from None
 
 
-def read_bounded(file: Path, most: int) -> bytes:
-    """The bytes of a file that has not more than `most` of them."""
-    if file.stat().st_size > most:
-        raise ValueError(f"it has {file.stat().st_size} bytes, where {most} are the most that is read")
-    return file.read_bytes()
-
-
 def read_png(file: Path, what: str, modes: Sequence[str]) -> np.ndarray:
     """(H, W) integers of a PNG, as stored: a palette's indices, not its colours. Pillow's `modes` are allowed."""
-    with reading(file, what), file.open("rb") as content, Image.open(content, formats=["PNG"]) as image:
+    with reading(file, what), open_file(file) as content, Image.open(content, formats=["PNG"]) as image:
         if image.mode not in modes:
             raise ValueError(f"its pixels have mode {image.mode}, not one of {', '.join(modes)}")
         return np.asarray(image).astype(np.int32)
@@ -115,6 +125,44 @@ def inside(name: str) -> str:
     if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
         raise ValueError(f"it lists {name}, which is outside the data set")
     return name
+
+
+class MissingSplit(UserError):
+    """A data set has no such split."""
+
+
+class FileFacts(NamedTuple):
+    """Facts about the file of an image."""
+
+    identity: tuple[int, int] | str  # equal for two paths of one file
+    size: tuple[int, int]  # height and width of the upright image; 0 where it cannot be read
+
+
+def look_at_files(paths: Sequence[str | Path]) -> list[FileFacts | None]:
+    """Facts about every image, from its header; None where there is no file. Threads wait for the disk together."""
+    chunks = [paths[start : start + 256] for start in range(0, len(paths), 256)]
+    with ThreadPoolExecutor(32) as pool:
+        return list(itertools.chain(*pool.map(lambda chunk: [_look_at_file(path) for path in chunk], chunks)))
+
+
+def _look_at_file(path: str | Path) -> FileFacts | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    identity = (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
+    return FileFacts(identity, _header_size(os.fspath(path), status.st_mtime_ns, status.st_size))
+
+
+@functools.lru_cache(1 << 20)
+def _header_size(path: str, modified: int, length: int) -> tuple[int, int]:
+    """Size of an image by its header. `modified` and `length` renew what is remembered when the file changes."""
+    try:
+        return upright_size(path)
+    except UserError:  # An image that cannot be read is named when it is met, with all the others.
+        return 0, 0
 
 
 def refuse_many(unusable: Sequence, total: int, max_share: float, what: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from dupr_tf.detection.detector import Detector, batch_of, check_image_size
+from dupr_tf.detection.detector import Detector, batch_of, check_image_size, photos_of
 from dupr_tf.detection.parts.anchors import grid_anchors
 from dupr_tf.detection.parts.matching import ground_truth
 from dupr_tf.detection.parts.pyramid import PyramidNeck
@@ -141,6 +141,10 @@ class FasterRCNN(Detector, keras.Model):
         self.regions.build(self.level_shape)
         self.predictor.build(self.region_shape)
 
+    @property
+    def class_layers(self):
+        return [self.predictor]
+
     # ---- training ----
 
     def train_step(self, data):
@@ -221,7 +225,7 @@ class FasterRCNN(Detector, keras.Model):
         """Returns detections of images, or of {"images", "image_sizes"}; with `training`, the losses of a batch."""
         if training:
             return self.losses(inputs, training=True)
-        images, image_sizes, _ = split_batch(inputs)
+        images, image_sizes = photos_of(inputs)
         features = self._features(images, False)
         levels, anchors = self._predict_proposals(features)
         proposals, valid = self._propose(levels, anchors, image_sizes, False)
@@ -270,6 +274,10 @@ class MaskRCNN(FasterRCNN):
         convs = self.head_convs if self.neck == "fpn" else 0
         self.mask_head = MaskHead(len(self.class_names), self.head_channels, convs, name="mask_head")
         self.mask_head.build(self.mask_shape)
+
+    @property
+    def class_layers(self):
+        return [self.predictor, self.mask_head.prediction]
 
     def _truth(self, labels, batch_size):
         if labels is not None and "masks" not in labels:

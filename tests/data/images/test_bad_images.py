@@ -4,10 +4,19 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dupr_tf.config import parse_config
-from dupr_tf.data.images.bad_images import BadImages, check_readable, count_reasons, unusable_reason
+from dupr_tf.data.images.bad_images import (
+    BadImages,
+    advice,
+    check_photos,
+    check_readable,
+    count_reasons,
+    unusable_reason,
+)
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.text import escape
@@ -87,7 +96,7 @@ def test_a_run_that_goes_on_looks_again_at_what_an_earlier_start_listed(tmp_path
     (tmp_path / "008.jpg").write_bytes(FILES["plain.jpg"][0])  # mended
     second = BadImages(paths, 1.0, report=report)
     check_readable(paths, second)
-    assert list(second.found) == [7]
+    assert list(second.reason_of) == [7]
     assert report.read_text().splitlines() == ["name\treason", f"{paths[7]}\tempty: 0 bytes"]
 
 
@@ -104,6 +113,14 @@ def test_reasons_are_counted_by_kind():
     assert count_reasons(["cut short: JPEG", "empty: 0 bytes", "cut short: PNG"]) == "2 cut short, 1 empty"
 
 
+def test_advice_names_the_settings_with_values():
+    reasons = ["too many pixels: 14000 x 10000, see data.max_pixels", "too many pixels: 10 x 10, see data.max_pixels"]
+    assert "data.max_bad_share to 0.1" in advice(reasons, 21) and "data.max_pixels to 140000000" in advice(reasons, 21)
+    assert "--max-pixels to 140000000" in advice(reasons, 21, flags=True)
+    assert "data.max_bad_share" not in advice(["empty: 0 bytes"], 1)
+    assert "data.depth to auto" in advice(["no defined white: pixels of 32 bits (mode F), data.depth auto"], 5)
+
+
 def test_a_folder_without_a_usable_image_is_refused(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.jpg").write_bytes(b"text")
@@ -111,9 +128,15 @@ def test_a_folder_without_a_usable_image_is_refused(tmp_path):
     assert refusal(check_readable, paths, BadImages(paths, 1.0)).fix
 
 
+def test_check_before_a_run_uses_its_depth(tmp_path):
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "a.tif")
+    assert "32 bits" in refusal(check_photos, tmp_path).problem
+    check_photos(tmp_path, depth="auto")
+
+
 def test_threads_may_note_bad_images(tmp_path):
     bad = BadImages([f"{i}.jpg" for i in range(1000)], 1.0, report=tmp_path / "bad_images.tsv")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(bad.is_bad, [*range(1000), *range(1000)]))
     bad.close()
-    assert len(bad.found) == 1000 and len(bad.report.read_text().splitlines()) == 1001
+    assert len(bad.reason_of) == 1000 and len(bad.report.read_text().splitlines()) == 1001

@@ -1,7 +1,10 @@
 """The decoder against Pillow's definition, for every kind of file; and what damaged bytes make of it."""
 
+import io
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -148,7 +151,8 @@ DAMAGED = [
 def test_flipped_bytes_are_decoded_or_refused_and_nothing_else(name, capfd):
     """Half of the damage lies in the first 100 bytes, where headers are."""
     outcomes = {_outcome(damaged) for damaged in _damaged(USABLE[name].content, 100)}
-    assert outcomes <= {"decoded", "damaged", "cut short", "no image", "empty", "too many pixels", "too many scans"}
+    reasons = {"damaged", "cut short", "no image", "empty", "too many pixels", "too many scans"}
+    assert outcomes <= {"decoded", "no defined white", "more than three channels", *reasons}
     assert len(outcomes) >= 2  # some damage is noticed
     assert capfd.readouterr() == ("", "")
 
@@ -221,3 +225,132 @@ def test_sizes_of_one_pixel():
         for factor in (1, 8):
             assert decode(encoded(picture(size=(1, 1)), kind), factor=factor).shape == (1, 1, 3)
     assert SIZE == (48, 36)
+
+
+def deep(low, high, mode=np.uint16):
+    """A grey image of 16 or 32 bits, a ramp from `low` to `high`."""
+    return encoded(Image.fromarray(np.linspace(low, high, 48 * 36).reshape(36, 48).astype(mode)), "TIFF")
+
+
+@pytest.mark.parametrize(("low", "high", "mode"), [(700, 1900, np.uint16), (-5, 2, np.float32), (-9, 90000, np.int32)])
+def test_depth_auto_scales_by_minimum_and_maximum(low, high, mode):
+    grey = decode(deep(low, high, mode), depth="auto")[..., 0].ravel()
+    ramp = np.linspace(low, high, 48 * 36).astype(mode).astype(float)
+    np.testing.assert_allclose(grey, (ramp - low) / (high - low) * 255, atol=0.51)
+    assert (decode(deep(3, 3, mode), depth="auto") == 0).all()
+
+
+def test_depth_full_keeps_the_upper_bits_and_names_what_gains():
+    dark, wide = deep(700, 1900), deep(0, 60000)
+    assert np.unique(decode(dark)).tolist() == [2, 3, 4, 5, 6, 7]
+    gain = "data.depth auto"
+    assert gain in describe(dark) and gain not in describe(wide) and gain not in describe(dark, depth="auto")
+
+
+def deep_colours(kind, channels, values):
+    """A file of 16-bit values (H, W, channels): a PNG, or a TIFF of either byte order, compressed or not."""
+    height, width = values.shape[:2]
+    if kind == "PNG":
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+        start = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+        parts = [(b"IHDR", start), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+        chunks = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    order, compressed = ("<", ">")[kind.startswith("MM")], kind.endswith("zip")
+    pixels = values.astype(f"{order}u2").tobytes()
+    pixels = zlib.compress(pixels) if compressed else pixels
+    tags = {256: [width], 257: [height], 258: [16] * channels, 259: [8 if compressed else 1], 262: [2], 277: [channels]}
+    return tiff_file(
+        {**tags, 278: [height], 279: [len(pixels)], **({338: [2]} if channels == 4 else {})}, pixels, order
+    )
+
+
+@pytest.mark.parametrize(("kind", "channels"), [
+    ("PNG", 2), ("PNG", 3), ("PNG", 4), ("II", 3), ("II", 4), ("MM", 3), ("II zip", 3), ("MM zip", 4),
+])  # fmt: skip
+def test_depth_auto_scales_16_bit_colours_together(kind, channels):
+    values = np.random.default_rng(0).integers(700, 1900, (6, 8, channels)).astype(np.uint16)
+    content, colours = deep_colours(kind, channels, values), values[..., :1] if channels == 2 else values[..., :3]
+    expected = (colours - float(colours.min())) / np.ptp(colours) * 255
+    np.testing.assert_allclose(decode(content, depth="auto"), np.broadcast_to(expected, (6, 8, 3)), atol=0.51)
+    np.testing.assert_array_equal(decode(content), np.broadcast_to(colours >> 8, (6, 8, 3)))
+    assert "data.depth auto" in describe(content) and "own range" in describe(content, depth="auto")
+
+
+def test_pixels_that_are_not_finite_are_refused():
+    with pytest.raises(Unusable, match="no defined white"):
+        decode(deep(0, np.inf, np.float32), depth="auto")
+
+
+def tiff(samples, photometric, extra=None):
+    """An uncompressed TIFF of 6 x 4 pixels with `samples` channels of 8 bits, and values of ExtraSamples."""
+    pixels = np.arange(24 * samples, dtype=np.uint8).tobytes()
+    tags = {256: [6], 257: [4], 258: [8] * samples, 259: [1], 262: [photometric], 277: [samples], 278: [4]}
+    return tiff_file(tags | {279: [len(pixels)]} | ({} if extra is None else {338: extra}), pixels)
+
+
+def tiff_file(tags, pixels, order="<"):
+    """A TIFF of {tag: values} in a byte order, with one strip of pixels."""
+    end = 8 + 2 + 12 * (len(tags) + 1) + 4
+    entries, blocks = [], b""
+    for tag, values in sorted({**tags, 273: [0]}.items()):
+        value = struct.pack(f"{order}{len(values)}H", *values)
+        if len(value) > 4:
+            value, blocks = struct.pack(f"{order}I", end + len(blocks)), blocks + value
+        entries.append([tag, len(values), value.ljust(4, b"\0")])
+    for entry in entries:
+        if entry[0] == 273:
+            entry[2] = struct.pack(f"{order}I", end + len(blocks))
+    rows = [struct.pack(f"{order}HHI", tag, 4 if tag == 273 else 3, count) + value for tag, count, value in entries]
+    start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", 8, len(entries))
+    return start + b"".join(rows) + bytes(4) + blocks + pixels
+
+
+@pytest.mark.parametrize(
+    ("samples", "photometric", "extra", "usable"),
+    [
+        (3, 2, None, True),
+        (4, 2, None, True),
+        (4, 2, [1], True),
+        (4, 2, [2], True),
+        (4, 5, None, True),
+        (4, 2, [0], False),
+        (5, 2, [0, 0], False),
+        (6, 2, [0, 0, 0], False),
+        (5, 2, [2, 0], False),
+        (5, 1, [0] * 4, False),
+        (5, 5, [0], False),
+    ],
+)
+def test_more_than_three_channels_are_refused(samples, photometric, extra, usable):
+    content = tiff(samples, photometric, extra)
+    if usable:
+        assert decode(content).shape == (4, 6, 3)
+        return
+    with pytest.raises(Unusable, match=f"more than three channels.*{samples}"):
+        read_header(content)
+
+
+def test_avif_is_decoded_upright():
+    content = encoded(picture(), "AVIF", quality=95)
+    assert np.abs(decode(content).astype(int) - np.asarray(picture())).mean() < 4
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = decode(encoded(picture().transpose(Image.Transpose.ROTATE_90), "AVIF", quality=95, exif=exif))
+    assert np.abs(turned.astype(int) - np.asarray(picture())).mean() < 4
+
+
+def test_heic_without_its_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif.as_plugin", None)
+    with pytest.raises(Unusable, match=r"pip install 'dupr_tf\[heic\]'"):
+        decode(b"\0\0\0\x18ftypheic" + bytes(500))
+
+
+def test_heic_is_decoded():
+    heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    heif.from_pillow(picture()).save(file, quality=95)
+    assert read_header(file.getvalue())[:3] == ("HEIC", *picture().size[::-1])
+    assert np.abs(decode(file.getvalue()).astype(int) - np.asarray(picture())).mean() < 8
+    with pytest.raises(Unusable):
+        decode(file.getvalue()[:-200])

@@ -1,13 +1,15 @@
 """`dupr-tf scan`: its summary, its exit code, and the file it resumes from."""
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dupr_tf.cli import main
 from dupr_tf.data.images import scan as scan_module
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.images.scan import scan_images
 from dupr_tf.text import escape
-from tests.data.bad_images import encoded, picture, write_bad_images
+from tests.data.bad_images import encoded, picture, png_bomb, write_bad_images
 
 
 def test_a_scan_says_what_becomes_of_each(tmp_path):
@@ -22,7 +24,7 @@ def test_each_file_is_read_and_decoded_once(folder, monkeypatch):
     for name in ("read_file", "decode"):
         original = getattr(scan_module, name)
         monkeypatch.setattr(
-            scan_module, name, lambda *a, name=name, original=original: calls.append(name) or original(*a)
+            scan_module, name, lambda *a, n=name, original=original, **k: calls.append(n) or original(*a, **k)
         )
     assert len(list(scan_images(list_images(folder), 10**8, workers=2))) == 6
     assert sorted(calls) == ["decode"] * 6 + ["read_file"] * 6
@@ -87,3 +89,27 @@ def test_a_scan_overwrites_no_other_file(folder, tmp_path, capsys, content):
 def test_a_wrong_scan_is_one_line(tmp_path, capsys, arguments):
     code, _, errors = scanned(capsys, tmp_path / arguments[0], *arguments[1:])
     assert code == 2 and len(errors) == 1
+
+
+def test_scan_prints_whole_paths_and_what_is_left_out(tmp_path, capsys, caplog):
+    folder = tmp_path / ("long name " * 12) / "photos"
+    folder.mkdir(parents=True)
+    (folder / "1.jpg").write_bytes(encoded(picture()))
+    (folder / "2.jpg").write_bytes(png_bomb(14_000))
+    (folder / "notes.docx").write_bytes(b"x")
+    with caplog.at_level("INFO"):
+        code, lines, errors = scanned(capsys, folder)
+    assert code == 1 and any(str(folder / "1.jpg") in line for line in lines)
+    assert any("--max-pixels to 196000000" in line for line in errors)
+    assert any(str(folder / "notes.docx") in message for message in caplog.messages)
+
+
+def test_scan_names_deep_images_that_would_gain(tmp_path, capsys):
+    dark = np.linspace(100, 5000, 48 * 36).reshape(36, 48).astype(np.uint16)
+    Image.fromarray(dark).save(tmp_path / "dark.png")
+    Image.fromarray(dark * 12).save(tmp_path / "wide.png")
+    _, lines, _ = scanned(capsys, tmp_path, "--output", tmp_path / "scan.tsv")
+    gain = [line for line in lines if "data.depth auto" in line]
+    assert len(gain) == 1 and str(tmp_path / "dark.png") in gain[0]
+    assert scanned(capsys, tmp_path, "--output", tmp_path / "scan.tsv", "--depth", "auto")[0] == 2
+    assert not any("data.depth auto" in line for line in scanned(capsys, tmp_path, "--depth", "auto")[1])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dupr_tf.data.labels.annotations import DROPPED, NO_FILE, read_annotations
+from dupr_tf.data.labels.annotations import DROPPED, MERGED, NO_FILE, OTHER_SIZE, read_annotations
+from dupr_tf.data.labels.voc import EXTRA_BOXES
 from tests.data.bad_images import with_orientation
 from tests.labelled_scenes import NAMES, Picture, Thing, pictures, write_coco, write_voc
 from tests.refusals import refusal
@@ -30,11 +31,15 @@ def voc(tmp_path_factory):
 def edited(tmp_path, change):
     """A COCO set whose training annotations went through `change`."""
     root = write_coco(tmp_path / "set", {"train": pictures(4)})
+    _change(root, change)
+    return root
+
+
+def _change(root, change):
     file = root / "annotations" / "instances_train.json"
     content = json.loads(file.read_text())
     change(content)
     file.write_text(json.dumps(content))
-    return root
 
 
 def test_coco_gives_the_boxes_that_were_drawn(coco):
@@ -112,6 +117,92 @@ def test_images_of_another_size_than_annotated_are_refused(tmp_path):
     assert "4 of 4" in problem and "train_001.png" in problem
 
 
+@pytest.mark.parametrize("period", [2, 3, 7])
+def test_other_sizes_at_any_stride_are_refused(tmp_path, period):
+    def change(content):
+        for image in content["images"][1::period]:
+            image["width"] *= 2
+
+    root = write_coco(tmp_path / "set", {"train": pictures(210)})
+    _change(root, change)
+    assert f"{len(range(1, 210, period))} of 210" in refusal(read_annotations, root, "train").problem
+
+
+def test_few_images_of_another_size_keep_their_own_size(tmp_path):
+    def change(content):
+        content["images"][0].update(width=4000, height=10)
+
+    root = write_coco(tmp_path / "set", {"train": pictures(21)})
+    _change(root, change)
+    read = read_annotations(root, "train")
+    assert read.counts[OTHER_SIZE] == 1
+    assert [tuple(size) for size in read.sizes] == [picture.size for picture in pictures(21)]
+
+
+def test_changed_image_is_measured_again(tmp_path):
+    root = edited(tmp_path, lambda content: None)
+    read_annotations(root, "train")
+    Image.new("RGB", (7, 9)).save(root / "images" / "train_001.png")
+    assert "1 of 4" in refusal(read_annotations, root, "train").problem
+
+
+# ---- one file, one image ----
+
+
+@pytest.mark.parametrize("spelling", ["train_001.png", "./train_001.png", "link.png", "hard.png"])
+def test_file_under_two_ids_is_one_image(tmp_path, spelling):
+    def change(content):
+        first = content["images"][0]
+        content["images"].append({**first, "id": 99, "file_name": spelling})
+        template = content["annotations"][0]
+        content["annotations"] += [
+            {**template, "id": 98, "image_id": 99},
+            {**template, "id": 99, "image_id": 99, "bbox": [1, 2, 20, 30]},
+        ]
+
+    root = edited(tmp_path, change)
+    (root / "images" / "link.png").symlink_to(root / "images" / "train_001.png")
+    os.link(root / "images" / "train_001.png", root / "images" / "hard.png")
+    plain, read = (
+        read_annotations(write_coco(tmp_path / "plain", {"train": pictures(4)}), "train"),
+        read_annotations(root, "train"),
+    )
+    assert (read.ids, read.counts[MERGED]) == (plain.ids, 1)
+    np.testing.assert_array_equal(read.boxes[0], [*plain.boxes[0], [1, 2, 21, 32]])
+    np.testing.assert_array_equal(read.boxes[1], plain.boxes[1])
+
+
+# ---- flags, ids and names ----
+
+
+@pytest.mark.parametrize("flag", ["iscrowd", "ignore", "difficult"])
+@pytest.mark.parametrize(
+    ("value", "ignored"), [("0", False), ("1", True), (False, False), ("false", False), (1.0, True)]
+)
+def test_flags_count_as_they_are_meant(tmp_path, flag, value, ignored):
+    def change(content):
+        for annotation in content["annotations"]:
+            annotation.update({"iscrowd": 0, "difficult": 0, flag: value})
+
+    read = read_annotations(edited(tmp_path, change), "train")
+    assert {bool(one) for flags in read.ignored for one in flags} == {ignored}
+
+
+def test_ids_as_text_and_numbers_are_the_same(tmp_path, coco):
+    def change(content):
+        for annotation in content["annotations"]:
+            annotation.update(image_id=str(annotation["image_id"]), category_id=float(annotation["category_id"]))
+        for category in content["categories"]:
+            category.update(id=str(category["id"]), name=f" \ufeff{category['name']} ")
+
+    root = write_coco(tmp_path / "set", {"train": SPLITS["train"]})
+    _change(root, change)
+    plain, read = read_annotations(coco, "train"), read_annotations(root, "train")
+    assert read.class_names == plain.class_names
+    for one, other in zip(plain.boxes + plain.labels, read.boxes + read.labels, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_other_folders_and_names_are_found(coco, tmp_path):
     root = tmp_path / "renamed"
     (root / "annotations").mkdir(parents=True)
@@ -148,10 +239,16 @@ def test_a_split_without_any_image_is_refused_whatever_may_be_missing(tmp_path):
         (lambda c: c["images"][0].update(file_name="../secret.png"), "../secret.png"),
         (lambda c: [i.update(file_name=f"no/{i['id']}.png") for i in c["images"]], "no/1.png"),
         (lambda c: c["categories"][1].update(name="bus"), "bus, bus"),
-        (lambda c: c["images"][1].update(id=1), "1 ids of images occur more than once, such as 1"),
-        (lambda c: c["categories"][1].update(id=5), "1 ids of categories occur more than once, such as 5"),
+        (lambda c: c["images"][1].update(id=1), "two images have the id 1"),
+        (lambda c: c["categories"][1].update(id=5), "two categories have the id 5"),
         (lambda c: [a.update(category_id=9) for a in c["annotations"]], "7 of 7"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "not enough values"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "id 1, image_id 1, bbox [1, 2, 3]"),
+        (lambda c: c["annotations"][1].update(id="a7", bbox=[]), "id 'a7', image_id 2, bbox []"),
+        (lambda c: c["annotations"][0].update(iscrowd="perhaps"), "'perhaps'"),
+        (lambda c: c["annotations"][0].update(image_id="01"), "image '01'"),
+        (lambda c: c["images"][1].update(id="1"), "(1 and '1')"),
+        (lambda c: c["images"][1].update(id=None), "received None"),
+        (lambda c: c["categories"][1].update(name=False), "received False"),
         (lambda c: c["annotations"][0].update(bbox=["a", 2, 3, 4]), "could not convert"),
         (lambda c: c["annotations"][0].update(bbox=[10**400, 2, 3, 4]), "OverflowError"),
         (lambda c: c["annotations"][0].update(area="large"), "could not convert"),
@@ -303,6 +400,45 @@ def test_what_is_odd_in_voc_files_is_counted(tmp_path, old, new, what):
     assert read_annotations(changed_voc(tmp_path, old, new), "train").counts[what] == before[what] + 1
 
 
+@pytest.mark.parametrize("suffix", [".png", ".JPG", ".webp"])
+def test_voc_images_may_have_any_known_ending(tmp_path, suffix):
+    root = write_voc(tmp_path / "voc", {"train": pictures(3)})
+    plain = read_annotations(root, "train")
+    for path in (root / "JPEGImages").iterdir():
+        Image.open(path).save(path.with_suffix(".tmp"), {".JPG": "jpeg"}.get(suffix, suffix[1:]))
+        path.unlink()
+        path.with_suffix(".tmp").rename(path.with_suffix(suffix))
+    read = read_annotations(root, "train")
+    assert [Path(path).suffix for path in read.paths] == [suffix] * 3
+    np.testing.assert_array_equal(np.concatenate(read.boxes), np.concatenate(plain.boxes))
+
+
+def test_two_voc_images_of_one_name_need_a_filename(tmp_path):
+    root = write_voc(tmp_path / "voc", {"train": pictures(3)})
+    other = root / "JPEGImages" / "train_002.png"
+    Image.open(other.with_suffix(".jpg")).save(other)
+    problem = refusal(read_annotations, root, "train").problem
+    assert "train_002.jpg" in problem and "train_002.png" in problem
+    file = root / "Annotations" / "train_002.xml"
+    file.write_text(file.read_text().replace("<annotation>", "<annotation><filename>train_002.png</filename>"))
+    assert read_annotations(root, "train").paths[1] == str(other)
+
+
+def test_every_box_of_a_voc_object_is_read(tmp_path):
+    more = "<bndbox><xmin>3</xmin><ymin>4</ymin><xmax>20</xmax><ymax>30</ymax></bndbox></object>"
+    root = changed_voc(tmp_path, "</object>", more)
+    before = read_annotations(write_voc(tmp_path / "as_drawn", {"train": pictures(3)}), "train")
+    read = read_annotations(root, "train")
+    np.testing.assert_array_equal(read.boxes[1][1], [2, 3, 20, 30])
+    assert len(read.boxes[1]) == len(before.boxes[1]) + 1 and read.labels[1][0] == read.labels[1][1]
+    assert read.counts[EXTRA_BOXES] == 1
+
+
+def test_voc_object_without_a_box_is_refused(tmp_path):
+    problem = refusal(read_annotations, changed_voc(tmp_path, "bndbox>", "box>"), "train").problem
+    assert "train_002.xml" in problem
+
+
 ENTITIES = "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10 if i else "ha"}">' for i in range(12))
 
 
@@ -313,7 +449,7 @@ ENTITIES = "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10 if i else "ha"}">' for i
         ("<annotation>", '<!DOCTYPE a [<!ENTITY f SYSTEM "file:///etc/passwd">]><annotation>&f;', "DOCTYPE"),
         ("<annotation>", "<annotation>&lol;", "undefined entity"),
         ("<xmin>", "<xmin>a", "could not convert"),
-        ("<name>", "<name><b/>", "has no name"),
+        ("<name>", "<name><b/>", "expected a name"),
         ("<width>", "<width>inf</width><width>", None),
         ("<width>", "<width>nan</width><width>", None),
     ],

@@ -152,6 +152,15 @@ def test_wrong_classes_are_refused(root, text, field, named):
     assert error.field == field and named in error.problem
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_byte_order_mark_belongs_to_no_class(root, encoding):
+    text = "void\nroad\ncar\nbus\n"
+    plain = read_segments(classes(root, text), "train", ignore_value=9)
+    (root / "classes.txt").write_bytes(text.encode(encoding))
+    read = read_segments(root, "train", ignore_value=9)
+    assert read.class_names == plain.class_names == ("road", "car", "bus")
+
+
 def test_wrong_roots_are_refused(root, tmp_path):
     (root / "classes.txt").write_bytes(b"\xff\xfe")
     (tmp_path / "empty").mkdir()
@@ -166,6 +175,16 @@ def test_wrong_roots_are_refused(root, tmp_path):
     for arguments, field, named in cases:
         error = refusal(read_segments, *arguments)
         assert error.field == field and named in error.problem
+
+
+def test_cityscapes_leaves_out_images_without_a_header_within_the_share(tmp_path):
+    root = write_cityscapes(tmp_path / "set", SPLITS, ("labelIds",))
+    read = read_segments(root, "train")
+    Path(read.paths[1]).write_bytes(b"")
+    kept = read_segments(root, "train", max_missing_share=0.5)
+    assert kept.ids == read.select([i for i in range(len(read)) if i != 1]).ids and sum(kept.counts.values()) == 1
+    error = refusal(read_segments, root, "train")
+    assert error.field == "data.max_bad_share" and read.paths[1] in error.problem
 
 
 @pytest.mark.parametrize("kinds", [("labelIds",), ("instanceIds",), ("polygons",)])

@@ -5,35 +5,38 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = ROOT / "configs" / "cluster"
 SSH = CLUSTER / "ssh.sh"
 SCRIPTS = [SSH, CLUSTER / "slurm.sbatch"]
+JOB = {"SLURM_JOB_NODELIST": "n[09-10]", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "3"}
 ARGUMENTS = ["configs/a b.yaml", "--data", "it's $HOME", "--output", "runs/x"]
 
-# Notes what it was started with; `cluster-env` is the real one. FAIL_INDEX
-# names a worker that fails, the others wait; KILLED_INDEX one that is killed, which the others see.
-DUPR_TF = f"""#!/bin/bash
-if [[ $1 == cluster-env ]]; then exec {sys.executable} -m dupr_tf.cli "$@"; fi
-index=$(sed 's/.*"index": //; s/}}.*//' <<< "$TF_CONFIG")
+# Notes what it was started with. FAIL_INDEX names a worker that fails while the others wait. KILLED_INDEX names one
+# that is killed, which the others notice.
+DUPR_TF = """#!/bin/bash
+index=$(sed 's/.*"index": //; s/}.*//' <<< "$TF_CONFIG")
 printf '%s\\0' "$PWD" "$TF_CONFIG" "$@" > "$NOTES/$index"
 echo "worker $index"
-if [[ ${{FAIL_INDEX:-}} == "$index" ]]; then exit 7; fi
-if [[ ${{KILLED_INDEX:-}} == "$index" ]]; then kill -9 $$; fi
-if [[ -n ${{KILLED_INDEX:-}} ]]; then sleep 2; exit 75; fi
-if [[ -n ${{FAIL_INDEX:-}} ]]; then exec sleep 60; fi
+if [[ ${FAIL_INDEX:-} == "$index" ]]; then exit 7; fi
+if [[ ${KILLED_INDEX:-} == "$index" ]]; then kill -9 $$; fi
+if [[ -n ${KILLED_INDEX:-} ]]; then sleep 2; exit 75; fi
+if [[ -n ${FAIL_INDEX:-} ]]; then exec sleep 60; fi
 """
 STAND_IN_SSH = """#!/bin/bash
 while [[ $1 == -* ]]; do if [[ $1 == -o ]]; then shift; fi; shift; done
 echo "to $1"
 exec bash -c "$2"
+"""
+STAND_IN_SCONTROL = """#!/bin/bash
+[[ $* == "show hostnames n[09-10]" ]] || exit 1
+printf 'n09\\nn10\\n'
 """
 STAND_IN_SRUN = """#!/bin/bash
 while [[ $1 == -* ]]; do shift; done
@@ -50,7 +53,8 @@ def stage(tmp_path):
     programs, notes = tmp_path / "bin", tmp_path / "notes"
     programs.mkdir()
     notes.mkdir()
-    for name, text in {"dupr-tf": DUPR_TF, "ssh": STAND_IN_SSH, "srun": STAND_IN_SRUN}.items():
+    stand_ins = {"dupr-tf": DUPR_TF, "ssh": STAND_IN_SSH, "srun": STAND_IN_SRUN, "scontrol": STAND_IN_SCONTROL}
+    for name, text in stand_ins.items():
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
@@ -149,8 +153,7 @@ def test_ssh_refuses_too_few_arguments_and_a_missing_file(stage, tmp_path):
 
 def test_slurm_starts_the_same_command_in_every_task(stage, tmp_path):
     environment, notes = stage
-    job = {"SLURM_JOB_NODELIST": "n[09-10]", "SLURM_NTASKS": "2", "SLURM_TASKS_PER_NODE": "1(x2)", "SLURM_JOB_ID": "3"}
-    done = run(["bash", CLUSTER / "slurm.sbatch", *ARGUMENTS], {**environment, **job}, tmp_path)
+    done = run(["bash", CLUSTER / "slurm.sbatch", *ARGUMENTS], {**environment, **JOB}, tmp_path)
     assert done.returncode == 0, done.stderr
     for index in (0, 1):
         _, config, arguments = noted(notes, index)
@@ -160,8 +163,9 @@ def test_slurm_starts_the_same_command_in_every_task(stage, tmp_path):
 
 def test_slurm_ends_where_the_cluster_is_not_known(stage):
     environment, notes = stage
-    done = run(["bash", CLUSTER / "slurm.sbatch", *ARGUMENTS], {**environment, "SLURM_JOB_NODELIST": "n[9-"})
-    assert done.returncode == 2 and "brackets that do not match" in done.stderr and not list(notes.iterdir())
+    for changes in ({"SLURM_JOB_NODELIST": "n[9-"}, {"SLURM_NTASKS": "4"}):
+        done = run(["bash", CLUSTER / "slurm.sbatch", *ARGUMENTS], {**environment, **JOB, **changes})
+        assert done.returncode in (1, 2) and not list(notes.iterdir())
     assert run(["bash", CLUSTER / "slurm.sbatch"], environment).returncode == 2
 
 

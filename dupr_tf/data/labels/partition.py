@@ -1,0 +1,113 @@
+"""Draws a val split from train where a data set has none, and finds the files that two splits share."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from dupr_tf.config import DataConfig
+from dupr_tf.data.file_results import FileResults
+from dupr_tf.data.images.decode import Unusable
+from dupr_tf.data.images.duplicates import collect_hashes, find_duplicates, hash_image
+from dupr_tf.data.images.source import Files
+from dupr_tf.data.labels.split import Split, log
+from dupr_tf.errors import UserError
+from dupr_tf.text import escape
+
+
+def draw_val(images: Split, data: DataConfig, results: FileResults | None = None) -> tuple[Split, Split]:
+    """Divides a split by `data.val_share` and `data.share_seed`. Near duplicates stay on one side.
+
+    Args:
+        images: `AnnotatedImages` or `SegmentedImages`.
+        data: of it `val_share`, `share_seed`, `max_pixels` and `threads`.
+        results: hashes of an earlier start. An image that has not changed since is not decoded again.
+
+    Returns:
+        train and val, each with at least one image, in their old order.
+
+    Raises:
+        UserError: all images are near duplicates of each other.
+    """
+    groups = group_duplicates(images.paths, data, results)
+    members = collections.defaultdict(list)
+    for index, group in enumerate(groups.tolist()):
+        members[group].append(index)
+    if len(members) < 2:
+        problem = f"All {len(images)} images of the split train are near duplicates of each other."
+        raise UserError("data.val_share", problem, "Use more images, or a data set with a split val.")
+    order = np.random.default_rng(data.share_seed).permutation(len(members)).tolist()
+    drawn, wanted = [list(members.values())[group] for group in order], data.val_share * len(images)
+    chosen: list[int] = []
+    for group in drawn:
+        chosen += group if len(chosen) + len(group) <= wanted else []
+    chosen = sorted(chosen or min(drawn, key=len))
+    rest = sorted(set(range(len(images))) - set(chosen))
+    log.info(
+        "val: %d of %d images of train (data.val_share); %d images with near duplicates stay together",
+        len(chosen), len(images), sum(len(group) for group in members.values() if len(group) > 1),
+    )  # fmt: skip
+    return images.select(rest), images.select(chosen)
+
+
+def group_duplicates(paths: Sequence[str], data: DataConfig, results: FileResults | None = None) -> np.ndarray:
+    """(N,) int64: the same number for images that are duplicates, or near duplicates by a chain of pairs.
+
+    Decodes every image whose hash is not in `results`. An image that cannot be decoded is alone.
+    """
+    source, results = Files(paths), results or FileResults()
+
+    def compute(index: int) -> str:
+        hashed = hash_image(source, index, data.max_pixels)
+        return "" if isinstance(hashed, Unusable) else f"{hashed[0].hex()} {hashed[1]:x}"
+
+    texts = results.of(f"sha256 and phash, max_pixels {data.max_pixels}", paths, compute, data.threads)
+    pairs = [text.split() for text in texts]
+    hashes = collect_hashes((bytes.fromhex(p[0]), int(p[1], 16)) if p else Unusable("cannot be used") for p in pairs)
+    groups = np.arange(len(paths))
+    of = find_duplicates(hashes).of
+    for place in np.flatnonzero(of >= 0).tolist():
+        one, other = (_root(groups, int(hashes.index[at])) for at in (place, of[place]))
+        groups[max(one, other)] = min(one, other)
+    return np.array([_root(groups, index) for index in range(len(paths))], np.int64)
+
+
+def _root(groups: np.ndarray, index: int) -> int:
+    while groups[index] != index:
+        index = int(groups[index])
+    return index
+
+
+def warn_of_overlap(train: Split, val: Split) -> list[tuple[str, str]]:
+    """Returns the pairs of files of the same contents in two splits, and warns of them.
+
+    Files are read only where both splits have one of the same length.
+    """
+    lengths = [{path: _length(path) for path in split.paths} for split in (train, val)]
+    shared = set(lengths[0].values()) & set(lengths[1].values()) - {None}
+    digests = {_digest(path): path for path, length in lengths[0].items() if length in shared}
+    candidates = [(digests.get(_digest(path)), path) for path, length in lengths[1].items() if length in shared]
+    pairs = [(first, second) for first, second in candidates if first is not None]
+    if pairs:
+        first, second = map(escape, pairs[0])
+        log.warning(
+            "%d of the %d images of val are also in train, such as %s and %s: scores on val will be too high",
+            len(pairs), len(val), first, second,
+        )  # fmt: skip
+    return pairs
+
+
+def _length(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # named with all the others when it is read
+        return None
+
+
+def _digest(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
