@@ -58,7 +58,8 @@ def weights_file(path: str | Path) -> Path:
             f"Expected a directory, or a file ending in .keras, {', '.join(ENDINGS)}, received {path}.",
             "Convert .pkl and .h5 files first; pickles can run code, so they are not read.",
         )
-    _refuse_detector(path)
+    if not detectors:
+        _refuse_detector(path)
     return path
 
 
