@@ -202,7 +202,6 @@ REFUSED = [
     "export detector/detector.keras --to timm --output new",
     "export detector --to litert --output new --image none.jpg",
     "export export --to litert --output new",
-    f"{FINETUNE} --weights detector --data set --output new",
     "probe knn --weights detector/detector.keras --data classes",
     "import none.npz --output new.keras",
     "import w.h5 --output new.keras",

@@ -104,7 +104,6 @@ def print_export(written: Path) -> None:
         print_line(f"compared with {against}: {levels}")
     for reason in manifest["not_compared"]:
         print_line(f"not compared with {reason}")
-    relative, value = manifest["relative_difference"], "feature"
-    if any(part == "boxes" for _, part in largest):
-        value = "value"
+    relative = manifest["relative_difference"]
+    value = "value" if {"boxes", "segments"} & {level for _, level in largest} else "feature"
     print_line(f"largest difference {manifest['difference']:.1e} ({relative:.1e} of the largest {value})")

@@ -234,7 +234,7 @@ def check_weights(run: Path, weights: str | Path | None) -> tuple[dict | None, s
     if weights is None and saved_checkpoints(run / "checkpoints"):
         return saved, None
     weights = weights or saved["weights"]
-    weights_file(weights)
+    weights_file(weights, detectors=True)  # `finetune` continues from them, and has checked the kind
     return saved, weights
 
 

@@ -19,11 +19,13 @@ TORCH_ENDINGS = (".pth", ".pt", ".tar", ".ckpt")
 ENDINGS = (".safetensors", ".npz", *TORCH_ENDINGS)
 
 
-def weights_file(path: str | Path) -> Path:
+def weights_file(path: str | Path, detectors: bool = False) -> Path:
     """Return the file that `load_backbone` reads for a path. For a run that has not ended, it is that of a checkpoint.
 
+    With `detectors`, the file of a detector is returned too.
+
     Raises:
-        UserError: it does not exist, or is of an unknown kind.
+        UserError: it does not exist, is of an unknown kind, or is a detector.
     """
     path = local_path(path, "weights")
     if path.is_dir():
@@ -55,7 +57,8 @@ def weights_file(path: str | Path) -> Path:
             f"Expected a directory, or a file ending in .keras, {', '.join(ENDINGS)}, received {path}.",
             "Convert .pkl and .h5 files first; pickles can run code, so they are not read.",
         )
-    _refuse_detector(path)
+    if not detectors:
+        _refuse_detector(path)
     return path
 
 
