@@ -72,7 +72,8 @@ def test_it_writes_what_it_says(run, weights):
     metrics, output = run
     names = {"config.yaml", "environment.json", "metrics.json", "metrics.jsonl", "detector.keras", "saved_model"}
     names |= {"detections.png", "precision_recall.png", "confusion.png", "checkpoints", "tensorboard"}
-    names |= {"format.json", "images.json", "schedule.json", "start.json"}
+    names |= {"format.json", "images.json", "images-train.bin", "images-val.bin", "schedule.json", "start.json"}
+    names |= {"checked_images.tsv"}
     assert {path.name for path in output.iterdir()} == names
     assert json.loads((output / "metrics.json").read_text()) == metrics
     assert load_config(output / "config.yaml") == config()
@@ -146,7 +147,7 @@ def test_weights_and_data_that_do_not_fit_are_refused_first(data, weights, tmp_p
         ((config(model={"width": 0.25}), weights, data), ("0.25", "0.125")),
         ((config(), tmp_path / "none.keras", data), ("none.keras",)),
         ((config(), "random", tmp_path / "none"), (str(tmp_path / "none"),)),
-        ((config(data={"kind": "voc"}), "random", data), ("VOC",)),
+        ((config(data={"kind": "voc"}), "random", data), (str(data),)),
     ]
     for arguments, named in cases:
         output = tmp_path / "out"

@@ -81,8 +81,8 @@ def losses(run):
 
 def test_a_run_leaves_what_the_readme_promises(whole_run):
     assert sorted(p.name for p in whole_run.iterdir()) == [
-        "backbone.keras", "checkpoints", "config.yaml", "environment.json", "format.json", "images.json",
-        "metrics.jsonl", "schedule.json", "tensorboard",
+        "backbone.keras", "checkpoints", "config.yaml", "environment.json", "format.json", "images.bin",
+        "images.json", "metrics.jsonl", "schedule.json", "tensorboard",
     ]  # fmt: skip
     lines = metrics(whole_run)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]  # 24 photos, batches of 8, 2 epochs
