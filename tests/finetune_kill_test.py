@@ -1,7 +1,7 @@
 """Kills a fine-tuning run at random moments, as `tests.kill_test` does: python -m tests.finetune_kill_test --kills 10
 
-At the end, the metrics and every weight of the detector must also equal those of the undisturbed run. So must the
-weights that were best on val.
+At the end, the metrics and every weight of the saved detector (the best on val) must also equal those of the
+undisturbed run.
 """
 
 from __future__ import annotations
