@@ -88,7 +88,7 @@ def test_file_with_a_read_error_is_listed_with_its_reason(tmp_path):
 
 def test_resumed_run_checks_listed_images_again(tmp_path):
     for i in range(200):
-        (tmp_path / f"{i:03d}.jpg").write_bytes(b"" if i in (7, 8) else FILES["plain.jpg"][0])  # not in the first sample
+        (tmp_path / f"{i:03d}.jpg").write_bytes(b"" if i in (7, 8) else FILES["plain.jpg"][0])  # not in a sample
     paths, report = list_images(tmp_path), tmp_path / "bad_images.tsv"
     first = BadImages(paths, 1.0, report=report)
     first.is_bad(7), first.is_bad(8)

@@ -46,5 +46,5 @@ def test_segmented_images_are_shared_too(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0, -1, 1.5, float("nan")])
-def test_share_of_zero_is_refused(annotated, share):
+def test_share_out_of_range_is_refused(annotated, share):
     assert refusal(take_share, annotated, share, seed=0).field == "data.share"
