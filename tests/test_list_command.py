@@ -1,4 +1,4 @@
-"""`dupr-tf list`: every registry, before TensorFlow loads."""
+"""Tests of `dupr-tf list`: it prints every registry before TensorFlow loads."""
 
 import importlib.util
 import subprocess
