@@ -37,6 +37,9 @@ _HOME = {
     "pretrain": "dupr_tf.training.pretrain",
     "finetune": "dupr_tf.detection.finetune",
     "evaluate": "dupr_tf.detection.finetune",
+    "predict": "dupr_tf.detection.predict",
+    "Detector": "dupr_tf.detection.inference",
+    "load_detector": "dupr_tf.detection.saving",
     "load_backbone": "dupr_tf.weights.loading",
     "export": "dupr_tf.weights.export",
 }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
-import io
+import contextlib
 import logging
 import os
 import select
@@ -12,9 +11,10 @@ import signal
 import sys
 
 from dupr_tf import __version__
-from dupr_tf.errors import RunFailed, RunInterrupted, UserError
+from dupr_tf.errors import RunFailed, RunInterrupted, UserError, reporting_failed_writes
 from dupr_tf.quiet import silence_libraries
-from dupr_tf.text import replace_unencodable
+from dupr_tf.streams import prepare_streams, silence
+from dupr_tf.text import VisibleFormatter, visible
 
 NARROWEST = 40  # columns: tyro never ends where a word has no room
 
@@ -28,27 +28,36 @@ def main(arguments: list[str] | None = None) -> int:
     """
     try:
         prepare_streams()
+        if shutil.get_terminal_size().columns < NARROWEST:
+            os.environ["COLUMNS"] = str(NARROWEST)
         code = run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
         return code
     except BrokenPipeError:
         if not nobody_reads(sys.stdout.fileno()):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes at its end
+        silence(sys.stdout)  # for what Python still writes at its end
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt as error:  # RunInterrupted, whose state is saved, or Ctrl-C anywhere else
-        message = str(error) if isinstance(error, RunInterrupted) else "interrupted"
-        print(f"dupr-tf: {message}", file=sys.stderr)
+        complain([str(error) if isinstance(error, RunInterrupted) else "interrupted"])
         return getattr(error, "code", 128 + signal.SIGINT)
     except (UserError, RunFailed) as error:
-        for line in map(str, getattr(error, "errors", [error])):
-            print(f"dupr-tf: error: {line}", file=sys.stderr)
+        complain([f"error: {one}" for one in getattr(error, "errors", [error])])
         return error.code
+
+
+def complain(messages: list[str]) -> None:
+    """Prints messages on standard error, one line each; nothing if the terminal is gone."""
+    with contextlib.suppress(OSError):
+        for message in messages:
+            print("dupr-tf:", visible(message).replace("\n", "\\n"), file=sys.stderr)
 
 
 def run(arguments: list[str]) -> int:
     """Runs one command line and returns its exit code; errors are raised."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(VisibleFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     if arguments == ["--version"]:
         print(f"dupr-tf {__version__}")
         return 0
@@ -65,24 +74,8 @@ def run(arguments: list[str]) -> int:
         print(overview())
         return 0 if arguments else UserError.code
     command, overrides = parse(arguments)
-    return command.run(overrides) or 0
-
-
-def prepare_streams() -> None:
-    """Makes the standard streams take any text: closed ones, an ASCII terminal, and one that is too narrow for help."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:  # closed: without this, the next file that is opened would get what is printed
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
-    codecs.register_error("dupr_tf", replace_unencodable)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="dupr_tf")
-    if shutil.get_terminal_size().columns < NARROWEST:
-        os.environ["COLUMNS"] = str(NARROWEST)
+    with reporting_failed_writes(getattr(command, "output", None) or "the output"):
+        return command.run(overrides) or 0
 
 
 def nobody_reads(descriptor: int) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from dupr_tf import __version__
 from dupr_tf.errors import UserError
 from dupr_tf.files import write_whole
+from dupr_tf.records import listing, mapping, read_record
 
 log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parent
@@ -41,11 +42,13 @@ def record_environment(run):
 
 def read_environments(run):
     """Return the entries of a run's `environment.json`, oldest first; none if the file is missing or damaged."""
+    path = Path(run) / ENVIRONMENT_FILE
     try:
-        entries = json.loads((Path(run) / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_record(path, lambda entries: [mapping(entry) for entry in listing(entries)])
+    except UserError as error:
+        if os.path.lexists(path):
+            log.warning("%s It is written anew.", error.problem)
         return []
-    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
 def commit():

@@ -127,18 +127,26 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 @contextlib.contextmanager
-def reporting_full_disk(output: str | Path) -> Iterator[None]:
-    """Turns the error of a full disk into a `RunFailed` that names the file or folder.
+def reporting_failed_writes(output: str | Path) -> Iterator[None]:
+    """Turns an error of the system, such as a full disk or a missing folder, into a `RunFailed` that names the file.
+
+    Errors of pipes, connections and processes are not converted.
 
     Args:
-        output: named where the error itself names no file.
+        output: file or folder to name where the error itself names none.
     """
     try:
         yield
+    except (ConnectionError, ChildProcessError, TimeoutError):  # BrokenPipeError is a ConnectionError
+        raise
     except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        raise RunFailed(
-            f"The disk is full: {error.filename or output} could not be written. "
-            "Free some space and run the same command again."
-        ) from error
+        raise RunFailed(failed_write(error, output)) from error
+
+
+def failed_write(error: OSError, output: str | Path) -> str:
+    """Returns the message for an error of the system: the file, the reason, and the fix."""
+    name = str(error.filename or output).encode("unicode_escape", "surrogatepass").decode()
+    if error.errno in DISK_FULL:
+        return f"The disk is full: {name} could not be written. Free some space and run the same command again."
+    reason = " ".join((error.strerror or str(error) or type(error).__name__).split())
+    return f"{name} could not be written or read: {reason}. Check the folder and run the same command again."

@@ -5,10 +5,16 @@ Paths are those of `pathlib`, local or mounted.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import re
+import stat
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from dupr_tf.errors import UserError
 
@@ -46,14 +52,14 @@ def write_whole(path: Path, content: str | bytes) -> None:
     publish(_write_beside(path, content), path)
 
 
-def write_all(contents: dict[Path, str]) -> None:
+def write_all(contents: dict[Path, str | bytes]) -> None:
     """Writes several files, in order. None is replaced before all are on the disk under other names."""
     written = {}
     try:
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             written[path] = path.with_name(path.name + ".tmp")
-            _write_beside(path, content.encode("utf-8"))
+            _write_beside(path, content.encode("utf-8") if isinstance(content, str) else content)
     except OSError:
         for temporary in written.values():
             temporary.unlink(missing_ok=True)
@@ -63,18 +69,30 @@ def write_all(contents: dict[Path, str]) -> None:
 
 
 def _write_beside(path: Path, content: bytes) -> Path:
-    """Has the content on the disk under another name, and returns that."""
+    """Has the content on the disk under another name, and returns that. A file that cannot be written is removed."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with discarded_on_error(temporary), temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     return temporary
 
 
+@contextlib.contextmanager
+def discarded_on_error(temporary: Path) -> Iterator[None]:
+    """Removes a file, if it exists, where the block that writes it raises."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # the error of the block says what is wrong
+            temporary.unlink(missing_ok=True)
+        raise
+
+
 def publish(temporary: Path, path: Path) -> None:
     """Gives a file that is on the disk its name, and has the name on the disk too."""
-    os.replace(temporary, path)
+    with discarded_on_error(temporary):
+        os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -84,5 +102,57 @@ def publish(temporary: Path, path: Path) -> None:
 
 def sha256_of(path: str | Path) -> str:
     """The sha256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_file(path: str | os.PathLike, buffering: int = -1) -> BinaryIO:
+    """Opens a regular file for reading bytes. A pipe is refused and never waited for.
+
+    Args:
+        path: the file, or a link to it.
+        buffering: as in `open`.
+
+    Raises:
+        OSError: there is no such file, or it is a folder, pipe or device.
+    """
+    file = open(path, "rb", buffering, opener=_open_without_waiting)  # noqa: SIM115 — the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EISDIR, "it is a folder, pipe or device", os.fspath(path))
+    return file
+
+
+def _open_without_waiting(path, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_bounded(path: str | os.PathLike, most: int) -> bytes:
+    """Returns the bytes of a regular file that has at most `most` of them.
+
+    Raises:
+        ValueError: it has more.
+        OSError: as in `open_file`.
+    """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(most + 1) if size <= most else b""
+    if max(size, len(content)) > most:
+        raise ValueError(f"it has {size:,} bytes, and at most {most:,} are read")
+    return content
+
+
+@contextlib.contextmanager
+def plain_alias(folder: Path) -> Iterator[Path]:
+    """Yields a path to a folder that no library takes for a pattern.
+
+    TensorFlow reads `[` in the path of a checkpoint as the start of a pattern, and takes no path that is not UTF-8.
+    Such a folder is given a link in the temporary folder of the system. Other paths are returned as they are.
+    """
+    if "[" not in str(folder) and folder.as_posix().isascii():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="dupr_tf-") as temporary:
+        link = Path(temporary) / "folder"
+        link.symlink_to(folder.absolute(), target_is_directory=True)
+        yield link

@@ -18,15 +18,14 @@ CLASSES = {  # module -> its registered classes
     "dupr_tf.models.memory_bank": ("MemoryBank",),
     "dupr_tf.models.terms.contrast": ("ImageContrast", "PatchContrast"),
     "dupr_tf.models.dupr": ("DUPR",),
-    "dupr_tf.training.optimizers": ("CoupledSGD", "AdamW", "Cosine", "Milestones"),
-    "dupr_tf.detection.devices": ("DeviceShare",),
+    "dupr_tf.training.optimizers": ("CoupledSGD", "AdamW", "LossScaling", "Cosine", "Milestones", "AfterChange"),
     "dupr_tf.detection.fcn": ("FCN",),
     "dupr_tf.detection.kerashub": ("KerasHubRetinaNet",),
-    "dupr_tf.detection.rcnn.heads": ("PyramidRegions", "BoxPredictor", "MaskHead"),
+    "dupr_tf.detection.parts.pyramid": ("FeaturePyramid", "PyramidNeck"),
     "dupr_tf.detection.rcnn.model": ("FasterRCNN", "MaskRCNN"),
     "dupr_tf.detection.rcnn.proposals": ("RPNHead",),
-    "dupr_tf.detection.rcnn.pyramid": ("PyramidNeck",),
-    "dupr_tf.detection.retinanet": ("RetinaNet", "FeaturePyramid", "PredictionHead", "Anchors"),
+    "dupr_tf.detection.rcnn.region_heads": ("PyramidRegions", "BoxPredictor", "MaskHead"),
+    "dupr_tf.detection.retinanet": ("RetinaNet", "PredictionHead"),
 }
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-ASCII = str.maketrans({"×": "x", "…": "...", "–": "-", "−": "-", "’": "'", "≥": ">=", "≤": "<=", "±": "+-", "→": "->"})
+import logging
+
+ASCII = str.maketrans(
+    {"×": "x", "…": "...", "–": "-", "−": "-", "’": "'", "≥": ">=", "≤": "<=", "±": "+-", "→": "->"}
+    | {"↑": "up", "↓": "down"}
+)
 
 
 def replace_unencodable(error: UnicodeEncodeError) -> tuple[str, int]:
@@ -28,6 +33,28 @@ def escape(name: str) -> str:
     escaped = name.replace("\\", "\\\\")
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in escaped)
     return escaped.encode("utf-8", "backslashreplace").decode()
+
+
+def plot_label(name: str) -> str:
+    """A file or class name as a label of Matplotlib, which takes `$` for a formula and hides a leading underscore."""
+    label = escape(name).replace("$", r"\$")
+    return f" {label}" if label.startswith("_") else label
+
+
+def visible(text: str) -> str:
+    """Escapes characters without a shape, such as those that control a terminal; line breaks stay."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
+
+class VisibleFormatter(logging.Formatter):
+    """Formats records of the log as `visible` text."""
+
+    def format(self, record):
+        return visible(super().format(record))
 
 
 def number_text(value: float) -> str:

@@ -1,11 +1,13 @@
 """The schema, and the files in configs/ against the table of presets (docs/method.md, Presets)."""
 
+import math
 import re
 from pathlib import Path
 
 import pytest
 
 from dupr_tf.config import LEVELS, Config, dump_config, field_rows, load_config, parse_config
+from dupr_tf.config.probing import LinearConfig
 from dupr_tf.errors import UserError
 from tests.refusals import refusal
 
@@ -176,3 +178,35 @@ def test_class_names_that_are_no_text_are_refused(text, shown):
 def test_flags_of_yaml_1_1_set_fields_that_are_flags():
     config = load_config(None, {"data.background": "yes", "detector.fpn_norm": "off", "train.jit": "on"})
     assert (config.data.background, config.detector.fpn_norm, config.train.jit) == (True, False, "on")
+
+
+def schedule(images, **sections):
+    train = {"batch_size": 8, "micro_batches": 1, "epochs": 2}
+    return parse_config({"train": train, **sections}).schedule_warnings(images)
+
+
+@pytest.mark.parametrize(("optimizer", "fields"), [
+    ({"warmup_steps": 19}, []),
+    ({"warmup_steps": 20}, ["optimizer.warmup_steps"]),
+    ({"schedule": "milestones", "milestones": [1]}, []),
+    ({"schedule": "milestones", "milestones": [1, 2]}, ["optimizer.milestones"]),
+    ({"schedule": "milestones", "milestone_steps": [5, 40]}, ["optimizer.milestone_steps"]),
+    ({"schedule": "milestones"}, ["optimizer.milestones"]),
+])  # fmt: skip
+def test_schedule_past_the_end_is_warned_of(optimizer, fields):
+    warnings = schedule(80, optimizer=optimizer)  # 20 steps
+    assert [warning.partition(":")[0] for warning in warnings] == fields
+
+
+def test_milestones_past_the_end_of_a_linear_probe_are_warned_of():
+    assert LinearConfig(epochs=10, milestones=(6, 9)).warnings() == []
+    (warning,) = LinearConfig(epochs=10, milestones=(6, 10, 20)).warnings()
+    assert warning.startswith("linear.milestones") and "10, 20" in warning
+
+
+def test_guessing_loss_weighs_the_terms():
+    model = {"bank_size": 255, "image_weights": [0, 0, 0, 1], "patch_weights": [0, 0, 0.5, 0.5]}
+    assert parse_config({"model": model}).model.guessing_loss == pytest.approx(2 * math.log(256))
+    summed = parse_config({"model": {**model, "patch_reduction": "sum"}}).model
+    assert summed.guessing_loss == pytest.approx((1 + 0.5 * 196 + 0.5 * 49) * math.log(256))
+    assert summed.main_terms == ["image_P5", "patch_P5"]

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from dupr_tf.config import load_config
-from dupr_tf.training.optimizers import build_schedule
+from dupr_tf.training.optimizers import planned_schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "configs" / "detection").glob("*.yaml"))
@@ -55,7 +55,7 @@ def test_the_rate_rises_and_falls_at_the_right_steps(path):
     steps, peak, warmup = config.train.max_steps, config.optimizer.learning_rate, config.optimizer.warmup_steps
     images = max(1, round(COCO_IMAGES * config.data.share))
     assert config.total_steps(images) == steps
-    schedule, falls = build_schedule(config, images), config.optimizer.milestone_steps
+    schedule, falls = planned_schedule(config, images), config.optimizer.milestone_steps
     assert float(schedule(0)) == pytest.approx(peak / max(1, warmup))
     for number, step in enumerate(falls):
         assert float(schedule(step - 1)) == pytest.approx(peak * 0.1**number, rel=1e-5)

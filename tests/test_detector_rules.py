@@ -32,6 +32,7 @@ def config(**sections):
         ({"detector": {"test_short_side": 640}}, "detector.test_short_side", "640"),
         ({"detector": {"short_sides": [640], "max_long_side": 600}}, "detector.max_long_side", "640"),
         ({"optimizer": {"milestone_steps": [10]}}, "optimizer.schedule", "cosine"),
+        ({"detector": {"patience": 3}}, "detector.patience", "validate_every"),
         (
             {"optimizer": {"milestone_steps": [10, 20], "schedule": "milestones"}, "train": {"max_steps": 20}},
             "optimizer.milestone_steps",
@@ -39,7 +40,6 @@ def config(**sections):
         ),
         ({"train": {"batch_size": 1}}, "train.batch_size", "frozen"),
         ({"train": {"jit": "on"}}, "train.jit", "auto"),
-        ({"train": {"precision": "float16"}}, "train.precision", "float16"),
         ({"data": {"image_size": 100}}, "data.image_size", "96"),
         ({"optimizer": {"learning_rate": None}}, "optimizer.learning_rate", "0.01"),
     ],
@@ -83,12 +83,19 @@ def test_batch_not_multiple_of_devices_is_refused():
         ({"optimizer": {"milestones": [1], "milestone_steps": [10]}}, "optimizer.milestones"),
         ({"optimizer": {"milestone_steps": [20, 10]}}, "optimizer.milestone_steps"),
         ({"detector": {"scale_jitter": [1.5, 0.5]}}, "detector.scale_jitter"),
+        ({"detector": {"validate_every": "0 epochs"}}, "detector.validate_every"),
+        ({"detector": {"validate_every": True}}, "detector.validate_every"),
     ],
 )
 def test_fields_that_contradict_themselves_are_refused(sections, field):
     with pytest.raises(UserError) as error:
         parse_config(sections)
     assert error.value.fields == (field,)
+
+
+def test_validation_interval_is_in_steps_or_epochs():
+    for value, steps in ((0, 0), (500, 500), ("1 epoch", 7), ("3 epochs", 21)):
+        assert parse_config({"detector": {"validate_every": value}}).detector.validation_steps(7) == steps
 
 
 def test_a_none_that_is_not_the_default_survives_the_file(tmp_path):

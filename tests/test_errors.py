@@ -13,7 +13,7 @@ from dupr_tf.errors import (
     WorkerLost,
     is_disk_full,
     raise_all,
-    reporting_full_disk,
+    reporting_failed_writes,
 )
 
 WRONG_EPOCHS = UserError("train.epochs", "Expected at least 1, received 0.", "Use 1.")
@@ -60,15 +60,23 @@ def test_exit_codes():
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_full_disk_becomes_run_failed_that_names_the_file(number):
-    with pytest.raises(RunFailed, match=r"out/ckpt"), reporting_full_disk("out"):
+    with pytest.raises(RunFailed, match=r"out/ckpt"), reporting_failed_writes("out"):
         raise OSError(number, "no room", "out/ckpt")
-    with pytest.raises(RunFailed, match="out"), reporting_full_disk("out"):
+    with pytest.raises(RunFailed, match="out"), reporting_failed_writes("out"):
         raise OSError(number, "no room")
 
 
-def test_other_errors_pass_the_full_disk_helper_unchanged():
-    with pytest.raises(PermissionError), reporting_full_disk("out"):
-        raise PermissionError(errno.EACCES, "no", "out")
+@pytest.mark.parametrize("kind", [errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EISDIR, errno.EIO])
+def test_errors_of_the_system_become_run_failed(kind):
+    with pytest.raises(RunFailed) as error, reporting_failed_writes("out"):
+        raise OSError(kind, "no", "a\nb")
+    assert "a\\nb" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), ConnectionResetError(), TimeoutError(), ValueError()])
+def test_other_errors_are_not_converted(error):
+    with pytest.raises(type(error)), reporting_failed_writes("out"):
+        raise error
 
 
 def test_disk_full_is_recognised_in_causes_and_texts():

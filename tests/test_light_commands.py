@@ -1,7 +1,9 @@
 """Commands that only look at something, and mistakes: none of them loads TensorFlow, Keras or PyTorch."""
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,6 +15,7 @@ from PIL import Image
 
 from dupr_tf.config import dump_config, load_config
 from dupr_tf.data.sample import write_sample
+from dupr_tf.locks import LOCK_FILE, locked
 from dupr_tf.training.run import CONFIG_FILE, FORMAT, FORMAT_FILE, IMAGES_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,6 +50,7 @@ print("codes", json.dumps(codes))
 """
 PRETRAIN = "pretrain configs/demo.yaml"
 FINETUNE = "finetune configs/retinanet_r18_small.yaml"
+ODD = "[a]{b,c}*?%d#$HOME'\"é日\n" + "x" * 180
 LOOKING = [
     "--help",
     "--version",
@@ -58,6 +62,13 @@ LOOKING = [
     "scan photos",
     "pack photos --output shards",
     "pack shards --verify",
+    f"scan {ODD} --output {ODD}.tsv",
+    f"pack {ODD} --output {ODD}-shards",
+    f"pack {ODD}-shards --verify",
+    f"pack {ODD}-shards --list",
+    f"sample {ODD}-sample --train 1 --val 1 --unlabeled 1",
+    "convert set --output converted --to yolo",
+    "views configs/retinanet_r18_small.yaml --data set --output pictures.png",
 ]
 REFUSED = [
     # images
@@ -85,11 +96,23 @@ REFUSED = [
     "views configs/demo.yaml --data photos --output views.jpg",
     "doctor --data none",
     "doctor configs/demo.yaml --steps",
+    "doctor configs/retinanet_r18_small.yaml --data bad_labels",
+    "doctor configs/retinanet_r18_small.yaml --data set --steps",
+    "doctor configs/retinanet_r18_small.yaml --data photos",
+    "views configs/retinanet_r18_small.yaml --data photos",
+    "views configs/detection/small_fcn.yaml --data photos",
+    "convert photos --output new --to coco",
+    "convert set --output set/new --to coco",
+    "convert set --output photos --to coco",
+    "convert set --output new --to coco --kind masks",
+    "convert none --output new --to coco",
     "plan configs/demo.yaml --images many",
     "plan configs/demo.yaml --data none",
     # configs
     "pretrain configs/none.yaml --data photos --output new",
     f"{PRETRAIN} --data photos --output new --train.epoch 3",
+    f"{PRETRAIN} --data photos --output new --epochs 3",
+    "finetune configs/demo.yaml --weights random --data set --output new",
     f"{FINETUNE} --weights random --data set --output new --data.share 2",
     f"{FINETUNE} --weights random --data set --output new --detector.kind none",
     f"{FINETUNE} --weights random --data set --output new --data.image_size 100",
@@ -111,6 +134,8 @@ REFUSED = [
     "probe knn --weights w.npz --data classes --output w.npz",
     "report run --output photos",
     "report none",
+    "report photos",
+    "report configs",
     "bench --rounds 0",
     f"{PRETRAIN} --data photos --output photos",
     f"{PRETRAIN} --data photos --output link/new",
@@ -134,6 +159,25 @@ REFUSED = [
     "evaluate detector --data none",
     "evaluate detector --data set",
     "evaluate detector --data set --split test",
+    "evaluate detector --data set --image-size 0",
+    "evaluate detector --data other_classes",
+    "evaluate backbone.keras --data set",
+    "evaluate old.keras --data set",
+    "predict none --images photos --output new",
+    "predict backbone.keras --images photos --output new",
+    "predict old.keras --images photos --output new",
+    "predict detector --images none --output new",
+    "predict detector --images empty --output new",
+    "predict detector --images photos/a none.jpg --output new",
+    "predict detector --images photos --output photos/new",
+    "predict detector --images photos --output run",
+    "predict detector --images photos --output w.npz",
+    "predict detector --images photos --output new --to png",
+    "predict detector --images photos --output new --min-score 2",
+    "predict detector --images photos --output new --image-size 0",
+    "predict detector --images photos --output new --batch-size 0",
+    "predict detector --images photos --output new --max-bad-share 2",
+    "predict detector --images photos --output new --train.seed 1",
     "probe knn --weights w.npz --data none",
     "probe knn --weights w.npz --data photos",
     "probe knn --weights w.npz --data odd_classes",
@@ -150,13 +194,30 @@ REFUSED = [
     f"{PRETRAIN} --data photos --output run --weights w.npz",
     f"{FINETUNE} --weights w.h5 --data set --output new",
     f"{FINETUNE} --weights photos --data set --output new",
+    f"{FINETUNE} --weights imagenet --data set --output new",
+    f"{FINETUNE} --weights detector --data set --output new --detector.kind faster_rcnn",
     "export none --to keras --output new",
     "export photos --to keras --output new",
+    "export detector --to keras --output new",
+    "export detector/detector.keras --to timm --output new",
+    "export detector --to litert --output new --image none.jpg",
+    "export export --to litert --output new",
+    "probe knn --weights detector/detector.keras --data classes",
     "import none.npz --output new.keras",
     "import w.h5 --output new.keras",
     "probe knn --weights none --data classes",
     "probe knn --weights w.npz w.npz --data classes",
     "probe knn --weights random --data classes",
+    # an output that another process holds
+    f"{PRETRAIN} --data photos --output held",
+    f"{FINETUNE} --weights random --data set --output held",
+    "probe knn --weights w.npz --data classes --output held",
+    "evaluate detector --data set --output held",
+    "pack photos --output held",
+    "sample held",
+    "scan photos --output held.tsv",
+    "export w.npz --to keras --output held.export",
+    "import w.npz --output held.keras",
 ]
 
 
@@ -166,15 +227,20 @@ def codes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("light")
     _fill(folder)
     lines = [*LOOKING, *REFUSED]
-    done = subprocess.run(
-        [sys.executable, "-c", RUNNER],
-        cwd=folder,
-        input=json.dumps([line.split() for line in lines]),
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with contextlib.ExitStack() as held:
+        held.enter_context(locked(folder / "held"))
+        for name in ("held.tsv", "held.export", "held.keras"):
+            held.enter_context(locked(folder / name, beside=True))
+        done = subprocess.run(
+            [sys.executable, "-c", RUNNER],
+            cwd=folder,
+            input=json.dumps([line.split(" ") for line in lines]),
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert [path.name for path in (folder / "held").iterdir()] == [LOCK_FILE]
     assert done.returncode == 0, done.stderr
     return dict(zip(lines, json.loads(done.stdout.rpartition("codes ")[2]), strict=True))
 
@@ -190,6 +256,9 @@ def _fill(folder: Path) -> None:
     for name in ("photos/a", "photos/b", *classes):
         (folder / name).mkdir(parents=True)
         Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(folder / name / "1.jpg")
+    shutil.copytree(folder / "photos", folder / ODD)
+    (folder / ODD / ODD).mkdir()
+    shutil.copy(folder / "photos/a/1.jpg", folder / ODD / ODD / f"{ODD}.jpg")
     (folder / "unreadable").mkdir()
     (folder / "unreadable/1.jpg").write_bytes(b"no image")
     for name in ("empty", "export", "older", "damaged", "run", "detector", "odd_classes/train/z"):
@@ -228,6 +297,9 @@ def _fill(folder: Path) -> None:
     saved = {"module": "dupr_tf.detection.retinanet", "class_name": "RetinaNet", "config": {"class_names": ["a"]}}
     with zipfile.ZipFile(folder / "detector/detector.keras", "w") as archive:
         archive.writestr("config.json", json.dumps(saved))
+    with zipfile.ZipFile(folder / "backbone.keras", "w") as archive:
+        other = {"module": "dupr_tf.models.resnet", "class_name": "ResNetBackbone", "config": {}}
+        archive.writestr("config.json", json.dumps(other))
 
 
 @pytest.mark.parametrize("line", LOOKING)

@@ -1,8 +1,10 @@
 """How messages, names, numbers and times are written."""
 
+import logging
+
 import pytest
 
-from dupr_tf.text import duration, escape, number_text, one_line, size_text
+from dupr_tf.text import VisibleFormatter, duration, escape, number_text, one_line, size_text, visible
 
 
 def test_one_line_folds_white_space_and_cuts():
@@ -16,6 +18,12 @@ def test_one_line_folds_white_space_and_cuts():
 )
 def test_escape_leaves_one_printable_line(name, expected):
     assert escape(name) == expected
+
+
+def test_visible_escapes_what_controls_a_terminal_alone():
+    assert visible("a\\b\n\x1b[2J\x9b1m\r é\udce9") == "a\\b\n\\x1b[2J\\x9b1m\\r é\\udce9"
+    record = logging.LogRecord("x", logging.INFO, "f", 1, "class %s", ("\x1b]0;t\x07",), None)
+    assert VisibleFormatter("%(message)s").format(record) == "class \\x1b]0;t\\x07"
 
 
 @pytest.mark.parametrize(

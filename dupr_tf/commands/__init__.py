@@ -1,6 +1,7 @@
 """The commands of `dupr-tf`, one dataclass each: its fields are the flags, its docstring the help, `run` the work."""
 
 from dupr_tf.commands.bench import Bench
+from dupr_tf.commands.convert import Convert
 from dupr_tf.commands.doctor import Doctor
 from dupr_tf.commands.duplicates import Duplicates
 from dupr_tf.commands.evaluate import Evaluate
@@ -11,6 +12,7 @@ from dupr_tf.commands.import_ import Import
 from dupr_tf.commands.list import List
 from dupr_tf.commands.pack import Pack
 from dupr_tf.commands.plan import Plan
+from dupr_tf.commands.predict import Predict
 from dupr_tf.commands.pretrain import Pretrain
 from dupr_tf.commands.probe import Probe
 from dupr_tf.commands.report import Report
@@ -19,17 +21,17 @@ from dupr_tf.commands.scan import Scan
 from dupr_tf.commands.views import Views
 
 COMMANDS = {
-    "sample": Sample, "scan": Scan, "duplicates": Duplicates, "pack": Pack,
-    "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate,
+    "sample": Sample, "scan": Scan, "duplicates": Duplicates, "convert": Convert, "pack": Pack,
+    "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "predict": Predict,
     "views": Views, "probe": Probe, "report": Report,
     "export": Export, "import": Import,
     "doctor": Doctor, "plan": Plan, "bench": Bench, "fields": Fields, "list": List,
 }  # fmt: skip
 GROUPS = {
-    "data": ("sample", "scan", "duplicates", "pack"),
-    "training": ("pretrain", "finetune", "evaluate"),
+    "data": ("sample", "scan", "duplicates", "convert", "pack"),
+    "training": ("pretrain", "finetune", "evaluate", "predict"),
     "looking": ("views", "probe", "report"),
     "weights": ("export", "import"),
     "planning": ("doctor", "plan", "bench", "fields", "list"),
 }
-CONFIGURED = ("pretrain", "finetune", "evaluate", "probe", "views", "doctor", "plan")
+CONFIGURED = ("pretrain", "finetune", "evaluate", "predict", "probe", "views", "doctor", "plan")

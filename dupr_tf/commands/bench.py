@@ -12,6 +12,7 @@ import tyro
 
 from dupr_tf.commands.checks import output_problems
 from dupr_tf.errors import UserError, raise_all
+from dupr_tf.locks import locked
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -46,4 +47,5 @@ class Bench:
         arguments = [*self.names, "--output", str(self.output.resolve()), "--rounds", str(self.rounds)]
         if self.data is not None:
             arguments += ["--data", str(self.data.resolve())]
-        return subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=CHECKOUT).returncode
+        with locked(self.output):
+            return subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=CHECKOUT).returncode

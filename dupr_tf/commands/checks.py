@@ -34,6 +34,13 @@ def output_problems(output: Path | None, data: Path | str | None = None) -> list
     return [] if data is None else problems_of(check_outside, output, data)
 
 
+def refuse_kept_fields(overrides: dict[str, str]) -> None:
+    """Raises UserError if a field of a saved detector's config is to change that does not concern the data."""
+    others = [name for name in overrides if not name.startswith("data.")]
+    if others:
+        raise UserError(f"--{others[0]}", "A detector keeps its config.", "Change only fields of data.")
+
+
 def check_outside(output: Path, data: Path | str) -> None:
     """Raises UserError if the output is the folder of data or lies in it, also by a link."""
     if output.resolve().is_relative_to(Path(data).resolve()):

@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import tyro
 
 from dupr_tf.commands.checks import has_gpu, problems_of
-from dupr_tf.commands.screen import print_table
+from dupr_tf.commands.screen import print_line, print_table, print_warnings
 from dupr_tf.config import Config, load_config
+from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.images.listing import check_root
+from dupr_tf.data.labels.split import MissingSplit
+from dupr_tf.detection.labels import LABELS
 from dupr_tf.errors import UserError, raise_all
+from dupr_tf.forecast.labels import about_labels
 
 
 @dataclasses.dataclass
 class Doctor:
     """Check the machine, the images and the config before training.
 
+    With a config of a detector, it checks the labels too: classes, boxes at the size of the network, duplicates.
     Writes nothing. Any field of the config is a flag too: --train.epochs 10. `dupr-tf fields` lists them.
     """
 
     EXAMPLE = "dupr-tf doctor configs/demo.yaml --data runs/sample/unlabeled"
 
     config: tyro.conf.Positional[Path | None] = None
-    """Config of the planned pre-training run. Default: only the machine and the images are checked."""
+    """Config of the planned run of pretrain or finetune. Default: only the machine and the images are checked."""
     data: Path | None = None
-    """Folder of images, COCO or VOC root, shards, or tfds:NAME. Default: data.root of the config."""
+    """Folder of images, root of labelled data, shards, or tfds:NAME. Default: data.root of the config."""
     steps: bool = False
     """Measure the speed in a few real steps, as `pretrain --dry-run` does. Needs a config and images."""
 
     def run(self, overrides: dict[str, str]) -> None:
         config, root = self._check(overrides)
-        for warning in _warnings(config):
-            print(f"dupr-tf: warning: {warning}", file=sys.stderr)
+        if config is not None and config.detector is not None:
+            return _check_detector(config, root)
+        print_warnings([] if config is None else config.pretrain_warnings(has_gpu()))
         from dupr_tf.data.images.listing import open_source
         from dupr_tf.forecast.doctor import about_images, about_run, machine_rows
 
@@ -50,7 +55,7 @@ class Doctor:
             print()
             print_table((examination.title, ""), examination.rows)
             for sentence in examination.sentences:
-                print(f"* {sentence}")
+                print_line(f"* {sentence}")
 
     def _check(self, overrides) -> tuple[Config | None, Path | str | None]:
         """Returns the config and the root before TensorFlow loads; raises all mistakes at once."""
@@ -58,14 +63,17 @@ class Doctor:
         if self.config is not None:
             try:
                 config = load_config(self.config, overrides)
-                problems += config.pretrain_problems()
+                detector = config.detector is not None
+                problems += config.finetune_problems() if detector else config.pretrain_problems()
             except UserError as error:
                 problems += error.errors
         elif overrides:
             problem = "There is no config whose field it could change."
             problems.append(UserError(f"--{next(iter(overrides))}", problem, "Pass a config as the first argument."))
         root = self.data or (config.data.root if config else None)
-        if root is not None:
+        if config is not None and config.detector is not None:
+            problems += _detector_problems(root, self.steps)
+        elif root is not None:
             problems += problems_of(check_root, root, config.data.kind if config else "auto")
         if self.steps and (self.config is None or root is None):
             problem, fix = "Steps need a config and images.", "Run: dupr-tf doctor CONFIG --data DIR --steps."
@@ -74,8 +82,35 @@ class Doctor:
         return config, root
 
 
-def _warnings(config: Config | None) -> list[str]:
-    if config is None:
-        return []
-    kind = ["detector: this config is for finetune; what follows is about pretrain"] if config.detector else []
-    return kind + config.pretrain_warnings(has_gpu())
+def _detector_problems(root: Path | str | None, steps: bool) -> list[UserError]:
+    problems = []
+    if steps:
+        problem = "It measures steps of pre-training, and this config is for finetune."
+        problems.append(UserError("--steps", problem, "Leave it out."))
+    if root is not None and not Path(root).is_dir():
+        problems.append(UserError("--data", f"{root} is not a folder.", "Pass the root of a labelled data set."))
+    return problems
+
+
+def _check_detector(config: Config, root: Path | str | None) -> None:
+    """Prints what the labels of a detector's data are like. Mistakes in them are raised before TensorFlow loads."""
+    examined = None if root is None else _examine_labels(config, root)
+    from dupr_tf.forecast.doctor import machine_rows
+
+    print_table(("this machine", ""), machine_rows())
+    rows, sentences = examined or ([], ["Pass --data ROOT to check the labels."])
+    if rows:
+        print()
+        print_table(("the labels", ""), rows)
+    for sentence in sentences:
+        print_line(f"* {sentence}")
+
+
+def _examine_labels(config: Config, root: Path | str) -> tuple[list[tuple[str, str]], list[str]]:
+    labels = LABELS[DETECTORS[config.detector.kind].facts["task"]]
+    train = labels.read(root, "train", config.data)
+    try:
+        val = labels.read(root, "val", config.data, train.class_names)
+    except MissingSplit:
+        val = None
+    return about_labels(train, val, config)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.screen import print_rows, with_progress
+from dupr_tf.commands.screen import print_line, print_rows, with_progress
 from dupr_tf.config import DataConfig, parse_config
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError
@@ -19,10 +19,11 @@ from dupr_tf.text import escape
 
 @dataclasses.dataclass
 class Duplicates:
-    """Find photos that occur twice in a folder, or in two folders: the same bytes, or nearly the same picture.
+    """Find photos that occur twice, within a folder or in two.
 
-    Pictures are nearly the same if their perceptual hashes (ImageHash's phash, 64 bits) differ in at most --distance
-    bits. Another size or JPEG quality changes up to 2 bits, and other photos differ in 16 or more. Nothing is deleted.
+    Duplicates have the same bytes, or show nearly the same picture: their perceptual hashes (ImageHash's phash, 64
+    bits) differ in at most --distance bits. Another size or JPEG quality changes up to 2 bits. Other photos mostly
+    differ in 16 or more, and sometimes in 6. Nothing is deleted.
     """
 
     EXAMPLE = "dupr-tf duplicates runs/sample/unlabeled"
@@ -55,17 +56,17 @@ class Duplicates:
         pairs = names[0], names[-1]
         print_rows(("photos", "differ in", "such as", "and"), list(_rows(matches, self.distance, *pairs)))
         if matches.capped:
-            print(
+            print_line(
                 f"{matches.capped:,} hashes share a quarter of their bits with more than {MAX_BUCKET:,} others. Each "
                 f"was compared with {MAX_BUCKET:,} of them, so near duplicates among them may be missing."
             )
         found = (matches.of >= 0).nonzero()[0].tolist()
         where = "an earlier one" if self.against is None else f"one in {self.against}"
-        print(f"{len(found):,} of {len(matches.of):,} photos are duplicates of {where}")
+        print_line(f"{len(found):,} of {len(matches.of):,} photos are duplicates of {where}")
         if self.output is not None:
             lines = ["\t".join(row) + "\n" for row in _lines(matches, found, *pairs)]
             write_whole(self.output, "name\tdiffer in\tother\n" + "".join(lines))
-            print(f"wrote {self.output}")
+            print_line(f"wrote {self.output}")
 
     def _hashed(self, root: Path) -> tuple:
         """Returns the hashes of a root, and a function from their positions to names."""
@@ -76,8 +77,8 @@ class Duplicates:
         hashed = hash_images(source, self.workers, self.max_pixels)
         hashes = collect_hashes(with_progress(hashed, len(source), "hashing"))
         for number, reason in hashes.unreadable:
-            print(f"not looked at: {escape(source.name(number))} ({reason})")
-        print(f"{len(hashes.index):,} of {len(source):,} images of {root} looked at")
+            print_line(f"not looked at: {escape(source.name(number))} ({reason})")
+        print_line(f"{len(hashes.index):,} of {len(source):,} images of {root} looked at")
         return hashes, lambda position: escape(source.name(int(hashes.index[position])))
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.checks import output_problems
-from dupr_tf.commands.screen import print_table
-from dupr_tf.errors import UserError, raise_all
+from dupr_tf.commands.checks import output_problems, problems_of, refuse_kept_fields
+from dupr_tf.commands.screen import print_line, print_table
+from dupr_tf.errors import raise_all
+from dupr_tf.locks import locked
 from dupr_tf.training.cluster import refuse_cluster
 
 SCORES = ("AP", "AP50", "AP75", "mIoU", "pixel_accuracy")
@@ -28,36 +30,42 @@ class Evaluate:
     detector: tyro.conf.Positional[Path]
     """A detector.keras, or the folder of a `finetune` run."""
     data: Path
-    """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks."""
+    """Root of a labelled data set, in any layout of docs/labels.md."""
     output: Path | None = None
     """Folder for metrics.json and pictures. Default: scores are only printed."""
     split: str = "val"
     """Split of the data to evaluate on."""
+    image_size: int | None = None
+    """Size at which images are evaluated, px: the side of the square, or the short side of images of any size.
+    Default: that of the detector."""
 
     def run(self, overrides: dict[str, str]) -> None:
         refuse_cluster()
-        others = [name for name in overrides if not name.startswith("data.")]
-        if others:
-            raise UserError(f"--{others[0]}", "A detector keeps its config.", "Change only fields of data.")
-        raise_all(output_problems(self.output, self.data))
+        raise_all([*problems_of(refuse_kept_fields, overrides), *output_problems(self.output, self.data)])
         from dupr_tf.detection.finetune import evaluate
 
-        scores = evaluate(self.detector, self.data, self.output, self.split, overrides=overrides)
+        size = self.image_size
+        with contextlib.nullcontext() if self.output is None else locked(self.output):
+            scores = evaluate(self.detector, self.data, self.output, self.split, image_size=size, overrides=overrides)
         print_scores(scores, self.output)
 
 
 def print_scores(scores: dict, output: Path | None) -> None:
     """Prints a detector's scores by every metric, a table of its classes, best first, and the output folder."""
-    print(_score_line(scores))
+    print_line(_score_line(scores))
     for name, other in scores.items():
-        if isinstance(other, dict) and "AP" in other:
-            print(f"{name}: {_score_line(other)}")
+        if isinstance(other, dict) and any(score in other for score in SCORES):
+            print_line(f"{name}: {_score_line(other)}")
     from dupr_tf.detection.curves import class_rows
 
     head, *rows = class_rows(scores)
     print_table(head, rows)
+    suggested = scores.get("suggested_threshold")
+    if suggested:
+        line = "best --min-score {min_score:.3f}: precision {precision:.3f}, recall {recall:.3f} at IoU 0.5"
+        print_line(line.format(**suggested))
     if output is not None:
-        print(f"wrote {output}")
+        print_line(f"wrote {output}")
 
 
 def _score_line(scores: dict) -> str:

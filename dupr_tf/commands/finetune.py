@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -11,8 +12,8 @@ from dupr_tf.commands.checks import config_or_problems, output_problems, problem
 from dupr_tf.commands.evaluate import print_scores
 from dupr_tf.config import Config
 from dupr_tf.errors import UserError, raise_all
+from dupr_tf.streams import lasting_streams
 from dupr_tf.training.cluster import refuse_cluster
-from dupr_tf.weights.paths import RANDOM, weights_file
 
 
 @dataclasses.dataclass
@@ -31,23 +32,28 @@ class Finetune:
     config: tyro.conf.Positional[Path]
     """Config of the experiment."""
     weights: str
-    """Backbone to start from: a run, an export, a .keras file, a checkpoint that `import` reads, or the word random."""
+    """Backbone to start from: a run, an export, a .keras file, a checkpoint that `import` reads, or the word random. A
+    detector.keras, or the folder of its run, continues from that detector."""
     data: Path
-    """Root of a COCO, VOC or Cityscapes set, or of folders of images and masks (docs/labels.md)."""
+    """Root of a labelled data set, in any layout of docs/labels.md."""
     output: Path
     """Folder of the run, outside of the data."""
     allow_change: bool = False
     """Resume although the config or the data differ from those of the start. The differences are printed."""
+    after_change: Literal["planned", "decay", "warmup"] | None = None
+    """Learning rate after an allowed change: that of the new schedule (planned), the present rate that decays over the
+    steps left, or a new warm-up. Default: planned."""
 
     def run(self, overrides: dict[str, str]) -> None:
         config, problems = config_or_problems(self.config, overrides, Config.finetune_problems)
         problems += problems_of(refuse_cluster)
         if not self.data.is_dir():
             problems.append(UserError("--data", f"{self.data} is not a folder.", "Pass the root of a data set."))
-        if self.weights != RANDOM:
-            problems += problems_of(weights_file, self.weights, field="--weights")
-        raise_all([*problems, *output_problems(self.output, self.data)])
-        from dupr_tf.detection.finetune import finetune
+        from dupr_tf.detection.finetune import finetune, starting_file
 
-        scores = finetune(config, self.weights, self.data, self.output, allow_change=self.allow_change)
-        print_scores(scores, self.output)
+        kind = config.detector.kind if config is not None and config.detector is not None else None
+        problems += problems_of(starting_file, self.weights, kind, field="--weights")
+        raise_all([*problems, *output_problems(self.output, self.data)])
+        with lasting_streams():
+            scores = finetune(config, self.weights, self.data, self.output, None, self.allow_change, self.after_change)
+            print_scores(scores, self.output)

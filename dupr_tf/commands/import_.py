@@ -8,7 +8,9 @@ from pathlib import Path
 import tyro
 
 from dupr_tf.commands.checks import problems_of
+from dupr_tf.commands.screen import print_line
 from dupr_tf.errors import raise_all
+from dupr_tf.locks import locked
 from dupr_tf.weights.paths import backbone_output, checkpoint_file
 
 
@@ -37,11 +39,14 @@ class Import:
     def run(self, overrides: dict[str, str]) -> None:
         problems = problems_of(checkpoint_file, self.file)
         raise_all(problems + problems_of(backbone_output, self.output, self.overwrite))
-        from dupr_tf.weights.loading import import_backbone
+        with locked(self.output, beside=True):
+            from dupr_tf.weights.loading import import_backbone
 
-        result = import_backbone(self.file, self.output, self.prefix, self.overwrite, self.allow_nonfinite)
+            result = import_backbone(self.file, self.output, self.prefix, self.overwrite, self.allow_nonfinite)
         names = f"named {result.prefix}…" if result.prefix else "named plainly"
-        print(f"{result.architecture}, width {result.width:g}: {result.matched} arrays matched ({names}), none missing")
+        print_line(
+            f"{result.architecture}, width {result.width:g}: {result.matched} arrays matched ({names}), none missing"
+        )
         for name in result.dropped:
-            print(f"  left behind: {name}")
-        print(f"wrote {self.output}")
+            print_line(f"  left behind: {name}")
+        print_line(f"wrote {self.output}")

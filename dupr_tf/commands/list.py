@@ -20,6 +20,7 @@ REGISTRIES = {
     "sources": "dupr_tf.data.layouts:SOURCES",
     "boxes": "dupr_tf.data.layouts:BOXES",
     "pixels": "dupr_tf.data.layouts:PIXELS",
+    "outputs": "dupr_tf.detection.outputs:OUTPUTS",
     "probes": "dupr_tf.config.probes:PROBES",
     "exports": "dupr_tf.weights.formats:EXPORTS",
 }
@@ -29,7 +30,7 @@ REGISTRIES = {
 class List:
     """List the names that a config or a flag accepts.
 
-    They are backbones, terms, detectors, layouts of data, probes and export formats.
+    They are backbones, terms, detectors, layouts of data, formats of predictions, probes and exports.
     """
 
     EXAMPLE = "dupr-tf list backbones"

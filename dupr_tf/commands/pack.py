@@ -9,6 +9,7 @@ from typing import Literal
 import tyro
 
 from dupr_tf.commands.checks import output_problems
+from dupr_tf.commands.screen import print_line
 from dupr_tf.config import DataConfig
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError, raise_all
@@ -46,7 +47,7 @@ class Pack:
     max_pixels: int = DataConfig().max_pixels
     """Largest number of pixels of an image."""
     depth: Literal["full", "auto"] = "full"
-    """Scale of deep grey images that are shrunk: the upper 8 of 16 bits, or each file's own range."""
+    """Scale of images of 16 or 32 bits that are shrunk: the upper 8 of 16 bits, or each file's own range."""
     verify: bool = False
     """Compare shards with their checksums. Writes nothing."""
     list: bool = False
@@ -67,10 +68,12 @@ class Pack:
         settings = PackSettings(self.long_side, self.quality, *order, self.max_pixels, self.depth)
         packed = pack(self.directory, self.output, settings, self.workers, self.max_bad_share)
         size = sum(shard.bytes for shard in packed.shards)
-        print(f"{packed.images:,} images in {len(packed.shards)} shards ({packed.written} written now), {size:,} bytes")
+        print_line(
+            f"{packed.images:,} images in {len(packed.shards)} shards ({packed.written} written now), {size:,} bytes"
+        )
         if packed.bad:
-            print(f"{len(packed.bad)} unreadable files were left out: {self.output / 'bad_images.tsv'}")
-        print(f"wrote {self.output}")
+            print_line(f"{len(packed.bad)} unreadable files were left out: {self.output / 'bad_images.tsv'}")
+        print_line(f"wrote {self.output}")
 
 
 def verify_shards(root: Path) -> None:
@@ -79,7 +82,7 @@ def verify_shards(root: Path) -> None:
 
     errors = list(find_damage(root))
     raise_all(list(filter(None, errors)))
-    print(f"{len(errors)} shards are what was packed: {root}")
+    print_line(f"{len(errors)} shards are what was packed: {root}")
 
 
 def print_names(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import textwrap
 import typing
@@ -12,7 +13,9 @@ import tyro
 from dupr_tf.commands import COMMANDS, CONFIGURED, GROUPS
 from dupr_tf.commands.checks import expand_paths
 from dupr_tf.commands.probe import FLAGS
-from dupr_tf.errors import UserError
+from dupr_tf.config import field_rows
+from dupr_tf.config.suggestions import nearest
+from dupr_tf.errors import UserError, raise_all
 
 DESCRIPTION = "Pre-train object-detection backbones on unlabelled images (DUPR), fine-tune detectors, export weights."
 POSITIONAL = tyro.conf.Positional[int].__metadata__[0]
@@ -39,6 +42,7 @@ def parse(arguments: list[str]):
     if overrides and name not in CONFIGURED:
         problem, fix = "This command takes no fields of a config.", f"Only {', '.join(CONFIGURED)} do."
         raise UserError(f"--{next(iter(overrides))}", problem, fix)
+    raise_all([problem for word in rest if (problem := _missing_section(word, name, rest)) is not None])
     try:
         command = tyro.cli(with_defaults(COMMANDS[name]), args=rest, prog=f"dupr-tf {name}")
     except SystemExit as end:
@@ -71,6 +75,24 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
             i += 1
         overrides[name] = value
     return rest, overrides
+
+
+def _missing_section(word: str, command: str, arguments: list[str]) -> UserError | None:
+    """Returns an error for a flag that is the field of a config without its section, such as --epochs."""
+    flag = word.partition("=")[0]
+    field = flag.removeprefix("--").replace("-", "_")
+    chosen = FLAGS.get(arguments[0]) if command == "probe" else COMMANDS[command]
+    own = {one.name for kind in (chosen, COMMANDS[command]) if kind for one in dataclasses.fields(kind)}
+    if command not in CONFIGURED or not flag.startswith("--") or field in {*own, "help"}:
+        return None
+    named = [row[0] for row in field_rows() if row[0].startswith("linear.") == (command == "probe")]
+    fields = [name for name in named if name.partition(".")[2] == field]
+    if not fields and (near := nearest(field, {name.partition(".")[2] for name in named} | own, 0.75)) not in own:
+        fields = [name for name in named if name.partition(".")[2] == near]
+    if not fields:
+        return None
+    fix = f"Did you mean {' or '.join(f'--{name}' for name in fields)}?"
+    return UserError(flag, f"{command} has no such flag.", fix)
 
 
 def overview() -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import tyro
 
 from dupr_tf.commands.checks import problems_of
+from dupr_tf.commands.screen import print_line
 from dupr_tf.config import Config, load_config
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError, raise_all
@@ -58,7 +59,7 @@ class Plan:
         plan = build_plan(config, str(self.config), self.gpu_type, devices, images, self.data, self.assume, self.check)
         print(*plan_lines(plan), sep="\n")
         for problem in plan.problems():
-            print(f"* {problem}")
+            print_line(f"* {problem}")
         if self.json is not None:
             write_whole(self.json, json.dumps(plan.as_json(), indent=2) + "\n")
 

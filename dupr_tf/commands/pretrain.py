@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import sys
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from dupr_tf.commands.checks import config_or_problems, has_gpu, output_problems, problems_of
-from dupr_tf.commands.screen import print_table
-from dupr_tf.config import Config
+from dupr_tf.commands.screen import print_line, print_table, print_warnings
+from dupr_tf.config import Config, DataConfig
 from dupr_tf.data.images.bad_images import check_photos
 from dupr_tf.errors import UserError, raise_all
+from dupr_tf.locks import locked
 from dupr_tf.probing.labelled import check_class_folders
+from dupr_tf.streams import lasting_streams
 from dupr_tf.training.cluster import cluster_of
 from dupr_tf.training.run import CONFIG_FILE, check, check_weights, images_entry, open_images
 
@@ -40,17 +43,19 @@ class Pretrain:
     """Weights to start from: a run, an export, a .keras file, or a checkpoint that `import` reads. Default: random."""
     allow_change: bool = False
     """Resume although the config or the images differ from those of the start. The differences are printed."""
+    after_change: Literal["planned", "decay", "warmup"] | None = None
+    """Learning rate after an allowed change: that of the new schedule (planned), the present rate that decays over the
+    steps left, or a new warm-up. Default: planned."""
     dry_run: bool = False
     """Take a few steps and print shapes, memory, images/s and the duration of the whole run. Writes nothing."""
 
     def run(self, overrides: dict[str, str]) -> None:
         config, problems = config_or_problems(self.config, overrides, Config.pretrain_problems)
-        for warning in config.pretrain_warnings(has_gpu()) if config else ():
-            print(f"dupr-tf: warning: {warning}", file=sys.stderr)
+        print_warnings(config.pretrain_warnings(has_gpu()) if config else ())
         root = self.data or (config.data.root if config else None)
         if root is not None:
-            images = (root, config.data.kind, config.data.max_pixels) if config else (root,)
-            problems += problems_of(check_photos, *images)
+            section = config.data if config else DataConfig()
+            problems += problems_of(check_photos, root, section.kind, section.max_pixels, section.depth)
         elif config:
             problems.append(UserError("data.root", "No folder of images is given.", "Pass --data DIR."))
         problems += _probing_problems(config) if config else []
@@ -58,33 +63,47 @@ class Pretrain:
         if self.output is None and not self.dry_run:
             problems.append(UserError("--output", "No folder for the run is given.", "Pass --output runs/mine."))
         raise_all(problems + output_problems(self.output, root))
-        raise_all(self._run_problems(config))
         if self.dry_run:
+            raise_all(self._run_problems(config))
             from dupr_tf.forecast.dry_run import dry_run
 
             return print_table(("dry run", ""), dry_run(config, self.data).rows())
+        cluster = cluster_of(config)
+        with lasting_streams(), locked(self.output) if cluster is None or cluster.chief else contextlib.nullcontext():
+            raise_all(self._run_problems(config))
+            self._train(config)
+        return None
+
+    def _train(self, config: Config) -> None:
         from dupr_tf.training.pretrain import pretrain
 
         probe = None
         if config.probing.every_epochs:
             from dupr_tf.probing.in_training import build_probe
 
-            probe = build_probe(config.probing, config.train.seed)
-        result = pretrain(config, self.output, self.data, self.weights, self.allow_change, probe)
+            probe = build_probe(config.probing, config.train.seed, config.data)
+        result = pretrain(config, self.output, self.data, self.weights, self.allow_change, probe, self.after_change)
         if result.bad_images:
             from dupr_tf.data.images.bad_images import count_reasons
 
             reasons = count_reasons(result.bad_images.values())
-            print(f"{len(result.bad_images)} images were skipped ({reasons}): see {self.output / 'bad_images.tsv'}")
-        print(f"step {result.step}: {result.backbone}")
+            print_line(
+                f"{len(result.bad_images)} images were skipped ({reasons}): see {self.output / 'bad_images.tsv'}"
+            )
+        print_line(f"step {result.step}: {result.backbone}")
 
     def _run_problems(self, config: Config) -> list[UserError]:
-        """Checks this start against the run in the output folder and the weights, before TensorFlow loads."""
-        if self.dry_run or cluster_of(config) is not None:  # with several workers the chief checks for all
+        """Checks this start against the images, the run in the output folder and the weights, without TensorFlow."""
+        if cluster_of(config) is not None and not self.dry_run:  # with several workers the chief checks for all
+            return []
+        from dupr_tf.forecast.advice import grave_warnings
+
+        config, source = open_images(config, self.data)
+        print_warnings(grave_warnings(config, len(source)))
+        if self.dry_run:
             return []
         problems = problems_of(check_weights, self.output, self.weights, field="--weights")
         if (self.output / CONFIG_FILE).exists() and not self.allow_change:
-            config, source = open_images(config, self.data)
             problems += problems_of(check, self.output, config, images_entry(config.data.root, source))
         return problems
 

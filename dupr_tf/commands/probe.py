@@ -7,6 +7,7 @@ import functools
 import inspect
 import json
 import operator
+import os
 from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,13 +15,13 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from dupr_tf.commands.checks import output_problems, problems_of
-from dupr_tf.commands.screen import print_table
-from dupr_tf.config import BACKBONES, PROBED_LEVELS, LinearConfig, load_config
+from dupr_tf.commands.screen import print_line, print_table, print_warnings
+from dupr_tf.config import BACKBONES, PROBED_LEVELS, DataConfig, LinearConfig, load_config
 from dupr_tf.config.probes import PROBES
 from dupr_tf.data.images.bad_images import check_photos
-from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import write_whole
+from dupr_tf.locks import locked
 from dupr_tf.probing.labelled import (
     check_class_folders,
     has_class_folders,
@@ -28,12 +29,16 @@ from dupr_tf.probing.labelled import (
     pick_objects,
     read_both_splits,
     read_class_folders,
+    read_split,
 )
-from dupr_tf.probing.load import check_backbones, load_backbones
+from dupr_tf.probing.load import check_backbones, labels_of, load_backbones
+from dupr_tf.reporting.folders import PROBES_FOLDER
 from dupr_tf.training.cluster import refuse_cluster
+from dupr_tf.weights.paths import RANDOM
 
 LEAST = {"images": 1, "image_size": 32, "k": 1, "queries": 1, "top": 1, "cells": 1, "folds": 2, "seed": 0}
 Level = Literal[PROBED_LEVELS]
+READING = ("data.kind", "data.depth", "data.max_pixels")  # fields of a config that every probe takes as flags
 MapLevel = Literal[PROBED_LEVELS[1:]]
 
 
@@ -60,18 +65,23 @@ class Weights:
 
     @property
     def _folder(self) -> Path:
-        return self.output or Path("runs/probes") / self._name
+        return self.output or PROBES_FOLDER / self._name
 
     def run(self, overrides: dict[str, str]) -> None:
         refuse_cluster()
         raise_all(self._problems(overrides))
-        read = self.read()
-        backbones = load_backbones(self.weights, self.backbone, self.width, self.seed)
-        probe = PROBES.load(self._name)
-        arguments = self.arguments(overrides, inspect.signature(probe).parameters)
-        findings = probe(backbones, self.data, **arguments, **read)
-        print_table(*self.table(findings.numbers))
-        self._write(findings)
+        section = self._section(overrides)
+        read = self.read(section)
+        with locked(self._folder):
+            backbones = load_backbones(self.weights, self.backbone, self.width, self.seed)
+            probe = PROBES.load(self._name)
+            arguments = self.arguments(overrides, inspect.signature(probe).parameters)
+            findings = probe(backbones, self.data, **arguments, **read, section=section)
+            print_table(*self.table(findings.numbers))
+            self._write(findings)
+
+    def _section(self, overrides: dict[str, str]) -> DataConfig:
+        return load_config(None, {name: value for name, value in overrides.items() if name in READING}).data
 
     def _problems(self, overrides) -> list[UserError]:
         problems = problems_of(check_backbones, self.weights, self.backbone)
@@ -91,9 +101,9 @@ class Weights:
             problems.append(UserError("--temperature", problem, "Leave it out for the default."))
         return problems
 
-    def read(self) -> dict[str, Any]:
+    def read(self, section: DataConfig) -> dict[str, Any]:
         """Checks the data, and returns the data read as keyword arguments of the probe."""
-        check_photos(self.data)
+        check_photos(self.data, section.kind, section.max_pixels, section.depth)
         return {}
 
     def arguments(self, overrides: dict[str, str], taken: Container[str]) -> dict[str, Any]:
@@ -111,11 +121,16 @@ class Weights:
         from dupr_tf.probing.pictures import save
 
         folder = self._folder
-        write_whole(folder / "probe.json", json.dumps(findings.as_json(), indent=2) + "\n")
-        print(f"wrote {folder / 'probe.json'}")
+        weights = {label: _absolute(path) for label, path in zip(labels_of(self.weights), self.weights, strict=True)}
+        write_whole(folder / "probe.json", json.dumps({**findings.as_json(), "weights": weights}, indent=2) + "\n")
+        print_line(f"wrote {folder / 'probe.json'}")
         if findings.picture is not None:
             save(findings.picture, folder / f"{findings.probe}.png")
-            print(f"wrote {folder / f'{findings.probe}.png'}")
+            print_line(f"wrote {folder / f'{findings.probe}.png'}")
+
+
+def _absolute(weights: str) -> str:
+    return weights if weights == RANDOM else os.path.abspath(weights)
 
 
 def _text(value: Any) -> str:
@@ -142,7 +157,7 @@ class Knn(Weights):
     image_size: int = 224
     """Side of an image in pixels."""
 
-    def read(self):
+    def read(self, section):
         return {"folders": read_class_folders(self.data)}
 
 
@@ -165,6 +180,7 @@ class Linear(Weights):
             settings = self._settings(overrides)
         except UserError as error:
             return [*problems, *error.errors]
+        print_warnings(settings.warnings())
         return [*problems, *settings.problems()]
 
     def _settings(self, overrides) -> LinearConfig:
@@ -173,7 +189,7 @@ class Linear(Weights):
     def arguments(self, overrides, taken):
         return {"settings": self._settings(overrides), "seed": self.seed}
 
-    def read(self):
+    def read(self, section):
         return {"folders": read_class_folders(self.data)}
 
 
@@ -213,8 +229,8 @@ class Svm(Weights):
     def arguments(self, overrides, taken):
         return {**super().arguments(overrides, taken), "splits": (self.train_split, self.test_split)}
 
-    def read(self):
-        return {"annotated": read_both_splits(self.data, (self.train_split, self.test_split))}
+    def read(self, section):
+        return {"annotated": read_both_splits(self.data, (self.train_split, self.test_split), section)}
 
     def table(self, numbers):
         rows = [(label, *(_text(scores[level]["mAP"]) for level in self.levels)) for label, scores in numbers.items()]
@@ -243,8 +259,8 @@ class Sensitivity(Weights):
     cells: int = 7
     """Cells per side of RoIAlign."""
 
-    def read(self):
-        annotated = read_annotations(self.data, self.split)
+    def read(self, section):
+        annotated = read_split(self.data, self.split, section)
         pick_objects(annotated, self.images)
         return {"annotated": annotated}
 
@@ -289,10 +305,10 @@ class Affinity(Weights):
     temperature: float = 0.001
     """Temperature of eq. 9."""
 
-    def read(self):
+    def read(self, section):
         if not is_annotated(self.data):
-            return super().read()
-        annotated = read_annotations(self.data, self.split)
+            return super().read(section)
+        annotated = read_split(self.data, self.split, section)
         pick_objects(annotated, self.images)
         return {"annotated": annotated}
 
@@ -317,9 +333,9 @@ class Retrieval(Weights):
     top: int = 4
     """Number of neighbours for each query."""
 
-    def read(self):
+    def read(self, section):
         if not has_class_folders(self.data):
-            return super().read()
+            return super().read(section)
         check_class_folders(self.data)
         return {}
 
@@ -338,6 +354,7 @@ class Probe:
     """Evaluate frozen backbones.
 
     knn, linear and svm measure classes. sensitivity, matching, affinity and retrieval measure places.
+    Three fields of the data section are flags too: --data.kind, --data.depth and --data.max_pixels.
     """
 
     EXAMPLE = "dupr-tf probe matching --weights runs/demo random --data runs/sample/unlabeled"
@@ -345,7 +362,8 @@ class Probe:
     which: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[AnyProbe]]
 
     def run(self, overrides: dict[str, str]) -> None:
-        if overrides and not isinstance(self.which, Linear):
-            problem = "Only probe linear takes fields of a config."
-            raise UserError(f"--{next(iter(overrides))}", problem, "Leave it out.")
+        others = [name for name in overrides if name not in READING]
+        if others and not isinstance(self.which, Linear):
+            problem = f"Only probe linear takes other fields of a config than {', '.join(READING)}."
+            raise UserError(f"--{others[0]}", problem, "Leave it out.")
         self.which.run(overrides)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tyro
 
+from dupr_tf.commands.screen import print_line
 from dupr_tf.errors import UserError, raise_all
 
 MOST_VIEWS = 64
@@ -69,4 +70,4 @@ class Report:
         except OSError as error:
             problem = f"{self.output} cannot be written: {error.strerror or error}."
             raise UserError("--output", problem, "Pass another name.") from None
-        print(f"wrote {self.output}, {len(content):,} bytes")
+        print_line(f"wrote {self.output}, {len(content):,} bytes")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import tyro
 
+from dupr_tf.commands.screen import print_line
+
 
 @dataclasses.dataclass
 class Sample:
@@ -32,4 +34,4 @@ class Sample:
         from dupr_tf.data.sample import write_sample
 
         write_sample(self.directory, train=self.train, val=self.val, unlabeled=self.unlabeled, seed=self.seed)
-        print(f"synthetic sample: {self.directory}")
+        print_line(f"synthetic sample: {self.directory}")

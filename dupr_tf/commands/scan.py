@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-import sys
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from dupr_tf.commands.screen import print_rows, with_progress
+from dupr_tf.commands.screen import print_rows, print_warnings, with_progress
 from dupr_tf.config import DataConfig, parse_config
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.errors import UserError
+from dupr_tf.locks import locked
 
 REFUSED = 1
 
@@ -39,7 +40,7 @@ class Scan:
     max_pixels: int = DataConfig().max_pixels
     """Largest number of pixels of an image, as data.max_pixels of the training."""
     depth: Literal["full", "auto"] = "full"
-    """Scale of deep grey images, as data.depth of the training."""
+    """Scale of images of 16 or 32 bits, as data.depth of the training."""
 
     def run(self, overrides: dict[str, str]) -> int:
         limits = {"max_bad_share": self.max_bad_share, "max_pixels": self.max_pixels}
@@ -53,14 +54,14 @@ class Scan:
         from dupr_tf.data.images.scan import SKIPPED, count_groups, scan_images
 
         scan = scan_images(paths, self.max_pixels, workers, self.output, self.depth)
-        looks = list(with_progress(scan, len(paths), "scanning"))
+        with contextlib.nullcontext() if self.output is None else locked(self.output, beside=True):
+            looks = list(with_progress(scan, len(paths), "scanning"))
         skipped = sum(look.outcome == SKIPPED for look in looks)
         print_rows(("outcome", "reason", "files", "such as"), count_groups(looks))
         print(f"{skipped} of {len(looks)} images would be skipped ({skipped / len(looks):.2%})")
-        for folder, share in near_identical_folders(paths):
-            print(f"dupr-tf: warning: {frames_warning(folder, share)}", file=sys.stderr)
+        print_warnings(frames_warning(folder, share) for folder, share in near_identical_folders(paths))
         if skipped <= self.max_bad_share * len(looks):
             return 0
         reasons = [look.reason for look in looks if look.outcome == SKIPPED]
-        print(f"dupr-tf: warning: {advice(reasons, len(looks), flags=True)}", file=sys.stderr)
+        print_warnings([advice(reasons, len(looks), flags=True)])
         return REFUSED

@@ -1,6 +1,11 @@
-"""Prints the tables of the commands."""
+"""Prints the tables and lines of the commands, with control characters of names and paths escaped."""
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from dupr_tf.text import visible
 
 WIDEST = 10_000  # columns of a table that no terminal shows
 
@@ -13,7 +18,7 @@ def print_table(head: tuple[str, ...], rows: list[tuple]) -> None:
 
     table = Table(*head, box=None, header_style="bold", pad_edge=False)
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))  # plain text: a name may hold [brackets]
+        table.add_row(*(Text(visible(str(cell))) for cell in row))  # plain text: a name may hold [brackets]
     console = Console()
     if console.is_terminal:
         return console.print(table)
@@ -23,9 +28,20 @@ def print_table(head: tuple[str, ...], rows: list[tuple]) -> None:
     print(*(line.rstrip() for line in lines.get().splitlines()), sep="\n")
 
 
+def print_line(text: object) -> None:
+    """Prints a line that may hold names or paths."""
+    print(visible(str(text)))
+
+
+def print_warnings(warnings: Iterable[str]) -> None:
+    """Prints warnings on standard error, one line each."""
+    for warning in warnings:
+        print("dupr-tf: warning:", visible(warning).replace("\n", "\\n"), file=sys.stderr)
+
+
 def print_rows(head: tuple[str, ...], rows: list[tuple]) -> None:
     """Prints rows whole, however wide the terminal is, so that paths can be copied."""
-    cells = [tuple(map(str, row)) for row in (head, *rows)]
+    cells = [tuple(visible(str(cell)) for cell in row) for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

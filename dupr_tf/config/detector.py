@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -12,6 +13,7 @@ from dupr_tf.errors import UserError
 
 Side = Annotated[int, Field(ge=32, le=4096)]
 Count = Annotated[int, Field(ge=1)]
+EPOCHS = re.compile(r"([1-9]\d*) epochs?")  # of `validate_every`
 
 
 class DetectorConfig(Section):
@@ -58,12 +60,33 @@ class DetectorConfig(Section):
         description="training images that batch-norm statistics are computed from before evaluation; 0 disables it",
     )
 
+    validate_every: int | str = Field(
+        0, description="steps (500) or epochs (1 epoch) between two validations on val; 0 disables it"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="validations without a better AP or mIoU after which training stops. Default: never"
+    )
+
+    @field_validator("validate_every", mode="before")
+    @classmethod
+    def _steps_or_epochs(cls, value):
+        good = EPOCHS.fullmatch(value) if isinstance(value, str) else type(value) is int and value >= 0
+        if not good:
+            raise UserError(None, f"Expected 0, steps (500) or epochs (1 epoch), received {value!r:.80}.")
+        return value
+
     @field_validator("scale_jitter")
     @classmethod
     def _rising(cls, value):
         if not 0.1 <= value[0] <= value[1] <= 10:
             raise UserError(None, f"Expected 0.1 <= min <= max <= 10, received {list(value)}.", "Use [0.8, 1.25].")
         return value
+
+    def validation_steps(self, steps_per_epoch: int) -> int:
+        """Returns the steps between two validations; 0 without validation."""
+        if isinstance(self.validate_every, int):
+            return self.validate_every
+        return int(EPOCHS.fullmatch(self.validate_every)[1]) * steps_per_epoch
 
     @property
     def side_at_test(self) -> int | None:

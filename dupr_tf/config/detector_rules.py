@@ -14,9 +14,10 @@ def finetune_problems(config, replicas: int = 1) -> list[UserError]:
         replicas: number of devices that train together.
     """
     if config.detector is None:
-        fix = "Start from configs/retinanet_r18_small.yaml."
-        return [UserError("detector", "The config has no section detector.", fix)]
-    checks = (_training, _kind, _sizes, _schedule)
+        problem = "This is a config of pre-training: it has no section detector."
+        fix = "Pass it to `pretrain`, or start from configs/retinanet_r18_small.yaml."
+        return [UserError("detector", problem, fix)]
+    checks = (_training, _kind, _sizes, _schedule, _validation)
     return [error for check in checks for error in check(config)] + _devices(config, replicas)
 
 
@@ -25,10 +26,6 @@ def _training(config) -> list[UserError]:
     if config.optimizer.learning_rate is None:
         problem = "It is not set, and its default is for pre-training."
         problems.append(UserError("optimizer.learning_rate", problem, "Pass --optimizer.learning_rate 0.01."))
-    precision = config.train.precision
-    if precision != "float32":
-        problem = f"Expected float32 for a detector, received {precision}."
-        problems.append(UserError("train.precision", problem, "Pass --train.precision float32."))
     if config.train.batch_size == 1 and config.detector.norm != "frozen":
         problem = "Batch norm needs at least 2 images unless it is frozen, received 1."
         problems.append(UserError("train.batch_size", problem, "Pass --train.batch_size 2, or --detector.norm frozen."))
@@ -88,6 +85,13 @@ def _schedule(config) -> list[UserError]:
         problem = f"Expected milestones, since optimizer.milestone_steps is set, received {optimizer.schedule}."
         problems.append(UserError("optimizer.schedule", problem, "Pass --optimizer.schedule milestones."))
     return problems
+
+
+def _validation(config) -> list[UserError]:
+    if config.detector.patience is None or config.detector.validate_every:
+        return []
+    problem = "It has no effect without detector.validate_every."
+    return [UserError("detector.patience", problem, "Pass --detector.validate_every '1 epoch', or leave it out.")]
 
 
 def _devices(config, replicas: int) -> list[UserError]:

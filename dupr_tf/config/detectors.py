@@ -16,8 +16,10 @@ from __future__ import annotations
 
 from dupr_tf.registry import Entry, Registry
 
-BOXES = ("auto", "coco", "voc", "cityscapes")
-MASKS = ("auto", "coco", "cityscapes")
+MASKS = (
+    "auto", "coco", "cityscapes", "roboflow", "fiftyone", "lvis", "yolo", "cvat", "labelme", "label_studio",
+)  # fmt: skip
+BOXES = (*MASKS, "voc", "openimages")
 PIXELS = ("auto", "masks", "cityscapes")
 NO_PIXELS = {
     f"data.{name}": ("does not read it: it is for detector.kind fcn and a folder of masks.", "Leave it out.")
@@ -68,7 +70,12 @@ DETECTORS = Registry(
         ),
         "faster_rcnn": _line("rcnn.model:FasterRCNN", "boxes in two stages", "boxes", BOXES, NO_PIXELS),
         "mask_rcnn": _line(
-            "rcnn.model:MaskRCNN", "Faster R-CNN with masks", "masks", MASKS, NO_PIXELS, "voc has no masks of objects"
+            "rcnn.model:MaskRCNN",
+            "Faster R-CNN with masks",
+            "masks",
+            MASKS,
+            NO_PIXELS,
+            "voc and openimages lack masks",
         ),
         "fcn": _line(
             "fcn:FCN",

@@ -80,12 +80,44 @@ class Config(Section):
         Args:
             gpu: True if this machine has a GPU.
         """
+        warnings = []
+        if self.detector is not None:
+            warnings.append(
+                "detector: this is the config of a detector, which `finetune` reads. Pre-training ignores its section "
+                "detector. Better: a config without that section, such as configs/demo.yaml"
+            )
         if self.train.precision == "float16" and not gpu:
-            return [
+            warnings.append(
                 "train.precision: float16 on a machine without a GPU is slower than float32 and less exact. "
                 "Better: --train.precision float32"
-            ]
-        return []
+            )
+        return warnings
+
+    def schedule_warnings(self, images: int) -> list[str]:
+        """Lists the parts of the schedule that a run over a number of images never reaches, one line each."""
+        optimizer, total, per_epoch = self.optimizer, self.total_steps(images), self.steps_per_epoch(images)
+        warnings, warmup = [], optimizer.warmup_steps
+        if warmup >= total:
+            highest = self.learning_rate * total / warmup
+            warnings.append(
+                f"optimizer.warmup_steps: the run ends at step {total:,}, before its warm-up of {warmup:,} steps does. "
+                f"The learning rate reaches {highest:.2g} at most, not {self.learning_rate:g}. "
+                f"Better: --optimizer.warmup_steps {total // 10}, or a longer run."
+            )
+        if optimizer.schedule != "milestones":
+            return warnings
+        of_steps = bool(optimizer.milestone_steps)
+        milestones = optimizer.milestone_steps or optimizer.milestones
+        late = [f"{at:g}" for at in milestones if round(at if of_steps else at * per_epoch) >= total]
+        if late or not milestones:
+            last, unit = (total, "step") if of_steps else (total / per_epoch, "epoch")
+            name = "milestone_steps" if of_steps else "milestones"
+            which = f"before the milestones at {unit} {', '.join(late)}" if late else "and there are no milestones"
+            warnings.append(
+                f"optimizer.{name}: the run ends at {unit} {last:g}, {which}. The learning rate does not fall there. "
+                "Better: earlier milestones, a longer run, or --optimizer.schedule cosine."
+            )
+        return warnings
 
     def finetune_problems(self, replicas: int = 1) -> list[UserError]:
         """Lists the cross-field mistakes that would make fine-tuning a detector impossible or meaningless.

@@ -61,6 +61,16 @@ class LinearConfig(Section):
             raise UserError(None, f"Expected 0 < min <= max <= 1, received {list(value)}.", "Use [0.08, 1].")
         return value
 
+    def warnings(self) -> list[str]:
+        """Lists milestones that the training never reaches, in one line."""
+        late = [str(at) for at in self.milestones if at >= self.epochs]
+        if not late:
+            return []
+        return [
+            f"linear.milestones: the training ends at epoch {self.epochs}, before the milestones at {', '.join(late)}. "
+            "The learning rate does not fall there. Better: earlier milestones, or more --linear.epochs."
+        ]
+
     def problems(self) -> list[UserError]:
         """Lists the cross-field mistakes."""
         if self.augment and self.standardize:

@@ -13,6 +13,7 @@ from dupr_tf.config.detector import DetectorConfig
 from dupr_tf.config.experiment import Config
 from dupr_tf.config.probing import LinearConfig
 from dupr_tf.config.sections import SHORT_FORM
+from dupr_tf.config.suggestions import nearest
 from dupr_tf.config.terms import TERMS, Section
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.safe_yaml import safe_value
@@ -160,8 +161,8 @@ def _user_error(error: dict[str, Any]) -> UserError:
             return UserError(f"model.terms[{where[2]}].kind", unknown.problem, unknown.fix)
     if kind == "literal_error":
         allowed = [part.strip("' ") for part in context["expected"].replace(" or ", ", ").split(",")]
-        near = difflib.get_close_matches(str(error["input"]), allowed, 1)
-        fix = f"Did you mean {near[0]}?" if near else ""
+        near = nearest(str(error["input"]), allowed)
+        fix = f"Did you mean {near}?" if near else "Choose one of them."
         expected = " or ".join([", ".join(allowed[:-1]), allowed[-1]] if len(allowed) > 1 else allowed)
     elif kind in EXPECTED:
         limits = {
@@ -175,8 +176,8 @@ def _user_error(error: dict[str, Any]) -> UserError:
 
 def _unknown_term_field(where: list[str], kind: str) -> UserError:
     allowed = list(TERMS[kind].facts["schema"].model_fields)
-    near = difflib.get_close_matches(where[-1], allowed, 1, 0.5)
-    fix = f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(allowed)}."
+    near = nearest(where[-1], allowed, 0.5)
+    fix = f"Did you mean {near}?" if near else f"Choose from {', '.join(allowed)}."
     return UserError(".".join(where), f"{kind} has no such field.", fix)
 
 
@@ -189,9 +190,9 @@ def _unknown_field(where: list[str]) -> UserError:
         known = [row[0] for row in field_rows()]
     # The right name in the wrong section is a better guess than a similar one in this section.
     suggestion = next((name for name in known if name.endswith("." + where[-1])), None)
-    near = difflib.get_close_matches(where[-1], allowed, 1, 0.5)
+    near = nearest(where[-1], allowed, 0.5)
     if suggestion is None and near:
-        suggestion = ".".join([*where[:-1], near[0]])
+        suggestion = ".".join([*where[:-1], near])
     fix = f"Did you mean {suggestion}?" if suggestion else f"Choose from {', '.join(allowed)}."
     kind = "section" if len(where) == 1 else "field"
     return UserError(".".join(where), f"A config has no such {kind}.", fix)

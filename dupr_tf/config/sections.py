@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from typing import Annotated, Literal
 
@@ -44,9 +45,10 @@ class DataConfig(Section):
     root: LocalPath | None = Field(
         None, description="folder of images, COCO / VOC root, shards, tfds:NAME; --data sets it"
     )
-    kind: Literal["auto", "folder", "coco", "voc", "cityscapes", "masks", "shards", "tfds"] = Field(
-        "auto", description="layout of root; auto detects it"
-    )
+    kind: Literal[
+        "auto", "folder", "coco", "roboflow", "fiftyone", "lvis", "yolo", "cvat", "labelme", "label_studio",
+        "openimages", "voc", "cityscapes", "masks", "shards", "tfds",
+    ] = Field("auto", description="layout of root; auto detects it")  # fmt: skip
     class_names: tuple[Name, ...] | None = Field(
         None,
         min_length=1,
@@ -68,7 +70,7 @@ class DataConfig(Section):
     max_pixels: int = Field(100_000_000, ge=1, description="an image of more pixels is skipped, from its header")
     depth: Literal["full", "auto"] = Field(
         "full",
-        description="16-bit grey: full keeps the upper 8 bits, auto scales each file by its minimum and maximum",
+        description="16-bit images: full keeps the upper 8 bits, auto scales each file by its minimum and maximum",
     )
     threads: int | None = Field(None, ge=1, description="threads that read images. Default: the number of cores")
     processes: int = Field(0, ge=0, description="processes that read images; 0: the training process reads them itself")
@@ -165,6 +167,20 @@ class ModelConfig(Section):
         """Returns {term: K} of the terms with a memory bank."""
         return {term.full_name: term.bank_size for term in self.term_list if hasattr(term, "bank_size")}
 
+    @property
+    def guessing_loss(self) -> float | None:
+        """Returns the loss of a model that guesses, the weighted sum of ln(K + 1); None if a term has no bank."""
+        if not self.term_list or not all(hasattr(term, "bank_size") for term in self.term_list):
+            return None
+        return sum(term.weight * term.summands * math.log(term.bank_size + 1) for term in self.term_list)
+
+    @property
+    def main_terms(self) -> list[str]:
+        """Returns the names of the heaviest term of each kind, the deepest of equal ones."""
+        terms = sorted(self.term_list, key=lambda term: (term.weight, term.level))
+        heaviest = {term.kind: term.full_name for term in terms}
+        return [term.full_name for term in self.term_list if heaviest[term.kind] == term.full_name]
+
     def named_terms(self) -> dict[str, dict]:
         """Returns {name: fields} of the terms in full; equal for two equivalent configs."""
         return {term.full_name: term.model_dump(mode="json", exclude={"name"}) for term in self.term_list}
@@ -224,6 +240,11 @@ class TrainConfig(Section):
         if not good:
             raise UserError(None, f"Expected steps (1000) or a time (30s, 10min, 2h) above 0, received {value!r:.80}.")
         return value
+
+    @property
+    def policy(self) -> str:
+        """Returns the name of Keras' policy for `precision`; variables are float32 in every one."""
+        return self.precision if self.precision == "float32" else f"mixed_{self.precision}"
 
     @property
     def checkpoint_interval(self) -> int | float:

@@ -51,6 +51,11 @@ class ContrastConfig(TermConfig):
     temperature: float = Field(0.2, gt=0, description="tau")
     bank_size: int = Field(65536, ge=1, description="keys in the memory bank")
 
+    @property
+    def summands(self) -> int:
+        """Returns the number of comparisons of a pair that the term adds up; 1 for a mean."""
+        return 1
+
 
 class ImageContrastConfig(ContrastConfig):
     kind: Literal["image_contrast"] = "image_contrast"
@@ -67,6 +72,10 @@ class PatchContrastConfig(ContrastConfig):
     keys_per_image: int = Field(4, ge=1, description="patch keys an image puts into the bank each step")
     reduction: Literal["mean", "sum"] = Field("mean", description="over the cells of eq. 5; sum is literal")
     PREFIX: ClassVar[str] = "patch"
+
+    @property
+    def summands(self):
+        return self.size**2 if self.reduction == "sum" else 1
 
     def keys_per_step(self, batch_size):
         return batch_size * self.keys_per_image

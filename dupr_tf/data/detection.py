@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from dupr_tf.config import Config, DataConfig
+from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.images.bad_images import unusable_reason
 from dupr_tf.data.images.decode import Unusable, decode
 from dupr_tf.data.images.source import read_file
@@ -278,20 +278,21 @@ def sides(boxes: np.ndarray) -> np.ndarray:
     return boxes[:, 2:] - boxes[:, :2]
 
 
-def unreadable_images(images: AnnotatedImages | SegmentedImages, data: DataConfig | None = None) -> dict[str, str]:
+def unreadable_images(
+    images: AnnotatedImages | SegmentedImages, data: DataConfig | None = None, results: FileResults | None = None
+) -> dict[str, str]:
     """{path: reason} of the images that cannot be used. Decodes all of them, JPEGs at an eighth of their size.
 
     Args:
-        images: of `SegmentedImages` the masks too.
+        images: of `SegmentedImages` the masks too, at every call.
         data: how images are read; None: as by default.
+        results: of an earlier check. An image that has not changed since is not decoded again.
     """
-    data = data or DataConfig()
-    with ThreadPoolExecutor(data.threads) as pool:
-        found = pool.map(lambda path: unusable_reason(path, data.max_pixels, data.depth), images.paths)
-        reasons = dict(zip(images.paths, found, strict=True))
-    if isinstance(images, SegmentedImages):
-        reasons |= images.unreadable_segments()
-    return {path: reason for path, reason in reasons.items() if reason}
+    data, results, paths = data or DataConfig(), results or FileResults(), images.paths
+    what = f"unusable image, max_pixels {data.max_pixels}, depth {data.depth}"
+    reasons = results.of(what, paths, lambda i: unusable_reason(paths[i], data.max_pixels, data.depth), data.threads)
+    bad = {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}
+    return bad | images.unreadable_segments() if isinstance(images, SegmentedImages) else bad
 
 
 def _refuse_unreadable(images, data: DataConfig, index: int, reason: str) -> None:

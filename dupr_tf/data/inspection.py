@@ -81,9 +81,9 @@ def inspect_targets(images: AnnotatedImages | SegmentedImages, config: Config) -
         raise UserError("--data", problem, "Use images with boxes, in pixels of their image.")
     counts = count_boxes(images, config)
     if counts.lost_share == 1:
-        raise UserError(*_lost(images, config, counts))
+        raise UserError(*lost_boxes(images, config, counts))
     if counts.lost_share > MUCH:
-        log.warning("%s", UserError(*_lost(images, config, counts)))
+        log.warning("%s", UserError(*lost_boxes(images, config, counts)))
     return "targets: " + counts.summary() + _background(images)
 
 
@@ -134,16 +134,23 @@ def matched_boxes(boxes: np.ndarray, frame: tuple[int, int], scale: float, iou: 
     Returns:
         (n,) bool.
     """
+    return np.isin(np.arange(len(boxes)), match_anchors(boxes, frame, scale, iou)[1])
+
+
+def match_anchors(boxes: np.ndarray, frame: tuple[int, int], scale: float, iou: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the anchors of boxes, (k, 4) float32, and their boxes, (k,) int64 positions; see `matched_boxes`."""
     grids = _grids(*(-(-side // STRIDE) * STRIDE for side in frame), scale)
-    areas, matched = sides(boxes).prod(1), np.zeros(len(boxes), bool)
+    areas, anchors, owners = sides(boxes).prod(1), [np.empty((0, 4), np.float32)], [np.empty(0, np.int64)]
     for grid in grids:
         # IoU is at most the ratio of the areas, so that most boxes need no look at most anchors.
         near = np.flatnonzero((areas >= iou * grid.smallest) & (areas * iou <= grid.largest))
         if len(near):
+            grid = _touching(grid, boxes[near])
             overlaps = _iou(boxes[near], areas[near], grid)  # (k, rows, columns)
-            best = overlaps.argmax(0)
-            matched[near[best[overlaps.max(0) >= iou]]] = True
-    return matched
+            rows, columns = np.nonzero(overlaps.max(0) >= iou)
+            anchors.append(np.stack([grid.x[columns, 0], grid.y[rows, 0], grid.x[columns, 1], grid.y[rows, 1]], 1))
+            owners.append(near[overlaps.argmax(0)[rows, columns]])
+    return np.concatenate(anchors), np.concatenate(owners)
 
 
 class _Grid(NamedTuple):
@@ -172,10 +179,16 @@ def _spans(length: float, stride: int, extent: int) -> np.ndarray:
     return np.clip(np.stack([centres - length / 2, centres + length / 2], 1), 0, extent).astype(np.float32)
 
 
-def _iou(boxes: np.ndarray, areas: np.ndarray, grid: _Grid) -> np.ndarray:
-    """(n, rows, columns): overlap of boxes with the anchors of a grid, without those that touch no box."""
+def _touching(grid: _Grid, boxes: np.ndarray) -> _Grid:
+    """The part of a grid around boxes (n, 4)."""
     x = grid.x[(grid.x[:, 0] < boxes[:, 2].max()) & (grid.x[:, 1] > boxes[:, 0].min())]
     y = grid.y[(grid.y[:, 0] < boxes[:, 3].max()) & (grid.y[:, 1] > boxes[:, 1].min())]
+    return grid._replace(x=x, y=y)
+
+
+def _iou(boxes: np.ndarray, areas: np.ndarray, grid: _Grid) -> np.ndarray:
+    """(n, rows, columns): overlap of boxes with the anchors of a grid."""
+    x, y = grid.x, grid.y
     columns = np.minimum(x[:, 1], boxes[:, 2:3]) - np.maximum(x[:, 0], boxes[:, 0:1])  # (n, columns)
     rows = np.minimum(y[:, 1], boxes[:, 3:4]) - np.maximum(y[:, 0], boxes[:, 1:2])  # (n, rows)
     shared = rows.clip(0)[:, :, None] * columns.clip(0)[:, None]
@@ -183,7 +196,7 @@ def _iou(boxes: np.ndarray, areas: np.ndarray, grid: _Grid) -> np.ndarray:
     return shared / (anchors + areas[:, None, None] - shared)
 
 
-def _lost(annotated: AnnotatedImages, config: Config, counts: BoxCounts) -> tuple[str, str, str]:
+def lost_boxes(annotated: AnnotatedImages, config: Config, counts: BoxCounts) -> tuple[str, str, str]:
     """Field, problem and fix for many lost boxes."""
     detector = config.detector
     largest = max(float(boxes.max(initial=0)) for boxes in annotated.boxes)

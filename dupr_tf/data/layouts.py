@@ -7,6 +7,7 @@ Without any, `auto` takes the layout of the table that is marked as the fallback
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from dupr_tf.registry import Entry, Registry
 
 FIELD = "data.kind"
 TFDS = "tfds:"
+# What the transfer protocols call 07+12: split -> (split of each year, folders of the years).
+VOC_UNION = dict.fromkeys(("train", "trainval"), ("trainval", "VOC20[0-9][0-9]"))
+VOC_UNION |= dict.fromkeys(("val", "test"), ("test", "VOC2007"))
 # Names of folders of photos under a root. Those that exist are used.
 WHOLE_ROOT = (".",)
 VOC_FOLDERS = ("JPEGImages",)
@@ -27,6 +31,16 @@ COCO_FOLDERS = ("images", "train2017", "unlabeled2017", "train2014", "JPEGImages
 def coco_files(root: Path, split: str) -> list[Path]:
     """Possible files of annotations of a split, the plainest name first."""
     return [root / "annotations" / f"instances_{split}{year}.json" for year in ("", "2017", "2014")]
+
+
+def voc_lists(root: Path, split: str) -> list[Path]:
+    """The lists that make up a split of VOC, of one year or several; [] where there is no such split."""
+    main = Path("ImageSets", "Main")
+    if (root / main / f"{split}.txt").is_file() or split not in VOC_UNION:
+        return _first([root / main / f"{split}.txt"])
+    of_year, years = VOC_UNION[split]
+    folders = sorted([*root.glob(years), *root.glob(f"VOCdevkit/{years}")])
+    return [folder / main / f"{of_year}.txt" for folder in folders]
 
 
 def check_tfds(root: str | Path) -> None:
@@ -69,6 +83,16 @@ def _photos(folders: Sequence[str], *beside: str):
 
 def _cityscapes(root: Path, split: str | None = None) -> list[Path]:
     return _first([root / "gtFine"]) if (root / "leftImg8bit").is_dir() else []
+
+
+def _finder(target: str):
+    """Shows the files that a function (root, split) -> paths of a reader finds."""
+
+    def shown(root: Path, split: str | None = None) -> list[Path]:
+        module, _, name = target.partition(":")
+        return getattr(importlib.import_module(f"dupr_tf.data.labels.{module}"), name)(Path(root), split)
+
+    return shown
 
 
 def mask_folders(root: Path, split: str) -> list[tuple[Path, Path]]:
@@ -126,10 +150,49 @@ BOXES = _table(
         _cityscapes,
         masks=True,
     ),
+    roboflow=_layout(
+        "labels.coco:read_roboflow",
+        "Roboflow's COCO: SPLIT/_annotations.coco.json beside the images",
+        _finder("coco:find_roboflow"),
+        masks=True,
+    ),
+    fiftyone=_layout(
+        "labels.coco:read_fiftyone",
+        "FiftyOne's COCO: SPLIT/labels.json beside SPLIT/data/",
+        _finder("coco:find_fiftyone"),
+        masks=True,
+    ),
+    lvis=_layout(
+        "labels.coco:read_lvis", "LVIS: lvis_v1_SPLIT.json with COCO's images", _finder("coco:find_lvis"), masks=True
+    ),
+    yolo=_layout(
+        "labels.yolo:read_yolo",
+        "YOLO: data.yaml, obj.data or classes.txt, with labels/ beside images/",
+        _finder("yolo:find"),
+        masks=True,
+    ),
+    cvat=_layout(
+        "labels.cvat:read_cvat", "CVAT for images 1.1: annotations.xml and images", _finder("cvat:find"), masks=True
+    ),
+    labelme=_layout(
+        "labels.labelme:read_labelme", "LabelMe: a JSON file for each image", _finder("labelme:find"), masks=True
+    ),
+    label_studio=_layout(
+        "labels.label_studio:read_label_studio",
+        "Label Studio's JSON export and the images",
+        _finder("label_studio:find"),
+        masks=True,
+    ),
+    openimages=_layout(
+        "labels.openimages:read_openimages",
+        "OpenImages: SPLIT-annotations-bbox.csv and the images",
+        _finder("openimages:find"),
+        masks=False,
+    ),
     voc=_layout(
         "labels.voc:read_voc",
         "VOC: ImageSets/Main/SPLIT.txt, Annotations/ and JPEGImages/, of one year or of VOC2007 and VOC2012",
-        lambda root, split: _first([root / "ImageSets" / "Main" / f"{split}.txt"]),
+        lambda root, split: [path for path in voc_lists(root, split) if path.exists()],
         fallback=True,
         masks=False,
     ),
@@ -203,7 +266,21 @@ def split_folder(root: Path, split: str, years: Sequence[str], names: Sequence[s
     if other is not None:
         problem = f"{root / rank[0]} and {root / other} both have the images of {file}, such as {names[0]}."
         raise UserError(None, problem, "Keep the folder that the boxes were drawn on, and move the other away.")
+    _refuse_spread(root, root / rank[0], names, file)
     return root / rank[0]
+
+
+def _refuse_spread(root: Path, folder: Path, names: Sequence[str], file: Path) -> None:
+    """Raises UserError if a second folder has images that the first lacks, and no image that the first has."""
+    lacking = {name for name in names if not (folder / name).is_file()}
+    for other in sorted(path for path in root.glob("*") if path.is_dir()) if lacking else ():
+        present = {name for name in names if (other / name).is_file()}
+        if present & lacking and not present - lacking:
+            example = min(present & lacking)
+            problem = (
+                f"The images of {file} are in two folders: some in {folder}, others, such as {example}, in {other}."
+            )
+            raise UserError(None, problem, "Move them into one folder, or write the folders into file_name.")
 
 
 def _same_paths(paths: Sequence[Path], others: Sequence[Path]) -> bool:

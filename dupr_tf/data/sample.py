@@ -17,7 +17,9 @@ from PIL import Image
 
 from dupr_tf.data.sample_textures import Rng, contrasting_palette, grid, noise, palette, textured
 from dupr_tf.errors import UserError
-from dupr_tf.files import write_whole
+from dupr_tf.files import read_bounded, write_whole
+from dupr_tf.locks import LOCK_FILE, locked
+from dupr_tf.records import parse_json
 
 CLASSES = ("disc", "ring", "square", "triangle", "star", "cross")
 MIN_VISIBLE = 0.4  # share of an object's own pixels that must show for it to be annotated
@@ -67,10 +69,13 @@ def write_sample(
     parameters = {"version": _VERSION, **counts, "size": list(size), "seed": seed}
     if _is_complete(root, parameters):
         return root
-    _clear(root)
-    for split, count in counts.items():
-        _write_split(root, split, count, size, seed)
-    write_whole(root / _MARKER, json.dumps(parameters))  # last: its presence says that everything else is there
+    if root.exists() and not root.is_dir():
+        raise UserError(None, f"{root} is a file.", "Choose a new folder.")
+    with locked(root):
+        _clear(root)
+        for split, count in counts.items():
+            _write_split(root, split, count, size, seed)
+        write_whole(root / _MARKER, json.dumps(parameters))  # last: its presence says that everything else is there
     return root
 
 
@@ -90,7 +95,7 @@ def _check(counts: dict[str, int], size: tuple[int, int], seed: int) -> None:
 
 def _is_complete(root: Path, parameters: dict) -> bool:
     try:
-        written = json.loads((root / _MARKER).read_text(encoding="utf-8"))
+        written = parse_json(read_bounded(root / _MARKER, 10_000))
     except (OSError, ValueError):
         return False
     names = [_photo(split, index) for split in _SPLITS for index in range(parameters[split])]
@@ -107,9 +112,7 @@ def _labels(split: str) -> str:
 
 def _clear(root: Path) -> None:
     """Removes an earlier sample, its marker first, and makes the folders; refuses other things."""
-    if root.exists() and not root.is_dir():
-        raise UserError(None, f"{root} is a file.", "Choose a new folder.")
-    files = [path for path in root.rglob("*") if not path.is_dir()]
+    files = [path for path in root.rglob("*") if not path.is_dir() and path != root / LOCK_FILE]
     foreign = [name for name in (path.relative_to(root).as_posix() for path in files) if not _OURS.fullmatch(name)]
     if foreign:
         raise UserError(None, f"{root} has {foreign[0]}, which is no file of a sample.", "Choose a new folder.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,11 +14,14 @@ from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.labels.run_lengths import as_coco
 from dupr_tf.errors import UserError
 
-STATISTICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+MOST_DETECTIONS = 100  # an image, as COCO counts them
+SIZES = ("small", "medium", "large")  # pycocotools' areas after "all"
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # class name -> recall, precision at IoU 0.5
 
 
-def coco_ap(annotated: AnnotatedImages, detections: Sequence[dict], masks: bool = False) -> dict:
+def coco_ap(
+    annotated: AnnotatedImages, detections: Sequence[dict], masks: bool = False, most: int = MOST_DETECTIONS
+) -> dict:
     """Computes COCO's AP of the detections of a split.
 
     Ignored boxes (VOC `difficult`, COCO crowds) are passed as crowds. pycocotools reads no flag but `iscrowd`. It
@@ -30,9 +32,9 @@ def coco_ap(annotated: AnnotatedImages, detections: Sequence[dict], masks: bool 
     Args:
         annotated: the ground truth.
         detections: for each image, in order, `boxes` (k, 4) float x1 y1 x2 y2 in pixels of the image,
-            `classes` (k,) int and `scores` (k,) float, and for masks `masks`, k run lengths. The best 100 per image
-            count.
+            `classes` (k,) int and `scores` (k,) float, and for masks `masks`, k run lengths.
         masks: compare masks instead of boxes.
+        most: detections per image that count, the best ones.
 
     Returns:
         `AP` (mean over IoU 0.5 to 0.95), `AP50`, `AP75`, `AP_small`, `AP_medium`, `AP_large` in [0, 1], and
@@ -41,7 +43,7 @@ def coco_ap(annotated: AnnotatedImages, detections: Sequence[dict], masks: bool 
     Raises:
         UserError: the numbers of images and detections differ, or masks are compared and there are none.
     """
-    return coco_scores(annotated, detections, masks)[0]
+    return coco_scores(annotated, detections, masks, most)[0]
 
 
 def coco_curves(annotated: AnnotatedImages, detections: Sequence[dict], masks: bool = False) -> Curves:
@@ -49,7 +51,9 @@ def coco_curves(annotated: AnnotatedImages, detections: Sequence[dict], masks: b
     return coco_scores(annotated, detections, masks)[1]
 
 
-def coco_scores(annotated: AnnotatedImages, detections: Sequence[dict], masks: bool = False) -> tuple[dict, Curves]:
+def coco_scores(
+    annotated: AnnotatedImages, detections: Sequence[dict], masks: bool = False, most: int = MOST_DETECTIONS
+) -> tuple[dict, Curves]:
     """Computes the results of `coco_ap` and `coco_curves` in one evaluation."""
     check_detections(annotated, detections, masks)
     truth = _ground_truth(annotated, masks)
@@ -57,12 +61,14 @@ def coco_scores(annotated: AnnotatedImages, detections: Sequence[dict], masks: b
     with contextlib.redirect_stdout(io.StringIO()):
         results = _empty_results(truth) if not len(rows) else truth.loadRes(rows)
         evaluation = COCOeval(truth, results, "segm" if masks else "bbox")
+        evaluation.params.maxDets = [most]
         evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    result = {name: _share(evaluation.stats[i]) for i, name in enumerate(STATISTICS)}
+        evaluation.accumulate()  # not `summarize`, which gives -1 for AP unless 100 detections count
     # (IoU thresholds, recalls, classes, sizes, most detections)
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    by_size = evaluation.eval["precision"][..., -1]
+    precision = by_size[..., 0]
+    result = {"AP": _mean(precision), "AP50": _mean(precision[0]), "AP75": _mean(precision[5])}
+    result |= {f"AP_{name}": _mean(by_size[..., i]) for i, name in enumerate(SIZES, start=1)}
     result["per_class"] = {name: _mean(precision[:, :, k]) for k, name in enumerate(annotated.class_names)}
     result["per_class_AP50"] = {name: _mean(precision[0, :, k]) for k, name in enumerate(annotated.class_names)}
     recall = np.asarray(evaluation.params.recThrs)
@@ -149,10 +155,6 @@ def _index(dataset: dict) -> COCO:
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
-
-
-def _share(value: float) -> float | None:
-    return None if value < 0 or math.isnan(value) else float(value)  # -1: no object counts
 
 
 def _mean(precision: np.ndarray) -> float | None:

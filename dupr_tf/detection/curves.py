@@ -8,6 +8,7 @@ import numpy as np
 
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.detection.coco_eval import Curves
+from dupr_tf.text import plot_label
 
 MOST_NAMED = 20  # classes in the legend; if there are more, the best and the worst ten
 # Okabe and Ito's colours except yellow, which is invisible on white; each with four line styles.
@@ -27,7 +28,8 @@ def precision_recall_picture(curves: Curves, path: str | Path, title: str = "") 
     from matplotlib.figure import Figure  # takes a second, and an evaluation alone does not need it
 
     figure = Figure((9, 6), dpi=100, layout="constrained")
-    axes = figure.add_subplot(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision, IoU ≥ 0.5", title=title)
+    axes = figure.add_subplot(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision, IoU ≥ 0.5")
+    axes.set_title(plot_label(title))
     axes.grid(color="0.9")
     means = {name: float(np.mean(precision)) for name, (_, precision) in curves.items()}
     ranked = sorted(means, key=means.get, reverse=True)
@@ -37,7 +39,7 @@ def precision_recall_picture(curves: Curves, path: str | Path, title: str = "") 
         if name in named:
             at = named.index(name)
             style = {"color": COLOURS[at % len(COLOURS)], "linestyle": LINES[at // len(COLOURS) % len(LINES)]}
-            style |= {"linewidth": 1.2, "label": f"{name} {means[name]:.2f}"}
+            style |= {"linewidth": 1.2, "label": f"{plot_label(name)} {means[name]:.2f}"}
         axes.plot(*curves[name], **style)
     if curves:
         recall = next(iter(curves.values()))[0]
@@ -46,7 +48,9 @@ def precision_recall_picture(curves: Curves, path: str | Path, title: str = "") 
             axes.plot([], [], color="0.8", linewidth=0.8, label=f"the other {len(ranked) - len(named)}")
         label = f"mean of {len(curves)} {mean.mean():.2f}"
         axes.plot(recall, mean, color="black", linewidth=3.5, label=label, zorder=3)
-        figure.legend(loc="outside right upper", fontsize=9, frameon=False, title="AP50")
+        legend = figure.legend(loc="outside right upper", fontsize=9, frameon=False, title="AP50")
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a name may have a dollar sign
     else:
         axes.text(0.5, 0.5, "nothing to find", ha="center", fontsize=14)
     figure.savefig(path, metadata={"Software": None})

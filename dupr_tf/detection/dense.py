@@ -7,8 +7,9 @@ import math
 import keras
 import tensorflow as tf
 
-from dupr_tf.detection.detector import Detector, batch_of, images_of
+from dupr_tf.detection.detector import Detector, images_of, photos_of
 from dupr_tf.detection.parts.boxes import clip, suppress
+from dupr_tf.detection.scaling import pad_to_stride
 
 LEVELS = ("P3", "P4", "P5")  # levels of the backbone; the pyramid adds P6 and P7
 PRIOR_LOGIT = math.log(0.01 / 0.99)  # at the start, the probability of an object at an anchor is 0.01
@@ -50,7 +51,11 @@ class DenseDetector(Detector):
 
     def call(self, inputs, training=None, mask=None):
         # The steps of KerasCV and KerasHub pass the bare images; KerasCV's graph has a dict.
-        return super().call(self._graph_inputs(images_of(inputs)), training=training, mask=mask)
+        images = images_of(inputs)
+        if tf.executing_eagerly() and not training and not isinstance(images, keras.KerasTensor):
+            images = pad_to_stride(tf.cast(images, tf.float32))  # a photo of any size
+        outputs = super().call(self._graph_inputs(images), training=training, mask=mask)
+        return {name: tf.cast(output, tf.float32) for name, output in outputs.items()}
 
     def compute_loss(self, x, y, y_pred, sample_weight=None, **kwargs):
         """Computes both losses over the number of positive anchors of the batch (Lin et al., 2018, section 4.1).
@@ -76,14 +81,10 @@ class DenseDetector(Detector):
         return keras.Model.compute_loss(self, x, targets, y_pred, weights, **kwargs)
 
     def predict_step(self, data):
-        """Returns detections of a batch; boxes are clipped to the image if the batch has `image_sizes`."""
-        data = batch_of(data)
-        images = images_of(data)
+        """Returns detections of images of any size, or of a batch; boxes are clipped to the image."""
+        images, sizes = photos_of(data)
         detections = self.decode_predictions(self(images, training=False), images)
-        sizes = data.get("image_sizes") if isinstance(data, dict) else None
-        if sizes is None:
-            return detections
-        boxes = clip(detections["boxes"], tf.cast(sizes, tf.float32))
+        boxes = clip(detections["boxes"], sizes)
         return {**detections, "boxes": tf.where(detections["classes"][..., None] >= 0, boxes, -1.0)}
 
     def _suppress(self, boxes, logits):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import keras
+import tensorflow as tf
 
+from dupr_tf.detection.scaling import pad_to_stride
 from dupr_tf.errors import UserError
 from dupr_tf.models.layers import set_norm
 from dupr_tf.training.distribution import deterministic_ops
@@ -12,7 +14,8 @@ from dupr_tf.training.distribution import deterministic_ops
 class Detector:
     """Mixin for a Keras model with a `backbone` and `class_names` that creates every variable in `compile`.
 
-    `SETTINGS` names the other arguments of its constructor, each kept in an attribute of that name.
+    `SETTINGS` names the other arguments of its constructor, each kept in an attribute of that name. `class_layers`
+    lists the layers with outputs for each class, which other classes cannot take over.
     """
 
     SETTINGS: tuple[str, ...] = ()
@@ -40,6 +43,21 @@ class Detector:
         """Runs Keras' `fit`; on CPUs with deterministic operations, without which region gradients are wrong."""
         with deterministic_ops():
             return super().fit(*arguments, **settings)
+
+    def resize_input(self, size):
+        """Makes the detector take images at another size at test.
+
+        Args:
+            size: px; side of the square, or the short side of images of any size.
+
+        Raises:
+            UserError: the detector cannot take this size.
+        """
+        if self.image_size is not None:
+            check_image_size(size)
+            self.image_size = size
+            return
+        self.test_short_side, self.max_long_side = size, max(size, self.max_long_side)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Does nothing, because all variables exist already.
@@ -87,3 +105,23 @@ def images_of(data):
     """Returns the images of a batch that is a dict, (images, labels), or images alone."""
     data = batch_of(data)
     return data["images"] if isinstance(data, dict) else data
+
+
+def photos_of(data):
+    """Returns the images of a batch for `predict`, padded to sides that suit every detector, and their own sizes.
+
+    Args:
+        data: (B, H, W, 3) images in 0–255 with any sides and dtype; or a batch whose `image_sizes` say which part of
+            its images is not padding.
+
+    Returns:
+        (B, H', W', 3) float32, and (B, 2) float32 height and width of the unpadded part.
+    """
+    data, images = batch_of(data), tf.cast(images_of(data), tf.float32)
+    if images.shape.rank != 4:
+        raise UserError("images", f"Expected images (B, H, W, 3), received {images.shape}.", "Pass images[None].")
+    sizes = data.get("image_sizes") if isinstance(data, dict) else None
+    if sizes is not None:
+        return images, tf.cast(sizes, tf.float32)
+    sizes = tf.tile(tf.shape(images)[None, 1:3], [tf.shape(images)[0], 1])
+    return pad_to_stride(images), tf.cast(sizes, tf.float32)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from dupr_tf.detection.detector import Detector, images_of
+from dupr_tf.detection.detector import Detector, images_of, photos_of
 from dupr_tf.models.layers import FusedBatchNormalization
 from dupr_tf.models.resnet import dilated, pyramid
 
@@ -67,11 +67,15 @@ class FCN(Detector, keras.Model):
         self.head.build((None, None, None, self.features.output["P5"].shape[-1]))
         self.built = True
 
+    @property
+    def class_layers(self):
+        return [self.head.layers[-1]]
+
     def call(self, inputs, training=False):
         images = images_of(inputs)
         cells = self.head(self.features(images, training=training)["P5"], training=training)  # (B, H/16, W/16, C)
-        # (B, H, W, C); half-pixel centres
-        return tf.image.resize(cells, tf.shape(images)[1:3], method="bilinear")
+        # (B, H, W, C) float32; half-pixel centres
+        return tf.image.resize(tf.cast(cells, tf.float32), tf.shape(images)[1:3], method="bilinear")
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """Computes the cross-entropy, averaged over pixels not ignored; each device of a strategy has its share."""
@@ -79,7 +83,9 @@ class FCN(Detector, keras.Model):
         return loss / tf.distribute.get_strategy().num_replicas_in_sync
 
     def predict_step(self, data):
-        return tf.argmax(self(images_of(data), training=False), axis=-1, output_type=tf.int32)  # (B, H, W)
+        height, width = tf.unstack(tf.shape(images_of(data))[1:3])
+        classes = tf.argmax(self(photos_of(data)[0], training=False), axis=-1, output_type=tf.int32)
+        return classes[:, :height, :width]  # (B, H, W)
 
 
 def segmentation_head(classes, channels, convs):

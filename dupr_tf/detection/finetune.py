@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
+import logging
+import os
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
 from dupr_tf.config import Config, DataConfig, load_config
 from dupr_tf.config.detectors import DETECTORS
+from dupr_tf.data.file_results import FileResults
+from dupr_tf.data.images.fingerprint import Fingerprint
 from dupr_tf.data.inspection import inspect_targets
-from dupr_tf.detection.labels import labels_entry, read_evaluated, read_splits
+from dupr_tf.detection.labels import LABELS, labels_entry, read_evaluated, read_splits
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import local_path
-from dupr_tf.training.run import FORMAT_FILE, check, check_weights
+from dupr_tf.locks import locked
+from dupr_tf.text import visible
+from dupr_tf.training.run import FORMAT_FILE, ImagesEntry, check, check_weights
+from dupr_tf.weights.paths import KERAS_FILE, RANDOM, weights_file
+from dupr_tf.weights.saved_detectors import DETECTOR_FILE, Saved, find_detector, read_saved
 
-DETECTOR_FILE = "detector.keras"
-METRICS_FILE = "metrics.json"  # written last: a run that has it is finished
+log = logging.getLogger(__name__)
+CHECKED_FILE = "checked_images.tsv"  # results of the checks of images, so that a later start need not decode them
+LAST_FILE = "detector_last.keras"  # beside the best one, with `detector.validate_every`
+METRICS_FILE = "metrics.json"  # written before the pictures: a run that has it is finished
 
 
 def finetune(
@@ -27,6 +36,7 @@ def finetune(
     output: str | Path,
     console: Console | None = None,
     allow_change: bool = False,
+    after_change: Literal["planned", "decay", "warmup"] | None = None,
 ) -> dict:
     """Trains the detector of `config.detector`, evaluates it, and writes both. It trains on all GPUs of the machine.
 
@@ -36,34 +46,53 @@ def finetune(
     Args:
         config: config with a `detector` section and `optimizer.learning_rate`.
         weights: "random", or a run, an export, a `.keras` file or another tool's checkpoint, as for `load_backbone`.
+            A `detector.keras`, or the folder of its run, continues from this detector. If its classes are others, the
+            layers with outputs for each class start from random weights.
         data: root of a labelled data set with the splits train and val (docs/detection.md).
         output: a folder to create. It gets `config.yaml`, `metrics.jsonl` (every loss), `tensorboard/`,
-            `checkpoints/`, `detector.keras`, `saved_model/`, pictures, `metrics.json`, and with `data.share` below 1
-            `image_ids.txt`.
+            `checkpoints/`, `detector.keras`, `saved_model/`, pictures, `metrics.json`, `checked_images.tsv`, with
+            `data.share` below 1 `image_ids.txt`, and with `detector.validate_every` `detector_last.keras`.
         console: console for progress. Default: the terminal.
         allow_change: resume with another config or other data, and log the differences.
+        after_change: learning rate after an allowed change, see `dupr_tf.training.schedule`. Default: "planned".
 
     Returns:
-        The contents of `metrics.json`: by task `AP`, `AP50`, … or `mIoU`, `per_class`; steps, speed, seed, weights. If
-        the run has already finished, its existing `metrics.json`.
+        The contents of `metrics.json`: by task `AP`, `AP50`, … or `mIoU`, `per_class`; steps, speed, seed, weights.
+        With `detector.validate_every` these are the scores of the best detector, `selected_on` is the split that
+        selected it, and `best` and `last` have file, step and scores of both. If the run has already finished, its
+        existing `metrics.json`.
 
     Raises:
         UserError: config, weights, data or output do not fit together, or the run in `output` has others. It is raised
             before any long work.
-        RunFailed: an image does not decode, the loss is not finite, or the disk is full.
-        RunInterrupted: SIGTERM or SIGINT came during training; the step was finished and saved.
+        RunFailed: an image does not decode, the loss is not finite, or something could not be written.
+        RunInterrupted: SIGTERM, SIGINT or SIGHUP came during training; the step was finished and saved.
     """
     raise_all(config.finetune_problems())
+    weights, continues = starting_file(weights, config.detector.kind)
     output = _run_folder(output)
-    splits = read_splits(config, data, DETECTORS.check(config.detector.kind).facts["task"])
-    entries = {split: labels_entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
-    changes = check(output, config, entries, allow_change)
-    check_weights(output, weights)
-    console = console or Console()
-    console.print(inspect_targets(splits[0], config), highlight=False, soft_wrap=True)
-    from dupr_tf.detection.training import train_detector  # loads TensorFlow
+    results = FileResults(output / CHECKED_FILE)
+    with locked(output):
+        task = DETECTORS.check(config.detector.kind).facts["task"]
+        splits = read_splits(config, data, task, results)
+        entries = {split: _entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
+        changes = check(output, config, entries, allow_change)
+        check_weights(output, weights)
+        for warning in config.schedule_warnings(LABELS[task].learnable(splits[0])):
+            log.warning("warning: %s", warning)
+        console = console or Console(markup=False)
+        console.print(visible(inspect_targets(splits[0], config)), markup=False, highlight=False, soft_wrap=True)
+        from dupr_tf.detection.training import train_detector  # loads TensorFlow
 
-    return train_detector(config, weights, data, output, console, splits, entries, bool(changes))
+        return train_detector(
+            config, weights, data, output, console, splits, entries, bool(changes), results, after_change, continues
+        )
+
+
+def _entry(data, images) -> ImagesEntry:
+    """Describes the images and labels of a split, and the files of both images and masks."""
+    files = [*images.paths, *getattr(images, "segment_paths", ())]
+    return ImagesEntry(**labels_entry(data, images), files=Fingerprint(files, os.fspath(data)))
 
 
 def evaluate(
@@ -72,6 +101,7 @@ def evaluate(
     output: str | Path | None = None,
     split: str = "val",
     kind: str = "auto",
+    image_size: int | None = None,
     overrides: dict[str, str] | None = None,
 ) -> dict:
     """Evaluates a saved detector.
@@ -82,6 +112,8 @@ def evaluate(
         output: a folder for `metrics.json` and pictures; created if absent. Default: nothing is written.
         split: split of the data set.
         kind: layout of the data, as `data.kind`; "auto" detects it.
+        image_size: px; evaluates at this size: the side of the square, or the short side of images of any size.
+            Default: the detector's own.
         overrides: {"data.max_pixels": "…", …}, fields of the data section to change, as YAML text.
 
     Returns:
@@ -94,14 +126,41 @@ def evaluate(
     file, output = detector_file(detector_path), output and local_path(output, "output")
     if output is not None and output.is_file():
         raise UserError("output", f"{output} is a file.", "Pass a folder.")
-    section = _data_section(file, kind, overrides or {})
-    saved, images = kind_and_classes(file), None
+    section = data_section(file, kind, overrides)
+    saved, images, results = read_saved(file), None, FileResults(file.parent / CHECKED_FILE)
+    check_size(saved, image_size)
     if saved is not None:
-        kind, class_names = saved
-        images = read_evaluated(data, split, section, DETECTORS[kind].facts["task"], class_names)
+        task = DETECTORS[saved.kind].facts["task"]
+        images = read_evaluated(data, split, section, task, saved.class_names, results)
     from dupr_tf.detection.training import measure_detector  # loads TensorFlow
 
-    return measure_detector(file, data, output, split, section, images)
+    return measure_detector(file, data, output, split, section, images, image_size)
+
+
+def starting_file(weights: str | Path, kind: str | None) -> tuple[str | Path, bool]:
+    """Checks the weights that fine-tuning starts from, without loading them.
+
+    Args:
+        weights: as in `finetune`.
+        kind: kind of the detector to train; None accepts any.
+
+    Returns:
+        The weights, or the file of a detector for the folder of one; and True if they are a detector's.
+
+    Raises:
+        UserError: they do not exist, or are those of a detector of another kind.
+    """
+    if str(weights) == RANDOM:
+        return weights, False
+    found = find_detector(weights)
+    if found is None or (local_path(weights, "--weights") / KERAS_FILE).is_file():
+        weights_file(weights)
+        return weights, False
+    path, saved = found
+    if kind not in (None, saved.kind):
+        problem = f"{path} is a {saved.kind}, and the config has {kind}."
+        raise UserError("--weights", problem, f"Pass --detector.kind {saved.kind}, or the weights of a backbone.")
+    return path, True
 
 
 def detector_file(path: str | Path) -> Path:
@@ -117,24 +176,22 @@ def detector_file(path: str | Path) -> Path:
     return file
 
 
-def kind_and_classes(file: Path) -> tuple[str, tuple[str, ...]] | None:
-    """Reads the kind of a saved detector and the names of its classes from the description in its file.
-
-    Returns None if only loading the file can tell: it is damaged, is no detector, or its class is not in the table.
-    """
-    kinds = {tuple(entry.target.split(":")): kind for kind, entry in DETECTORS.items()}
-    try:
-        with zipfile.ZipFile(file) as archive:
-            saved = json.loads(archive.read("config.json"))
-        return kinds[saved["module"], saved["class_name"]], tuple(map(str, saved["config"]["class_names"]))
-    except (OSError, zipfile.BadZipFile, ValueError, LookupError, TypeError):
-        return None
+def check_size(saved: Saved | None, image_size: int | None) -> None:
+    """Raises UserError if a detector cannot take images of a size, as far as its description shows."""
+    if image_size is None:
+        return
+    if not 32 <= image_size <= 4096:
+        raise UserError("--image-size", f"Expected 32 to 4096, received {image_size}.", "Pass 256, for example.")
+    if saved is not None and saved.settings.get("image_size") is not None and image_size % 32:
+        raise UserError(
+            "--image-size", f"Expected a multiple of 32, received {image_size}.", f"Pass {image_size // 32 * 32}."
+        )
 
 
-def _data_section(file: Path, kind: str, overrides: dict[str, str]) -> DataConfig:
+def data_section(file: Path, kind: str = "auto", overrides: dict[str, str] | None = None) -> DataConfig:
     """Returns the data section of the config next to the detector (default: the schema's), with the layout `kind`."""
     path = file.parent / "config.yaml"
-    return load_config(path if path.is_file() else None, {"data.kind": kind, **overrides}).data
+    return load_config(path if path.is_file() else None, {"data.kind": kind, **(overrides or {})}).data
 
 
 def _run_folder(output: str | Path) -> Path:

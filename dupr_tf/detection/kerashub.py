@@ -19,9 +19,10 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.detection.dense import LEVELS, PRIOR_LOGIT, DenseDetector, labels_of
-from dupr_tf.detection.detector import batch_of
+from dupr_tf.detection.detector import batch_of, images_of
 from dupr_tf.detection.parts.boxes import FORMAT, decode
 from dupr_tf.detection.parts.pyramid import FeaturePyramid
+from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import pyramid
 
 HEAD_CHANNELS = 256  # KerasHub's heads have no other width
@@ -99,6 +100,10 @@ class KerasHubRetinaNet(DenseDetector, keras_hub.models.RetinaNetObjectDetector)
         self.test_short_side, self.max_long_side = None, image_size
         self._set_norms(levels.feature_pyramid)
 
+    @property
+    def class_layers(self):
+        return [self.classification_head.prediction_layer]
+
     def _build_loss_logs(self):
         """Computes the losses of an empty image of 128 px once, because Keras creates its loss logs then."""
         images = tf.zeros([1, 128, 128, 3])
@@ -110,6 +115,17 @@ class KerasHubRetinaNet(DenseDetector, keras_hub.models.RetinaNetObjectDetector)
 
     def _graph_inputs(self, images):
         return images
+
+    def resize_input(self, size):
+        if size != self.image_size:
+            problem = f"This detector takes images of {self.image_size} px only."
+            raise UserError("--image-size", problem, "Leave the size out, or use detector.kind retinanet.")
+
+    def predict_step(self, data):
+        if images_of(data).shape[1:3] != self.levels.image_shape[:2]:
+            problem = f"Expected images of {self.image_size} px, received shape {images_of(data).shape}."
+            raise UserError("images", problem, "Use dupr_tf.Detector, which scales images.")
+        return super().predict_step(data)
 
     def train_step(self, data):
         images, boxes, classes = labels_of(batch_of(data))

@@ -13,6 +13,7 @@ import numpy as np
 
 from dupr_tf.config import Config, DataConfig
 from dupr_tf.data import layouts
+from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.labels.annotations import AnnotatedImages, read_annotations
 from dupr_tf.data.labels.partition import draw_val, warn_of_overlap
 from dupr_tf.data.labels.segments import SegmentedImages, read_segments
@@ -56,13 +57,14 @@ LABELS = {
 }
 
 
-def read_splits(config: Config, data: str | Path, task: str) -> tuple:
+def read_splits(config: Config, data: str | Path, task: str, results: FileResults | None = None) -> tuple:
     """Returns the images to train on (or a share of them), the images to evaluate on, and the share's ids or None.
 
     Args:
         config: config with the sections `data` and `detector`.
         data: root of a labelled data set.
         task: a key of `LABELS`.
+        results: of the checks of an earlier start; gets those of this one.
 
     Raises:
         UserError: a split is missing or wrong, or has nothing to evaluate on.
@@ -73,18 +75,18 @@ def read_splits(config: Config, data: str | Path, task: str) -> tuple:
         val = _read_val(data, section, task, train.class_names)
     else:
         _refuse_own_val(data, section, task)
-        train, val = draw_val(train, section)
-    val = _check_evaluated(data, val, "val", section, task)
+        train, val = draw_val(train, section, results)
+    val = _check_evaluated(data, val, "val", section, task, results)
     if section.share < 1:
         train, _ = take_share(train, section.share, section.share_seed)
-    train = leave_out_unusable(train, "train", section)
+    train = leave_out_unusable(train, "train", section, results)
     warn_of_overlap(train, val)
     if section.background:
         train = dataclasses.replace(train, background=True)
     return train, val, (train.ids or train.paths) if section.share < 1 else None
 
 
-def read_evaluated(data: str | Path, split: str, section: DataConfig, task: str, class_names):
+def read_evaluated(data: str | Path, split: str, section: DataConfig, task: str, class_names, results=None):
     """Returns the images of a split; "val" of a root with train only is the part that `data.val_share` draws.
 
     Raises:
@@ -95,8 +97,8 @@ def read_evaluated(data: str | Path, split: str, section: DataConfig, task: str,
     except MissingSplit:
         if split != "val" or section.val_share is None:
             raise
-        images = draw_val(LABELS[task].read(data, "train", section, class_names), section)[1]
-    return _check_evaluated(data, images, split, section, task)
+        images = draw_val(LABELS[task].read(data, "train", section, class_names), section, results)[1]
+    return _check_evaluated(data, images, split, section, task, results)
 
 
 def _read_val(data, section: DataConfig, task: str, class_names):
@@ -117,8 +119,8 @@ def _refuse_own_val(data, section: DataConfig, task: str) -> None:
     raise UserError("data.val_share", f"{data} has a split val.", "Leave data.val_share out.")
 
 
-def _check_evaluated(data, images, split: str, section: DataConfig, task: str):
-    images = leave_out_unusable(images, split, section)
+def _check_evaluated(data, images, split: str, section: DataConfig, task: str, results: FileResults | None):
+    images = leave_out_unusable(images, split, section, results)
     if not LABELS[task].learnable(images):
         raise UserError("data", f"{data} has no boxes to evaluate on.", "Use a split whose images have labels.")
     return images

@@ -1,8 +1,9 @@
-"""Pictures of an evaluation: detections and ground truth of sample images."""
+"""Pictures of detections, with the ground truth if there is one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,14 @@ from dupr_tf.config import DataConfig
 from dupr_tf.data.detection import read_image
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.labels.run_lengths import pixels_of
+from dupr_tf.text import escape, one_line
+
+log = logging.getLogger(__name__)
+Rectangle = tuple[int, int, int, int]  # x1 y1 x2 y2, px
 
 # Okabe and Ito's colours: colour-blind readers can distinguish them, also on photographs.
 TRUTH, IGNORED, FOUND = (86, 180, 233), (150, 150, 150), (230, 159, 0)
-CELL, GAP, HEADER = 320, 8, 32  # px
+CELL, GAP, HEADER, LABEL = 320, 8, 32, 15  # px
 ROWS, COLUMNS = 3, 4
 
 
@@ -56,6 +61,38 @@ def sheet_positions(count: int, most: int) -> list[int]:
     return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
 
 
+def draw_pictures(pictures: dict[str, Callable[[Path], None]], output: Path) -> None:
+    """Draws pictures into a folder. One that fails is a warning, because everything else is written already.
+
+    Args:
+        pictures: {file name: function that draws it}.
+        output: folder of the pictures.
+    """
+    for name, draw in pictures.items():
+        try:
+            draw(output / name)
+        except Exception as error:
+            reason = escape(one_line(f"{type(error).__name__}: {error}", 200))
+            log.warning("%s was not drawn (%s)", escape(str(output / name)), reason)
+
+
+def detections_picture(image: np.ndarray, found: dict, class_names: Sequence[str], side: int = 960) -> Image.Image:
+    """Draws all detections of one image.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        found: `boxes`, `classes` and `scores`, and `masks` if any, as `convert_to_originals` returns them.
+        class_names: names of the classes 0, 1, …
+        side: px; larger images are shrunk to it, and images below two thirds of it are enlarged to that.
+    """
+    longest = max(image.shape[:2])
+    scale = min(side, max(longest, side * 2 // 3)) / longest
+    small = _resize(Image.fromarray(image), scale)
+    small = _draw_masks(small, image.shape[:2], found.get("masks") or [])
+    order = np.argsort(found["scores"], kind="stable")  # the best is drawn last, on top
+    return _draw_boxes(small, [_mark(found, k, scale, class_names) for k in order])
+
+
 def _header(draw: ImageDraw.ImageDraw, min_score: float) -> None:
     legend = [
         (TRUTH, "ground truth"),
@@ -71,41 +108,64 @@ def _header(draw: ImageDraw.ImageDraw, min_score: float) -> None:
 
 def _cell(image, annotated, index, results, min_score, most_boxes) -> Image.Image:
     """Draws one image, scaled to fit a square cell, with lines and letters of the same size for all images."""
-    scale = CELL / max(image.size)
+    scale, size, ignored = CELL / max(image.size), annotated.sizes[index], annotated.ignored[index]
     chosen = _select(results, min_score)[:most_boxes]
-    image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
-    image = _draw_masks(image, annotated, index, [results["masks"][k] for k in chosen] if "masks" in results else [])
+    image = _draw_masks(
+        _resize(image, scale), size, [results["masks"][k] for k in chosen] if "masks" in results else []
+    )
+    colours = [IGNORED if flag else TRUTH for flag in ignored]
+    image = _draw_rims(image, size, annotated.masks[index] if annotated.masks else [], colours)
+    names = [annotated.class_names[label] for label in annotated.labels[index]]
+    marks = list(zip(annotated.boxes[index] * scale, colours, names, strict=True))
+    marks += [_mark(results, k, scale, annotated.class_names) for k in reversed(chosen)]  # the best last, on top
     cell = Image.new("RGB", (CELL, CELL), (235, 235, 235))
     cell.paste(image)
-    truth = zip(annotated.boxes[index], annotated.labels[index], annotated.ignored[index], strict=True)
-    marks = [
-        (box * scale, IGNORED if ignored else TRUTH, annotated.class_names[label]) for box, label, ignored in truth
-    ]
-    for k in reversed(chosen):  # the best is drawn last, on top
-        text = f"{annotated.class_names[int(results['classes'][k])]} {results['scores'][k]:.2f}"
-        marks.append((results["boxes"][k] * scale, FOUND, text))
-    draw = ImageDraw.Draw(cell)
+    return _draw_boxes(cell, marks)
+
+
+def _resize(image: Image.Image, scale: float) -> Image.Image:
+    return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+
+
+def _mark(found: dict, k: int, scale: float, class_names: Sequence[str]) -> tuple:
+    """Returns box, colour and text of a detection."""
+    text = f"{class_names[int(found['classes'][k])]} {found['scores'][k]:.2f}"
+    return np.asarray(found["boxes"][k]) * scale, FOUND, text
+
+
+def _draw_boxes(image: Image.Image, marks: Sequence[tuple]) -> Image.Image:
+    """Draws (box, colour, text) of each mark: first the frames, then the labels."""
+    draw, taken = ImageDraw.Draw(image), []
     for box, colour, _ in marks:
-        _frame(draw, box, colour)
-    for box, colour, text in marks:
-        _label(draw, box, colour, text)
-    return cell
+        _frame(draw, _corners(box, image.size), colour)
+    for box, colour, text in reversed(marks):  # the most important label chooses its place first
+        taken.append(_label(draw, _corners(box, image.size), colour, escape(text), image.size, taken))
+    return image
 
 
-def _draw_masks(image: Image.Image, annotated: AnnotatedImages, index: int, masks: list[bytes]) -> Image.Image:
-    """Draws detected masks at half opacity and true ones as lines, all at the size of the cell."""
-    pixels, size = np.asarray(image, np.float32).copy(), annotated.sizes[index]
-
-    def small(mask):
-        return np.asarray(Image.fromarray(pixels_of(mask, size)).resize(image.size, Image.Resampling.NEAREST)) > 0
-
+def _draw_masks(image: Image.Image, size: Sequence[int], masks: Sequence[bytes]) -> Image.Image:
+    """Draws detected masks of an image of `size` at half opacity, with a rim."""
+    if not masks:
+        return image
+    pixels = np.asarray(image, np.float32).copy()
     for mask in masks:
-        inside = small(mask)
+        inside = _shrink(mask, size, image)
         pixels[inside] = 0.5 * pixels[inside] + 0.5 * np.array(FOUND)
         pixels[_rim(inside)] = FOUND
-    for mask, ignored in zip(annotated.masks[index] if annotated.masks else (), annotated.ignored[index], strict=False):
-        pixels[_rim(small(mask))] = IGNORED if ignored else TRUTH
     return Image.fromarray(pixels.astype(np.uint8))
+
+
+def _draw_rims(image: Image.Image, size: Sequence[int], masks: Sequence[bytes], colours: Sequence) -> Image.Image:
+    """Draws the outlines of masks of an image of `size`."""
+    pixels = np.asarray(image).copy()
+    for mask, colour in zip(masks, colours, strict=False):
+        pixels[_rim(_shrink(mask, size, image))] = colour
+    return Image.fromarray(pixels)
+
+
+def _shrink(mask: bytes, size: Sequence[int], image: Image.Image) -> np.ndarray:
+    """Returns a mask of an image of `size` as (H, W) bool at the size of the picture."""
+    return np.asarray(Image.fromarray(pixels_of(mask, size)).resize(image.size, Image.Resampling.NEAREST)) > 0
 
 
 def _rim(inside: np.ndarray) -> np.ndarray:
@@ -132,23 +192,43 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
     return overlap / max(1e-9, float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - overlap)
 
 
-def _frame(draw: ImageDraw.ImageDraw, box: np.ndarray, colour) -> None:
-    x1, y1, x2, y2 = _corners(box)
+def _frame(draw: ImageDraw.ImageDraw, corners: Rectangle, colour) -> None:
+    x1, y1, x2, y2 = corners
     draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=(0, 0, 0), width=4)  # a dark edge on both sides
     draw.rectangle((x1, y1, x2, y2), outline=colour, width=2)
 
 
-def _label(draw: ImageDraw.ImageDraw, box: np.ndarray, colour, text: str) -> None:
-    """Draws a label at the top left of a detection or the bottom left of ground truth, always inside the cell."""
-    x1, y1, _, y2 = _corners(box)
+def _label(draw, corners: Rectangle, colour, text: str, size, taken: Sequence[Rectangle]) -> Rectangle:
+    """Draws a label at the top left of a detection or the bottom left of ground truth, always inside the picture.
+
+    Args:
+        draw: of the picture.
+        corners: the box.
+        colour: background of the label.
+        text: on one line.
+        size: width and height of the picture.
+        taken: labels that it must not cover; it moves up or down to the nearest free place, if there is one.
+
+    Returns:
+        The rectangle of the label.
+    """
     font = ImageFont.load_default(12)
-    wide, high = round(draw.textlength(text, font)) + 4, 15
-    left = max(0, min(x1, CELL - wide))
-    top = max(0, y1 - high) if colour == FOUND else min(y2 + 2, CELL - high)
-    draw.rectangle((left, top, left + wide, top + high), fill=colour)
-    draw.text((left + 2, top), text, fill=(0, 0, 0), font=font)
+    wide, left, top = round(draw.textlength(text, font)) + 4, corners[0], corners[1] - LABEL
+    left = max(0, min(left, size[0] - wide))
+    wanted = top if colour == FOUND else corners[3] + 2
+    tops = range(0, max(1, size[1] - LABEL + 1))
+    places = sorted(((left, y, left + wide, y + LABEL) for y in tops), key=lambda place: abs(place[1] - wanted))
+    place = next((one for one in places if not any(_overlap(one, other) for other in taken)), places[0])
+    draw.rectangle(place, fill=colour)
+    draw.text((left + 2, place[1]), text, fill=(0, 0, 0), font=font)
+    return place
 
 
-def _corners(box: np.ndarray) -> tuple[int, int, int, int]:
-    x1, y1, x2, y2 = (round(float(value)) for value in np.clip(box, 0, CELL - 1))
+def _overlap(a: Rectangle, b: Rectangle) -> bool:
+    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
+
+
+def _corners(box: np.ndarray, size) -> Rectangle:
+    """Returns a box in whole pixels of a picture (width, height), at least 3 px wide and high."""
+    x1, y1, x2, y2 = (round(float(value)) for value in np.clip(box, 0, np.tile(np.array(size) - 1, 2)))
     return x1, y1, max(x1 + 3, x2), max(y1 + 3, y2)

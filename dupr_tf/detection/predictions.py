@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -32,11 +32,11 @@ def detect(detector, annotated: AnnotatedImages, data: DataConfig | None = None,
     with eval_batches(annotated, detector.image_size, batch_size, data, *sides) as batches:
         for batch in batches:
             inputs = {name: tf.constant(batch[name]) for name in ("images", "image_sizes")}
-            results |= convert_to_originals(detector.predict_on_batch(inputs), batch, annotated)
+            results |= convert_to_originals(detector.predict_on_batch(inputs), batch, annotated.sizes)
     return [results[i] for i in range(len(annotated))]
 
 
-def convert_to_originals(result: dict, batch: dict, annotated: AnnotatedImages) -> dict[int, dict]:
+def convert_to_originals(result: dict, batch: dict, sizes: Mapping | np.ndarray) -> dict[int, dict]:
     """Converts detections to the pixels of their images.
 
     Args:
@@ -44,7 +44,7 @@ def convert_to_originals(result: dict, batch: dict, annotated: AnnotatedImages) 
             `classes (b, K)`, `confidence (b, K)` and `num_detections (b,)`. Detectors of masks also return
             `masks (b, K, h, w)`, 0–1 over the boxes.
         batch: from `eval_batches`: `factors` (b, 2) and `index` (b,).
-        annotated: the images of the batches.
+        sizes: index -> height and width of the original.
 
     Returns:
         `{index: detections}` with `boxes (k, 4)` float32, `classes (k,)` int32 and `scores (k,)`. If `result` has
@@ -52,7 +52,7 @@ def convert_to_originals(result: dict, batch: dict, annotated: AnnotatedImages) 
     """
     converted = {}
     for row, (index, factors) in enumerate(zip(np.asarray(batch["index"]), np.asarray(batch["factors"]), strict=True)):
-        size, count = annotated.sizes[index], int(result["num_detections"][row])
+        size, count = sizes[int(index)], int(result["num_detections"][row])
         boxes = np.asarray(result["boxes"][row][:count], np.float32)
         image = {
             "boxes": to_original(boxes, factors, size),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +19,10 @@ from dupr_tf.data.labels.segments import SegmentedImages
 from dupr_tf.data.segmentation import segment_eval_batches, segment_train_batches, segments_to_original
 from dupr_tf.detection.cityscapes_eval import cityscapes_ap
 from dupr_tf.detection.coco_eval import coco_scores
+from dupr_tf.detection.confusion import confusion_picture, count_confusion, name_confusion, suggest_threshold
 from dupr_tf.detection.curves import precision_recall_picture
 from dupr_tf.detection.pictures import contact_sheet, sheet_positions
+from dupr_tf.detection.precision import set_precision
 from dupr_tf.detection.predictions import EVAL_BATCH, detect
 from dupr_tf.detection.segmentation_eval import ConfusionMatrix
 from dupr_tf.detection.segmentation_sheet import segmentation_sheet
@@ -29,7 +32,7 @@ SUMMARY = ("AP", "AP50", "AP75")  # of a second metric, besides the first
 
 
 def build_detector(backbone, class_names, config):
-    """Builds the detector of `config.detector` on this backbone, without compiling it.
+    """Builds the detector of `config.detector` on this backbone in `train.precision`, without compiling it.
 
     Args:
         backbone: a functional model with `pyramid_level_inputs`; it takes RGB images in 0–255.
@@ -39,7 +42,9 @@ def build_detector(backbone, class_names, config):
     Raises:
         UserError: a kind whose extra is not installed, or a backbone it does not support.
     """
-    return DETECTORS.load(config.detector.kind).from_experiment(backbone, tuple(class_names), config)
+    detector = DETECTORS.load(config.detector.kind).from_experiment(backbone, tuple(class_names), config)
+    set_precision(detector, config.train.policy)
+    return detector
 
 
 def task_of(detector):
@@ -49,39 +54,52 @@ def task_of(detector):
     return next(tasks[name] for name in names if name in tasks)
 
 
+class Measured(NamedTuple):
+    """The result of an evaluation: scores, and pictures that are drawn after the scores are written."""
+
+    metrics: dict
+    pictures: dict[str, Callable[[Path], None]]  # {file name: function that draws it}
+
+
 class Task(NamedTuple):
     """A row of the table of tasks."""
 
     batches: Callable  # (images, config, steps, start) -> reader of the batches of the steps from start on
-    measure: Callable  # (detector, images, output folder or None, layout, data section) -> contents of metrics.json
+    measure: Callable  # (detector, images, layout, data section) -> Measured
 
 
-def measure_boxes(detector, annotated, output, layout, data: DataConfig, masks=False) -> dict:
-    """Computes COCO's AP of boxes, and VOC's metrics for VOC data; with an output folder pictures too."""
-    detections = detect(detector, annotated, data)
-    metrics, curves = coco_scores(annotated, detections)
+def measure_boxes(detector, annotated, layout, data: DataConfig, masks=False) -> Measured:
+    """Computes COCO's AP of boxes, VOC's metrics for VOC data, the confusion of classes and a score threshold."""
+    detections, most = detect(detector, annotated, data), detector.max_detections
+    metrics, curves = coco_scores(annotated, detections, most=most)
     if layout == "voc":  # detectron2 uses the 11 points for VOC2007's test set, and so do published figures
         metrics |= {f"voc_{metric}": _summary(voc_ap(annotated, detections, metric)) for metric in ("11_point", "area")}
     if masks:
-        metrics["masks"], curves = coco_scores(annotated, detections, masks=True)
+        metrics["masks"], curves = coco_scores(annotated, detections, masks=True, most=most)
     if masks and annotated.void is not None:
         metrics["cityscapes"] = cityscapes_ap(annotated, detections)
-    if output is not None:
-        title = "of masks at IoU 0.5" if masks else "of boxes at IoU 0.5"
-        precision_recall_picture(curves, output / "precision_recall.png", f"Precision and recall {title}")
-        contact_sheet(annotated, detections, output / "detections.png", data=data)
-    return metrics
+    names, threshold = annotated.class_names, suggest_threshold(annotated, detections)
+    least = detector.score_threshold if threshold is None else threshold["min_score"]
+    counts = count_confusion(annotated, detections, least)
+    limits = _limits(detector, "score_threshold", "nms_iou", "max_detections")
+    metrics |= {"suggested_threshold": threshold, "confusion": name_confusion(counts, names), "limits": limits}
+    title = f"Precision and recall of {'masks' if masks else 'boxes'} at IoU 0.5"
+    pictures = {
+        "precision_recall.png": lambda path: precision_recall_picture(curves, path, title),
+        "detections.png": lambda path: contact_sheet(annotated, detections, path, data=data),
+        "confusion.png": confusion_picture(counts, names),
+    }
+    return Measured(metrics, pictures)
 
 
-def measure_masks(detector, annotated, output, layout, data: DataConfig) -> dict:
+def measure_masks(detector, annotated, layout, data: DataConfig) -> Measured:
     """Computes `measure_boxes`, and the same for masks; Cityscapes' AP for Cityscapes data."""
-    return measure_boxes(detector, annotated, output, layout, data, masks=True)
+    return measure_boxes(detector, annotated, layout, data, masks=True)
 
 
-def measure_segments(detector, segmented: SegmentedImages, output, layout, data: DataConfig) -> dict:
-    """Computes mIoU over all labelled pixels of a split, at the size of the originals; with a folder a picture too."""
-    matrix, shown = ConfusionMatrix(len(segmented.class_names)), {}
-    wanted = sheet_positions(len(segmented), 4) if output is not None else ()
+def measure_segments(detector, segmented: SegmentedImages, layout, data: DataConfig) -> Measured:
+    """Computes mIoU and the confusion over all labelled pixels of a split, at the size of the originals."""
+    matrix, shown, wanted = ConfusionMatrix(len(segmented.class_names)), {}, sheet_positions(len(segmented), 4)
     sides = detector.test_short_side, detector.max_long_side
     with segment_eval_batches(segmented, EVAL_BATCH, data, *sides) as batches:
         for batch in batches:
@@ -91,9 +109,13 @@ def measure_segments(detector, segmented: SegmentedImages, output, layout, data:
                 matrix.add(segmented.truth(index), classes)
                 if index in wanted:
                     shown[index] = classes
-    if output is not None:
-        segmentation_sheet(segmented, shown, output / "segments.png", data)
-    return matrix.scores(segmented.class_names)
+    names = segmented.class_names
+    metrics = {"confusion": name_confusion(matrix.counts, names), "limits": _limits(detector)}
+    pictures = {
+        "segments.png": lambda path: segmentation_sheet(segmented, shown, path, data),
+        "confusion.png": confusion_picture(matrix.counts, names),
+    }
+    return Measured({**matrix.scores(names), **metrics}, pictures)
 
 
 TASKS = {
@@ -101,6 +123,12 @@ TASKS = {
     "masks": Task(train_batches, measure_masks),
     "segments": Task(segment_train_batches, measure_segments),
 }
+
+
+def _limits(detector, *names: str) -> dict:
+    """Returns the settings of a detector that bound its detections, in `predict` as in the metrics."""
+    sizes = ("test_short_side", "max_long_side") if detector.image_size is None else ("image_size",)
+    return {name: getattr(detector, name) for name in (*names, *sizes)}
 
 
 def _summary(metrics: dict) -> dict:

@@ -56,7 +56,7 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
         self,
         backbone,
         class_names,
-        image_size,
+        image_size=None,
         fpn_channels=256,
         fpn_norm=True,
         head_channels=256,
@@ -93,6 +93,10 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
         self.score_threshold, self.nms_iou, self.max_detections = score_threshold, nms_iou, max_detections
         self.test_short_side, self.max_long_side = test_short_side, max_long_side
         self._set_norms(self.feature_pyramid)
+
+    @property
+    def class_layers(self):
+        return [self.classification_head.prediction]
 
     def _build_loss_logs(self):
         """Computes the losses of an empty image of 32 px once, because Keras creates its loss logs then."""

@@ -12,6 +12,7 @@ from dupr_tf.config import DataConfig
 from dupr_tf.data.detection import read_image
 from dupr_tf.data.labels.segments import IGNORED, SegmentedImages
 from dupr_tf.detection.pictures import CELL, GAP, HEADER, sheet_positions
+from dupr_tf.text import escape
 
 NO_CLASS = (235, 235, 235)  # ignored pixels, and the space around pictures
 TITLES = ("image", "ground truth (light grey: ignored)", "prediction")
@@ -46,6 +47,26 @@ def segmentation_sheet(
     sheet.save(path)
 
 
+def segments_picture(image: np.ndarray, segments: np.ndarray, class_names, side: int = 960) -> Image.Image:
+    """Draws the predicted classes of an image over it at half opacity, and the colours of the classes below.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        segments: (H, W) classes.
+        class_names: names of the classes 0, 1, …
+        side: px; larger images are shrunk to it.
+    """
+    scale, colours = min(1.0, side / max(image.shape[:2])), class_colours(len(class_names))
+    shape = [max(1, round(length * scale)) for length in image.shape[1::-1]]
+    classes = Image.fromarray(colours[segments]).resize(shape, Image.Resampling.NEAREST)
+    blended = Image.blend(Image.fromarray(image).resize(shape, Image.Resampling.BICUBIC), classes, 0.5)
+    legend = _legend(class_names, max(shape[0], CELL))
+    picture = Image.new("RGB", (legend.width, shape[1] + GAP + legend.height), (255, 255, 255))
+    picture.paste(blended)
+    picture.paste(legend, (0, shape[1] + GAP))
+    return picture
+
+
 def class_colours(classes: int) -> np.ndarray:
     """Returns (256, 3) uint8: a colour for each class, far from its neighbours', light grey for no class."""
     colours = np.full((256, 3), NO_CLASS, np.uint8)
@@ -73,6 +94,7 @@ def _legend(names: tuple[str, ...], width: int) -> Image.Image:
     """Draws squares of colour with names, in as many lines as needed."""
     font, colours, places = ImageFont.load_default(13), class_colours(len(names)), []
     probe, x, row = ImageDraw.Draw(Image.new("RGB", (1, 1))), GAP, 0
+    names = [escape(name) for name in names]
     for name in names:
         wide = 36 + round(probe.textlength(name, font))
         if x > GAP and x + wide > width:

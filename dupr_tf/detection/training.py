@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from pathlib import Path
 
@@ -12,29 +13,48 @@ from rich.console import Console
 from dupr_tf.config import Config, DataConfig
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.detection import TrainingExamples
+from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.inspection import count_boxes
 from dupr_tf.data.labels.annotations import AnnotatedImages
-from dupr_tf.detection.finetune import DETECTOR_FILE, METRICS_FILE
+from dupr_tf.detection.continuing import copy_weights, load_start
+from dupr_tf.detection.finetune import DETECTOR_FILE, LAST_FILE, METRICS_FILE
 from dupr_tf.detection.labels import LABELS, layout_of, read_evaluated
+from dupr_tf.detection.pictures import draw_pictures
 from dupr_tf.detection.precise_bn import measure_norms
+from dupr_tf.detection.precision import set_precision
 from dupr_tf.detection.registry import TASKS, build_detector, task_of
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
-from dupr_tf.errors import raise_all, reporting_full_disk
+from dupr_tf.detection.validation import ValidateDetector, logged_scores
+from dupr_tf.errors import raise_all
 from dupr_tf.files import write_whole
+from dupr_tf.locks import locked
 from dupr_tf.models.resnet import build_backbone
+from dupr_tf.records import mapping, read_record
+from dupr_tf.text import visible
 from dupr_tf.training.callbacks import StepCallback, StopOnNonFinite
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
 from dupr_tf.training.loop import chief_callbacks
 from dupr_tf.training.loop import train as run_steps
-from dupr_tf.training.metrics_log import MetricsLog, training_speed
-from dupr_tf.training.optimizers import AdamW, CoupledSGD, build_schedule
-from dupr_tf.training.run import record, starting_weights
+from dupr_tf.training.metrics_log import MetricsLog, training_speed, validation_seconds
+from dupr_tf.training.optimizers import AdamW, CoupledSGD, planned_schedule, scale_loss
+from dupr_tf.training.run import record, run_id, starting_weights
+from dupr_tf.training.schedule import next_schedule, write_schedule
 from dupr_tf.training.signals import noted_signals
 
 
 def train_detector(
-    config: Config, weights, data, output: Path, console: Console, splits: tuple, entries: dict, changed: bool
+    config: Config,
+    weights,
+    data,
+    output: Path,
+    console: Console,
+    splits: tuple,
+    entries: dict,
+    changed: bool,
+    results: FileResults,
+    after_change: str | None = None,
+    continues: bool = False,
 ) -> dict:
     """Runs `finetune` after its checks.
 
@@ -43,60 +63,126 @@ def train_detector(
         splits: result of `labels.read_splits`.
         entries: entries of the record, {split: `labels_entry`}.
         changed: True if the run is resumed with another config or other data.
+        results: of the checks of images, which are saved with the record.
+        after_change: as in `finetune`.
+        continues: True if `weights` is the file of a detector.
     """
     strategy, task = choose_strategy(config.train.strategy), DETECTORS[config.detector.kind].facts["task"]
     raise_all(config.finetune_problems(replicas(strategy)))
     train, val, ids = splits
     keras.utils.set_random_seed(config.train.seed)
     with scope(strategy):
-        backbone, start = starting_weights(output, config, weights, include_normalization=True)
+        load = functools.partial(load_start, config) if continues else None
+        loaded, start = starting_weights(output, config, weights, include_normalization=True, load=load)
+        backbone = loaded.backbone if continues and loaded is not None else loaded
         if backbone is None:
             backbone = build_backbone(config.model.backbone, config.model.width, include_normalization=True)
     if (output / METRICS_FILE).exists() and not changed:
-        console.print(f"{output} has ended before; its metrics are in {METRICS_FILE}")
-        return json.loads((output / METRICS_FILE).read_text(encoding="utf-8"))
+        console.print(visible(f"{output} has ended before; its metrics are in {METRICS_FILE}"))
+        return read_record(output / METRICS_FILE, mapping, "Remove it to evaluate the detector again.")
     images = LABELS[task].learnable(train)
     with scope(strategy):
         detector = build_detector(backbone, train.class_names, config)
+        if continues and loaded is not None:
+            console.print(copy_weights(detector, loaded))
         detector.compile(detector_optimizer(config, images, detector.backbone))
-    with reporting_full_disk(output):
-        checkpoints = RunCheckpoints(detector, output / "checkpoints", config.train.keep_checkpoints)
+    with locked(output):
+        checkpoints = RunCheckpoints(detector, output / "checkpoints", config.train.keep_checkpoints, run_id(output))
         first = checkpoints.restore()
+        schedule = next_schedule(output, config, images, first, changed, after_change)
+        detector.optimizer.learning_rate = schedule.rates(config)
         (output / METRICS_FILE).unlink(missing_ok=True)  # that of the run before a change
+        write_schedule(output, schedule)
         record(output, config, entries, start)
+        checkpoints.run = run_id(output)
+        results.save()
         _write_ids(output, ids)
         console.print(_plan(config, train, val, images, replicas(strategy)))
         if first:
             console.print(f"resuming at step {first}")
-        _train(detector, checkpoints, output, config, task, train, first, console)
-        measured = _measure_norms(detector, train, config, task, console)
+        layout = layout_of(data, "val", config.data.kind)
+
+        def measure():
+            return TASKS[task].measure(detector, val, layout, config.data)
+
+        validation = _train(detector, checkpoints, output, config, task, train, first, console, schedule, measure)
+        if config.train.policy != "float32":
+            set_precision(detector, "float32")
+        steps = int(checkpoints.step.numpy())
+        measured, marks = _measure_norms(detector, train, config, task, console, steps), {}
+        if validation is not None:
+            marks = _keep_last(detector, validation, steps, output, measure)
+            if validation.best["step"] != steps:
+                validation.load_best()
+                _measure_norms(detector, train, config, task, console, validation.best["step"])
         save_detector(detector, output / DETECTOR_FILE)
         export_detector(detector, output / "saved_model")
 
         console.print(f"evaluating on {len(val)} images")
-        layout = layout_of(data, "val", config.data.kind)
-        scores = TASKS[task].measure(detector, val, output, layout, config.data)
-        facts = _circumstances(config, output, images, weights, train, val)
-        metrics = {**scores, **facts, "precise_bn_batches": measured}
+        scores, pictures = measure()
+        if validation is not None:
+            _complete(marks, scores, console)
+        facts = _circumstances(config, output, weights, train, val)
+        metrics = {**scores, **marks, **facts, "steps": steps, "precise_bn_batches": measured}
         _write_json(output / METRICS_FILE, metrics)
+        draw_pictures(pictures, output)
     return metrics
 
 
-def _train(detector, checkpoints: RunCheckpoints, output: Path, config: Config, task, train, first: int, console):
-    """Trains from a step to the last, and saves a checkpoint of the last."""
+def _keep_last(detector, validation: ValidateDetector, steps: int, output: Path, measure) -> dict:
+    """Saves the detector of the last step. Returns the entries of `metrics.json` about it and the best one."""
+    save_detector(detector, output / LAST_FILE)
+    best, last = {"file": DETECTOR_FILE, "step": validation.best["step"]}, {"file": LAST_FILE, "step": steps}
+    if best["step"] != steps:
+        last |= logged_scores(measure()[0])
+    return {"selected_on": "val", "best": best, "last": last}
+
+
+def _complete(marks: dict, scores: dict, console: Console) -> None:
+    """Adds the scores of the best detector to the result of `_keep_last`, and prints how it was selected."""
+    marks["best"] |= logged_scores(scores)
+    marks["last"] = {**marks["best"], **marks["last"]}
+    console.print(
+        f"{DETECTOR_FILE} is from step {marks['best']['step']}, which scored best on val, so its scores are "
+        f"optimistic; {LAST_FILE} is from step {marks['last']['step']}"
+    )
+
+
+def _train(
+    detector,
+    checkpoints: RunCheckpoints,
+    output: Path,
+    config: Config,
+    task,
+    train,
+    first: int,
+    console,
+    schedule,
+    measure,
+) -> ValidateDetector | None:
+    """Trains from a step to the last, and saves a checkpoint of the last. Returns the validation, if there is one."""
     images, settings = LABELS[task].learnable(train), config.train
     per_epoch, total = config.steps_per_epoch(images), config.total_steps(images)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(noted_signals())
         state = checkpoints.extra
         metrics = MetricsLog(
-            output, first, total, per_epoch, settings.batch_size, settings.log_every, state, console
+            output, first, total, per_epoch, settings.batch_size, settings.log_every, state, console,
+            epochs=(schedule.since_step, schedule.since_epoch),
         )  # fmt: skip
         stack.callback(metrics.close)
         guards = [StopOnNonFinite(first)]
         if isinstance(train, AnnotatedImages):
-            guards.append(LogLostBoxes(first, total, train, config))
-        callbacks = chief_callbacks(metrics, checkpoints, settings.checkpoint_interval, signals, guards)
+            guards.append(LogLostBoxes(first, train, config))
+        every, validation = config.detector.validation_steps(per_epoch), None
+        if every:
+            folder, patience, saved = checkpoints.folder, config.detector.patience, state.get("validation")
+            validation = ValidateDetector(
+                detector, lambda: measure()[0], folder, every, (first, total), patience, saved
+            )
+            if validation.is_over:
+                return validation
+        callbacks = chief_callbacks(metrics, checkpoints, settings.checkpoint_interval, signals, guards, validation)
         run_steps(
             detector,
             lambda begin, end: TASKS[task].batches(train, config, end, start=begin),
@@ -106,32 +192,35 @@ def _train(detector, checkpoints: RunCheckpoints, output: Path, config: Config, 
         )
         if total > first:
             checkpoints.save()
+        return validation if every and validation.best is not None else None
 
 
 class LogLostBoxes(StepCallback):
-    """Adds `boxes_lost` to a step that is logged: the share of its boxes that train nothing, as in `BoxCounts`.
+    """Adds `boxes_lost` to each step: the share of the boxes of one of its images that train nothing (`BoxCounts`).
+
+    A line of the metrics has the mean, as of other numbers. An image takes about 2 ms, so that one of a batch must do.
 
     Args:
         first: step at the start.
-        last: last step of the run.
         train: the training split.
         config: as for the batches.
     """
 
-    def __init__(self, first: int, last: int, train: AnnotatedImages, config: Config):
+    def __init__(self, first: int, train: AnnotatedImages, config: Config):
         super().__init__(first)
-        self.last, self.annotated, self.config = last, train, config
+        self.annotated, self.config = train, config
         self.examples = TrainingExamples(train, config)
 
     def on_step(self, step, logs):
-        batch, every = self.config.train.batch_size, self.config.train.log_every
-        if step % every == 0 or step == self.last:
-            counts = count_boxes(self.annotated, self.config, (step - 1) * batch, batch, self.examples)
-            if counts.boxes > counts.cropped:
-                logs["boxes_lost"] = counts.lost_share
+        batch = self.config.train.batch_size
+        counts = count_boxes(self.annotated, self.config, (step - 1) * batch + step % batch, 1, self.examples)
+        if counts.boxes > counts.cropped:
+            logs["boxes_lost"] = counts.lost_share
 
 
-def measure_detector(file: Path, data, output: Path | None, split: str, section: DataConfig, images=None) -> dict:
+def measure_detector(
+    file: Path, data, output: Path | None, split: str, section: DataConfig, images=None, image_size: int | None = None
+) -> dict:
     """Runs `evaluate` after its checks.
 
     Args:
@@ -139,17 +228,21 @@ def measure_detector(file: Path, data, output: Path | None, split: str, section:
         data, output, split: as in `evaluate`.
         section: settings for reading the data.
         images: images of the split. Default: they are read, with the classes of the detector.
+        image_size: as in `evaluate`.
     """
     detector = load_detector(file)
+    if image_size is not None:
+        detector.resize_input(image_size)
     task = task_of(detector)
     if images is None:
         images = read_evaluated(data, split, section, task, detector.class_names)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-    scores = TASKS[task].measure(detector, images, output, layout_of(data, split, section.kind), section)
+    scores, pictures = TASKS[task].measure(detector, images, layout_of(data, split, section.kind), section)
     metrics = {**scores, "split": split, "images": len(images)}
     if output is not None:
         _write_json(output / METRICS_FILE, metrics)
+        draw_pictures(pictures, output)
     return metrics
 
 
@@ -170,37 +263,38 @@ def _plan(config: Config, train, val, images: int, devices: int) -> str:
     )
 
 
-def _measure_norms(detector, train, config: Config, task, console: Console) -> int:
-    """Runs precise batch norm over the batches that would come next in training. Returns their number."""
+def _measure_norms(detector, train, config: Config, task, console: Console, step: int) -> int:
+    """Runs precise batch norm over the batches that come after a step in training. Returns their number."""
     wanted = config.detector.precise_bn_images
     if not wanted:
         return 0
     count = -(-wanted // config.train.batch_size)
     console.print(f"measuring batch norms on {count} batches")
-    steps = config.total_steps(LABELS[task].learnable(train))
-    with TASKS[task].batches(train, config, steps + count, start=steps) as batches:
+    with TASKS[task].batches(train, config, step + count, start=step) as batches:
         return measure_norms(detector, batches)
 
 
 def detector_optimizer(config: Config, images: int, backbone) -> keras.optimizers.Optimizer:
     """Creates SGD as in the paper's protocols, or AdamW, which learns more in a few hundred steps."""
-    settings, detector, schedule = config.optimizer, config.detector, build_schedule(config, images)
+    settings, detector, schedule = config.optimizer, config.detector, planned_schedule(config, images)
     slowed = backbone.trainable_variables if detector.backbone_rate != 1 else ()
     factors = {variable.path: detector.backbone_rate for variable in slowed}
     shared = {"rate_factors": factors, "global_clipnorm": detector.gradient_clip}
     if detector.optimizer == "adamw":
-        return AdamW(schedule, settings.weight_decay, **shared)
-    return CoupledSGD(schedule, settings.momentum, settings.weight_decay, **shared)
+        optimizer = AdamW(schedule, settings.weight_decay, **shared)
+    else:
+        optimizer = CoupledSGD(schedule, settings.momentum, settings.weight_decay, **shared)
+    return scale_loss(optimizer, config.train.precision)
 
 
-def _circumstances(config: Config, output: Path, images: int, weights, train, val) -> dict:
+def _circumstances(config: Config, output: Path, weights, train, val) -> dict:
     seconds, rate = training_speed(output, config.train.batch_size)
     return {
         "detector": config.detector.kind,
-        "steps": config.total_steps(images),
         "batch_size": config.train.batch_size,
         "images_per_second": round(rate, 2),
         "training_seconds": round(seconds, 1),
+        "validation_seconds": round(validation_seconds(output), 1),
         "seed": config.train.seed,
         "weights": str(weights),
         "train_images": len(train),

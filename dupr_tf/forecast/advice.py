@@ -55,13 +55,23 @@ def advice_on_length(config: Config, images: int) -> list[str]:
     """Counts the steps, and warns of fewer images than a batch has."""
     batch, total = config.train.batch_size, config.total_steps(images)
     steps = f"{count_text(config.steps_per_epoch(images), 'step')} an epoch and {count_text(total, 'step')} in all"
-    sentences = [f"{images:,} images in batches of {batch} are {steps}."]
-    if images < batch:
-        sentences.append(
-            f"{images:,} images are fewer than one batch of {batch}. Images repeat within a batch and count as each "
-            f"other's negatives. What to do: use more images, or --train.batch_size {max(2, images // 2)}."
-        )
-    return sentences
+    return [f"{images:,} images in batches of {batch} are {steps}.", *_few_images(config, images)]
+
+
+def _few_images(config: Config, images: int) -> list[str]:
+    batch = config.train.batch_size
+    if images >= batch:
+        return []
+    return [
+        f"{images:,} images are fewer than one batch of {batch}. Images repeat within a batch and count as each "
+        f"other's negatives. What to do: use more images, or --train.batch_size {max(2, images // 2)}."
+    ]
+
+
+def grave_warnings(config: Config, images: int) -> list[str]:
+    """Lists what spoils a run over this number of images: too few images, a bank too large, a schedule too long."""
+    banks = [sentence for sentence in advice_on_banks(config, images) if not sentence.endswith(GOOD)]
+    return [*_few_images(config, images), *banks, *config.schedule_warnings(images)]
 
 
 def advice_on_banks(config: Config, images: int) -> list[str]:
@@ -90,15 +100,15 @@ def expected_curve(config: Config) -> list[str]:
     """Describes how the losses start."""
     model = config.model
     size, coldest = model.largest_bank, min((term.temperature for term in model.term_list), default=1.0)
-    guess = math.log(size + 1)
+    guess, level = math.log(size + 1), model.guessing_loss
     first = math.log1p(size * math.exp(-1 / coldest))
-    weight = sum(term.weight for term in model.term_list)
+    total = "" if level is None else f"All terms at that level add up to a loss of {level:.1f}. "
     return [
         f"Every loss term begins between {first:.1f} and {guess:.2f}. It rises to about ln(K + 1) = {guess:.2f} within "
         f"the {count_text(math.ceil(size / config.train.batch_size), 'step')} in which the bank fills, and then falls. "
         "It rises because the bank begins with random keys, which are easy to tell from the positive key. The keys of "
-        f"a young network replace them, and look alike. All terms at that level add up to a loss of "
-        f"{weight * guess:.1f}. What to do: wait. The run warns if a term is still at {guess:.2f} after "
+        f"a young network replace them, and look alike. {total}What to do: wait. The run warns if a term is still at "
+        f"{guess:.2f} after "
         f"{count_text(patience(config), 'step')}."
     ]
 

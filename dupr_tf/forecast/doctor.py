@@ -66,6 +66,7 @@ def about_run(config: Config, images: int | None, steps: DryRun | None = None) -
     sentences = advice.advice_on_memory(forecast.counts.total_memory, available_memory(), config)
     if images is not None:
         sentences += [*advice.advice_on_length(config, images), *advice.advice_on_banks(config, images)]
+        sentences += config.schedule_warnings(images)
     return Examination("the run", (steps or forecast).rows(), [*sentences, *advice.expected_curve(config)])
 
 

@@ -66,19 +66,22 @@ def extract(maps, batches: Iterable, cells: dict[str, int], normalise_rows: bool
     return {level: unit(row) for level, row in rows.items()} if normalise_rows else rows
 
 
-def extract_paths(maps, paths, view, cells, batch_size=32, **options) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def extract_paths(
+    maps, paths, view, cells, batch_size=32, section=None, **options
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Computes `extract` of image files: (indices of the readable ones, their features).
 
     Args:
         maps, cells, options: as for `extract`.
         paths: image files.
-        view: content -> (S, S, 3) uint8.
+        view: image (H, W, 3) uint8 -> (S, S, 3) uint8.
         batch_size: images per batch.
+        section: settings for decoding images, as for `read_each`.
     """
     indices: list[np.ndarray] = []
 
     def images():
-        for index, batch in read_each(paths, lambda _, content: view(content), batch_size):
+        for index, batch in read_each(paths, lambda _, image: view(image), batch_size, section):
             indices.append(index)
             yield batch
 

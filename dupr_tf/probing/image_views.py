@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from dupr_tf.data.images.decode import Unusable, decode
-from dupr_tf.data.images.source import ImageSource, as_source
+from dupr_tf.config import DataConfig
+from dupr_tf.data.detection import read_image
+from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.reader import Block, Reader
 from dupr_tf.data.views import CROP_TRIES, cut_view, draw_crops
 from dupr_tf.errors import UserError
@@ -22,41 +23,41 @@ CENTRE_SHARE = 224 / 256  # of the short side: the evaluation crop of ImageNet's
 ASPECTS = (3 / 4, 4 / 3)
 
 
-def centre_view(content: bytes, size: int) -> np.ndarray:
+def centre_view(image: np.ndarray, size: int) -> np.ndarray:
     """Returns the central square of an image, 7/8 of its short side, as (size, size, 3) uint8."""
-    image = decode(content)
     sides = np.array(image.shape[:2])
     side = round(sides.min() * CENTRE_SHARE)
     corner = (sides - side) // 2
     return cut_view(image, (*corner, *(corner + side)), False, size)
 
 
-def whole_view(content: bytes, size: int) -> np.ndarray:
+def whole_view(image: np.ndarray, size: int) -> np.ndarray:
     """Squeezes a whole image into (size, size, 3) uint8."""
-    image = decode(content)
     return cut_view(image, (0, 0, *image.shape[:2]), False, size)
 
 
-def random_view(content: bytes, size: int, u: np.ndarray, crop_area: tuple[float, float]) -> np.ndarray:
+def random_view(image: np.ndarray, size: int, u: np.ndarray, crop_area: tuple[float, float]) -> np.ndarray:
     """Makes a random resized crop, mirrored half of the time, as (size, size, 3) uint8; `u` (*DRAWS) is uniform."""
-    image = decode(content)
     crop = draw_crops(u, *image.shape[:2], crop_area, ASPECTS)
     return cut_view(image, crop, u[CROP_TRIES, 2] < 0.5, size)
 
 
-def read_each(paths: Sequence[str], make: Callable, batch_size: int) -> Iterator[tuple[np.ndarray, Any]]:
-    """Yields batches of (indices (b,), the results of `make(index, content)`); unreadable images are skipped.
+def read_each(
+    paths: Sequence[str], make: Callable, batch_size: int, section: DataConfig | None = None
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """Yields batches of (indices (b,), the results of `make(index, image)`); unreadable images are skipped.
 
     Args:
         paths: image files.
-        make: (index, bytes of the file) -> array or dict of arrays; called in threads, in any order.
+        make: (index, (H, W, 3) uint8) -> array or dict of arrays; called in threads, in any order.
         batch_size: images per batch; only the last batch has fewer.
+        section: settings for decoding images, `max_pixels` and `depth`. Default: those of the schema.
 
     Raises:
         UserError: no image could be read.
     """
     unreadable: dict[int, str] = {}
-    one_image = _OneImage(as_source(paths), make)
+    one_image = _OneImage(paths, make, section or DataConfig())
     reader = Reader(
         one_image, 0, len(paths), {}, threads=None, on_bad=unreadable.__setitem__, merge=operator.itemgetter(0)
     )
@@ -71,14 +72,15 @@ def read_each(paths: Sequence[str], make: Callable, batch_size: int) -> Iterator
 class _OneImage:
     """Makes blocks of one image: the result of `make`, or no rows if the image cannot be used."""
 
-    def __init__(self, source: ImageSource, make: Callable):
-        self.source, self.make = source, make
+    def __init__(self, paths: Sequence[str], make: Callable, section: DataConfig):
+        self.paths, self.make, self.section = paths, make, section
 
     def __call__(self, index: int) -> Block:
         try:
-            return Block({"index": index, "made": self.make(index, self.source.read(index))})
+            image = read_image(self.paths[index], self.section)
         except Unusable as error:
             return Block({}, ((index, str(error)),))
+        return Block({"index": index, "made": self.make(index, image)})
 
 
 def _stack(rows: list):

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from dupr_tf.config import DataConfig
 from dupr_tf.data.images.listing import LeftOut, check_root, list_classes, list_root, log_left_out
 from dupr_tf.data.labels.annotations import AnnotatedImages, read_annotations
+from dupr_tf.data.layouts import BOXES
 from dupr_tf.errors import UserError
 
 SPLITS = ("train", "val")
@@ -92,16 +94,25 @@ def image_labels(annotated: AnnotatedImages) -> np.ndarray:
 
 
 def is_annotated(data: str | Path) -> bool:
-    """Returns True if a root has the layout of COCO or VOC, including boxes."""
-    return (Path(data) / "annotations").is_dir() or (Path(data) / "Annotations").is_dir()
+    """Returns True if a root shows a layout with boxes."""
+    shown = (entry.facts["shown"](Path(data), split) for entry in BOXES.values() for split in ("train", "val"))
+    return any((Path(data) / name).is_dir() for name in ("annotations", "Annotations")) or any(shown)
 
 
-def read_both_splits(data: str | Path, splits: Sequence[str]) -> list[AnnotatedImages]:
+def read_split(
+    data: str | Path, split: str, section: DataConfig | None = None, class_names: Sequence[str] | None = None
+) -> AnnotatedImages:
+    """Reads a split of a root with boxes, whose layout is `section.kind`."""
+    section = section or DataConfig()
+    return read_annotations(data, split, section.kind, class_names, section.max_bad_share)
+
+
+def read_both_splits(data: str | Path, splits: Sequence[str], section: DataConfig | None = None):
     """Reads training and test split, with the classes of both in one order."""
-    read = [read_annotations(data, split) for split in splits]
+    read = [read_split(data, split, section) for split in splits]
     names = sorted({name for split in read for name in split.class_names})
     if any(list(split.class_names) != names for split in read):
-        read = [read_annotations(data, split, class_names=names) for split in splits]
+        read = [read_split(data, split, section, names) for split in splits]
     return read
 
 

@@ -78,7 +78,7 @@ def standardization(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows.mean(0), np.where(deviation > 1e-6 * max(float(deviation.max()), 1e-30), deviation, 1.0)
 
 
-def linear(maps, splits, settings: LinearConfig, seed: int = 0) -> dict:
+def linear(maps, splits, settings: LinearConfig, seed: int = 0, section=None) -> dict:
     """Trains and evaluates a classifier on one level of a frozen backbone.
 
     Args:
@@ -86,19 +86,20 @@ def linear(maps, splits, settings: LinearConfig, seed: int = 0) -> dict:
         splits: from `read_class_folders`.
         settings: settings of the classifier.
         seed: seed of weights, orders and crops.
+        section: settings for decoding images, as for `read_each`.
 
     Returns:
         {"top1", "top5", "chance", "train_top1"}.
     """
     train, val = splits["train"], splits["val"]
     cells, size = {settings.level: settings.cells}, settings.image_size
-    kept, features = extract_paths(maps, val.paths, lambda c: centre_view(c, size), cells)
+    kept, features = extract_paths(maps, val.paths, lambda image: centre_view(image, size), cells, section=section)
     rows, truth = features[settings.level], val.labels[kept]
     classes = len(train.class_names)
     if settings.augment:
-        classifier = _train_augmented(maps, train, classes, rows.shape[1], settings, seed)
+        classifier = _train_augmented(maps, train, classes, rows.shape[1], settings, seed, section)
         return {**top_accuracies(classifier.scores(rows), truth), "train_top1": None}
-    kept, features = extract_paths(maps, train.paths, lambda c: centre_view(c, size), cells)
+    kept, features = extract_paths(maps, train.paths, lambda image: centre_view(image, size), cells, section=section)
     train_rows, labels = features[settings.level], train.labels[kept]
     mean, deviation = standardization(train_rows) if settings.standardize else (0.0, 1.0)
     train_rows, rows = (train_rows - mean) / deviation, (rows - mean) / deviation
@@ -107,24 +108,24 @@ def linear(maps, splits, settings: LinearConfig, seed: int = 0) -> dict:
     return {**top_accuracies(classifier.scores(rows), truth), "train_top1": fitted}
 
 
-def _train_augmented(maps, train, classes, dim, settings, seed) -> LinearClassifier:
+def _train_augmented(maps, train, classes, dim, settings, seed, section) -> LinearClassifier:
     classifier = LinearClassifier(dim, classes, settings, seed)
     steps = -(-len(train.paths) // settings.batch_size)
     for epoch in range(settings.epochs):
-        for k, (images, labels) in enumerate(_augmented(train, settings, seed, epoch)):
+        for k, (images, labels) in enumerate(_augmented(train, settings, seed, epoch, section)):
             classifier.optimizer.learning_rate = learning_rate(settings, epoch + k / steps)
             pooled = pool(maps(images)[settings.level], settings.cells)
             classifier.step(tf.reshape(pooled, [pooled.shape[0], dim]), tf.constant(labels))
     return classifier
 
 
-def _augmented(train, settings, seed, epoch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _augmented(train, settings, seed, epoch, section) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields one epoch of crops in a new order; each crop is drawn from (seed, epoch, image)."""
     order = np.random.default_rng([seed, epoch]).permutation(len(train.paths))
 
-    def make(place, content):
+    def make(place, image):
         u = uniform(seed, epoch, int(order[place]), DRAWS)
-        return random_view(content, settings.image_size, u, settings.crop_area)
+        return random_view(image, settings.image_size, u, settings.crop_area)
 
-    for places, images in read_each([train.paths[i] for i in order], make, settings.batch_size):
+    for places, images in read_each([train.paths[i] for i in order], make, settings.batch_size, section):
         yield images, train.labels[order[places]]

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from dupr_tf.config import ViewsConfig
-from dupr_tf.data.images.decode import decode
+from dupr_tf.config import DataConfig, ViewsConfig
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.views import DRAWS, box_in_view, cut_view, draw_crops, draw_pairs, intersect_views, uniform
 from dupr_tf.errors import UserError
@@ -19,7 +18,9 @@ BATCH = 8  # pairs encoded at a time
 OBJECT_DRAWS = 64  # crops drawn until one holds the object
 
 
-def view_pairs_of(paths: Sequence[str], size: int, views: ViewsConfig, seed: int = 0) -> Iterator[dict]:
+def view_pairs_of(
+    paths: Sequence[str], size: int, views: ViewsConfig, seed: int = 0, section: DataConfig | None = None
+) -> Iterator[dict]:
     """Yields batches of pairs of views with their overlap, as in training: `view_1`, `boxes_1`, `flipped_1`, `valid` …
 
     Args:
@@ -27,23 +28,25 @@ def view_pairs_of(paths: Sequence[str], size: int, views: ViewsConfig, seed: int
         size: side of a view, px.
         views: settings of crops; `photometric` names the change of colours of each view.
         seed: seed of all draws.
+        section: settings for decoding images. Default: those of the schema.
 
     Yields:
         dicts of NumPy arrays as in `dupr_tf.batch`, views (b, size, size, 3) float32 in 0–255, and `index` (b,) int64,
         the position in `paths`.
     """
 
-    def make(index, content):
-        image = decode(content)
+    def make(index, image):
         u = uniform(seed, 0, index, (1, views.draws, 2, *DRAWS))
         (crops,), (flipped,) = draw_pairs(u, [image.shape[:2]], size, views)
         boxes_1, boxes_2, valid = intersect_views(*crops, *flipped, size, views.min_overlap)
         return {**_cut(image, crops, flipped, size), "boxes_1": boxes_1, "boxes_2": boxes_2, "valid": valid}
 
-    yield from _coloured(read_each(paths, make, BATCH), views.photometric, seed)
+    yield from _coloured(read_each(paths, make, BATCH, section), views.photometric, seed)
 
 
-def object_pairs(annotated: AnnotatedImages, rows: Sequence[tuple[int, int]], size, views, seed=0) -> Iterator[dict]:
+def object_pairs(
+    annotated: AnnotatedImages, rows: Sequence[tuple[int, int]], size, views, seed=0, section=None
+) -> Iterator[dict]:
     """Yields batches like `view_pairs_of`, but both views hold one whole object and its box serves as the overlap.
 
     As in the paper's appendix 6.2, no view is mirrored.
@@ -51,11 +54,11 @@ def object_pairs(annotated: AnnotatedImages, rows: Sequence[tuple[int, int]], si
     Args:
         annotated: the images.
         rows: (image, object) of each pair.
-        size, views, seed: as in `view_pairs_of`.
+        size, views, seed, section: as in `view_pairs_of`.
     """
 
-    def make(index, content):
-        image, (i, k) = decode(content), rows[index]
+    def make(index, image):
+        i, k = rows[index]
         box = annotated.boxes[i][k][[1, 0, 3, 2]]  # y1 x1 y2 x2
         u = uniform(seed, 0, index, (OBJECT_DRAWS, 2, *DRAWS))
         crops, flipped = crops_holding(box, *image.shape[:2], u, views), np.zeros(2, bool)
@@ -63,7 +66,7 @@ def object_pairs(annotated: AnnotatedImages, rows: Sequence[tuple[int, int]], si
         return {**_cut(image, crops, flipped, size), "boxes_1": boxes[0], "boxes_2": boxes[1], "valid": True}
 
     paths = [annotated.paths[i] for i, _ in rows]
-    yield from _coloured(read_each(paths, make, BATCH), views.photometric, seed)
+    yield from _coloured(read_each(paths, make, BATCH, section), views.photometric, seed)
 
 
 def _cut(image, crops, flipped, size) -> dict:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dupr_tf.files import write_whole
+from dupr_tf.text import plot_label
 
 # Okabe and Ito's colours: colour-blind readers can distinguish them, also on photographs.
 RIGHT, NEAR, WRONG, BOX = (0, 158, 115), (240, 228, 66), (213, 94, 0), (86, 180, 233)
@@ -156,7 +157,14 @@ def sensitivity_picture(curves: dict[str, dict], size: tuple[float, float] = (5.
         colour = np.array(SERIES[k % len(SERIES)]) / 255
         filled = [n for n, value in enumerate(curve["mean"]) if value is not None]
         ious, mean, std = (np.array([curve[name][n] for n in filled]) for name in ("iou", "mean", "std"))
-        axes.plot(ious, mean, marker="os^Dvp"[k % 6], ms=4, color=colour, label=f"{label}, slope {curve['slope']:.2f}")
+        axes.plot(
+            ious,
+            mean,
+            marker="os^Dvp"[k % 6],
+            ms=4,
+            color=colour,
+            label=f"{plot_label(label)}, slope {curve['slope']:.2f}",
+        )
         axes.fill_between(ious, mean - std, mean + std, color=colour, alpha=0.15, lw=0)
     axes.set(xlabel="IoU with the object's box", ylabel="cosine with its features (eq. 8)", xlim=(0, 1))
     axes.grid(alpha=0.3)

@@ -10,9 +10,8 @@ import keras
 import numpy as np
 from PIL import Image
 
-from dupr_tf.config import LinearConfig, ViewsConfig
+from dupr_tf.config import DataConfig, LinearConfig, ViewsConfig
 from dupr_tf.data.images.listing import list_images
-from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.probing import affinity, pictures, sensitivity
 from dupr_tf.probing import knn as neighbours
 from dupr_tf.probing import linear as classifier
@@ -26,6 +25,7 @@ from dupr_tf.probing.labelled import (
     pick_objects,
     read_both_splits,
     read_class_folders,
+    read_split,
 )
 from dupr_tf.probing.matching import matching
 from dupr_tf.probing.pairs import object_pairs, view_pairs_of
@@ -58,7 +58,9 @@ def _each(backbones: dict[str, keras.Model], probe: Callable) -> tuple[dict, dic
     return results, seconds
 
 
-def probe_knn(backbones, data, level="P5", cells=1, image_size=224, k=200, temperature=0.07, folders=None) -> Findings:
+def probe_knn(
+    backbones, data, level="P5", cells=1, image_size=224, k=200, temperature=0.07, folders=None, section=None
+) -> Findings:
     """Runs kNN classification on class folders.
 
     Args:
@@ -68,6 +70,7 @@ def probe_knn(backbones, data, level="P5", cells=1, image_size=224, k=200, tempe
         image_size: px.
         k, temperature: settings of the vote.
         folders: result of `read_class_folders` for the data, if already read.
+        section: `DataConfig` with the settings for reading images. Default: those of the schema.
     """
     splits = folders or read_class_folders(data)
 
@@ -75,7 +78,7 @@ def probe_knn(backbones, data, level="P5", cells=1, image_size=224, k=200, tempe
         maps, rows, labels = feature_maps(backbone, (level,)), {}, {}
         for split in SPLITS:
             kept, features = extract_paths(
-                maps, splits[split].paths, lambda c: centre_view(c, image_size), {level: cells}
+                maps, splits[split].paths, lambda image: centre_view(image, image_size), {level: cells}, section=section
             )
             rows[split], labels[split] = features[level], splits[split].labels[kept]
         classes = len(splits["train"].class_names)
@@ -87,22 +90,23 @@ def probe_knn(backbones, data, level="P5", cells=1, image_size=224, k=200, tempe
     return Findings("knn", settings, numbers, seconds)
 
 
-def probe_linear(backbones, data, settings: LinearConfig, seed: int = 0, folders=None) -> Findings:
+def probe_linear(backbones, data, settings: LinearConfig, seed: int = 0, folders=None, section=None) -> Findings:
     """Runs linear classification on class folders; arguments as for `probe_knn` and `linear`."""
     splits = folders or read_class_folders(data)
     numbers, seconds = _each(
-        backbones, lambda b: classifier.linear(feature_maps(b, (settings.level,)), splits, settings, seed)
+        backbones, lambda b: classifier.linear(feature_maps(b, (settings.level,)), splits, settings, seed, section)
     )
     return Findings("linear", {"data": str(data), "seed": seed, **settings.model_dump(mode="json")}, numbers, seconds)
 
 
 def probe_svm(
-    backbones, data, levels: Sequence[str], splits=SPLITS, image_size=224, costs=None, folds=3, seed=0, annotated=None
-):
+    backbones, data, levels: Sequence[str], splits=SPLITS, image_size=224, costs=None, folds=3, seed=0, annotated=None,
+    section=None,
+):  # fmt: skip
     """Runs linear SVMs for each level on an annotated set; arguments as for `probe_knn` and `svm`."""
     from dupr_tf.probing.svm import CELLS, COSTS, svm  # scikit-learn takes a second to import
 
-    annotated = annotated or read_both_splits(data, splits)
+    annotated = annotated or read_both_splits(data, splits, section)
     labels = [image_labels(split) for split in annotated]
     names, costs = annotated[0].class_names, tuple(costs or COSTS)
 
@@ -110,7 +114,9 @@ def probe_svm(
         maps, cells = feature_maps(backbone, levels), {level: CELLS[level] for level in levels}
         rows, kept = [], []
         for split in annotated:
-            index, features = extract_paths(maps, split.paths, lambda c: centre_view(c, image_size), cells)
+            index, features = extract_paths(
+                maps, split.paths, lambda image: centre_view(image, image_size), cells, section=section
+            )
             rows.append(features)
             kept.append(index)
         truth = [label[index] for label, index in zip(labels, kept, strict=True)]
@@ -125,15 +131,16 @@ def probe_svm(
 
 
 def probe_sensitivity(
-    backbones, data, split="val", images=200, image_size=448, level="P4", cells=7, seed=0, annotated=None
-) -> Findings:
+    backbones, data, split="val", images=200, image_size=448, level="P4", cells=7, seed=0, annotated=None,
+    section=None,
+) -> Findings:  # fmt: skip
     """Computes eq. 8 against IoU, on the boxes of an annotated set; arguments as for `sensitivity`."""
-    annotated = annotated or read_annotations(data, split)
+    annotated = annotated or read_split(data, split, section)
     rows = pick_objects(annotated, images, seed)
     numbers, seconds = _each(
         backbones,
         lambda b: sensitivity.sensitivity(
-            feature_maps(b, (level,)), annotated, rows, image_size, level, cells, seed
+            feature_maps(b, (level,)), annotated, rows, image_size, level, cells, seed, section
         ),
     )  # fmt: skip
     settings = {"data": str(data), "split": split, "image_size": image_size, "level": level, "cells": cells}
@@ -142,15 +149,17 @@ def probe_sensitivity(
 
 
 def probe_matching(
-    backbones, data, images=64, image_size=448, level="P4", seed=0, views: ViewsConfig | None = None
-) -> Findings:
+    backbones, data, images=64, image_size=448, level="P4", seed=0, views: ViewsConfig | None = None,
+    section=None,
+) -> Findings:  # fmt: skip
     """Computes PCK between two views of each image; arguments as for `matching`."""
     views = views or ViewsConfig()
-    paths = spread(list_images(data), images)
+    paths = spread(_list_images(data, section), images)
     results, seconds = _each(
         backbones,
         lambda b: matching(
-            feature_maps(b, (level,)), view_pairs_of(paths, image_size, views, seed), image_size, level, DRAWN
+            feature_maps(b, (level,)), view_pairs_of(paths, image_size, views, seed, section),
+            image_size, level, DRAWN
         ),
     )  # fmt: skip
     settings = {"data": str(data), "image_size": image_size, "level": level, "seed": seed}
@@ -160,18 +169,18 @@ def probe_matching(
 
 def probe_affinity(
     backbones, data, images=64, image_size=448, level="P5", seed=0, split="val", cells=affinity.CELLS,
-    temperature=affinity.TEMPERATURE, views: ViewsConfig | None = None, annotated=None,
+    temperature=affinity.TEMPERATURE, views: ViewsConfig | None = None, annotated=None, section=None,
 ) -> Findings:  # fmt: skip
     """Computes eq. 9 in two views of an object, or of the overlap without boxes; arguments as for `affinities`."""
     views, pairs = views or ViewsConfig(), None
     with_boxes = is_annotated(data)
     if with_boxes:
-        annotated = annotated or read_annotations(data, split)
+        annotated = annotated or read_split(data, split, section)
         rows = pick_objects(annotated, images, seed)
-        pairs = lambda: object_pairs(annotated, rows, image_size, views, seed)  # noqa: E731
+        pairs = lambda: object_pairs(annotated, rows, image_size, views, seed, section)  # noqa: E731
     else:
-        paths = spread(list_images(data), images)
-        pairs = lambda: view_pairs_of(paths, image_size, views, seed)  # noqa: E731
+        paths = spread(_list_images(data, section), images)
+        pairs = lambda: view_pairs_of(paths, image_size, views, seed, section)  # noqa: E731
     results, seconds = _each(
         backbones,
         lambda b: affinity.affinities(
@@ -186,21 +195,29 @@ def probe_affinity(
     return Findings("affinity", settings, {label: numbers for label, (numbers, _) in results.items()}, seconds, picture)
 
 
-def probe_retrieval(backbones, data, images=500, queries=100, image_size=224, level="P5", top=TOP) -> Findings:
+def probe_retrieval(
+    backbones, data, images=500, queries=100, image_size=224, level="P5", top=TOP, section=None
+) -> Findings:
     """Finds nearest neighbours by whole feature maps; of class folders, uses val/ with its classes."""
-    paths, labels = _retrieved_from(data, images)
+    paths, labels = _retrieved_from(data, images, section)
     query_rows = np.linspace(0, len(paths) - 1, min(queries, len(paths))).round().astype(int)
+
+    def view(_index, image):
+        return centre_view(image, image_size)
+
+    def views(chosen):
+        return np.concatenate([batch for _, batch in read_each(chosen, view, 32, section)])
 
     def probe(backbone):
         maps = feature_maps(backbone, (level,))
         parts, kept = [], []
-        for index, batch in read_each(paths, lambda _, content: centre_view(content, image_size), 32):
+        for index, batch in read_each(paths, view, 32, section):
             parts.append(maps(batch)[level].numpy())
             kept.append(index)
         kept, rows = np.concatenate(kept), np.concatenate(parts)
         positions = np.flatnonzero(np.isin(kept, query_rows))
         numbers, *answers = retrieval(rows, positions, None if labels is None else labels[kept], top)
-        return numbers, _shown([paths[i] for i in kept], positions, *answers, image_size)
+        return numbers, _shown([paths[i] for i in kept], positions, *answers, views)
 
     results, seconds = _each(backbones, probe)
     settings = {"data": str(data), "image_size": image_size, "level": level, "top": top}
@@ -210,23 +227,23 @@ def probe_retrieval(backbones, data, images=500, queries=100, image_size=224, le
     )
 
 
-def _retrieved_from(data, images) -> tuple[list[str], np.ndarray | None]:
+def _retrieved_from(data, images, section) -> tuple[list[str], np.ndarray | None]:
     if not has_class_folders(data):
-        return spread(list_images(data), images), None
+        return spread(_list_images(data, section), images), None
     val = read_class_folders(data)["val"]
     chosen = spread(range(len(val.paths)), images)
     return [val.paths[i] for i in chosen], val.labels[chosen]
 
 
-def _shown(paths, queries, nearest, aligned, size) -> list:
+def _shown(paths, queries, nearest, aligned, read: Callable) -> list:
     """Returns [(query's view, [(neighbour's view, alignment), …]), …] of a few queries."""
     chosen = np.linspace(0, len(queries) - 1, min(DRAWN + 2, len(queries))).round().astype(int)
     chosen = chosen[1:-1] if len(chosen) > 2 else chosen[:1]
     width = 1 + nearest.shape[1]
-    views = _views([paths[i] for q in chosen for i in (queries[q], *nearest[q])], size)
+    views = read([paths[i] for q in chosen for i in (queries[q], *nearest[q])])
     rows = [views[n * width : (n + 1) * width] for n in range(len(chosen))]
     return [(row[0], list(zip(row[1:], aligned[q], strict=True))) for q, row in zip(chosen, rows, strict=True)]
 
 
-def _views(paths, size) -> np.ndarray:
-    return np.concatenate([batch for _, batch in read_each(paths, lambda _, content: centre_view(content, size), 32)])
+def _list_images(data, section: DataConfig | None) -> list[str]:
+    return list_images(data, (section or DataConfig()).kind)

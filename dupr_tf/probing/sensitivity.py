@@ -86,6 +86,7 @@ def curve(ious: np.ndarray, values: np.ndarray, bins: int = BINS) -> dict:
 
 def sensitivity(
     maps, annotated: AnnotatedImages, rows, size: int = 448, level: str = "P4", cells: int = 7, seed: int = 0,
+    section=None,
 ) -> dict:  # fmt: skip
     """Computes the curve of Fig. 5 for one backbone.
 
@@ -97,6 +98,7 @@ def sensitivity(
         level: level of the features.
         cells: S of the regions.
         seed: seed of the boxes.
+        section: settings for decoding images, as for `read_each`.
 
     Returns:
         The result of `curve`, with "images".
@@ -104,7 +106,7 @@ def sensitivity(
     boxes = [annotated.boxes[i][k][[1, 0, 3, 2]] * size / np.tile(annotated.sizes[i], 2) for i, k in rows]
     paths = [annotated.paths[i] for i, _ in rows]
     ious, values, used = [], [], 0
-    for indices, images in read_each(paths, lambda _, content: whole_view(content, size), BATCH):
+    for indices, images in read_each(paths, lambda _, image: whole_view(image, size), BATCH, section):
         features = maps(images)[level]
         side = features.shape[1]
         for n, index in enumerate(indices):

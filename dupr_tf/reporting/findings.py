@@ -9,7 +9,7 @@ import statistics
 from dupr_tf.reporting.folders import FINETUNING, PRETRAINING, RunFolder
 from dupr_tf.reporting.metrics import number
 from dupr_tf.text import count_text
-from dupr_tf.training.collapse import WINDOW, patience, signs_of_collapse
+from dupr_tf.training.collapse import WINDOW, patience, peak_of_fallen, signs_of_collapse
 
 SLOW = 1.25  # multiple of the median time per image: a stretch of lines counts as slow
 LOW_OVERLAP = 0.9  # share of pairs whose views overlap, below which it is reported
@@ -46,6 +46,7 @@ class Spent:
 def findings_of(run: RunFolder) -> list[Finding]:
     """Lists divergence, collapse, low overlap and damaged exports, which readers must not overlook."""
     texts = [(text, True) for text in (*_diverged(run), *_not_finite(run), *_collapsed(run), *_damaged_exports(run))]
+    texts += [(text, True) for text in _fallen(run)]
     texts += [(text, False) for text in _little_overlap(run)]
     return [Finding(run.label, text, grave) for text, grave in texts]
 
@@ -151,6 +152,31 @@ def _collapsed(run: RunFolder) -> list[str]:
             ]
         start = end + 1
     return []
+
+
+def _fallen(run: RunFolder) -> list[str]:
+    """Reports terms whose accuracy stays far below its peak, judged like `WarnOfDecline`, from the logged lines."""
+    if run.config is None or run.kind != PRETRAINING:
+        return []
+    windows, rows, start = [], [], patience(run.config)
+    for row in run.metrics.rows:
+        if row["step"] <= start:
+            continue
+        rows.append(row)
+        if row["step"] - start >= WINDOW:
+            windows.append((row["step"], _means(rows)))
+            rows, start = [], row["step"]
+    texts = []
+    for name, keys in run.config.model.bank_sizes.items():
+        points = [(step, means[f"accuracy/{name}"]) for step, means in windows if f"accuracy/{name}" in means]
+        peak = peak_of_fallen([accuracy for _, accuracy in points], keys)
+        if peak is not None:
+            (best_step, best), (last_step, last) = points[peak], points[-1]
+            texts.append(
+                f"The accuracy of {name} fell from {best:.1%} at step {best_step:,.0f} to {last:.1%} at step "
+                f"{last_step:,.0f}. What to do: a --model.momentum nearer 1, or a lower learning rate."
+            )
+    return texts
 
 
 def _means(rows) -> dict[str, float]:

@@ -6,6 +6,7 @@ Missing or damaged files become notes, not errors. Only a folder without any of 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,12 +19,15 @@ from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import sha256_of
 from dupr_tf.reporting.metrics import Metrics, read_metrics
 from dupr_tf.text import count_text
+from dupr_tf.training.run import CONFIG_FILE, FORMAT_FILE
 from dupr_tf.weights.manifest import MANIFEST_FILE
 
 PRETRAINING, FINETUNING, EXPORT, PROBES = "pre-training", "fine-tuning", "export", "probes"
 MOST_JSON = 16 << 20  # bytes
 MOST_PICTURE = 8 << 20
 MOST_BAD_LISTED = 50
+MOST_NAMED = 5
+PROBES_FOLDER = Path("runs/probes")  # where `dupr-tf probe` writes by default
 DEPTH, MOST_FOLDERS = 2, 500  # how far below a run exports and probes are searched
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -56,6 +60,7 @@ class ProbeResult:
     numbers: dict[str, dict]
     seconds: dict
     picture: bytes | None
+    weights: tuple = ()  # paths of the probed weights
 
 
 @dataclasses.dataclass
@@ -86,7 +91,9 @@ def read_folders(paths: list[Path]) -> list[RunFolder]:
         UserError: some are no folders, or have nothing to report.
     """
     raise_all([problem for path in paths for problem in _problems(path)])
-    return [_read(path, label) for path, label in zip(paths, labels(paths), strict=True)]
+    runs = [_read(path, label) for path, label in zip(paths, labels(paths), strict=True)]
+    _add_probes_elsewhere(runs)
+    return runs
 
 
 def labels(paths: list[Path]) -> list[str]:
@@ -108,18 +115,34 @@ def _problems(path: Path) -> list[UserError]:
     if not path.is_dir():
         return [UserError(None, f"{path} {'is a file' if path.exists() else 'does not exist'}.", fix)]
     if _kind(path) is None:
+        inside = [str(folder) for folder in _folders(path)[:MOST_FOLDERS] if _kind(folder) is not None][:MOST_NAMED]
+        fix = f"Pass what it contains: {' '.join(inside)}." if inside else fix
         return [UserError(None, f"{path} holds no run, export or probe.", fix)]
     return []
 
 
 def _kind(path: Path) -> str | None:
-    if (path / "metrics.json").is_file():
+    scores = _json(path / "metrics.json", [])
+    if scores is not None and {"AP", "mIoU", "per_class"} & set(scores):
         return FINETUNING
-    if (path / "metrics.jsonl").is_file() or (path / "config.yaml").is_file():
+    if _is_run(path):
         return PRETRAINING
     if (path / MANIFEST_FILE).is_file():
         return EXPORT
-    return PROBES if next(_below(path, "probe.json"), None) else None
+    return PROBES if next(_below(path, "probe.json", 1), None) else None
+
+
+def _is_run(path: Path) -> bool:
+    """Returns True for the folder of a run, also if its config or its metrics are damaged or missing."""
+    if (path / FORMAT_FILE).is_file():
+        return True
+    with contextlib.suppress(OSError):
+        if read_metrics(path / "metrics.jsonl").rows:
+            return True
+    with contextlib.suppress(UserError, OSError):
+        load_config(path / CONFIG_FILE)
+        return True
+    return False
 
 
 def _read(path: Path, label: str) -> RunFolder:
@@ -133,6 +156,23 @@ def _read(path: Path, label: str) -> RunFolder:
     run.exports = [export for file in _below(path, MANIFEST_FILE) if (export := _export(file, run.notes))]
     run.probes = [probe for file in _below(path, "probe.json") if (probe := _probe(file, run.notes))]
     return run
+
+
+def _add_probes_elsewhere(runs: list[RunFolder]) -> None:
+    """Adds the probes of these runs that lie beside them, or where `dupr-tf probe` writes by default."""
+    seen = {os.path.realpath(probe.path) for run in runs for probe in run.probes}
+    roots = dict.fromkeys([*(run.path.absolute().parent for run in runs), PROBES_FOLDER.absolute()])
+    for file in [file for root in roots for file in _below(root, "probe.json")]:
+        probe = None if os.path.realpath(file.parent) in seen else _probe(file, [])
+        owner = probe and next((run for run in runs if _has_probed(probe, run)), None)
+        if owner:
+            owner.probes.append(probe)
+            seen.add(os.path.realpath(file.parent))
+
+
+def _has_probed(probe: ProbeResult, run: RunFolder) -> bool:
+    places = [os.path.realpath(path) for path in probe.weights if isinstance(path, str)]
+    return os.path.realpath(run.path) in [*places, *map(os.path.dirname, places)]
 
 
 def _read_config(run: RunFolder) -> None:
@@ -241,15 +281,16 @@ def _probe(file: Path, notes: list[str]) -> ProbeResult | None:
     settings, seconds = (content[k] if isinstance(content.get(k), dict) else {} for k in ("settings", "seconds"))
     numbers = {label: values for label, values in numbers.items() if isinstance(values, dict)}
     picture = _picture(file.parent / f"{name}.png") if os.path.basename(name) == name else None
-    return ProbeResult(file.parent, name, settings, numbers, seconds, picture)
+    weights = content.get("weights") if isinstance(content.get("weights"), dict) else {}
+    return ProbeResult(file.parent, name, settings, numbers, seconds, picture, tuple(weights.values()))
 
 
-def _below(root: Path, name: str) -> Iterator[Path]:
-    """Yields files of a name in a folder and, to DEPTH, below it; links are not followed."""
+def _below(root: Path, name: str, deepest: int = DEPTH) -> Iterator[Path]:
+    """Yields files of a name in a folder and, to a depth, below it; links are not followed."""
     level, count = [root], 0
-    for depth in range(DEPTH + 1):
+    for depth in range(deepest + 1):
         yield from (folder / name for folder in level if (folder / name).is_file())
-        if depth == DEPTH or count > MOST_FOLDERS:
+        if depth == deepest or count > MOST_FOLDERS:
             return
         level = [folder for parent in level for folder in _folders(parent)]
         count += len(level)

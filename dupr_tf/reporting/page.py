@@ -12,18 +12,21 @@ import jinja2
 from dupr_tf import __version__
 from dupr_tf.config import Config, dump_config
 from dupr_tf.environment import environment_rows
-from dupr_tf.reporting import charts, findings, tables
+from dupr_tf.reporting import charts, findings, tables, verdict
 from dupr_tf.reporting.folders import FINETUNING, PRETRAINING, RunFolder
 from dupr_tf.reporting.samples import Samples
+from dupr_tf.text import visible
 
 GENERATOR = "dupr_tf report"
 SECTIONS = {
-    "summary": "Summary", "config": "Config", "curves": "Curves", "time": "Time", "data": "Data", "views": "Views",
+    "verdict": "Verdict", "summary": "Summary", "config": "Config", "curves": "Curves", "time": "Time",
+    "data": "Data", "views": "Views",
     "probes": "Probes", "exports": "Exports", "detectors": "Fine-tuning", "environment": "Environment",
 }  # fmt: skip
 TEMPLATES = Path(__file__).parent / "templates"
 GROUPS = {  # heading -> prefixes of its scalars
     "Losses": ("loss", "classification_loss", "box_loss"),
+    "Scores on val during training": ("validation/",),
     "Accuracies": ("accuracy/",),
     "Similarity of a query to its own key and to the bank, patches matched": ("positive/", "negative/", "match/"),
     "Spread of the keys": ("std/",),
@@ -54,16 +57,18 @@ def render(runs: Sequence[RunFolder], samples: Sequence[Samples] = (), created: 
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, finalize=visible,
+        trim_blocks=True, lstrip_blocks=True, finalize=visible_value,
     )  # fmt: skip
     environment.filters.update(number=tables.cell_text, data_uri=data_uri)
     pretraining = [run for run in runs if run.kind == PRETRAINING]
     finetuning = [run for run in runs if run.kind == FINETUNING]
+    groups = verdict.groups_of(runs)
     return environment.get_template("report.html.j2").render(
         generator=GENERATOR, sections=SECTIONS.items(), version=__version__, created=created,
         runs=runs, samples=samples,
         pretraining=pretraining, finetuning=finetuning,
         findings=[finding for run in runs for finding in findings.findings_of(run)],
+        groups=verdict.group_table(groups), verdicts=verdict.verdicts(groups),
         state=findings.state, total_steps=findings.total_steps, time_spent=findings.time_spent,
         summary=tables.summary(runs), dump_config=_yaml,
         config_tables=[tables.config_table(kind) for kind in (pretraining, finetuning)],
@@ -102,14 +107,9 @@ def _chart(name: str, of: Sequence[RunFolder], style: dict[str, int]) -> charts.
     return charts.line_chart(READABLE.get(name, name.replace("/", ", ").replace("_", " ")), series, references)
 
 
-def visible(value):
-    """Escapes characters without a shape (control characters, halves of surrogate pairs), for the template."""
-    if not isinstance(value, str) or value.isprintable():
-        return value
-    fitting = "".join(
-        c if c.isprintable() or c == "\n" else c.encode("unicode_escape", "surrogatepass").decode() for c in value
-    )
-    return type(value)(fitting)  # Markup stays Markup
+def visible_value(value):
+    """Escapes control characters and halves of surrogate pairs in a text, for the template."""
+    return type(value)(visible(value)) if isinstance(value, str) else value  # Markup stays Markup
 
 
 def data_uri(picture: bytes) -> str:

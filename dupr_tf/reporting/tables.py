@@ -54,8 +54,8 @@ def summary(runs: Sequence[RunFolder]) -> Table:
 def config_table(runs: Sequence[RunFolder]) -> Table:
     """Lists the fields in which runs differ; for fields of one run alone, those that differ from the default."""
     configured = [run for run in runs if run.config is not None]
-    flat = {run.label: _flat(run.config) for run in configured}
-    default = _flat(Config(detector=DetectorConfig()))
+    flat = {run.label: flat_config(run.config) for run in configured}
+    default = flat_config(Config(detector=DetectorConfig()))
     names = dict.fromkeys(name for fields in flat.values() for name in fields)
     rows = [
         [name, *(str(fields.get(name, ABSENT)) for fields in flat.values()), str(default.get(name, ABSENT))]
@@ -70,7 +70,8 @@ def _differs(values: list, default) -> bool:
     return any(value != values[0] for value in values[1:]) if len(values) > 1 else values[0] != default
 
 
-def _flat(config: Config) -> dict[str, Any]:
+def flat_config(config: Config) -> dict[str, Any]:
+    """Returns {dotted field: value} of a config."""
     sections = config.model_dump(mode="json")
     return {f"{s}.{name}": value for s, fields in sections.items() for name, value in (fields or {}).items()}
 

@@ -76,6 +76,10 @@ class Validate(StepCallback):
         pictures = {f"{self.name}/{name}": picture for name, picture in pictures.items()}
         self.metrics.note({**named, f"seconds/{self.name}s": seconds}, pictures, seconds)
 
+    def state(self) -> dict:
+        """Returns what a checkpoint must keep, {name: JSON value}."""
+        return {}
+
 
 # Maps a backbone that takes normalised images to {name: number} and {name: picture (H, W, 3) uint8}.
 Probe = Callable[[object], tuple[dict[str, float], dict[str, np.ndarray]]]

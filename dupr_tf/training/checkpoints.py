@@ -11,6 +11,7 @@ index. Its state file `checkpoint` has none, so it is not used: the folder is li
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import logging
 import shutil
@@ -21,11 +22,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from dupr_tf.errors import RunFailed, UserError
-from dupr_tf.files import sha256_of
+from dupr_tf.errors import RunFailed, UserError, is_disk_full
+from dupr_tf.files import plain_alias
+from dupr_tf.records import mapping, parse_json
 from dupr_tf.text import one_line
-
-ENDINGS = ("data-00000-of-00001", "index")  # endings of TensorFlow's files
+from dupr_tf.weights.checkpoint_files import (
+    check_files,
+    find_damage,
+    remove_checkpoint,
+    remove_unfinished,
+    saved_checkpoints,
+    step_of,
+    write_sums,
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +47,8 @@ class RunCheckpoints:
             counts steps.
         folder: folder of the checkpoints; the first save creates it.
         keep: number of checkpoints to keep, the newest ones.
+        run: id of the run, which its checkpoints carry; those of another id are refused. "" of a new run, which has
+            none yet; None: ids are not compared.
 
     Attributes:
         variables: {key: variable} of the whole state.
@@ -46,8 +57,8 @@ class RunCheckpoints:
         extra: further contents of the restored checkpoint.
     """
 
-    def __init__(self, model: keras.Model, folder: str | Path, keep: int = 2):
-        self.folder, self.keep = Path(folder), keep
+    def __init__(self, model: keras.Model, folder: str | Path, keep: int = 2, run: str | None = None):
+        self.folder, self.keep, self.run = Path(folder), keep, run
         self.variables = state_of(model)
         self.step = model.step if hasattr(model, "step") else model.optimizer.iterations
         with tf.device("CPU:0"):
@@ -65,7 +76,7 @@ class RunCheckpoints:
 
     @property
     def extra(self) -> dict:
-        return json.loads(self._extra.numpy())
+        return _read_extra(self._extra.numpy())
 
     def save(self) -> Path:
         """Writes a checkpoint of the current step, unless it exists. Returns its path without the endings.
@@ -77,40 +88,45 @@ class RunCheckpoints:
         path = self.folder / f"ckpt-{step}"
         if step == self._at_hand:
             return path
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _remove_unfinished(self.folder)
-        _remove_checkpoint(path)  # a damaged checkpoint of the same step
         try:
             self.announce(self._write)(path)
         except (tf.errors.OpError, OSError) as error:
-            _remove_unfinished(self.folder)
-            _remove_checkpoint(path)
-            raise RunFailed(self._no_room(step, error)) from error
+            with contextlib.suppress(OSError):  # the folder may be gone or read-only
+                remove_unfinished(self.folder)
+                remove_checkpoint(path)
+            raise RunFailed(self._not_written(step, error)) from error
         self._at_hand = step
         self._remove_old(step)
         return path
 
     def _write(self, path):
-        self._extra.assign(json.dumps(self.before_save()))
-        self.checkpoint.write(str(path))
-        _write_sums(path)
+        self.folder.mkdir(exist_ok=True)  # not its parents: a run whose folder was removed must not go on
+        remove_unfinished(self.folder)
+        remove_checkpoint(path)  # a damaged checkpoint of the same step
+        self._extra.assign(json.dumps({**self.before_save(), "run": self.run}))
+        with plain_alias(self.folder) as folder:
+            self.checkpoint.write(str(folder / path.name))
+        write_sums(path)
 
     def restore(self) -> int:
         """Restores the newest undamaged checkpoint. Returns its step, or 0 without a checkpoint. Changes no file.
 
         Raises:
-            UserError: checkpoints exist, but all are damaged or do not fit.
+            UserError: checkpoints exist, but all are damaged or do not fit, or one is of another run.
         """
+        check_files(self.folder)
         unfit = 0
         for path in saved_checkpoints(self.folder):
             finished = path.with_suffix(".sha256").exists()
             damage = find_damage(path)
             if damage is None:
                 try:
-                    self.checkpoint.read(str(path)).assert_consumed()
+                    self._read(path)
                     self._at_hand = int(self.step.numpy())
                     return self._at_hand
-                except (tf.errors.OpError, AssertionError, ValueError) as error:
+                except UserError:
+                    raise
+                except (tf.errors.OpError, AssertionError, ValueError, RuntimeError) as error:
                     damage = one_line(error, 200)
                     if not finished and isinstance(error, tf.errors.OpError):
                         continue  # a save that was killed while writing its index
@@ -134,24 +150,50 @@ class RunCheckpoints:
         if damage:
             problem = f"The chief has restored the checkpoint of step {step}, and here {path} cannot be used: {damage}."
             raise UserError("--output", problem, "Use a folder that all workers share.")
-        self.checkpoint.read(str(path)).assert_consumed()
+        self._read(path)
         self._at_hand = step
+
+    def _read(self, path: Path) -> None:
+        """Reads the variables of a checkpoint. Raises UserError if it is of another run."""
+        with plain_alias(self.folder) as folder:
+            self.checkpoint.read(str(folder / path.name)).assert_consumed()
+        name = self.extra.get("run")
+        if name and self.run is not None and name != self.run:
+            problem = f"{path} is a checkpoint of another run."
+            raise UserError(None, problem, "Move it away with its .sha256, or choose another --output.")
 
     def _remove_old(self, step):
         """Keeps the newest checkpoints up to this step. Later ones must be damaged: the run did not start from them."""
         paths = saved_checkpoints(self.folder)
         later = [path for path in paths if step_of(path) > step]
         for path in [*later, *paths[len(later) + self.keep :]]:
-            _remove_checkpoint(path)
+            remove_checkpoint(path)
 
-    def _no_room(self, step, error):
+    def _not_written(self, step, error) -> str:
+        """Returns the message for a checkpoint that could not be written."""
         paths = saved_checkpoints(self.folder)
-        free = shutil.disk_usage(self.folder).free
         left = f"The one of step {step_of(paths[0])} is untouched." if paths else "There is none before it."
+        what, reason = f"The checkpoint of step {step} ({self.size:,} bytes)", one_line(error, 120)
+        if not is_disk_full(error) or not self.folder.is_dir():
+            return f"{what} cannot be written below {self.folder} ({reason}). {left} Check that folder."
+        free = shutil.disk_usage(self.folder).free
         return (
-            f"The checkpoint of step {step} ({self.size:,} bytes) cannot be written below {self.folder}, which has "
-            f"{free:,} bytes free ({one_line(error, 120)}). {left} Free some space and run the same command again."
+            f"{what} cannot be written below {self.folder}, which has "
+            f"{free:,} bytes free ({reason}). {left} Free some space and run the same command again."
         )
+
+
+def _read_extra(content: bytes | str) -> dict:
+    """Parses the further contents of a checkpoint: the run's id, and sums [total, count] of the line in progress.
+
+    Raises:
+        ValueError: they are of another kind.
+    """
+    extra = mapping(parse_json(content))
+    for name, pair in mapping(extra.get("sums", {})).items():
+        if len(pair) != 2 or not all(type(value) in (int, float) for value in pair):
+            raise ValueError(f"expected [total, count] for {name}")
+    return extra
 
 
 def state_of(model: keras.Model) -> dict:
@@ -183,58 +225,3 @@ def _by_path(variables) -> list[tuple]:
 def state_bytes(variables: dict) -> int:
     """Returns the bytes of the variables of `state_of`."""
     return sum(int(np.prod(v.shape)) * v.dtype.size for v in variables.values())
-
-
-def saved_checkpoints(folder: str | Path) -> list[Path]:
-    """Lists the checkpoints in a folder, damaged or not, newest first, as paths without the endings."""
-    found = {path.with_suffix("") for ending in ("index", "sha256") for path in Path(folder).glob(f"ckpt-*.{ending}")}
-    return sorted((path for path in found if path.name[5:].isdigit()), key=step_of, reverse=True)
-
-
-def step_of(path: Path) -> int:
-    """Returns the step of `…/ckpt-STEP`."""
-    return int(path.name.removeprefix("ckpt-"))
-
-
-def find_damage(path: Path) -> str | None:
-    """Returns the damaged file of a checkpoint, or None. Without sha256 sums it uses TensorFlow's own checksums."""
-    sums = path.with_suffix(".sha256")
-    if not sums.exists():
-        return None
-    written = sums.read_bytes().decode("ascii", "replace").splitlines(keepends=True)
-    found = [_sum_line(file) for file in _files(path)]
-    if written == found:
-        return None
-    wrong = [line[66:].rstrip("\n") for line in found if line not in written]
-    missing = [name for name in (f"{path.name}.{ending}" for ending in ENDINGS) if not path.with_name(name).exists()]
-    return f"{', '.join([*missing, *wrong]) or 'something else'} is not as {sums.name} has it"
-
-
-def _write_sums(path: Path) -> None:
-    temporary = path.with_suffix(".sums_temp")
-    temporary.write_text("".join(map(_sum_line, _files(path))), encoding="ascii")
-    temporary.replace(path.with_suffix(".sha256"))
-
-
-def _sum_line(file: Path) -> str:
-    return f"{sha256_of(file)}  {file.name}\n"
-
-
-def _files(path: Path) -> list[Path]:
-    """Lists TensorFlow's files of a checkpoint."""
-    return [file for file in (path.with_name(f"{path.name}.{ending}") for ending in ENDINGS) if file.exists()]
-
-
-def _remove_checkpoint(path: Path) -> None:
-    for file in [path.with_suffix(".sha256"), *reversed(_files(path))]:  # a kill in between leaves no half checkpoint
-        file.unlink(missing_ok=True)
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """Removes the files of a killed save: files under other names, and data whose index was never written."""
-    for leftover in [*folder.glob("*_temp*"), *folder.glob("*.tempstate*")]:
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    for data in folder.glob("ckpt-*.data-*"):
-        path = data.with_suffix("")
-        if not any(path.with_suffix(ending).exists() for ending in (".index", ".sha256")):
-            data.unlink()

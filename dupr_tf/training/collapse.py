@@ -1,4 +1,6 @@
-"""Rules for losses that look like guessing, and for keys that are all alike. They serve running and finished runs.
+"""Rules for losses that look like guessing, keys that are all alike, and accuracies that fall.
+
+They serve running and finished runs.
 
 This module imports no TensorFlow.
 """
@@ -6,6 +8,7 @@ This module imports no TensorFlow.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from dupr_tf.config import Config
 
@@ -13,6 +16,8 @@ PINNED = 0.98  # share of ln(K + 1) above which a loss looks like guessing
 CHANCE = 10  # a window counts as guessing if its accuracy is below this multiple of guessing's
 SAME = 0.02  # the keys count as the same if their spread, of at most 1, is below this
 WINDOW = 50  # steps in a window
+FALLEN = 0.5  # share of its peak below which an accuracy counts as fallen
+LONG, LONG_SHARE = 4, 0.1  # windows, and share of all windows, for which it must stay fallen
 
 
 def signs_of_collapse(mean: dict[str, float], keys: dict[str, int]) -> list[str]:
@@ -34,6 +39,25 @@ def signs_of_collapse(mean: dict[str, float], keys: dict[str, int]) -> list[str]
         if spread < SAME:
             signs.append(f"all keys of {name} are the same: std {spread:.4f} of 1")
     return signs
+
+
+def peak_of_fallen(accuracies: Sequence[float], keys: int) -> int | None:
+    """Finds the peak of an accuracy that has stayed far below it for long.
+
+    Args:
+        accuracies: means of successive windows, from `patience` on.
+        keys: K of the term's bank. A peak below `CHANCE` times the accuracy of guessing is none.
+
+    Returns:
+        Index of the peak, or None if the accuracy has not fallen for long.
+    """
+    long = max(LONG, math.ceil(LONG_SHARE * len(accuracies)))
+    if len(accuracies) <= long:
+        return None
+    peak = max(range(len(accuracies)), key=accuracies.__getitem__)
+    if accuracies[peak] < CHANCE / (keys + 1) or max(accuracies[-long:]) >= FALLEN * accuracies[peak]:
+        return None
+    return peak
 
 
 def patience(config: Config, most_keys: float = math.inf) -> int:

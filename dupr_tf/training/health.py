@@ -1,4 +1,4 @@
-"""Ends a run that diverges or reads too many bad images, and warns if embeddings collapse."""
+"""Ends a run that diverges or reads too many bad images, and warns if embeddings collapse or accuracies fall."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dupr_tf.config import Config
 from dupr_tf.errors import RunFailed
 from dupr_tf.files import write_whole
 from dupr_tf.training.callbacks import StepCallback
-from dupr_tf.training.collapse import WINDOW, patience, signs_of_collapse
+from dupr_tf.training.collapse import WINDOW, patience, peak_of_fallen, signs_of_collapse
 
 log = logging.getLogger(__name__)
 DIVERGED_FILE = "diverged.json"
@@ -87,6 +87,46 @@ class WarnOfCollapse(StepCallback):
                 "--model.momentum too low for the bank",
                 step, "; ".join(signs),
             )  # fmt: skip
+
+
+class WarnOfDecline(StepCallback):
+    """Warns once for each term whose accuracy stays far below its peak for long (`peak_of_fallen`).
+
+    Only the steps of this start count, and none before `patience`.
+
+    Args:
+        config: config of the run.
+        first_step: step from which the run starts.
+    """
+
+    def __init__(self, config: Config, first_step: int = 0):
+        super().__init__(first_step)
+        self.first, self.momentum = max(first_step, patience(config)), config.model.momentum
+        self.windows: dict[str, list[float]] = {name: [] for name in config.model.bank_sizes}
+        self.keys, self._sums = config.model.bank_sizes, dict.fromkeys(self.windows, 0.0)
+
+    def on_step(self, step, logs):
+        if step <= self.first:
+            return
+        for name in [name for name in self.windows if f"accuracy/{name}" in logs]:
+            self._sums[name] += float(logs[f"accuracy/{name}"])
+            if (step - self.first) % WINDOW == 0:
+                self.windows[name].append(self._sums[name] / WINDOW)
+                self._sums[name] = 0.0
+                self._look(name, step)
+
+    def _look(self, name, step):
+        means = self.windows[name]
+        peak = peak_of_fallen(means, self.keys[name])
+        if peak is None:
+            return
+        del self.windows[name]
+        log.warning(
+            "the accuracy of %s has fallen from %.1f %% at step %d to %.1f %% at step %d. Likely causes: a "
+            "--model.momentum of %g that is too low for a run of this length (0.99 or more is usual), or a learning "
+            "rate too high",
+            name, 100 * means[peak], self.first + WINDOW * (peak + 1), 100 * means[-1], step, self.momentum,
+        )  # fmt: skip
 
 
 class CheckBadImages(StepCallback):

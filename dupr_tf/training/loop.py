@@ -29,6 +29,8 @@ def train(
 ) -> None:
     """Calls `fit` up to the last step: once for all whole epochs, and separately for the parts a resume cuts off.
 
+    It ends earlier if a callback sets `model.stop_training`.
+
     Args:
         model: compiled, at the first step.
         open_reader: (first, last) -> reader of the batches of the steps from first to last. The loop closes it.
@@ -57,6 +59,8 @@ def train(
                 if reader.error is None:
                     raise
                 raise reader.error from None
+        if model.stop_training:
+            return
 
 
 def chief_callbacks(
@@ -71,7 +75,8 @@ def chief_callbacks(
     """Lists the callbacks of a run in the order in which they must see a step.
 
     Args:
-        metrics: the log. Its state goes into each checkpoint, so that a resumed run lacks no lines.
+        metrics: the log. Its state goes into each checkpoint, so that a resumed run lacks no lines. So does that of
+            `validation`.
         checkpoints: checkpoints of the run.
         save_every: steps (int) or seconds (float) between two checkpoints.
         signals: list from `noted_signals`.
@@ -82,6 +87,7 @@ def chief_callbacks(
     checkpoints.before_save = metrics.flush
     if validation is not None:
         validation.metrics = metrics
+        checkpoints.before_save = lambda: {**metrics.flush(), **validation.state()}
     saving = SaveCheckpoints(checkpoints, metrics.step, save_every)
     middle = [metrics] if validation is None else [validation, metrics]
     return [*guards, *middle, *checks, saving, StopOnSignal(signals, checkpoints, metrics.step)]

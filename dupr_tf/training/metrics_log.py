@@ -5,22 +5,31 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import struct
 import time
-from collections.abc import Iterator
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tensorflow as tf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dupr_tf.files import write_whole
-from dupr_tf.text import duration
+from dupr_tf.errors import UserError
+from dupr_tf.files import open_file, write_whole
+from dupr_tf.records import read_lines, read_metrics_line
+from dupr_tf.text import count_text, duration, one_line
 from dupr_tf.training.callbacks import StepCallback
+from dupr_tf.training.tensorboard import FAILURES, TensorBoardEvents
 
 log = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
+PURGE = ".purge"  # ending of an event file; TensorBoard reads files by name, so it comes after the newest one before
+MOST_PARTS = 4  # parts of the loss that the progress shows
+TREND_LINES = 5  # lines before the newest that a trend compares with
+STEADY = 0.02  # relative change below which a value counts as steady
 
 
 class MetricsLog(StepCallback):
@@ -38,6 +47,9 @@ class MetricsLog(StepCallback):
         every: steps between two lines.
         state: result of `flush` at `first_step`, so that the next line equals that of an uninterrupted run.
         console: console for progress. Default: standard error.
+        shown: scalars that the progress shows besides the loss. Default: the parts of the loss, at most `MOST_PARTS`.
+        guessing: loss of a model that guesses, shown beside the loss.
+        epochs: (step, epoch) from which `steps_per_epoch` counts.
     """
 
     def __init__(
@@ -50,6 +62,9 @@ class MetricsLog(StepCallback):
         every: int,
         state: dict | None = None,
         console: Console | None = None,
+        shown: Sequence[str] | None = None,
+        guessing: float | None = None,
+        epochs: tuple[int, float] = (0, 0.0),
     ):
         super().__init__(first_step)
         self.path = Path(run) / METRICS_FILE
@@ -57,8 +72,13 @@ class MetricsLog(StepCallback):
         self.batch_size, self.every = batch_size, every
         self.progress, self.task = progress_line(last_step, first_step, console)
         drop_lines_after(self.path, first_step)
-        drop_events_after(Path(run) / TENSORBOARD_FOLDER, first_step)
-        self.writer = tf.summary.create_file_writer(str(Path(run) / TENSORBOARD_FOLDER))
+        try:
+            drop_events_after(Path(run) / TENSORBOARD_FOLDER, first_step)
+        except FAILURES as error:
+            log.warning("TensorBoard may show some steps twice: %s", one_line(error, 200))
+        self.shown, self.guessing, self.epochs = shown, guessing, epochs
+        self._shown_before: dict[str, deque] = defaultdict(lambda: deque(maxlen=TREND_LINES))
+        self.events = TensorBoardEvents(Path(run) / TENSORBOARD_FOLDER)
         self._sums: dict[str, list] = (state or {}).get("sums", {})  # {name: [sum, count]} since the last line
         self._since, self._since_step = None, first_step
         self._step_start, self._in_steps = 0.0, 0.0  # start of this step, and seconds in steps since the last line
@@ -102,35 +122,76 @@ class MetricsLog(StepCallback):
         rate, share = (step - self._since_step) * self.batch_size / seconds, self._in_steps / seconds
         self._since, self._since_step, self._in_steps = now, step, 0.0
         means = {name: total / count for name, (total, count) in self._sums.items()}
-        line = {"step": step, "epoch": step / self.steps_per_epoch, **means}
+        epoch = self.epochs[1] + (step - self.epochs[0]) / self.steps_per_epoch
+        line = {"step": step, "epoch": epoch, **means}
         line |= {"images_per_second": rate, "step_share": share, **self._noted}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
-        with self.writer.as_default(step=step):
-            for name, value in line.items():
-                tf.summary.scalar(name, value)
-            for name, picture in self._pictures.items():
-                tf.summary.image(name, picture[None])
+        self.events.write(step, line, self._pictures)
+        text = f"{self._describe(means)}  {rate:.1f} images/s" + _text_of(self._noted)
         self._noted, self._pictures, self._sums = {}, {}, {}
-        text = f"loss {means['loss']:.4f}  {rate:.1f} images/s"
         self.progress.update(self.task, completed=step, text=text)
         if not self.progress.console.is_terminal:
             left = (self.last_step - step) * self.batch_size / max(rate, 1e-9)
-            self.progress.console.print(f"step {step}/{self.last_step}  {text}  ETA {duration(left)}")
+            self.progress.console.print(
+                f"step {step}/{self.last_step}  {text}  ETA {duration(left)}", markup=False, soft_wrap=True
+            )
+
+    def _describe(self, means: dict[str, float]) -> str:
+        """Returns the loss, the level of guessing, and the scalars to show, each with its trend."""
+        parts = [name for name in means if name.endswith("_loss")][:MOST_PARTS] if self.shown is None else self.shown
+        texts = []
+        for name in ("loss", *(name for name in parts if name in means)):
+            before = self._shown_before[name]
+            value = f"{means[name]:.1%}" if name.startswith("accuracy/") else f"{means[name]:.4f}"
+            texts.append(f"{name.removeprefix('accuracy/')} {value}{trend(means[name], before)}")
+            before.append(means[name])
+        if self.guessing is not None:
+            texts[0] += f" (guessing {self.guessing:.2f})"
+        return "  ".join(texts)
 
     def flush(self) -> dict:
         """Flushes all files. Returns what a checkpoint of this step must keep as `state`."""
-        self.writer.flush()
+        self.events.flush()
         return {"sums": self._sums}
 
     def close(self) -> None:
         self.progress.stop()
-        self.writer.close()
+        self.events.close()
+
+
+def trend(value: float, before: Sequence[float]) -> str:
+    """Returns an arrow: how a value compares with the mean of those before it. Empty without any."""
+    if not before:
+        return ""
+    mean = sum(before) / len(before)
+    if abs(value - mean) <= STEADY * abs(mean):
+        return " →"
+    return " ↑" if value > mean else " ↓"
+
+
+def _text_of(noted: dict[str, float]) -> str:
+    """Returns the part of the progress line about a validation: its scores and its duration."""
+    start = "validation/"
+    scores = [f"{name.removeprefix(start)} {value:.3f}" for name, value in noted.items() if name.startswith(start)]
+    scores += [f"(validated in {noted['seconds/validations']:.1f} s)"] if scores else []
+    return "".join(f"  {score}" for score in scores)
+
+
+def validation_seconds(run: Path) -> float:
+    """Returns the seconds that the validations of a run took by its metrics."""
+    return sum(line.get("seconds/validations") or 0.0 for line in _lines(run))
+
+
+def _lines(run: Path) -> list[dict]:
+    return [line for line in read_lines(run / METRICS_FILE, read_metrics_line) if line]
 
 
 def training_speed(run: Path, batch_size: int) -> tuple[float, float]:
     """Returns the seconds the steps of a run took by its metrics, and images/s without the first line (tracing)."""
-    lines = [json.loads(line) for line in (run / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in _lines(run) if (line.get("images_per_second") or 0) > 0]
+    if not lines:
+        return 0.0, 0.0
     steps = [line["step"] - before for line, before in zip(lines, [0, *(line["step"] for line in lines)], strict=False)]
     seconds = [count * batch_size / line["images_per_second"] for count, line in zip(steps, lines, strict=True)]
     timed = slice(1, None) if len(lines) > 1 else slice(None)
@@ -143,7 +204,7 @@ def progress_line(total: int, completed: int = 0, console: Console | None = None
     progress = Progress(
         TextColumn("{task.completed}/{task.total}"),
         BarColumn(),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
@@ -155,31 +216,47 @@ def progress_line(total: int, completed: int = 0, console: Console | None = None
 
 def drop_lines_after(path: Path, step: int) -> None:
     """Removes lines after `step` and unreadable lines from a metrics file. It warns of unreadable ones but the last."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return
-    kept, lines = [], path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            if int(json.loads(line)["step"]) <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            if number < len(lines):  # a kill cut the last line short
-                log.warning("line %d of %s cannot be read and is left out", number, path)
-    write_whole(path, "".join(kept))
+    if not path.is_file():
+        raise UserError(None, f"{path} is no file.", "Remove it, or choose another --output.")
+    lines = list(read_lines(path, read_metrics_line))
+    unreadable = [number for number, line in enumerate(lines, 1) if line is None]
+    if unreadable[-1:] == [len(lines)]:  # a kill cut the last line short
+        unreadable.pop()
+    if unreadable:
+        count, first = count_text(len(unreadable), "line"), unreadable[0]
+        log.warning("%s of %s cannot be read and will be left out, such as line %d", count, path, first)
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines if line is not None and line["step"] <= step))
 
 
 def drop_events_after(folder: Path, step: int) -> None:
-    """Removes TensorBoard's events after `step`, which a resumed run writes again, and truncated events."""
+    """Removes TensorBoard's events after `step`, which a resumed run writes again, and truncated events.
+
+    A TensorBoard that has read them already is told to forget them, by an event at which it purges later steps.
+    """
     if not folder.is_dir():
         return
-    for path in [path for path in folder.iterdir() if ".tfevents." in path.name]:
-        with path.open("rb") as file:
+    paths = sorted(path for path in folder.iterdir() if ".tfevents." in path.name)
+    for path in paths:
+        with open_file(path) as file:
             content = file.read()
         kept = [(record, event) for record, event in read_events(content) if event.step <= step]
         if path.name.endswith(".tmp") or not any(event.HasField("summary") for _, event in kept):
             path.unlink()
         elif (whole := b"".join(record for record, _ in kept)) != content:
             write_whole(path, whole)
+    if paths and step:
+        _write_purge(paths[-1].with_name(f"{paths[-1].name.removesuffix(PURGE)}{PURGE}"), step + 1)
+
+
+def _write_purge(path: Path, step: int) -> None:
+    """Writes an event file that makes TensorBoard forget events from a step on, which it read from earlier files."""
+    start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+    with tf.io.TFRecordWriter(str(path)) as file:
+        purge = {"step": step, "session_log": start}
+        for event in ({"file_version": "brain.Event:2"}, purge, purge):  # TensorBoard takes the first for a start
+            file.write(tf.compat.v1.Event(**event).SerializeToString())
 
 
 def read_events(content: bytes) -> Iterator[tuple[bytes, tf.compat.v1.Event]]:

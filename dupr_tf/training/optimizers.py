@@ -165,18 +165,75 @@ def _warmup(step, warmup_steps):
     return tf.minimum((tf.cast(step, tf.float32) + 1.0) / float(warmup_steps), 1.0)
 
 
-def build_schedule(config: Config, images: int):
-    """Creates the learning-rate schedule of a run over `images` images."""
-    optimizer, per_epoch = config.optimizer, config.steps_per_epoch(images)
+@keras.saving.register_keras_serializable("dupr_tf")
+class AfterChange(keras.optimizers.schedules.LearningRateSchedule):
+    """Scales a schedule from the step of a change on, after a linear warm-up from 0.
+
+    Args:
+        schedule: the schedule.
+        since_step: step of the change.
+        factor: factor on the rate.
+        warmup_steps: steps of linear warm-up from `since_step` on.
+    """
+
+    def __init__(self, schedule, since_step, factor=1.0, warmup_steps=0):
+        self.schedule, self.since_step = schedule, since_step
+        self.factor, self.warmup_steps = factor, warmup_steps
+
+    def __call__(self, step):
+        since = tf.maximum(tf.cast(step, tf.int64) - self.since_step, 0)
+        return self.schedule(step) * self.factor * _warmup(since, self.warmup_steps)
+
+    def get_config(self):
+        names = ("schedule", "since_step", "factor", "warmup_steps")
+        return {name: getattr(self, name) for name in names}
+
+
+def build_schedule(config: Config, per_epoch: int, total: int):
+    """Creates the learning-rate schedule of a run.
+
+    Args:
+        config: the experiment.
+        per_epoch: steps of an epoch.
+        total: steps of the run.
+    """
+    optimizer = config.optimizer
     if optimizer.schedule == "milestones":
         steps = optimizer.milestone_steps or [round(epoch * per_epoch) for epoch in optimizer.milestones]
         return Milestones(config.learning_rate, steps, optimizer.warmup_steps)
     hold = per_epoch if optimizer.schedule == "epoch" else 1
-    return Cosine(config.learning_rate, config.total_steps(images), hold, optimizer.warmup_steps)
+    return Cosine(config.learning_rate, total, hold, optimizer.warmup_steps)
+
+
+def planned_schedule(config: Config, images: int):
+    """Creates the learning-rate schedule of a run over `images` images."""
+    return build_schedule(config, config.steps_per_epoch(images), config.total_steps(images))
 
 
 def build_optimizer(config: Config, images: int):
     """Creates the optimiser of a pre-training run. Under float16 it scales the loss."""
     settings = config.optimizer
-    optimizer = CoupledSGD(build_schedule(config, images), settings.momentum, settings.weight_decay)
-    return keras.optimizers.LossScaleOptimizer(optimizer) if config.train.precision == "float16" else optimizer
+    optimizer = CoupledSGD(planned_schedule(config, images), settings.momentum, settings.weight_decay)
+    return scale_loss(optimizer, config.train.precision)
+
+
+def scale_loss(optimizer, precision):
+    """Returns the optimiser with loss scaling in float16, and unchanged in the other formats of `train.precision`."""
+    return LossScaling(optimizer, name="loss_scale_optimizer") if precision == "float16" else optimizer
+
+
+@keras.saving.register_keras_serializable("dupr_tf")
+class LossScaling(keras.optimizers.LossScaleOptimizer):
+    """Keras' loss scaling, whose `iterations` also count the steps that it skips because a gradient overflowed.
+
+    Without them, a resumed run would be given the batches of earlier steps. The learning rate follows the steps that
+    were applied.
+    """
+
+    @property
+    def iterations(self):
+        return self._iterations
+
+    def apply(self, grads, trainable_variables=None):
+        super().apply(grads, trainable_variables)
+        self._iterations.assign_add(1)

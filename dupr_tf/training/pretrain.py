@@ -16,8 +16,9 @@ from dupr_tf.config import Config
 from dupr_tf.data.images.bad_images import BadImages, check_readable
 from dupr_tf.data.images.source import ImageSource, as_source
 from dupr_tf.data.pipeline import view_pairs
-from dupr_tf.errors import UserError, raise_all, reporting_full_disk
-from dupr_tf.files import local_path
+from dupr_tf.errors import UserError, raise_all
+from dupr_tf.files import discarded_on_error, local_path
+from dupr_tf.locks import locked
 from dupr_tf.models import DUPR, build_backbone
 from dupr_tf.models.multi_worker import MultiWorkerDUPR
 from dupr_tf.models.twins import in_full_precision
@@ -34,7 +35,7 @@ from dupr_tf.training.distribution import (
     scope,
 )
 from dupr_tf.training.feed import feed
-from dupr_tf.training.health import CheckBadImages, StopOnDivergence, WarnOfCollapse
+from dupr_tf.training.health import CheckBadImages, StopOnDivergence, WarnOfCollapse, WarnOfDecline
 from dupr_tf.training.loop import chief_callbacks, train
 from dupr_tf.training.metrics_log import MetricsLog
 from dupr_tf.training.optimizers import build_optimizer
@@ -45,14 +46,15 @@ from dupr_tf.training.run import (
     open_images,
     record,
     record_cluster,
+    run_id,
     starting_weights,
 )
 from dupr_tf.training.same_run import image_facts, program_facts
+from dupr_tf.training.schedule import AfterChangeName, Schedule, next_schedule, write_schedule
 from dupr_tf.training.signals import noted_signals
 from dupr_tf.training.workers import Alone, ReportToChief, Workers
 
 log = logging.getLogger(__name__)
-POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 BAD_IMAGES_FILE = "bad_images.tsv"
 BACKBONE_FILE = "backbone.keras"
 
@@ -74,6 +76,7 @@ def pretrain(
     weights: str | Path | None = None,
     allow_change: bool = False,
     probe: Probe | None = None,
+    after_change: AfterChangeName | None = None,
 ) -> PretrainResult:
     """Trains a backbone on unlabelled images. Resumes an earlier start of the same run.
 
@@ -85,13 +88,14 @@ def pretrain(
         weights: initial weights of both encoders: a run, an export, `.keras`, or another tool's checkpoint.
             Default: random weights, or in a resumed run those it started from.
         allow_change: resume with another config or other images, and log the differences.
+        after_change: learning rate after an allowed change, see `dupr_tf.training.schedule`. Default: "planned".
         probe: called every `config.probing.every_epochs` epochs and at the end, see `dupr_tf.probing.in_training`.
 
     Raises:
-        UserError: a folder without images, impossible settings, weights of another network, or an output folder of a
-            run with another config, other images or other initial weights.
-        RunFailed: the loss diverged, or the disk is full.
-        RunInterrupted: SIGTERM or SIGINT came. The step was finished and saved. It is a `KeyboardInterrupt`.
+        UserError: a folder without images, impossible settings, weights of another network, an output folder that
+            another process holds, or that of a run with another config, other images or other initial weights.
+        RunFailed: the loss diverged, or something could not be written, as on a full disk.
+        RunInterrupted: SIGTERM, SIGINT or SIGHUP came. The step was finished and saved. It is a `KeyboardInterrupt`.
     """
     run = local_path(output, "output")
     if config.probing.every_epochs and probe is None:
@@ -105,20 +109,24 @@ def pretrain(
         strategy = workers.strategy if cluster else choose_strategy(config.train.strategy)
         report = run / BAD_IMAGES_FILE if workers.chief else None
         config, source, bad = checked_images(config, data, replicas(strategy), report)
-        with reporting_full_disk(run):
+        with locked(run) if workers.chief else contextlib.nullcontext():
             workers.agree(image_facts(source, config.data.root) if cluster else {})
             images = images_entry(config.data.root, source)
-            if workers.chief:
-                check(run, config, images, allow_change)
+            changes = check(run, config, images, allow_change) if workers.chief else []
             backbone, entry = starting_weights(run, config, weights)
             start = None if backbone is None else backbone.get_weights()
             with scope(strategy):
                 model = compiled_model(config, len(source), start, replicas(strategy))
-            checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints)
+            checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints, run_id(run))
             checkpoints.announce = workers.announce
             step = _restore(checkpoints, workers)
-            _record(run, config, images, entry, bad, workers, cluster)
-            step = _fit(model, config, source, bad, checkpoints, step, run, probe, workers, cluster)
+            arguments = run, config, len(source), step, bool(changes), after_change
+            schedule = next_schedule(*arguments) if workers.chief else None
+            schedule = Schedule(**workers.agree({}, dataclasses.asdict(schedule) if schedule else None))
+            model.optimizer.learning_rate = schedule.rates(config)
+            _record(run, config, images, entry, bad, workers, cluster, schedule)
+            checkpoints.run = run_id(run)
+            step = _fit(model, config, source, bad, checkpoints, step, run, probe, workers, cluster, schedule)
             backbone = _write_backbone(model, run) if workers.chief else run / BACKBONE_FILE
             return PretrainResult(run, backbone, step, bad.reasons)
 
@@ -136,10 +144,13 @@ def join_workers(cluster: Cluster | None, config: Config):
         yield workers
 
 
-def _record(run: Path, config: Config, images: dict, weights: dict | None, bad: BadImages, workers, cluster) -> None:
+def _record(
+    run: Path, config: Config, images: dict, weights: dict | None, bad: BadImages, workers, cluster, schedule
+) -> None:
     """Makes the chief record the start of the run after all checks have passed; the other workers then read it."""
     token = ""
     if workers.chief:
+        write_schedule(run, schedule)
         record(run, config, images, weights)
         token = record_cluster(run, cluster)
         bad.writes = True
@@ -179,7 +190,7 @@ def build_model(config: Config, start: list[np.ndarray] | None = None, total_ste
         total_steps: steps of the run; required by `model.momentum_schedule: cosine`.
     """
     keras.utils.set_random_seed(config.train.seed)
-    policy = POLICIES[config.train.precision]
+    policy = config.train.policy
     backbone = build_backbone(config.model.backbone, width=config.model.width, dtype=policy)
     if start is not None:
         backbone.set_weights(start)  # before DUPR copies the query encoder into the key encoder
@@ -187,9 +198,11 @@ def build_model(config: Config, start: list[np.ndarray] | None = None, total_ste
     return kind(backbone, dtype=policy, **config.dupr_arguments(total_steps))
 
 
-def _fit(model, config, source, bad, checkpoints, step, run, probe, workers, cluster) -> int:
+def _fit(model, config, source, bad, checkpoints, step, run, probe, workers, cluster, schedule) -> int:
     """Trains from a step to the last, and returns the last step."""
     per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
+    if workers.chief and step < total:
+        (run / BACKBONE_FILE).unlink(missing_ok=True)  # that of the run before it became longer
     if step:
         log.info("resuming %s at step %d of %d", run, step, total)
 
@@ -207,7 +220,18 @@ def _fit(model, config, source, bad, checkpoints, step, run, probe, workers, clu
         callbacks = [ReportToChief(workers, bad, signals, step)] if cluster else []
         if workers.chief:
             state = checkpoints.extra
-            metrics = MetricsLog(run, step, total, per_epoch, settings.batch_size, settings.log_every, state)
+            metrics = MetricsLog(
+                run,
+                step,
+                total,
+                per_epoch,
+                settings.batch_size,
+                settings.log_every,
+                state,
+                shown=[f"accuracy/{name}" for name in config.model.main_terms],
+                guessing=config.model.guessing_loss,
+                epochs=(schedule.since_step, schedule.since_epoch),
+            )
             stack.callback(metrics.close)
             stack.callback(bad.close)
             every = config.probing.every_epochs * per_epoch
@@ -218,7 +242,7 @@ def _fit(model, config, source, bad, checkpoints, step, run, probe, workers, clu
                 signals,
                 guards=[StopOnDivergence(run, lambda of: batch_images(source, config, of, bad), step)],
                 validation=RunProbes(workers.announce(probe), model.backbone, every, step, total) if every else None,
-                checks=[WarnOfCollapse(config, step), CheckBadImages(bad, step)],
+                checks=[WarnOfCollapse(config, step), WarnOfDecline(config, step), CheckBadImages(bad, step)],
             )
         train(model, open_reader, (step, total), per_epoch, callbacks, feed_rows)
         if total > step and workers.chief:
@@ -246,6 +270,7 @@ def _write_backbone(model: DUPR, run: Path) -> Path:
     """Saves the query backbone in float32. The file gets its final name only once it is complete."""
     path = run / BACKBONE_FILE
     temporary = path.with_name("backbone.tmp.keras")
-    in_full_precision(model.backbone).save(temporary)
-    temporary.replace(path)
+    with discarded_on_error(temporary):
+        in_full_precision(model.backbone).save(temporary)
+        temporary.replace(path)
     return path

@@ -3,9 +3,10 @@
 | file | contents |
 |---|---|
 | config.yaml | the config |
-| images.json | the number of images, and a digest of their names (and of their labels, if they are labelled) |
+| images.json | the number of images, a digest of their names (and of their labels), and digests of some contents |
+| images.bin, images-SPLIT.bin | size and time of each image file, as `Fingerprint.rows` has them |
 | start.json | the path and the sha256 of the weights that the run started from, unless they were random |
-| format.json | `FORMAT` |
+| format.json | `FORMAT`, and the id of the run, which its checkpoints carry |
 | cluster.json | the workers of the newest start of a run with several workers |
 
 `check`, `check_weights` and `starting_weights` only read; `starting_weights` loads TensorFlow. `record` writes after
@@ -14,6 +15,8 @@ the model is built and its checkpoint restored. A rejected start therefore leave
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -23,14 +26,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dupr_tf.config import Config, dump_config, load_config
 from dupr_tf.config.sections import SHORT_FORM
+from dupr_tf.data.images.fingerprint import NAMED, ROW, Fingerprint
 from dupr_tf.data.images.listing import open_source
 from dupr_tf.data.images.source import ImageSource, as_source
 from dupr_tf.environment import record_environment
 from dupr_tf.errors import UserError, raise_all
-from dupr_tf.files import write_all, write_whole
+from dupr_tf.files import read_bounded, write_all, write_whole
+from dupr_tf.records import digest, mapping, read_record, text, whole
 from dupr_tf.training.cluster import Cluster
+from dupr_tf.weights.checkpoint_files import saved_checkpoints
 from dupr_tf.weights.paths import RANDOM, weights_file
 
 if TYPE_CHECKING:
@@ -40,9 +48,13 @@ log = logging.getLogger(__name__)
 MAY_CHANGE = (  # fields, sections
     "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.strategy", "train.worker_timeout",
     "train.start_timeout", "data.threads", "data.processes", "probing",
+    "data.root",  # the images below it are compared, so they may be moved or mounted elsewhere
 )  # fmt: skip
 CONFIG_FILE = "config.yaml"
 IMAGES_FILE = "images.json"
+ROWS_FILE = "images.bin"
+MOST_IMAGES = 1 << 40
+MOST_FILES = 2  # files of an image: itself and its mask
 START_FILE = "start.json"
 FORMAT_FILE = "format.json"
 CLUSTER_FILE = "cluster.json"
@@ -52,13 +64,31 @@ KEEP_WEIGHTS = "Use the weights of its start (pretrain: leave --weights out), or
 PATIENCE = 30.0  # seconds a network file system may take to show a file
 
 
-def check(run: Path, config: Config, images: dict, allow_change: bool = False) -> list[UserError]:
+@dataclasses.dataclass(frozen=True)
+class ImagesEntry:
+    """The images of a run as they are now.
+
+    Args:
+        count: number of images.
+        sha256: digest of their names, and of their labels if they have some.
+        files: sizes and times of the files; None where `sha256` covers the contents.
+    """
+
+    count: int
+    sha256: str
+    files: Fingerprint | None = None
+
+
+Images = ImagesEntry | dict[str, ImagesEntry]
+
+
+def check(run: Path, config: Config, images: Images, allow_change: bool = False) -> list[UserError]:
     """Rejects a start whose config or images differ from those of the run.
 
     Args:
         run: the run's folder.
         config: config of this start.
-        images: an entry {"count", "sha256"}, such as `images_entry`, or one for each split, {split: entry}.
+        images: an `ImagesEntry`, or one for each split, {split: entry}.
         allow_change: log the differences instead of raising.
 
     Returns:
@@ -72,7 +102,7 @@ def check(run: Path, config: Config, images: dict, allow_change: bool = False) -
     if not (run / CONFIG_FILE).exists():
         return []
     check_format(run)
-    changes = [*_config_changes(run / CONFIG_FILE, config), *_image_changes(run / IMAGES_FILE, images)]
+    changes = [*_config_changes(run / CONFIG_FILE, config), *_image_changes(run, images)]
     if not allow_change:
         raise_all(changes)
     for change in changes:
@@ -86,11 +116,8 @@ def check_format(run: Path) -> None:
     Raises:
         UserError: another format, or a record that cannot be read.
     """
-    try:
-        path = run / FORMAT_FILE
-        saved = int(json.loads(path.read_text(encoding="utf-8"))["format"]) if path.exists() else 1
-    except (ValueError, KeyError, TypeError):
-        raise UserError("--output", f"{path} is damaged.", "Restore the file, or choose another --output.") from None
+    path = run / FORMAT_FILE
+    saved = read_record(path, lambda value: whole(value["format"])) if os.path.lexists(path) else 1
     if saved != FORMAT:
         raise UserError(
             "--output",
@@ -99,7 +126,13 @@ def check_format(run: Path) -> None:
         )
 
 
-def record(run: Path, config: Config, images: dict, weights: dict | None = None) -> None:
+def run_id(run: Path) -> str:
+    """Returns the id in the record of a run; empty before it has one. Raises UserError if the record is damaged."""
+    path = run / FORMAT_FILE
+    return read_record(path, lambda value: text(value.get("run", ""), 64)) if os.path.lexists(path) else ""
+
+
+def record(run: Path, config: Config, images: Images, weights: dict | None = None) -> None:
     """Writes the record of a checked start, and of the machine it runs on.
 
     Args:
@@ -107,7 +140,8 @@ def record(run: Path, config: Config, images: dict, weights: dict | None = None)
         config, images: as in `check`.
         weights: entry from `starting_weights`.
     """
-    contents = {FORMAT_FILE: json.dumps({"format": FORMAT}) + "\n", IMAGES_FILE: json.dumps(images, indent=2) + "\n"}
+    contents = {FORMAT_FILE: json.dumps({"format": FORMAT, "run": run_id(run) or uuid.uuid4().hex}) + "\n"}
+    contents |= _image_files(images)
     if weights is not None:
         contents[START_FILE] = json.dumps(weights, indent=2) + "\n"
     contents[CONFIG_FILE] = dump_config(config)  # last: a folder without it holds no run
@@ -115,10 +149,10 @@ def record(run: Path, config: Config, images: dict, weights: dict | None = None)
     record_environment(run)
 
 
-def images_entry(root: str, images: ImageSource | Sequence[str]) -> dict:
-    """Returns {"count", "sha256"} of the images of a root, in order."""
+def images_entry(root: str, images: ImageSource | Sequence[str]) -> ImagesEntry:
+    """Describes the images of a root, in order."""
     source = as_source(images)
-    return {"count": len(source), "sha256": source.digest(root)}
+    return ImagesEntry(len(source), source.digest(root), source.fingerprint(root))
 
 
 def open_images(config: Config, data: str | Path | None) -> tuple[Config, ImageSource]:
@@ -139,18 +173,19 @@ def open_images(config: Config, data: str | Path | None) -> tuple[Config, ImageS
 
 
 def starting_weights(
-    run: Path, config: Config, weights: str | Path | None, include_normalization: bool = False
+    run: Path, config: Config, weights: str | Path | None, include_normalization: bool = False, load=None
 ) -> tuple[keras.Model | None, dict | None]:
-    """Loads the backbone that a run starts from.
+    """Loads the backbone, or another model, that a run starts from.
 
     Args:
         run: the run's folder.
         config: config of this start.
         weights: "random", or a path for `load_backbone`. Default: the recorded weights, or random ones if none are.
         include_normalization: True if the backbone takes 0–255 images.
+        load: path -> model. Default: `load_weights_for` of the config's backbone.
 
     Returns:
-        The backbone, or None if weights are random or a checkpoint has them all; and the entry for `record`.
+        The model, or None if weights are random or a checkpoint has them all; and the entry for `record`.
 
     Raises:
         UserError: the run started from other weights, or its record is damaged.
@@ -160,7 +195,10 @@ def starting_weights(
         return None, saved
     from dupr_tf.weights.loading import load_weights_for, weights_digest  # these load TensorFlow
 
-    backbone = load_weights_for(config.model.backbone, config.model.width, weights, include_normalization)
+    if load is None:
+        backbone = load_weights_for(config.model.backbone, config.model.width, weights, include_normalization)
+    else:
+        backbone = load(weights)
     digest = weights_digest(backbone)
     if saved is None:
         log.info("starting from the weights of %s", weights)
@@ -184,7 +222,7 @@ def check_weights(run: Path, weights: str | Path | None) -> tuple[dict | None, s
         UserError: the run started from other weights, its record is damaged, or the weights do not exist.
     """
     path = run / START_FILE
-    saved = _read_start(path) if path.exists() else None
+    saved = _read_start(path) if os.path.lexists(path) else None
     if str(weights) == RANDOM and saved is not None:
         problem = f"The run {run} was started from {saved['weights']}, so it cannot go on from random weights."
         raise UserError("--weights", problem, KEEP_WEIGHTS)
@@ -193,10 +231,10 @@ def check_weights(run: Path, weights: str | Path | None) -> tuple[dict | None, s
     if saved is None and (run / CONFIG_FILE).exists():
         problem = f"The run {run} was started from random weights, so it cannot go on from {weights}."
         raise UserError("--weights", problem, KEEP_WEIGHTS)
-    if weights is None and any((run / "checkpoints").glob("*.index")):
+    if weights is None and saved_checkpoints(run / "checkpoints"):
         return saved, None
     weights = weights or saved["weights"]
-    weights_file(weights)
+    weights_file(weights, detectors=True)  # `finetune` continues from them, and has checked the kind
     return saved, weights
 
 
@@ -254,43 +292,100 @@ def _config_changes(path: Path, config: Config) -> list[UserError]:
         return [UserError(None, f"{path} is damaged ({error.errors[0]})", KEEP_OR_ALLOW)]
 
 
-def _image_changes(path: Path, images: dict) -> list[UserError]:
-    if not path.exists():  # a run of an earlier version
+def _image_files(images: Images) -> dict[str, str | bytes]:
+    """Returns {name: contents} of the files that record the images."""
+    if isinstance(images, ImagesEntry):
+        saved, rows = _image_record(images)
+        files = {ROWS_FILE: rows}
+    else:
+        pairs = {split: _image_record(entry) for split, entry in images.items()}
+        saved = {split: pair[0] for split, pair in pairs.items()}
+        files = {_rows_file(split): rows for split, (_, rows) in pairs.items()}
+    files = {name: rows for name, rows in files.items() if rows is not None}
+    return {**files, IMAGES_FILE: json.dumps(saved, indent=2) + "\n"}
+
+
+def _image_record(entry: ImagesEntry) -> tuple[dict, bytes | None]:
+    saved = {"count": entry.count, "sha256": entry.sha256}
+    if entry.files is None:
+        return saved, None
+    rows = entry.files.rows.tobytes()
+    return {**saved, "files": hashlib.sha256(rows).hexdigest(), "heads": entry.files.heads}, rows
+
+
+def _image_changes(run: Path, images: Images) -> list[UserError]:
+    """Compares the images of a start with the record; returns an error for each split that differs."""
+    path = run / IMAGES_FILE
+    if not os.path.lexists(path):  # a run of an earlier version
         return []
-    entries = {"": images} if "count" in images else images
+    entries = {"": images} if isinstance(images, ImagesEntry) else images
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        saved = {split: saved[split] if split else saved for split in entries}
-        before = {split: (int(entry["count"]), str(entry["sha256"])) for split, entry in saved.items()}
-    except (ValueError, KeyError, TypeError):
-        return [UserError(None, f"{path} is damaged.", KEEP_OR_ALLOW)]
-    return [
-        _other_images(split, before[split][0], entry["count"])
-        for split, entry in entries.items()
-        if before[split] != (entry["count"], entry["sha256"])
-    ]
+        saved = read_record(path, lambda value: {k: _read_entry(value[k] if k else value) for k in entries})
+    except UserError as error:
+        return [UserError(None, error.problem, KEEP_OR_ALLOW)]
+    changes = [_split_changes(run / _rows_file(split), split, saved[split], entry) for split, entry in entries.items()]
+    return [change for change in changes if change is not None]
 
 
-def _other_images(split: str, before: int, now: int) -> UserError:
+def _read_entry(value) -> dict:
+    """Checks an entry of images.json."""
+    entry = {"count": whole(value["count"], MOST_IMAGES), "sha256": digest(value["sha256"])}
+    if "files" in value:
+        heads = {int(position): head and digest(head) for position, head in mapping(value["heads"]).items()}
+        entry |= {"files": digest(value["files"]), "heads": heads}
+    return entry
+
+
+def _split_changes(path: Path, split: str, saved: dict, entry: ImagesEntry) -> UserError | None:
+    """Returns the difference between the record of a split and its images now, or None."""
+    rows, now = None, entry.files
+    if now is not None and "files" in saved:
+        try:
+            content = read_bounded(path, MOST_FILES * saved["count"] * ROW.itemsize)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            return UserError(None, f"{path} cannot be used: {reason}.", KEEP_OR_ALLOW)
+        if hashlib.sha256(content).hexdigest() != saved["files"] or len(content) % ROW.itemsize:
+            return UserError(None, f"{path} is damaged.", KEEP_OR_ALLOW)
+        rows = np.frombuffer(content, ROW)
+    if (saved["count"], saved["sha256"]) != (entry.count, entry.sha256):
+        new = [] if rows is None else list(now.new_names(rows))
+        return _other_images(split, saved["count"], entry.count, new)
+    if rows is not None and len(rows) != len(now.paths):
+        return UserError(None, f"{path} is damaged.", KEEP_OR_ALLOW)
+    changed = [] if rows is None else now.changes(rows, saved["heads"])
+    if not changed:
+        return None
+    where = f" in the split {split}" if split else ""
+    problem = f"{len(changed):,} of {entry.count:,} images{where} have changed since the start: {_listed(changed)}."
+    return UserError("--data" if split else "data.root", problem, KEEP_OR_ALLOW)
+
+
+def _rows_file(split: str) -> str:
+    return f"images-{split}.bin" if split else ROWS_FILE
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED:,} more" if len(names) > NAMED else "")
+
+
+def _other_images(split: str, before: int, now: int, new: list[str]) -> UserError:
+    added = f" New ones are {_listed(new)}." if new else ""
     if not split:
         words = "others" if before == now else str(now)
-        problem = f"The run was started with {before} images, and there are {words} now."
+        problem = f"The run was started with {before} images, and there are {words} now.{added}"
         return UserError("data.root", problem, KEEP_OR_ALLOW)
     what = "its images or labels are others" if before == now else f"it has {now}"
-    problem = f"The run was started with {before} images in the split {split}, and now {what}."
+    problem = f"The run was started with {before} images in the split {split}, and now {what}.{added}"
     return UserError("--data", problem, KEEP_OR_ALLOW)
 
 
 def _read_start(path: Path) -> dict:
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        return {name: str(saved[name]) for name in ("weights", "sha256")}
-    except (ValueError, KeyError, TypeError):
-        raise UserError(None, f"{path} is damaged.", "Copy it again, or choose another --output.") from None
+    return read_record(path, lambda value: {"weights": text(value["weights"]), "sha256": digest(value["sha256"])})
 
 
 def _read_token(run: Path) -> str | None:
     try:
-        return json.loads((run / CLUSTER_FILE).read_text(encoding="utf-8"))["start"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_record(run / CLUSTER_FILE, lambda value: text(value["start"]))
+    except UserError:
         return None  # not written yet, or damaged

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT during a run: the step is finished and saved, and the same command resumes from there."""
+"""Signals that stop a run: the step is finished and saved, and the same command resumes from there."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ from collections.abc import Iterator
 from dupr_tf.errors import RunInterrupted
 from dupr_tf.training.callbacks import StepCallback
 
+SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
+
 
 @contextlib.contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Records SIGTERM and SIGINT in the list it yields, inside this context. They have no other effect.
+    """Records SIGTERM, SIGINT and SIGHUP in the list it yields, inside this context. They have no other effect.
 
-    Outside the main thread, Python allows no handlers, so signals keep their behaviour.
+    SIGHUP comes when the terminal is closed. Under `nohup` it is ignored, and stays so. Outside the main thread,
+    Python allows no handlers, so signals keep their behaviour.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if SIGHUP is not None and signal.getsignal(SIGHUP) is not signal.SIG_IGN:
+        numbers.append(SIGHUP)
     before = {number: signal.signal(number, lambda number, _frame: received.append(number)) for number in numbers}
     try:
         yield received

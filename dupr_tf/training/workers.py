@@ -26,7 +26,7 @@ from tensorflow.python.eager import context
 from dupr_tf.data.images.bad_images import BadImages
 from dupr_tf.errors import RunFailed, UserError, WorkerLost, raise_all
 from dupr_tf.models.multi_worker import check_keras
-from dupr_tf.text import one_line
+from dupr_tf.text import one_line, visible
 from dupr_tf.training.callbacks import StepCallback
 from dupr_tf.training.cluster import Cluster
 from dupr_tf.training.roll_call import RESUME, call_roll, guard
@@ -258,7 +258,7 @@ class Workers:
     def _exit(self, code: int, text: str, prefix: str = "") -> None:
         """Ends the process at once, because the main thread may wait inside TensorFlow forever."""
         for line in text.splitlines():
-            print(f"dupr-tf: {'' if code > 128 else 'error: '}{prefix}{line}", file=sys.stderr)
+            print(f"dupr-tf: {'' if code > 128 else 'error: '}{prefix}{visible(line)}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -50,22 +50,42 @@ def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=Fal
     write = EXPORTS.load(to)
     output = export_output(output, overwrite)
     if not allow_nonfinite:
-        _check_finite(backbone)
+        check_finite(backbone)
     from dupr_tf.models.twins import in_full_precision  # loads TensorFlow
 
     backbone = in_full_precision(backbone)
-    wanted = _bytes_wanted(backbone, to)
+
+    def fill(directory):
+        written = write(backbone, directory)
+        _check_features(written, to, output, allow_nonfinite)
+        text = model_card(backbone, to, written, card or {}, license)
+        (directory / "model_card.md").write_text(text, encoding="utf-8")
+        return manifest_facts(to, written)
+
+    return write_export(output, bytes_wanted(backbone, EXPORTS[to].facts.get("copies", 1)), fill)
+
+
+def write_export(output, wanted, fill):
+    """Fill a directory under a temporary name, add its manifest, and give it its name.
+
+    Args:
+        output: the directory, as `export_output` returns it.
+        wanted: bytes of its files, roughly.
+        fill: function that writes into an empty directory, verifies it, and returns the facts for its manifest.
+
+    Returns:
+        `output`.
+
+    Raises:
+        RunFailed: the disk is full. `output` is then absent, or unchanged if it existed, as with any other error.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     _check_space(output.parent, wanted)
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        written = write(backbone, partial)
-        _check_features(written, to, output, allow_nonfinite)
-        text = model_card(backbone, to, written, card or {}, license)
-        (partial / "model_card.md").write_text(text, encoding="utf-8")
-        write_manifest(partial, _manifest_facts(to, written))
+        write_manifest(partial, fill(partial))
         check_directory(partial)
         _move_into_place(partial, output)
     except Exception as error:  # h5py, safetensors and TensorFlow each raise their own error for a full disk
@@ -77,8 +97,9 @@ def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=Fal
     return output
 
 
-def _check_finite(backbone):
-    bad = [variable.path for variable in backbone.weights if not np.isfinite(np.asarray(variable, np.float32)).all()]
+def check_finite(model):
+    """Raise UserError if a weight is NaN or infinite."""
+    bad = [variable.path for variable in model.weights if not np.isfinite(np.asarray(variable, np.float32)).all()]
     if bad:
         raise UserError(
             None,
@@ -102,7 +123,8 @@ def _check_features(written, to, output, allow_nonfinite):
         )
 
 
-def _manifest_facts(to, written):
+def manifest_facts(to, written):
+    """Return the manifest's facts about a `Written`."""
     return {
         "format": to,
         "written_by": "dupr_tf",
@@ -113,10 +135,10 @@ def _manifest_facts(to, written):
     }
 
 
-def _bytes_wanted(backbone, to):
+def bytes_wanted(model, copies=1):
     """Estimate the bytes of the files: every weight in each copy, and a twentieth for names, graphs and the card."""
-    weights = sum(4 * int(np.prod(variable.shape)) for variable in backbone.weights)
-    return int(1.05 * weights * EXPORTS[to].facts.get("copies", 1)) + 1_000_000
+    weights = sum(4 * int(np.prod(variable.shape)) for variable in model.weights)
+    return int(1.05 * weights * copies) + 1_000_000
 
 
 def _check_space(directory, wanted):

@@ -9,6 +9,7 @@ import numpy as np
 
 from dupr_tf.errors import UserError
 from dupr_tf.text import one_line
+from dupr_tf.weights.archives import check_archive
 from dupr_tf.weights.paths import checkpoint_file
 from dupr_tf.weights.torch_io import read_safetensors
 
@@ -56,6 +57,7 @@ def name_children(state):
 
 
 def _read_npz(path):
+    check_archive(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}

@@ -8,14 +8,17 @@ import keras
 import numpy as np
 
 from dupr_tf.errors import RunFailed, UserError
+from dupr_tf.files import local_path
 from dupr_tf.models.resnet import ResNetBackbone, stage_channels
 from dupr_tf.models.twins import in_full_precision
 from dupr_tf.text import one_line
+from dupr_tf.weights.archives import check_archive
 from dupr_tf.weights.foreign import read_checkpoint
 from dupr_tf.weights.manifest import check_file
 from dupr_tf.weights.names import weight_names
 from dupr_tf.weights.paths import backbone_output, weights_file
 from dupr_tf.weights.torch_io import dropped_keys, find_prefix, from_torchvision
+from dupr_tf.weights.unfinished import load_unfinished
 
 
 def load_backbone(path, include_normalization=None, allow_nonfinite=False, keep_precision=False):
@@ -26,9 +29,10 @@ def load_backbone(path, include_normalization=None, allow_nonfinite=False, keep_
 
     Args:
         path: a directory with `backbone.keras` (a run, an export) or `backbone.safetensors`, such a file under any
-            name, or another tool's checkpoint with a ResNet (see `read_checkpoint`). Files are checked against the
-            `manifest.json` in the same directory, if there is one. Code in a `.keras` file (a `Lambda` layer) is
-            never run, and pickles are not read.
+            name, or another tool's checkpoint with a ResNet (see `read_checkpoint`). Of a run that has not ended, the
+            newest undamaged checkpoint is read, and its step is logged. Files are checked against the `manifest.json`
+            in the same directory, if there is one. Code in a `.keras` file (a `Lambda` layer) is never run, and pickles
+            are not read.
         include_normalization: True or False gives a `ResNetBackbone` with or without the normalisation inside.
             Default: as saved (a safetensors file has none).
         allow_nonfinite: load NaN and infinity too, which are an error otherwise.
@@ -43,8 +47,8 @@ def load_backbone(path, include_normalization=None, allow_nonfinite=False, keep_
     """
     file = weights_file(path)
     check_file(file)
-    if file.suffix == ".keras":
-        backbone = _load_keras(file)
+    if file.suffix in (".keras", ".index"):
+        backbone = _load_keras(file) if file.suffix == ".keras" else load_unfinished(local_path(path))
         if not allow_nonfinite:
             _check_finite(backbone, file)
     else:
@@ -61,7 +65,11 @@ def load_weights_for(architecture, width, path, include_normalization):
     Raises:
         UserError: as for `load_backbone`, and for another architecture or width.
     """
-    backbone = load_backbone(path, include_normalization)
+    return check_architecture(load_backbone(path, include_normalization), architecture, width, path)
+
+
+def check_architecture(backbone, architecture, width, path):
+    """Return a backbone from a path. Raise UserError if it is a `ResNetBackbone` of another architecture or width."""
     if not isinstance(backbone, ResNetBackbone):
         return backbone
     if (backbone.architecture, stage_channels(backbone.width)) != (architecture, stage_channels(width)):
@@ -176,6 +184,7 @@ def read_keras(file):
     Raises:
         UserError: if it cannot be read.
     """
+    check_archive(file)
     try:
         return keras.saving.load_model(file, compile=False)  # safe_mode is Keras' default: no Lambda, no pickle
     except Exception as error:  # Keras passes on whatever zipfile, json and h5py raise

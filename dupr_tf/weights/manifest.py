@@ -4,10 +4,12 @@ It exists because neither safetensors nor HDF5 notices a flipped bit.
 """
 
 import json
+import os
 from pathlib import Path
 
 from dupr_tf.errors import UserError
 from dupr_tf.files import sha256_of
+from dupr_tf.records import mapping, read_record, text
 
 MANIFEST_FILE = "manifest.json"
 
@@ -28,15 +30,15 @@ def read_manifest(directory):
         UserError: if it exists but cannot be read.
     """
     path = Path(directory) / MANIFEST_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        manifest = None
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files", {}), dict):
-        raise UserError(None, f"{path} is damaged.", "Copy it again.")
-    return manifest
+
+    def schema(manifest):
+        for digest in mapping(mapping(manifest).get("files", {})).values():
+            text(digest)
+        return manifest
+
+    return read_record(path, schema, "Copy it again.")
 
 
 def check_file(path):

@@ -1,14 +1,22 @@
 """The model card of an export: the network, its inputs and outputs, and how to load it."""
 
-import json
+import logging
 from pathlib import Path, PurePath
 
-import yaml
-
+from dupr_tf.config import load_config
+from dupr_tf.config.reading import MAX_CONFIG_BYTES
 from dupr_tf.environment import describe_environment, read_environments
+from dupr_tf.errors import UserError
+from dupr_tf.files import read_bounded
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD
+from dupr_tf.records import read_lines, read_metrics_line
+from dupr_tf.text import one_line
+from dupr_tf.weights.checkpoint_files import step_of
 from dupr_tf.weights.formats import EXPORTS
+from dupr_tf.weights.paths import KERAS_FILE
+from dupr_tf.weights.unfinished import undamaged_checkpoints
 
+log = logging.getLogger(__name__)
 NO_LICENSE = "not stated"
 
 _READING = {
@@ -52,14 +60,18 @@ def model_card(backbone, to, written, facts, license=None):
         "output": f"{EXPORTS[to].facts.get('levels', 'P2..P5')} at strides 4, 8, 16, 32",
         "layout": "torchvision's: stride in the 3×3, symmetric padding, batch norm epsilon 1e-5",
         "verified": _verified(written),
-        **_origin(facts),
+        **origin(facts),
         **facts,
     }
-    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
     reading = _READING[to].replace("{architecture}", str(getattr(backbone, "architecture", "")))
+    return card_text(f"{backbone.name} ({to})", "A backbone written by `dupr_tf`, without heads.", rows, reading)
+
+
+def card_text(title, summary, rows, reading):
+    """Return a model card: title, summary, the table of `rows` {name: value}, and `reading`, code that loads it."""
+    table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
     return (
-        f"# {backbone.name} ({to})\n\nA backbone written by `dupr_tf`, without heads.\n\n"
-        f"| | |\n|---|---|\n{table}\n\n```python\n{reading}\n```\n\n"
+        f"# {title}\n\n{summary}\n\n| | |\n|---|---|\n{table}\n\n```python\n{reading}\n```\n\n"
         "`manifest.json` has the sha256 of every file here.\n"
     )
 
@@ -74,10 +86,16 @@ def run_facts(run):
     """
     run, facts = Path(run), {}
     if (run / "config.yaml").is_file():
-        facts.update(_config_facts((run / "config.yaml").read_text(encoding="utf-8")))
+        facts.update(_config_facts(run / "config.yaml"))
     if (run / "metrics.jsonl").is_file():
-        last = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-        facts["steps"] = last["step"]
+        ended = (run / KERAS_FILE).is_file()
+        newest = None if ended else next(undamaged_checkpoints(run), None)
+        step = newest and step_of(newest)
+        last = {}
+        for line in read_lines(run / "metrics.jsonl", read_metrics_line):
+            if line is not None and (step is None or line["step"] <= step):
+                last = line
+        facts["steps"] = f"{step}, and the run has not ended" if newest else last.get("step", "unknown")
         facts["last losses"] = ", ".join(f"{k} {v:.3f}" for k, v in last.items() if k.startswith("loss") and v)
     for name in ("commit", "hardware", "versions"):
         values = [_spoken(entry[name]) for entry in read_environments(run) if name in entry]
@@ -86,16 +104,21 @@ def run_facts(run):
     return facts
 
 
-def _config_facts(text):
-    """Return the config in one line, and its facts about the data."""
-    data = (yaml.safe_load(text) or {}).get("data") or {}
+def _config_facts(path):
+    """Return the config in one line, and its facts about the data; none of a config that cannot be read."""
+    try:
+        data = load_config(path).data
+        text = read_bounded(path, MAX_CONFIG_BYTES).decode("utf-8")
+    except (UserError, OSError, ValueError) as error:
+        log.warning("%s is left out of the card: %s", path, one_line(error, 200))
+        return {}
     facts = {"pre-training config": "`" + " ".join(text.split()) + "`"}
-    if data.get("root"):
-        facts["data"] = f"`{PurePath(data['root']).name}` ({data.get('kind', 'folder')}), without labels"
+    if data.root:
+        facts["data"] = f"`{PurePath(data.root).name}` ({data.kind}), without labels"
     return facts
 
 
-def _origin(facts):
+def origin(facts):
     """Return commit, hardware and versions of the export, for those that `facts` does not have from a run."""
     here = describe_environment()
     return {name: f"{_spoken(here[name])} (of the export)" for name in here if name not in facts}

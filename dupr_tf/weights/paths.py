@@ -4,42 +4,72 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dupr_tf.config import load_config
 from dupr_tf.errors import UserError
 from dupr_tf.files import local_path
 from dupr_tf.weights.manifest import MANIFEST_FILE
+from dupr_tf.weights.saved_detectors import find_detector
 
 RANDOM = "random"  # weights drawn from the seed
 KERAS_FILE = "backbone.keras"
 SAFETENSORS_FILE = "backbone.safetensors"
+CONFIG_FILE = "config.yaml"  # of a run
+CHECKPOINTS_FOLDER = "checkpoints"
 TORCH_ENDINGS = (".pth", ".pt", ".tar", ".ckpt")
 ENDINGS = (".safetensors", ".npz", *TORCH_ENDINGS)
 
 
-def weights_file(path: str | Path) -> Path:
-    """Return the file that `load_backbone` reads for a path.
+def weights_file(path: str | Path, detectors: bool = False) -> Path:
+    """Return the file that `load_backbone` reads for a path. For a run that has not ended, it is that of a checkpoint.
+
+    With `detectors`, the file of a detector is returned too.
 
     Raises:
-        UserError: it does not exist, or is of an unknown kind.
+        UserError: it does not exist, is of an unknown kind, or is a detector.
     """
     path = local_path(path, "weights")
     if path.is_dir():
         for name in (KERAS_FILE, SAFETENSORS_FILE):
             if (path / name).is_file():
                 return path / name
+        _refuse_detector(path)
+        indexes = sorted((path / CHECKPOINTS_FOLDER).glob("ckpt-*.index"))
+        if indexes and (path / CONFIG_FILE).is_file() and load_config(path / CONFIG_FILE).detector is None:
+            return indexes[-1]
         raise UserError(
             None,
-            f"The directory {path} has no {KERAS_FILE} and no {SAFETENSORS_FILE}.",
-            "Pass a finished run, or an export to keras or torchvision.",
+            f"The directory {path} has no {KERAS_FILE}, no {SAFETENSORS_FILE} and no checkpoint of pre-training.",
+            "Pass a run of `pretrain`, or an export to keras or torchvision.",
         )
     if not path.exists():
-        raise UserError(None, f"There is no file or directory {path}.", "Pass a run, an export or a file of weights.")
+        fix = "Pass a run, an export or a file of weights."
+        if len(path.parts) == 1 and not path.suffix:  # a name, such as imagenet
+            fix = (
+                "Weights are not downloaded by name. Pass a run, an export, a .keras file, or a checkpoint that you "
+                "have downloaded, such as torchvision's resnet50-11ad3fa6.pth."
+            )
+        raise UserError(None, f"There is no file or directory {path}.", fix)
+    if not path.is_file():
+        raise UserError(None, f"{path} is a pipe or device.", "Pass a run, an export or a file of weights.")
     if path.suffix not in (".keras", *ENDINGS):
         raise UserError(
             None,
             f"Expected a directory, or a file ending in .keras, {', '.join(ENDINGS)}, received {path}.",
             "Convert .pkl and .h5 files first; pickles can run code, so they are not read.",
         )
+    if not detectors:
+        _refuse_detector(path)
     return path
+
+
+def _refuse_detector(path: Path) -> None:
+    saved = find_detector(path)
+    if saved is not None:
+        raise UserError(
+            None,
+            f"{saved[0]} holds a detector ({saved[1].kind}), not a backbone.",
+            "Pass the run, the export or the file of the backbone that the detector was trained from.",
+        )
 
 
 def checkpoint_file(path: str | Path) -> Path:

@@ -1,12 +1,14 @@
 """Backbones as TensorFlow SavedModels: raw images in, P2..P5 out; serving them needs no `dupr_tf`."""
 
 import functools
+from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from dupr_tf.errors import RunFailed
+from dupr_tf.files import plain_alias
 from dupr_tf.models.resnet import imagenet_normalization, pyramid
 from dupr_tf.weights.verify import Written, check_images, compare, levels_of
 
@@ -61,7 +63,9 @@ def _function(call, dtype):
 
 def read_saved_model(path):
     """Return a SavedModel of `write_saved_model` as `f(uint8 or float images in 0–255) -> {level: NumPy array}`."""
-    loaded = tf.saved_model.load(str(path))
+    path = Path(path)
+    with plain_alias(path.parent) as parent:
+        loaded = tf.saved_model.load(str(parent / path.name))
     missing = {FLOAT_SIGNATURE, UINT8_SIGNATURE} - set(loaded.signatures)
     if missing:
         raise RunFailed(f"{path} lacks the signatures {', '.join(sorted(missing))}.")

@@ -73,7 +73,7 @@ def test_pretraining_reads_the_expected_pixels(paths):
 
 def test_probes_read_the_expected_pixels(paths):
     seen = {}
-    for indices, views in read_each(paths, lambda _index, content: whole_view(content, SIZE), 16):
+    for indices, views in read_each(paths, lambda _index, image: whole_view(image, SIZE), 16):
         seen.update(zip(indices.tolist(), views, strict=True))
     for index, case in enumerate(CASES.values()):
         assert (index in seen) == (case.pixels is not None), case.name

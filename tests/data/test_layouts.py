@@ -25,7 +25,7 @@ def test_every_layout_has_a_function_and_a_line(table):
 def test_config_allows_the_layouts_of_the_tables():
     assert {"auto", *KINDS} == set(get_args(DataConfig.model_fields["kind"].annotation))
     with_masks = {kind for kind in BOXES if BOXES[kind].facts["masks"]}
-    assert with_masks == {"coco", "cityscapes"}
+    assert set(BOXES) - with_masks == {"voc", "openimages"}
     held = {"retinanet": BOXES, "faster_rcnn": BOXES, "mask_rcnn": with_masks, "fcn": PIXELS}
     for detector, kinds in held.items():
         assert {"auto", *kinds} == set(DETECTORS[detector].facts["data"])
@@ -72,6 +72,11 @@ def test_auto_takes_the_layout_that_the_root_shows(tmp_path, names, photos, boxe
             BOXES,
             ["annotations/instances_train.json", "ImageSets/Main/train.txt"],
             ("instances_train.json", "train.txt"),
+        ),
+        (
+            BOXES,
+            ["annotations/instances_train.json", "VOCdevkit/VOC2012/ImageSets/Main/trainval.txt"],
+            ("instances_train.json", "trainval.txt"),
         ),
         (PIXELS, ["leftImg8bit/a", "gtFine/a", "train/images/1.jpg", "train/masks/1.png"], ("gtFine", "masks")),
     ],

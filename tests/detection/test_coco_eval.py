@@ -181,3 +181,11 @@ def test_a_class_has_its_ap50():
     result = coco_ap(truth([(0, A, False)]), [found((0, (20, 10, 70, 60), 0.9))])
     assert result["per_class_AP50"] == {"cat": pytest.approx(1.0), "dog": None}
     assert result["per_class"]["cat"] == pytest.approx(0.4)
+
+
+def test_ap_counts_as_many_detections_as_the_detector_allows():
+    boxes = [(0, (x, y, x + 15, y + 15), False) for x in range(0, 200, 16) for y in range(0, 200, 16)][:150]
+    scene, detections = truth(boxes), [found(*((label, box, 0.9) for label, box, _ in boxes))]
+    assert coco_ap(scene, detections)["AP"] == pytest.approx(67 / 101)  # recall 100 / 150
+    assert coco_ap(scene, detections, most=150)["AP"] == pytest.approx(1.0)
+    assert coco_ap(scene, detections, most=30)["AP50"] == pytest.approx(21 / 101)

@@ -16,6 +16,7 @@ from dupr_tf.commands.evaluate import print_scores
 from dupr_tf.config import dump_config, load_config, parse_config
 from dupr_tf.data.inspection import count_boxes
 from dupr_tf.data.labels.annotations import read_annotations
+from dupr_tf.detection.continuing import copy_weights
 from dupr_tf.detection.finetune import evaluate, finetune
 from dupr_tf.detection.labels import labels_entry
 from dupr_tf.detection.predictions import detect
@@ -28,7 +29,7 @@ from dupr_tf.training.callbacks import StopOnNonFinite
 from dupr_tf.training.checkpoints import state_of
 from dupr_tf.training.optimizers import CoupledSGD
 from tests.detection.detector_run import dataset
-from tests.finetune_kill_test import end_of
+from tests.finetune_kill_test import end_of, weights_digest
 from tests.labelled_scenes import NAMES, Picture, pictures, write_coco
 from tests.refusals import refusal
 
@@ -70,8 +71,8 @@ def run(data, weights, tmp_path_factory):
 def test_it_writes_what_it_says(run, weights):
     metrics, output = run
     names = {"config.yaml", "environment.json", "metrics.json", "metrics.jsonl", "detector.keras", "saved_model"}
-    names |= {"detections.png", "precision_recall.png", "checkpoints", "tensorboard"}
-    names |= {"format.json", "images.json", "start.json"}
+    names |= {"detections.png", "precision_recall.png", "confusion.png", "checkpoints", "tensorboard"}
+    names |= {"format.json", "images.json", "schedule.json", "start.json"}
     assert {path.name for path in output.iterdir()} == names
     assert json.loads((output / "metrics.json").read_text()) == metrics
     assert load_config(output / "config.yaml") == config()
@@ -98,12 +99,12 @@ def test_the_backbone_learns_at_its_share_of_the_rate(kind):
 
 def test_the_loss_is_logged_in_windows_and_at_the_end(run, data):
     train = read_annotations(data, "train")
-    lost = {step: count_boxes(train, config(), 4 * (step - 1), 4).lost_share for step in (2, 3)}
+    lost = [count_boxes(train, config(), 4 * (step - 1) + step % 4, 1).lost_share for step in (1, 2, 3)]
     entries = [json.loads(line) for line in (run[1] / "metrics.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries] == [2, 3]
+    assert [entry["boxes_lost"] for entry in entries] == pytest.approx([(lost[0] + lost[1]) / 2, lost[2]])
     for entry in entries:
         assert entry["loss"] == pytest.approx(entry["classification_loss"] + entry["box_loss"], rel=1e-4)
-        assert entry["boxes_lost"] == pytest.approx(lost[entry["step"]])
     rates = [0.01 * 0.5, 0.01 * 0.75, 0.01 * 0.25]  # cosine, after two steps of warm-up
     assert [entry["learning_rate"] for entry in entries] == pytest.approx([(rates[0] + rates[1]) / 2, rates[2]])
 
@@ -211,6 +212,57 @@ def test_kill_in_the_evaluation_resumes_after_the_last_step(run, data, weights, 
     assert [line["step"] for line in lines_of(output)] == [2, 3]
 
 
+@pytest.fixture(scope="module")
+def validated(data, weights, tmp_path_factory):
+    output = tmp_path_factory.mktemp("validated") / "out"
+    settings = config(detector={"validate_every": 1, "patience": 5})
+    return finetune(settings, weights, data, output, console=QUIET), output
+
+
+def test_validation_changes_no_weight_and_selects_the_best(run, validated):
+    metrics, output = validated
+    assert weights_digest(output / "detector_last.keras") == weights_digest(run[1] / "detector.keras")
+    lines = lines_of(output)
+    scores = [line["validation/AP"] for line in lines]
+    assert metrics["selected_on"] == "val" and metrics["best"]["step"] == 1 + int(np.argmax(scores))
+    assert (metrics["last"]["step"], metrics["steps"]) == (3, 3)
+    same = weights_digest(output / "detector_last.keras") == weights_digest(output / "detector.keras")
+    assert same == (metrics["best"]["step"] == 3) and metrics["AP"] == pytest.approx(max(scores), abs=1e-3)
+    assert metrics["best"]["AP"] == metrics["AP"] and metrics["last"]["AP50"] == run[0]["AP50"]
+    assert metrics["validation_seconds"] == pytest.approx(sum(line["seconds/validations"] for line in lines), abs=0.06)
+    assert "selected_on" not in run[0]
+
+
+def test_finetune_continues_from_a_detector(run, data, tmp_path):
+    """With rate 0 the weights are those of the start; with other classes, all but those of the class outputs."""
+    start, settings = load_detector(run[1]), config(optimizer={"learning_rate": 1e-30}, train={"max_steps": 1})
+    finetune(settings, run[1], data, tmp_path / "same", console=QUIET)
+    same = load_detector(tmp_path / "same")
+    assert unequal(start.trainable_variables, same.trainable_variables) == []
+    other = build_detector(
+        build_backbone("resnet18", width=0.125, include_normalization=True), ("cup", "pen"), config()
+    )
+    line = copy_weights(other, start)
+    assert "class_head" not in line and "prediction" in line
+    differing = unequal(start.trainable_variables, other.trainable_variables)
+    assert [path.split("/")[-2:] for path in differing] == [["prediction", "kernel"], ["prediction", "bias"]]
+    saved = json.loads((tmp_path / "same" / "start.json").read_text())
+    assert saved["weights"] == str(run[1] / "detector.keras")
+
+
+def unequal(ours, theirs):
+    pairs = zip(ours, theirs, strict=True)
+    return [b.path for a, b in pairs if a.shape != b.shape or not np.array_equal(a.numpy(), b.numpy())]
+
+
+def test_detector_that_does_not_fit_is_refused(run, data, tmp_path):
+    rcnn = config(detector={"kind": "faster_rcnn", "head_convs": 4})
+    assert refusal(finetune, rcnn, run[1], data, tmp_path / "out", console=QUIET).field == "--weights"
+    wider = config(detector={"fpn_channels": 16})
+    assert refusal(finetune, wider, run[1], data, tmp_path / "out", console=QUIET).field == "--weights"
+    assert not (tmp_path / "out").exists()
+
+
 def lines_of(output):
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
@@ -265,7 +317,6 @@ def test_moved_box_makes_other_labels(data):
     [
         ({"optimizer": {"learning_rate": None}}, "optimizer.learning_rate"),
         ({"data": {"image_size": 100}}, "data.image_size"),
-        ({"train": {"precision": "bfloat16"}}, "train.precision"),
         ({"data": {"kind": "folder"}}, "data.kind"),
         ({"detector": None}, "detector"),
     ],

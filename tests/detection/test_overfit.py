@@ -19,17 +19,20 @@ from dupr_tf.data.labels.segments import read_segments
 from dupr_tf.data.placing import Place, letterbox, pad_batch
 from dupr_tf.detection.coco_eval import coco_ap
 from dupr_tf.detection.fcn import FCN
+from dupr_tf.detection.precision import set_precision
 from dupr_tf.detection.predictions import paste_masks
 from dupr_tf.detection.rcnn import FasterRCNN, MaskRCNN
 from dupr_tf.detection.retinanet import RetinaNet
 from dupr_tf.detection.segmentation_eval import ConfusionMatrix
 from dupr_tf.models.resnet import build_backbone
+from dupr_tf.training.optimizers import LossScaling
 
 DATA = os.environ.get("DUPR_DATA", Path(__file__).parents[3] / "shared" / "data")
 VOC, CAMVID = Path(DATA) / "voc07", Path(DATA) / "camvid"
 SMALL_FCN = Path(__file__).parents[2] / "configs" / "detection" / "small_fcn.yaml"
 CAMVID_NAMES = tuple(load_config(SMALL_FCN).data.class_names)
 SIZE, IMAGES, STEPS = 160, 8, 250
+POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 ROIS = {"fpn": 64, "c4": 16}  # an image; with "c4" each costs four convolutions
 SMALL = {
     "fpn_channels": 48,
@@ -88,13 +91,18 @@ def batch_of(images, annotated):
     return {"images": images, "bounding_boxes": {"boxes": boxes, "classes": classes, "masks": masks}}
 
 
-def overfitted(build, steps=STEPS):
+def compile_in(policy, detector, optimizer):
+    set_precision(detector, policy)
+    detector.compile(LossScaling(optimizer) if policy == "mixed_float16" else optimizer)
+
+
+def overfitted(build, policy="float32", steps=STEPS):
     """(AP50, mean IoU of the sure masks with their ellipses or None, the last losses)."""
     keras.utils.set_random_seed(0)
     images, annotated = photos()
     detector = build(build_backbone("resnet18", width=0.25, include_normalization=True), annotated.class_names)
     rate = keras.optimizers.schedules.CosineDecay(0.0, steps - 20, warmup_target=2e-3, warmup_steps=20)
-    detector.compile(keras.optimizers.AdamW(rate, weight_decay=1e-4, global_clipnorm=10.0))
+    compile_in(policy, detector, keras.optimizers.AdamW(rate, weight_decay=1e-4, global_clipnorm=10.0))
     batches = tf.data.Dataset.from_tensors(batch_of(images, annotated)).repeat(steps)
     logs = detector.fit(batches, epochs=1, verbose=0, shuffle=False).history
     found = detector.predict_on_batch(images)
@@ -129,7 +137,7 @@ def mask_iou(found):
     return float(np.mean(overlaps)) if overlaps else 0.0
 
 
-def segments_overfitted(steps=STEPS):
+def segments_overfitted(policy="float32", steps=STEPS):
     """Scores on the eight frames that it was trained on. Poles and people are thinner than its cells of 16 px."""
     keras.utils.set_random_seed(0)
     every = read_segments(CAMVID, "train", class_names=CAMVID_NAMES, ignore_value=len(CAMVID_NAMES))
@@ -141,7 +149,7 @@ def segments_overfitted(steps=STEPS):
     images, segments = np.stack(images).astype(np.float32), np.stack(segments).astype(np.int32)
     fcn = FCN(build_backbone("resnet18", width=0.25, include_normalization=True), CAMVID_NAMES, head_channels=64)
     rate = keras.optimizers.schedules.CosineDecay(0.0, steps - 20, warmup_target=2e-3, warmup_steps=20)
-    fcn.compile(keras.optimizers.AdamW(rate))
+    compile_in(policy, fcn, keras.optimizers.AdamW(rate))
     batches = tf.data.Dataset.from_tensors({"images": images, "segments": segments}).repeat(steps)
     fcn.fit(batches, epochs=1, verbose=0, shuffle=False)
     counts = ConfusionMatrix(len(CAMVID_NAMES))
@@ -166,8 +174,9 @@ def segments_overfitted(steps=STEPS):
         ),
     ),
 ])  # fmt: skip
-def test_it_learns_eight_photos_by_heart(build):
-    precision, overlap, _ = overfitted(build)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_it_learns_eight_photos_by_heart(build, policy):
+    precision, overlap, _ = overfitted(build, policy)
     assert precision >= 0.9
     assert overlap is None or overlap >= 0.85
 
@@ -175,7 +184,8 @@ def test_it_learns_eight_photos_by_heart(build):
 @pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="DUPR_DATA holds no camvid")
-def test_the_fcn_learns_eight_frames_by_heart():
-    scores = segments_overfitted()
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_fcn_learns_eight_frames_by_heart(policy):
+    scores = segments_overfitted(policy)
     assert scores["pixel_accuracy"] >= 0.88
     assert min(scores["per_class"][name] for name in ("sky", "building", "road", "vehicle")) >= 0.75

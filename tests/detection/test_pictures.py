@@ -6,7 +6,20 @@ from PIL import Image
 
 from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.data.labels.run_lengths import mask_from_pixels
-from dupr_tf.detection.pictures import CELL, COLUMNS, FOUND, GAP, HEADER, IGNORED, TRUTH, contact_sheet
+from dupr_tf.detection.curves import precision_recall_picture
+from dupr_tf.detection.pictures import (
+    CELL,
+    COLUMNS,
+    FOUND,
+    GAP,
+    HEADER,
+    IGNORED,
+    LABEL,
+    TRUTH,
+    contact_sheet,
+    detections_picture,
+    draw_pictures,
+)
 from tests.labelled_scenes import COLOURS, Picture, Thing, write_coco
 from tests.masked_scenes import write_coco_masks
 
@@ -61,3 +74,33 @@ def test_masks_are_drawn_true_ones_as_lines_found_ones_as_areas(tmp_path):
 
     assert near(30 - 0.4, 55, TRUTH) and near(20, 30, COLOURS["bus"])  # the inner edge of the L, and within it
     assert near(75, 40, np.add(FOUND, 120) // 2) and near(95, 40, (120, 120, 120))
+
+
+def test_labels_of_equal_boxes_do_not_cover_each_other():
+    found = {
+        "boxes": np.array([[20, 30, 80, 90]] * 4, np.float32),
+        "classes": np.zeros(4, np.int32),
+        "scores": np.linspace(0.9, 0.5, 4),
+    }
+    image = np.zeros((120, 120, 3), np.uint8)
+    picture = np.asarray(detections_picture(image, found, ("cat",), side=120)).astype(int)
+    rows = (np.abs(picture[:, 20:70] - FOUND).max(-1) == 0).mean(1) > 0.4
+    assert 4 * LABEL - 4 <= rows.sum() < 4 * LABEL + 12  # four labels, and the horizontal edges of the boxes
+
+
+def test_class_names_are_escaped_in_pictures(tmp_path):
+    name, found = "two\nlines \udce9 $_{x}$", {**NONE, "boxes": np.array([[1, 1, 30, 30]]), "classes": [0]}
+    detections_picture(np.zeros((40, 40, 3), np.uint8), {**found, "scores": np.ones(1)}, (name,))
+    curves = {name: (np.linspace(0, 1, 101), np.ones(101)), "_hidden $": (np.linspace(0, 1, 101), np.ones(101))}
+    precision_recall_picture(curves, tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").size == (900, 600)
+
+
+def test_a_picture_that_fails_is_a_warning(tmp_path, caplog):
+    def fail(path):
+        raise ValueError("an odd\nchunk")
+
+    draw_pictures({"bad.png": fail, "good.png": lambda path: path.write_text("drawn")}, tmp_path)
+    assert (tmp_path / "good.png").read_text() == "drawn"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "bad.png" in record.getMessage() and "\n" not in record.getMessage()

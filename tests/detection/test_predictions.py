@@ -81,7 +81,7 @@ def test_a_batch_in_the_pixels_of_its_originals(tensors):
     batch = {"factors": np.array([[0.5, 0.5], [2.0, 4.0]], np.float32), "index": np.array([2, 0])}
     if tensors:
         result, batch = ({name: tf.constant(value) for name, value in part.items()} for part in (result, batch))
-    found = convert_to_originals(result, batch, scene)
+    found = convert_to_originals(result, batch, scene.sizes)
     assert list(found) == [2, 0]
     np.testing.assert_allclose(found[2]["boxes"], [[20, 40, 60, 80], [180, 180, 200, 200]])  # cut to the image
     np.testing.assert_allclose(found[0]["boxes"], [[0, 0, 2, 4]])  # twice as high, four times as wide
@@ -89,4 +89,4 @@ def test_a_batch_in_the_pixels_of_its_originals(tensors):
     np.testing.assert_allclose(found[0]["scores"], [0.4])
     assert [area_of(mask, (200, 200)) for mask in found[2]["masks"]] == [40 * 40, 20 * 20 - 1]  # a corner
     del result["masks"]
-    assert set(convert_to_originals(result, batch, scene)[0]) == {"boxes", "classes", "scores"}
+    assert set(convert_to_originals(result, batch, scene.sizes)[0]) == {"boxes", "classes", "scores"}

@@ -94,3 +94,10 @@ def test_memory_warns_if_less_is_free():
     short = advice.advice_on_memory(4 * 2**30, 4 * 2**30, settings)[0]
     assert "--train.micro_batches 4" in short and "4.0 GiB are free" in short
     assert "unknown" in advice.advice_on_memory(1, None, settings)[0]
+
+
+def test_grave_warnings_leave_out_what_needs_nothing():
+    settings = config()
+    assert advice.grave_warnings(settings, 100_000) == []
+    few = advice.grave_warnings(settings, settings.train.batch_size - 1)
+    assert "fewer than one batch" in few[0]

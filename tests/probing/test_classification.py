@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 
-from dupr_tf.config import LinearConfig, ProbingConfig, parse_config
+from dupr_tf.config import DataConfig, LinearConfig, ProbingConfig, parse_config
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.errors import UserError
 from dupr_tf.probing.knn import knn, knn_scores, largest, top_accuracies
-from dupr_tf.probing.labelled import image_labels
+from dupr_tf.probing.labelled import image_labels, read_both_splits
 from dupr_tf.probing.linear import LinearClassifier, learning_rate, standardization, train_cached
 from dupr_tf.probing.svm import average_precision_11, best_cost, fewer_columns, fit, svm
 from tests import oracles_probing as oracles
+from tests.labelled_scenes import pictures, write_coco, write_voc
+from tests.refusals import refusal
 
 
 def clusters(count, classes, dim=12, noise=0.05, seed=0):
@@ -18,6 +20,14 @@ def clusters(count, classes, dim=12, noise=0.05, seed=0):
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % classes
     return np.eye(classes, dim)[labels] + noise * rng.normal(size=(count, dim)), labels
+
+
+def test_layout_of_a_root_with_two_can_be_chosen(tmp_path):
+    root = write_coco(tmp_path / "set", {"train": pictures(3), "val": pictures(2)})
+    write_voc(root, {"train": pictures(4), "val": pictures(2)})
+    assert refusal(read_both_splits, root, ("train", "val")).field == "data.kind"
+    counts = {kind: len(read_both_splits(root, ("train", "val"), DataConfig(kind=kind))[0]) for kind in ("coco", "voc")}
+    assert counts == {"coco": 3, "voc": 4}
 
 
 def test_knn_votes_are_instdis():

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dupr_tf.config import DataConfig
+from dupr_tf.data.images.decode import decode
 from dupr_tf.data.views import DRAWS, uniform
 from dupr_tf.probing.image_views import centre_view, random_view, read_each, whole_view
 from tests.refusals import refusal
@@ -48,11 +50,23 @@ def test_batches_are_full_in_order_and_without_what_is_unreadable(files, caplog)
 
 
 def test_dicts_are_batched_by_name(files):
-    def make(index, content):
-        return {"view": whole_view(content, SIDE), "twice": 2 * index}
+    def make(index, image):
+        return {"view": whole_view(image, SIDE), "twice": 2 * index}
 
     ((index, batch),) = read_each(files, make, 9)
     assert batch["view"].shape == (5, SIDE, SIDE, 3) and (batch["twice"] == 2 * index).all()
+
+
+def test_settings_of_the_data_section_are_those_of_training(tmp_path):
+    path = tmp_path / "deep.png"
+    path.write_bytes(encoded(np.linspace(700, 1900, 600).reshape(20, 30).astype(np.uint16)))
+
+    def top(**settings):
+        ((_, views),) = read_each([str(path)], lambda _, image: image, 1, DataConfig(**settings))
+        return int(views.max())
+
+    assert top() == 1900 >> 8 and top(depth="auto") == 255
+    assert refusal(top, max_pixels=599).field == "data"
 
 
 def test_no_readable_image_is_refused(files):
@@ -78,17 +92,15 @@ def test_no_thread_stays_when_only_some_are_read(files):
 def test_views_of_an_image_are_its_centre_and_all_of_it():
     ramp = np.zeros((64, 128, 3), np.uint8)
     ramp[..., 0] = np.arange(128) * 2
-    content = encoded(ramp)
-    centre, whole = centre_view(content, 56), whole_view(content, 64)
+    centre, whole = centre_view(ramp, 56), whole_view(ramp, 64)
     np.testing.assert_allclose(centre[30, :, 0], 2 * (36 + np.arange(56)), atol=1)  # 56 of 64 px, in the middle of 128
     assert whole[10, 0, 0] < 6 and whole[10, -1, 0] > 248
 
 
 def test_random_views_are_functions_of_their_numbers_and_mirror_half_of_the_time():
     ramp = np.repeat(np.arange(60, dtype=np.uint8)[None, :, None] * 4, 40, 0).repeat(3, 2)
-    content = encoded(ramp)
-    views = [random_view(content, SIDE, uniform(3, epoch, 7, DRAWS), (0.2, 1.0)) for epoch in range(40)]
-    again = random_view(content, SIDE, uniform(3, 5, 7, DRAWS), (0.2, 1.0))
+    views = [random_view(ramp, SIDE, uniform(3, epoch, 7, DRAWS), (0.2, 1.0)) for epoch in range(40)]
+    again = random_view(ramp, SIDE, uniform(3, 5, 7, DRAWS), (0.2, 1.0))
     np.testing.assert_array_equal(again, views[5])
     assert len({view.tobytes() for view in views}) > 30
     mirrored = sum(int(view[0, 0, 0]) > int(view[0, -1, 0]) for view in views)
@@ -104,5 +116,5 @@ def test_turned_and_16_bit_images_are_seen_upright_and_whole():
     wide = np.zeros((32, 48), np.uint16)
     wide[:, 24:] = 200 << 8
     for content in (upside_down, encoded(wide)):
-        view = whole_view(content, SIDE).astype(int)
+        view = whole_view(decode(content), SIDE).astype(int)
         assert abs(view[:, :6]).max() <= 4 and abs(view[:, -6:] - 200).max() <= 4

@@ -14,6 +14,7 @@ from dupr_tf.cli import main
 from dupr_tf.commands.probe import FLAGS, Weights
 from dupr_tf.config import ProbingConfig
 from dupr_tf.config.probes import PROBES
+from dupr_tf.data.detection import read_image
 from dupr_tf.data.sample import write_sample
 from dupr_tf.models import build_backbone
 from dupr_tf.probing.features import extract_paths, feature_maps
@@ -190,7 +191,7 @@ def test_one_image_cannot_be_retrieved_from(capsys, tmp_path, weights):
 
 
 @pytest.mark.parametrize("words, expected", [
-    (("knn", "--weights", "nowhere", "--data", "."), "--weights: "),
+    (("knn", "--weights", "nowhere", "--data", "configs"), "--weights: "),
     (("knn", "--weights", "README.md", "--data", "configs"), "README.md"),
     (("knn", "--weights", "random", "--data", "configs"), "backbone: "),
     (("knn", *RANDOM[:2], *RANDOM[1:], "--data", "configs"), "weights: "),
@@ -206,6 +207,8 @@ def test_one_image_cannot_be_retrieved_from(capsys, tmp_path, weights):
     (("linear", *RANDOM, "--data", "configs", "--config", "no.yaml"), "no.yaml"),
     (("linear", *RANDOM, "--data", "configs", "--linear.augment", "true"), "linear.standardize: "),
     (("knn", *RANDOM, "--data", "configs", "--linear.epochs", "1"), "--linear.epochs: "),
+    (("knn", *RANDOM, "--data", "configs", "--data.image_size", "64"), "--data.image_size: "),
+    (("matching", *RANDOM, "--data", "configs", "--data.depth", "deep"), "data.depth: "),
 ])  # fmt: skip
 def test_probe_with_wrong_flags_is_one_line_and_exit_2(capsys, words, expected):
     code, _, lines = run(capsys, "probe", *words)
@@ -286,7 +289,7 @@ def test_features_are_those_of_the_backbone(classes):
     maps = feature_maps(backbone, ("conv1", "P5"))
     kept, found = extract_paths(maps, paths, lambda c: centre_view(c, 64), {"conv1": 2, "P5": 1}, batch_size=2)
     assert kept.tolist() == [0, 1, 2]
-    pixels = np.stack([centre_view(Path(path).read_bytes(), 64) for path in paths]) / 255.0
+    pixels = np.stack([centre_view(read_image(path), 64) for path in paths]) / 255.0
     images = (pixels - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
     np.testing.assert_allclose(found["P5"], np.mean(backbone(images, training=False), (1, 2)), rtol=1e-3, atol=1e-4)
     stem = found["conv1"].reshape(3, 2, 2, -1)

@@ -1,7 +1,9 @@
 """Checkpoints: all a step depends on, damage found and named, the one before used, a full disk told."""
 
+import os
 import random
 import resource
+import shutil
 import subprocess
 import types
 
@@ -14,6 +16,7 @@ from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.training.checkpoints import RunCheckpoints, find_damage, saved_checkpoints
 from dupr_tf.training.optimizers import CoupledSGD
 from tests.models.test_divergence import GOOD, make_model
+from tests.refusals import refusal
 
 FLIPS, CUTS = 200, 20
 
@@ -39,9 +42,9 @@ def values(model):
     return [v.numpy().copy() for v in (*model.variables, *model.optimizer.variables)]
 
 
-def saved(folder, steps, keep=2, rows=64):
+def saved(folder, steps, keep=2, rows=64, run=None):
     model = stand_in(rows)
-    checkpoints = RunCheckpoints(model, folder, keep)
+    checkpoints = RunCheckpoints(model, folder, keep, run)
     for step in steps:
         set_to(model, step)
         checkpoints.save()
@@ -230,3 +233,105 @@ def test_restore_step_refuses_damaged_and_missing_checkpoints(tmp_path):
         with pytest.raises(UserError) as error:
             checkpoints.restore_step(step)
         assert error.value.field == "--output" and named in error.value.problem
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["[exp1]", "[", "{a,b}", "a*b?", "%d%s", "#$HOME", " a b ", "a\nb", "'\"", "é日本", "x" * 200, "\udce9"],
+    ids=ascii,
+)
+def test_folder_of_any_name_is_written_and_restored(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    saved(folder / "checkpoints", [1, 2, 3])
+    step, received = restored(folder / "checkpoints")
+    assert step == 3
+    assert_equal(received, of_step(3))
+    assert {path.name.partition(".")[0] for path in (folder / "checkpoints").iterdir()} == {"ckpt-2", "ckpt-3"}
+
+
+def test_checkpoint_of_another_run_is_refused(tmp_path):
+    saved(tmp_path, [1, 2], run="a")
+    before = sorted(tmp_path.iterdir())
+    for name in ("b", ""):  # "" is a new run, which has no checkpoints
+        refusal(RunCheckpoints(stand_in(), tmp_path, run=name).restore)
+    refusal(RunCheckpoints(stand_in(), tmp_path, run="b").restore_step, 2)
+    assert sorted(tmp_path.iterdir()) == before
+    for name in ("a", None):
+        assert RunCheckpoints(stand_in(), tmp_path, run=name).restore() == 2
+
+
+def test_checkpoint_without_an_id_is_accepted(tmp_path):
+    saved(tmp_path, [1])
+    assert RunCheckpoints(stand_in(), tmp_path, run="a").restore() == 1
+
+
+def test_files_named_almost_like_checkpoints_are_left_alone(tmp_path):
+    saved(tmp_path, [1])
+    odd = ["ckpt-².index", "ckpt-007.index", "ckpt--1.index", "ckpt-.index", "ckpt-" + "9" * 99 + ".index", "a_temp"]
+    for name in [*odd, "checkpoint"]:
+        (tmp_path / name).write_text('model_checkpoint_path: "/etc/passwd"')
+    (tmp_path / "ckpt-².data-00000-of-00001").mkdir()
+    (tmp_path / "ckpt-5_temp").symlink_to("/")
+    model = stand_in()
+    checkpoints = RunCheckpoints(model, tmp_path)
+    assert checkpoints.restore() == 1
+    set_to(model, 2)
+    checkpoints.save()
+    assert restored(tmp_path)[0] == 2
+    assert all((tmp_path / name).exists() for name in [*odd, "checkpoint"])
+
+
+@pytest.mark.parametrize("ending", ["index", "sha256", "data-00000-of-00001"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "loop"])
+def test_no_file_in_place_of_a_checkpoint_is_refused(tmp_path, ending, kind):
+    saved(tmp_path, [1])
+    path = tmp_path / f"ckpt-2.{ending}"
+    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "loop": lambda: path.symlink_to(path.name)}[kind]()
+    assert path.name in refusal(RunCheckpoints(stand_in(), tmp_path).restore).problem
+
+
+def test_linked_checkpoints_are_restored(tmp_path):
+    saved(tmp_path / "elsewhere", [1])
+    (tmp_path / "here").mkdir()
+    for path in (tmp_path / "elsewhere").iterdir():
+        (tmp_path / "here" / path.name).symlink_to(path)
+    assert restored(tmp_path / "here")[0] == 1
+    (tmp_path / "all").symlink_to(tmp_path / "elsewhere")
+    assert restored(tmp_path / "all")[0] == 1
+
+
+@pytest.mark.parametrize(
+    "state", ["[]", "[" * 100_000, '{"sums": 1}', '{"sums": {"loss": [1]}}', '{"sums":{"a":["x",1]}}']
+)
+def test_odd_further_contents_are_damage(tmp_path, state):
+    saved(tmp_path, [1])
+    model, checkpoints = saved(tmp_path / "other", [])
+    set_to(model, 2)
+    checkpoints._extra.assign(state)
+    checkpoints.checkpoint.write(str(tmp_path / "ckpt-2"))
+    assert restored(tmp_path)[0] == 1
+
+
+def test_save_into_a_removed_or_replaced_folder_is_one_line(tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.parent.mkdir()
+    model, checkpoints = saved(folder, [1])
+    shutil.rmtree(folder.parent)
+    set_to(model, 2)
+    with pytest.raises(RunFailed, match="step 2"):
+        checkpoints.save()
+    assert not folder.parent.exists()
+    folder.parent.write_text("x")
+    with pytest.raises(RunFailed, match="step 2"):
+        checkpoints.save()
+    refusal(RunCheckpoints(stand_in(), tmp_path / "run").restore)
+
+
+def test_save_to_a_read_only_folder_is_one_line(small_disk):
+    model, checkpoints = saved(small_disk, [1])
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    set_to(model, 2)
+    with pytest.raises(RunFailed, match="step 2") as error:
+        checkpoints.save()
+    assert "\n" not in str(error.value) and restored(small_disk)[0] == 1

@@ -12,7 +12,7 @@ from dupr_tf.data.sample import write_sample
 from dupr_tf.training.callbacks import RunProbes, SaveCheckpoints
 from dupr_tf.training.health import CheckBadImages
 from dupr_tf.training.metrics_log import MetricsLog
-from dupr_tf.training.optimizers import build_optimizer, build_schedule
+from dupr_tf.training.optimizers import build_optimizer, planned_schedule
 from dupr_tf.training.pretrain import build_model, pretrain
 
 FILE = "tests/every_field.yaml"
@@ -81,7 +81,7 @@ def test_model_has_every_field_and_draws_from_the_seed(config):
 def test_optimizer_has_every_field(config):
     optimizer = build_optimizer(config, 24)  # 3 steps an epoch
     assert (optimizer.momentum, optimizer.coupled_decay) == (0.8, 0.001)
-    rates = [float(build_schedule(config, 24)(step)) for step in range(5)]
+    rates = [float(planned_schedule(config, 24)(step)) for step in range(5)]
     assert rates == pytest.approx([0.025, 0.05, 0.05, 0.005, 0.005])
 
 
@@ -91,7 +91,7 @@ def test_cosine_begins_with_the_warm_up(schedule, held):
         "optimizer": {"learning_rate": 0.1, "schedule": schedule, "warmup_steps": 4},
         "train": {"batch_size": 8, "epochs": 4, "micro_batches": 1},
     })  # fmt: skip
-    rate = build_schedule(config, 24)
+    rate = planned_schedule(config, 24)
     cosine = [0.1 * 0.5 * (1 + np.cos(np.pi * (step // held * held) / 12)) for step in range(12)]
     warm = [min((step + 1) / 4, 1.0) for step in range(12)]
     assert [float(rate(step)) for step in range(12)] == pytest.approx(np.multiply(cosine, warm), rel=1e-5, abs=1e-7)
@@ -156,6 +156,6 @@ def test_command_passes_every_field_on(config, photos, tmp_path, monkeypatch, co
     with pytest.raises(Reached):
         main([name, FILE, *flags, *overrides])
     if position is None:
-        assert received == [config.probing, config.train.seed]
+        assert received == [config.probing, config.train.seed, config.data]
     else:
         assert received[position] == config

@@ -96,6 +96,52 @@ def test_resume_between_two_lines_gives_the_same_means(tmp_path):
     assert losses_of(tmp_path / "cut") == losses_of(tmp_path / "whole")
 
 
+def progress_of(tmp_path, capsys, logs_of_step, **settings):
+    """The lines that a run without a terminal prints."""
+    metrics = MetricsLog(tmp_path, 0, 3, 5, 8, 1, **settings)
+    for step in (1, 2, 3):
+        metrics.on_train_batch_begin(0)
+        metrics.on_train_batch_end(0, logs_of_step(step))
+    metrics.close()
+    return capsys.readouterr().err.splitlines()
+
+
+def test_progress_shows_guessing_accuracies_and_trends(tmp_path, capsys):
+    def logs(step):
+        return {"loss": 20.0 - step, "accuracy/patch_P5": 0.1 * step, "accuracy/image_P5": 0.2, "std/patch_P5": 0.9}
+
+    shown = ["accuracy/image_P5", "accuracy/patch_P5", "accuracy/absent"]
+    first, _, last = progress_of(tmp_path, capsys, logs, shown=shown, guessing=23.1)
+    assert "loss 19.0000 (guessing 23.10)  image_P5 20.0%  patch_P5 10.0%" in first
+    assert "loss 17.0000 ↓ (guessing 23.10)  image_P5 20.0% →  patch_P5 30.0% ↑" in last
+
+
+def test_progress_of_a_detector_shows_the_parts_of_its_loss(tmp_path, capsys):
+    _, _, last = progress_of(tmp_path, capsys, lambda step: {"loss": 3.0 / step, "box_loss": 0.5, "boxes_lost": 0.0})
+    assert "loss 1.0000 ↓  box_loss 0.5000 →  " in last and "boxes_lost" not in last
+
+
+def test_epochs_count_on_from_a_change(tmp_path):
+    metrics = MetricsLog(tmp_path, 40, 42, steps_per_epoch=100, batch_size=8, every=1, epochs=(40, 4.0))
+    for _ in range(2):
+        metrics.on_train_batch_begin(0)
+        metrics.on_train_batch_end(0, {"loss": 1.0})
+    metrics.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [4.01, 4.02]
+
+
+def test_open_tensorboard_forgets_steps_that_are_repeated(tmp_path):
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+
+    states = logged(tmp_path, LOSSES[:9], every=1)
+    reader = EventAccumulator(str(tmp_path / "tensorboard"), tensor_size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in reader.Tensors("loss")] == list(range(1, 10))
+    logged(tmp_path, LOSSES[4:], first_step=4, every=1, state=states[4])
+    reader.Reload()
+    assert [event.step for event in reader.Tensors("loss")] == list(range(1, 13))
+
+
 def events_of(run):
     """[(step, tag)] of all event files."""
     contents = [path.read_bytes() for path in (run / "tensorboard").iterdir()]

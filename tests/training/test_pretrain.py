@@ -20,7 +20,7 @@ from dupr_tf.errors import UserError
 from dupr_tf.training.checkpoints import saved_checkpoints, step_of
 from dupr_tf.training.health import CheckBadImages
 from dupr_tf.training.loop import stretches
-from dupr_tf.training.optimizers import Cosine, Milestones, build_schedule
+from dupr_tf.training.optimizers import Cosine, Milestones, planned_schedule
 from dupr_tf.training.pretrain import pretrain
 from dupr_tf.training.run import differences
 from tests import oracles_step
@@ -82,7 +82,7 @@ def losses(run):
 def test_a_run_leaves_what_the_readme_promises(whole_run):
     assert sorted(p.name for p in whole_run.iterdir()) == [
         "backbone.keras", "checkpoints", "config.yaml", "environment.json", "format.json", "images.json",
-        "metrics.jsonl", "tensorboard",
+        "metrics.jsonl", "schedule.json", "tensorboard",
     ]  # fmt: skip
     lines = metrics(whole_run)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]  # 24 photos, batches of 8, 2 epochs
@@ -337,6 +337,6 @@ def test_fit_is_called_for_whole_epochs_and_what_is_left_of_cut_ones(step, total
 
 def test_a_config_chooses_its_schedule():
     config = parse_config({"optimizer": {"schedule": "milestones", "milestones": [1, 2], "learning_rate": 1.0}})
-    schedule = build_schedule(config, 256 * 10)
+    schedule = planned_schedule(config, 256 * 10)
     assert [float(schedule(tf.constant(s))) for s in (0, 10, 20)] == pytest.approx([1, 0.1, 0.01])
-    assert build_schedule(parse_config({"optimizer": {"schedule": "epoch"}}), 2560).hold_steps == 10
+    assert planned_schedule(parse_config({"optimizer": {"schedule": "epoch"}}), 2560).hold_steps == 10

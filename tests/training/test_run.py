@@ -2,12 +2,29 @@
 
 import json
 import logging
+import os
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dupr_tf.config import Config, load_config, parse_config
+from dupr_tf.data.images.fingerprint import HEAD, ROW, SAMPLED, Fingerprint
+from dupr_tf.environment import read_environments
 from dupr_tf.errors import UserError
-from dupr_tf.training.run import FORMAT, check, differences, images_entry, record
+from dupr_tf.training.cluster import Cluster
+from dupr_tf.training.run import (
+    FORMAT,
+    check,
+    check_shared,
+    check_weights,
+    differences,
+    images_entry,
+    record,
+    run_id,
+)
+from tests.refusals import refusal
 
 
 def config(**train):
@@ -15,6 +32,29 @@ def config(**train):
 
 
 PATHS = ["/photos/a.jpg", "/photos/b/c.jpg"]
+
+
+def write_photos(root: Path, count: int = 20) -> list[str]:
+    """Writes files of different contents and sizes, and returns their paths."""
+    paths = [root / f"{i // 7}" / f"{i:04d}.jpg" for i in range(count)]
+    for i, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes([i % 256]) * (1000 + i))
+    return [str(path) for path in paths]
+
+
+def started(tmp_path, count: int = 20) -> tuple[Path, Path, list[str]]:
+    """Returns a recorded run, and the folder and the paths of its photos."""
+    root, run = tmp_path / "photos", tmp_path / "run"
+    paths = write_photos(root, count)
+    record(run, config(), images_entry(str(root), paths))
+    return run, root, paths
+
+
+def change(path: str, content: bytes) -> None:
+    """Rewrites a file, at another time."""
+    Path(path).write_bytes(content)
+    os.utime(path, (1, 1))
 
 
 @pytest.fixture
@@ -28,8 +68,110 @@ def test_same_config_and_new_folder_are_accepted(run, tmp_path):
     check(tmp_path / "new", config(), images_entry("/photos", PATHS))
 
 
-def test_a_moved_root_is_one_difference_and_its_images_are_the_same():
-    assert images_entry("/photos", PATHS) == images_entry("/moved", [p.replace("photos", "moved") for p in PATHS])
+def test_copied_and_moved_images_are_the_same(tmp_path):
+    run, root, paths = started(tmp_path)
+    shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copyfile)  # at other times
+    copies = [path.replace("photos", "copy") for path in paths]
+    moved = config().model_copy(update={"data": config().data.model_copy(update={"root": str(tmp_path / "copy")})})
+    assert check(run, moved, images_entry(str(tmp_path / "copy"), copies)) == []
+
+
+def test_replaced_images_are_named(tmp_path):
+    run, root, paths = started(tmp_path)
+    change(paths[3], b"another photo")
+    change(paths[5], b"x" * 1005)  # of the same size
+    change(paths[6], Path(paths[6]).read_bytes())  # only the time is another
+    error = refusal(check, run, config(), images_entry(str(root), paths))
+    assert error.field == "data.root" and error.problem.startswith("2 of 20 images")
+    assert "0003.jpg (was 1,003 bytes, is 13 bytes)" in error.problem and "0005.jpg" in error.problem
+    assert "0006.jpg" not in error.problem and "--allow-change" in error.fix
+    assert len(check(run, config(), images_entry(str(root), paths), allow_change=True)) == 1
+    record(run, config(), images_entry(str(root), paths))
+    assert check(run, config(), images_entry(str(root), paths)) == []
+
+
+def test_removed_image_and_new_image_are_named(tmp_path):
+    run, root, paths = started(tmp_path)
+    Path(paths[0]).unlink()
+    assert "is missing" in refusal(check, run, config(), images_entry(str(root), paths)).problem
+    (root / "new.jpg").write_bytes(b"x")
+    error = refusal(check, run, config(), images_entry(str(root), [*paths[1:], str(root / "new.jpg")]))
+    assert error.problem.endswith("New ones are new.jpg.")
+
+
+def test_sizes_decide_beyond_the_sample(tmp_path):
+    run, root, paths = started(tmp_path, SAMPLED + 200)
+    entry = images_entry(str(root), paths)
+    unsampled = next(i for i in range(len(paths)) if i not in entry.files.heads)
+    assert len(entry.files.heads) == SAMPLED
+    change(paths[unsampled], b"")
+    assert refusal(check, run, config(), images_entry(str(root), paths)).problem.startswith("1 of 1,200 images")
+
+
+def test_only_first_bytes_are_compared(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"a" * HEAD + b"b")
+    before = Fingerprint([str(path)], tmp_path)
+    rows, heads = before.rows, before.heads
+    change(str(path), b"a" * HEAD + b"c")
+    assert Fingerprint([str(path)], tmp_path).changes(rows, heads) == []
+    change(str(path), b"b" + b"a" * HEAD)
+    assert len(Fingerprint([str(path)], tmp_path).changes(rows, heads)) == 1
+
+
+def test_splits_are_compared_separately(tmp_path):
+    root = tmp_path / "photos"
+    paths = write_photos(root)
+
+    def entries():
+        halves = {"train": paths[:10], "val": paths[10:]}
+        return {split: images_entry(str(root), half) for split, half in halves.items()}
+
+    record(tmp_path / "run", config(), entries())
+    assert check(tmp_path / "run", config(), entries()) == []
+    change(paths[12], b"x")
+    assert "split val" in refusal(check, tmp_path / "run", config(), entries()).problem
+
+
+def test_damaged_rows_of_images_are_named(tmp_path):
+    run, root, paths = started(tmp_path)
+    file = run / "images.bin"
+    whole = file.read_bytes()
+    assert len(whole) == 20 * ROW.itemsize
+    for content in (whole[:-1], whole + b"x", b"", np.zeros(20, ROW).tobytes(), None):
+        file.unlink() if content is None else file.write_bytes(content)
+        assert str(file) in refusal(check, run, config(), images_entry(str(root), paths)).problem
+
+
+def test_run_keeps_its_id(tmp_path):
+    run, root, paths = started(tmp_path)
+    first = run_id(run)
+    record(run, config(), images_entry(str(root), paths))
+    record(tmp_path / "other", config(), images_entry(str(root), paths))
+    assert run_id(run) == first != run_id(tmp_path / "other") and run_id(tmp_path / "new") == ""
+
+
+ODD = ["[" * 100_000, '{"count":1e999}', "[]", "null", '{"count": -1}', "\x00", '{"a":', '{"format": 3.0}', "9" * 9999]
+
+
+@pytest.mark.parametrize("name", ["format.json", "images.json", "start.json", "cluster.json", "environment.json"])
+def test_odd_record_is_one_line(tmp_path, name):
+    run, root, paths = started(tmp_path)
+    for content in [*(text.encode() for text in ODD), b"\xff\xfe", None]:
+        (run / name).unlink(missing_ok=True)
+        if content is None:
+            os.mkfifo(run / name)
+        else:
+            (run / name).write_bytes(content)
+        if name == "environment.json":
+            assert read_environments(run) == []
+        elif name == "cluster.json":
+            with pytest.raises(UserError):
+                check_shared(run, Cluster(("a:1", "b:1"), 1), "token", patience=0)
+        else:
+            call = (check_weights, run, None) if name == "start.json" else (check, run, config())
+            error = refusal(*call, *([] if name == "start.json" else [images_entry(str(root), paths)]))
+            assert str(run / name) in error.problem
 
 
 @pytest.mark.parametrize(
@@ -83,7 +225,7 @@ def test_run_of_another_format_is_refused(run):
         (run / "format.json").write_text(content)
         with pytest.raises(UserError) as error:
             check(run, config(), images_entry("/photos", PATHS), allow_change=True)
-        assert error.value.field == "--output" and str(run) in error.value.problem
+        assert error.value.field in ("--output", None) and str(run) in error.value.problem
     (run / "format.json").unlink()  # as runs of version 0.1 are
     with pytest.raises(UserError):
         check(run, config(), images_entry("/photos", PATHS))
@@ -111,7 +253,7 @@ def test_only_listed_fields_may_change_within_a_run():
     default, other = Config(), load_config("tests/every_field.yaml")
     may_change = {
         "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.strategy", "train.worker_timeout",
-        "train.start_timeout", "data.threads", "data.processes",
+        "train.start_timeout", "data.threads", "data.processes", "data.root",
     }  # fmt: skip
     changed = {
         f"{name}.{field}"
@@ -121,4 +263,4 @@ def test_only_listed_fields_may_change_within_a_run():
         if getattr(section, field) != getattr(getattr(default, name), field)
     }
     assert {change.field for change in differences(default, other)} == changed - may_change
-    assert {"views.draws", "train.seed", "data.root", "model.temperature"} < changed
+    assert {"views.draws", "train.seed", "model.temperature"} < changed

@@ -143,7 +143,7 @@ class BadImages:
         return [index for index in range(len(self.source)) if self.name(index) in names]
 
 
-def check_photos(root: str | Path, kind: str = "auto", max_pixels: int = MAX_PIXELS) -> None:
+def check_photos(root: str | Path, kind: str = "auto", max_pixels: int = MAX_PIXELS, depth: str = "full") -> None:
     """Checks that a root has images (`check_root`) and that they are not all unreadable.
 
     If the first image can be decoded, the root is not walked further.
@@ -152,11 +152,13 @@ def check_photos(root: str | Path, kind: str = "auto", max_pixels: int = MAX_PIX
         UserError: there is no image, or none of those tried can be decoded.
     """
     first = check_root(root, kind)
-    if first is None or unusable_reason(first, max_pixels):
-        check_any_readable(open_source(root, kind)[1], max_pixels)
+    if first is None or unusable_reason(first, max_pixels, depth):
+        check_any_readable(open_source(root, kind)[1], max_pixels, depth=depth)
 
 
-def check_any_readable(images: ImageSource | Sequence[str], max_pixels: int = MAX_PIXELS, tries: int = 64) -> None:
+def check_any_readable(
+    images: ImageSource | Sequence[str], max_pixels: int = MAX_PIXELS, tries: int = 64, depth: str = "full"
+) -> None:
     """Decodes images spread over the source until one can be decoded.
 
     Raises:
@@ -166,7 +168,7 @@ def check_any_readable(images: ImageSource | Sequence[str], max_pixels: int = MA
     spread = _spread(len(source), tries)
     for index in spread:
         try:
-            decode(source.read(index), max_pixels)
+            decode(source.read(index), max_pixels, depth=depth)
             return
         except Unusable as error:
             first = first or f"{escape(source.name(index))} ({error})"
@@ -184,7 +186,7 @@ def check_readable(images: ImageSource | Sequence[str], bad: BadImages, tries: i
     Raises:
         UserError: no image can be decoded, or too many cannot.
     """
-    check_any_readable(images, bad.max_pixels, tries)
+    check_any_readable(images, bad.max_pixels, tries, bad.depth)
     for index in (*_spread(len(images), tries), *bad.earlier()):
         bad.is_bad(index)
     bad.check()

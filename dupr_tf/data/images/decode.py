@@ -49,6 +49,8 @@ def _open_heif(file: io.BytesIO) -> ImageFile.ImageFile:
 
 
 DEEP = ("I", "F")  # modes with pixels of 32 bits
+LITTLE = ("L", "N") if sys.byteorder == "little" else ("L",)  # ends of raw modes whose lower byte comes first
+DEEP_COLOURS = ("RGB;16", "RGBA;16", "LA;16")  # raw modes with 16 bits a channel
 GAIN = 1 << 14  # a 16-bit image gains from `data.depth: auto` if its values span less than a quarter of what they may
 DEPTHS = ("full", "auto")  # of `data.depth`
 NAMES = "JPEG, PNG, GIF, BMP, TIFF, WebP, AVIF or HEIC"
@@ -156,8 +158,8 @@ def decode(
         header: of these bytes, if it was read before.
         factor: 1, 2, 4 or 8. The sides of the image are divided by it and rounded up. A JPEG is decoded at that size,
             which saves time; others are shrunk afterwards.
-        depth: "full" keeps the upper 8 of 16 bits. "auto" scales a grey image of 16 or 32 bits by its own minimum and
-            maximum. Of 16-bit colour the upper 8 bits are always kept.
+        depth: "full" keeps the upper 8 of 16 bits. "auto" scales an image of 16 or 32 bits by its own minimum and
+            maximum, which are those of all colours together.
 
     Returns:
         (H, W, 3) uint8 RGB. Alpha is dropped.
@@ -176,6 +178,16 @@ def decode(
         raise Unusable(_reason(error, content, header.kind)) from None
 
 
+def read_photo(path: str | os.PathLike) -> np.ndarray:
+    """Returns the pixels of one file, (H, W, 3) uint8. Raises UserError if it is missing or does not decode."""
+    try:
+        with open(path, "rb") as file:
+            return decode(file.read())
+    except (OSError, Unusable) as error:
+        problem = f"{path} cannot be read as an image: {one_line(error, 200)}."
+        raise UserError(None, problem, "Pass a JPEG or PNG that exists.") from None
+
+
 def describe(content: bytes, header: Header | None = None, depth: str = "full") -> str:
     """Describes how a usable image is used, with its stored size: `JPEG, turned upright: 640 x 480`."""
     header = header or read_header(content)
@@ -186,11 +198,13 @@ def describe(content: bytes, header: Header | None = None, depth: str = "full") 
         with contextlib.suppress(Exception):  # a damaged second frame: the first is used all the same
             animated = image.is_animated
     colours = COLOUR_NOTES.get(header.mode.split(";")[0])
-    if header.mode.startswith("I;16") and depth == "auto":
-        colours = "16 bits to 8 by its own range"
-    elif header.mode.startswith("I;16") and np.ptp(np.asarray(_open(content, header.kind)).astype(np.int64)) < GAIN:
-        colours += ", would gain from data.depth auto"
-    notes = [header.kind, colours, "first frame" if animated else None, "turned upright" if turned else None]
+    deep = _deep_values(content, header.kind)
+    if deep is not None:
+        scaled, gains = depth == "auto", np.ptp(deep.astype(np.int64)) < GAIN
+        advice = ", would gain from data.depth auto" if gains and not scaled else ""
+        deep = f"16 bits to 8{' by its own range' if scaled else advice}"
+        colours = None if header.mode.startswith("I;16") else colours
+    notes = [header.kind, colours, deep, "first frame" if animated else None, "turned upright" if turned else None]
     return ", ".join(filter(None, notes)) + ": {} x {}".format(*header.stored_size)
 
 
@@ -297,8 +311,9 @@ def _decode_with_pillow(content: bytes, header: Header, factor: int, depth: str)
         image.load()
         if header.kind == "JPEG" and _is_cut(content, "JPEG"):
             raise ValueError("no end")
-        if image.mode in DEEP or image.mode.startswith("I;16"):
-            image = Image.fromarray(_to_8_bits(np.asarray(image), image.mode, depth))
+        deep = _deep_values(content, header.kind) if depth == "auto" else None
+        if deep is not None or image.mode in DEEP or image.mode.startswith("I;16"):
+            image = Image.fromarray(_to_8_bits(np.asarray(image) if deep is None else deep, image.mode, depth))
         pixels = image.convert("RGB")
         return np.asarray(pixels.reduce(factor) if factor > 1 else pixels)
 
@@ -314,6 +329,30 @@ def _to_8_bits(values: np.ndarray, mode: str, depth: str) -> np.ndarray:
         raise Unusable("no defined white: some pixels are not finite")
     low, span = values.min(), np.ptp(values)
     return np.rint((values - low) * (255 / span if span else 0)).astype(np.uint8)
+
+
+def _deep_values(content: bytes, kind: str) -> np.ndarray | None:
+    """The 16-bit values of an image without its alpha, (H, W) grey or (H, W, 3); None if it has fewer bits, or 32.
+
+    Of colours Pillow reads the upper byte of each value, and the lower one where it is told the other byte order.
+    """
+    if kind not in ("PNG", "TIFF"):
+        return None
+    image, other = _open(content, kind), _open(content, kind)
+    if image.mode.startswith("I;16"):
+        return np.asarray(image)
+    names = {tile.args if isinstance(tile.args, str) else tile.args[0] for tile in image.tile}
+    if len(names) != 1 or not (name := names.pop()).startswith(DEEP_COLOURS):
+        return None
+    grey = name.startswith("LA")  # has no other byte order: its four bytes are read as RGBA
+    swapped = "RGBA" if grey else name[:-1] + ("B" if name.endswith(LITTLE) else "L")
+    other.tile = [
+        tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:])) for tile in other.tile
+    ]
+    upper, lower = np.asarray(image)[..., :3], np.asarray(other)[..., :3]
+    if grey:
+        upper, lower = lower[..., 0], lower[..., 1]
+    return upper.astype(np.uint16) << 8 | lower
 
 
 def _open(content: bytes, kind: str) -> ImageFile.ImageFile:

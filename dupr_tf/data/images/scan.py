@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dupr_tf.data.file_results import file_stamp
 from dupr_tf.data.images.decode import Unusable, decode, describe, read_header
 from dupr_tf.data.images.source import map_in_order, read_file
 from dupr_tf.errors import UserError
@@ -23,8 +24,8 @@ class Look:
     """A file as it was when it was looked at, and whether training uses it."""
 
     name: str  # in one line
-    size: int  # bytes; -1: no file
-    modified: int  # ns
+    size: str  # bytes; -1: no file
+    modified: str  # ns
     outcome: str  # USED or SKIPPED
     reason: str  # how it is used, or why not: `group: details`
 
@@ -57,7 +58,7 @@ def scan_images(
     fresh = []
     for path in paths:
         look = earlier.get(escape(path))
-        if look is not None and (look.size, look.modified) == _stamp(path):
+        if look is not None and (look.size, look.modified) == file_stamp(path):
             yield look
         else:
             fresh.append(path)
@@ -76,7 +77,7 @@ def count_groups(looks: Sequence[Look]) -> list[tuple[str, str, int, str]]:
 
 
 def _look(path: str, max_pixels: int, depth: str) -> Look:
-    stamp = _stamp(path)
+    stamp = file_stamp(path)
     try:
         content = read_file(path)
         header = read_header(content, max_pixels)
@@ -84,15 +85,6 @@ def _look(path: str, max_pixels: int, depth: str) -> Look:
         return Look(escape(path), *stamp, USED, describe(content, header, depth))
     except Unusable as error:
         return Look(escape(path), *stamp, SKIPPED, str(error))
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    """Size and time of change; -1, -1 where there is no file."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
 
 
 def _read(output: Path, max_pixels: int, depth: str) -> dict[str, Look]:
@@ -113,4 +105,4 @@ def _read(output: Path, max_pixels: int, depth: str) -> dict[str, Look]:
     if whole != text:
         write_whole(output, whole)
     rows = (line.split("\t") for line in whole.splitlines()[2:])
-    return {name: Look(name, int(size), int(modified), *rest) for name, size, modified, *rest in rows}
+    return {name: Look(name, size, modified, *rest) for name, size, modified, *rest in rows}

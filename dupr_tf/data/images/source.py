@@ -6,11 +6,12 @@ import collections
 import errno
 import hashlib
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from dupr_tf.data.images.decode import Unusable
+from dupr_tf.data.images.fingerprint import Fingerprint, relative_name
+from dupr_tf.files import open_file
 
 AHEAD = 8  # images each thread may be ahead, which bounds the memory
 MAX_BYTES = 1 << 30  # of an encoded image
@@ -44,6 +45,10 @@ class ImageSource:
         """sha256 of the images' identity and order, independent of where `root` is. Reads no image."""
         raise NotImplementedError
 
+    def fingerprint(self, root: str) -> Fingerprint | None:
+        """Sizes and times of the files; None where `digest` covers the contents."""
+        return None
+
 
 class Files(ImageSource):
     """One image per file.
@@ -65,8 +70,11 @@ class Files(ImageSource):
         return read_file(self.paths[index])
 
     def digest(self, root: str) -> str:
-        names = "\0".join(os.path.relpath(path, root) for path in self.paths)
+        names = "\0".join(relative_name(path, root) for path in self.paths)
         return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def fingerprint(self, root: str) -> Fingerprint:
+        return Fingerprint(self.paths, root)
 
 
 def read_file(path: str | os.PathLike) -> bytes:
@@ -76,19 +84,13 @@ def read_file(path: str | os.PathLike) -> bytes:
         Unusable: there is no such file, it cannot be read, or it has more than `MAX_BYTES`.
     """
     try:
-        with open(path, "rb", buffering=0, opener=_open_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EISDIR, "")
-            if status.st_size > MAX_BYTES:
-                raise Unusable(f"too large: {status.st_size:,} bytes")
+        with open_file(path, buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise Unusable(f"too large: {size:,} bytes")
             return file.read()
     except OSError as error:
         raise Unusable(FILE_ERRORS.get(error.errno, f"cannot be opened: {error.strerror}")) from None
-
-
-def _open_without_waiting(path, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def as_source(images: ImageSource | Sequence[str]) -> ImageSource:

@@ -46,6 +46,7 @@ class ListedImage:
     id: str
     objects: list[Object] = field(default_factory=list)
     void: bytes | None = None  # Cityscapes: RLE counts of the pixels that are nothing
+    shares: bool = False  # whether the objects are in shares of the width and height, until the size is known
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,9 @@ def read_annotations(
     """Reads one split of a data set, and tells in one line of the log what was odd in it, and how often.
 
     Args:
-        root: COCO's (`annotations/instances_{split}.json` beside a folder of images), VOC's
-            (`ImageSets/Main/{split}.txt`, `Annotations/*.xml`, `JPEGImages/`), of both years (`VOC2007/` and
-            `VOC2012/`: train is trainval of both, val is test of 2007), or Cityscapes' (`leftImg8bit/`, `gtFine/`).
-        split: "train" or "val" in the file names above; "train" also finds COCO's `instances_train2017.json`.
-        kind: a name in `layouts.BOXES`, or "auto": COCO where its file is, Cityscapes where its folder is, else VOC.
+        root: of a data set in one of `layouts.BOXES` (docs/labels.md).
+        split: "train" or "val", which stands for `valid` and `train2017` too.
+        kind: a name in `layouts.BOXES`, or "auto": the layout that the root shows.
         class_names: the order of the classes, as of a trained detector; none: COCO's and Cityscapes' by id, VOC's by
             name.
         max_missing_share: share of the listed images that may be without a file; they are left out.
@@ -110,17 +109,31 @@ def read_annotations(
     Raises:
         UserError: the data are wrong.
     """
-    root, reader = open_root(BOXES, root, split, kind)
     counts: collections.Counter = collections.Counter()
-    listed, names = reader(root, split, counts, masks)
-    if not listed:
-        raise UserError(None, f"The split {split!r} of {root} has no images.", "Choose another split or data set.")
-    images = _usable(listed, max_missing_share, counts)
+    images, names = list_objects(root, split, kind, max_missing_share, masks, counts)
+    if class_names is not None and (unknown := sorted(set(names) - set(class_names))):
+        counts[f"classes that only this split lists ({', '.join(unknown)[:200]})"] += len(unknown)
     class_names = tuple(names if class_names is None else class_names)
     check_classes(class_names, (item.name for image in images for item in image.objects))
     read = _assemble(images, class_names, masks, counts)
     log.info("%s: %s", split, read.summary())
     return read
+
+
+def list_objects(
+    root: str | Path, split: str, kind: str, max_missing_share: float, masks: bool, counts: collections.Counter
+) -> tuple[list[ListedImage], list[str]]:
+    """The images of a split that have a file, with their objects in pixels as annotated, and the classes.
+
+    Args:
+        root, split, kind, max_missing_share, masks: as in `read_annotations`.
+        counts: gets what was odd.
+    """
+    root, reader = open_root(BOXES, root, split, kind)
+    listed, names = reader(root, split, counts, masks)
+    if not listed:
+        raise UserError(None, f"The split {split!r} of {root} has no images.", "Choose another split or data set.")
+    return _usable(listed, max_missing_share, counts), names
 
 
 def _usable(listed: list[ListedImage], max_missing_share: float, counts: collections.Counter) -> list[ListedImage]:
@@ -141,6 +154,8 @@ def _usable(listed: list[ListedImage], max_missing_share: float, counts: collect
             if all(image.size) and image.size != facts.size:
                 wrong.append((image, image.size))
             image.size = facts.size
+        if image.shares:
+            image.objects, image.shares = [in_pixels(item, image.size) for item in image.objects], False
         files.setdefault(facts.identity, []).append(image)
     refuse_many(missing, len(listed), max_missing_share, "have no file that can be read")
     _refuse_other_sizes(wrong, len(listed))
@@ -150,6 +165,17 @@ def _usable(listed: list[ListedImage], max_missing_share: float, counts: collect
         len(listed) - len(missing) - len(files),
     )
     return [_merged(same, counts) for same in files.values()]
+
+
+def in_pixels(item: Object, size: tuple[int, int]) -> Object:
+    """An object in shares of an image of a height and width, in pixels."""
+    height, width = size
+    box = tuple((np.array(item.box) * [width, height, width, height]).tolist())
+    outlines = item.segmentation
+    if outlines is not None:
+        outlines = [(np.reshape(part, (-1, 2)) * [width, height]).ravel().tolist() for part in outlines]
+    area = None if item.area is None else item.area * height * width
+    return item._replace(box=box, area=area, segmentation=outlines)
 
 
 def _merged(same: list[ListedImage], counts: collections.Counter) -> ListedImage:

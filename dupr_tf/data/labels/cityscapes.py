@@ -17,13 +17,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from dupr_tf.data.images.decode import upright_size
 from dupr_tf.data.images.listing import is_hidden
-from dupr_tf.data.labels.annotations import ListedImage, Object
+from dupr_tf.data.labels.annotations import NO_FILE, ListedImage, Object
 from dupr_tf.data.labels.run_lengths import area_of, as_coco, mask_from_pixels
 from dupr_tf.data.labels.segments import SegmentedImages, class_table
-from dupr_tf.data.labels.split import MissingSplit, read_bounded, read_png, reading
+from dupr_tf.data.labels.split import MissingSplit, look_at_files, read_png, reading, refuse_many
 from dupr_tf.errors import UserError
+from dupr_tf.files import read_bounded
 
 LABELS = (  # by id from 0 on
     *("unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic", "ground", "road"),
@@ -53,14 +53,19 @@ def read_classes(root, split, class_names, ignore_value, max_missing_share) -> S
     """Lists a split, with the 19 classes of pixels; see `read_segments`."""
     names = tuple(class_names or SEMANTIC_NAMES)
     table = class_table(dict(zip(SEMANTIC_IDS, SEMANTIC_NAMES, strict=True)), names)
-    paths, truths, ids = zip(*_scenes(root, split), strict=True)
-    sizes = np.array([upright_size(path) for path in paths], np.int32)
-    return SegmentedImages(tuple(map(str, paths)), tuple(map(str, truths)), sizes, ids, names, table, label_ids)
+    scenes = _scenes(root, split)
+    facts = look_at_files([path for path, *_ in scenes])
+    read = [(*scene, fact.size) for scene, fact in zip(scenes, facts, strict=True) if fact and all(fact.size)]
+    unread = [path for path, *_ in scenes if path not in {path for path, *_ in read}]
+    refuse_many(unread, len(scenes), max_missing_share, "have no file that can be read")
+    paths, truths, ids, sizes = zip(*read, strict=True)
+    counts, sizes = {NO_FILE: len(unread)}, np.array(sizes, np.int32)
+    return SegmentedImages(tuple(map(str, paths)), tuple(map(str, truths)), sizes, ids, names, table, label_ids, counts)
 
 
 def _scenes(root: Path, split: str) -> list[tuple[Path, Path, str]]:
     """Images of a split, the names of their truth up to `_gtFine`, and their ids `city/name`, sorted."""
-    found = root.glob(f"leftImg8bit/{split}/*/*_leftImg8bit.png")
+    found = (root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png")
     paths = sorted(path for path in found if not is_hidden(path.name) and not is_hidden(path.parent.name))
     if not paths:
         problem = f"There is no {root}/leftImg8bit/{split}/CITY/*_leftImg8bit.png."

@@ -1,17 +1,21 @@
-"""COCO's layout: one JSON file a split, beside a folder of images."""
+"""COCO's JSON, a file for each split, in the folders of COCO, Roboflow, FiftyOne and LVIS."""
 
 from __future__ import annotations
 
 import collections
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dupr_tf.data.labels.annotations import ListedImage, Object
-from dupr_tf.data.labels.split import MISTAKES, MissingSplit, inside, read_bounded, reading, size_of
+from dupr_tf.data.labels.finding import missing_split, part_of
+from dupr_tf.data.labels.split import MISTAKES, MissingSplit, inside, reading, size_of
 from dupr_tf.data.layouts import coco_files, split_folder
+from dupr_tf.files import read_bounded
 from dupr_tf.values import read_flag, read_id, read_name
 
+FEDERATED = "images that LVIS did not search for every class, so that right boxes may count as wrong"
+KEYPOINTS = "objects with keypoints, of which boxes and masks are read"
 MAX_COCO_BYTES = 4 << 30  # read, it takes about six times as much memory; COCO's largest has 0.5 GB, LVIS's 1.2
 
 
@@ -19,17 +23,89 @@ def read_coco(root: Path, split: str, counts: collections.Counter, masks: bool) 
     """The listed images with their objects, and the classes by id; `counts` gets what was odd."""
     files = coco_files(root, split)
     file = next((path for path in files if path.is_file()), files[0])
+    years = (file.stem.removeprefix("instances_"),)
+    return _read(file, counts, lambda names: split_folder(root, split, years, names[:100], file))
+
+
+def find_roboflow(root: Path, split: str | None = None) -> list[Path]:
+    """The file that Roboflow writes for a split, into the folder of its images."""
+    return part_of(root, split or "train", lambda folder: _existing(folder / "_annotations.coco.json"))[1]
+
+
+def read_roboflow(root: Path, split: str, counts, masks: bool) -> tuple[list[ListedImage], list[str]]:
+    """Reads Roboflow's files as `read_coco` reads COCO's."""
+    return _read_found(find_roboflow, root, split, "_annotations.coco.json", counts)
+
+
+def find_fiftyone(root: Path, split: str | None = None) -> list[Path]:
+    """The file of FiftyOne's COCODetectionDataset, beside `data`."""
+    return part_of(
+        root, split or "train", lambda folder: _existing(folder / "labels.json") if (folder / "data").is_dir() else []
+    )[1]
+
+
+def read_fiftyone(root: Path, split: str, counts, masks: bool) -> tuple[list[ListedImage], list[str]]:
+    """Reads FiftyOne's files as `read_coco` reads COCO's."""
+    return _read_found(find_fiftyone, root, split, "labels.json beside data", counts, "data")
+
+
+def find_lvis(root: Path, split: str | None = None) -> list[Path]:
+    """The file of LVIS for a split, the newest version first."""
+    name = f"lvis_v*_{split or 'train'}.json"
+    return sorted([*root.glob(name), *root.glob(f"annotations/{name}")])[-1:]
+
+
+def read_lvis(root: Path, split: str, counts, masks: bool) -> tuple[list[ListedImage], list[str]]:
+    """Reads LVIS as `read_coco` reads COCO, whose images it has. Its files name their folders."""
+    files = find_lvis(root, split)
+    if not files:
+        raise missing_split(root, split, "lvis_v1_….json")
+    return _read(files[0], counts, lambda names: split_folder(root, split, (), names[:100], files[0]))
+
+
+def _existing(file: Path) -> list[Path]:
+    return [file] if file.is_file() else []
+
+
+def _read_found(find, root: Path, split: str, what: str, counts, folder: str = ".") -> tuple:
+    files = find(root, split)
+    if not files:
+        raise missing_split(root, split, what)
+    return _read(files[0], counts, lambda names: files[0].parent / folder)
+
+
+def _read(file: Path, counts: collections.Counter, folder_of: Callable) -> tuple[list[ListedImage], list[str]]:
+    """Reads a file whose images are in the folder that `folder_of` finds by their names."""
     if not file.is_file():
         raise MissingSplit(None, f"There is no {file}.", "Add it, or pass another root or split.")
     with reading(file, "COCO annotations"):
         content = json.loads(read_bounded(file, MAX_COCO_BYTES))
         categories, rows = (_by_id(content, what) for what in ("categories", "images"))
         names = {key: read_name(categories[key]["name"]) for key in sorted(categories, key=_rank)}
-        folder = _folder(root, split, file, [inside(row["file_name"]) for row in rows.values()])
-        images = {key: ListedImage(folder / row["file_name"], size_of(row), str(key)) for key, row in rows.items()}
+        for key in _groups(categories, content["annotations"]):
+            counts[f"categories that only group others, no class ({names.pop(key)})"] += 1
+        counts[FEDERATED] += sum("not_exhaustive_category_ids" in row for row in rows.values())
+        folder = folder_of([_file_name(row) for row in rows.values()])
+        images = {key: ListedImage(folder / _file_name(row), size_of(row), str(key)) for key, row in rows.items()}
         for image, item in _objects(content["annotations"], images, names, counts):
             images[image].objects.append(item)
     return list(images.values()), list(names.values())
+
+
+def _file_name(row: dict) -> str:
+    """The name of an image. LVIS has the address instead, which ends in its folder and name."""
+    return inside(row["file_name"] if "file_name" in row else "/".join(row["coco_url"].split("/")[-2:]))
+
+
+def _groups(categories: dict, annotations: list[dict]) -> list[int | str]:
+    """The ids of categories without objects that only group others. Roboflow writes one."""
+    above = [row.get("supercategory") for row in categories.values()]
+    suspects = {
+        key: row for key, row in categories.items()
+        if row.get("supercategory") in (None, "", "none") and row["name"] in above
+    }  # fmt: skip
+    used = {one.get("category_id") for one in annotations} if suspects else set()
+    return [key for key, row in suspects.items() if row["id"] not in used and key not in used]
 
 
 def _by_id(content: dict, what: str) -> dict[int | str, dict]:
@@ -72,6 +148,7 @@ def _objects(
             counts["annotations that repeat another, left out"] += 1
             continue
         seen.add(key)
+        counts[KEYPOINTS] += bool(annotation.get("keypoints"))
         yield image, item
     if unlisted:
         image, category = (unlisted[0][field] for field in ("image_id", "category_id"))
@@ -87,8 +164,3 @@ def _object(annotation: dict, name: str) -> Object:
     ignored = [read_flag(annotation.get(flag)) for flag in ("iscrowd", "ignore", "difficult")]
     box = (x, y, x + width, y + height)
     return Object(name, box, None if area is None else float(area), any(ignored), annotation.get("segmentation"))
-
-
-def _folder(root: Path, split: str, file: Path, names: list[str]) -> Path:
-    """The folder that holds the first listed images; sets differ in what they call it."""
-    return split_folder(root, split, (file.stem.removeprefix("instances_"),), names[:100], file)

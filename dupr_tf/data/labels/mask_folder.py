@@ -18,9 +18,10 @@ import numpy as np
 from dupr_tf.data.images.decode import upright_size
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.labels.segments import IGNORED, SegmentedImages, class_table
-from dupr_tf.data.labels.split import MissingSplit, log, read_bounded, read_png, reading, refuse_many
+from dupr_tf.data.labels.split import MissingSplit, log, read_png, reading, refuse_many
 from dupr_tf.data.layouts import mask_folders
 from dupr_tf.errors import UserError
+from dupr_tf.files import read_bounded
 from dupr_tf.values import read_text
 
 IGNORED_NAMES = ("ignore", "ignored", "void", "unlabelled", "unlabeled")

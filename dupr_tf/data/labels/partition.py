@@ -10,19 +10,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from dupr_tf.config import DataConfig
-from dupr_tf.data.images.duplicates import collect_hashes, find_duplicates, hash_images
+from dupr_tf.data.file_results import FileResults
+from dupr_tf.data.images.decode import Unusable
+from dupr_tf.data.images.duplicates import collect_hashes, find_duplicates, hash_image
 from dupr_tf.data.images.source import Files
 from dupr_tf.data.labels.split import Split, log
 from dupr_tf.errors import UserError
 from dupr_tf.text import escape
 
 
-def draw_val(images: Split, data: DataConfig) -> tuple[Split, Split]:
+def draw_val(images: Split, data: DataConfig, results: FileResults | None = None) -> tuple[Split, Split]:
     """Divides a split by `data.val_share` and `data.share_seed`. Near duplicates stay on one side.
 
     Args:
         images: `AnnotatedImages` or `SegmentedImages`.
         data: of it `val_share`, `share_seed`, `max_pixels` and `threads`.
+        results: hashes of an earlier start. An image that has not changed since is not decoded again.
 
     Returns:
         train and val, each with at least one image, in their old order.
@@ -30,7 +33,7 @@ def draw_val(images: Split, data: DataConfig) -> tuple[Split, Split]:
     Raises:
         UserError: all images are near duplicates of each other.
     """
-    groups = group_duplicates(images.paths, data)
+    groups = group_duplicates(images.paths, data, results)
     members = collections.defaultdict(list)
     for index, group in enumerate(groups.tolist()):
         members[group].append(index)
@@ -51,12 +54,20 @@ def draw_val(images: Split, data: DataConfig) -> tuple[Split, Split]:
     return images.select(rest), images.select(chosen)
 
 
-def group_duplicates(paths: Sequence[str], data: DataConfig) -> np.ndarray:
+def group_duplicates(paths: Sequence[str], data: DataConfig, results: FileResults | None = None) -> np.ndarray:
     """(N,) int64: the same number for images that are duplicates, or near duplicates by a chain of pairs.
 
-    Decodes every image once. An image that cannot be decoded is alone.
+    Decodes every image whose hash is not in `results`. An image that cannot be decoded is alone.
     """
-    hashes = collect_hashes(hash_images(Files(paths), data.threads or os.cpu_count() or 1, data.max_pixels))
+    source, results = Files(paths), results or FileResults()
+
+    def compute(index: int) -> str:
+        hashed = hash_image(source, index, data.max_pixels)
+        return "" if isinstance(hashed, Unusable) else f"{hashed[0].hex()} {hashed[1]:x}"
+
+    texts = results.of(f"sha256 and phash, max_pixels {data.max_pixels}", paths, compute, data.threads)
+    pairs = [text.split() for text in texts]
+    hashes = collect_hashes((bytes.fromhex(p[0]), int(p[1], 16)) if p else Unusable("cannot be used") for p in pairs)
     groups = np.arange(len(paths))
     of = find_duplicates(hashes).of
     for place in np.flatnonzero(of >= 0).tolist():

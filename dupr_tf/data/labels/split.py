@@ -21,7 +21,7 @@ from PIL import Image
 from dupr_tf.data.images.decode import upright_size
 from dupr_tf.data.layouts import layout_of
 from dupr_tf.errors import UserError
-from dupr_tf.files import local_path
+from dupr_tf.files import local_path, open_file
 from dupr_tf.registry import Registry
 from dupr_tf.text import escape, one_line
 
@@ -79,14 +79,16 @@ def open_root(table: Registry, root: str | Path, split: str, kind: str) -> tuple
     if not root.is_dir():
         raise UserError(None, f"{root} is not a folder.", f"Pass the root of a data set ({', '.join(table)}).")
     layout = layout_of(table, root, kind, split)
-    _log_layout(root, layout, table[layout].summary)
+    shown = [path.relative_to(root) for path in table[layout].facts["shown"](root, split)]
+    if shown:  # otherwise the reader says what is missing
+        _log_layout(root, layout, table[layout].summary, str(shown[0]))
     return root, table.load(layout)
 
 
 @functools.cache
-def _log_layout(root: Path, layout: str, summary: str) -> None:
-    """Says once what a root was taken for; the line of each split says where its images are."""
-    log.info("%s: %s (%s)", escape(str(root)), layout, summary)
+def _log_layout(root: Path, layout: str, summary: str, file: str) -> None:
+    """Says once what a root was taken for, and by which file; the line of each split says where its images are."""
+    log.info("%s: %s (%s), by %s", escape(str(root)), layout, summary, escape(file))
 
 
 @contextlib.contextmanager
@@ -104,16 +106,9 @@ def reading(file: Path, what: str) -> Iterator[None]:
         raise UserError(None, f"{file} cannot be read as {what}: {reason}.", "Correct the file.") from None
 
 
-def read_bounded(file: Path, most: int) -> bytes:
-    """The bytes of a file that has not more than `most` of them."""
-    if file.stat().st_size > most:
-        raise ValueError(f"it has {file.stat().st_size} bytes, where {most} are the most that is read")
-    return file.read_bytes()
-
-
 def read_png(file: Path, what: str, modes: Sequence[str]) -> np.ndarray:
     """(H, W) integers of a PNG, as stored: a palette's indices, not its colours. Pillow's `modes` are allowed."""
-    with reading(file, what), file.open("rb") as content, Image.open(content, formats=["PNG"]) as image:
+    with reading(file, what), open_file(file) as content, Image.open(content, formats=["PNG"]) as image:
         if image.mode not in modes:
             raise ValueError(f"its pixels have mode {image.mode}, not one of {', '.join(modes)}")
         return np.asarray(image).astype(np.int32)

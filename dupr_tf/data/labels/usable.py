@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from dupr_tf.config import DataConfig
 from dupr_tf.data.detection import unreadable_images
+from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.images.bad_images import advice, count_reasons, log
 from dupr_tf.data.labels.split import Split
 from dupr_tf.errors import UserError
 from dupr_tf.text import escape
 
 
-def leave_out_unusable(images: Split, split: str, data: DataConfig) -> Split:
+def leave_out_unusable(images: Split, split: str, data: DataConfig, results: FileResults | None = None) -> Split:
     """The images of a split that can be decoded, and whose masks can be read; the log names the others.
 
     Args:
         images: `AnnotatedImages` or `SegmentedImages`.
         split: its name, for messages.
         data: of it `max_bad_share`, `max_pixels`, `depth`, and `threads`, which decode.
+        results: of an earlier check, see `unreadable_images`.
 
     Raises:
         UserError: all images, or a larger share of them than `data.max_bad_share`, cannot be used.
     """
-    bad = unreadable_images(images, data)
+    bad = unreadable_images(images, data, results)
     if not bad:
         return images
     pairs = zip(images.paths, getattr(images, "segment_paths", images.paths), strict=True)

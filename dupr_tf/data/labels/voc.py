@@ -7,28 +7,27 @@ import itertools
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from dupr_tf.data.images.listing import EXTENSIONS
+from dupr_tf.data.images.listing import EXTENSIONS, is_hidden
 from dupr_tf.data.labels.annotations import ListedImage, Object
-from dupr_tf.data.labels.split import MissingSplit, inside, read_bounded, reading, size_of
+from dupr_tf.data.labels.split import MissingSplit, inside, reading, size_of
+from dupr_tf.data.layouts import voc_lists
 from dupr_tf.errors import UserError
+from dupr_tf.files import read_bounded
 from dupr_tf.values import read_flag, read_name, read_text
 
 MAX_VOC_BYTES = 16 << 20  # of one image
 EXTRA_BOXES = "boxes beside the first one of an object, each read as an object"
-# What the transfer protocols call 07+12: split -> (split of each year, folders of the years).
-UNION = dict.fromkeys(("train", "trainval"), ("trainval", "VOC20[0-9][0-9]"))
-UNION |= dict.fromkeys(("val", "test"), ("test", "VOC2007"))
 
 
 def read_voc(root: Path, split: str, counts: collections.Counter, masks: bool) -> tuple[list[ListedImage], list[str]]:
     """The listed images with their objects, and the classes by name; `counts` gets what was odd."""
-    lists = _lists(root, split)
+    lists = voc_lists(root, split)
     if not lists:
         raise MissingSplit(
             None,
-            f"{root} has no annotations/instances_{split}.json (COCO), no ImageSets/Main/{split}.txt (VOC; nor, for "
-            f"train and val of 07+12, VOC2007 and VOC2012) and no gtFine/{split} (Cityscapes).",
-            "Pass the root of a COCO, VOC or Cityscapes data set.",
+            f"{root} has no labels of a split {split} in a layout of `dupr-tf list boxes`, such as "
+            f"annotations/instances_{split}.json, ImageSets/Main/{split}.txt or data.yaml.",
+            "Pass the root of a labelled data set (docs/labels.md).",
         )
     images = []
     for listing in lists:
@@ -37,21 +36,10 @@ def read_voc(root: Path, split: str, counts: collections.Counter, masks: bool) -
         counts["images listed twice, used once"] += len(listed) - len(kept)
         images += [_image(listing, root, name, pictures, counts) for name in kept]
     # A class that only one split has still gets a number in both.
-    others = {path for other in ("train", "val") for path in _lists(root, other) if path.is_file()} - set(lists)
+    others = {path for other in ("train", "val") for path in voc_lists(root, other) if path.is_file()} - set(lists)
     unused = collections.Counter()
     met = images + [_image(listing, root, name, {}, unused) for listing in others for name in _names(listing)]
     return images, sorted({item.name for image in met for item in image.objects})
-
-
-def _lists(root: Path, split: str) -> list[Path]:
-    """The lists that make up a split, of one year or several; [] where there is no such split."""
-    parts = Path("ImageSets", "Main")
-    listing = root / parts / f"{split}.txt"
-    if listing.is_file() or split not in UNION:
-        return [listing] if listing.is_file() else []
-    of_year, years = UNION[split]
-    folders = sorted([*root.glob(years), *(root / "VOCdevkit").glob(years)])
-    return [folder / parts / f"{of_year}.txt" for folder in folders]
 
 
 def _names(listing: Path) -> list[str]:
@@ -60,7 +48,7 @@ def _names(listing: Path) -> list[str]:
         return [inside(line.split()[0]) for line in lines if line.strip()]
 
 
-class _WithoutDoctype(ET.TreeBuilder):
+class WithoutDoctype(ET.TreeBuilder):
     """Refuses a document type: VOC's files have none, and it is where entity bombs are declared."""
 
     def doctype(self, name, public_id, system_id):
@@ -71,7 +59,7 @@ def _pictures(folder: Path) -> dict[str, list[Path]]:
     """The images of a folder by their names without endings."""
     pictures = collections.defaultdict(list)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."):
+        if path.suffix.lower() in EXTENSIONS and not is_hidden(path.name):
             pictures[path.stem].append(path)
     return pictures
 
@@ -81,7 +69,7 @@ def _image(listing: Path, root: Path, name: str, pictures: dict[str, list[Path]]
     year = listing.parents[2]
     file = year / "Annotations" / f"{name}.xml"
     with reading(file, "VOC annotations"):
-        tree = ET.fromstring(read_bounded(file, MAX_VOC_BYTES), ET.XMLParser(target=_WithoutDoctype()))
+        tree = ET.fromstring(read_bounded(file, MAX_VOC_BYTES), ET.XMLParser(target=WithoutDoctype()))
         objects = [_objects(node) for node in tree.iter("object")]
         sides = {which: float(tree.findtext(f"size/{which}") or 0) for which in ("height", "width")}
         filename = (tree.findtext("filename") or "").strip()

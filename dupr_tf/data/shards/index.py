@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dupr_tf.errors import UserError
-from dupr_tf.files import sha256_of
+from dupr_tf.files import open_file, read_bounded, sha256_of
+from dupr_tf.records import MISTAKES, digest, mapping, parse_json, whole
 
 MANIFEST = "shards.json"
 PROGRESS = "pack.json"  # of a pack that has not ended: its settings; the lock of the folder
@@ -22,6 +23,7 @@ FORMAT = "dupr_tf shards 2"
 OLD_FORMAT = b'"dupr_tf shards 1"'  # TFRecord
 MAX_TEXT = 1 << 30  # bytes of a manifest or sidecar
 MAX_IMAGES = 10**6  # of a shard
+MAX_SHARD_BYTES = 1 << 50
 REPAIR = "Copy it again, or remove it and run the same `dupr-tf pack`, which writes what is missing."
 
 
@@ -36,8 +38,10 @@ class Shard:
     seal: str = ""
 
     def __post_init__(self):
-        if not type(self.images) is type(self.bytes) is int:
-            raise ValueError(f"no shard: {self}")
+        whole(self.images, MAX_IMAGES)
+        whole(self.bytes, MAX_SHARD_BYTES)
+        if (self.images, self.sha256, self.seal) != (0, "", ""):
+            digest(self.sha256), digest(self.seal)
 
     @property
     def facts(self) -> dict:
@@ -71,17 +75,15 @@ def read_sealed(path: Path) -> tuple[dict, str, bytes]:
         ValueError: it is damaged.
         OSError: it cannot be read.
     """
-    if path.stat().st_size > MAX_TEXT:
-        raise ValueError(f"it is larger than {MAX_TEXT:,} bytes")
-    first, _, lines = path.read_bytes().partition(b"\n")
+    first, _, lines = read_bounded(path, MAX_TEXT).partition(b"\n")
     try:
-        facts = json.loads(first)
-        digest = facts.pop("seal")
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        facts = mapping(parse_json(first))
+        written = facts.pop("seal")
+    except KeyError as error:
         raise ValueError("it has no seal") from error
-    if digest != seal(facts, lines)[1]:
+    if written != seal(facts, lines)[1]:
         raise ValueError("its seal is another")
-    return facts, digest, lines
+    return facts, written, lines
 
 
 def read_manifest(root: str | Path) -> tuple[dict, list[Shard]]:
@@ -95,7 +97,7 @@ def read_manifest(root: str | Path) -> tuple[dict, list[Shard]]:
         raise UserError(None, f"The pack of {root} has not ended.", "Run it again.")
     if not path.is_file():
         raise UserError(None, f"{root} has no {MANIFEST}.", "Pass a folder that `dupr-tf pack` wrote.")
-    with path.open("rb") as file:
+    with open_file(path) as file:
         old = OLD_FORMAT in file.read(1000)
     if old:
         problem = f"{root} holds TFRecord shards of an older version."
@@ -105,7 +107,7 @@ def read_manifest(root: str | Path) -> tuple[dict, list[Shard]]:
         if facts["format"] != FORMAT:
             raise ValueError(f"the format is {facts['format']}")
         return facts, [Shard(number, **entry) for number, entry in enumerate(facts["shards"])]
-    except (ValueError, KeyError, TypeError):
+    except MISTAKES:
         raise UserError(None, f"{path} is damaged.", REPAIR) from None
 
 
@@ -117,8 +119,8 @@ def read_sidecar(root: str | Path, shard: Shard) -> list[bytes]:
     """
     path = Path(root) / shard.sidecar
     try:
-        _, digest, lines = read_sealed(path)
-        if digest != shard.seal or lines.count(b"\n") != shard.images:
+        _, written, lines = read_sealed(path)
+        if written != shard.seal or lines.count(b"\n") != shard.images:
             raise ValueError(f"it does not belong to {MANIFEST}")
         path = Path(root) / shard.file
         if path.stat().st_size != shard.bytes:

@@ -27,6 +27,8 @@ from dupr_tf.data.shards.index import FORMAT, MANIFEST, MAX_IMAGES, PROGRESS, Sh
 from dupr_tf.data.shards.read import import_array_record
 from dupr_tf.errors import RunFailed, UserError, is_disk_full
 from dupr_tf.files import publish, sha256_of, write_whole
+from dupr_tf.locks import LOCK_FILE, locked
+from dupr_tf.records import MISTAKES
 from dupr_tf.text import escape, one_line
 
 log = logging.getLogger(__name__)
@@ -137,9 +139,11 @@ def pack(
                     log.info("wrote %s: %d of %d shards", Shard(number).file, len(finished), len(parts))
             _finish(output, header, finished)
         except (OSError, RuntimeError) as error:  # ArrayRecord raises a RuntimeError with the system's message
-            if not is_disk_full(error):
+            if is_disk_full(error):
+                raise _no_room(output, parts, finished) from error
+            if isinstance(error, OSError):
                 raise
-            raise _no_room(output, parts, finished) from error
+            raise RunFailed(f"{output} could not be written ({one_line(error, 120)}). Check the folder.") from error
     return Packed(tuple(finished[number][0] for number in range(len(parts))), len(missing), tuple(_bad(finished)))
 
 
@@ -163,24 +167,13 @@ def _header(files: Files, settings: PackSettings) -> dict:
 @contextlib.contextmanager
 def _locked(output: Path, header: dict) -> Iterator[None]:
     """Holds the folder of the shards for this pack alone, and notes there what is packed."""
-    import fcntl  # not on Windows, where there is no ArrayRecord either
-
-    output.mkdir(parents=True, exist_ok=True)
-    _check_output(output, header)
-    with (output / PROGRESS).open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(None, f"Another pack writes to {output}.", "Wait until it ends.") from None
-        if not _check_output(output, header):  # again: another pack may have started or ended in between
-            file.truncate(0)
-            file.write(seal(header)[0])
-            file.flush()
-            os.fsync(file.fileno())
+    with locked(output):
+        if not _check_output(output, header):
+            write_whole(output / PROGRESS, seal(header)[0])
         try:
             yield
         finally:
-            for temporary in output.glob("*.tmp"):
+            for temporary in output.glob("shard-*.tmp"):
                 temporary.unlink()
 
 
@@ -189,7 +182,7 @@ def _check_output(output: Path, header: dict) -> bool:
     names, facts = [path.name for path in output.iterdir()], None
     if MANIFEST in names:
         facts = read_manifest(output)[0]
-    elif any(not name.startswith(("shard-", BAD_IMAGES, PROGRESS)) for name in names):
+    elif any(not name.startswith(("shard-", BAD_IMAGES, PROGRESS, LOCK_FILE)) for name in names):
         raise UserError("--output", f"{output} has other files.", "Choose an empty folder.")
     with contextlib.suppress(FileNotFoundError, ValueError):  # a kill came before it was written
         facts = facts or read_sealed(output / PROGRESS)[0]
@@ -209,7 +202,7 @@ def _finished(output: Path, count: int, pack_id: str) -> Finished:
     """The shards that an earlier call wrote; a damaged one is written again."""
     finished = {}
     for number in range(count):
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError, *MISTAKES):
             facts, digest, _ = read_sealed(output / Shard(number).sidecar)
             shard = Shard(number, facts["images"], facts["bytes"], facts["sha256"], digest)
             whole = (output / shard.file).stat().st_size == shard.bytes
@@ -263,7 +256,7 @@ def _finish(output: Path, header: dict, finished: Finished) -> None:
     write_list(output / BAD_IMAGES, bad)
     facts = {"images": sum(shard.images for shard in shards), "shards": [shard.facts for shard in shards]}
     write_whole(output / MANIFEST, seal({**header, **facts})[0])
-    (output / PROGRESS).unlink()
+    (output / PROGRESS).unlink(missing_ok=True)
 
 
 def _bad(finished: Finished) -> list[tuple[str, str]]:

@@ -10,6 +10,8 @@ import math
 import tensorflow as tf
 from keras.utils import bounding_boxes
 
+from dupr_tf.detection.parts.suppression import suppress_classes
+
 FORMAT = "xyxy"
 DEVIATIONS = (0.1, 0.1, 0.2, 0.2)  # divisors of deltas (centre, sides); detectron2's BBOX_REG_WEIGHTS are 1 / these
 MAX_LOG_SCALE = math.log(1000.0 / 16.0)  # largest growth of a box over its anchor
@@ -77,9 +79,7 @@ def suppress(boxes, scores, score_threshold, nms_iou, count):
         `{"boxes": (B, K, 4), "confidence": (B, K), "classes": (B, K), "num_detections": (B,) int32}`, best first, -1
         from `num_detections` on.
     """
-    boxes, scores, classes, number = tf.image.combined_non_max_suppression(
-        boxes, scores, count, count, nms_iou, score_threshold, clip_boxes=False
-    )
+    boxes, scores, classes, number = suppress_classes(boxes, scores, count, nms_iou, score_threshold)
     exists = tf.range(count) < number[:, None]  # (B, K)
     return {
         "boxes": tf.where(exists[..., None], boxes, -1.0),

@@ -10,10 +10,11 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from dupr_tf.detection.detector import Detector, batch_of, check_image_size
+from dupr_tf.detection.detector import Detector, batch_of, check_image_size, photos_of
 from dupr_tf.detection.parts.anchors import grid_anchors
 from dupr_tf.detection.parts.matching import ground_truth
 from dupr_tf.detection.parts.pyramid import PyramidNeck
+from dupr_tf.detection.parts.target import LITERT, current_target
 from dupr_tf.detection.rcnn.masks import mask_loss, select_class
 from dupr_tf.detection.rcnn.proposals import RPNHead, propose, rpn_losses
 from dupr_tf.detection.rcnn.region_heads import (
@@ -140,6 +141,10 @@ class FasterRCNN(Detector, keras.Model):
         self.regions.build(self.level_shape)
         self.predictor.build(self.region_shape)
 
+    @property
+    def class_layers(self):
+        return [self.predictor]
+
     # ---- training ----
 
     def train_step(self, data):
@@ -220,7 +225,7 @@ class FasterRCNN(Detector, keras.Model):
         """Returns detections of images, or of {"images", "image_sizes"}; with `training`, the losses of a batch."""
         if training:
             return self.losses(inputs, training=True)
-        images, image_sizes, _ = split_batch(inputs)
+        images, image_sizes = photos_of(inputs)
         features = self._features(images, False)
         levels, anchors = self._predict_proposals(features)
         proposals, valid = self._propose(levels, anchors, image_sizes, False)
@@ -238,7 +243,7 @@ class FasterRCNN(Detector, keras.Model):
 
     def _map_images(self, function, signature, features, *tables):
         """Calls `function(features, *tables)` image by image if a whole batch would take gigabytes."""
-        if not self.regions.one_image_at_a_time:
+        if not self.regions.one_image_at_a_time or current_target() == LITERT:  # which takes one image
             return function(features, *tables)
 
         def of_one(image):
@@ -270,6 +275,10 @@ class MaskRCNN(FasterRCNN):
         self.mask_head = MaskHead(len(self.class_names), self.head_channels, convs, name="mask_head")
         self.mask_head.build(self.mask_shape)
 
+    @property
+    def class_layers(self):
+        return [self.predictor, self.mask_head.prediction]
+
     def _truth(self, labels, batch_size):
         if labels is not None and "masks" not in labels:
             raise UserError(
@@ -298,7 +307,7 @@ class MaskRCNN(FasterRCNN):
         logits = self.mask_head(self.regions.mask_maps(features, boxes[:, :most], False))
         masks = tf.sigmoid(select_class(logits, classes[:, :most]))
         padded = tf.pad(masks, [[0, 0], [0, self.max_detections - most], [0, 0], [0, 0]])
-        return tf.ensure_shape(padded, [boxes.shape[0], self.max_detections, *masks.shape[2:]])
+        return tf.reshape(padded, [tf.shape(boxes)[0], self.max_detections, *masks.shape[2:]])
 
 
 def split_batch(data):

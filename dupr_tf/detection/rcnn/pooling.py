@@ -1,10 +1,15 @@
-"""RoIAlign of many boxes on one map or a pyramid; each box reads its own level only."""
+"""RoIAlign of many boxes on one map or a pyramid; each box reads its own level only.
+
+TensorFlow's form uses `crop_and_resize`, which ONNX files emulate with a loop over the boxes and LiteRT lacks. Exports
+use gathers instead. They give the same values, but take five to ten times as long in TensorFlow.
+"""
 
 from __future__ import annotations
 
 import tensorflow as tf
 
 from dupr_tf.detection.parts.boxes import sides
+from dupr_tf.detection.parts.target import TENSORFLOW, current_target
 
 CANONICAL_SIDE, CANONICAL_LEVEL = 224.0, 4  # Lin et al., 2017, eq. 1
 FIRST_LEVEL, LAST_LEVEL = 2, 5
@@ -26,10 +31,12 @@ def pool(features, boxes, strides, size, samples=SAMPLES):
     Returns:
         (B, R, S, S, C) in the dtype of `features`. Gradients flow into the features, not into the boxes.
     """
-    count, number = tf.shape(boxes)[0], tf.shape(boxes)[1]
+    count, number = (known or tf.shape(boxes)[axis] for axis, known in enumerate(boxes.shape[:2]))
     flat = tf.reshape(tf.stop_gradient(boxes), [-1, 4])
     image = tf.repeat(tf.range(count), number)
-    if len(features) == 1:
+    if current_target() != TENSORFLOW:
+        pooled = gather_samples(features, flat, image, strides, size, samples)
+    elif len(features) == 1:
         pooled = _crops(features[0], flat / strides[0], image, size, samples)
     else:
         level = assign_levels(flat)
@@ -39,9 +46,7 @@ def pool(features, boxes, strides, size, samples=SAMPLES):
             for maps, chosen, stride in zip(features, rows, strides, strict=True)
         ]
         pooled = tf.dynamic_stitch([tf.cast(chosen, tf.int32) for chosen in rows], crops)
-    channels = features[0].shape[-1]
-    pooled = tf.reshape(pooled, [count, number, size, size, channels])
-    return tf.ensure_shape(pooled, [features[0].shape[0], boxes.shape[1], size, size, channels])
+    return tf.reshape(pooled, [count, number, size, size, features[0].shape[-1]])
 
 
 def assign_levels(boxes):
@@ -66,3 +71,53 @@ def _crops(features, boxes, image, size, samples):
             corners = tf.concat([start / extent, (start + step * (size - 1)) / extent], 1)
             grids.append(tf.image.crop_and_resize(padded, corners, image, (size, size)))
     return tf.cast(tf.add_n(grids) / samples**2, features.dtype)
+
+
+def gather_samples(features, boxes, image, strides, size, samples=SAMPLES):
+    """Computes the same as `pool` with gathers from the cells of all levels, laid end to end.
+
+    Args:
+        features, strides, size, samples: as in `pool`.
+        boxes: (N, 4) xyxy px.
+        image: (N,) int32, the image of each box.
+
+    Returns:
+        (N, S, S, C).
+    """
+    level = assign_levels(boxes) if len(features) > 1 else tf.zeros_like(image)
+    shapes = tf.stack([tf.shape(maps)[1:3] for maps in features])  # (levels, 2) h, w
+    cells = shapes[:, 0] * shapes[:, 1]
+    starts = tf.gather(tf.cumsum(cells, exclusive=True), level) + image * tf.reduce_sum(cells)  # (N,)
+    channels = features[0].shape[-1]
+    table = tf.concat([tf.reshape(maps, [tf.shape(maps)[0], -1, channels]) for maps in features], 1)
+    table = tf.reshape(tf.cast(table, tf.float32), [-1, channels])
+    extent = tf.gather(shapes, level)  # (N, 2)
+    scaled = boxes / tf.gather(tf.constant(strides, tf.float32), level)[:, None]
+    rows = _taps(scaled[:, 1], scaled[:, 3], size, samples, extent[:, 0])
+    columns = _taps(scaled[:, 0], scaled[:, 2], size, samples, extent[:, 1])
+    total = 0.0
+    for y, down in rows:  # one at a time: all samples of 1000 regions would take gigabytes
+        for x, across in columns:
+            cell = starts[:, None, None] + y[:, :, None] * extent[:, 1, None, None] + x[:, None]  # (N, S, S)
+            total += tf.gather(table, cell) * (down[:, :, None] * across[:, None])[..., None]
+    return tf.cast(total / samples**2, features[0].dtype)
+
+
+def _taps(low, high, size, samples, extent):
+    """Returns pairs of cells (N, S) int32 and weights (N, S): for each sample of a bin, its two neighbours on an axis.
+
+    Args:
+        low, high: (N,) ends of the boxes, in cells.
+        size, samples: bins per side, and samples per side in each bin.
+        extent: (N,) int32, cells of the map.
+    """
+    taps, last = [], tf.cast(extent, tf.float32)[:, None] - 1.0
+    for i in range(samples):
+        offsets = (tf.range(size, dtype=tf.float32) + (i + 0.5) / samples) / size
+        at = low[:, None] + (high - low)[:, None] * offsets - 0.5  # (N, S)
+        inside = tf.cast((at >= -1.0) & (at <= last + 1.0), tf.float32)
+        at = tf.clip_by_value(at, 0.0, last)
+        first = tf.floor(at)
+        taps.append((tf.cast(first, tf.int32), (1.0 - at + first) * inside))
+        taps.append((tf.cast(tf.minimum(first + 1.0, last), tf.int32), (at - first) * inside))
+    return taps

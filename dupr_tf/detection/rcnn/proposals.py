@@ -8,6 +8,7 @@ import tensorflow as tf
 from dupr_tf.detection.parts.anchors import RATIOS
 from dupr_tf.detection.parts.boxes import clip, decode, encode, sides
 from dupr_tf.detection.parts.matching import match_anchors, sample
+from dupr_tf.detection.parts.suppression import suppress_classes
 
 NMS_IOU = 0.7  # detectron2's MODEL.RPN.NMS_THRESH
 ANCHORS_PER_IMAGE = 256  # per step; detectron2's MODEL.RPN.BATCH_SIZE_PER_IMAGE
@@ -78,16 +79,17 @@ def propose(objectness, deltas, anchors, image_sizes, pre_nms, post_nms):
         ],
         1,
     )  # (B, N, levels): levels act as classes of the operation, so that boxes compete within a level only
-    boxes, _, _, number = tf.image.combined_non_max_suppression(
-        boxes[:, :, None],
-        scores,
-        max_output_size_per_class=post_nms,
-        max_total_size=post_nms,
-        iou_threshold=NMS_IOU,
-        score_threshold=nothing,
-        clip_boxes=False,
-    )
+    boxes, _, _, number = suppress_classes(boxes[:, :, None], positive(scores), post_nms, NMS_IOU, 0.0)
     return tf.stop_gradient(boxes), tf.range(post_nms)[None] < number[:, None]
+
+
+def positive(logits):
+    """Maps logits to positive numbers in the same order, and -inf to 0. A sigmoid would make large logits equal.
+
+    TensorFlow's suppression fills up its output with boxes of zeros and the score -1, and ONNX' with the score 0. They
+    would displace proposals with lower logits.
+    """
+    return tf.where(logits >= 0.0, logits + 1.0, 1.0 / (1.0 - tf.minimum(logits, 0.0)))
 
 
 def rpn_losses(objectness, deltas, anchors, truth, seed):

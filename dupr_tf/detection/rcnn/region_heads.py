@@ -86,7 +86,7 @@ class Res5Regions(keras.layers.Layer):
         return tf.reshape(maps, [shape[0], shape[1], *maps.shape[1:]])  # (B, R, 7, 7, 2 C)
 
     def vectors(self, maps):
-        return tf.reduce_mean(maps, [2, 3])
+        return tf.reduce_mean(tf.cast(maps, tf.float32), [2, 3])
 
     def mask_maps(self, features, boxes, training, maps=None):
         return self.maps(features, boxes, training) if maps is None else maps

@@ -4,10 +4,19 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dupr_tf.config import parse_config
-from dupr_tf.data.images.bad_images import BadImages, advice, check_readable, count_reasons, unusable_reason
+from dupr_tf.data.images.bad_images import (
+    BadImages,
+    advice,
+    check_photos,
+    check_readable,
+    count_reasons,
+    unusable_reason,
+)
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.text import escape
@@ -117,6 +126,12 @@ def test_a_folder_without_a_usable_image_is_refused(tmp_path):
         (tmp_path / f"{i}.jpg").write_bytes(b"text")
     paths = list_images(tmp_path)
     assert refusal(check_readable, paths, BadImages(paths, 1.0)).fix
+
+
+def test_check_before_a_run_uses_its_depth(tmp_path):
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "a.tif")
+    assert "32 bits" in refusal(check_photos, tmp_path).problem
+    check_photos(tmp_path, depth="auto")
 
 
 def test_threads_may_note_bad_images(tmp_path):

@@ -4,6 +4,7 @@ import io
 import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -246,6 +247,36 @@ def test_depth_full_keeps_the_upper_bits_and_names_what_gains():
     assert gain in describe(dark) and gain not in describe(wide) and gain not in describe(dark, depth="auto")
 
 
+def deep_colours(kind, channels, values):
+    """A file of 16-bit values (H, W, channels): a PNG, or a TIFF of either byte order, compressed or not."""
+    height, width = values.shape[:2]
+    if kind == "PNG":
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+        start = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+        parts = [(b"IHDR", start), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+        chunks = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    order, compressed = ("<", ">")[kind.startswith("MM")], kind.endswith("zip")
+    pixels = values.astype(f"{order}u2").tobytes()
+    pixels = zlib.compress(pixels) if compressed else pixels
+    tags = {256: [width], 257: [height], 258: [16] * channels, 259: [8 if compressed else 1], 262: [2], 277: [channels]}
+    return tiff_file(
+        {**tags, 278: [height], 279: [len(pixels)], **({338: [2]} if channels == 4 else {})}, pixels, order
+    )
+
+
+@pytest.mark.parametrize(("kind", "channels"), [
+    ("PNG", 2), ("PNG", 3), ("PNG", 4), ("II", 3), ("II", 4), ("MM", 3), ("II zip", 3), ("MM zip", 4),
+])  # fmt: skip
+def test_depth_auto_scales_16_bit_colours_together(kind, channels):
+    values = np.random.default_rng(0).integers(700, 1900, (6, 8, channels)).astype(np.uint16)
+    content, colours = deep_colours(kind, channels, values), values[..., :1] if channels == 2 else values[..., :3]
+    expected = (colours - float(colours.min())) / np.ptp(colours) * 255
+    np.testing.assert_allclose(decode(content, depth="auto"), np.broadcast_to(expected, (6, 8, 3)), atol=0.51)
+    np.testing.assert_array_equal(decode(content), np.broadcast_to(colours >> 8, (6, 8, 3)))
+    assert "data.depth auto" in describe(content) and "own range" in describe(content, depth="auto")
+
+
 def test_pixels_that_are_not_finite_are_refused():
     with pytest.raises(Unusable, match="no defined white"):
         decode(deep(0, np.inf, np.float32), depth="auto")
@@ -255,19 +286,24 @@ def tiff(samples, photometric, extra=None):
     """An uncompressed TIFF of 6 x 4 pixels with `samples` channels of 8 bits, and values of ExtraSamples."""
     pixels = np.arange(24 * samples, dtype=np.uint8).tobytes()
     tags = {256: [6], 257: [4], 258: [8] * samples, 259: [1], 262: [photometric], 277: [samples], 278: [4]}
-    tags |= {279: [len(pixels)]} | ({} if extra is None else {338: extra})
+    return tiff_file(tags | {279: [len(pixels)]} | ({} if extra is None else {338: extra}), pixels)
+
+
+def tiff_file(tags, pixels, order="<"):
+    """A TIFF of {tag: values} in a byte order, with one strip of pixels."""
     end = 8 + 2 + 12 * (len(tags) + 1) + 4
     entries, blocks = [], b""
     for tag, values in sorted({**tags, 273: [0]}.items()):
-        value = struct.pack(f"<{len(values)}H", *values)
+        value = struct.pack(f"{order}{len(values)}H", *values)
         if len(value) > 4:
-            value, blocks = struct.pack("<I", end + len(blocks)), blocks + value
+            value, blocks = struct.pack(f"{order}I", end + len(blocks)), blocks + value
         entries.append([tag, len(values), value.ljust(4, b"\0")])
     for entry in entries:
         if entry[0] == 273:
-            entry[2] = struct.pack("<I", end + len(blocks))
-    table = b"".join(struct.pack("<HHI", tag, 4 if tag == 273 else 3, count) + value for tag, count, value in entries)
-    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + table + bytes(4) + blocks + pixels
+            entry[2] = struct.pack(f"{order}I", end + len(blocks))
+    rows = [struct.pack(f"{order}HHI", tag, 4 if tag == 273 else 3, count) + value for tag, count, value in entries]
+    start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", 8, len(entries))
+    return start + b"".join(rows) + bytes(4) + blocks + pixels
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,16 @@ def test_wrong_roots_are_refused(root, tmp_path):
         assert error.field == field and named in error.problem
 
 
+def test_cityscapes_leaves_out_images_without_a_header_within_the_share(tmp_path):
+    root = write_cityscapes(tmp_path / "set", SPLITS, ("labelIds",))
+    read = read_segments(root, "train")
+    Path(read.paths[1]).write_bytes(b"")
+    kept = read_segments(root, "train", max_missing_share=0.5)
+    assert kept.ids == read.select([i for i in range(len(read)) if i != 1]).ids and sum(kept.counts.values()) == 1
+    error = refusal(read_segments, root, "train")
+    assert error.field == "data.max_bad_share" and read.paths[1] in error.problem
+
+
 @pytest.mark.parametrize("kinds", [("labelIds",), ("instanceIds",), ("polygons",)])
 def test_cityscapes_has_nineteen_classes(tmp_path, kinds):
     read = read_segments(write_cityscapes(tmp_path / "set", SPLITS, kinds), "train")

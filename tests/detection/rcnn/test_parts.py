@@ -6,8 +6,9 @@ import tensorflow as tf
 
 from dupr_tf.detection.parts import matching
 from dupr_tf.detection.parts.anchors import grid_anchors
-from dupr_tf.detection.parts.boxes import DEVIATIONS, clip, decode, encode
+from dupr_tf.detection.parts.boxes import DEVIATIONS, clip, decode, encode, suppress
 from dupr_tf.detection.parts.matching import GroundTruth, ground_truth
+from dupr_tf.detection.parts.target import LITERT, ONNX, tracing_for
 from dupr_tf.detection.rcnn import masks, pooling, proposals, regions
 from dupr_tf.detection.rcnn.region_heads import MaskHead, PyramidRegions
 from tests import oracles_rcnn as twin
@@ -137,6 +138,16 @@ def test_nms_is_within_a_level():
     assert proposals.propose(*one, [[H, W]], 5, 5)[1].numpy().sum() == 1
 
 
+def test_proposals_with_low_logits_keep_their_boxes():
+    anchors = np.array([[10 * i, 0, 10 * i + 8, 8] for i in range(6)], np.float32)
+    logits = np.array([[-2.0, -9.0, -1.5, float("-inf"), 30.0, -40.0]], np.float32)
+    boxes, valid = proposals.propose(
+        [tf.constant(logits)], [tf.zeros([1, 6, 4])], [tf.constant(anchors)], tf.constant([[50.0, 100.0]]), 6, 8
+    )
+    assert valid.numpy().tolist() == [[True] * 5 + [False] * 3]
+    np.testing.assert_allclose(boxes[0, :5], anchors[[4, 2, 0, 1, 5]], atol=1e-5)
+
+
 def test_levels():
     sides = [4, 111, 112, 223, 224, 447, 448, 900]
     boxes = tf.constant([[0.0, 0, side, side] for side in sides])
@@ -157,6 +168,35 @@ def test_each_box_is_pooled_from_its_own_level():
         level = twin.level(boxes[image, row])
         expected = twin.roi_align(maps[level - 2][image], boxes[image, row], 2**level, 7)
         np.testing.assert_allclose(pooled[image, row], expected, atol=2e-4)
+
+
+def test_gathered_samples_equal_crops():
+    rng = np.random.default_rng(3)
+    maps = [tf.constant(rng.normal(size=(2, 48 // s, 64 // s, 5)), tf.float32) for s in (1, 2, 4, 8)]
+    corners = rng.uniform(-30, 290, (2, 40, 2, 2))
+    boxes = tf.constant(np.concatenate([corners.min(2), corners.max(2)], -1), tf.float32)
+    for levels, strides in ((maps, (4, 8, 16, 32)), (maps[2:3], (16,))):
+        expected = pooling.pool(levels, boxes, strides, 7)
+        with tracing_for(ONNX):
+            received = pooling.pool(levels, boxes, strides, 7)
+        assert np.abs(expected).max() > 1
+        np.testing.assert_allclose(received, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("target", [ONNX, LITERT])
+@pytest.mark.parametrize("shared", [True, False])
+def test_suppression_is_equal_for_every_target(target, shared):
+    rng = np.random.default_rng(4)
+    low = rng.uniform(0, 60, (1, 50, 1 if shared else 3, 2))
+    boxes = tf.constant(np.concatenate([low, low + rng.uniform(5, 40, low.shape)], -1), tf.float32)
+    scores = tf.constant(rng.uniform(0, 1, (1, 50, 3)), tf.float32)
+    for count in (10, 200):  # limited, and filled up
+        expected = suppress(boxes, scores, 0.3, 0.4, count)
+        with tracing_for(target):
+            received = suppress(boxes, scores, 0.3, 0.4, count)
+        assert 3 < expected["num_detections"][0] < 150
+        for name, value in expected.items():
+            np.testing.assert_array_equal(received[name], value)
 
 
 def test_gradients_reach_the_maps_and_not_the_boxes():

@@ -1,0 +1,52 @@
+"""The command that writes labels in another layout."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from dupr_tf.commands.checks import output_problems
+from dupr_tf.commands.screen import print_line
+from dupr_tf.config import parse_config
+from dupr_tf.errors import UserError, raise_all
+
+
+@dataclasses.dataclass
+class Convert:
+    """Write a labelled data set in the layout of COCO or YOLO.
+
+    Prints what the labels have that was not read, and what the new layout cannot hold. Images are hard links of the old
+    ones, or copies if the file system allows no links.
+    """
+
+    EXAMPLE = "dupr-tf convert runs/sample --output runs/sample_yolo --to yolo"
+
+    labels: tyro.conf.Positional[Path]
+    """Root of a labelled data set, in any layout of docs/labels.md."""
+    output: Path
+    """Folder to write, new or empty, outside of the data."""
+    to: Literal["coco", "yolo"]
+    """Layout to write."""
+    kind: str = "auto"
+    """Layout of the labels, see `dupr-tf list boxes`. auto detects it."""
+    max_bad_share: float = 0.01
+    """Share of the listed images that may be without a file."""
+
+    def run(self, overrides: dict[str, str]) -> None:
+        parse_config({"data": {"max_bad_share": self.max_bad_share}})
+        problems = output_problems(self.output, self.labels)
+        if not problems and self.output.is_dir() and any(self.output.iterdir()):
+            problems.append(UserError("--output", f"{self.output} is not empty.", "Pass a new folder."))
+        raise_all(problems)
+        from dupr_tf.data.labels.convert import convert
+
+        for part in convert(self.labels, self.output, self.to, self.kind, self.max_bad_share):
+            print_line(f"{part.split}: {part.images} images, {part.boxes} boxes")
+            for title, counts in (("in the labels", part.read), (f"not in {self.to}", part.lost)):
+                for what, count in counts.items():
+                    if count:
+                        print_line(f"  {title}: {count} {what}")
+        print_line(f"wrote {self.output}")

@@ -1,0 +1,175 @@
+"""Writes a labelled data set in the layout of COCO or YOLO, and counts what that layout cannot hold."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dupr_tf.data.labels.annotations import DROPPED, ListedImage, Object, list_objects
+from dupr_tf.data.labels.split import MissingSplit
+from dupr_tf.data.layouts import BOXES, layout_of
+from dupr_tf.errors import UserError
+from dupr_tf.files import write_whole
+
+SPLITS = ("train", "val", "test")
+FIRST, SECOND, THIRD = DROPPED
+IGNORED = "boxes that are ignored (crowd, difficult), which YOLO cannot mark, left out"
+HIDDEN = "images whose boxes are all ignored, left out"
+OUTLINES = "outlines of objects, of which YOLO gets the boxes, since some objects have none or several"
+
+
+class Converted(NamedTuple):
+    """A split as it was written."""
+
+    split: str
+    images: int
+    boxes: int
+    read: dict[str, int]  # {what was odd in the labels: how often}
+    lost: dict[str, int]  # {what the new layout cannot hold: how often}
+
+
+def convert(root: Path, output: Path, to: str, kind: str, max_missing_share: float) -> list[Converted]:
+    """Writes every split that a data set has.
+
+    Args:
+        root: of the data set.
+        output: folder to write, new or empty. Images are hard links of the old ones, or copies where the file system
+            allows no links.
+        to: a key of `WRITERS`.
+        kind: `data.kind`.
+        max_missing_share: share of the listed images that may be without a file.
+
+    Raises:
+        UserError: there is no split, or the labels are wrong.
+    """
+    splits, classes, read = {}, {}, {}
+    for split in SPLITS:
+        counts: collections.Counter = collections.Counter()
+        try:
+            masks = BOXES[layout_of(BOXES, root, kind, split)].facts["masks"]
+            images, names = list_objects(root, split, kind, max_missing_share, masks, counts)
+        except MissingSplit as error:
+            missing = error
+            continue
+        for image in images:
+            image.objects = [kept for item in image.objects for kept in _cut(item, image.size, counts)]
+        splits[split], read[split] = images, counts
+        classes |= dict.fromkeys(names)
+    if not splits:
+        raise missing
+    return WRITERS[to](splits, list(classes), read, output)
+
+
+def _cut(item: Object, size: tuple[int, int], counts: collections.Counter) -> list[Object]:
+    """The object with its box cut to the image; none if nothing is left, which is counted."""
+    height, width = size
+    box, cut = np.array(item.box), np.clip(item.box, 0, [width, height, width, height])
+    if not np.isfinite(box).all():
+        counts[THIRD] += 1
+    elif not (box[2:] > box[:2]).all():
+        counts[SECOND] += 1
+    elif not (cut[2:] > cut[:2]).all():
+        counts[FIRST] += 1
+    else:
+        return [item._replace(box=tuple(cut.tolist()))]
+    return []
+
+
+def _place_images(images: list[ListedImage], folder: Path) -> list[Path]:
+    """Links or copies images into a folder, with the folders that they were in; returns their names there."""
+    common = Path(os.path.commonpath([image.path.parent for image in images])) if images else Path()
+    names, taken = [], set()
+    for image in images:
+        name = image.path.relative_to(common)
+        if name.with_suffix("") in taken:  # a.jpg beside a.png: both would have one file of labels
+            name = name.with_name(f"{name.stem}_{name.suffix[1:]}{name.suffix}")
+        taken.add(name.with_suffix(""))
+        names.append(name)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(image.path.resolve(), folder / name)
+        except FileExistsError:
+            raise UserError("--output", f"{folder / name} is there already.", "Pass a new folder.") from None
+        except OSError:
+            shutil.copyfile(image.path, folder / name)
+    return names
+
+
+def _write_coco(splits: dict, classes: list[str], read: dict, output: Path) -> list[Converted]:
+    numbers = {name: number for number, name in enumerate(classes, 1)}
+    written = []
+    for split, images in splits.items():
+        names = _place_images(images, output / "images" / split)
+        rows, annotations = [], []
+        for number, (image, name) in enumerate(zip(images, names, strict=True), 1):
+            height, width = map(int, image.size)
+            rows.append({"id": number, "file_name": name.as_posix(), "height": height, "width": width})
+            for item in image.objects:
+                row = {"id": len(annotations) + 1, "image_id": number, "category_id": numbers[item.name]}
+                annotations.append(row | _coco_fields(item, image.size))
+        categories = [{"id": number, "name": name} for name, number in numbers.items()]
+        content = {"images": rows, "annotations": annotations, "categories": categories}
+        write_whole(output / "annotations" / f"instances_{split}.json", json.dumps(content))
+        written.append(Converted(split, len(images), len(annotations), read[split], {}))
+    return written
+
+
+def _coco_fields(item: Object, size: tuple[int, int]) -> dict[str, Any]:
+    x1, y1, x2, y2 = (round(side, 4) for side in item.box)
+    box = [x1, y1, round(x2 - x1, 4), round(y2 - y1, 4)]
+    area = box[2] * box[3] if item.area is None else item.area
+    fields = {"bbox": box, "area": area, "iscrowd": int(item.ignored)}
+    outlines = item.segmentation
+    if isinstance(outlines, bytes):
+        outlines = {"size": [int(side) for side in size], "counts": outlines.decode("ascii")}
+    return fields if outlines is None else {**fields, "segmentation": outlines}
+
+
+def _write_yolo(splits: dict, classes: list[str], read: dict, output: Path) -> list[Converted]:
+    numbers = {name: number for number, name in enumerate(classes)}
+    shown = [item for images in splits.values() for image in images for item in image.objects if not item.ignored]
+    polygons = bool(shown) and all(_is_polygon(item) for item in shown)
+    written = []
+    for split, images in splits.items():
+        lost: collections.Counter = collections.Counter()
+        kept = [image for image in images if not image.objects or not all(item.ignored for item in image.objects)]
+        lost[HIDDEN] = len(images) - len(kept)
+        lost[IGNORED] = sum(item.ignored for image in images for item in image.objects)
+        boxes = 0
+        for image, name in zip(kept, _place_images(kept, output / "images" / split), strict=True):
+            items = [item for item in image.objects if not item.ignored]
+            lost[OUTLINES] += 0 if polygons else sum(item.segmentation is not None for item in items)
+            lines = [f"{numbers[item.name]} {_yolo_numbers(item, image.size, polygons)}\n" for item in items]
+            write_whole(output / "labels" / split / name.with_suffix(".txt"), "".join(lines))
+            boxes += len(items)
+        written.append(Converted(split, len(kept), boxes, read[split], {k: n for k, n in lost.items() if n}))
+    places = "".join(f"{split}: images/{split}\n" for split in splits)
+    names = "".join(f"  {number}: {json.dumps(name)}\n" for name, number in numbers.items())
+    write_whole(output / "data.yaml", f"{places}names:\n{names}")
+    return written
+
+
+def _is_polygon(item: Object) -> bool:
+    """Returns True if an object has one polygon, with other numbers of points than YOLO's boxes."""
+    outlines = item.segmentation
+    return isinstance(outlines, list) and len(outlines) == 1 and len(outlines[0]) >= 6
+
+
+def _yolo_numbers(item: Object, size: tuple[int, int], polygons: bool) -> str:
+    height, width = size
+    x1, y1, x2, y2 = item.box
+    numbers = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
+    if polygons:
+        points = np.reshape(item.segmentation[0], (-1, 2)) / [width, height]
+        numbers = np.clip(points, 0, 1).ravel().tolist()
+    return " ".join(f"{number:.8f}" for number in numbers)
+
+
+WRITERS: dict[str, Callable] = {"coco": _write_coco, "yolo": _write_yolo}

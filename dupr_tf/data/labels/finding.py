@@ -1,0 +1,134 @@
+"""Finds the files of labels of a split, and images by the names that labels give them."""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+
+from dupr_tf.data.images.listing import EXTENSIONS, is_hidden
+from dupr_tf.data.labels.split import MissingSplit, inside
+from dupr_tf.errors import UserError
+from dupr_tf.files import open_file
+
+SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
+HEAD_BYTES = 4096  # read of a file to recognise its format
+SNIFFED = 5  # files of a folder that are read for it, at most
+
+
+def names_of(split: str) -> tuple[str, ...]:
+    """The names that tools give a split."""
+    return SPLIT_NAMES.get(split, (split,))
+
+
+def split_of(name: str) -> str:
+    """The split that a tool's name, in any case, stands for."""
+    name = name.strip().lower()
+    return next((split for split, names in SPLIT_NAMES.items() if name in names), name)
+
+
+def part_of(root: Path, split: str, label_files: Callable[[Path], list[Path]]) -> tuple[Path, list[Path]]:
+    """Finds the folder of a split. The whole root is train if no folder in it is named after a split.
+
+    Args:
+        root: of the data set.
+        split: "train", …
+        label_files: folder -> the label files in it that are of the format.
+
+    Returns:
+        The folder and its label files; no files if there is no such split.
+    """
+    for name in names_of(split):
+        if files := label_files(root / name):
+            return root / name, files
+    others = {name for names in (*SPLIT_NAMES.values(), ("test",)) for name in names}
+    if split == "train" and not any(label_files(root / name) for name in sorted(others)):
+        return root, label_files(root)
+    return root, []
+
+
+def recognised(files: Sequence[Path], test: Callable[[str], bool]) -> list[Path]:
+    """The files without hidden ones, if the start of one of the first passes a test; otherwise []."""
+    shown = sorted(path for path in files if not is_hidden(path.name) and path.is_file())
+    return shown if any(test(_head(path)) for path in shown[:SNIFFED]) else []
+
+
+def _head(path: Path) -> str:
+    try:
+        with open_file(path) as file:
+            return file.read(HEAD_BYTES).decode("utf-8", "replace")
+    except OSError:  # the reader names it
+        return ""
+
+
+def missing_split(root: Path, split: str, what: str) -> MissingSplit:
+    """The error about a split that a data set of a format does not have."""
+    names = " or ".join(names_of(split))
+    return MissingSplit(None, f"{root} has no {what} of a split {names}.", "Add it, or pass another root or split.")
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Images below a folder, sorted by folders. Links to folders are followed once."""
+    images, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        if (identity := (os.stat(place).st_dev, os.stat(place).st_ino)) in seen:
+            folders.clear()
+            continue
+        seen.add(identity)
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        shown = (name for name in sorted(files) if not is_hidden(name))
+        images += [Path(place, name) for name in shown if os.path.splitext(name)[1].lower() in EXTENSIONS]
+    return images
+
+
+class ImageIndex:
+    """Images below a root, found by names that tools write: with other folders before them, or none.
+
+    Args:
+        root: of the data set, or of a split.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._by_name = collections.defaultdict(list)
+        for path in list_images(root):
+            self._by_name[path.name].append(path)
+
+    def find(self, *names: str) -> Path:
+        """The image whose path agrees with most folders of a name, for the first name that has any.
+
+        An image that is nowhere has a path under the root, which is counted as missing later.
+
+        Raises:
+            UserError: two images fit equally.
+            ValueError: a name leads out of the data set.
+        """
+        for name in names:
+            parts = PurePosixPath(name.replace("\\", "/")).parts
+            fitting = {path: _agreeing(path.parts, parts) for path in self._by_name.get(parts[-1] if parts else "", ())}
+            best = [path for path, count in fitting.items() if count == max(fitting.values())]
+            if len(best) > 1:
+                problem = f"The image {name} may be {best[0]} or {best[1]}."
+                raise UserError(None, problem, "Rename one, or move the other away.")
+            if best:
+                return best[0]
+        return self.root / inside(names[-1].replace("\\", "/"))
+
+    def paths(self) -> list[Path]:
+        """The images below the root."""
+        return [path for paths in self._by_name.values() for path in paths]
+
+    def unused(self, used: set[Path]) -> int:
+        """Counts the images that are not among those used."""
+        return sum(path not in used for path in self.paths())
+
+
+def _agreeing(parts: Sequence[str], others: Sequence[str]) -> int:
+    """Counts the last parts of two paths that are the same."""
+    count = 0
+    for one, other in zip(reversed(parts), reversed(others), strict=False):
+        if one != other:
+            break
+        count += 1
+    return count

@@ -1,0 +1,124 @@
+"""Label Studio's JSON export: a file with a task for each image, whose shapes are percent of it."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+import re
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
+
+from dupr_tf.data.labels.annotations import ListedImage, Object, in_pixels
+from dupr_tf.data.labels.finding import ImageIndex, missing_split, part_of, recognised
+from dupr_tf.data.labels.shapes import ellipse, polygon, rotated_box, turned
+from dupr_tf.data.labels.split import reading
+from dupr_tf.files import read_bounded
+from dupr_tf.values import read_name, read_text
+
+MAX_STUDIO_BYTES = 2 << 30
+PREFIX = re.compile(r"^[0-9a-f]{8}-")  # that an upload puts before a name
+UNFINISHED = "tasks without annotations, left out"
+FURTHER = "further annotations of a task, not read"
+TURNED = "images that were turned in Label Studio, left out"
+SEVERAL = "labels beside the first one of a region, each read as an object"
+NAMELESS = "regions without a label, left out"
+SHAPES = ("rectangle", "polygon", "ellipse")
+
+
+def find(root: Path, split: str | None = None) -> list[Path]:
+    """The JSON files of a split."""
+    return part_of(root, split or "train", _files)[1]
+
+
+def _files(folder: Path) -> list[Path]:
+    files = [*folder.glob("*.json"), *([] if folder.is_dir() else folder.parent.glob(f"{folder.name}.json"))]
+    return recognised(files, lambda head: head.lstrip("\ufeff \n\r\t").startswith("[") and '"annotations"' in head)
+
+
+def read_label_studio(
+    root: Path, split: str, counts: collections.Counter, masks: bool
+) -> tuple[list[ListedImage], list[str]]:
+    """The images of a split with their objects, and the classes of train and val by name."""
+    folder, files = part_of(root, split, _files)
+    if not files:
+        raise missing_split(root, split, "Label Studio export (JSON)")
+    index, images = ImageIndex(folder if folder.is_dir() else root), []
+    for file in files:
+        for task in _tasks(file):
+            with reading(file, "a Label Studio export"):
+                images += _image(task, index, counts)
+    others = [file for other in {"train", "val"} - {split} for file in find(root, other)]
+    unused, nowhere = collections.Counter(), ImageIndex(folder / "none")
+    met = images + [image for file in others for task in _tasks(file) for image in _image(task, nowhere, unused)]
+    return images, sorted({item.name for image in met for item in image.objects})
+
+
+def _tasks(file: Path) -> list[dict]:
+    with reading(file, "a Label Studio export"):
+        return json.loads(read_text(read_bounded(file, MAX_STUDIO_BYTES)))
+
+
+def _image(task: dict, index: ImageIndex, counts: collections.Counter) -> list[ListedImage]:
+    """The image of a task, unless it has no annotation that was kept."""
+    kept = [one for one in task.get("annotations") or () if not one.get("was_cancelled")]
+    if not kept:
+        counts[UNFINISHED] += 1
+        return []
+    counts[FURTHER] += len(kept) - 1
+    results = next((one for one in kept if one.get("ground_truth")), kept[0])["result"]
+    if any(result.get("image_rotation") for result in results):
+        counts[TURNED] += 1
+        return []
+    path = index.find(*_names(task))
+    objects = itertools.chain(*(_objects(result, results, counts) for result in results))
+    return [ListedImage(path, (0, 0), str(task["id"]), list(objects), shares=True)]
+
+
+def _names(task: dict) -> list[str]:
+    """The names that the file of a task's image may have: as stored by the server, and as it was before."""
+    data = task["data"]
+    address = data.get("image") or next((value for value in data.values() if isinstance(value, str)), None)
+    if address is None:
+        raise ValueError(f"task {task['id']} names no image")
+    address = urlsplit(str(address))
+    path = (parse_qs(address.query).get("d") or [unquote(address.path)])[0].lstrip("/")
+    name = path.rpartition("/")[2]
+    return [path, f"{path.removesuffix(name)}{PREFIX.sub('', name)}", PREFIX.sub("", name)]
+
+
+def _objects(result: dict, results: list[dict], counts: collections.Counter) -> list[Object]:
+    """The objects of a region, one for each of its labels."""
+    value, kind = result.get("value", {}), result.get("type", "")
+    shape = kind.removesuffix("labels")
+    if kind == "labels":  # the names of a region that has another result for its shape
+        return []
+    if shape not in SHAPES:
+        counts[f"results of kind {kind}, not read"] += 1
+        return []
+    labels = value.get(kind) or [
+        label for one in results if one.get("id") == result.get("id") for label in one["value"].get("labels", ())
+    ]
+    counts[SEVERAL] += max(0, len(labels) - 1)
+    counts[NAMELESS] += not labels
+    height, width = (float(result[f"original_{side}"]) for side in ("height", "width"))
+    objects = [_shape(read_name(label), shape, value, (height, width), counts) for label in labels]
+    return [in_pixels(item, (1 / height, 1 / width)) for item in itertools.chain(*objects)]
+
+
+def _shape(name: str, shape: str, value: dict, size: tuple[float, float], counts) -> list[Object]:
+    """The object of a shape, in pixels. Boxes are turned about their first corner, ellipses about their centre."""
+    height, width = size
+    scale, turn = np.array([width, height]) / 100, float(value.get("rotation") or 0)
+    if shape == "polygon":
+        return polygon(name, np.array(value["points"], np.float64) * scale, counts)
+    corner = np.array([value["x"], value["y"]], np.float64) * scale
+    if shape == "ellipse":
+        radii = np.array([value["radiusX"], value["radiusY"]], np.float64) * scale
+        return ellipse(name, corner, radii, turn, counts)
+    sides = np.array([value["width"], value["height"]], np.float64) * scale
+    if turn % 360 == 0:
+        return [Object(name, (*corner.tolist(), *(corner + sides).tolist()))]
+    return rotated_box(name, corner + turned(sides[None] / 2, turn)[0], sides, turn, counts)

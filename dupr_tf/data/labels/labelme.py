@@ -1,0 +1,125 @@
+"""LabelMe's layout: a JSON file for each image, usually in the same folder."""
+
+from __future__ import annotations
+
+import base64
+import collections
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dupr_tf.data.labels.annotations import ListedImage, Object
+from dupr_tf.data.labels.finding import ImageIndex, missing_split, part_of, recognised
+from dupr_tf.data.labels.run_lengths import mask_from_pixels
+from dupr_tf.data.labels.shapes import ROTATED, box, ellipse, join, polygon
+from dupr_tf.data.labels.split import reading, size_of
+from dupr_tf.files import read_bounded
+from dupr_tf.values import read_name, read_text
+
+MAX_LABELME_BYTES = 256 << 20  # of one image, whose pixels may be in it
+JOINED = "shapes that are a part of a group, joined to one object each"
+OTHERS = "JSON files that are not LabelMe's, not read"
+UNLABELLED = "images without a label file, left out"
+
+
+def find(root: Path, split: str | None = None) -> list[Path]:
+    """The JSON files of a split."""
+    return part_of(root, split or "train", _files)[1]
+
+
+def _files(folder: Path) -> list[Path]:
+    for pattern in ("*.json", "*/*.json"):
+        if files := recognised(list(folder.glob(pattern)), lambda head: '"shapes"' in head):
+            return files
+    return []
+
+
+def read_labelme(
+    root: Path, split: str, counts: collections.Counter, masks: bool
+) -> tuple[list[ListedImage], list[str]]:
+    """The images of a split with their objects, and the classes of train and val by name."""
+    folder, files = part_of(root, split, _files)
+    if not files:
+        raise missing_split(root, split, "LabelMe files")
+    index, images = ImageIndex(folder), []
+    for file in files:
+        with reading(file, "LabelMe annotations"):
+            content = json.loads(read_text(read_bounded(file, MAX_LABELME_BYTES)))
+            if not (isinstance(content, dict) and "shapes" in content):
+                counts[OTHERS] += 1
+                continue
+            size = size_of({side: content.get(f"image{side.title()}") for side in ("height", "width")})
+            path = _image_path(file, content["imagePath"], folder, index)
+            objects = _objects(content["shapes"], size, counts, masks)
+            images.append(ListedImage(path, size, file.relative_to(root).with_suffix("").as_posix(), objects))
+    counts[UNLABELLED] += index.unused({image.path for image in images})
+    return images, sorted({item.name for image in images for item in image.objects} | _other_names(root, split))
+
+
+def _image_path(file: Path, name: str, folder: Path, index: ImageIndex) -> Path:
+    """The image that a file names, also if both were moved."""
+    near = file.parent / name.replace("\\", "/").rpartition("/")[2]
+    return near if near.is_file() else index.find(f"{file.parent.relative_to(folder)}/{name}", near.name)
+
+
+def _other_names(root: Path, split: str) -> set[str]:
+    """The classes of the other split, so that a class has the same number in both."""
+    names: set[str] = set()
+    for other in {"train", "val"} - {split}:
+        for file in find(root, other):
+            with reading(file, "LabelMe annotations"):
+                content = json.loads(read_text(read_bounded(file, MAX_LABELME_BYTES)))
+                shapes = content.get("shapes", []) if isinstance(content, dict) else []
+                names |= {item.name for item in _objects(shapes, (0, 0), collections.Counter(), False)}
+    return names
+
+
+def _objects(shapes: list[dict], size: tuple[int, int], counts: collections.Counter, masks: bool) -> list[Object]:
+    """Objects of shapes. Those of one label and group are parts of one object."""
+    objects, groups = [], collections.defaultdict(list)
+    for shape in shapes:
+        items = _object(shape, size, counts, masks)
+        group = shape.get("group_id")
+        if group is None:
+            objects += items
+        else:
+            groups[read_name(shape["label"]), str(group)] += items
+    for parts in groups.values():
+        counts[JOINED] += len(parts) if len(parts) > 1 else 0
+        objects += [join(parts)] if len(parts) > 1 else parts
+    return objects
+
+
+def _object(shape: dict, size: tuple[int, int], counts: collections.Counter, masks: bool) -> list[Object]:
+    name, points = read_name(shape["label"]), [tuple(map(float, point)) for point in shape["points"]]
+    kind = shape.get("shape_type") or "polygon"
+    if kind == "rectangle":
+        return [box(name, points[0], points[-1] if len(points) == 2 else points[2])]
+    if kind in ("polygon", "oriented_rectangle"):
+        counts[ROTATED] += kind == "oriented_rectangle"
+        return polygon(name, points, counts)
+    if kind == "circle":
+        return ellipse(name, points[0], [math.dist(*points)] * 2, 0, counts)
+    if kind == "mask":
+        return [_mask(name, points, shape["mask"], size, masks)]
+    counts[f"shapes of kind {kind}, not read"] += 1
+    return []
+
+
+def _mask(name: str, points: list, encoded: str, size: tuple[int, int], masks: bool) -> Object:
+    """The object of a mask: a PNG of the pixels from its first corner to its last, both inside."""
+    (x1, y1), (x2, y2) = points
+    item = Object(name, (x1, y1, x2 + 1, y2 + 1))
+    if not masks:
+        return item
+    with Image.open(io.BytesIO(base64.b64decode(encoded)), formats=["PNG"]) as picture:
+        pixels = np.asarray(picture) != 0
+    full, (left, top) = np.zeros(size, bool), (round(x1), round(y1))
+    if pixels.ndim != 2 or full[top : top + pixels.shape[0], left : left + pixels.shape[1]].shape != pixels.shape:
+        raise ValueError(f"the mask of a {name} reaches beyond its image")
+    full[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+    return item._replace(segmentation=mask_from_pixels(full))

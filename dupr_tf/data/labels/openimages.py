@@ -1,0 +1,83 @@
+"""OpenImages: a CSV file of boxes for each split, in shares of the image, and one with the names of the classes."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import io
+from pathlib import Path
+
+from dupr_tf.data.labels.annotations import ListedImage, Object
+from dupr_tf.data.labels.finding import ImageIndex, missing_split, names_of
+from dupr_tf.data.labels.split import reading
+from dupr_tf.files import read_bounded
+from dupr_tf.values import read_flag, read_name, read_text
+
+MAX_OPEN_BYTES = 4 << 30
+UNKNOWN_GROUP = "boxes that may be groups (IsGroupOf -1), read as single objects"
+UNLABELLED = "images without a box in the file, left out"
+SIDES = ("XMin", "YMin", "XMax", "YMax")
+
+
+def find(root: Path, split: str | None = None) -> list[Path]:
+    """The file of boxes of a split, as downloaded or as FiftyOne writes it."""
+    names = names_of(split or "train")
+    patterns = [
+        f"{folder}*{name}-annotations-bbox.csv" for name in names for folder in ("", "annotations/", f"{name}/")
+    ]
+    patterns += [f"{name}/labels/detections.csv" for name in names]
+    return next((files for pattern in patterns if (files := sorted(root.glob(pattern))[:1])), [])
+
+
+def read_openimages(
+    root: Path, split: str, counts: collections.Counter, masks: bool
+) -> tuple[list[ListedImage], list[str]]:
+    """The images that have boxes in the file of a split, and the classes by name."""
+    files = find(root, split)
+    if not files:
+        raise missing_split(root, split, "boxes (…-annotations-bbox.csv)")
+    folder = next((root / name for name in names_of(split) if (root / name).is_dir()), root)
+    index, images = ImageIndex(folder), {}
+    by_stem = {}
+    for path in index.paths():
+        by_stem.setdefault(path.stem, path.name)
+    names = _class_names(root, files[0])
+    with reading(files[0], "boxes of OpenImages"):
+        head, *rows = _rows(files[0])
+        for values in rows:
+            row = dict(zip(head, values, strict=True))
+            key = row["ImageID"]
+            if key not in images:
+                images[key] = ListedImage(index.find(by_stem.get(key, f"{key}.jpg")), (0, 0), key, shares=True)
+            images[key].objects.append(_object(row, names, counts))
+    counts[UNLABELLED] += index.unused({image.path for image in images.values()})
+    met = {item.name for image in images.values() for item in image.objects}
+    return list(images.values()), sorted(names.values()) if names else sorted(met)
+
+
+def _class_names(root: Path, file: Path) -> dict[str, str]:
+    """{label: name} of the classes; {} without a file of them."""
+    patterns = ("*class-descriptions*.csv", "annotations/*class-descriptions*.csv", "metadata/classes.csv")
+    folders = (root, file.parent, file.parent.parent)
+    found = [path for folder in folders for pattern in patterns for path in sorted(folder.glob(pattern))]
+    if not found:
+        return {}
+    with reading(found[0], "names of classes"):
+        return {label: read_name(name) for label, name in _rows(found[0]) if label != "LabelName"}
+
+
+def _rows(file: Path) -> list[list[str]]:
+    try:
+        rows = list(csv.reader(io.StringIO(read_text(read_bounded(file, MAX_OPEN_BYTES)))))
+    except csv.Error as error:
+        raise ValueError(f"it is no CSV: {error}") from None
+    return [row for row in rows if row]
+
+
+def _object(row: dict, names: dict[str, str], counts: collections.Counter) -> Object:
+    label, group = row["LabelName"], (row.get("IsGroupOf") or "").strip()
+    if names and label not in names:
+        raise ValueError(f"the class {label} of image {row['ImageID']} has no name")
+    counts[UNKNOWN_GROUP] += group == "-1"
+    ignored = group != "-1" and read_flag(group)
+    return Object(names.get(label, label), tuple(float(row[side]) for side in SIDES), ignored=ignored)

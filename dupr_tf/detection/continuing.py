@@ -1,0 +1,57 @@
+"""Training that continues from a detector, on the same classes or on others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dupr_tf.config import Config
+from dupr_tf.detection.saving import load_detector
+from dupr_tf.errors import UserError
+from dupr_tf.models.layers import norm_layers
+from dupr_tf.weights.loading import check_architecture
+
+
+def load_start(config: Config, path: str | Path):
+    """Loads the detector to continue from. Norms that its own training froze can be trained again.
+
+    Raises:
+        UserError: its backbone is not that of the config.
+    """
+    detector = load_detector(path)
+    check_architecture(detector.backbone, config.model.backbone, config.model.width, path)
+    if detector.norm == "frozen":
+        for layer in norm_layers(detector.backbone):
+            layer.trainable = True
+    return detector
+
+
+def copy_weights(detector, start) -> str:
+    """Copies the weights of one detector to another of the same kind and sizes.
+
+    Args:
+        detector: the detector to train. Layers with outputs for each class keep their weights if its classes differ
+            from those of `start`.
+        start: the detector to continue from.
+
+    Returns:
+        One line that says which layers were copied.
+
+    Raises:
+        UserError: the detectors differ in their sizes.
+    """
+    same = detector.class_names == start.class_names
+    new = set() if same else {id(v) for layer in detector.class_layers for v in layer.variables}
+    pairs = [(v, w) for v, w in zip(detector.variables, start.variables, strict=False) if id(v) not in new]
+    odd = next((v for v, w in pairs if v.shape != w.shape), None)
+    if odd is not None or len(detector.variables) != len(start.variables):
+        raise UserError(
+            "--weights",
+            f"The detector has other sizes than the config{f', for example of {odd.path}' if odd is not None else ''}.",
+            "Use the settings of detector from the config.yaml of its run.",
+        )
+    for variable, value in pairs:
+        variable.assign(value)
+    if same:
+        return "continuing from a detector of the same classes"
+    layers = ", ".join(layer.name for layer in detector.class_layers)
+    return f"continuing from a detector of other classes: {layers} start from random weights"

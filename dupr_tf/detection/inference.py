@@ -1,0 +1,164 @@
+"""A saved detector, ready for photos: arrays, files or PIL images of any size in, boxes in their pixels out."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dupr_tf.config import DataConfig
+from dupr_tf.data.detection import image_rows, read_image
+from dupr_tf.data.images.decode import Unusable
+from dupr_tf.data.images.source import map_in_order
+from dupr_tf.data.placing import letterbox, pad_batch, scaled
+from dupr_tf.data.segmentation import segments_to_original
+from dupr_tf.detection.finetune import data_section, detector_file
+from dupr_tf.detection.prediction import Prediction
+from dupr_tf.detection.predictions import EVAL_BATCH, convert_to_originals
+from dupr_tf.detection.registry import task_of
+from dupr_tf.detection.saving import load_detector
+from dupr_tf.errors import UserError
+
+SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")  # modes of Pillow
+
+
+class Detector:
+    """A detector that scales photos as its evaluation does, and returns what it finds in their own pixels.
+
+    Args:
+        detector: `detector.keras`, the output folder of `finetune`, or a loaded detector.
+        min_score: lower detections are left out. Default: the detector's own `score_threshold`.
+        image_size: px; the side of the square, or the short side of images of any size. Default: the detector's own.
+        data: settings for reading files. Default: those of the `config.yaml` beside the detector.
+
+    Attributes:
+        model: the Keras model.
+        class_names: names of its classes.
+        task: "boxes", "masks" or "segments".
+
+    Raises:
+        UserError: there is no detector, or it cannot take this size.
+    """
+
+    def __init__(
+        self,
+        detector: Any,
+        min_score: float | None = None,
+        image_size: int | None = None,
+        data: DataConfig | None = None,
+    ):
+        on_disk = isinstance(detector, str | os.PathLike)
+        self.model = load_detector(detector) if on_disk else detector
+        self.data = data or (data_section(detector_file(detector)) if on_disk else DataConfig())
+        self.class_names, self.task = tuple(self.model.class_names), task_of(self.model)
+        if image_size is not None:
+            self.model.resize_input(image_size)
+        if min_score is not None and self.task != "segments":
+            self.model.score_threshold = float(np.nextafter(np.float32(min_score), np.float32(-1)))  # it is exclusive
+        sides = {"short_side": self.model.test_short_side, "max_long_side": self.model.max_long_side}
+        self._place = functools.partial(scaled, **sides)
+        if self.model.image_size is not None:
+            self._place = functools.partial(letterbox, side=self.model.image_size)
+
+    def predict(self, images, batch_size: int = EVAL_BATCH) -> list[Prediction] | Prediction:
+        """Detects objects in images of any size.
+
+        Args:
+            images: a list of images, or one. An image is a path, a PIL image (not turned by its EXIF),
+                or an array (H, W, 3) or (H, W) uint8. Files are turned upright. An array (B, H, W, 3) is a list.
+            batch_size: images that the model takes at a time.
+
+        Returns:
+            A `Prediction` for each image, in order; for one image its `Prediction`.
+
+        Raises:
+            UserError: an image cannot be used.
+        """
+        single = isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 4) < 4
+        images = [images] if single else list(images)
+        predictions = dict(self.stream(images, batch_size))
+        for index, prediction in sorted(predictions.items()):
+            if isinstance(prediction, Unusable):
+                name = images[index] if isinstance(images[index], str | os.PathLike) else f"images[{index}]"
+                raise UserError("images", f"{name} cannot be used: {prediction}.", "Replace it, or leave it out.")
+        return predictions[0] if single else [predictions[index] for index in range(len(images))]
+
+    def stream(
+        self, images: Iterable, batch_size: int = EVAL_BATCH, threads: int | None = None
+    ) -> Iterator[tuple[int, Prediction | Unusable]]:
+        """Yields the number of each image and its `Prediction`, or why it cannot be used once it is known.
+
+        Memory is bounded: only a few images are read ahead. Wide and tall images are in different batches where
+        a detector takes images of any size, so the order may differ from that of the images.
+
+        Args:
+            images: as for `predict`, any number of them.
+            batch_size: images that the model takes at a time.
+            threads: threads that read images. Default: one per CPU.
+        """
+        waiting: dict[bool, list] = {False: [], True: []}
+        for index, loaded in enumerate(map_in_order(self._load, images, threads or os.cpu_count() or 1)):
+            if isinstance(loaded, Unusable):
+                yield index, loaded
+                continue
+            size, rows = loaded
+            batch = waiting[self.model.image_size is None and size[0] > size[1]]
+            batch.append((index, size, rows))
+            if len(batch) == batch_size:
+                yield from self._run(batch)
+                batch.clear()
+        for batch in waiting.values():
+            if batch:
+                yield from self._run(batch)
+
+    def _load(self, image) -> tuple[tuple[int, int], dict] | Unusable:
+        """Returns the size of an image, and the rows that `pad_batch` takes; or why it cannot be used."""
+        try:
+            pixels = _pixels(image, self.data)
+        except Unusable as error:
+            return error
+        place = self._place(pixels.shape[:2])
+        facts = {"image_sizes": np.array([place.size], np.float32), "factors": place.factors[None]}
+        return pixels.shape[:2], {**image_rows(pixels, place), **facts}
+
+    def _run(self, waiting: list) -> Iterator[tuple[int, Prediction]]:
+        """Yields the predictions of a batch of (number, size, rows)."""
+        indices, sizes, rows = zip(*waiting, strict=True)
+        batch, sizes = pad_batch(list(rows), self.model.image_size), dict(zip(indices, sizes, strict=True))
+        inputs = {name: batch[name] for name in ("images", "image_sizes")}
+        result = self.model.predict_on_batch(inputs)
+        if self.task == "segments":
+            empty = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), ()
+            for index, classes, size in zip(indices, np.asarray(result), batch["image_sizes"], strict=True):
+                yield (
+                    index,
+                    Prediction(sizes[index], *empty, segments=segments_to_original(classes, size, sizes[index])),
+                )
+            return
+        for index, found in convert_to_originals(result, {**batch, "index": np.array(indices)}, sizes).items():
+            names = tuple(self.class_names[k] for k in found["classes"])
+            masks = tuple(found["masks"]) if "masks" in found else None
+            yield index, Prediction(sizes[index], found["boxes"], found["scores"], found["classes"], names, masks)
+
+
+def _pixels(image, data: DataConfig) -> np.ndarray:
+    """Returns (H, W, 3) uint8 of a path, a PIL image or an array. Raises Unusable."""
+    if isinstance(image, str | os.PathLike):
+        return read_image(Path(image).expanduser(), data)
+    if isinstance(image, Image.Image):
+        if image.mode in SIXTEEN_BITS:
+            image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            raise Unusable(f"no defined white: pixels of 32 bits (mode {image.mode})")
+        image = image.convert("RGB")
+    pixels = np.asarray(image)
+    pixels = np.repeat(pixels[..., None], 3, -1) if pixels.ndim == 2 else pixels
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        shape = " x ".join(map(str, pixels.shape)) or "no pixels"
+        raise Unusable(f"no image: expected (H, W, 3) uint8 of at least a pixel, received {shape} {pixels.dtype}")
+    return pixels

@@ -1,0 +1,132 @@
+"""The checks of `dupr-tf doctor` for labelled images: classes, boxes at the network, duplicates. No TensorFlow."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dupr_tf.config import Config
+from dupr_tf.config.detectors import DETECTORS
+from dupr_tf.data.inspection import count_boxes, inspect_targets, lost_boxes
+from dupr_tf.data.labels.annotations import AnnotatedImages
+from dupr_tf.data.labels.partition import group_duplicates
+from dupr_tf.data.labels.segments import SegmentedImages
+from dupr_tf.errors import UserError
+from dupr_tf.text import escape
+
+Images = AnnotatedImages | SegmentedImages
+MOST_CLASSES = 20  # that get a row each
+FEW_BOXES = 10  # of a class; it hardly trains with fewer
+MANY_LOST = 0.05  # share of the boxes from which on a setting is proposed
+MOST_PLACED = 2000  # images whose boxes are placed as in training
+MOST_HASHED = 20_000  # images in which duplicates are searched for
+
+
+def about_labels(train: Images, val: Images | None, config: Config) -> tuple[list[tuple[str, str]], list[str]]:
+    """Examines the labelled images of a detector's config.
+
+    Args:
+        train: the training split.
+        val: the split to evaluate on, or None.
+        config: with the section `detector`.
+
+    Returns:
+        Rows (name, numbers), and sentences that say what to change.
+
+    Raises:
+        UserError: train has nothing to learn from.
+    """
+    splits = {"train": train} | ({} if val is None else {"val": val})
+    rows = [("images", ", ".join(f"{len(images):,} in {split}" for split, images in splits.items()))]
+    sentences = []
+    if val is None:
+        fix = "Pass --data.val_share 0.1 to draw a tenth of train for it."
+        sentences += [] if config.data.val_share else [f"There is no split val. {fix}"]
+    if isinstance(train, AnnotatedImages):
+        for part in (_on_classes(splits), _on_boxes(train, config), _on_background(splits, config)):
+            rows, sentences = rows + part[0], sentences + part[1]
+    else:
+        rows.append(("targets", inspect_targets(train, config).removeprefix("targets: ")))
+    if val is not None:
+        part = _on_duplicates(train, val, config)
+        rows, sentences = rows + part[0], sentences + part[1]
+    return rows, sentences
+
+
+def _on_classes(splits: dict[str, AnnotatedImages]) -> tuple[list, list]:
+    names = splits["train"].class_names
+    counts = {split: _class_counts(images, len(names)) for split, images in splits.items()}
+    order = np.argsort(-counts["train"], kind="stable").tolist()
+    ignored = {split: sum(int(flags.sum()) for flags in images.ignored) for split, images in splits.items()}
+    rows = [("boxes", ", ".join(f"{counts[s].sum():,} in {s} ({ignored[s]:,} more ignored)" for s in splits))]
+    for number in order[:MOST_CLASSES]:
+        numbers = ", ".join(f"{of_split[number]:,} in {split}" for split, of_split in counts.items())
+        rows.append((f"class {escape(names[number])}", numbers))
+    if len(order) > MOST_CLASSES:
+        numbers = ", ".join(f"{of_split[order[MOST_CLASSES:]].sum():,} in {s}" for s, of_split in counts.items())
+        rows.append((f"{len(order) - MOST_CLASSES:,} more classes", numbers))
+    sentences = []
+    rare = [escape(names[number]) for number in order if counts["train"][number] < FEW_BOXES]
+    if rare:
+        sentences.append(
+            f"{len(rare)} of {len(names)} classes have fewer than {FEW_BOXES} boxes in train, such as {rare[-1]}. "
+            "Label more of them, or remove them from the classes."
+        )
+    if "val" in counts:
+        missing = [escape(names[number]) for number in order if counts["train"][number] and not counts["val"][number]]
+        if missing:
+            text = f"{len(missing)} of {len(names)} classes have no box in val, such as {missing[0]}"
+            sentences.append(f"{text}. They get no AP: add images of them to val.")
+    return rows, sentences
+
+
+def _class_counts(images: AnnotatedImages, classes: int) -> np.ndarray:
+    """(classes,) int64: boxes that count of each class."""
+    counted = [labels[~ignored] for labels, ignored in zip(images.labels, images.ignored, strict=True)]
+    return np.bincount(np.concatenate(counted), minlength=classes)
+
+
+def _on_boxes(train: AnnotatedImages, config: Config) -> tuple[list, list]:
+    if not train.with_boxes():
+        inspect_targets(train, config)  # It refuses them.
+    counts = count_boxes(train, config, images=MOST_PLACED)
+    rows = []
+    if counts.short_sides:
+        low, median, high = np.percentile(counts.short_sides, (5, 50, 95))
+        text = f"median {median:.3g}, nine of ten between {low:.3g} and {high:.3g}"
+        rows.append(("short sides of boxes at the network, px", text))
+        rows.append(
+            ("boxes lost", f"{counts.lost_share:.1%}: {counts.small:,} too small, {counts.unmatched:,} without anchor")
+        )
+    reached = counts.boxes - counts.cropped - counts.small
+    if DETECTORS[config.detector.kind].facts["anchor_iou"] is not None and reached:
+        rows.append(("boxes with an anchor", f"{1 - counts.unmatched / reached:.1%} of {reached:,}"))
+    sentences = []
+    if counts.lost_share > MANY_LOST:
+        sentences.append(str(UserError(*lost_boxes(train, config, counts))))
+    return rows, sentences
+
+
+def _on_background(splits: dict[str, AnnotatedImages], config: Config) -> tuple[list, list]:
+    bare = {split: sum(images.bare) for split, images in splits.items()}
+    rows = [("images without boxes", ", ".join(f"{count:,} in {split}" for split, count in bare.items()))]
+    if not bare["train"] or config.data.background:
+        return rows, []
+    text = f"{bare['train']:,} images of train have no boxes, and are not trained on"
+    return rows, [f"{text}. If they show no object, pass --data.background true to lower false alarms."]
+
+
+def _on_duplicates(train: Images, val: Images, config: Config) -> tuple[list, list]:
+    if len(train) + len(val) > MOST_HASHED:
+        text = f"not searched for in more than {MOST_HASHED:,} images: run dupr-tf duplicates"
+        return [("near duplicates", text)], []
+    groups = group_duplicates((*train.paths, *val.paths), config.data)
+    first = {}
+    for path, group in zip(train.paths, groups[: len(train)].tolist(), strict=True):
+        first.setdefault(group, path)
+    shared = [(first[g], path) for path, g in zip(val.paths, groups[len(train) :].tolist(), strict=True) if g in first]
+    rows = [("near duplicates", f"{len(shared):,} of {len(val):,} images of val are in train too")]
+    if not shared:
+        return rows, []
+    one, other = map(escape, shared[0])
+    text = f"{len(shared):,} images of val are duplicates of images of train, such as {other} of {one}"
+    return rows, [f"{text}. Move them to one split, since scores on val will be too high."]

@@ -1,0 +1,123 @@
+"""Reads the small JSON files that commands write. A record is data: its size and depth are bounded, its schema checked.
+
+A file that cannot be used gives one line, which names the file, the reason and the fix.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dupr_tf.errors import UserError
+from dupr_tf.files import open_file, read_bounded
+from dupr_tf.text import escape, one_line
+
+MOST_BYTES = 16 << 20
+MOST_LINE = 1 << 20  # bytes
+MOST_NUMBER = 1e300  # of a metric: sums of it stay finite
+RESTORE = "Restore the file from a copy, or choose another --output."
+# What json and a schema raise for contents of the wrong kind.
+MISTAKES = (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)
+T = TypeVar("T")
+
+
+def read_record(path: str | Path, schema: Callable[[Any], T], fix: str = RESTORE, most: int = MOST_BYTES) -> T:
+    """Reads a JSON file.
+
+    Args:
+        path: the file.
+        schema: converts the JSON value; raises one of `MISTAKES` for a wrong one.
+        fix: what the user should do if the file cannot be used.
+        most: bytes that the file may have.
+
+    Raises:
+        UserError: the file is missing, too large, too deep, no JSON, or does not follow the schema.
+    """
+    try:
+        return schema(parse_json(read_bounded(path, most)))
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except MISTAKES as error:
+        reason = str(error)
+    raise UserError(None, f"{escape(str(path))} cannot be used: {one_line(reason, 120).rstrip('.')}.", fix)
+
+
+def read_lines(path: str | Path, schema: Callable[[Any], T]) -> Iterator[T | None]:
+    """Yields the records in a file of JSON lines, one line at a time; None for each line that cannot be used.
+
+    Args:
+        path: the file. If it is missing or no file, nothing is yielded.
+        schema: as in `read_record`.
+    """
+    try:
+        file = open_file(path)
+    except OSError:
+        return
+    with file:
+        while line := file.readline(MOST_LINE):
+            whole_line = len(line) < MOST_LINE
+            while not line.endswith(b"\n") and len(line) == MOST_LINE:
+                line = file.readline(MOST_LINE)  # the rest of a line that is too long
+            try:
+                yield schema(parse_json(line)) if whole_line else None
+            except MISTAKES:
+                yield None
+
+
+def read_metrics_line(value: Any) -> dict:
+    """Returns a line of metrics.jsonl: a step, and numbers that are finite or None. Raises ValueError for others."""
+    whole(mapping(value)["step"])
+    for name, number in value.items():
+        if number is not None and (type(number) not in (int, float) or not abs(number) < MOST_NUMBER):
+            raise ValueError(f"expected a number for {name[:40]}")
+    return value
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Parses JSON. Raises ValueError for any that is damaged or nested too deeply."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def whole(value: Any, most: int = 2**53) -> int:
+    """Returns a whole number from 0 to `most`. Raises ValueError for any other value."""
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"expected a whole number from 0 to {most:,}, received {short(value)}")
+    return value
+
+
+def text(value: Any, most: int = 1 << 16) -> str:
+    """Returns a string of at most `most` characters. Raises ValueError for any other value."""
+    if not isinstance(value, str) or len(value) > most:
+        raise ValueError(f"expected text, received {short(value)}")
+    return value
+
+
+def digest(value: Any) -> str:
+    """Returns a sha256 in hexadecimal. Raises ValueError for any other value."""
+    if not isinstance(value, str) or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
+        raise ValueError(f"expected a sha256, received {short(value)}")
+    return value
+
+
+def mapping(value: Any) -> dict:
+    """Returns a JSON object. Raises ValueError for any other value."""
+    if not isinstance(value, dict):
+        raise ValueError(f"expected an object, received {short(value)}")
+    return value
+
+
+def listing(value: Any) -> list:
+    """Returns a JSON list. Raises ValueError for any other value."""
+    if not isinstance(value, list):
+        raise ValueError(f"expected a list, received {short(value)}")
+    return value
+
+
+def short(value: Any) -> str:
+    """Describes a wrong value in a few characters, however deep or large it is."""
+    return f"a {type(value).__name__}" if isinstance(value, dict | list) else ascii(value)[:40]

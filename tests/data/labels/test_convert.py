@@ -1,0 +1,109 @@
+"""`convert`: every format becomes COCO and YOLO with the same boxes, and what is lost is counted."""
+
+import numpy as np
+import pytest
+
+from dupr_tf.cli import main
+from dupr_tf.data.labels.annotations import DROPPED, read_annotations
+from dupr_tf.data.labels.convert import HIDDEN, IGNORED, OUTLINES, convert
+from dupr_tf.data.layouts import BOXES, layout_of
+from tests.data.labels.test_formats import cvat_shapes
+from tests.label_formats import FORMATS, SPLITS, write_cvat, write_images, write_labelme
+from tests.labelled_scenes import Picture, Thing, pictures
+from tests.refusals import refusal
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("formats")
+    return {name: write(folder / name, SPLITS) for name, (write, *_) in FORMATS.items()}
+
+
+def contents(read):
+    """The boxes, classes and flags of a split, in any order of the images; ignored ones last."""
+    return sorted(
+        sorted(
+            (*(round(float(side), 1) for side in box), read.class_names[label], bool(flag)) for box, label, flag in rows
+        )
+        for rows in (zip(*row, strict=True) for row in zip(read.boxes, read.labels, read.ignored, strict=True))
+    )
+
+
+@pytest.mark.parametrize("to", ["coco", "yolo"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_converted_set_has_the_same_boxes(roots, tmp_path, name, to):
+    parts = convert(roots[name], tmp_path / "new", to, "auto", 0)
+    assert [part.split for part in parts] == list(SPLITS)
+    for part in parts:
+        assert layout_of(BOXES, tmp_path / "new", split=part.split) == to
+        old, new = (read_annotations(root, part.split, max_missing_share=0) for root in (roots[name], tmp_path / "new"))
+        expected = contents(old)
+        if to == "yolo":
+            expected = sorted([row for row in rows if not row[-1]] for rows in expected)
+        assert contents(new) == expected and part.boxes == sum(map(len, new.boxes))
+        assert part.lost.get(IGNORED, 0) == (sum(map(np.sum, old.ignored)) if to == "yolo" else 0)
+
+
+def test_polygons_of_all_objects_stay_polygons(roots, tmp_path):
+    for to in ("coco", "yolo"):
+        parts = convert(roots["fiftyone"], tmp_path / to, to, "auto", 0)
+        assert not any(part.lost for part in parts)
+        old, new = (read_annotations(root, "train", masks=True) for root in (roots["fiftyone"], tmp_path / to))
+        assert not any(map(np.any, new.ignored))
+        assert sorted(map(len, old.masks)) == sorted(map(len, new.masks))
+
+
+def test_yolo_loses_outlines_where_some_objects_have_none(roots, tmp_path):
+    parts = convert(roots["labelme"], tmp_path / "new", "yolo", "auto", 0)
+    assert all(part.lost[OUTLINES] > 0 for part in parts)
+
+
+def test_masks_become_run_lengths_of_coco(tmp_path):
+    text = '<mask label="cat" rle="0, 1, 1, 1, 1, 2" left="5" top="7" width="2" height="3"/>'
+    root = cvat_shapes(tmp_path, text)
+    convert(root, tmp_path / "new", "coco", "auto", 0)
+    old, new = (read_annotations(each, "train", masks=True) for each in (root, tmp_path / "new"))
+    assert old.masks == new.masks and not new.ignored[0].any()
+
+
+def test_images_with_ignored_boxes_only_do_not_become_background(tmp_path):
+    made = [Picture((60, 80), [Thing("cat", (10, 20, 40, 50), difficult=flag)]) for flag in (True, False)]
+    parts = convert(write_cvat(tmp_path / "set", {"train": made}), tmp_path / "new", "yolo", "auto", 0)
+    assert parts[0].images == 1 and parts[0].lost == {HIDDEN: 1, IGNORED: 1}
+
+
+def test_boxes_are_cut_and_those_outside_are_counted(tmp_path):
+    text = "".join(
+        f'<box label="cat" xtl="{x1}" ytl="5" xbr="{x2}" ybr="9"/>'
+        for x1, x2 in ((-5, 5), (90, 99), (5, 5), ("nan", 9))
+    )
+    (part,) = convert(cvat_shapes(tmp_path, text), tmp_path / "new", "coco", "auto", 0)
+    assert [part.read[what] for what in DROPPED] == [1, 1, 1] and part.boxes == 1
+
+
+def test_images_that_share_a_stem_get_files_of_their_own(tmp_path):
+    root = write_labelme(tmp_path / "set", {"train": pictures(1)})
+    write_images(root / "train", "other", pictures(1))
+    (root / "train/other_0.jpg").rename(root / "train/train_0.jpeg")
+    text = (root / "train/train_0.json").read_text()
+    (root / "train/train_0_jpeg.json").write_text(text.replace("train_0.jpg", "train_0.jpeg"))
+    convert(root, tmp_path / "new", "yolo", "auto", 0)
+    assert (
+        len(list((tmp_path / "new/images/train").iterdir()))
+        == len(list((tmp_path / "new/labels/train").iterdir()))
+        == 2
+    )
+
+
+def test_set_without_any_split_is_refused(tmp_path):
+    refusal(convert, tmp_path, tmp_path / "new", "coco", "auto", 0)
+    assert not (tmp_path / "new").exists()
+
+
+def test_command_prints_what_was_lost(tmp_path, capsys):
+    text = '<box label="cat" xtl="30" ytl="25" xbr="50" ybr="35" rotation="9"/><tag label="cat"/>'
+    words = ["convert", str(cvat_shapes(tmp_path, text)), "--output", str(tmp_path / "new"), "--to", "yolo"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "1 images, 1 boxes" in out and "rotated" in out and "tag" in out
+    assert main(words) == 2  # the folder is not empty any more

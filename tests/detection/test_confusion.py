@@ -1,0 +1,55 @@
+"""The confusion of detected objects, and the suggested threshold, on scenes counted by hand."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dupr_tf.detection.confusion import NO_OBJECT, confusion_picture, count_confusion, name_confusion, suggest_threshold
+from tests.detection.test_coco_eval import found, truth
+
+A, B, C = (10, 10, 50, 50), (100, 100, 140, 140), (150, 10, 190, 50)
+CAT, DOG = 0, 1
+SCENE = truth([(CAT, A, False), (DOG, B, False)], [(CAT, A, False), (DOG, C, True)])
+# By score: a hit, a cat called dog, a dog on ignored ground, nothing at all, a second cat on the same cat, a hit.
+FOUND = [
+    found((CAT, A, 0.9), (CAT, C, 0.6), (CAT, A, 0.5), (DOG, B, 0.4)),
+    found((DOG, A, 0.8), (DOG, C, 0.7)),
+]
+
+
+def test_confusion_counts_each_object_once():
+    counts = count_confusion(SCENE, FOUND, min_score=0.45)
+    np.testing.assert_array_equal(counts, [[1, 1, 0], [0, 0, 1], [2, 0, 0]])
+    assert name_confusion(counts, SCENE.class_names) == {
+        "cat": {"cat": 1, "dog": 1},
+        "dog": {NO_OBJECT: 1},
+        NO_OBJECT: {"cat": 2},
+    }
+    np.testing.assert_array_equal(count_confusion(SCENE, FOUND, 0.0), [[1, 1, 0], [0, 1, 0], [2, 0, 0]])
+    np.testing.assert_array_equal(count_confusion(SCENE, FOUND, 1.0), [[0, 0, 2], [0, 0, 1], [0, 0, 0]])
+
+
+def test_threshold_has_the_best_f1():
+    # Of 3 objects that count: 1 of 1 is a hit at 0.9 (F1 2/4); at 0.4 it is 2 of 5 (F1 4/8), not better.
+    best = suggest_threshold(SCENE, FOUND)
+    assert best == pytest.approx({"min_score": 0.9, "precision": 1.0, "recall": 1 / 3, "f1": 0.5})
+    more = [found((CAT, A, 0.9), (DOG, B, 0.4)), FOUND[1]]
+    assert suggest_threshold(SCENE, more) == pytest.approx(
+        {"min_score": 0.4, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3}
+    )
+
+
+def test_threshold_keeps_detections_of_equal_score_together():
+    same = [found((CAT, A, 0.5), (DOG, B, 0.5), (CAT, C, 0.5)), found()]
+    assert suggest_threshold(SCENE, same)["precision"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("detections", [[found(), found()], [found((DOG, A, 0.9)), found()]])
+def test_threshold_without_a_hit_is_none(detections):
+    assert suggest_threshold(SCENE, detections) is None
+    assert suggest_threshold(truth([], []), detections) is None
+
+
+def test_confusion_picture_takes_odd_names(tmp_path):
+    confusion_picture(np.eye(3), ("_a$b$", "two\nlines"))(tmp_path / "c.png")
+    assert np.asarray(Image.open(tmp_path / "c.png")).std() > 1

@@ -1,0 +1,211 @@
+"""Predictions of files: formats, resumes, bad images and refusals. A detector of these tests finds grey squares."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from dupr_tf.data.images.decode import Unusable
+from dupr_tf.data.labels.annotations import read_annotations
+from dupr_tf.data.labels.run_lengths import mask_from_pixels, pixels_of
+from dupr_tf.data.labels.segments import read_segments
+from dupr_tf.detection import predict as module
+from dupr_tf.detection.outputs import COCO_FILE, CSV_FILE, CSV_HEAD
+from dupr_tf.detection.predict import (
+    BAD_IMAGES,
+    PARTS,
+    PICTURES,
+    PredictRun,
+    PredictSettings,
+    check_settings,
+    check_stems,
+    list_inputs,
+)
+from dupr_tf.detection.prediction import Prediction
+from dupr_tf.errors import RunFailed
+from dupr_tf.weights.saved_detectors import Saved
+from tests.refusals import refusal
+
+NAMES = ("cat", "dog")
+DETECTOR = {"file": "detector.keras", "sha256": "0"}
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for k in range(5):
+        path = tmp_path / "photos" / ("a", "b")[k % 2] / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((40 + k, 60, 3), 90, np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
+class Stream:
+    """Finds a cat of 10 px in every image, and a dog in those whose height is even; fails at the image `stop`."""
+
+    def __init__(self, kind="boxes", stop=None):
+        self.kind, self.stop, self.seen = kind, stop, []
+
+    def __call__(self, paths):
+        for index in reversed(range(len(paths))):  # in any order
+            self.seen.append(paths[index])
+            if len(self.seen) == self.stop:
+                raise KeyboardInterrupt
+            with open(paths[index], "rb") as file:
+                broken = not file.read(1)
+            yield index, Unusable("empty: 0 bytes") if broken else self.prediction(paths[index])
+
+    def prediction(self, path):
+        height, width = np.asarray(Image.open(path)).shape[:2]
+        boxes = np.array([[10, 5, 20, 15], [0, 0, width, height]], np.float32)[: 1 + (height % 2 == 0)]
+        classes, scores = np.arange(len(boxes), dtype=np.int32), np.array([0.9, 0.6], np.float32)[: len(boxes)]
+        names, masks, segments = tuple(NAMES[k] for k in classes), None, None
+        if self.kind == "masks":
+            pixels = np.zeros((height, width))
+            pixels[6:15, 10:20] = 1
+            masks = (mask_from_pixels(pixels),) * len(boxes)
+        if self.kind == "segments":
+            boxes, scores, classes, names = boxes[:0], scores[:0], classes[:0], ()
+            segments = np.zeros((height, width), np.int32)
+            segments[:, 30:] = 1
+        return Prediction((height, width), boxes, scores, classes, names, masks, segments)
+
+
+def start(photos, output, stream, to="coco", bad=0.0, pictures=0, **settings):
+    run = PredictRun(output, *list_inputs([photos]), PredictSettings(to, **settings), bad, Console(quiet=True))
+    run.check(DETECTOR)
+    return run.result() if run.finished else run.run(stream, NAMES, pictures)
+
+
+def test_coco_output_is_read_as_labels(photos, tmp_path):
+    done = start(photos, tmp_path / "out", Stream("masks"), min_score=0.5)
+    assert (done.images, done.detections, done.bad) == (5, 8, [])
+    read = read_annotations(tmp_path / "out", "train", masks=True)
+    assert read.class_names == NAMES and [len(boxes) for boxes in read.boxes] == [2, 2, 2, 1, 1]
+    np.testing.assert_array_equal(read.boxes[0][0], [10, 5, 20, 15])
+    assert pixels_of(read.masks[0][0], read.sizes[0]).sum() == 90 and read.areas[0][0] == 90
+    assert sorted(tuple(size) for size in read.sizes) == [(40 + k, 60) for k in range(5)]
+
+
+def test_masks_of_an_fcn_are_read_as_labels(photos, tmp_path):
+    start(photos, tmp_path / "out", Stream("segments"), to="png")
+    read = read_segments(tmp_path / "out", "train")
+    assert len(read) == 5 and read.class_names == NAMES
+    truth = read.truth(0)
+    assert (truth[:, :30] == 0).all() and (truth[:, 30:] == 1).all()
+
+
+@pytest.mark.parametrize(("min_score", "columns"), [(None, 6), (0.5, 5)])
+def test_yolo_labels_are_shares_of_the_image(photos, tmp_path, min_score, columns):
+    start(photos, tmp_path / "out", Stream(), to="yolo", min_score=min_score)
+    rows = [line.split() for line in (tmp_path / "out/labels/train/a/0.txt").read_text().splitlines()]
+    assert [len(row) for row in rows] == [columns] * 2
+    assert [float(value) for value in rows[0][:5]] == pytest.approx([0, 15 / 60, 10 / 40, 10 / 60, 10 / 40], abs=1e-6)
+    assert [float(value) for value in rows[1][:5]] == [1, 0.5, 0.5, 1, 1]
+    assert (tmp_path / "out/images/train/a/0.png").is_file()
+
+
+def test_csv_has_a_row_for_each_box(photos, tmp_path):
+    start(photos, tmp_path / "out", Stream(), to="csv")
+    with (tmp_path / "out" / CSV_FILE).open() as file:
+        head, *rows = csv.reader(file)
+    assert tuple(head) == CSV_HEAD and len(rows) == 8
+    assert rows[0][:2] == ["a/0.png", "cat"] and [float(value) for value in rows[0][2:]] == [0.9, 10, 5, 20, 15]
+
+
+def test_a_stopped_run_resumes_at_its_first_missing_part(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 2)
+    whole = Stream()
+    start(photos, tmp_path / "whole", whole)
+    first, second = Stream(stop=4), Stream()
+    with pytest.raises(KeyboardInterrupt):
+        start(photos, tmp_path / "out", first)
+    assert (tmp_path / "out" / PARTS).is_dir() and not (tmp_path / "out" / COCO_FILE).exists()
+    done = start(photos, tmp_path / "out", second)
+    assert len(second.seen) == 3 and sorted(first.seen[:2] + second.seen) == sorted(whole.seen)
+    assert (tmp_path / "out" / COCO_FILE).read_text() == (tmp_path / "whole" / COCO_FILE).read_text()
+    assert not (tmp_path / "out" / PARTS).exists()
+    third = Stream()
+    assert start(photos, tmp_path / "out", third) == done and third.seen == []
+
+
+def test_a_damaged_part_is_predicted_again(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 2)
+    with pytest.raises(KeyboardInterrupt):
+        start(photos, tmp_path / "out", Stream(stop=5))
+    part = min((tmp_path / "out" / PARTS).glob("*.jsonl"))
+    part.write_bytes(part.read_bytes()[:-5])
+    stream = Stream()
+    assert start(photos, tmp_path / "out", stream).detections == 8 and len(stream.seen) == 3
+
+
+def test_bad_images_are_listed_within_a_budget(photos, tmp_path):
+    (photos / "a" / "0.png").write_bytes(b"")
+    with pytest.raises(RunFailed):
+        start(photos, tmp_path / "out", Stream(), bad=0.1)
+    done = start(photos, tmp_path / "out", Stream(), bad=0.2)
+    assert (done.images, done.bad) == (4, [("a/0.png", "empty: 0 bytes")])
+    assert (tmp_path / "out" / BAD_IMAGES).read_text().splitlines()[1:] == ["a/0.png\tempty: 0 bytes"]
+    assert len(json.loads((tmp_path / "out" / COCO_FILE).read_text())["images"]) == 4
+    for path in photos.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(RunFailed):
+        start(photos, tmp_path / "none", Stream(), bad=1.0)
+
+
+@pytest.mark.parametrize("kind", ["masks", "segments"])
+def test_pictures_that_fail_do_not_end_the_run(photos, tmp_path, kind, caplog):
+    class Vanishing(Stream):
+        def __call__(self, paths):
+            yield from super().__call__(paths)
+            (photos / "a" / "0.png").unlink()
+
+    done = start(photos, tmp_path / "out", Vanishing(kind), "png" if kind == "segments" else "coco", pictures=3)
+    assert done.images == 5 and len(caplog.records) == 1
+    assert sorted(path.name for path in (tmp_path / "out" / PICTURES).iterdir()) == ["a__4.png.png", "b__3.png.png"]
+
+
+def test_an_output_of_something_else_is_refused(photos, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("")
+    start(photos, tmp_path / "out", Stream())
+    (tmp_path / "file").write_text("")
+    for output, settings in (("other", {}), ("file", {}), ("out", {"min_score": 0.5}), ("out", {"to": "csv"})):
+        assert refusal(start, photos, tmp_path / output, Stream(), **settings).field == "--output"
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(photos / "new.png")
+    assert refusal(start, photos, tmp_path / "out", Stream()).field == "--output"
+
+
+def test_inputs_are_folders_and_files_below_one_root(photos, tmp_path):
+    root, names = list_inputs([photos / "a", photos / "b" / "1.png"])
+    assert (root, names) == (str(photos), ["a/0.png", "a/2.png", "a/4.png", "b/1.png"])
+    assert list_inputs([photos / "b" / "1.png", photos / "b" / "1.png"]) == (str(photos / "b"), ["1.png"])
+    (tmp_path / "empty").mkdir()
+    for paths in ([], [tmp_path / "none"], [tmp_path / "empty"], [photos, tmp_path / "none.jpg"]):
+        assert refusal(list_inputs, paths).field == "--images"
+
+
+def test_names_that_share_an_output_file_are_refused():
+    check_stems(["a/1.jpg", "b/1.jpg"], "yolo")
+    assert refusal(check_stems, ["a/1.jpg", "a/1.png"], "yolo").field == "--images"
+    assert refusal(check_stems, ["a/1.jpg", "a__1.png"], "png").field == "--images"
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "field"),
+    [
+        ("retinanet", {"to": "png"}, "--to"),
+        ("retinanet", {"to": "none"}, "--to"),
+        ("fcn", {"to": "coco"}, "--to"),
+        ("fcn", {"min_score": 0.5}, "--min-score"),
+        ("retinanet", {"min_score": 1.5}, "--min-score"),
+        ("retinanet", {"image_size": 0}, "--image-size"),
+        ("retinanet", {"image_size": 100}, "--image-size"),
+    ],
+)
+def test_settings_that_do_not_suit_the_detector(kind, settings, field):
+    saved = Saved(kind, NAMES, {"image_size": 128})
+    assert refusal(check_settings, PredictSettings(**settings), saved).field == field
+    assert check_settings(PredictSettings(), saved).to == ("png" if kind == "fcn" else "coco")

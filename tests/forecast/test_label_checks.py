@@ -1,0 +1,100 @@
+"""`doctor` on labelled images: counts of classes, boxes at the network, duplicates, and what to change."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+from dupr_tf.cli import main
+from dupr_tf.config import dump_config, load_config
+from dupr_tf.data.labels.annotations import read_annotations
+from dupr_tf.data.labels.segments import read_segments
+from dupr_tf.forecast.labels import MOST_CLASSES, about_labels
+from tests.label_formats import write_yolo
+from tests.labelled_scenes import Picture, Thing, pictures, write_coco, write_masks
+from tests.refusals import refusal
+
+
+def config(**values):
+    return load_config(
+        "configs/retinanet_r18_small.yaml", {key.replace("__", "."): str(v) for key, v in values.items()}
+    )
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Twelve images of train, of which two have no boxes and one is in val too."""
+    splits = {"train": [*pictures(10), *[Picture((61, 87), [])] * 2], "val": pictures(4, seed=1)}
+    root = write_yolo(tmp_path_factory.mktemp("doctor") / "set", splits)
+    shutil.copy(root / "images/train/train_4.jpg", root / "images/val/val_0.jpg")
+    return root
+
+
+def examine(root, settings=None):
+    train, val = (read_annotations(root, split) for split in ("train", "val"))
+    rows, sentences = about_labels(train, val, settings or config(data__image_size=96))
+    return dict(rows), sentences
+
+
+def test_doctor_counts_images_boxes_and_classes(root):
+    rows, _ = examine(root)
+    counts = {
+        name: sum(thing.name == name for p in pictures(10) for thing in p.things) for name in ("bus", "cat", "dog")
+    }
+    assert rows["images"] == "12 in train, 4 in val" and rows["images without boxes"].startswith("2 in train")
+    assert rows["boxes"].startswith(f"{sum(counts.values())} in train (0 more ignored)")
+    assert [rows[f"class {name}"].split()[0] for name in counts] == [str(count) for count in counts.values()]
+
+
+def test_doctor_says_what_to_change(root):
+    rows, sentences = examine(root)
+    named = ("fewer than 10 boxes", "data.background", "val_0.jpg")
+    assert [sum(word in sentence for sentence in sentences) for word in named] == [1, 1, 1]
+    assert rows["near duplicates"].startswith("1 of 4")
+    assert not any("data.background" in one for one in examine(root, config(data__background="true"))[1])
+
+
+def test_doctor_proposes_a_size_if_boxes_are_lost(root):
+    rows, sentences = examine(root, config(data__image_size=32, detector__anchor_scale=8))
+    assert any(one.startswith("data.image_size") for one in sentences)
+    assert float(rows["boxes lost"].split("%")[0]) > 50 > float(rows["boxes with an anchor"].split("%")[0])
+
+
+def test_doctor_finds_no_duplicates_in_different_images(tmp_path):
+    scenes = [Picture((64, 64), [Thing("bus", (8 * k, 4, 8 * k + 20, 60))]) for k in range(5)]
+    root = write_coco(tmp_path / "set", {"train": scenes[:2], "val": scenes[3:]})
+    assert examine(root)[0]["near duplicates"].startswith("0 of 2")
+
+
+def test_doctor_names_the_setting_for_a_missing_val(root):
+    train = read_annotations(root, "train")
+    assert "data.val_share" in about_labels(train, None, config())[1][0]
+    assert not any("data.val_share" in one for one in about_labels(train, None, config(data__val_share=0.5))[1])
+
+
+def test_doctor_joins_rare_classes_in_one_row(root):
+    names = tuple(f"{k}" for k in range(MOST_CLASSES + 5))
+    train = dataclasses.replace(read_annotations(root, "train"), class_names=names)
+    assert dict(about_labels(train, None, config())[0])["5 more classes"] == "0 in train"
+
+
+def test_doctor_refuses_training_data_without_boxes(root):
+    train = read_annotations(root, "train")
+    bare = dataclasses.replace(train, ignored=tuple(np.ones(len(one), bool) for one in train.ignored))
+    refusal(about_labels, bare, None, config())
+
+
+def test_doctor_counts_classes_of_pixels(tmp_path):
+    root = write_masks(tmp_path / "set", {"train": pictures(3), "val": pictures(2, seed=1)})
+    settings = load_config("configs/detection/small_fcn.yaml", {})
+    train, val = (read_segments(root, split) for split in ("train", "val"))
+    rows, _ = about_labels(train, val, settings)
+    assert dict(rows)["images"] == "3 in train, 2 in val" and "classes" in dict(rows)["targets"]
+
+
+def test_doctor_prints_the_labels_of_a_detector(root, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text(dump_config(config(data__image_size=96)))
+    assert main(["doctor", str(tmp_path / "c.yaml"), "--data", str(root)]) == 0
+    out = capsys.readouterr().out
+    assert "class bus" in out and "memory free" in out and "* 1 images of val are duplicates" in out

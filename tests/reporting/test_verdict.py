@@ -1,0 +1,98 @@
+"""The answer of a report: groups of seeds, their spread, and when a difference counts as clear."""
+
+import json
+
+import pytest
+
+from dupr_tf.config import dump_config, parse_config
+from dupr_tf.reporting.folders import read_folders
+from dupr_tf.reporting.page import render
+from dupr_tf.reporting.verdict import chance_of, group_table, groups_of, verdicts
+from tests.refusals import refusal
+from tests.reporting.run_folders import CONFIG, Page, write_detector, write_probe, write_run
+
+
+def detector(path, score, seed, weights="random", metric="AP", **sections):
+    """An evaluated detector of one seed."""
+    write_detector(path)
+    config = {"detector": {}, "optimizer": {"learning_rate": 0.01}, "train": {"seed": seed}, **sections}
+    (path / "config.yaml").write_text(dump_config(parse_config(config)))
+    (path / "metrics.json").write_text(json.dumps({metric: score, "weights": str(weights)}))
+    return path
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three detectors from two runs of pre-training that differ in their seed, and three from random weights."""
+    starts = [
+        write_run(tmp_path / f"pre{seed}", config={**CONFIG, "train": {**CONFIG["train"], "seed": seed}})
+        for seed in (0, 1)
+    ]
+    good = [detector(tmp_path / f"good{k}", 0.12 + k / 100, k, starts[k % 2] / "backbone.keras") for k in range(3)]
+    poor = [detector(tmp_path / f"poor{k}", 0.08 + k / 100, k) for k in range(3)]
+    return [*starts, *good, *poor]
+
+
+def test_seeds_form_groups_also_those_of_pretraining(folders):
+    groups = groups_of(read_folders(folders))
+    assert [sorted(group.scores) for group in groups] == [
+        pytest.approx([0.12, 0.13, 0.14]),
+        pytest.approx([0.08, 0.09, 0.1]),
+    ]
+    table = group_table(groups)
+    assert [row[:4] for row in table.rows] == [
+        ["1", "good0, good1, good2", "AP", "0.1300 ± 0.0100"],
+        ["2", "poor0, poor1, poor2", "AP", "0.0900 ± 0.0100"],
+    ]
+    assert table.head[7] == "start: weights"
+
+
+def test_verdict_needs_three_seeds_and_a_clear_lead(folders, tmp_path):
+    (clear,) = verdicts(groups_of(read_folders(folders)))
+    assert "is better" in clear and "5.0%" in clear
+    near = [detector(tmp_path / f"near{k}", 0.085 + k / 100, k, detector={"head_convs": 2}) for k in range(3)]
+    (close,) = verdicts(groups_of(read_folders([*folders[5:], *near])))
+    (few,) = verdicts(groups_of(read_folders([*folders[5:7], *near[:2]])))
+    assert "cannot tell" in few
+    assert "do not differ clearly" in close and "detector.head_convs" in close
+
+
+def test_metrics_are_not_compared_with_each_other(tmp_path):
+    runs = read_folders([detector(tmp_path / "a", 0.4, 0), detector(tmp_path / "b", 0.6, 0, metric="mIoU")])
+    assert [group.metric for group in groups_of(runs)] == ["mIoU", "AP"]
+    assert all("no other group" in sentence for sentence in verdicts(groups_of(runs)))
+
+
+def test_chance_counts_the_splits_that_lead_by_as_much():
+    assert chance_of([3, 4], [1, 2]) == pytest.approx(1 / 6)
+    assert chance_of([1, 1], [1, 1]) == 1
+
+
+def test_page_answers_before_its_summary(folders):
+    words = Page(render(read_folders(folders))).words
+    assert words.index("The first is better") < words.index("mean loss, last fifth")
+
+
+def test_probe_beside_a_run_is_found_by_its_weights(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, weights in (("mine", folders[0]), ("other", tmp_path / "absent")):
+        probe = write_probe(tmp_path / "runs" / "probes" / name)
+        content = json.loads((probe / "probe.json").read_text())
+        (probe / "probe.json").write_text(json.dumps({**content, "weights": {"run": str(weights)}}))
+    runs = read_folders(folders[:2])
+    assert [[probe.path.name for probe in run.probes] for run in runs] == [["mine"], []]
+
+
+def test_folder_of_runs_is_refused_and_its_runs_are_named(folders, tmp_path):
+    write_probe(folders[0] / "probes")
+    error = refusal(read_folders, [tmp_path])
+    assert str(folders[2]) in error.fix
+
+
+@pytest.mark.parametrize("name, content", [
+    ("metrics.json", '{"accuracy": 1}'), ("metrics.jsonl", '{"epoch": 1}\n'), ("config.yaml", "optimizer: sgd\n"),
+])  # fmt: skip
+def test_files_of_another_program_are_no_run(tmp_path, name, content):
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / name).write_text(content)
+    assert refusal(read_folders, [tmp_path / "foreign"]).field is None
