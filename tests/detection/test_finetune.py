@@ -194,7 +194,7 @@ def test_interrupted_run_resumes_to_the_same_bits(run, data, weights, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr("dupr_tf.detection.training.StopOnNonFinite", Send)
         assert main(command) == 128 + number
-    assert f"stopped by {number.name} after step 1, which is saved" in capsys.readouterr().err
+    assert f"stopped by {number.name}. Checkpoint 1 is saved." in capsys.readouterr().err
     assert not (tmp_path / "out" / "detector.keras").exists() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert main(command) == 0
     assert end_of(tmp_path / "out") == end_of(run[1])
