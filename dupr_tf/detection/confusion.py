@@ -1,4 +1,4 @@
-"""Confusion of detected objects, and the score threshold that suits a detector best."""
+"""Counts confusions of detected objects, and finds the best score threshold of a detector."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def test_import_takes_the_right_weights_and_says_what_it_did(state, layout, tmp_
     prefix, _, others = LAYOUTS[layout]
     assert f"resnet18, width 0.125: {len(state)} arrays matched (named {prefix}…), none missing" in printed
     for name in others:
-        assert f"left behind: {name}\n" in printed
+        assert f"dropped: {name}\n" in printed
     received = to_torchvision(load_backbone(tmp_path / "b.keras"))
     for name, value in state.items():
         np.testing.assert_array_equal(received[name], value)

@@ -103,11 +103,11 @@ class BadImages:
         """Raises an error if more images are unusable than allowed. Keeps the list on disk up to date.
 
         Args:
-            running: whether the training has begun.
+            running: whether the training runs already.
 
         Raises:
-            UserError: there are too many, and training has not begun.
-            RunFailed: there are too many, and training has begun.
+            UserError: there are too many before the training.
+            RunFailed: there are too many during the training.
         """
         if self.over_budget:
             self.close()
