@@ -57,7 +57,7 @@ def held_stderr() -> Iterator[None]:
     """Holds back the text written to standard error inside this context.
 
     At its end, everything but notes is printed; after an error or a fatal signal, everything is. Process 1 of a
-    container holds nothing back, because all other processes end with it. Ctrl-C is not an error.
+    container holds nothing back, because its end stops all other processes. Ctrl-C is not an error.
     """
     if os.name != "posix" or os.getpid() == 1:
         yield

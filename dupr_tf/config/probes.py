@@ -38,7 +38,7 @@ PROBES = Registry(
         ),
         "retrieval": Entry(
             "dupr_tf.probing.protocols:probe_retrieval",
-            "nearest images, and whether they show things in the same place",
+            "nearest images, and whether they show objects in the same place",
             facts={"takes": ("images", "queries", "image_size"), "logs": ("alignment", "same_class")},
         ),
     },

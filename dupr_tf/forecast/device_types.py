@@ -1,4 +1,4 @@
-"""Lists GPUs with figures from vendors' data sheets. No GPU was available, so none of them was measured."""
+"""Lists GPUs with figures from vendors' data sheets. No GPU was available, so nothing here was measured."""
 
 from __future__ import annotations
 

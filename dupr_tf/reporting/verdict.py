@@ -1,4 +1,4 @@
-"""The answer of a report: the score of each detector, by group of seeds, and which group is better."""
+"""Compares the detectors of a report: the score of each group of seeds, and which group is better."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dupr_tf.reporting.tables import ABSENT, Table, flat_config
 
 METRICS = ("mIoU", "AP")  # the score of a detector is the first that it has
 NOT_COMPARED = ("train.seed", "data.root")
-CLEAR = 0.05  # largest probability, if two groups were equal, of a difference that counts as clear
+CLEAR = 0.05  # a difference counts as clear if equal groups would show it with at most this probability
 MOST_SPLITS = 20_000  # splits of the seeds that are counted
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Detectors that differ in their seeds, and in the seeds of their pre-training, alone."""
+    """Holds detectors that differ only in their seeds and in the seeds of their pre-training."""
 
     label: str
     metric: str

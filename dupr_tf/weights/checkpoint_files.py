@@ -1,4 +1,4 @@
-"""The files of checkpoints: which there are, which are damaged, and how they are removed. Imports no TensorFlow."""
+"""Lists, checks and removes the files of checkpoints. Imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -82,7 +82,10 @@ def _files(path: Path) -> list[Path]:
 
 def remove_checkpoint(path: Path) -> None:
     """Removes the files of a checkpoint that exist."""
-    for file in [path.with_suffix(".sha256"), *reversed(_files(path))]:  # a kill in between leaves no half checkpoint
+    for file in [
+        path.with_suffix(".sha256"),
+        *reversed(_files(path)),
+    ]:  # a kill leaves no incomplete checkpoint
         file.unlink(missing_ok=True)
 
 

@@ -72,7 +72,7 @@ def test_divergence_is_told_and_how_it_went_on(tmp_path):
     assert state(read(run)) == "stopped: it diverged"
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(line(60)) + "\n")
-    assert "went on to step 60" in findings_of(read(run))[0].text and state(read(run)) == "at step 60 of 400"
+    assert "continued to step 60" in findings_of(read(run))[0].text and state(read(run)) == "at step 60 of 400"
 
 
 def test_collapse_is_judged_as_in_training(tmp_path):
