@@ -22,12 +22,12 @@ class Subset(NamedTuple):
 
 def parse_subset(name):
     """Return the `Subset` of "<base>_<percent>pct_seed<seed>", or None for any other name."""
-    found = re.fullmatch(r"(\w+?)_(\d+(?:\.\d+)?)pct_seed(\d+)", name)
-    if not found:
+    match = re.fullmatch(r"(\w+?)_(\d+(?:\.\d+)?)pct_seed(\d+)", name)
+    if not match:
         return None
-    subset = Subset(name, found[1], float(found[2]), int(found[3]))
+    subset = Subset(name, match[1], float(match[2]), int(match[3]))
     if not 0 < subset.percent <= 100:
-        raise ValueError(f"Expected a percentage above 0 and up to 100, received {name}. Use {found[1]}_1pct_seed0.")
+        raise ValueError(f"Expected a percentage above 0 and up to 100, received {name}. Use {match[1]}_1pct_seed0.")
     return subset
 
 

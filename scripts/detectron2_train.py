@@ -52,13 +52,13 @@ def require_backbone(checkpointer):
     log_incompatible = checkpointer._log_incompatible_keys
 
     def refuse(keys):
-        found = {
+        groups = {
             "missing": keys.missing_keys,
             "unexpected": keys.unexpected_keys,
             "of another shape": [name for name, *_ in keys.incorrect_shapes],
         }
-        found = {what: [name for name in names if BACKBONE.search(name)] for what, names in found.items()}
-        problems = [f"{len(names)} {what}, such as {names[0]}" for what, names in found.items() if names]
+        groups = {what: [name for name in names if BACKBONE.search(name)] for what, names in groups.items()}
+        problems = [f"{len(names)} {what}, such as {names[0]}" for what, names in groups.items() if names]
         if problems:
             raise ValueError(
                 f"MODEL.WEIGHTS does not fit the backbone: {'; '.join(problems)}. Set the depth and channels that the "

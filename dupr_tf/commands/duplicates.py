@@ -60,11 +60,11 @@ class Duplicates:
                 f"{matches.capped:,} hashes share a quarter of their bits with more than {MAX_BUCKET:,} others. Each "
                 f"was compared with {MAX_BUCKET:,} of them, so near duplicates among them may be missing."
             )
-        found = (matches.of >= 0).nonzero()[0].tolist()
+        positions = (matches.of >= 0).nonzero()[0].tolist()
         where = "an earlier one" if self.against is None else f"one in {self.against}"
-        print_line(f"{len(found):,} of {len(matches.of):,} photos are duplicates of {where}")
+        print_line(f"{len(positions):,} of {len(matches.of):,} photos are duplicates of {where}")
         if self.output is not None:
-            lines = ["\t".join(row) + "\n" for row in _lines(matches, found, *pairs)]
+            lines = ["\t".join(row) + "\n" for row in _lines(matches, positions, *pairs)]
             write_whole(self.output, "name\tdiffer in\tother\n" + "".join(lines))
             print_line(f"wrote {self.output}")
 

@@ -152,11 +152,11 @@ def starting_file(weights: str | Path, kind: str | None) -> tuple[str | Path, bo
     """
     if str(weights) == RANDOM:
         return weights, False
-    found = find_detector(weights)
-    if found is None or (local_path(weights, "--weights") / KERAS_FILE).is_file():
+    saved_detector = find_detector(weights)
+    if saved_detector is None or (local_path(weights, "--weights") / KERAS_FILE).is_file():
         weights_file(weights)
         return weights, False
-    path, saved = found
+    path, saved = saved_detector
     if kind not in (None, saved.kind):
         problem = f"{path} is a {saved.kind}, and the config has {kind}."
         raise UserError("--weights", problem, f"Pass --detector.kind {saved.kind}, or the weights of a backbone.")

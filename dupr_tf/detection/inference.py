@@ -140,10 +140,15 @@ class Detector:
                     Prediction(sizes[index], *empty, segments=segments_to_original(classes, size, sizes[index])),
                 )
             return
-        for index, found in convert_to_originals(result, {**batch, "index": np.array(indices)}, sizes).items():
-            names = tuple(self.class_names[k] for k in found["classes"])
-            masks = tuple(found["masks"]) if "masks" in found else None
-            yield index, Prediction(sizes[index], found["boxes"], found["scores"], found["classes"], names, masks)
+        for index, detections in convert_to_originals(result, {**batch, "index": np.array(indices)}, sizes).items():
+            names = tuple(self.class_names[k] for k in detections["classes"])
+            masks = tuple(detections["masks"]) if "masks" in detections else None
+            yield (
+                index,
+                Prediction(
+                    sizes[index], detections["boxes"], detections["scores"], detections["classes"], names, masks
+                ),
+            )
 
 
 def _pixels(image, data: DataConfig) -> np.ndarray:

@@ -372,6 +372,6 @@ def predicted_picture(image_path: str, record: dict, class_names: Sequence[str],
     if "segments" in record:
         segments_picture(image, segments_of(record), class_names).save(path)
         return
-    found = {name: np.array(record[name], np.float32) for name in ("boxes", "classes", "scores")}
+    arrays = {name: np.array(record[name], np.float32) for name in ("boxes", "classes", "scores")}
     masks = [mask.encode() for mask in record.get("masks", ())]
-    detections_picture(image, {**found, "masks": masks}, class_names).save(path)
+    detections_picture(image, {**arrays, "masks": masks}, class_names).save(path)

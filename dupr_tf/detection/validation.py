@@ -111,6 +111,6 @@ class ValidateDetector(Validate):
 
 def logged_scores(scores: dict) -> dict[str, float]:
     """Returns AP and AP50, or mIoU, of the scores of a detector; those of masks as `masks_AP` and `masks_AP50`."""
-    found = {name: scores.get(name) for name in LOGGED}
-    found |= {f"masks_{name}": value for name, value in scores.get("masks", {}).items() if name in LOGGED}
-    return {name: value for name, value in found.items() if value is not None}
+    logged = {name: scores.get(name) for name in LOGGED}
+    logged |= {f"masks_{name}": value for name, value in scores.get("masks", {}).items() if name in LOGGED}
+    return {name: value for name, value in logged.items() if value is not None}

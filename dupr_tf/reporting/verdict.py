@@ -58,8 +58,8 @@ def groups_of(runs: Sequence[RunFolder]) -> list[Group]:
             settings_of[key] = settings
             members.setdefault(key, []).append((run, number(run.scores[metric])))
     groups = [
-        Group(_label(found), key[0], [score for _, score in found], [run for run, _ in found], settings_of[key])
-        for key, found in members.items()
+        Group(_label(group), key[0], [score for _, score in group], [run for run, _ in group], settings_of[key])
+        for key, group in members.items()
     ]
     return sorted(groups, key=lambda group: (METRICS.index(group.metric), -group.mean))
 
