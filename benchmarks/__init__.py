@@ -1,8 +1,8 @@
-"""What is claimed about speed and memory, measured beside peers: `dupr-tf bench NAME`, or `python -m benchmarks NAME`.
+"""Benchmarks of speed and memory against other libraries: `dupr-tf bench NAME`, or `python -m benchmarks NAME`.
 
-Every contestant runs in a process of its own (two frameworks in one disturb each other), builds and warms up, and is
-then asked in turn for one repeat after the other, so that whatever slows the machine slows all of them. Those that wait
-are stopped, so that no pipeline fills its buffers in the time of another.
+Every contestant runs in its own process, since two frameworks in one process disturb each other. It builds its work and
+warms up. Then the contestants take turns, one repeat each, so that whatever slows the machine slows all of them.
+Waiting contestants are stopped, so that no pipeline fills its buffers while another is timed.
 """
 
-import dupr_tf  # noqa: F401  (before any benchmark imports TensorFlow: it sets what TensorFlow reads then)
+import dupr_tf  # noqa: F401  (must precede TensorFlow: it sets environment variables that TensorFlow reads at import)

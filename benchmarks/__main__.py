@@ -18,7 +18,7 @@ from dupr_tf.environment import commit, hardware
 
 NAMES = ("step", "loss", "roi_align", "input", "photometric", "pack", "detector", "scaling")
 ROUNDS = 3
-WIDTH = 120  # of tables that go to a file
+WIDTH = 120  # columns of tables that are written to a file
 
 
 def main(names: list[str], data: str | None, output: Path, rounds: int) -> None:
@@ -38,7 +38,7 @@ def main(names: list[str], data: str | None, output: Path, rounds: int) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for name in names:
         module = importlib.import_module(f"benchmarks.{name}")
-        if hasattr(module, "measure"):  # curves instead of contests
+        if hasattr(module, "measure"):  # this benchmark gives curves, not a contest
             module.measure(output, machine, commit(), console.print)
             continue
         measured = []
@@ -59,7 +59,7 @@ def main(names: list[str], data: str | None, output: Path, rounds: int) -> None:
 
 
 def table_of(case: Case, results: list[Result]) -> Table:
-    """A line for each contestant: median, range, how many times as fast ours is, memory."""
+    """Returns a table with a row for each contestant: median, range, speed of ours relative to it, and memory."""
     ours, cores = results[0], f", {case.cores} core" if case.cores else ""
     table = Table(title=f"{case.name}{cores}", title_justify="left", box=None)
     for heading, side in (("", "left"), (case.unit, "right"), ("range", "right"), ("ours is", "right"),
@@ -80,7 +80,7 @@ def table_of(case: Case, results: list[Result]) -> Table:
 
 
 def floor_lines(ours: Result) -> list[str]:
-    """For a step: its counted operations, and the time they would take at the speed of a large product."""
+    """Returns a step's counted operations, and the time they would take at the speed of a large product."""
     parts = ours.facts.get("gflop_an_image")
     if not parts:
         return []
@@ -94,7 +94,7 @@ def floor_lines(ours: Result) -> list[str]:
 
 
 def as_json(case: Case, results: list[Result]) -> dict:
-    """Everything measured, as plain data."""
+    """Returns all measurements as plain data."""
     contestants = [
         {
             "name": result.name,
@@ -112,14 +112,14 @@ def as_json(case: Case, results: list[Result]) -> dict:
 
 
 def machine_line() -> str:
-    """Processor, cores, memory, and how busy the machine is."""
+    """Returns processor, cores and memory of the machine, and its load."""
     load = f", load {os.getloadavg()[0]:.1f} before" if hasattr(os, "getloadavg") else ""
     return f"{hardware()}{load}"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}; none: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}. Default: all.")
     parser.add_argument("--data", help="folder of photos for the input benchmarks; none: drawn scenes")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"), help="folder for NAME.json")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="repeats of each contestant")

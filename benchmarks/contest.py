@@ -1,4 +1,4 @@
-"""Contestants side by side: started one by one, then timed in turn."""
+"""Runs contestants side by side: starts them one by one, then times them in turn."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ROOT = Path(__file__).parent.parent
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """One way to do the work of a case.
+    """Describes one way to do the work of a case.
 
     Args:
-        name: as printed.
+        name: name in the printed table.
         build: "module:function"; the function takes `options` and returns `work() -> units done`.
         options: keyword arguments of the function, plain data.
-        needs: packages without which it is left out.
-        heat: contestants of one heat are variants of one peer: each is tried once, the fastest goes on.
+        needs: packages that must be installed; the contestant is left out without them.
+        heat: contestants of one heat are variants of one peer. Each is tried once, and only the fastest is measured.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Contestant:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One comparison; the first contestant is ours.
+    """Describes one comparison; the first contestant is ours.
 
     Args:
-        name: as printed.
-        unit: of the rates.
+        name: name in the printed table.
+        unit: unit of the rates.
         contestants: ours, then the peers.
         cores: how many cores each may use; None is all.
     """
@@ -54,14 +54,14 @@ class Case:
 
 @dataclasses.dataclass
 class Result:
-    """What was measured of one contestant."""
+    """Measurements of one contestant."""
 
     name: str
     rates: list[float] = dataclasses.field(default_factory=list)
     peak_mib: float = 0.0
-    built_mib: float = 0.0  # held when it was built, before the first repeat
+    built_mib: float = 0.0  # held after building, before the first repeat
     facts: dict = dataclasses.field(default_factory=dict)
-    note: str = ""  # why it was left out or went no further
+    note: str = ""  # why it was left out or not measured further
 
     @property
     def rate(self) -> float | None:
@@ -69,7 +69,7 @@ class Result:
 
 
 class Process:
-    """A contestant's process, ready to be asked for repeats; in between it is stopped, so that nothing runs ahead."""
+    """Holds a contestant's process, ready for repeats. Between repeats it is stopped, so that nothing runs ahead."""
 
     def __init__(self, contestant: Contestant, cores: int | None):
         self.result = Result(contestant.name)
@@ -99,7 +99,7 @@ class Process:
         return answer["rate"]
 
     def close(self) -> None:
-        """Lets the process end: its input does."""
+        """Closes the input of the process, which ends it."""
         self._signal("SIGCONT")
         self._process.communicate()
         self._errors.close()
@@ -126,7 +126,7 @@ def run_case(case: Case, rounds: int, say=print) -> list[Result]:
         say: gets lines of progress.
 
     Raises:
-        RuntimeError: a contestant ended by itself; its last words are in the message.
+        RuntimeError: a contestant ended early; the message contains the end of its standard error.
     """
     left_out: list[Result] = []
     running: list[tuple[Contestant, Process]] = []
@@ -144,7 +144,7 @@ def run_case(case: Case, rounds: int, say=print) -> list[Result]:
 
 
 def _start(contestant, case, running, left_out, say) -> None:
-    """Adds a contestant to those running, unless it cannot run here; of a heat, the slower one leaves."""
+    """Starts a contestant, unless it cannot run here. In a heat, the slower of two contestants is dropped."""
     missing = [name for name in contestant.needs if importlib.util.find_spec(name) is None]
     if missing:
         note = f"{', '.join(missing)} not installed. Fix: pip install -e '.[peers]'"
@@ -161,7 +161,7 @@ def _start(contestant, case, running, left_out, say) -> None:
 
 
 def _slower_in_heat(running):
-    """The slower of the last to start and its rival in the same heat, if there is one."""
+    """Returns the slower of the contestant started last and its rival in the same heat, if there is one."""
     last = running[-1]
     rivals = [entry for entry in running[:-1] if last[0].heat and entry[0].heat == last[0].heat]
     if not rivals:

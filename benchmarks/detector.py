@@ -1,7 +1,7 @@
-"""A training step of each detector, inputs ready in memory: ours beside KerasCV's RetinaNet and torchvision's R-CNNs.
+"""A training step of each detector, inputs ready in memory: ours, KerasCV's RetinaNet and torchvision's R-CNNs.
 
-All at the width and the numbers of the paper's protocols (256 channels, 512 regions), on a ResNet-18 and small images;
-C4 with fewer regions, each of which goes through res5.
+All have the width and the numbers of the paper's protocols (256 channels, 512 regions), on a ResNet-18 and small
+images. C4 detectors get fewer regions, because each region goes through res5.
 """
 
 from benchmarks.contest import Case, Contestant

@@ -1,4 +1,4 @@
-"""What all detectors are timed on: batches of noise, labelled; NumPy alone."""
+"""Input of all detector benchmarks: batches of noise with labels, made with NumPy alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ REPEATS = 3  # steps of a repeat
 
 
 def objects(size, batch, masks, seed=0):
-    """Images of noise with boxes such as photographs have, and masks that fill them."""
+    """Returns images of noise with boxes of photograph-like sizes, and masks that fill the boxes."""
     random = np.random.default_rng(seed)
     low = random.uniform(0, size * 0.6, (batch, OBJECTS, 2))
     boxes = np.concatenate([low, low + random.uniform(size / 16, size * 0.4, low.shape)], -1).astype(np.float32)
@@ -20,7 +20,7 @@ def objects(size, batch, masks, seed=0):
 
 
 def segments(size, batch, seed=0):
-    """Images of noise with a class for each pixel."""
+    """Returns images of noise with a class for each pixel."""
     random = np.random.default_rng(seed)
     classes = random.integers(0, CLASSES, (batch, size, size)).astype(np.int32)
     return {**_images(size, batch, random), "segments": classes}

@@ -1,4 +1,4 @@
-"""KerasCV's RetinaNet as its users train it."""
+"""Times KerasCV's RetinaNet as its users train it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.detector_ours import steps_of
 
 
 def build(size, batch):
-    """Its default pyramid without norm, heads of three convolutions and a prediction, anchors; its own ResNet-18."""
+    """Builds its default: pyramid without norm, heads of three convolutions and a prediction, its own ResNet-18."""
     keras.utils.set_random_seed(0)
     backbone = keras_cv.models.ResNetBackbone(
         stackwise_filters=[64, 128, 256, 512],
@@ -24,5 +24,5 @@ def build(size, batch):
     optimizer = keras.optimizers.SGD(1e-4, momentum=0.9, global_clipnorm=10.0)
     detector.compile(optimizer=optimizer, classification_loss="focal", box_loss="smoothl1", jit_compile=False)
     batch = objects(size, batch, masks=False)
-    del batch["image_sizes"]  # its graph takes images alone
+    del batch["image_sizes"]  # its graph takes only images
     return steps_of(detector, batch)

@@ -1,4 +1,4 @@
-"""Our detectors' training steps, on a batch in memory."""
+"""Times our detectors' training steps on a batch in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dupr_tf.training.optimizers import CoupledSGD
 
 
 def build(kind, neck, size, batch, settings):
-    """A step of `model.fit`'s own training function, with SGD as in the paper's protocols."""
+    """Returns a step of `model.fit`'s own training function, with SGD as in the paper's protocols."""
     config = parse_config({"data": {"image_size": size}, "detector": {"kind": kind, "neck": neck, **settings}})
     keras.utils.set_random_seed(0)
     backbone = build_backbone("resnet18", include_normalization=True)
@@ -24,7 +24,7 @@ def build(kind, neck, size, batch, settings):
 
 
 def steps_of(detector, batch):
-    """`REPEATS` steps of a compiled Keras model on one batch, waited for."""
+    """Returns a function that takes `REPEATS` steps of a compiled Keras model on one batch and waits for the result."""
     iterator = iter(tf.data.Dataset.from_tensors(batch).repeat())
     detector.make_train_function()
 

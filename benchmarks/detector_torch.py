@@ -1,4 +1,4 @@
-"""torchvision's Faster and Mask R-CNN with a pyramid, as its users train them."""
+"""Times torchvision's Faster and Mask R-CNN with a pyramid, as its users train them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.detector_arrays import CLASSES, REPEATS, objects
 
 
 def build(kind, size, batch):
-    """Its own defaults (2,000 proposals a level, 512 regions), images of one size, trainable batch norm everywhere."""
+    """Builds its defaults (2,000 proposals a level, 512 regions) for images of one size; all batch norms train."""
     torch.manual_seed(0)
     backbone = resnet_fpn_backbone(
         backbone_name="resnet18", weights=None, trainable_layers=5, norm_layer=torch.nn.BatchNorm2d
@@ -39,7 +39,7 @@ def build(kind, size, batch):
 
 
 def _as_torchvision(batch, size):
-    """Images (3, S, S) in 0–1; boxes, labels from 1 on, and masks of the whole image."""
+    """Returns images (3, S, S) in 0–1, with boxes, labels from 1 on, and masks of the whole image."""
     images = [torch.from_numpy(image.transpose(2, 0, 1) / 255.0) for image in batch["images"]]
     labels, targets = batch["bounding_boxes"], []
     for boxes, classes in zip(labels["boxes"], labels["classes"], strict=True):

@@ -1,6 +1,8 @@
-"""From JPEG files to two augmented, normalised views: ours, and MoCo v2's pipeline on two other libraries. One core.
+"""Reads JPEG files and makes two augmented, normalised views, on one core: ours, and MoCo v2's pipeline on two
+libraries.
 
-Ours is timed with everything that `fit` does up to the step's first layer, and from nothing read in advance.
+Ours is timed with everything that `fit` does before the first layer of the step. Nothing that was read in advance
+counts.
 """
 
 from benchmarks.contest import Case, Contestant
@@ -29,7 +31,7 @@ def _libraries(options):
 
 
 def contestants(options, ours, pillow, opencv):
-    """Ours, and MoCo v2's pipeline on the two other libraries."""
+    """Returns ours, and MoCo v2's pipeline on the two other libraries."""
     return (
         Contestant("dupr_tf", f"benchmarks.{ours}", options),
         Contestant(

@@ -1,4 +1,4 @@
-"""Our input pipeline, and the photometrics of our step."""
+"""Times our input pipeline, and the photometrics of our step."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from dupr_tf.ops.photometric import PRESETS, apply_and_normalise, draw
 from dupr_tf.training.feed import feed
 
 BATCH, BATCHES, STEPS = 64, 12, 10_000
-READ_AHEAD = 6  # batches: more than reader and dataset hold ready
+READ_AHEAD = 6  # batches: more than reader and dataset keep ready
 
 
 def build(data, files, size):
-    """`BATCHES` batches of the pre-training pipeline, both views through the step's photometrics."""
+    """Returns work: `BATCHES` batches of the pre-training pipeline, both views through the step's photometrics."""
     return _work(Files(photos(data, files)), size)
 
 
 def packed(data, files, size):
-    """The same from shards, packed without changing a byte."""
+    """Returns the same work on shards, which hold the files unchanged."""
     from dupr_tf.data.images.listing import open_source
-    from dupr_tf.data.shards.pack import PackSettings, pack  # has no wheel on Windows
+    from dupr_tf.data.shards.pack import PackSettings, pack  # ArrayRecord has no wheel on Windows
 
     folder = Path(photos(data, files)[0]).parent
     shards = folder.with_name(folder.name + "_shards")
@@ -54,7 +54,7 @@ def _work(source, size):
         return run(BATCHES)
 
     def prepare():
-        """Takes what was read in advance since the last repeat."""
+        """Consumes the batches that were read in advance since the last repeat."""
         run(READ_AHEAD)
 
     views = [_augmented(next(batches)["view_1"]).numpy()]
@@ -63,7 +63,7 @@ def _work(source, size):
 
 
 def photometric(count, size):
-    """The photometrics alone, a batch at a time."""
+    """Returns work: the photometrics alone, one batch at a time."""
     images = tf.constant(noise(count, size))
 
     def work():
@@ -81,13 +81,13 @@ def _augmented(images):
 
 
 def noise(count, size):
-    """Images with something in them at every scale: noise of 7 px, enlarged."""
+    """Returns images with detail at every scale: noise of 7 px, enlarged."""
     coarse = np.random.default_rng(0).integers(0, 256, (count, 7, 7, 3)).astype(np.float32)
     return tf.cast(tf.image.resize(coarse, (size, size), "bicubic", antialias=True), tf.uint8).numpy()
 
 
 def statistics(views) -> dict:
-    """Mean and standard deviation of each channel, to see that the pipelines make the same of the same files."""
+    """Returns mean and standard deviation of each channel, which shows that the pipelines agree on the same files."""
     views = np.concatenate(views)
     return {
         "channel_means": [round(float(x), 3) for x in views.mean((0, 1, 2))],

@@ -1,4 +1,4 @@
-"""MoCo v2's two-crop pipeline as its users have it: on torchvision and Pillow, and on albumentations and OpenCV."""
+"""Times MoCo v2's two-crop pipeline on torchvision with Pillow, and on albumentations with OpenCV."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 from benchmarks.photos import photos
 
-IMAGES = 64  # a repeat
+IMAGES = 64  # images in a repeat
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def torchvision_pillow(data, files, size):
-    """Pillow decodes, torchvision draws and applies."""
+    """Decodes with Pillow; torchvision draws and applies the augmentation."""
     from PIL import Image
     from torchvision import transforms
 
@@ -32,7 +32,7 @@ def torchvision_pillow(data, files, size):
 
 
 def albumentations_opencv(data, files, size):
-    """OpenCV decodes and computes, albumentations draws."""
+    """Decodes and computes with OpenCV; albumentations draws."""
     import albumentations
     import cv2
 
@@ -48,7 +48,7 @@ def albumentations_opencv(data, files, size):
 
 
 def torchvision_photometric(count, size):
-    """Colours and blur of images in memory."""
+    """Applies colours and blur to images in memory."""
     from PIL import Image
     from torchvision import transforms
 
@@ -58,7 +58,7 @@ def torchvision_photometric(count, size):
 
 
 def albumentations_photometric(count, size):
-    """Colours and blur of images in memory."""
+    """Applies colours and blur to images in memory."""
     import albumentations
     import cv2
 

@@ -1,9 +1,9 @@
-"""InfoNCE against a memory bank, forward and backward: streamed, and the logits at once."""
+"""InfoNCE against a memory bank, forward and backward: streamed in blocks, and with all logits at once."""
 
 from benchmarks.contest import Case, Contestant
 
 QUERIES, DIM = 3136, 128
-FEWER = 784  # queries where the bank is sixteen times as large
+FEWER = 784  # fewer queries where the bank is sixteen times as large
 
 
 def cases(_data):

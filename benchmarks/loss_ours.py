@@ -1,4 +1,4 @@
-"""Our InfoNCE, and the usual one in TensorFlow."""
+"""Times our InfoNCE, and the usual one in TensorFlow."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ TEMPERATURE = 0.2
 
 
 def build(queries, keys, dim):
-    """`dupr_tf.ops.info_nce` and its gradients."""
+    """Returns work: `dupr_tf.ops.info_nce` and its gradients."""
     return _work(lambda q, p, bank: tf.reduce_mean(info_nce(q, p, bank, TEMPERATURE)), queries, keys, dim)
 
 
 def naive(queries, keys, dim):
-    """All logits at once."""
+    """Returns work: InfoNCE with all logits at once."""
 
     def loss(q, p, bank):
         positive = tf.reduce_sum(q * p, -1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The usual InfoNCE in PyTorch."""
+"""Times the usual InfoNCE in PyTorch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.step_torch import LOSSES
 
 
 def build(queries, keys, dim, logits):
-    """Forward and backward of the loss that `step_torch` uses."""
+    """Returns work: forward and backward of the loss that `step_torch` uses."""
     torch.manual_seed(0)
     q, p = (F.normalize(torch.randn(queries, dim), dim=1).requires_grad_() for _ in range(2))
     bank = F.normalize(torch.randn(dim, keys), dim=0)

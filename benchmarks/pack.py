@@ -1,7 +1,7 @@
-"""Reading packed shards and reading the files they were packed from: the same images in the same shuffled order.
+"""Reads packed shards, and the files they were packed from: the same images in the same shuffled order.
 
-Files are in the page cache on both sides, which favours files: from a disk, an open shard costs one access an image
-and a file several.
+On both sides the files are in the page cache, which favours single files. From a disk, an open shard costs one access
+an image, and a file costs several.
 """
 
 from benchmarks.contest import Case, Contestant

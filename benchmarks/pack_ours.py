@@ -1,4 +1,4 @@
-"""Our two sources of images."""
+"""Times our two sources of images."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PASSES = 10
 
 
 def files(data, files):
-    """A file for each image."""
+    """Reads one file for each image."""
     return _work(Files(photos(data, files)))
 
 
 def shards(data, files):
-    """The same, packed without changing a byte."""
+    """Reads the same images from shards, which hold the files unchanged."""
     folder = Path(photos(data, files)[0]).parent
     packed = folder.with_name(folder.name + "_shards")
     pack(folder, packed, PackSettings(shuffle=False))

@@ -1,4 +1,4 @@
-"""The JPEGs that the input benchmarks read: photos of the user's, or else drawn scenes, 500 px on their long side."""
+"""JPEGs for the input benchmarks: the user's photos or drawn scenes, 500 px on their long side."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from dupr_tf.data.sample import draw_scene
 from dupr_tf.errors import UserError
 
 LONG_SIDE, QUALITY = 500, 90
-DRAWN_SIDES = (375, 500)  # least and greatest
+DRAWN_SIDES = (375, 500)  # smallest and largest
 
 
 def photos(data: str | None, count: int) -> list[str]:
-    """Paths of `count` JPEGs, made once and kept in the system's folder for temporary files.
+    """Returns paths of `count` JPEGs, made once and kept in the system's folder for temporary files.
 
     Args:
         data: a folder of at least `count` images; None draws scenes.
-        count: how many.
+        count: number of JPEGs.
     """
     key = hashlib.sha256(f"{data} {count} {LONG_SIDE} {QUALITY}".encode()).hexdigest()[:12]
     folder = Path(tempfile.gettempdir()) / f"dupr_tf_benchmark_{key}"

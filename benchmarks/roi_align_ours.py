@@ -1,4 +1,4 @@
-"""Our two forms of RoIAlign."""
+"""Times our two forms of RoIAlign."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ REPEATS = 5
 
 
 def build(images, side, channels, bins, stride, reference=False):
-    """Forward, and the gradient w.r.t. the features."""
+    """Returns work: the forward pass, and the gradient w.r.t. the features."""
     form = roi_align_reference if reference else roi_align
     features = tf.random.stateless_normal([images, side, side, channels], [0, 0])
     batch = view_pairs(images, side * stride)

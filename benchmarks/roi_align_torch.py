@@ -1,4 +1,4 @@
-"""torchvision's RoIAlign, and the flip that DUPR needs after it."""
+"""Times torchvision's RoIAlign, and the flip that DUPR needs after it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ REPEATS = 5
 
 
 def build(images, side, channels, bins, stride):
-    """Forward, and the gradient w.r.t. the features."""
+    """Returns work: the forward pass, and the gradient w.r.t. the features."""
     torch.manual_seed(0)
     features = torch.randn(images, channels, side, side).requires_grad_()
     size, random = side * stride, np.random.default_rng(0)

@@ -1,7 +1,7 @@
-"""How time and memory grow with replicas, with the keys of a bank, with images indexed, and with shards.
+"""Curves of time and memory against the numbers of replicas, keys in a bank, indexed images, and shards.
 
-Not a contest: each part is a curve. What is measured is written as it comes, so that a second start measures what is
-missing; remove scaling.json to measure all again.
+This is not a contest: each part is a curve. Each point is written as soon as it is measured, so that a second start
+measures only the missing ones. Remove scaling.json to measure all points again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.contest import ROOT
 from dupr_tf.files import write_whole
 
-# Values that one process measures one after the other; replicas want a process each.
+# Values that one process measures one after the other; `replicas` needs a process for each value.
 ORDERS = (
     *(("replicas", (count,)) for count in (1, 2, 4, 8)),
     ("bank keys", (1024, 4096, 16384, 65536, 262144)),
@@ -26,12 +26,12 @@ ORDERS = (
     ("shards", (10, 100, 1000, 10000)),
 )
 POINTS = ("-m", "benchmarks.scaling_points")
-KINDS = (("seconds", "ms of a core", 1e3, 1e-3), ("mib", "MiB", 1, 0.1))  # what is drawn: label, factor, least
+KINDS = (("seconds", "ms of a core", 1e3, 1e-3), ("mib", "MiB", 1, 0.1))  # curves: label, factor, smallest value
 PICTURE = {"figsize": (8, 3), "dpi": 80, "layout": "constrained"}
 
 
 def measure(output: Path, machine: str, commit: str | None, say=print) -> None:
-    """Measures what is missing, prints it, and writes `scaling.json` and a picture of each part.
+    """Measures the missing points, prints them, and writes `scaling.json` and a picture of each part.
 
     Args:
         output: folder for them.
@@ -39,7 +39,7 @@ def measure(output: Path, machine: str, commit: str | None, say=print) -> None:
         say: gets lines for people.
 
     Raises:
-        RuntimeError: a part failed; its last words are in the message.
+        RuntimeError: a part failed; the message contains the end of its standard error.
     """
     path = output / "scaling.json"
     points = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
@@ -56,17 +56,17 @@ def measure(output: Path, machine: str, commit: str | None, say=print) -> None:
 
 
 def line_of(point: dict) -> str:
-    """A point for people."""
+    """Returns a point as a line for people."""
     seconds = ", ".join(f"{what} {1e3 * value:.4g} ms" for what, value in point["seconds"].items())
     mib = ", ".join(f"{what} {value:,.1f} MiB" for what, value in point["mib"].items())
     return f"{point['part']} {point['value']:,}: {seconds}; memory {mib}"
 
 
 def slopes(points: list[dict]) -> dict[str, str]:
-    """{what: its growth for each more of the part}, of the straight line nearest to the points.
+    """Returns {quantity: its growth per unit of the part}, the slope of the least-squares line.
 
     Args:
-        points: of one part.
+        points: points of one part.
     """
     values = [point["value"] for point in points]
     found = {}
@@ -78,7 +78,7 @@ def slopes(points: list[dict]) -> dict[str, str]:
 
 
 def draw(part: str, points: list[dict], path: Path) -> None:
-    """A picture of a part: milliseconds to the left, MiB to the right."""
+    """Draws a picture of a part: milliseconds on the left axis, MiB on the right."""
     from matplotlib.figure import Figure
 
     figure = Figure(**PICTURE)
@@ -96,7 +96,7 @@ def draw(part: str, points: list[dict], path: Path) -> None:
 
 
 def measured(part, values):
-    """The points of a part as they come out of its process."""
+    """Yields the points of a part as its process prints them."""
     if not values:
         return
     command = [sys.executable, *POINTS, part, *map(str, values)]

@@ -1,7 +1,7 @@
-"""The points of `scaling`, a JSON line each: python -m benchmarks.scaling_points PART VALUE…
+"""Measures points of `scaling`, a JSON line each: python -m benchmarks.scaling_points PART VALUE…
 
-Seconds are the process's own, of all its threads, so that other work beside disturbs them little; the least of some
-repeats. MiB are what the process holds more than before.
+Seconds are CPU time of the process, over all its threads, so that other programs disturb them little. The smallest of
+some repeats counts. MiB are the growth of the process's memory.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from dupr_tf.data.shards.read import ShardSource, import_array_record
 from dupr_tf.models.memory_bank import MemoryBank
 from dupr_tf.ops.info_nce import info_nce
 
-ENOUGH, MOST = 0.5, 20  # seconds of repeats, and how many
+ENOUGH, MOST = 0.5, 20  # seconds of repeats, and their number
 QUERIES, DIM, KEYS_A_STEP = 256, 128, 256
 IMAGES_A_SHARD, IMAGES, READ = 2000, 1_000_000, 2048
-IMAGE = bytes(100)  # the bytes of each image
+IMAGE = bytes(100)  # bytes of each image
 
 
 def replicas(count: int) -> dict:
-    """A step of a tiny network, and its parts, on so many logical devices."""
+    """Measures a step of a tiny network, and its parts, on several logical devices."""
     before = held()
     seconds = {name: least_seconds(work) for name, work in works(count).items()}
     return {"seconds": seconds, "mib": {"in all": peak_mib() - before}}
 
 
 def bank_keys(size: int) -> dict:
-    """The loss of some queries against a bank of so many keys, with its gradient, and the enqueueing."""
+    """Measures the loss of some queries against a bank of `keys` keys with its gradient, and the enqueueing."""
     before = held()
     bank = MemoryBank(size, DIM)
     bank_mib = held() - before
@@ -59,23 +59,23 @@ def bank_keys(size: int) -> dict:
 
 
 def indexed(images: int) -> dict:
-    """Opening packed shards of so many images, and reading some."""
+    """Measures opening packed shards of so many images, and reading some."""
     return _opened(images, -(-images // IMAGES_A_SHARD))
 
 
 def shards(count: int) -> dict:
-    """Opening and reading as many images in so many shards."""
+    """Measures opening and reading a fixed number of images in so many shards."""
     return _opened(IMAGES, count)
 
 
 def names(images: int) -> dict:
-    """A folder's images as a list of names, without shards."""
+    """Measures listing a folder's images by name, without shards."""
     before = held()
     paths = [f"/photos/camera_{i % 100:03d}/image_{i:09d}.jpg" for i in range(images)]
     start = time.process_time()
     source = Files(paths)
     point = {"seconds": {"opening": time.process_time() - start}, "mib": {"held": held() - before}}
-    assert len(source) == images == len(paths)  # both are held until here
+    assert len(source) == images == len(paths)  # keeps both alive until here
     return point
 
 
@@ -101,12 +101,12 @@ def _opened(images, count) -> dict:
 
 
 def write_shards(folder: Path, images: int, count: int) -> None:
-    """Shards as `pack` writes them, of equal images. Those of the same number of images are one file."""
+    """Writes shards of equal images as `pack` does. All shards with the same number of images are one file."""
     share, rest = divmod(images, count)
     written, first = [], {}
     for number in range(count):
         rows = share + (number < rest)
-        shard = Shard(number, rows)
+        shard = Shard(number)
         if rows not in first:
             writer = import_array_record().ArrayRecordWriter(str(folder / shard.file), "group_size:1,uncompressed")
             for _ in range(rows):
@@ -115,7 +115,7 @@ def write_shards(folder: Path, images: int, count: int) -> None:
             sealed, digest = seal({}, b'["photo.jpg", 100, 0]\n' * rows)
             (folder / shard.sidecar).write_bytes(sealed)
             size = (folder / shard.file).stat().st_size
-            first[rows] = shard, {"images": rows, "bytes": size, "sha256": "", "seal": digest}
+            first[rows] = shard, {"images": rows, "bytes": size, "sha256": "0" * 64, "seal": digest}
         else:
             os.link(folder / first[rows][0].file, folder / shard.file)
             os.link(folder / first[rows][0].sidecar, folder / shard.sidecar)
@@ -124,7 +124,7 @@ def write_shards(folder: Path, images: int, count: int) -> None:
 
 
 def held() -> float:
-    """MiB the process holds, after what is free goes back to the system, where that can be asked for; a new peak."""
+    """Returns the MiB held after freeing unused memory, where the system allows that, and starts a new peak."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
@@ -133,7 +133,7 @@ def held() -> float:
 
 
 def least_seconds(work) -> float:
-    """Of the process, for one call of `work`, which was called once before."""
+    """Returns the CPU seconds of the process for one call of `work`, which was called once before."""
     work()
     seconds = []
     while not seconds or (sum(seconds) < ENOUGH and len(seconds) < MOST):

@@ -1,4 +1,4 @@
-"""What several replicas of a step exchange and hold, on logical devices of one processor."""
+"""Measures what several replicas of a step exchange and hold, on logical devices of one processor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STAGES = {"P2": 8, "P3": 16, "P4": 32, "P5": 64}
 
 @keras.saving.register_keras_serializable("dupr_tf_benchmarks")
 class TinyBackbone(keras.Model):
-    """Five convolutions with batch norm: so little that what is exchanged shows beside it."""
+    """Five convolutions with batch norm: so little work that the cost of the exchange is visible."""
 
     def __init__(self, name="tiny"):
         images = x = keras.Input((SIDE, SIDE, 3), name="images")
@@ -32,7 +32,7 @@ class TinyBackbone(keras.Model):
 
 
 def works(replicas: int) -> dict:
-    """{what: function that does it once on all replicas}, in a process whose first strategy this is.
+    """Returns {name: function that does the work once on all replicas}. The process must not have had another strategy.
 
     Args:
         replicas: logical devices that share `BATCH` images.
@@ -50,7 +50,7 @@ def works(replicas: int) -> dict:
     numbers = sum(v.shape.num_elements() for v in model.query_variables)
     keys = {name: tf.math.l2_normalize(tf.random.stateless_normal([BATCH, 128], [1, 2]), -1) for name in model.banks}
 
-    def gathered(pairs):  # what `encode_keys` gathers: views and boxes on the way in, keys on the way out
+    def gathered(pairs):  # `encode_keys` gathers views and boxes before encoding, and keys after it
         cells = tf.reshape(tf.cast(pairs["view_2"], tf.float32), [BATCH // replicas, -1])[:, : 5 * 128]
         return [gather.all_gather(tf.cast(x, tf.float32)) for x in (pairs["view_2"], pairs["boxes_2"], cells)]
 
@@ -71,7 +71,7 @@ def _on_all(strategy, part, pairs):
 
     def once():
         results = tf.nest.flatten(strategy.experimental_local_results(compiled(pairs)))
-        return [result.numpy() for result in results]  # waits for all
+        return [result.numpy() for result in results]  # waits for all replicas
 
     return once
 

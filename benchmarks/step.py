@@ -1,4 +1,4 @@
-"""A whole pre-training step, inputs ready in memory, no photometrics: ours and PyTorch's."""
+"""Times a whole pre-training step, inputs ready in memory, without photometrics: ours and PyTorch's."""
 
 from benchmarks.contest import Case, Contestant
 

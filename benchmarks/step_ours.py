@@ -1,4 +1,4 @@
-"""Our training step, on a batch in memory."""
+"""Times our training step on a batch in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dupr_tf.training.pretrain import compiled_model
 
 
 def build(architecture, size, batch, groups, bank, roi_sizes, width=1.0):
-    """A step of `model.fit`'s own training function; the facts count its operations and time a large product."""
+    """Returns a step of `model.fit`'s training function. Its facts: counted operations, speed of a large product."""
     config = parse_config(
         {
             "data": {"image_size": size},
@@ -36,7 +36,7 @@ def build(architecture, size, batch, groups, bank, roi_sizes, width=1.0):
 
 
 def view_pairs(batch, size, seed=0):
-    """A batch of noise with boxes such as overlaps have."""
+    """Returns a batch of noise with boxes like those of real overlaps."""
     random = np.random.default_rng(seed)
     low = random.uniform(0, size / 3, (2, batch, 2)).astype(np.float32)
     high = random.uniform(size / 2, size, (2, batch, 2)).astype(np.float32)
@@ -51,7 +51,7 @@ def view_pairs(batch, size, seed=0):
 
 
 def product_gflops(side=2048, repeats=5) -> float:
-    """What this machine reaches in a product of two large matrices: the yardstick of the floor."""
+    """Returns the GFLOP/s of this machine in a product of two large matrices, which define the floor."""
     product, matrix = tf.function(tf.matmul), tf.random.normal([side, side])
     seconds = []
     for _ in range(repeats):

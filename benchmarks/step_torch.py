@@ -1,4 +1,4 @@
-"""The same training step in PyTorch, written the way MoCo's users write it."""
+"""Times the same training step in PyTorch, written the way MoCo's users write it."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ class Encoder(nn.Module):
 
 
 def info_nce(queries, positives, queue):
-    """Mean cross entropy of the positive against the whole queue."""
+    """Returns the mean cross entropy of the positive against the whole queue."""
     positive = (queries * positives).sum(1, keepdim=True)
     logits = torch.cat([positive, queries @ queue], 1) / TEMPERATURE
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
 
 
 def chunked_info_nce(queries, positives, queue):
-    """The same, the logits of a chunk of queries at a time, computed again for the gradient."""
+    """Returns the same loss from a chunk of queries at a time; the gradient computes the logits again."""
     total = 0.0
     for q, p in zip(queries.split(CHUNK), positives.split(CHUNK), strict=True):
         total = total + checkpoint(info_nce, q, p, queue, use_reentrant=False) * len(q)
@@ -72,7 +72,7 @@ LOSSES = {"full": info_nce, "chunked": chunked_info_nce}
 
 
 class Step:
-    """Both encoders, six queues, SGD."""
+    """Both encoders, the six queues and SGD of a training step."""
 
     def __init__(self, architecture, groups, bank, roi_sizes, channels_last, logits):
         torch.manual_seed(0)
@@ -123,7 +123,7 @@ class Step:
 
 
 def build(architecture, size, batch, groups, bank, roi_sizes, channels_last, logits):
-    """A step on a batch in memory."""
+    """Returns work: a step on a batch in memory."""
     step = Step(architecture, groups, bank, roi_sizes, channels_last, logits)
     random = np.random.default_rng(0)
     views = torch.from_numpy(random.standard_normal((2, batch, 3, size, size), dtype=np.float32))

@@ -1,6 +1,6 @@
-"""One contestant's process: `python -m benchmarks.worker '{"build": "module:function", "options": {…}, "cores": [0]}'`.
+"""Runs one contestant: `python -m benchmarks.worker '{"build": "module:function", "options": {…}, "cores": [0]}'`.
 
-Writes one JSON line when it is ready and one for each line it reads; ends when its input does.
+The process writes one JSON line when it is ready and one for each line it reads. It ends when its input ends.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def main(order: dict) -> None:
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not pass for an answer
+    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not be taken for an answer
     if order.get("cores"):
         os.sched_setaffinity(0, order["cores"])  # before any library counts the cores
     module, _, function = order["build"].partition(":")
@@ -41,7 +41,7 @@ def main(order: dict) -> None:
 
 
 def peak_mib() -> float:
-    """The most memory this process has held, since `forget_peak` where the system can tell."""
+    """Returns the peak memory since `forget_peak`, or since the start where the system cannot reset it."""
     if STATUS.exists():
         return _status_mib("VmHWM")
     unit = 1 if sys.platform == "darwin" else 1024
@@ -49,7 +49,7 @@ def peak_mib() -> float:
 
 
 def forget_peak() -> float:
-    """Starts the peak again from what is held now, which is returned."""
+    """Resets the peak to the memory held now, and returns that."""
     if not STATUS.exists():
         return peak_mib()
     CLEAR.write_text("5")

@@ -14,8 +14,7 @@ from dupr_tf.serialization import register_with_keras
 __version__ = "0.1.0"
 
 # Turns on oneDNN's kernels. TensorFlow's default uses them only on CPUs with AVX-512. Without AVX-512 they train a
-# ResNet-18 1.3 times as fast (measured, see README). TensorFlow reads this variable on import. An earlier value is
-# kept.
+# ResNet-18 1.3 times as fast (docs/performance.md). TensorFlow reads this variable on import. An earlier value is kept.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 register_with_keras()
 

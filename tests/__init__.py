@@ -1,1 +1,1 @@
-"""A package, so that `tests.oracles` is ours and not from a `tests` that some distribution installed."""
+"""Makes the tests a package, so that `tests.oracles` is not taken from another distribution's `tests`."""

@@ -1,11 +1,11 @@
-"""Loaded before any test: dupr_tf comes before TensorFlow, so that this process computes as the ones it starts do."""
+"""Imports dupr_tf before TensorFlow in every test run, so that this process and its child processes compute alike."""
 
 import gc
 from pathlib import Path
 
-import dupr_tf  # noqa: F401  (it sets what TensorFlow reads when it is imported)
+import dupr_tf  # noqa: F401  (sets environment variables that TensorFlow reads at import)
 
-# What weighs the process comes while it is small, then what takes longest, so that two workers end together.
+# Tests that grow the process run first, while it is small; then the slowest, so that two workers end together.
 FIRST = ("benchmarks", "training", "models", "data", "detection")
 
 
@@ -18,4 +18,4 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    gc.freeze()  # what was imported is not searched for garbage again, which costs more the longer tests run
+    gc.freeze()  # exempts imported objects from garbage collection, whose cost grows with the length of the run

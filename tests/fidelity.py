@@ -1,7 +1,7 @@
-"""The table of README's "Fidelity": python -m tests.fidelity prints it, measured on this machine.
+"""Measures the fidelity table of docs/fidelity.md on this machine: python -m tests.fidelity prints it.
 
-Every row sets the package against a NumPy/float64 twin on random inputs; the tests hold the bounds, this shows how much
-room is left. Differences are absolute unless a row says otherwise.
+Every row compares the package with a NumPy/float64 twin on random inputs. The tests hold the bounds; the table shows
+how much room is left. Differences are absolute unless a row says otherwise.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def largest(actual, expected):
-    """The largest absolute difference of two arrays, or of two lists of arrays."""
+    """Returns the largest absolute difference of two arrays, or of two lists of arrays."""
     if isinstance(expected, list | tuple):
         return max(largest(a, e) for a, e in zip(actual, expected, strict=True))
     return float(np.abs(np.asarray(actual, np.float64) - np.asarray(expected, np.float64)).max())
@@ -55,7 +55,7 @@ def roi_align(form, ratio):
     features = RANDOM.normal(size=(6, 14, 14, 5)).astype(np.float32)
     corner = RANDOM.uniform(0, 150, (6, 2))
     boxes = np.concatenate([corner, corner + RANDOM.uniform(20, 74, (6, 2))], -1).astype(np.float32)
-    boxes[0], boxes[1], boxes[2] = (0, 0, 224, 224), (0, 100, 30, 224), (-60, -3, 227, 300)  # at the border, outside
+    boxes[0], boxes[1], boxes[2] = (0, 0, 224, 224), (0, 100, 30, 224), (-60, -3, 227, 300)  # at the border and outside
     flipped = np.arange(6) % 2 == 1
     ours = form(features, boxes, 7, 1 / 16, ratio, flipped)
     return largest(ours, oracles.roi_align(features, boxes[:, None], 7, 1 / 16, ratio, flipped=flipped)[:, 0])
@@ -105,7 +105,7 @@ def cosine():
 
 
 def photometrics():
-    """In grey levels of 256, after undoing the division by the standard deviation."""
+    """Returns the difference in grey levels of 256, after undoing the division by the standard deviation."""
     images = RANDOM.integers(0, 256, (24, 20, 20, 3), np.uint8)
     draws = draw(24, [1, 2])
     ours = apply_and_normalise(tf.constant(images), draws, PRESETS["moco_v2"]).numpy()
@@ -120,7 +120,7 @@ def photometrics():
 
 
 def replicas():
-    """Largest relative difference of the losses of four steps: one device's eight groups against 2 x 4 and 8 x 1."""
+    """Returns the largest relative loss difference of four steps: one device's eight groups against 2 x 4 and 8 x 1."""
     with tempfile.TemporaryDirectory() as folder:
         one, two = (result["losses"] for result in run(Path(folder), "recipe,1,8,4", "recipe,2,8,4"))
         (eight,) = (result["losses"] for result in run(Path(folder), "recipe,8,8,4"))
@@ -128,7 +128,7 @@ def replicas():
 
 
 def rows():
-    """(what, compared with, largest difference as text), one at a time."""
+    """Yields (what, compared with, largest difference as text), one at a time."""
     twin = "NumPy, float64, loops"
     yield "overlap of two crops in the pixels of both views, flips", twin, f"{overlap():.1e}"
     for ratio in (1, 2):

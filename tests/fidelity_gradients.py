@@ -43,7 +43,7 @@ def gradients(backbone, images, head) -> dict[str, np.ndarray]:
 
 
 def differences(architecture: str, size: int) -> np.ndarray:
-    """Returns the largest difference of each variable's gradient from float64, as a share of its largest gradient."""
+    """Returns each variable's largest gradient difference from float64, as a share of its largest gradient."""
     backbone = ResNetBackbone(architecture)
     twin = ResNetBackbone.from_config({**backbone.get_config(), "dtype": "float64"})
     twin.set_weights(backbone.get_weights())

@@ -1,6 +1,7 @@
 """Kills a fine-tuning run at random moments, as `tests.kill_test` does: python -m tests.finetune_kill_test --kills 10
 
-At the end the metrics and every weight of the detector, the best on val, must be those of the undisturbed run, too.
+At the end, the metrics and every weight of the saved detector (the best on val) must also equal those of the
+undisturbed run.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ TIMES = ("images_per_second", "training_seconds", "validation_seconds")
 
 @dataclasses.dataclass(frozen=True)
 class DetectorTrial(Trial):
-    """A folder with labelled images and a config with a detector."""
+    """Holds a folder with labelled images and a config with a detector."""
 
     def arguments(self, run: Path) -> list[str]:
         data, config = str(self.folder / "set"), str(self.folder / "config.yaml")
@@ -44,7 +45,7 @@ class DetectorTrial(Trial):
 
 
 def end_of(run: Path) -> dict:
-    """The metrics of a finished run, times left out, and the sha256 of its weights."""
+    """Returns the metrics of a finished run without times, and the sha256 of its weights."""
     if not (run / "metrics.json").exists():
         return {}
     metrics = json.loads((run / "metrics.json").read_text())
@@ -54,7 +55,7 @@ def end_of(run: Path) -> dict:
 
 def weights_digest(file: Path) -> str:
     """Returns the sha256 of the weights of a `.keras` file."""
-    import h5py  # late: its import starts threads
+    import h5py  # late, because its import starts threads
 
     digest = hashlib.sha256()
 
@@ -70,7 +71,7 @@ def weights_digest(file: Path) -> str:
 def trial(
     folder: Path, steps: int, kind: str, neck: str = "fpn", replicas: int = 1, processes: int = 0
 ) -> DetectorTrial:
-    """Writes labelled images and the config of a run of so many steps below a folder."""
+    """Writes labelled images and the config of a run of `steps` steps below a folder."""
     splits = {"train": pictures(6), "val": pictures(2, seed=1)}
     root = write_masks(folder / "set", splits) if kind == "fcn" else write_coco(folder / "set", splits)
     if kind == "mask_rcnn":

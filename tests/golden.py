@@ -1,11 +1,12 @@
-"""One whole step of DUPR in float64 NumPy, its backward pass by hand: no TensorFlow, no automatic gradient.
+"""One whole step of DUPR in float64 NumPy with a backward pass by hand: no TensorFlow, no automatic gradient.
 
-Written from the paper's equations 1–6, MoCo's algorithm and the definitions of convolution, batch norm and RoIAlign,
-not from `dupr_tf`, on a backbone of five stages (stem, P2..P5), each a 3x3 convolution of stride 2, batch norm, ReLU.
+It is written from the paper's equations 1–6, MoCo's algorithm and the definitions of convolution, batch norm and
+RoIAlign, not from `dupr_tf`. The backbone has five stages (stem, P2..P5), each a 3x3 convolution of stride 2, batch
+norm and ReLU.
 
-Weights are a flat dictionary: `P3/kernel`, `P3/gamma`, `P3/beta` for a stage, `image_P3/kernel_1`, `bias_1`,
-`kernel_2`, `bias_2` for a head. Arrays are NHWC, boxes `(y1, x1, y2, x2)` in pixels of the view as it is seen.
-A function's second result is what its `_backward` needs; `d_x` is the derivative of the loss with respect to x.
+Weights are a flat dictionary: `P3/kernel`, `P3/gamma`, `P3/beta` for a stage, and `image_P3/kernel_1`, `bias_1`,
+`kernel_2`, `bias_2` for a head. Arrays are NHWC. Boxes are `(y1, x1, y2, x2)` in pixels of the view as it is seen. A
+function's second result is the input of its `_backward`. `d_x` is the derivative of the loss with respect to x.
 """
 
 import dataclasses
@@ -15,8 +16,8 @@ import numpy as np
 
 STAGES = ("stem", "P2", "P3", "P4", "P5")
 STRIDES = {"P2": 4, "P3": 8, "P4": 16, "P5": 32}
-EPSILON = 1e-5  # batch norm's
-MOVING_MOMENTUM = 0.9  # of batch norm's moving statistics, Keras' way round
+EPSILON = 1e-5  # epsilon of batch norm
+MOVING_MOMENTUM = 0.9  # momentum of batch norm's moving statistics, in Keras' convention
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
@@ -24,7 +25,10 @@ MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
 def conv(x, kernel):
-    """3x3, stride 2, one pixel of zeros on each side: (N, H, W, Cin) -> (N, H/2, W/2, Cout), H and W even."""
+    """Convolves 3x3 at stride 2 with one pixel of zeros around.
+
+    (N, H, W, Cin) becomes (N, H/2, W/2, Cout), for even H and W.
+    """
     _, height, width, _ = x.shape
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     taps = {(a, b): padded[:, a : a + height : 2, b : b + width : 2] for a in range(3) for b in range(3)}
@@ -32,7 +36,7 @@ def conv(x, kernel):
 
 
 def conv_backward(d_out, taps, kernel):
-    """d_x, d_kernel."""
+    """Returns d_x, d_kernel."""
     batch, height, width, _ = d_out.shape
     d_kernel = np.zeros_like(kernel)
     d_padded = np.zeros((batch, 2 * height + 2, 2 * width + 2, kernel.shape[2]))
@@ -43,7 +47,7 @@ def conv_backward(d_out, taps, kernel):
 
 
 def batch_norm(x, gamma, beta):
-    """Statistics of the batch, for each channel: the biased variance normalises, the unbiased one is remembered."""
+    """Uses batch statistics for each channel: the biased variance normalises, the unbiased one is remembered."""
     mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
     deviation = np.sqrt(variance + EPSILON)
     unit = (x - mean) / deviation
@@ -51,7 +55,7 @@ def batch_norm(x, gamma, beta):
 
 
 def batch_norm_backward(d_out, saved, gamma):
-    """d_x, d_gamma, d_beta; the mean and the deviation depend on x too."""
+    """Returns d_x, d_gamma, d_beta. The mean and the deviation depend on x too."""
     unit, deviation, _, _ = saved
     d_unit = d_out * gamma
     along = (d_unit * unit).mean((0, 1, 2))
@@ -60,7 +64,7 @@ def batch_norm_backward(d_out, saved, gamma):
 
 
 def backbone(weights, images):
-    """{stage: features}, all five stages."""
+    """Returns {stage: features} for all five stages."""
     features, saved, x = {}, {}, images
     for stage in STAGES:
         mixed, taps = conv(x, weights[f"{stage}/kernel"])
@@ -71,7 +75,7 @@ def backbone(weights, images):
 
 
 def backbone_backward(weights, saved, d_features):
-    """Gradients by weight name, from `d_features` of the stages that a loss reads."""
+    """Returns gradients by weight name, from `d_features` of the stages that a loss reads."""
     gradients, d_x = {}, 0.0
     for stage in reversed(STAGES):
         taps, statistics, normed = saved[stage]
@@ -87,7 +91,7 @@ def backbone_backward(weights, saved, d_features):
 
 
 def head(weights, name, x):
-    """Dense, ReLU, Dense, unit length over the last axis; on cells the same as two 1x1 convolutions."""
+    """Applies Dense, ReLU, Dense and unit length on the last axis. On cells this equals two 1x1 convolutions."""
     before = x @ weights[f"{name}/kernel_1"] + weights[f"{name}/bias_1"]
     hidden = np.where(before > 0, before, 0.0)
     out = hidden @ weights[f"{name}/kernel_2"] + weights[f"{name}/bias_2"]
@@ -96,7 +100,7 @@ def head(weights, name, x):
 
 
 def head_backward(weights, name, embedding, saved, d_embedding):
-    """d_x, and gradients by weight name."""
+    """Returns d_x, and gradients by weight name."""
     x, before, hidden, length = saved
     d_out = (d_embedding - embedding * (embedding * d_embedding).sum(-1, keepdims=True)) / length
     d_hidden = (d_out @ weights[f"{name}/kernel_2"].T) * (before > 0)
@@ -111,9 +115,9 @@ def head_backward(weights, name, embedding, saved, d_embedding):
 
 
 def roi_matrix(box, flipped, size, stride, side):
-    """(S * S, side * side): the bilinear weight of each pixel of a square map in the centre of each bin.
+    """Returns (S * S, side * side): the bilinear weight of each pixel of a square map in the centre of each bin.
 
-    Half-pixel convention: pixel k of the map covers k..k + 1 in its own units, its value sits at k + 0.5. A flipped
+    Half-pixel convention: pixel k of the map covers k..k + 1 in its own units, and its value sits at k + 0.5. A flipped
     view's grid is read from right to left, so that bin (i, j) shows what it shows in the photo.
     """
     matrix = np.zeros((size, size, side, side))
@@ -130,7 +134,7 @@ def roi_matrix(box, flipped, size, stride, side):
 
 
 def neighbours(position, side):
-    """The two pixels about a position and their shares."""
+    """Returns the two pixels around a position and their weights."""
     low = math.floor(position)
     share = position - low
     return (low, 1.0 - share), (min(low + 1, side - 1), share)
@@ -140,14 +144,14 @@ def neighbours(position, side):
 
 
 def embed(weights, names, sizes, view, boxes, flipped):
-    """{loss name: unit embeddings}: (B, C) of images, (B, S, S, C) of patches. `view` is uint8."""
+    """Returns {loss name: unit embeddings}, (B, C) for images and (B, S, S, C) for patches. `view` is uint8."""
     features, saved = backbone(weights, (np.asarray(view, np.float64) / 255.0 - MEAN) / STD)
     embeddings, heads = {}, {}
     for name in names:
         kind, level = name.split("_")
         maps = features[level]
         batch, side, _, channels = maps.shape
-        if kind == "image":  # an average over the map is a grid of one cell with equal weights
+        if kind == "image":  # the average over the map is a grid of one cell with equal weights
             grid, matrices = (), np.full((batch, 1, side * side), 1.0 / side**2)
         else:
             size = sizes[level]
@@ -160,7 +164,7 @@ def embed(weights, names, sizes, view, boxes, flipped):
 
 
 def embed_backward(weights, embeddings, tape, d_embeddings):
-    """Gradients of every weight, by name."""
+    """Returns the gradients of every weight by name."""
     features, saved, heads = tape
     gradients, d_features = {}, {}
     for name, (matrices, inside) in heads.items():
@@ -176,7 +180,7 @@ def embed_backward(weights, embeddings, tape, d_embeddings):
 
 
 def nearest_kink(tape):
-    """How near a ReLU's input comes to 0, where another rounding takes the other branch and jumps in the gradient."""
+    """Returns the smallest distance of a ReLU input from 0, where rounding can switch the branch and the gradient."""
     _, saved, heads = tape
     inputs = [normed for _, _, normed in saved.values()] + [inside[1] for _, inside in heads.values()]
     return min(np.abs(x).min() for x in inputs)
@@ -186,7 +190,7 @@ def nearest_kink(tape):
 
 
 def info_nce(queries, positives, bank, temperature):
-    """Losses (N,), hits (N,) and the losses' derivatives (N, C) with respect to their queries."""
+    """Returns losses (N,), hits (N,) and the derivatives (N, C) of the losses with respect to their queries."""
     similar = np.concatenate([(queries * positives).sum(-1, keepdims=True), queries @ bank.T], axis=-1)
     logits = similar / temperature  # (N, 1 + K), the positive first
     peak = logits.max(-1, keepdims=True)
@@ -203,16 +207,16 @@ def info_nce(queries, positives, bank, temperature):
 
 @dataclasses.dataclass
 class GoldenDUPR:
-    """State of a run, and the step that moves it. Every array is float64."""
+    """State of a run, and the step that updates it. Every array is float64."""
 
     losses: dict  # {loss name: alpha or beta}
     sizes: dict  # {level: S}
     weights: dict  # query weights by name
     key_weights: dict
     banks: dict  # {loss name: (K, C)}
-    next_rows: dict  # {loss name: the row the next key goes to}
+    next_rows: dict  # {loss name: the row for the next key}
     temperature: float
-    momentum: float  # of the keys' average
+    momentum: float  # momentum of the keys' average
     learning_rate: float
     sgd_momentum: float
     decay: float
@@ -222,11 +226,13 @@ class GoldenDUPR:
         self.velocities = {name: np.zeros_like(weight) for name, weight in self.weights.items()}
 
     def step(self, batch, drawn):
-        """One step. `drawn` {patch loss: cells of the (B * S * S) keys that go to its bank}, random in a real run.
+        """Takes one step.
+
+        `drawn` {patch loss: cells of the (B * S * S) keys that go to its bank} is random in a real run.
 
         Returns:
-            {"loss"} and of each loss "loss/NAME", "accuracy/…", "positive/…", "negative/…", "std/…" and, of patches,
-            "match/…"; gradients by weight name.
+            {"loss"}, then "loss/NAME", "accuracy/…", "positive/…", "negative/…" and "std/…" of each loss. Patch losses
+                also have "match/…". The second result holds gradients by weight name.
         """
         for name, query in self.weights.items():  # the queries as the last step left them
             self.key_weights[name] = self.momentum * self.key_weights[name] + (1.0 - self.momentum) * query
@@ -246,7 +252,7 @@ class GoldenDUPR:
         return logs, gradients
 
     def loss_and_gradients(self, batch, keys):
-        """Eq. 2 with its terms, gradients by weight name, and the batch statistics {stage: (mean, variance)}."""
+        """Returns eq. 2 with its terms, gradients by weight name, and batch statistics {stage: (mean, variance)}."""
         first = (batch["view_1"], batch["boxes_1"], batch["flipped_1"])
         queries, tape = embed(self.weights, self.losses, self.sizes, *first)
         logs, d_queries = {"loss": 0.0}, {}
@@ -266,14 +272,14 @@ class GoldenDUPR:
         return logs, gradients, {stage: kept[1][2:] for stage, kept in tape[1].items()}
 
     def shares(self, name, valid, count):
-        """What each of `count` losses weighs in the mean: over images, or over the cells of the valid pairs."""
+        """Returns each loss's weight in the mean over `count` images, or over the cells of the valid pairs."""
         if name.startswith("image"):
             return np.full(count, 1.0 / count)
         counted = np.repeat(np.asarray(valid, float), count // len(valid))
         return counted / max(counted.sum(), 1.0)
 
     def enqueue(self, batch, keys, drawn):
-        """Over the oldest rows, one by one; without a valid pair the patch banks rest."""
+        """Overwrites the oldest rows, one by one. Without a valid pair the patch banks stay unchanged."""
         for name, bank in self.banks.items():
             if name.startswith("image"):
                 new = keys[name]
@@ -289,7 +295,7 @@ class GoldenDUPR:
 
 
 def own_cell_nearest(query, key, images):
-    """Whether the key nearest to each query, of those of its own pair, is its own; rows go image by image."""
+    """Marks queries whose nearest key, among the keys of the same pair, is their own. Rows go image by image."""
     cells, hits = len(query) // images, []
     for row, q in enumerate(query):
         first = row // cells * cells

@@ -1,7 +1,11 @@
-"""MoCo v2 in float64 NumPy, line by line after its authors' public code (`moco/builder.py`, `main_moco.py`).
+"""MoCo v2 in float64 NumPy, written line by line from its authors' public code (`moco/builder.py`, `main_moco.py`).
 
-Its order is: q = f_q(x_q); EMA of f_k; k = f_k(x_k); logits [q·k, q·queue] / T with label 0; enqueue k; cross entropy;
-SGD with momentum and coupled decay; the cosine once an epoch. Only convolution and batch norm come from `golden`.
+Its order is:
+
+- q = f_q(x_q), EMA of f_k, k = f_k(x_k) - logits [q·k, q·queue] / T with label 0 - enqueue k, then cross entropy - SGD
+with momentum and coupled decay, and the cosine once an epoch
+
+Only convolution and batch norm come from `golden`.
 """
 
 import math
@@ -14,11 +18,11 @@ FC = ("fc.0/weight", "fc.0/bias", "fc.2/weight", "fc.2/bias")  # Linear, ReLU, L
 
 
 class MoCoV2:
-    """One device: shuffling the keys over devices is then without effect.
+    """MoCo v2 on one device, where shuffling the keys over devices has no effect.
 
     Args:
-        params_q: {"P3/kernel", "P3/gamma", "P3/beta", …, and FC: array}.
-        params_k: likewise. MoCo starts it as a copy; any start is allowed here.
+        params_q: {name: array}, with the names "P3/kernel", "P3/gamma", "P3/beta", …, and FC.
+        params_k: the same names. MoCo starts it as a copy; any start is allowed here.
         queue: (dim, K), K a multiple of the batch.
         T, m, lr, epochs, momentum, weight_decay: as the authors' flags.
     """
@@ -31,7 +35,7 @@ class MoCoV2:
         self.buffers = {}  # torch's momentum buffers: none before the first step
 
     def train(self, im_q, im_k, epoch):
-        """One iteration on normalised images; the loss before the update."""
+        """Takes one iteration on normalised images; returns the loss before the update."""
         lr = self.base_lr * 0.5 * (1.0 + math.cos(math.pi * epoch / self.epochs))
         q, tape = self.encoder(self.params_q, im_q)
         for name, param_q in self.params_q.items():
@@ -47,12 +51,12 @@ class MoCoV2:
         return loss
 
     def nearest_kink(self, im_q):
-        """How near the ReLU inputs of normalised images come to 0."""
+        """Returns the smallest distance of a ReLU input from 0 on normalised images."""
         _, tape = self.encoder(self.params_q, im_q)
         return min(np.abs(x).min() for x in (tape[3], *(stage[3] for stage in tape[0])))
 
     def encoder(self, params, images):
-        """Convolutions, average pool, fc, `F.normalize`."""
+        """Applies convolutions, average pool, fc and `F.normalize`."""
         x, stages = images, []
         for stage in STAGES:
             y, taps = conv(x, params[f"{stage}/kernel"])
@@ -68,7 +72,7 @@ class MoCoV2:
         return q, (stages, x.shape, pooled, before, hidden, z)
 
     def encoder_backward(self, tape, d_q):
-        """{name: gradient} of the query parameters."""
+        """Returns {name: gradient} of the query parameters."""
         stages, shape, pooled, before, hidden, z = tape
         first, _, second, _ = (self.params_q[name] for name in FC)
         d_z = np.zeros_like(z)
@@ -87,12 +91,12 @@ class MoCoV2:
 
     def dequeue_and_enqueue(self, keys):
         batch_size, size = len(keys), self.queue.shape[1]
-        assert size % batch_size == 0  # as the authors do
+        assert size % batch_size == 0  # as in the authors' code
         self.queue[:, self.queue_ptr : self.queue_ptr + batch_size] = keys.T
         self.queue_ptr = (self.queue_ptr + batch_size) % size
 
     def sgd(self, grads, lr):
-        """`torch.optim.SGD` without dampening or Nesterov."""
+        """Updates as `torch.optim.SGD` without dampening or Nesterov."""
         for name, param in self.params_q.items():
             d_p = grads[name] + self.weight_decay * param
             if name in self.buffers:
@@ -103,7 +107,7 @@ class MoCoV2:
 
 
 def cross_entropy(logits, labels):
-    """`nn.CrossEntropyLoss`: the mean over rows, and its derivative."""
+    """Computes `nn.CrossEntropyLoss`: returns the mean over rows, and its derivative."""
     shifted = logits - logits.max(1, keepdims=True)
     probabilities = np.exp(shifted) / np.exp(shifted).sum(1, keepdims=True)
     rows = np.arange(len(labels))

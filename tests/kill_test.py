@@ -1,14 +1,16 @@
-"""Kills a pre-training run at random moments, over and over: nothing may be lost. python -m tests.kill_test --kills 50
+"""Kills a pre-training run at random moments, many times, and checks that nothing is lost.
 
-A run of `dupr-tf pretrain` is left alone once and keeps every checkpoint. Then the same command is started again
-and again, each time with a random `train.checkpoint_every`, and ended by SIGKILL: in the middle of a save, at a random
-moment of its steps, or while it is still starting. After each kill, the losses so far must be those of the undisturbed
-run (as float hex) and each checkpoint must hold the undisturbed run's state of that step (sha256 of every variable);
-at the end, all losses and the last state.
+    python -m tests.kill_test --kills 50
 
-A start of TensorFlow costs more than all the steps, so this process imports it once, computes nothing with it, and
-forks a child for each start (`--fresh` runs the real command line in a process from scratch instead). The network is
-five convolutions deep where `--backbone` is tiny; any other name is the real one.
+A first run of `dupr-tf pretrain` is left undisturbed and keeps every checkpoint. Then the same command is started again
+and again, each time with a random `train.checkpoint_every`. SIGKILL ends it in the middle of a save, at a random moment
+of its steps, or while it is still starting. After each kill, the losses logged so far must equal those of the
+undisturbed run (as float hex). Each checkpoint must hold the undisturbed run's state of that step (sha256 of every
+variable). At the end, all losses and the last state must be equal.
+
+Importing TensorFlow costs more than all the steps. Therefore this process imports it once, computes nothing, and forks
+a child for each start. `--fresh` runs the real command line in a new process instead. With `--backbone tiny` the
+network has five convolutions; any other name selects the real backbone.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's would start a thread with the import, and forks allow none
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy would start a thread at import, and forks allow none
 
 import tensorflow as tf
 
@@ -44,15 +46,15 @@ from tests.models.test_golden import SIZE, STAGES, TinyBackbone
 from tests.training.devices import use_logical_devices
 
 HOW = ("save", "save", "steps", "steps", "steps", "start")
-KILLED = "killed"  # folder of the run that is
-PATIENCE = 600  # seconds for a start to reach what it is waited for
+KILLED = "killed"  # folder of the undisturbed run
+PATIENCE = 600  # seconds within which a start must reach the awaited moment
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A folder with images and a config, and how its runs are started.
+    """Holds a folder with images and a config, and how its runs are started.
 
-    `processes` read the images of the runs that are killed; the undisturbed run reads them itself.
+    `processes` input processes read the images of the killed runs. The undisturbed run reads them itself.
     """
 
     folder: Path
@@ -62,16 +64,16 @@ class Trial:
     processes: int = 0
 
     def arguments(self, run: Path) -> list[str]:
-        """Of the command, without the fields that differ from start to start."""
+        """Returns the arguments of the command, without the fields that differ from start to start."""
         data = str(self.folder / "unlabeled")
         return ["pretrain", str(self.folder / "config.yaml"), "--output", str(run), "--data", data]
 
     def differing_ends(self, whole: Path, run: Path) -> list[str]:
-        """What else than losses and checkpoints a finished run has other than the undisturbed one."""
+        """Returns how a finished run differs from the undisturbed one, besides losses and checkpoints."""
         return []
 
     def start(self, run: Path, every: int, keep: int = 2) -> int:
-        """Starts the command in a process of its own and returns its id."""
+        """Starts the command in a new process and returns its id."""
         arguments = self.arguments(run)
         arguments += [f"--train.checkpoint_every={every}", f"--train.keep_checkpoints={keep}"]
         arguments += [f"--data.processes={self.processes}"] if self.processes and run.name == KILLED else []
@@ -86,7 +88,7 @@ class Trial:
         return child
 
     def _be_the_command(self, arguments, log):
-        """What a child does, and all it does."""
+        """Runs the command in the child process, which does nothing else."""
         code = 99
         try:
             os.dup2(log, 1)
@@ -96,7 +98,7 @@ class Trial:
                 use_logical_devices(self.replicas)
             if self.config.data.image_size == SIZE:
                 channels = dict(zip(STAGES, (4, 4, 4, 8, 8), strict=True))
-                pretrain_module.build_backbone = lambda name, width: TinyBackbone(channels)
+                pretrain_module.build_backbone = lambda name, width, dtype: TinyBackbone(channels)
             code = cli_main(arguments)
         except BaseException:
             traceback.print_exc()
@@ -108,7 +110,7 @@ class Trial:
 def trial(
     folder: Path, steps: int, replicas: int = 1, backbone: str = "tiny", fresh: bool = False, processes: int = 0
 ) -> Trial:
-    """Writes images and a config of a run of so many steps below a folder."""
+    """Writes images and the config of a run of `steps` steps below a folder."""
     write_sample(folder, train=1, val=1, unlabeled=24, seed=3)
     tiny = backbone == "tiny"
     config = parse_config({
@@ -129,13 +131,13 @@ def kill_over_and_over(setting: Trial, kills: int, steps: int, seed: int, say=pr
 
     Args:
         setting: made by `trial`.
-        kills: SIGKILLs.
-        steps: of the run.
-        seed: of the moments.
+        kills: number of SIGKILLs.
+        steps: steps of the run.
+        seed: seed of the moments.
         say: gets a line for each kill.
 
     Returns:
-        What was lost, a line each; empty if nothing was.
+        A line for each loss of data; empty if nothing was lost.
     """
     whole, run = setting.folder / "whole", setting.folder / KILLED
     code = wait(setting.start(whole, every=1, keep=steps + 1))
@@ -148,7 +150,7 @@ def kill_over_and_over(setting: Trial, kills: int, steps: int, seed: int, say=pr
         how = draw.choice(HOW) if number > 2 else "save"
         moment = kill_once(setting, run, how, draw, left // (kills - number + 2))
         if moment is None:
-            return [*wrong, f"the run ended by itself after {number - 1} kills. Fix: more --steps"]
+            return [*wrong, f"the run finished after {number - 1} kills. Fix: pass more --steps"]
         moments[moment] += 1
         wrong += [f"kill {number} ({moment}): {line}" for line in lost(run, states, expected)]
         say(f"kill {number}: {moment}, {len(losses(run))} steps done, {len(wrong)} mistakes so far")
@@ -168,13 +170,13 @@ def kill_over_and_over(setting: Trial, kills: int, steps: int, seed: int, say=pr
 
 
 def kill_once(setting: Trial, run: Path, how: str, draw: random.Random, progress: int) -> str | None:
-    """Starts the run and kills it; returns the moment it was killed at, None if it had ended by itself.
+    """Starts the run and kills it. Returns the moment of the kill, or None if the run had already finished.
 
     Args:
         setting, run: what is started.
-        how: of `HOW`.
-        draw: of the moment.
-        progress: steps it should get further, about.
+        how: one of `HOW`.
+        draw: random numbers for the moment.
+        progress: number of further steps it should take, about.
     """
     before = len(losses(run))
     child = setting.start(run, every=1 if how == "save" else draw.randint(1, 3))
@@ -203,13 +205,13 @@ def kill_once(setting: Trial, run: Path, how: str, draw: random.Random, progress
 
 
 def lost(run: Path, states: dict[int, str], expected: list[str]) -> list[str]:
-    """Where losses and checkpoints of a run are not those of the undisturbed one."""
+    """Returns where losses and checkpoints of a run differ from those of the undisturbed one."""
     found, wrong = losses(run), []
     if found != expected[: len(found)]:
         wrong.append("the losses are others")
     for path in saved_checkpoints(run / "checkpoints"):
         if not path.with_suffix(".sha256").exists():
-            continue  # killed before it was finished
+            continue  # killed before the checkpoint was finished
         damage = find_damage(path)
         if damage or state(path) != states[step_of(path)]:
             wrong.append(f"{path.name} is {damage or 'another state'}")
@@ -217,14 +219,14 @@ def lost(run: Path, states: dict[int, str], expected: list[str]) -> list[str]:
 
 
 def in_a_save(run: Path) -> bool:
-    """Whether the files of an unfinished checkpoint are there."""
+    """Returns true while the files of an unfinished checkpoint exist."""
     folder = run / "checkpoints"
     unfinished = [path for path in saved_checkpoints(folder) if not path.with_suffix(".sha256").exists()]
     return bool(unfinished) or any(folder.glob("*temp*"))
 
 
 def losses(run: Path) -> list[str]:
-    """`step loss-as-hex` of each whole line a run has logged."""
+    """Returns `step loss-as-hex` for each complete line that a run has logged."""
     path, found = run / "metrics.jsonl", []
     for text in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []:
         if text.endswith("\n"):
@@ -234,7 +236,7 @@ def losses(run: Path) -> list[str]:
 
 
 def state(path: Path) -> str:
-    """sha256 of every variable of a checkpoint: names, dtypes, shapes and bits."""
+    """Returns the sha256 of every variable of a checkpoint: names, dtypes, shapes and bits."""
     reader, digest = tf.train.load_checkpoint(str(path)), hashlib.sha256()
     for name in sorted(reader.get_variable_to_shape_map()):
         if name.startswith("variables/"):
@@ -244,12 +246,12 @@ def state(path: Path) -> str:
 
 
 def alive(child: int) -> bool:
-    """Whether a child runs; one that has ended stays for `wait`."""
+    """Returns true while a child runs. A child that has ended is left for `wait`."""
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
 def wait(child: int) -> int:
-    """A child's exit code, negative for a signal."""
+    """Returns a child's exit code, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 

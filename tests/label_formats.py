@@ -1,4 +1,4 @@
-"""Data sets of painted pictures as labelling tools write them.
+"""Writes data sets of painted pictures as labelling tools write them.
 
 Each format has a function (root, {split: pictures of `labelled_scenes`}) -> root. Names are those of the tools.
 """
@@ -15,13 +15,13 @@ from PIL import Image
 from tests.data.bad_images import with_orientation
 from tests.labelled_scenes import NAMES, draw, pictures, write_coco, write_voc
 
-# Every odd image of a split is turned by EXIF: its pixels are stored another way than people see them.
+# EXIF turns every odd image of a split: its pixels are stored in another orientation than they are seen.
 ORIENTATIONS = (1, 6, 3, 8)
 SPLITS = {"train": pictures(9), "val": pictures(3, seed=1)}
 
 
 def write_images(folder: Path, split: str, made) -> list[str]:
-    """JPEGs, some of them turned by EXIF; returns their names."""
+    """Writes JPEGs, some of them turned by EXIF; returns their names."""
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     for number, picture in enumerate(made):
@@ -38,7 +38,7 @@ def dump(path: Path, content) -> None:
 
 
 def coco_content(names, made, categories=None, fields=lambda name: {"file_name": name}) -> dict:
-    """COCO's JSON of pictures, with the polygon of every box."""
+    """Returns COCO's JSON of pictures, with the polygon of every box."""
     images, annotations = [], []
     for number, (name, picture) in enumerate(zip(names, made, strict=True), 1):
         height, width = picture.size
@@ -99,7 +99,7 @@ def yolo_row(thing, size) -> str:
 
 
 def polygon_row(thing, size) -> str:
-    """The outline of the box with a fifth point on its upper side."""
+    """Returns a YOLO row: the outline of the box with a fifth point on its upper side."""
     (x1, y1, x2, y2), (height, width) = thing.box, size
     points = [(x1, y1), ((x1 + x2) / 2, y1), (x2, y1), (x2, y2), (x1, y2)]
     numbers = [f"{x / width:.9f} {y / height:.9f}" for x, y in points]
@@ -116,14 +116,14 @@ def _yolo(root, splits, images: str, labels: str, row=yolo_row):
 
 
 def write_yolo(root, splits):
-    """Ultralytics' layout."""
+    """Writes Ultralytics' layout."""
     names = "".join(f"  {number}: {name}\n" for number, name in enumerate(NAMES))
     dump(root / "data.yaml", f"path: ../datasets/things\ntrain: images/train\nval: images/val\nnames:\n{names}")
     return _yolo(root, splits, "images/{}", "labels/{}", polygon_row)
 
 
 def write_roboflow_yolo(root, splits):
-    """Roboflow's paths lead out of the folder, and its `test` may be missing."""
+    """Writes Roboflow's layout. Its paths lead out of the folder, and `test` may be missing."""
     head = "train: ../train/images\nval: ../val/images\ntest: ../test/images\n"
     dump(root / "data.yaml", f"{head}\nnc: 3\nnames: {list(NAMES)}\n")
     return _yolo(root, splits, "{}/images", "{}/labels")
@@ -137,7 +137,7 @@ def write_fiftyone_yolo(root, splits):
 
 
 def write_darknet(root, splits):
-    """CVAT's YOLO 1.1."""
+    """Writes CVAT's YOLO 1.1."""
     lines = ["classes = 3", "names = data/obj.names", "backup = backup/"]
     for split, made in splits.items():
         name = {"val": "valid"}.get(split, split)
@@ -151,7 +151,7 @@ def write_darknet(root, splits):
 
 
 def write_cvat(root, splits):
-    """A project with a subset for each split."""
+    """Writes a CVAT project with a subset for each split."""
     labels = "".join(f"<label><name>{name}</name><type>any</type></label>" for name in NAMES)
     text = f"<annotations><version>1.1</version><meta><project><labels>{labels}</labels></project></meta>"
     for split, made in splits.items():
@@ -173,7 +173,7 @@ def _cvat_box(thing) -> str:
 
 
 def labelme_content(name, picture, shapes=None) -> dict:
-    """A rectangle, a polygon or a mask for the things of a picture, in turn."""
+    """Returns LabelMe's JSON: a rectangle, a polygon or a mask for the things of a picture, in turn."""
     kinds = (_labelme_rectangle, _labelme_polygon, _labelme_mask)
     shapes = shapes or [kinds[k % 3](thing) for k, thing in enumerate(picture.things)]
     sides = {"imageHeight": picture.size[0], "imageWidth": picture.size[1]}

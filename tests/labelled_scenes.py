@@ -1,4 +1,4 @@
-"""Tiny data sets of coloured rectangles on grey, drawn for the tests, in COCO's and in VOC's layout."""
+"""Draws tiny data sets of coloured rectangles on grey for the tests, in COCO's and in VOC's layout."""
 
 import json
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Picture:
 
 
 def pictures(count: int, seed: int = 0, size=(60, 100)) -> list[Picture]:
-    """Pictures of one to three rectangles; sides of a picture between the two of `size`."""
+    """Returns pictures of one to three rectangles. The sides of a picture lie between the two values of `size`."""
     rng = np.random.default_rng(seed)
     made = []
     for index in range(count):
@@ -49,7 +49,7 @@ def draw(picture: Picture) -> np.ndarray:
 
 
 def write_coco(root: Path, splits: dict[str, list[Picture]]) -> Path:
-    """`images/` and `annotations/instances_{split}.json`; category ids are 5, 10, 15, as COCO's have gaps."""
+    """Writes `images/` and `annotations/instances_{split}.json`. Category ids are 5, 10, 15, since COCO's have gaps."""
     (root / "images").mkdir(parents=True)
     (root / "annotations").mkdir()
     for split, made in splits.items():
@@ -78,7 +78,7 @@ def write_coco(root: Path, splits: dict[str, list[Picture]]) -> Path:
 
 
 def write_voc(root: Path, splits: dict[str, list[Picture]]) -> Path:
-    """`JPEGImages`, `Annotations` and `ImageSets/Main`; boxes count from 1, both ends inside, as VOC's do."""
+    """Writes `JPEGImages`, `Annotations` and `ImageSets/Main`. As in VOC, boxes count from 1 and include both ends."""
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
     for split, made in splits.items():
@@ -112,7 +112,7 @@ def with_polygons(root):
 
 
 def write_masks(root, splits):
-    """`{split}/images` and `{split}/masks`: 0 is the background, 1 to 3 are the classes of the things, 7 is nothing."""
+    """Writes `{split}/images` and `{split}/masks`: 0 is background, 1 to 3 are classes of things, 7 is nothing."""
     for split, made in splits.items():
         for folder in ("images", "masks"):
             (root / split / folder).mkdir(parents=True)

@@ -1,6 +1,6 @@
-"""The pictures of `labelled_scenes` with masks: every thing is its box without the lower right quarter.
+"""Draws the pictures of `labelled_scenes` with masks: every thing is its box without the lower right quarter.
 
-In COCO's layout (polygons or run lengths), in Cityscapes', and as folders of masks.
+They are written in COCO's layout (polygons or run lengths), in Cityscapes', and as folders of masks.
 """
 
 import json
@@ -18,7 +18,7 @@ IGNORE = 9  # value of a mask
 
 
 def corners(thing: Thing) -> list[int]:
-    """The polygon x, y, x, y, … of a thing."""
+    """Returns the polygon x, y, x, y, … of a thing."""
     x1, y1, x2, y2 = thing.box
     x, y = (x1 + x2) // 2, (y1 + y2) // 2
     return [x1, y1, x2, y1, x2, y, x, y, x, y2, x1, y2]
@@ -41,7 +41,7 @@ def draw(picture: Picture) -> np.ndarray:
 
 
 def segmentation(thing: Thing, size, form: str):
-    """COCO's ways to say the same."""
+    """Returns a mask in one of COCO's formats."""
     if form == "polygons":
         return [corners(thing)]
     compressed = coco_mask.encode(np.asfortranarray(mask(thing, size), np.uint8))
@@ -53,7 +53,7 @@ def segmentation(thing: Thing, size, form: str):
 
 
 def write_coco_masks(root: Path, splits: dict[str, list[Picture]], form: str = "polygons", change=None) -> Path:
-    """`write_coco` with masks; `change` edits the annotations of every split before they are written."""
+    """Writes `write_coco` with masks. `change` edits the annotations of every split before they are written."""
     write_coco(root, splits)
     for split, made in splits.items():
         file = root / "annotations" / f"instances_{split}.json"
@@ -71,7 +71,7 @@ def write_coco_masks(root: Path, splits: dict[str, list[Picture]], form: str = "
 
 
 def instance_ids(picture: Picture) -> np.ndarray:
-    """(H, W) Cityscapes' ids: road, the top four rows out of the region of interest; what is difficult is a group."""
+    """Returns (H, W) Cityscapes ids: road, four top rows out of the region of interest, difficult things as groups."""
     ids = np.full(picture.size, 7, np.uint16)
     ids[:4] = 3
     for number, thing in enumerate(picture.things):
@@ -81,7 +81,7 @@ def instance_ids(picture: Picture) -> np.ndarray:
 
 
 def write_cityscapes(root: Path, splits: dict[str, list[Picture]], kinds=("instanceIds", "labelIds")) -> Path:
-    """Every picture in a city of its own; `kinds` of truth: instanceIds, labelIds, polygons."""
+    """Writes each picture as a separate city. `kinds` selects the truth files: instanceIds, labelIds, polygons."""
     for split, made in splits.items():
         for number, picture in enumerate(made):
             name, city = f"town{number % 2}_{number:06d}_000019", f"town{number % 2}"
@@ -114,7 +114,7 @@ def _polygons(picture: Picture) -> dict:
 
 
 def values(picture: Picture) -> np.ndarray:
-    """(H, W) uint8: 0 is grey ground, 1 to 3 are things, the top four rows are `IGNORE`."""
+    """Returns (H, W) uint8: 0 is grey ground, 1 to 3 are things, the top four rows are `IGNORE`."""
     made = np.zeros(picture.size, np.uint8)
     for thing in picture.things:
         made[mask(thing, picture.size)] = 1 + NAMES.index(thing.name)
@@ -123,7 +123,7 @@ def values(picture: Picture) -> np.ndarray:
 
 
 def write_segments(root: Path, splits: dict[str, list[Picture]], split_first: bool = True) -> Path:
-    """Folders of images and masks, `{split}/images` or `images/{split}`."""
+    """Writes folders of images and masks, `{split}/images` or `images/{split}`."""
     for split, made in splits.items():
         folders = [root / split / kind if split_first else root / kind / split for kind in ("images", "masks")]
         for folder in folders:

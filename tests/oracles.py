@@ -1,8 +1,8 @@
 """Slow twins of the method's equations: float64 NumPy, plain loops, no TensorFlow.
 
-They are written from the paper and from the definitions of torchvision, detectron2 and Pillow, not from
-`dupr_tf`, so that a test comparing the two compares two readings. Geometry, RoIAlign, heads, losses and
-photometrics live here; what changes state during a step (EMA, ring, optimiser, schedules) in `oracles_step`.
+They are written from the paper and from the definitions of torchvision, detectron2 and Pillow, not from `dupr_tf`. A
+test that compares the two therefore compares two readings. Geometry, RoIAlign, heads, losses and photometrics are here.
+The module `oracles_step` has what changes state during a step (EMA, ring, optimiser, schedules).
 
 Boxes are `(y1, x1, y2, x2)`; images are `[H, W, 3]` floats in 0..1; features are NHWC.
 """
@@ -20,7 +20,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def overlap(crop_1, crop_2):
-    """Intersection of two crops `(y0, x0, y1, x1)` in source coordinates, or None when they share no area."""
+    """Returns the intersection of crops `(y0, x0, y1, x1)` in source coordinates, or None when they share no area."""
     y0 = max(float(crop_1[0]), float(crop_2[0]))
     x0 = max(float(crop_1[1]), float(crop_2[1]))
     y1 = min(float(crop_1[2]), float(crop_2[2]))
@@ -31,7 +31,7 @@ def overlap(crop_1, crop_2):
 
 
 def to_view(box, crop, flipped, view_size):
-    """A source box in the pixels of the square view of `crop`; a flip sends x to size - x, ends exchanged."""
+    """Returns a source box in pixels of the square view of `crop`. A flip sends x to size - x and swaps the ends."""
     scale_y = view_size / (float(crop[2]) - float(crop[0]))
     scale_x = view_size / (float(crop[3]) - float(crop[1]))
     y1 = (box[0] - float(crop[0])) * scale_y
@@ -44,9 +44,9 @@ def to_view(box, crop, flipped, view_size):
 
 
 def intersect_pair(crop_1, crop_2, flipped_1, flipped_2, view_size, min_overlap=32.0):
-    """The overlap in the pixels of each view, and whether it spans `min_overlap` pixels a side in both.
+    """Returns the overlap in the pixels of each view, and whether it spans `min_overlap` pixels a side in both.
 
-    Without any overlap there is no box: both are NaN, so that comparing with them by accident fails.
+    Without any overlap there is no box. Both are then NaN, so that comparing with them by accident fails.
     """
     shared = overlap(crop_1, crop_2)
     if shared is None:
@@ -58,7 +58,7 @@ def intersect_pair(crop_1, crop_2, flipped_1, flipped_2, view_size, min_overlap=
 
 
 def intersect_views(crop_1, crop_2, flipped_1, flipped_2, view_size, min_overlap=32.0):
-    """`intersect_pair` for each row of a batch: boxes_1 [N, 4], boxes_2 [N, 4], valid [N]."""
+    """Applies `intersect_pair` to each row of a batch: boxes_1 [N, 4], boxes_2 [N, 4], valid [N]."""
     rows = [
         intersect_pair(a, b, flip_a, flip_b, view_size, min_overlap)
         for a, b, flip_a, flip_b in zip(crop_1, crop_2, flipped_1, flipped_2, strict=True)
@@ -72,7 +72,7 @@ def intersect_views(crop_1, crop_2, flipped_1, flipped_2, view_size, min_overlap
 
 
 def bilinear(feature, y, x):
-    """One bilinear sample of `feature` [H, W, C] at cell coordinates (cell k's centre is k).
+    """Returns a bilinear sample of `feature` [H, W, C] at cell coordinates (cell k's centre is k).
 
     As in torchvision and detectron2, a sample with y < -1, y > H, x < -1 or x > W is 0. Any other is clamped to the
     centres of the border cells.
@@ -91,10 +91,10 @@ def bilinear(feature, y, x):
 
 
 def roi_align_box(feature, box, output_size, spatial_scale=1.0, sampling_ratio=1, flipped=False):
-    """RoIAlign (`aligned=True`) of one box: [H, W, C] -> [S, S, C]; output_size is S or (S_y, S_x).
+    """Applies RoIAlign (`aligned=True`) with one box, [H, W, C] -> [S, S, C].
 
-    sampling_ratio r > 0 averages r x r samples in a bin; 0 takes ceil(box side / S), as torchvision does.
-    `flipped` reads the grid from right to left.
+    `output_size` is S or (S_y, S_x). sampling_ratio r > 0 averages r x r samples in a bin; 0 takes ceil(box side / S),
+    as torchvision does. `flipped` reads the grid from right to left.
     """
     feature = np.asarray(feature, np.float64)
     size_y, size_x = (output_size, output_size) if np.isscalar(output_size) else output_size
@@ -115,7 +115,10 @@ def roi_align_box(feature, box, output_size, spatial_scale=1.0, sampling_ratio=1
 
 
 def roi_align(features, boxes, output_size, spatial_scale=1.0, sampling_ratio=1, flipped=None):
-    """`roi_align_box` over a batch: boxes [N, 4] -> [N, S, S, C], boxes [N, R, 4] -> [N, R, S, S, C]."""
+    """Applies `roi_align_box` to a batch.
+
+    Boxes [N, 4] give [N, S, S, C], and boxes [N, R, 4] give [N, R, S, S, C].
+    """
     boxes = np.asarray(boxes, np.float64)
     if boxes.ndim == 2:
         one_each = roi_align(features, boxes[:, None], output_size, spatial_scale, sampling_ratio, flipped)
@@ -132,7 +135,7 @@ def roi_align(features, boxes, output_size, spatial_scale=1.0, sampling_ratio=1,
 
 
 def convolve_3x3(images, kernel):
-    """(N, H, W, C) and (3, 3, C, K) -> (N, H, W, K): stride 1, one pixel of zeros around."""
+    """Convolves (N, H, W, C) with (3, 3, C, K) to (N, H, W, K), at stride 1 with one pixel of zeros around."""
     count, height, width, _ = images.shape
     out = np.zeros((count, height, width, kernel.shape[3]))
     for n, y, x, ky, kx in np.ndindex(count, height, width, 3, 3):
@@ -143,7 +146,7 @@ def convolve_3x3(images, kernel):
 
 
 def convolve_3x3_gradients(images, kernel, upstream):
-    """Gradients of `sum(upstream * convolve_3x3(images, kernel))` w.r.t. images and kernel."""
+    """Returns gradients of `sum(upstream * convolve_3x3(images, kernel))` w.r.t. images and kernel."""
     count, height, width, _ = images.shape
     to_images, to_kernel = np.zeros(images.shape), np.zeros(kernel.shape)
     for n, y, x, ky, kx in np.ndindex(count, height, width, 3, 3):
@@ -158,13 +161,13 @@ def convolve_3x3_gradients(images, kernel, upstream):
 
 
 def l2_normalize(vector, epsilon=1e-12):
-    """v / max(|v|, epsilon), torch's `F.normalize`."""
+    """Returns v / max(|v|, epsilon), as torch's `F.normalize`."""
     length = math.sqrt(sum(float(v) ** 2 for v in vector))
     return np.asarray(vector, np.float64) / max(length, epsilon)
 
 
 def global_average_pool(features):
-    """[N, H, W, C] -> [N, C]."""
+    """Averages [N, H, W, C] to [N, C]."""
     features = np.asarray(features, np.float64)
     batch, height, width, channels = features.shape
     out = np.zeros((batch, channels))
@@ -176,20 +179,23 @@ def global_average_pool(features):
 
 
 def mlp(vector, kernel_1, bias_1, kernel_2, bias_2):
-    """Dense - ReLU - Dense on one vector; kernels are [in, out]."""
+    """Applies Dense - ReLU - Dense to one vector; kernels are [in, out]."""
     hidden = np.asarray(vector, np.float64) @ np.asarray(kernel_1, np.float64) + bias_1
     hidden = np.where(hidden > 0, hidden, 0.0)
     return hidden @ np.asarray(kernel_2, np.float64) + bias_2
 
 
 def image_head(features, kernel_1, bias_1, kernel_2, bias_2):
-    """DUPR eq. 6 with MoCo v2's MLP: [N, H, W, Cin] -> GAP -> MLP -> unit vectors [N, C]."""
+    """Computes DUPR eq. 6 with MoCo v2's MLP: [N, H, W, Cin] -> GAP -> MLP -> unit vectors [N, C]."""
     pooled = global_average_pool(features)
     return np.stack([l2_normalize(mlp(row, kernel_1, bias_1, kernel_2, bias_2)) for row in pooled])
 
 
 def patch_head(rois, kernel_1, bias_1, kernel_2, bias_2):
-    """DUPR eqs. 3, 4: the same MLP at each cell, [N, S, S, Cin] -> unit vectors [N, S, S, C]."""
+    """Computes DUPR eqs. 3 and 4, the same MLP at each cell.
+
+    Features [N, S, S, Cin] become unit vectors [N, S, S, C].
+    """
     batch, rows, columns, _ = rois.shape
     out = np.zeros((batch, rows, columns, np.shape(kernel_2)[-1]))
     for n in range(batch):
@@ -203,14 +209,17 @@ def patch_head(rois, kernel_1, bias_1, kernel_2, bias_2):
 
 
 def similarities(query, positive, bank_keys):
-    """q·positive, then q·key for each row of the bank: a list of K + 1 floats."""
+    """Returns q·positive, then q·key for each row of the bank: a list of K + 1 floats."""
     query = np.asarray(query, np.float64)
     keys = [positive, *bank_keys]
     return [float(np.sum(query * np.asarray(key, np.float64))) for key in keys]
 
 
 def info_nce(queries, positives, bank_keys, temperature):
-    """DUPR eq. 1 (and 5 for one cell): queries [N, C], positives [N, C], bank [K, C] -> loss [N]."""
+    """Computes DUPR eq. 1 (and eq. 5 for one cell).
+
+    Takes queries [N, C], positives [N, C] and a bank [K, C]. Returns losses [N].
+    """
     losses = []
     for query, positive in zip(queries, positives, strict=True):
         logits = [s / temperature for s in similarities(query, positive, bank_keys)]
@@ -221,7 +230,10 @@ def info_nce(queries, positives, bank_keys, temperature):
 
 
 def info_nce_gradients(queries, positives, bank_keys, temperature):
-    """Of loss[n]: wrt queries[n], (sum_j p_j key_j - positive) / τ; wrt positives[n], (p_0 - 1) q / τ."""
+    """Returns the gradients of loss[n].
+
+    W.r.t. queries[n] it is (sum_j p_j key_j - positive) / τ. W.r.t. positives[n] it is (p_0 - 1) q / τ.
+    """
     wrt_queries, wrt_positives = [], []
     for query, positive in zip(queries, positives, strict=True):
         logits = [s / temperature for s in similarities(query, positive, bank_keys)]
@@ -236,7 +248,7 @@ def info_nce_gradients(queries, positives, bank_keys, temperature):
 
 
 def contrastive_hits(queries, positives, bank_keys):
-    """1.0 where the positive is more similar than every negative (a tie is a miss), else 0.0: [N]."""
+    """Returns [N]: 1.0 where the positive is more similar than every negative (a tie is a miss), else 0.0."""
     hits = []
     for query, positive in zip(queries, positives, strict=True):
         first, *negatives = similarities(query, positive, bank_keys)
@@ -245,14 +257,15 @@ def contrastive_hits(queries, positives, bank_keys):
 
 
 def contrastive_accuracy(queries, positives, bank_keys):
-    """Share of the queries whose positive beats every negative."""
+    """Returns the share of queries whose positive beats every negative."""
     return float(np.mean(contrastive_hits(queries, positives, bank_keys)))
 
 
 def reduce_patch_loss(cell_losses, valid, reduction="mean"):
-    """Losses of cells [N, S*S] and valid pairs [N] -> scalar, 0 when no pair is valid.
+    """Reduces losses of cells [N, S*S] and valid pairs [N] to a scalar, which is 0 when no pair is valid.
 
-    mean: over the valid cells. sum: eq. 5 as printed, summed over a pair's cells; the mean over valid pairs.
+    mean: over the valid cells. sum: eq. 5 as printed, summed over a pair's cells. Then the mean over valid pairs is
+    taken.
     """
     total, cells, pairs = 0.0, 0, 0
     for losses, is_valid in zip(cell_losses, valid, strict=True):
@@ -268,7 +281,7 @@ def reduce_patch_loss(cell_losses, valid, reduction="mean"):
 
 
 def total_loss(image_losses, patch_losses, alphas, betas):
-    """DUPR eq. 2: scalar losses of each level, weighted and summed."""
+    """Computes DUPR eq. 2: the weighted sum of the scalar losses of each level."""
     total = 0.0
     for image_loss, patch_loss, alpha, beta in zip(image_losses, patch_losses, alphas, betas, strict=True):
         total += alpha * image_loss + beta * patch_loss
@@ -283,23 +296,23 @@ def clip01(image):
 
 
 def grey(image):
-    """ITU-R 601-2 luma, Pillow's "L": 0.299 R + 0.587 G + 0.114 B, [H, W]."""
+    """Returns ITU-R 601-2 luma, Pillow's "L": 0.299 R + 0.587 G + 0.114 B, [H, W]."""
     image = np.asarray(image, np.float64)
     return 0.299 * image[..., 0] + 0.587 * image[..., 1] + 0.114 * image[..., 2]
 
 
 def to_grey(image):
-    """Luma in all three channels."""
+    """Returns luma in all three channels."""
     return np.stack([grey(image)] * 3, axis=-1)
 
 
 def blend(degenerate, image, factor):
-    """Pillow's and torchvision's blend: factor 0 is the degenerate image, 1 the image, clipped to 0..1."""
+    """Blends as Pillow and torchvision do: factor 0 is the degenerate image, 1 the image, clipped to 0..1."""
     return clip01((1.0 - factor) * np.asarray(degenerate) + factor * np.asarray(image, np.float64))
 
 
 def adjust_brightness(image, factor):
-    """Multiplies (blends with black); adds nothing."""
+    """Multiplies, which blends with black; adds nothing."""
     return blend(np.zeros_like(image, np.float64), image, factor)
 
 
@@ -328,7 +341,7 @@ def adjust_hue(image, shift):
 
 
 def reflect(index, size):
-    """REFLECT border, the edge not repeated: -1 -> 1, size -> size - 2 (for reaches below the size)."""
+    """Reflects an index without repeating the edge: -1 -> 1, size -> size - 2 (for reaches below the size)."""
     if index < 0:
         return -index
     if index >= size:
@@ -337,7 +350,7 @@ def reflect(index, size):
 
 
 def gaussian_blur(image, sigma, radius=None):
-    """True Gaussian, REFLECT border, radius ceil(3 sigma) unless given. (Pillow stacks three box blurs.)"""
+    """Blurs with a true Gaussian, REFLECT border, radius ceil(3 sigma) unless given. (Pillow: three box blurs.)"""
     image = np.asarray(image, np.float64)
     height, width, _ = image.shape
     radius = math.ceil(3 * sigma) if radius is None else radius
@@ -357,11 +370,11 @@ def normalize(image, mean=IMAGENET_MEAN, std=IMAGENET_STD):
 
 
 def photometric(image_uint8, order=(), factors=None, grey_image=False, sigma=None, radius=None, flipped=False):
-    """MoCo v2's chain on one uint8 image: jitter in `order`, greyscale, blur, flip, normalise.
+    """Applies MoCo v2's chain to one uint8 image: jitter in `order`, greyscale, blur, flip, normalise.
 
-    order:   names out of "brightness", "contrast", "saturation", "hue"; empty when the jitter was not drawn.
-    factors: name -> factor (the shift in turns for "hue").
-    sigma:   None when the blur was not drawn.
+    order: a sequence of "brightness", "contrast", "saturation" and "hue". It is empty when the jitter was not drawn.
+
+    factors: name -> factor (the shift in turns for "hue"). sigma: None when the blur was not drawn.
     """
     adjust = {
         "brightness": adjust_brightness,

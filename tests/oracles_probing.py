@@ -11,7 +11,7 @@ def cosine(a, b):
 
 
 def knn_votes(train, labels, query, classes, k, temperature):
-    """InstDis, section 3.4: each of the k nearest adds exp(cosine / τ) to its class."""
+    """Follows InstDis, section 3.4: each of the k nearest adds exp(cosine / τ) to its class."""
     similar = sorted(((cosine(query, row), label) for row, label in zip(train, labels, strict=True)), reverse=True)
     votes = [0.0] * classes
     for value, label in similar[:k]:
@@ -20,7 +20,7 @@ def knn_votes(train, labels, query, classes, k, temperature):
 
 
 def average_precision_11(scores, positive):
-    """The VOC2007 devkit's: at each of eleven recalls, the highest precision among cut-offs that reach it."""
+    """Follows the VOC2007 devkit: at each of eleven recalls, the highest precision among cut-offs that reach it."""
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     total, points = sum(map(bool, positive)), []
     for cut in range(1, len(order) + 1):
@@ -31,7 +31,7 @@ def average_precision_11(scores, positive):
 
 
 def similarity(q, k):
-    """Eq. 8."""
+    """Computes eq. 8."""
     side = len(q)
     return sum(cosine(q[i][j], k[i][j]) for i in range(side) for j in range(side)) / side**2
 
@@ -43,7 +43,7 @@ def iou(a, b):
 
 
 def affinity(f1, f2, temperature):
-    """Eq. 9, element by element; f1, f2 are (C, N)."""
+    """Computes eq. 9, element by element; f1, f2 are (C, N)."""
     count = f1.shape[1]
     matrix = np.zeros((count, count))
     for j in range(count):
@@ -56,9 +56,9 @@ def affinity(f1, f2, temperature):
 
 
 def place_in_view_2(cell, side, size, crop_1, crop_2, flipped_1, flipped_2):
-    """Where the centre of a cell of view 1 lies in view 2, in its cells: through the source image and back.
+    """Maps the centre of a cell of view 1 through the source image to view 2, in cells of view 2.
 
-    Returns (y, x), cell k's centre being k, and whether the point lies in both crops.
+    Returns (y, x), where cell k's centre is k, and whether the point lies in both crops.
     """
     px = [(c + 0.5) * size / side for c in cell]
     if flipped_1:
@@ -77,7 +77,10 @@ def nearest_cell(feature, maps):
 
 
 def adaptive_average(feature, cells):
-    """(h, w, C) to (cells, cells, C): bin i averages the pixels from floor(i n / cells) to ceil((i + 1) n / cells)."""
+    """Averages (h, w, C) to (cells, cells, C).
+
+    Bin i averages the pixels from floor(i n / cells) to ceil((i + 1) n / cells).
+    """
     height, width, channels = feature.shape
     pooled = np.zeros((cells, cells, channels))
     for i in range(cells):

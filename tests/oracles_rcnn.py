@@ -9,7 +9,10 @@ import numpy as np
 
 
 def anchors(height, width, stride, sizes, ratios=(0.5, 1.0, 2.0)):
-    """All anchors of a map, [height · width · sizes · ratios, 4]; cell (y, x) is the point (x · stride, y · stride)."""
+    """Returns the anchors of a map, [height · width · sizes · ratios, 4].
+
+    Cell (y, x) is the point (x · stride, y · stride).
+    """
     rows = []
     for y in range(height):
         for x in range(width):
@@ -51,7 +54,7 @@ def clip(box, height, width):
 
 
 def match_anchors(table, boxes):
-    """Labels (1, 0, -1 for ignored) and the box of greatest IoU (0 without boxes), of each anchor."""
+    """Returns labels (1, 0, -1 for ignored) and the box of greatest IoU (0 without boxes) for each anchor."""
     labels, matches = np.zeros(len(table), int), np.zeros(len(table), int)
     if not len(boxes):
         return labels, matches
@@ -67,7 +70,7 @@ def match_anchors(table, boxes):
 
 
 def nms(boxes, scores, threshold):
-    """Positions kept, best first."""
+    """Returns the positions kept, best first."""
     kept = []
     for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):
         if all(iou(boxes[i], boxes[j]) <= threshold for j in kept):
@@ -76,7 +79,10 @@ def nms(boxes, scores, threshold):
 
 
 def propose(objectness, deltas, anchors, height, width, pre_nms, post_nms):
-    """Proposals [n, 4] of one image, best first: per level the best, NMS at 0.7 in the level, then the best of all."""
+    """Returns proposals [n, 4] of one image, best first.
+
+    It takes the best of each level, applies NMS at 0.7 within the level, then takes the best of all.
+    """
     found = []
     for scores, moves, table in zip(objectness, deltas, anchors, strict=True):
         order = sorted(range(len(scores)), key=lambda i: -scores[i])[:pre_nms]
@@ -89,15 +95,16 @@ def propose(objectness, deltas, anchors, height, width, pre_nms, post_nms):
 
 
 def level(box):
-    """2 to 5."""
+    """Returns a level from 2 to 5."""
     side = math.sqrt((box[2] - box[0]) * (box[3] - box[1]))
     return int(min(max(math.floor(4 + math.log2(side / 224 + 1e-8)), 2), 5))
 
 
 def roi_align(features, box, stride, size, samples=2):
-    """[size, size, C] of one map [h, w, C]: bilinear samples at half-pixel coordinates, averaged in each bin.
+    """Pools one map [h, w, C] to [size, size, C].
 
-    A sample more than one cell outside the map is 0.
+    It takes bilinear samples at half-pixel coordinates and averages them in each bin. A sample more than one cell
+    outside the map is 0.
     """
     h, w = features.shape[:2]
     x1, y1, x2, y2 = (v / stride for v in box)
@@ -118,19 +125,22 @@ def roi_align(features, box, stride, size, samples=2):
 
 
 def binary_entropy(logit, target):
-    """Of one logit."""
+    """Returns the binary cross entropy of one logit."""
     return math.log1p(math.exp(-abs(logit))) + max(logit, 0) - logit * target
 
 
 def focal_loss(logits, targets, alpha=0.25, gamma=2):
-    """Lin et al., 2018, eq. 5: the sum over all logits; `targets` is 0 and 1, of the same shape."""
+    """Computes Lin et al., 2018, eq. 5, summed over all logits. `targets` is 0 and 1, of the shape of the logits."""
     p = 1 / (1 + np.exp(-logits))
     right, weight = np.where(targets, p, 1 - p), np.where(targets, alpha, 1 - alpha)
     return float((-weight * (1 - right) ** gamma * np.log(right)).sum())
 
 
 def rpn_losses(objectness, deltas, table, rows, labels, boxes):
-    """Over a batch: `rows`, `labels` (1, 0) and `boxes` of the drawn anchors of each image; both divided by 256 · B."""
+    """Returns the losses over a batch from `rows`, `labels` (1, 0) and `boxes` of the drawn anchors of each image.
+
+    Both are divided by 256 · B.
+    """
     entropy = distance = 0.0
     for image in range(len(objectness)):
         for row, label, box in zip(rows[image], labels[image], boxes[image], strict=True):
@@ -141,7 +151,10 @@ def rpn_losses(objectness, deltas, table, rows, labels, boxes):
 
 
 def region_losses(logits, deltas, regions, classes, boxes, drawn):
-    """Flat rows of a batch; class C (the last logit) is background. Both divided by the number of drawn rows."""
+    """Returns the losses of the flat rows of a batch. Class C (the last logit) is background.
+
+    Both are divided by the number of drawn rows.
+    """
     entropy, distance, number = 0.0, 0.0, 0
     for row in range(len(logits)):
         if drawn[row]:
@@ -155,7 +168,7 @@ def region_losses(logits, deltas, regions, classes, boxes, drawn):
 
 
 def detections(logits, deltas, proposals, height, width, threshold, nms_iou, count):
-    """[(score, class, box)] of one image, best first."""
+    """Returns [(score, class, box)] of one image, best first."""
     found = []
     for klass in range(logits.shape[1] - 1):
         boxes, scores = [], []
@@ -170,7 +183,7 @@ def detections(logits, deltas, proposals, height, width, threshold, nms_iou, cou
 
 
 def mask_target(region, box, mask, size):
-    """[size, size] of 0 and 1: the mask over `box` at the bin centres of `region`, bilinear, nothing outside."""
+    """Returns [size, size] of 0 and 1: the mask over `box` at the bin centres of `region`, bilinear, zero outside."""
     h, w = mask.shape
     empty = np.pad(mask, 1)
     out = np.zeros((size, size))
@@ -188,7 +201,10 @@ def mask_target(region, box, mask, size):
 
 
 def convolve(x, kernel, bias, stride=1):
-    """(h, w, C) with a kernel (k, k, C, F), padded as TensorFlow's "same" pads: the odd row and column at the end."""
+    """Convolves (h, w, C) with a kernel (k, k, C, F).
+
+    It pads as TensorFlow's "same" does, with the odd row and column at the end.
+    """
     side = kernel.shape[0]
     size = [-(-length // stride) for length in x.shape[:2]]
     pads = [max((out - 1) * stride + side - length, 0) for out, length in zip(size, x.shape[:2], strict=True)]
@@ -201,7 +217,7 @@ def convolve(x, kernel, bias, stride=1):
 
 
 def upsample(x, kernel, bias):
-    """(h, w, C) to (2 h, 2 w, F): the transposed convolution with a kernel (2, 2, F, C) at stride 2."""
+    """Applies the transposed convolution with a kernel (2, 2, F, C) at stride 2, from (h, w, C) to (2 h, 2 w, F)."""
     found = np.empty((2 * x.shape[0], 2 * x.shape[1], kernel.shape[2]))
     for i, j, a, b in np.ndindex(*x.shape[:2], 2, 2):
         found[2 * i + a, 2 * j + b] = kernel[a, b] @ x[i, j] + bias

@@ -1,4 +1,4 @@
-"""Slow twins of what changes state during a step: EMA, memory bank, optimiser, schedules. float64, loops."""
+"""Slow twins of what changes state during a step: EMA, memory bank, optimiser, schedules. They use float64 loops."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def ema(key_weights, query_weights, momentum):
-    """θk <- m θk + (1 - m) θq for each tensor of two lists, with θq from before the optimiser's update."""
+    """Updates θk <- m θk + (1 - m) θq for each tensor of two lists, with θq from before the optimiser's update."""
     return [
         momentum * np.asarray(k, np.float64) + (1.0 - momentum) * np.asarray(q, np.float64)
         for k, q in zip(key_weights, query_weights, strict=True)
@@ -25,7 +25,7 @@ def enqueue(bank_keys, next_row, keys):
 
 
 def sgd_step(weights, gradients, velocities, learning_rate, momentum=0.9, weight_decay=1e-4):
-    """torch's SGD: v <- μ v + (g + λ w); w <- w - lr v. The decay enters before the momentum.
+    """Updates as torch's SGD: v <- μ v + (g + λ w); w <- w - lr v. The decay enters before the momentum.
 
     All three are lists of arrays; velocities start at 0. Returns the new weights and velocities.
     """
@@ -39,23 +39,23 @@ def sgd_step(weights, gradients, velocities, learning_rate, momentum=0.9, weight
 
 
 def scaled_learning_rate(batch, base=0.06, reference_batch=256):
-    """Linear scaling: base · B / 256."""
+    """Applies linear scaling: base · B / 256."""
     return base * batch / reference_batch
 
 
 def cosine_per_step(step, total_steps, base):
-    """base · (1 + cos(π step / total)) / 2, so base at step 0 and 0 at the end."""
+    """Returns base · (1 + cos(π step / total)) / 2, which is base at step 0 and 0 at the end."""
     return base * 0.5 * (1.0 + math.cos(math.pi * step / total_steps))
 
 
 def cosine_per_epoch(step, steps_per_epoch, epochs, base):
-    """MoCo's: the cosine of the epoch's number, constant within an epoch; the last epoch is still above 0."""
+    """Returns MoCo's cosine of the epoch's number. It is constant within an epoch; the last epoch is still above 0."""
     epoch = step // steps_per_epoch
     return base * 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))
 
 
 def step_decay(step, steps_per_epoch, base, milestones=(120, 160), gamma=0.1):
-    """MoCo v1's: times gamma from the start of each milestone epoch on."""
+    """Returns MoCo v1's schedule: times gamma from the start of each milestone epoch on."""
     epoch = step // steps_per_epoch
     rate = base
     for milestone in milestones:

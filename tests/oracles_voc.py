@@ -1,7 +1,7 @@
 """PASCAL VOC's average precision, one detection at a time: a slow twin of `detection.voc_eval`.
 
-After the description of the challenge (Everingham et al., IJCV 2010, section 4.2) and the development kit's
-`VOCevaldet.m`, with its integer boxes: both ends belong to a box, and sides are differences plus one.
+It follows the description of the challenge (Everingham et al., IJCV 2010, section 4.2) and the development kit's
+`VOCevaldet.m`. Boxes are integers and include both ends, so sides are differences plus one.
 """
 
 
@@ -18,7 +18,7 @@ def overlap(box, other):
 
 
 def precision_recall(truth, found, iou):
-    """Lists of recall and precision after each detection.
+    """Returns lists of recall and precision after each detection.
 
     Args:
         truth: {image: [(box, difficult), …]} of one class.

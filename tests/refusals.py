@@ -1,4 +1,4 @@
-"""Errors about what a user gave, as tests look at them."""
+"""Helper for tests of user errors."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from dupr_tf.errors import UserError
 
 
 def refusal(call, *arguments, **keywords) -> UserError:
-    """The `UserError` that a call raises: one line, with a problem and a fix."""
+    """Returns the `UserError` that a call raises, after checking that it is one line with a problem and a fix."""
     with pytest.raises(UserError) as caught:
         call(*arguments, **keywords)
     error = caught.value

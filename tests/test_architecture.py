@@ -1,4 +1,4 @@
-"""Holds the plan of the house: which room imports which, what stays light to import, what is never called."""
+"""Checks the architecture: which package may import which, what stays light to import, and what is never called."""
 
 import ast
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dupr_tf"
 
-# Room → the rooms it may import, itself and the `EVERYWHERE` aside. Only `__main__` imports `cli`.
+# Room → the rooms it may import, besides itself and the rooms in `EVERYWHERE`. Only `__main__` imports `cli`.
 EVERYWHERE = {"errors", "text", "values", "registry"}
 ARROWS = {
     "errors": set(),
@@ -64,7 +64,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def imported(tree: ast.AST, package: str) -> Iterator[str]:
-    """Dotted names a module of `package` imports, anywhere in it; `from a import b` counts as a.b."""
+    """Returns dotted names that a module of `package` imports, anywhere in it; `from a import b` counts as a.b."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -80,7 +80,7 @@ def imported(tree: ast.AST, package: str) -> Iterator[str]:
 
 
 def rooms_imported(tree: ast.AST, package: str) -> set[str]:
-    """The rooms of ours among them; a name taken from the front door `dupr_tf` comes back as it is."""
+    """Returns this package's rooms among the names. A name imported from `dupr_tf` itself is kept unchanged."""
     parts = (target.split(".") for target in imported(tree, package))
     return {part[1] if len(part) > 1 else "dupr_tf" for part in parts if part[0] == "dupr_tf"}
 
@@ -92,7 +92,7 @@ def dotted(node: ast.AST) -> str:
 
 
 def hazards(tree: ast.AST) -> list[str]:
-    """Calls and arguments by which a file from elsewhere could run code."""
+    """Returns calls and arguments by which a file from elsewhere could run code."""
     loaders = {"load", "loads", "Unpickler"}
     unsafe = {f"{module}.{loader}" for module in ("pickle", "_pickle", "dill", "joblib") for loader in loaders}
     unsafe |= {f"yaml.{loader}" for loader in ("load", "load_all", "full_load", "unsafe_load")}
@@ -102,7 +102,7 @@ def hazards(tree: ast.AST) -> list[str]:
         if isinstance(node, ast.Call):
             called = dotted(node.func)
             if called == "torch.load" and any(ast.unparse(keyword) == "weights_only=True" for keyword in node.keywords):
-                continue  # tensors and plain values, PyTorch's own promise
+                continue  # only tensors and plain values, as PyTorch guarantees
             if called in unsafe or called.endswith("enable_unsafe_deserialization"):
                 found.append(called)
         elif isinstance(node, ast.keyword) and isinstance(node.value, ast.Constant):
@@ -112,7 +112,7 @@ def hazards(tree: ast.AST) -> list[str]:
 
 
 @pytest.mark.parametrize("path", ROOM_FILES, ids=name)
-def test_imports_follow_the_arrows(path):
+def test_imports_follow_the_allowed_arrows(path):
     room = room_of(path)
     assert room in ARROWS, f"{room} is not a room of the plan: give it a line in ARROWS and in the README"
     package = ".".join(path.relative_to(ROOT).parent.parts)
@@ -124,7 +124,7 @@ def test_imports_follow_the_arrows(path):
 @pytest.mark.parametrize(
     ("target", "importers"), [("keras_cv", {"retinanet.py"}), ("dupr_tf.detection.retinanet", set())]
 )
-def test_kerascv_is_imported_by_one_file_on_request(target, importers):
+def test_kerascv_is_imported_lazily_by_one_file(target, importers):
     package = {path: ".".join(path.relative_to(ROOT).parent.parts) for path in FILES}
     found = {
         path.name
@@ -134,8 +134,8 @@ def test_kerascv_is_imported_by_one_file_on_request(target, importers):
     assert found == importers
 
 
-def test_the_arrows_form_no_circle_and_keep_data_and_models_apart():
-    order = list(ARROWS)  # every room stands after the rooms it imports
+def test_arrows_are_acyclic_and_separate_data_from_models():
+    order = list(ARROWS)  # each room comes after the rooms it imports
     assert all(order.index(target) < order.index(room) for room, targets in ARROWS.items() for target in targets)
     assert "data" not in ARROWS["models"] and "models" not in ARROWS["data"]
 
@@ -158,24 +158,24 @@ def test_light_files_import_no_framework(module):
 
 
 @pytest.mark.parametrize("module", ["config", "cli", "training.run", "detection.finetune", "probing.load"])
-def test_importing_it_does_not_load_tensorflow(module):
+def test_light_module_import_loads_no_tensorflow(module):
     code = f"import sys, dupr_tf.{module}; print(*{FRAMEWORKS}.intersection(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "", f"import {module} loads {done.stdout}"
 
 
-def test_no_room_for_odds_and_ends():
+def test_package_has_no_utility_modules():
     vague = {"utils", "util", "helpers", "helper", "common", "misc"}
     assert not [name(path) for path in FILES if vague & set(path.relative_to(PACKAGE).with_suffix("").parts)]
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
-def test_nothing_runs_code_from_files(path):
+def test_package_never_runs_code_from_files(path):
     assert hazards(parse(path)) == []
 
 
-# ---- the walkers themselves: a guard that sees nothing would pass everything ----
+# ---- tests of the checks: a check that finds nothing would pass everything ----
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_nothing_runs_code_from_files(path):
         ("import numpy as np\nfrom keras import ops", set()),
     ],
 )
-def test_the_walk_sees_every_kind_of_import(line, rooms):
+def test_every_kind_of_import_is_detected(line, rooms):
     assert rooms_imported(ast.parse(line), "dupr_tf.data") == rooms
 
 
@@ -216,11 +216,11 @@ def test_the_walk_sees_every_kind_of_import(line, rooms):
         "keras.config.enable_unsafe_deserialization()",
     ],
 )
-def test_the_guard_sees_every_hazard(line):
+def test_every_hazard_is_detected(line):
     assert hazards(ast.parse(line))
 
 
-def test_the_guard_lets_harmless_calls_pass():
+def test_harmless_calls_are_no_hazards():
     lines = (
         "pickle.dump(x, f)",
         "yaml.safe_load(f)",

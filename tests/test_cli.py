@@ -1,4 +1,4 @@
-"""The command line: what is refused, in how many lines, with which exit code."""
+"""Tests of the command line: what it refuses, in how many lines, and with which exit code."""
 
 import os
 import select
@@ -23,20 +23,20 @@ SMALL = "configs/dupr_r18_small.yaml"
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A folder with one image, so that the data are no mistake as well."""
+    """Returns a folder with one image, so that the data cause no second error."""
     folder = tmp_path_factory.mktemp("photos")
     Image.new("RGB", (8, 8)).save(folder / "a.png")
     return folder
 
 
 def run(capsys, *arguments):
-    """(exit code, lines on standard error) of one command."""
+    """Runs one command; returns (exit code, lines on standard error)."""
     code = main(list(arguments))
     return code, capsys.readouterr().err.splitlines()
 
 
 def fields(lines):
-    """The field that each printed error is about."""
+    """Returns the field that each printed error names."""
     assert all(line.startswith("dupr-tf: error: ") for line in lines), lines
     return [line.split(": ")[2] for line in lines]
 
@@ -140,7 +140,7 @@ def test_folders_without_images_are_refused(capsys, tmp_path):
         assert code == 2 and len(lines) == 1 and str(data) in lines[0]
 
 
-def test_no_data_at_all_is_refused(capsys, tmp_path):
+def test_config_without_data_is_refused(capsys, tmp_path):
     code, lines = run(capsys, "pretrain", SMALL, "--output", str(tmp_path / "r"))
     assert code == 2 and fields(lines) == ["data.root"]
 
@@ -163,7 +163,7 @@ def test_field_without_a_value_is_refused(capsys):
 
 
 class Failing:
-    """A command that ends as a test wants it to."""
+    """A command that ends with a given error."""
 
     def __init__(self, error):
         self.error = error
@@ -177,7 +177,7 @@ class Failing:
     (UserErrors([UserError("a", "A."), UserError(None, "B.")]), 2, ["dupr-tf: error: a: A.", "dupr-tf: error: B."]),
     (RunFailed("The loss is NaN."), 1, ["dupr-tf: error: The loss is NaN."]),
     (WorkerLost("Worker 1 is gone."), 75, ["dupr-tf: error: Worker 1 is gone."]),
-    (RunInterrupted(15, 7), 143, ["dupr-tf: stopped by SIGTERM after step 7, which is saved"]),
+    (RunInterrupted(15, 7), 143, [f"dupr-tf: {RunInterrupted(15, 7)}"]),
     (KeyboardInterrupt(), 130, ["dupr-tf: interrupted"]),
     (KeyboardInterrupt("\n"), 130, ["dupr-tf: interrupted"]),
 ], ids=lambda value: type(value).__name__)  # fmt: skip
@@ -272,14 +272,14 @@ def test_tilde_is_expanded_in_flags_overrides_and_configs(tmp_path, monkeypatch)
     assert refusal(parse, ["scan", "~nobody-of-this-name/photos"]).fix
 
 
-def test_overrides_are_taken_out_of_the_command_line():
+def test_overrides_are_separated_from_the_command_line():
     rest, overrides = split_overrides(["pretrain", "a.yaml", "--x.y", "1", "--data", "d.e", "--p.q=[1, 2]", "--help"])
     assert rest == ["pretrain", "a.yaml", "--data", "d.e", "--help"]
     assert overrides == {"x.y": "1", "p.q": "[1, 2]"}
 
 
 @pytest.mark.parametrize("command", [
-    ["pretrain", SMALL, "--data", "."],  # no image there
+    ["pretrain", SMALL, "--data", "."],  # the folder has no image
     ["pretrain", SMALL, "--data", ".", "--train.epochs", "0", "--model.backbone", "vgg"],
     ["pretrain", SMALL, "--train.batch_size", "63", "--data", "nowhere"],
     ["pretrain", "bomb.yaml"],
@@ -289,7 +289,7 @@ def test_overrides_are_taken_out_of_the_command_line():
     ["probe", "linear", "--weights", "random", "--data", ".", "--linear.epochs", "0"],
     ["views", SMALL, "--data", ".", "--train.epochs", "0"],
 ], ids=" ".join)  # fmt: skip
-def test_mistakes_are_found_before_tensorflow_loads(tmp_path, command):
+def test_mistakes_are_reported_before_tensorflow_loads(tmp_path, command):
     (tmp_path / "bomb.yaml").write_text("a: &a [x]\nb: [*a, *a]")
     (tmp_path / "configs").symlink_to(Path("configs").resolve())
     code = (
@@ -302,7 +302,7 @@ def test_mistakes_are_found_before_tensorflow_loads(tmp_path, command):
 
 
 @pytest.mark.skipif(not hasattr(select, "poll"), reason="Windows has no such pipes")
-def test_reader_that_ends_early_ends_the_command_without_a_traceback(tmp_path):
+def test_closed_pipe_ends_the_command_without_a_traceback(tmp_path):
     pack = [sys.executable, "-m", "dupr_tf.cli", "pack"]
     (tmp_path / "data").mkdir()
     for name in ("a.png", "b.png"):

@@ -1,4 +1,4 @@
-"""configs/cluster/ with stand-ins for what is not here: Slurm, Kubernetes, other machines, and the training itself."""
+"""Tests of configs/cluster/ with stand-ins for Slurm, Kubernetes, other machines and the training itself."""
 
 import json
 import os
@@ -18,8 +18,8 @@ SCRIPTS = [SSH, CLUSTER / "slurm.sbatch"]
 JOB = {"SLURM_JOB_NODELIST": "n[09-10]", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "3"}
 ARGUMENTS = ["configs/a b.yaml", "--data", "it's $HOME", "--output", "runs/x"]
 
-# Notes what it was started with. FAIL_INDEX names a worker that fails while the others wait. KILLED_INDEX names one
-# that is killed, which the others notice.
+# Notes its arguments and environment. FAIL_INDEX names a worker that fails while the others wait. KILLED_INDEX names
+# one that is killed, which the others notice.
 DUPR_TF = """#!/bin/bash
 index=$(sed 's/.*"index": //; s/}.*//' <<< "$TF_CONFIG")
 printf '%s\\0' "$PWD" "$TF_CONFIG" "$@" > "$NOTES/$index"
@@ -49,7 +49,7 @@ done
 
 @pytest.fixture
 def stage(tmp_path):
-    """(environment with stand-ins first on its PATH, folder of their notes)."""
+    """Returns (environment with stand-ins first on its PATH, folder of their notes)."""
     programs, notes = tmp_path / "bin", tmp_path / "notes"
     programs.mkdir()
     notes.mkdir()
@@ -62,7 +62,7 @@ def stage(tmp_path):
 
 
 def noted(notes, index):
-    """(folder, TF_CONFIG, arguments) that a worker was started with."""
+    """Returns the (folder, TF_CONFIG, arguments) that a worker was started with."""
     folder, config, *arguments = (notes / str(index)).read_text().split("\0")[:-1]
     return folder, json.loads(config), arguments
 
@@ -84,7 +84,7 @@ def test_bash_reads_the_scripts(script):
 @pytest.mark.parametrize(
     "file", [*SCRIPTS, CLUSTER / "kubernetes.yaml", ROOT / "Dockerfile"], ids=lambda path: path.name
 )
-def test_what_was_not_run_says_so_at_its_head(file):
+def test_headers_state_what_was_not_run(file):
     head = "\n".join(file.read_text().splitlines()[:6])
     assert "ot run here: no" in head or "Not run between machines: none were at hand" in head
     assert "# Command: " in head
@@ -103,7 +103,7 @@ def test_ssh_starts_the_same_command_on_every_worker(stage, tmp_path):
     assert "[0] to one.example" in done.stdout and "[1] to two" in done.stdout and "[1] worker 1" in done.stdout
 
 
-def test_ssh_ends_the_others_some_time_after_one_failed(stage, tmp_path):
+def test_ssh_ends_the_other_workers_after_one_failed(stage, tmp_path):
     environment, _ = stage
     start = time.monotonic()
     done = over_ssh("a\nb\nc\n", tmp_path, {**environment, "FAIL_INDEX": "1", "DUPR_GRACE": "1"})
@@ -111,7 +111,7 @@ def test_ssh_ends_the_others_some_time_after_one_failed(stage, tmp_path):
     assert time.monotonic() - start < 30  # the others would have slept 60 s
 
 
-def test_ssh_ends_as_those_do_who_saw_a_worker_go(stage, tmp_path):
+def test_ssh_exits_with_75_after_a_killed_worker(stage, tmp_path):
     done = over_ssh("a\nb\n", tmp_path, {**stage[0], "KILLED_INDEX": "0"})
     assert done.returncode == 75 and "a worker ended with exit code 137" in done.stderr
 
@@ -161,7 +161,7 @@ def test_slurm_starts_the_same_command_in_every_task(stage, tmp_path):
         assert config["cluster"]["worker"] == ["n09:15024", "n10:15024"] and config["task"]["index"] == index
 
 
-def test_slurm_ends_where_the_cluster_is_not_known(stage):
+def test_slurm_refuses_malformed_job_variables(stage):
     environment, notes = stage
     for changes in ({"SLURM_JOB_NODELIST": "n[9-"}, {"SLURM_NTASKS": "4"}):
         done = run(["bash", CLUSTER / "slurm.sbatch", *ARGUMENTS], {**environment, **JOB, **changes})
@@ -169,7 +169,7 @@ def test_slurm_ends_where_the_cluster_is_not_known(stage):
     assert run(["bash", CLUSTER / "slurm.sbatch"], environment).returncode == 2
 
 
-def test_slurms_options_make_a_worker_a_node():
+def test_slurm_options_start_one_worker_per_node():
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\S+)$", (CLUSTER / "slurm.sbatch").read_text(), re.M))
     assert options["ntasks-per-node"] == "1" and options["signal"].startswith("TERM@")
     assert 8 % (int(options["nodes"]) * int(options["gpus-per-node"])) == 0  # groups of the paper's setting
@@ -181,11 +181,11 @@ def manifest():
     return service, job, job["spec"]["template"]["spec"], job["spec"]["template"]["spec"]["containers"][0]
 
 
-def test_the_manifest_agrees_with_itself(manifest):
+def test_manifest_is_consistent(manifest):
     service, job, pod, container = manifest
     variables = {entry["name"]: entry["value"] for entry in container["env"]}
     assert (service["kind"], job["kind"], job["spec"]["completionMode"]) == ("Service", "Job", "Indexed")
-    assert service["spec"]["clusterIP"] == "None"  # headless
+    assert service["spec"]["clusterIP"] == "None"  # headless service
     assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
     assert pod["subdomain"] == service["metadata"]["name"] == variables["DUPR_SERVICE"]
     assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(variables["DUPR_REPLICAS"])
@@ -196,7 +196,7 @@ def test_the_manifest_agrees_with_itself(manifest):
     assert f"docker build -t {name}:{tag} ." in (ROOT / "Dockerfile").read_text()
 
 
-def test_the_containers_command_finds_its_place_among_the_pods(stage, manifest):
+def test_container_command_finds_its_task_index(stage, manifest):
     environment, notes = stage
     _, job, _, container = manifest
     pod = {entry["name"]: entry["value"] for entry in container["env"]}
@@ -209,11 +209,11 @@ def test_the_containers_command_finds_its_place_among_the_pods(stage, manifest):
     assert arguments[0] == "pretrain" and (ROOT / arguments[1].removeprefix("/app/")).is_file()
 
 
-def test_the_image_has_what_it_copies_and_names_no_registry():
+def test_container_copies_existing_files_and_names_no_registry():
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     (base,) = (line for line in lines if line.startswith("FROM "))
     assert base == "FROM python:3.11-slim"
     copied = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
     assert all((ROOT / name).exists() for name in copied)
     pinned = re.search(r"^tensorflow-cpu==(\S+)$", (ROOT / "requirements.txt").read_text(), re.M)[1]
-    assert "\n".join(lines).count(f"=={pinned}") == 2  # for GPUs, and without
+    assert "\n".join(lines).count(f"=={pinned}") == 2  # with GPUs, and without

@@ -1,4 +1,4 @@
-"""The schema, and the files in configs/ against the table of presets (docs/method.md, Presets)."""
+"""Tests of the schema, and of the files in configs/ against the table of presets (docs/method.md, Presets)."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from dupr_tf.config.probing import LinearConfig
 from dupr_tf.errors import UserError
 from tests.refusals import refusal
 
-ELSEWHERE = ("detectron2", "detection", "cluster")  # these have tests of their own
+ELSEWHERE = ("detectron2", "detection", "cluster")  # these have separate tests
 CONFIGS = sorted(path for path in Path("configs").rglob("*.yaml") if path.parent.name not in ELSEWHERE)
 GRADED, NONE, LAST = (0.1, 0.4, 0.7, 1.0), (0, 0, 0, 0), (0, 0, 0, 1)
 PAPER = {  # file: alpha, beta, head, photometric, tau, rate, schedule, epochs
@@ -34,7 +34,7 @@ PAPER = {  # file: alpha, beta, head, photometric, tau, rate, schedule, epochs
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
-def test_every_file_loads_is_consistent_and_opens_with_a_header(path):
+def test_every_file_loads_and_starts_with_a_header(path):
     config = load_config(path)
     problems = config.pretrain_problems() if config.detector is None else config.finetune_problems()
     assert problems == []
@@ -44,7 +44,7 @@ def test_every_file_loads_is_consistent_and_opens_with_a_header(path):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_systems_of_the_paper(name):
+def test_presets_have_the_papers_settings(name):
     config = load_config(Path("configs") / f"{name}.yaml")
     model = config.model
     resolved = (

@@ -1,4 +1,4 @@
-"""Terms of the loss in a config: the full list, DUPR's short form, and what each means to the model and to a resume."""
+"""Tests of loss terms in a config: the full list, DUPR's short form, and how model and resume read each."""
 
 import pytest
 
@@ -96,7 +96,7 @@ def test_two_terms_of_one_name_are_refused():
         ({"model": {"image_weights": [0] * 4, "patch_weights": [0] * 4}}, "model.image_weights"),
     ],
 )
-def test_terms_that_cannot_work_are_refused_before_training(values, field):
+def test_impossible_terms_are_refused_before_training(values, field):
     assert [problem.field for problem in parse_config(values).pretrain_problems()] == [field]
 
 

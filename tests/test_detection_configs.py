@@ -1,4 +1,4 @@
-"""configs/detection: every file can be run, falls when it should, and is the protocol that configs/detectron2 has."""
+"""Tests of configs/detection: files can run, lower their rate in time, and match their twins in configs/detectron2."""
 
 import importlib.util
 import re
@@ -15,12 +15,12 @@ FILES = sorted((ROOT / "configs" / "detection").glob("*.yaml"))
 PAPER = [path for path in FILES if not path.name.startswith("small_")]
 SMALL = [path for path in FILES if path not in PAPER]
 TWINS = {path.stem: path for path in (ROOT / "configs" / "detectron2").glob("*.yaml") if "base" not in path.stem}
-COCO_IMAGES = 117_266  # of train2017, with boxes
+COCO_IMAGES = 117_266  # images of train2017 with boxes
 named = {"ids": lambda path: path.stem}
 
 
 def detectron2(path):
-    """The settings of a detectron2 config over those of its bases."""
+    """Returns the settings of a detectron2 config merged over those of its bases."""
     values = yaml.safe_load(path.read_text())
     base = values.pop("_BASE_", None)
     return merged(detectron2(path.parent / base), values) if base else values
@@ -32,7 +32,7 @@ def merged(below, above):
 
 
 @pytest.mark.parametrize("path", FILES, **named)
-def test_it_can_be_run_and_says_how(path):
+def test_recipe_can_be_run_and_its_header_shows_how(path):
     config, head = load_config(path), path.read_text()
     problems = config.finetune_problems()
     if config.detector.kind == "kerashub_retinanet" and importlib.util.find_spec("keras_hub") is None:
@@ -43,14 +43,14 @@ def test_it_can_be_run_and_says_how(path):
 
 
 @pytest.mark.parametrize("path", PAPER, **named)
-def test_a_row_of_the_paper_says_which_and_that_it_was_not_run(path):
+def test_paper_recipe_names_its_row_and_was_not_run(path):
     head = path.read_text()
     assert re.search(r"^# .*(Tables?|Figs?\.) ", head) and "not run here" in head
     assert load_config(path).model.backbone == "resnet50"
 
 
 @pytest.mark.parametrize("path", PAPER, **named)
-def test_the_rate_rises_and_falls_at_the_right_steps(path):
+def test_learning_rate_changes_at_the_right_steps(path):
     config = load_config(path)
     steps, peak, warmup = config.train.max_steps, config.optimizer.learning_rate, config.optimizer.warmup_steps
     images = max(1, round(COCO_IMAGES * config.data.share))
@@ -63,13 +63,13 @@ def test_the_rate_rises_and_falls_at_the_right_steps(path):
     assert float(schedule(steps - 1)) == pytest.approx(peak * 0.1 ** len(falls), rel=1e-5)
 
 
-def test_every_recipe_for_detectron2_has_a_twin_here_and_the_fcn_is_ours_alone():
+def test_all_recipes_but_the_fcn_have_detectron2_twins():
     assert {path.stem for path in PAPER} - set(TWINS) == {"cityscapes_fcn_90k"}
     assert set(TWINS) <= {path.stem for path in PAPER}
 
 
 @pytest.mark.parametrize("name", sorted(TWINS))
-def test_it_is_the_protocol_of_its_twin(name):
+def test_recipe_has_the_protocol_of_its_twin(name):
     config, twin = load_config(ROOT / "configs" / "detection" / f"{name}.yaml"), detectron2(TWINS[name])
     solver, inputs, model, detector = twin["SOLVER"], twin["INPUT"], twin["MODEL"], config.detector
     assert (config.train.batch_size, config.train.max_steps) == (solver["IMS_PER_BATCH"], solver["MAX_ITER"])
@@ -93,7 +93,7 @@ def test_it_is_the_protocol_of_its_twin(name):
     assert (config.data.share, config.data.share_seed) == expected
 
 
-def test_small_ones_cover_every_kind_and_neck():
+def test_small_recipes_cover_every_kind_and_neck():
     covered = {(config.detector.kind, config.detector.neck) for config in map(load_config, SMALL)}
     rcnn = {(kind, neck) for kind in ("faster_rcnn", "mask_rcnn") for neck in ("fpn", "c4")}
     assert covered == rcnn | {("retinanet", "fpn"), ("kerashub_retinanet", "fpn"), ("fcn", "fpn")}

@@ -1,4 +1,4 @@
-"""Rules between the settings of a detector: each mistake is one error, and one only."""
+"""Tests of rules between the settings of a detector: each mistake gives exactly one error."""
 
 import pytest
 
@@ -44,7 +44,7 @@ def config(**sections):
         ({"optimizer": {"learning_rate": None}}, "optimizer.learning_rate", "0.01"),
     ],
 )
-def test_settings_that_exclude_each_other_are_one_error(sections, field, named):
+def test_conflicting_settings_give_one_error(sections, field, named):
     (error,) = config(**sections).finetune_problems()
     assert error.field == field and named in str(error) and error.fix
 
@@ -59,7 +59,7 @@ def test_settings_that_exclude_each_other_are_one_error(sections, field, named):
         {"detector": {"norm": "frozen"}, "train": {"batch_size": 1}},
     ],
 )
-def test_settings_that_fit_are_no_problem(sections):
+def test_compatible_settings_are_accepted(sections):
     assert config(**sections).finetune_problems() == []
 
 
@@ -87,7 +87,7 @@ def test_batch_not_multiple_of_devices_is_refused():
         ({"detector": {"validate_every": True}}, "detector.validate_every"),
     ],
 )
-def test_fields_that_contradict_themselves_are_refused(sections, field):
+def test_contradictory_fields_are_refused(sections, field):
     with pytest.raises(UserError) as error:
         parse_config(sections)
     assert error.value.fields == (field,)
@@ -98,7 +98,7 @@ def test_validation_interval_is_in_steps_or_epochs():
         assert parse_config({"detector": {"validate_every": value}}).detector.validation_steps(7) == steps
 
 
-def test_a_none_that_is_not_the_default_survives_the_file(tmp_path):
+def test_none_over_another_default_survives_the_file(tmp_path):
     for section in ({"gradient_clip": None}, {}, {"gradient_clip": 3.0}):
         before = parse_config({"detector": {"kind": "faster_rcnn", **section}})
         (tmp_path / "config.yaml").write_text(dump_config(before))

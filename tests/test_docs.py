@@ -1,4 +1,4 @@
-"""Citations and names in docs/method.md, docs/architecture.md and CONTRIBUTING.md exist."""
+"""Checks that citations and names in docs/method.md, docs/architecture.md and CONTRIBUTING.md exist."""
 
 import importlib.util
 import re
@@ -36,7 +36,7 @@ def test_paths_in_a_page_exist(page):
     assert paths and [path for path in sorted(paths) if not (ROOT / path).exists()] == []
 
 
-def test_hops_of_a_photo_enter_each_file_once():
+def test_path_of_a_photo_enters_each_file_once():
     text = ARCHITECTURE.read_text(encoding="utf-8")
     table = re.findall(r"^\| (\d+) \| `dupr_tf/([\w./]+)` \|", text, re.M)
     drawing = re.findall(r" (\d+) ([\w/]+\.py)", text)

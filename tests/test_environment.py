@@ -1,4 +1,4 @@
-"""The environment of a run and on model cards, and settings of other projects."""
+"""Tests of a run's environment record, of model cards, and of settings that other projects leave in a process."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tests.weights.backbones import randomised
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_it_is_described():
+def test_environment_is_described():
     found = describe_environment()
     assert set(found) == {"commit", "hardware", "versions"}
     assert found["hardware"].startswith(f"{os.cpu_count()} × ") and "GPU" in found["hardware"]
@@ -26,7 +26,7 @@ def test_it_is_described():
 
 
 def checkout(folder):
-    """A git repository with a package in it, committed."""
+    """Returns a committed git repository with a package in it."""
     (folder / "dupr_tf").mkdir(parents=True)
     (folder / "dupr_tf" / "__init__.py").write_text("")
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
@@ -35,7 +35,7 @@ def checkout(folder):
     return folder / "dupr_tf" / "__init__.py"
 
 
-def test_the_commit_is_the_packages_own(tmp_path, monkeypatch):
+def test_commit_is_that_of_the_package(tmp_path, monkeypatch):
     file = checkout(tmp_path / "ours")
     monkeypatch.setattr(environment, "PACKAGE", file.parent)
     head = subprocess.run(["git", "-C", file.parent, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
@@ -44,20 +44,20 @@ def test_the_commit_is_the_packages_own(tmp_path, monkeypatch):
     assert commit() == head.stdout.strip() + "+changes"
 
 
-def test_outside_of_git_there_is_none(tmp_path, monkeypatch):
+def test_commit_outside_of_git_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(environment, "PACKAGE", tmp_path)
     assert commit() is None
     installed = checkout(tmp_path / "theirs").parent.parent / ".venv" / "dupr_tf" / "__init__.py"
     installed.parent.mkdir(parents=True)
     installed.write_text("")
     monkeypatch.setattr(environment, "PACKAGE", installed.parent)
-    assert commit() is None  # somebody else's repository
+    assert commit() is None  # a repository of another project
     monkeypatch.setenv("PATH", str(tmp_path))
     assert commit() is None  # no git at all
     assert describe_environment()["commit"] == "unknown: not run from a git checkout"
 
 
-def test_a_resume_elsewhere_adds_an_entry(tmp_path, monkeypatch):
+def test_resume_on_another_machine_adds_an_entry(tmp_path, monkeypatch):
     record_environment(tmp_path)
     record_environment(tmp_path)
     assert len(read_environments(tmp_path)) == 1
@@ -68,7 +68,7 @@ def test_a_resume_elsewhere_adds_an_entry(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "[1]", '"a"'])
-def test_a_damaged_file_is_no_entry(tmp_path, text):
+def test_damaged_file_gives_no_entry(tmp_path, text):
     (tmp_path / "environment.json").write_text(text)
     assert read_environments(tmp_path) == []
 
@@ -87,7 +87,7 @@ def run(tmp_path):
     return run
 
 
-def test_a_card_tells_where_a_run_was_made(run, tmp_path):
+def test_card_shows_the_environment_of_the_run(run, tmp_path):
     output = export(randomised("resnet18", width=0.125), "torchvision", tmp_path / "out", card=run_facts(run))
     card = (output / "model_card.md").read_text()
     for row in (
@@ -103,7 +103,7 @@ def test_a_card_tells_where_a_run_was_made(run, tmp_path):
     assert "seed: 3" in card and "(of the export)" not in card
 
 
-def test_a_card_of_a_mere_file_tells_of_the_export(tmp_path):
+def test_card_of_a_file_shows_the_environment_of_export(tmp_path):
     assert run_facts(tmp_path / "backbone.keras") == {}
     card = (export(randomised("resnet18", width=0.125), "timm", tmp_path / "out") / "model_card.md").read_text()
     assert card.count("(of the export)") == 3 and "| hardware | " in card

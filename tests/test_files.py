@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and paths that are no addresses."""
+"""Tests that files are written completely or not at all, and that paths are not URLs."""
 
 import hashlib
 from pathlib import Path
@@ -16,14 +16,14 @@ from tests.refusals import refusal
 @pytest.mark.parametrize(
     "address", ["gs://bucket/photos", "s3://a", "hdfs://host:8020/x", "file:///a", "GS://b", "ram://x"]
 )
-def test_addresses_are_refused(address):
+def test_urls_are_refused(address):
     error = refusal(local_path, address, "--data")
     assert error.field == "--data" and address.rstrip("/a") in error.problem
-    assert refusal(local_path, Path(address)).fix == error.fix  # a `Path` has lost a slash
+    assert refusal(local_path, Path(address)).fix == error.fix  # `Path` removes a slash
 
 
 @pytest.mark.parametrize("path", ["a/b", "/a/b", "C:/a", "tfds:coco/2017:train", "a:b", "runs/gs://x", "."])
-def test_paths_are_taken(path):
+def test_paths_are_accepted(path):
     assert local_path(path) == Path(path)
 
 
@@ -39,21 +39,21 @@ def test_every_path_of_a_command_is_checked():
 
 
 @pytest.mark.parametrize("field", ["data.root", "probing.data"])
-def test_addresses_in_a_config_are_refused(field):
+def test_urls_in_a_config_are_refused(field):
     assert refusal(load_config, None, {field: "gs://bucket/x"}).field == field
 
 
-def test_files_are_replaced_whole(tmp_path):
+def test_files_are_replaced_completely(tmp_path):
     write_whole(tmp_path / "a/b.txt", "é")
     write_whole(tmp_path / "a/b.txt", b"2")
     assert (tmp_path / "a/b.txt").read_bytes() == b"2" and len(list((tmp_path / "a").iterdir())) == 1
     assert sha256_of(tmp_path / "a/b.txt") == hashlib.sha256(b"2").hexdigest()
 
 
-def test_several_files_are_replaced_together_or_not_at_all(tmp_path):
+def test_several_files_are_replaced_together_or_none(tmp_path):
     old, blocked = tmp_path / "old.txt", tmp_path / "blocked.txt"
     old.write_text("old")
-    (tmp_path / "blocked.txt.tmp").mkdir()  # so that it cannot be written
+    (tmp_path / "blocked.txt.tmp").mkdir()  # makes the file impossible to write
     with pytest.raises(OSError):
         write_all({old: "new", blocked: "x"})
     assert old.read_text() == "old" and not blocked.exists()

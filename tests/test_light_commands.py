@@ -1,4 +1,4 @@
-"""Commands that only look at something, and mistakes: none of them loads TensorFlow, Keras or PyTorch."""
+"""Checks that inspecting commands, and commands with mistakes, never load TensorFlow, Keras or PyTorch."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from dupr_tf.locks import LOCK_FILE, locked
 from dupr_tf.training.run import CONFIG_FILE, FORMAT, FORMAT_FILE, IMAGES_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
-# Runs command lines, a JSON list of lists, one after the other; prints the exit code of each, or why it has none.
+# Runs a JSON list of command lines, one after the other. Prints the exit code of each, or why it has none.
 RUNNER = """
 import importlib.machinery, json, sys
 
@@ -223,7 +223,7 @@ REFUSED = [
 
 @pytest.fixture(scope="module")
 def codes(tmp_path_factory):
-    """{command line: its exit code, or the exception that ended it}."""
+    """Returns {command line: its exit code, or the exception that ended it}."""
     folder = tmp_path_factory.mktemp("light")
     _fill(folder)
     lines = [*LOOKING, *REFUSED]
@@ -246,7 +246,7 @@ def codes(tmp_path_factory):
 
 
 def _fill(folder: Path) -> None:
-    """Makes what the command lines name, except `none` and `new`."""
+    """Makes the files that the command lines name, except `none` and `new`."""
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "link").symlink_to(folder / "photos")
     write_sample(folder / "set", train=2, val=2, unlabeled=2, seed=0)
@@ -303,10 +303,10 @@ def _fill(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("line", LOOKING)
-def test_looking_loads_no_framework(codes, line):
+def test_inspecting_commands_load_no_framework(codes, line):
     assert codes[line] == 0
 
 
 @pytest.mark.parametrize("line", REFUSED)
-def test_a_mistake_is_refused_before_a_framework_loads(codes, line):
+def test_mistakes_are_refused_before_a_framework_loads(codes, line):
     assert codes[line] == 2

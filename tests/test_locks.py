@@ -1,4 +1,4 @@
-"""An output belongs to one process: the second is refused, and a dead process holds nothing."""
+"""Tests of locks: an output belongs to one process, a second one is refused, and a dead process holds nothing."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def enter(folder):
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that holds a folder with a name of brackets and blanks."""
+    """Starts a process that locks a folder whose name has brackets and blanks."""
     folder = tmp_path / "runs" / "[a] é"
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"held\n"
@@ -62,7 +62,7 @@ def test_damaged_lock_still_holds(holder):
         refusal(enter, folder)
 
 
-def test_lock_is_taken_once_by_a_process(tmp_path):
+def test_lock_is_acquired_once_per_process(tmp_path):
     with locked(tmp_path / "a"):
         with locked(tmp_path / "b" / ".." / "a"):
             assert (tmp_path / "a" / LOCK_FILE).exists()
@@ -109,7 +109,7 @@ def test_failed_write_is_one_line(tmp_path):
             enter(place)
 
 
-def test_folder_removed_meanwhile_is_named(tmp_path):
+def test_folder_removed_while_locked_is_named(tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(RunFailed) as error, locked(folder):
         (folder / LOCK_FILE).unlink()

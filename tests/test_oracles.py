@@ -1,4 +1,4 @@
-"""The oracles against what is known by hand, and against Pillow; without TensorFlow and `dupr_tf`."""
+"""Tests the oracles against results worked out by hand and against Pillow, without TensorFlow and `dupr_tf`."""
 
 import math
 
@@ -39,12 +39,12 @@ def test_flip_exchanges_the_ends_in_x():
         (225, 224, 32, False),
     ],
 )
-def test_validity_asks_for_min_overlap_pixels_in_both_views(shift, view_size, min_overlap, valid):
+def test_validity_needs_min_overlap_pixels_in_both_views(shift, view_size, min_overlap, valid):
     crop_1, crop_2 = (0, 0, 224, 224), (0, shift, 224, shift + 224)
     assert oracles.intersect_pair(crop_1, crop_2, False, False, view_size, min_overlap)[2] is valid
 
 
-def test_validity_sees_the_view_where_the_overlap_is_small():
+def test_validity_checks_the_view_with_the_small_overlap():
     # 20 source pixels are 40 px in a view of a 112 px crop, but 20 in one of a 224 px crop.
     crop_1, crop_2 = (0, 0, 112, 112), (92, 0, 316, 224)
     assert oracles.intersect_pair(crop_1, crop_2, False, False, 224, 20)[2]
@@ -128,7 +128,7 @@ HEAD = (
 
 
 def test_heads_by_hand():
-    # (1, 2) -> hidden (1, -1 + 4 - 1 = 2) -> (3, 8);  (3, 1) -> (3, -2 -> 0) -> (9, 0) -> (1, 0)
+    # (1, 2) -> hidden (1, -1 + 4 - 1 = 2) -> (3, 8). (3, 1) -> (3, -2 -> 0) -> (9, 0) -> (1, 0).
     np.testing.assert_allclose(oracles.mlp([1.0, 2.0], *HEAD), [3.0, 8.0])
     features = np.array([[[[0.0, 0.0], [6.0, 2.0]]]])
     np.testing.assert_allclose(oracles.global_average_pool(features), [[3.0, 1.0]])
@@ -233,7 +233,7 @@ def test_schedules_at_known_steps():
 
 
 def photo(size=24, noise=25):
-    """Smooth structure with noise on it, uint8."""
+    """Returns a smooth uint8 picture with noise on it."""
     rng = np.random.default_rng(4)
     rows, columns = np.mgrid[0:size, 0:size] / size
     waves = np.stack([np.sin(5 * rows), np.cos(4 * columns + rows), np.sin(6 * rows * columns)], -1)
@@ -305,7 +305,7 @@ def test_hue_is_pillows_hsv_shift():
     assert difference.mean() < 1.5
 
 
-def test_blur_keeps_constants_and_spreads_an_impulse_as_a_gaussian():
+def test_blur_keeps_constants_and_makes_impulses_gaussian():
     flat = np.full((9, 9, 3), 0.25)
     np.testing.assert_allclose(oracles.gaussian_blur(flat, 1.0), flat)
     impulse = np.zeros((15, 15, 3))
@@ -353,7 +353,7 @@ def test_photometric_applies_the_chain_in_order():
     np.testing.assert_allclose(flat, oracles.normalize(expected))
 
 
-def test_normalize_sends_the_mean_to_zero_and_one_deviation_to_one():
+def test_normalize_maps_mean_to_0_and_one_deviation_to_1():
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     np.testing.assert_allclose(oracles.normalize(mean[None, None]), np.zeros((1, 1, 3)), atol=1e-12)
     np.testing.assert_allclose(oracles.normalize((mean + std)[None, None]), np.ones((1, 1, 3)))

@@ -1,4 +1,4 @@
-"""The build backend: an editable install wins over a folder of the same name, and a wheel holds the whole package."""
+"""Tests of the build: an editable install wins over a folder of the same name; a wheel holds the whole package."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def test_editable_install_wins_over_folder_of_same_name(tmp_path):
     (tmp_path / "dupr_tf").symlink_to(ROOT)  # a clone, in the folder that Python starts in
     code = f"import site; site.addsitedir({str(tmp_path / 'site')!r}); import dupr_tf; print(dupr_tf.__file__)"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-S", "-c", code]  # without the site-packages, which hold an install too
+    command = [sys.executable, "-S", "-c", code]  # without site-packages, which contain an install too
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == str(ROOT / "dupr_tf" / "__init__.py"), done.stderr
 

@@ -1,4 +1,4 @@
-"""The quiet import of TensorFlow. A stand-in named tensorflow writes to descriptor 2, as C++ does."""
+"""Tests of the quiet import of TensorFlow. A stand-in named tensorflow writes to descriptor 2, as C++ does."""
 
 import os
 import signal

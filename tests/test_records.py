@@ -1,4 +1,4 @@
-"""Records are data: a damaged or hostile file gives one line, at once."""
+"""Tests of records as data: a damaged or hostile file gives one line at once."""
 
 import os
 
@@ -45,7 +45,7 @@ def test_large_record_is_refused_unread(tmp_path):
     assert read_record(path, mapping) == {}
 
 
-def test_what_is_no_file_is_refused(tmp_path):
+def test_path_that_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to("loop")
@@ -55,7 +55,7 @@ def test_what_is_no_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("value", [-1, 2**53 + 1, 2**64 - 40, 1.0, True, "1", None, [], 10**400])
-def test_whole_refuses_foreign_numbers(value):
+def test_whole_refuses_all_but_natural_numbers(value):
     with pytest.raises(ValueError):
         whole(value)
 
@@ -71,5 +71,5 @@ def test_schemas_refuse_other_kinds():
     for schema, value in ((listing, {}), (mapping, []), (text, "a" * 70_000), (digest, "A" * 64)):
         with pytest.raises(ValueError):
             schema(value)
-    while deep:  # a deep list that is freed at once overflows the stack of some interpreters
+    while deep:  # freeing a deep list at once overflows the stack of some interpreters
         deep = deep[0]

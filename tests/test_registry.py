@@ -1,4 +1,4 @@
-"""The registry: lazy, names the nearest entry, says what is not installed."""
+"""Tests of the registry: it loads lazily, suggests the nearest entry, and names packages to install."""
 
 import sys
 
@@ -22,7 +22,7 @@ def test_registry_is_an_ordered_mapping_of_entries():
     assert SHAPES["square"].summary == "four equal sides"
 
 
-def test_load_imports_only_when_asked(monkeypatch):
+def test_load_imports_its_module_lazily(monkeypatch):
     table = Registry("thing", "thing", {"this": Entry("wave:open", "a module nobody has imported")})
     monkeypatch.delitem(sys.modules, "wave", raising=False)
     assert table.check("this") and "wave" not in sys.modules

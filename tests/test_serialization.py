@@ -1,4 +1,4 @@
-"""The table of classes for Keras, compared with the sources."""
+"""Compares the table of classes for Keras with the sources."""
 
 import ast
 from pathlib import Path

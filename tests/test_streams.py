@@ -1,4 +1,4 @@
-"""Output whose reader or terminal is gone: a training goes on, and nothing is left to print at its end."""
+"""Tests of output whose reader or terminal is gone: training continues, and nothing is left to print at the end."""
 
 import io
 import os
@@ -25,7 +25,7 @@ open("ended", "w").close()
 """
 
 
-def test_training_outlives_the_reader_of_its_output(tmp_path):
+def test_training_continues_after_its_reader_closes(tmp_path):
     read, write = os.pipe()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
@@ -37,14 +37,14 @@ def test_training_outlives_the_reader_of_its_output(tmp_path):
     assert process.wait(60) == 0 and (tmp_path / "ended").exists()
 
 
-def test_stream_passes_on_what_it_can(tmp_path):
+def test_stream_writes_what_it_can(tmp_path):
     stream = LastingStream(io.StringIO())
     assert stream.write("abc") == 3 and stream.getvalue() == "abc"
     with (tmp_path / "file").open("w") as file:
         assert LastingStream(file).fileno() == file.fileno()
 
 
-def test_streams_are_those_of_before_after_an_error():
+def test_streams_are_restored_after_an_error():
     before = sys.stdout, sys.stderr
     with pytest.raises(KeyError), lasting_streams():
         raise KeyError

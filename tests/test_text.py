@@ -1,4 +1,4 @@
-"""How messages, names, numbers and times are written."""
+"""Tests of how messages, names, numbers and times are written."""
 
 import logging
 
@@ -16,11 +16,11 @@ def test_one_line_folds_white_space_and_cuts():
     ("name", "expected"),
     [("é.jpg", "é.jpg"), ("a\nb", r"a\nb"), ("\x1b[31m", r"\x1b[31m"), ("a\\b", r"a\\b"), ("\udce9", r"\udce9")],
 )
-def test_escape_leaves_one_printable_line(name, expected):
+def test_escape_gives_one_printable_line(name, expected):
     assert escape(name) == expected
 
 
-def test_visible_escapes_what_controls_a_terminal_alone():
+def test_visible_escapes_only_terminal_controls():
     assert visible("a\\b\n\x1b[2J\x9b1m\r é\udce9") == "a\\b\n\\x1b[2J\\x9b1m\\r é\\udce9"
     record = logging.LogRecord("x", logging.INFO, "f", 1, "class %s", ("\x1b]0;t\x07",), None)
     assert VisibleFormatter("%(message)s").format(record) == "class \\x1b]0;t\\x07"
@@ -41,5 +41,5 @@ def test_size_text_uses_powers_of_a_thousand():
     assert [size_text(n) for n in (0, 999, 1000, 3.2e9, 5e18)] == ["0 B", "999 B", "1 kB", "3.2 GB", "5,000 PB"]
 
 
-def test_duration_shows_hours_only_from_one_on():
+def test_duration_shows_hours_only_above_one():
     assert [duration(s) for s in (0, 59.6, 123, 3723)] == ["0:00", "1:00", "2:03", "1:02:03"]

@@ -1,4 +1,4 @@
-"""Flags, ids and names: what is plain is normalised, anything else is refused with the value."""
+"""Tests of flags, ids and names: plain values are normalised, and others are refused with the value."""
 
 import pytest
 
@@ -38,6 +38,6 @@ def test_other_values_are_refused_with_their_type(read, value):
     assert repr(value) in str(caught.value)
 
 
-def test_text_that_is_no_unicode_is_refused():
+def test_invalid_unicode_is_refused():
     with pytest.raises(ValueError, match="decode"):
         read_text(b"\xff\xff\xff")

@@ -1,10 +1,10 @@
-"""Kills a random worker of a run of several, over and over: the others end by themselves, and nothing is lost.
+"""Kills a random worker of a multi-worker run, many times, and checks that all workers end and nothing is lost.
 
-python -m tests.worker_kill_test --kills 10
+    python -m tests.worker_kill_test --kills 10
 
-As `tests.kill_test`, of which this borrows what it compares: after each kill, losses and checkpoints must be those of a
-run of the same workers that was left alone. Beyond that, all other workers must end soon, with the exit code of a lost
-worker and a line that names the one that was killed. Workers meet on loopback, at the same ports at every start.
+The comparison is that of `tests.kill_test`: after each kill, losses and checkpoints must equal those of an undisturbed
+run with the same number of workers. In addition, all other workers must end soon. Their exit code must be that of a
+lost worker, and a line must name the killed one. Workers meet on loopback, at the same ports at every start.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from tests.training.cluster import free_ports, tf_config
 
 HOW = ("start", "steps", "steps", "steps", "save")
 START_SECONDS = 600  # train.start_timeout
-SOON = 15.0  # seconds in which the others must have ended
-GUARD = -signal.SIGKILL  # exit code where a worker was killed while TensorFlow's servers connected
+SOON = 15.0  # seconds within which the others must have ended
+GUARD = -signal.SIGKILL  # exit code after a worker was killed while TensorFlow's servers connected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Workers(Trial):
     ports: tuple[int, ...] = ()
 
     def start_all(self, run: Path, every: int, keep: int = 2) -> list[int]:
-        """Starts the same command on every worker and returns the processes' ids."""
+        """Starts the same command on every worker and returns the process ids."""
         children = []
         for index in range(len(self.ports)):
             sys.stdout.flush()
@@ -50,7 +50,7 @@ class Workers(Trial):
                 arguments = ["pretrain", str(self.folder / "config.yaml"), "--output", str(run)]
                 arguments += ["--data", str(self.folder / "unlabeled"), f"--train.checkpoint_every={every}"]
                 arguments += [f"--train.keep_checkpoints={keep}", f"--train.start_timeout={START_SECONDS}"]
-                log = self.log(index).open("wb")  # a name of its own keeps it open
+                log = self.log(index).open("wb")  # a separate variable keeps it open
                 self._be_the_command(arguments, log.fileno())
             children.append(child)
         return children
@@ -60,7 +60,7 @@ class Workers(Trial):
 
 
 def kill_over_and_over(setting: Workers, kills: int, steps: int, seed: int, say=print) -> list[str]:
-    """Runs the trial; returns what went wrong, a line each. Arguments as of `tests.kill_test.kill_over_and_over`."""
+    """Runs the trial; returns a line for each fault. Arguments are as in `tests.kill_test.kill_over_and_over`."""
     whole, run = setting.folder / "whole", setting.folder / "killed"
     codes = [wait(child) for child in setting.start_all(whole, every=1, keep=steps + 1)]
     if any(codes) or len(losses(whole)) != steps:
@@ -74,7 +74,7 @@ def kill_over_and_over(setting: Workers, kills: int, steps: int, seed: int, say=
             setting, run, how, victim, draw, (steps - len(losses(run))) // (kills - number + 2)
         )
         if moment is None:
-            return [*wrong, *mistakes, f"the run ended by itself after {number - 1} kills. Fix: more --steps"]
+            return [*wrong, *mistakes, f"the run finished after {number - 1} kills. Fix: pass more --steps"]
         longest = max(longest, seconds if moment != "before they met" else 0.0)
         kinds[f"{'chief' if victim == 0 else 'other'} {moment}"] += 1
         wrong += [f"kill {number}: {line}" for line in [*mistakes, *lost(run, states, expected)]]
@@ -97,10 +97,10 @@ def kill_over_and_over(setting: Workers, kills: int, steps: int, seed: int, say=
 
 
 def kill_one(setting: Workers, run: Path, how: str, victim: int, draw: random.Random, progress: int):
-    """Starts the run, kills a worker, waits for the others.
+    """Starts the run, kills a worker, and waits for the others.
 
     Returns:
-        The moment (None: the run had ended by itself), the seconds until the others had ended, and what was wrong.
+        The moment of the kill (None: the run had finished), the seconds until the others had ended, and the faults.
     """
     before = len(losses(run))
     children = setting.start_all(run, every=1 if how == "save" else draw.randint(1, 3))
@@ -127,7 +127,7 @@ def kill_one(setting: Workers, run: Path, how: str, victim: int, draw: random.Ra
 
 
 def _mistakes(setting, victim, others, seconds, met):
-    """What was wrong in how the others ended."""
+    """Returns what was wrong in how the others ended."""
     if met and seconds > SOON:
         yield f"the others took {seconds:.1f} s"
     for index, code in others.items():

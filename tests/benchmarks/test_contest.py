@@ -1,4 +1,4 @@
-"""The benchmarks' own machinery, on contestants that cost nothing."""
+"""Tests of the benchmark runner, on contestants that do no work."""
 
 import dataclasses
 import importlib
@@ -34,7 +34,7 @@ def test_contestants_are_timed_in_turn_and_compared():
     assert table_of(case, [ours, peer]).row_count == 2
 
 
-def test_of_a_heat_the_fastest_goes_on():
+def test_only_fastest_of_heat_is_measured():
     _, results, _ = contest(
         sleeper("ours", 0.01), *(sleeper(f"peer {s}", s, heat="peers") for s in (0.1, 0.02, 0.2)), rounds=2
     )
@@ -43,23 +43,23 @@ def test_of_a_heat_the_fastest_goes_on():
     assert all(r.note.startswith("slower") and len(r.rates) == 1 for r in results[2:])
 
 
-def test_a_peer_that_is_not_installed_is_told():
+def test_missing_peer_is_noted_in_its_row():
     _, (_, absent), _ = contest(sleeper("ours", 0.0), sleeper("peer", 0.0, needs=("no_such_package",)))
     assert absent.rate is None
     assert "no_such_package not installed. Fix: pip install" in absent.note
 
 
-def test_a_contestant_that_ends_takes_its_last_words_along():
+def test_dead_contestant_error_shows_its_last_output():
     with pytest.raises(RuntimeError, match=r"(?s)peer ended: .*no such luck"):
         contest(sleeper("ours", 0.0), Contestant("peer", f"{WORKERS}:broken"))
 
 
-def test_memory_of_the_repeats_is_told_apart():
+def test_memory_of_repeats_is_separate_from_warm_up():
     _, (result,), _ = contest(Contestant("ours", f"{WORKERS}:holder", {"mib": 50}), rounds=3)
-    assert 190 < result.peak_mib - result.built_mib < 260  # the warm-up's and three more
+    assert 190 < result.peak_mib - result.built_mib < 260  # the warm-up's array and three more
 
 
-def test_the_floor_follows_from_counted_operations():
+def test_floor_follows_from_counted_operations():
     _, (result,), _ = contest(sleeper("ours", 0.1), rounds=1)
     assert floor_lines(result) == []
     result.facts = {"gflop_an_image": {"convolutions": 3.0, "heads": 1.0}, "gflops_of_a_product": 80.0}
@@ -67,7 +67,7 @@ def test_the_floor_follows_from_counted_operations():
     assert floor_lines(result)[1].endswith("floor at the 80 GFLOP/s of a large product: 20 images/s; ours is 50%")
 
 
-CONTESTS = [name for name in NAMES if name != "scaling"]  # which has curves
+CONTESTS = [name for name in NAMES if name != "scaling"]  # it draws curves instead
 TINY = {
     "architecture": "resnet18", "size": 64, "batch": 2, "groups": 1, "bank": 64, "roi_sizes": (16, 8, 4, 2),
     "queries": 32, "keys": 64, "images": 1, "channels": 8, "files": 8, "count": 2,
@@ -79,15 +79,15 @@ def contestants(name):
 
 
 @pytest.mark.parametrize("name", CONTESTS)
-def test_every_benchmark_has_cases_of_functions_that_exist(name):
+def test_cases_of_every_benchmark_name_existing_functions(name):
     for contestant in contestants(name):
         module, _, function = contestant.build.partition(":")
-        source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")  # it may import a peer
+        source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")  # the module may import a peer
         assert re.search(rf"def {function}\({'[^)]*'.join(contestant.options)}", source)
 
 
 def tiny():
-    """Every contestant that differs from the others at tiny sizes too."""
+    """Returns every contestant whose code path differs, at tiny sizes."""
     found = {}
     for name in CONTESTS:
         for each in contestants(name):
@@ -98,7 +98,7 @@ def tiny():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("contestant", tiny())
-def test_every_contestant_does_its_work(contestant):
+def test_every_contestant_runs_at_tiny_sizes(contestant):
     _, (result,), _ = contest(contestant, rounds=1)
     if result.note:
         pytest.skip(result.note)

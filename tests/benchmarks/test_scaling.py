@@ -1,4 +1,4 @@
-"""The curves of `bench scaling`: their points are what they are called, and a second start measures what is missing."""
+"""Tests of `bench scaling`: points measure what they claim, and a second start measures only missing points."""
 
 import json
 
@@ -13,20 +13,20 @@ def point(part, value, seconds=1.0, mib=2.0):
     return {"part": part, "value": value, "seconds": {"all": seconds}, "mib": {"held": mib}}
 
 
-def test_the_shards_are_such_as_a_run_reads(tmp_path):
+def test_written_shards_can_be_read_by_a_run(tmp_path):
     write_shards(tmp_path, images=25, count=4)
     source = ShardSource(tmp_path)
     assert len(source) == 25 and len(source.shards) == 4
     assert [source.read(index) for index in (0, 7, 24)] == [IMAGE] * 3
 
 
-def test_slopes_are_of_a_straight_line():
+def test_slopes_are_those_of_the_fitted_line():
     points = [point("shards", n, seconds=0.5 + 2e-6 * n, mib=10 + 20 * n / 2**20) for n in (10, 100, 1000)]
     assert scaling.slopes(points) == {"seconds of all": "2 µs", "memory held": "20 bytes"}
     assert scaling.slopes(points[:1]) == {}
 
 
-def test_what_is_there_is_not_measured_again(tmp_path, monkeypatch):
+def test_second_start_measures_only_missing_points(tmp_path, monkeypatch):
     asked = []
 
     def measured(part, values):
@@ -45,7 +45,7 @@ def test_what_is_there_is_not_measured_again(tmp_path, monkeypatch):
     assert all((tmp_path / f"scaling_{part}.png").read_bytes()[:4] == b"\x89PNG" for part in ("shards", "names"))
 
 
-def test_a_part_that_fails_says_its_last_words(monkeypatch):
+def test_failed_part_error_shows_its_last_output(monkeypatch):
     monkeypatch.setattr(scaling, "POINTS", ("-c", "print('{\"value\": 1}', flush=True); raise KeyError('gone')"))
     found = scaling.measured("shards", [1, 2])
     assert next(found) == {"value": 1}

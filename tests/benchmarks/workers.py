@@ -1,4 +1,4 @@
-"""Contestants that cost nothing."""
+"""Contestants that do no work."""
 
 import time
 

@@ -1,6 +1,6 @@
-"""Every kind of odd image file, written on the spot: `write_bad_images(folder)` and what is to become of each.
+"""Writes odd image files of every kind, and states the outcome of each: `write_bad_images(folder)`.
 
-`python -m tests.data.bad_images FOLDER` writes them for a look at `dupr-tf scan FOLDER`.
+`python -m tests.data.bad_images FOLDER` writes them, to be looked at with `dupr-tf scan FOLDER`.
 """
 
 import functools
@@ -24,7 +24,7 @@ ORIENTATIONS = {  # as Pillow's `exif_transpose` turns them
 
 
 def picture(mode="RGB", size=SIZE, seed=0):
-    """A smooth picture without symmetry."""
+    """Returns a smooth picture without symmetry."""
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).convert(mode)
 
@@ -36,18 +36,18 @@ def encoded(image, kind="JPEG", **options):
 
 
 def with_orientation(image, value, kind="JPEG", endian="<", **options):
-    """The file of a picture that is upright as given: its pixels are stored the way `value` says."""
+    """Returns the file of a picture that is upright as given, with its pixels stored in the orientation `value`."""
     exif = Image.Exif()
     exif.endian = endian
     exif[0x0112] = value
-    undo = {6: 8, 8: 6}.get(value, value)  # every other turn is its own inverse
+    undo = {6: 8, 8: 6}.get(value, value)  # apart from 6 and 8, each orientation is its own inverse
     stored = image if value == 1 else image.transpose(ORIENTATIONS[undo])
     return encoded(stored, kind, exif=exif, **options)
 
 
 @functools.cache
 def png_bomb(side):
-    """A PNG of side² black pixels, a bit each; 8 kB for every 100 million."""
+    """Returns a PNG of side² black pixels, one bit each; 8 kB for every 100 million."""
 
     def chunk(name, body):
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -59,7 +59,7 @@ def png_bomb(side):
 
 
 def claiming(content, side):
-    """A JPEG, GIF, BMP or WebP whose header says side × side."""
+    """Returns a JPEG, GIF, BMP or WebP whose header claims side × side."""
     content = bytearray(content)
     if content.startswith(b"\xff\xd8"):
         at = next(i for i in range(len(content)) if content[i] == 0xFF and content[i + 1] in (0xC0, 0xC2))
@@ -87,11 +87,11 @@ def sixteen_bits():
 
 
 def files():
-    """{name: (content, outcome, reason as `dupr-tf scan` groups it)} of all that is a plain file."""
+    """Returns {name: (content, outcome, reason as `dupr-tf scan` groups it)} of all plain files."""
     jpeg = encoded(picture(), quality=90)
     flipped = bytearray(encoded(picture(size=(96, 96)), quality=90))
     for at in range(len(flipped) // 2, len(flipped) // 2 + 40, 8):
-        flipped[at] = (flipped[at] ^ 0x55) & 0x7F  # no marker comes of it
+        flipped[at] = (flipped[at] ^ 0x55) & 0x7F  # not the start of any marker
     frames = [picture("P", seed=i) for i in range(3)]
     animation = {"save_all": True, "append_images": [picture(seed=i) for i in (1, 2)]}
     many = "too many pixels"
@@ -153,11 +153,7 @@ def files():
 
 
 def write_bad_images(folder):
-    """Writes them all below a folder.
-
-    Returns:
-        {path: (outcome, reason)} of those that are listed as images.
-    """
+    """Writes all files below a folder. Returns {path: (outcome, reason)} of those that are listed as images."""
     folder, expected = Path(folder), {}
     for name, (content, *outcome) in files().items():
         path = folder / name
@@ -169,8 +165,8 @@ def write_bad_images(folder):
         expected[str(folder / name)] = (SKIPPED, "no file")
     (folder / "linked.jpg").symlink_to("plain.jpg")
     expected[str(folder / "linked.jpg")] = (USED, "JPEG")
-    (folder / "folder_loop").symlink_to(".")  # not followed
-    os.mkfifo(folder / "pipe.jpg")  # not an image, and would be waited on for ever
+    (folder / "folder_loop").symlink_to(".")  # links to folders are not followed
+    os.mkfifo(folder / "pipe.jpg")  # not an image, and opening it would block forever
     return expected
 
 

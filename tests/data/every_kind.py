@@ -1,7 +1,7 @@
-"""Every kind of image file with the pixels that Pillow defines for it, to compare whatever reads images.
+"""Image files of every kind, each with the pixels that Pillow defines for it, to compare all readers of images.
 
-`every_kind()` makes them on the spot. The expected pixels come from `Image.open` or from the array that was encoded,
-never from the decoder of this project.
+`every_kind()` creates the files. The expected pixels come from `Image.open` or from the array that was encoded, never
+from the decoder of this project.
 """
 
 import io
@@ -18,16 +18,16 @@ from tests.data.bad_images import SIZE, SKIPPED, encoded, files, picture, png_bo
 
 
 class Case(NamedTuple):
-    """A file, and what becomes of it: pixels or a reason."""
+    """Holds a file and its expected pixels, or the reason for its refusal."""
 
     name: str
     content: bytes
-    pixels: np.ndarray | None  # (H, W, 3) uint8, upright; None: the file is refused
+    pixels: np.ndarray | None  # (H, W, 3) uint8, upright; None if the file is refused
     reason: str = ""  # kind of reason, as `dupr-tf scan` groups it
 
 
 def every_kind() -> list[Case]:
-    """The files that `dupr-tf scan` is tested with, and what only a decoder has to know."""
+    """Returns the files that `dupr-tf scan` is tested with, and those that matter only to a decoder."""
     cases = [
         Case(
             name, content, None if outcome == SKIPPED else pillows_pixels(content), reason if outcome == SKIPPED else ""
@@ -38,7 +38,7 @@ def every_kind() -> list[Case]:
 
 
 def pillows_pixels(content: bytes) -> np.ndarray:
-    """The first frame, upright, without alpha, of 16 bits the upper 8: by Pillow's most general way."""
+    """Returns Pillow's pixels of the first frame, upright, without alpha, and the upper 8 bits of 16."""
     with Image.open(io.BytesIO(content)) as image:
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I;16"):
@@ -47,12 +47,12 @@ def pillows_pixels(content: bytes) -> np.ndarray:
 
 
 def chunk(name: bytes, body: bytes) -> bytes:
-    """A chunk of a PNG."""
+    """Returns a chunk of a PNG."""
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
 def png_of_16_bits(colours: np.ndarray) -> bytes:
-    """A PNG of (H, W, C) uint16, C of 1 to 4: grey, grey and alpha, RGB, RGBA."""
+    """Returns a PNG of (H, W, C) uint16, for C from 1 to 4: grey, grey with alpha, RGB, RGBA."""
     height, width, channels = colours.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
     header = struct.pack(">IIBBBBB", width, height, 16, (0, 4, 2, 6)[channels - 1], 0, 0, 0)
@@ -60,7 +60,7 @@ def png_of_16_bits(colours: np.ndarray) -> bytes:
 
 
 def with_scans(scans: int, size: tuple[int, int] = SIZE) -> bytes:
-    """A progressive JPEG whose last scan is repeated until there are so many."""
+    """Returns a progressive JPEG with so many scans, by repeating the last one."""
     content = encoded(picture(size=size), quality=60, progressive=True)
     starts = [found.start() for found in re.finditer(b"\xff\xda", content)]
     last = content[starts[-1] : -2]
@@ -68,7 +68,7 @@ def with_scans(scans: int, size: tuple[int, int] = SIZE) -> bytes:
 
 
 def segment(marker: int, body: bytes) -> bytes:
-    """A segment of a JPEG."""
+    """Returns a segment of a JPEG."""
     return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
 
 
@@ -97,7 +97,7 @@ def _jpegs():
     for name, content in files.items():
         yield Case(f"{name}.jpg", content, pillows_pixels(content))
     yield Case("3000_scans.jpg", with_scans(3000), None, "too many scans")
-    many_markers = whole + b"\xff\xda" * 3000  # after the end: bytes of another file, no scans
+    many_markers = whole + b"\xff\xda" * 3000  # after the end: bytes of another file, not scans
     yield Case("film_after_the_end.jpg", many_markers, pillows_pixels(whole))
     progressive = encoded(photo, progressive=True)
     yield Case(
@@ -177,7 +177,7 @@ def _with_screen(gif, side):
 
 
 def _cut():
-    """Files that end too early, at several points."""
+    """Returns files that end too early, at several points."""
     photo = picture(size=(97, 61))
     files = {
         "baseline.jpg": encoded(photo, quality=90),
@@ -192,5 +192,5 @@ def _cut():
         yield Case(f"cut_by_{end}_baseline.jpg", files["baseline.jpg"][:-end], None, "cut short")
         yield Case(f"cut_by_{end}_progressive.jpg", files["progressive.jpg"][:-end], None, "cut short")
     without_end = encoded(picture("L", size=(4, 33)), quality=20)[:-2]
-    assert pillows_pixels(without_end).shape == (33, 4, 3)  # all rows are there: Pillow does not look for the end
+    assert pillows_pixels(without_end).shape == (33, 4, 3)  # all rows exist: Pillow does not look for the end
     yield Case("cut_after_all_rows.jpg", without_end, None, "cut short")

@@ -1,4 +1,4 @@
-"""Batches for detectors: boxes follow their pixels, order and augmentation follow the seed."""
+"""Tests of batches for detectors: boxes follow their pixels, order and augmentation follow the seed."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def annotated(tmp_path_factory):
 
 
 def red_extent(image, colour=COLOURS["bus"]):
-    """x1, y1, x2, y2 of what is nearer to a colour than to the grey or the padding around it."""
+    """Returns x1, y1, x2, y2 of the pixels nearer to a colour than to the grey or the padding around it."""
     image = np.asarray(image, np.float32)
     mask = np.abs(image - colour).sum(-1) < 100
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -44,7 +44,7 @@ def red_extent(image, colour=COLOURS["bus"]):
 
 
 def scenes():
-    """A wide, a tall and a square picture, each with one red rectangle, off centre."""
+    """Makes a wide, a tall and a square picture, each with one red rectangle off centre."""
     for size in ((50, 96), (90, 44), (300, 300)):
         height, width = size
         box = (width // 5, height // 3, width // 5 + width // 3, height // 3 + height // 4)
@@ -52,7 +52,7 @@ def scenes():
 
 
 def square(image, place):
-    """(S, S, 3) float32: an image in its frame."""
+    """Returns (S, S, 3) float32: an image in its frame."""
     pixels, corner = place.put(image)
     return pad_batch([{"pixels": pixels[None], "corner": np.array([corner])}], place.frame[0])["images"][0]
 
@@ -75,7 +75,7 @@ def test_boxes_follow_their_pixels_through_every_augmentation():
 def test_augmentation_spans_its_ranges():
     image, boxes = next(scenes())
     side = np.array([0.5, 2.0])
-    for draw_value, factor in ((0.0, side[0]), (0.5, 1.0), (1.0, side[1])):  # log-uniform: 1 is half way
+    for draw_value, factor in ((0.0, side[0]), (0.5, 1.0), (1.0, side[1])):  # log-uniform: 1 is in the middle
         place = drawn_place(image.shape[:2], np.array([draw_value, 0.0, 0.0, 0.9]), SIZE, side)
         assert place.size[1] == factor * SIZE and place.offset == (0, 0)
     last = 1 - 1e-9
@@ -87,7 +87,7 @@ def test_augmentation_spans_its_ranges():
     np.testing.assert_allclose(flipped[0], [SIZE - left[0, 2], left[0, 1], SIZE - left[0, 0], left[0, 3]])
 
 
-def test_offsets_are_equally_often_each_whole_number():
+def test_offsets_are_uniform_over_whole_numbers():
     draws = np.stack([np.full(4000, 0.5), *np.random.default_rng(0).random((3, 4000))], 1)
     places = [drawn_place((40, 40), row, 43, (40 / 43, 40 / 43)) for row in draws]
     counts = np.bincount([place.offset[0] for place in places])
@@ -99,7 +99,7 @@ def test_offsets_are_equally_often_each_whole_number():
     ("source", "side", "size"),
     [((333, 500), 250, (167, 250)), ((500, 375), 256, (256, 192)), ((1, 900), 64, (1, 64)), ((3, 3), 64, (64, 64))],
 )
-def test_letterboxed_sides_are_whole_halves_up(source, side, size):
+def test_letterboxed_sides_round_halves_up(source, side, size):
     assert letterbox(source, side).size == size
 
 
@@ -107,7 +107,7 @@ def test_letterboxed_sides_are_whole_halves_up(source, side, size):
     ("source", "size"),
     [((480, 640), (600, 800)), ((375, 1000), (375, 1000)), ((90, 2000), (45, 1000)), ((7, 7), (600, 600))],
 )
-def test_short_side_decides_unless_the_long_one_gets_too_long(source, size):
+def test_short_side_decides_unless_long_one_exceeds_limit(source, size):
     assert scaled(source, 600, 1000).size == size
     assert scaled(source, None, 1000).size == source
 
@@ -127,7 +127,7 @@ def test_letterbox_keeps_the_aspect_and_boxes_map_back():
     np.testing.assert_array_equal(to_original([[4, 4, 8, 8]], [0.5, 0.25], (40, 40)), [[16, 8, 32, 16]])
 
 
-def test_eval_batches_have_every_image_once_in_order(annotated):
+def test_eval_batches_contain_each_image_once_in_order(annotated):
     with eval_batches(annotated, SIZE, 4) as batches:
         assert len(batches) == 3
         batches = list(batches)
@@ -141,14 +141,14 @@ def test_eval_batches_have_every_image_once_in_order(annotated):
 def test_training_boxes_are_true_clipped_and_padded(annotated):
     for batch in train_batches(annotated, config(scale_jitter=[1.2, 2.0]), 12):
         boxes, classes = (batch["bounding_boxes"][name] for name in ("boxes", "classes"))
-        assert batch["images"].shape == (4, SIZE, SIZE, 3) and boxes.shape == (4, 2, 4)  # the third is difficult
+        assert batch["images"].shape == (4, SIZE, SIZE, 3) and boxes.shape == (4, 2, 4)  # the third box is difficult
         real = classes >= 0
         np.testing.assert_array_equal(boxes[~real], -1)
         assert boxes[real].min() >= 0 and boxes[real].max() <= SIZE
         assert (boxes[real][:, 2:] - boxes[real][:, :2]).min() >= 2
 
 
-def test_what_is_ignored_is_not_trained_on(annotated):
+def test_ignored_boxes_are_not_trained_on(annotated):
     hidden = dataclasses.replace(annotated, ignored=tuple(np.ones_like(flags) for flags in annotated.ignored))
     with pytest.raises(UserError):
         train_batches(hidden, config(), 1)
@@ -159,7 +159,7 @@ def test_what_is_ignored_is_not_trained_on(annotated):
         assert sorted(classes[classes >= 0]) == expected
 
 
-@pytest.mark.parametrize(("scale", "kept"), [(2.2, True), (2.3, False)])  # it shows 0.206 and 0.190 of the image
+@pytest.mark.parametrize(("scale", "kept"), [(2.2, True), (2.3, False)])  # the crop shows 0.206 and 0.190 of the box
 def test_boxes_that_a_crop_cuts_below_a_fifth_are_left_out(tmp_path, scale, kept):
     root = write_coco(tmp_path / "set", {"train": [Picture((40, 40), [Thing("bus", (0, 0, 40, 40))])]})
     batches = train_batches(read_annotations(root, "train"), config(scale_jitter=[scale, scale]), 2)
@@ -168,7 +168,7 @@ def test_boxes_that_a_crop_cuts_below_a_fifth_are_left_out(tmp_path, scale, kept
 
 
 def test_images_are_augmented_anew_in_every_epoch(annotated):
-    (batch,) = train_batches(annotated.select([0]), config(), 1)  # four epochs of one image
+    (batch,) = train_batches(annotated.select([0]), config(), 1)  # four epochs of a single image
     boxes = batch["bounding_boxes"]["boxes"][:, 0]
     assert len(np.unique(boxes.round(2), axis=0)) == 4
 
@@ -185,8 +185,8 @@ def test_batches_are_a_function_of_seed_and_step(annotated):
     assert not np.array_equal(run, images(train_batches(annotated, other, 5)))
 
 
-def test_an_epoch_is_a_permutation_and_the_next_one_another(annotated):
-    # A class of its own for every image tells them apart.
+def test_epochs_are_different_permutations(annotated):
+    # Each image has a unique class, which identifies it.
     names = tuple("abcdefghi")
     labels = tuple(np.full_like(rows, i) for i, rows in enumerate(annotated.labels))
     marked = dataclasses.replace(annotated, labels=labels, class_names=names)
@@ -216,7 +216,7 @@ def test_unreadable_image_ends_training_and_evaluation_by_name(tmp_path):
         assert batches.error is error.value
 
 
-def test_batches_are_those_of_other_processes_and_threads(annotated):
+def test_processes_and_threads_give_the_same_batches(annotated):
     expected = list(train_batches(annotated, config(), 4))
     for reading in ({"threads": 3}, {"threads": 1, "processes": 2}):
         settings = config()
@@ -227,7 +227,7 @@ def test_batches_are_those_of_other_processes_and_threads(annotated):
                 np.testing.assert_array_equal(batch["bounding_boxes"]["boxes"], one["bounding_boxes"]["boxes"])
 
 
-def test_boxes_are_on_their_pixels_in_images_that_exif_turns(tmp_path):
+def test_boxes_lie_on_their_pixels_in_rotated_images(tmp_path):
     box = (50, 10, 80, 25)
     root = write_coco(tmp_path / "set", {"train": [Picture((60, 100), [Thing("bus", box)])] * 8})
     for value, path in enumerate(sorted((root / "images").iterdir()), start=1):
@@ -246,7 +246,7 @@ def test_boxes_are_on_their_pixels_in_images_that_exif_turns(tmp_path):
 
 
 def background_root(root):
-    """A set of four images with boxes, two without, one whose only box lies outside, and one with a crowd alone."""
+    """Makes four images with boxes, two without, one whose only box lies outside, and one with only a crowd."""
     made = [*pictures(4), *[Picture((50, 60), [])] * 2, *[Picture((50, 60), [Thing("bus", (4, 4, 40, 40))])] * 2]
     root = write_coco(root, {"train": made})
     file = root / "annotations" / "instances_train.json"
@@ -259,7 +259,7 @@ def background_root(root):
 
 @pytest.mark.parametrize(("background", "kept"), [(False, range(4)), (True, range(6))])
 @pytest.mark.parametrize("sides", [None, [64, 96]])
-def test_bare_images_are_trained_on_with_background_only(tmp_path, background, kept, sides):
+def test_images_without_boxes_train_background_only(tmp_path, background, kept, sides):
     read = read_annotations(background_root(tmp_path / "set"), "train")
     read = dataclasses.replace(read, background=background)
     assert read.trained_on() == list(kept) and read.with_boxes() == [0, 1, 2, 3]
@@ -269,7 +269,7 @@ def test_bare_images_are_trained_on_with_background_only(tmp_path, background, k
     assert len(empty) == 12 and empty.sum() == (4 if background else 0)
 
 
-def test_background_reaches_masks_too(tmp_path):
+def test_images_without_boxes_train_with_empty_masks(tmp_path):
     root = with_polygons(background_root(tmp_path / "set"))
     read = dataclasses.replace(read_annotations(root, "train", masks=True), background=True)
     with train_batches(read, config(kind="mask_rcnn", scale_jitter=[1, 1]), 3) as batches:
@@ -279,7 +279,7 @@ def test_background_reaches_masks_too(tmp_path):
             assert not targets["masks"][empty].any() and targets["masks"][~empty].any((1, 2, 3)).all()
 
 
-def test_share_of_bare_images_stays_bare(tmp_path):
+def test_share_of_images_without_boxes_has_no_boxes(tmp_path):
     read = dataclasses.replace(read_annotations(background_root(tmp_path / "set"), "train"), background=True)
     part = read.select([5, 0, 6])
     assert (part.bare, part.trained_on()) == ((True, False, False), [0, 1])

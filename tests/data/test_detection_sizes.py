@@ -1,4 +1,4 @@
-"""Batches with masks and of dynamic sizes: masks lie on their pixels, sizes are what is said."""
+"""Tests of batches with masks and of dynamic sizes: masks lie on their pixels, and sizes are the configured ones."""
 
 import dataclasses
 
@@ -41,7 +41,7 @@ def annotated(tmp_path_factory):
 
 
 def pasted(crop, box, shape):
-    """(H, W) of 1 inside a mask, 0 outside, and 0.5 within a pixel and a half of its edges."""
+    """Returns (H, W) of 1 inside a mask, 0 outside, and 0.5 within a pixel and a half of its edges."""
     x1, y1, x2, y2 = box
     ys, xs = np.arange(shape[0]) + 0.5, np.arange(shape[1]) + 0.5
     made = []
@@ -55,7 +55,7 @@ def pasted(crop, box, shape):
 
 
 def check_masks(image, targets):
-    """Every mask covers the pixels of its colour and no other; returns how many were checked."""
+    """Checks that masks cover the pixels of their colour and no others; returns how many were checked."""
     checked = 0
     for box, label, crop in zip(*(targets[name] for name in ("boxes", "classes", "masks")), strict=True):
         if label < 0:
@@ -81,7 +81,7 @@ def test_masks_lie_on_their_pixels(annotated, detector):
     checked, flipped = 0, 0
     for batch in train_batches(annotated, config(**detector), 10):
         assert batch["bounding_boxes"]["masks"].dtype == np.float32
-        assert batch["bounding_boxes"]["masks"].shape == (3, 2, 56, 56)  # what is difficult is not there
+        assert batch["bounding_boxes"]["masks"].shape == (3, 2, 56, 56)  # difficult objects are left out
         for image, targets in rows(batch):
             checked += check_masks(image, targets)
             boxes, classes = targets["boxes"], targets["classes"]
@@ -93,7 +93,7 @@ def test_masks_lie_on_their_pixels(annotated, detector):
     assert checked > 40 and 5 < flipped < 25
 
 
-def test_sizes_are_those_asked_for(annotated):
+def test_sizes_are_the_configured_ones(annotated):
     seen = set()
     for batch in train_batches(annotated, config(short_sides=[48, 64, 90], max_long_side=130), 20):
         images, sizes = batch["images"], batch["image_sizes"]
@@ -113,12 +113,12 @@ def test_sizes_are_those_asked_for(annotated):
     assert {48, 64, 90} <= seen
 
 
-def test_squares_are_picture_throughout(annotated):
+def test_square_pictures_have_no_padding(annotated):
     for batch in train_batches(annotated, config(), 2):
         np.testing.assert_array_equal(batch["image_sizes"], [[SIZE, SIZE]] * 3)
 
 
-def test_without_masks_read_there_are_none_and_the_rest_is_the_same(annotated):
+def test_batch_without_masks_is_otherwise_equal(annotated):
     plain, settings = dataclasses.replace(annotated, masks=None), config(short_sides=[48, 64])
     for one, other in zip(train_batches(annotated, settings, 3), train_batches(plain, settings, 3), strict=True):
         assert set(other["bounding_boxes"]) == {"boxes", "classes"}
@@ -126,7 +126,7 @@ def test_without_masks_read_there_are_none_and_the_rest_is_the_same(annotated):
         np.testing.assert_array_equal(one["bounding_boxes"]["boxes"], other["bounding_boxes"]["boxes"])
 
 
-def test_batches_of_dynamic_sizes_are_a_function_of_seed_and_step(annotated):
+def test_dynamic_sizes_are_a_function_of_seed_and_step(annotated):
     def seen(settings, **where):
         return list(train_batches(annotated, settings, 6, **where))
 
@@ -140,10 +140,10 @@ def test_batches_of_dynamic_sizes_are_a_function_of_seed_and_step(annotated):
     assert not all(np.array_equal(a["images"], b["images"]) for a, b in zip(run, seen(other), strict=True))
 
 
-def test_evaluation_has_every_image_once_by_orientation_and_boxes_map_back(annotated):
+def test_evaluation_groups_orientations_and_maps_boxes_back(annotated):
     batches = list(eval_batches(annotated, None, 2, short_side=48, max_long_side=100))
     order = np.concatenate([batch["index"] for batch in batches])
-    np.testing.assert_array_equal(order, [0, 2, 3, 1, 4])  # the wide ones, then the tall ones
+    np.testing.assert_array_equal(order, [0, 2, 3, 1, 4])  # the wide images, then the tall ones
     for batch in batches:
         assert batch["images"].shape[1] % 32 == batch["images"].shape[2] % 32 == 0
         for image, size, factors, index in zip(
@@ -168,14 +168,14 @@ def test_letterboxed_evaluation_stays_in_order(annotated):
     np.testing.assert_array_equal(sizes, np.floor(annotated.sizes * SIZE / annotated.sizes.max(1, keepdims=True) + 0.5))
 
 
-def test_the_picture_drawn_is_the_one_read(annotated):
+def test_drawn_picture_equals_the_batch(annotated):
     with eval_batches(annotated, None, 1, short_side=60, max_long_side=200) as batches:
         image = next(batches)["images"][0]
-    np.testing.assert_array_equal(image[:60, :100], draw(PICTURES[0]))  # 60 px are its short side
+    np.testing.assert_array_equal(image[:60, :100], draw(PICTURES[0]))  # their short side becomes 60 px
 
 
 @pytest.mark.parametrize("size", [(3, 900), (900, 3), (1, 1)])
-def test_extreme_shapes_and_boxes_of_a_pixel(tmp_path, size):
+def test_extreme_shapes_and_one_pixel_boxes_are_read(tmp_path, size):
     picture = Picture(size, [Thing("bus", (0, 0, 1, 1))])
     root = write_coco_masks(tmp_path / "set", {"train": [picture] * 3}, "runs", whole_masks)
     read = read_annotations(root, "train", masks=True)

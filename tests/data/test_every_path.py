@@ -1,4 +1,4 @@
-"""Whatever reads images sees the same pixels of the same files, and refuses the same files for the same reason."""
+"""Checks that all readers of images see the same pixels, and refuse the same files for the same reason."""
 
 import os
 
@@ -19,7 +19,7 @@ from dupr_tf.errors import RunFailed
 from dupr_tf.probing.image_views import read_each, whole_view
 from tests.data.every_kind import every_kind
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest drops the filter that `decode` sets
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest removes the filter that `decode` sets
 SIZE = 32
 CASES = {f"{number:03d}{os.path.splitext(case.name)[1] or '.jpg'}": case for number, case in enumerate(every_kind())}
 
@@ -64,11 +64,11 @@ def test_pretraining_reads_the_expected_pixels(paths):
         assert bad == ()
         height, width = case.pixels.shape[:2]
         if not 0.06 < width / height < 19 or min(height, width) < SIZE:
-            continue  # its crop is a part of it
+            continue  # the crop is a part of the image
         whole = resize(case.pixels, SIZE, SIZE)
         for view, flipped in ((rows["view_1"][0], rows["flipped_1"][0]), (rows["view_2"][0], rows["flipped_2"][0])):
             shown = view[:, ::-1] if flipped else view
-            assert np.abs(shown.astype(int) - whole).mean() < 2, case.name  # the crop has the area to a pixel
+            assert np.abs(shown.astype(int) - whole).mean() < 2, case.name  # the crop's area is right to a pixel
 
 
 def test_probes_read_the_expected_pixels(paths):

@@ -1,4 +1,4 @@
-"""Results about files that a later start takes from a table, until a file changes."""
+"""Tests of the table of per-file results, which later starts reuse until a file changes."""
 
 import os
 
@@ -9,7 +9,7 @@ from dupr_tf.detection.labels import read_evaluated, read_splits
 from tests.labelled_scenes import pictures, write_coco
 
 
-def test_results_are_known_until_a_file_changes(tmp_path):
+def test_results_are_reused_until_a_file_changes(tmp_path):
     paths = [str(tmp_path / name) for name in ("a\tb", "c", "missing")]
     for path in paths[:2]:
         with open(path, "w") as file:
@@ -25,7 +25,7 @@ def test_results_are_known_until_a_file_changes(tmp_path):
     lengths = [str(len(path)) for path in paths]
     assert results() == (lengths, [0, 1, 2])
     computed.clear()
-    assert results() == (lengths, [2])  # a file that is missing now may come
+    assert results() == (lengths, [2])  # a missing file may appear later
     os.utime(paths[1], ns=(0, 0))
     computed.clear()
     assert results() == (lengths, [1, 2])
@@ -37,7 +37,7 @@ def test_results_are_known_until_a_file_changes(tmp_path):
     assert results()[1] == [0, 2]
 
 
-def test_truncated_table_is_read_as_far_as_it_is_whole(tmp_path):
+def test_truncated_table_is_read_up_to_the_damage(tmp_path):
     (tmp_path / "c").write_text("c")
     path, paths = tmp_path / "table.tsv", [str(tmp_path / "c")]
     table = FileResults(path)

@@ -1,4 +1,4 @@
-"""Targets of the first batches: counts, refusals and the settings they name."""
+"""Tests of targets of the first batches: counts, refusals and the settings they name."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ def config(size=64, batch=4, **detector):
 
 
 def annotated(*boxes_of_images, size=(100, 100), ignored=False):
-    """Images of one size that are not on a disk, with boxes."""
+    """Returns annotations of images of one size that do not exist on disk."""
     boxes = tuple(np.array(boxes, np.float32).reshape(-1, 4) for boxes in boxes_of_images)
     count = len(boxes)
     return AnnotatedImages(
@@ -43,7 +43,7 @@ def annotated(*boxes_of_images, size=(100, 100), ignored=False):
 
 
 def all_anchors(height, width, scale):
-    """(A, 4) xyxy: RetinaNet's anchors, one by one."""
+    """Returns (A, 4) xyxy: RetinaNet's anchors, one by one."""
     rows = []
     for stride in (8, 16, 32, 64, 128):
         for y in range(-(-height // stride)):
@@ -66,13 +66,13 @@ def plainly_matched(boxes, height, width, scale, iou):
 
 
 @pytest.mark.parametrize(("frame", "scale"), [((128, 96), 4), ((100, 150), 3), ((256, 256), 1)])
-def test_matched_boxes_are_those_of_every_anchor(frame, scale):
+def test_matched_boxes_agree_with_all_anchors(frame, scale):
     rng, seen = np.random.default_rng(0), []
     height, width = (-(-side // 32) * 32 for side in frame)
     for _ in range(12):
         corners = rng.uniform(0, 1, (9, 2, 2)) * (frame[1], frame[0])
         boxes = np.concatenate([corners.min(1), corners.max(1)], 1).astype(np.float32)
-        boxes[::2, 2:] = boxes[::2, :2] + rng.uniform(2, 30, (5, 2))  # as many small ones
+        boxes[::2, 2:] = boxes[::2, :2] + rng.uniform(2, 30, (5, 2))  # as many small boxes
         boxes = np.clip(boxes, 0, [width, height, width, height])
         expected = plainly_matched(boxes, height, width, scale, 0.5)
         np.testing.assert_array_equal(matched_boxes(boxes, frame, scale, 0.5), expected)
@@ -86,7 +86,7 @@ def test_box_whose_anchors_prefer_another_is_unmatched():
     assert matched_boxes(both, (64, 64), 4, 0.5).tolist() == [True, False]
 
 
-def test_counts_are_those_of_the_batches(tmp_path):
+def test_counts_agree_with_the_batches(tmp_path):
     read = read_annotations(write_coco(tmp_path / "set", {"train": pictures(9, size=(60, 200))}), "train")
     settings = config(scale_jitter=[0.2, 3], batch=3)
     with train_batches(read, settings, 4) as batches:
@@ -103,7 +103,7 @@ def test_counts_are_those_of_the_batches(tmp_path):
     [
         ("retinanet", [10, 10, 60, 60], 0, 0, 0),
         ("retinanet", [10, 10, 12, 60], 1, 1, 0),  # 1.3 px of 64
-        ("retinanet", [10, 10, 20, 20], 1, 0, 1),  # 6.4 px, the least anchor has 32
+        ("retinanet", [10, 10, 20, 20], 1, 0, 1),  # 6.4 px; the smallest anchor has 32
         ("faster_rcnn", [10, 10, 20, 20], 0, 0, 0),  # its best anchor is positive
         ("mask_rcnn", [10, 10, 12, 60], 1, 1, 0),
     ],
@@ -151,7 +151,7 @@ def test_most_boxes_lost_warns_once_and_names_the_setting(caplog):
     assert not caplog.records
 
 
-def test_ignored_boxes_alone_are_no_target():
+def test_ignored_boxes_alone_give_no_target():
     assert refusal(inspect_targets, annotated([[10, 10, 60, 60]], ignored=True), config()).field == "--data"
 
 
@@ -166,7 +166,7 @@ def test_share_of_background_is_shown(caplog):
 
 
 def masks(root, *values, count=20, names=None):
-    """A folder of masks: the values of each mask in turn, in equal stripes."""
+    """Makes a folder of masks in equal stripes of the given values, one tuple of values for each mask."""
     for split in ("train", "val"):
         for folder in ("images", "masks"):
             (root / split / folder).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Tables of layouts: complete, in step with the config, the same choice for `auto` everywhere."""
+"""Tests of the tables of layouts: complete, in step with the config, and with one choice for `auto`."""
 
 from typing import get_args
 
@@ -58,7 +58,7 @@ def write(root, *names):
         (["leftImg8bit/train/a/1.png"], "cityscapes", "voc", "masks"),
     ],
 )
-def test_auto_takes_the_layout_that_the_root_shows(tmp_path, names, photos, boxes, pixels):
+def test_auto_detects_the_layout_of_the_root(tmp_path, names, photos, boxes, pixels):
     root = write(tmp_path / "set", *names)
     root.mkdir(exist_ok=True)
     assert [layout_of(table, root, split="train") for table in (FOLDERS, BOXES, PIXELS)] == [photos, boxes, pixels]
@@ -99,7 +99,7 @@ def test_root_of_two_layouts_is_refused_with_both_paths(tmp_path, table, names, 
         (["0.jpg"], "val", "."),
     ],
 )
-def test_split_folder_is_the_most_specific_of_the_fullest(tmp_path, files, split, folder):
+def test_split_folder_is_the_fullest_then_most_specific(tmp_path, files, split, folder):
     write(tmp_path, *files)
     assert split_folder(tmp_path, split, (f"{split}2017",), ["0.jpg", "1.jpg"], "x.json") == tmp_path / folder
 

@@ -1,4 +1,4 @@
-"""Batches of one orientation: still a permutation, still a function of seed and position."""
+"""Tests of batches of one orientation: their order is a permutation and a function of seed and position."""
 
 import functools
 import pickle
@@ -22,22 +22,22 @@ def test_every_epoch_is_a_permutation(count, batch):
 
 
 @pytest.mark.parametrize("count", [64, 61])
-def test_batches_are_of_one_orientation_but_for_two_an_epoch(count):
+def test_all_but_two_batches_per_epoch_have_one_orientation(count):
     tall = np.random.default_rng(0).random(count) < 0.4
     run = np.concatenate([grouped_epoch(tall, 4, 0, epoch) for epoch in range(8)])
     batches = tall[run[: len(run) // 4 * 4]].reshape(-1, 4)
     mixed = (batches.any(1) & ~batches.all(1)).sum()
     assert mixed <= 2 * 8 + 1
-    assert batches.all(1).sum() >= 8 * 4  # of about 6 of tall ones an epoch
+    assert batches.all(1).sum() >= 8 * 4  # of about 6 batches of tall images an epoch
 
 
-def test_orientations_are_not_in_order():
+def test_orientations_are_shuffled():
     tall = np.arange(400) % 2 > 0
     first = [tall[grouped_epoch(tall, 4, 0, epoch)][::4] for epoch in range(2)]
     assert 20 < first[0][:50].sum() + first[1][:50].sum() < 80
 
 
-def test_positions_have_the_image_of_their_epoch_in_any_order():
+def test_position_gives_its_image_in_any_order_of_access():
     calls = []
 
     def permutation(epoch):
@@ -54,7 +54,7 @@ def test_positions_have_the_image_of_their_epoch_in_any_order():
     assert len(calls) == 8
 
 
-def test_order_can_be_sent_to_other_processes():
+def test_order_can_be_pickled():
     order = Order(30, functools.partial(grouped_epoch, np.arange(30) % 3 > 0, 4, 7))
     sent = pickle.loads(pickle.dumps(order))
     assert [sent(position) for position in range(70)] == [order(position) for position in range(70)]

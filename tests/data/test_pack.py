@@ -1,4 +1,4 @@
-"""Packing: images come out as they went in, a kill changes nothing, damage and full disks are refused by name."""
+"""Tests of packing: images are stored unchanged, a kill changes nothing, damage and full disks are reported."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def photo(seed, size=(60, 40)):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """24 images of four formats in nested folders with names from everywhere."""
+    """Writes 24 images of four formats in nested folders, with names in several scripts."""
     folder = tmp_path_factory.mktemp("photos")
     for i in range(24):
         suffix = ("jpg", "png", "bmp", "gif")[i % 4]
@@ -50,7 +50,7 @@ def contents(folder):
 
 
 def records(output):
-    """(name, image) of every record, read without this package."""
+    """Returns (name, image) of every record, read without this package."""
     found = []
     for path in sorted(output.glob("*.array_record")):
         images = array_record_module.ArrayRecordReader(str(path)).read_all()
@@ -87,7 +87,7 @@ def test_order_follows_seed_or_names(photos, tmp_path):
     assert sorted(orders[0]) == sorted(orders[1]) == orders[2]
 
 
-def test_workers_change_no_byte(photos, tmp_path):
+def test_number_of_workers_changes_no_byte(photos, tmp_path):
     for workers in (1, 5):
         pack(photos, tmp_path / str(workers), SMALL, workers)
     assert contents(tmp_path / "1") == contents(tmp_path / "5")
@@ -110,7 +110,7 @@ def test_pack_resumes_after_sigkill_within_a_shard(photos, tmp_path):
     out = tmp_path / "out"
     child = subprocess.Popen([sys.executable, "-c", CHILD, photos, out], stderr=subprocess.DEVNULL)
     try:
-        while not (out / "shard-00001.array_record.tmp").exists():  # the second shard has been begun
+        while not (out / "shard-00001.array_record.tmp").exists():  # the second shard is partly written
             assert child.poll() is None
             time.sleep(0.005)
     finally:
@@ -121,12 +121,12 @@ def test_pack_resumes_after_sigkill_within_a_shard(photos, tmp_path):
     assert "not ended" in refusal(list, find_damage(out)).problem
     assert pack(photos, out, SMALL).written == 3
     again = (out / "shard-00000.array_record").stat()
-    assert (first.st_mtime_ns, first.st_ino) == (again.st_mtime_ns, again.st_ino)  # not written again
+    assert (first.st_mtime_ns, first.st_ino) == (again.st_mtime_ns, again.st_ino)  # not rewritten
     assert contents(out) == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("name", ["pack.json", "shard-00001.jsonl", "shard-00002.array_record"])
-def test_pack_resumes_after_a_cut_file(photos, tmp_path, monkeypatch, name):
+def test_pack_resumes_after_truncated_shard(photos, tmp_path, monkeypatch, name):
     out = tmp_path / "out"
     pack(photos, tmp_path / "whole", SMALL)
     with monkeypatch.context() as context:
@@ -138,7 +138,7 @@ def test_pack_resumes_after_a_cut_file(photos, tmp_path, monkeypatch, name):
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_finished_shards_stay_and_missing_ones_are_written_again(photos, tmp_path):
+def test_pack_keeps_finished_shards_and_rewrites_missing_ones(photos, tmp_path):
     out = tmp_path / "out"
     pack(photos, out, SMALL)
     before = contents(out)
@@ -149,7 +149,7 @@ def test_finished_shards_stay_and_missing_ones_are_written_again(photos, tmp_pat
     assert contents(out) == before
 
 
-def test_pack_refuses_other_settings_images_and_folders_untouched(photos, tmp_path):
+def test_pack_refuses_changed_settings_images_and_folders(photos, tmp_path):
     out = tmp_path / "out"
     pack(photos, out, SMALL)
     before = contents(out)
@@ -184,7 +184,7 @@ def test_second_pack_at_the_same_time_is_refused(photos, tmp_path, monkeypatch):
     assert str(tmp_path / "out") in refusal(pack, photos, tmp_path / "out", SMALL).problem
 
 
-def test_unreadable_files_are_left_out_listed_and_held_to_the_budget(photos, tmp_path, caplog):
+def test_pack_lists_unreadable_files_up_to_the_limit(photos, tmp_path, caplog):
     folder = tmp_path / "photos"
     (folder / "tab\tand\nline\\t").mkdir(parents=True)
     for i in range(12):
@@ -203,7 +203,7 @@ def test_unreadable_files_are_left_out_listed_and_held_to_the_budget(photos, tmp
     before = contents(tmp_path / "out")
     (tmp_path / "out" / "shard-00001.array_record").unlink()
     pack(folder, tmp_path / "out", SMALL, max_bad_share=0.3)
-    assert contents(tmp_path / "out") == before  # the list too, though one shard alone was written
+    assert contents(tmp_path / "out") == before  # the list exists too, though only one shard was written
     with pytest.raises(RunFailed, match=r"bad_images\.tsv"):
         pack(folder, tmp_path / "strict", SMALL)
     assert len(bad_images(tmp_path / "strict")) == 1
@@ -212,7 +212,7 @@ def test_unreadable_files_are_left_out_listed_and_held_to_the_budget(photos, tmp
         pack(folder / "tab\tand\nline\\t", tmp_path / "none", SMALL, max_bad_share=1.0)
 
 
-def test_eighth_of_a_jpeg_tells_as_much_as_all_of_it(tmp_path):
+def test_jpeg_decoded_at_an_eighth_shows_the_same_damage(tmp_path):
     whole = io.BytesIO()
     photo(0, (150, 100)).save(whole, "JPEG")
     whole, rng = whole.getvalue(), np.random.default_rng(0)
@@ -234,7 +234,7 @@ def test_eighth_of_a_jpeg_tells_as_much_as_all_of_it(tmp_path):
 
 
 def limited(limit, *arguments):
-    """Runs the command where no file may grow beyond a limit, which is how a full disk looks to a process."""
+    """Runs the command with a limit on file sizes, which a process sees as a full disk."""
     code = (
         "import resource, sys; from dupr_tf.cli import main;"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); sys.exit(main(sys.argv[1:]))"
@@ -242,7 +242,7 @@ def limited(limit, *arguments):
     return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
 
 
-def test_full_disk_is_one_line_and_keeps_finished_shards(tmp_path):
+def test_full_disk_gives_one_line_and_keeps_finished_shards(tmp_path):
     assert resource.RLIMIT_FSIZE  # POSIX
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -259,7 +259,7 @@ def test_full_disk_is_one_line_and_keeps_finished_shards(tmp_path):
     assert pack(photos, tmp_path / "out", PackSettings(images_per_shard=3, shuffle=False)).written == 1
 
 
-def test_too_little_room_is_refused_before_anything_is_read(photos, tmp_path, monkeypatch):
+def test_too_little_disk_space_is_refused_before_reading(photos, tmp_path, monkeypatch):
     free = shutil.disk_usage(tmp_path)._replace(free=1_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     monkeypatch.setattr(module, "packed_image", lambda *_: pytest.fail("read an image"))
@@ -278,10 +278,10 @@ def saved(image, form, **options):
     return file.getvalue()
 
 
-def test_large_images_are_shrunk_with_antialiasing_and_turned_upright():
+def test_large_images_are_shrunk_antialiased_and_upright():
     rows, columns = np.mgrid[0:200, 0:300]
     ramp = Image.fromarray(np.stack([rows, columns * 255 // 300, rows * 0 + 90], -1).astype(np.uint8))
-    for orientation, size in ((1, (60, 40)), (6, (40, 60))):  # 6: turned to the right to be seen
+    for orientation, size in ((1, (60, 40)), (6, (40, 60))):  # orientation 6: shown rotated to the right
         exif = Image.Exif()
         exif[0x0112] = orientation
         small = decoded(shrunk(saved(ramp, "JPEG", quality=95, exif=exif), 60, 95))
@@ -290,10 +290,10 @@ def test_large_images_are_shrunk_with_antialiasing_and_turned_upright():
         expected = expected if orientation == 1 else expected.transpose(Image.Transpose.ROTATE_270)
         assert np.abs(small - np.asarray(expected, int)).mean() < 2
     noise = shrunk(saved(photo(0, (640, 640)), "PNG"), 64, 95)
-    assert decoded(noise).std() < 20  # 73 before: a tenfold smaller image averages it away
+    assert decoded(noise).std() < 20  # 73 before: shrinking tenfold averages it away
 
 
-def test_small_upright_jpegs_stay_as_they_are_and_everything_else_becomes_one():
+def test_only_small_upright_jpegs_are_stored_unchanged():
     jpeg = saved(photo(0), "JPEG")
     assert shrunk(jpeg, 60, 95) == jpeg and shrunk(jpeg, 59, 95) != jpeg
     deep = Image.fromarray((np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64))
@@ -305,7 +305,7 @@ def test_small_upright_jpegs_stay_as_they_are_and_everything_else_becomes_one():
         shrunk(jpeg[:-300], 64, 95)
 
 
-def test_wrong_arguments_of_pack_are_one_line_and_exit_2(photos, tmp_path, capsys):
+def test_wrong_pack_arguments_give_one_line_and_exit_2(photos, tmp_path, capsys):
     for arguments, start in [
         (["--output", tmp_path / "o", "--quality", "0"], "--quality: "),
         (["--output", tmp_path / "o", "--images-per-shard", "0"], "--images-per-shard: "),
@@ -320,7 +320,7 @@ def test_wrong_arguments_of_pack_are_one_line_and_exit_2(photos, tmp_path, capsy
 
 
 @pytest.mark.parametrize("name", ["shard-00001.array_record", "shard-00001.jsonl", "shards.json"])
-def test_verify_names_what_is_damaged(photos, tmp_path, capsys, name):
+def test_verify_names_damaged_shards(photos, tmp_path, capsys, name):
     pack(photos, tmp_path / "out", SMALL)
     assert cli.main(["pack", "--verify", str(tmp_path / "out")]) == 0
     content = bytearray((tmp_path / "out" / name).read_bytes())
@@ -350,7 +350,7 @@ def test_pack_command_imports_no_tensorflow(photos, tmp_path):
     assert (tmp_path / "out" / "shards.json").exists()
 
 
-def test_manifest_holds_settings_and_no_path(photos, tmp_path):
+def test_manifest_contains_settings_and_no_path(photos, tmp_path):
     pack(photos, tmp_path / "out", SMALL)
     text = (tmp_path / "out" / "shards.json").read_text()
     assert str(tmp_path) not in text and str(photos) not in text

@@ -1,4 +1,4 @@
-"""Reading ahead with threads and processes: order, errors, and what is left when a process ends in whatever way."""
+"""Tests of reading ahead with threads and processes: order, errors, and what remains however a process ends."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from dupr_tf.errors import RunFailed
 
 SIGNATURE = {"x": ((4, 2), np.int64)}
 SHARED_MEMORY = Path("/dev/shm")
-WIDTH = int(os.environ.get("TEST_READER_WIDTH", "100000"))  # tells the shared memory of a run from that of others
+WIDTH = int(os.environ.get("TEST_READER_WIDTH", "100000"))  # identifies the shared memory of a run
 SCRIPT = """
 import signal, sys, time
 import numpy as np
@@ -55,7 +55,7 @@ def fail_at_four(number):
 
 
 def child_processes(parent=None) -> list[int]:
-    """Those that make blocks: children that were spawned, the tracker of shared memory aside."""
+    """Returns the processes that make blocks: spawned children without the tracker of shared memory."""
     children = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -100,7 +100,7 @@ def test_batches_and_bad_images_come_in_order(threads, processes):
 
 
 @pytest.mark.parametrize("processes", [0, 2])
-def test_first_error_is_kept_and_raised_again(processes):
+def test_first_error_is_raised_on_every_call(processes):
     with Reader(fail_at_four, 1, 9, SIGNATURE, processes=processes, on_bad=lambda *_: None) as reader:
         assert [next(reader)["x"][0, 0] for _ in range(3)] == [1, 2, 3]
         for _ in range(2):
@@ -130,7 +130,7 @@ def test_rows_of_blocks_are_concatenated_at_every_depth():
 
 
 @linux
-def test_killed_input_process_ends_the_iteration_with_one_line():
+def test_killed_input_process_gives_one_line():
     with Reader(make_large, 0, 10_000, SIGNATURE, processes=2) as reader:
         next(reader)
         os.kill(child_processes()[0], signal.SIGKILL)
@@ -153,7 +153,7 @@ def start_run(folder, state, width=WIDTH) -> subprocess.Popen:
 
 @linux
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_processes_that_are_still_starting_end_with_the_run_alone(tmp_path, number):
+def test_starting_processes_end_when_the_run_ends(tmp_path, number):
     run = start_run(tmp_path, "read")
     wait_until(lambda: len(child_processes(run.pid)) == 2, 60)
     children = child_processes(run.pid)
@@ -161,7 +161,7 @@ def test_processes_that_are_still_starting_end_with_the_run_alone(tmp_path, numb
         if number == signal.SIGTERM:
             for child in children:
                 os.kill(child, number)
-            assert run.stdout.readline().split() == [*map(str, children)]  # they read all the same
+            assert run.stdout.readline().split() == [*map(str, children)]  # they still read, despite the signal
         run.kill()
         wait_until(lambda: not any(map(is_running, children)), 60)
     finally:
@@ -172,7 +172,7 @@ def test_processes_that_are_still_starting_end_with_the_run_alone(tmp_path, numb
 
 
 @linux
-def test_run_that_reads_all_ends_without_a_warning(tmp_path):
+def test_run_that_reads_everything_ends_without_a_warning(tmp_path):
     run = start_run(tmp_path, "end")
     output, errors = run.communicate(timeout=60)
     assert (run.returncode, len(output.split()), errors) == (0, 2, "")
@@ -188,7 +188,7 @@ def test_no_process_and_no_shared_memory_outlives_the_run(tmp_path, number, stat
     children = [int(pid) for pid in run.stdout.readline().split()]
     assert len(children) == 2 and 100 * width in sizes_of_shared_memory()
     if number == signal.SIGINT:
-        os.killpg(run.pid, number)  # as a terminal does
+        os.killpg(run.pid, number)  # as a terminal does on Ctrl-C
     else:
         run.kill()
     output, errors = run.communicate(timeout=60)

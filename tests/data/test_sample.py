@@ -1,4 +1,4 @@
-"""The embedded sample: the same bytes every time, and labels that agree with the painted pixels."""
+"""Tests of the embedded sample: the same bytes every time, and labels that agree with the painted pixels."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def digests(root: Path) -> dict[str, str]:
     }
 
 
-def test_layout(root):
+def test_sample_has_the_documented_layout(root):
     expected = {"sample.json", "annotations/instances_train.json", "annotations/instances_val.json"}
     expected |= {f"images/train_{i:06d}.jpg" for i in range(20)} | {f"images/val_{i:06d}.jpg" for i in range(8)}
     expected |= {f"unlabeled/{i:06d}.jpg" for i in range(12)}
@@ -54,7 +54,7 @@ def test_bytes_are_the_same_in_another_process(root, tmp_path):
     assert digests(tmp_path) == digests(root)
 
 
-def test_no_two_scenes_are_alike_across_splits_and_seeds(root, tmp_path):
+def test_scenes_differ_across_splits_and_seeds(root, tmp_path):
     other = sample.write_sample(tmp_path, train=5, val=5, unlabeled=5, size=SIZE, seed=4)
     pictures = [digest for folder in (root, other) for name, digest in digests(folder).items() if name.endswith(".jpg")]
     assert len(set(pictures)) == len(pictures) == 40 + 15
@@ -88,7 +88,7 @@ def test_every_class_occurs(root):
 
 
 def layers(index: int):
-    """A scene with the backdrop and the pieces that `draw_scene` painted it from."""
+    """Returns a scene with the backdrop and the pieces that `draw_scene` painted it from."""
     with pytest.MonkeyPatch.context() as patch:
         painted = []
         paint = sample.paint
@@ -97,7 +97,7 @@ def layers(index: int):
 
 
 def weight(backdrop: np.ndarray, pieces: list, index: int) -> np.ndarray:
-    """How much of each pixel's colour one piece decides, (h, w): what white instead of black changes."""
+    """Returns (h, w): how strongly one piece decides each pixel's colour, from painting it white and black."""
     piece = pieces[index]
     black, white = (
         sample.Piece(piece.shape, piece.top, piece.left, piece.cover, np.full_like(piece.colour, tone))
@@ -110,13 +110,13 @@ def weight(backdrop: np.ndarray, pieces: list, index: int) -> np.ndarray:
 
 
 def corners(mask: np.ndarray) -> np.ndarray:
-    """(x1, y1, -x2, -y2) around the true pixels: larger means further in, on every side."""
+    """Returns (x1, y1, -x2, -y2) around the true pixels: larger means further in, on every side."""
     ys, xs = np.nonzero(mask)
     return np.array([xs.min(), ys.min(), -xs.max() - 1, -ys.max() - 1])
 
 
-def test_boxes_and_the_rule_of_visibility_agree_with_the_painted_pixels():
-    """Without the owner map: an object's pixels are those whose colour depends on the object's colour."""
+def test_boxes_and_visibility_agree_with_painted_pixels():
+    """The owner map is not used: an object's pixels are those whose colour depends on the object's colour."""
     annotated = hidden = 0
     for index in range(120):
         scene, backdrop, pieces = layers(index)
@@ -138,10 +138,10 @@ def test_boxes_and_the_rule_of_visibility_agree_with_the_painted_pixels():
             matched += bool(found)
         assert matched == len(scene.objects), index
         annotated += matched
-    assert annotated > 300 and hidden > 5  # both sides of the rule were put to use
+    assert annotated > 300 and hidden > 5  # both outcomes of the rule occurred
 
 
-def test_the_file_shows_the_scene_that_was_labelled(root):
+def test_image_file_shows_the_labelled_scene(root):
     labels = json.loads((root / "annotations/instances_train.json").read_text())
     for index in range(5):
         scene = sample.draw_scene(3, "train", index, SIZE)
@@ -152,8 +152,8 @@ def test_the_file_shows_the_scene_that_was_labelled(root):
         assert [{k: v for k, v in item.items() if k not in ("id", "image_id")} for item in stored] == scene.objects
 
 
-def test_outlines_are_told_apart_by_form():
-    """Share of the enclosing unit disc that each outline covers, against its area worked out by hand."""
+def test_outlines_have_the_areas_of_their_shapes():
+    """Compares the share of the enclosing unit disc that each outline covers with its area worked out by hand."""
     y, x = np.mgrid[-1:1:401j, -1:1:401j]
     middle = type("Middle", (), {"uniform": staticmethod(lambda low, high: (low + high) / 2)})()
     covered = {name: (sample._OUTLINES[name](middle, x, y) < 0).mean() * 4 for name in sample.CLASSES}
@@ -207,7 +207,7 @@ def test_other_arguments_replace_the_sample(tmp_path):
     assert names == {"images/train_000000.jpg", "images/val_000000.jpg", "images/val_000001.jpg"}
 
 
-def test_a_folder_of_other_things_is_not_touched(tmp_path):
+def test_folder_with_other_files_is_not_touched(tmp_path):
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations/instances_train.json").write_text("mine")
     (tmp_path / "images").mkdir()
@@ -230,7 +230,7 @@ def test_a_folder_of_other_things_is_not_touched(tmp_path):
         {"seed": -1},
     ],
 )
-def test_arguments_out_of_range_are_refused_before_anything_is_written(tmp_path, wrong):
+def test_out_of_range_arguments_are_refused_before_writing(tmp_path, wrong):
     error = refusal(sample.write_sample, tmp_path / "x", **{"train": 1, "val": 1, "unlabeled": 1, **wrong})
     assert [error.field] == list(wrong) and str(*wrong.values()) in error.problem
     assert not (tmp_path / "x").exists()

@@ -1,4 +1,4 @@
-"""Batches for segmentation: classes lie on their pixels, in training and back on the original."""
+"""Tests of batches for segmentation: classes lie on their pixels, in training and mapped back to the original."""
 
 import numpy as np
 import pytest
@@ -35,12 +35,12 @@ def segmented(tmp_path_factory):
 
 
 def nearest(image):
-    """The class whose colour a pixel is nearest to."""
+    """Returns the class with the colour nearest to each pixel's."""
     return np.abs(image[..., None, :] - PALETTE).sum(-1).argmin(-1)
 
 
 def inner(classes):
-    """Where a pixel and the eight around it are of one class: no edge is mixed into it."""
+    """Marks pixels whose eight neighbours have the same class, so that no edge is mixed into them."""
     padded = np.pad(classes, 1, constant_values=-1)
     around = [padded[y : y + classes.shape[0], x : x + classes.shape[1]] for y, x in np.ndindex(3, 3)]
     return np.min(around, 0) == np.max(around, 0)
@@ -61,7 +61,7 @@ def test_classes_lie_on_their_pixels_at_every_scale(segmented):
     assert max(scales) > 4 * max(1, min(scales))
 
 
-def test_scale_is_of_the_own_size_or_the_test_size(segmented):
+def test_scale_refers_to_the_image_or_the_test_size(segmented):
     for side, factor in ((None, 1.0), (45, 45 / 60)):
         settings = config(scale_jitter=[1.0, 1.0], test_short_side=side)
         widest = 0
@@ -84,7 +84,7 @@ def test_batches_are_a_function_of_seed_and_step(segmented):
 
 
 @pytest.mark.parametrize("short_side", [None, 48, 75])
-def test_evaluation_is_whole_and_maps_back(segmented, short_side):
+def test_evaluation_has_whole_images_and_maps_back(segmented, short_side):
     with segment_eval_batches(segmented, 2, short_side=short_side, max_long_side=200) as batches:
         batches = list(batches)
     assert sorted(np.concatenate([batch["index"] for batch in batches])) == [0, 1]
@@ -100,11 +100,11 @@ def test_evaluation_is_whole_and_maps_back(segmented, short_side):
 
 
 def test_images_are_augmented_anew_in_every_epoch(segmented):
-    (batch,) = segment_train_batches(segmented.select([0]), config(), 1)  # four epochs of one image
+    (batch,) = segment_train_batches(segmented.select([0]), config(), 1)  # four epochs of a single image
     assert len(np.unique(batch["segments"].reshape(4, -1), axis=0)) == 4
 
 
-def test_classes_of_the_same_size_come_back_as_they_are():
+def test_classes_of_unchanged_size_are_unchanged():
     predicted = np.arange(32 * 64).reshape(32, 64)
     np.testing.assert_array_equal(segments_to_original(predicted, (20, 50), (20, 50)), predicted[:20, :50])
     np.testing.assert_array_equal(
@@ -113,14 +113,14 @@ def test_classes_of_the_same_size_come_back_as_they_are():
 
 
 @pytest.mark.parametrize(("length", "source"), [(45, 30), (30, 45), (7, 500), (500, 7), (9, 9)])
-def test_nearest_pixels_hold_the_centres(length, source):
+def test_nearest_pixels_contain_the_centres(length, source):
     pixels = nearest_pixels(length, source)
     centres = (np.arange(length) + 0.5) * source / length
     assert (pixels <= centres + 1e-9).all() and (centres < pixels + 1 + 1e-9).all()
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_values_lie_where_the_pixels_do(flip):
+def test_values_are_aligned_with_pixels(flip):
     image = np.random.default_rng(0).integers(0, 255, (31, 47, 3), np.uint8)
     for offset, shown in (((5, -9), 31 * 38), ((-20, -31), 11 * 16), ((40, 30), 24 * 34)):
         place = Place((31, 47), (31, 47), (64, 64), offset, flip)
@@ -131,7 +131,7 @@ def test_values_lie_where_the_pixels_do(flip):
         assert (expected < 255).sum() == shown
 
 
-def test_masks_that_went_bad_are_named(tmp_path):
+def test_masks_damaged_after_reading_are_named(tmp_path):
     root = write_segments(tmp_path / "set", {"train": PICTURES})
     read = read_segments(root, "train", ignore_value=IGNORE)
     assert unreadable_images(read) == {}

@@ -1,4 +1,4 @@
-"""Shards as a source: the bytes that were packed, from threads and processes; damage is noticed, not read."""
+"""Tests of shards as a source: packed bytes are returned by threads and processes, and damage is noticed."""
 
 import json
 import multiprocessing
@@ -75,7 +75,7 @@ def assert_equal(ours, theirs, rows=slice(None)):
 
 
 @pytest.mark.parametrize("processes", [0, 1])
-def test_batches_are_those_of_the_files_also_after_a_resume(photos, packed, processes):
+def test_batches_equal_those_of_files_also_after_resume(photos, packed, processes):
     whole = batches(Files(list_images(photos)))
     assert_equal(batches(ShardSource(packed), processes=processes), whole)
     assert_equal(batches(ShardSource(packed), 3), whole[3:])
@@ -105,7 +105,7 @@ def test_source_reads_every_image_by_number_and_names_it(packed, expected, monke
     source = ShardSource(packed)
     before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else None
     assert read_all(source) == expected
-    assert before is None or len(os.listdir("/proc/self/fd")) <= before  # files beyond the limit are closed again
+    assert before is None or len(os.listdir("/proc/self/fd")) <= before  # files beyond the limit are closed
     for i in (0, 7, 8, 20, 3):
         file = packed / f"shard-{i // 8:05d}.array_record"
         assert source.name(i) == f"ü {i:02d}.{'jpg' if i % 3 else 'png'} (record {i % 8} of {file})"
@@ -119,7 +119,7 @@ def test_threads_share_a_source(packed, expected):
         assert list(pool.map(source.read, numbers)) == [expected[i] for i in numbers]
 
 
-def test_source_reads_in_a_spawned_process_and_pickles_small(packed, expected):
+def test_source_pickles_small_and_reads_in_a_new_process(packed, expected):
     source = ShardSource(packed)
     assert source.read(3) == expected[3] and source.name(3)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -127,14 +127,14 @@ def test_source_reads_in_a_spawned_process_and_pickles_small(packed, expected):
     assert len(pickle.dumps(source)) < 2000
 
 
-def test_digest_is_that_of_the_images_wherever_they_are(packed, original, photos, tmp_path):
+def test_digest_does_not_depend_on_the_folder(packed, original, photos, tmp_path):
     digest = ShardSource(packed).digest("")
     assert ShardSource(original).digest("elsewhere") == digest
     pack(photos, tmp_path / "other", PackSettings(images_per_shard=8))
     assert ShardSource(tmp_path / "other").digest("") != digest
 
 
-def test_flipped_bits_of_an_image_are_noticed_and_spare_the_others(packed, expected):
+def test_flipped_bits_are_noticed_and_other_images_stay(packed, expected):
     path = packed / "shard-00001.array_record"
     first, source, rng = path.read_bytes().index(expected[10]), ShardSource(packed), np.random.default_rng(0)
     for _ in range(60):
@@ -148,7 +148,7 @@ def test_flipped_bits_of_an_image_are_noticed_and_spare_the_others(packed, expec
 
 
 def test_flipped_bit_anywhere_in_a_shard_is_noticed(packed, expected):
-    """Reading returns what was packed, or refuses; `find_damage` refuses."""
+    """Reading returns the packed bytes or refuses; `find_damage` refuses."""
     path, rng, refused = packed / "shard-00002.array_record", np.random.default_rng(0), 0
     structure = [i for i, byte in enumerate(path.read_bytes()) if byte]
     for place in [*rng.choice(structure, 40).tolist(), *structure[-40:], *structure[:10]]:
@@ -168,7 +168,7 @@ def test_flipped_bit_anywhere_in_a_shard_is_noticed(packed, expected):
     assert refused > 60
 
 
-def test_shard_that_vanishes_during_a_run_makes_its_images_unusable(packed, monkeypatch):
+def test_images_of_a_shard_deleted_in_a_run_are_unusable(packed, monkeypatch):
     monkeypatch.setattr(module, "MOST_OPEN", 0)
     source = ShardSource(packed)
     (packed / "shard-00002.array_record").unlink()
@@ -198,7 +198,7 @@ def test_damaged_shards_are_refused_by_name_when_opened(packed, name, change):
     assert str(packed / name) in refusal(open_shards, packed).problem
 
 
-def test_folder_of_shards_is_recognised_and_an_unfinished_one_refused(packed, tmp_path):
+def test_folder_of_shards_is_recognised_and_refused_if_partial(packed, tmp_path):
     assert open_shards(packed)[0] == str(packed)
     check_root(packed)
     assert resolved_kind(packed) == "shards"
@@ -209,7 +209,7 @@ def test_folder_of_shards_is_recognised_and_an_unfinished_one_refused(packed, tm
     assert "shards.json" in refusal(check_root, tmp_path, "shards").problem
 
 
-def test_old_kind_and_missing_array_record_are_refused(packed, monkeypatch):
+def test_old_shards_and_missing_array_record_are_refused(packed, monkeypatch):
     error = refusal(parse_config, {"data": {"kind": "tfrecord"}})
     assert error.field == "data.kind" and "shards" in error.fix
     monkeypatch.setitem(sys.modules, "array_record.python", None)
@@ -217,7 +217,7 @@ def test_old_kind_and_missing_array_record_are_refused(packed, monkeypatch):
 
 
 def forge(packed, **changes):
-    """Seals a manifest anew after a change to the second shard."""
+    """Seals a manifest again after a change to the second shard."""
     facts = json.loads((packed / "shards.json").read_text())
     del facts["seal"]
     facts["shards"][1] |= changes
@@ -239,7 +239,7 @@ def test_forged_manifests_are_refused(packed, changes):
     refusal(ShardSource, packed)
 
 
-def test_forged_names_are_refused_and_no_message_fails(packed):
+def test_forged_names_are_refused_with_a_printable_message(packed):
     sealed, digest = seal({}, b"[5, 1, 1]\n" * 8)
     (packed / "shard-00001.jsonl").write_bytes(sealed)
     forge(packed, seal=digest)

@@ -1,4 +1,4 @@
-"""Statistics of a folder against images made for it; the simulated overlap against the pipeline's pairs."""
+"""Compares statistics of a folder with images made for it, and the simulated overlap with the pipeline's pairs."""
 
 import math
 from pathlib import Path
@@ -19,7 +19,7 @@ def photos(tmp_path_factory):
     return write_photos(tmp_path_factory.mktemp("photos"))
 
 
-def test_sizes_rotated_photos_are_upright(photos):
+def test_sizes_of_rotated_photos_are_upright(photos):
     sizes = look_at_sizes(Files(list_images(photos)))
     assert (sizes.count, sizes.looked, len(sizes.sizes)) == (32, 32, 31)
     assert [Path(name).name for name in sizes.unreadable] == ["broken.jpg"]
@@ -27,8 +27,8 @@ def test_sizes_rotated_photos_are_upright(photos):
     assert sorted(set(sizes.aspects.round(2))) == [1.0, 1.8, 2.5] and set(sizes.short_sides) == {40, 50, 60}
 
 
-def test_overlap_simulated_equals_drawn_pairs(photos):
-    """Not of the same seeds: both are estimates of one share."""
+def test_simulated_overlap_equals_that_of_drawn_pairs(photos):
+    """The seeds differ: both are estimates of one share."""
     paths = [path for path in list_images(photos) if path.endswith(".png")]
     settings = config(views={"draws": 1, "min_overlap": 12}, train={"batch_size": 30})
     with view_pairs(Files(paths), settings, 0, 10, BadImages(paths, 1.0)) as batches:
@@ -36,13 +36,13 @@ def test_overlap_simulated_equals_drawn_pairs(photos):
     overlap = simulate_overlap(look_at_sizes(Files(paths)).sizes, settings, pairs=500)
     spread = math.sqrt(seen.mean() * (1 - seen.mean()) * (1 / len(seen) + 1 / 500))
     assert 0.3 < seen.mean() < 0.97 and abs(overlap.valid - seen.mean()) < 4 * spread
-    assert overlap.first == overlap.valid  # of one draw
+    assert overlap.first == overlap.valid  # a pair is drawn once only
     again = simulate_overlap(look_at_sizes(Files(paths)).sizes, config(views={"min_overlap": 12}), pairs=500)
     assert again.valid > again.first == overlap.first
     assert (again.sides >= 12 - 1e-2).all() and again.sides.max() <= 32
 
 
-def test_support_full_overlap_is_cells_of_a_patch():
+def test_support_of_full_overlap_is_cells_of_a_patch():
     overlap = simulate_overlap(
         np.full((4, 2), 500), config(views={"crop_area": [1, 1], "crop_aspect": [1, 1]}), pairs=20
     )

@@ -1,4 +1,4 @@
-"""A data set of TensorFlow Datasets that its own builder wrote: images by number, and what is refused."""
+"""Tests on a TensorFlow Datasets set written by its own builder: images by number, and what is refused."""
 
 import io
 import pickle
@@ -33,7 +33,7 @@ def encoded(i, key="photo"):
 
 
 class Tiny(tfds.core.GeneratorBasedBuilder):
-    url_infos: ClassVar = {}  # tfds looks for them with importlib_resources, which it does not bring along
+    url_infos: ClassVar = {}  # tfds imports importlib_resources to find them, without depending on it
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name=name) for name in FEATURES]
 
@@ -70,7 +70,7 @@ def environment(monkeypatch, data_dir):
 
 @pytest.fixture
 def copied(data_dir, tmp_path, monkeypatch):
-    """The folder of a copy of tiny/one, which the tests read instead."""
+    """Returns the folder of a copy of tiny/one, which is read instead."""
     shutil.copytree(data_dir / "tiny", tmp_path / "tiny")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     return tmp_path / "tiny" / "one" / "1.0.0"
@@ -83,7 +83,7 @@ def read_all(source):
 @pytest.mark.parametrize(
     ("split", "count"), [("train", 30), ("test", 4), ("train[:10]", 10), ("train[20%:70%]", 15), ("train+test", 34)]
 )
-def test_images_are_those_of_tfds_in_its_order(data_dir, split, count):
+def test_images_and_order_are_those_of_tfds(data_dir, split, count):
     source = TfdsSource(f"tiny/one:1.0.0:{split}")
     rows = Tiny(config="one", data_dir=data_dir, file_format="array_record").as_data_source(
         split=split, decoders={"photo": tfds.decode.SkipDecoding()}
@@ -92,11 +92,11 @@ def test_images_are_those_of_tfds_in_its_order(data_dir, split, count):
     assert read_all(source) == [row["photo"] for row in rows] == [encoded(int(row["id"])) for row in rows]
 
 
-def test_default_split_is_train_and_a_feature_called_image_wins():
+def test_default_split_is_train_and_feature_image_wins():
     assert sorted(read_all(TfdsSource("tiny/two"))) == sorted(encoded(i, "image") for i in TRAIN)
 
 
-def test_source_can_be_pickled_and_its_digest_depends_on_the_split():
+def test_source_pickles_and_its_digest_depends_on_the_split():
     root, source = open_tfds("tfds:tiny/one:train")
     assert root == "tfds:tiny/one:train"
     again = pickle.loads(pickle.dumps(source))
@@ -105,11 +105,11 @@ def test_source_can_be_pickled_and_its_digest_depends_on_the_split():
     assert source.name(12).startswith("tiny/one/1.0.0 train example 12 (record 2 of ")
 
 
-def test_damaged_record_is_refused_and_a_cut_file_too(copied):
+def test_damaged_record_and_truncated_file_are_refused(copied):
     source = TfdsSource("tiny/one")
     path = copied / "tiny-train.array_record-00000-of-00003"
     content = bytearray(path.read_bytes())
-    content[1000] ^= 1  # of the first record, whose images have some 4 kB
+    content[1000] ^= 1  # in the first record, whose images have about 4 kB
     path.write_bytes(content)
     with pytest.raises(Unusable, match=r"^damaged"):
         source.read(0)
@@ -161,7 +161,7 @@ def test_reading_imports_no_tensorflow():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-def test_root_shows_the_kind():
+def test_kind_is_detected_from_the_root():
     assert resolved_kind("tfds:tiny/one:train") == "tfds"
     check_root("tfds:tiny/one:train")
     assert refusal(check_root, "photos", "tfds").field == "data.kind"

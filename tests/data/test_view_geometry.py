@@ -1,4 +1,4 @@
-"""`intersect_views` and `box_in_view` against hand-made cases and the oracle."""
+"""Tests `intersect_views` and `box_in_view` against hand-made cases and the oracle."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_flip_of_an_overlap_off_the_middle():
     np.testing.assert_allclose(boxes_2, [[0, 0, 224, 224]], atol=1e-4)
 
 
-def test_crops_that_touch_or_miss_get_the_whole_view_and_are_invalid():
+def test_crops_without_overlap_are_invalid_whole_views():
     crop_2 = [[0, 100, 100, 200], [100, 0, 200, 100], [300, 300, 400, 400]]
     no = [False, True, False]
     boxes_1, boxes_2, valid = intersect([[0, 0, 100, 100]] * 3, crop_2, no, no)
@@ -47,8 +47,8 @@ def test_crops_that_touch_or_miss_get_the_whole_view_and_are_invalid():
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_overlap_of_exactly_one_p5_cell_is_valid_whatever_the_crop_side(axis):
-    # A seventh of the crop is 32 px of the view; the division must not lose it to rounding.
+def test_overlap_of_exactly_one_p5_cell_is_valid(axis):
+    # A seventh of the crop is 32 px of the view. The division must not lose it to rounding.
     sides = np.arange(7.0, 700.0, 7.0)
     crop_1 = np.zeros((len(sides), 4))
     crop_1[:, 2:] = sides[:, None]
@@ -90,12 +90,12 @@ def test_agrees_with_the_oracle(pair):
         assert np.all(boxes[~exists] == [0, 0, VIEW, VIEW])
     both = np.concatenate([expected_1, expected_2], axis=1)
     sides = np.min(both[:, [2, 3, 6, 7]] - both[:, [0, 1, 4, 5]], axis=1)
-    clear = ~(np.abs(sides - 32) < 0.01)  # at the threshold itself there is some slack
+    clear = ~(np.abs(sides - 32) < 0.01)  # at the threshold itself, rounding may decide
     np.testing.assert_array_equal(valid[clear], expected_valid[clear])
 
 
 @pytest.mark.parametrize("flipped", [False, True])
-def test_a_box_beyond_the_crop_lies_beyond_the_view(flipped):
+def test_box_outside_the_crop_lies_outside_the_view(flipped):
     box, crop = (30.0, 10.0, 90.0, 60.0), (40, 20, 80, 100)
     found = box_in_view(np.array(box), np.array(crop), np.array(flipped), VIEW)
     np.testing.assert_allclose(found, oracles.to_view(box, crop, flipped, VIEW))
@@ -103,7 +103,7 @@ def test_a_box_beyond_the_crop_lies_beyond_the_view(flipped):
     np.testing.assert_allclose(found[[1, 3]], [112, 252] if flipped else [-28, 112])
 
 
-def test_leading_axes_and_single_pairs_give_the_same():
+def test_leading_axes_and_single_pairs_agree():
     crop_1 = np.array([[[0, 0, 224, 224], [5, 7, 205, 157]]])
     crop_2 = np.array([[[30, 60, 300, 300], [100, 20, 180, 150]]])
     flipped_1, flipped_2 = np.array([[True, False]]), np.array([[True, True]])

@@ -1,4 +1,4 @@
-"""The geometry of view pairs through the real pipeline, on images whose pixels tell where they come from."""
+"""Tests the geometry of view pairs in the real pipeline, on images whose pixel colours encode their positions."""
 
 import itertools
 
@@ -23,7 +23,7 @@ CONFIG = parse_config({"data": {"image_size": SIZE}, "train": {"batch_size": 16,
 
 @pytest.fixture(scope="module")
 def ramps(tmp_path_factory):
-    """Photos whose red is the row and green the column, in shares of the image; blue names the photo."""
+    """Writes photos whose red is the row and green the column, as shares of the image. Blue identifies the photo."""
     folder = tmp_path_factory.mktemp("ramps")
     for i, (height, width) in enumerate([(200, 300), (300, 200), (240, 240), (150, 350)] * 4):
         rows, columns = np.mgrid[0:height, 0:width]
@@ -74,7 +74,7 @@ def test_cells_run_top_to_bottom_and_left_to_right_of_the_source(ramps):
         assert (np.diff(patches[..., 1], axis=2) > 0).all()
 
 
-def test_without_reading_flipped_grids_backwards_the_cells_disagree(ramps):
+def test_unflipped_grids_of_flipped_views_disagree(ramps):
     batch = _batches(ramps, 0, 1)[0]
     mixed = batch["valid"] & (batch["flipped_1"] != batch["flipped_2"])
     assert mixed.any()
@@ -82,14 +82,14 @@ def test_without_reading_flipped_grids_backwards_the_cells_disagree(ramps):
     assert np.abs(one - two)[mixed, ..., 1].max() > 0.1 * 255
 
 
-def test_batches_do_not_depend_on_where_the_run_was_resumed(ramps):
+def test_batches_do_not_depend_on_the_resume_step(ramps):
     whole, resumed = _batches(ramps, 0, 4), _batches(ramps, 2, 4)
     for a, b in zip(whole[2:], resumed, strict=True):
         _assert_equal(a, b)
 
 
-def test_every_image_comes_once_an_epoch_in_a_new_order_with_new_crops(ramps):
-    batches = _batches(ramps, 0, 3)  # 16 images, batch 16: an epoch each
+def test_each_epoch_has_all_images_in_new_order_and_crops(ramps):
+    batches = _batches(ramps, 0, 3)  # 16 images, batch 16: one batch is an epoch
     orders = [batch["index"].tolist() for batch in batches]
     assert all(sorted(order) == list(range(16)) for order in orders)
     assert orders[0] != orders[1] != orders[2]
@@ -112,17 +112,17 @@ def test_remainder_of_an_epoch_is_dropped(ramps):
     assert set(np.concatenate(batches[:2])) != set(np.concatenate(batches[2:]))
 
 
-def test_order_of_an_epoch_is_a_permutation_that_seed_and_epoch_change():
+def test_order_is_a_permutation_of_seed_and_epoch():
     orders = [[epoch_order(101, seed, epoch)[i] for i in range(101)] for seed, epoch in ((0, 0), (0, 1), (1, 0))]
     assert all(sorted(order) == list(range(101)) for order in orders)
     assert all(a != b for a, b in itertools.combinations(orders, 2))
 
 
-def test_blocks_divide_a_batch_and_are_small():
+def test_blocks_are_small_and_divide_a_batch():
     assert [block_size(rows) for rows in (256, 48, 37, 6, 1)] == [32, 24, 1, 6, 1]
 
 
-def test_batches_have_their_signature(ramps):
+def test_batches_match_their_signature(ramps):
     paths = list_images(ramps)
     with view_pairs(paths, CONFIG, 2, 5, BadImages(paths, 0.01)) as reader:
         assert len(reader) == 3
@@ -144,7 +144,7 @@ def test_threads_and_processes_change_no_bit(ramps, threads, processes):
 
 
 @pytest.mark.parametrize("weights", [(0, 0, 1, 1), (0, 0, 0, 0)])
-def test_pairs_are_drawn_again_for_patch_terms_only(ramps, weights):
+def test_pairs_are_redrawn_for_patch_terms_only(ramps, weights):
     views = {"crop_area": [0.05, 0.1], "min_overlap": 40, "draws": 16}
     config = parse_config(
         {
@@ -156,7 +156,7 @@ def test_pairs_are_drawn_again_for_patch_terms_only(ramps, weights):
     assert (np.mean(shares) > 0.5) == any(weights)
 
 
-def test_large_jpeg_is_decoded_smaller_and_its_views_hardly_change(tmp_path):
+def test_views_of_shrunk_large_jpeg_hardly_change(tmp_path):
     photo = Image.effect_noise((40, 30), 90).resize((1600, 1200), Image.Resampling.BICUBIC)
     photo.convert("RGB").save(tmp_path / "0.jpg", quality=95)
     photo = Image.open(tmp_path / "0.jpg").convert("RGB")
@@ -164,21 +164,21 @@ def test_large_jpeg_is_decoded_smaller_and_its_views_hardly_change(tmp_path):
     config = parse_config({"data": {"image_size": 64}, "train": {"batch_size": 2, "micro_batches": 1}})
     jpeg, png = (_read([str(tmp_path / name)], BadImages(["x"], 1), 0, 4, config) for name in ("0.jpg", "0.png"))
     for a, b in zip(jpeg, png, strict=True):
-        assert np.abs(a["boxes_1"] - b["boxes_1"]).max() < 1  # crops are on whole pixels of what was decoded
+        assert np.abs(a["boxes_1"] - b["boxes_1"]).max() < 1  # crops lie on whole pixels of the decoded image
         assert np.abs(a["view_1"].astype(int) - b["view_1"]).mean() < 2
-    assert any((a["view_1"] != b["view_1"]).any() for a, b in zip(jpeg, png, strict=True))  # by another way
+    assert any((a["view_1"] != b["view_1"]).any() for a, b in zip(jpeg, png, strict=True))  # computed in another way
 
 
-def test_cut_view_is_pillows_crop_and_resize():
+def test_view_equals_crop_and_resize_of_pillow():
     image = np.random.default_rng(0).integers(0, 255, (120, 170, 3), np.uint8)
     ours = cut_view(image, (10, 20, 110, 160), False, 40)
     pillow = np.asarray(Image.fromarray(image[10:110, 20:160]).resize((40, 40), Image.Resampling.BILINEAR), int)
     assert np.abs(ours - pillow).max() <= 1
-    assert abs((ours - pillow).mean()) < 0.05  # rounded; cut off, it would be 0.5 less
+    assert abs((ours - pillow).mean()) < 0.05  # rounded; truncation would give 0.5 less
     np.testing.assert_array_equal(cut_view(image, (10, 20, 110, 160), True, 40), ours[:, ::-1])
 
 
-def test_pillow_stands_in_for_the_resizer(monkeypatch):
+def test_pillow_replaces_a_missing_resizer(monkeypatch):
     image = np.random.default_rng(0).integers(0, 255, (120, 170, 3), np.uint8)
     ours = resize.resize(image, 50, 200)
     monkeypatch.setattr(resize, "RESIZER", "pillow")
@@ -193,7 +193,7 @@ def test_uniform_numbers_depend_on_every_argument():
     np.testing.assert_array_equal(uniform(1, 2, 3, (10,)), draws[0][:10])
 
 
-def test_crops_have_the_areas_and_aspects_asked_for_and_lie_inside():
+def test_crops_have_configured_areas_and_aspects():
     u = uniform(1, 2, 0, (4000, *DRAWS))
     crops = draw_crops(u, 300, 300, (0.2, 1.0), (3 / 4, 4 / 3))
     height, width = crops[:, 2] - crops[:, 0], crops[:, 3] - crops[:, 1]
@@ -212,17 +212,17 @@ def test_wide_crops_are_as_frequent_as_tall_ones():
     np.testing.assert_allclose(np.quantile(aspects, [0.25, 0.75]), np.log([1 / 2, 2]), atol=0.08)
 
 
-def test_crops_lie_anywhere_with_independent_rows_and_columns():
+def test_crop_rows_and_columns_are_uniform_and_independent():
     u = uniform(1, 2, 0, (4000, *DRAWS))
     crops = draw_crops(u, 300, 200, (0.05, 0.1), (3 / 4, 4 / 3))
     assert crops[:, :2].min(0).tolist() == [0, 0] and crops[:, 2:].max(0).tolist() == [300, 200]
-    places = crops[:, :2] / ([300, 200] - crops[:, 2:] + crops[:, :2])  # 0 to 1
+    places = crops[:, :2] / ([300, 200] - crops[:, 2:] + crops[:, :2])  # position as a share from 0 to 1
     np.testing.assert_allclose(places.mean(0), 0.5, atol=0.03)
     assert abs(np.corrcoef(places.T)[0, 1]) < 0.08
 
 
 def _drawn_pairs(views, count=2000):
-    """Crops (count, 2, 4) and flips (count, 2) of drawn pairs, and which of them are valid."""
+    """Returns crops (count, 2, 4) and flips (count, 2) of drawn pairs, and which of them are valid."""
     u = np.stack([uniform(7, 0, number, (views.draws, 2, *DRAWS)) for number in range(count)])
     crops, flipped = draw_pairs(u, [(200, 200)] * count, SIZE, views)
     return crops, flipped, intersect_views(*crops.swapaxes(0, 1), *flipped.T, SIZE, views.min_overlap)[-1]
@@ -237,7 +237,7 @@ def test_flips_are_even_and_independent_of_place():
     assert abs(np.corrcoef(flipped.T)[0, 1]) < 0.1
 
 
-def test_pairs_are_drawn_again_until_they_overlap():
+def test_pairs_are_redrawn_until_they_overlap():
     small = {"crop_area": (0.05, 0.1), "min_overlap": 24}
     once, four = (_drawn_pairs(ViewsConfig(**small, draws=draws))[2].mean() for draws in (1, 4))
     assert 0.1 < once < 0.6
@@ -247,7 +247,7 @@ def test_pairs_are_drawn_again_until_they_overlap():
 def test_a_panorama_falls_back_to_its_central_crop():
     u = uniform(1, 2, 0, (50, *DRAWS))
     crops = draw_crops(u, 10, 400, (0.9, 1.0), (3 / 4, 4 / 3))
-    assert np.unique(crops, axis=0).tolist() == [[0, 193, 10, 206]]  # floor of the middle, 13 wide
+    assert np.unique(crops, axis=0).tolist() == [[0, 193, 10, 206]]  # floor of the middle, 13 px wide
 
 
 def test_unreadable_images_are_named_and_replaced(ramps, tmp_path, caplog):
@@ -271,11 +271,11 @@ def test_unreadable_images_are_named_and_replaced(ramps, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("broken", [[0, 7, 8, 14, 15], pytest.param(list(range(12)), marks=pytest.mark.slow)])
-def test_any_pattern_of_unreadable_images_leaves_the_others_where_they_were(ramps, tmp_path, broken):
+def test_unreadable_images_do_not_move_the_others(ramps, tmp_path, broken):
     order = _batches(ramps, 0, 1)[0]["index"]
     for path in sorted(ramps.iterdir()):
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    for place in broken:  # of the epoch: first, last, in a row
+    for place in broken:  # in the epoch: first, last, in a row
         (tmp_path / f"{order[place]:02d}.png").write_bytes(b"")
     paths = list_images(tmp_path)
     bad = BadImages(paths, 1.0)
@@ -290,14 +290,14 @@ def test_any_pattern_of_unreadable_images_leaves_the_others_where_they_were(ramp
         assert not np.isin(batch["index"], list(bad.reason_of)).any()
 
 
-def test_images_that_all_vanish_end_the_run_with_the_reason(tmp_path):
+def test_run_ends_with_the_reason_if_all_images_vanish(tmp_path):
     paths = [str(tmp_path / f"{i}\n.png") for i in range(20)]
     with pytest.raises(RunFailed, match=r"no file") as error:
         _read(paths, BadImages(paths, 1.0), 0, 1)
     assert "\n" not in str(error.value)
 
 
-def test_only_broken_images_are_refused_before_the_run(tmp_path):
+def test_folder_of_broken_images_is_refused_before_the_run(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.jpg").write_bytes(b"no image")
     paths = list_images(tmp_path)

@@ -1,4 +1,4 @@
-"""What each of several workers reads: its share of every batch, and over all of them every image once an epoch."""
+"""Tests of what each of several workers reads: its share of every batch, and together every image once an epoch."""
 
 from collections import Counter
 
@@ -37,14 +37,14 @@ def packed(photos, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows_of_one_worker(photos):
-    """(steps, batch) the image in each row of each batch."""
+    """Returns (steps, batch): the image in each row of each batch."""
     files = list_images(photos)
     with view_pairs(files, CONFIG, 0, PER_EPOCH, BadImages(files, 0.0)) as batches:
         return np.array([batch["index"] for batch in batches])
 
 
 def counted(source) -> list[int]:
-    """The numbers of the images that are read from a source, one entry for each time."""
+    """Collects the numbers of the images that are read from a source, one entry for each time."""
     read, plain = [], source.read
     source.read = lambda index: read.append(index) or plain(index)
     return read
@@ -58,7 +58,7 @@ def counted(source) -> list[int]:
         ("shards of unequal size", 4),
     ],
 )
-def test_each_image_is_read_once_an_epoch_and_by_one_worker_alone(kind, workers, photos, request, rows_of_one_worker):
+def test_each_image_is_read_once_an_epoch_by_one_worker(kind, workers, photos, request, rows_of_one_worker):
     epoch, shares = Counter(), []
     for worker in range(workers):
         source = Files(list_images(photos)) if kind == "files" else ShardSource(request.getfixturevalue("packed"))
@@ -66,7 +66,7 @@ def test_each_image_is_read_once_an_epoch_and_by_one_worker_alone(kind, workers,
         with view_pairs(source, CONFIG, 0, PER_EPOCH, BadImages(source, 0.0), (worker, workers)) as batches:
             shares.append(np.array([batch["index"] for batch in batches]))  # (steps, rows)
         assert shares[-1].shape == (PER_EPOCH, BATCH // workers)
-        assert sorted(read) == sorted(shares[-1].ravel())  # nothing of the others'
+        assert sorted(read) == sorted(shares[-1].ravel())  # no row of other workers
         epoch.update(read)
     assert epoch == dict.fromkeys(range(COUNT), 1)
     np.testing.assert_array_equal(np.concatenate(shares, 1), rows_of_one_worker)

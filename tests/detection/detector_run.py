@@ -1,6 +1,9 @@
-"""Steps of a detector by `fit` on N logical devices: python -m tests.detection.detector_run DEVICES KIND OUTPUT.npz.
+"""Takes steps of a detector by `fit` on N logical devices and saves the results.
 
-Run in a process of its own: logical devices are set before TensorFlow starts, and one process holds one strategy.
+    python -m tests.detection.detector_run DEVICES KIND OUTPUT.npz
+
+It runs in a separate process, because logical devices are set before TensorFlow starts and one process holds one
+strategy.
 """
 
 import sys
@@ -21,7 +24,7 @@ NAMES = ("bus", "cat", "dog")
 
 
 def batches():
-    """Two batches of other sizes; both halves of a batch have as many boxes, so that a mean of means is the mean."""
+    """Yields two batches of different sizes. Their halves have equal numbers of boxes: a mean of means is the mean."""
     rng = np.random.default_rng(0)
     boxes = np.array([[[8, 8, 40, 40], [20, 10, 60, 50]], [[4, 4, 30, 44], [-1] * 4]], np.float32)
     classes = np.array([[0, 1], [2, -1]], np.float32)

@@ -1,4 +1,4 @@
-"""Names inside a detector's `.keras` file: files of earlier versions load only while they stay."""
+"""Names inside a detector's `.keras` file. Files of earlier versions load only while these names stay."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""COCO's AP: the ends of its range, and what ignored boxes do to it."""
+"""Tests of COCO's AP: the ends of its range, and the effect of ignored boxes."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from dupr_tf.errors import UserError
 
 
 def truth(*rows, classes=("cat", "dog")):
-    """Annotated images from rows of (label, box, ignored), one list an image."""
+    """Returns annotated images from rows of (label, box, ignored), one list an image."""
     boxes = tuple(np.array([box for _, box, _ in image], np.float32).reshape(-1, 4) for image in rows)
     return AnnotatedImages(
         paths=tuple(f"{i}.jpg" for i in range(len(rows))),
@@ -26,7 +26,7 @@ def truth(*rows, classes=("cat", "dog")):
 
 
 def found(*rows):
-    """Detections of an image from rows of (class, box, score)."""
+    """Returns detections of an image from rows of (class, box, score)."""
     return {
         "boxes": np.array([box for _, box, _ in rows], np.float32).reshape(-1, 4),
         "classes": np.array([label for label, _, _ in rows], np.int32),
@@ -42,7 +42,7 @@ def test_perfect_detections_have_an_ap_of_1():
     result = coco_ap(SCENE, [found((0, A, 0.9), (1, B, 0.8)), found((0, B, 0.3))])
     assert result["AP"] == result["AP50"] == result["AP75"] == pytest.approx(1.0)
     assert result["per_class"] == {"cat": pytest.approx(1.0), "dog": pytest.approx(1.0)}
-    assert result["AP_small"] is None and result["AP_large"] is None  # there are none
+    assert result["AP_small"] is None and result["AP_large"] is None  # no objects exist
     assert result["AP_medium"] == pytest.approx(1.0)
 
 
@@ -52,15 +52,15 @@ def test_no_detections_have_an_ap_of_0():
     assert result["per_class"] == {"cat": 0.0, "dog": 0.0}
 
 
-def test_a_shifted_box_counts_up_to_its_iou():
-    # A moved by 10 of 50 px: IoU 40 / 60 = 0.667, right at the thresholds 0.5, 0.55, 0.6 and 0.65 of ten.
+def test_shifted_box_counts_up_to_its_iou():
+    # A is moved by 10 of 50 px: IoU 40 / 60 = 0.667, a hit at 0.5, 0.55, 0.6 and 0.65 of ten thresholds.
     scene, shifted = truth([(0, A, False)]), (20, 10, 70, 60)
     result = coco_ap(scene, [found((0, shifted, 0.9))])
     assert (result["AP50"], result["AP75"]) == (pytest.approx(1.0), 0.0)
     assert result["AP"] == pytest.approx(0.4)
 
 
-def test_wrong_class_and_missing_class():
+def test_wrong_and_missing_classes_lower_the_ap():
     scene = truth([(0, A, False)])
     result = coco_ap(scene, [found((1, A, 0.9))])
     assert result["per_class"] == {"cat": 0.0, "dog": None} and result["AP"] == 0.0
@@ -69,9 +69,9 @@ def test_wrong_class_and_missing_class():
 @pytest.mark.parametrize(
     ("second", "expected"),
     [
-        ([(0, B, True)], 1.0),  # B is difficult: finding it is no mistake
-        ([], 0.5),  # B is background: the better score is a false positive
-        ([(0, B, False)], 1.0),  # B counts, and was found
+        ([(0, B, True)], 1.0),  # B is difficult: a detection of it is no mistake
+        ([], 0.5),  # B is background: the detection with the better score is a false positive
+        ([(0, B, False)], 1.0),  # B counts, and was detected
     ],
 )
 def test_a_detection_of_an_ignored_box_is_not_counted(second, expected):
@@ -88,15 +88,15 @@ def test_missing_an_ignored_box_costs_nothing():
 SMALL, LARGE = (10, 10, 20, 20), (30, 30, 180, 180)  # 10² and 150² px; COCO's limits are 32² and 96²
 
 
-def test_ap_by_size_is_of_objects_of_that_size():
+def test_ap_by_size_counts_objects_of_that_size():
     result = coco_ap(truth([(0, SMALL, False), (0, LARGE, False)]), [found((0, SMALL, 0.9))])
     assert result["AP_small"] == pytest.approx(1.0)
     assert result["AP_medium"] is None and result["AP_large"] == 0.0
 
 
-def test_size_of_an_object_is_its_given_area_not_its_boxs():
+def test_size_of_an_object_is_its_given_area():
     scene = truth([(0, LARGE, False)])
-    thin = dataclasses.replace(scene, areas=(np.array([500.0]),))  # as of a mask that fills little of its box
+    thin = dataclasses.replace(scene, areas=(np.array([500.0]),))  # like a mask's that fills little of its box
     assert coco_ap(scene, [found((0, LARGE, 0.9))])["AP_large"] == pytest.approx(1.0)
     result = coco_ap(thin, [found((0, LARGE, 0.9))])
     assert result["AP_small"] == pytest.approx(1.0)
@@ -113,7 +113,7 @@ def test_detections_of_too_few_images_are_refused():
 
 
 def half(box, side):
-    """(200, 200) mask of the left or the right half of a box."""
+    """Returns a (200, 200) mask of the left or the right half of a box."""
     x1, y1, x2, y2 = box
     mask, middle = np.zeros((200, 200), bool), (x1 + x2) // 2
     mask[y1:y2, slice(x1, middle) if side == "left" else slice(middle, x2)] = True
@@ -147,7 +147,7 @@ def test_a_mask_within_an_ignored_mask_is_not_counted():
     assert coco_ap(scene, [outside], masks=True)["AP50"] == pytest.approx(0.5)
 
 
-def test_no_masks_found_and_no_masks_given():
+def test_ap_without_masks_is_0_or_refused():
     scene, nothing = with_masks(SCENE), found_masks("left")
     assert coco_ap(scene, [nothing, nothing], masks=True)["AP"] == 0.0
     with pytest.raises(UserError) as error:
@@ -160,7 +160,7 @@ def test_no_masks_found_and_no_masks_given():
 
 @pytest.mark.parametrize("images", [[[]], [[(0, A, True)]], [[], [(1, B, True)]]])
 @pytest.mark.parametrize("rows", [[], [(0, A, 0.9)]])
-def test_nothing_to_find_is_none(images, rows):
+def test_split_without_objects_has_ap_none(images, rows):
     scene = truth(*images)
     result = coco_ap(scene, [found(*rows)] * len(images))
     assert result["AP"] is result["AP50"] is result["AP_small"] is None
@@ -168,7 +168,7 @@ def test_nothing_to_find_is_none(images, rows):
     assert coco_curves(scene, [found(*rows)] * len(images)) == {}
 
 
-def test_curves():
+def test_curves_have_the_expected_precision():
     scene = truth([(0, A, False)], [(0, B, False)])
     curves = coco_curves(scene, [found((0, (150, 10, 190, 60), 0.8), (0, A, 0.9)), found((0, B, 0.7))])
     recall, precision = curves.pop("cat")
@@ -177,13 +177,13 @@ def test_curves():
     assert curves == {}
 
 
-def test_a_class_has_its_ap50():
+def test_each_class_has_its_ap50():
     result = coco_ap(truth([(0, A, False)]), [found((0, (20, 10, 70, 60), 0.9))])
     assert result["per_class_AP50"] == {"cat": pytest.approx(1.0), "dog": None}
     assert result["per_class"]["cat"] == pytest.approx(0.4)
 
 
-def test_ap_counts_as_many_detections_as_the_detector_allows():
+def test_ap_counts_at_most_the_allowed_detections():
     boxes = [(0, (x, y, x + 15, y + 15), False) for x in range(0, 200, 16) for y in range(0, 200, 16)][:150]
     scene, detections = truth(boxes), [found(*((label, box, 0.9) for label, box, _ in boxes))]
     assert coco_ap(scene, detections)["AP"] == pytest.approx(67 / 101)  # recall 100 / 150

@@ -1,4 +1,4 @@
-"""The confusion of detected objects, and the suggested threshold, on scenes counted by hand."""
+"""Tests of the confusion of detected objects, and of the suggested threshold, on scenes counted by hand."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tests.detection.test_coco_eval import found, truth
 A, B, C = (10, 10, 50, 50), (100, 100, 140, 140), (150, 10, 190, 50)
 CAT, DOG = 0, 1
 SCENE = truth([(CAT, A, False), (DOG, B, False)], [(CAT, A, False), (DOG, C, True)])
-# By score: a hit, a cat called dog, a dog on ignored ground, nothing at all, a second cat on the same cat, a hit.
+# By falling score: a hit, a cat called dog, a dog on ignored ground, a false one, a second detection of the cat, a hit.
 FOUND = [
     found((CAT, A, 0.9), (CAT, C, 0.6), (CAT, A, 0.5), (DOG, B, 0.4)),
     found((DOG, A, 0.8), (DOG, C, 0.7)),
@@ -30,7 +30,7 @@ def test_confusion_counts_each_object_once():
 
 
 def test_threshold_has_the_best_f1():
-    # Of 3 objects that count: 1 of 1 is a hit at 0.9 (F1 2/4); at 0.4 it is 2 of 5 (F1 4/8), not better.
+    # Three objects count. At 0.9, 1 of 1 detections is a hit (F1 2/4); at 0.4, 2 of 5 are (F1 4/8), which is no better.
     best = suggest_threshold(SCENE, FOUND)
     assert best == pytest.approx({"min_score": 0.9, "precision": 1.0, "recall": 1 / 3, "f1": 0.5})
     more = [found((CAT, A, 0.9), (DOG, B, 0.4)), FOUND[1]]
@@ -50,6 +50,6 @@ def test_threshold_without_a_hit_is_none(detections):
     assert suggest_threshold(truth([], []), detections) is None
 
 
-def test_confusion_picture_takes_odd_names(tmp_path):
+def test_confusion_picture_accepts_odd_names(tmp_path):
     confusion_picture(np.eye(3), ("_a$b$", "two\nlines"))(tmp_path / "c.png")
     assert np.asarray(Image.open(tmp_path / "c.png")).std() > 1

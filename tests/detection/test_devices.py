@@ -1,4 +1,4 @@
-"""Two devices with synchronised norms take the steps of one device: losses, weights, statistics."""
+"""Tests that two devices with synchronised norms take the steps of one device: losses, weights, statistics."""
 
 import subprocess
 import sys
@@ -17,11 +17,11 @@ def run(devices, kind, path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["retinanet", "fcn"])
-def test_two_devices_are_one(kind, tmp_path):
+def test_two_devices_take_the_steps_of_one(kind, tmp_path):
     one, two = (run(devices, kind, tmp_path / f"{devices}.npz") for devices in (1, 2))
     assert one.keys() == two.keys() and {name.split("_")[0] for name in one} == {"weight", "mean", "precise", "log"}
     for name, value in one.items():
-        if name != "log_percent_boxes_matched_with_anchor":  # KerasCV's own, of one device
+        if name != "log_percent_boxes_matched_with_anchor":  # KerasCV's metric, from one device
             np.testing.assert_allclose(
                 two[name], value, rtol=1e-3, atol=2e-4 * max(1, np.abs(value).max()), err_msg=name
             )

@@ -1,4 +1,4 @@
-"""Exports of detectors: the same detections in every runtime, described, or not there at all."""
+"""Tests of detector exports: equal detections in every runtime, with a description, or no export at all."""
 
 import importlib.util
 import json
@@ -26,7 +26,8 @@ def file(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("to", ["litert", pytest.param("saved_model", marks=pytest.mark.slow), ONNX])
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["litert", "saved_model", ONNX])
 def test_exported_detector_detects_the_same(file, tmp_path, to):
     output = export_file(file, to, tmp_path / "out")
     check_directory(output)
@@ -49,7 +50,7 @@ def test_exported_detector_detects_the_same(file, tmp_path, to):
         assert session.get_inputs()[0].shape == ["batch", "height", "width", 3]
 
 
-def test_export_that_detects_otherwise_leaves_nothing(file, tmp_path, monkeypatch):
+def test_export_with_other_detections_leaves_nothing(file, tmp_path, monkeypatch):
     def write(detector, directory, description):
         def run(images):
             results = {name: value.numpy() for name, value in exports.serve_function(detector)(images).items()}
@@ -64,7 +65,7 @@ def test_export_that_detects_otherwise_leaves_nothing(file, tmp_path, monkeypatc
 
 
 def detections(*rows, count=4):
-    """Rows of (x1, score, class) as detections of an image."""
+    """Returns rows of (x1, score, class) as detections of an image."""
     padded = [*rows, *[(-1, -1, -1)] * (count - len(rows))]
     left, scores, classes = (np.array(column, np.float32)[None] for column in zip(*padded, strict=True))
     boxes = np.stack([left, left * 0, left + 10, left * 0 + 10], -1)
@@ -81,10 +82,10 @@ def test_detections_are_compared_one_by_one():
         assert compare_detections(other, first, 0.3, 4)["boxes"] == np.inf
     assert compare_detections(first, detections((10, 0.9, 0)), 0.49999, 4)["boxes"] == 0.0  # at the threshold
     full = compare_detections(first, detections((10, 0.9, 0), (70, 0.5, 1)), 0.3, 2)
-    assert full["boxes"] == 0.0  # the last of two that fit
+    assert full["boxes"] == 0.0  # the last of two that match
 
 
-def test_detector_is_refused_where_a_backbone_is_wanted(file, tmp_path):
+def test_detector_in_place_of_a_backbone_is_refused(file, tmp_path):
     for line in (
         ["export", str(file), "--to", "timm"],
         ["import", str(file)],

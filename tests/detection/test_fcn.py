@@ -1,4 +1,4 @@
-"""The FCN: what it computes, what it learns from, and that files give the same back."""
+"""Tests of the FCN: its loss and gradients, and that saved files give equal results."""
 
 import keras
 import numpy as np
@@ -27,7 +27,7 @@ def batch(sizes=(2, 64, 96), seed=0):
     rng = np.random.default_rng(seed)
     segments = rng.integers(0, 3, sizes).astype(np.int32)
     segments[:, :8] = 255
-    images = rng.uniform(0, 100, (*sizes, 3)) + np.linspace(0, 155, sizes[2])[:, None]  # not the same everywhere
+    images = rng.uniform(0, 100, (*sizes, 3)) + np.linspace(0, 155, sizes[2])[:, None]  # different values everywhere
     return {"images": tf.constant(images, tf.float32), "segments": tf.constant(segments)}
 
 
@@ -42,7 +42,7 @@ def fcn():
     return model
 
 
-def test_the_loss_is_the_mean_over_pixels_with_a_class():
+def test_loss_is_the_mean_over_pixels_with_a_class():
     logits = np.random.default_rng(0).normal(size=(2, 3, 4, 3)).astype(np.float32)
     segments = np.array([[[0, 1, 2, 255]] * 3, [[255] * 4, [2, 2, 255, 1], [0, 0, 0, 0]]], np.int32)
     losses = []
@@ -55,7 +55,7 @@ def test_the_loss_is_the_mean_over_pixels_with_a_class():
     assert float(pixel_cross_entropy(logits, np.full_like(segments, 255))) == 0.0
 
 
-def test_cells_have_stride_16_and_come_back_bilinear_with_half_pixel_centres(fcn):
+def test_stride_16_cells_are_resized_at_half_pixel_centres(fcn):
     images = batch()["images"]
     cells = fcn.head(fcn.features(images)["P5"])
     assert cells.shape == (2, 4, 6, 3)
@@ -74,7 +74,7 @@ def test_cells_have_stride_16_and_come_back_bilinear_with_half_pixel_centres(fcn
         np.testing.assert_allclose(out[0, rows[y], columns[x]], expected, atol=1e-4)
 
 
-def test_the_head_has_mocos_convolutions():
+def test_head_has_the_convolutions_of_moco():
     head = segmentation_head(5, 256, 2)
     head.build((None, None, None, 2048))
     convs = [layer for layer in head.layers if isinstance(layer, keras.layers.Conv2D)]
@@ -86,7 +86,7 @@ def test_the_head_has_mocos_convolutions():
     assert head.count_params() == 9 * 256 * (2048 + 256) + 2 * 4 * 256 + 256 * 5 + 5
 
 
-def test_a_step_learns_from_every_part_and_ignored_pixels_teach_nothing(fcn):
+def test_every_weight_learns_and_ignored_pixels_do_not_count(fcn):
     data = batch()
     other = {**data, "segments": tf.where(data["segments"] == 255, 255, data["segments"])}
     with tf.GradientTape() as tape:
@@ -102,7 +102,7 @@ def test_a_step_learns_from_every_part_and_ignored_pixels_teach_nothing(fcn):
 
 
 @pytest.mark.slow
-def test_it_fits_what_it_is_shown():
+def test_fcn_fits_its_training_images():
     keras.utils.set_random_seed(0)
     model, data = make(), batch((2, 64, 64))
     half = np.arange(64)[None, :, None] < 32
@@ -115,7 +115,7 @@ def test_it_fits_what_it_is_shown():
     assert (model.predict_on_batch({"images": images}) == segments.numpy()).mean() > 0.9
 
 
-def test_saved_and_exported_it_says_the_same(fcn, tmp_path):
+def test_saved_and_exported_fcn_predicts_the_same(fcn, tmp_path):
     data = batch()
     expected = fcn.predict_on_batch(data)
     assert expected.shape == (2, 64, 96) and len(np.unique(expected)) > 1
@@ -134,14 +134,14 @@ def test_saved_and_exported_it_says_the_same(fcn, tmp_path):
 
 
 @pytest.mark.parametrize(("norm", "synchronized", "frozen"), [("train", 0, 0), ("sync", 22, 0), ("frozen", 0, 20)])
-def test_norms_train_as_asked(norm, synchronized, frozen):
+def test_norms_train_as_configured(norm, synchronized, frozen):
     layers = norm_layers(make(norm=norm))
     assert len(layers) == 22
     assert sum(layer.synchronized for layer in layers) == synchronized
     assert sum(not layer.trainable for layer in layers) == frozen
 
 
-def test_a_config_becomes_the_fcn_it_describes():
+def test_fcn_is_built_as_its_config_says():
     section = {"kind": "fcn", "head_channels": 12, "head_convs": 1, "norm": "sync", "test_short_side": 96}
     backbone = build_backbone("resnet18", width=0.125, include_normalization=True)
     model = build_detector(backbone, NAMES, parse_config({"detector": section}))

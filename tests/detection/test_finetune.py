@@ -1,4 +1,4 @@
-"""Fine-tuning from end to end, and what it says to those it cannot help."""
+"""Tests of fine-tuning from end to end, and of its errors."""
 
 import json
 import os
@@ -68,11 +68,12 @@ def run(data, weights, tmp_path_factory):
     return finetune(config(), weights, data, output, console=QUIET), output
 
 
-def test_it_writes_what_it_says(run, weights):
+def test_finetune_writes_the_promised_files(run, weights):
     metrics, output = run
     names = {"config.yaml", "environment.json", "metrics.json", "metrics.jsonl", "detector.keras", "saved_model"}
     names |= {"detections.png", "precision_recall.png", "confusion.png", "checkpoints", "tensorboard"}
-    names |= {"format.json", "images.json", "schedule.json", "start.json"}
+    names |= {"format.json", "images.json", "images-train.bin", "images-val.bin", "schedule.json", "start.json"}
+    names |= {"checked_images.tsv"}
     assert {path.name for path in output.iterdir()} == names
     assert json.loads((output / "metrics.json").read_text()) == metrics
     assert load_config(output / "config.yaml") == config()
@@ -83,8 +84,8 @@ def test_it_writes_what_it_says(run, weights):
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_the_backbone_learns_at_its_share_of_the_rate(kind):
-    """A constant gradient: one variable is the backbone's, the other is the rest's; decay would blur the ratio."""
+def test_backbone_learns_at_its_share_of_the_rate(kind):
+    """The gradient is constant. One of two variables is the backbone's. Decay is off, since it would blur the ratio."""
     settings = config(detector={"optimizer": kind, "backbone_rate": 0.25}, optimizer={"weight_decay": 0.0})
     backbone = keras.Sequential([keras.layers.Dense(1, use_bias=False)])
     backbone.build((None, 3))
@@ -97,7 +98,7 @@ def test_the_backbone_learns_at_its_share_of_the_rate(kind):
     np.testing.assert_allclose(slow.numpy() - before, 0.25 * fast.numpy(), rtol=1e-4)
 
 
-def test_the_loss_is_logged_in_windows_and_at_the_end(run, data):
+def test_loss_is_logged_in_windows_and_at_the_end(run, data):
     train = read_annotations(data, "train")
     lost = [count_boxes(train, config(), 4 * (step - 1) + step % 4, 1).lost_share for step in (1, 2, 3)]
     entries = [json.loads(line) for line in (run[1] / "metrics.jsonl").read_text().splitlines()]
@@ -109,7 +110,7 @@ def test_the_loss_is_logged_in_windows_and_at_the_end(run, data):
     assert [entry["learning_rate"] for entry in entries] == pytest.approx([(rates[0] + rates[1]) / 2, rates[2]])
 
 
-def test_the_saved_detector_evaluates_to_the_same(run, data, tmp_path):
+def test_saved_detector_evaluates_to_the_same_scores(run, data, tmp_path):
     metrics, output = run
     again = evaluate(output, data, tmp_path / "new")
     for name in ("AP", "AP50", "AP75", "per_class"):
@@ -119,7 +120,7 @@ def test_the_saved_detector_evaluates_to_the_same(run, data, tmp_path):
     assert (tmp_path / "new" / "detections.png").stat().st_size > 1000
 
 
-def test_keras_and_saved_model_find_the_same_in_files(run, data):
+def test_keras_file_and_saved_model_detect_the_same(run, data):
     output = run[1]
     annotated = read_annotations(data, "val")
     found = detect(load_detector(output), annotated)
@@ -131,22 +132,22 @@ def test_keras_and_saved_model_find_the_same_in_files(run, data):
         count = int(other["num_detections"])
         assert count == len(one["scores"])
         if count:
-            # One by one and not in order: by their last bits, two of nearly the same score may change places.
+            # Compared in any order: detections of nearly equal score may swap by their last bits.
             far = np.abs(rows_of(one, count)[:, None] - rows_of(other, count)).max(-1)  # (count, count)
-            assert max(far.min(0).max(), far.min(1).max()) < 0.02  # px; of some pixels a grey level is another
+            assert max(far.min(0).max(), far.min(1).max()) < 0.02  # px; some pixels differ by a grey level
 
 
 def rows_of(found, count):
-    """(count, 6): boxes in px, class, thousandths of score."""
+    """Returns (count, 6): boxes in px, class, thousandths of score."""
     return np.column_stack([found["boxes"][:count], found["classes"][:count], 1e3 * found["scores"][:count]])
 
 
-def test_weights_and_data_that_do_not_fit_are_refused_first(data, weights, tmp_path):
+def test_unsuitable_weights_and_data_are_refused_first(data, weights, tmp_path):
     cases = [
         ((config(model={"width": 0.25}), weights, data), ("0.25", "0.125")),
         ((config(), tmp_path / "none.keras", data), ("none.keras",)),
         ((config(), "random", tmp_path / "none"), (str(tmp_path / "none"),)),
-        ((config(data={"kind": "voc"}), "random", data), ("VOC",)),
+        ((config(data={"kind": "voc"}), "random", data), (str(data),)),
     ]
     for arguments, named in cases:
         output = tmp_path / "out"
@@ -172,7 +173,7 @@ def files_of(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_finished_run_gives_its_metrics_and_changes_nothing(run, data, weights):
+def test_finished_run_returns_metrics_and_changes_nothing(run, data, weights):
     metrics, output = run
     before = files_of(output)
     assert finetune(config(), weights, data, output, console=QUIET) == metrics
@@ -180,8 +181,8 @@ def test_finished_run_gives_its_metrics_and_changes_nothing(run, data, weights):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_signalled_run_resumes_to_the_same_bits(run, data, weights, tmp_path, monkeypatch, capsys, number):
-    """The signal comes in the first of three steps, and lines are of two steps: one window is cut."""
+def test_interrupted_run_resumes_to_the_same_bits(run, data, weights, tmp_path, monkeypatch, capsys, number):
+    """The signal comes in the first of three steps. A line covers two steps, so one window is split."""
 
     class Send(StopOnNonFinite):
         def on_step(self, step, logs):
@@ -193,7 +194,7 @@ def test_signalled_run_resumes_to_the_same_bits(run, data, weights, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr("dupr_tf.detection.training.StopOnNonFinite", Send)
         assert main(command) == 128 + number
-    assert f"stopped by {number.name} after step 1, which is saved" in capsys.readouterr().err
+    assert f"stopped by {number.name}. Checkpoint 1 is saved." in capsys.readouterr().err
     assert not (tmp_path / "out" / "detector.keras").exists() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert main(command) == 0
     assert end_of(tmp_path / "out") == end_of(run[1])
@@ -202,7 +203,7 @@ def test_signalled_run_resumes_to_the_same_bits(run, data, weights, tmp_path, mo
         assert {k: v for k, v in ours.items() if k not in times} == {k: v for k, v in theirs.items() if k not in times}
 
 
-def test_kill_in_the_evaluation_resumes_after_the_last_step(run, data, weights, tmp_path):
+def test_run_killed_in_evaluation_resumes_after_the_last_step(run, data, weights, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(run[1], output)
     (output / "metrics.json").unlink()
@@ -234,7 +235,7 @@ def test_validation_changes_no_weight_and_selects_the_best(run, validated):
 
 
 def test_finetune_continues_from_a_detector(run, data, tmp_path):
-    """With rate 0 the weights are those of the start; with other classes, all but those of the class outputs."""
+    """With rate 0 the weights equal those of the start. With other classes, all but those of the class outputs do."""
     start, settings = load_detector(run[1]), config(optimizer={"learning_rate": 1e-30}, train={"max_steps": 1})
     finetune(settings, run[1], data, tmp_path / "same", console=QUIET)
     same = load_detector(tmp_path / "same")
@@ -255,7 +256,7 @@ def unequal(ours, theirs):
     return [b.path for a, b in pairs if a.shape != b.shape or not np.array_equal(a.numpy(), b.numpy())]
 
 
-def test_detector_that_does_not_fit_is_refused(run, data, tmp_path):
+def test_detector_of_another_kind_is_refused(run, data, tmp_path):
     rcnn = config(detector={"kind": "faster_rcnn", "head_convs": 4})
     assert refusal(finetune, rcnn, run[1], data, tmp_path / "out", console=QUIET).field == "--weights"
     wider = config(detector={"fpn_channels": 16})
@@ -268,7 +269,7 @@ def lines_of(output):
 
 
 @pytest.mark.parametrize("kind", ["fcn", "faster_rcnn", pytest.param("retinanet", marks=pytest.mark.slow)])
-def test_every_variable_of_a_step_but_metrics_is_in_its_checkpoint(kind):
+def test_checkpoint_holds_all_variables_but_metrics(kind):
     section = {"kind": kind, "fpn_channels": 8, "head_channels": 8, "head_convs": 1}
     detector = build_detector(
         build_backbone("resnet18", width=0.125, include_normalization=True), NAMES, parse_config({"detector": section})
@@ -281,7 +282,7 @@ def test_every_variable_of_a_step_but_metrics_is_in_its_checkpoint(kind):
     assert len(touched) > 100 and [v.name for v in touched if id(v) not in kept | metrics] == []
 
 
-def test_other_config_data_and_weights_are_refused(run, data, weights, tmp_path):
+def test_resume_with_other_config_data_or_weights_is_refused(run, data, weights, tmp_path):
     output = run[1]
     before = files_of(output)
     fewer = write_coco(tmp_path / "set", {"train": pictures(9), "val": pictures(5, seed=1)})
@@ -296,14 +297,14 @@ def test_other_config_data_and_weights_are_refused(run, data, weights, tmp_path)
         with pytest.raises(UserError) as error:
             finetune(*arguments, output, console=QUIET)
         assert error.value.fields == fields
-    with pytest.raises(UserError) as error:  # its checkpoint does not fit
+    with pytest.raises(UserError) as error:  # its checkpoint does not match
         wider = config(detector={"fpn_channels": 16})
         finetune(wider, weights, data, output, console=QUIET, allow_change=True)
     assert str(output / "checkpoints") in error.value.problem
     assert files_of(output) == before
 
 
-def test_moved_box_makes_other_labels(data):
+def test_moved_box_changes_the_labels_record(data):
     annotated = read_annotations(data, "train")
     before = labels_entry(data, annotated)
     annotated.boxes[0][0, 0] += 1
@@ -328,21 +329,21 @@ def test_finetune_refuses_a_config_it_cannot_run(sections, key):
     assert error.value.fields == (key,)
 
 
-def test_an_image_that_does_not_decode_is_named(tmp_path):
+def test_image_that_does_not_decode_is_named(tmp_path):
     root = write_coco(tmp_path / "set", {"train": pictures(4), "val": pictures(2)})
     (root / "images" / "train_002.png").write_bytes(b"not a picture")
     error = refusal(finetune, config(), "random", root, tmp_path / "out", console=QUIET)
     assert error.field == "data.max_bad_share" and "1 of 4" in error.problem and "train_002.png" in error.problem
 
 
-def test_a_loss_that_is_not_finite_stops_the_run():
+def test_loss_that_is_not_finite_stops_the_run():
     guard = StopOnNonFinite()
     guard.on_train_batch_end(0, {"loss": 1.0, "box_loss": 1.0})
     with pytest.raises(RunFailed, match=r"nan at step 2"):
         guard.on_train_batch_end(1, {"loss": float("nan"), "box_loss": 1.0})
 
 
-def test_code_in_a_detectors_file_is_refused_not_run(tmp_path, capsys):
+def test_code_in_a_detector_file_is_refused_not_run(tmp_path, capsys):
     marker = tmp_path / "it_ran"
     layer = keras.layers.Lambda(lambda x, path=str(marker): (open(path, "w").close(), x)[1], output_shape=(4,))
     keras.Sequential([keras.Input((4,)), layer]).save(tmp_path / "detector.keras")
@@ -352,7 +353,7 @@ def test_code_in_a_detectors_file_is_refused_not_run(tmp_path, capsys):
     assert "detector.keras" in line and not marker.exists()
 
 
-def test_nothing_to_evaluate_on_is_refused_before_training(tmp_path):
+def test_val_without_boxes_is_refused_before_training(tmp_path):
     bare = [Picture((60, 80), [])] * 3
     root = write_coco(tmp_path / "set", {"train": pictures(4), "val": bare})
     with pytest.raises(UserError) as error:

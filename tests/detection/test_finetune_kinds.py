@@ -1,4 +1,4 @@
-"""One command for every kind of detector: what it writes and measures, from end to end, on a few tiny pictures."""
+"""Tests one command with every kind of detector, from end to end, on a few tiny pictures."""
 
 import json
 
@@ -50,7 +50,7 @@ def logged(output):
 
 
 def check_run(metrics, output, kind):
-    """What holds for every kind: files, and losses by name that add up."""
+    """Checks what holds for every kind: the files, and that the named losses add up."""
     assert json.loads((output / "metrics.json").read_text()) == metrics and metrics["detector"] == kind
     entries = logged(output)
     assert [entry["step"] for entry in entries] == [1, 2]
@@ -61,7 +61,7 @@ def check_run(metrics, output, kind):
 
 
 @pytest.mark.slow
-def test_an_fcn_on_a_folder_of_masks(splits, tmp_path, capsys):
+def test_fcn_trains_on_a_folder_of_masks(splits, tmp_path, capsys):
     root = write_masks(tmp_path / "set", splits)
     names = ["ground", *NAMES]
     data = {"class_names": names, "ignore_value": 7, "share": 0.5, "share_seed": 3}
@@ -100,7 +100,7 @@ def test_a_mask_rcnn_measures_boxes_and_masks(splits, tmp_path, neck, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["faster_rcnn", "retinanet"])
-def test_on_voc_data_vocs_metrics_are_measured_too(splits, tmp_path, kind):
+def test_voc_data_gets_metrics_of_voc_too(splits, tmp_path, kind):
     root = write_voc(tmp_path / "set", splits)
     rcnn = RCNN if kind == "faster_rcnn" else {}
     metrics = finetune(config(kind=kind, norm="sync", **rcnn), "random", root, tmp_path / "out", console=QUIET)

@@ -1,4 +1,4 @@
-"""Saved detectors of every kind on photos of any size, from Python and by `dupr-tf predict`."""
+"""Tests saved detectors of every kind on photos of any size, from Python and by `dupr-tf predict`."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def data(tmp_path_factory):
     scope="module", params=["retinanet", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(KINDS)[1:])]
 )
 def saved(request, tmp_path_factory):
-    """The file of a detector with random weights."""
+    """Returns the file of a detector with random weights."""
     section = {"kind": request.param, **SMALL, **KINDS[request.param]}
     config = parse_config({"data": {"image_size": 64}, "detector": section})
     backbone = build_backbone("resnet18", width=0.125, include_normalization=True)
@@ -78,7 +78,7 @@ def test_boxes_are_in_pixels_of_photos_of_any_size(detector, tmp_path):
     np.testing.assert_allclose(single.boxes, found[0].boxes, atol=0.05)
 
 
-def test_files_have_the_detections_of_the_evaluation(detector, data):
+def test_detections_of_files_equal_those_of_evaluation(detector, data):
     if detector.task == "segments":
         pytest.skip("boxes only")
     annotated = read_annotations(data, "val")
@@ -101,7 +101,7 @@ def test_keras_model_takes_images_of_any_size(saved):
             assert (result["boxes"][0, :count] <= [size[1], size[0]] * 2).all()
 
 
-def test_images_that_cannot_be_used_are_refused_or_yielded(detector, tmp_path):
+def test_unusable_images_are_refused_or_yielded(detector, tmp_path):
     grey = np.zeros((40, 30), np.uint8)
     assert detector.predict(grey).size == (40, 30)
     deep = Image.fromarray(np.full((20, 30), 300, np.uint16))
@@ -148,7 +148,7 @@ def test_evaluation_at_another_size_names_its_limits(saved, data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["retinanet", "fcn"])
-def test_predictions_are_labels_for_finetune(kind, tmp_path):
+def test_predictions_can_be_labels_for_finetune(kind, tmp_path):
     images = write_masks(tmp_path / "set", {"train": pictures(4), "val": pictures(2, seed=1)})
     section = {"kind": kind, **SMALL, **KINDS[kind]}
     values = {"data": {"image_size": 64}, "model": {"backbone": "resnet18", "width": 0.125}, "detector": section}

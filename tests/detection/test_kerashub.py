@@ -1,4 +1,4 @@
-"""KerasHub's RetinaNet with its repairs; where the extra is not installed, the line that says so."""
+"""Tests of KerasHub's RetinaNet with its repairs, and of the error where the extra is not installed."""
 
 import importlib.util
 
@@ -54,7 +54,7 @@ def test_without_the_extra_the_error_names_it():
 
 
 @needs_kerashub
-def test_heads_begin_as_the_paper_says():
+def test_heads_start_as_in_the_paper():
     model = make(head_convs=2)
     for head, bias in ((model.box_head, 0.0), (model.classification_head, -np.log(99))):
         for layer in (*head.conv_layers, head.prediction_layer):
@@ -67,7 +67,7 @@ def test_heads_begin_as_the_paper_says():
 
 @needs_kerashub
 @pytest.mark.parametrize(("norm", "synchronized", "frozen"), [("train", 0, 0), ("sync", 26, 0), ("frozen", 0, 20)])
-def test_norms_train_as_asked_and_remember(norm, synchronized, frozen):
+def test_norms_train_as_configured_with_momentum(norm, synchronized, frozen):
     layers = norm_layers(make(norm=norm))
     assert len(layers) == 26 and {layer.momentum for layer in layers} == {0.9}
     assert sum(layer.synchronized for layer in layers) == synchronized
@@ -91,7 +91,7 @@ def test_encoded_truth_decodes_to_itself():
 
 
 @needs_kerashub
-def test_it_trains_from_a_small_loss_and_padding_counts_for_nothing():
+def test_training_starts_at_small_loss_and_ignores_padding():
     model = make()
     model.compile(keras.optimizers.SGD(0.0))
     logs = model.train_on_batch(batch(), return_dict=True)
@@ -102,7 +102,7 @@ def test_it_trains_from_a_small_loss_and_padding_counts_for_nothing():
 
 
 @needs_kerashub
-def test_saved_and_exported_it_detects_the_same(tmp_path):
+def test_saved_and_exported_detector_detects_the_same(tmp_path):
     from dupr_tf.detection.saving import export_detector, load_detector, save_detector
 
     model, data = make(), batch()

@@ -1,4 +1,4 @@
-"""A detector trains on every label format, and scores the same on what `convert` makes of it."""
+"""Trains a detector on every label format, and checks that it scores the same after `convert`."""
 
 import pytest
 from rich.console import Console

@@ -1,4 +1,4 @@
-"""Every kind and neck learns eight photos by heart: all parts work together, in the direction of the truth."""
+"""Overfits every kind and neck to eight photos, which shows that all parts work together."""
 
 import dataclasses
 import os
@@ -33,7 +33,7 @@ SMALL_FCN = Path(__file__).parents[2] / "configs" / "detection" / "small_fcn.yam
 CAMVID_NAMES = tuple(load_config(SMALL_FCN).data.class_names)
 SIZE, IMAGES, STEPS = 160, 8, 250
 POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
-ROIS = {"fpn": 64, "c4": 16}  # an image; with "c4" each costs four convolutions
+ROIS = {"fpn": 64, "c4": 16}  # boxes an image; with "c4" each costs four convolutions
 SMALL = {
     "fpn_channels": 48,
     "head_channels": 32,
@@ -62,13 +62,13 @@ def kerashub_retinanet(backbone, names):
 
 
 def ellipse(side):
-    """(side, side) float32: the ellipse that a box is drawn around."""
+    """Returns (side, side) float32: the ellipse that a box is drawn around."""
     y, x = (np.mgrid[:side, :side] + 0.5) / side * 2 - 1
     return (x**2 + y**2 <= 1).astype(np.float32)
 
 
 def photos():
-    """Eight letterboxed photos (8, S, S, 3) and their annotations in the square's pixels."""
+    """Returns eight letterboxed photos (8, S, S, 3) and their annotations in pixels of the square."""
     every = read_annotations(VOC, "train", "voc")
     chosen = [i for i in every.with_boxes() if not every.ignored[i].any()][:IMAGES]
     rows, boxes = [], []
@@ -97,7 +97,7 @@ def compile_in(policy, detector, optimizer):
 
 
 def overfitted(build, policy="float32", steps=STEPS):
-    """(AP50, mean IoU of the sure masks with their ellipses or None, the last losses)."""
+    """Returns AP50, mean IoU of the confident masks with their ellipses or None, and the last losses."""
     keras.utils.set_random_seed(0)
     images, annotated = photos()
     detector = build(build_backbone("resnet18", width=0.25, include_normalization=True), annotated.class_names)
@@ -138,7 +138,7 @@ def mask_iou(found):
 
 
 def segments_overfitted(policy="float32", steps=STEPS):
-    """Scores on the eight frames that it was trained on. Poles and people are thinner than its cells of 16 px."""
+    """Returns scores on the eight training frames. Poles and people are thinner than the detector's cells of 16 px."""
     keras.utils.set_random_seed(0)
     every = read_segments(CAMVID, "train", class_names=CAMVID_NAMES, ignore_value=len(CAMVID_NAMES))
     images, segments = [], []
@@ -175,7 +175,7 @@ def segments_overfitted(policy="float32", steps=STEPS):
     ),
 ])  # fmt: skip
 @pytest.mark.parametrize("policy", POLICIES)
-def test_it_learns_eight_photos_by_heart(build, policy):
+def test_detector_overfits_eight_photos(build, policy):
     precision, overlap, _ = overfitted(build, policy)
     assert precision >= 0.9
     assert overlap is None or overlap >= 0.85
@@ -185,7 +185,7 @@ def test_it_learns_eight_photos_by_heart(build, policy):
 @pytest.mark.data
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="DUPR_DATA holds no camvid")
 @pytest.mark.parametrize("policy", POLICIES)
-def test_the_fcn_learns_eight_frames_by_heart(policy):
+def test_fcn_overfits_eight_frames(policy):
     scores = segments_overfitted(policy)
     assert scores["pixel_accuracy"] >= 0.88
     assert min(scores["per_class"][name] for name in ("sky", "building", "road", "vehicle")) >= 0.75

@@ -1,4 +1,4 @@
-"""The contact sheet: its grid, and the colours of what it marks."""
+"""Tests of the contact sheet: its grid, and the colours of its marks."""
 
 import numpy as np
 import pytest
@@ -34,12 +34,12 @@ def sheet_of(tmp_path, detections, count):
 
 
 @pytest.mark.parametrize(("count", "rows"), [(1, 1), (5, 2), (40, 3)])
-def test_the_grid_is_fixed(tmp_path, count, rows):
+def test_grid_of_the_sheet_is_fixed(tmp_path, count, rows):
     sheet = sheet_of(tmp_path, [NONE] * count, count)
     assert sheet.shape == (HEADER + rows * (CELL + GAP), COLUMNS * (CELL + GAP) + GAP, 3)
 
 
-def test_truth_ignored_and_detections_are_drawn_where_they_are(tmp_path):
+def test_truth_ignored_and_detected_boxes_are_drawn_in_place(tmp_path):
     found = {
         "boxes": np.array([[20, 5, 50, 25], [21, 5, 50, 25], [70, 50, 95, 75], [2, 2, 9, 9]], np.float32),
         "classes": np.array([1, 0, 2, 0], np.int32),
@@ -55,7 +55,7 @@ def test_truth_ignored_and_detections_are_drawn_where_they_are(tmp_path):
     assert edge(2, 5) not in (TRUTH, IGNORED, FOUND)  # below the least score
 
 
-def test_masks_are_drawn_true_ones_as_lines_found_ones_as_areas(tmp_path):
+def test_true_masks_are_lines_and_detected_masks_are_areas(tmp_path):
     root = write_coco_masks(tmp_path / "set", {"val": [Picture((80, 100), [Thing("bus", (10, 10, 50, 70))])]})
     annotated = read_annotations(root, "val", masks=True)
     inside = np.zeros((80, 100))
@@ -72,7 +72,7 @@ def test_masks_are_drawn_true_ones_as_lines_found_ones_as_areas(tmp_path):
     def near(x, y, colour):
         return np.abs(sheet[HEADER + round(y * 3.2), GAP + round(x * 3.2)] - colour).max() < 12
 
-    assert near(30 - 0.4, 55, TRUTH) and near(20, 30, COLOURS["bus"])  # the inner edge of the L, and within it
+    assert near(30 - 0.4, 55, TRUTH) and near(20, 30, COLOURS["bus"])  # the inner edge of the L, and inside it
     assert near(75, 40, np.add(FOUND, 120) // 2) and near(95, 40, (120, 120, 120))
 
 
@@ -96,7 +96,7 @@ def test_class_names_are_escaped_in_pictures(tmp_path):
     assert Image.open(tmp_path / "curves.png").size == (900, 600)
 
 
-def test_a_picture_that_fails_is_a_warning(tmp_path, caplog):
+def test_failed_picture_gives_a_warning(tmp_path, caplog):
     def fail(path):
         raise ValueError("an odd\nchunk")
 

@@ -1,4 +1,4 @@
-"""Precise batch norm against its definition: the mean of the statistics of the batches."""
+"""Compares precise batch norm with its definition, the mean of the statistics of the batches."""
 
 import keras
 import numpy as np
@@ -28,12 +28,12 @@ def statistics(batch):
     return rows.mean(0), rows.var(0, ddof=1)
 
 
-def test_statistics_are_the_means_of_those_of_the_batches():
+def test_statistics_are_means_over_the_batches():
     made = model()
     assert measure_norms(made, batches()) == 3
     first = [statistics(batch) for batch in batches()]
     hidden = []
-    for batch in batches():  # the second norm sees what the first makes of a batch by the batch's own statistics
+    for batch in batches():  # the second norm's input is normalised by the first with the batch's statistics
         rows = batch.reshape(-1, 3).astype(np.float64)
         normal = (rows - rows.mean(0)) / np.sqrt(rows.var(0) + made.get_layer("a").epsilon)
         shifted = normal * np.array([0.5, 2.0, 1.5]) + np.array([0.1, -0.2, 0.3])
@@ -44,7 +44,7 @@ def test_statistics_are_the_means_of_those_of_the_batches():
         np.testing.assert_allclose(made.get_layer(name).moving_variance, np.mean(variances, 0), rtol=1e-4)
 
 
-def test_nothing_else_changes_and_frozen_norms_keep_theirs():
+def test_other_variables_and_frozen_norms_stay_unchanged():
     made = model()
     set_norm(made, "frozen")
     made.get_layer("b").trainable = True
@@ -58,7 +58,7 @@ def test_nothing_else_changes_and_frozen_norms_keep_theirs():
 
 
 @pytest.mark.parametrize("norm", ["train", "sync", "frozen"])
-def test_what_a_caller_froze_stays_frozen(norm):
+def test_layers_frozen_by_the_caller_stay_frozen(norm):
     made = model()
     made.get_layer("a").trainable = False
     set_norm(made, norm)

@@ -1,4 +1,4 @@
-"""Mixed precision: what computes in 16 bits, that a step stays close to float32, and that saved files are float32."""
+"""Tests of mixed precision: which parts use 16 bits, how close a step is to float32, and float32 in saved files."""
 
 import keras
 import numpy as np
@@ -24,7 +24,7 @@ KINDS = [
     ("faster_rcnn", {"short_sides": [64], **RCNN}),
     ("mask_rcnn", {"short_sides": [64], "neck": "c4", **RCNN}),
 ]
-TOLERANCE = {"bfloat16": 0.1, "float16": 0.02}  # of each loss; a rounded score can draw another region
+TOLERANCE = {"bfloat16": 0.1, "float16": 0.02}  # tolerance of each loss; a rounded score can change the drawn region
 
 
 def build(kind, settings, precision):
@@ -76,7 +76,7 @@ def test_step_in_16_bits_is_close_to_float32(kind, settings, precision, tmp_path
 
 
 def test_pixels_are_not_rounded():
-    """Two images that are the same in bfloat16 have other features."""
+    """Two images that are equal in bfloat16 have different features."""
     detector = build("fcn", {}, "bfloat16")
     images = np.full((1, 64, 64, 3), 200.0, np.float32)
     normalised = [detector.features.get_layer("normalization")(images + shift).numpy() for shift in (0.0, 0.25)]

@@ -1,4 +1,4 @@
-"""Predictions of files: formats, resumes, bad images and refusals. A detector of these tests finds grey squares."""
+"""Tests of predictions of files: formats, resuming, bad images and refusals. The test detector finds grey squares."""
 
 import csv
 import json
@@ -43,7 +43,7 @@ def photos(tmp_path):
 
 
 class Stream:
-    """Finds a cat of 10 px in every image, and a dog in those whose height is even; fails at the image `stop`."""
+    """Detects a cat of 10 px in every image, and a dog where the height is even; fails at the image `stop`."""
 
     def __init__(self, kind="boxes", stop=None):
         self.kind, self.stop, self.seen = kind, stop, []
@@ -115,7 +115,7 @@ def test_csv_has_a_row_for_each_box(photos, tmp_path):
     assert rows[0][:2] == ["a/0.png", "cat"] and [float(value) for value in rows[0][2:]] == [0.9, 10, 5, 20, 15]
 
 
-def test_a_stopped_run_resumes_at_its_first_missing_part(photos, tmp_path, monkeypatch):
+def test_stopped_run_resumes_at_its_first_missing_part(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PART", 2)
     whole = Stream()
     start(photos, tmp_path / "whole", whole)
@@ -141,7 +141,7 @@ def test_a_damaged_part_is_predicted_again(photos, tmp_path, monkeypatch):
     assert start(photos, tmp_path / "out", stream).detections == 8 and len(stream.seen) == 3
 
 
-def test_bad_images_are_listed_within_a_budget(photos, tmp_path):
+def test_bad_images_are_listed_up_to_the_limit(photos, tmp_path):
     (photos / "a" / "0.png").write_bytes(b"")
     with pytest.raises(RunFailed):
         start(photos, tmp_path / "out", Stream(), bad=0.1)
@@ -167,7 +167,7 @@ def test_pictures_that_fail_do_not_end_the_run(photos, tmp_path, kind, caplog):
     assert sorted(path.name for path in (tmp_path / "out" / PICTURES).iterdir()) == ["a__4.png.png", "b__3.png.png"]
 
 
-def test_an_output_of_something_else_is_refused(photos, tmp_path):
+def test_output_folder_of_something_else_is_refused(photos, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("")
     start(photos, tmp_path / "out", Stream())
@@ -205,7 +205,7 @@ def test_names_that_share_an_output_file_are_refused():
         ("retinanet", {"image_size": 100}, "--image-size"),
     ],
 )
-def test_settings_that_do_not_suit_the_detector(kind, settings, field):
+def test_settings_unsuitable_for_the_detector_are_refused(kind, settings, field):
     saved = Saved(kind, NAMES, {"image_size": 128})
     assert refusal(check_settings, PredictSettings(**settings), saved).field == field
     assert check_settings(PredictSettings(), saved).to == ("png" if kind == "fcn" else "coco")

@@ -1,4 +1,4 @@
-"""Masks pasted at full size, and detections of a padded batch as detections of the originals."""
+"""Tests of masks pasted at full size, and of mapping a padded batch's detections to the original images."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.detection.test_coco_eval import truth
 SIZE = (40, 60)
 
 
-def test_a_full_mask_is_its_box():
+def test_full_mask_fills_its_box():
     pixels = pixels_of(paste_masks(np.ones((1, 28, 28)), [[10, 5, 31, 25]], SIZE)[0], SIZE)
     expected = np.zeros(SIZE)
     expected[5:25, 10:31] = 1
@@ -19,9 +19,9 @@ def test_a_full_mask_is_its_box():
 
 
 def test_values_are_sampled_linearly_at_the_centres_of_pixels():
-    mask = np.array([[[0.0, 1.0]]])  # over a box of 8 pixels: cells have their centres at 2 and 6
+    mask = np.array([[[0.0, 1.0]]])  # over a box of 8 pixels, cells have their centres at 2 and 6
     row = pixels_of(paste_masks(mask, [[4, 0, 12, 1]], (1, 20))[0], (1, 20))[0]
-    np.testing.assert_array_equal(np.flatnonzero(row), [8, 9, 10, 11])  # from 4.5 on it is 0.625, at 3.5 still 0.375
+    np.testing.assert_array_equal(np.flatnonzero(row), [8, 9, 10, 11])  # at 4.5 it reaches 0.625, at 3.5 it is 0.375
     row = pixels_of(paste_masks(mask, [[4, 0, 12, 1]], (1, 20), threshold=0.3)[0], (1, 20))[0]
     np.testing.assert_array_equal(np.flatnonzero(row), [7, 8, 9, 10, 11])
 
@@ -31,7 +31,7 @@ def test_boxes_beyond_the_image_keep_their_scale():
     mask[0, :, 14:] = 1  # the right half
     pixels = pixels_of(paste_masks(mask, [[-20, -10, 20, 90]], SIZE)[0], SIZE)
     expected = np.zeros(SIZE)
-    expected[:, :20] = 1  # the half that is in the image
+    expected[:, :20] = 1  # the half that lies in the image
     np.testing.assert_array_equal(pixels, expected)
 
 
@@ -53,13 +53,13 @@ def test_pasting_undoes_cropping():
     assert (back & disc).sum() / (back | disc).sum() > 0.96
 
 
-def test_masks_do_not_leak_into_the_next():
+def test_masks_do_not_affect_each_other():
     masks = paste_masks(np.ones((2, 14, 14)), [[0, 0, 60, 40], [5, 5, 6, 6]], SIZE)
     assert [area_of(mask, SIZE) for mask in masks] == [2400 - 4, 1]  # four corners, see below
 
 
 def test_zeros_lie_around_a_mask_as_in_detectron2():
-    """Where a cell spans pixels, those at a corner of the box get less than half of it."""
+    """A cell spans several pixels here, so the pixels at a corner of the box get less than half of it."""
     pixels = pixels_of(paste_masks(np.ones((1, 14, 14)), [[2, 2, 58, 38]], SIZE)[0], SIZE)
     expected = np.zeros(SIZE)
     expected[2:38, 2:58] = 1
@@ -69,7 +69,7 @@ def test_zeros_lie_around_a_mask_as_in_detectron2():
 
 
 @pytest.mark.parametrize("tensors", [False, True])
-def test_a_batch_in_the_pixels_of_its_originals(tensors):
+def test_batch_detections_map_to_original_pixels(tensors):
     scene = truth([], [], [])  # 200 x 200 px each
     result = {
         "boxes": np.array([[[10, 20, 30, 40], [90, 90, 130, 120]], [[0, 0, 8, 8], [-1, -1, -1, -1]]], np.float32),
@@ -83,7 +83,7 @@ def test_a_batch_in_the_pixels_of_its_originals(tensors):
         result, batch = ({name: tf.constant(value) for name, value in part.items()} for part in (result, batch))
     found = convert_to_originals(result, batch, scene.sizes)
     assert list(found) == [2, 0]
-    np.testing.assert_allclose(found[2]["boxes"], [[20, 40, 60, 80], [180, 180, 200, 200]])  # cut to the image
+    np.testing.assert_allclose(found[2]["boxes"], [[20, 40, 60, 80], [180, 180, 200, 200]])  # clipped to the image
     np.testing.assert_allclose(found[0]["boxes"], [[0, 0, 2, 4]])  # twice as high, four times as wide
     assert found[2]["classes"].tolist() == [1, 0] and found[2]["classes"].dtype == np.int32
     np.testing.assert_allclose(found[0]["scores"], [0.4])

@@ -1,4 +1,4 @@
-"""The table of detectors: every line can be built, and its facts are those of the code and the config."""
+"""Tests of the table of detectors: every entry can be built, and its facts agree with code and config."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The detector: targets and decoding agree, what is frozen stays, what is saved comes back."""
+"""Tests of RetinaNet: targets and decoding agree, frozen parts stay fixed, and saved files load unchanged."""
 
 import keras
 import keras_cv
@@ -52,7 +52,7 @@ def batch(count=2, boxes=((8, 8, 40, 40),), classes=(1,), padding=2):
 
 @pytest.fixture(scope="module")
 def detector():
-    """Small, with every weight moved at random as if by training, so that detections and statistics differ."""
+    """Returns a small detector with weights moved as by training, so that detections and statistics differ."""
     keras.utils.set_random_seed(1)
     model = make()
     model(batch()["images"], training=True)  # the backbone's moving statistics
@@ -69,7 +69,7 @@ def eager(model, images):
     return model.decode_predictions(model(images, training=False), images)
 
 
-def test_it_starts_with_the_prior_probability_and_level_by_level_shapes():
+def test_new_detector_predicts_the_prior_at_every_level():
     outputs = make()(batch()["images"], training=True)
     assert outputs["classification"].shape == (2, CELLS * ANCHORS_PER_CELL, 3)
     assert outputs["box"].shape == (2, CELLS * ANCHORS_PER_CELL, 4)
@@ -83,11 +83,11 @@ def test_heads_of_any_width_start_with_the_papers_signal(channels, deviation):
     head.build((None, None, None, channels))
     for layer in (*head.hidden, head.prediction):
         assert np.std(layer.kernel) == pytest.approx(deviation, rel=0.05)
-        assert np.abs(layer.kernel).max() > 2.5 * deviation  # normal, not cut off
+        assert np.abs(layer.kernel).max() > 2.5 * deviation  # normal, not truncated
 
 
-def test_parameters_of_the_papers_size():
-    # P3 to P5: 1x1 from 128, 256, 512 and 3x3, no bias, BN of 4; P6 and P7 with bias; heads of 4 shared convolutions.
+def test_parameter_count_is_that_of_the_papers_size():
+    # P3 to P5: 1x1 from 128, 256, 512 and 3x3, without bias, BN of 4. P6, P7 have bias. Heads: 4 shared convolutions.
     backbone = build_backbone("resnet18", include_normalization=True)
     model = RetinaNet(backbone, NAMES, SIZE)
     pyramid = 256 * (128 + 256 + 512) + 3 * 9 * 256**2 + 6 * 4 * 256 + 9 * 256 * (512 + 256) + 2 * 256
@@ -123,7 +123,7 @@ def test_padding_does_not_change_the_loss(detector):
 
 
 def test_loss_without_boxes_is_focal_loss_of_background(detector):
-    """The sum is divided by 1, since no anchor is positive. The box loss is 0."""
+    """The sum is divided by 1, since no anchor is positive, and the box loss is 0."""
     data = batch(boxes=(), classes=(), padding=3)
     targets = detector.label_encoder(data["images"], dict(data["bounding_boxes"]))[1].numpy()
     assert (targets == -1).all()
@@ -151,7 +151,7 @@ def test_box_loss_is_smooth_l1_with_a_cutoff_of_1(detector):
         outputs = {"box": targets + error, "classification": logits}
         return float(detector.compute_loss(data["images"], data["bounding_boxes"], outputs, None))
 
-    # A mean over the four deltas and over the positive anchors: half of the square up to 1, the distance less ½ beyond.
+    # A mean over the four deltas and over the positive anchors: half the square up to 1, the distance minus ½ beyond.
     for error, expected in ((0.5, 0.125), (-0.9, 0.405), (2.0, 1.5)):
         assert loss(error) - loss(0.0) == pytest.approx(expected, abs=1e-3)
 
@@ -177,7 +177,7 @@ def test_fit_accepts_batches_without_boxes():
     assert 0 < loss < 100 and all(np.isfinite(weight).all() for weight in model.get_weights())
 
 
-def test_one_image_trains_where_norms_are_frozen():
+def test_single_image_trains_if_norms_are_frozen():
     model, data = make(norm="frozen", fpn_norm=False), batch(count=1)
     norms = [layer.get_weights() for layer in norm_layers(model)]
     model.compile(keras.optimizers.SGD(0.01))
@@ -233,7 +233,7 @@ def test_nms_is_per_class():
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_frozen_norms_keep_all_their_values_and_only_they_do(frozen):
+def test_only_frozen_norms_keep_all_their_values(frozen):
     model = make(norm="frozen" if frozen else "train")
     backbone, pyramid = norm_layers(model.backbone), norm_layers(model.feature_pyramid)
     assert len(backbone) == 20 and len(pyramid) == 6
@@ -247,7 +247,7 @@ def test_frozen_norms_keep_all_their_values_and_only_they_do(frozen):
     assert id(model.backbone.get_layer("conv1_conv").kernel) in trained
 
 
-def test_saved_and_loaded_it_detects_the_same(detector, tmp_path):
+def test_loaded_detector_detects_the_same(detector, tmp_path):
     images = batch()["images"]
     expected = eager(detector, images)
     assert expected["num_detections"].numpy().min() > 0
@@ -263,7 +263,7 @@ def test_saved_and_loaded_it_detects_the_same(detector, tmp_path):
         np.testing.assert_array_equal(value, expected[name])
 
 
-def test_the_saved_model_detects_the_same(detector, tmp_path):
+def test_saved_model_detects_the_same(detector, tmp_path):
     export_detector(detector, tmp_path / "saved_model")
     served = tf.saved_model.load(str(tmp_path / "saved_model"))
     images = tf.constant(np.random.default_rng(0).integers(0, 256, (3, 50, 90, 3)), tf.uint8)
@@ -279,7 +279,7 @@ def test_the_saved_model_detects_the_same(detector, tmp_path):
     assert [name.decode() for name in served.class_names().numpy()] == list(NAMES)
 
 
-def test_a_config_becomes_the_detector_it_describes():
+def test_detector_is_built_as_its_config_says():
     section = {"fpn_channels": 16, "head_channels": 24, "head_convs": 2, "norm": "frozen", "anchor_scale": 3}
     config = parse_config({"data": {"image_size": SIZE}, "detector": {**section, "fpn_norm": False, "nms_iou": 0.6}})
     model = RetinaNet.from_experiment(
@@ -299,7 +299,7 @@ def test_retinanet_refuses_sides_not_multiple_of_32():
     assert error.value.field == "image_size"
 
 
-def test_loading_no_detector_is_refused(tmp_path):
+def test_loading_another_file_as_a_detector_is_refused(tmp_path):
     with pytest.raises(UserError) as error:
         load_detector("nowhere.keras")
     assert error.value.field == "detector" and "nowhere.keras" in error.value.problem
@@ -311,7 +311,7 @@ def test_loading_no_detector_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (256, 160), (32, 32)])
-def test_anchors_are_kerascvs_for_a_size_known_or_not(height, width):
+def test_anchors_of_fixed_and_dynamic_size_equal_kerascv(height, width):
     theirs = keras_cv.models.RetinaNet.default_anchor_generator("xyxy")(image_shape=(height, width, 3))
     ours = Anchors(4.0)
     unknown = tf.function(lambda image: ours(tf.shape(image)), input_signature=[tf.TensorSpec((None, None, 3))])
@@ -328,7 +328,7 @@ def of_any_size(**arguments):
     return RetinaNet(backbone, NAMES, None, **(defaults | arguments))
 
 
-def test_a_detector_of_any_size_finds_what_one_of_that_size_does(detector):
+def test_dynamic_size_detector_equals_one_of_fixed_size(detector):
     twin = of_any_size()
     twin.set_weights(detector.get_weights())
     images = batch()["images"]
@@ -347,13 +347,13 @@ def test_a_detector_of_any_size_finds_what_one_of_that_size_does(detector):
 
 
 @pytest.mark.slow
-def test_sizes_may_change_from_batch_to_batch_in_training():
+def test_sizes_may_differ_between_training_batches():
     model = of_any_size(norm="sync")
     assert all(layer.synchronized for layer in norm_layers(model))
     model.compile(keras.optimizers.SGD(0.001))
     square = batch(boxes=[[8, 8, 40, 40]], classes=[1], padding=0)
     masks = tf.zeros([2, 1, 56, 56])
-    square["bounding_boxes"]["masks"] = masks  # of data read for Mask R-CNN: not in the way
+    square["bounding_boxes"]["masks"] = masks  # masks, as read for Mask R-CNN, are ignored
     wide = {**square, "images": tf.pad(square["images"], [[0, 0], [0, 0], [0, 32], [0, 0]])}
     losses = [model.train_on_batch(one, return_dict=True) for one in (square, wide)]
     for logs in losses:
@@ -362,7 +362,7 @@ def test_sizes_may_change_from_batch_to_batch_in_training():
 
 
 @pytest.mark.slow
-def test_the_saved_model_of_any_size_scales_as_the_evaluation_does(detector, tmp_path):
+def test_saved_model_of_any_size_scales_as_in_evaluation(detector, tmp_path):
     twin = of_any_size(test_short_side=48, max_long_side=80)
     twin.set_weights(detector.get_weights())
     image = np.random.default_rng(0).integers(0, 256, (1, 40, 100, 3), np.uint8)
@@ -379,7 +379,7 @@ def test_the_saved_model_of_any_size_scales_as_the_evaluation_does(detector, tmp
 
 
 @pytest.mark.parametrize("scale", [2.0, 4.0])
-def test_matched_boxes_are_those_the_encoder_targets(scale):
+def test_matched_boxes_agree_with_the_encoder(scale):
     model, rng, seen = make(anchor_scale=scale), np.random.default_rng(0), []
     anchors = tf.concat(list(model.anchor_generator((SIZE, SIZE, 3)).values()), 0)
     for _ in range(8):

@@ -1,4 +1,4 @@
-"""What a SavedModel does before the network is what the batches do: pixels to two grey levels, AP to a thousandth."""
+"""Checks that a SavedModel preprocesses as the batches do: pixels to two grey levels, AP to a thousandth."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ SIZES = [(333, 501), (97, 41), (500, 375), (64, 64), (1, 300), (213, 640), (31, 
 
 
 def photo(size):
-    """(H, W, 3) uint8: smooth areas, edges and noise, at full contrast."""
+    """Returns (H, W, 3) uint8: smooth areas, edges and noise, at full contrast."""
     rng = np.random.default_rng(size[0])
     smooth = Image.fromarray(rng.integers(0, 256, (6, 7, 3), np.uint8)).resize(size[::-1], Image.Resampling.BICUBIC)
     noisy = np.clip(np.asarray(smooth, int) + rng.integers(-60, 60, (*size, 3)), 0, 255)
@@ -37,7 +37,7 @@ def check(image, place, side, padded, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_pixels_are_those_of_the_batches(size):
+def test_pixels_agree_with_those_of_the_batches(size):
     image = photo(size)
     for side in (64, 256, 608):
         check(image, placing.letterbox(size, side), side, *letterbox(tf.constant(image[None]), side))
@@ -46,8 +46,8 @@ def test_pixels_are_those_of_the_batches(size):
         check(image, scaled(size, short_side, longest), None, *batch)
 
 
-def test_sides_are_whole_in_the_same_way():
-    """Ties and near ties too: both sides are computed without rounding on the way."""
+def test_sides_round_as_in_the_batches():
+    """Includes ties and near ties. Both sides are computed without intermediate rounding."""
     serve = tf.function(
         lambda images: (letterbox(images, 64)[1], scaled_batch(images, 48, 100)[1]),
         input_signature=[tf.TensorSpec((1, None, None, 3), tf.uint8)],
@@ -61,13 +61,20 @@ def test_sides_are_whole_in_the_same_way():
         assert other.numpy().tolist() == list(scaled(size, 48, 100).size), size
 
 
+@pytest.mark.parametrize("scale", [lambda images: letterbox(images, 64), lambda images: scaled_batch(images, 48, 100)])
+def test_scaling_has_no_operation_that_tensorflow_lite_lacks(scale):
+    spec = tf.TensorSpec((None, None, None, 3), tf.uint8)
+    graph = tf.function(scale, input_signature=[spec], autograph=False).get_concrete_function().graph
+    assert "ScaleAndTranslate" not in {operation.type for operation in graph.get_operations()}
+
+
 @pytest.mark.parametrize(("length", "source"), [(45, 30), (30, 45), (7, 500), (9, 9)])
 def test_nearest_pixels_are_those_of_numpy(length, source):
     np.testing.assert_array_equal(nearest_pixels(length, source), placing.nearest_pixels(length, source))
 
 
 class ColourDetector:
-    """Finds the spot of each class's colour, by the moments of how near every pixel is to it: all pixels count."""
+    """Finds the spot of each class's colour by moments of how near every pixel is to it, so that all pixels count."""
 
     class_names, variables, max_long_side = NAMES, (), 100
 
@@ -77,7 +84,7 @@ class ColourDetector:
     def predict_step(self, data):
         images, colours = tf.cast(data["images"], tf.float32), tf.constant(list(COLOURS.values()), tf.float32)
         distance = tf.reduce_sum(tf.abs(images[:, None] - colours[:, None, None]), -1)  # (b, classes, H, W)
-        near = tf.maximum(1 - distance / 150, 0)  # 0 of the mean colour around pictures
+        near = tf.maximum(1 - distance / 150, 0)  # zero at the mean colour around pictures
         area = tf.maximum(tf.reduce_sum(near, [2, 3]), 1e-3)
         edges = []
         for axis in (3, 2):  # x, y

@@ -1,4 +1,4 @@
-"""IoU of pixels: known answers, streaming, and what is ignored or absent."""
+"""Tests of the IoU of pixels: known answers, streaming, and ignored or absent classes."""
 
 import numpy as np
 import pytest
@@ -16,9 +16,9 @@ def scores(*images):
     return matrix.scores(NAMES)
 
 
-def test_known_answers():
+def test_iou_agrees_with_known_answers():
     result = scores(([[0, 0, 1, 1], [2, 2, 2, 2]], [[0, 1, 1, 1], [2, 2, 0, 0]]))
-    # road: 1 hit of 2 true and 3 predicted; car: 2 of 2 and 3; sky: 2 of 4 and 2
+    # Hits, true and predicted pixels: road 1, 2, 3. Car 2, 2, 3. Sky 2, 4, 2.
     assert result["per_class"] == {"road": 1 / 4, "car": 2 / 3, "sky": 1 / 2}
     assert result["mIoU"] == pytest.approx((1 / 4 + 2 / 3 + 1 / 2) / 3)
     assert result["pixel_accuracy"] == 5 / 8
@@ -31,22 +31,22 @@ def test_pixels_are_counted_over_all_images():
     assert scores((big, big))["mIoU"] == 1
 
 
-def test_what_is_ignored_is_not_counted_whatever_is_predicted():
+def test_ignored_pixels_are_never_counted():
     result = scores(([[0, 255, 255]], [[0, 1, 2]]))
     assert result == {"mIoU": 1.0, "pixel_accuracy": 1.0, "per_class": {"road": 1.0, "car": None, "sky": None}}
 
 
-def test_a_class_predicted_and_never_there_counts_as_0():
+def test_class_predicted_but_absent_counts_as_0():
     assert scores(([[0, 0]], [[0, 1]]))["per_class"] == {"road": 1 / 2, "car": 0.0, "sky": None}
     assert scores(([[0, 0]], [[0, 1]]))["mIoU"] == 1 / 4
 
 
-def test_nothing_counted_is_none():
+def test_iou_without_counted_pixels_is_none():
     nothing = {"mIoU": None, "pixel_accuracy": None, "per_class": dict.fromkeys(NAMES)}
     assert scores() == scores(([[255, 255]], [[1, 2]])) == nothing
 
 
-def test_a_loop_agrees():
+def test_iou_agrees_with_a_loop():
     rng = np.random.default_rng(0)
     truth, predicted = rng.integers(0, 4, (9, 11)), rng.integers(0, 3, (9, 11))
     truth = np.where(truth == 3, 255, truth)

@@ -1,4 +1,4 @@
-"""The sheet for segmentation: image, truth and prediction side by side, in the colours of the legend."""
+"""Tests of the sheet for segmentation: image, truth and prediction side by side, in the colours of the legend."""
 
 import numpy as np
 import pytest
@@ -22,16 +22,16 @@ def sheet_of(tmp_path, count, wrong=0):
 
 
 @pytest.mark.parametrize(("count", "rows"), [(1, 1), (3, 3), (9, 4)])
-def test_the_grid(tmp_path, count, rows):
+def test_grid_of_the_sheet_is_fixed(tmp_path, count, rows):
     sheet = sheet_of(tmp_path, count)
     assert sheet.shape[1] == 3 * (CELL + GAP) + GAP
     assert 0 < sheet.shape[0] - (HEADER + rows * (CELL * 60 // 80 + GAP)) < 60  # the legend
 
 
-def test_colours_are_where_the_classes_are(tmp_path):
+def test_colours_mark_their_classes(tmp_path):
     sheet, colours = sheet_of(tmp_path, 1, wrong=2), class_colours(4)
 
-    def pixel(column, x, y):  # of the picture, which is scaled by 4
+    def pixel(column, x, y):  # position in the picture, which is scaled by 4
         return sheet[HEADER + 4 * y, GAP + column * (CELL + GAP) + 4 * x]
 
     assert np.abs(pixel(0, 20, 20) - COLOURS["bus"]).max() < 30
@@ -43,13 +43,13 @@ def test_colours_are_where_the_classes_are(tmp_path):
 
 
 @pytest.mark.parametrize("classes", [2, 12, 19, 60])
-def test_every_class_has_a_colour_of_its_own(classes):
+def test_every_class_has_a_different_colour(classes):
     colours = class_colours(classes)[:classes].astype(int)
     apart = np.abs(colours[:, None] - colours[None]).sum(-1) + 999 * np.eye(classes, dtype=int)
     assert apart.min() > (60 if classes <= 19 else 5)
 
 
-def test_positions_are_spread():
+def test_sampled_positions_are_spread():
     assert (
         sheet_positions(101, 4) == [0, 33, 67, 100] and sheet_positions(2, 4) == [0, 1] and sheet_positions(0, 4) == []
     )

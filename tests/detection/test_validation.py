@@ -1,4 +1,4 @@
-"""Validation of a detector: the best step, patience, and what a resumed run finds."""
+"""Tests of validation: the best step, patience, and resuming."""
 
 import keras
 import numpy as np
@@ -23,7 +23,7 @@ def block(step):
 
 
 def run(folder, last, patience=None, scores=SCORES, save_every=2):
-    """Trains up to a step, or resumes, with a validation after each step. Returns model, validation and first step."""
+    """Trains up to a step, or resumes, with validation after each step. Returns model, validation and first step."""
     keras.utils.set_random_seed(1)
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="a")], name="net")
     model.compile(keras.optimizers.SGD(0.1, name="sgd"), loss="mse", run_eagerly=True)
@@ -48,7 +48,7 @@ def kept(folder):
     return sorted(path.name for path in (folder / "checkpoints").glob("best-*"))
 
 
-def test_best_weights_are_kept_and_loaded(tmp_path):
+def test_best_weights_are_saved_and_loaded(tmp_path):
     at_step_2 = run(tmp_path / "short", 2)[0].get_weights()
     model, validation, _ = run(tmp_path / "long", 6)
     assert validation.best == {"step": 2, "score": 0.3} and validation.without_gain == 4
@@ -59,12 +59,12 @@ def test_best_weights_are_kept_and_loaded(tmp_path):
         np.testing.assert_array_equal(value, expected)
 
 
-def test_older_best_stays_for_older_checkpoints(tmp_path):
+def test_earlier_best_is_kept_for_older_checkpoints(tmp_path):
     run(tmp_path, 7)
-    assert kept(tmp_path) == ["best-2.npz", "best-7.npz"]  # checkpoints 4 and 6 have their best at step 2
+    assert kept(tmp_path) == ["best-2.npz", "best-7.npz"]  # checkpoints 4 and 6 refer to the best at step 2
 
 
-def test_patience_stops_and_stays_over(tmp_path):
+def test_patience_stops_the_run_for_good(tmp_path):
     model, validation, _ = run(tmp_path, 8, patience=3, save_every=1)
     assert validation.is_over and int(model.optimizer.iterations) == 5  # in the middle of an epoch of three
     model, validation, first = run(tmp_path, 8, patience=3)
@@ -72,7 +72,7 @@ def test_patience_stops_and_stays_over(tmp_path):
     assert int(run(tmp_path, 8, patience=5)[0].optimizer.iterations) == 8
 
 
-def test_resumed_run_forgets_a_best_of_lost_steps(tmp_path):
+def test_resumed_run_drops_a_best_of_lost_steps(tmp_path):
     run(tmp_path, 2)
     (tmp_path / "checkpoints" / "best-3.npz").write_bytes(b"of a start that was killed")
     _, validation, first = run(tmp_path, 4)

@@ -1,4 +1,4 @@
-"""VOC's AP: known answers, the slow twin, pycocotools where both must agree, and what `difficult` does."""
+"""Tests of VOC's AP: known answers, the slow twin, pycocotools where both must agree, and `difficult` objects."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from dupr_tf.errors import UserError
 from tests import oracles_voc
 from tests.detection.test_coco_eval import SCENE, A, B, found, truth
 
-SHIFTED = (20, 10, 70, 60)  # of A, by 10 of 50 px: IoU 2/3
+SHIFTED = (20, 10, 70, 60)  # A moved by 10 of 50 px: IoU 2/3
 FAR = (150, 10, 190, 60)
 
 
@@ -17,7 +17,7 @@ def both(scene, detections):
     return [voc_ap(scene, detections, metric)["AP50"] for metric in ("area", "11_point")]
 
 
-def test_perfect_detections_and_none():
+def test_perfect_detections_have_ap_1_and_none_have_0():
     perfect = [found((0, A, 0.9), (1, B, 0.8)), found((0, B, 0.3))]
     for metric in ("area", "11_point"):
         result = voc_ap(SCENE, perfect, metric)
@@ -27,30 +27,30 @@ def test_perfect_detections_and_none():
         assert nothing["AP"] == nothing["AP75"] == 0.0 and nothing["per_class"] == {"cat": 0.0, "dog": 0.0}
 
 
-def test_half_of_the_boxes_found():
+def test_ap_with_half_of_the_boxes_detected():
     scene = truth([(0, A, False)], [(0, B, False)])
-    # Recall 0.5 at precision 1: half of the area; six of the eleven recalls 0, 0.1 … 0.5.
+    # Recall is 0.5 at precision 1: half of the area, and six of the eleven recalls 0, 0.1 … 0.5.
     assert both(scene, [found((0, A, 0.9)), found()]) == [pytest.approx(1 / 2), pytest.approx(6 / 11)]
-    # A false one before it: precision 1/2.
+    # A false detection before it gives precision 1/2.
     assert both(scene, [found((0, FAR, 0.95), (0, A, 0.9)), found()]) == [pytest.approx(1 / 4), pytest.approx(3 / 11)]
 
 
-def test_a_shifted_box_counts_up_to_its_iou():
+def test_shifted_box_counts_up_to_its_iou():
     result = voc_ap(truth([(0, A, False)]), [found((0, SHIFTED, 0.9))])
     assert (result["AP50"], result["AP75"], result["AP"]) == (1.0, 0.0, pytest.approx(0.4))
 
 
-def test_exactly_the_threshold_is_enough():
-    half = (10, 10, 60, 35)  # of A
+def test_iou_equal_to_the_threshold_is_a_hit():
+    half = (10, 10, 60, 35)  # part of A
     assert both(truth([(0, A, False)]), [found((0, half, 0.9))]) == [1.0, 1.0]
 
 
-def test_a_second_detection_of_a_box_is_false_even_where_another_box_would_do():
+def test_second_detection_of_a_box_is_always_false():
     near = (12, 10, 62, 60)
     scene = truth([(0, A, False), (0, near, False)])
     detections = [found((0, A, 0.9), (0, (10, 10, 60.5, 60), 0.8))]  # both overlap A most
     assert voc_ap(scene, detections)["AP50"] == pytest.approx(0.5)
-    assert coco_ap(scene, detections)["AP50"] == pytest.approx(1.0)  # COCO gives the second one the other box
+    assert coco_ap(scene, detections)["AP50"] == pytest.approx(1.0)  # COCO assigns the other box to the second one
 
 
 @pytest.mark.parametrize(
@@ -62,25 +62,25 @@ def test_a_detection_of_a_difficult_box_is_not_counted(second, expected):
     assert voc_ap(scene, [found((0, B, 0.9), (0, A, 0.8))])["AP50"] == pytest.approx(expected)
 
 
-def test_many_detections_of_one_difficult_box_are_all_left_out():
+def test_all_detections_of_a_difficult_box_are_ignored():
     scene = truth([(0, A, False), (0, B, True)])
     assert voc_ap(scene, [found((0, B, 0.9), (0, B, 0.85), (0, A, 0.8))])["AP50"] == 1.0
-    # Unlike to a crowd of COCO's: a small piece of it is no detection of it.
+    # Unlike with COCO's crowds, a small piece of it is no detection of it.
     piece = (100, 100, 120, 120)
     assert voc_ap(scene, [found((0, piece, 0.9), (0, A, 0.8))])["AP50"] == pytest.approx(0.5)
     assert coco_ap(scene, [found((0, piece, 0.9), (0, A, 0.8))])["AP50"] == pytest.approx(1.0)
 
 
-def test_nothing_to_find_is_none():
+def test_class_without_objects_has_ap_none():
     empty = truth([], [(0, A, True)])
     result = voc_ap(empty, [found((0, A, 0.9)), found((1, B, 0.5))])
     assert result["AP"] is result["AP50"] is result["AP75"] is None
     assert result["per_class"] == {"cat": None, "dog": None} and voc_curves(empty, [found(), found()]) == {}
     one = voc_ap(truth([(0, A, False)]), [found((0, A, 0.9), (1, B, 0.99))])
-    assert one["AP"] == 1.0 and one["per_class"]["dog"] is None  # a class that is not there does not count
+    assert one["AP"] == 1.0 and one["per_class"]["dog"] is None  # an absent class does not count
 
 
-def test_curves():
+def test_curves_have_the_expected_precision():
     scene = truth([(0, A, False)], [(0, B, False)])
     recall, precision = voc_curves(scene, [found((0, FAR, 0.8), (0, A, 0.9)), found((0, B, 0.7))])["cat"]
     np.testing.assert_allclose(recall, np.linspace(0, 1, 101))
@@ -103,7 +103,7 @@ def test_ious_of_boxes_without_area_are_0():
 
 
 def random_scene(seed, images=8, classes=2):
-    """Objects and detections with integer boxes as VOC's, from 1 and with both ends inside; no two scores are equal."""
+    """Returns objects and detections with integer boxes as VOC's, from 1 with both ends inside; scores all differ."""
     rng = np.random.default_rng(seed)
     objects, detections, scores = [], [], iter(rng.permutation(10_000) / 10_000)
     for _ in range(images):
@@ -126,9 +126,9 @@ def random_scene(seed, images=8, classes=2):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_it_agrees_with_the_slow_twin(seed):
+def test_voc_ap_agrees_with_the_slow_twin(seed):
     objects, detections = random_scene(seed)
-    first = np.array([1, 1, 0, 0])  # of VOC's pixels; ends: its last pixel ends where ours does
+    first = np.array([1, 1, 0, 0])  # VOC's pixels include the ends: its last pixel is where our box ends
     scene = truth(*[[(label, np.array(box) - first, difficult) for label, box, difficult in rows] for rows in objects])
     ours = [found(*[(label, box - first, score) for label, box, score in rows]) for rows in detections]
     ours = [
@@ -147,17 +147,17 @@ def test_it_agrees_with_the_slow_twin(seed):
     assert 0.1 < max(seen) < 1
 
 
-def test_it_agrees_with_pycocotools_where_both_must():
-    """Boxes far apart, one detection each, all found: the envelope is the same at every recall up to 1."""
+def test_voc_ap_agrees_with_pycocotools_in_common_cases():
+    """Boxes lie far apart with one detection each, all found. The envelope is then the same at every recall up to 1."""
     scene = truth(*[[(0, (10, 10, 60, 60), False), (0, (100, 10, 180, 90), False)] for _ in range(50)])
     ours = [found((0, (10, 10, 60, 60), 0.99 - i / 1000), (0, (100, 10, 180, 90), 0.9 - i / 1000)) for i in range(50)]
     assert voc_ap(scene, ours)["AP"] == pytest.approx(coco_ap(scene, ours)["AP"]) == pytest.approx(1)
-    # One false detection of the best score in each image: precision is a half throughout.
+    # One false detection of the best score in each image makes precision a half throughout.
     false = [found((0, FAR, 1 - i / 1e4), *[(0, one["boxes"][0], 1 - i / 1e4 - 1e-5)]) for i, one in enumerate(ours)]
     halves = [voc_ap(truth(*[[(0, (10, 10, 60, 60), False)]] * 50), false, "area")["AP50"]]
     halves.append(coco_ap(truth(*[[(0, (10, 10, 60, 60), False)]] * 50), false)["AP50"])
     assert halves == [pytest.approx(0.5, abs=1e-6)] * 2
-    # A random scene without difficult boxes or two boxes for one detection: 101 recalls against the whole area.
+    # A random scene, without difficult boxes or boxes that share a detection: 101 recalls against the whole area.
     rng = np.random.default_rng(0)
     grid = [(x, y, x + 30, y + 30) for x in (5, 65, 125) for y in (5, 65, 125)]
     scene = truth(*[[(0, box, False) for box in grid] for _ in range(30)])

@@ -1,4 +1,4 @@
-"""Every kind of odd image has one outcome, the same in training and in what a run lists."""
+"""Tests that each odd image has one outcome, the same in training and in a run's list."""
 
 import os
 import time
@@ -37,16 +37,16 @@ def bad_set(tmp_path_factory):
 
 
 def state_of(folder):
-    """Every file with its content's size and times, links and folders included."""
+    """Returns content size and times of every file, including links and folders."""
     return {path: (os.lstat(path).st_size, os.lstat(path).st_mtime_ns) for path in sorted(folder.rglob("*"))}
 
 
-def test_the_files_are_listed_and_pipes_links_to_folders_and_folders_are_not(bad_set):
+def test_listing_omits_pipes_folders_and_links_to_folders(bad_set):
     folder, expected = bad_set
     assert list_images(folder) == sorted(expected)
 
 
-def test_training_skips_the_same_ones_by_name_and_reason_and_touches_nothing(bad_set, tmp_path):
+def test_training_skips_and_lists_exactly_the_bad_images(bad_set, tmp_path):
     folder, expected = bad_set
     before = state_of(folder)
     paths = list_images(folder)
@@ -67,7 +67,7 @@ def test_training_skips_the_same_ones_by_name_and_reason_and_touches_nothing(bad
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission(tmp_path):
+def test_file_without_permission_is_listed_with_its_reason(tmp_path):
     path = tmp_path / "secret.jpg"
     path.write_bytes(FILES["plain.jpg"][0])
     path.chmod(0)
@@ -75,7 +75,7 @@ def test_a_file_without_permission(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs a file that exists and cannot be read")
-def test_a_file_that_cannot_be_read(tmp_path):
+def test_file_with_a_read_error_is_listed_with_its_reason(tmp_path):
     (tmp_path / "a.jpg").write_bytes(FILES["plain.jpg"][0])
     (tmp_path / "unreadable.jpg").symlink_to("/proc/self/mem")
     paths = list_images(tmp_path)
@@ -86,14 +86,14 @@ def test_a_file_that_cannot_be_read(tmp_path):
     assert set(batch["index"]) == {0}
 
 
-def test_a_run_that_goes_on_looks_again_at_what_an_earlier_start_listed(tmp_path):
+def test_resumed_run_checks_listed_images_again(tmp_path):
     for i in range(200):
-        (tmp_path / f"{i:03d}.jpg").write_bytes(b"" if i in (7, 8) else FILES["plain.jpg"][0])  # not among those tried
+        (tmp_path / f"{i:03d}.jpg").write_bytes(b"" if i in (7, 8) else FILES["plain.jpg"][0])  # not in a sample
     paths, report = list_images(tmp_path), tmp_path / "bad_images.tsv"
     first = BadImages(paths, 1.0, report=report)
     first.is_bad(7), first.is_bad(8)
     first.close()
-    (tmp_path / "008.jpg").write_bytes(FILES["plain.jpg"][0])  # mended
+    (tmp_path / "008.jpg").write_bytes(FILES["plain.jpg"][0])  # repaired
     second = BadImages(paths, 1.0, report=report)
     check_readable(paths, second)
     assert list(second.reason_of) == [7]
@@ -128,13 +128,13 @@ def test_a_folder_without_a_usable_image_is_refused(tmp_path):
     assert refusal(check_readable, paths, BadImages(paths, 1.0)).fix
 
 
-def test_check_before_a_run_uses_its_depth(tmp_path):
+def test_check_before_a_run_uses_its_depth_setting(tmp_path):
     Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "a.tif")
     assert "32 bits" in refusal(check_photos, tmp_path).problem
     check_photos(tmp_path, depth="auto")
 
 
-def test_threads_may_note_bad_images(tmp_path):
+def test_several_threads_can_note_bad_images(tmp_path):
     bad = BadImages([f"{i}.jpg" for i in range(1000)], 1.0, report=tmp_path / "bad_images.tsv")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(bad.is_bad, [*range(1000), *range(1000)]))

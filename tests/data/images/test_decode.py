@@ -1,4 +1,4 @@
-"""The decoder against Pillow's definition, for every kind of file; and what damaged bytes make of it."""
+"""Tests the decoder against Pillow's definition for every kind of file, and on damaged bytes."""
 
 import io
 import struct
@@ -16,13 +16,13 @@ from tests.data.bad_images import ORIENTATIONS, SIZE, encoded, files, picture, w
 from tests.data.every_kind import every_kind, with_scans
 from tests.refusals import refusal
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest drops the filter that `decode` sets
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest removes the filter that `decode` sets
 CASES = {case.name: case for case in every_kind()}
 USABLE = {name: case for name, case in CASES.items() if case.pixels is not None}
 
 
 def photo(height, width):
-    """Noise at several scales, the spectrum of a photograph."""
+    """Returns noise at several scales, with the spectrum of a photograph."""
     rng = np.random.default_rng(0)
     layers = [
         np.asarray(Image.fromarray(rng.integers(0, 256, (n, n, 3), np.uint8)).resize((width, height), Image.BICUBIC))
@@ -52,7 +52,7 @@ def test_every_kind_is_decoded_as_pillow_defines_it_or_refused(name, capfd):
 
 
 @pytest.mark.parametrize("name", USABLE)
-def test_the_header_says_the_size_of_what_is_decoded_at_every_factor(name, tmp_path):
+def test_header_size_equals_decoded_size_at_every_factor(name, tmp_path):
     content, (height, width, _) = USABLE[name].content, USABLE[name].pixels.shape
     header = read_header(content)
     assert (header.height, header.width) == (height, width)
@@ -65,7 +65,7 @@ def test_the_header_says_the_size_of_what_is_decoded_at_every_factor(name, tmp_p
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("value", range(1, 9))
-def test_an_image_is_seen_upright(kind, value):
+def test_image_is_decoded_upright(kind, value):
     options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95, "subsampling": 0}}.get(kind, {})
     for endian in "<>":
         seen = decode(with_orientation(picture(), value, kind, endian, **options)).astype(int)
@@ -74,16 +74,16 @@ def test_an_image_is_seen_upright(kind, value):
 
 
 @pytest.mark.parametrize("value", ORIENTATIONS)
-def test_a_turned_jpeg_is_its_upright_twin_at_every_factor(value):
+def test_rotated_jpeg_equals_its_upright_twin_at_all_factors(value):
     image = photo(240, 320)  # multiples of 8 and of the blocks of a JPEG: nothing is rounded
     upright, turned = (with_orientation(image, v, quality=95, subsampling=0) for v in (1, value))
     for factor in (1, 2, 4, 8):
         one, other = (decode(content, factor=factor).astype(int) for content in (upright, turned))
-        difference = np.abs(one - other)  # the blocks of the two files are rounded in different places
+        difference = np.abs(one - other)  # the two files have their blocks rounded in different places
         assert difference.mean() < 0.7 and difference.max() <= 8
 
 
-def test_exif_that_is_damaged_turns_nothing():
+def test_damaged_exif_rotates_nothing():
     content = with_orientation(picture(), 6)
     start = content.index(b"Exif\0\0") + 6
     for at, byte in ((start + 4, 0xFF), (start + 12, 0xFF), (start, 0x00)):  # offset, type, byte order
@@ -92,7 +92,7 @@ def test_exif_that_is_damaged_turns_nothing():
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
-def test_a_view_of_a_jpeg_decoded_small_is_the_full_one_within_two_grey_levels(factor):
+def test_view_of_shrunk_jpeg_is_within_two_grey_levels(factor):
     content = encoded(photo(64 * factor * 3, 64 * factor * 4), quality=92)
     small, full = decode(content, factor=factor), decode(content)
     for y, x, side in ((0, 0, 128), (31, 55, 150), (5, 7, 187)):  # at least 2 decoded pixels for each of 64
@@ -102,7 +102,7 @@ def test_a_view_of_a_jpeg_decoded_small_is_the_full_one_within_two_grey_levels(f
         assert difference.mean() < 0.6 and np.quantile(difference, 0.99) <= 2 and difference.max() <= 4
 
 
-def test_the_limit_of_pixels_is_the_one_given_also_above_pillows():
+def test_given_pixel_limit_holds_above_that_of_pillow():
     for name in ("plain.png", "plain.jpg", "plain.webp", "plain.bmp", "plain.tiff"):
         kind = {"jpg": "JPEG"}.get(name.split(".")[1], name.split(".")[1].upper())
         content = encoded(picture(), kind)
@@ -112,11 +112,11 @@ def test_the_limit_of_pixels_is_the_one_given_also_above_pillows():
         assert kind_of_reason(decode, content, 36 * 48 - 1, read_header(content)) == "too many pixels"
 
 
-def test_pillows_own_limit_of_pixels_is_neither_used_nor_changed(monkeypatch):
+def test_pixel_limit_of_pillow_is_neither_used_nor_changed(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     for kind in ("JPEG", "PNG", "BMP"):
         assert decode(encoded(picture(), kind)).shape == (36, 48, 3)
-    assert kind_of_reason(decode, encoded(picture(), "WEBP")) == "too many pixels"  # its plugin uses it
+    assert kind_of_reason(decode, encoded(picture(), "WEBP")) == "too many pixels"  # Pillow's plugin uses it
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
@@ -125,7 +125,7 @@ def test_scans_are_counted_up_to_the_limit():
     assert kind_of_reason(decode, with_scans(MAX_SCANS + 1)) == "too many scans"
 
 
-def test_a_missing_memory_is_a_reason(monkeypatch):
+def test_memory_error_is_a_reason_for_refusal(monkeypatch):
     def fail(*_, **__):
         raise MemoryError
 
@@ -133,7 +133,7 @@ def test_a_missing_memory_is_a_reason(monkeypatch):
     assert kind_of_reason(decode, encoded(picture())) == "too large"
 
 
-def test_the_size_of_what_is_no_image_is_refused(tmp_path):
+def test_size_of_a_file_that_is_no_image_is_refused(tmp_path):
     for content in (b"", b"text", encoded(picture())[:20]):
         (tmp_path / "a.jpg").write_bytes(content)
         assert refusal(upright_size, tmp_path / "a.jpg").fix
@@ -148,12 +148,12 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_flipped_bytes_are_decoded_or_refused_and_nothing_else(name, capfd):
-    """Half of the damage lies in the first 100 bytes, where headers are."""
+def test_flipped_bytes_are_decoded_or_refused(name, capfd):
+    """Half of the damage is in the first 100 bytes, which hold the headers."""
     outcomes = {_outcome(damaged) for damaged in _damaged(USABLE[name].content, 100)}
     reasons = {"damaged", "cut short", "no image", "empty", "too many pixels", "too many scans"}
     assert outcomes <= {"decoded", "no defined white", "more than three channels", *reasons}
-    assert len(outcomes) >= 2  # some damage is noticed
+    assert len(outcomes) >= 2  # at least some damage is noticed
     assert capfd.readouterr() == ("", "")
 
 
@@ -187,7 +187,7 @@ print(sum(unusable_reason(path) == "" for path in Path(sys.argv[1]).iterdir()))
 
 
 def test_nothing_is_printed_about_damaged_files(tmp_path):
-    """In a process of its own: pytest has its own filters of warnings."""
+    """Runs in a separate process, since pytest has its own filters of warnings."""
     for name in ("plain.tiff", "jpeg.tif", "tiff_lzw.tif", "pages.tif", "exif_6.jpg"):
         for i, content in enumerate(_damaged(USABLE[name].content, 60)):
             (tmp_path / f"{name}_{i}").write_bytes(content)
@@ -228,7 +228,7 @@ def test_sizes_of_one_pixel():
 
 
 def deep(low, high, mode=np.uint16):
-    """A grey image of 16 or 32 bits, a ramp from `low` to `high`."""
+    """Returns a grey image of 16 or 32 bits, a ramp from `low` to `high`."""
     return encoded(Image.fromarray(np.linspace(low, high, 48 * 36).reshape(36, 48).astype(mode)), "TIFF")
 
 
@@ -240,7 +240,7 @@ def test_depth_auto_scales_by_minimum_and_maximum(low, high, mode):
     assert (decode(deep(3, 3, mode), depth="auto") == 0).all()
 
 
-def test_depth_full_keeps_the_upper_bits_and_names_what_gains():
+def test_depth_full_keeps_upper_bits_and_names_gaining_files():
     dark, wide = deep(700, 1900), deep(0, 60000)
     assert np.unique(decode(dark)).tolist() == [2, 3, 4, 5, 6, 7]
     gain = "data.depth auto"
@@ -248,7 +248,7 @@ def test_depth_full_keeps_the_upper_bits_and_names_what_gains():
 
 
 def deep_colours(kind, channels, values):
-    """A file of 16-bit values (H, W, channels): a PNG, or a TIFF of either byte order, compressed or not."""
+    """Returns a file of 16-bit values (H, W, channels): a PNG, or a TIFF of either byte order, compressed or not."""
     height, width = values.shape[:2]
     if kind == "PNG":
         rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
@@ -283,14 +283,14 @@ def test_pixels_that_are_not_finite_are_refused():
 
 
 def tiff(samples, photometric, extra=None):
-    """An uncompressed TIFF of 6 x 4 pixels with `samples` channels of 8 bits, and values of ExtraSamples."""
+    """Returns an uncompressed TIFF of 6 x 4 pixels with `samples` channels of 8 bits, and values of ExtraSamples."""
     pixels = np.arange(24 * samples, dtype=np.uint8).tobytes()
     tags = {256: [6], 257: [4], 258: [8] * samples, 259: [1], 262: [photometric], 277: [samples], 278: [4]}
     return tiff_file(tags | {279: [len(pixels)]} | ({} if extra is None else {338: extra}), pixels)
 
 
 def tiff_file(tags, pixels, order="<"):
-    """A TIFF of {tag: values} in a byte order, with one strip of pixels."""
+    """Returns a TIFF of {tag: values} in a byte order, with one strip of pixels."""
     end = 8 + 2 + 12 * (len(tags) + 1) + 4
     entries, blocks = [], b""
     for tag, values in sorted({**tags, 273: [0]}.items()):
@@ -340,7 +340,7 @@ def test_avif_is_decoded_upright():
     assert np.abs(turned.astype(int) - np.asarray(picture())).mean() < 4
 
 
-def test_heic_without_its_extra_says_what_to_install(monkeypatch):
+def test_heic_without_its_extra_names_the_package_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif.as_plugin", None)
     with pytest.raises(Unusable, match=r"pip install 'dupr_tf\[heic\]'"):
         decode(b"\0\0\0\x18ftypheic" + bytes(500))

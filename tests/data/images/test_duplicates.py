@@ -1,4 +1,4 @@
-"""Duplicates: same bytes, near hashes, two sets, large buckets; the command; folders of frames."""
+"""Tests of duplicates: equal bytes, near hashes, two sets, large buckets, the command and folders of frames."""
 
 import io
 
@@ -23,7 +23,7 @@ SIZE = (320, 240)
 
 
 def photo(seed, size=SIZE, shift=0):
-    """A picture with structure at several scales, moved to the left by `shift` px."""
+    """Returns a picture with structure at several scales, moved to the left by `shift` px."""
     rng = np.random.default_rng(seed)
     layers = [rng.integers(0, 256, (n, n + 2, 3), np.uint8) for n in (4, 9)]
     big = [np.asarray(Image.fromarray(a).resize((400, 240), Image.Resampling.BICUBIC)) for a in layers]
@@ -48,7 +48,7 @@ def flipped(value, *bits):
 
 
 def brute_force(pool, against, distance):
-    """The least distance of each hash to another set or to earlier ones of its own; 255 above the threshold."""
+    """Returns each hash's least distance to the other set, or to earlier hashes of its set; 255 above the threshold."""
     least = []
     for i, one in enumerate(pool):
         others = pool[:i] if against is None else against
@@ -116,7 +116,7 @@ def test_near_copies_differ_in_few_bits_and_others_in_many():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Six photos, a copy of the first, a smaller JPEG of the second, and a file that is no photo."""
+    """Makes six photos, a copy of the first, a smaller JPEG of the second, and a file that is no photo."""
     for seed in range(6):
         save(photo(seed), tmp_path / "pool" / f"{seed}.png")
     save(photo(0), tmp_path / "pool" / "copy.png")
@@ -129,7 +129,7 @@ def hashes_of(folder):
     return collect_hashes(hash_images(Files(list_images(folder)), 2))
 
 
-def test_same_bytes_and_near_copies_are_told_apart(folder):
+def test_equal_files_and_near_copies_are_listed_separately(folder):
     hashes = hashes_of(folder)
     matches = find_duplicates(hashes)
     assert [number for number, _ in hashes.unreadable] == [8] and hashes.index.tolist() == list(range(8))
@@ -137,7 +137,7 @@ def test_same_bytes_and_near_copies_are_told_apart(folder):
     assert matches.exact.tolist() == [False] * 6 + [True, False]
 
 
-def test_same_bytes_come_before_an_equal_hash(tmp_path):
+def test_equal_bytes_take_precedence_over_an_equal_hash(tmp_path):
     save(photo(0), tmp_path / "pool" / "0.png")
     save(photo(0), tmp_path / "test" / "0.png", compress_level=1)
     save(photo(0), tmp_path / "test" / "1.png")
@@ -161,7 +161,7 @@ def test_command_compares_two_folders(folder, tmp_path, capsys):
     assert main(["duplicates", str(folder), "--distance", "4"]) == 2
 
 
-def test_folders_of_frames_are_warned_of(tmp_path, capsys):
+def test_folder_of_video_frames_gives_a_warning(tmp_path, capsys):
     for i in range(12):
         save(photo(0, shift=i), tmp_path / "video" / f"{i:02}.jpg", quality=90)
         save(photo(i), tmp_path / "photos" / f"{i:02}.jpg", quality=90)

@@ -1,4 +1,4 @@
-"""The listing of photos, masks, folders of classes and Cityscapes: what it takes, leaves out, and says."""
+"""Tests of listing photos, masks, folders of classes and Cityscapes: what is used, left out, and reported."""
 
 import logging
 
@@ -15,7 +15,7 @@ from tests.labelled_scenes import pictures
 from tests.masked_scenes import write_cityscapes, write_segments
 from tests.refusals import refusal
 
-APPLE = b"\0\5\x16\7" + bytes(100)  # the beginning of a file that macOS puts beside another
+APPLE = b"\0\5\x16\7" + bytes(100)  # start of a file that macOS writes next to another
 
 
 def photos(folder, *names):
@@ -31,7 +31,7 @@ def names_of(listing, root):
 
 
 def hide(root):
-    """Puts what macOS and other systems make beside every file and folder."""
+    """Writes the files that macOS and other systems put next to every file and folder."""
     for path in list(root.rglob("*")):
         if path.is_file():
             path.with_name("._" + path.name).write_bytes(APPLE)
@@ -127,5 +127,5 @@ def test_masks_in_two_places_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["AVIF", "JPEG"])
-def test_kind_is_that_of_the_contents(kind):
+def test_kind_follows_from_the_contents(kind):
     assert kind_of(encoded(picture(), kind)) == kind and kind_of(b"text") is None

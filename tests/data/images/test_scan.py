@@ -12,7 +12,7 @@ from dupr_tf.text import escape
 from tests.data.bad_images import encoded, picture, png_bomb, write_bad_images
 
 
-def test_a_scan_says_what_becomes_of_each(tmp_path):
+def test_scan_gives_the_outcome_of_each_file(tmp_path):
     expected = write_bad_images(tmp_path)
     looks = list(scan_images(list_images(tmp_path), 10**8, workers=2))
     assert {look.name: look.group for look in looks} == {escape(path): group for path, group in expected.items()}
@@ -45,7 +45,7 @@ def folder(tmp_path):
     return folder
 
 
-def test_a_scan_prints_a_summary_and_an_exit_code_as_pretrain_would(folder, capsys):
+def test_scan_summary_and_exit_code_are_those_of_pretrain(folder, capsys):
     code, lines, _ = scanned(capsys, folder)
     assert code == 0 and lines[-1] == "0 of 6 images would be skipped (0.00%)"
     (folder / "2.jpg").write_bytes(b"")
@@ -64,7 +64,7 @@ def test_a_scan_resumes_and_reads_changed_files_again(folder, tmp_path, capsys, 
     assert scanned(capsys, folder, "--output", output)[0] == 0
     whole = output.read_text()
     assert sorted(looked) == list("012345")
-    output.write_text(whole[: whole.rindex("\t")])  # killed within the last line
+    output.write_text(whole[: whole.rindex("\t")])  # killed while writing the last line
     last = whole.splitlines()[-1].split("\t")[0][-5]
     looked.clear()
     scanned(capsys, folder, "--output", output)
@@ -74,11 +74,11 @@ def test_a_scan_resumes_and_reads_changed_files_again(folder, tmp_path, capsys, 
     looked.clear()
     code, lines, _ = scanned(capsys, folder, "--output", output)
     assert looked == ["3"] and code == 1 and lines[-1] == "1 of 5 images would be skipped (20.00%)"
-    assert output.read_text().startswith(whole)  # only ever added to
+    assert output.read_text().startswith(whole)  # the file is only appended to
 
 
 @pytest.mark.parametrize("content", ["my notes\n", "# dupr-tf scan, max_pixels 5\n"])
-def test_a_scan_overwrites_no_other_file(folder, tmp_path, capsys, content):
+def test_scan_never_overwrites_a_foreign_file(folder, tmp_path, capsys, content):
     (tmp_path / "notes.txt").write_text(content)
     code, _, errors = scanned(capsys, folder, "--output", tmp_path / "notes.txt")
     assert code == 2 and len(errors) == 1 and "--output" in errors[0]
@@ -86,12 +86,12 @@ def test_a_scan_overwrites_no_other_file(folder, tmp_path, capsys, content):
 
 
 @pytest.mark.parametrize("arguments", [["nowhere"], [".", "--workers", "0"], [".", "--max-pixels", "0"]])
-def test_a_wrong_scan_is_one_line(tmp_path, capsys, arguments):
+def test_wrong_scan_arguments_give_one_line(tmp_path, capsys, arguments):
     code, _, errors = scanned(capsys, tmp_path / arguments[0], *arguments[1:])
     assert code == 2 and len(errors) == 1
 
 
-def test_scan_prints_whole_paths_and_what_is_left_out(tmp_path, capsys, caplog):
+def test_scan_prints_full_paths_and_omitted_files(tmp_path, capsys, caplog):
     folder = tmp_path / ("long name " * 12) / "photos"
     folder.mkdir(parents=True)
     (folder / "1.jpg").write_bytes(encoded(picture()))
@@ -104,7 +104,7 @@ def test_scan_prints_whole_paths_and_what_is_left_out(tmp_path, capsys, caplog):
     assert any(str(folder / "notes.docx") in message for message in caplog.messages)
 
 
-def test_scan_names_deep_images_that_would_gain(tmp_path, capsys):
+def test_scan_names_deep_images_that_depth_auto_improves(tmp_path, capsys):
     dark = np.linspace(100, 5000, 48 * 36).reshape(36, 48).astype(np.uint16)
     Image.fromarray(dark).save(tmp_path / "dark.png")
     Image.fromarray(dark * 12).save(tmp_path / "wide.png")

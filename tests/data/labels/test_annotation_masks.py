@@ -1,4 +1,4 @@
-"""Annotations read with masks, VOC's two years, Cityscapes: what is read, and what is said of files that are wrong."""
+"""Tests of annotations with masks, of VOC's two years and of Cityscapes, and of errors about wrong files."""
 
 import json
 
@@ -17,7 +17,7 @@ SPLITS = {"train": pictures(7), "val": pictures(3, seed=1)}
 
 
 @pytest.mark.parametrize("form", ["polygons", "runs", "compressed"])
-def test_coco_gives_the_masks_that_were_drawn(tmp_path, form):
+def test_coco_masks_are_the_drawn_ones(tmp_path, form):
     root = write_coco_masks(tmp_path / "set", SPLITS, form)
     read = read_annotations(root, "train", masks=True)
     for i, picture in enumerate(SPLITS["train"]):
@@ -54,7 +54,7 @@ def test_a_box_without_a_usable_mask_is_ignored_and_counted(tmp_path, segmentati
 
 def test_masks_follow_their_boxes_where_boxes_are_dropped(tmp_path):
     def change(content):
-        content["annotations"][3]["bbox"] = [1, 1, 0, 0]  # the first of the three of the third picture
+        content["annotations"][3]["bbox"] = [1, 1, 0, 0]  # the first of three boxes of the third picture
 
     root = write_coco_masks(tmp_path / "set", {"train": pictures(4)}, change=change)
     read = read_annotations(root, "train", masks=True)
@@ -94,7 +94,7 @@ def years(tmp_path, request):
     return root
 
 
-def test_07_and_12_are_trained_on_together_and_tested_on_07(years):
+def test_voc_07_and_12_train_together_and_test_on_07(years):
     train, val = read_annotations(years, "train"), read_annotations(years, "val")
     assert train.ids == tuple(f"VOC2007/trainval_{i:03d}" for i in (1, 2, 3)) + tuple(
         f"VOC2012/trainval_{i:03d}" for i in (1, 2, 3, 4)
@@ -106,7 +106,7 @@ def test_07_and_12_are_trained_on_together_and_tested_on_07(years):
     assert [list(ignored) for ignored in train.ignored[:3]] == flags and any(map(any, flags))
 
 
-def test_one_year_stays_what_it_was(years):
+def test_single_voc_year_reads_as_before(years):
     year = next(years.rglob("VOC2012"))
     assert len(read_annotations(year, "train")) == 2
     assert str(year) in refusal(read_annotations, year, "val").problem
@@ -139,7 +139,7 @@ def test_cityscapes_gives_instances_with_masks(tmp_path, kinds):
 
 
 def _check_scene(read, i, picture, slack):
-    """Boxes, masks, groups and void of a scene, later things on top; Pillow draws a polygon's far edges too."""
+    """Checks boxes, masks, groups and void of a scene, later things on top. Pillow draws a polygon's far edges too."""
     visible = np.full(picture.size, -1)
     for number, thing in enumerate(picture.things):
         visible[mask(thing, picture.size)] = number
@@ -195,7 +195,7 @@ def test_wrong_cityscapes_files_are_refused_by_name(tmp_path):
     assert f"{gone}/leftImg8bit/test/" in refusal(read_annotations, gone, "test").problem
 
 
-def test_image_of_another_size_than_its_truth_is_refused(tmp_path):
+def test_image_and_truth_of_different_sizes_are_refused(tmp_path):
     root = write_cityscapes(tmp_path / "set", {"train": [Picture((40, 60), [Thing("bus", (5, 9, 30, 30))])]})
     Image.new("RGB", (30, 20)).save(next(root.rglob("*leftImg8bit.png")))
     assert "leftImg8bit.png (20 x 30, annotated 40 x 60)" in refusal(read_annotations, root, "train").problem

@@ -1,4 +1,4 @@
-"""COCO and VOC annotations: what is read, and what is said of files that are wrong."""
+"""Tests of COCO and VOC annotations: what is read, and the errors about wrong files."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def voc(tmp_path_factory):
 
 
 def edited(tmp_path, change):
-    """A COCO set whose training annotations went through `change`."""
+    """Returns a COCO set whose training annotations were edited by `change`."""
     root = write_coco(tmp_path / "set", {"train": pictures(4)})
     _change(root, change)
     return root
@@ -42,7 +42,7 @@ def _change(root, change):
     file.write_text(json.dumps(content))
 
 
-def test_coco_gives_the_boxes_that_were_drawn(coco):
+def test_coco_boxes_are_the_drawn_ones(coco):
     read = read_annotations(coco, "train")
     assert read.class_names == NAMES and len(read) == 9
     assert sum(read.counts[what] for what in (*DROPPED, NO_FILE)) == 0
@@ -53,7 +53,7 @@ def test_coco_gives_the_boxes_that_were_drawn(coco):
         assert list(read.ignored[i]) == [thing.difficult for thing in picture.things]
 
 
-def test_coco_and_voc_layouts_give_the_same(coco, voc):
+def test_coco_and_voc_layouts_give_the_same_boxes(coco, voc):
     for split in SPLITS:
         one, other = read_annotations(coco, split), read_annotations(voc, split)
         assert one.class_names == other.class_names
@@ -62,20 +62,20 @@ def test_coco_and_voc_layouts_give_the_same(coco, voc):
                 np.testing.assert_array_equal(a, b)
 
 
-def test_classes_keep_the_order_of_a_trained_detector(coco):
+def test_classes_keep_the_order_of_the_trained_detector(coco):
     read = read_annotations(coco, "val", class_names=("dog", "bus", "cat"))
     names = [[read.class_names[label] for label in labels] for labels in read.labels]
     assert names == [[thing.name for thing in picture.things] for picture in SPLITS["val"]]
     assert "received cat" in refusal(read_annotations, coco, "val", class_names=("dog", "bus")).problem
 
 
-def test_voc_numbers_a_class_that_only_the_other_split_has(tmp_path):
+def test_voc_class_in_only_one_split_gets_a_number(tmp_path):
     alone = {name: [Picture((40, 40), [Thing(name, (2, 2, 30, 30))])] for name in ("cat", "bus")}
     root = write_voc(tmp_path / "set", {"train": alone["cat"], "val": alone["bus"]})
     assert read_annotations(root, "train").class_names == ("bus", "cat")
 
 
-def test_boxes_are_clipped_and_those_without_area_dropped_and_counted(tmp_path):
+def test_boxes_are_clipped_and_empty_ones_counted_and_dropped(tmp_path):
     def change(content):
         width, height = content["images"][0]["width"], content["images"][0]["height"]
         boxes = [[-5, -5, 20, 20], [width - 4, 0, 10, 10], [3, 3, 0, 9], [5, 5, -2, 9], [width + 1, 2, 5, 5]]
@@ -90,7 +90,7 @@ def test_boxes_are_clipped_and_those_without_area_dropped_and_counted(tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["iscrowd", "ignore", "difficult"])
-def test_every_way_of_saying_ignored(tmp_path, flag):
+def test_every_ignore_flag_is_recognised(tmp_path, flag):
     def change(content):
         for annotation in content["annotations"]:
             annotation.update(iscrowd=0, difficult=0)
@@ -99,7 +99,7 @@ def test_every_way_of_saying_ignored(tmp_path, flag):
     assert all(ignored.all() for ignored in read_annotations(edited(tmp_path, change), "train").ignored)
 
 
-def test_sizes_left_out_are_read_from_the_files(tmp_path):
+def test_missing_sizes_are_read_from_the_files(tmp_path):
     def change(content):
         for image in content["images"]:
             del image["height"], image["width"]
@@ -108,7 +108,7 @@ def test_sizes_left_out_are_read_from_the_files(tmp_path):
     assert [tuple(size) for size in read.sizes] == [picture.size for picture in pictures(4)]
 
 
-def test_images_of_another_size_than_annotated_are_refused(tmp_path):
+def test_images_of_unannotated_size_are_refused(tmp_path):
     def change(content):
         for image in content["images"]:
             image["width"] *= 2
@@ -118,7 +118,7 @@ def test_images_of_another_size_than_annotated_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("period", [2, 3, 7])
-def test_other_sizes_at_any_stride_are_refused(tmp_path, period):
+def test_wrong_sizes_at_any_stride_are_refused(tmp_path, period):
     def change(content):
         for image in content["images"][1::period]:
             image["width"] *= 2
@@ -128,7 +128,7 @@ def test_other_sizes_at_any_stride_are_refused(tmp_path, period):
     assert f"{len(range(1, 210, period))} of 210" in refusal(read_annotations, root, "train").problem
 
 
-def test_few_images_of_another_size_keep_their_own_size(tmp_path):
+def test_few_images_of_wrong_size_keep_their_real_size(tmp_path):
     def change(content):
         content["images"][0].update(width=4000, height=10)
 
@@ -179,7 +179,7 @@ def test_file_under_two_ids_is_one_image(tmp_path, spelling):
 @pytest.mark.parametrize(
     ("value", "ignored"), [("0", False), ("1", True), (False, False), ("false", False), (1.0, True)]
 )
-def test_flags_count_as_they_are_meant(tmp_path, flag, value, ignored):
+def test_flags_of_any_type_keep_their_meaning(tmp_path, flag, value, ignored):
     def change(content):
         for annotation in content["annotations"]:
             annotation.update({"iscrowd": 0, "difficult": 0, flag: value})
@@ -188,7 +188,7 @@ def test_flags_count_as_they_are_meant(tmp_path, flag, value, ignored):
     assert {bool(one) for flags in read.ignored for one in flags} == {ignored}
 
 
-def test_ids_as_text_and_numbers_are_the_same(tmp_path, coco):
+def test_ids_as_text_equal_ids_as_numbers(tmp_path, coco):
     def change(content):
         for annotation in content["annotations"]:
             annotation.update(image_id=str(annotation["image_id"]), category_id=float(annotation["category_id"]))
@@ -212,7 +212,7 @@ def test_other_folders_and_names_are_found(coco, tmp_path):
     assert len(read_annotations(root, "train")) == 9
 
 
-def test_a_few_missing_images_are_left_out_and_many_refused(tmp_path):
+def test_few_missing_images_are_skipped_and_many_refused(tmp_path):
     root = write_coco(tmp_path / "set", {"train": pictures(9)})
     (root / "images" / "train_002.png").unlink()
     read = read_annotations(root, "train", max_missing_share=0.2)
@@ -221,7 +221,7 @@ def test_a_few_missing_images_are_left_out_and_many_refused(tmp_path):
     assert error.field == "data.max_bad_share" and "1 of 9" in error.problem and "train_002.png" in error.problem
 
 
-def test_a_split_without_any_image_is_refused_whatever_may_be_missing(tmp_path):
+def test_split_without_any_image_is_always_refused(tmp_path):
     root = write_voc(tmp_path / "set", {"train": pictures(2)})
     for path in (root / "JPEGImages").iterdir():
         path.unlink()
@@ -294,11 +294,11 @@ def test_voc07_counts_and_layouts():
         np.testing.assert_allclose(a, b, atol=0.51)  # VOC's are the same, rounded to whole pixels
 
 
-# ---- odd contents: one outcome each, counted ----
+# ---- odd contents: each has one outcome and is counted ----
 
 
 def first_image(content):
-    """A template of annotation on the first image, and its sides."""
+    """Returns a template of an annotation on the first image, and the image's sides."""
     image = content["images"][0]
     return {**content["annotations"][0], "image_id": image["id"]}, image["width"], image["height"]
 
@@ -332,7 +332,7 @@ def twice(content):
         (lambda content: None, "images without boxes", 0),
     ],
 )
-def test_what_is_odd_in_a_coco_file_is_counted_and_told(tmp_path, caplog, change, what, count):
+def test_odd_coco_contents_are_counted_and_reported(tmp_path, caplog, change, what, count):
     caplog.set_level("INFO")
     read = read_annotations(edited(tmp_path, change), "train")
     assert read.counts[what] == count
@@ -341,7 +341,7 @@ def test_what_is_odd_in_a_coco_file_is_counted_and_told(tmp_path, caplog, change
     assert all(np.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all() for boxes in read.boxes)
 
 
-def test_an_id_used_for_two_different_boxes_does_no_harm(tmp_path):
+def test_id_of_two_different_boxes_keeps_both(tmp_path):
     def change(content):
         for annotation in content["annotations"]:
             annotation["id"] = 1
@@ -350,7 +350,7 @@ def test_an_id_used_for_two_different_boxes_does_no_harm(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), -3, "100", None, 10**30])
-def test_sizes_that_are_none_are_read_from_the_files_or_refused(tmp_path, value):
+def test_invalid_sizes_are_read_from_the_files_or_refused(tmp_path, value):
     root = edited(tmp_path, lambda c: [image.update(height=value) for image in c["images"]])
     if value == 10**30:
         assert "4 of 4" in refusal(read_annotations, root, "train").problem
@@ -368,7 +368,7 @@ def test_broken_json_is_refused_in_a_short_line(tmp_path, text):
 
 def test_a_huge_file_is_refused_unread(tmp_path):
     root = edited(tmp_path, lambda content: None)
-    os.truncate(root / "annotations" / "instances_train.json", 1 << 40)  # a hole: no disk is used
+    os.truncate(root / "annotations" / "instances_train.json", 1 << 40)  # a sparse file: no disk is used
     problem = refusal(read_annotations, root, "train").problem
     assert "4294967296" in problem and "1099511627776" in problem
     voc = write_voc(tmp_path / "voc", {"train": pictures(2)})
@@ -377,7 +377,7 @@ def test_a_huge_file_is_refused_unread(tmp_path):
 
 
 def changed_voc(tmp_path, old, new):
-    """A VOC set of three whose second file has one text for another."""
+    """Returns a VOC set of three whose second file has one text replaced by another."""
     root = write_voc(tmp_path / "voc", {"train": pictures(3)})
     file = root / "Annotations" / "train_002.xml"
     text = file.read_text()
@@ -395,7 +395,7 @@ def changed_voc(tmp_path, old, new):
         ("<xmax>", "<xmax>9", "boxes cut to their image by half a pixel or more"),
     ],
 )
-def test_what_is_odd_in_voc_files_is_counted(tmp_path, old, new, what):
+def test_odd_voc_contents_are_counted(tmp_path, old, new, what):
     before = read_annotations(write_voc(tmp_path / "as_drawn", {"train": pictures(3)}), "train").counts
     assert read_annotations(changed_voc(tmp_path, old, new), "train").counts[what] == before[what] + 1
 
@@ -413,7 +413,7 @@ def test_voc_images_may_have_any_known_ending(tmp_path, suffix):
     np.testing.assert_array_equal(np.concatenate(read.boxes), np.concatenate(plain.boxes))
 
 
-def test_two_voc_images_of_one_name_need_a_filename(tmp_path):
+def test_two_voc_images_of_one_stem_need_a_filename(tmp_path):
     root = write_voc(tmp_path / "voc", {"train": pictures(3)})
     other = root / "JPEGImages" / "train_002.png"
     Image.open(other.with_suffix(".jpg")).save(other)
@@ -463,7 +463,7 @@ def test_wrong_voc_files_are_refused_by_name(tmp_path, old, new, reason):
     assert "train_002.xml" in problem and reason in problem
 
 
-def test_voc_lists_stay_inside_and_count_doubles(tmp_path):
+def test_voc_lists_stay_in_the_root_and_count_repeats(tmp_path):
     root = write_voc(tmp_path / "voc", {"train": pictures(3)})
     listing = root / "ImageSets" / "Main" / "train.txt"
     text = listing.read_text()
@@ -475,7 +475,7 @@ def test_voc_lists_stay_inside_and_count_doubles(tmp_path):
 
 
 @pytest.mark.parametrize("with_size", [True, False])
-def test_boxes_are_those_of_the_upright_image(tmp_path, with_size):
+def test_boxes_refer_to_the_upright_image(tmp_path, with_size):
     def change(content):
         for image in content["images"] if not with_size else ():
             del image["height"], image["width"]
@@ -489,7 +489,7 @@ def test_boxes_are_those_of_the_upright_image(tmp_path, with_size):
     assert read.counts["images of another size than annotated, of those looked at"] == 0
 
 
-def test_images_annotated_as_stored_and_not_upright_are_refused(tmp_path):
+def test_annotations_of_unrotated_images_are_refused(tmp_path):
     def change(content):
         for image in content["images"]:
             image["height"], image["width"] = image["width"], image["height"]

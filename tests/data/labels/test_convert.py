@@ -1,4 +1,4 @@
-"""`convert`: every format becomes COCO and YOLO with the same boxes, and what is lost is counted."""
+"""Tests of `convert`: every format becomes COCO and YOLO with the same boxes, and losses are counted."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def roots(tmp_path_factory):
 
 
 def contents(read):
-    """The boxes, classes and flags of a split, in any order of the images; ignored ones last."""
+    """Returns the boxes, classes and flags of a split, independent of image order. Ignored boxes come last."""
     return sorted(
         sorted(
             (*(round(float(side), 1) for side in box), read.class_names[label], bool(flag)) for box, label, flag in rows
@@ -72,7 +72,7 @@ def test_images_with_ignored_boxes_only_do_not_become_background(tmp_path):
     assert parts[0].images == 1 and parts[0].lost == {HIDDEN: 1, IGNORED: 1}
 
 
-def test_boxes_are_cut_and_those_outside_are_counted(tmp_path):
+def test_boxes_are_clipped_and_outside_ones_counted(tmp_path):
     text = "".join(
         f'<box label="cat" xtl="{x1}" ytl="5" xbr="{x2}" ybr="9"/>'
         for x1, x2 in ((-5, 5), (90, 99), (5, 5), ("nan", 9))
@@ -81,7 +81,7 @@ def test_boxes_are_cut_and_those_outside_are_counted(tmp_path):
     assert [part.read[what] for what in DROPPED] == [1, 1, 1] and part.boxes == 1
 
 
-def test_images_that_share_a_stem_get_files_of_their_own(tmp_path):
+def test_images_that_share_a_stem_get_separate_files(tmp_path):
     root = write_labelme(tmp_path / "set", {"train": pictures(1)})
     write_images(root / "train", "other", pictures(1))
     (root / "train/other_0.jpg").rename(root / "train/train_0.jpeg")

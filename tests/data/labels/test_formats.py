@@ -1,4 +1,4 @@
-"""Label formats are recognised and read onto the painted pixels, and losses are counted."""
+"""Tests that label formats are recognised and read onto the painted pixels, and that losses are counted."""
 
 import json
 import math
@@ -65,7 +65,7 @@ def test_boxes_lie_on_painted_pixels(roots, name):
 
 
 def _same_boxes(read, made):
-    """The boxes, classes and flags of a split are those of its pictures, in any order of the images."""
+    """Checks boxes, classes and flags of a split against its pictures, independent of image order."""
     drawn = sorted([sorted((*thing.box, thing.name) for thing in picture.things) for picture in made])
     boxes = sorted(
         sorted((*map(round, box.tolist()), read.class_names[label]) for box, label in zip(b, n, strict=True))
@@ -75,7 +75,7 @@ def _same_boxes(read, made):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_ignored_objects_are_marked_where_format_can(roots, name):
+def test_ignored_objects_are_marked_if_the_format_allows_it(roots, name):
     read = read_annotations(roots[name], "train")
     difficult = sum(thing.difficult for picture in SPLITS["train"] for thing in picture.things)
     assert difficult > 0 and sum(flags.sum() for flags in read.ignored) == difficult * FORMATS[name][2]
@@ -216,7 +216,7 @@ def test_yolo_lists_may_have_paths_of_another_machine(tmp_path):
     assert len(read_annotations(root, "train", max_missing_share=0)) == 1
 
 
-def test_yolo_lists_do_not_lead_out_of_the_root(tmp_path):
+def test_yolo_lists_cannot_lead_out_of_the_root(tmp_path):
     root = write_darknet(tmp_path / "set", ONE)
     (root / "train.txt").write_text("../secret.jpg")
     (tmp_path / "secret.jpg").write_bytes((root / "obj_train_data/train_0.jpg").read_bytes())
@@ -243,7 +243,7 @@ def cvat_shapes(tmp_path, text):
 
 
 def test_cvat_mask_is_read_row_by_row(tmp_path):
-    """An L of 2 x 3 pixels at (5, 7)."""
+    """The mask is an L of 2 x 3 pixels at (5, 7)."""
     root = cvat_shapes(tmp_path, '<mask label="cat" rle="0, 1, 1, 1, 1, 2" left="5" top="7" width="2" height="3"/>')
     read = read_annotations(root, "train", masks=True)
     expected = np.zeros((60, 80), int)

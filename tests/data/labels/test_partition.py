@@ -1,4 +1,4 @@
-"""A val split drawn from train: seeded, of the wanted size, duplicates on one side; files that two splits share."""
+"""Tests of a val split drawn from train (seed, size, duplicates on one side) and of files in two splits."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def config(**data):
 
 
 def scenes(folder, count=20):
-    """Images of coarse noise, which differ in many bits of their hashes."""
+    """Returns images of coarse noise, whose hashes differ in many bits."""
     folder.mkdir()
     for i in range(count):
         cells = np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8)
@@ -31,7 +31,7 @@ def scenes(folder, count=20):
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory):
-    """A COCO root with a split train of 20 only, whose images 4, 5 and 6 are one picture."""
+    """Makes a COCO root with only a train split of 20, whose images 4, 5 and 6 are one picture."""
     folder = tmp_path_factory.mktemp("partition")
     root, paths = write_coco(folder / "set", {"train": pictures(20, size=(160, 160))}), scenes(folder / "scenes")
     for number, path in enumerate(paths, 1):
@@ -46,7 +46,7 @@ def test_duplicates_and_near_duplicates_are_one_group(coco):
     assert groups.tolist() == [0, 1, 2, 3, 4, 4, 4, *range(7, 20)]
 
 
-def test_unreadable_images_are_alone(tmp_path):
+def test_unreadable_images_are_groups_of_one(tmp_path):
     paths = scenes(tmp_path / "scenes", 3)
     for path in paths[1:]:
         (tmp_path / "scenes" / path).write_bytes(b"nothing")
@@ -92,7 +92,7 @@ def test_root_without_val_names_the_setting(tmp_path, writer):
     assert layout_of(root, "val", "auto") == {write_coco: "coco"}.get(writer, "voc")
 
 
-def test_val_share_is_refused_where_there_is_a_val(tmp_path):
+def test_val_share_is_refused_if_val_exists(tmp_path):
     root = write_coco(tmp_path / "set", {"train": pictures(4), "val": pictures(2, seed=1)})
     assert refusal(read_splits, config(val_share=0.5), root, "boxes").field == "data.val_share"
 

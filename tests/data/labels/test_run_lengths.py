@@ -1,4 +1,4 @@
-"""Masks as run lengths: every form there is, every form there should not be, and pieces cut from them."""
+"""Tests of masks as run lengths: every valid form, every invalid form, and crops of them."""
 
 import collections
 
@@ -28,7 +28,7 @@ def random_masks():
             yield rng.random(rng.integers(1, 70, 2)) < share
 
 
-def test_every_form_of_a_mask_gives_its_pixels():
+def test_every_form_of_a_mask_decodes_to_its_pixels():
     for pixels in random_masks():
         counts = collections.Counter()
         flat, size = pixels.T.ravel(), list(pixels.shape)
@@ -63,7 +63,7 @@ def test_polygons_are_united():
     ("segmentation", "what"),
     [
         ([[1, 2, 3]], NO_POLYGON),
-        ([[1, 2, 3, 4]], NO_POLYGON),  # pycocotools would take it for a box
+        ([[1, 2, 3, 4]], NO_POLYGON),  # pycocotools would read it as a box
         ([[1, 2, 3, 4, 5, 6, 7]], NO_POLYGON),
         ([[1, 2, 3, 4, float("nan"), 6]], NO_POLYGON),
         ([[1, 2, 3, 4, float("inf"), 6]], NO_POLYGON),
@@ -74,20 +74,20 @@ def test_polygons_are_united():
         (7, NO_MASK),
         (True, NO_MASK),
         ({"counts": [20]}, NO_MASK),
-        ({"size": [4, 5], "counts": [1, 2]}, NO_MASK),  # 3 of 20 pixels: the rest would be what was in memory
+        ({"size": [4, 5], "counts": [1, 2]}, NO_MASK),  # 3 of 20 pixels: the rest is undefined
         ({"size": [4, 5], "counts": [5, -2, 17]}, NO_MASK),
         ({"size": [4, 5], "counts": [10**400]}, NO_MASK),
         ({"size": [4, 5], "counts": [float("inf")]}, NO_MASK),
         ({"size": [4, 5], "counts": {"a": 1}}, NO_MASK),
         ({"size": [4, 5], "counts": "zzzzzz"}, NO_MASK),
-        ({"size": [4, 5], "counts": "P"}, NO_MASK),  # "more follows", and nothing does
+        ({"size": [4, 5], "counts": "P"}, NO_MASK),  # the code announces more, and nothing follows
         ({"size": [4, 5], "counts": "5?P"}, NO_MASK),
         ({"size": [4, 5], "counts": "é"}, NO_MASK),
         ({"size": [5, 4], "counts": [0, 20]}, OTHER_MASK),
         ({"size": [4, 5, 1], "counts": [0, 20]}, OTHER_MASK),
     ],
 )
-def test_what_is_no_mask_is_none_and_counted(segmentation, what):
+def test_invalid_mask_is_none_and_counted(segmentation, what):
     counts = collections.Counter()
     assert read_mask(segmentation, SIZE, counts) is None
     assert counts == {what: 1}
@@ -98,7 +98,7 @@ def test_a_mask_without_a_pixel_is_none(segmentation):
     assert read_mask(segmentation, SIZE, collections.Counter()) is None
 
 
-def test_a_good_polygon_beside_a_bad_one_counts():
+def test_valid_polygon_counts_despite_an_invalid_one():
     counts = collections.Counter()
     assert area_of(read_mask([TRIANGLE, [1, 2]], SIZE, counts), SIZE) > 0
     assert counts == {NO_POLYGON: 1}
@@ -109,13 +109,13 @@ def test_points_far_outside_take_no_time_and_no_memory():
     assert area_of(read, SIZE) == 20
 
 
-def test_a_box_as_a_mask():
+def test_box_becomes_a_mask_of_its_pixels():
     expected = np.zeros(SIZE)
     expected[1:3, 2:5] = 1
     np.testing.assert_array_equal(pixels_of(mask_of_box(np.array([2, 1, 5, 3]), SIZE), SIZE), expected)
 
 
-def test_crops_of_whole_cells_are_the_pixels():
+def test_crop_of_whole_cells_equals_the_pixels():
     rng = np.random.default_rng(0)
     pixels = rng.random((12, 20)) < 0.5
     (crop,) = crop_masks([mask_from_pixels(pixels)], pixels.shape, [[4, 2, 12, 10]], side=8)
@@ -124,19 +124,19 @@ def test_crops_of_whole_cells_are_the_pixels():
     np.testing.assert_array_equal(doubled, pixels[2:10, 4:12].repeat(2, 0).repeat(2, 1))
 
 
-def test_a_cell_is_one_where_half_of_it_is_covered():
+def test_cell_is_one_if_half_of_it_is_covered():
     pixels = np.zeros((4, 8), bool)
-    pixels[:, 3:] = True  # the cells of a box of two: the left one is covered by a quarter, the right one whole
+    pixels[:, 3:] = True  # The box has two cells: the left one is covered by a quarter, the right one completely.
     packed = [mask_from_pixels(pixels)]
     np.testing.assert_array_equal(crop_masks(packed, (4, 8), [[0, 0, 8, 4]], side=2)[0], [[0, 1]] * 2)
     # From 2 to 4: exactly half.
     np.testing.assert_array_equal(crop_masks(packed, (4, 8), [[2, 0, 4, 4]], side=1)[0], [[1]])
-    # From 1.9 on, a little less.
+    # From 1.9: slightly less than half.
     np.testing.assert_array_equal(crop_masks(packed, (4, 8), [[1.9, 0, 4, 4]], side=1)[0], [[0]])
 
 
 def test_crops_agree_with_a_fine_grid():
-    """A mask sampled at many points of each cell, against the exact areas."""
+    """Compares a mask sampled at many points of each cell with the exact areas."""
     rng = np.random.default_rng(1)
     pixels = rng.random((15, 11)) < 0.5
     box, side, fine = np.array([1.3, 2.7, 9.8, 13.1]), 5, 200
@@ -148,7 +148,7 @@ def test_crops_agree_with_a_fine_grid():
     assert clear.sum() > 15
 
 
-def test_a_box_of_less_than_a_pixel_at_the_border():
+def test_box_of_less_than_a_pixel_at_the_border_is_cropped():
     pixels = np.ones((4, 8), bool)
     for box in ([7.6, 3.6, 8, 4], [0, 0, 0.1, 0.1], [8 - 1e-6, 0, 8, 4], [8, 4, 8, 4]):
         assert crop_masks([mask_from_pixels(pixels)], (4, 8), [box])[0].all()

@@ -1,4 +1,4 @@
-"""Folders of masks and Cityscapes for semantic segmentation: classes, values that are none, wrong files."""
+"""Tests of mask folders and Cityscapes for semantic segmentation: classes, invalid values, wrong files."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def expected(picture):
 
 
 @pytest.mark.parametrize("split_first", [True, False])
-def test_the_classes_of_pixels_are_those_that_were_drawn(tmp_path, split_first):
+def test_classes_of_pixels_are_the_drawn_ones(tmp_path, split_first):
     read = read_segments(write_segments(tmp_path / "set", SPLITS, split_first), "train", ignore_value=IGNORE)
     assert read.class_names == ("0", "1", "2", "3") and len(read) == 6
     assert read.ids[:2] == ("000.jpg", "001.jpg")
@@ -62,7 +62,7 @@ def test_names_come_from_classes_txt(root, text, names):
     assert root.stat().st_mtime_ns == before  # nothing was written
 
 
-def test_names_can_be_given_and_the_order_of_a_detector_kept(root):
+def test_given_names_keep_the_order_of_a_detector(root):
     assert read_segments(root, "train", class_names=GIVEN, ignore_value=IGNORE).class_names == GIVEN
     classes(root, "0 ground\n1 bus\n2 cat\n3 dog\n9 void\n")
     turned = read_segments(root, "val", class_names=GIVEN[::-1])
@@ -73,7 +73,7 @@ def test_names_can_be_given_and_the_order_of_a_detector_kept(root):
     assert error.field == "data.class_names" and "received bus" in error.problem
 
 
-def test_without_names_values_of_both_splits_are_classes_and_come_back_as_such(root):
+def test_unnamed_values_of_both_splits_become_classes(root):
     for file in (root / "val" / "masks").iterdir():
         Image.fromarray(np.where(np.asarray(Image.open(file)) == 2, 77, 0).astype(np.uint8)).save(file)
     names = ("0", "1", "2", "3", "77")
@@ -92,7 +92,7 @@ def test_palettes_are_indices_and_255_is_never_a_class(root):
 
 
 def damage(root, kind):
-    """A way to spoil one mask of six."""
+    """Returns a way to damage one mask of six."""
     file = root / "train" / "masks" / "003.png"
     if kind == "gone":
         file.unlink()
@@ -128,7 +128,7 @@ def test_few_broken_masks_are_counted_and_many_refused(root, kind, what, named):
     assert error.field == "data.max_bad_share" and "1 of 6" in error.problem and named in error.problem
 
 
-def test_a_split_without_any_mask_is_refused_whatever_may_be_missing(root):
+def test_split_without_any_mask_is_always_refused(root):
     for mask_file in (root / "train" / "masks").iterdir():
         mask_file.unlink()
     assert refusal(read_segments, root, "train", max_missing_share=1).field == "data.max_bad_share"
@@ -177,7 +177,7 @@ def test_wrong_roots_are_refused(root, tmp_path):
         assert error.field == field and named in error.problem
 
 
-def test_cityscapes_leaves_out_images_without_a_header_within_the_share(tmp_path):
+def test_cityscapes_skips_few_images_without_a_header(tmp_path):
     root = write_cityscapes(tmp_path / "set", SPLITS, ("labelIds",))
     read = read_segments(root, "train")
     Path(read.paths[1]).write_bytes(b"")
@@ -207,7 +207,7 @@ def test_cityscapes_has_nineteen_classes(tmp_path, kinds):
 
 @pytest.mark.data
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="the CamVid photographs are not in ../shared/data/camvid")
-def test_camvid():
+def test_camvid_is_read():
     names = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "vehicle", "person", "bicycle"]
     read = read_segments(CAMVID, "val", class_names=names, ignore_value=11)
     assert len(read) == 101 and (read.sizes == (240, 320)).all() and read.summary() == "101 images, 11 classes"

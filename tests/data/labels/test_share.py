@@ -1,4 +1,4 @@
-"""A share of the images: as many as said, always the same, one within the other."""
+"""Tests of a share of the images: its size, that it repeats, and that larger shares contain smaller ones."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def annotated(tmp_path_factory):
     return read_annotations(write_coco_masks(tmp_path_factory.mktemp("share") / "set", SPLITS), "train", masks=True)
 
 
-def test_a_share_is_drawn_by_its_seed_and_lies_within_a_larger_one(annotated):
+def test_share_follows_its_seed_and_lies_in_larger_ones(annotated):
     chosen = {share: take_share(annotated, share, seed=3)[1] for share in (0.001, 0.1, 0.5, 1)}
     assert [len(ids) for ids in chosen.values()] == [1, 4, 20, 40]
     assert chosen[1] == annotated.ids
@@ -27,7 +27,7 @@ def test_a_share_is_drawn_by_its_seed_and_lies_within_a_larger_one(annotated):
     assert take_share(annotated, 0.5, seed=3)[1] == chosen[0.5] != take_share(annotated, 0.5, seed=4)[1]
 
 
-def test_every_column_goes_along(annotated):
+def test_share_keeps_every_column_aligned(annotated):
     subset, ids = take_share(annotated, 0.25, seed=0)
     for i, one in enumerate(ids):
         at = annotated.ids.index(one)
@@ -46,5 +46,5 @@ def test_segmented_images_are_shared_too(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0, -1, 1.5, float("nan")])
-def test_no_share_is_refused(annotated, share):
+def test_share_out_of_range_is_refused(annotated, share):
     assert refusal(take_share, annotated, share, seed=0).field == "data.share"

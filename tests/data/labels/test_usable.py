@@ -1,4 +1,4 @@
-"""Images that cannot be used, before a detector is trained or evaluated: left out within a share, else refused."""
+"""Tests of unusable images before training or evaluating a detector: few are left out, many are refused."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_large_image_names_the_setting_with_its_value(root):
     assert "data.max_pixels to 196000000" in error.fix and "data.max_bad_share to 0.1" in error.fix
 
 
-def test_mask_that_cannot_be_read_takes_its_image_along(tmp_path):
+def test_image_with_unreadable_mask_is_left_out(tmp_path):
     root = write_segments(tmp_path / "set", SPLITS)
     read = read_segments(root, "train")
     (root / "train" / "masks" / "003.png").write_bytes(encoded(picture("L"), "PNG"))

@@ -1,6 +1,9 @@
-"""R-CNN steps by `fit` on N logical devices: python -m tests.detection.rcnn.replica_run DEVICES OUTPUT.npz.
+"""Takes R-CNN steps by `fit` on N logical devices and saves the results.
 
-Run in a process of its own: logical devices are set before TensorFlow starts, and one process holds one strategy.
+    python -m tests.detection.rcnn.replica_run DEVICES OUTPUT.npz
+
+It runs in a separate process, because logical devices are set before TensorFlow starts and one process holds one
+strategy.
 """
 
 import sys
@@ -13,13 +16,13 @@ from dupr_tf.models.layers import norm_layers
 from dupr_tf.training.distribution import scope
 from tests.detection.rcnn.small import batch, make
 
-# So many regions that all proposals are drawn, and images so small that all anchors are: then no draw of a replica can
-# differ from one device's.
+# All proposals and all anchors are drawn: there are enough regions, and the images are small. No draw of a replica can
+# therefore differ from that of one device.
 ALL = {"rois_per_image": 256, "rpn_post_nms": (40, 20)}
 
 
 def trained(strategy, kind, neck, rate, twice, **arguments):
-    """The detector after two steps on a batch of two images, the same one `twice` or not, and the losses."""
+    """Returns the detector and its losses after two steps on a batch of two images, equal ones if `twice`."""
     with scope(strategy):
         detector = make(kind, neck, **ALL, **arguments)
         detector.compile(keras.optimizers.SGD(rate))
@@ -37,7 +40,7 @@ def main(devices, output):
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
     names = [f"CPU:{i}" for i in range(devices)]
     strategy = tf.distribute.MirroredStrategy(names) if devices > 1 else None
-    # No statistics of batches: of one device's they are not the mean of two devices'.
+    # No batch statistics: those of one device are not the mean of those of two devices.
     frozen, losses = trained(strategy, "mask", "fpn", 0.05, True, norm="frozen", fpn_norm=False)
     weights = np.concatenate([np.ravel(v) for v in frozen.get_weights()])
     norm = "sync" if devices > 1 else "train"

@@ -1,4 +1,4 @@
-"""A backbone and detectors of a few channels, whose graphs are traced in a moment."""
+"""A backbone and detectors of a few channels, whose graphs are traced quickly."""
 
 import keras
 import numpy as np
@@ -25,7 +25,7 @@ ARGUMENTS = {
 
 @keras.saving.register_keras_serializable("dupr_tf_tests")
 class ChainBackbone(keras.Model):
-    """P2 to P5, one convolution with batch normalisation each, every level computed from the one before."""
+    """P2 to P5 from one convolution with batch normalisation each; every level is computed from the previous one."""
 
     def __init__(self, channels=8, around=False, name="chain", trainable=True):
         x = images = keras.Input((None, None, 3), name="images")
@@ -34,7 +34,7 @@ class ChainBackbone(keras.Model):
             stride = 4 if i == 0 else 2
             x = keras.layers.Conv2D(channels, 3, stride, padding="same", use_bias=False, name=f"conv{i}")(x)
             x = FusedBatchNormalization(momentum=0.5, name=f"bn{i}")(x)
-            if around and level == "P5":  # a path from the image past P4
+            if around and level == "P5":  # a path from the image that bypasses P4
                 x = keras.layers.Add()([x, keras.layers.Conv2D(channels, 3, 32, padding="same")(images)])
             x = keras.layers.Activation("relu", name=level)(x)
             channels += 4
@@ -51,7 +51,7 @@ class ChainBackbone(keras.Model):
 
 
 def make(kind, neck, **arguments):
-    """A detector with weights moved at random as if by training, so that detections differ."""
+    """Returns a detector with randomly moved weights, as after training, so that detections differ."""
     keras.utils.set_random_seed(1)
     backbone = arguments.pop("backbone", None) or ChainBackbone()
     detector = KINDS[kind](backbone, NAMES, neck=neck, **(ARGUMENTS | arguments))
@@ -63,7 +63,7 @@ def make(kind, neck, **arguments):
 
 
 def batch(kind, images=2, height=64, width=96, things=None, rows=3, sizes=None):
-    """A batch; `things` is a list of (box, class) for each image."""
+    """Returns a batch; `things` is a list of (box, class) for each image."""
     rng = np.random.default_rng(0)
     things = things if things is not None else [[((8, 8, 60, 50), 1), ((50, 20, 90, 60), 0)]] * images
     boxes, classes = np.full((images, rows, 4), -1, np.float32), np.full((images, rows), -1, np.float32)

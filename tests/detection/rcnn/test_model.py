@@ -1,4 +1,4 @@
-"""The detectors as Keras models: what they take, give, keep and refuse."""
+"""Tests of the R-CNNs as Keras models: inputs, outputs, saving and refusals."""
 
 import inspect
 
@@ -21,7 +21,7 @@ from tests.detection.rcnn.small import NAMES, ChainBackbone, batch, make
 from tests.detection.saved_file import saved_names
 
 NECKS = pytest.mark.parametrize("neck", ["fpn", "c4"])
-# A Mask R-CNN runs all a Faster R-CNN does.
+# A Mask R-CNN runs all parts of a Faster R-CNN.
 EVERY = [("mask", "fpn"), ("mask", "c4"), *(pytest.param(("faster", n), marks=pytest.mark.slow) for n in ("fpn", "c4"))]
 
 
@@ -41,7 +41,7 @@ def same(found, expected, atol=1e-4):
         np.testing.assert_allclose(found[name], value, atol=atol, err_msg=name)
 
 
-def test_detections_lie_in_the_picture_and_end_with_minus_one(made):
+def test_detections_lie_in_the_picture_padded_with_minus_one(made):
     kind, neck, detector = made
     found = detector(inputs(batch(kind, sizes=[(64, 96), (40, 50)])))
     number = found["num_detections"].numpy()
@@ -60,17 +60,17 @@ def test_detections_lie_in_the_picture_and_end_with_minus_one(made):
             assert (found[name][i, :count].numpy() >= 0).all()
 
 
-def test_an_image_is_found_the_same_alone_and_in_a_batch(made):
+def test_image_alone_and_in_a_batch_has_equal_detections(made):
     kind, _, detector = made
     data = inputs(batch(kind, sizes=[(64, 96), (40, 50)]))
     whole = detector(data)
     alone = detector({name: value[1:] for name, value in data.items()})
     same(alone, {name: value[1:] for name, value in whole.items()})
-    everything = detector(data["images"][:1])  # without sizes all is picture
+    everything = detector(data["images"][:1])  # without sizes the whole frame is picture
     same(everything, {name: value[:1] for name, value in whole.items()})
 
 
-def test_nothing_found_is_minus_one_throughout(made, monkeypatch):
+def test_no_detections_are_all_minus_one(made, monkeypatch):
     kind, _, detector = made
     monkeypatch.setattr(detector, "score_threshold", 1.0)
     found = tf.function(detector.call)(inputs(batch(kind)))
@@ -78,7 +78,7 @@ def test_nothing_found_is_minus_one_throughout(made, monkeypatch):
     assert all((value.numpy() == -1).all() and value.shape[:2] == (2, 30) for value in found.values())
 
 
-def test_masks_of_objects_alone_make_the_loss_of_all_regions(made, monkeypatch):
+def test_mask_loss_of_object_regions_equals_that_of_all(made, monkeypatch):
     kind, _, detector = made
     if kind == "faster":
         pytest.skip("has no masks")
@@ -111,7 +111,7 @@ def test_every_weight_learns(made):
     assert dead == []
 
 
-def test_saved_and_loaded_it_detects_the_same(made, tmp_path):
+def test_loaded_detector_detects_the_same(made, tmp_path):
     kind, neck, detector = made
     expected = detector(inputs(batch(kind)))
     assert expected["num_detections"].numpy().min() > 0
@@ -147,7 +147,7 @@ def test_the_saved_model_detects_the_same(made, tmp_path):
 
 
 def odd_batches(kind):
-    """Batches no photograph gives, each of its own size, with as many rows as the fullest."""
+    """Yields batches that no photographs give, each of a different size, with as many rows as its fullest image."""
     far, tiny = ((8, 8, 60, 50), 1), ((30, 30, 31, 31), 2)
     crowd = [((x, y, x + 5, y + 4), (x + y) % 2) for x in range(0, 90, 6) for y in range(0, 60, 3)][:300]
     yield batch(kind, things=[[], []], rows=300)
@@ -180,7 +180,7 @@ def test_odd_batches_train_in_fit(which):
 
 
 @NECKS
-def test_a_batch_without_rows_and_one_without_labels(neck):
+def test_batches_without_rows_or_labels_are_accepted(neck):
     detector = make("mask", neck)
     empty = {"boxes": tf.zeros([2, 0, 4]), "classes": tf.zeros([2, 0]), "masks": tf.zeros([2, 0, 56, 56])}
     without = {name: value for name, value in batch("mask").items() if name != "bounding_boxes"}
@@ -190,10 +190,10 @@ def test_a_batch_without_rows_and_one_without_labels(neck):
     assert float(a["box_loss"]) == float(a["mask_loss"]) == float(b["mask_loss"]) == 0.0
 
 
-def test_samples_follow_the_seed_and_the_step():
+def test_drawn_samples_follow_the_seed_and_the_step():
     detector = make("faster", "fpn")
     detector.compile(keras.optimizers.SGD(0.0))
-    data = batch("faster", 1, 128, 128)  # more anchors than are drawn
+    data = batch("faster", 1, 128, 128)  # there are more anchors than are drawn
 
     def loss():
         return float(detector.losses(data, training=False)["rpn_objectness_loss"])
@@ -209,12 +209,12 @@ def test_samples_follow_the_seed_and_the_step():
 
 @NECKS
 @pytest.mark.parametrize("norm", ["train", "sync", "frozen"])
-def test_norms(neck, norm):
+def test_norms_train_as_configured(neck, norm):
     detector = make("faster", neck, norm=norm)
     own = norm_layers(detector.pyramid_neck) if neck == "fpn" else [detector.regions.norm]
     backbone = norm_layers(detector.backbone)
     assert len(backbone) == 4 and len(own) == (8 if neck == "fpn" else 1)
-    assert len(norm_layers(detector)) == len(backbone) + len(own)  # heads have none
+    assert len(norm_layers(detector)) == len(backbone) + len(own)  # heads have no further norms
     assert all(layer.synchronized == (norm == "sync") for layer in (*backbone, *own))
     before = [layer.moving_mean.numpy() for layer in (*backbone, *own)]
     detector.losses(batch("faster"), training=True)
@@ -225,7 +225,7 @@ def test_norms(neck, norm):
     assert all(id(layer.gamma) in trained for layer in own)
 
 
-def test_c4_has_the_backbones_last_stage_as_its_head():
+def test_c4_head_is_the_last_stage_of_the_backbone():
     backbone = build_backbone("resnet18", width=0.125, include_normalization=True)
     detector = make("faster", "c4", backbone=backbone)
     conv = backbone.get_layer("stack3_block0_1_conv")
@@ -238,8 +238,8 @@ def test_c4_has_the_backbones_last_stage_as_its_head():
     assert set(map(id, backbone.trainable_variables)) <= set(map(id, detector.trainable_variables))
 
 
-def test_parameters_and_the_papers_sizes():
-    # Lateral 1x1, output 3x3, both without bias and with BN of 4; RPN of 3 anchors; dense layers; predictors; masks.
+def test_parameter_count_is_that_of_the_papers_sizes():
+    # Lateral 1x1 and output 3x3 have no bias and a BN of 4. Then: RPN of 3 anchors, dense layers, predictors, masks.
     section = {"kind": "mask_rcnn", "fpn_channels": 16, "head_channels": 24, "box_head_width": 40}
     backbone = ChainBackbone()
     detector = build_detector(backbone, NAMES, parse_config({"detector": section}))
@@ -255,7 +255,7 @@ def test_parameters_and_the_papers_sizes():
     assert [size for _, (size,) in detector.anchor_levels] == [32, 64, 128, 256, 512]
 
 
-def test_a_config_becomes_the_detector_it_describes():
+def test_detector_is_built_as_its_config_says():
     section = {"neck": "c4", "norm": "frozen", "anchor_scale": 3, "rois_per_image": 64, "nms_iou": 0.6}
     section |= {"head_channels": 24, "max_detections": 7, "rpn_pre_nms": [300, 200]}
     config = parse_config({"detector": {"kind": "faster_rcnn", **section, "short_sides": [320, 480]}})

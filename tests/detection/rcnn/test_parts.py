@@ -1,4 +1,4 @@
-"""The parts of an R-CNN against their NumPy twins."""
+"""Tests the parts of an R-CNN against their NumPy twins."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def float32(values):
 
 
 def truth_of(*images):
-    """`GroundTruth` of lists of (box, class)."""
+    """Returns `GroundTruth` from lists of (box, class)."""
     most = max(map(len, images))
     boxes, classes = np.full((len(images), most, 4), -1.0, np.float32), np.full((len(images), most), -1.0, np.float32)
     for i, things in enumerate(images):
@@ -52,7 +52,7 @@ def test_deltas_match_twin_and_decode_inverts_them(deviations, weights, order):
     np.testing.assert_allclose(decode(deltas, anchors, *settings), boxes, atol=1e-4)
 
 
-def test_a_wild_delta_is_bounded_and_boxes_stay_in_the_picture():
+def test_large_deltas_are_bounded_and_boxes_stay_inside():
     wild = np.array([[0.5, -3.0, 50.0, 9.0]], np.float32)
     anchor = np.array([[10.0, 10, 26, 18]], np.float32)
     found = decode(wild, anchor)
@@ -61,11 +61,11 @@ def test_a_wild_delta_is_bounded_and_boxes_stay_in_the_picture():
     np.testing.assert_allclose(held[1, 0], twin.clip(found[0].numpy(), 5, 7))
 
 
-def test_anchors_are_matched_as_by_hand():
+def test_anchor_matches_agree_with_the_twin():
     rng = np.random.default_rng(1)
     table = twin.anchors(6, 8, 8, [12, 24]).astype(np.float32)
     things = [[(box, 0) for box in random_boxes(rng, n)] for n in (4, 0, 1)]
-    things[2] = [((-500.0, -500, -490, -490), 0)]  # met by no anchor: none is forced upon it
+    things[2] = [((-500.0, -500, -490, -490), 0)]  # no anchor reaches it, and none is forced to match
     positive, negative, matches = matching.match_anchors(tf.constant(table), truth_of(*things))
     for i, image in enumerate(things):
         labels, owners = twin.match_anchors(table, [box for box, _ in image])
@@ -75,7 +75,7 @@ def test_anchors_are_matched_as_by_hand():
     assert positive.numpy()[0].any() and not positive.numpy()[1:].any() and negative.numpy()[1:].all()
 
 
-def test_all_of_a_tie_are_forced():
+def test_all_tied_anchors_are_forced_to_match():
     table = tf.constant([[0.0, 0, 8, 8], [16, 0, 24, 8], [40, 40, 48, 48]])
     positive, negative, _ = matching.match_anchors(table, truth_of([((6.0, 0, 18, 8), 0)]))
     assert positive.numpy().tolist() == [[True, True, False]] and negative.numpy().tolist() == [[False, False, True]]
@@ -84,7 +84,7 @@ def test_all_of_a_tie_are_forced():
 @pytest.mark.parametrize(
     ("positives", "negatives", "expected"), [(40, 60, (8, 24)), (3, 60, (3, 29)), (40, 5, (8, 5)), (0, 0, (0, 0))]
 )
-def test_samples_have_the_right_numbers_in_order(positives, negatives, expected):
+def test_samples_have_the_right_counts_in_order(positives, negatives, expected):
     kinds = np.random.default_rng(0).permutation([1] * positives + [0] * negatives + [-1] * 20)[None]
     drawn = matching.sample(tf.constant(kinds == 1), tf.constant(kinds == 0), 32, 0.25, [1, 2])
     assert drawn.rows.shape == (1, 32)
@@ -106,7 +106,7 @@ def test_samples_are_a_function_of_the_seed_and_cover_all():
     assert counts.min() >= 8 and counts.max() <= 36  # 20 expected of each
 
 
-def test_places_left_over_repeat_what_was_drawn():
+def test_spare_places_repeat_drawn_samples():
     drawn = tf.constant([[True] * 3 + [False] * 4, [False] * 7])
     assert matching.repeat_drawn(drawn).numpy().tolist() == [[0, 1, 2, 0, 1, 2, 0], [0] * 7]
 
@@ -116,7 +116,7 @@ def test_proposals_level_by_level():
     tables = [twin.anchors(6, 8, 8, [10]), twin.anchors(3, 4, 16, [24])]
     objectness = [rng.normal(size=(2, len(table))) for table in tables]
     deltas = [rng.normal(size=(2, len(table), 4)) * 0.3 for table in tables]
-    deltas[1][0, :3, 0] = -9  # out of the picture: no area is left
+    deltas[1][0, :3, 0] = -9  # outside the picture: no area is left
     objectness[1][0, :3] = 9
     sizes = np.array([[H, W], [30, 40]], np.float32)
     for pre, post in ((40, 30), (10, 100), (1000, 12)):
@@ -148,15 +148,15 @@ def test_proposals_with_low_logits_keep_their_boxes():
     np.testing.assert_allclose(boxes[0, :5], anchors[[4, 2, 0, 1, 5]], atol=1e-5)
 
 
-def test_levels():
+def test_levels_follow_from_box_areas():
     sides = [4, 111, 112, 223, 224, 447, 448, 900]
     boxes = tf.constant([[0.0, 0, side, side] for side in sides])
     levels = pooling.assign_levels(boxes).numpy() + 2
     assert levels.tolist() == [twin.level(box) for box in boxes.numpy()] == [2, 2, 3, 3, 4, 4, 5, 5]
-    assert pooling.assign_levels(tf.zeros([1, 4])).numpy().tolist() == [0]  # a box of nothing
+    assert pooling.assign_levels(tf.zeros([1, 4])).numpy().tolist() == [0]  # a box without area
 
 
-def test_each_box_is_pooled_from_its_own_level():
+def test_each_box_is_pooled_from_its_level():
     rng = np.random.default_rng(3)
     maps = [rng.normal(size=(2, 512 // stride, 640 // stride, 3)).astype(np.float32) for stride in (4, 8, 16, 32)]
     boxes = np.stack([random_boxes(rng, 12, 2.0, 512, 640) for _ in range(2)])
@@ -185,12 +185,12 @@ def test_gathered_samples_equal_crops():
 
 @pytest.mark.parametrize("target", [ONNX, LITERT])
 @pytest.mark.parametrize("shared", [True, False])
-def test_suppression_is_equal_for_every_target(target, shared):
+def test_suppression_is_equal_for_every_export_target(target, shared):
     rng = np.random.default_rng(4)
     low = rng.uniform(0, 60, (1, 50, 1 if shared else 3, 2))
     boxes = tf.constant(np.concatenate([low, low + rng.uniform(5, 40, low.shape)], -1), tf.float32)
     scores = tf.constant(rng.uniform(0, 1, (1, 50, 3)), tf.float32)
-    for count in (10, 200):  # limited, and filled up
+    for count in (10, 200):  # limited, and padded
         expected = suppress(boxes, scores, 0.3, 0.4, count)
         with tracing_for(target):
             received = suppress(boxes, scores, 0.3, 0.4, count)
@@ -208,7 +208,7 @@ def test_gradients_reach_the_maps_and_not_the_boxes():
     assert of_boxes is None and float(tf.reduce_sum(of_maps)) == pytest.approx(4.0, abs=1e-5)
 
 
-def test_rpn_losses_of_the_drawn_anchors(monkeypatch):
+def test_rpn_losses_agree_with_the_twin(monkeypatch):
     rng = np.random.default_rng(4)
     table = twin.anchors(6, 8, 8, [12, 24]).astype(np.float32)
     things = [[(box, 0) for box in random_boxes(rng, 5, 8.0)], []]
@@ -225,14 +225,14 @@ def test_rpn_losses_of_the_drawn_anchors(monkeypatch):
         labels.append(kinds[own])
         boxes.append([image[owners[row]][0] if image else table[row] for row in own])
     assert (labels[0] == 1).sum() > 2 and all(len(own) == 256 for own in rows)
-    assert min(map(min, labels)) >= 0  # none that is ignored
+    assert min(map(min, labels)) >= 0  # no ignored anchor
     np.testing.assert_allclose(losses, twin.rpn_losses(objectness, deltas, table, rows, labels, boxes), rtol=1e-5)
 
 
 def test_rpn_learns_from_at_most_half_positives():
     box, far = (8.0, 8, 40, 40), (100.0, 100, 120, 120)
     table = tf.constant([box] * 300 + [far] * 300)
-    # Every positive anchor is its box, so its targets are 0: each positive adds a distance of 1.
+    # Every positive anchor equals its box, so its targets are 0. Each positive thus adds a distance of 1.
     deltas = tf.constant([[[1.0, 0, 0, 0]] * 600])
     loss = proposals.rpn_losses(tf.zeros([1, 600]), deltas, table, truth_of([(box, 0)]), [1, 2])[1]
     assert float(loss) == pytest.approx(128 / 256)
@@ -270,7 +270,7 @@ def test_mask_head_has_relu_after_every_layer_but_the_last():
         np.testing.assert_allclose(found[0, row], twin.convolve(doubled, *last), rtol=1e-4, atol=1e-3)
 
 
-def test_regions_of_a_step():
+def test_regions_of_a_step_are_drawn_from_proposals():
     rng = np.random.default_rng(5)
     things = [[(box, label) for label, box in enumerate(random_boxes(rng, 3, 10.0))], []]
     found = np.stack([random_boxes(rng, 40) for _ in range(2)])
@@ -280,7 +280,7 @@ def test_regions_of_a_step():
     drawn = regions.sample_regions(tf.constant(found), tf.constant(valid), truth, 7, 16, [1, 2])
     number = drawn.drawn.numpy().sum(1)
     assert number.tolist() == [16, 6] and drawn.positive.numpy()[0].sum() in (3, 4)
-    assert set(map(tuple, drawn.boxes.numpy()[1])) == set(map(tuple, found[1, :6]))  # the rest repeats them
+    assert set(map(tuple, drawn.boxes.numpy()[1])) == set(map(tuple, found[1, :6]))  # the rest are repeats
     pool = {tuple(box) for box in found[0]} | {tuple(np.float32(box)) for box, _ in things[0]}
     for image in range(2):
         for row in range(number[image]):
@@ -301,7 +301,7 @@ def test_ground_truth_boxes_are_proposals_too():
     assert drawn.classes.numpy()[0, 0] == 2
 
 
-def test_region_losses_and_their_normaliser():
+def test_region_losses_agree_with_the_twin():
     rng = np.random.default_rng(6)
     boxes, owners = random_boxes(rng, 12), random_boxes(rng, 12)
     classes, drawn = rng.integers(0, 4, 12), np.arange(12) % 6 < 5
@@ -321,7 +321,7 @@ def test_region_losses_and_their_normaliser():
     np.testing.assert_allclose(losses, twin.region_losses(logits, deltas, boxes, classes, owners, drawn), rtol=1e-5)
 
 
-def test_detections_by_class():
+def test_detections_agree_with_the_twin_by_class():
     rng = np.random.default_rng(7)
     found = np.stack([random_boxes(rng, 30) for _ in range(2)])
     logits, deltas = rng.normal(size=(2, 30, 4)) * 2, rng.normal(size=(2, 30, 3, 4))
@@ -343,7 +343,7 @@ def test_detections_by_class():
                 assert (result[name][i, number:].numpy() == -1).all()
 
 
-def test_mask_targets():
+def test_mask_targets_agree_with_the_twin():
     rng = np.random.default_rng(8)
     boxes, rois = random_boxes(rng, 6, 10.0), random_boxes(rng, 6, 10.0)
     rois[0] = boxes[0]
@@ -351,12 +351,12 @@ def test_mask_targets():
     targets = masks.mask_targets(rois, boxes, tf.constant(shapes), 9)
     for i in range(6):
         differ = targets[i].numpy() != twin.mask_target(rois[i], boxes[i], shapes[i], 9)
-        assert differ.sum() <= 1  # a value on the threshold may round to either side
+        assert differ.sum() <= 1  # a value at the threshold may round either way
     whole = masks.mask_targets(boxes, boxes, tf.ones([6, 56, 56]), 28)
     assert whole.numpy().all()
 
 
-def test_mask_loss_is_of_the_class_and_the_positives():
+def test_mask_loss_counts_positives_and_their_class():
     logits = np.zeros((1, 2, 4, 4, 3), np.float32)
     logits[0, 0, ..., 2] = 100.0
     logits[0, 1] = 50.0  # not positive
@@ -371,7 +371,7 @@ def test_mask_loss_is_of_the_class_and_the_positives():
     assert float(masks.mask_loss(tf.zeros([1, 2, 4, 4, 3]), *other, tf.zeros([1, 2], tf.bool), truth)) == 0.0
 
 
-def test_rows_that_are_no_boxes_are_not_valid():
+def test_padding_rows_are_not_valid_boxes():
     truth = truth_of([((1.0, 2, 3, 4), 0), ((5.0, 5, 5, 9), 1)], [])
     assert truth.valid.numpy().tolist() == [[True, False, False], [False] * 3]
     assert (truth.boxes.numpy()[..., 2:] > truth.boxes.numpy()[..., :2]).all()

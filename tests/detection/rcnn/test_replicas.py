@@ -1,4 +1,4 @@
-"""Two devices do what one does."""
+"""Tests that two devices compute what one device computes."""
 
 import subprocess
 import sys
