@@ -372,7 +372,7 @@ def _listed(names: list[str]) -> str:
 def _other_images(split: str, before: int, now: int, new: list[str]) -> UserError:
     added = f" New ones are {_listed(new)}." if new else ""
     if not split:
-        words = "others" if before == now else str(now)
+        words = "other images" if before == now else str(now)
         problem = f"The run was started with {before} images, and there are {words} now.{added}"
         return UserError("data.root", problem, KEEP_OR_ALLOW)
     what = "its images or labels differ" if before == now else f"it has {now}"

@@ -179,8 +179,8 @@ def test_odd_record_is_one_line(tmp_path, name):
     [
         ({"epochs": 3, "seed": 1}, PATHS, ("train.epochs", "train.seed"), "with 2, and the config now has 3"),
         ({}, PATHS[:1], ("data.root",), "with 2 images, and there are 1 now"),
-        ({}, [PATHS[0], "/photos/b/d.jpg"], ("data.root",), "others"),
-        ({}, PATHS[::-1], ("data.root",), "others"),
+        ({}, [PATHS[0], "/photos/b/d.jpg"], ("data.root",), "there are other images now"),
+        ({}, PATHS[::-1], ("data.root",), "there are other images now"),
     ],
 )
 def test_differences_are_refused_unless_allowed(run, changed, paths, fields, named, caplog):
