@@ -1,4 +1,4 @@
-"""The sections of an experiment that pre-training reads: fields, ranges, descriptions."""
+"""Defines the sections of an experiment that pre-training reads: fields, ranges, descriptions."""
 
 from __future__ import annotations
 

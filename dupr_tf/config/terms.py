@@ -1,4 +1,4 @@
-"""The terms of the loss in a config: a schema for each kind, and the registry of kinds.
+"""Defines the terms of the loss in a config: a schema for each kind, and the registry of kinds.
 
 `model.terms` lists them in full. DUPR's own short form (`image_weights`, `patch_weights`, …) expands to the same list.
 """

@@ -1,4 +1,4 @@
-"""The base of all detectors: config, norms, batches, and the creation of all variables before `fit`."""
+"""Defines the base of all detectors: config, norms, batches, and the creation of all variables before `fit`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tuning and evaluation: checks the inputs without TensorFlow, then loads it and starts."""
+"""Fine-tunes and evaluates detectors. Checks the inputs without TensorFlow, then loads it and starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sheet of images with their true and predicted pixel classes."""
+"""Draws a sheet of images with their true and predicted pixel classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PASCAL VOC's average precision, as its development kit defines it, on arrays."""
+"""Computes PASCAL VOC's average precision, as its development kit defines it, on arrays."""
 
 from __future__ import annotations
 

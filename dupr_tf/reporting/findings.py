@@ -39,7 +39,7 @@ class Spent:
 
     @property
     def rest(self) -> float:
-        """The remaining time: many small differences, minus faster stretches."""
+        """Returns the remaining time: many small differences, minus faster stretches."""
         return self.total - self.at_median - self.first - self.slow
 
 

@@ -1,4 +1,4 @@
-"""Sample views of a run: its first pairs, with the overlap framed and its patches numbered."""
+"""Draws sample views of a run: its first pairs, with the overlap framed and its patches numbered."""
 
 from __future__ import annotations
 

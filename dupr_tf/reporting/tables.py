@@ -1,4 +1,4 @@
-"""The tables of the report, as headings and rows of text."""
+"""Makes the tables of the report, as headings and rows of text."""
 
 from __future__ import annotations
 

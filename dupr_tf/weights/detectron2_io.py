@@ -157,7 +157,7 @@ def _write_array(file, array):
 
 
 def _float32():
-    """`numpy.dtype("f4", False, True)` and its state (version 3, little-endian, no fields)."""
+    """Returns opcodes for `numpy.dtype("f4", False, True)` and its state (version 3, little-endian, no fields)."""
     new = _global("numpy", "dtype") + pickle.BINUNICODE + struct.pack("<I", 2) + b"f4"
     new += pickle.NEWFALSE + pickle.NEWTRUE + pickle.TUPLE3 + pickle.REDUCE
     order = pickle.BINUNICODE + struct.pack("<I", 1) + b"<"

@@ -26,7 +26,7 @@ WRITE_EVERY = 10.0  # seconds between two writes of the list during a run
 
 
 def unusable_reason(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, depth: str = "full") -> str:
-    """Why training would skip a file, as `kind of reason: details`; "" if it would not."""
+    """Returns why training would skip a file, as `kind of reason: details`; "" if it would not."""
     try:
         decode(read_file(path), max_pixels, factor=max(FACTORS), depth=depth)  # reads a JPEG's every coefficient
         return ""

@@ -1,4 +1,4 @@
-"""Box arithmetic with Keras' `bounding_boxes` and TensorFlow's suppression.
+"""Computes with boxes, by Keras' `bounding_boxes` and TensorFlow's suppression.
 
 Boxes are `(x1, y1, x2, y2)` in pixels of the padded input, float32.
 """
