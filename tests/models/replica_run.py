@@ -4,9 +4,13 @@
 
 Each run leaves FOLDER/KIND,DEVICES,GROUPS,STEPS.npz. KIND is one of:
 
-- float32 - recipe: with all terms of DUPR - terms: with terms of other methods - coarse: half as many groups of the
-same images - plain, float16: without photometrics - overflow: as float16, with infinite gradients on the last replica -
-nan: as plain. In the last batch but one, the last image makes the loss NaN, on the last replica.
+- float32
+- recipe: with all terms of DUPR
+- terms: with terms of other methods
+- coarse: half as many groups of the same images
+- plain, float16: without photometrics
+- overflow: as float16, with infinite gradients on the last replica
+- nan: as plain, but the last image of the batch before the last makes the loss NaN on the last replica
 
 Logical devices are set before TensorFlow starts, and one process holds one strategy. Therefore all runs of a process
 have one device, or all have the same number.

@@ -1,4 +1,4 @@
-"""Charts: round ticks, points where they belong, gaps, spikes that survive thinning."""
+"""Tests of charts: round ticks, correct places of points, gaps, and spikes that survive thinning."""
 
 import re
 
@@ -75,5 +75,5 @@ def test_any_finite_values_give_finite_places(values):
     assert len(chart.y_ticks) < 12
 
 
-def test_nothing_finite_is_no_chart():
+def test_values_without_any_finite_one_give_no_chart():
     assert line_chart("x", {"a": (0, [(0, None)])}) is None
