@@ -80,5 +80,5 @@ def test_shuffle_stops_batch_norm_from_leaking(monkeypatch):
     monkeypatch.setattr(gather, "permutation", lambda count, seed: (tf.range(count), tf.range(count)))
     leaking = accuracy_after_training()
     # Seeds 0, 1 and 2 give 0.48, 0.31 and 0.63 with the leak, and 0.14, 0.09 and 0.17 when shuffled.
-    assert leaking > shuffled + 0.1, "noise is matched through the statistics of its group"
-    assert shuffled < COLOURED + 0.1, "what is matched is what can be seen"
+    assert leaking > shuffled + 0.1, "without the shuffle, noise must be matched through its group's statistics"
+    assert shuffled < COLOURED + 0.1, "with the shuffle, only visible content can be matched"

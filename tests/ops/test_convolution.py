@@ -82,7 +82,7 @@ def test_form_follows_the_shape():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_layer_trains_its_kernel(mode):
+def test_layer_trains_its_kernel(mode):
     layer = TrainedConv2D(5, 3, padding="same", use_bias=False)
     images, kernel, upstream = arrays(SHAPES[0])
     layer.build(images.shape)

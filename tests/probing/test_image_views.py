@@ -69,7 +69,7 @@ def test_probes_use_the_data_settings_of_training(tmp_path):
     assert refusal(top, max_pixels=599).field == "data"
 
 
-def test_no_readable_image_is_refused(files):
+def test_folder_without_readable_images_is_refused(files):
     assert refusal(read, [files[2], files[5]], 4).field == "data"
 
 

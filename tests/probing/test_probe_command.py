@@ -68,7 +68,7 @@ def run(capsys, *arguments):
     return code, told.out.splitlines(), told.err.splitlines()
 
 
-def found_in(folder, picture=None):
+def result_in(folder, picture=None):
     written = json.loads((folder / "probe.json").read_text())
     if picture:
         with Image.open(folder / picture) as image:
@@ -81,7 +81,7 @@ def test_knn_separates_red_from_blue(capsys, tmp_path, weights, classes, caplog)
     words = ("--weights", weights, "random", "--data", classes, "--output", tmp_path)
     code, out, _ = run(capsys, "probe", "knn", *words, *SMALL)
     assert code == 0 and "top1" in out[0] and [line.split()[0] for line in out[1:3]] == ["tiny.keras", "random"]
-    found = found_in(tmp_path)
+    found = result_in(tmp_path)
     assert found["numbers"]["random"]["top1"] == 1.0 and found["numbers"]["random"]["k"] == 12
     assert found["numbers"]["random"]["val_images"] == 8 and "1 of 9 images cannot be read" in caplog.text
     assert found["settings"]["level"] == "P5" and found["seconds"]["random"] > 0
@@ -92,8 +92,8 @@ def test_linear_separates_red_from_blue_at_any_level(capsys, tmp_path, weights, 
     words = ("--weights", weights, "--data", classes, "--output", tmp_path)
     fields = ("--linear.image_size", "64", "--linear.epochs", "20", "--linear.level", "conv1")
     code, _, _ = run(capsys, "probe", "linear", *words, *fields)
-    assert code == 0 and found_in(tmp_path)["numbers"]["tiny.keras"]["top1"] == 1.0
-    assert found_in(tmp_path)["settings"]["level"] == "conv1"
+    assert code == 0 and result_in(tmp_path)["numbers"]["tiny.keras"]["top1"] == 1.0
+    assert result_in(tmp_path)["settings"]["level"] == "conv1"
 
 
 @pytest.mark.slow
@@ -103,7 +103,7 @@ def test_linear_trains_on_crops_too(capsys, tmp_path, weights, classes):
     code, _, _ = run(
         capsys, "probe", "linear", "--weights", weights, "--data", classes, "--output", tmp_path, *config, *fields
     )
-    found = found_in(tmp_path)
+    found = result_in(tmp_path)
     assert code == 0 and found["settings"]["augment"] and found["settings"]["milestones"] == [60, 80]
     assert found["numbers"]["tiny.keras"]["top1"] >= 0.5
 
@@ -112,7 +112,7 @@ def test_linear_trains_on_crops_too(capsys, tmp_path, weights, classes):
 def test_svm_probes_every_level(capsys, tmp_path, weights, scenes):
     code, out, _ = run(capsys, "probe", "svm", "--weights", weights, "--data", scenes, "--output", tmp_path, *SMALL)
     assert code == 0 and out[0].split() == ["mAP", "conv1", "P2", "P3", "P4", "P5"]
-    numbers = found_in(tmp_path)["numbers"]["tiny.keras"]
+    numbers = result_in(tmp_path)["numbers"]["tiny.keras"]
     assert all(0 <= numbers[level]["mAP"] <= 1 for level in ("conv1", "P5")) and "bus" in numbers["P2"]["per_class"]
 
 
@@ -121,7 +121,7 @@ def test_probes_with_boxes_write_their_scores(capsys, tmp_path, weights, scenes,
     code, _, _ = run(
         capsys, "probe", probe, "--weights", weights, "--data", scenes, "--output", tmp_path, "--image-size", "96"
     )
-    found = found_in(tmp_path, f"{probe}.png")
+    found = result_in(tmp_path, f"{probe}.png")
     assert code == 0 and found["probe"] == probe
     assert found["settings"].get("region", "object") == "object"
 
@@ -133,25 +133,25 @@ def test_probes_without_labels_run_on_any_folder(capsys, tmp_path, weights, phot
     code, _, _ = run(
         capsys, "probe", probe, "--weights", weights, "--data", photos, "--output", tmp_path, "--image-size", "96"
     )
-    found = found_in(tmp_path, f"{probe}.png")
+    found = result_in(tmp_path, f"{probe}.png")
     assert code == 0 and found["settings"].get("region", "overlap") == "overlap"
     assert found["numbers"]["tiny.keras"].get("same_class") is None
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_numbers(capsys, tmp_path, weights, photos):
+def test_same_seed_gives_the_same_numbers(capsys, tmp_path, weights, photos):
     numbers = []
     for n, seed in enumerate((0, 0, 1)):
         words = ("--data", photos, "--output", tmp_path / str(n), "--image-size", "64", "--seed", seed)
         assert run(capsys, "probe", "matching", "--weights", weights, *words)[0] == 0
-        numbers.append(found_in(tmp_path / str(n))["numbers"]["tiny.keras"])
+        numbers.append(result_in(tmp_path / str(n))["numbers"]["tiny.keras"])
     assert numbers[0] == numbers[1] != numbers[2]
 
 
 def test_retrieval_in_class_folders_counts_classes(capsys, tmp_path, weights, classes):
     words = ("--weights", weights, "--data", classes, "--output", tmp_path, *SMALL)
     assert run(capsys, "probe", "retrieval", *words)[0] == 0
-    numbers = found_in(tmp_path)["numbers"]["tiny.keras"]
+    numbers = result_in(tmp_path)["numbers"]["tiny.keras"]
     assert numbers["same_class"] > 0.7 and numbers["same_class_chance"] == pytest.approx(3 / 7)
 
 

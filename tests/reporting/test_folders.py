@@ -109,7 +109,7 @@ def test_changed_export_is_named(tmp_path):
     assert "backbone.safetensors" in finding.text and "export again" in finding.text
 
 
-def test_a_manifest_cannot_point_outside(tmp_path):
+def test_manifest_cannot_point_outside_its_folder(tmp_path):
     (tmp_path / "secret").write_bytes(b"weights")
     export = write_export(tmp_path / "e")
     manifest = json.loads((export / "manifest.json").read_text())

@@ -32,7 +32,7 @@ def run_of(path, photos, count=6, **model):
     return run
 
 
-def test_the_first_pairs_are_drawn_and_described(photos, tmp_path):
+def test_first_pairs_are_drawn_and_described(photos, tmp_path):
     run = run_of(tmp_path / "r", photos)
     assert main(["report", str(run), "--views", "2", "--output", str(tmp_path / "r.html")]) == 0
     page = Page((tmp_path / "r.html").read_text())

@@ -44,7 +44,7 @@ def run(*command, **variables):
     return done.stdout
 
 
-def ask(**job):
+def run_job(**job):
     return json.loads(run(PROCESS, json.dumps(job)).splitlines()[-1])
 
 
@@ -79,7 +79,7 @@ def differences_in_detectron2(recipe, export, folder, *options):
     weights, ours = export
     inputs, output = folder / "inputs.npz", folder / "features.npz"
     np.savez(inputs, **INPUTS)
-    answer = ask(
+    answer = run_job(
         task="load", recipe=str(ROOT / "configs" / "detectron2" / f"{recipe}.yaml"), options=options,
         weights=str(weights), inputs=str(inputs), output=str(output),
     )  # fmt: skip
@@ -118,7 +118,7 @@ def test_default_stride_of_detectron2_gives_other_features(exported, tmp_path):
 @pytest.fixture(scope="module")
 def built():
     """Returns detectron2's facts about each recipe."""
-    return ask(task="recipes", recipes=[str(path) for path in RECIPES])
+    return run_job(task="recipes", recipes=[str(path) for path in RECIPES])
 
 
 @pytest.mark.slow
@@ -139,7 +139,7 @@ def test_detectron2_builds_and_runs_each_recipe(path, built):
 
 def draw_coco(root):
     """Draws a COCO set of eight training and two validation images, under the names that detectron2 gives COCO's."""
-    categories = ask(task="categories")
+    categories = run_job(task="categories")
     rng, counter = np.random.default_rng(0), iter(range(1, 1000))
     for split, count in (("train2017", 8), ("val2017", 2)):
         images, annotations = [], []

@@ -57,7 +57,7 @@ def test_draws_depend_only_on_the_seed_and_are_nested():
     assert one[:5] == [46, 87, 282, 306, 366]  # this draw is the same on every machine and version
 
 
-def test_no_images_are_refused():
+def test_empty_set_of_images_is_refused():
     with pytest.raises(ValueError, match="no images"):
         subsets.draw_images([], 1, 0)
 

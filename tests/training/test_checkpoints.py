@@ -141,7 +141,7 @@ def test_damaged_checkpoint_is_replaced_at_its_step(tmp_path):
     assert restored(tmp_path)[0] == 4
 
 
-def test_only_damaged_checkpoints_are_refused_but_none_are_fine(tmp_path):
+def test_folder_with_only_damaged_checkpoints_is_refused(tmp_path):
     assert restored(tmp_path / "new")[0] == 0
     saved(tmp_path, [1])
     (tmp_path / "ckpt-1.index").write_bytes(b"x")
@@ -181,7 +181,7 @@ def test_checkpoint_of_earlier_versions_is_read(tmp_path):
     assert_equal(received, values(model))
 
 
-def fails_for_want_of_room(folder, model, checkpoints, rows):
+def check_failed_save(folder, model, checkpoints, rows):
     size = 4 * rows * 16 * 4 + 8
     set_to(model, 2)
     with pytest.raises(RunFailed, match=rf"checkpoint of step 2 .*{size:,} bytes.* step 1 "):
@@ -196,7 +196,7 @@ def test_failed_save_names_its_size_and_keeps_the_previous(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        fails_for_want_of_room(tmp_path, model, checkpoints, rows)
+        check_failed_save(tmp_path, model, checkpoints, rows)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert checkpoints.save().name == "ckpt-2"
@@ -216,7 +216,7 @@ def small_disk(tmp_path):
 def test_full_disk_names_needed_space_and_keeps_the_previous(small_disk):
     rows = 1000
     model, checkpoints = saved(small_disk, [1], rows=rows)  # each takes 256 kB, so a second one does not fit
-    fails_for_want_of_room(small_disk, model, checkpoints, rows)
+    check_failed_save(small_disk, model, checkpoints, rows)
 
 
 def test_restore_step_refuses_damaged_and_missing_checkpoints(tmp_path):

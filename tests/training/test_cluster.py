@@ -46,7 +46,7 @@ def test_cluster_of_at_most_one_machine_trains_alone(settings):
     refuse_cluster(variables)
 
 
-def test_a_cluster_is_read():
+def test_cluster_is_read():
     cluster = read_cluster(environment())
     assert (cluster.addresses, cluster.index, cluster.chief) == (("a:1", "b:2"), 1, False)
     assert cluster.called(0) == "worker 0 (a:1, the chief)" and cluster.host_and_port(1) == ("b", 2)

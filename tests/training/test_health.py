@@ -36,7 +36,7 @@ def warnings_of(logs_of_step, steps, caplog, config=CONFIG):
     return [record.getMessage() for record in caplog.records]
 
 
-def young_and_healthy(step):
+def healthy_logs(step):
     """Logs as of a measured run: the loss rises from 4.5 towards ln(K + 1) as the banks fill, then falls."""
     loss = 4.5 + 3.8 * min(1.0, step / 64) if step < 90 else 6.1 + 2.2 * math.exp(-(step - 90) / 100)
     accuracy = 0.0 if step < 90 else 0.1 * (1 - math.exp(-(step - 90) / 200))
@@ -45,12 +45,12 @@ def young_and_healthy(step):
 
 def test_healthy_run_gives_no_warning(caplog):
     assert patience(CONFIG) == 100 + 4 * 64 + 200
-    assert warnings_of(young_and_healthy, 1500, caplog) == []
+    assert warnings_of(healthy_logs, 1500, caplog) == []
 
 
 def test_guessing_is_warned_of_once_after_the_start(caplog):
     def guessing(step):
-        return {**young_and_healthy(step), "loss/image_P5": PINNED - 0.01, "accuracy/image_P5": 1 / 4097}
+        return {**healthy_logs(step), "loss/image_P5": PINNED - 0.01, "accuracy/image_P5": 1 / 4097}
 
     assert warnings_of(guessing, patience(CONFIG), caplog) == []
     (told,) = warnings_of(guessing, 2000, caplog)
@@ -64,7 +64,7 @@ def test_high_loss_or_accuracy_above_chance_is_no_collapse(caplog):
 
 
 def test_equal_keys_are_warned_of(caplog):
-    (told,) = warnings_of(lambda step: {**young_and_healthy(step), "std/image_P5": 0.001}, 1500, caplog)
+    (told,) = warnings_of(lambda step: {**healthy_logs(step), "std/image_P5": 0.001}, 1500, caplog)
     assert "all keys of image_P5 are the same: std 0.0010 of 1" in told
 
 

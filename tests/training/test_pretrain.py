@@ -140,7 +140,7 @@ def started(command, run, steps):
     return process
 
 
-def assert_goes_on_as_the_whole_run(command, run, whole_run):
+def assert_resumes_as_the_whole_run(command, run, whole_run):
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert losses(run) == losses(whole_run)
@@ -156,7 +156,7 @@ def test_killed_run_resumes_bit_identically(whole_run, command, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert len(_steps(run)) >= 3, "the run never reached step 3"
-    assert_goes_on_as_the_whole_run(command, run, whole_run)
+    assert_resumes_as_the_whole_run(command, run, whole_run)
 
 
 def test_signal_ends_the_run_with_a_checkpoint(command, tmp_path, monkeypatch, capsys):
@@ -191,7 +191,7 @@ def test_signalled_process_resumes_bit_identically(whole_run, command, tmp_path,
     assert f"stopped by {number.name} after step {step}, which is saved" in stderr and "Traceback" not in stderr
     assert (run / "checkpoints" / f"ckpt-{step}.index").exists() and 1 <= step < 6
     assert not (run / "backbone.keras").exists()
-    assert_goes_on_as_the_whole_run(command, run, whole_run)
+    assert_resumes_as_the_whole_run(command, run, whole_run)
 
 
 def _steps(run):

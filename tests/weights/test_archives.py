@@ -42,7 +42,7 @@ def little_memory():
     resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-def test_zip_bomb_is_refused_unread(tmp_path, little_memory):
+def test_zip_bomb_is_refused_without_reading(tmp_path, little_memory):
     path = tmp_path / "bomb.keras"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("config.json", "w") as file:
         for _ in range(1200):

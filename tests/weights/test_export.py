@@ -135,7 +135,7 @@ def test_folder_that_is_no_export_is_never_replaced(backbone, tmp_path):
     assert (photos / "a.jpg").read_bytes() == b"precious" and (tmp_path / "file").read_text() == "precious"
 
 
-def test_an_empty_directory_is_filled(backbone, tmp_path):
+def test_empty_directory_is_filled(backbone, tmp_path):
     (tmp_path / "out").mkdir()
     assert (export(backbone, "torchvision", tmp_path / "out") / "backbone.safetensors").is_file()
 
@@ -224,7 +224,7 @@ def test_file_without_the_weights_is_refused(backbone, tmp_path, monkeypatch, ch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_pickle_is_refused(backbone, tmp_path, monkeypatch):
+def test_damaged_pickle_is_refused(backbone, tmp_path, monkeypatch):
     def write(model, path, write=detectron2_io.write_detectron2):
         write(model, path)
         data = bytearray(path.read_bytes())
@@ -237,7 +237,7 @@ def test_a_damaged_pickle_is_refused(backbone, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_tensor_without_a_name_is_refused(backbone, tmp_path):
+def test_tensor_without_a_name_is_refused(backbone, tmp_path):
     more = keras.Model(backbone.input, keras.layers.BatchNormalization(name="extra")(backbone.output), name="more")
     more.architecture, more.width, more.pyramid_outputs = "resnet18", 0.125, backbone.pyramid_outputs
     fewer = keras.Model(backbone.input, backbone.pyramid_outputs["P4"], name="fewer")

@@ -270,7 +270,7 @@ def test_harmful_pickle_acts_when_unpickled(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".pkl", ".npz", ".safetensors", ".keras", ".pth", ".pt", ".tar", ".ckpt"])
-def test_a_pickle_with_code_is_refused_and_not_run(ending, tmp_path, capsys):
+def test_pickle_with_code_is_refused_and_not_run(ending, tmp_path, capsys):
     file = tmp_path / f"evil{ending}"
     file.write_bytes(pickle.dumps({"state_dict": {"conv1.weight": Harm(tmp_path / "harmed")}}))
     assert main(["import", str(file), "--output", str(tmp_path / "b.keras")]) == 2

@@ -98,7 +98,7 @@ def test_wrong_name_in_the_table_is_detected_by_torchvision(rename, message, tmp
 
 
 @pytest.mark.parametrize("answer", ["raise SystemExit('no such thing')", "import os; os.kill(os.getpid(), 11)"])
-def test_a_pytorch_that_fails_or_crashes_is_refused(answer, tmp_path, monkeypatch):
+def test_pytorch_that_fails_or_crashes_is_refused(answer, tmp_path, monkeypatch):
     (tmp_path / "process.py").write_text(answer)
     monkeypatch.setattr(torch_export, "PROCESS", tmp_path / "process.py")
     with pytest.raises(RunFailed, match=r"timm.*(no such thing|exit code -11)"):
@@ -139,7 +139,7 @@ def test_onnx_export_gives_our_features(architecture, width, normalising, tmp_pa
 
 
 @needs("onnx", "tf2onnx", "onnxruntime")
-def test_an_onnx_file_of_other_weights_is_refused(tmp_path, monkeypatch):
+def test_onnx_file_of_other_weights_is_refused(tmp_path, monkeypatch):
     from dupr_tf.weights import onnx_io
 
     read = onnx_io.read_onnx

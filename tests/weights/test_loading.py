@@ -55,7 +55,7 @@ def test_normalisation_can_be_added_and_removed(backbone, run):
     assert load_backbone(run, include_normalization=False).include_normalization is False
 
 
-def test_a_flipped_bit_is_noticed(run):
+def test_flipped_bit_is_noticed(run):
     data = bytearray((run / "backbone.keras").read_bytes())
     data[len(data) // 2] ^= 1
     (run / "backbone.keras").write_bytes(data)
@@ -73,7 +73,7 @@ def test_truncated_file_without_manifest_gives_one_line(run, keep):
     assert str(path) in error.value.problem and "\n" not in str(error.value)
 
 
-def test_a_damaged_manifest_is_named(run):
+def test_damaged_manifest_is_named(run):
     (run / "manifest.json").write_text("{")
     with pytest.raises(UserError) as error:
         load_backbone(run)

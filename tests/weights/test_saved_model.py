@@ -107,7 +107,7 @@ def test_both_signatures_are_compared_at_an_even_and_an_odd_size(tmp_path):
     assert {check.image for check in written.checks} == {"64×96", "65×97"}
 
 
-def test_a_model_without_a_pyramid_is_refused(tmp_path):
+def test_model_without_a_pyramid_is_refused(tmp_path):
     with pytest.raises(UserError, match="levels"):
         write_saved_model(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()]), tmp_path / "export")
     assert not (tmp_path / "export").exists()

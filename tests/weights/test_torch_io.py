@@ -77,7 +77,7 @@ def test_heads_and_counters_are_dropped_and_listed(caplog):
     np.testing.assert_array_equal(to_torchvision(backbone)["conv1.weight"], state["conv1.weight"])
 
 
-def test_a_normalising_backbone_has_the_same_weights():
+def test_normalising_backbone_has_the_same_weights():
     state = state_of()
     backbone = from_torchvision(state, include_normalization=True, name="mine")
     assert backbone.include_normalization and backbone.name == "mine"
