@@ -106,7 +106,7 @@ def write_shards(folder: Path, images: int, count: int) -> None:
     written, first = [], {}
     for number in range(count):
         rows = share + (number < rest)
-        shard = Shard(number, rows)
+        shard = Shard(number)
         if rows not in first:
             writer = import_array_record().ArrayRecordWriter(str(folder / shard.file), "group_size:1,uncompressed")
             for _ in range(rows):
@@ -115,7 +115,7 @@ def write_shards(folder: Path, images: int, count: int) -> None:
             sealed, digest = seal({}, b'["photo.jpg", 100, 0]\n' * rows)
             (folder / shard.sidecar).write_bytes(sealed)
             size = (folder / shard.file).stat().st_size
-            first[rows] = shard, {"images": rows, "bytes": size, "sha256": "", "seal": digest}
+            first[rows] = shard, {"images": rows, "bytes": size, "sha256": "0" * 64, "seal": digest}
         else:
             os.link(folder / first[rows][0].file, folder / shard.file)
             os.link(folder / first[rows][0].sidecar, folder / shard.sidecar)

@@ -13,8 +13,8 @@ from dupr_tf.serialization import register_with_keras
 
 __version__ = "0.1.0"
 
-# TensorFlow's oneDNN kernels, which it uses by itself only on CPUs with AVX-512. Without AVX-512 they train a ResNet-18
-# 1.3 times as fast (measured, see README). Read when TensorFlow is imported; a value that is set already stands.
+# TensorFlow's oneDNN kernels, which it uses by default only on CPUs with AVX-512. Without it they train a ResNet-18
+# 1.3 times as fast (docs/performance.md). TensorFlow reads the variable at import; a value that is set already stands.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 register_with_keras()
 

@@ -99,7 +99,8 @@ class RunInterrupted(KeyboardInterrupt):
     """
 
     def __init__(self, number: int, step: int):
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}, which is saved")
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name}. Checkpoint {step} is saved. Run the same command again to resume.")
         self.number, self.step = number, step
 
     @property

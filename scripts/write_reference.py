@@ -22,7 +22,6 @@ PAGES = {
     "convert": "labels.md#convert-labels", "pack": "large_data.md",
     "pretrain": "getting_started.md", "finetune": "detection.md", "evaluate": "detection.md",
     "predict": "detection.md#predictions",
-    "cluster-env": "workers.md",
     "views": "probes.md#views", "probe": "probes.md", "report": "report.md",
     "export": "exports.md", "import": "exports.md#import-a-checkpoint",
     "doctor": "report.md#the-doctor", "plan": "scaling.md", "bench": "performance.md",

@@ -98,7 +98,7 @@ class Trial:
                 use_logical_devices(self.replicas)
             if self.config.data.image_size == SIZE:
                 channels = dict(zip(STAGES, (4, 4, 4, 8, 8), strict=True))
-                pretrain_module.build_backbone = lambda name, width: TinyBackbone(channels)
+                pretrain_module.build_backbone = lambda name, width, dtype: TinyBackbone(channels)
             code = cli_main(arguments)
         except BaseException:
             traceback.print_exc()

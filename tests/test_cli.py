@@ -177,7 +177,7 @@ class Failing:
     (UserErrors([UserError("a", "A."), UserError(None, "B.")]), 2, ["dupr-tf: error: a: A.", "dupr-tf: error: B."]),
     (RunFailed("The loss is NaN."), 1, ["dupr-tf: error: The loss is NaN."]),
     (WorkerLost("Worker 1 is gone."), 75, ["dupr-tf: error: Worker 1 is gone."]),
-    (RunInterrupted(15, 7), 143, ["dupr-tf: stopped by SIGTERM after step 7, which is saved"]),
+    (RunInterrupted(15, 7), 143, [f"dupr-tf: {RunInterrupted(15, 7)}"]),
     (KeyboardInterrupt(), 130, ["dupr-tf: interrupted"]),
     (KeyboardInterrupt("\n"), 130, ["dupr-tf: interrupted"]),
 ], ids=lambda value: type(value).__name__)  # fmt: skip

@@ -54,7 +54,7 @@ def test_exit_codes():
     codes = [WRONG_EPOCHS.code, UserErrors([WRONG_EPOCHS]).code, RunFailed().code, WorkerLost().code]
     assert codes == [2, 2, 1, 75]
     assert RunInterrupted(15, 7).code == 143
-    assert "SIGTERM after step 7" in str(RunInterrupted(15, 7))
+    assert "SIGTERM. Checkpoint 7 " in str(RunInterrupted(15, 7))
     assert isinstance(RunInterrupted(2, 0), KeyboardInterrupt)
 
 

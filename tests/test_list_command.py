@@ -23,7 +23,7 @@ def test_list_prints_every_entry_of_every_registry(capsys):
 def test_list_of_one_kind_prints_no_other(capsys, kind):
     assert main(["list", kind]) == 0
     printed = capsys.readouterr().out
-    assert [other for other in REGISTRIES if f"{other} (" in printed] == [kind]
+    assert [other for other in REGISTRIES if f"\n{other} (" in f"\n{printed}"] == [kind]
 
 
 @pytest.mark.parametrize("kind", REGISTRIES)

@@ -23,6 +23,7 @@ REGISTRIES = {
     "outputs": "dupr_tf.detection.outputs:OUTPUTS",
     "probes": "dupr_tf.config.probes:PROBES",
     "exports": "dupr_tf.weights.formats:EXPORTS",
+    "detector_exports": "dupr_tf.detection.formats:DETECTOR_EXPORTS",
 }
 
 

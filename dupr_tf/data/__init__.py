@@ -7,5 +7,6 @@ def _is_wanted(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("Failed to load jax profiler")
 
 
-# Grain warns on import that JAX is missing, which no part of this package uses. Each input process imports it anew.
+# Grain warns on import that JAX is missing, but no part of this package uses JAX. Each input process imports Grain
+# anew.
 logging.getLogger("absl").addFilter(_is_wanted)

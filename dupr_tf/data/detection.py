@@ -26,33 +26,33 @@ from dupr_tf.data.views import uniform
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.text import escape
 
-MIN_VISIBLE_SHARE = 0.2  # of a box's area; a crop that leaves less of it removes the box
-MIN_SIDE = 2.0  # px, likewise
+MIN_VISIBLE_SHARE = 0.2  # share of a box's area; a crop that leaves less removes the box
+MIN_SIDE = 2.0  # px; a crop that leaves a shorter side removes the box
 
 
 def train_batches(annotated: AnnotatedImages, config: Config, steps: int, start: int = 0) -> Reader:
     """Augmented batches of the steps `start` to `steps`.
 
-    Images without a box to learn from are left out, except for bare ones where `annotated.background` is set. Every
-    epoch has its own order, and a batch may span two. Half of the images are mirrored.
+    Images without a box to train on are left out. Images without any annotation stay if `annotated.background` is set.
+    Every epoch has its own order, and a batch may span two epochs. Half of the images are mirrored.
 
     Without `detector.short_sides` an image is scaled, cropped or padded to a square of `data.image_size`. The whole
-    square counts as picture. With `detector.short_sides` an image is scaled to one of them, with a long side of at most
-    `max_long_side`. The images of a batch are padded below and on the right with the mean colour, to the largest one in
-    multiples of 32. Batches hold only wide or only tall images where possible.
+    square counts as part of the image. With `detector.short_sides` an image is scaled to one of these lengths, with a
+    long side of at most `max_long_side`. The images of a batch are padded below and on the right with the mean colour,
+    to the largest one in multiples of 32. Batches hold only wide or only tall images where possible.
 
     Args:
         annotated: the training split.
-        config: of it `data`, `train.batch_size` B, `train.seed` and `detector`.
+        config: its `data`, `train.batch_size` B, `train.seed` and `detector` are used.
         steps: number of steps of the whole run.
         start: first step to produce.
 
     Returns:
         A reader, to be closed by the caller, of `{"images": (B, H, W, 3) float32 in 0–255, "image_sizes": (B, 2)
-        float32 height and width of what is picture, "bounding_boxes": {"boxes": (B, M, 4) float32, "classes": (B, M)
-        float32}}`; M is the most boxes of an image, the rest is filled with -1. Where masks were read, `bounding_boxes`
-        also has `masks` (B, M, 56, 56) float32 0 or 1, each the part of the mask in its box. An image that cannot be
-        decoded ends the iteration with `RunFailed`.
+        float32 height and width without padding, "bounding_boxes": {"boxes": (B, M, 4) float32, "classes": (B, M)
+        float32}}`. M is the largest number of boxes in an image; unused rows hold -1. If masks were read,
+        `bounding_boxes` also has `masks` (B, M, 56, 56) float32, 0 or 1: the part of each mask in its box. An image
+        that cannot be decoded ends the iteration with `RunFailed`.
     """
     examples, batch = TrainingExamples(annotated, config), config.train.batch_size
     side, most = examples.side, examples.most_boxes
@@ -81,17 +81,17 @@ def eval_batches(
 
     Args:
         annotated: N images.
-        image_size: side S of the square that images are letterboxed to, in their order.
+        image_size: side S of the square that images are letterboxed to. They keep their order.
         batch_size: images a batch, at most.
-        data: how images are read: `max_pixels`, `threads` and `processes`; None: as by default.
-        short_side: px. Images are scaled to it instead. Wide ones come first, and tall ones after them. A batch is as
-            large as its largest image, in multiples of 32.
+        data: how images are read: `max_pixels`, `threads` and `processes`. None takes the defaults.
+        short_side: px; images are scaled to it instead. Wide images come before tall ones. A batch is as large as its
+            largest image, in multiples of 32.
         max_long_side: px, with `short_side`.
 
     Returns:
         A reader, to be closed by the caller, of `{"images": (b, H, W, 3) float32, "image_sizes": (b, 2) float32 height
-        and width of what is picture, "factors": (b, 2) float32 as `to_original` takes them, "index": (b,) int64
-        position in `annotated`}`.
+        and width without padding, "factors": (b, 2) float32 as `to_original` takes them, "index": (b,) int64 position
+        in `annotated`}`.
     """
     data = data or DataConfig()
     place = functools.partial(letterbox, side=image_size)
@@ -103,13 +103,13 @@ def eval_batches(
 
 
 def open_eval_reader(images, order: np.ndarray, place: Callable, side: int | None, batch: int, data: DataConfig):
-    """A reader of every image once, as `eval_batches` has it.
+    """Opens a reader that yields every image once, as `eval_batches` describes.
 
     Args:
         images: `AnnotatedImages` or `SegmentedImages`.
-        order: (N,) of them.
+        order: (N,) positions of the images, in the order to read them.
         place: (height, width) -> the image's `Place`.
-        side: of the batch's images; None: that of the largest.
+        side: side of the batch's images. None takes that of the largest.
         batch: images of a batch, at most.
         data: how images are read.
     """
@@ -132,18 +132,18 @@ def open_reader(make, first: int, last: int, signature: dict, batch: int, data: 
 
 
 def wide_first(sizes: np.ndarray) -> np.ndarray:
-    """(N,) the positions of images of sizes (N, 2): those of wide ones, then those of tall ones."""
+    """Returns the positions (N,) of images of sizes (N, 2), wide images before tall ones."""
     return np.argsort(sizes[:, 0] > sizes[:, 1], kind="stable")
 
 
 def read_image(path: str, data: DataConfig | None = None) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, upright. Raises `Unusable`."""
+    """Reads a file as (H, W, 3) uint8 RGB, upright. Raises `Unusable` if it cannot be decoded."""
     data = data or DataConfig()
     return decode(read_file(path), data.max_pixels, depth=data.depth)
 
 
 def image_rows(image: np.ndarray, place: Place) -> dict[str, np.ndarray]:
-    """The rows (1, …) that `pad_batch` makes the image of a batch from, its pixels and their corner."""
+    """Returns the rows (1, …) from which `pad_batch` makes one image of a batch: pixels and their corner."""
     pixels, corner = place.put(image)
     return {"pixels": pixels[None], "corner": np.array([corner])}
 
@@ -172,7 +172,7 @@ class _EvalExamples:
 
 
 class TrainingExamples:
-    """Makes a block of the image at a position of the run, of those that have something to learn from."""
+    """Makes a block of the image at a position of the run. Images without anything to train on are left out."""
 
     def __init__(self, annotated: AnnotatedImages, config: Config):
         kept = annotated.trained_on()
@@ -215,7 +215,7 @@ class TrainingExamples:
         return Block({**image_rows(image, place), "image_sizes": sizes, "bounding_boxes": targets})
 
     def place(self, position: int, size) -> Place:
-        """Where the image of a height and width is put at a position of the run."""
+        """Returns the place of an image at a position of the run; `size` is its height and width."""
         draws = uniform(self.seed, 0, position, (DRAWS,))
         if self.side is not None:
             return drawn_place(size, draws, self.side, self.detector.scale_jitter)
@@ -223,7 +223,7 @@ class TrainingExamples:
         return scaled(size, sides[int(draws[0] * len(sides))], self.detector.max_long_side, flip=bool(draws[3] < 0.5))
 
     def _crops(self, index: int, kept: np.ndarray, boxes: np.ndarray, place: Place) -> np.ndarray:
-        """(k, 56, 56) uint8: the masks of the kept ones of an image's boxes, in these boxes (k, 4) of the frame."""
+        """Returns (k, 56, 56) uint8 masks of the boxes (k, 4) of the frame; `kept` marks their boxes in the image."""
         height, width = self.sizes[index]
         masks = [self.masks[index][k] for k in np.flatnonzero(kept)]
         boxes = np.clip(place.move_back(boxes), 0, [width, height, width, height])
@@ -251,15 +251,15 @@ class _TrainingBatch:
 
 
 def visible_boxes(boxes: np.ndarray, frame, crops: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes cut to a frame, and which of them were kept: those of which a crop leaves enough.
+    """Cuts boxes to a frame and drops those of which a crop leaves too little.
 
     Args:
         boxes: (n, 4) px.
         frame: height and width.
-        crops: whether any are left out.
+        crops: whether boxes are dropped.
 
     Returns:
-        (k, 4) boxes, and (n,) bool, of which k are true.
+        (k, 4) boxes, and (n,) bool that marks the k boxes kept.
     """
     clipped = np.clip(boxes, 0, np.float32(frame)[[1, 0, 1, 0]])
     if not crops:
@@ -269,24 +269,24 @@ def visible_boxes(boxes: np.ndarray, frame, crops: bool) -> tuple[np.ndarray, np
 
 
 def enough_visible(boxes: np.ndarray, clipped: np.ndarray) -> np.ndarray:
-    """(n,) bool: whether a frame leaves enough of boxes (n, 4), which it cuts to `clipped`."""
+    """Returns (n,) bool: whether enough of the boxes (n, 4) is left after they were cut to `clipped`."""
     return sides(clipped).prod(1) >= MIN_VISIBLE_SHARE * sides(boxes).prod(1)
 
 
 def sides(boxes: np.ndarray) -> np.ndarray:
-    """(n, 2) width and height."""
+    """Returns width and height of boxes, (n, 2)."""
     return boxes[:, 2:] - boxes[:, :2]
 
 
 def unreadable_images(
     images: AnnotatedImages | SegmentedImages, data: DataConfig | None = None, results: FileResults | None = None
 ) -> dict[str, str]:
-    """{path: reason} of the images that cannot be used. Decodes all of them, JPEGs at an eighth of their size.
+    """Returns {path: reason} of the images that cannot be used. Decodes all images, JPEGs at an eighth of their size.
 
     Args:
-        images: of `SegmentedImages` the masks too, at every call.
-        data: how images are read; None: as by default.
-        results: of an earlier check. An image that has not changed since is not decoded again.
+        images: the split. The masks of `SegmentedImages` are read too, at every call.
+        data: how images are read. None takes the defaults.
+        results: results of an earlier check. An image that has not changed since is not decoded again.
     """
     data, results, paths = data or DataConfig(), results or FileResults(), images.paths
     what = f"unusable image, max_pixels {data.max_pixels}, depth {data.depth}"
@@ -296,7 +296,7 @@ def unreadable_images(
 
 
 def _refuse_unreadable(images, data: DataConfig, index: int, reason: str) -> None:
-    """Ends the run at the first image that cannot be used, and names it and counts the others."""
+    """Ends the run at the first image that cannot be used. The error names it and counts the others."""
     bad = unreadable_images(images, data) or {images.paths[index]: reason}
     path, reason = next(iter(bad.items()))
     raise RunFailed(

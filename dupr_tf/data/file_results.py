@@ -1,4 +1,4 @@
-"""Results about files, such as why one cannot be decoded, which a later start of a run does not compute again."""
+"""Keeps results about files, such as why one cannot be decoded, so that a resumed run need not compute them again."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ COLUMNS = ("what", "name", "bytes", "mtime_ns", "result")
 
 
 class FileResults:
-    """Remembers a line of text about each file until the size or the time of change of the file differs.
+    """Remembers a line of text about each file until the file's size or modification time changes.
 
     Args:
-        path: table that `save` writes and that is read here, if it exists. None: nothing is read or written.
+        path: table that `save` writes. It is read here if it exists. None: nothing is read or written.
     """
 
     def __init__(self, path: str | Path | None = None):
@@ -28,11 +28,11 @@ class FileResults:
             self._texts = {tuple(row[:-1]): row[-1] for row in rows if len(row) == len(COLUMNS)}
 
     def of(self, what: str, paths: Sequence[str], compute: Callable[[int], str], workers: int | None) -> list[str]:
-        """Returns the results of all paths. Those that are not known are computed in threads.
+        """Returns the results of all paths. Unknown results are computed in threads.
 
         Args:
             what: kind of the result and the settings that it depends on, in one line.
-            paths: files. Nothing is remembered of a path without a file.
+            paths: files. The result of a path without a file is not kept.
             compute: position in `paths` -> one line of text without tabs.
             workers: number of threads. Default: the number of CPUs.
         """
@@ -45,7 +45,7 @@ class FileResults:
         return [fresh[place] if place in fresh else self._texts[key] for place, key in enumerate(keys)]
 
     def save(self) -> None:
-        """Writes the table, whole or not at all, if there is anything new in it."""
+        """Writes the table atomically, if it has new results."""
         if self.path is not None and self._changed:
             rows = [COLUMNS, *((*key, text) for key, text in self._texts.items())]
             write_whole(self.path, "".join("\t".join(row) + "\n" for row in rows))
@@ -53,7 +53,7 @@ class FileResults:
 
 
 def file_stamp(path: str) -> tuple[str, str]:
-    """Returns the size and the time of change of a file; "-1", "-1" where there is none."""
+    """Returns the size and the modification time of a file; "-1", "-1" if it does not exist."""
     try:
         status = os.stat(path)
     except OSError:

@@ -1,6 +1,6 @@
-"""Looks at the targets of the first training batches, so that a task without targets is refused before it is trained.
+"""Checks the targets of the first training batches, so that a task without targets is refused before training.
 
-Boxes are placed as in the batches, by the sizes of the images. No image is decoded, only a few masks of classes.
+Boxes are placed as in the batches, by the sizes of the images. No image is decoded; a few masks of classes are.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from dupr_tf.errors import UserError
 from dupr_tf.text import escape
 
 log = logging.getLogger(__name__)
-IMAGES = 128  # inspected at most, for boxes
-MASKS = 16  # inspected, for classes of pixels; more only while there is a single class
-MUCH = 0.5  # share of lost boxes above which a run is warned of them
+IMAGES = 128  # images inspected at most, for boxes
+MASKS = 16  # masks inspected, for classes of pixels; more only while there is a single class
+MUCH = 0.5  # share of lost boxes above which a warning is logged
 ANCHOR_SCALE = 4.0  # RetinaNet's default of detector.anchor_scale
 STRIDES = (8, 16, 32, 64, 128)  # px, of RetinaNet's levels P3 to P7
-OCTAVES, RATIOS = (1, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0)  # of an anchor's side; its width / height
+OCTAVES, RATIOS = (1, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0)  # factors of an anchor's side; its width / height
 
 
 @dataclass(frozen=True)
 class BoxCounts:
-    """Counts of the boxes of some training images, as their batches have them."""
+    """Counts the boxes of some training images as they appear in batches."""
 
     images: int = 0
-    boxes: int = 0  # that count
-    cropped: int = 0  # left out by random crops; others of the same image come again
+    boxes: int = 0  # boxes that count
+    cropped: int = 0  # left out by random crops, which differ in every epoch
     small: int = 0  # lost: under `MIN_SIDE` px
     unmatched: int = 0  # lost: without an anchor
     short_sides: tuple[float, ...] = ()  # px, the shorter side of each box that is not cropped, at the network
 
     @property
     def lost_share(self) -> float:
-        """Share of the boxes, without those cropped, that train nothing; NaN without any."""
+        """Returns the share of boxes that train nothing, without cropped ones; NaN if there are no boxes."""
         left = self.boxes - self.cropped
         return (self.small + self.unmatched) / left if left else float("nan")
 
@@ -61,14 +61,14 @@ class BoxCounts:
 
 
 def inspect_targets(images: AnnotatedImages | SegmentedImages, config: Config) -> str:
-    """Looks at the targets of the first batches, and warns if they are poor.
+    """Checks the targets of the first batches, and warns if they are poor.
 
     Args:
         images: the training split.
-        config: as for the batches.
+        config: config as for the batches.
 
     Returns:
-        One line that describes them.
+        One line that describes the targets.
 
     Raises:
         UserError: there is nothing to learn: no box, no box that reaches a batch, or a single class of pixels.
@@ -90,14 +90,14 @@ def inspect_targets(images: AnnotatedImages | SegmentedImages, config: Config) -
 def count_boxes(
     annotated: AnnotatedImages, config: Config, first: int = 0, images: int = IMAGES, examples=None
 ) -> BoxCounts:
-    """Counts boxes of the images at positions of a run, and those that are cropped or lost.
+    """Counts the boxes of images at some positions of a run, and the boxes that are cropped or lost.
 
     Args:
         annotated: the training split.
-        config: as for the batches.
+        config: config as for the batches.
         first: the first position.
-        images: images to look at, at most those of an epoch.
-        examples: the `TrainingExamples` of both, if they were made before.
+        images: number of images to inspect, at most an epoch.
+        examples: the `TrainingExamples` of the split and config, if they exist already.
     """
     examples = examples or TrainingExamples(annotated, config)
     iou = DETECTORS[config.detector.kind].facts["anchor_iou"]
@@ -127,7 +127,7 @@ def matched_boxes(boxes: np.ndarray, frame: tuple[int, int], scale: float, iou: 
 
     Args:
         boxes: (n, 4) x1 y1 x2 y2, px of the frame.
-        frame: height and width, padded to multiples of `STRIDE` here.
+        frame: height and width; they are padded to multiples of `STRIDE` here.
         scale: `detector.anchor_scale`, the side of a level's smallest anchor in strides.
         iou: the least overlap.
 
@@ -138,11 +138,11 @@ def matched_boxes(boxes: np.ndarray, frame: tuple[int, int], scale: float, iou: 
 
 
 def match_anchors(boxes: np.ndarray, frame: tuple[int, int], scale: float, iou: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the anchors of boxes, (k, 4) float32, and their boxes, (k,) int64 positions; see `matched_boxes`."""
+    """Returns anchors (k, 4) float32 and the position of the box of each, (k,) int64. See `matched_boxes`."""
     grids = _grids(*(-(-side // STRIDE) * STRIDE for side in frame), scale)
     areas, anchors, owners = sides(boxes).prod(1), [np.empty((0, 4), np.float32)], [np.empty(0, np.int64)]
     for grid in grids:
-        # IoU is at most the ratio of the areas, so that most boxes need no look at most anchors.
+        # IoU is at most the ratio of the areas, so most pairs of box and anchor need no computation.
         near = np.flatnonzero((areas >= iou * grid.smallest) & (areas * iou <= grid.largest))
         if len(near):
             grid = _touching(grid, boxes[near])
@@ -154,7 +154,7 @@ def match_anchors(boxes: np.ndarray, frame: tuple[int, int], scale: float, iou: 
 
 
 class _Grid(NamedTuple):
-    """Anchors of one length and one ratio at all cells of a level, cut to the frame."""
+    """Holds the anchors of one length and one ratio at all cells of a level, cut to the frame."""
 
     x: np.ndarray  # (columns, 2) begin and end, px
     y: np.ndarray  # (rows, 2)
@@ -174,20 +174,20 @@ def _grids(height: int, width: int, scale: float) -> list[_Grid]:
 
 
 def _spans(length: float, stride: int, extent: int) -> np.ndarray:
-    """(cells, 2): where anchors of a length begin and end along one side, cut to it."""
+    """Returns (cells, 2): begin and end of the anchors of a length along one side, cut to the frame."""
     centres = (np.arange(-(-extent // stride)) + 0.5) * stride
     return np.clip(np.stack([centres - length / 2, centres + length / 2], 1), 0, extent).astype(np.float32)
 
 
 def _touching(grid: _Grid, boxes: np.ndarray) -> _Grid:
-    """The part of a grid around boxes (n, 4)."""
+    """Returns the part of a grid around boxes (n, 4)."""
     x = grid.x[(grid.x[:, 0] < boxes[:, 2].max()) & (grid.x[:, 1] > boxes[:, 0].min())]
     y = grid.y[(grid.y[:, 0] < boxes[:, 3].max()) & (grid.y[:, 1] > boxes[:, 1].min())]
     return grid._replace(x=x, y=y)
 
 
 def _iou(boxes: np.ndarray, areas: np.ndarray, grid: _Grid) -> np.ndarray:
-    """(n, rows, columns): overlap of boxes with the anchors of a grid."""
+    """Returns (n, rows, columns): IoU of boxes with the anchors of a grid."""
     x, y = grid.x, grid.y
     columns = np.minimum(x[:, 1], boxes[:, 2:3]) - np.maximum(x[:, 0], boxes[:, 0:1])  # (n, columns)
     rows = np.minimum(y[:, 1], boxes[:, 3:4]) - np.maximum(y[:, 0], boxes[:, 1:2])  # (n, rows)
@@ -197,7 +197,7 @@ def _iou(boxes: np.ndarray, areas: np.ndarray, grid: _Grid) -> np.ndarray:
 
 
 def lost_boxes(annotated: AnnotatedImages, config: Config, counts: BoxCounts) -> tuple[str, str, str]:
-    """Field, problem and fix for many lost boxes."""
+    """Returns field, problem and fix for many lost boxes."""
     detector = config.detector
     largest = max(float(boxes.max(initial=0)) for boxes in annotated.boxes)
     if largest <= 1.5:
@@ -225,14 +225,14 @@ def _background(annotated: AnnotatedImages) -> str:
 
 
 def _inspect_classes(segmented: SegmentedImages) -> str:
-    """Counts the pixels of each class in some masks. A second class is searched in all of them."""
+    """Counts the pixels of each class in some masks. If they have a single class, further masks are read."""
     pixels, looked = np.zeros(256, np.int64), 0
     for index in np.random.default_rng(0).permutation(len(segmented)).tolist():
         if looked >= MASKS and (pixels[:IGNORED] > 0).sum() > 1:
             break
         try:
             pixels += np.bincount(segmented.truth(index).ravel(), minlength=256)
-        except UserError:  # It is named when it is met, with all the others.
+        except UserError:  # A bad mask is reported when training reads it, with all others.
             continue
         looked += 1
     met = np.flatnonzero(pixels[:IGNORED]).tolist()

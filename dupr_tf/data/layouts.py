@@ -1,8 +1,8 @@
-"""Layouts of data (`data.kind`): a line for each, by what is read from it. Loads no TensorFlow by itself.
+"""Lists the layouts of data (`data.kind`) in tables, one for each kind of contents. Does not load TensorFlow.
 
-A new layout is a file with its functions and a line in every table of what it holds. Each layout says which paths it
-would read, and `auto` takes the one that the root shows. A root that shows several with different paths is refused.
-Without any, `auto` takes the layout of the table that is marked as the fallback.
+A new layout needs a file with its functions, and a line in the table of each kind of contents. Each layout names the
+paths it would read, and `auto` takes the layout whose paths exist. A root that shows several layouts with different
+paths is refused. If it shows none, `auto` takes the fallback of the table.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from dupr_tf.registry import Entry, Registry
 
 FIELD = "data.kind"
 TFDS = "tfds:"
-# What the transfer protocols call 07+12: split -> (split of each year, folders of the years).
+# The 07+12 of transfer protocols: split -> (split of each year, folders of the years).
 VOC_UNION = dict.fromkeys(("train", "trainval"), ("trainval", "VOC20[0-9][0-9]"))
 VOC_UNION |= dict.fromkeys(("val", "test"), ("test", "VOC2007"))
-# Names of folders of photos under a root. Those that exist are used.
+# Possible names of photo folders under a root. Those that exist are used.
 WHOLE_ROOT = (".",)
 VOC_FOLDERS = ("JPEGImages",)
 CITYSCAPES_FOLDERS = ("leftImg8bit",)
@@ -29,12 +29,12 @@ COCO_FOLDERS = ("images", "train2017", "unlabeled2017", "train2014", "JPEGImages
 
 
 def coco_files(root: Path, split: str) -> list[Path]:
-    """Possible files of annotations of a split, the plainest name first."""
+    """Returns possible annotation files of a split, the plainest name first."""
     return [root / "annotations" / f"instances_{split}{year}.json" for year in ("", "2017", "2014")]
 
 
 def voc_lists(root: Path, split: str) -> list[Path]:
-    """The lists that make up a split of VOC, of one year or several; [] where there is no such split."""
+    """Returns the lists that make up a split of VOC, of one year or several; [] if there is no such split."""
     main = Path("ImageSets", "Main")
     if (root / main / f"{split}.txt").is_file() or split not in VOC_UNION:
         return _first([root / main / f"{split}.txt"])
@@ -44,7 +44,7 @@ def voc_lists(root: Path, split: str) -> list[Path]:
 
 
 def check_tfds(root: str | Path) -> None:
-    """Raises UserError where a root does not begin with `tfds:`."""
+    """Raises UserError if a root does not begin with `tfds:`."""
     if not str(root).startswith(TFDS):
         raise UserError(FIELD, f"Expected {TFDS}NAME as data of kind tfds, received {root}.", f"Pass {TFDS}NAME:train.")
 
@@ -54,24 +54,24 @@ def _table(kind: str, **layouts: Entry) -> Registry:
 
 
 def _layout(target: str, summary: str, shown=lambda root, split=None: [], **facts) -> Entry:
-    """A line of a table.
+    """Makes a line of a table.
 
     Args:
         target: function or constant of the layout.
         summary: a line for `dupr-tf list`.
         shown: (root, split) -> the paths that make a root show the layout; [] if it does not.
-        facts: of the table. `fallback` marks the layout that is taken where none is shown.
+        facts: further columns of the table. `fallback` marks the layout that is taken if the root shows none.
     """
     return Entry(f"dupr_tf.data.{target}", summary, facts={"shown": shown, **facts})
 
 
 def _first(paths: Sequence[Path]) -> list[Path]:
-    """The first of the paths that exists, if any."""
+    """Returns the first path that exists, in a list; [] if none does."""
     return [path for path in paths if path.exists()][:1]
 
 
 def _photos(folders: Sequence[str], *beside: str):
-    """Shows the folders of photos of a layout where all folders `beside` them exist."""
+    """Finds the photo folders of a layout, if all folders `beside` them exist."""
 
     def shown(root: Path, split: str | None = None) -> list[Path]:
         if not all((root / name).is_dir() for name in beside):
@@ -86,7 +86,7 @@ def _cityscapes(root: Path, split: str | None = None) -> list[Path]:
 
 
 def _finder(target: str):
-    """Shows the files that a function (root, split) -> paths of a reader finds."""
+    """Finds the files that a reader's function (root, split) -> paths returns."""
 
     def shown(root: Path, split: str | None = None) -> list[Path]:
         module, _, name = target.partition(":")
@@ -96,7 +96,7 @@ def _finder(target: str):
 
 
 def mask_folders(root: Path, split: str) -> list[tuple[Path, Path]]:
-    """The pairs of folders of images and of masks that a root may have for a split, and has."""
+    """Returns the existing pairs of an image folder and a mask folder of a split."""
     pairs = [(root / split / "images", root / split / "masks"), (root / "images" / split, root / "masks" / split)]
     return [pair for pair in pairs if pair[0].is_dir() and pair[1].is_dir()]
 
@@ -215,9 +215,9 @@ PIXELS = _table(
 
 
 def layout_of(table: Registry, root: str | Path, kind: str = "auto", split: str | None = None) -> str:
-    """The name of a root's layout: `kind`, or for "auto" the one of a table that the root shows.
+    """Returns the name of a root's layout: `kind`, or for "auto" the layout of a table that the root shows.
 
-    Layouts that would read the same paths are no contradiction; the first of them is taken.
+    If several layouts would read the same paths, the first one is taken.
 
     Raises:
         UserError: the table has no such layout, or the root shows several.
@@ -240,17 +240,17 @@ def layout_of(table: Registry, root: str | Path, kind: str = "auto", split: str 
 
 
 def split_folder(root: Path, split: str, years: Sequence[str], names: Sequence[str], file: Path) -> Path:
-    """The folder under a root that the image names of a split stand for: the most specific that holds most of them.
+    """Finds the folder under a root that the image names of a split refer to: the most specific one with most images.
 
     Args:
-        root: of the data set.
+        root: root of the data set.
         split: "train", …
         years: other names of the split, such as "train2017".
         names: relative paths of the first images.
-        file: that lists them, for the error.
+        file: file that lists the images, for the error.
 
     Raises:
-        UserError: no folder holds any of them, or two that are equally specific do.
+        UserError: no folder holds any of the images, or two equally specific folders do.
     """
     if not names:
         return root
@@ -259,7 +259,7 @@ def split_folder(root: Path, split: str, years: Sequence[str], names: Sequence[s
     held = {name: sum((root / name / image).is_file() for image in names) for rank in ranks for name in rank}
     most = max(held.values())
     if not most:
-        problem = f"The images of {file}, such as {names[0]}, are in none of {', '.join(held)} under {root}."
+        problem = f"The images of {file}, such as {names[0]}, are not in {', '.join(held)} under {root}."
         raise UserError(None, problem, "Move or link the folder of images there.")
     rank = next([name for name in rank if held[name] == most] for rank in ranks if max(held[n] for n in rank) == most)
     other = next((name for name in rank[1:] if not os.path.samefile(root / name, root / rank[0])), None)
@@ -284,7 +284,7 @@ def _refuse_spread(root: Path, folder: Path, names: Sequence[str], file: Path) -
 
 
 def _same_paths(paths: Sequence[Path], others: Sequence[Path]) -> bool:
-    """Returns True if two layouts read the same; a file system may take Annotations and annotations for one folder."""
+    """Returns True if two layouts read the same paths. Some file systems ignore case, as in Annotations."""
     return {os.stat(path).st_ino for path in paths} == {os.stat(path).st_ino for path in others}
 
 

@@ -1,4 +1,4 @@
-"""Which image comes at which position of a run: a function of the seed and the position, so a run can be resumed."""
+"""Orders the images of a run as a function of seed and position, so that a run can be resumed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 
 
 class Order:
-    """The image at each position of a run, epoch after epoch, each in an order of its own.
+    """Gives the image at each position of a run. Each epoch has another order.
 
     Args:
         count: images of an epoch.
-        permutation: epoch -> (count,) the images in their order. Must be picklable.
+        permutation: epoch -> (count,) images in their order. It must be picklable.
     """
 
     def __init__(self, count: int, permutation: Callable[[int], np.ndarray]):
@@ -24,26 +24,27 @@ class Order:
         order = self._epochs.get(epoch)
         if order is None:
             order = self.permutation(epoch)
-            # Threads ask for positions around the end of an epoch, so two of them are kept; a new dict, as others read.
+            # Threads read positions around the end of an epoch, so two epochs are kept. A new dict is safe for other
+            # readers.
             self._epochs = {**dict(list(self._epochs.items())[-1:]), epoch: order}
         return int(order[place])
 
 
 def shuffled_epoch(count: int, seed: int, epoch: int) -> np.ndarray:
-    """(count,) a permutation for one epoch."""
+    """Returns a permutation (count,) for one epoch."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def grouped_epoch(tall: np.ndarray, batch: int, seed: int, epoch: int) -> np.ndarray:
-    """(N,) a permutation for one epoch, in which batches are of one orientation where they can be: less padding.
+    """Returns a permutation (N,) for one epoch whose batches have one orientation where possible, for less padding.
 
-    Where N is no multiple of the batch, an epoch begins within one: its first images complete that.
+    If N is no multiple of the batch, an epoch begins within a batch, and its first images complete that batch.
 
     Args:
-        tall: (N,) bool, for each image.
+        tall: (N,) bool, whether each image is tall.
         batch: images a step.
-        seed: of the order.
-        epoch: from 0.
+        seed: seed of the order.
+        epoch: number from 0.
     """
     count, rng = len(tall), np.random.default_rng([seed, epoch])
     order = rng.permutation(count)

@@ -1,4 +1,4 @@
-"""Images in, ViewPair batches out. A batch is a function of (seed, step): a resumed run sees the same batches."""
+"""Turns images into ViewPair batches. A batch is a function of (seed, step), so a resumed run has the same batches."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.text import escape
 
 BLOCK = 32  # images that a thread reads in one call, at most
-SUBSTITUTES = 32  # images tried in place of an unusable one before the run gives up
-SURPLUS = 2  # pixels that must stay for each pixel of a view, so that the antialiased resize still decides
-SUBSTITUTE_STREAM = 1 << 31  # added to an epoch, for draws other than those of its geometry
+SUBSTITUTES = 32  # images tried in place of an unusable one before the run fails
+SURPLUS = 2  # pixels that must remain for each pixel of a view, so that the antialiased resize still decides
+SUBSTITUTE_STREAM = 1 << 31  # added to the epoch for draws other than those of geometry
 
 
 def view_pairs(
@@ -31,17 +31,17 @@ def view_pairs(
     bad: BadImages,
     worker: tuple[int, int] = (0, 1),
 ) -> Reader:
-    """The batches of steps `first_step` .. `last_step` - 1.
+    """Opens a reader of the batches of steps `first_step` .. `last_step` - 1.
 
-    Every image comes at most once an epoch, in an order drawn from (seed, epoch); what full batches leave over is
-    dropped. A set smaller than a batch is gone through more than once.
+    Every image is used at most once an epoch, in an order drawn from (seed, epoch). An incomplete last batch is
+    dropped. If there are fewer images than a batch needs, they repeat.
 
     Args:
         images: a source, or image files in the order of `list_images`.
-        config: of the run; `data`, `views`, `model`, and `train.batch_size`, `train.seed` are read.
+        config: config of the run. Its `data`, `views`, `model`, `train.batch_size` and `train.seed` are used.
         first_step, last_step: optimiser steps.
-        bad: gets the unusable images.
-        worker: (w, n): of every batch, only the w-th of n equal parts is read and returned.
+        bad: receives the unusable images.
+        worker: (w, n): only the w-th of n equal parts of every batch is read and returned.
 
     Returns:
         A reader of `ViewPair` dicts, to be closed by the caller.
@@ -62,16 +62,16 @@ def view_pairs(
 
 
 def block_size(rows: int) -> int:
-    """Images of a block: the largest divisor of a batch's rows that is at most `BLOCK`."""
+    """Returns the number of images of a block: the largest divisor of a batch's rows up to `BLOCK`."""
     return next(size for size in range(min(BLOCK, rows), 0, -1) if rows % size == 0)
 
 
 class WorkerRows:
-    """The samples of a run that one of several workers reads: rows w · share .. (w + 1) · share - 1 of every batch.
+    """Holds the samples that one of several workers reads: rows w · share .. (w + 1) · share - 1 of every batch.
 
     Args:
         batch: images a step, over all workers.
-        worker, workers: this one, from 0, and how many.
+        worker, workers: number of this worker, from 0, and of all workers.
     """
 
     def __init__(self, batch: int, worker: int = 0, workers: int = 1):
@@ -85,17 +85,17 @@ class WorkerRows:
         self.batch, self.share, self.first_row = batch, batch // workers, worker * (batch // workers)
 
     def global_number(self, number):
-        """The number in the whole run of this worker's number-th sample."""
+        """Returns the number, in the whole run, of this worker's number-th sample."""
         return number // self.share * self.batch + self.first_row + number % self.share
 
 
 class PairBlocks:
-    """Makes blocks of view pairs. Holds no state, so threads can share it and processes can have copies.
+    """Makes blocks of view pairs. It has no state, so threads can share it and processes can have copies.
 
     Args:
-        source: of the images.
-        config: of the run.
-        rows: which samples this worker reads.
+        source: source of the images.
+        config: config of the run.
+        rows: the samples that this worker reads.
         size: samples in a block.
     """
 
@@ -108,7 +108,7 @@ class PairBlocks:
         self.redraw = bool(config.model.patch_sizes)  # image terms need no overlap
 
     def __call__(self, number: int) -> Block:
-        """The block of a number, from 0 at the start of the run."""
+        """Returns the block of a number, from 0 at the start of the run."""
         bad: list[tuple[int, str]] = []
         places = self.rows.global_number(np.arange(number * self.size, (number + 1) * self.size))
         pairs = [self._places(*divmod(int(place), self.per_epoch)) for place in places]  # (epoch, image) of each row
@@ -147,7 +147,7 @@ class PairBlocks:
         return Block(rows, tuple(bad))
 
     def _places(self, epoch: int, place: int) -> tuple[int, int]:
-        """(epoch, image) at a place of an epoch."""
+        """Returns (epoch, image) at a place of an epoch."""
         return epoch, epoch_order(len(self.source), self.seed, epoch)[place % len(self.source)]
 
     def _uniform(self, epoch: int, image: int) -> np.ndarray:
@@ -158,7 +158,7 @@ class PairBlocks:
         return draw_pairs(np.stack(u), sides, self.view, self.views, self.redraw)
 
     def _readable(self, epoch: int, image: int, bad: list) -> Iterator[tuple[int, bytes, Header]]:
-        """(number, content, header) of an image, then of those that can stand in for it, each if it has a header."""
+        """Yields (number, content, header) of an image, then of its substitutes. Skips images without a header."""
         for shown in self._candidates(epoch, image):
             try:
                 content = self.source.read(shown)
@@ -172,13 +172,13 @@ class PairBlocks:
         )
 
     def _candidates(self, epoch: int, image: int) -> Iterator[int]:
-        """An image, then those that are tried in its place."""
+        """Yields an image, then those that are tried in its place."""
         yield image
         others = uniform(self.seed, epoch + SUBSTITUTE_STREAM, image, (SUBSTITUTES,))
         yield from (others * len(self.source)).astype(int).tolist()
 
     def _decode(self, content: bytes, header: Header, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels of an image, and the crops (2, 4) in them; whole pixels again, so that the boxes stay exact."""
+        """Returns the pixels of an image and its crops (2, 4) in whole pixels, so that the boxes stay exact."""
         side = (crops[:, 2:] - crops[:, :2]).min()
         factor = next((factor for factor in FACTORS if side >= SURPLUS * self.view * factor), 1)
         image = decode(content, self.max_pixels, header, factor, self.depth)
@@ -187,12 +187,12 @@ class PairBlocks:
 
 @functools.lru_cache(maxsize=4)
 def epoch_order(count: int, seed: int, epoch: int):
-    """Sequence of the images of an epoch in their order; it takes no memory, however many images there are.
+    """Returns the images of an epoch in their order, as a sequence that takes no memory for any number of images.
 
     Args:
-        count: images.
-        seed: of the run.
-        epoch: from 0.
+        count: number of images.
+        seed: seed of the run.
+        epoch: number from 0.
     """
     import grain
 

@@ -1,6 +1,6 @@
 """Resizes an image to whole pixels, puts it into a frame and mirrors it. Its boxes follow the pixels.
 
-Boxes are `(x1, y1, x2, y2)` in pixels; sizes, offsets and factors are (vertical, horizontal).
+Boxes are `(x1, y1, x2, y2)` in pixels. Sizes, offsets and factors are (vertical, horizontal).
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from dupr_tf.data.images.resize import resize
 from dupr_tf.data.reader import concatenate_rows
 
 PAD_COLOUR = (123.675, 116.28, 103.53)  # ImageNet's mean: 0 once the backbone has normalised it
-STRIDE = 32  # px: sides of a batch are multiples of it, so that every level of a backbone halves exactly
+STRIDE = 32  # px: sides of a batch are multiples of it, so that each level of a backbone has exactly half the size
 DRAWS = 4  # uniform numbers that `drawn_place` takes
 Size = tuple[int, int]
 
 
 class Place(NamedTuple):
-    """An image of `source` px is resized to `size` and put at `offset` in a frame, which is then mirrored or not.
+    """Describes how an image of `source` px is resized to `size`, put at `offset` in a frame, and perhaps mirrored.
 
-    All are whole pixels, so that every pixel is resampled once and boxes follow the pixels exactly. An offset below 0
-    and a size beyond the frame crop the image.
+    All numbers are whole pixels, so that every pixel is resampled once and boxes follow the pixels exactly. An offset
+    below 0 and a size beyond the frame crop the image.
     """
 
     source: Size
@@ -36,16 +36,16 @@ class Place(NamedTuple):
 
     @property
     def factors(self) -> np.ndarray:
-        """(2,) float32: resized pixels for one of the image, vertical and horizontal."""
+        """Returns (2,) float32: resized pixels per pixel of the image, vertical and horizontal."""
         return (np.array(self.size) / self.source).astype(np.float32)
 
     def move(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes (n, 4) of the image as boxes of the frame; they may reach beyond it."""
+        """Converts boxes (n, 4) of the image to boxes of the frame. They may reach beyond the frame."""
         result = boxes * self.factors[[1, 0, 1, 0]] + np.float32(self.offset)[[1, 0, 1, 0]]
         return self._mirror(result)
 
     def move_back(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes (n, 4) of the frame as boxes of the image."""
+        """Converts boxes (n, 4) of the frame to boxes of the image."""
         return (self._mirror(boxes) - np.float32(self.offset)[[1, 0, 1, 0]]) / self.factors[[1, 0, 1, 0]]
 
     def put(self, image: np.ndarray) -> tuple[np.ndarray, Size]:
@@ -55,7 +55,7 @@ class Place(NamedTuple):
         return shown, (y, self.frame[1] - x - shown.shape[1] if self.flip else x)
 
     def put_values(self, values: np.ndarray, outside: int) -> np.ndarray:
-        """The frame filled with values (H, W) that cannot be mixed, such as classes; `outside` where there are none."""
+        """Returns the frame with values (H, W) that cannot be mixed, such as classes. The rest holds `outside`."""
         rows, columns = (nearest_pixels(*sides) for sides in zip(self.size, self.source, strict=True))
         shown = self._in_frame(values[rows[:, None], columns])
         frame = np.full(self.frame, outside, values.dtype)
@@ -78,25 +78,25 @@ class Place(NamedTuple):
 
 
 def letterbox(source: Size, side: int) -> Place:
-    """An image scaled to fit a square of `side`, aspect kept, in its top left corner."""
+    """Places an image in the top left corner of a square of `side`, scaled to fit, with its aspect kept."""
     return Place(source, scaled_size(source, Fraction(side, max(source))), (side, side))
 
 
 def scaled(source: Size, short_side: int | None, max_long_side: int, flip: bool = False) -> Place:
-    """An image scaled to a short side and at most a long side; to its own size where `short_side` is None."""
+    """Scales an image to a short side, with a limit for the long side. It keeps its size if `short_side` is None."""
     size = scaled_size(source, short_side_scale(source, short_side, max_long_side))
     return Place(source, size, size, flip=flip)
 
 
 def drawn_place(source: Size, draws: np.ndarray, side: int, scale_jitter: Sequence[float], base=None) -> Place:
-    """An image scaled, cropped or padded to a square, and mirrored in half of the cases.
+    """Places an image in a square: scaled, cropped or padded, and mirrored in half of the cases.
 
     Args:
         source: height and width of the image.
-        draws: (4,) uniform in [0, 1): scale, vertical and horizontal offset, flip.
-        side: of the square, px.
-        scale_jitter: (min, max) of the factor on the scale; drawn log-uniformly.
-        base: the scale it is applied to; None: the one that just fits the square.
+        draws: (4,) uniform numbers in [0, 1) for scale, vertical offset, horizontal offset and flip.
+        side: side of the square, px.
+        scale_jitter: (min, max) of the factor on the scale, which is drawn log-uniformly.
+        base: the scale that the factor multiplies. None takes the scale that just fits the square.
     """
     low, high = np.log(scale_jitter)
     factor = math.exp(low + draws[0] * (high - low))
@@ -111,29 +111,29 @@ def _drawn_offset(room: int, draw: float) -> int:
 
 
 def short_side_scale(source: Size, short_side: int | None, max_long_side: int) -> Fraction:
-    """The factor that brings the short side to a length, or the long one to its most; 1 where `short_side` is None."""
+    """Returns the factor that scales the short side, or the long side to its limit; 1 if `short_side` is None."""
     if short_side is None:
         return Fraction(1)
     return min(Fraction(short_side, min(source)), Fraction(max_long_side, max(source)))
 
 
 def scaled_size(source: Size, scale) -> Size:
-    """The sides of a scaled image, to the nearest pixel, halves up; at least one."""
+    """Returns the sides of a scaled image, rounded to whole pixels, halves up, and at least 1."""
     height, width = (max(1, math.floor(side * scale + Fraction(1, 2))) for side in source)
     return height, width
 
 
 def nearest_pixels(length: int, source: int) -> np.ndarray:
-    """(length,) int64: the pixels of a row of `source` that the centres of `length` resized pixels lie in."""
+    """Returns (length,) int64: the pixel of a row of `source` under the centre of each of `length` resized pixels."""
     return (2 * np.arange(length) + 1) * source // (2 * length)
 
 
 def to_original(boxes: np.ndarray, factors: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Boxes of a resized image as boxes of the original, cut to it.
+    """Converts boxes of a resized image to boxes of the original, cut to the original.
 
     Args:
         boxes: (n, 4) px.
-        factors: (2,) resized pixels for one of the original, vertical and horizontal.
+        factors: (2,) resized pixels per pixel of the original, vertical and horizontal.
         size: (height, width) of the original.
 
     Returns:
@@ -148,9 +148,9 @@ def pad_batch(parts: list[dict], side: int | None = None) -> dict:
     """Pads images of different sizes with the mean colour and joins them to one batch.
 
     Args:
-        parts: for each image the rows of a batch, (1, …) each, but with `pixels` (1, h, w, 3) uint8 and `corner`
-            (1, 2), the place of its top left pixel, instead of `images`.
-        side: of the square images; None: the largest height and width of the batch, in multiples of `STRIDE`.
+        parts: the rows of a batch, (1, …) each, for each image. Instead of `images` they have `pixels` (1, h, w, 3)
+            uint8 and `corner` (1, 2), the place of the top left pixel.
+        side: side of the square images. None takes the largest height and width, in multiples of `STRIDE`.
 
     Returns:
         The rows joined, and `images` (B, H, W, 3) float32 in 0–255.
@@ -160,7 +160,7 @@ def pad_batch(parts: list[dict], side: int | None = None) -> dict:
     if side is None:
         height, width = (-(-max(pixels.shape[axis] for pixels, *_ in placed) // STRIDE) * STRIDE for axis in (0, 1))
     images = np.empty((len(parts), height, width, 3), np.float32)
-    # By rows of pixels: a broadcast over just three channels is far slower.
+    # Fills whole rows of pixels, because a broadcast over just three channels is far slower.
     images.reshape(-1, width * 3)[:] = np.tile(np.float32(PAD_COLOUR), width)
     for image, (pixels, y, x) in zip(images, placed, strict=True):
         image[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels

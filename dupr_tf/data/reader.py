@@ -1,7 +1,7 @@
 """Reads the batches of a run in order, ahead of the training, with the threads and processes of Grain.
 
-A batch is made of blocks, and a block is a function of its number. So neither threads nor processes change a bit, and
-starting at a later block costs nothing.
+A batch consists of blocks, and a block is a function of its number. So the result does not depend on threads or
+processes, and starting at a later block costs nothing.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ import numpy as np
 from dupr_tf.errors import RunFailed
 from dupr_tf.text import one_line
 
-AHEAD = 2  # blocks that each thread is ahead of the training
-SHARED_SIZE = 1 << 14  # bytes from which an array comes from another process in shared memory
-FREEING = 0.1  # seconds for the thread in which Grain frees shared memory, before the program may end
-PARENT_CHECK = 1.0  # seconds between two looks at the parent process
+AHEAD = 2  # blocks that each thread reads ahead of the training
+SHARED_SIZE = 1 << 14  # bytes; larger arrays of other processes use shared memory
+FREEING = 0.1  # seconds to wait for the thread in which Grain frees shared memory
+PARENT_CHECK = 1.0  # seconds between two checks of the parent process
 
 
 class Block(NamedTuple):
-    """A part of a batch.
+    """Holds a part of a batch.
 
     Attributes:
-        rows: dict, nested or not, of arrays whose leading axis is samples.
-        bad: (image, reason) of each image that turned out to be unusable.
+        rows: dict, nested or not, of arrays whose first axis is samples.
+        bad: (image, reason) of each unusable image.
     """
 
     rows: dict[str, Any]
@@ -44,20 +44,20 @@ class Reader:
     """Iterates over batches in order. Its owner closes it, or uses it as a context manager.
 
     Args:
-        make: block number -> `Block`; called in threads, and pickled for other processes.
+        make: block number -> `Block`. It is called in threads, and pickled for other processes.
         first, last: numbers of the blocks; `last` is not read.
-        signature: {name: (shape, dtype)} of a batch, nested as its rows are; None in a shape is any length.
-        blocks: that make up a batch; the last batch has what is left of them.
-        threads: of each process that makes blocks; 0 makes them in the caller's thread; None: the number of cores.
-        processes: that make blocks; 0: this one.
-        on_bad: called with (image, reason) for each image that could not be used, in the order of the blocks. What it
+        signature: {name: (shape, dtype)} of a batch, nested like its rows. None in a shape means any length.
+        blocks: number of blocks in a batch. The last batch has the rest.
+        threads: threads of each process that makes blocks. 0 uses the caller's thread. None: the number of cores.
+        processes: processes that make blocks. 0 uses this process.
+        on_bad: called with (image, reason) for each unusable image, in the order of the blocks. An exception that it
             raises ends the iteration.
-        merge: the rows of a batch's blocks -> the batch.
+        merge: function from the rows of a batch's blocks to the batch.
 
     Attributes:
         signature: as above.
-        error: the first exception that ended the iteration; None while there is none. TensorFlow wraps what an
-            iterator raises in an error of its own, so the owner of the reader raises this one.
+        error: the exception that ended the iteration, or None. TensorFlow wraps the exceptions of an iterator, so the
+            owner of the reader raises this one.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Reader:
         return self
 
     def __len__(self) -> int:
-        """Batches that are left."""
+        """Returns the number of batches left."""
         return -(-self._blocks_left // self._blocks_per_batch)
 
     def __next__(self) -> dict:
@@ -102,13 +102,13 @@ class Reader:
         return batch
 
     def close(self) -> None:
-        """Ends all threads and processes. Can be called again."""
+        """Ends all threads and processes. It can be called again."""
         self._blocks_left = 0
         if self._blocks is not None:
             with interrupt_deferred():
                 self._blocks.close()
             self._blocks = None
-            if self._processes:  # the last blocks are in a cycle of references, and freed in a thread of Grain
+            if self._processes:  # the last blocks are in a reference cycle, and a thread of Grain frees them
                 gc.collect()
                 time.sleep(FREEING)
 
@@ -137,9 +137,9 @@ class Reader:
 
 @contextlib.contextmanager
 def interrupt_deferred() -> Iterator[None]:
-    """Raises the KeyboardInterrupt of Ctrl-C at the end of the block instead of inside it; pressed twice, at once.
+    """Delays the KeyboardInterrupt of Ctrl-C to the end of the block. A second Ctrl-C raises it at once.
 
-    Python would raise it between any two instructions of Grain. A lock that Grain has just taken would stay locked, and
+    Python could raise it between any two instructions of Grain. A lock that Grain has just taken would stay locked, and
     closing its iterator would wait for that lock for ever.
     """
     main = threading.current_thread() is threading.main_thread()
@@ -164,7 +164,7 @@ def interrupt_deferred() -> Iterator[None]:
 
 
 def concatenate_rows(parts: list[dict]) -> dict:
-    """Joins the rows of blocks to one batch. It is always a copy, which frees memory shared with processes at once."""
+    """Joins the rows of blocks to one batch. It is always a copy, so memory shared with processes is freed at once."""
     return {name: _concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -173,27 +173,27 @@ def _concatenate(values: list):
 
 
 def _grain_iterator(make, first: int, last: int, threads: int, processes: int):
-    import grain  # takes half a second: only those who read images wait for it
+    import grain  # takes half a second, so it is imported only to read images
 
     blocks = grain.MapDataset.range(first, last).map(make)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(1, AHEAD * threads) if threads else 0)
     dataset = blocks.to_iter_dataset(options)
     if processes:
-        resource_tracker.ensure_running()  # before `_signals_held`, whose signals its start unblocks
+        resource_tracker.ensure_running()  # before `_signals_held`, because its start unblocks the signals held there
         small = grain.experimental.DatasetOptions(min_shm_size=SHARED_SIZE)
         dataset = grain.experimental.WithOptionsIterDataset(dataset, small)
         workers = grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=AHEAD)
         dataset = dataset.mp_prefetch(workers, worker_init_fn=_begin_process)
     iterator = iter(dataset)
-    iterator.start_prefetch()  # of threads; processes start with the first block, in threads of Grain
+    iterator.start_prefetch()  # starts threads; processes start with the first block, in threads of Grain
     return iterator
 
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Within it this thread, and the threads and processes that start from it, get no signal that ends a run.
+    """Holds back signals that end a run from this thread, and from threads and processes that it starts.
 
-    A process of Grain needs seconds until `_begin_process`; a Ctrl-C of the terminal would end it before.
+    A process of Grain takes seconds to reach `_begin_process`. Ctrl-C in the terminal would end it before that.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
@@ -206,7 +206,7 @@ def _signals_held() -> Iterator[None]:
 
 
 def _begin_process(_worker: int, _workers: int) -> None:
-    """Prepares a process that makes blocks: the parent alone decides about signals, and its end is the child's."""
+    """Prepares a process that makes blocks. It ignores signals, which the parent handles, and ends with the parent."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # needed on Windows, where `_signals_held` cannot block them
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -214,10 +214,10 @@ def _begin_process(_worker: int, _workers: int) -> None:
 
 
 def _watch_parent(parent: int) -> None:
-    """Ends this process when its parent has ended in whatever way.
+    """Ends this process when its parent has ended, for whatever reason.
 
-    Linux can send a signal then, but sends it already when the thread ends that started the process, and Grain starts
-    processes in threads that end before it closes them.
+    Linux could send a signal instead, but it sends it when the thread ends that started the process. Grain starts
+    processes in threads that end earlier.
     """
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK)

@@ -1,8 +1,8 @@
-"""Draws the embedded sample: small labelled and unlabelled scenes, so that everything runs with no download.
+"""Draws the embedded sample: small labelled and unlabelled scenes, so that everything runs without a download.
 
-A scene is a textured backdrop with one to five textured objects in front of it and a few pieces of clutter, which are
-not annotated. The outline alone decides the class; texture, colour, size, stretch and rotation are drawn at random for
-objects, clutter and backdrops alike, so a detector has to learn form.
+A scene is a textured backdrop with one to five textured objects in front of it, and a few pieces of clutter that are
+not annotated. Only the outline decides the class. Texture, colour, size, stretch and rotation are random for objects,
+clutter and backdrops alike, so a detector has to learn form.
 """
 
 import json
@@ -22,10 +22,10 @@ from dupr_tf.locks import LOCK_FILE, locked
 from dupr_tf.records import parse_json
 
 CLASSES = ("disc", "ring", "square", "triangle", "star", "cross")
-MIN_VISIBLE = 0.4  # share of an object's own pixels that must show for it to be annotated
+MIN_VISIBLE = 0.4  # share of an object's pixels that must be visible for it to be annotated
 
-_VERSION = 1  # raised whenever the same arguments would draw something else
-_SPLITS = ("train", "val", "unlabeled")  # the position of a split is part of its scenes' seed
+_VERSION = 1  # raised whenever the same arguments would draw another sample
+_SPLITS = ("train", "val", "unlabeled")  # the position of a split is part of the seed of its scenes
 _LABELLED = ("train", "val")
 _CLUTTER = ("blob", "stroke")
 _MARKER = "sample.json"
@@ -45,16 +45,16 @@ def write_sample(
 ) -> Path:
     """Writes a miniature detection data set: `images/` with COCO `annotations/`, and a folder `unlabeled/`.
 
-    Each scene is a function of (seed, split, index, size) alone, so a larger sample begins with the smaller one; with
-    the same Pillow and NumPy the same arguments give the same bytes. A complete sample of the same arguments is left as
-    it is; one that is incomplete, or was drawn with other arguments, is removed and drawn again.
+    Each scene is a function of (seed, split, index, size) alone, so a larger sample begins with the smaller one. With
+    the same Pillow and NumPy the same arguments give the same bytes. A complete sample of the same arguments is kept. A
+    sample that is incomplete, or has other arguments, is removed and drawn again.
 
     Args:
-      root: folder to write to; made if absent. It may hold an earlier sample, but no files of another kind.
+      root: folder to write to, created if absent. It may hold an earlier sample, but no other files.
       train: number of labelled training scenes, 0 or more (`annotations/instances_train.json`).
       val: number of labelled validation scenes, 0 or more (`annotations/instances_val.json`).
       unlabeled: number of scenes without labels, 0 or more.
-      size: least and greatest side of a scene in pixels, 48 to 2048; height and width are drawn apart.
+      size: least and greatest side of a scene in pixels, 48 to 2048. Height and width are drawn separately.
       seed: any integer from 0.
 
     Returns:
@@ -75,7 +75,7 @@ def write_sample(
         _clear(root)
         for split, count in counts.items():
             _write_split(root, split, count, size, seed)
-        write_whole(root / _MARKER, json.dumps(parameters))  # last: its presence says that everything else is there
+        write_whole(root / _MARKER, json.dumps(parameters))  # written last: if it exists, the sample is complete
     return root
 
 
@@ -111,11 +111,11 @@ def _labels(split: str) -> str:
 
 
 def _clear(root: Path) -> None:
-    """Removes an earlier sample, its marker first, and makes the folders; refuses other things."""
+    """Removes an earlier sample, its marker first, and creates the folders. Refuses a folder with other files."""
     files = [path for path in root.rglob("*") if not path.is_dir() and path != root / LOCK_FILE]
     foreign = [name for name in (path.relative_to(root).as_posix() for path in files) if not _OURS.fullmatch(name)]
     if foreign:
-        raise UserError(None, f"{root} has {foreign[0]}, which is no file of a sample.", "Choose a new folder.")
+        raise UserError(None, f"{root} has {foreign[0]}, which does not belong to a sample.", "Choose a new folder.")
     for path in sorted(files, key=lambda path: path.name != _MARKER):
         path.unlink()
     for folder in ("images", "unlabeled"):
@@ -142,14 +142,14 @@ def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed
 
 
 class Scene(NamedTuple):
-    """A drawn scene: `image` (h, w, 3) uint8 RGB, and `objects`, COCO annotations without their two ids."""
+    """Holds a drawn scene: `image` (h, w, 3) uint8 RGB, and `objects`, COCO annotations without their two ids."""
 
     image: np.ndarray
     objects: list[dict]
 
 
 class Piece(NamedTuple):
-    """Something painted over the backdrop; it may reach beyond the picture."""
+    """Holds an object or a piece of clutter to paint over the backdrop. It may reach beyond the picture."""
 
     shape: str  # one of CLASSES, or of _CLUTTER
     top: int
@@ -162,13 +162,13 @@ def draw_scene(seed: int, split: str, index: int, size: tuple[int, int]) -> Scen
     """Draws one scene.
 
     Args:
-      seed: of the sample, 0 or more.
+      seed: seed of the sample, 0 or more.
       split: "train", "val" or "unlabeled"; different splits have different scenes.
-      index: of the scene within its split, 0 or more.
+      index: number of the scene within its split, 0 or more.
       size: least and greatest side in pixels.
 
     Returns:
-      The scene; `bbox` is COCO's (x, y, width, height) in whole pixels, around what is visible of an object.
+      The scene. `bbox` is COCO's (x, y, width, height) in whole pixels, around the visible part of an object.
     """
     rng = np.random.default_rng([seed, _SPLITS.index(split), index])
     height, width = (int(side) for side in rng.integers(size[0], size[1] + 1, 2))
@@ -180,10 +180,10 @@ def draw_scene(seed: int, split: str, index: int, size: tuple[int, int]) -> Scen
 
 
 def _draw_pieces(rng: Rng, backdrop: np.ndarray) -> list[Piece]:
-    """One to five objects and up to three pieces of clutter, back to front; the last is always an object."""
+    """Draws one to five objects and up to three pieces of clutter, back to front. The last one is always an object."""
     shapes = list(rng.choice(CLASSES, rng.integers(0, 5))) + list(rng.choice(_CLUTTER, rng.integers(0, 4)))
     rng.shuffle(shapes)
-    shapes.append(rng.choice(CLASSES))  # nothing covers it, so every scene has an annotation
+    shapes.append(rng.choice(CLASSES))  # nothing covers the last object, so every scene has an annotation
     tone = backdrop.mean((0, 1))
     return [_draw_piece(rng, str(shape), backdrop.shape[0], backdrop.shape[1], tone) for shape in shapes]
 
@@ -206,7 +206,7 @@ def _draw_piece(rng: Rng, shape: str, height: int, width: int, behind: np.ndarra
 
 
 def paint(backdrop: np.ndarray, pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray]:
-    """Paints back to front; the second result (h, w) is the index of the piece showing at a pixel, or -1."""
+    """Paints back to front. The second result (h, w) is the index of the piece visible at a pixel, or -1."""
     canvas, owner = backdrop.copy(), np.full(backdrop.shape[:2], -1, np.int8)
     for index, piece in enumerate(pieces):
         y1, x1 = max(piece.top, 0), max(piece.left, 0)
@@ -235,7 +235,7 @@ def _annotate(pieces: list[Piece], owner: np.ndarray) -> list[dict]:
 
 
 def _develop(rng: Rng, canvas: np.ndarray) -> np.ndarray:
-    """Uneven light, gamma and sensor noise; (h, w, 3) float in [0, 1] → uint8."""
+    """Adds uneven light, gamma and sensor noise; (h, w, 3) float in [0, 1] → uint8."""
     height, width, _ = canvas.shape
     light = 1 + rng.uniform(0, 0.5) * (noise(rng, height, width, cell=max(height, width) / 2) - 0.5)
     exposed = (canvas * light[..., None] * rng.uniform(0.8, 1.15)).clip(0, 1) ** rng.uniform(0.8, 1.25)
@@ -257,7 +257,7 @@ def _cross(rng: Rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _pointed(u: np.ndarray, v: np.ndarray, tips: int, inner: float) -> np.ndarray:
-    """A star with tips at radius 1 and notches at radius `inner`; each half tip is folded onto the first."""
+    """Computes a star with tips at radius 1 and notches at radius `inner`. Each half tip is folded onto the first."""
     half = np.pi / tips
     angle = np.abs(np.mod(np.arctan2(v, u) + half, 2 * half) - half)
     radius = np.hypot(u, v)

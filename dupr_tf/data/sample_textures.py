@@ -1,6 +1,6 @@
-"""The textures of the embedded sample: fields of grey in [0, 1] of many kinds, and palettes that colour them.
+"""Draws the textures of the embedded sample: grey fields in [0, 1] of many kinds, and palettes that colour them.
 
-Every function draws its own parameters from the `rng` it is given; `height` and `width` are in pixels.
+Every function draws its parameters from its argument `rng`. `height` and `width` are in pixels.
 """
 
 import numpy as np
@@ -10,19 +10,19 @@ Rng = np.random.Generator
 
 
 def palette(rng: Rng) -> np.ndarray:
-    """Two to four related colours, (n, 3) in [0, 1]: a base tone and departures from it."""
+    """Draws two to four related colours, (n, 3) in [0, 1]: a base tone and departures from it."""
     grey, tint = rng.uniform(0.2, 0.85), rng.normal(0, 1, 3)
     base = grey + rng.uniform(0.02, 0.18) * (tint - tint.mean())
     return (base + rng.normal(0, rng.uniform(0.06, 0.2), (rng.integers(2, 5), 3))).clip(0.02, 0.98)
 
 
 def contrasting_palette(rng: Rng, behind: np.ndarray) -> np.ndarray:
-    """The best of three palettes against the colour `behind` (3,): camouflage stays possible but rare."""
+    """Returns the one of three palettes with most contrast to `behind` (3,). Camouflage stays possible but rare."""
     return max((palette(rng) for _ in range(3)), key=lambda colours: np.abs(colours.mean(0) - behind).sum())
 
 
 def textured(rng: Rng, height: int, width: int, colours: np.ndarray) -> np.ndarray:
-    """A texture of a random kind, or of two kinds with a ragged border between them; (h, w, 3) in [0, 1]."""
+    """Draws a texture of a random kind, or of two kinds with a ragged border between them; (h, w, 3) in [0, 1]."""
     kinds = rng.integers(len(_TEXTURES), size=2 if rng.random() < 0.3 else 1)
     field, *other = (_TEXTURES[kind](rng, height, width) for kind in kinds)
     if other:
@@ -35,12 +35,12 @@ def textured(rng: Rng, height: int, width: int, colours: np.ndarray) -> np.ndarr
 
 
 def grid(height: int, width: int) -> np.ndarray:
-    """Pixel coordinates y, x as (2, h, w) float32."""
+    """Returns pixel coordinates y, x as (2, h, w) float32."""
     return np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij")).astype(np.float32)
 
 
 def _turned(rng: Rng, height: int, width: int) -> np.ndarray:
-    """`grid` turned by a random angle."""
+    """Returns `grid` turned by a random angle."""
     y, x = grid(height, width)
     angle = rng.uniform(0, 2 * np.pi)
     cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
@@ -52,7 +52,7 @@ def _period(rng: Rng) -> float:
 
 
 def noise(rng: Rng, height: int, width: int, cell: float, flatten: float = 1) -> np.ndarray:
-    """Smooth noise in [0, 1] with features of about `cell` pixels, `flatten` times longer along x."""
+    """Draws smooth noise in [0, 1] with features of about `cell` pixels, `flatten` times longer along x."""
     rows, columns = int(np.ceil(height / cell)) + 3, int(np.ceil(width / (cell * flatten))) + 3
     coarse = Image.fromarray(rng.random((rows, columns), np.float32))
     box = (1, 1, 1 + width / (cell * flatten), 1 + height / cell)
@@ -79,7 +79,7 @@ def _stripes(rng: Rng, height: int, width: int) -> np.ndarray:
 
 
 def _tiles(rng: Rng, height: int, width: int) -> np.ndarray:
-    """Checks or bricks, each of its own tone."""
+    """Draws checks or bricks, each in another tone."""
     along, across = _turned(rng, height, width)
     period, aspect = _period(rng), rng.choice([1, 1, 2])
     row = np.floor(across / period).astype(int)
@@ -90,7 +90,7 @@ def _tiles(rng: Rng, height: int, width: int) -> np.ndarray:
 
 
 def _cells(rng: Rng, height: int, width: int) -> np.ndarray:
-    """Cobbles: the nearest of scattered points decides the tone, and the distance to it the seam."""
+    """Draws cobbles: the nearest of scattered points decides the tone, and the distance to it the seam."""
     points = rng.random((int(rng.integers(8, 20)), 2), np.float32)
     squares = (np.arange(height, dtype=np.float32) - points[:, :1] * height)[:, :, None] ** 2
     squares = squares + (np.arange(width, dtype=np.float32) - points[:, 1:] * width)[:, None, :] ** 2

@@ -1,4 +1,4 @@
-"""Batches for semantic segmentation: images and the class of every pixel, 255 where there is none.
+"""Reads batches for semantic segmentation: images and the class of every pixel; 255 means no class.
 
 Sample order and augmentation are functions of the seed and the position in the run.
 """
@@ -21,12 +21,12 @@ from dupr_tf.errors import UserError
 
 
 def segment_train_batches(segmented: SegmentedImages, config: Config, steps: int, start: int = 0) -> Reader:
-    """Augmented batches of the steps `start` to `steps`: random scale, crop or padding to a square, flip.
+    """Opens a reader of augmented batches of the steps `start` to `steps`: random scale, crop or padding, and flip.
 
     Args:
         segmented: the training split.
-        config: of it `data`, `train.batch_size` B, `train.seed`, and `detector.scale_jitter`, a factor on the image's
-            own size, or on the one that `detector.test_short_side` gives it.
+        config: its `data`, `train.batch_size` B, `train.seed` and `detector.scale_jitter` are used. The jitter is a
+            factor on the image's own size, or on the size that `detector.test_short_side` gives.
         steps: number of steps of the whole run.
         start: first step to produce.
 
@@ -52,29 +52,29 @@ def segment_eval_batches(
     short_side: int | None = None,
     max_long_side: int = 1333,
 ) -> Reader:
-    """Every image once, whole, padded below and on the right to multiples of 32 with the mean colour.
+    """Opens a reader of whole images, each once, padded below and on the right to multiples of 32 with the mean colour.
 
     Args:
-        segmented: N images; wide ones come first, tall ones after them.
+        segmented: N images. Wide images come before tall ones.
         batch_size: images a batch, at most.
-        data: how images are read: `max_pixels`, `threads` and `processes`; None: as by default.
-        short_side: px images are scaled to; none: they keep their size.
+        data: how images are read: `max_pixels`, `threads` and `processes`. None takes the defaults.
+        short_side: px to which images are scaled. None keeps their size.
         max_long_side: px, with `short_side`.
 
     Returns:
         A reader, to be closed by the caller, of `{"images": (b, H, W, 3) float32, "image_sizes": (b, 2) float32 height
-        and width of what is picture, "factors": (b, 2) float32, "index": (b,) int64 position in `segmented`}`.
+        and width without padding, "factors": (b, 2) float32, "index": (b,) int64 position in `segmented`}`.
     """
     place = functools.partial(scaled, short_side=short_side, max_long_side=max_long_side)
     return open_eval_reader(segmented, wide_first(segmented.sizes), place, None, batch_size, data or DataConfig())
 
 
 def segments_to_original(predicted: np.ndarray, image_size: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Classes of an original's pixels, each that of the predicted pixel its centre lies in.
+    """Converts classes to an original's pixels. Each takes the class of the predicted pixel under its centre.
 
     Args:
         predicted: (H, W) of a padded input.
-        image_size: (2,) height and width of what is picture in it, whole px.
+        image_size: (2,) height and width of the input without padding, whole px.
         size: (2,) height and width of the original.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Statistics of a folder of images from its headers, and of the overlap of its views from the draws of training."""
+"""Measures the sizes of a folder's images from headers, and the overlap of views from the draws of training."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dupr_tf.data.images.source import Files, ImageSource
 from dupr_tf.data.views import DRAWS, draw_pairs, intersect_views, uniform
 from dupr_tf.errors import UserError
 
-MOST_FILES, MOST_PACKED = 2000, 200  # headers read; packed images must be read whole
+MOST_FILES, MOST_PACKED = 2000, 200  # number of headers to read; packed images must be read whole
 PAIRS = 2000  # pairs drawn
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """The upright sizes of images spread evenly over a source."""
+    """Holds the upright sizes of images spread evenly over a source."""
 
     count: int  # images in the source
     looked: int
@@ -39,13 +39,13 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-    """The geometry of a config's views on images of these sizes."""
+    """Holds the geometry of a config's views on images of some sizes."""
 
     pairs: int
-    first: float  # share whose first draw overlaps enough for a patch loss
+    first: float  # share of pairs whose first draw overlaps enough for a patch loss
     valid: float  # share after `views.draws` draws
     sides: np.ndarray  # (n,) px, the overlap's shorter side in either view, of the valid pairs
-    enlarged: float  # share of views cut out of fewer pixels than they have
+    enlarged: float  # share of views cut from fewer pixels than they have
     support: dict[str, float]  # {level with a patch loss: median side of a patch, in cells of its feature map}
 
 
@@ -79,7 +79,7 @@ def simulate_overlap(sizes: np.ndarray, config: Config, pairs: int = PAIRS) -> O
     Args:
         sizes: (n, 2) height, width, px.
         config: config whose `data.image_size`, `views` and patch levels are read.
-        pairs: number of pairs; sizes repeat in turn.
+        pairs: number of pairs. The sizes are used in turn.
     """
     size, views = config.data.image_size, config.views
     shapes = sizes[np.arange(pairs) % len(sizes)]

@@ -1,4 +1,4 @@
-"""Images of a data set of TensorFlow Datasets that is prepared on this machine. Nothing is ever downloaded."""
+"""Reads images of a TensorFlow Datasets data set that is prepared on this machine. Never downloads anything."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ NAME = re.compile(r"(?P<name>\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?)(:(?P<split>.+))?")
 
 
 class TfdsSource(ImageSource):
-    """The images of a split, in the order of its files, undecoded.
+    """Reads the undecoded images of a split, in the order of its files.
 
-    The ArrayRecord files of the data set are read where they are, and no feature but the image is unpacked. TFDS's own
-    `as_data_source` decodes the others, and opens files without limit.
+    The ArrayRecord files of the data set are read in place, and only the image is unpacked. TFDS's own `as_data_source`
+    decodes the other features too, and opens files without limit.
 
     Args:
         name: `NAME[/CONFIG][:VERSION][:SPLIT]`, e.g. `imagenette/full-size:train[:10%]`; without a split, `train`.
-            `TFDS_DATA_DIR` says where data sets are, if not in `~/tensorflow_datasets`.
+            `TFDS_DATA_DIR` is the folder of data sets; default `~/tensorflow_datasets`.
 
     Raises:
         UserError: the data set is not prepared as ArrayRecord, has no such split, no image or several, or is damaged.
@@ -62,7 +62,7 @@ class TfdsSource(ImageSource):
 
 
 def open_tfds(root: str) -> tuple[str, TfdsSource]:
-    """The root as it is, `tfds:NAME`, and the images of that data set."""
+    """Returns the root `tfds:NAME` unchanged, and the images of that data set."""
     check_tfds(root)
     return str(root), TfdsSource(str(root).removeprefix(TFDS))
 

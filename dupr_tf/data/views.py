@@ -1,7 +1,7 @@
-"""Two views of one image: crops, resize, flips, and the region they share (docs/method.md, Views). NumPy, no state.
+"""Makes two views of one image: crops, resize, flips, and the region they share (docs/method.md, Views).
 
-Boxes and crops are `(y1, x1, y2, x2)`. Most functions take the images of a block at once; a row of their results
-depends on no other row.
+It uses NumPy and has no state. Boxes and crops are `(y1, x1, y2, x2)`. Most functions take the images of a block at
+once. Each row of the result depends only on its own row of the input.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import numpy as np
 
 from dupr_tf.data.images.resize import resize
 
-CROP_TRIES = 10  # as torchvision's RandomResizedCrop, before it falls back to the centre
-DRAWS = CROP_TRIES + 1, 4  # uniform numbers that a crop and its flip take
+CROP_TRIES = 10  # tries of torchvision's RandomResizedCrop before it falls back to the centre
+DRAWS = CROP_TRIES + 1, 4  # shape of the uniform numbers for a crop and its flip
 
 
 def uniform(seed: int, stream: int, number: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Uniform numbers in [0, 1), float64: a function of the arguments alone, on every machine and in every thread.
+    """Draws uniform numbers in [0, 1), float64. They depend on the arguments only, on any machine and in any thread.
 
     Args:
-        seed: of the run, 0 to 2**31 - 1.
-        stream: such as the epoch, 0 to 2**32 - 1; two streams share no number.
-        number: such as that of the image, 0 to 2**64 - 1.
-        shape: of the result.
+        seed: seed of the run, 0 to 2**31 - 1.
+        stream: number such as the epoch, 0 to 2**32 - 1. Two streams share no number.
+        number: number such as that of the image, 0 to 2**64 - 1.
+        shape: shape of the result.
     """
     return np.random.Generator(np.random.Philox(key=[(seed << 32) + stream, number])).random(shape)
 
@@ -36,14 +36,14 @@ def draw_pairs(u, sides, size, views, redraw=True):
         sides: (n, 2) height and width of the images, px.
         size: side of a view, px.
         views: `ViewsConfig`: `crop_area`, `crop_aspect`, `min_overlap`, `draws`.
-        redraw: whether the first of the `draws` pairs that overlaps enough is taken; the first pair otherwise, and
-            where none does.
+        redraw: whether to take the first of the `draws` pairs that overlaps enough. If none does, or if false, the
+            first pair is taken.
 
     Returns:
         crops: (n, 2, 4) int64 `(y1, x1, y2, x2)` in the images.
         flipped: (n, 2) bool.
     """
-    sides = np.asarray(sides, np.float64)[:, None, None, :]  # beside draws and views
+    sides = np.asarray(sides, np.float64)[:, None, None, :]  # axes for draws and views
     crops = draw_crops(u, sides[..., 0], sides[..., 1], views.crop_area, views.crop_aspect)  # (n, draws, 2, 4)
     flipped = u[..., CROP_TRIES, 2] < 0.5  # (n, draws, 2)
     rows = np.arange(len(u))
@@ -57,10 +57,10 @@ def draw_pairs(u, sides, size, views, redraw=True):
 
 
 def draw_crops(u, height, width, crop_area, crop_aspect):
-    """Random resized crops as torchvision defines them: the first of ten tries that fits, else the central crop.
+    """Draws random resized crops as torchvision does: the first of ten tries that fits, else the central crop.
 
     Args:
-        u: (..., *DRAWS) uniform numbers in [0, 1); the last row of tries places the crop.
+        u: (..., *DRAWS) uniform numbers in [0, 1). The last row places the crop.
         height, width: of the images, px; broadcast against `...`.
         crop_area: (min, max) share of the image's area.
         crop_aspect: (min, max) of width / height, drawn log-uniformly.
@@ -86,7 +86,7 @@ def draw_crops(u, height, width, crop_area, crop_aspect):
 
 
 def _largest_allowed(height, width, crop_aspect):
-    """Sides of the largest crop with an allowed aspect."""
+    """Returns the sides of the largest crop with an allowed aspect."""
     aspect = width / height
     h = np.where(aspect < crop_aspect[0], np.rint(width / crop_aspect[0]), height)
     w = np.where(aspect > crop_aspect[1], np.rint(height * crop_aspect[1]), width)
@@ -94,20 +94,20 @@ def _largest_allowed(height, width, crop_aspect):
 
 
 def intersect_views(crop_1, crop_2, flipped_1, flipped_2, view_size, min_overlap=32.0):
-    """The overlap of two crops, as a box in each view (DUPR section 3.2: B1 and B2).
+    """Computes the overlap of two crops, as a box in each view (DUPR section 3.2: B1 and B2).
 
     Args:
         crop_1: (..., 4) crop of view 1, `(y1, x1, y2, x2)` in pixels of the source image.
-        crop_2: (..., 4) crop of view 2, likewise.
-        flipped_1: (...) bool, view 1 is mirrored left-right after cropping.
-        flipped_2: (...) bool.
+        crop_2: (..., 4) crop of view 2, in the same form.
+        flipped_1: (...) bool, whether view 1 is mirrored left-right after cropping.
+        flipped_2: (...) bool, the same for view 2.
         view_size: side of both views, px.
         min_overlap: least side of the overlap, px in each view, for the pair to be valid.
 
     Returns:
-        boxes_1, boxes_2: (..., 4) float32 `(y1, x1, y2, x2)` in pixels of each view, within it; an empty overlap gives
-            the whole view, so that nothing downstream meets a degenerate box.
-        valid: (...) bool, the overlap is at least `min_overlap` high and wide in both views.
+        boxes_1, boxes_2: (..., 4) float32 `(y1, x1, y2, x2)` in pixels of each view, within the view. An empty overlap
+            gives the whole view, so that no later code gets an empty box.
+        valid: (...) bool, whether the overlap is at least `min_overlap` high and wide in both views.
     """
     crop_1, crop_2 = np.asarray(crop_1, np.float64), np.asarray(crop_2, np.float64)
     overlap = np.concatenate(
@@ -116,7 +116,7 @@ def intersect_views(crop_1, crop_2, flipped_1, flipped_2, view_size, min_overlap
     boxes_1 = box_in_view(overlap, crop_1, flipped_1, view_size)
     boxes_2 = box_in_view(overlap, crop_2, flipped_2, view_size)
     sides = np.concatenate([boxes_1[..., 2:] - boxes_1[..., :2], boxes_2[..., 2:] - boxes_2[..., :2]], -1)
-    # A hair of slack: 32 px of overlap must not fail for a rounding error of the division.
+    # A small tolerance: 32 px of overlap must not fail because the division rounds.
     valid = (sides >= min_overlap - 1e-3).all(-1)
     exists = (sides > 0).all(-1)[..., None]
     whole = np.array([0.0, 0.0, view_size, view_size])
@@ -130,12 +130,12 @@ def box_in_view(box, crop, flipped, view_size):
 
     Args:
         box: (..., 4) `(y1, x1, y2, x2)` in pixels of the source image.
-        crop: (..., 4) the view's crop, likewise.
-        flipped: (...) bool, the view is mirrored left-right.
+        crop: (..., 4) the view's crop, in the same form.
+        flipped: (...) bool, whether the view is mirrored left-right.
         view_size: side of the view, px.
 
     Returns:
-        (..., 4) float64 box in pixels of the view; a flip exchanges its left and right ends.
+        (..., 4) float64 box in pixels of the view. A flip exchanges its left and right sides.
     """
     origin, extent = crop[..., :2], crop[..., 2:] - crop[..., :2]
     first, last = ((box[..., ends] - origin) * view_size / extent for ends in (slice(0, 2), slice(2, 4)))
@@ -145,7 +145,7 @@ def box_in_view(box, crop, flipped, view_size):
 
 
 def cut_view(image, crop, flipped, size):
-    """Crops first, then resizes with antialiasing as Pillow does, then mirrors.
+    """Crops an image, resizes it with antialiasing as Pillow does, and mirrors it.
 
     Args:
         image: (H, W, 3) uint8 RGB.

@@ -26,7 +26,8 @@ def file(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("to", ["litert", pytest.param("saved_model", marks=pytest.mark.slow), ONNX])
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["litert", "saved_model", ONNX])
 def test_exported_detector_detects_the_same(file, tmp_path, to):
     output = export_file(file, to, tmp_path / "out")
     check_directory(output)

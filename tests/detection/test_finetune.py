@@ -72,7 +72,8 @@ def test_finetune_writes_the_promised_files(run, weights):
     metrics, output = run
     names = {"config.yaml", "environment.json", "metrics.json", "metrics.jsonl", "detector.keras", "saved_model"}
     names |= {"detections.png", "precision_recall.png", "confusion.png", "checkpoints", "tensorboard"}
-    names |= {"format.json", "images.json", "schedule.json", "start.json"}
+    names |= {"format.json", "images.json", "images-train.bin", "images-val.bin", "schedule.json", "start.json"}
+    names |= {"checked_images.tsv"}
     assert {path.name for path in output.iterdir()} == names
     assert json.loads((output / "metrics.json").read_text()) == metrics
     assert load_config(output / "config.yaml") == config()
@@ -146,7 +147,7 @@ def test_unsuitable_weights_and_data_are_refused_first(data, weights, tmp_path):
         ((config(model={"width": 0.25}), weights, data), ("0.25", "0.125")),
         ((config(), tmp_path / "none.keras", data), ("none.keras",)),
         ((config(), "random", tmp_path / "none"), (str(tmp_path / "none"),)),
-        ((config(data={"kind": "voc"}), "random", data), ("VOC",)),
+        ((config(data={"kind": "voc"}), "random", data), (str(data),)),
     ]
     for arguments, named in cases:
         output = tmp_path / "out"
@@ -193,7 +194,7 @@ def test_interrupted_run_resumes_to_the_same_bits(run, data, weights, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr("dupr_tf.detection.training.StopOnNonFinite", Send)
         assert main(command) == 128 + number
-    assert f"stopped by {number.name} after step 1, which is saved" in capsys.readouterr().err
+    assert f"stopped by {number.name}. Checkpoint 1 is saved." in capsys.readouterr().err
     assert not (tmp_path / "out" / "detector.keras").exists() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert main(command) == 0
     assert end_of(tmp_path / "out") == end_of(run[1])

@@ -61,6 +61,13 @@ def test_sides_round_as_in_the_batches():
         assert other.numpy().tolist() == list(scaled(size, 48, 100).size), size
 
 
+@pytest.mark.parametrize("scale", [lambda images: letterbox(images, 64), lambda images: scaled_batch(images, 48, 100)])
+def test_scaling_has_no_operation_that_tensorflow_lite_lacks(scale):
+    spec = tf.TensorSpec((None, None, None, 3), tf.uint8)
+    graph = tf.function(scale, input_signature=[spec], autograph=False).get_concrete_function().graph
+    assert "ScaleAndTranslate" not in {operation.type for operation in graph.get_operations()}
+
+
 @pytest.mark.parametrize(("length", "source"), [(45, 30), (30, 45), (7, 500), (9, 9)])
 def test_nearest_pixels_are_those_of_numpy(length, source):
     np.testing.assert_array_equal(nearest_pixels(length, source), placing.nearest_pixels(length, source))

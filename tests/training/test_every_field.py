@@ -156,6 +156,6 @@ def test_command_passes_every_field_on(config, photos, tmp_path, monkeypatch, co
     with pytest.raises(Reached):
         main([name, FILE, *flags, *overrides])
     if position is None:
-        assert received == [config.probing, config.train.seed]
+        assert received == [config.probing, config.train.seed, config.data]
     else:
         assert received[position] == config

@@ -81,8 +81,8 @@ def losses(run):
 
 def test_run_leaves_the_documented_files(whole_run):
     assert sorted(p.name for p in whole_run.iterdir()) == [
-        "backbone.keras", "checkpoints", "config.yaml", "environment.json", "format.json", "images.json",
-        "metrics.jsonl", "schedule.json", "tensorboard",
+        "backbone.keras", "checkpoints", "config.yaml", "environment.json", "format.json", "images.bin",
+        "images.json", "metrics.jsonl", "schedule.json", "tensorboard",
     ]  # fmt: skip
     lines = metrics(whole_run)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]  # 24 photos, batches of 8, 2 epochs
@@ -170,7 +170,7 @@ def test_signal_ends_the_run_with_a_checkpoint(command, tmp_path, monkeypatch, c
     monkeypatch.setattr("dupr_tf.training.pretrain.CheckBadImages", Send)
     monkeypatch.setattr(keras.Model, "fit", steps_without_a_network(lambda step: {"loss": 1.0, "learning_rate": 0.1}))
     assert main(command[3:]) == 143
-    assert "stopped by SIGTERM after step 1, which is saved" in capsys.readouterr().err
+    assert "stopped by SIGTERM. Checkpoint 1 is saved." in capsys.readouterr().err
     assert [step_of(path) for path in saved_checkpoints(tmp_path / "run" / "checkpoints")] == [1]
     assert len(_steps(tmp_path / "run")) == 1 and not (tmp_path / "run" / "backbone.keras").exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -188,7 +188,7 @@ def test_signalled_process_resumes_bit_identically(whole_run, command, tmp_path,
     assert time.monotonic() - sent < 30
     step = len(_steps(run))
     assert process.returncode == code
-    assert f"stopped by {number.name} after step {step}, which is saved" in stderr and "Traceback" not in stderr
+    assert f"stopped by {number.name}. Checkpoint {step} is saved." in stderr and "Traceback" not in stderr
     assert (run / "checkpoints" / f"ckpt-{step}.index").exists() and 1 <= step < 6
     assert not (run / "backbone.keras").exists()
     assert_resumes_as_the_whole_run(command, run, whole_run)
@@ -253,7 +253,7 @@ def test_folder_with_other_images_is_refused(whole_run, photos, tmp_path):
     next(folder.iterdir()).unlink()
     with pytest.raises(UserError) as error:
         pretrain(tiny(), whole_run, folder)
-    assert error.value.fields == ("data.root", "data.root")  # the folder and its images
+    assert error.value.fields == ("data.root",)
     assert "24 images, and there are 23" in str(error.value)
 
 

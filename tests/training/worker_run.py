@@ -19,7 +19,7 @@ CHANNELS = dict(zip(STAGES, (4, 4, 4, 8, 8), strict=True))
 
 
 def use_tiny_backbone() -> None:
-    pretrain_module.build_backbone = lambda name, width: TinyBackbone(CHANNELS)
+    pretrain_module.build_backbone = lambda name, width, dtype: TinyBackbone(CHANNELS)
 
 
 def keep_models(kept: list) -> None:

@@ -1,4 +1,4 @@
-"""The list of the images that a run had to skip, and why."""
+"""Keeps the list of the images that a run had to skip, and why."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from dupr_tf.text import escape
 
 TOO_LARGE = re.compile(r"too many pixels: (\d+) x (\d+)")
 log = logging.getLogger(__name__)
-WRITE_EVERY = 10.0  # seconds between two writings of the list while a run goes on
+WRITE_EVERY = 10.0  # seconds between two writes of the list during a run
 
 
 def unusable_reason(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, depth: str = "full") -> str:
     """Why training would skip a file, as `kind of reason: details`; "" if it would not."""
     try:
-        decode(read_file(path), max_pixels, factor=max(FACTORS), depth=depth)  # of a JPEG every coefficient
+        decode(read_file(path), max_pixels, factor=max(FACTORS), depth=depth)  # reads a JPEG's every coefficient
         return ""
     except Unusable as error:
         return str(error)
 
 
 class BadImages:
-    """The unusable images met so far: named in the log once, counted, held against a budget, listed in a file.
+    """Collects the unusable images met so far: logs each once, counts them against a limit and lists them in a file.
 
     Args:
         images: the source, or a list of paths.
-        max_share: share of them that may be unusable.
-        max_pixels: of an image; one of more is unusable.
-        report: file for the list, a line of name and reason each, replaced as a whole every few seconds. What an
-            earlier start of the run left there is looked at again by `check_readable`, where images are files.
+        max_share: share of the images that may be unusable.
+        max_pixels: an image with more pixels is unusable.
+        report: file for the list, one line of name and reason for each image. It is replaced as a whole every few
+            seconds. If images are files, `check_readable` checks those again that an earlier start of the run listed.
             None: no file.
         depth: `data.depth`.
 
@@ -71,11 +71,11 @@ class BadImages:
         return cls(images, data.max_bad_share, data.max_pixels, report, data.depth)
 
     def name(self, index: int) -> str:
-        """The name of an image, in one line."""
+        """Returns the name of an image, in one line."""
         return escape(self.source.name(index))
 
     def is_bad(self, index: int) -> bool:
-        """Decodes image `index`, and notes it if it cannot be used."""
+        """Decodes image `index`, adds it to the list if it cannot be used, and returns whether that is so."""
         try:
             decode(self.source.read(index), self.max_pixels, depth=self.depth)
             return False
@@ -84,7 +84,7 @@ class BadImages:
             return True
 
     def add(self, index: int, reason: str) -> None:
-        """Notes that image `index` cannot be used."""
+        """Adds image `index` to the list."""
         with self._lock:
             if index not in self.reason_of:
                 self.reason_of[index] = reason
@@ -92,7 +92,7 @@ class BadImages:
 
     @property
     def reasons(self) -> dict[str, str]:
-        """{name: reason}, in the order of the source."""
+        """Returns {name: reason}, in the order of the source."""
         return {self.name(index): self.reason_of[index] for index in sorted(self.reason_of)}
 
     @property
@@ -100,14 +100,14 @@ class BadImages:
         return len(self.reason_of) > self.max_share * len(self.source)
 
     def check(self, running: bool = False) -> None:
-        """Refuses more unusable images than allowed; keeps the list on disk up to date.
+        """Raises an error if more images are unusable than allowed. Keeps the list on disk up to date.
 
         Args:
-            running: whether the training runs already.
+            running: whether the training has begun.
 
         Raises:
-            UserError: there are too many, before the training.
-            RunFailed: there are too many, and it has.
+            UserError: there are too many, and training has not begun.
+            RunFailed: there are too many, and training has begun.
         """
         if self.over_budget:
             self.close()
@@ -124,22 +124,22 @@ class BadImages:
             self.close()
 
     def close(self) -> None:
-        """Writes the list, whole or not at all, if there is anything new to write."""
+        """Writes the list atomically, if there is anything new to write."""
         self._write_at = time.monotonic() + WRITE_EVERY
         with self._lock:
             reasons = dict(self.reason_of)
         if self.report is None or not self.writes or len(reasons) == self._written or not self.report.parent.is_dir():
-            return  # a run that is refused before it begins makes no folder
+            return  # a run that is refused before it begins creates no folder
         write_list(self.report, ((self.source.name(index), reasons[index]) for index in sorted(reasons)))
         self._written = len(reasons)
 
     def earlier(self) -> list[int]:
-        """The files that an earlier start of the run listed and that are still in the source."""
+        """Returns the files that an earlier start of the run listed and that are still in the source."""
         if self.report is None or not self.report.exists() or not isinstance(self.source, Files):
             return []  # to learn the names of packed images, all of them would have to be read
         lines = self.report.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
         names = {line.split("\t")[0] for line in lines}
-        self._written = -1  # if all of them are readable now, an empty list replaces the one on disk
+        self._written = -1  # if all of these files are readable now, an empty list replaces the one on disk
         return [index for index in range(len(self.source)) if self.name(index) in names]
 
 
@@ -149,7 +149,7 @@ def check_photos(root: str | Path, kind: str = "auto", max_pixels: int = MAX_PIX
     If the first image can be decoded, the root is not walked further.
 
     Raises:
-        UserError: there is no image, or none of those tried can be decoded.
+        UserError: there is no image, or no image that was tried can be decoded.
     """
     first = check_root(root, kind)
     if first is None or unusable_reason(first, max_pixels, depth):
@@ -162,7 +162,7 @@ def check_any_readable(
     """Decodes images spread over the source until one can be decoded.
 
     Raises:
-        UserError: none can.
+        UserError: no image that was tried can be decoded.
     """
     source, first = as_source(images), ""
     spread = _spread(len(source), tries)
@@ -181,7 +181,7 @@ def _spread(count: int, tries: int) -> range:
 
 
 def check_readable(images: ImageSource | Sequence[str], bad: BadImages, tries: int = 64) -> None:
-    """Decodes images spread over the source, and those known to be bad from earlier, before a run begins.
+    """Decodes images spread over the source, and those listed as bad by an earlier start, before a run begins.
 
     Raises:
         UserError: no image can be decoded, or too many cannot.
@@ -193,15 +193,15 @@ def check_readable(images: ImageSource | Sequence[str], bad: BadImages, tries: i
 
 
 def write_list(path: Path, images: Iterable[tuple[str, str]]) -> None:
-    """Writes name and reason of each image on a line, whole or not at all."""
+    """Writes the name and reason of each image on a line, atomically."""
     write_whole(path, "name\treason\n" + "".join(f"{escape(name)}\t{reason}\n" for name, reason in images))
 
 
 def advice(reasons: Iterable[str], total: int, flags: bool = False) -> str:
-    """The settings that would let images be used or skipped, with their values.
+    """Returns the settings, with values, that would let images be used or skipped.
 
     Args:
-        reasons: of the images that cannot be used.
+        reasons: reasons why images cannot be used.
         total: number of images.
         flags: whether the settings are flags (`--max-pixels`) instead of fields of a config.
     """
@@ -220,6 +220,6 @@ def advice(reasons: Iterable[str], total: int, flags: bool = False) -> str:
 
 
 def count_reasons(reasons: Iterable[str]) -> str:
-    """`2 cut short, 1 empty`, the most frequent first."""
+    """Counts reasons by their kind, the most frequent first: `2 cut short, 1 empty`."""
     counts = collections.Counter(reason.split(":")[0] for reason in reasons)
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())

@@ -1,7 +1,7 @@
-"""The one decoder: the bytes of a file to upright RGB pixels, whatever the file's name says it is.
+"""Decodes the bytes of a file to upright RGB pixels. The name of the file does not matter.
 
-JPEGs go through simplejpeg, every other kind and every JPEG it cannot decode through Pillow; where both can decode a
-file they give the same pixels. Size and number of scans are checked before anything is decoded.
+simplejpeg decodes JPEGs. Pillow decodes all other kinds, and the JPEGs that simplejpeg cannot decode. Where both can
+decode a file they give the same pixels. Size and number of scans are checked before anything is decoded.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from dupr_tf.errors import UserError
 from dupr_tf.text import escape, one_line
 
 MAX_PIXELS = 100_000_000  # the default of data.max_pixels; 300 MB once decoded
-MAX_SCANS = 100  # of a JPEG: usual encoders write up to 10, and each one costs as much time as decoding the image once
-MAX_STEPS = 1_000_000  # through segments or chunks; damaged files may have one every 4 bytes
-START_BYTES = 1 << 17  # of a JPEG, where nearly every header ends
+MAX_SCANS = 100  # of a JPEG: usual encoders write up to 10; each one takes as long as decoding the image once
+MAX_STEPS = 1_000_000  # steps through segments or chunks; damaged files may have one every 4 bytes
+START_BYTES = 1 << 17  # bytes of a JPEG within which nearly every header ends
 FACTORS = (8, 4, 2, 1)  # an image can be decoded at 1/8, 1/4, 1/2 of its size
 
 
 def _open_heif(file: io.BytesIO) -> ImageFile.ImageFile:
-    """Pillow's image of a HEIC file. The package is an extra, since its licence is that of libheif (LGPL)."""
+    """Opens a HEIC file as a Pillow image. The package is an extra because of libheif's licence (LGPL)."""
     try:
         from pillow_heif.as_plugin import HeifImageFile
     except ImportError:
@@ -51,10 +51,10 @@ def _open_heif(file: io.BytesIO) -> ImageFile.ImageFile:
 DEEP = ("I", "F")  # modes with pixels of 32 bits
 LITTLE = ("L", "N") if sys.byteorder == "little" else ("L",)  # ends of raw modes whose lower byte comes first
 DEEP_COLOURS = ("RGB;16", "RGBA;16", "LA;16")  # raw modes with 16 bits a channel
-GAIN = 1 << 14  # a 16-bit image gains from `data.depth: auto` if its values span less than a quarter of what they may
+GAIN = 1 << 14  # a 16-bit image gains from `data.depth: auto` if its values span less than a quarter of their range
 DEPTHS = ("full", "auto")  # of `data.depth`
 NAMES = "JPEG, PNG, GIF, BMP, TIFF, WebP, AVIF or HEIC"
-KINDS = {  # Pillow's class, not `Image.open`, whose limit of pixels is global; and the first bytes of a file
+KINDS = {  # the Pillow class of each kind and the first bytes of its files; `Image.open` has a global limit of pixels
     "JPEG": (JpegImageFile, rb"\xff\xd8\xff"),
     "PNG": (PngImageFile, rb"\x89PNG\r\n\x1a\n"),
     "GIF": (GifImageFile, rb"GIF8[79]a"),
@@ -65,27 +65,27 @@ KINDS = {  # Pillow's class, not `Image.open`, whose limit of pixels is global; 
     "HEIC": (_open_heif, rb"(?s)....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)"),
 }
 EXIF, ORIENTATION = b"Exif\0\0", 0x0112  # start of a block, tag
-PHOTOMETRIC, SAMPLES, EXTRA_SAMPLES = 262, 277, 338  # tags of a TIFF; below, values of the first and the last
+PHOTOMETRIC, SAMPLES, EXTRA_SAMPLES = 262, 277, 338  # tags of a TIFF; below, values of the first and the last tag
 RGB, CMYK, ALPHA = 2, 5, (1, 2)
 BIG_TIFF = 43  # third byte
 EOI, SOS, APP1 = 0xD9, 0xDA, 0xE1  # markers of a JPEG
 SOF, PROGRESSIVE = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, {0xC2, 0xC6, 0xCA, 0xCE}
-MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # of a segment; the others are part of a scan
-CHUNK = re.compile(rb"(?s)(....)([A-Za-z]{4})")  # of a PNG: its length and name
-MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # of a JPEG, by its channels
+MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # second bytes of a segment; the others are part of a scan
+CHUNK = re.compile(rb"(?s)(....)([A-Za-z]{4})")  # bytes of a PNG chunk's length and name
+MODES = {1: "L", 3: "RGB", 4: "CMYK"}  # modes of a JPEG, by its channels
 FLIPPED_Y, FLIPPED_X = (3, 4, 7, 8), (2, 3, 6, 7)  # orientations; from 5 on, rows and columns are swapped first
 COLOUR_NOTES = {"CMYK": "CMYK to RGB", "P": "palette to RGB", "I": "16 bits to 8", "LA": "alpha dropped"}
 COLOUR_NOTES |= {"RGBA": "alpha dropped", "PA": "alpha dropped", "L": "grey", "1": "grey"}
 
-# Pillow warns of what it ignores in damaged files, and of many pixels, which `max_pixels` limits here.
+# Pillow warns of damage that it ignores, and of large images, which `max_pixels` limits here.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
-with contextlib.suppress(AttributeError, OSError):  # libtiff prints what is damaged, where Pillow raises it
+with contextlib.suppress(AttributeError, OSError):  # libtiff prints what is damaged; Pillow raises an error too
     ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 
 class Unusable(ValueError):
-    """An image cannot be used. Its text is the reason, as `kind of reason: details`, in one line."""
+    """Says that an image cannot be used. The text is the reason in one line, as `kind of reason: details`."""
 
 
 class Header(NamedTuple):
@@ -94,30 +94,30 @@ class Header(NamedTuple):
     kind: str  # a key of KINDS
     height: int  # px, upright
     width: int  # px, upright
-    orientation: int  # of the pixels as the decoder returns them: EXIF's, 1 to 8; 1 for a TIFF, which Pillow turns
+    orientation: int  # EXIF's orientation of the decoded pixels, 1 to 8; 1 for a TIFF, which Pillow turns
     mode: str  # Pillow's
     many_scans: bool = False  # whether it is a JPEG that may have any number of scans
 
     @property
     def stored_size(self) -> tuple[int, int]:
-        """Width and height before the image is turned."""
+        """Returns width and height before the image is turned."""
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
 
 def kind_of(content: bytes) -> str | None:
-    """The key of `KINDS` that the first bytes of a file show; None if it is no image."""
+    """Returns the key of `KINDS` that matches the first bytes of a file. None if it is no image."""
     return next((kind for kind, (_, start) in KINDS.items() if re.match(start, content)), None)
 
 
 def read_header(content: bytes, max_pixels: int = MAX_PIXELS) -> Header:
-    """Kind, upright size and orientation of an encoded image.
+    """Reads kind, upright size and orientation of an encoded image.
 
     Args:
         content: the bytes of an image of one of KINDS.
         max_pixels: an image of more is refused.
 
     Raises:
-        Unusable: the bytes are no image, or one that must not be decoded.
+        Unusable: the bytes are no image, or an image that must not be decoded.
     """
     kind = kind_of(content)
     if kind is None:
@@ -150,16 +150,16 @@ def upright_size(path: str | os.PathLike) -> tuple[int, int]:
 def decode(
     content: bytes, max_pixels: int = MAX_PIXELS, header: Header | None = None, factor: int = 1, depth: str = "full"
 ) -> np.ndarray:
-    """The pixels of an encoded image, upright, of an animation those of the first frame.
+    """Decodes an image to upright pixels. Of an animation it decodes the first frame.
 
     Args:
         content: the bytes of an image of one of KINDS.
         max_pixels: an image of more is refused.
         header: of these bytes, if it was read before.
         factor: 1, 2, 4 or 8. The sides of the image are divided by it and rounded up. A JPEG is decoded at that size,
-            which saves time; others are shrunk afterwards.
-        depth: "full" keeps the upper 8 of 16 bits. "auto" scales an image of 16 or 32 bits by its own minimum and
-            maximum, which are those of all colours together.
+            which saves time. Other images are shrunk after decoding.
+        depth: "full" keeps the upper 8 of 16 bits. "auto" scales an image of 16 or 32 bits by its minimum and maximum,
+            taken over all colours.
 
     Returns:
         (H, W, 3) uint8 RGB. Alpha is dropped.
@@ -195,7 +195,7 @@ def describe(content: bytes, header: Header | None = None, depth: str = "full") 
     if header.kind in ("GIF", "WEBP", "TIFF"):
         image = _open(content, header.kind)
         turned |= header.kind == "TIFF" and image.getexif().get(ORIENTATION) in range(2, 9)
-        with contextlib.suppress(Exception):  # a damaged second frame: the first is used all the same
+        with contextlib.suppress(Exception):  # a damaged second frame: the first one is still used
             animated = image.is_animated
     colours = COLOUR_NOTES.get(header.mode.split(";")[0])
     deep = _deep_values(content, header.kind)
@@ -214,7 +214,7 @@ def _check_pixels(header: Header, max_pixels: int) -> None:
 
 
 def _reason(error: Exception, content: bytes, kind: str) -> str:
-    """The reason that stands for an exception. A damaged file makes Pillow raise nearly anything."""
+    """Turns an exception into a reason. A damaged file can make Pillow raise nearly any error."""
     if isinstance(error, Unusable):
         return str(error)
     if isinstance(error, Image.DecompressionBombError):
@@ -255,7 +255,7 @@ def _pillow_header(content: bytes, kind: str) -> Header:
 
 
 def _check_channels(content: bytes) -> None:
-    """Refuses a TIFF with more bands than colours and alpha, of which Pillow would use the first three unasked."""
+    """Refuses a TIFF with more bands than colours and alpha. Pillow would silently use the first three."""
     tags, file = ImageFileDirectory_v2(content[: 16 if content[2] == BIG_TIFF else 8]), io.BytesIO(content)
     file.seek(tags.next)
     tags.load(file)
@@ -266,9 +266,9 @@ def _check_channels(content: bytes) -> None:
 
 
 def _orientation(block: bytes) -> int:
-    """The orientation of an EXIF block, 1 to 8; 1 (upright) where it says nothing readable."""
+    """Returns the orientation in an EXIF block, 1 to 8. It is 1 (upright) if the block has none that can be read."""
     exif = Image.Exif()
-    with contextlib.suppress(Exception):  # a damaged block turns nothing
+    with contextlib.suppress(Exception):  # an image with a damaged block is not turned
         exif.load(block)
         value = exif.get(ORIENTATION)
         return int(value) if value in range(1, 9) else 1
@@ -276,7 +276,7 @@ def _orientation(block: bytes) -> int:
 
 
 def _segments(content: bytes) -> Iterator[tuple[int, int]]:
-    """Marker and position of the data of each segment of a JPEG up to its end. Garbage between them is skipped."""
+    """Yields marker and data position of each segment of a JPEG. Garbage between segments is skipped."""
     position = 2
     for _ in range(MAX_STEPS):
         match = MARKER.search(content, position)
@@ -290,21 +290,21 @@ def _segments(content: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _decode_jpeg(content: bytes, header: Header, factor: int) -> np.ndarray | None:
-    """The pixels as stored; None where Pillow must decide, which recovers more and converts CMYK in its own way."""
+    """Decodes the pixels as stored. None means that Pillow must decode: it recovers more, and it converts CMYK."""
     if header.many_scans and sum(marker == SOS for marker, _ in _segments(content)) > MAX_SCANS:
         raise Unusable(f"too many scans: JPEG of more than {MAX_SCANS}")
     if header.mode == "CMYK":
         return None
     width, height = (-(-side // factor) for side in header.stored_size)
     try:
-        # With both, libjpeg takes 1/factor itself and no other fraction of the same size.
+        # With both arguments, libjpeg takes exactly 1/factor, and no other fraction that gives the same size.
         return simplejpeg.decode_jpeg(content, min_height=height, min_width=width, min_factor=factor)
     except ValueError:
         return None
 
 
 def _decode_with_pillow(content: bytes, header: Header, factor: int, depth: str) -> np.ndarray:
-    """The pixels as stored, those of a TIFF upright."""
+    """Decodes the pixels as stored; those of a TIFF upright."""
     with _open(content, header.kind) as image:
         if image.size != header.stored_size:
             raise ValueError("two headers with different sizes")
@@ -319,7 +319,7 @@ def _decode_with_pillow(content: bytes, header: Header, factor: int, depth: str)
 
 
 def _to_8_bits(values: np.ndarray, mode: str, depth: str) -> np.ndarray:
-    """(H, W) uint8 of the values of a deeper image."""
+    """Converts the values of a deeper image to (H, W) uint8."""
     if depth == "full":
         if mode in DEEP:
             raise Unusable(f"no defined white: pixels of 32 bits (mode {mode}), data.depth auto scales them")
@@ -332,9 +332,9 @@ def _to_8_bits(values: np.ndarray, mode: str, depth: str) -> np.ndarray:
 
 
 def _deep_values(content: bytes, kind: str) -> np.ndarray | None:
-    """The 16-bit values of an image without its alpha, (H, W) grey or (H, W, 3); None if it has fewer bits, or 32.
+    """Returns the 16-bit values, (H, W) grey or (H, W, 3), of an image without alpha. None for any other depth.
 
-    Of colours Pillow reads the upper byte of each value, and the lower one where it is told the other byte order.
+    Pillow reads only the upper byte of a colour value. With the other byte order it reads the lower one.
     """
     if kind not in ("PNG", "TIFF"):
         return None
@@ -344,7 +344,7 @@ def _deep_values(content: bytes, kind: str) -> np.ndarray | None:
     names = {tile.args if isinstance(tile.args, str) else tile.args[0] for tile in image.tile}
     if len(names) != 1 or not (name := names.pop()).startswith(DEEP_COLOURS):
         return None
-    grey = name.startswith("LA")  # has no other byte order: its four bytes are read as RGBA
+    grey = name.startswith("LA")  # this mode has no other byte order, so its four bytes are read as RGBA
     swapped = "RGBA" if grey else name[:-1] + ("B" if name.endswith(LITTLE) else "L")
     other.tile = [
         tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:])) for tile in other.tile
@@ -356,12 +356,12 @@ def _deep_values(content: bytes, kind: str) -> np.ndarray | None:
 
 
 def _open(content: bytes, kind: str) -> ImageFile.ImageFile:
-    """Pillow's image, not decoded yet."""
+    """Opens a Pillow image without decoding it."""
     return KINDS[kind][0](io.BytesIO(_essential_chunks(content) if kind == "PNG" else content))
 
 
 def _essential_chunks(content: bytes) -> bytes:
-    """A PNG with its EXIF first, and without texts that unpack to gigabytes, frames and profiles."""
+    """Returns a PNG with its EXIF first, and without frames, profiles, and texts that may unpack to gigabytes."""
     chunks, end = [], 8
     while len(chunks) < MAX_STEPS and (match := CHUNK.match(content, end)):
         start, end = end, end + 12 + int.from_bytes(match[1], "big")

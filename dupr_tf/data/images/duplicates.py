@@ -1,8 +1,8 @@
 """Finds photos that occur twice: the same bytes (sha256), or the same picture in another size or quality.
 
-Pictures are compared by ImageHash's `phash`, 64 bits. Another size or quality changes at most 2 of them. Different
-photos mostly differ in 16 or more, but photos of one small object on a plain ground may differ in 6. A cut edge of 5 %
-changes about 10, so cropped copies are not found.
+Pictures are compared by ImageHash's `phash` of 64 bits. Another size or quality changes at most 2 bits. Different
+photos mostly differ in 16 bits or more, but photos of one small object on a plain ground may differ in only 6. A cut
+edge of 5 % changes about 10 bits, so cropped copies are not found.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from dupr_tf.data.images.decode import FACTORS, MAX_PIXELS, Unusable, decode, re
 from dupr_tf.data.images.source import ImageSource, map_in_order, read_file
 from dupr_tf.text import escape
 
-BANDS, BITS = 4, 16  # a hash is cut into; two hashes with fewer different bits than bands share one
+BANDS, BITS = 4, 16  # bands that a hash is cut into; two hashes with fewer different bits than bands share a band
 MAX_DISTANCE = BANDS - 1  # bits, up to which every pair is found
 SHOWN_DISTANCE = 8  # bits, up to which example pairs are kept
-MAX_BUCKET = 2000  # hashes that share a band; in a larger bucket each is compared with so many neighbours
+MAX_BUCKET = 2000  # hashes that share a band; in a larger bucket each is compared with this many neighbours only
 CHUNK = 1 << 21  # pairs compared at a time
 LEAST_SIDE = 128  # px of the image that is hashed
 FRAMES_DISTANCE = 8  # bits between neighbouring frames of a video
-FRAMES_SHARE = 0.5  # of the neighbours in a folder that are so near
-NEIGHBOURS, LEAST_FRAMES, FOLDERS = 8, 10, 24  # pairs looked at in a folder; images it must have; folders looked at
+FRAMES_SHARE = 0.5  # share of the neighbours in a folder that are this near
+NEIGHBOURS, LEAST_FRAMES, FOLDERS = 8, 10, 24  # pairs compared in a folder; images it must have; folders compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Hashes:
     index: np.ndarray  # (N,) int64, numbers in the source, rising
     exact: np.ndarray  # (N,) S32, sha256 of the bytes
     near: np.ndarray  # (N,) uint64, phash
-    unreadable: list[tuple[int, str]]  # number and reason
+    unreadable: list[tuple[int, str]]  # number and reason of the others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Matches:
     """The nearest other image of each image.
 
     Attributes:
-        of: (N,) int64, the position of the other image; -1: none is as near as the threshold.
-        distance: (N,) uint8, bits in which the hashes differ; 255 where there is none.
+        of: (N,) int64, the position of the other image. -1 means that no image is within the threshold.
+        distance: (N,) uint8, bits in which the hashes differ; 255 without another image.
         exact: (N,) bool, whether both files have the same bytes.
         examples: {distance in bits: a pair of positions}, also of distances above the threshold.
-        capped: number of hashes in buckets too large to compare all of them.
+        capped: number of hashes in buckets that are too large to compare all pairs.
     """
 
     of: np.ndarray
@@ -61,12 +61,12 @@ class Matches:
 
 
 def hash_images(source: ImageSource, workers: int = 1, max_pixels: int = MAX_PIXELS) -> Iterator[tuple | Unusable]:
-    """Yields (sha256, phash) of each image, or why there is none, in the order of the source."""
+    """Yields (sha256, phash) of each image, or why it cannot be read, in the order of the source."""
     return map_in_order(lambda index: hash_image(source, index, max_pixels), range(len(source)), workers)
 
 
 def collect_hashes(hashed: Iterable[tuple | Unusable]) -> Hashes:
-    """Puts what `hash_images` yields into arrays, with 48 bytes an image."""
+    """Puts the results of `hash_images` into arrays of 48 bytes an image."""
     index, exact, near, unreadable = [], bytearray(), bytearray(), []
     for number, one in enumerate(hashed):
         if isinstance(one, Unusable):
@@ -81,14 +81,14 @@ def collect_hashes(hashed: Iterable[tuple | Unusable]) -> Hashes:
 
 
 def phash(image: np.ndarray) -> int:
-    """The 64 bits of ImageHash's `phash` of (H, W, 3) uint8."""
+    """Computes ImageHash's `phash`, 64 bits, of an image (H, W, 3) uint8."""
     import imagehash
 
     return int(str(imagehash.phash(Image.fromarray(image))), 16)
 
 
 def find_duplicates(pool: Hashes, against: Hashes | None = None, distance: int = MAX_DISTANCE) -> Matches:
-    """Finds for each image the nearest earlier one, or one of another set; one with the same bytes comes first.
+    """Finds the nearest earlier image, or one of another set, for each image. Images of the same bytes come first.
 
     Args:
         pool, against, distance: as in `match_hashes`.
@@ -101,7 +101,7 @@ def find_duplicates(pool: Hashes, against: Hashes | None = None, distance: int =
 
 
 def _same_bytes(pool: Hashes, against: Hashes | None) -> np.ndarray:
-    """(N,) int64, the first position of the same bytes, earlier or in another set; -1: none."""
+    """Returns (N,) int64, the first position of the same bytes, earlier or in another set; -1 if there is none."""
     unique, first = np.unique((against or pool).exact, return_index=True)
     place = np.minimum(np.searchsorted(unique, pool.exact), max(0, len(unique) - 1))
     if not len(unique):
@@ -111,17 +111,17 @@ def _same_bytes(pool: Hashes, against: Hashes | None) -> np.ndarray:
 
 
 def match_hashes(pool: np.ndarray, against: np.ndarray | None = None, distance: int = MAX_DISTANCE) -> Matches:
-    """Finds for each image of a pool the nearest earlier one in it, or the nearest one of another set.
+    """Finds for each image of a pool the nearest earlier image in it, or the nearest one of another set.
 
-    Every pair of up to `MAX_DISTANCE` different bits is found, but for buckets of more than `MAX_BUCKET` hashes.
+    Every pair with up to `MAX_DISTANCE` different bits is found, except in buckets of more than `MAX_BUCKET` hashes.
 
     Args:
         pool: (N,) uint64 hashes.
-        against: (M,) uint64 hashes; None: the pool itself.
+        against: (M,) uint64 hashes. None takes the pool itself.
         distance: most bits in which two images may differ, 0 to `MAX_DISTANCE`.
 
     Returns:
-        The matches of the pool; positions are those in `against`, or in the pool.
+        The matches of the pool. Positions refer to `against`, or to the pool if there is no other set.
     """
     if against is None:
         unique, first, inverse = np.unique(pool, return_index=True, return_inverse=True)
@@ -140,26 +140,26 @@ def match_hashes(pool: np.ndarray, against: np.ndarray | None = None, distance: 
 
 
 class _Nearest:
-    """The nearest other image of each of several hashes, as pairs come in."""
+    """Keeps the nearest other image of each hash while pairs are added."""
 
     def __init__(self, count: int):
         self.distance, self.of = np.full(count, 255, np.uint8), np.full(count, -1, np.int64)
         self.examples: dict[int, tuple[int, int]] = {}
 
     def add_ordered(self, first: np.ndarray, a: np.ndarray, b: np.ndarray, bits: np.ndarray) -> None:
-        """Adds pairs of hashes: the one that occurs later has the other as its match."""
+        """Adds pairs of hashes. The hash that occurs earlier is the match of the later one."""
         swap = first[a] > first[b]
         later, earlier = np.where(swap, a, b), np.where(swap, b, a)
         self.add(later, first[earlier], bits, first[later])
 
     def add_between(self, own: np.ndarray, other: np.ndarray, a: np.ndarray, b: np.ndarray, bits: np.ndarray) -> None:
-        """Adds the pairs of hashes of which one is the pool's and the other one that of the other set."""
+        """Adds pairs that join a hash of the pool to one of the other set."""
         for left, right in ((a, b), (b, a)):
             kept = (own[left] >= 0) & (other[right] >= 0)
             self.add(left[kept], other[right[kept]], bits[kept], own[left[kept]])
 
     def add(self, hashes: np.ndarray, of: np.ndarray, bits: np.ndarray, own: np.ndarray) -> None:
-        """Adds pairs: a hash, the position of the other image, their distance, the position of an image of the hash."""
+        """Adds pairs: hash, position of the other image, distance in bits, position of an image that has the hash."""
         for value in np.unique(bits).tolist():
             if value not in self.examples:
                 at = int(np.argmax(bits == value))
@@ -176,7 +176,7 @@ class _Nearest:
 
 
 def _within(best: _Nearest, first: np.ndarray, inverse: np.ndarray, distance: int, capped: int) -> Matches:
-    """The matches in one set: a repeated hash matches its first occurrence."""
+    """Returns the matches within one set: a repeated hash matches its first occurrence."""
     matches = best.matches(inverse, distance, capped)
     repeated = np.flatnonzero(first[inverse] != np.arange(len(inverse)))
     matches.of[repeated], matches.distance[repeated] = first[inverse[repeated]], 0
@@ -186,12 +186,12 @@ def _within(best: _Nearest, first: np.ndarray, inverse: np.ndarray, distance: in
 
 
 def _compare(unique: np.ndarray, use) -> int:
-    """Calls `use` with (a, b, bits) of pairs of rising hashes that share a band, and returns how many were capped."""
+    """Calls `use(a, b, bits)` for pairs of rising hashes that share a band. Returns how many hashes were capped."""
     capped = np.zeros(len(unique), bool)
     for band in range(BANDS):
         values = ((unique >> np.uint64(BITS * band)) & np.uint64((1 << BITS) - 1)).astype(np.uint16)
         order = np.argsort(values, kind="stable")  # within a bucket, rising hashes
-        ends = np.searchsorted(values[order], values[order], side="right")  # of the bucket of each place
+        ends = np.searchsorted(values[order], values[order], side="right")  # size of the bucket of each place
         places = np.arange(len(order))
         partners = np.minimum(ends - places - 1, MAX_BUCKET)
         capped[order[ends - places - 1 > MAX_BUCKET]] = True
@@ -239,15 +239,15 @@ def near_identical_folders(paths: Sequence[str]) -> list[tuple[str, float]]:
 
 
 def frames_warning(folder: str, share: float) -> str:
-    """The sentence that `scan` and `doctor` print about such a folder."""
+    """Returns the warning that `scan` and `doctor` print about such a folder."""
     return (
-        f"{escape(folder)} holds near-identical images, as of a video: {share:.0%} of the neighbours looked at. "
+        f"{escape(folder)} holds near-identical images, as a video does: {share:.0%} of the neighbours looked at. "
         "Keep every tenth or so, since an epoch shows each scene again and again (see dupr-tf duplicates)."
     )
 
 
 def _distance(first: str, second: str) -> int | None:
-    """Bits in which the hashes of two files differ; None where one cannot be used."""
+    """Returns the number of bits in which the hashes of two files differ. None if one file cannot be used."""
     try:
         hashes = [phash(_small(read_file(path), MAX_PIXELS)) for path in (first, second)]
     except Unusable:
@@ -256,7 +256,7 @@ def _distance(first: str, second: str) -> int | None:
 
 
 def hash_image(source: ImageSource, index: int, max_pixels: int) -> tuple | Unusable:
-    """(sha256, phash) of an image, or why there is none."""
+    """Returns (sha256, phash) of an image, or why it cannot be read."""
     try:
         content = source.read(index)
         return hashlib.sha256(content).digest(), phash(_small(content, max_pixels))
@@ -267,4 +267,4 @@ def hash_image(source: ImageSource, index: int, max_pixels: int) -> tuple | Unus
 def _small(content: bytes, max_pixels: int) -> np.ndarray:
     header = read_header(content, max_pixels)
     factor = next((factor for factor in FACTORS if min(header[1:3]) >= LEAST_SIDE * factor), 1)
-    return decode(content, max_pixels, header, factor, "auto")  # a hash does not depend on the scale of the values
+    return decode(content, max_pixels, header, factor, "auto")  # the hash does not depend on the scale of the values

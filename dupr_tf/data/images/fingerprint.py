@@ -1,4 +1,4 @@
-"""Tells whether the image files of a run are still the same, at the cost of one `stat` for each."""
+"""Checks whether the image files of a run are still the same, with one `stat` for each file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Fingerprint:
 
     @functools.cached_property
     def rows(self) -> np.ndarray:
-        """(files,) of `ROW`. Size and time are -1 where there is no file."""
+        """Returns an array (files,) of `ROW`. Size and time are -1 for a missing file."""
         chunks = [self.paths[first : first + CHUNK] for first in range(0, len(self.paths), CHUNK)]
         with ThreadPoolExecutor(THREADS) as pool:
             rows = [row for chunk in pool.map(self._stat, chunks) for row in chunk]
@@ -44,7 +44,7 @@ class Fingerprint:
 
     @functools.cached_property
     def heads(self) -> dict[int, str]:
-        """sha256 of the first `HEAD` bytes of up to `SAMPLED` files, {position: sha256}; empty text without a file."""
+        """Returns {position: sha256} of the first `HEAD` bytes of up to `SAMPLED` files; "" for a missing file."""
         positions = random.Random(0).sample(range(len(self.paths)), min(SAMPLED, len(self.paths)))
         return {position: self.head(position) for position in sorted(positions)}
 
@@ -61,10 +61,10 @@ class Fingerprint:
     def changes(self, rows: np.ndarray, heads: dict[int, str]) -> list[str]:
         """Lists the files that differ from a record of the same number of files.
 
-        Sizes decide. Where only the time differs, the first bytes are compared if the record has them.
+        A file with another size has changed. If only the time differs, the first bytes are compared, if recorded.
 
         Args:
-            rows, heads: those of the record.
+            rows, heads: the rows and digests in the record.
         """
         now, changed = self.rows, []
         for position in np.flatnonzero((now["size"] != rows["size"]) | (now["time"] != rows["time"])).tolist():

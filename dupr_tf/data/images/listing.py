@@ -1,7 +1,7 @@
 """Lists the images of a folder, of a COCO or VOC root, or of another source. It never reads labels.
 
-All readers of photos, masks and labels use the rules of this file: which names are files of the system, and which
-endings an image has.
+All readers of photos, masks and labels use the rules of this file. The rules say which names are files of the system,
+and which endings images have.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 SYSTEM_NAMES = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db")
 LABEL_MAPS = re.compile(r"(.*[_-])?(masks?|labels?|annot(ation)?s?|gt|ground_?truth)|.+annot", re.IGNORECASE)
-SHOWN = 6  # endings that the line of files left out names, at most
+SHOWN = 6  # file endings named at most in the line about files left out
 HIDDEN, LINKS, MAPS = "hidden or system entries", "links to folders", "folders of label maps"
 UNLISTED = "folders that cannot be listed"
 KINDS = {HIDDEN: "", LINKS: ", which are not followed", MAPS: ", which data.kind folder would use", UNLISTED: ""}
@@ -76,29 +76,29 @@ class LeftOut:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """The images of a root, and what is not among them."""
+    """Holds the images of a root, and counts of the files left out."""
 
     root: str
     kind: str  # of `layouts.FOLDERS`
-    folders: tuple[str, ...]  # that were walked, relative to the root
+    folders: tuple[str, ...]  # folders that were walked, relative to the root
     paths: list[str]  # absolute, sorted
     left_out: LeftOut
 
     def summary(self) -> str:
-        """Returns a line that says what the root was taken for."""
+        """Returns a line with the layout that was recognised and the number of images."""
         inside = "" if self.folders == (".",) else f", photos from {', '.join(f'{name}/' for name in self.folders)}"
         return f"{escape(self.root)}: {self.kind}{inside}, {len(self.paths):,} images"
 
 
 def open_source(root: str | Path, kind: str = "auto") -> tuple[str, ImageSource]:
-    """The images of a root, and the root as a run notes it (absolute).
+    """Opens the images of a root. Also returns the root as a run records it (absolute).
 
     Args:
         root: a folder, a COCO or VOC root, a folder of shards, or `tfds:NAME[/CONFIG][:VERSION][:SPLIT]`.
         kind: `data.kind`.
 
     Raises:
-        UserError: there is nothing to read, or something is damaged.
+        UserError: there is no image, or a file is damaged.
     """
     root = local_path(root)
     kind = resolved_kind(root, kind)
@@ -112,15 +112,15 @@ def open_source(root: str | Path, kind: str = "auto") -> tuple[str, ImageSource]
 def list_images(root: str | Path, kind: str = "auto") -> list[str]:
     """Lists the images of a root, sorted, so that position i is the same image in every run.
 
-    The log says in one line what the root was taken for, and in another what was left out.
+    One line of the log names the layout that was recognised. Another counts the files left out.
 
     Args:
         root: a folder, nested or flat; or the root of a COCO, VOC or Cityscapes data set.
         kind: a name in `layouts.FOLDERS`, or "auto".
 
     Returns:
-        Absolute paths. Links to folders are not followed. Hidden files and folders, pipes and devices are skipped, and
-        so are folders of label maps beside their photos, unless `kind` is "folder".
+        Absolute paths. Links to folders are not followed. Hidden files and folders, pipes and devices are skipped.
+        Folders of label maps beside their photos are skipped too, unless `kind` is "folder".
 
     Raises:
         UserError: the folder is missing, is no folder, holds no image, or shows several layouts.
@@ -140,13 +140,13 @@ def list_root(root: str | Path, kind: str = "auto") -> Listing:
 
 
 def resolved_kind(root: str | Path, kind: str = "auto") -> str:
-    """`kind`, or for "auto" the source of `layouts.SOURCES` that the root shows, else "auto": the photos are files."""
+    """Returns `kind`, or for "auto" the source of `layouts.SOURCES` that the root shows; "auto" if photos are files."""
     shown = (name for name, entry in SOURCES.items() if entry.facts["shown"](root))
     return next(shown, kind) if kind == "auto" else kind
 
 
 def check_root(root: str | Path, kind: str = "auto") -> str | None:
-    """Raises what opening the root would, without walking further than the first image or the manifest.
+    """Raises the errors of opening the root, but walks no further than the first image or the manifest.
 
     Returns:
         The path of that image; None if the images are not files.
@@ -164,17 +164,17 @@ def check_root(root: str | Path, kind: str = "auto") -> str | None:
 
 
 def is_hidden(name: str) -> bool:
-    """Returns True for the names of entries that a system makes beside a user's own: `._a.jpg`, `__MACOSX`."""
+    """Returns True for names that an operating system creates beside the user's files: `._a.jpg`, `__MACOSX`."""
     return name.startswith(".") or name in SYSTEM_NAMES
 
 
 def list_classes(folder: Path) -> list[str]:
-    """The names of the folders in a folder, sorted, without those that a system made."""
+    """Returns the names of the folders in a folder, sorted. Folders created by the system are left out."""
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
 
 
 def log_left_out(line: str, left_out: LeftOut) -> None:
-    """Logs what was taken for what, and what is left out; once for each folder, as a command may open it again."""
+    """Logs a line and the files left out. Each folder is logged once, since a command may open it again."""
     _log_once(line)
     if left_out.counts:
         _log_once(f"left out: {left_out.summary()}")
@@ -192,7 +192,7 @@ def _no_image(root, left_out: LeftOut) -> UserError:
 
 
 def _open(root: str | Path, kind: str) -> tuple[str, tuple[str, ...], Iterator[str], LeftOut]:
-    """Returns layout, folders, an iterator of images, and the counts of what it leaves out while it runs."""
+    """Returns layout, folders, an iterator of images, and the counts of files that the iterator leaves out."""
     root, left_out = local_path(root), LeftOut()
     if not root.is_dir():
         state = "is a file" if root.exists() else "does not exist"
@@ -236,14 +236,14 @@ def _walk(folder: Path, left_out: LeftOut, without_maps: bool) -> Iterator[str]:
 
 
 def _may_be_file(entry: os.DirEntry) -> bool:
-    """Whether an entry is a file, or a link that leads to one or nowhere: the latter is named when it is met."""
+    """Returns True for a file, a link to a file, or a broken link. A broken link is reported when it is read."""
     if entry.is_file(follow_symlinks=False):
         return True
     return entry.is_symlink() and (os.path.isfile(entry.path) or not os.path.exists(entry.path))
 
 
 def _holds_label_maps(parent: str, name: str, inner: list[str]) -> bool:
-    """Returns True if a folder is named like label maps, and another one has a photo named as its first image."""
+    """Returns True if a folder is named like label maps, and another has a photo with the name of its first image."""
     if not LABEL_MAPS.fullmatch(name):
         return False
     folder = os.path.join(parent, name)

@@ -1,4 +1,4 @@
-"""Antialiased bilinear resizing as Pillow defines it, by the fastest library there is."""
+"""Resizes images with antialiasing, bilinear as Pillow defines it, by the fastest library available."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _local = threading.local()
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes an image. Both libraries give the same pixels, to one grey level.
+    """Resizes an image. Both libraries give the same pixels, up to a difference of one grey level.
 
     Args:
         image: (H, W, 3) uint8. Only these pixels count: a part of a larger image is cut out before it is resized.
@@ -39,7 +39,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _resizer():
-    """This thread's resizer, which keeps its buffers from call to call."""
+    """Returns this thread's resizer, which reuses its buffers."""
     if not hasattr(_local, "resizer"):
         algorithm = cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.bilinear)
         _local.resizer = cykooz_resizer.Resizer(), cykooz_resizer.ResizeOptions(resize_alg=algorithm)

@@ -1,4 +1,4 @@
-"""Lists which files of a folder pre-training will use or skip, and why, by the code that decides it in training."""
+"""Lists which files of a folder pre-training will use or skip, and why. Training uses the same code."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ COLUMNS = "name\tbytes\tmtime_ns\toutcome\treason"
 
 @dataclass(frozen=True)
 class Look:
-    """A file as it was when it was looked at, and whether training uses it."""
+    """Records a file as it was when it was checked, and whether training uses it."""
 
     name: str  # in one line
     size: str  # bytes; -1: no file
     modified: str  # ns
     outcome: str  # USED or SKIPPED
-    reason: str  # how it is used, or why not: `group: details`
+    reason: str  # how it is used, or why it is not: `group: details`
 
     @property
     def group(self) -> tuple[str, str]:
@@ -41,14 +41,14 @@ def scan_images(
     output: str | Path | None = None,
     depth: str = "full",
 ) -> Iterator[Look]:
-    """Looks at every file, and yields what it found in the order of the files; those known from the output come first.
+    """Checks every file and yields the results. Those read from the output come first, then the others in their order.
 
     Args:
-        paths: files, as of `list_images`.
+        paths: files, as `list_images` returns them.
         max_pixels: `data.max_pixels` of the run to come.
         workers: threads; decoding does not hold Python's lock.
-        output: file of a line for each look. Lines are added as they come, and what is in it already is not looked at
-            again unless the file has changed since.
+        output: file with a line for each check. Lines are added as they come. A file that is listed there is not
+            checked again unless it has changed since.
         depth: `data.depth` of the run to come.
 
     Raises:
@@ -62,14 +62,14 @@ def scan_images(
             yield look
         else:
             fresh.append(path)
-    with open(os.devnull if output is None else output, "a", encoding="utf-8", buffering=1) as file:  # a line at once
+    with open(os.devnull if output is None else output, "a", encoding="utf-8", buffering=1) as file:  # by line
         for look in map_in_order(lambda path: _look(path, max_pixels, depth), fresh, workers):
             file.write(f"{look.name}\t{look.size}\t{look.modified}\t{look.outcome}\t{look.reason}\n")
             yield look
 
 
 def count_groups(looks: Sequence[Look]) -> list[tuple[str, str, int, str]]:
-    """(outcome, reason, files, an example) for each kind of reason; what is skipped last, the most frequent first."""
+    """Returns (outcome, reason, files, an example) of each kind of reason: used ones first, the most frequent first."""
     counts = collections.Counter(look.group for look in looks)
     examples = {look.group: look.name for look in reversed(looks)}
     ordered = sorted(counts, key=lambda group: (group[0] == SKIPPED, -counts[group], group))
@@ -88,9 +88,9 @@ def _look(path: str, max_pixels: int, depth: str) -> Look:
 
 
 def _read(output: Path, max_pixels: int, depth: str) -> dict[str, Look]:
-    """The looks of an earlier scan, by name, the last one of each; makes the file, and cuts off half a line at its end.
+    """Returns the checks of an earlier scan by name, the last one of each. Creates the file if there is none.
 
-    A line that was cut by a kill is no look.
+    An incomplete line at the end, as a kill leaves it, is cut off.
     """
     limits = f"max_pixels {max_pixels}" + (f", depth {depth}" if depth != "full" else "")
     first = f"# dupr-tf scan, {limits}\n{COLUMNS}\n"

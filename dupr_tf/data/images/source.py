@@ -13,8 +13,8 @@ from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.fingerprint import Fingerprint, relative_name
 from dupr_tf.files import open_file
 
-AHEAD = 8  # images each thread may be ahead, which bounds the memory
-MAX_BYTES = 1 << 30  # of an encoded image
+AHEAD = 8  # images that each thread may be ahead, which limits the memory
+MAX_BYTES = 1 << 30  # largest size of an encoded image
 FILE_ERRORS = {
     errno.EISDIR: "no file: a folder, pipe or device",
     errno.ENOENT: "no file: missing, or a link to nowhere",
@@ -24,37 +24,37 @@ FILE_ERRORS = {
 
 
 class ImageSource:
-    """Encoded images by number, the same number for the same image in every run. Can be pickled for other processes."""
+    """Gives encoded images by number. An image has the same number in every run. Sources can be pickled."""
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def name(self, index: int) -> str:
-        """The name of an image in messages."""
+        """Returns the name of an image for messages."""
         raise NotImplementedError
 
     def read(self, index: int) -> bytes:
-        """The bytes of an encoded image.
+        """Reads the bytes of an encoded image.
 
         Raises:
-            Unusable: they cannot be read, or are damaged.
+            Unusable: the bytes cannot be read, or are damaged.
         """
         raise NotImplementedError
 
     def digest(self, root: str) -> str:
-        """sha256 of the images' identity and order, independent of where `root` is. Reads no image."""
+        """Returns the sha256 of the images' identity and order, independent of where `root` is. Reads no image."""
         raise NotImplementedError
 
     def fingerprint(self, root: str) -> Fingerprint | None:
-        """Sizes and times of the files; None where `digest` covers the contents."""
+        """Returns sizes and times of the files. None if `digest` covers the contents."""
         return None
 
 
 class Files(ImageSource):
-    """One image per file.
+    """Reads one image from each file.
 
     Args:
-        paths: in the order of `list_images`.
+        paths: files in the order of `list_images`.
     """
 
     def __init__(self, paths: Sequence[str]):
@@ -78,7 +78,7 @@ class Files(ImageSource):
 
 
 def read_file(path: str | os.PathLike) -> bytes:
-    """The bytes of a regular file; pipes and devices are refused, not waited for.
+    """Reads the bytes of a regular file. Pipes and devices are refused, so that nothing waits for them.
 
     Raises:
         Unusable: there is no such file, it cannot be read, or it has more than `MAX_BYTES`.
@@ -94,12 +94,12 @@ def read_file(path: str | os.PathLike) -> bytes:
 
 
 def as_source(images: ImageSource | Sequence[str]) -> ImageSource:
-    """A list of paths as a source; a source as it is."""
+    """Turns a list of paths into a source. Returns a source unchanged."""
     return images if isinstance(images, ImageSource) else Files(images)
 
 
 def map_in_order(work: Callable, items: Iterable, workers: int) -> Iterator:
-    """Results of `work` in the order of the items, by threads that are at most `AHEAD` items each in front of it."""
+    """Yields results of `work` in the order of the items. Threads run ahead by at most `AHEAD` items each."""
     running = collections.deque()
     pool = ThreadPoolExecutor(workers)
     try:
@@ -109,5 +109,5 @@ def map_in_order(work: Callable, items: Iterable, workers: int) -> Iterator:
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
-    finally:  # after an error, images that nobody waits for
+    finally:  # after an error, drops the images that nobody waits for
         pool.shutdown(cancel_futures=True)

@@ -1,1 +1,1 @@
-"""Labels of images: boxes, masks of objects, classes of pixels. One file a layout."""
+"""Reads labels of images: boxes, masks of objects, classes of pixels. Each layout has its own file."""

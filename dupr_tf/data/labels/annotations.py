@@ -1,6 +1,6 @@
-"""Images with boxes, and masks of objects where there are any: one split of a data set, checked, as arrays.
+"""Reads one split of a data set with boxes, and perhaps masks of objects, into checked arrays.
 
-Boxes are `(x1, y1, x2, y2)` in pixels, KerasCV's "xyxy": here and in the detectors x comes first.
+Boxes are `(x1, y1, x2, y2)` in pixels, KerasCV's "xyxy". Here and in the detectors x comes first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UNMASKED = "boxes without a usable mask, ignored"
 
 
 class Object(NamedTuple):
-    """An object as annotated, not yet checked."""
+    """Holds an object as annotated, not yet checked."""
 
     name: str
     box: tuple[float, float, float, float]  # x1 y1 x2 y2, px of the upright image
@@ -39,22 +39,22 @@ class Object(NamedTuple):
 
 @dataclass
 class ListedImage:
-    """An image as a reader found it. `size` is height and width, 0 where the annotations do not say."""
+    """Holds an image as listed by a reader. `size` is height and width; 0 means that the annotations have no size."""
 
     path: Path
     size: tuple[int, int]
     id: str
     objects: list[Object] = field(default_factory=list)
-    void: bytes | None = None  # Cityscapes: RLE counts of the pixels that are nothing
-    shares: bool = False  # whether the objects are in shares of the width and height, until the size is known
+    void: bytes | None = None  # Cityscapes: RLE counts of the void pixels
+    shares: bool = False  # whether objects are still in shares of the width and height, because the size is unknown
 
 
 @dataclass(frozen=True)
 class AnnotatedImages(Split):
     """A split of a detection data set; N images, n_i boxes in image i.
 
-    `ignored` marks VOC's `difficult`, COCO's `iscrowd`, Cityscapes' groups and their like: neither trained on nor
-    counted. Masks are run lengths (see `run_lengths`) of the whole image.
+    `ignored` marks VOC's `difficult`, COCO's `iscrowd`, Cityscapes' groups and similar flags. Such boxes are neither
+    trained on nor counted. Masks are run lengths (see `run_lengths`) of the whole image.
     """
 
     columns: ClassVar = ("paths", "boxes", "labels", "ignored", "areas", "ids", "masks", "void", "bare")
@@ -64,24 +64,26 @@ class AnnotatedImages(Split):
     boxes: tuple[np.ndarray, ...]  # N of (n_i, 4) float32, x1 y1 x2 y2 in px of the upright image
     labels: tuple[np.ndarray, ...]  # N of (n_i,) int32, positions in class_names
     ignored: tuple[np.ndarray, ...]  # N of (n_i,) bool
-    areas: tuple[np.ndarray, ...]  # N of (n_i,) float32; COCO's own where given: it sorts small from large
+    areas: tuple[
+        np.ndarray, ...
+    ]  # N of (n_i,) float32; COCO's own if given; it decides what is a small or large object
     class_names: tuple[str, ...]
     counts: dict[str, int] = field(default_factory=dict)  # {what was odd: how often}
     ids: tuple[str, ...] = ()  # N; COCO's image id, VOC's name, Cityscapes' city/name
-    masks: tuple[list[bytes], ...] | None = None  # N of n_i; None: not asked for
-    void: tuple[bytes, ...] | None = None  # N; Cityscapes: the pixels that are nothing, with its masks
-    bare: tuple[bool, ...] = ()  # N; whether no object at all is annotated, not even one that was left out
+    masks: tuple[list[bytes], ...] | None = None  # N of n_i; None: masks were not read
+    void: tuple[bytes, ...] | None = None  # N; Cityscapes: the void pixels, if masks are read
+    bare: tuple[bool, ...] = ()  # N; whether no object is annotated at all, not even one that was left out
     background: bool = False  # whether bare images are trained on
 
     def labels_text(self) -> str:
         return f"{sum(map(len, self.boxes))} boxes"
 
     def with_boxes(self) -> list[int]:
-        """Positions of the images that have a box that counts."""
+        """Returns the positions of the images that have a box that counts."""
         return [i for i, ignored in enumerate(self.ignored) if not ignored.all()]
 
     def trained_on(self) -> list[int]:
-        """Positions of the images to train on: with a box that counts, or with `background` bare."""
+        """Returns the positions of the images to train on. With `background`, these include bare images."""
         if not self.background:
             return self.with_boxes()
         return sorted({*self.with_boxes(), *np.flatnonzero(self.bare).tolist()})
@@ -95,16 +97,16 @@ def read_annotations(
     max_missing_share: float = 0.01,
     masks: bool = False,
 ) -> AnnotatedImages:
-    """Reads one split of a data set, and tells in one line of the log what was odd in it, and how often.
+    """Reads one split of a data set. One line of the log counts what was odd in it.
 
     Args:
-        root: of a data set in one of `layouts.BOXES` (docs/labels.md).
-        split: "train" or "val", which stands for `valid` and `train2017` too.
-        kind: a name in `layouts.BOXES`, or "auto": the layout that the root shows.
-        class_names: the order of the classes, as of a trained detector; none: COCO's and Cityscapes' by id, VOC's by
-            name.
-        max_missing_share: share of the listed images that may be without a file; they are left out.
-        masks: reads masks too. A box without a usable one is ignored then, its mask being the box.
+        root: root of a data set in one of `layouts.BOXES` (docs/labels.md).
+        split: "train" or "val". Other spellings, such as `valid` and `train2017`, are recognised.
+        kind: a name in `layouts.BOXES`. "auto" detects the layout of the root.
+        class_names: the order of the classes, such as that of a trained detector. None sorts COCO's and Cityscapes' by
+            id, VOC's by name.
+        max_missing_share: share of the listed images whose file may be missing. These images are left out.
+        masks: whether to read masks. A box without a usable mask is then ignored, and its mask is the box.
 
     Raises:
         UserError: the data are wrong.
@@ -123,11 +125,11 @@ def read_annotations(
 def list_objects(
     root: str | Path, split: str, kind: str, max_missing_share: float, masks: bool, counts: collections.Counter
 ) -> tuple[list[ListedImage], list[str]]:
-    """The images of a split that have a file, with their objects in pixels as annotated, and the classes.
+    """Lists the images of a split that have a file, with their objects in pixels as annotated, and the classes.
 
     Args:
         root, split, kind, max_missing_share, masks: as in `read_annotations`.
-        counts: gets what was odd.
+        counts: receives counts of what was odd.
     """
     root, reader = open_root(BOXES, root, split, kind)
     listed, names = reader(root, split, counts, masks)
@@ -137,12 +139,12 @@ def list_objects(
 
 
 def _usable(listed: list[ListedImage], max_missing_share: float, counts: collections.Counter) -> list[ListedImage]:
-    """The images that have a file, each file once, with the sizes that their headers give.
+    """Returns the images that have a file, each file once, with the sizes in their headers.
 
-    Sizes are those of the upright images, as boxes are drawn on what people see.
+    Sizes are those of the upright images, because people draw boxes on upright images.
 
     Raises:
-        UserError: too many have no file, or another size than annotated.
+        UserError: too many images have no file, or another size than annotated.
     """
     files: dict = {}
     missing, wrong = [], []
@@ -168,7 +170,7 @@ def _usable(listed: list[ListedImage], max_missing_share: float, counts: collect
 
 
 def in_pixels(item: Object, size: tuple[int, int]) -> Object:
-    """An object in shares of an image of a height and width, in pixels."""
+    """Converts an object from shares of an image to pixels. `size` is the image's height and width."""
     height, width = size
     box = tuple((np.array(item.box) * [width, height, width, height]).tolist())
     outlines = item.segmentation
@@ -179,7 +181,7 @@ def in_pixels(item: Object, size: tuple[int, int]) -> Object:
 
 
 def _merged(same: list[ListedImage], counts: collections.Counter) -> ListedImage:
-    """The image of a file that is listed under several ids: the first, with the objects of all, each once."""
+    """Merges images of one file that is listed under several ids: the first, with the objects of all, each once."""
     first = same[0]
     for other in same[1:]:
         known = {item[:2] for item in first.objects}  # name and box
@@ -190,9 +192,9 @@ def _merged(same: list[ListedImage], counts: collections.Counter) -> ListedImage
 
 
 def _refuse_other_sizes(wrong: list[tuple[ListedImage, tuple[int, int]]], total: int) -> None:
-    """Raises UserError where many images have another size than annotated: their boxes would not fit the pixels.
+    """Raises UserError if many images have another size than annotated, since their boxes would not fit the pixels.
 
-    VOC and COCO have some such images each. Masks that are run lengths already fit no other size.
+    VOC and COCO each have some such images. Masks stored as run lengths fit no other size.
     """
     packed = any(isinstance(item.segmentation, bytes) for image, _ in wrong for item in image.objects)
     if len(wrong) > (0 if packed else MAX_OTHER_SIZE) * total:
@@ -230,7 +232,7 @@ def _assemble(
 def _arrays(
     objects: list[Object], size: tuple[int, int], index: dict[str, int], with_masks: bool, counts: collections.Counter
 ) -> tuple:
-    """Boxes (n, 4), labels, flags, areas (n,) and n masks of an image; clipped, without those that have no area."""
+    """Returns boxes (n, 4), labels, flags, areas (n,) and n masks of an image, clipped and without empty boxes."""
     height, width = size
     table = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
     boxes = np.clip(table, 0, [width, height, width, height]).astype(np.float32)

@@ -1,9 +1,9 @@
-"""Cityscapes' layout: `leftImg8bit/{split}/{city}/*_leftImg8bit.png` and, in `gtFine`, what is in each of them.
+"""Reads Cityscapes' layout: `leftImg8bit/{split}/{city}/*_leftImg8bit.png`, with the labels in `gtFine`.
 
 An instance image holds the id of a label for every pixel. For a pixel of a single object it holds a thousand times the
-id, plus the number of the object. Of the labels below, those with a train id are the 19 classes of the semantic
-task, the eight from 24 on the classes of the instance task (cityscapesScripts, `helpers/labels.py`). Where there is no
-PNG of ids, they are drawn from the polygons.
+id, plus the number of the object. The labels below with a train id are the 19 classes of the semantic task. The eight
+from 24 on are the classes of the instance task (cityscapesScripts, `helpers/labels.py`). If there is no PNG of ids, the
+ids are drawn from the polygons.
 """
 
 from __future__ import annotations
@@ -31,9 +31,33 @@ LABELS = (  # by id from 0 on
     *("polegroup", "traffic light", "traffic sign", "vegetation", "terrain", "sky", "person", "rider", "car"),
     *("truck", "bus", "caravan", "trailer", "train", "motorcycle", "bicycle"),
 )
-SEMANTIC_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # of the train ids 0 … 18
+SEMANTIC_IDS = (
+    7,
+    8,
+    11,
+    12,
+    13,
+    17,
+    19,
+    20,
+    21,
+    22,
+    23,
+    24,
+    25,
+    26,
+    27,
+    28,
+    31,
+    32,
+    33,
+)  # with train ids 0 … 18
 INSTANCE_IDS = (24, 25, 26, 27, 28, 31, 32, 33)
-COUNTED_IDS = (*INSTANCE_IDS, 29, 30)  # drawn one by one in the files; caravans and trailers are not evaluated
+COUNTED_IDS = (
+    *INSTANCE_IDS,
+    29,
+    30,
+)  # have single objects; caravans and trailers are not evaluated
 VOID_IDS = tuple(number for number in range(len(LABELS)) if number not in SEMANTIC_IDS)
 SEMANTIC_NAMES = tuple(LABELS[number] for number in SEMANTIC_IDS)
 INSTANCE_NAMES = tuple(LABELS[number] for number in INSTANCE_IDS)
@@ -43,14 +67,14 @@ MAX_POLYGON_BYTES = 64 << 20
 def read_objects(
     root: Path, split: str, counts: collections.Counter, masks: bool
 ) -> tuple[list[ListedImage], list[str]]:
-    """The images of a split with the objects of the eight classes, and these; groups are ignored."""
+    """Reads the images of a split with the objects of the eight classes, and the classes. Groups are ignored."""
     scenes = _scenes(root, split)
-    with ThreadPoolExecutor() as pool:  # most of the time goes into PNG
+    with ThreadPoolExecutor() as pool:  # decoding PNG takes most of the time
         return list(pool.map(lambda scene: _with_objects(*scene, masks), scenes)), list(INSTANCE_NAMES)
 
 
 def read_classes(root, split, class_names, ignore_value, max_missing_share) -> SegmentedImages:
-    """Lists a split, with the 19 classes of pixels; see `read_segments`."""
+    """Lists a split with the 19 classes of pixels; see `read_segments`."""
     names = tuple(class_names or SEMANTIC_NAMES)
     table = class_table(dict(zip(SEMANTIC_IDS, SEMANTIC_NAMES, strict=True)), names)
     scenes = _scenes(root, split)
@@ -64,7 +88,7 @@ def read_classes(root, split, class_names, ignore_value, max_missing_share) -> S
 
 
 def _scenes(root: Path, split: str) -> list[tuple[Path, Path, str]]:
-    """Images of a split, the names of their truth up to `_gtFine`, and their ids `city/name`, sorted."""
+    """Lists the images of a split, the paths of their labels up to `_gtFine`, and their ids `city/name`, sorted."""
     found = (root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png")
     paths = sorted(path for path in found if not is_hidden(path.name) and not is_hidden(path.parent.name))
     if not paths:
@@ -89,16 +113,16 @@ def _with_objects(path: Path, truth: Path, name: str, masks: bool) -> ListedImag
 
 
 def label_ids(truth: Path) -> np.ndarray:
-    """(H, W) int32, ids of labels, also from `*_labelIds.png`; see `instance_ids`."""
+    """Reads the ids of labels, (H, W) int32, also from `*_labelIds.png`; see `instance_ids`."""
     ids = instance_ids(truth, ("labelIds", "instanceIds"))
     return np.where(ids >= 1000, ids // 1000, ids)
 
 
 def instance_ids(truth: Path, images: tuple[str, ...] = ("instanceIds",)) -> np.ndarray:
-    """(H, W) int32, ids as in `*_instanceIds.png`, which is read where it is, else drawn from `*_polygons.json`.
+    """Reads ids, (H, W) int32, from `*_instanceIds.png`. If it is missing, draws them from `*_polygons.json`.
 
     Args:
-        truth: path up to and with `_gtFine`.
+        truth: path up to and including `_gtFine`.
         images: kinds of PNG to look for, in this order.
     """
     for kind in images:
@@ -114,7 +138,7 @@ def instance_ids(truth: Path, images: tuple[str, ...] = ("instanceIds",)) -> np.
 
 
 def _drawn(content: dict) -> np.ndarray:
-    """The polygons of a scene, one over the other; each object of a counted label has its number."""
+    """Draws the polygons of a scene, one over the other. Each object of a label with instances has its number."""
     size = width, height = int(content["imgWidth"]), int(content["imgHeight"])
     if not 0 < height * width <= Image.MAX_IMAGE_PIXELS or height < 0:
         raise ValueError(f"its image has {width} x {height} pixels")

@@ -1,4 +1,4 @@
-"""COCO's JSON, a file for each split, in the folders of COCO, Roboflow, FiftyOne and LVIS."""
+"""Reads COCO's JSON, one file for each split, in the folders of COCO, Roboflow, FiftyOne and LVIS."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dupr_tf.values import read_flag, read_id, read_name
 
 FEDERATED = "images that LVIS did not search for every class, so that right boxes may count as wrong"
 KEYPOINTS = "objects with keypoints, of which boxes and masks are read"
-MAX_COCO_BYTES = 4 << 30  # read, it takes about six times as much memory; COCO's largest has 0.5 GB, LVIS's 1.2
+MAX_COCO_BYTES = 4 << 30  # in memory it takes about six times as much; COCO's largest file has 0.5 GB, LVIS's 1.2
 
 
 def read_coco(root: Path, split: str, counts: collections.Counter, masks: bool) -> tuple[list[ListedImage], list[str]]:
-    """The listed images with their objects, and the classes by id; `counts` gets what was odd."""
+    """Reads the listed images with their objects, and the classes by id. `counts` receives what was odd."""
     files = coco_files(root, split)
     file = next((path for path in files if path.is_file()), files[0])
     years = (file.stem.removeprefix("instances_"),)
@@ -28,7 +28,7 @@ def read_coco(root: Path, split: str, counts: collections.Counter, masks: bool) 
 
 
 def find_roboflow(root: Path, split: str | None = None) -> list[Path]:
-    """The file that Roboflow writes for a split, into the folder of its images."""
+    """Finds the file that Roboflow writes for a split into the folder of its images."""
     return part_of(root, split or "train", lambda folder: _existing(folder / "_annotations.coco.json"))[1]
 
 
@@ -38,7 +38,7 @@ def read_roboflow(root: Path, split: str, counts, masks: bool) -> tuple[list[Lis
 
 
 def find_fiftyone(root: Path, split: str | None = None) -> list[Path]:
-    """The file of FiftyOne's COCODetectionDataset, beside `data`."""
+    """Finds the file of FiftyOne's COCODetectionDataset, beside `data`."""
     return part_of(
         root, split or "train", lambda folder: _existing(folder / "labels.json") if (folder / "data").is_dir() else []
     )[1]
@@ -50,13 +50,13 @@ def read_fiftyone(root: Path, split: str, counts, masks: bool) -> tuple[list[Lis
 
 
 def find_lvis(root: Path, split: str | None = None) -> list[Path]:
-    """The file of LVIS for a split, the newest version first."""
+    """Finds the file of LVIS for a split, the newest version first."""
     name = f"lvis_v*_{split or 'train'}.json"
     return sorted([*root.glob(name), *root.glob(f"annotations/{name}")])[-1:]
 
 
 def read_lvis(root: Path, split: str, counts, masks: bool) -> tuple[list[ListedImage], list[str]]:
-    """Reads LVIS as `read_coco` reads COCO, whose images it has. Its files name their folders."""
+    """Reads LVIS as `read_coco` reads COCO. LVIS uses COCO's images, and its files name their folders."""
     files = find_lvis(root, split)
     if not files:
         raise missing_split(root, split, "lvis_v1_….json")
@@ -93,12 +93,12 @@ def _read(file: Path, counts: collections.Counter, folder_of: Callable) -> tuple
 
 
 def _file_name(row: dict) -> str:
-    """The name of an image. LVIS has the address instead, which ends in its folder and name."""
+    """Returns the file name of an image. LVIS has a URL instead, which ends in folder and name."""
     return inside(row["file_name"] if "file_name" in row else "/".join(row["coco_url"].split("/")[-2:]))
 
 
 def _groups(categories: dict, annotations: list[dict]) -> list[int | str]:
-    """The ids of categories without objects that only group others. Roboflow writes one."""
+    """Returns the ids of categories without objects that only group others. Roboflow writes one."""
     above = [row.get("supercategory") for row in categories.values()]
     suspects = {
         key: row for key, row in categories.items()
@@ -109,7 +109,7 @@ def _groups(categories: dict, annotations: list[dict]) -> list[int | str]:
 
 
 def _by_id(content: dict, what: str) -> dict[int | str, dict]:
-    """{id: row} of a list of the file. Raises ValueError for an id that occurs twice after normalisation."""
+    """Returns {id: row} of a list in the file. Raises ValueError for an id that occurs twice after normalisation."""
     rows = {}
     for row in content[what]:
         key = read_id(row["id"])
@@ -127,9 +127,9 @@ def _rank(key: int | str) -> tuple:
 def _objects(
     annotations: list[dict], images: dict, names: dict, counts: collections.Counter
 ) -> Iterator[tuple[int | str, Object]]:
-    """Image ids and objects, without those that repeat an earlier one in id, image, class and box.
+    """Returns image ids and objects, without repetitions of the same id, image, class and box.
 
-    Ids alone mean nothing here: some tools count them anew in each image.
+    Ids alone do not identify an object, because some tools restart them in each image.
     """
     seen, unlisted = set(), []
     for number, annotation in enumerate(annotations):

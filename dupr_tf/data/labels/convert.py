@@ -26,25 +26,24 @@ OUTLINES = "outlines of objects, of which YOLO gets the boxes, since some object
 
 
 class Converted(NamedTuple):
-    """A split as it was written."""
+    """Describes a split that was written."""
 
     split: str
     images: int
     boxes: int
     read: dict[str, int]  # {what was odd in the labels: how often}
-    lost: dict[str, int]  # {what the new layout cannot hold: how often}
+    lost: dict[str, int]  # {what the new layout cannot hold: count}
 
 
 def convert(root: Path, output: Path, to: str, kind: str, max_missing_share: float) -> list[Converted]:
     """Writes every split that a data set has.
 
     Args:
-        root: of the data set.
-        output: folder to write, new or empty. Images are hard links of the old ones, or copies where the file system
-            allows no links.
+        root: root of the data set.
+        output: folder to write, new or empty. Images become hard links, or copies if the file system has no links.
         to: a key of `WRITERS`.
         kind: `data.kind`.
-        max_missing_share: share of the listed images that may be without a file.
+        max_missing_share: share of the listed images whose file may be missing.
 
     Raises:
         UserError: there is no split, or the labels are wrong.
@@ -68,7 +67,7 @@ def convert(root: Path, output: Path, to: str, kind: str, max_missing_share: flo
 
 
 def _cut(item: Object, size: tuple[int, int], counts: collections.Counter) -> list[Object]:
-    """The object with its box cut to the image; none if nothing is left, which is counted."""
+    """Returns the object with its box cut to the image. If nothing is left, counts that and returns None."""
     height, width = size
     box, cut = np.array(item.box), np.clip(item.box, 0, [width, height, width, height])
     if not np.isfinite(box).all():
@@ -83,12 +82,12 @@ def _cut(item: Object, size: tuple[int, int], counts: collections.Counter) -> li
 
 
 def _place_images(images: list[ListedImage], folder: Path) -> list[Path]:
-    """Links or copies images into a folder, with the folders that they were in; returns their names there."""
+    """Links or copies images into a folder, and keeps their subfolders. Returns their names there."""
     common = Path(os.path.commonpath([image.path.parent for image in images])) if images else Path()
     names, taken = [], set()
     for image in images:
         name = image.path.relative_to(common)
-        if name.with_suffix("") in taken:  # a.jpg beside a.png: both would have one file of labels
+        if name.with_suffix("") in taken:  # a.jpg beside a.png: both would have the same label file
             name = name.with_name(f"{name.stem}_{name.suffix[1:]}{name.suffix}")
         taken.add(name.with_suffix(""))
         names.append(name)
@@ -96,7 +95,7 @@ def _place_images(images: list[ListedImage], folder: Path) -> list[Path]:
         try:
             os.link(image.path.resolve(), folder / name)
         except FileExistsError:
-            raise UserError("--output", f"{folder / name} is there already.", "Pass a new folder.") from None
+            raise UserError("--output", f"{folder / name} exists already.", "Pass a new folder.") from None
         except OSError:
             shutil.copyfile(image.path, folder / name)
     return names

@@ -1,4 +1,4 @@
-"""CVAT's XML for images, version 1.1: a file for each task, with the images in the same folder or in `images/`."""
+"""Reads CVAT's XML for images 1.1: a file for each task, with images in the same folder or in `images/`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLAGS = ("iscrowd", "ignore", "difficult")  # attributes that mark an object as 
 
 
 def find(root: Path, split: str | None = None) -> list[Path]:
-    """The XML files of a split. A file whose images are in subsets is each subset's."""
+    """Finds the XML files of a split. A file whose images are in subsets belongs to each of these subsets."""
     _, files = part_of(root, split or "train", _files)
     if files or split == "train":
         return files
@@ -44,7 +44,7 @@ def _parse(file: Path) -> ET.Element:
 
 
 def read_cvat(root: Path, split: str, counts: collections.Counter, masks: bool) -> tuple[list[ListedImage], list[str]]:
-    """The images of a split with their objects, and the classes in the order of the files."""
+    """Reads the images of a split with their objects, and the classes in the order of the files."""
     files = find(root, split)
     if not files:
         raise missing_split(root, split, "CVAT annotations (XML for images 1.1)")
@@ -77,7 +77,7 @@ def _image(node: ET.Element, index: ImageIndex, subset: str, task, counts, masks
 
 
 def _objects(node: ET.Element, size: tuple[int, int], counts: collections.Counter, masks: bool) -> list[Object]:
-    """The object of a shape, if it is one."""
+    """Returns the object of a shape, if the node is a shape."""
 
     def values(*names: str) -> list[float]:
         return [float(node.get(name)) for name in names]
@@ -101,7 +101,7 @@ def _objects(node: ET.Element, size: tuple[int, int], counts: collections.Counte
 
 
 def _mask(name, place: list[int], node: ET.Element, size, ignored: bool, masks: bool) -> list[Object]:
-    """The object of a mask: run lengths, row by row, of the pixels in its box, the first of them empty."""
+    """Returns the object of a mask: run lengths, row by row, of the pixels in its box. The first run is empty."""
     left, top, width, height = place
     runs = np.array([int(run) for run in node.get("rle").split(",")])
     if min(width, height) < 1 or runs.min() < 0 or runs.sum() != width * height:

@@ -1,4 +1,4 @@
-"""Finds the files of labels of a split, and images by the names that labels give them."""
+"""Finds the label files of a split, and images by the names in label files."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from dupr_tf.errors import UserError
 from dupr_tf.files import open_file
 
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
-HEAD_BYTES = 4096  # read of a file to recognise its format
-SNIFFED = 5  # files of a folder that are read for it, at most
+HEAD_BYTES = 4096  # read from the start of a file to recognise its format
+SNIFFED = 5  # files of a folder that are read for this, at most
 
 
 def names_of(split: str) -> tuple[str, ...]:
-    """The names that tools give a split."""
+    """Returns the names that tools give a split."""
     return SPLIT_NAMES.get(split, (split,))
 
 
 def split_of(name: str) -> str:
-    """The split that a tool's name, in any case, stands for."""
+    """Returns the split that a tool's name stands for, in upper or lower case."""
     name = name.strip().lower()
     return next((split for split, names in SPLIT_NAMES.items() if name in names), name)
 
@@ -32,12 +32,12 @@ def part_of(root: Path, split: str, label_files: Callable[[Path], list[Path]]) -
     """Finds the folder of a split. The whole root is train if no folder in it is named after a split.
 
     Args:
-        root: of the data set.
+        root: root of the data set.
         split: "train", …
         label_files: folder -> the label files in it that are of the format.
 
     Returns:
-        The folder and its label files; no files if there is no such split.
+        The folder and its label files. The list is empty if there is no such split.
     """
     for name in names_of(split):
         if files := label_files(root / name):
@@ -49,7 +49,7 @@ def part_of(root: Path, split: str, label_files: Callable[[Path], list[Path]]) -
 
 
 def recognised(files: Sequence[Path], test: Callable[[str], bool]) -> list[Path]:
-    """The files without hidden ones, if the start of one of the first passes a test; otherwise []."""
+    """Returns the files without hidden ones, if the start of one of the first files passes a test; otherwise []."""
     shown = sorted(path for path in files if not is_hidden(path.name) and path.is_file())
     return shown if any(test(_head(path)) for path in shown[:SNIFFED]) else []
 
@@ -58,18 +58,18 @@ def _head(path: Path) -> str:
     try:
         with open_file(path) as file:
             return file.read(HEAD_BYTES).decode("utf-8", "replace")
-    except OSError:  # the reader names it
+    except OSError:  # the reader reports it
         return ""
 
 
 def missing_split(root: Path, split: str, what: str) -> MissingSplit:
-    """The error about a split that a data set of a format does not have."""
+    """Returns the error about a split that a data set does not have."""
     names = " or ".join(names_of(split))
     return MissingSplit(None, f"{root} has no {what} of a split {names}.", "Add it, or pass another root or split.")
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Images below a folder, sorted by folders. Links to folders are followed once."""
+    """Lists the images below a folder, sorted by folders. Links to folders are followed once."""
     images, seen = [], set()
     for place, folders, files in os.walk(folder, followlinks=True):
         if (identity := (os.stat(place).st_dev, os.stat(place).st_ino)) in seen:
@@ -83,10 +83,10 @@ def list_images(folder: Path) -> list[Path]:
 
 
 class ImageIndex:
-    """Images below a root, found by names that tools write: with other folders before them, or none.
+    """Finds images below a root by the names that tools write. Such names may have other folders in front, or none.
 
     Args:
-        root: of the data set, or of a split.
+        root: root of the data set, or of a split.
     """
 
     def __init__(self, root: Path):
@@ -96,9 +96,9 @@ class ImageIndex:
             self._by_name[path.name].append(path)
 
     def find(self, *names: str) -> Path:
-        """The image whose path agrees with most folders of a name, for the first name that has any.
+        """Returns the image whose path agrees with most folders of a name. The first name with any match counts.
 
-        An image that is nowhere has a path under the root, which is counted as missing later.
+        For an image that does not exist, it returns a path under the root, which is counted as missing later.
 
         Raises:
             UserError: two images fit equally.
@@ -116,16 +116,16 @@ class ImageIndex:
         return self.root / inside(names[-1].replace("\\", "/"))
 
     def paths(self) -> list[Path]:
-        """The images below the root."""
+        """Returns the images below the root."""
         return [path for paths in self._by_name.values() for path in paths]
 
     def unused(self, used: set[Path]) -> int:
-        """Counts the images that are not among those used."""
+        """Counts the images that are not used."""
         return sum(path not in used for path in self.paths())
 
 
 def _agreeing(parts: Sequence[str], others: Sequence[str]) -> int:
-    """Counts the last parts of two paths that are the same."""
+    """Counts how many of the last parts of two paths agree."""
     count = 0
     for one, other in zip(reversed(parts), reversed(others), strict=False):
         if one != other:

@@ -1,4 +1,4 @@
-"""Label Studio's JSON export: a file with a task for each image, whose shapes are percent of it."""
+"""Reads Label Studio's JSON export: a file with a task for each image. Shapes are in percent of the image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dupr_tf.files import read_bounded
 from dupr_tf.values import read_name, read_text
 
 MAX_STUDIO_BYTES = 2 << 30
-PREFIX = re.compile(r"^[0-9a-f]{8}-")  # that an upload puts before a name
+PREFIX = re.compile(r"^[0-9a-f]{8}-")  # prefix that an upload puts before a name
 UNFINISHED = "tasks without annotations, left out"
 FURTHER = "further annotations of a task, not read"
 TURNED = "images that were turned in Label Studio, left out"
@@ -29,7 +29,7 @@ SHAPES = ("rectangle", "polygon", "ellipse")
 
 
 def find(root: Path, split: str | None = None) -> list[Path]:
-    """The JSON files of a split."""
+    """Finds the JSON files of a split."""
     return part_of(root, split or "train", _files)[1]
 
 
@@ -41,7 +41,7 @@ def _files(folder: Path) -> list[Path]:
 def read_label_studio(
     root: Path, split: str, counts: collections.Counter, masks: bool
 ) -> tuple[list[ListedImage], list[str]]:
-    """The images of a split with their objects, and the classes of train and val by name."""
+    """Reads the images of a split with their objects, and the classes of train and val by name."""
     folder, files = part_of(root, split, _files)
     if not files:
         raise missing_split(root, split, "Label Studio export (JSON)")
@@ -62,7 +62,7 @@ def _tasks(file: Path) -> list[dict]:
 
 
 def _image(task: dict, index: ImageIndex, counts: collections.Counter) -> list[ListedImage]:
-    """The image of a task, unless it has no annotation that was kept."""
+    """Returns the image of a task, or None if no annotation of the task was kept."""
     kept = [one for one in task.get("annotations") or () if not one.get("was_cancelled")]
     if not kept:
         counts[UNFINISHED] += 1
@@ -78,7 +78,7 @@ def _image(task: dict, index: ImageIndex, counts: collections.Counter) -> list[L
 
 
 def _names(task: dict) -> list[str]:
-    """The names that the file of a task's image may have: as stored by the server, and as it was before."""
+    """Returns possible file names of a task's image: the name on the server, and the name before the upload."""
     data = task["data"]
     address = data.get("image") or next((value for value in data.values() if isinstance(value, str)), None)
     if address is None:
@@ -90,10 +90,10 @@ def _names(task: dict) -> list[str]:
 
 
 def _objects(result: dict, results: list[dict], counts: collections.Counter) -> list[Object]:
-    """The objects of a region, one for each of its labels."""
+    """Returns the objects of a region, one for each of its labels."""
     value, kind = result.get("value", {}), result.get("type", "")
     shape = kind.removesuffix("labels")
-    if kind == "labels":  # the names of a region that has another result for its shape
+    if kind == "labels":  # the label of a region whose shape is in another result
         return []
     if shape not in SHAPES:
         counts[f"results of kind {kind}, not read"] += 1
@@ -109,7 +109,7 @@ def _objects(result: dict, results: list[dict], counts: collections.Counter) -> 
 
 
 def _shape(name: str, shape: str, value: dict, size: tuple[float, float], counts) -> list[Object]:
-    """The object of a shape, in pixels. Boxes are turned about their first corner, ellipses about their centre."""
+    """Returns the object of a shape in pixels. Boxes turn about their first corner, ellipses about their centre."""
     height, width = size
     scale, turn = np.array([width, height]) / 100, float(value.get("rotation") or 0)
     if shape == "polygon":

@@ -1,4 +1,4 @@
-"""LabelMe's layout: a JSON file for each image, usually in the same folder."""
+"""Reads LabelMe's layout: a JSON file for each image, usually in the same folder."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from dupr_tf.data.labels.split import reading, size_of
 from dupr_tf.files import read_bounded
 from dupr_tf.values import read_name, read_text
 
-MAX_LABELME_BYTES = 256 << 20  # of one image, whose pixels may be in it
+MAX_LABELME_BYTES = 256 << 20  # limit for the file of one image, which may contain the pixels
 JOINED = "shapes that are a part of a group, joined to one object each"
 OTHERS = "JSON files that are not LabelMe's, not read"
 UNLABELLED = "images without a label file, left out"
 
 
 def find(root: Path, split: str | None = None) -> list[Path]:
-    """The JSON files of a split."""
+    """Finds the JSON files of a split."""
     return part_of(root, split or "train", _files)[1]
 
 
@@ -41,7 +41,7 @@ def _files(folder: Path) -> list[Path]:
 def read_labelme(
     root: Path, split: str, counts: collections.Counter, masks: bool
 ) -> tuple[list[ListedImage], list[str]]:
-    """The images of a split with their objects, and the classes of train and val by name."""
+    """Reads the images of a split with their objects, and the classes of train and val by name."""
     folder, files = part_of(root, split, _files)
     if not files:
         raise missing_split(root, split, "LabelMe files")
@@ -61,13 +61,13 @@ def read_labelme(
 
 
 def _image_path(file: Path, name: str, folder: Path, index: ImageIndex) -> Path:
-    """The image that a file names, also if both were moved."""
+    """Returns the image that a file names, also if both were moved."""
     near = file.parent / name.replace("\\", "/").rpartition("/")[2]
     return near if near.is_file() else index.find(f"{file.parent.relative_to(folder)}/{name}", near.name)
 
 
 def _other_names(root: Path, split: str) -> set[str]:
-    """The classes of the other split, so that a class has the same number in both."""
+    """Returns the classes of the other split, so that a class has the same number in both."""
     names: set[str] = set()
     for other in {"train", "val"} - {split}:
         for file in find(root, other):
@@ -79,7 +79,7 @@ def _other_names(root: Path, split: str) -> set[str]:
 
 
 def _objects(shapes: list[dict], size: tuple[int, int], counts: collections.Counter, masks: bool) -> list[Object]:
-    """Objects of shapes. Those of one label and group are parts of one object."""
+    """Returns the objects of shapes. Shapes of one label and group are parts of one object."""
     objects, groups = [], collections.defaultdict(list)
     for shape in shapes:
         items = _object(shape, size, counts, masks)
@@ -111,7 +111,7 @@ def _object(shape: dict, size: tuple[int, int], counts: collections.Counter, mas
 
 
 def _mask(name: str, points: list, encoded: str, size: tuple[int, int], masks: bool) -> Object:
-    """The object of a mask: a PNG of the pixels from its first corner to its last, both inside."""
+    """Returns the object of a mask: a PNG of the pixels from its first corner to its last, both included."""
     (x1, y1), (x2, y2) = points
     item = Object(name, (x1, y1, x2 + 1, y2 + 1))
     if not masks:

@@ -1,9 +1,9 @@
-"""Folders of images and of masks: 8-bit PNGs whose values are classes.
+"""Reads folders of images and of masks: 8-bit PNGs whose values are classes.
 
 A file `classes.txt` in the root names the values. A line is a name (of the value 0, 1, …) or a value and a name. Pixels
 called `ignore`, `void` or `unlabelled` have no class. Empty lines and lines that begin with `#` are skipped. Without
-the file, the given class names are those of the values 0, 1, …, or, if all of them are numbers, of these values. With
-neither, every value in the masks of the split, "train" and "val" is a class.
+the file, the given class names belong to the values 0, 1, … If all names are numbers, they belong to these values.
+Without file and names, every value in the masks of the split, "train" and "val" is a class.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dupr_tf.files import read_bounded
 from dupr_tf.values import read_text
 
 IGNORED_NAMES = ("ignore", "ignored", "void", "unlabelled", "unlabeled")
-MAX_BYTES = 1 << 20  # of classes.txt
+MAX_BYTES = 1 << 20  # limit for classes.txt
 
 
 def read_mask_folder(root, split, class_names, ignore_value, max_missing_share) -> SegmentedImages:
@@ -60,7 +60,7 @@ def read_mask_folder(root, split, class_names, ignore_value, max_missing_share) 
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """(H, W) integers of a mask.
+    """Reads the (H, W) integers of a mask.
 
     Raises:
         UserError: it is no PNG of one channel of 8 bits.
@@ -69,7 +69,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def _look_at(root: Path, split: str) -> list[tuple]:
-    """(image, mask, "", size, values) of every pair of a split; of an unusable pair (image, mask, reason, detail, {}).
+    """Returns (image, mask, "", size, values) of each pair; (image, mask, reason, detail, {}) of an unusable one.
 
     Raises:
         UserError: there is no such split.
@@ -96,7 +96,7 @@ def _look_at(root: Path, split: str) -> list[tuple]:
 
 
 def _refuse_shared(images: list[Path], masks: list[Path]) -> None:
-    """Raises UserError where a mask belongs to two images, such as p.jpg and p.png."""
+    """Raises UserError if a mask belongs to two images, such as p.jpg and p.png."""
     owners: dict[Path, Path] = {}
     pairs = zip(images, masks, strict=True)
     shared = [(owners[mask], image, mask) for image, mask in pairs if owners.setdefault(mask, image) != image]
@@ -125,7 +125,7 @@ def _look(image: Path, mask: Path) -> tuple:
 def _class_of_values(
     root: Path, split: str, met: set[int], class_names: Sequence[str] | None, ignore_value: int | None
 ) -> dict[int, str | None]:
-    """{value: name of its class}; None for a value that the file calls none."""
+    """Returns {value: name of its class}. The name is None if the file says that the value has no class."""
     file = root / "classes.txt"
     if file.is_file():
         with reading(file, "a list of classes"):

@@ -1,4 +1,4 @@
-"""OpenImages: a CSV file of boxes for each split, in shares of the image, and one with the names of the classes."""
+"""Reads OpenImages: a CSV file for each split with boxes in shares of the image, and one with class names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIDES = ("XMin", "YMin", "XMax", "YMax")
 
 
 def find(root: Path, split: str | None = None) -> list[Path]:
-    """The file of boxes of a split, as downloaded or as FiftyOne writes it."""
+    """Finds the file of boxes of a split, as downloaded or as FiftyOne writes it."""
     names = names_of(split or "train")
     patterns = [
         f"{folder}*{name}-annotations-bbox.csv" for name in names for folder in ("", "annotations/", f"{name}/")
@@ -32,7 +32,7 @@ def find(root: Path, split: str | None = None) -> list[Path]:
 def read_openimages(
     root: Path, split: str, counts: collections.Counter, masks: bool
 ) -> tuple[list[ListedImage], list[str]]:
-    """The images that have boxes in the file of a split, and the classes by name."""
+    """Reads the images that have boxes in the file of a split, and the classes by name."""
     files = find(root, split)
     if not files:
         raise missing_split(root, split, "boxes (…-annotations-bbox.csv)")
@@ -56,7 +56,7 @@ def read_openimages(
 
 
 def _class_names(root: Path, file: Path) -> dict[str, str]:
-    """{label: name} of the classes; {} without a file of them."""
+    """Returns {label: name} of the classes; {} without a file of class names."""
     patterns = ("*class-descriptions*.csv", "annotations/*class-descriptions*.csv", "metadata/classes.csv")
     folders = (root, file.parent, file.parent.parent)
     found = [path for folder in folders for pattern in patterns for path in sorted(folder.glob(pattern))]

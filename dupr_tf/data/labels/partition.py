@@ -1,4 +1,4 @@
-"""Draws a val split from train where a data set has none, and finds the files that two splits share."""
+"""Draws a val split from train if a data set has none, and finds files that two splits share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def draw_val(images: Split, data: DataConfig, results: FileResults | None = None
 
     Args:
         images: `AnnotatedImages` or `SegmentedImages`.
-        data: of it `val_share`, `share_seed`, `max_pixels` and `threads`.
+        data: its `val_share`, `share_seed`, `max_pixels` and `threads` are used.
         results: hashes of an earlier start. An image that has not changed since is not decoded again.
 
     Returns:
@@ -55,9 +55,9 @@ def draw_val(images: Split, data: DataConfig, results: FileResults | None = None
 
 
 def group_duplicates(paths: Sequence[str], data: DataConfig, results: FileResults | None = None) -> np.ndarray:
-    """(N,) int64: the same number for images that are duplicates, or near duplicates by a chain of pairs.
+    """Numbers images so that duplicates, and near duplicates by a chain of pairs, have the same number; (N,) int64.
 
-    Decodes every image whose hash is not in `results`. An image that cannot be decoded is alone.
+    Decodes every image whose hash is not in `results`. An image that cannot be decoded is a group of one.
     """
     source, results = Files(paths), results or FileResults()
 
@@ -83,9 +83,9 @@ def _root(groups: np.ndarray, index: int) -> int:
 
 
 def warn_of_overlap(train: Split, val: Split) -> list[tuple[str, str]]:
-    """Returns the pairs of files of the same contents in two splits, and warns of them.
+    """Returns the pairs of files with the same contents in two splits, and warns of them.
 
-    Files are read only where both splits have one of the same length.
+    A file is read only if the other split has one of the same length.
     """
     lengths = [{path: _length(path) for path in split.paths} for split in (train, val)]
     shared = set(lengths[0].values()) & set(lengths[1].values()) - {None}
@@ -104,7 +104,7 @@ def warn_of_overlap(train: Split, val: Split) -> list[tuple[str, str]]:
 def _length(path: str) -> int | None:
     try:
         return os.stat(path).st_size
-    except OSError:  # named with all the others when it is read
+    except OSError:  # reported with all others when it is read
         return None
 
 

@@ -1,7 +1,7 @@
-"""Masks of objects, kept as run lengths: COCO's polygons and RLE in, pieces of a fixed size out.
+"""Keeps masks of objects as run lengths: reads COCO's polygons and RLE, and returns crops of a fixed size.
 
-A mask is held as pycocotools' compressed counts (bytes), a few hundred bytes where its pixels are a million; the size
-(height, width) it is of is the image's. Pixels run down the columns, first a run of zeros.
+A mask is held as pycocotools' compressed counts (bytes), a few hundred bytes for a million pixels. Its size (height,
+width) is that of the image. Pixels run down the columns. The first run is of zeros.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-MASK_SIDE = 56  # px: what a batch holds of an object is its box, resampled to this
+MASK_SIDE = 56  # px: a batch holds the mask of each box, resampled to this size
 NO_POLYGON = "polygons that are none (odd, short or not finite), left out"
 OTHER_MASK = "masks of another size than their image"
 NO_MASK = "masks that cannot be read"
@@ -21,13 +21,14 @@ Size = Sequence[int]  # height, width
 
 
 def read_mask(segmentation: Any, size: Size, counts: collections.Counter) -> bytes | None:
-    """The mask an annotation describes; None where it describes no pixel. Faults are counted.
+    """Returns the mask that an annotation describes; None if it has no pixel. Faults are counted.
 
     Args:
-        segmentation: COCO's list of polygons (x, y, x, y, … in px), a dict of `size` and `counts` (run lengths, or
-            pycocotools' string of them), run lengths that were checked before (bytes), or anything a file may hold.
+        segmentation: COCO's list of polygons (x, y, x, y, … in px), or a dict of `size` and `counts`. Counts are run
+            lengths, or pycocotools' string of them. Also bytes: run lengths that were checked before. Any other value
+            that a file may hold gives no mask.
         size: height and width of the image.
-        counts: gets `NO_POLYGON`, `OTHER_MASK` or `NO_MASK`.
+        counts: receives `NO_POLYGON`, `OTHER_MASK` or `NO_MASK`.
     """
     if isinstance(segmentation, bytes):
         return segmentation
@@ -48,7 +49,7 @@ def read_mask(segmentation: Any, size: Size, counts: collections.Counter) -> byt
 
 
 def _from_polygons(polygons, size: Size, counts: collections.Counter) -> bytes | None:
-    """The union of those that are polygons: three points or more, every number finite."""
+    """Returns the union of the valid polygons: three points or more, every number finite."""
     reach = np.array([size[1], size[0]], np.float64)
     usable = []
     for polygon in polygons:
@@ -57,17 +58,17 @@ def _from_polygons(polygons, size: Size, counts: collections.Counter) -> bytes |
         except (TypeError, ValueError, OverflowError):
             points = np.empty(0)
         if points.ndim == 1 and points.size >= 6 and points.size % 2 == 0 and np.isfinite(points).all():
-            # Points far outside would have pycocotools walk every pixel of the way.
+            # pycocotools would walk every pixel of the way to a point far outside.
             usable.append(np.clip(points.reshape(-1, 2), -reach, 2 * reach).ravel().tolist())
     counts[NO_POLYGON] += len(polygons) - len(usable)
     return coco_mask.merge(coco_mask.frPyObjects(usable, *map(int, size)))["counts"] if usable else None
 
 
 def _packed(runs: Sequence[int], size: Size) -> bytes:
-    """The compressed counts of run lengths.
+    """Returns the compressed counts of run lengths.
 
     Raises:
-        ValueError: they do not make up the image; pycocotools would fill the rest with what was in memory.
+        ValueError: the runs do not fill the image. pycocotools would fill the rest with arbitrary memory.
     """
     runs, (height, width) = [int(run) for run in runs], map(int, size)
     if sum(runs) != height * width or min(runs) < 0:
@@ -76,10 +77,10 @@ def _packed(runs: Sequence[int], size: Size) -> bytes:
 
 
 def _unpacked(text: bytes) -> list[int]:
-    """The run lengths in pycocotools' string: six bits a character, the upper one for "more follows".
+    """Returns the run lengths in pycocotools' string: six bits a character, of which the upper means "more follows".
 
-    From the third on, each is stored as its difference from the one before the last. pycocotools itself reads past the
-    end of a string whose last number goes on.
+    From the third on, each run is stored as its difference from the one before the last. pycocotools itself reads past
+    the end of a string whose last number is incomplete.
     """
     sixes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     last = np.flatnonzero(sixes < 32)
@@ -95,38 +96,38 @@ def _unpacked(text: bytes) -> list[int]:
 
 
 def mask_of_box(box: np.ndarray, size: Size) -> bytes:
-    """The rectangle itself; `box` is x1 y1 x2 y2."""
+    """Returns a mask that fills the box x1 y1 x2 y2."""
     corners = np.asarray(box, np.float64)
     (mask,) = coco_mask.frPyObjects(np.concatenate([corners[:2], corners[2:] - corners[:2]])[None], *map(int, size))
     return mask["counts"]
 
 
 def as_coco(mask: bytes, size: Size) -> dict:
-    """A mask as pycocotools takes it."""
+    """Returns a mask in the form that pycocotools takes."""
     return {"size": [int(size[0]), int(size[1])], "counts": mask}
 
 
 def area_of(mask: bytes, size: Size) -> int:
-    """Pixels."""
+    """Returns the number of pixels of a mask."""
     return int(coco_mask.area(as_coco(mask, size)))
 
 
 def pixels_of(mask: bytes, size: Size) -> np.ndarray:
-    """(H, W) uint8, 0 or 1."""
+    """Returns the pixels of a mask, (H, W) uint8, 0 or 1."""
     return coco_mask.decode(as_coco(mask, size))
 
 
 def mask_from_pixels(pixels: np.ndarray) -> bytes:
-    """The mask of an array (H, W), nonzero where the object is."""
+    """Returns the mask of an array (H, W) that is nonzero on the object."""
     return coco_mask.encode(np.asfortranarray(pixels != 0, np.uint8))["counts"]
 
 
 def crop_masks(masks: Sequence[bytes], size: Size, boxes: np.ndarray, side: int = MASK_SIDE) -> np.ndarray:
-    """Each mask cut to its box and resampled: a cell is 1 where the mask covers half of it or more.
+    """Cuts each mask to its box and resamples it. A cell is 1 if the mask covers half of it or more.
 
     Args:
-        masks: n of an image of `size`.
-        boxes: (n, 4) x1 y1 x2 y2 in its pixels, fractions allowed, inside it.
+        masks: n masks of an image of `size`.
+        boxes: (n, 4) x1 y1 x2 y2 in pixels, inside the image; fractions are allowed.
         side: cells along each side of the result.
 
     Returns:
@@ -143,6 +144,6 @@ def crop_masks(masks: Sequence[bytes], size: Size, boxes: np.ndarray, side: int 
 
 
 def _overlaps(low: float, high: float, cells: int, pixels: int) -> np.ndarray:
-    """(cells, pixels): how much of each pixel lies in each of the equal cells between two positions."""
+    """Returns (cells, pixels): the part of each pixel that lies in each of the equal cells between two positions."""
     edges, starts = np.linspace(low, high, cells + 1)[:, None], np.arange(pixels)
     return (np.minimum(edges[1:], starts + 1) - np.maximum(edges[:-1], starts)).clip(0)

@@ -1,4 +1,4 @@
-"""Semantic segmentation: which images there are, and which class every pixel is of."""
+"""Lists the images of a split for semantic segmentation, and reads the class of every pixel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dupr_tf.data.labels.split import Split, check_classes, log, open_root
 from dupr_tf.data.layouts import PIXELS
 from dupr_tf.errors import UserError
 
-IGNORED = 255  # the class of pixels that are none: not trained on, not counted
+IGNORED = 255  # the value of pixels without a class, which are neither trained on nor counted
 
 
 @dataclass(frozen=True)
@@ -25,22 +25,22 @@ class SegmentedImages(Split):
     columns: ClassVar = ("paths", "segment_paths", "ids")
 
     paths: tuple[str, ...]  # N
-    segment_paths: tuple[str, ...]  # N; of Cityscapes, the beginning of the names
+    segment_paths: tuple[str, ...]  # N; for Cityscapes, the paths up to `_gtFine`
     sizes: np.ndarray  # (N, 2) int32, height and width
     ids: tuple[str, ...]  # N
     class_names: tuple[str, ...]
-    table: np.ndarray  # (256,) uint8, the class of every value in a file; 255 is ignored
-    read_values: Callable[[Path], np.ndarray]  # of a segment path: (H, W) integers
+    table: np.ndarray  # (256,) uint8, the class of every value in a file; 255 means ignored
+    read_values: Callable[[Path], np.ndarray]  # segment path -> (H, W) integers
     counts: dict[str, int] = dataclasses.field(default_factory=dict)  # {what was odd: how often}
 
     def labels_text(self) -> str:
         return f"{len(self.class_names)} classes"
 
     def truth(self, index: int) -> np.ndarray:
-        """(H, W) uint8: the class of every pixel of an image, 255 where it is ignored.
+        """Reads the class of every pixel of an image, (H, W) uint8; 255 means ignored.
 
         Raises:
-            UserError: the file cannot be read, or is of another size than the image.
+            UserError: the file cannot be read, or its size differs from the image's.
         """
         path = Path(self.segment_paths[index])
         values = self.read_values(path)
@@ -51,7 +51,7 @@ class SegmentedImages(Split):
         return self.table[np.clip(values, 0, 255)]
 
     def unreadable_segments(self) -> dict[str, str]:
-        """{path: reason} of the masks that cannot be used. Reads all of them."""
+        """Returns {path: reason} of the masks that cannot be used. Reads all masks."""
         with ThreadPoolExecutor() as pool:
             reasons = dict(zip(self.segment_paths, pool.map(self._unusable_reason, range(len(self))), strict=True))
         return {path: reason for path, reason in reasons.items() if reason}
@@ -72,17 +72,17 @@ def read_segments(
     ignore_value: int | None = None,
     max_missing_share: float = 0.01,
 ) -> SegmentedImages:
-    """Lists one split, and tells in one line of the log what was odd in it, and how often.
+    """Lists one split. One line of the log counts what was odd in it.
 
     Args:
-        root: of `{split}/images` and `{split}/masks` (or `images/{split}` and `masks/{split}`), a mask having its
-            image's name and `.png`; or of Cityscapes.
+        root: root of `{split}/images` and `{split}/masks`, or of `images/{split}` and `masks/{split}`. A mask has its
+            image's name and `.png`. Or the root of Cityscapes.
         split: "train", "val", …
-        kind: a name in `layouts.PIXELS`, or "auto": Cityscapes where its folders are, else masks.
-        class_names: the order of the classes, as of a trained detector; in a folder of masks without `classes.txt`
-            they name the values 0, 1, … (see `mask_folder`).
-        ignore_value: of a mask, beside 255: pixels that are no class.
-        max_missing_share: share of the images that may be without a usable mask; they are left out.
+        kind: a name in `layouts.PIXELS`. "auto" takes Cityscapes if its folders exist, else masks.
+        class_names: the order of the classes, such as that of a trained detector. In a folder of masks without
+            `classes.txt` they name the values 0, 1, … (see `mask_folder`).
+        ignore_value: value of a mask, besides 255, for pixels without a class.
+        max_missing_share: share of the images that may have no usable mask. These images are left out.
 
     Raises:
         UserError: the data are wrong.
@@ -94,7 +94,7 @@ def read_segments(
 
 
 def class_table(values: dict[int, str], names: tuple[str, ...]) -> np.ndarray:
-    """(256,) uint8, the position in `names` of the class of every value; values of no class are `IGNORED`."""
+    """Returns (256,) uint8: the position in `names` of the class of every value; `IGNORED` for no class."""
     check_classes(names, values.values(), "data.class_names", most=IGNORED)
     table = np.full(256, IGNORED, np.uint8)
     for value, name in values.items():

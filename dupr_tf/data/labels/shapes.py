@@ -1,4 +1,4 @@
-"""Objects of the shapes that labelling tools draw. A shape that is more than its box and mask is counted.
+"""Turns the shapes that labelling tools draw into objects. Shapes that lose information are counted.
 
 Coordinates are in the unit of the labels: pixels, or shares of the image.
 """
@@ -16,17 +16,17 @@ from dupr_tf.data.labels.annotations import Object
 ROTATED = "rotated boxes, read as upright boxes around them"
 ROUND = "circles and ellipses, read as boxes around them"
 FLAT = "polygons without area, left out"
-ARC_POINTS = 64  # of the polygon that a circle or an ellipse becomes
+ARC_POINTS = 64  # points of the polygon that a circle or an ellipse becomes
 
 
 def box(name: str, first: Sequence[float], second: Sequence[float], ignored: bool = False) -> Object:
-    """An upright box between two opposite corners `(x, y)`, in any order."""
+    """Returns an upright box between two opposite corners `(x, y)`, in any order."""
     (x1, x2), (y1, y2) = (sorted(map(float, pair)) for pair in zip(first, second, strict=True))
     return Object(name, (x1, y1, x2, y2), ignored=ignored)
 
 
 def polygon(name: str, points, counts: collections.Counter, ignored: bool = False) -> list[Object]:
-    """The object of a polygon of points (n, 2) or (2n,); none if it has no area, which is counted."""
+    """Returns the object of a polygon of points (n, 2) or (2n,). Without area it is counted, and the result is None."""
     points = np.asarray(points, np.float64).reshape(-1, 2)
     area = _area(points)
     if not area > 0 and np.isfinite(points).all():
@@ -37,15 +37,15 @@ def polygon(name: str, points, counts: collections.Counter, ignored: bool = Fals
 
 
 def rotated_box(name, centre, sides, degrees: float, counts: collections.Counter, ignored=False) -> list[Object]:
-    """The object of a box that is turned clockwise about its centre; it is counted.
+    """Returns the object of a box that is turned clockwise about its centre, and counts it.
 
     Args:
-        name: of the class.
+        name: name of the class.
         centre: (x, y).
         sides: width and height.
-        degrees: of the turn.
-        counts: gets `ROTATED`.
-        ignored: whether the object is.
+        degrees: angle of the turn.
+        counts: receives `ROTATED`.
+        ignored: whether the object is ignored.
     """
     offsets = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * np.asarray(sides, np.float64) / 2
     counts[ROTATED] += 1
@@ -53,7 +53,7 @@ def rotated_box(name, centre, sides, degrees: float, counts: collections.Counter
 
 
 def ellipse(name, centre, radii, degrees: float, counts: collections.Counter, ignored=False) -> list[Object]:
-    """The object of an ellipse, as `rotated_box` has it; it is counted as `ROUND`. Its box is exact."""
+    """Returns the object of an ellipse, as `rotated_box` does, and counts it as `ROUND`. Its box is exact."""
     angles = np.linspace(0, 2 * math.pi, ARC_POINTS, endpoint=False)
     outline = np.stack([np.cos(angles), np.sin(angles)], 1) * np.asarray(radii, np.float64)
     counts[ROUND] += 1
@@ -68,7 +68,7 @@ def ellipse(name, centre, radii, degrees: float, counts: collections.Counter, ig
 
 
 def turned(points: np.ndarray, degrees: float) -> np.ndarray:
-    """Points (n, 2) turned clockwise, as seen with y downwards, about the origin."""
+    """Turns points (n, 2) clockwise, as seen with y downwards, about the origin."""
     sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
     return points @ np.array([[cosine, sine], [-sine, cosine]])
 
@@ -82,7 +82,7 @@ def join(items: Sequence[Object]) -> Object:
 
 
 def corners_of(box: Sequence[float]) -> list[float]:
-    """The polygon of a box."""
+    """Returns the polygon of a box."""
     x1, y1, x2, y2 = box
     return [x1, y1, x2, y1, x2, y2, x1, y2]
 

@@ -1,4 +1,4 @@
-"""A split of a labelled data set, and how its files are opened and refused."""
+"""Opens and checks the files of a split of a labelled data set."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from dupr_tf.registry import Registry
 from dupr_tf.text import escape, one_line
 
 log = logging.getLogger(__name__)
-# What a file with wrong contents makes Python, NumPy and Pillow raise.
+# Errors that Python, NumPy and Pillow raise for a file with wrong contents.
 MISTAKES = (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError, OSError, SyntaxError)
 MISTAKES += (Image.DecompressionBombError,)
 
 
 class Split:
-    """Base of a split with boxes and of a split with classes of pixels, which are frozen dataclasses."""
+    """Is the base of splits with boxes and of splits with classes of pixels. Both are frozen dataclasses."""
 
     columns: ClassVar[tuple[str, ...]]  # fields with a value for each image, beside `sizes`
 
@@ -40,28 +40,28 @@ class Split:
         return len(self.paths)
 
     def select(self, positions: Sequence[int]) -> Self:
-        """Some of the images, in the order given; the classes stay."""
+        """Returns a split of some of the images, in the order given, with the same classes."""
         columns = {
             name: tuple(getattr(self, name)[i] for i in positions) for name in self.columns if getattr(self, name)
         }
         return dataclasses.replace(self, sizes=self.sizes[list(positions)], **columns)
 
     def summary(self) -> str:
-        """One line: images, labels, and how often anything odd was met."""
+        """Returns one line: images, labels, and counts of what was odd."""
         odd = [f"{count} {what}" for what, count in self.counts.items() if count]
         folder = os.path.commonpath([os.path.dirname(path) for path in self.paths]) if self.paths else "no folder"
         return "; ".join([f"{len(self)} images, {self.labels_text()}", *odd, f"from {escape(folder)}"])
 
 
 def take_share(images: Split, share: float, seed: int) -> tuple[Split, tuple[str, ...]]:
-    """Draws a share of the images, at least one. With one seed, a smaller share lies within a larger one.
+    """Draws a share of the images, at least one. With the same seed, a smaller share is part of a larger one.
 
     Semi-supervised protocols train on 1 % or 10 % of COCO.
 
     Args:
         images: `AnnotatedImages` or `SegmentedImages`.
-        share: 0 < share <= 1; 1 gives all of them.
-        seed: of the draw.
+        share: 0 < share <= 1; 1 gives all images.
+        seed: seed of the draw.
 
     Returns:
         The chosen images in their old order, and their ids.
@@ -74,26 +74,26 @@ def take_share(images: Split, share: float, seed: int) -> tuple[Split, tuple[str
 
 
 def open_root(table: Registry, root: str | Path, split: str, kind: str) -> tuple[Path, Callable]:
-    """The root of a data set as a path, and the reader of its layout, an entry of a table of `layouts`."""
+    """Returns the root of a data set as a path, and the reader of its layout, an entry of a table in `layouts`."""
     root = local_path(root)
     if not root.is_dir():
         raise UserError(None, f"{root} is not a folder.", f"Pass the root of a data set ({', '.join(table)}).")
     layout = layout_of(table, root, kind, split)
     shown = [path.relative_to(root) for path in table[layout].facts["shown"](root, split)]
-    if shown:  # otherwise the reader says what is missing
+    if shown:  # otherwise the reader reports what is missing
         _log_layout(root, layout, table[layout].summary, str(shown[0]))
     return root, table.load(layout)
 
 
 @functools.cache
 def _log_layout(root: Path, layout: str, summary: str, file: str) -> None:
-    """Says once what a root was taken for, and by which file; the line of each split says where its images are."""
+    """Logs once which layout was recognised, and by which file. The line of each split names its images' folder."""
     log.info("%s: %s (%s), by %s", escape(str(root)), layout, summary, escape(file))
 
 
 @contextlib.contextmanager
 def reading(file: Path, what: str) -> Iterator[None]:
-    """Turns an error of the block into a `UserError` about the file; `what` names the contents it should have."""
+    """Turns an error in the block into a `UserError` about the file. `what` names the expected contents."""
     try:
         yield
     except UserError:
@@ -107,7 +107,7 @@ def reading(file: Path, what: str) -> Iterator[None]:
 
 
 def read_png(file: Path, what: str, modes: Sequence[str]) -> np.ndarray:
-    """(H, W) integers of a PNG, as stored: a palette's indices, not its colours. Pillow's `modes` are allowed."""
+    """Reads (H, W) integers of a PNG as stored: a palette's indices, not its colours. Other `modes` are refused."""
     with reading(file, what), open_file(file) as content, Image.open(content, formats=["PNG"]) as image:
         if image.mode not in modes:
             raise ValueError(f"its pixels have mode {image.mode}, not one of {', '.join(modes)}")
@@ -115,31 +115,31 @@ def read_png(file: Path, what: str, modes: Sequence[str]) -> np.ndarray:
 
 
 def size_of(image: dict) -> tuple[int, int]:
-    """Height and width of an image as annotated; 0, to be read from the file, where one is no number above 0."""
+    """Returns height and width as annotated. A value that is no number above 0 becomes 0, to be read from the file."""
     sides = (image.get("height"), image.get("width"))
     return tuple(int(s) if isinstance(s, int | float) and math.isfinite(s) and s > 0 else 0 for s in sides)
 
 
 def inside(name: str) -> str:
-    """A listed name; raises ValueError where it leads out of the data set."""
+    """Returns a listed name. Raises ValueError if it leads out of the data set."""
     if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
         raise ValueError(f"it lists {name}, which is outside the data set")
     return name
 
 
 class MissingSplit(UserError):
-    """A data set has no such split."""
+    """Says that a data set has no such split."""
 
 
 class FileFacts(NamedTuple):
-    """Facts about the file of an image."""
+    """Holds facts about the file of an image."""
 
     identity: tuple[int, int] | str  # equal for two paths of one file
-    size: tuple[int, int]  # height and width of the upright image; 0 where it cannot be read
+    size: tuple[int, int]  # height and width of the upright image; 0 if it cannot be read
 
 
 def look_at_files(paths: Sequence[str | Path]) -> list[FileFacts | None]:
-    """Facts about every image, from its header; None where there is no file. Threads wait for the disk together."""
+    """Reads facts about every image from its header; None for a missing file. Threads wait for the disk in parallel."""
     chunks = [paths[start : start + 256] for start in range(0, len(paths), 256)]
     with ThreadPoolExecutor(32) as pool:
         return list(itertools.chain(*pool.map(lambda chunk: [_look_at_file(path) for path in chunk], chunks)))
@@ -158,25 +158,26 @@ def _look_at_file(path: str | Path) -> FileFacts | None:
 
 @functools.lru_cache(1 << 20)
 def _header_size(path: str, modified: int, length: int) -> tuple[int, int]:
-    """Size of an image by its header. `modified` and `length` renew what is remembered when the file changes."""
+    """Returns the size in an image's header. `modified` and `length` are keys, so that a changed file is read again."""
     try:
         return upright_size(path)
-    except UserError:  # An image that cannot be read is named when it is met, with all the others.
+    except UserError:  # An image that cannot be read is reported when it is used, with all others.
         return 0, 0
 
 
 def refuse_many(unusable: Sequence, total: int, max_share: float, what: str) -> None:
-    """Raises UserError where more than a share of the images, or all, are unusable; `what` says why."""
+    """Raises UserError if more than a share of the images, or all images, are unusable. `what` says why."""
     if len(unusable) > max_share * total or len(unusable) == total:
         raise UserError(
             "data.max_bad_share",
-            f"{len(unusable)} of {total} images {what}, such as {unusable[0]}; {max_share:.0%} may, but never all.",
+            f"{len(unusable)} of {total} images {what}, such as {unusable[0]}. "
+            f"At most {max_share:.0%} may be unusable, and never all of them.",
             "Complete the folder, or raise data.max_bad_share.",
         )
 
 
 def check_classes(names: Sequence[str], met: Iterable[str], field: str | None = None, most: float = math.inf) -> None:
-    """Raises UserError for classes of the same name, for more than `most` classes, and for labels of other classes."""
+    """Raises UserError for classes of the same name, more than `most` classes, or labels of unknown classes."""
     met = set(met)
     unknown = sorted(met - set(names))
     if unknown or not 0 < len(set(names)) == len(names) <= most:

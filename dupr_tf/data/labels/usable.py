@@ -1,4 +1,4 @@
-"""Looks at every image of a split before a detector uses it, and leaves out those that cannot be used."""
+"""Checks every image of a split before a detector uses it, and leaves out those that cannot be used."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dupr_tf.text import escape
 
 
 def leave_out_unusable(images: Split, split: str, data: DataConfig, results: FileResults | None = None) -> Split:
-    """The images of a split that can be decoded, and whose masks can be read; the log names the others.
+    """Returns the images of a split that can be decoded and whose masks can be read. The log names the others.
 
     Args:
         images: `AnnotatedImages` or `SegmentedImages`.
         split: its name, for messages.
-        data: of it `max_bad_share`, `max_pixels`, `depth`, and `threads`, which decode.
-        results: of an earlier check, see `unreadable_images`.
+        data: its `max_bad_share`, `max_pixels`, `depth` and `threads` are used; threads decode.
+        results: results of an earlier check, see `unreadable_images`.
 
     Raises:
         UserError: all images, or a larger share of them than `data.max_bad_share`, cannot be used.

@@ -1,4 +1,4 @@
-"""PASCAL VOC's layout: a list of names a split, one XML file an image; one year, or 2007 and 2012 side by side."""
+"""Reads PASCAL VOC: a list of names for each split, an XML file for each image. 2007 and 2012 may be side by side."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dupr_tf.errors import UserError
 from dupr_tf.files import read_bounded
 from dupr_tf.values import read_flag, read_name, read_text
 
-MAX_VOC_BYTES = 16 << 20  # of one image
+MAX_VOC_BYTES = 16 << 20  # limit for the file of one image
 EXTRA_BOXES = "boxes beside the first one of an object, each read as an object"
 
 
 def read_voc(root: Path, split: str, counts: collections.Counter, masks: bool) -> tuple[list[ListedImage], list[str]]:
-    """The listed images with their objects, and the classes by name; `counts` gets what was odd."""
+    """Reads the listed images with their objects, and the classes by name. `counts` receives what was odd."""
     lists = voc_lists(root, split)
     if not lists:
         raise MissingSplit(
@@ -35,7 +35,7 @@ def read_voc(root: Path, split: str, counts: collections.Counter, masks: bool) -
         kept = dict.fromkeys(listed)
         counts["images listed twice, used once"] += len(listed) - len(kept)
         images += [_image(listing, root, name, pictures, counts) for name in kept]
-    # A class that only one split has still gets a number in both.
+    # A class that only one split has still has a number in both.
     others = {path for other in ("train", "val") for path in voc_lists(root, other) if path.is_file()} - set(lists)
     unused = collections.Counter()
     met = images + [_image(listing, root, name, {}, unused) for listing in others for name in _names(listing)]
@@ -49,14 +49,14 @@ def _names(listing: Path) -> list[str]:
 
 
 class WithoutDoctype(ET.TreeBuilder):
-    """Refuses a document type: VOC's files have none, and it is where entity bombs are declared."""
+    """Refuses a document type. VOC's files have none, and entity bombs are declared there."""
 
     def doctype(self, name, public_id, system_id):
         raise ValueError(f"it has a DOCTYPE ({name}), which is not allowed")
 
 
 def _pictures(folder: Path) -> dict[str, list[Path]]:
-    """The images of a folder by their names without endings."""
+    """Returns the images of a folder by their names without endings."""
     pictures = collections.defaultdict(list)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.suffix.lower() in EXTENSIONS and not is_hidden(path.name):
@@ -65,7 +65,7 @@ def _pictures(folder: Path) -> dict[str, list[Path]]:
 
 
 def _image(listing: Path, root: Path, name: str, pictures: dict[str, list[Path]], counts) -> ListedImage:
-    """The image of a name in a list. `counts` gets what is odd in its file."""
+    """Returns the image of a name in a list. `counts` receives what is odd in its file."""
     year = listing.parents[2]
     file = year / "Annotations" / f"{name}.xml"
     with reading(file, "VOC annotations"):
@@ -78,13 +78,15 @@ def _image(listing: Path, root: Path, name: str, pictures: dict[str, list[Path]]
     named = [path for path in found if path.name == filename] or found
     if len(named) > 1:
         names = " and ".join(map(str, named))
-        raise UserError(None, f"{file} belongs to one image, and {names} have its name.", "Remove or rename one.")
+        raise UserError(
+            None, f"{file} can belong to one image only, but {names} have its name.", "Remove or rename one."
+        )
     prefix = "" if year == root else f"{year.name}/"
     return ListedImage(named[0], size_of(sides), prefix + name, list(itertools.chain(*objects)))
 
 
 def _objects(node: ET.Element) -> list[Object]:
-    """The objects of a node: one for each of its boxes, of which VOC's own files have one."""
+    """Returns the objects of a node, one for each of its boxes. In VOC's own files a node has one box."""
     name, ignored = read_name(node.findtext("name") or ""), read_flag(node.findtext("difficult"))
     boxes = node.findall("bndbox")
     if not boxes:
@@ -92,6 +94,6 @@ def _objects(node: ET.Element) -> list[Object]:
     objects = []
     for box in boxes:
         x1, y1, x2, y2 = (float(box.findtext(which)) for which in ("xmin", "ymin", "xmax", "ymax"))
-        # VOC counts pixels from 1 and names the last one inside: (1, 1, w, h) is the whole image.
+        # VOC counts pixels from 1 and includes the last one: (1, 1, w, h) is the whole image.
         objects.append(Object(name, (x1 - 1, y1 - 1, x2, y2), ignored=ignored))
     return objects

@@ -1,6 +1,6 @@
-"""YOLO's layout: `data.yaml` with classes and folders, `labels/` beside `images/`, a text file an image.
+"""Reads YOLO's layout: `data.yaml` with classes and folders, `labels/` beside `images/`, a text file for each image.
 
-`obj.data` (Darknet, CVAT) and `classes.txt` (Label Studio) stand for it too.
+`obj.data` (Darknet, CVAT) and `classes.txt` (Label Studio) may replace `data.yaml`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dupr_tf.safe_yaml import safe_value
 from dupr_tf.values import read_name, read_text
 
 MAX_YOLO_BYTES = 64 << 20
-MAX_HEAD_BYTES = 1 << 20  # of a YAML file, read to recognise it; it may begin with thousands of names
-FARTHEST = 2.0  # share of the image beyond which a number is none
+MAX_HEAD_BYTES = 1 << 20  # bytes of a YAML file read to recognise it; it may begin with thousands of names
+FARTHEST = 2.0  # larger numbers cannot be shares of the image
 DARKNET, CLASSES = "obj.data", ("classes.txt", "obj.names")
 UNLABELLED = "images without a label file, taken as images without objects"
 KEYPOINTS = "objects with keypoints, of which the boxes are read"
@@ -31,27 +31,27 @@ OTHERS = "files among the labels that are not text, not read"
 
 
 class YoloSet(NamedTuple):
-    """The contents of a description of a data set."""
+    """Holds the contents of the file that describes a data set."""
 
     names: dict[int, str]
-    places: dict[str, list[str]]  # {name of a split: folders of images, or text files that list them, as written}
-    base: Path  # that these are relative to
+    places: dict[str, list[str]]  # {name of a split: folders of images, or text files that list images, as written}
+    base: Path  # the folder that these paths are relative to
     keypoints: int  # numbers of keypoints in a line, after its box
 
 
 def find(root: Path, split: str | None = None) -> list[Path]:
-    """The file that describes the data set, if it has the split."""
+    """Finds the file that describes the data set, if it has the split."""
     file = _description(root)
     if file is None:
         return []
     try:
         return [file] if _places(_read(file, root), split or "train", root) else []
-    except (*MISTAKES, UserError):  # The reader says what is wrong.
+    except (*MISTAKES, UserError):  # The reader reports what is wrong.
         return [file]
 
 
 def read_yolo(root: Path, split: str, counts: collections.Counter, masks: bool) -> tuple[list[ListedImage], list[str]]:
-    """The images of a split with their objects, and the classes by number; `counts` gets what was odd."""
+    """Reads the images of a split with their objects, and the classes by number. `counts` receives what was odd."""
     file = _description(root)
     if file is None:
         raise missing_split(root, split, "data.yaml and no images")
@@ -79,7 +79,7 @@ def read_yolo(root: Path, split: str, counts: collections.Counter, masks: bool) 
 
 
 def _description(root: Path) -> Path | None:
-    """The file that describes a root: a YAML file with classes, Darknet's, or a list of classes."""
+    """Finds the file that describes a root: a YAML file with classes, Darknet's file, or a list of classes."""
     named = [root / "data.yaml", root / "dataset.yaml"]
     others = sorted(path for ending in ("yaml", "yml") for path in root.glob(f"*.{ending}") if path not in named)
     for path in [path for path in named if path.is_file()] + others:
@@ -94,11 +94,11 @@ def _description(root: Path) -> Path | None:
 
 
 def _top_keys(file: Path) -> set[str]:
-    """The keys of a YAML file that begin a line. The reader parses the file."""
+    """Returns the keys of a YAML file that begin a line. The reader parses the whole file later."""
     try:
         with open_file(file) as content:
             text = content.read(MAX_HEAD_BYTES).decode("utf-8", "replace")
-    except OSError:  # no description of this data set
+    except OSError:  # this file does not describe the data set
         return set()
     return {line.partition(":")[0].strip("\ufeff\"' ") for line in text.splitlines() if not line.startswith((" ", "#"))}
 
@@ -130,14 +130,14 @@ def _read(file: Path, root: Path) -> YoloSet:
 
 
 def _usual_places(root: Path) -> dict[str, list[str]]:
-    """The folders of images of each split, where no file names them. The whole of `images` is train if none has one."""
+    """Returns the image folders of each split if no file names them. If no split has one, all of `images` is train."""
     both = {name: [f"images/{name}", f"{name}/images"] for name in ALL_SPLITS}
     places = {name: [folder for folder in folders if (root / folder).is_dir()] for name, folders in both.items()}
     return places if any(places.values()) or not (root / "images").is_dir() else {"train": ["images"]}
 
 
 def _places(description: YoloSet, split: str, root: Path) -> list[Path]:
-    """The places of the images of a split; [] if there are none.
+    """Returns the places of the images of a split; [] if there are none.
 
     Raises:
         ValueError: some are missing.
@@ -150,7 +150,7 @@ def _places(description: YoloSet, split: str, root: Path) -> list[Path]:
 
 
 def _place(value: str, base: Path, root: Path) -> Path | None:
-    """A path in a description, which tools often write for another folder: with other parts before it, or `..`."""
+    """Returns the path that a description means. Tools often write it with other parts in front, or with `..`."""
     parts = [part for part in PurePosixPath(str(value).replace("\\", "/")).parts if part not in ("..", "/")]
     starts = range(max(1, len(parts)))
     tries = (place.joinpath(*parts[start:]) for start in starts for place in (base, root))
@@ -158,7 +158,7 @@ def _place(value: str, base: Path, root: Path) -> Path | None:
 
 
 def _images(place: Path, root: Path) -> list[Path]:
-    """The images of a folder, or those that a text file lists."""
+    """Returns the images of a folder, or those that a text file lists."""
     if place.is_dir():
         return list_images(place)
     with reading(place, "a list of images"):
@@ -172,7 +172,7 @@ def _listed(line: str, listing: Path, root: Path) -> Path:
 
 
 def _label_file(image: Path, root: Path) -> Path | None:
-    """The labels of an image: in `labels` where it is in `images`, or in the same folder."""
+    """Returns the label file of an image: in `labels` for an image in `images`, otherwise in the same folder."""
     parts = list(image.relative_to(root).with_suffix(".txt").parts)
     tries = [root.joinpath(*parts)]
     if "images" in parts[:-1]:

@@ -1,1 +1,1 @@
-"""Packed images: ArrayRecord files, the names beside them, and a manifest."""
+"""Packs images into ArrayRecord files with lists of names and a manifest, and reads them."""

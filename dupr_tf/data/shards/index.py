@@ -1,4 +1,4 @@
-"""The text files of packed shards: a manifest, and beside each shard a sidecar of its images. Needs no ArrayRecord.
+"""Reads and writes the text files of packed shards: a manifest, and a sidecar for each shard. Needs no ArrayRecord.
 
 `SHARDS/` holds `shard-00000.array_record`, `shard-00000.jsonl`, …, `shards.json` and `bad_images.tsv`. A record is the
 bytes of an image. A sidecar has a line of facts about its shard, then a line `[name, bytes, CRC-32]` for each image.
@@ -18,7 +18,7 @@ from dupr_tf.files import open_file, read_bounded, sha256_of
 from dupr_tf.records import MISTAKES, digest, mapping, parse_json, whole
 
 MANIFEST = "shards.json"
-PROGRESS = "pack.json"  # of a pack that has not ended: its settings; the lock of the folder
+PROGRESS = "pack.json"  # settings of a pack that has not ended; the lock of the folder
 FORMAT = "dupr_tf shards 2"
 OLD_FORMAT = b'"dupr_tf shards 1"'  # TFRecord
 MAX_TEXT = 1 << 30  # bytes of a manifest or sidecar
@@ -29,7 +29,7 @@ REPAIR = "Copy it again, or remove it and run the same `dupr-tf pack`, which wri
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A shard as the manifest describes it: records, bytes and sha256 of its ArrayRecord file, seal of its sidecar."""
+    """Holds a shard's entry of the manifest: records, bytes and sha256 of its ArrayRecord file, seal of its sidecar."""
 
     number: int
     images: int = 0
@@ -45,7 +45,7 @@ class Shard:
 
     @property
     def facts(self) -> dict:
-        """The shard's entry in the manifest, which numbers shards by their order."""
+        """Returns the shard's entry in the manifest, which numbers shards by their order."""
         return {"images": self.images, "bytes": self.bytes, "sha256": self.sha256, "seal": self.seal}
 
     @property
@@ -63,17 +63,17 @@ def is_shards(root: str | Path) -> bool:
 
 
 def seal(facts: dict, lines: bytes = b"") -> tuple[bytes, str]:
-    """A sealed text, which is the facts with their `seal` on a line, then the lines; and that seal."""
+    """Returns a sealed text and its seal. The text has the facts with their `seal` on a line, then the lines."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode() + b"\n" + lines).hexdigest()
     return json.dumps({**facts, "seal": digest}).encode() + b"\n" + lines, digest
 
 
 def read_sealed(path: Path) -> tuple[dict, str, bytes]:
-    """(facts, seal, lines) of a sealed text.
+    """Reads (facts, seal, lines) of a sealed text.
 
     Raises:
-        ValueError: it is damaged.
-        OSError: it cannot be read.
+        ValueError: the text is damaged.
+        OSError: the file cannot be read.
     """
     first, _, lines = read_bounded(path, MAX_TEXT).partition(b"\n")
     try:
@@ -82,15 +82,15 @@ def read_sealed(path: Path) -> tuple[dict, str, bytes]:
     except KeyError as error:
         raise ValueError("it has no seal") from error
     if written != seal(facts, lines)[1]:
-        raise ValueError("its seal is another")
+        raise ValueError("its seal does not match")
     return facts, written, lines
 
 
 def read_manifest(root: str | Path) -> tuple[dict, list[Shard]]:
-    """The manifest of packed shards: its facts, and the shards in order.
+    """Reads the manifest of packed shards: its facts, and the shards in order.
 
     Raises:
-        UserError: there is none, packing has not ended, it is of an older format, or it is damaged.
+        UserError: the manifest is missing, damaged or of an older format, or packing has not ended.
     """
     path = Path(root) / MANIFEST
     if (Path(root) / PROGRESS).is_file() and not path.is_file():
@@ -112,10 +112,10 @@ def read_manifest(root: str | Path) -> tuple[dict, list[Shard]]:
 
 
 def read_sidecar(root: str | Path, shard: Shard) -> list[bytes]:
-    """The lines of a shard's sidecar, one for each image; `name_in` reads a line.
+    """Returns the lines of a shard's sidecar, one for each image. `name_in` reads a line.
 
     Raises:
-        UserError: the sidecar is missing, damaged or that of another shard, or the shard is missing or cut.
+        UserError: the sidecar is missing, damaged or belongs to another shard, or the shard is missing or incomplete.
     """
     path = Path(root) / shard.sidecar
     try:
@@ -124,7 +124,7 @@ def read_sidecar(root: str | Path, shard: Shard) -> list[bytes]:
             raise ValueError(f"it does not belong to {MANIFEST}")
         path = Path(root) / shard.file
         if path.stat().st_size != shard.bytes:
-            raise ValueError(f"it has not the {shard.bytes:,} bytes that were packed")
+            raise ValueError(f"it does not have the {shard.bytes:,} bytes that were packed")
     except FileNotFoundError:
         raise UserError(None, f"There is no {path}.", REPAIR) from None
     except ValueError as error:
@@ -133,7 +133,7 @@ def read_sidecar(root: str | Path, shard: Shard) -> list[bytes]:
 
 
 def name_in(line: bytes) -> str:
-    """The name in a line of a sidecar. A seal protects from accidents, not from forgers, hence the look at the type."""
+    """Returns the name in a line of a sidecar. It checks the type, because a seal does not protect from forgery."""
     try:
         name = json.loads(line)[0]
     except (ValueError, TypeError, LookupError, RecursionError):
@@ -144,7 +144,7 @@ def name_in(line: bytes) -> str:
 
 
 def list_names(root: str | Path) -> Iterator[str]:
-    """The name of each packed image, in order. One sidecar at a time is held in memory."""
+    """Yields the name of each packed image, in order. One sidecar at a time is held in memory."""
     for shard in read_manifest(root)[1]:
         yield from map(name_in, read_sidecar(root, shard))
 
@@ -156,6 +156,6 @@ def find_damage(root: str | Path) -> Iterator[UserError | None]:
             read_sidecar(root, shard)
             path = Path(root) / shard.file
             same = sha256_of(path) == shard.sha256
-            yield None if same else UserError(None, f"{path} is damaged: its sha256 is another.", REPAIR)
+            yield None if same else UserError(None, f"{path} is damaged: its sha256 does not match.", REPAIR)
         except UserError as error:
             yield error

@@ -1,7 +1,7 @@
-"""Packs a folder of images into shards. Whatever ends a pack, the same command resumes it, to the same bytes.
+"""Packs a folder of images into shards. After any interruption the same command resumes, with the same bytes.
 
-A shard is a function of files and settings alone: shard i takes the i-th stretch of the order. It is finished once its
-sidecar is there, so a resumed pack looks for sidecars and writes the missing shards.
+A shard is a function of files and settings alone: shard i takes the i-th stretch of the order. A shard is finished once
+its sidecar exists, so a resumed pack looks for sidecars and writes the missing shards.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from dupr_tf.text import escape, one_line
 log = logging.getLogger(__name__)
 BAD_IMAGES = "bad_images.tsv"
 Files = list[tuple[str, int]]  # name and bytes
-Finished = dict[int, tuple[Shard, list[tuple[str, str]]]]  # by number; with (name, reason) of the files left out
+Finished = dict[int, tuple[Shard, list[tuple[str, str]]]]  # number -> shard, with (name, reason) of the files left out
 
 
 @dataclasses.dataclass(frozen=True)
 class PackSettings:
-    """The settings that decide the bytes of the shards.
+    """Holds the settings that decide the bytes of the shards.
 
     Args:
         long_side: px; larger images are shrunk to it and stored as JPEG. None keeps the bytes of every file.
-        quality: of those JPEGs, 1..100.
-        images_per_shard: files a shard takes, at least 1.
-        shuffle: whether files come in an order drawn from `seed` instead of that of their names.
-        seed: of that order.
-        max_pixels: an image of more is left out.
+        quality: quality of those JPEGs, 1..100.
+        images_per_shard: files in a shard, at least 1.
+        shuffle: whether the order of files is drawn from `seed`. Otherwise they are sorted by name.
+        seed: seed of that order.
+        max_pixels: an image with more pixels is left out.
         depth: `data.depth`, for deeper images that are shrunk.
     """
 
@@ -74,10 +74,10 @@ class PackSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """The result of a pack: the shards, and (name, reason) of each file that is not in them."""
+    """Holds the result of a pack: the shards, and (name, reason) of each file that is not in them."""
 
     shards: tuple[Shard, ...]
-    written: int  # shards written by this call; the others were there
+    written: int  # shards written by this call; the others existed
     bad: tuple[tuple[str, str], ...]
 
     @property
@@ -97,12 +97,12 @@ def pack(
     Args:
         root: folder of images, or a COCO or VOC root.
         output: folder of the shards.
-        settings: None takes the defaults.
-        workers: threads that read, check and encode; None takes one a CPU.
+        settings: settings of the shards. None takes the defaults.
+        workers: threads that read, check and encode. Default: one per CPU.
         max_bad_share: share of the files that may be unreadable.
 
     Raises:
-        UserError: no images, or an output of other files or settings.
+        UserError: there are no images, or the output has other files or settings.
         RunFailed: the disk is full, or too many images are unreadable.
     """
     workers = workers or os.cpu_count() or 1
@@ -115,7 +115,7 @@ def pack(
     paths, root = list_images(root), os.path.join(os.path.abspath(root), "")
     files = [(path[len(root) :], _size(path)) for path in paths]
     header, max_bad = _header(files, settings), max_bad_share * len(files)
-    if settings.shuffle:  # by a hash: the same order in every version of every library
+    if settings.shuffle:  # a hash gives the same order in every version of every library
         files.sort(key=lambda file: hashlib.blake2b(os.fsencode(f"{settings.seed}\0{file[0]}"), digest_size=8).digest())
     step = settings.images_per_shard
     parts = [files[first : first + step] for first in range(0, len(files), step)]
@@ -150,12 +150,12 @@ def pack(
 def _size(path: str) -> int:
     try:
         return os.stat(path).st_size
-    except OSError:  # a link to nothing: it will be named when it is read
+    except OSError:  # a broken link is reported when it is read
         return 0
 
 
 def _header(files: Files, settings: PackSettings) -> dict:
-    """Returns what is packed and how: the facts that a resumed pack must share."""
+    """Returns the facts about images and settings that a resumed pack must share."""
     digest = hashlib.sha256()
     for name, size in files:
         digest.update(os.fsencode(f"{name}\0{size}\0"))
@@ -166,7 +166,7 @@ def _header(files: Files, settings: PackSettings) -> dict:
 
 @contextlib.contextmanager
 def _locked(output: Path, header: dict) -> Iterator[None]:
-    """Holds the folder of the shards for this pack alone, and notes there what is packed."""
+    """Locks the folder of the shards for this pack, and records there what is packed."""
     with locked(output):
         if not _check_output(output, header):
             write_whole(output / PROGRESS, seal(header)[0])
@@ -178,13 +178,13 @@ def _locked(output: Path, header: dict) -> Iterator[None]:
 
 
 def _check_output(output: Path, header: dict) -> bool:
-    """Returns whether a folder records what is packed there. Raises UserError if it holds anything else."""
+    """Returns whether a folder records what is packed there. Raises UserError if it holds other files."""
     names, facts = [path.name for path in output.iterdir()], None
     if MANIFEST in names:
         facts = read_manifest(output)[0]
     elif any(not name.startswith(("shard-", BAD_IMAGES, PROGRESS, LOCK_FILE)) for name in names):
         raise UserError("--output", f"{output} has other files.", "Choose an empty folder.")
-    with contextlib.suppress(FileNotFoundError, ValueError):  # a kill came before it was written
+    with contextlib.suppress(FileNotFoundError, ValueError):  # a kill came before the record was written
         facts = facts or read_sealed(output / PROGRESS)[0]
     if facts and any(facts.get(name) != header[name] for name in header):
         problem = f"{output} was packed with other {_changes(facts['settings'], header['settings'])}."
@@ -199,7 +199,7 @@ def _changes(old: dict, new: dict) -> str:
 
 
 def _finished(output: Path, count: int, pack_id: str) -> Finished:
-    """The shards that an earlier call wrote; a damaged one is written again."""
+    """Returns the shards that an earlier call wrote. A damaged shard is written again."""
     finished = {}
     for number in range(count):
         with contextlib.suppress(OSError, *MISTAKES):
@@ -212,10 +212,10 @@ def _finished(output: Path, count: int, pack_id: str) -> Finished:
 
 
 def _write_shard(output: Path, header: dict, number: int, images: Iterable, earlier: list, max_bad: float) -> tuple:
-    """Writes a shard, then its sidecar, under their names once they are on the disk.
+    """Writes a shard, then its sidecar. Each gets its final name once it is on the disk.
 
     Args:
-        images: (name, bytes or why there are none) of each file of the shard.
+        images: (name, bytes or why it cannot be used) of each file of the shard.
         earlier: (name, reason) of the files that other shards leave out.
 
     Returns:
@@ -248,7 +248,7 @@ def _write_shard(output: Path, header: dict, number: int, images: Iterable, earl
 
 
 def _finish(output: Path, header: dict, finished: Finished) -> None:
-    """Writes the list of unreadable files, then the manifest, then removes the progress."""
+    """Writes the list of unreadable files and then the manifest, and removes the record of progress."""
     bad, shards = _bad(finished), [finished[number][0] for number in sorted(finished)]
     if len(bad) == header["source"]["files"]:
         first = f"{escape(bad[0][0])} ({bad[0][1]})"
@@ -264,7 +264,7 @@ def _bad(finished: Finished) -> list[tuple[str, str]]:
 
 
 def _missing_bytes(parts: list[Files], finished: Finished) -> int:
-    """Bytes of the files that go into shards that are not finished."""
+    """Returns the bytes of the files in unfinished shards."""
     return sum(size for number, part in enumerate(parts) if number not in finished for _, size in part)
 
 

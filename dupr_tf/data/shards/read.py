@@ -19,11 +19,11 @@ from dupr_tf.text import one_line
 
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0,footer_prefetch_bytes:65536"
 MOST_OPEN = 10_000  # files
-BUFFER = 32768  # bytes; larger ones read more than an image
+BUFFER = 32768  # bytes; larger buffers read more than an image
 
 
 class Part(NamedTuple):
-    """Records `first` to `first + count` of an ArrayRecord file that has `records` of them."""
+    """Describes records `first` to `first + count` of an ArrayRecord file with `records` records."""
 
     path: str
     first: int
@@ -32,10 +32,10 @@ class Part(NamedTuple):
 
 
 class Records:
-    """Records by number over several ArrayRecord files. Threads may share it; it can be pickled for other processes.
+    """Reads records by number over several ArrayRecord files. Threads may share it, and it can be pickled.
 
-    Each process opens a file when it first reads from it, and keeps half as many open as it may have. Files beyond that
-    are opened for each record (0.15 ms).
+    Each process opens a file when it first reads from it. It keeps at most half of its allowed number of files open.
+    Other files are opened for each record (0.15 ms).
     """
 
     def __init__(self, parts: Sequence[Part]):
@@ -51,41 +51,41 @@ class Records:
         return {**self.__dict__, "_readers": {}}
 
     def place(self, index: int) -> tuple[int, int]:
-        """(number of the part, number of the record in its file)."""
+        """Returns (number of the part, number of the record in its file)."""
         number = bisect.bisect_right(self._ends, index)
         part = self.parts[number]
         return number, index - self._ends[number] + part.count + part.first
 
     def read(self, index: int) -> bytes:
-        """The bytes of a record. Raises `Unusable` where their checksum differs or the file cannot be read."""
+        """Reads the bytes of a record. Raises `Unusable` if the checksum differs or the file cannot be read."""
         number, record = self.place(index)
         reader = self._readers.get(number) or self._open(number)
         try:
-            return reader.read(record, record + 1)[0]  # a list of numbers costs time for every record of the file
+            return reader.read(record, record + 1)[0]  # a list of numbers takes time for every record of the file
         except RuntimeError as error:
             raise Unusable(f"damaged: {one_line(error).split(' (')[0].split(';')[0]}") from None
 
     def check(self, fix: str) -> None:
-        """Opens every file. Raises UserError with this fix where one is missing or has not its number of records."""
+        """Opens every file. Raises UserError with this fix if one is missing or has another number of records."""
         for number, part in enumerate(self.parts):
             try:
                 self._open(number)
             except Unusable:
-                raise UserError(None, f"{part.path} is damaged: {part.records:,} records are not there.", fix) from None
+                raise UserError(None, f"{part.path} is damaged: it has no {part.records:,} records.", fix) from None
 
     def _open(self, number: int):
         part = self.parts[number]
         module = import_array_record()
         reader = module.ArrayRecordReader(part.path, RANDOM_ACCESS, file_reader_buffer_size=BUFFER)
         if not reader.ok() or reader.num_records() != part.records:
-            raise Unusable(f"damaged: {part.path} has not the {part.records:,} records that were written")
+            raise Unusable(f"damaged: {part.path} does not have the {part.records:,} records that were written")
         if len(self._readers) < _files_to_keep():
             self._readers[number] = reader
         return reader
 
 
 def import_array_record():
-    """The module that reads and writes ArrayRecord files. Raises UserError where there is none."""
+    """Imports the module that reads and writes ArrayRecord files. Raises UserError if it is not installed."""
     try:
         from array_record.python import array_record_module
     except ImportError:
@@ -105,16 +105,16 @@ def _files_to_keep() -> int:
 
 
 class ShardSource(ImageSource):
-    """The images that `dupr-tf pack` wrote.
+    """Reads the images that `dupr-tf pack` wrote.
 
-    When it is made, it compares the seals of manifest and sidecars, and size and number of records of each shard. When
-    an image is read, ArrayRecord compares its checksum. `dupr-tf pack --verify` compares whole shards.
+    Its constructor compares the seals of manifest and sidecars, and size and number of records of each shard. When an
+    image is read, ArrayRecord compares its checksum. `dupr-tf pack --verify` compares whole shards.
 
     Args:
         root: folder of the shards.
 
     Raises:
-        UserError: packing has not ended, or something is missing or damaged.
+        UserError: packing has not ended, or a file is missing or damaged.
     """
 
     def __init__(self, root: str | Path):
@@ -129,12 +129,12 @@ class ShardSource(ImageSource):
         return len(self._records)
 
     def name(self, index: int) -> str:
-        """The name of an image in the folder that was packed, and its place in the shards."""
+        """Returns the name of an image in the packed folder, and its place in the shards."""
         number, record = self._records.place(index)
         where = f"record {record} of {self._records.parts[number].path}"
         try:
             return f"{name_in(_lines(self.root, self.shards[number])[record])} ({where})"
-        except (UserError, OSError):  # a message must not fail because the sidecar is lost since the start
+        except (UserError, OSError):  # a message must not fail because the sidecar was lost since the start
             return where
 
     def read(self, index: int) -> bytes:
@@ -144,10 +144,10 @@ class ShardSource(ImageSource):
         return hashlib.sha256("".join(shard.seal for shard in self.shards).encode()).hexdigest()
 
 
-_lines = functools.lru_cache(maxsize=1)(read_sidecar)  # names are asked for in order
+_lines = functools.lru_cache(maxsize=1)(read_sidecar)  # names are read in order
 
 
 def open_shards(root: str | Path) -> tuple[str, ShardSource]:
-    """The absolute root, and the images of its shards."""
+    """Returns the absolute root, and the images of its shards."""
     source = ShardSource(root)
     return source.root, source
