@@ -85,7 +85,7 @@ def test_damaged_manifest_is_named(run):
     [
         ("absent", "no file"),
         ("absent.keras", "no file"),
-        ("empty", "no backbone.keras and no backbone.safetensors"),
+        ("empty", "no backbone.safetensors"),
         ("weights.pkl", "pickles can run code"),
         ("weights.h5", "pickles can run code"),
     ],
