@@ -373,7 +373,7 @@ def test_huge_file_is_refused_without_reading(tmp_path):
     assert "4,294,967,296" in problem and "1,099,511,627,776" in problem
     voc = write_voc(tmp_path / "voc", {"train": pictures(2)})
     os.truncate(voc / "Annotations" / "train_001.xml", 1 << 40)
-    assert "16777216" in refusal(read_annotations, voc, "train").problem
+    assert "16,777,216" in refusal(read_annotations, voc, "train").problem
 
 
 def changed_voc(tmp_path, old, new):
