@@ -59,7 +59,7 @@ def main(names: list[str], data: str | None, output: Path, rounds: int) -> None:
 
 
 def table_of(case: Case, results: list[Result]) -> Table:
-    """Returns a table with a row for each contestant: median, range, speed of ours relative to it, and memory."""
+    """Returns a table with a row for each contestant: median, range, speed of dupr_tf relative to it, and memory."""
     ours, cores = results[0], f", {case.cores} core" if case.cores else ""
     table = Table(title=f"{case.name}{cores}", title_justify="left", box=None)
     for heading, side in (("", "left"), (case.unit, "right"), ("range", "right"), ("ours is", "right"),

@@ -1,6 +1,6 @@
 """Curves of time and memory against the numbers of replicas, keys in a bank, indexed images, and shards.
 
-This is not a contest: each part is a curve. Each point is written as soon as it is measured, so that a second start
+This is not a contest: each part is a curve. Each point is written after its measurement, so that a second start
 measures only the missing ones. Remove scaling.json to measure all points again.
 """
 

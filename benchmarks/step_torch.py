@@ -72,7 +72,7 @@ LOSSES = {"full": info_nce, "chunked": chunked_info_nce}
 
 
 class Step:
-    """Both encoders, the six queues and SGD of a training step."""
+    """Holds both encoders, the six queues and SGD of a training step."""
 
     def __init__(self, architecture, groups, bank, roi_sizes, channels_last, logits):
         torch.manual_seed(0)

@@ -13,16 +13,16 @@ from dupr_tf.serialization import register_with_keras
 
 __version__ = "0.1.0"
 
-# TensorFlow's oneDNN kernels, which it uses by default only on CPUs with AVX-512. Without it they train a ResNet-18
-# 1.3 times as fast (docs/performance.md). TensorFlow reads the variable at import; a value that is set already stands.
+# Turns on oneDNN's kernels. TensorFlow's default uses them only on CPUs with AVX-512. Without AVX-512 they train a
+# ResNet-18 1.3 times as fast (docs/performance.md). TensorFlow reads this variable on import. An earlier value is kept.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 register_with_keras()
 
-# Keras reads its backend when it is imported. Only TensorFlow works here, whatever other projects have set.
+# Keras reads its backend on import. Only TensorFlow works here, whatever other projects have set.
 if "keras" not in sys.modules:
     os.environ["KERAS_BACKEND"] = "tensorflow"
 
-# A notebook passes its plot backend to the programs it starts, whose environment may not have it. Keras would not load.
+# A notebook passes its plot backend to programs that it starts. Without that backend there, Keras would not load.
 _plots = os.environ.get("MPLBACKEND", "")
 if _plots.startswith("module://") and not importlib.util.find_spec(_plots.removeprefix("module://").partition(".")[0]):
     os.environ["MPLBACKEND"] = "agg"

@@ -1,4 +1,4 @@
-"""`python -m dupr_tf`, the same as `dupr-tf`."""
+"""Runs `dupr-tf` as `python -m dupr_tf`."""
 
 import sys
 

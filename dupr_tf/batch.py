@@ -1,4 +1,4 @@
-"""ViewPair: one batch of pairs of views, as the data side hands it to the model side.
+"""Defines `ViewPair`, a batch of pairs of views, which the data side passes to the model side.
 
 Boxes are `(y1, x1, y2, x2)` in pixels of the view, after its flip.
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class ViewPair(TypedDict):
-    """One batch of B pairs of square views of side `size`."""
+    """Holds a batch of B pairs of square views of side `size`."""
 
     view_1: np.ndarray  # (B, size, size, 3) uint8 RGB: geometry applied, colours untouched
     view_2: np.ndarray  # (B, size, size, 3) uint8
@@ -24,7 +24,7 @@ class ViewPair(TypedDict):
 
 
 def view_pair_signature(batch_size: int, size: int) -> dict[str, tuple]:
-    """Shape and dtype of every field of a batch.
+    """Returns shape and dtype of every field of a batch.
 
     Args:
         batch_size: pairs in a batch.

@@ -1,4 +1,4 @@
-"""`dupr-tf <command>`: parse, check, call. TensorFlow is imported only once the configuration is known to be right."""
+"""Runs `dupr-tf COMMAND`: parse, check, call. TensorFlow is imported only after the config has been checked."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from dupr_tf.quiet import silence_libraries
 from dupr_tf.streams import prepare_streams, silence
 from dupr_tf.text import VisibleFormatter, visible
 
-NARROWEST = 40  # columns: tyro never ends where a word has no room
+NARROWEST = 40  # columns: tyro never ends if a word does not fit
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
-    0, or what the command returns; for an error, its `code` (see `dupr_tf.errors`); 130 for Ctrl-C; 141 where the
-    reader of the output has ended, as in `| head -1`. Any other exception is a defect of this package and keeps its
-    traceback.
+    The exit code is 0, or what the command returns. For an error it is its `code` (see `dupr_tf.errors`), for Ctrl-C
+    130. It is 141 if the reader of the output has ended, as in `| head -1`. Any other exception is a defect of this
+    package and keeps its traceback.
     """
     try:
         prepare_streams()
@@ -36,9 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         if not nobody_reads(sys.stdout.fileno()):
             raise
-        silence(sys.stdout)  # for what Python still writes at its end
+        silence(sys.stdout)  # for text that Python writes at its end
         return 128 + signal.SIGPIPE
-    except KeyboardInterrupt as error:  # RunInterrupted, whose state is saved, or Ctrl-C anywhere else
+    except KeyboardInterrupt as error:  # RunInterrupted after the state is saved, or Ctrl-C anywhere else
         complain([str(error) if isinstance(error, RunInterrupted) else "interrupted"])
         return getattr(error, "code", 128 + signal.SIGINT)
     except (UserError, RunFailed) as error:
@@ -67,7 +67,7 @@ def run(arguments: list[str]) -> int:
         arguments = [word for word in arguments if word != "--verbose"]
     else:
         silence_libraries(has_gpu())
-    os.environ["MPLBACKEND"] = "agg"  # pictures go to files, whatever a notebook or another project has set
+    os.environ["MPLBACKEND"] = "agg"  # pictures go to files, whatever backend a notebook or another project has set
     from dupr_tf.commands.parsing import overview, parse
 
     if arguments[:1] in ([], ["--help"], ["-h"]):

@@ -1,6 +1,6 @@
-"""The environment of a run: commit, hardware, versions, and the settings of Keras.
+"""Describes the environment of a run (commit, hardware, versions) and sets Keras' options.
 
-The first three are saved in the run's folder and shown on model cards.
+Commit, hardware and versions are saved in the run's folder and shown on model cards.
 """
 
 import importlib.metadata
@@ -32,7 +32,7 @@ def describe_environment():
 
 
 def record_environment(run):
-    """Record this environment in a run's `environment.json`; a resume elsewhere, or by other code, adds an entry."""
+    """Record this environment in a run's `environment.json`. A resume elsewhere or by other code adds an entry."""
     path = Path(run) / ENVIRONMENT_FILE
     entries, entry = read_environments(run), describe_environment()
     if entries[-1:] == [entry]:
@@ -41,18 +41,18 @@ def record_environment(run):
 
 
 def read_environments(run):
-    """Return the entries of a run's `environment.json`, oldest first; none if the file is missing or damaged."""
+    """Return the entries of a run's `environment.json`, oldest first; [] if the file is missing or damaged."""
     path = Path(run) / ENVIRONMENT_FILE
     try:
         return read_record(path, lambda entries: [mapping(entry) for entry in listing(entries)])
     except UserError as error:
         if os.path.lexists(path):
-            log.warning("%s It is written anew.", error.problem)
+            log.warning("%s A new file is written.", error.problem)
         return []
 
 
 def commit():
-    """Return the commit this package is checked out at, with `+changes` if its files differ; None outside of git."""
+    """Return the checked-out commit of this package, with `+changes` if files differ; None outside of git."""
     if not _git(PACKAGE, "ls-files", "__init__.py"):  # a package installed inside another repository is not part of it
         return None
     head = _git(PACKAGE, "rev-parse", "HEAD")
@@ -69,20 +69,20 @@ def hardware():
 
 
 def available_memory() -> int | None:
-    """Return the bytes this process may still take: free memory, or a container's limit; None if unknown."""
+    """Return the bytes this process may still allocate: free memory, or a container's limit. None if unknown."""
     sizes = []
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         sizes += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
         limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="utf-8") for name in ("max", "current"))
         sizes.append(int(limit) - int(used))
-    except (OSError, ValueError):  # no Linux, no such container, or its limit is the word max
+    except (OSError, ValueError):  # not Linux, no such container, or its limit is the word max
         pass
     return min(sizes, default=None)
 
 
 def usable_cpus() -> int:
-    """Return the processors this process may run on."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -96,7 +96,7 @@ def environment_rows(entry: dict) -> list[tuple[str, str]]:
 
 
 def versions():
-    """Return `{package: version}` of what a figure can depend on."""
+    """Return `{package: version}` of the packages that results can depend on."""
     entries = {"dupr_tf": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -116,7 +116,7 @@ def _processor():
 
 
 def _git(folder, *arguments):
-    """Return git's output, stripped; None if there is no git, no repository, or it takes too long."""
+    """Return git's output, stripped. None without git, without a repository, or after a timeout."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
@@ -127,7 +127,7 @@ def _git(folder, *arguments):
 def set_keras() -> None:
     """Give Keras the settings that this package needs, whatever another project wrote to `~/.keras/keras.json`.
 
-    A changed data format or precision is logged, since the models of the same process get it too.
+    A changed data format or precision is logged, because it affects all models of the process.
 
     Raises:
         UserError: Keras was imported with another backend than TensorFlow.

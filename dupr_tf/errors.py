@@ -1,8 +1,8 @@
-"""The errors of this package. The exit code of a command follows from the class alone.
+"""Defines the errors of this package. The class of an error determines the exit code of a command.
 
 | class | exit code | meaning |
 |---|---|---|
-| UserError | 2 | something the user gave is wrong; nothing was started |
+| UserError | 2 | an input of the user is wrong; nothing was started |
 | RunFailed | 1 | a command had started and cannot finish |
 | WorkerLost | 75 | a worker has left a run of several; sysexits.h has 75 as "try again" |
 | RunInterrupted | 128 + signal | a signal stopped a run after its state was saved |
@@ -23,18 +23,16 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(ValueError):
-    """One thing that the user gave and that cannot work: what it is, what is wrong, how to mend it.
-
-    Printed as `field: problem fix` on one line.
+    """Reports a wrong input: its name, the problem and the fix, printed as `field: problem fix` on one line.
 
     Args:
-        field: what the user knows it by: a config field ("train.epochs"), a flag ("--data") or an argument's name.
-            None where the problem itself names it.
+        field: the user's name of the input: a config field ("train.epochs"), a flag ("--data") or an argument's name.
+            None if the problem names it.
         problem: a sentence. "Expected …, received …" is for wrong values only.
         fix: a sentence that says what to do.
 
     Attributes:
-        errors: this error alone; those of a `UserErrors`.
+        errors: a list of this error alone, or the errors of a `UserErrors`.
         fields: the `field` of each of `errors`.
     """
 
@@ -45,7 +43,7 @@ class UserError(ValueError):
         where = f"{field}: " if field else ""
         super().__init__(where + " ".join(part for part in (problem, fix) if part))
 
-    def __reduce__(self):  # by default an exception is unpickled from its message alone; workers send errors
+    def __reduce__(self):  # workers send errors; by default an exception is unpickled from its message alone
         return type(self), (self.field, self.problem, self.fix)
 
     @property
@@ -58,10 +56,10 @@ class UserError(ValueError):
 
 
 class UserErrors(UserError):
-    """Several mistakes found together; each is printed on a line of its own.
+    """Reports several mistakes together, each printed on a separate line.
 
     Args:
-        errors: at least one; those inside another `UserErrors` are taken out of it.
+        errors: at least one error. A nested `UserErrors` is replaced by its errors.
     """
 
     def __init__(self, errors: Iterable[UserError]):
@@ -79,22 +77,22 @@ class UserErrors(UserError):
 
 
 class RunFailed(Exception):
-    """A command that had started and cannot finish; what was saved before is whole."""
+    """Reports that a command had started and cannot finish. Files saved before are complete."""
 
     code = 1
 
 
 class WorkerLost(RunFailed):
-    """A worker has left a run of several; the same commands resume it."""
+    """Reports that a worker has left a run of several workers. The same commands resume the run."""
 
     code = 75
 
 
 class RunInterrupted(KeyboardInterrupt):
-    """A run that a signal stopped after its state was saved.
+    """Reports that a signal stopped a run after its state was saved.
 
     Args:
-        number: of the signal.
+        number: number of the signal.
         step: the last step taken; a checkpoint holds it.
     """
 
@@ -109,15 +107,15 @@ class RunInterrupted(KeyboardInterrupt):
 
 
 def raise_all(errors: list[UserError]) -> None:
-    """Raises the errors of a list together; does nothing where it is empty."""
+    """Raises the errors of a list together. Does nothing if the list is empty."""
     if errors:
         raise errors[0] if len(errors) == 1 else UserErrors(errors)
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, is that of a full disk or quota.
+    """Returns True if an error, or its cause, is that of a full disk or quota.
 
-    TensorFlow and h5py keep only the text of the system's error, so that is looked at too.
+    TensorFlow and h5py keep only the text of the system's error, so the text is compared too.
     """
     while error is not None:
         if getattr(error, "errno", None) in DISK_FULL or any(os.strerror(n) in str(error) for n in DISK_FULL):
@@ -128,12 +126,12 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def reporting_failed_writes(output: str | Path) -> Iterator[None]:
-    """Turns an error of the system, such as a full disk or a missing folder, into a `RunFailed` that names the file.
+    """Turns a system error, such as a full disk or a missing folder, into a `RunFailed` that names the file.
 
     Errors of pipes, connections and processes are not converted.
 
     Args:
-        output: file or folder to name where the error itself names none.
+        output: file or folder to name if the error names none.
     """
     try:
         yield
@@ -144,7 +142,7 @@ def reporting_failed_writes(output: str | Path) -> Iterator[None]:
 
 
 def failed_write(error: OSError, output: str | Path) -> str:
-    """Returns the message for an error of the system: the file, the reason, and the fix."""
+    """Returns the message for a system error: the file, the reason, and the fix."""
     name = str(error.filename or output).encode("unicode_escape", "surrogatepass").decode()
     if error.errno in DISK_FULL:
         return f"The disk is full: {name} could not be written. Free some space and run the same command again."

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever ends the program, and are on the disk when the call returns.
+"""Writes files atomically: a file is complete or absent, even after a kill, and on the disk when the call returns.
 
 Paths are those of `pathlib`, local or mounted.
 """
@@ -18,18 +18,18 @@ from typing import BinaryIO
 
 from dupr_tf.errors import UserError
 
-ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)  # a `Path` of gs://bucket has one slash left
+ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)  # a `Path` keeps only one slash of gs://bucket
 
 
 def local_path(path: str | os.PathLike, field: str | None = None) -> Path:
     """Returns the path as a `pathlib.Path`, with `~` expanded.
 
     Args:
-        path: of something local or mounted, absolute or not.
-        field: what the user knows the path by, for the error.
+        path: local or mounted path, absolute or relative.
+        field: the user's name of the path, for the error.
 
     Raises:
-        UserError: it is an address, such as `gs://bucket/photos`, or it starts with `~NAME` of an unknown user.
+        UserError: the path is an address, such as `gs://bucket/photos`, or starts with `~NAME` of an unknown user.
     """
     address = ADDRESS.fullmatch(os.fspath(path))
     if address is None:
@@ -46,14 +46,14 @@ def local_path(path: str | os.PathLike, field: str | None = None) -> Path:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file, text as UTF-8; makes its folder."""
+    """Writes a file atomically, text as UTF-8. Creates its folder."""
     content = content.encode("utf-8") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     publish(_write_beside(path, content), path)
 
 
 def write_all(contents: dict[Path, str | bytes]) -> None:
-    """Writes several files, in order. None is replaced before all are on the disk under other names."""
+    """Writes several files, in order. No file is replaced before all are on the disk under temporary names."""
     written = {}
     try:
         for path, content in contents.items():
@@ -69,7 +69,7 @@ def write_all(contents: dict[Path, str | bytes]) -> None:
 
 
 def _write_beside(path: Path, content: bytes) -> Path:
-    """Has the content on the disk under another name, and returns that. A file that cannot be written is removed."""
+    """Writes the content to the disk under a temporary name, and returns it. Removes a file that cannot be written."""
     temporary = path.with_name(path.name + ".tmp")
     with discarded_on_error(temporary), temporary.open("wb") as file:
         file.write(content)
@@ -80,17 +80,17 @@ def _write_beside(path: Path, content: bytes) -> Path:
 
 @contextlib.contextmanager
 def discarded_on_error(temporary: Path) -> Iterator[None]:
-    """Removes a file, if it exists, where the block that writes it raises."""
+    """Removes a file, if it exists, when the block that writes it raises an error."""
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError):  # the error of the block says what is wrong
+        with contextlib.suppress(OSError):  # the error of the block names the problem
             temporary.unlink(missing_ok=True)
         raise
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Gives a file that is on the disk its name, and has the name on the disk too."""
+    """Gives a temporary file on the disk its final name, and writes the name to the disk too."""
     with discarded_on_error(temporary):
         os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -101,20 +101,20 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 def sha256_of(path: str | Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+    """Computes the sha256 of a file, in hexadecimal."""
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_file(path: str | os.PathLike, buffering: int = -1) -> BinaryIO:
-    """Opens a regular file for reading bytes. A pipe is refused and never waited for.
+    """Opens a regular file for reading bytes. A pipe is refused, so nothing waits for it.
 
     Args:
         path: the file, or a link to it.
         buffering: as in `open`.
 
     Raises:
-        OSError: there is no such file, or it is a folder, pipe or device.
+        OSError: the file does not exist, or is a folder, pipe or device.
     """
     file = open(path, "rb", buffering, opener=_open_without_waiting)  # noqa: SIM115 — the caller closes it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -128,10 +128,10 @@ def _open_without_waiting(path, flags: int) -> int:
 
 
 def read_bounded(path: str | os.PathLike, most: int) -> bytes:
-    """Returns the bytes of a regular file that has at most `most` of them.
+    """Returns the bytes of a regular file of at most `most` bytes.
 
     Raises:
-        ValueError: it has more.
+        ValueError: the file has more bytes.
         OSError: as in `open_file`.
     """
     with open_file(path) as file:
@@ -144,10 +144,10 @@ def read_bounded(path: str | os.PathLike, most: int) -> bytes:
 
 @contextlib.contextmanager
 def plain_alias(folder: Path) -> Iterator[Path]:
-    """Yields a path to a folder that no library takes for a pattern.
+    """Yields a path to a folder that no library mistakes for a pattern.
 
-    TensorFlow reads `[` in the path of a checkpoint as the start of a pattern, and takes no path that is not UTF-8.
-    Such a folder is given a link in the temporary folder of the system. Other paths are returned as they are.
+    TensorFlow reads `[` in the path of a checkpoint as the start of a pattern, and accepts only UTF-8 paths. For such a
+    folder, a link in the system's temporary folder is created. Other paths do not change.
     """
     if "[" not in str(folder) and folder.as_posix().isascii():
         yield folder

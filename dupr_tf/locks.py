@@ -1,6 +1,6 @@
-"""Holds the output of a command for one process, and reports what could not be written there in one line.
+"""Locks the output of a command for one process, and reports failed writes in one line.
 
-The system frees the lock of a process that dies. The file of the lock then stays, and the next process takes it over.
+The system frees the lock of a process that dies. The lock file remains, and the next process takes it over.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from filelock import FileLock, Timeout
 from dupr_tf.errors import UserError, reporting_failed_writes
 from dupr_tf.files import read_bounded
 
-LOCK_FILE = ".dupr_tf.lock"  # in the folder
-PATIENCE = 0.3  # seconds: a holder that is about to end removes the file between two attempts
+LOCK_FILE = ".dupr_tf.lock"  # name in the folder
+PATIENCE = 0.3  # seconds between two attempts, in which a holder that is about to end removes the file
 _held: contextvars.ContextVar[frozenset[Path]] = contextvars.ContextVar("held", default=frozenset())
 
 
 @contextlib.contextmanager
 def locked(output: Path, beside: bool = False) -> Iterator[None]:
-    """Holds the output of a command for this process. Makes its folder, and removes a folder that is empty at the end.
+    """Locks the output of a command for this process. Creates its folder, and removes it at the end if it is empty.
 
-    The thread that holds the output already passes through.
+    A thread that already holds the lock may enter again.
 
     Args:
         output: a folder.
-        beside: True for a file, or a folder that is renamed into place: the file of the lock lies in the parent folder.
+        beside: True for a file, or a folder that is renamed into place. The lock file is then in the parent folder.
 
     Raises:
-        UserError: another process holds the output.
-        RunFailed: something could not be written.
+        UserError: another process holds the lock.
+        RunFailed: a file could not be written.
     """
     folder, name = (output.absolute().parent, f".{output.name}.lock") if beside else (output, LOCK_FILE)
     with reporting_failed_writes(output):
@@ -68,7 +68,7 @@ def _held_by_us(path: Path, output: Path) -> Iterator[None]:
     finally:
         _held.reset(token)
         with contextlib.suppress(OSError):  # the folder may be gone
-            path.unlink(missing_ok=True)  # while it is held: a process that waits for the old file tries again
+            path.unlink(missing_ok=True)  # while locked, so that a process that waits for it tries again
         lock.release()
 
 
@@ -90,7 +90,7 @@ def _holder(path: Path) -> str:
 
 
 def _make(folder: Path) -> list[Path]:
-    """Makes a folder and returns the folders that were missing, the innermost first."""
+    """Creates a folder and returns the folders that were missing, the innermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing

@@ -1,8 +1,8 @@
-"""A quiet import of TensorFlow, which writes to standard error before its log level takes effect.
+"""Imports TensorFlow quietly, which writes to standard error before its log level takes effect.
 
 While TensorFlow loads, standard error (the descriptor, so that C++ is included) is a pipe to a second process. Once
-TensorFlow is loaded, that process prints the lines that are not mere notes and warnings. If the import fails, or this
-process dies of a signal, it prints all lines. The second process runs this file and imports the standard library alone.
+TensorFlow is loaded, that process prints the lines that are neither notes nor warnings. If the import fails, or a
+signal kills this process, it prints all lines. The second process runs this file and imports only the standard library.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def silence_libraries(gpu: bool = True) -> None:
     """Keeps all but the errors of TensorFlow, absl, oneDNN, Grain and matplotlib from standard error.
 
     Args:
-        gpu: log C++ errors after the import. On a CPU they are hidden too, because oneDNN logs each int64 operation as
-            an error; what fails there raises an exception.
+        gpu: log C++ errors after the import. On a CPU they are hidden, because oneDNN logs each int64 operation as an
+            error. A real failure there raises an exception.
     """
     for library in LIBRARIES:
         logging.getLogger(library).setLevel(logging.ERROR)
@@ -54,10 +54,10 @@ class _Finder:
 
 @contextlib.contextmanager
 def held_stderr() -> Iterator[None]:
-    """Holds back what is written to standard error inside this context.
+    """Holds back the text written to standard error inside this context.
 
-    At its end, everything but notes is printed; after an error or a fatal signal, everything. Process 1 of a container
-    holds nothing, since its end is that of all other processes. Ctrl-C is not an error.
+    At its end, everything but notes is printed; after an error or a fatal signal, everything is. Process 1 of a
+    container holds nothing back, because its end stops all other processes. Ctrl-C is not an error.
     """
     if os.name != "posix" or os.getpid() == 1:
         yield
@@ -89,7 +89,7 @@ def held_stderr() -> Iterator[None]:
 
 
 def main() -> None:
-    """Reads lines until the end or `LOADED`, then prints them: after `LOADED` without the notes."""
+    """Reads lines until the end or `LOADED`, then prints them. After `LOADED` it leaves out the notes."""
     import re
 
     lines, loaded = [], False

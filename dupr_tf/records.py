@@ -1,6 +1,6 @@
 """Reads the small JSON files that commands write. A record is data: its size and depth are bounded, its schema checked.
 
-A file that cannot be used gives one line, which names the file, the reason and the fix.
+The error about an unusable file is one line with the file, the reason and the fix.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dupr_tf.text import escape, one_line
 
 MOST_BYTES = 16 << 20
 MOST_LINE = 1 << 20  # bytes
-MOST_NUMBER = 1e300  # of a metric: sums of it stay finite
+MOST_NUMBER = 1e300  # largest value of a metric, so that sums stay finite
 RESTORE = "Restore the file from a copy, or choose another --output."
-# What json and a schema raise for contents of the wrong kind.
+# Errors that json and a schema raise for contents of the wrong kind.
 MISTAKES = (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)
 T = TypeVar("T")
 
@@ -28,9 +28,9 @@ def read_record(path: str | Path, schema: Callable[[Any], T], fix: str = RESTORE
 
     Args:
         path: the file.
-        schema: converts the JSON value; raises one of `MISTAKES` for a wrong one.
+        schema: function that converts the JSON value. It raises one of `MISTAKES` for a wrong value.
         fix: what the user should do if the file cannot be used.
-        most: bytes that the file may have.
+        most: largest number of bytes of the file.
 
     Raises:
         UserError: the file is missing, too large, too deep, no JSON, or does not follow the schema.
@@ -59,7 +59,7 @@ def read_lines(path: str | Path, schema: Callable[[Any], T]) -> Iterator[T | Non
         while line := file.readline(MOST_LINE):
             whole_line = len(line) < MOST_LINE
             while not line.endswith(b"\n") and len(line) == MOST_LINE:
-                line = file.readline(MOST_LINE)  # the rest of a line that is too long
+                line = file.readline(MOST_LINE)  # skips the rest of a line that is too long
             try:
                 yield schema(parse_json(line)) if whole_line else None
             except MISTAKES:
@@ -76,7 +76,7 @@ def read_metrics_line(value: Any) -> dict:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """Parses JSON. Raises ValueError for any that is damaged or nested too deeply."""
+    """Parses JSON. Raises ValueError if it is damaged or nested too deeply."""
     try:
         return json.loads(content)
     except RecursionError:

@@ -1,4 +1,4 @@
-"""A table of things that share one job: a name, where its code is, one line on what it is. Loads nothing by itself."""
+"""Defines tables of interchangeable parts: a name, the location of the code, and a summary. Loads no part."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dupr_tf.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One line of a registry.
+    """Holds a line of a registry.
 
     Args:
         target: "package.module:attribute", imported when it is first needed.
-        summary: what it is, one line.
-        extra: the extra of this package that brings `modules`; None where nothing else is needed.
-        modules: what must be installed for it.
-        facts: anything else the program must know before the target is imported.
+        summary: description in one line.
+        extra: the extra of this package that installs `modules`. None if no extra is needed.
+        modules: modules that must be installed.
+        facts: further values that the program needs before it imports the target.
     """
 
     target: str
@@ -32,16 +32,16 @@ class Entry:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Modules that are not installed; none of them is imported."""
+        """Returns the modules that are not installed, without importing any."""
         return tuple(module for module in self.modules if importlib.util.find_spec(module) is None)
 
 
 class Registry(Mapping[str, Entry]):
-    """Entries by name. A new kind of thing is a new file and a line here.
+    """Holds entries by name. A new part needs a new file and a line in its table.
 
     Args:
-        kind: what one entry is called in messages and lists, e.g. "detector".
-        field: what the user chooses one by, e.g. "detector.kind" or "--to".
+        kind: noun for an entry in messages and lists, e.g. "detector".
+        field: field or flag that selects an entry, e.g. "detector.kind" or "--to".
         entries: {name: Entry}.
     """
 
@@ -58,10 +58,10 @@ class Registry(Mapping[str, Entry]):
         return len(self._entries)
 
     def check(self, name: str) -> Entry:
-        """The entry of a name, if what it needs is installed.
+        """Returns the entry of a name, if the modules it needs are installed.
 
         Raises:
-            UserError: no such name (the nearest is named), or something it needs is not installed.
+            UserError: there is no such name (the error suggests the nearest), or a module is not installed.
         """
         if name not in self._entries:
             near = difflib.get_close_matches(str(name), self._entries, 1)
@@ -77,10 +77,10 @@ class Registry(Mapping[str, Entry]):
         return entry
 
     def load(self, name: str) -> Any:
-        """Imports what a name stands for.
+        """Imports the target of a name.
 
         Raises:
-            UserError: as `check`.
+            UserError: as in `check`.
         """
         module, _, attribute = self.check(name).target.partition(":")
         return getattr(importlib.import_module(module), attribute)

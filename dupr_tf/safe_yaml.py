@@ -1,4 +1,4 @@
-"""YAML as data: what could run code, blow up or mislead is refused."""
+"""Reads YAML as data. Refuses text that could run code, exhaust the memory or mislead."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import yaml
 from dupr_tf.text import one_line
 
 MAX_DEPTH = 16
-# Plain words that are no text. As in YAML 1.2, `no` is text. For PyYAML, which reads version 1.1, it is false, 010 is 8
-# and 1:30 is 90. Each of these patterns means the same in version 1.1, so that what PyYAML dumps is read right.
+# Plain words that are not text. As in YAML 1.2, `no` is text. PyYAML reads version 1.1, where `no` is false, 010 is 8
+# and 1:30 is 90. Each of these patterns means the same in version 1.1, so that dumps of PyYAML are read correctly.
 PLAIN = {
     "null": r"~|null|Null|NULL|",
     "bool": r"true|True|TRUE|false|False|FALSE",
@@ -31,16 +31,16 @@ for _kind, _pattern in PLAIN.items():
 
 
 def safe_value(text: str) -> Any:
-    """The value of a YAML text.
+    """Returns the value of a YAML text.
 
     Raises:
-        ValueError: it is no YAML, or has tags, aliases, deep nesting or a key twice. The message is a reason in one
-            line, for the `UserError` of a caller, who knows the field or the file.
+        ValueError: the text is no YAML, or has tags, aliases, deep nesting or a key twice. The message is a reason in
+            one line, for the `UserError` of a caller that knows the field or the file.
     """
     try:
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):  # of no use here, and what a YAML bomb is made of
+            if isinstance(event, yaml.AliasEvent):  # aliases have no use here, and YAML bombs consist of them
                 raise ValueError("only YAML without aliases (*name) is read")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
@@ -49,12 +49,15 @@ def safe_value(text: str) -> Any:
         node = loader.get_single_node()
         _refuse_double_keys(node)
         return None if node is None else loader.construct_document(node)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: also of numbers and dates that Python cannot hold
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # also numbers and dates that Python cannot hold
         raise ValueError(one_line(error, 300)) from None
 
 
 def _refuse_double_keys(node: yaml.Node | None) -> None:
-    """YAML forbids them; PyYAML silently takes the last."""
+    """Refuses repeated keys. YAML forbids them, but PyYAML silently takes the last."""
     for child in node.value if isinstance(node, yaml.CollectionNode) else ():
         _refuse_double_keys(child[1] if isinstance(child, tuple) else child)
     if isinstance(node, yaml.MappingNode):

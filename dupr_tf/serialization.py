@@ -1,7 +1,7 @@
-"""Lets `keras.saving.load_model` find this package's classes after `import dupr_tf`, which imports neither.
+"""Lets `keras.saving.load_model` find this package's classes after `import dupr_tf`, which does not import them.
 
-Keras looks a saved class up by its registered name only. Each name gets a stand-in that imports the class when a file
-needs it. The class itself then replaces the stand-in.
+Keras finds a saved class only by its registered name. Each name gets a stand-in that imports the class when a file
+needs it. The class then replaces the stand-in.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ CLASSES = {  # module -> its registered classes
 
 
 class StandIn:
-    """Stands for a class in Keras' registry. It offers the one method that loading a file calls.
+    """Stands for a class in Keras' registry. It has the one method that Keras calls to load a file.
 
     Args:
-        module, name: of the class.
+        module, name: module and name of the class.
     """
 
     def __init__(self, module: str, name: str):
@@ -44,7 +44,7 @@ class StandIn:
 
 
 class KerasImport:
-    """Finder that registers the stand-ins as soon as Keras has been imported."""
+    """Is an import finder that registers the stand-ins as soon as Keras has been imported."""
 
     def find_spec(self, name, path=None, target=None):
         if name != "keras":

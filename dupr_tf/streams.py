@@ -1,4 +1,4 @@
-"""The standard streams: any text fits them, and a training outlives the reader of its output."""
+"""Makes the standard streams accept any text, and lets training continue if the reader of its output ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def prepare_streams() -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
-        except OSError:  # closed: without this, the next file that is opened would get what is printed
+        except OSError:  # otherwise the next file that is opened would receive the printed text
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
@@ -41,10 +41,10 @@ def lasting_streams() -> Iterator[None]:
 
 
 class LastingStream:
-    """A text stream that writes to the null device from its first failure on.
+    """Wraps a text stream, and writes to the null device after the first failure.
 
     Args:
-        stream: the stream to write to. Attributes other than `write` and `flush` are its own.
+        stream: the stream to write to. Attributes other than `write` and `flush` are those of the stream.
     """
 
     def __init__(self, stream):
@@ -68,7 +68,7 @@ class LastingStream:
 
 
 def silence(stream) -> None:
-    """Sends the rest of what is written to a stream, and what it still holds, to the null device."""
+    """Sends all further text of a stream, and its buffer, to the null device."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)

@@ -1,4 +1,4 @@
-"""How names, messages, numbers and times are written on a screen or in a list."""
+"""Formats names, messages, numbers and times for a screen or a list."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ASCII = str.maketrans(
 
 
 def replace_unencodable(error: UnicodeEncodeError) -> tuple[str, int]:
-    """Handles characters that a stream cannot encode: ASCII that looks alike, or else an escape such as `\\xe9`."""
+    """Handles characters that a stream cannot encode: similar ASCII, or an escape such as `\\xe9`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end].translate(ASCII)
@@ -19,30 +19,30 @@ def replace_unencodable(error: UnicodeEncodeError) -> tuple[str, int]:
 
 
 def one_line(message: object, limit: int | None = None) -> str:
-    """A message, usually an exception's, with every run of white space as one blank.
+    """Returns a message, usually an exception's, in one line, with single blanks.
 
     Args:
-        message: anything that `str` takes.
-        limit: characters at most; a longer message is cut.
+        message: any argument of `str`.
+        limit: largest number of characters. A longer message is cut.
     """
     return " ".join(str(message).split())[:limit]
 
 
 def escape(name: str) -> str:
-    """A file or class name on one line: backslashes, control characters and broken Unicode are escaped."""
+    """Returns a file or class name in one line, with backslashes, control characters and broken Unicode escaped."""
     escaped = name.replace("\\", "\\\\")
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in escaped)
     return escaped.encode("utf-8", "backslashreplace").decode()
 
 
 def plot_label(name: str) -> str:
-    """A file or class name as a label of Matplotlib, which takes `$` for a formula and hides a leading underscore."""
+    """Returns a name as a label for Matplotlib, which reads `$` as a formula and hides a leading underscore."""
     label = escape(name).replace("$", r"\$")
     return f" {label}" if label.startswith("_") else label
 
 
 def visible(text: str) -> str:
-    """Escapes characters without a shape, such as those that control a terminal; line breaks stay."""
+    """Escapes invisible characters, such as those that control a terminal. Line breaks stay."""
     if text.isprintable():
         return text
     return "".join(
@@ -51,14 +51,14 @@ def visible(text: str) -> str:
 
 
 class VisibleFormatter(logging.Formatter):
-    """Formats records of the log as `visible` text."""
+    """Formats log records as `visible` text."""
 
     def format(self, record):
         return visible(super().format(record))
 
 
 def number_text(value: float) -> str:
-    """Four digits, `12,345` from a thousand on; an exponent only where a number is tiny or has over 15 digits."""
+    """Formats a number: four digits, `12,345` from a thousand on, an exponent if it is tiny or has over 15 digits."""
     if isinstance(value, int) and abs(value) >= 10**300:
         return "too large"
     if abs(value) >= 10**15:
@@ -67,7 +67,7 @@ def number_text(value: float) -> str:
 
 
 def size_text(size: float) -> str:
-    """Bytes as `3.2 GB`, in powers of 1,000."""
+    """Formats bytes as `3.2 GB`, in powers of 1,000."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if size < 999.5:
             return f"{size:.3g} {unit}"
@@ -76,12 +76,12 @@ def size_text(size: float) -> str:
 
 
 def count_text(count: int, noun: str) -> str:
-    """`1 line`, `2 lines`."""
+    """Formats a count with its noun: `1 line`, `2 lines`."""
     return f"{count:,} {noun}" + "s" * (count != 1)
 
 
 def duration(seconds: float) -> str:
-    """`1:02:03`, or `2:03` below an hour."""
+    """Formats seconds as `1:02:03`, or as `2:03` below an hour."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,6 +1,6 @@
 """Reads the flags, ids and names that people and tools write in labels and configs.
 
-What is plain is normalised: `"0"` and `0` are one id, and `"false"` is no true flag. Anything else raises a
+Equivalent values become the same: `"0"` and `0` are one id, and `"false"` is a false flag. Other values raise a
 `ValueError` that shows the value with its type.
 """
 
@@ -18,7 +18,7 @@ def read_flag(value: Any) -> bool:
     """Returns a flag. None is false. Numbers are 0 or 1. Text is one of `FLAGS`, in any case.
 
     Raises:
-        ValueError: it is anything else.
+        ValueError: the value is no flag.
     """
     if value is None:
         return False
@@ -33,7 +33,7 @@ def read_id(value: Any) -> int | str:
     """Returns an id. A whole number in its usual form is an integer: `"7"` and `7.0` are 7, `"07"` stays text.
 
     Raises:
-        ValueError: it is no number and no text, or empty.
+        ValueError: the value is neither a number nor text, or is empty.
     """
     if isinstance(value, str) and (text := read_text(value)):
         return int(text) if len(text) < 20 and text.isdecimal() and str(int(text)) == text else text
@@ -43,10 +43,10 @@ def read_id(value: Any) -> int | str:
 
 
 def read_name(value: Any) -> str:
-    """Returns a name without white space around it. A whole number is its digits.
+    """Returns a name without white space around it. A whole number becomes its digits.
 
     Raises:
-        ValueError: it is empty, a truth value, or neither text nor a whole number.
+        ValueError: the value is empty, a truth value, or neither text nor a whole number.
     """
     if isinstance(value, str) and (text := read_text(value)):
         return text
@@ -59,7 +59,7 @@ def read_text(content: str | bytes) -> str:
     """Returns text without a byte order mark and without white space around it. Bytes are UTF-8, or UTF-16 with a mark.
 
     Raises:
-        ValueError: the bytes are no such text.
+        ValueError: the bytes are not such text.
     """
     if isinstance(content, bytes):
         wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

@@ -1,4 +1,4 @@
-"""The closing table of the demonstration: scripts/demo_table.py DIR."""
+"""Prints the closing table of the demonstration: scripts/demo_table.py DIR."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ ROWS = (("from_pretrained", "DUPR on the unlabelled scenes"), ("from_random", "r
 
 
 def main(run):
-    """Prints the AP of both detectors and where everything is."""
+    """Prints the AP of both detectors and the paths of all results."""
     run, console = Path(run), Console()
     table = Table("backbone", "AP", "AP50", "AP75", title="RetinaNet on the synthetic sample, same budget and seed")
     for folder, label in ROWS:

@@ -1,7 +1,7 @@
-"""Seeded subsets of a data set for `detectron2_train.py`: "coco_2017_train_1pct_seed0" is 1 % of coco_2017_train.
+"""Draws seeded subsets for `detectron2_train.py`: "coco_2017_train_1pct_seed0" is 1 % of coco_2017_train.
 
-An image's place in the draw is the sha256 of "seed:image id", so a draw depends on no library's random generator, and
-subsets of one seed are nested: the 1 % images are among the 10 % ones. Imports neither detectron2 nor NumPy.
+The sha256 of "seed:image id" orders the images, so a draw depends on no library's random generator. Subsets of one seed
+are nested: the 1 % images are among the 10 % ones. Imports neither detectron2 nor NumPy.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Subset(NamedTuple):
-    """What a data set's name says: its name, the data set it is drawn from, how much of it, and the seed."""
+    """Describes a subset: its name, the data set it is drawn from, the percentage, and the seed."""
 
     name: str
     base: str
@@ -22,31 +22,31 @@ class Subset(NamedTuple):
 
 def parse_subset(name):
     """Return the `Subset` of "<base>_<percent>pct_seed<seed>", or None for any other name."""
-    found = re.fullmatch(r"(\w+?)_(\d+(?:\.\d+)?)pct_seed(\d+)", name)
-    if not found:
+    match = re.fullmatch(r"(\w+?)_(\d+(?:\.\d+)?)pct_seed(\d+)", name)
+    if not match:
         return None
-    subset = Subset(name, found[1], float(found[2]), int(found[3]))
+    subset = Subset(name, match[1], float(match[2]), int(match[3]))
     if not 0 < subset.percent <= 100:
-        raise ValueError(f"Expected a percentage above 0 and up to 100, received {name}. Use {found[1]}_1pct_seed0.")
+        raise ValueError(f"Expected a percentage above 0 and up to 100, received {name}. Use {match[1]}_1pct_seed0.")
     return subset
 
 
 def draw_images(image_ids, percent, seed):
-    """Return `percent` % of the image ids (rounded, at least one), sorted; the order they come in does not matter."""
+    """Return `percent` % of the image ids (rounded, at least one), sorted. The order of the input does not matter."""
     ids = set(image_ids)
     if not ids:
-        raise ValueError("The data set has no images to draw from. Look at its annotations.")
+        raise ValueError("The data set has no images to draw from. Check its annotations.")
     ranked = sorted(ids, key=lambda image_id: hashlib.sha256(f"{seed}:{image_id}".encode()).digest())
     return sorted(ranked[: max(1, round(len(ids) * percent / 100))])
 
 
 def list_file(folder, subset):
-    """Where the list of a subset's images is kept."""
+    """Return the file that lists the images of a subset."""
     return Path(folder) / f"{subset.name}.txt"
 
 
 def write_list(path, subset, image_ids):
-    """Write one image id a line below a line that says what they are; the file appears when it is whole."""
+    """Write a line that describes the subset, then one image id a line. The file appears when it is complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -62,7 +62,7 @@ def read_list(path):
 
 
 def draw_and_record(records, subset, folder, write=True):
-    """Return the records of a subset's images; the list goes into `folder`, or is compared with the one there.
+    """Return the records of a subset's images. The list is written to `folder`, or compared with an existing one.
 
     Args:
         records: detectron2's dicts, each with an `image_id`.
@@ -71,7 +71,7 @@ def draw_and_record(records, subset, folder, write=True):
         write: False on all processes but the first.
 
     Raises:
-        ValueError: if the list that is there names other images (the annotations have changed since).
+        ValueError: if an existing list names other images (the annotations have changed since).
     """
     chosen = draw_images([record["image_id"] for record in records], subset.percent, subset.seed)
     path = list_file(folder, subset)

@@ -1,11 +1,12 @@
-r"""The paper's transfer rows in detectron2 (0.6): trains and evaluates one file of configs/detectron2/.
+r"""Trains and evaluates a config of configs/detectron2/ in detectron2 (0.6), for the paper's transfer rows.
 
     python scripts/detectron2_train.py --num-gpus 8 --config-file configs/detectron2/voc_faster_rcnn_c4_24k.yaml \
         MODEL.WEIGHTS runs/for_detectron2/backbone.pkl OUTPUT_DIR runs/voc
 
-MODEL.WEIGHTS is what `dupr-tf export --to detectron2` wrote, or the word random. Data lie where detectron2 looks for
-them ($DETECTRON2_DATASETS). Needs detectron2, and nothing of dupr_tf. tests/scripts/test_detectron2_interop.py runs
-it for two iterations on a CPU. With --eval-only --resume it evaluates the last checkpoint of OUTPUT_DIR.
+MODEL.WEIGHTS is the file that `dupr-tf export --to detectron2` wrote, or the word random. Data are in the folder of
+$DETECTRON2_DATASETS, as detectron2 expects. The script needs detectron2, but not dupr_tf.
+tests/scripts/test_detectron2_interop.py runs it for two iterations on a CPU. With --eval-only --resume it evaluates the
+last checkpoint of OUTPUT_DIR.
 """
 
 import functools
@@ -23,7 +24,7 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 from detectron2.utils import comm
 from detectron2_subsets import draw_and_record, parse_subset
 
-# By the type detectron2 notes for each of its data sets; precise BN is its own hook (TEST.PRECISE_BN).
+# Evaluators by detectron2's type of each data set. Precise BN is a hook of detectron2 (TEST.PRECISE_BN).
 EVALUATORS = {
     "coco": lambda name, folder: COCOEvaluator(name, output_dir=folder),
     "pascal_voc": lambda name, folder: PascalVOCDetectionEvaluator(name),
@@ -33,31 +34,31 @@ EVALUATORS = {
 
 @ROI_HEADS_REGISTRY.register()
 class Res5ROIHeadsWithNorm(Res5ROIHeads):
-    """The C4 heads with a norm behind res5, whose output has not been normalised since its last addition."""
+    """Adds a norm after res5 to the C4 heads, because the last addition in res5 is not normalised."""
 
     @classmethod
     def _build_res5_block(cls, cfg):
         blocks, channels = super()._build_res5_block(cfg)
-        # Flat, so that the blocks keep the names res5.0, res5.1, … under which the weights come; the norm is res5.3.
+        # A flat list, so that the blocks keep the names of the weights, res5.0, res5.1, … The norm is res5.3.
         return torch.nn.Sequential(*blocks, get_norm(cfg.MODEL.RESNETS.NORM, channels)), channels
 
 
-# A norm counts its batches without using the number; res5.3 is the norm of the class above, which no export has.
+# A norm counts its batches but does not use the count. No export has res5.3, the norm of the class above.
 BACKBONE = re.compile(r"(?:^|\.)(?:stem|res(?!5\.3\.)\d)\.(?!.*num_batches_tracked)")
 
 
 def require_backbone(checkpointer):
-    """Lets a checkpointer refuse weights that do not fill the backbone exactly; detectron2 itself only warns."""
+    """Makes a checkpointer refuse weights that do not fill the backbone exactly. detectron2 only warns."""
     log_incompatible = checkpointer._log_incompatible_keys
 
     def refuse(keys):
-        found = {
+        groups = {
             "missing": keys.missing_keys,
             "unexpected": keys.unexpected_keys,
             "of another shape": [name for name, *_ in keys.incorrect_shapes],
         }
-        found = {what: [name for name in names if BACKBONE.search(name)] for what, names in found.items()}
-        problems = [f"{len(names)} {what}, such as {names[0]}" for what, names in found.items() if names]
+        groups = {what: [name for name in names if BACKBONE.search(name)] for what, names in groups.items()}
+        problems = [f"{len(names)} {what}, such as {names[0]}" for what, names in groups.items() if names]
         if problems:
             raise ValueError(
                 f"MODEL.WEIGHTS does not fit the backbone: {'; '.join(problems)}. Set the depth and channels that the "
@@ -70,7 +71,7 @@ def require_backbone(checkpointer):
 
 
 class Trainer(DefaultTrainer):
-    """detectron2's trainer with an evaluator for each kind of data set."""
+    """Extends detectron2's trainer by an evaluator for each kind of data set."""
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
@@ -81,7 +82,7 @@ class Trainer(DefaultTrainer):
 
 
 def configure(arguments):
-    """The frozen config of a command line; its subsets are registered."""
+    """Returns the frozen config of a command line, and registers its subsets."""
     cfg = get_cfg()
     cfg.merge_from_file(arguments.config_file)
     cfg.merge_from_list(arguments.opts)
@@ -102,19 +103,19 @@ def register_subset(name, folder):
         return
     DatasetCatalog.register(name, functools.partial(load_subset, subset, folder))
     facts = MetadataCatalog.get(subset.base).as_dict()
-    # Without json_file: that of the whole data set, which an evaluator would take for the subset's.
+    # Leaves out json_file, because it describes the whole data set, and an evaluator would use it for the subset.
     MetadataCatalog.get(name).set(**{key: facts[key] for key in facts if key not in ("name", "json_file")})
 
 
 def load_subset(subset, folder):
-    """The records of a subset; the first process writes the list of its images."""
+    """Returns the records of a subset. The first process writes the list of its images."""
     return draw_and_record(DatasetCatalog.get(subset.base), subset, folder, write=comm.is_main_process())
 
 
 def main(arguments):
     """Trains and evaluates, or only evaluates (--eval-only). Runs in each process of `launch`.
 
-    With --resume, it starts from the last checkpoint of OUTPUT_DIR, where there is one, instead of MODEL.WEIGHTS.
+    With --resume, it starts from the last checkpoint of OUTPUT_DIR, if one exists, instead of MODEL.WEIGHTS.
     """
     cfg = configure(arguments)
     default_setup(cfg, arguments)

@@ -1,4 +1,4 @@
-"""Exporting with the Python API: scripts/export.py RUN OUTPUT_DIR."""
+"""Exports a backbone with the Python API: scripts/export.py RUN OUTPUT_DIR."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ import dupr_tf
 
 
 def main(run, output):
-    """Writes a run's backbone as a SavedModel and for detectron2, and uses the SavedModel as another program would."""
+    """Writes a run's backbone as a SavedModel and for detectron2, and runs the SavedModel as another program would."""
     backbone = dupr_tf.load_backbone(run)
     saved_model = dupr_tf.export(backbone, "saved_model", Path(output) / "saved_model")
     dupr_tf.export(backbone, "detectron2", Path(output) / "detectron2")

@@ -1,4 +1,4 @@
-"""Fine-tuning with the Python API, `model.fit` in plain sight: scripts/finetune_retinanet.py BACKBONE DATA [STEPS].
+"""Fine-tunes with the Python API and `model.fit`: scripts/finetune_retinanet.py BACKBONE DATA [STEPS].
 
 BACKBONE is a pre-training run, `.keras` or `.safetensors`, or "random"; DATA is a COCO or VOC root. `dupr-tf finetune`
 does the same and writes metrics, a SavedModel and pictures.
@@ -43,7 +43,7 @@ def main(weights, data, steps=1500):
     rate = Cosine(1e-3, steps, warmup_steps=min(100, steps))
     model.compile(keras.optimizers.AdamW(rate, weight_decay=1e-4, global_clipnorm=10.0))
     with train_batches(train, config, steps) as batches:
-        model.fit(feed(batches), shuffle=False)  # the batches come shuffled
+        model.fit(feed(batches), shuffle=False)  # the batches are already shuffled
 
     result = coco_ap(val, detect(model, val))
     print(f"AP {result['AP']:.3f}, AP50 {result['AP50']:.3f}, AP75 {result['AP75']:.3f}")

@@ -1,4 +1,4 @@
-"""Pre-training with the Python API, `model.fit` in plain sight: scripts/pretrain.py IMAGES OUTPUT.keras [STEPS].
+"""Pre-trains with the Python API and `model.fit`: scripts/pretrain.py IMAGES OUTPUT.keras [STEPS].
 
 `dupr-tf pretrain` does the same and adds checkpoints, resuming and metrics.
 """

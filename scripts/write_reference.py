@@ -1,7 +1,7 @@
 """Writes the generated parts of docs/commands.md and docs/configuration.md: scripts/write_reference.py
 
-The first comes from the parser of `dupr-tf`, the second from the schema of the config. tests/test_docs.py holds both
-equal to what this script writes.
+The first comes from the parser of `dupr-tf`, the second from the schema of the config. tests/test_docs.py checks that
+both pages are up to date.
 """
 
 import contextlib

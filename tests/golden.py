@@ -1,11 +1,11 @@
-"""One whole step of DUPR in float64 NumPy with a backward pass by hand: no TensorFlow, no automatic gradient.
+"""A whole step of DUPR in float64 NumPy with a backward pass by hand: no TensorFlow, no automatic gradient.
 
 It is written from the paper's equations 1–6, MoCo's algorithm and the definitions of convolution, batch norm and
 RoIAlign, not from `dupr_tf`. The backbone has five stages (stem, P2..P5), each a 3x3 convolution of stride 2, batch
 norm and ReLU.
 
 Weights are a flat dictionary: `P3/kernel`, `P3/gamma`, `P3/beta` for a stage, and `image_P3/kernel_1`, `bias_1`,
-`kernel_2`, `bias_2` for a head. Arrays are NHWC. Boxes are `(y1, x1, y2, x2)` in pixels of the view as it is seen. A
+`kernel_2`, `bias_2` for a head. Arrays are NHWC. Boxes are `(y1, x1, y2, x2)` in pixels of the view as seen. A
 function's second result is the input of its `_backward`. `d_x` is the derivative of the loss with respect to x.
 """
 

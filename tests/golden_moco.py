@@ -2,8 +2,10 @@
 
 Its order is:
 
-- q = f_q(x_q), EMA of f_k, k = f_k(x_k) - logits [q·k, q·queue] / T with label 0 - enqueue k, then cross entropy - SGD
-with momentum and coupled decay, and the cosine once an epoch
+- q = f_q(x_q), EMA of f_k, k = f_k(x_k)
+- logits [q·k, q·queue] / T with label 0
+- enqueue k, then cross entropy
+- SGD with momentum and coupled decay, and the cosine once an epoch
 
 Only convolution and batch norm come from `golden`.
 """

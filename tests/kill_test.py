@@ -84,10 +84,10 @@ class Trial:
         assert len(os.listdir("/proc/self/task")) == 1, "a process with threads must not be forked"
         child = os.fork()
         if child == 0:
-            self._be_the_command(arguments, log.fileno())
+            self._run_command(arguments, log.fileno())
         return child
 
-    def _be_the_command(self, arguments, log):
+    def _run_command(self, arguments, log):
         """Runs the command in the child process, which does nothing else."""
         code = 99
         try:

@@ -75,7 +75,7 @@ def test_defaults_are_the_papers():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
-def test_a_resolved_config_reads_back_as_itself(path, tmp_path):
+def test_resolved_config_reads_back_as_itself(path, tmp_path):
     config = load_config(path)
     (tmp_path / "c.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "c.yaml") == config

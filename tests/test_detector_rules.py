@@ -20,9 +20,9 @@ def config(**sections):
     [
         ({"detector": {"neck": "c4"}}, "detector.neck", "retinanet"),
         ({"detector": {"kind": "fcn", "neck": "c4"}}, "detector.neck", "fcn"),
-        ({"detector": {"kind": "mask_rcnn"}, "data": {"kind": "voc"}}, "data.kind", "coco or cityscapes"),
+        ({"detector": {"kind": "mask_rcnn"}, "data": {"kind": "voc"}}, "data.kind", "received voc"),
         ({"detector": {"kind": "fcn"}, "data": {"kind": "coco"}}, "data.kind", "masks or cityscapes"),
-        ({"data": {"kind": "masks"}}, "data.kind", "coco, voc or cityscapes"),
+        ({"data": {"kind": "masks"}}, "data.kind", "received masks"),
         ({"data": {"class_names": ["sky"]}}, "data.class_names", "fcn"),
         ({"data": {"ignore_value": 11}}, "data.ignore_value", "fcn"),
         ({"detector": {"rpn_pre_nms": [10, 10]}}, "detector.rpn_pre_nms", "retinanet"),

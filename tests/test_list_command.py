@@ -36,7 +36,7 @@ def test_every_target_of_a_registry_exists(kind):
             assert isinstance(target, tuple) if kind == "photos" else callable(target), entry.target
 
 
-def test_row_says_what_must_be_installed():
+def test_row_names_what_must_be_installed():
     registry = Registry("thing", "--thing", {
         "plain": Entry("wave:open", "needs nothing"),
         "there": Entry("wave:open", "is installed", "some", ("sys",)),

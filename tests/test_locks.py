@@ -70,7 +70,7 @@ def test_lock_is_acquired_once_per_process(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_another_thread_is_refused(tmp_path):
+def test_lock_refuses_another_thread(tmp_path):
     with locked(tmp_path / "a"), ThreadPoolExecutor(1) as pool:
         error = refusal(pool.submit(enter, tmp_path / "a").result)
     assert f"process {os.getpid()} on " in error.problem

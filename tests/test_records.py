@@ -36,7 +36,7 @@ def test_odd_record_names_its_file(tmp_path, content):
     assert "a\\nb.json" in error.problem and len(error.problem) < 400
 
 
-def test_large_record_is_refused_unread(tmp_path):
+def test_large_record_is_refused_without_reading(tmp_path):
     path = tmp_path / "a.json"
     with path.open("wb") as file:
         file.truncate(1 << 40)  # sparse: reading it would take all memory

@@ -51,7 +51,7 @@ class Workers(Trial):
                 arguments += ["--data", str(self.folder / "unlabeled"), f"--train.checkpoint_every={every}"]
                 arguments += [f"--train.keep_checkpoints={keep}", f"--train.start_timeout={START_SECONDS}"]
                 log = self.log(index).open("wb")  # a separate variable keeps it open
-                self._be_the_command(arguments, log.fileno())
+                self._run_command(arguments, log.fileno())
             children.append(child)
         return children
 

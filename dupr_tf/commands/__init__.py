@@ -1,4 +1,4 @@
-"""The commands of `dupr-tf`, one dataclass each: its fields are the flags, its docstring the help, `run` the work."""
+"""Lists the commands of `dupr-tf`. In each dataclass, fields are flags, the docstring is the help, `run` the work."""
 
 from dupr_tf.commands.bench import Bench
 from dupr_tf.commands.convert import Convert

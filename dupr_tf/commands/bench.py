@@ -1,4 +1,4 @@
-"""The command that times dupr_tf beside its peers."""
+"""The command that compares the speed of dupr_tf and other libraries."""
 
 from __future__ import annotations
 

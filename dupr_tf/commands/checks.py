@@ -1,4 +1,4 @@
-"""Checks of a command line that several commands share; none loads TensorFlow."""
+"""Checks command lines for several commands, without loading TensorFlow."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def output_problems(output: Path | None, data: Path | str | None = None) -> list
 
 
 def refuse_kept_fields(overrides: dict[str, str]) -> None:
-    """Raises UserError if a field of a saved detector's config is to change that does not concern the data."""
+    """Raises UserError if an override changes a field of a saved detector's config outside the data section."""
     others = [name for name in overrides if not name.startswith("data.")]
     if others:
         raise UserError(f"--{others[0]}", "A detector keeps its config.", "Change only fields of data.")

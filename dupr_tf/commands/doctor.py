@@ -68,7 +68,7 @@ class Doctor:
             except UserError as error:
                 problems += error.errors
         elif overrides:
-            problem = "There is no config whose field it could change."
+            problem = "No config is given, so there is no field to change."
             problems.append(UserError(f"--{next(iter(overrides))}", problem, "Pass a config as the first argument."))
         root = self.data or (config.data.root if config else None)
         if config is not None and config.detector is not None:
@@ -93,7 +93,7 @@ def _detector_problems(root: Path | str | None, steps: bool) -> list[UserError]:
 
 
 def _check_detector(config: Config, root: Path | str | None) -> None:
-    """Prints what the labels of a detector's data are like. Mistakes in them are raised before TensorFlow loads."""
+    """Prints statistics of the labels of a detector's data. Mistakes in them are raised before TensorFlow loads."""
     examined = None if root is None else _examine_labels(config, root)
     from dupr_tf.forecast.doctor import machine_rows
 

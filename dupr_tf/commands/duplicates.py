@@ -39,7 +39,7 @@ class Duplicates:
     workers: int = os.cpu_count() or 1
     """Images decoded at a time."""
     max_pixels: int = DataConfig().max_pixels
-    """An image of more is not looked at."""
+    """Largest number of pixels of an image. Larger images are skipped."""
 
     def run(self, overrides: dict[str, str]) -> None:
         parse_config({"data": {"max_pixels": self.max_pixels, "threads": self.workers}})
@@ -60,11 +60,11 @@ class Duplicates:
                 f"{matches.capped:,} hashes share a quarter of their bits with more than {MAX_BUCKET:,} others. Each "
                 f"was compared with {MAX_BUCKET:,} of them, so near duplicates among them may be missing."
             )
-        found = (matches.of >= 0).nonzero()[0].tolist()
+        positions = (matches.of >= 0).nonzero()[0].tolist()
         where = "an earlier one" if self.against is None else f"one in {self.against}"
-        print_line(f"{len(found):,} of {len(matches.of):,} photos are duplicates of {where}")
+        print_line(f"{len(positions):,} of {len(matches.of):,} photos are duplicates of {where}")
         if self.output is not None:
-            lines = ["\t".join(row) + "\n" for row in _lines(matches, found, *pairs)]
+            lines = ["\t".join(row) + "\n" for row in _lines(matches, positions, *pairs)]
             write_whole(self.output, "name\tdiffer in\tother\n" + "".join(lines))
             print_line(f"wrote {self.output}")
 
@@ -77,8 +77,8 @@ class Duplicates:
         hashed = hash_images(source, self.workers, self.max_pixels)
         hashes = collect_hashes(with_progress(hashed, len(source), "hashing"))
         for number, reason in hashes.unreadable:
-            print_line(f"not looked at: {escape(source.name(number))} ({reason})")
-        print_line(f"{len(hashes.index):,} of {len(source):,} images of {root} looked at")
+            print_line(f"skipped: {escape(source.name(number))} ({reason})")
+        print_line(f"{len(hashes.index):,} of {len(source):,} images of {root} compared")
         return hashes, lambda position: escape(source.name(int(hashes.index[position])))
 
 

@@ -48,5 +48,5 @@ class Import:
             f"{result.architecture}, width {result.width:g}: {result.matched} arrays matched ({names}), none missing"
         )
         for name in result.dropped:
-            print_line(f"  left behind: {name}")
+            print_line(f"  dropped: {name}")
         print_line(f"wrote {self.output}")

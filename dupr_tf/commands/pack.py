@@ -82,7 +82,7 @@ def verify_shards(root: Path) -> None:
 
     errors = list(find_damage(root))
     raise_all(list(filter(None, errors)))
-    print_line(f"{len(errors)} shards are what was packed: {root}")
+    print_line(f"{len(errors)} shards match their checksums: {root}")
 
 
 def print_names(root: Path) -> None:

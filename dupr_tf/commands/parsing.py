@@ -82,12 +82,12 @@ def _missing_section(word: str, command: str, arguments: list[str]) -> UserError
     flag = word.partition("=")[0]
     field = flag.removeprefix("--").replace("-", "_")
     chosen = FLAGS.get(arguments[0]) if command == "probe" else COMMANDS[command]
-    own = {one.name for kind in (chosen, COMMANDS[command]) if kind for one in dataclasses.fields(kind)}
-    if command not in CONFIGURED or not flag.startswith("--") or field in {*own, "help"}:
+    flags = {one.name for kind in (chosen, COMMANDS[command]) if kind for one in dataclasses.fields(kind)}
+    if command not in CONFIGURED or not flag.startswith("--") or field in {*flags, "help"}:
         return None
     named = [row[0] for row in field_rows() if row[0].startswith("linear.") == (command == "probe")]
     fields = [name for name in named if name.partition(".")[2] == field]
-    if not fields and (near := nearest(field, {name.partition(".")[2] for name in named} | own, 0.75)) not in own:
+    if not fields and (near := nearest(field, {name.partition(".")[2] for name in named} | flags, 0.75)) not in flags:
         fields = [name for name in named if name.partition(".")[2] == near]
     if not fields:
         return None

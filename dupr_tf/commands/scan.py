@@ -1,4 +1,4 @@
-"""The command that looks at every image of a folder."""
+"""The command that checks every image of a folder."""
 
 from __future__ import annotations
 

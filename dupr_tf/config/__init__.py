@@ -1,4 +1,4 @@
-"""The schema of an experiment: sections, fields, ranges, cross-field rules, derived values.
+"""Defines the schema of an experiment: sections, fields, ranges, cross-field rules, derived values.
 
 Nothing here imports TensorFlow: a config is checked, and every mistake reported, before the slow imports start.
 Defaults are the paper's (docs/method.md, Overview).

@@ -1,4 +1,4 @@
-"""The table of backbones for `model.backbone` and `--backbone`."""
+"""Lists the backbones for `model.backbone` and `--backbone`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The section `detector`: the kind of detector, its sizes, and its settings in training and at test."""
+"""Defines the section `detector`: the kind of detector, its sizes, and its settings in training and at test."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""The table of detectors: class, task, data layouts, unsupported fields.
+"""Lists the detectors: class, task, data layouts, unsupported fields.
 
 A new detector is one new file below `detection/` and one line here. Its class derives from
 `detection.detector.Detector`. Each line has these facts:
 
     task: a key of `detection.labels.LABELS`: "boxes", "masks" or "segments".
     data: values of `data.kind` that have the labels it needs.
-    data_note: why the other layouts lack them; may be empty.
+    data_note: why the other layouts lack these labels; may be empty.
     refuses: {dotted field: (why, what to do)} of fields that must keep their default. The message puts the kind's name
         before the reason.
     anchor_iou: the IoU with an anchor that a box needs to be trained on. None: every box is trained on.

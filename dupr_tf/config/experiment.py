@@ -1,4 +1,4 @@
-"""An experiment: its sections, the rules between them, derived values."""
+"""Defines an experiment: its sections, the rules between them, derived values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dupr_tf.errors import UserError
 
 
 class Config(Section):
-    """An experiment. `detector` is read by `finetune` alone, `linear` by `probe linear`."""
+    """Holds the sections of an experiment. Only `finetune` reads `detector`, and only `probe linear` reads `linear`."""
 
     data: DataConfig = DataConfig()
     views: ViewsConfig = ViewsConfig()

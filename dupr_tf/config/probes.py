@@ -1,4 +1,4 @@
-"""The table of probes: the function that runs each, and the numbers that a pre-training run logs.
+"""Lists the probes: the function that runs each, and the numbers that a pre-training run logs.
 
 A new probe is one new file below `probing/`, a line here and its flags in `commands/probe.py`. Its function takes the
 backbones, the data and keyword arguments, and returns `Findings`. A line has these facts if the probe can run in
@@ -38,7 +38,7 @@ PROBES = Registry(
         ),
         "retrieval": Entry(
             "dupr_tf.probing.protocols:probe_retrieval",
-            "nearest images, and whether they show things in the same place",
+            "nearest images, and whether they show objects in the same place",
             facts={"takes": ("images", "queries", "image_size"), "logs": ("alignment", "same_class")},
         ),
     },

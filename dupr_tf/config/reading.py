@@ -1,4 +1,4 @@
-"""Configs from YAML files and the command line. Every mistake is reported with the name of its field."""
+"""Reads configs from YAML files and the command line. Every mistake is reported with the name of its field."""
 
 from __future__ import annotations
 
@@ -150,11 +150,11 @@ def _user_error(error: dict[str, Any]) -> UserError:
             return _unknown_term_field(where, error["loc"][3])
     received, fix = f"{error['input']!r:.80}", ""
     cause = context.get("error")
-    if isinstance(cause, UserError):  # from a validator of a section
+    if isinstance(cause, UserError):  # the error comes from a validator of a section
         return UserError(".".join([*where, *([cause.field] if cause.field else [])]), cause.problem, cause.fix)
     if kind == "extra_forbidden":
         return _unknown_field(where)
-    if kind in ("union_tag_invalid", "union_tag_not_found"):  # an error of a term
+    if kind in ("union_tag_invalid", "union_tag_not_found"):  # the error comes from a term
         try:
             TERMS.check(context.get("tag"))
         except UserError as unknown:

@@ -1,4 +1,4 @@
-"""The sections of an experiment that pre-training reads: fields, ranges, descriptions."""
+"""Defines the sections of an experiment that pre-training reads: fields, ranges, descriptions."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class DataConfig(Section):
         description="names of the values 0, 1, … of masks. Default: those in classes.txt, or numbers",
     )
     ignore_value: int | None = Field(
-        None, ge=0, le=255, description="value of masks that is no class. Default: every value is one"
+        None, ge=0, le=255, description="value of masks that has no class. Default: every value has one"
     )
     image_size: int = Field(224, ge=32, le=4096, description="side of a view (pre-training) or input (detector), px")
     max_bad_share: float = Field(0.01, ge=0, le=1, description="share of unreadable images a run may skip")
@@ -64,10 +64,13 @@ class DataConfig(Section):
     )
     share_seed: int = Field(0, ge=0, lt=2**31, description="seed of that share")
     val_share: float | None = Field(
-        None, gt=0, lt=1, description="share of train, drawn with share_seed, that is val. Default: the root has a val"
+        None,
+        gt=0,
+        lt=1,
+        description="share of train to use as val, drawn with share_seed. Default: the root has a val",
     )
     background: bool = Field(False, description="train detectors on images without boxes too, as negatives")
-    max_pixels: int = Field(100_000_000, ge=1, description="an image of more pixels is skipped, from its header")
+    max_pixels: int = Field(100_000_000, ge=1, description="images with more pixels, by their header, are skipped")
     depth: Literal["full", "auto"] = Field(
         "full",
         description="16-bit images: full keeps the upper 8 bits, auto scales each file by its minimum and maximum",
@@ -114,16 +117,16 @@ class ModelConfig(Section):
     roi_sizes: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=4, max_length=4)] = Field(
         (56, 28, 14, 7), description="S of P2..P5: the overlap is cut into S x S patches"
     )
-    sampling_ratio: int = Field(1, ge=1, le=4, description="RoIAlign samples a side in each patch")
+    sampling_ratio: int = Field(1, ge=1, le=4, description="RoIAlign samples per side of each patch")
     embedding_dim: int = Field(128, ge=2, description="width of every embedding")
     head: Literal["mlp", "linear"] = Field(
         "mlp", description="projection head: mlp (MoCo v2, DUPR) or linear (MoCo v1)"
     )
     temperature: float = Field(0.2, gt=0, description="tau of every term")
     bank_size: int = Field(65536, ge=1, description="keys in each memory bank")
-    patch_keys_per_image: int = Field(4, ge=1, description="patch keys an image puts into a bank each step")
+    patch_keys_per_image: int = Field(4, ge=1, description="patch keys that an image adds to a bank in each step")
     patch_reduction: Literal["mean", "sum"] = Field(
-        "mean", description="reduction over the cells of eq. 5; the literal reading is sum"
+        "mean", description="reduction over the cells of eq. 5; the printed equation has sum"
     )
     momentum: float = Field(0.999, ge=0, lt=1, description="EMA momentum of the key encoder")
     momentum_schedule: Literal["constant", "cosine"] = Field(
@@ -216,7 +219,7 @@ class TrainConfig(Section):
     batch_size: int = Field(256, ge=1, description="images per step over all devices")
     epochs: int = Field(200, ge=1, description="passes over the images")
     max_steps: int | None = Field(
-        None, ge=1, description="last step, if the epochs are not over before. Default: all epochs"
+        None, ge=1, description="last step, if the epochs do not end earlier. Default: all epochs"
     )
     micro_batches: int = Field(8, ge=1, description="batch-norm groups per step over all devices (paper: 8 of 32)")
     precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="number format of the step")
@@ -226,11 +229,11 @@ class TrainConfig(Section):
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints to keep")
     log_every: int = Field(20, ge=1, description="steps between lines of the log")
     strategy: Literal["auto", "one", "mirrored", "multi_worker"] = Field(
-        "auto", description="devices: one, all of the machine, or all of TF_CONFIG's workers; auto takes what there is"
+        "auto", description="devices: one, all of the machine, or all of TF_CONFIG's workers; auto detects them"
     )
     worker_timeout: float = Field(60, ge=1, description="seconds that an ordinary step of several workers may take")
     start_timeout: float = Field(
-        600, ge=1, description="seconds for all workers to come, the first step, a checkpoint or a probe"
+        600, ge=1, description="seconds allowed for the start of all workers, the first step, a checkpoint or a probe"
     )
 
     @field_validator("checkpoint_every", mode="before")

@@ -1,4 +1,4 @@
-"""Names that a user may have meant: similar ones, and those that an abbreviation stands for."""
+"""Suggests names that a user may have meant: similar names, and names that an abbreviation stands for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Collection
 def nearest(word: str, names: Collection[str], cutoff: float = 0.6) -> str | None:
     """Returns the name that a word probably means: a similar one, or one with these initials, such as `lr`.
 
-    A name that differs in digits alone (resnet20, resnet50) is another thing, so it is no suggestion.
+    A name that differs only in digits (resnet20, resnet50) means another object, so it is not suggested.
     """
     initials = {"".join(part[0] for part in name.split("_")): name for name in names if "_" in name}
     if word in initials:

@@ -1,4 +1,4 @@
-"""The terms of the loss in a config: a schema for each kind, and the registry of kinds.
+"""Defines the terms of the loss in a config: a schema for each kind, and the registry of kinds.
 
 `model.terms` lists them in full. DUPR's own short form (`image_weights`, `patch_weights`, …) expands to the same list.
 """
@@ -68,9 +68,9 @@ class ImageContrastConfig(ContrastConfig):
 class PatchContrastConfig(ContrastConfig):
     kind: Literal["patch_contrast"] = "patch_contrast"
     size: int = Field(7, ge=1, description="S: the overlap is cut into S x S patches")
-    sampling_ratio: int = Field(1, ge=1, le=4, description="RoIAlign samples a side in each patch")
-    keys_per_image: int = Field(4, ge=1, description="patch keys an image puts into the bank each step")
-    reduction: Literal["mean", "sum"] = Field("mean", description="over the cells of eq. 5; sum is literal")
+    sampling_ratio: int = Field(1, ge=1, le=4, description="RoIAlign samples per side of each patch")
+    keys_per_image: int = Field(4, ge=1, description="patch keys that an image adds to the bank in each step")
+    reduction: Literal["mean", "sum"] = Field("mean", description="over the cells of eq. 5, whose printed form has sum")
     PREFIX: ClassVar[str] = "patch"
 
     @property

@@ -1,4 +1,4 @@
-"""Images, labels and batches, in NumPy. Nothing here imports TensorFlow."""
+"""Reads images and labels and makes batches, in NumPy. Imports no TensorFlow."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Batches for a detector: images decoded upright, augmented, letterboxed or scaled, with their boxes and masks.
+"""Reads batches for a detector: images decoded upright, augmented, letterboxed or scaled, with boxes and masks.
 
 Boxes are `(x1, y1, x2, y2)` in pixels, KerasCV's "xyxy". Sample order and augmentation are functions of the
 seed and the position in the run, so a run can be repeated exactly.
@@ -31,7 +31,7 @@ MIN_SIDE = 2.0  # px; a crop that leaves a shorter side removes the box
 
 
 def train_batches(annotated: AnnotatedImages, config: Config, steps: int, start: int = 0) -> Reader:
-    """Augmented batches of the steps `start` to `steps`.
+    """Opens a reader of augmented batches of the steps `start` to `steps`.
 
     Images without a box to train on are left out. Images without any annotation stay if `annotated.background` is set.
     Every epoch has its own order, and a batch may span two epochs. Half of the images are mirrored.
@@ -230,7 +230,7 @@ class TrainingExamples:
         return crop_masks(masks, (height, width), boxes)[:, :, :: -1 if place.flip else 1]
 
     def _padded(self, rows: np.ndarray, missing: int, dtype) -> np.ndarray:
-        """(1, most_boxes, …)."""
+        """Pads rows to (1, most_boxes, …)."""
         padded = np.full((1, self.most_boxes, *rows.shape[1:]), missing, dtype)
         padded[0, : len(rows)] = rows
         return padded

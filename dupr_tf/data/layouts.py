@@ -254,8 +254,8 @@ def split_folder(root: Path, split: str, years: Sequence[str], names: Sequence[s
     """
     if not names:
         return root
-    own = [place for name in dict.fromkeys((*years, split)) for place in (f"images/{name}", name)]
-    ranks = (own, ["images", "JPEGImages"], ["."])
+    of_split = [place for name in dict.fromkeys((*years, split)) for place in (f"images/{name}", name)]
+    ranks = (of_split, ["images", "JPEGImages"], ["."])
     held = {name: sum((root / name / image).is_file() for image in names) for rank in ranks for name in rank}
     most = max(held.values())
     if not most:

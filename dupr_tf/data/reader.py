@@ -23,8 +23,8 @@ from dupr_tf.errors import RunFailed
 from dupr_tf.text import one_line
 
 AHEAD = 2  # blocks that each thread reads ahead of the training
-SHARED_SIZE = 1 << 14  # bytes; larger arrays of other processes use shared memory
-FREEING = 0.1  # seconds to wait for the thread in which Grain frees shared memory
+SHARED_SIZE = 1 << 14  # bytes; arrays of other processes use shared memory from this size on
+FREEING = 0.1  # seconds for the thread in which Grain frees shared memory, before the program may end
 PARENT_CHECK = 1.0  # seconds between two checks of the parent process
 
 
@@ -56,8 +56,8 @@ class Reader:
 
     Attributes:
         signature: as above.
-        error: the exception that ended the iteration, or None. TensorFlow wraps the exceptions of an iterator, so the
-            owner of the reader raises this one.
+        error: the first exception that ended the iteration, or None. TensorFlow wraps the exceptions of an iterator, so
+            the owner of the reader raises this one.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Cityscapes' average precision of instance masks, on arrays.
+"""Computes Cityscapes' average precision of instance masks, on arrays.
 
 It follows cityscapesScripts 2.3.0 (`evalInstanceLevelSemanticLabeling`, without distances), which published results
 use. It differs from COCO's in how detections and objects are matched and in how the area is summed.

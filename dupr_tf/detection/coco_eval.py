@@ -1,4 +1,4 @@
-"""COCO's average precision of boxes or masks by pycocotools, on arrays."""
+"""Computes COCO's average precision of boxes or masks with pycocotools, on arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Confusion of detected objects, and the score threshold that suits a detector best."""
+"""Counts confusions of detected objects, and finds the best score threshold of a detector."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def suggest_threshold(annotated: AnnotatedImages, detections: Sequence[dict]) ->
         `min_score`, `precision`, `recall` and `f1` in [0, 1]; None if no detection is a hit.
     """
     scores, hits = [], []
-    for image, found in enumerate(detections):
-        matches = _match(annotated, image, found, same_class=True)
-        scores.append(np.asarray(found["scores"], np.float64)[matches != IGNORED])
+    for image, predicted in enumerate(detections):
+        matches = _match(annotated, image, predicted, same_class=True)
+        scores.append(np.asarray(predicted["scores"], np.float64)[matches != IGNORED])
         hits.append(matches[matches != IGNORED] >= 0)
     scores, hits = (np.concatenate(column) if column else np.zeros(0) for column in (scores, hits))
     counted = sum(int((~ignored).sum()) for ignored in annotated.ignored)
@@ -62,12 +62,15 @@ def count_confusion(annotated: AnnotatedImages, detections: Sequence[dict], min_
     """
     none = len(annotated.class_names)
     counts = np.zeros((none + 1, none + 1), np.int64)
-    for image, found in enumerate(detections):
-        kept = np.asarray(found["scores"]) >= min_score
-        found = {name: np.asarray(found[name])[kept] for name in ("boxes", "classes", "scores")}
-        matches, labels = _match(annotated, image, found, same_class=False), np.append(annotated.labels[image], none)
+    for image, predicted in enumerate(detections):
+        kept = np.asarray(predicted["scores"]) >= min_score
+        predicted = {name: np.asarray(predicted[name])[kept] for name in ("boxes", "classes", "scores")}
+        matches, labels = (
+            _match(annotated, image, predicted, same_class=False),
+            np.append(annotated.labels[image], none),
+        )
         counted = matches != IGNORED
-        np.add.at(counts, (labels[matches[counted]], found["classes"][counted].astype(int)), 1)
+        np.add.at(counts, (labels[matches[counted]], predicted["classes"][counted].astype(int)), 1)
         missed = ~annotated.ignored[image]
         missed[matches[matches >= 0]] = False
         np.add.at(counts, (annotated.labels[image][missed], none), 1)

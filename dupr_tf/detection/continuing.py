@@ -1,4 +1,4 @@
-"""Training that continues from a detector, on the same classes or on others."""
+"""Continues training from a detector, on the same classes or on others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Precision-recall pictures and class tables of evaluations."""
+"""Makes precision-recall pictures and class tables of evaluations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base of all detectors: config, norms, batches, and the creation of all variables before `fit`."""
+"""Defines the base of all detectors: config, norms, batches, and the creation of all variables before `fit`."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def photos_of(data):
     """Returns the images of a batch for `predict`, padded to sides that suit every detector, and their own sizes.
 
     Args:
-        data: (B, H, W, 3) images in 0–255 with any sides and dtype; or a batch whose `image_sizes` say which part of
+        data: (B, H, W, 3) images in 0–255 with any sides and dtype, or a batch whose `image_sizes` say which part of
             its images is not padding.
 
     Returns:

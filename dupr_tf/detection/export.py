@@ -1,4 +1,4 @@
-"""Exports a detector into a directory of its own, after comparing its detections with those of the written file."""
+"""Exports a detector into a new directory, after comparing its detections with those of the written file."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _check(written, to, output):
         raise RunFailed(
             f"The {worst.level} of the {to} export differ from the detector's by {worst.difference:.2e} on an image of "
             f"{worst.image} in {worst.against}; at most {TOLERANCE * worst.scale:.2e} is allowed. This is a defect, "
-            f"please report it; nothing was left at {output}."
+            f"please report it; {output} was not written."
         )
 
 

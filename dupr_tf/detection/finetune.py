@@ -1,4 +1,4 @@
-"""Fine-tuning and evaluation: checks the inputs without TensorFlow, then loads it and starts."""
+"""Fine-tunes and evaluates detectors. Checks the inputs without TensorFlow, then loads it and starts."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from dupr_tf.weights.paths import KERAS_FILE, RANDOM, weights_file
 from dupr_tf.weights.saved_detectors import DETECTOR_FILE, Saved, find_detector, read_saved
 
 log = logging.getLogger(__name__)
-CHECKED_FILE = "checked_images.tsv"  # results of the checks of images, so that a later start need not decode them
-LAST_FILE = "detector_last.keras"  # beside the best one, with `detector.validate_every`
-METRICS_FILE = "metrics.json"  # written before the pictures: a run that has it is finished
+CHECKED_FILE = "checked_images.tsv"  # results of the checks of images, so that a resumed run need not decode them
+LAST_FILE = "detector_last.keras"  # saved with `detector.validate_every`, besides the best detector
+METRICS_FILE = "metrics.json"  # written before the pictures; a run with this file is finished
 
 
 def finetune(
@@ -38,10 +38,10 @@ def finetune(
     allow_change: bool = False,
     after_change: Literal["planned", "decay", "warmup"] | None = None,
 ) -> dict:
-    """Trains the detector of `config.detector`, evaluates it, and writes both. It trains on all GPUs of the machine.
+    """Trains the detector of `config.detector`, evaluates it, and saves both. It trains on all GPUs of the machine.
 
-    Called again after a kill or an interrupt, it resumes and ends bit-identically; on a GPU only as far as TensorFlow's
-    kernels are deterministic there.
+    Called again after a kill or an interrupt, it resumes. The result is bit-identical, on a GPU only as far as
+    TensorFlow's kernels are deterministic.
 
     Args:
         config: config with a `detector` section and `optimizer.learning_rate`.
@@ -152,11 +152,11 @@ def starting_file(weights: str | Path, kind: str | None) -> tuple[str | Path, bo
     """
     if str(weights) == RANDOM:
         return weights, False
-    found = find_detector(weights)
-    if found is None or (local_path(weights, "--weights") / KERAS_FILE).is_file():
+    saved_detector = find_detector(weights)
+    if saved_detector is None or (local_path(weights, "--weights") / KERAS_FILE).is_file():
         weights_file(weights)
         return weights, False
-    path, saved = found
+    path, saved = saved_detector
     if kind not in (None, saved.kind):
         problem = f"{path} is a {saved.kind}, and the config has {kind}."
         raise UserError("--weights", problem, f"Pass --detector.kind {saved.kind}, or the weights of a backbone.")

@@ -1,4 +1,4 @@
-"""The formats that a detector is exported to, and the extra packages that each needs. Imports no TensorFlow."""
+"""Lists the export formats of detectors, and the extra packages that each needs. Imports no TensorFlow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A saved detector, ready for photos: arrays, files or PIL images of any size in, boxes in their pixels out."""
+"""Runs a saved detector on photos: arrays, files or PIL images of any size. Boxes are in the photos' pixels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")  # modes of Pillow
 
 
 class Detector:
-    """A detector that scales photos as its evaluation does, and returns what it finds in their own pixels.
+    """Runs a detector on photos. It scales them as the evaluation does, and returns boxes in the photos' pixels.
 
     Args:
         detector: `detector.keras`, the output folder of `finetune`, or a loaded detector.
@@ -59,7 +59,7 @@ class Detector:
         if image_size is not None:
             self.model.resize_input(image_size)
         if min_score is not None and self.task != "segments":
-            self.model.score_threshold = float(np.nextafter(np.float32(min_score), np.float32(-1)))  # it is exclusive
+            self.model.score_threshold = float(np.nextafter(np.float32(min_score), np.float32(-1)))  # exclusive
         sides = {"short_side": self.model.test_short_side, "max_long_side": self.model.max_long_side}
         self._place = functools.partial(scaled, **sides)
         if self.model.image_size is not None:
@@ -91,10 +91,10 @@ class Detector:
     def stream(
         self, images: Iterable, batch_size: int = EVAL_BATCH, threads: int | None = None
     ) -> Iterator[tuple[int, Prediction | Unusable]]:
-        """Yields the number of each image and its `Prediction`, or why it cannot be used once it is known.
+        """Yields the number of each image and its `Prediction`, or the reason why it cannot be used.
 
-        Memory is bounded: only a few images are read ahead. Wide and tall images are in different batches where
-        a detector takes images of any size, so the order may differ from that of the images.
+        Memory is bounded, because only a few images are read ahead. If a detector takes images of any size, wide and
+        tall images are in different batches, so results may come in another order.
 
         Args:
             images: as for `predict`, any number of them.
@@ -140,10 +140,15 @@ class Detector:
                     Prediction(sizes[index], *empty, segments=segments_to_original(classes, size, sizes[index])),
                 )
             return
-        for index, found in convert_to_originals(result, {**batch, "index": np.array(indices)}, sizes).items():
-            names = tuple(self.class_names[k] for k in found["classes"])
-            masks = tuple(found["masks"]) if "masks" in found else None
-            yield index, Prediction(sizes[index], found["boxes"], found["scores"], found["classes"], names, masks)
+        for index, detections in convert_to_originals(result, {**batch, "index": np.array(indices)}, sizes).items():
+            names = tuple(self.class_names[k] for k in detections["classes"])
+            masks = tuple(detections["masks"]) if "masks" in detections else None
+            yield (
+                index,
+                Prediction(
+                    sizes[index], detections["boxes"], detections["scores"], detections["classes"], names, masks
+                ),
+            )
 
 
 def _pixels(image, data: DataConfig) -> np.ndarray:

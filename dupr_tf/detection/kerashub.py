@@ -1,6 +1,7 @@
 """KerasHub's RetinaNet on a pre-trained backbone, with the interface of the other detectors; extra `kerashub`.
 
-The graph, anchors, box coding, label encoder and heads are those of KerasHub 0.32. These faults of it are corrected:
+The graph, anchors, box coding, label encoder and heads are those of KerasHub 0.32. These faults of KerasHub are
+corrected:
 
 * Its prior bias is on the box head, and its head kernels start at deviation 0.05 (the first loss is 155 instead of
   5.8).

@@ -1,4 +1,4 @@
-"""Labelled images by the task of a detector: how they are read, and which labels count. Imports no TensorFlow."""
+"""Reads labelled images for the task of a detector, and counts the labels to train on. Imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Labels(NamedTuple):
     """The functions that a task needs to read and count labels."""
 
     read: Callable  # (root, split, data section, class_names or None) -> images
-    learnable: Callable  # images -> how many of them have something to learn from
+    learnable: Callable  # images -> number of images to train on
 
 
 def read_boxes(root, split: str, data: DataConfig, class_names=None, masks: bool = False) -> AnnotatedImages:
@@ -46,7 +46,7 @@ def read_classes(root, split: str, data: DataConfig, class_names=None) -> Segmen
 
 
 def count_trained_on(annotated: AnnotatedImages) -> int:
-    """Counts the images that have something to learn from."""
+    """Counts the images to train on, those with a label that counts."""
     return len(annotated.trained_on())
 
 
@@ -64,7 +64,7 @@ def read_splits(config: Config, data: str | Path, task: str, results: FileResult
         config: config with the sections `data` and `detector`.
         data: root of a labelled data set.
         task: a key of `LABELS`.
-        results: of the checks of an earlier start; gets those of this one.
+        results: results of the checks of an earlier start. Those of this start are added.
 
     Raises:
         UserError: a split is missing or wrong, or has nothing to evaluate on.

@@ -1,14 +1,14 @@
-"""Formats of predictions: a line in the table and a function each. Imports no TensorFlow.
+"""Writes predictions in several formats. Each has a line in the table and a function. Imports no TensorFlow.
 
 A function writes `found`, the predictions of all images. It is called with
 
     folder: the output folder.
     found: a function that returns an iterator of one dict an image: `name` (below `root`), `size` (height and
-        width), and `boxes`, `classes`, `scores` and perhaps `masks`, or `segments`, all as JSON has them. It reads the
-        disk anew each time, so memory does not grow with the number of images.
-    root: folder that the names of the images start from.
+        width), and `boxes`, `classes`, `scores` and perhaps `masks`, or `segments`, all as JSON values. It reads the
+        disk again each time, so memory does not grow with the number of images.
+    root: folder that the names of the images are relative to.
     class_names: names of the classes 0, 1, …
-    labels: True if scores are left out where they would spoil labels.
+    labels: True to leave out scores in formats in which labels must not have them.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def flat_name(name: str) -> str:
 
 
 def link(path: Path, target: str) -> None:
-    """Makes a symbolic link, replacing an earlier one."""
+    """Creates a symbolic link, and replaces an earlier one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     path.symlink_to(target)
@@ -156,7 +156,7 @@ def link(path: Path, target: str) -> None:
 
 @contextlib.contextmanager
 def _publishing(path: Path) -> Iterator[TextIO]:
-    """Opens a text file under another name, and gives it its own once it is complete and on the disk."""
+    """Opens a text file under a temporary name, and renames it once it is complete and on the disk."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         yield file

@@ -40,7 +40,7 @@ def contact_sheet(
         path: PNG file to write.
         min_score: detections below it are not drawn, except the best one of an image.
         most_boxes: detections drawn in an image.
-        data: how images are read; None: as by default.
+        data: how images are read. None takes the defaults.
     """
     chosen = sheet_positions(len(annotated), ROWS * COLUMNS)
     count = len(chosen)
@@ -62,7 +62,7 @@ def sheet_positions(count: int, most: int) -> list[int]:
 
 
 def draw_pictures(pictures: dict[str, Callable[[Path], None]], output: Path) -> None:
-    """Draws pictures into a folder. One that fails is a warning, because everything else is written already.
+    """Draws pictures into a folder. A picture that fails causes only a warning, because all results are written.
 
     Args:
         pictures: {file name: function that draws it}.

@@ -1,4 +1,4 @@
-"""Precise batch normalisation: measures the moving statistics again before a trained detector is evaluated."""
+"""Measures the moving statistics of batch norms again before a trained detector is evaluated (precise BN)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mixed precision of detectors: layers compute in 16 bits; pixels, boxes, losses and variables stay in float32."""
+"""Sets detectors to mixed precision: layers compute in 16 bits; pixels, boxes, losses and variables in float32."""
 
 from __future__ import annotations
 

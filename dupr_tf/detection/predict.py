@@ -1,4 +1,4 @@
-"""Predictions of any number of image files, in parts that are kept if the run stops. Imports no TensorFlow itself.
+"""Predicts on any number of image files, in parts that are kept if the run stops. Does not load TensorFlow.
 
 `OUT/parts/` has a file for each 256 images, written as a whole. A resumed run looks for these files and predicts the
 missing ones. At the end the parts become one output in the chosen format.
@@ -51,12 +51,12 @@ Stream = Callable[[list[str]], Iterator[tuple[int, Prediction | Unusable]]]  # p
 
 @dataclasses.dataclass(frozen=True)
 class PredictSettings:
-    """The settings that decide what the predictions are.
+    """Holds the settings that determine the predictions.
 
     Args:
         to: a name in `OUTPUTS`. None: COCO, or PNG for a detector of segments.
         min_score: lower detections are left out, 0 to 1. None: the detector's own threshold.
-        image_size: px at which images are seen. None: the detector's own.
+        image_size: px to which images are scaled. None: the detector's own.
     """
 
     to: str | None = None
@@ -66,7 +66,7 @@ class PredictSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Predicted:
-    """The result of a run: counts of images and of detections, and (name, reason) of the images left out."""
+    """Holds the result of a run: counts of images and of detections, and (name, reason) of the images left out."""
 
     images: int
     detections: int
@@ -187,7 +187,7 @@ def check_stems(names: Iterable[str], to: str) -> None:
 
 
 class PredictRun:
-    """The parts of a run in its output folder.
+    """Manages the parts of a run in its output folder.
 
     Args:
         output: folder of the run.
@@ -372,6 +372,6 @@ def predicted_picture(image_path: str, record: dict, class_names: Sequence[str],
     if "segments" in record:
         segments_picture(image, segments_of(record), class_names).save(path)
         return
-    found = {name: np.array(record[name], np.float32) for name in ("boxes", "classes", "scores")}
+    arrays = {name: np.array(record[name], np.float32) for name in ("boxes", "classes", "scores")}
     masks = [mask.encode() for mask in record.get("masks", ())]
-    detections_picture(image, {**found, "masks": masks}, class_names).save(path)
+    detections_picture(image, {**arrays, "masks": masks}, class_names).save(path)

@@ -1,4 +1,4 @@
-"""The predictions of one image, and their form in JSON. Imports no TensorFlow."""
+"""Defines the predictions of one image, and their form in JSON. Imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dupr_tf.data.labels.run_lengths import mask_from_pixels, pixels_of
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The predictions of one image, the best detection first.
+    """Holds the predictions of one image, the best detection first.
 
     Attributes:
         size: height and width of the image, px.
@@ -20,7 +20,7 @@ class Prediction:
         classes: (k,) int32, positions in the detector's `class_names`.
         names: k names of classes.
         run_lengths: k masks as run lengths (`data.labels.run_lengths`); None without masks.
-        segments: (H, W) int32, the class of every pixel, of a detector of segments; None otherwise.
+        segments: (H, W) int32 class of every pixel. None unless the detector predicts segments.
     """
 
     size: tuple[int, int]
@@ -33,7 +33,7 @@ class Prediction:
 
     @property
     def masks(self) -> np.ndarray | None:
-        """(k, H, W) bool, the pixels of each object; None without masks."""
+        """Returns the pixels of each object, (k, H, W) bool. None without masks."""
         if self.run_lengths is None:
             return None
         masks = [pixels_of(mask, self.size) for mask in self.run_lengths]

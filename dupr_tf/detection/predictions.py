@@ -1,4 +1,4 @@
-"""Detections of images in the pixels of the originals, with masks at full size."""
+"""Computes detections in the pixels of the original images, with masks at full size."""
 
 from __future__ import annotations
 

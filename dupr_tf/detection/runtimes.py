@@ -23,7 +23,7 @@ OPSET = 17
 
 
 def write_saved_model(detector, directory, description):
-    """Writes the SavedModel of `export_detector`; its description is in the files beside it."""
+    """Writes the SavedModel of `export_detector`; other files of the export hold its description."""
     export_detector(detector, directory)
     loaded = tf.saved_model.load(str(directory))
 
@@ -76,7 +76,7 @@ def write_litert(detector, directory, description):
     with zipfile.ZipFile(directory / LITERT_FILE, "a") as archive:
         archive.writestr(LABELS_FILE, "\n".join(detector.class_names) + "\n")
         archive.writestr(DESCRIPTION_FILE, json.dumps(description))
-    with warnings.catch_warnings():  # the interpreter of another package is to replace this one
+    with warnings.catch_warnings():  # announces that the interpreter of another package replaces this one
         warnings.simplefilter("ignore", UserWarning)
         interpreter = tf.lite.Interpreter(str(directory / LITERT_FILE))
 

@@ -1,4 +1,4 @@
-"""Scaling of images at test within TensorFlow's graph, for SavedModels, as defined in `data.placing`.
+"""Scales images at test within TensorFlow's graph, for SavedModels, as defined in `data.placing`.
 
 The pixels equal those of the batches. They may differ by one grey level where the arithmetic differs in the last bits.
 """

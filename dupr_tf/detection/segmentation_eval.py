@@ -1,4 +1,4 @@
-"""Intersection over union of pixel classes, counted image by image."""
+"""Computes intersection over union of pixel classes, counted image by image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sheet of images with their true and predicted pixel classes."""
+"""Draws a sheet of images with their true and predicted pixel classes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def segmentation_sheet(
         segmented: the images and their truth.
         predictions: {position: (H, W) classes of the original's pixels}, for `sheet_positions(len(segmented), 4)`.
         path: PNG file to write.
-        data: how images are read; None: as by default.
+        data: how images are read. None takes the defaults.
     """
     chosen = [position for position in sheet_positions(len(segmented), 4) if position in predictions]
     heights = [_cell_size(segmented.sizes[position])[1] for position in chosen]

@@ -63,7 +63,7 @@ def train_detector(
         splits: result of `labels.read_splits`.
         entries: entries of the record, {split: `labels_entry`}.
         changed: True if the run is resumed with another config or other data.
-        results: of the checks of images, which are saved with the record.
+        results: results of the checks of images, which are saved with the record.
         after_change: as in `finetune`.
         continues: True if `weights` is the file of a detector.
     """
@@ -91,7 +91,7 @@ def train_detector(
         first = checkpoints.restore()
         schedule = next_schedule(output, config, images, first, changed, after_change)
         detector.optimizer.learning_rate = schedule.rates(config)
-        (output / METRICS_FILE).unlink(missing_ok=True)  # that of the run before a change
+        (output / METRICS_FILE).unlink(missing_ok=True)  # the schedule of the run before a change
         write_schedule(output, schedule)
         record(output, config, entries, start)
         checkpoints.run = run_id(output)
@@ -196,9 +196,10 @@ def _train(
 
 
 class LogLostBoxes(StepCallback):
-    """Adds `boxes_lost` to each step: the share of the boxes of one of its images that train nothing (`BoxCounts`).
+    """Adds `boxes_lost` to each step: the share of an image's boxes that train nothing (`BoxCounts`).
 
-    A line of the metrics has the mean, as of other numbers. An image takes about 2 ms, so that one of a batch must do.
+    A line of the metrics has the mean, as for other numbers. One image of each batch is counted, because it takes about
+    2 ms.
 
     Args:
         first: step at the start.

@@ -1,7 +1,7 @@
-"""Validation of a detector while it trains: scores, the weights of the best step, and early stopping.
+"""Validates a detector while it trains: scores, the weights of the best step, and early stopping.
 
-The weights are in `checkpoints/best-STEP.npz`, float32 arrays in the order of `get_weights`. A file stays as long as a
-checkpoint may be resumed for which it is the best.
+The weights are in `checkpoints/best-STEP.npz`, float32 arrays in the order of `get_weights`. A file is kept while a
+checkpoint exists for which it is the best.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ValidateDetector(Validate):
         self.without_gain = 0  # validations since the best one
         vars(self).update(saved or {})
         for step in self._saved_steps():
-            if step > steps[0]:  # of a start that was killed; it comes again
+            if step > steps[0]:  # a killed start made this validation, which is repeated
                 self._file(step).unlink()
         if self.best is not None and not self._file(self.best["step"]).exists():
             problem = f"{self._file(self.best['step'])}, the weights of the best step, is missing."
@@ -111,6 +111,6 @@ class ValidateDetector(Validate):
 
 def logged_scores(scores: dict) -> dict[str, float]:
     """Returns AP and AP50, or mIoU, of the scores of a detector; those of masks as `masks_AP` and `masks_AP50`."""
-    found = {name: scores.get(name) for name in LOGGED}
-    found |= {f"masks_{name}": value for name, value in scores.get("masks", {}).items() if name in LOGGED}
-    return {name: value for name, value in found.items() if value is not None}
+    logged = {name: scores.get(name) for name in LOGGED}
+    logged |= {f"masks_{name}": value for name, value in scores.get("masks", {}).items() if name in LOGGED}
+    return {name: value for name, value in logged.items() if value is not None}

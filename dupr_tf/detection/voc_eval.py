@@ -1,4 +1,4 @@
-"""PASCAL VOC's average precision, as its development kit defines it, on arrays."""
+"""Computes PASCAL VOC's average precision, as its development kit defines it, on arrays."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def voc_ap(annotated: AnnotatedImages, detections: Sequence[dict], metric: str =
     """Computes VOC's AP of the detections of a split.
 
     Detections of a class are processed from the best score down. Each is compared with the box of its class and image
-    that it overlaps most, even if that was found before. From the IoU threshold on, the first one is a hit and the next
-    ones are false. A detection whose box is ignored (`difficult`) does not count. Boxes here end where VOC's last pixel
-    ends, so that areas are those of the kit, which adds 1 to every side.
+    that it overlaps most, even if that box already has a hit. From the IoU threshold on, the first one is a hit and the
+    next ones are false. A detection whose box is ignored (`difficult`) does not count. Boxes here end where VOC's last
+    pixel ends, so that areas are those of the kit, which adds 1 to every side.
 
     Args:
         annotated: the ground truth.

@@ -1,4 +1,4 @@
-"""Advice on a config for a number of images: plain sentences, each with an action.
+"""Advises on a config for a number of images, in sentences that each name an action.
 
 Every warning rests on a count, a simulation or a measurement. Nothing here imports TensorFlow.
 """
@@ -14,8 +14,8 @@ from dupr_tf.data.statistics import Overlap, Sizes
 from dupr_tf.text import count_text
 from dupr_tf.training.collapse import patience
 
-SMALL_SET = 100_000  # images, below which the small recipe is meant
-MOST_SHARE = 0.5  # of queries that meet a key of the same image: from there on a bank is too large
+SMALL_SET = 100_000  # below this number of images the small recipe is suggested
+MOST_SHARE = 0.5  # share of queries that meet a key of the same image, above which a bank is too large
 LOW_OVERLAP = 0.97
 GOOD = "Nothing to do."
 

@@ -1,4 +1,4 @@
-"""The assumptions of a plan, each with its unit and source. `--assume name=value` changes them."""
+"""Lists the assumptions of a plan, each with its unit and source. `--assume name=value` changes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COUNTS = ("devices_a_machine", "cores_a_machine", "images_a_shard")  # whole num
 # Milliseconds of a core from an image of 500 px to two views of 64 and of 224 px: docs/scaling.md.
 INPUT_64, INPUT_224 = 3.6, 6.8
 # Both were fitted to eight steps of ResNet-18, 34 and 50 on one core, to 12 %. Nine steps of another session were
-# predicted to 11 %: docs/scaling.md. The passes stand for all that is no product: norms, photometrics, exponentials.
+# predicted to 11 %: docs/scaling.md. The passes cover all other operations: norms, photometrics, exponentials.
 CPU_SHARE, CPU_PASSES = 0.95, 55
 
 

@@ -1,4 +1,4 @@
-"""Counts what a training step costs, by asking the backbone and the terms of the model. No step is taken."""
+"""Counts the costs of a training step from the model's backbone and terms. No step is taken."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dupr_tf.training.checkpoints import state_bytes, state_of
 from dupr_tf.training.optimizers import build_optimizer
 from dupr_tf.training.pretrain import build_model
 
-SOME_IMAGES = 1_000_000  # the optimiser's schedule requires a number; its variables do not depend on it
+SOME_IMAGES = 1_000_000  # the optimiser's schedule requires a number of images; its variables do not depend on it
 NUMBER = 4  # bytes of a gathered element: a float32, or a bool or index, which are gathered as 4 bytes
 BOX = 4  # numbers in an overlap box
 QUERY = 3  # passes of the query encoder: forward, and the gradients w.r.t. inputs and kernels
@@ -85,7 +85,7 @@ def count(config: Config, devices: int, gpu: bool, model: DUPR | None = None) ->
 
 
 def backbone_cost(model: DUPR, image_size: int) -> BackboneCost:
-    """Asks the backbone for the costs of one view; all 0 if it does not state them, as of a term."""
+    """Returns the backbone's costs of one view, or zeros if it does not state them, as for a term."""
     return model.backbone.cost(image_size) if hasattr(model.backbone, "cost") else BackboneCost()
 
 

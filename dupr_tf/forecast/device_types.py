@@ -1,4 +1,4 @@
-"""GPUs by their vendors' data sheets. None was at hand: this project measured no figure here."""
+"""Lists GPUs with figures from vendors' data sheets. No GPU was available, so nothing here was measured."""
 
 from __future__ import annotations
 

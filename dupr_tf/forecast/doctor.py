@@ -1,4 +1,4 @@
-"""The checks of `dupr-tf doctor`: the machine, a folder of images, and a planned run."""
+"""Checks the machine, a folder of images and a planned run for `dupr-tf doctor`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PERCENTILES = (5, 50, 95)
 
 @dataclasses.dataclass(frozen=True)
 class Examination:
-    """Numbers, and conclusions from them: sentences, each with an action."""
+    """Holds numbers and conclusions, which are sentences that each name an action."""
 
     title: str
     rows: list[tuple[str, str]]
@@ -71,7 +71,7 @@ def about_run(config: Config, images: int | None, steps: DryRun | None = None) -
 
 
 def _size_rows(sizes: Sizes) -> list[tuple[str, str]]:
-    rows = [("images", f"{sizes.count:,}"), ("headers looked at", f"{sizes.looked:,}")]
+    rows = [("images", f"{sizes.count:,}"), ("headers read", f"{sizes.looked:,}")]
     if sizes.unreadable:
         rows.append(("unreadable", f"{len(sizes.unreadable):,}, such as {sizes.unreadable[0]!r}"))
     if not len(sizes.sizes):
@@ -85,7 +85,7 @@ def _size_rows(sizes: Sizes) -> list[tuple[str, str]]:
 
 def _overlap_rows(overlap: Overlap) -> list[tuple[str, str]]:
     rows = [
-        ("views enlarged", f"{overlap.enlarged:.0%} are cut out of fewer pixels than they have"),
+        ("views enlarged", f"{overlap.enlarged:.0%} are cut from fewer pixels than they have"),
         ("pairs that overlap", f"{overlap.first:.2%} drawn once, {overlap.valid:.2%} as training draws"),
     ]
     if len(overlap.sides):

@@ -1,4 +1,4 @@
-"""The dry run of `pretrain`: builds all that a run needs, takes a few real steps and reports what a run costs."""
+"""Performs the dry run of `pretrain`: builds the run, takes a few real steps and reports the costs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WARM_UP = 2
 
 @dataclasses.dataclass(frozen=True)
 class DryRun:
-    """The forecast of a run on this machine, and the measurements of a few real steps."""
+    """Holds the forecast of a run on this machine, and the measurements of a few real steps."""
 
     forecast: Forecast
     peak_memory: int  # most bytes this process has held, including TensorFlow and Python

@@ -1,4 +1,4 @@
-"""The checks of `dupr-tf doctor` for labelled images: classes, boxes at the network, duplicates. No TensorFlow."""
+"""Checks labelled images for `dupr-tf doctor`: classes, boxes at the network, duplicates. Needs no TensorFlow."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dupr_tf.errors import UserError
 from dupr_tf.text import escape
 
 Images = AnnotatedImages | SegmentedImages
-MOST_CLASSES = 20  # that get a row each
-FEW_BOXES = 10  # of a class; it hardly trains with fewer
+MOST_CLASSES = 20  # classes that get a row each
+FEW_BOXES = 10  # boxes of a class; with fewer it hardly trains
 MANY_LOST = 0.05  # share of the boxes from which on a setting is proposed
 MOST_PLACED = 2000  # images whose boxes are placed as in training
 MOST_HASHED = 20_000  # images in which duplicates are searched for
@@ -33,7 +33,7 @@ def about_labels(train: Images, val: Images | None, config: Config) -> tuple[lis
         Rows (name, numbers), and sentences that say what to change.
 
     Raises:
-        UserError: train has nothing to learn from.
+        UserError: train has no labels to train on.
     """
     splits = {"train": train} | ({} if val is None else {"val": val})
     rows = [("images", ", ".join(f"{len(images):,} in {split}" for split, images in splits.items()))]
@@ -80,14 +80,14 @@ def _on_classes(splits: dict[str, AnnotatedImages]) -> tuple[list, list]:
 
 
 def _class_counts(images: AnnotatedImages, classes: int) -> np.ndarray:
-    """(classes,) int64: boxes that count of each class."""
+    """Counts the boxes of each class, without ignored ones, (classes,) int64."""
     counted = [labels[~ignored] for labels, ignored in zip(images.labels, images.ignored, strict=True)]
     return np.bincount(np.concatenate(counted), minlength=classes)
 
 
 def _on_boxes(train: AnnotatedImages, config: Config) -> tuple[list, list]:
     if not train.with_boxes():
-        inspect_targets(train, config)  # It refuses them.
+        inspect_targets(train, config)  # It refuses such data.
     counts = count_boxes(train, config, images=MOST_PLACED)
     rows = []
     if counts.short_sides:

@@ -1,4 +1,4 @@
-"""The forecast of a run on this machine, for `doctor` and `pretrain --dry-run`."""
+"""Forecasts a run on this machine, for `doctor` and `pretrain --dry-run`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from dupr_tf.text import duration, number_text
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """The predicted needs of a run on this machine.
+    """Holds the predicted needs of a run on this machine.
 
     Args:
-        counts: of a step.
-        step: its seconds. None: for a GPU or several devices, which nothing here measures.
+        counts: counts of a step.
+        step: seconds of a step. None for a GPU or several devices, which are not measured here.
         size: needs of the whole run. None: unknown, like its seconds or its number of images.
     """
 

@@ -1,4 +1,4 @@
-"""The plan of `dupr-tf plan`: counts, takes the requested measurements, and computes the rest."""
+"""Makes the plan of `dupr-tf plan`: counts, takes the requested measurements, and computes the rest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dupr_tf.text import size_text
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The results of `dupr-tf plan`.
+    """Holds the results of `dupr-tf plan`.
 
     Args:
         config: the config file.

@@ -1,4 +1,4 @@
-"""The trained parts: backbones, heads, encoders, memory banks and the DUPR model."""
+"""Defines the trained parts: backbones, heads, encoders, memory banks and the DUPR model."""
 
 from dupr_tf.environment import set_keras
 from dupr_tf.models.dupr import DUPR

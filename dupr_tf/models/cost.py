@@ -1,4 +1,4 @@
-"""The costs that terms and backbones state for the forecasts. A multiplication and an addition are two operations."""
+"""Defines the costs that terms and backbones state for forecasts. A multiply-add counts as two operations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Cost(NamedTuple):
-    """The costs that a term adds to a step."""
+    """Holds the costs that a term adds to a step."""
 
     key_bytes: int = 0  # bytes of one image's keys, as replicas exchange them
     projector_flops: int = 0  # operations of one image's forward pass
@@ -15,8 +15,8 @@ class Cost(NamedTuple):
 
 
 class BackboneCost(NamedTuple):
-    """The costs of one view."""
+    """Holds the costs of one view."""
 
     flops: int = 0  # operations of the forward pass
-    first_flops: int = 0  # those of the first convolution, which needs no gradient w.r.t. the images
+    first_flops: int = 0  # operations of the first convolution, which needs no gradient w.r.t. the images
     activations: int = 0  # numbers kept for the gradient

@@ -37,7 +37,7 @@ class DUPR(keras.Model):
             are shuffled across groups (docs/method.md, Step).
         seed: seed of every random draw inside the step, in [0, 2**31).
         dtype: precision policy of the heads, if `terms` are not `Term` objects. Default: Keras' global policy.
-        name: of the model.
+        name: name of the model.
         **short_form: short form of DUPR's terms: `image_weights`, `patch_weights`, `roi_sizes`, `embedding_dim`,
             `head`, `temperature`, `bank_size`, `patch_keys_per_image`, `patch_reduction`, `sampling_ratio`. See
             `dupr_tf.config.terms.expand_short_form`.
@@ -76,7 +76,7 @@ class DUPR(keras.Model):
             key.assign(query)
         self._freeze_keys()
         columns = [f"{column}/{term.name}" for term in self.terms for column in term.columns]
-        self.test_means = {name: keras.metrics.Mean(name) for name in ("loss", *columns)}  # of `evaluate`
+        self.test_means = {name: keras.metrics.Mean(name) for name in ("loss", *columns)}  # means of `evaluate`
         self.step = self.add_weight(
             shape=(), dtype="int64", initializer="zeros", trainable=False, aggregation="only_first_replica",
             autocast=False, name="step",

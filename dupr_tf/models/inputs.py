@@ -1,4 +1,4 @@
-"""Checks of what a user gives to `DUPR`: the backbone, the settings and the batches."""
+"""Checks the inputs of `DUPR`: the backbone, the settings and the batches."""
 
 from __future__ import annotations
 

@@ -152,25 +152,25 @@ def pyramid(backbone, levels=LEVELS):
     Raises:
         UserError: the model has neither attribute, or lacks one of the levels.
     """
-    found = pyramid_tensors(backbone)
-    missing = [level for level in levels if level not in found]
+    tensors = pyramid_tensors(backbone)
+    missing = [level for level in levels if level not in tensors]
     if missing or not levels:
         raise UserError(
             "backbone",
             f"Expected the levels {', '.join(levels) or '(at least one)'}, received `{backbone.name}` with "
-            f"{', '.join(sorted(found)) or 'none'}.",
+            f"{', '.join(sorted(tensors)) or 'none'}.",
             "Set `pyramid_outputs` ({level: tensor}) or `pyramid_level_inputs` ({level: layer name}) on it, or ask for "
             "fewer levels.",
         )
     inputs = backbone.input if len(backbone.inputs) == 1 else backbone.inputs
-    return keras.Model(inputs, {level: found[level] for level in levels}, name=f"{backbone.name}_pyramid")
+    return keras.Model(inputs, {level: tensors[level] for level in levels}, name=f"{backbone.name}_pyramid")
 
 
 def pyramid_tensors(backbone):
     """Returns {level: symbolic tensor} of all levels of a backbone; empty if it has no feature pyramid."""
-    found = dict(getattr(backbone, "pyramid_outputs", None) or {})
+    tensors = dict(getattr(backbone, "pyramid_outputs", None) or {})
     names = getattr(backbone, "pyramid_level_inputs", None) or {}
-    return found or {level: backbone.get_layer(layer).output for level, layer in names.items()}
+    return tensors or {level: backbone.get_layer(layer).output for level, layer in names.items()}
 
 
 def imagenet_normalization(dtype="float32"):

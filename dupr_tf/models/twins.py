@@ -1,7 +1,7 @@
-"""Copies of backbones with all their settings, and the pairing of a copy's layers and variables with the original's.
+"""Copies backbones with all their settings, and pairs a copy's layers and variables with the original's.
 
-A backbone need not be described by its own config: attributes set on it, frozen layers and the ends of its levels are
-carried over here.
+The config of a backbone may not describe it completely. Attributes set on it, frozen layers and the outputs of its
+levels are therefore copied here.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def restore_backbone(config):
 
 
 def is_plain(backbone):
-    """Checks that a model is no subclass. Its config and its file then lack the attributes that were set on it."""
+    """Returns True if a model is no subclass. Its config and its file then lack the attributes that were set on it."""
     return type(backbone) in (keras.Model, keras.models.Sequential) or type(backbone).__name__ == "Functional"
 
 

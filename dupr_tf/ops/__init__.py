@@ -1,4 +1,4 @@
-"""Pure functions of tensors: geometry, RoIAlign, InfoNCE, photometrics. No state."""
+"""Defines pure functions of tensors, without state: geometry, RoIAlign, InfoNCE, photometrics."""
 
 from dupr_tf.ops.info_nce import info_nce, info_nce_with_accuracy
 from dupr_tf.ops.photometric import photometric

@@ -1,4 +1,4 @@
-"""3×3 convolution with a faster kernel gradient on CPUs.
+"""Computes 3×3 convolutions with a faster kernel gradient on CPUs.
 
 TensorFlow and PyTorch both use oneDNN. It computes a kernel gradient at two thirds of the speed of the convolution
 itself, and at a third where a feature map is a few pixels wide. On CPUs this module uses two faster forms:

@@ -1,4 +1,4 @@
-"""Exchange of rows between the replicas of a strategy, and the shuffle that keeps batch norm from leaking.
+"""Exchanges rows between the replicas of a strategy, and shuffles them to keep batch norm from leaking.
 
 Outside a strategy every function behaves as on a single replica.
 """

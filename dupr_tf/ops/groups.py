@@ -1,4 +1,4 @@
-"""Batch-norm groups of one device: the batch is processed in parts, each with its own statistics.
+"""Processes the batch of one device in batch-norm groups, each with its own statistics.
 
 Groups on one device compute what as many devices would (docs/method.md, Step). Only the activations of one group are
 held at a time.

@@ -1,4 +1,4 @@
-"""InfoNCE against a memory bank, without holding all logits at once (DUPR eqs. 1, 5, 6).
+"""Computes InfoNCE against a memory bank, without holding all logits at once (DUPR eqs. 1, 5, 6).
 
 At B = 256 the logits of P4 would be (50176, 65536): 13 GB in float32. `info_nce` reads the bank in blocks with a
 running log-sum-exp. This also carries the softmax-weighted sum of keys, which *is* the gradient, so the backward pass

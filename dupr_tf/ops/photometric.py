@@ -1,4 +1,4 @@
-"""Colour and blur augmentation, batched on the device, with separate draws for each image.
+"""Augments colour and blur, batched on the device, with separate draws for each image.
 
 The definitions are Pillow's (through torchvision, which MoCo uses), without its rounding to 8 bits between the steps.
 Brightness multiplies. Contrast blends with the mean of the *grey* image. Saturation blends with grey. Hue turns the HSV

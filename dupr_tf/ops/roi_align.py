@@ -1,4 +1,4 @@
-"""RoIAlign with half-pixel (`aligned=True`) semantics, in two forms that agree (docs/method.md, RoIAlign).
+"""Computes RoIAlign with half-pixel (`aligned=True`) semantics, in two forms that agree (docs/method.md, RoIAlign).
 
 `roi_align` is the separable form. Bilinear sampling on a grid is `Wy @ F @ Wx^T`: two small matrix products whose rows
 are the interpolation weights of one bin. It compiles under XLA, takes any float dtype and has a deterministic gradient

@@ -1,4 +1,4 @@
-"""The affinity of all places of one region in two views (paper, eq. 9 and Fig. 9)."""
+"""Computes the affinity of all places of one region in two views (paper, eq. 9 and Fig. 9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sheets of a detector's training pictures, with their boxes and the anchors that match them. No TensorFlow."""
+"""Draws a detector's training pictures, with their boxes and matching anchors. Imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIDE = 448  # px of the longer side of a picture on the sheet
 
 
 class TrainingPicture(NamedTuple):
-    """An image as the network gets it."""
+    """Holds an image as the network receives it."""
 
     name: str
     pixels: np.ndarray  # (H, W, 3) float32 in 0–255

@@ -1,4 +1,4 @@
-"""Frozen features: feature maps of every level of a backbone, and their pooling."""
+"""Computes frozen features: feature maps of every level of a backbone, and their pooling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images for probes, decoded and resized like those of training, in order. Nothing here imports TensorFlow."""
+"""Reads images for probes in order, decoded and resized as in training. Imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dupr_tf.errors import UserError
 from dupr_tf.text import escape
 
 log = logging.getLogger(__name__)
-CENTRE_SHARE = 224 / 256  # of the short side: the evaluation crop of ImageNet's protocols
+CENTRE_SHARE = 224 / 256  # share of the short side: the evaluation crop of ImageNet's protocols
 ASPECTS = (3 / 4, 4 / 3)
 
 
@@ -49,7 +49,7 @@ def read_each(
 
     Args:
         paths: image files.
-        make: (index, (H, W, 3) uint8) -> array or dict of arrays; called in threads, in any order.
+        make: (index, (H, W, 3) uint8) -> array or dict of arrays. It is called in threads, in any order.
         batch_size: images per batch; only the last batch has fewer.
         section: settings for decoding images, `max_pixels` and `depth`. Default: those of the schema.
 

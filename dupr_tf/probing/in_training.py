@@ -1,4 +1,4 @@
-"""The probes that a pre-training run can run on its backbone."""
+"""Runs probes on the backbone during pre-training."""
 
 from __future__ import annotations
 

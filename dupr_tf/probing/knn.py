@@ -1,4 +1,4 @@
-"""Nearest-neighbour classification in feature space, with votes weighted by similarity (InstDis, section 3.4)."""
+"""Classifies by nearest neighbours in feature space, with votes weighted by similarity (InstDis, section 3.4)."""
 
 from __future__ import annotations
 

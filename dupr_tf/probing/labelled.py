@@ -1,4 +1,4 @@
-"""Images with labels: a folder for each class, or the classes of the objects in annotated images."""
+"""Reads images with labels: a folder for each class, or the classes of the objects in annotated images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features (MoCo's protocol, and one for small sets)."""
+"""Trains a linear classifier on frozen features (MoCo's protocol, and one for small sets)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The backbones to probe, by their label in tables."""
+"""Loads the backbones to probe, by their label in tables."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def load_backbones(
 
     Args:
         weights: paths for `load_backbone`, or "random".
-        architecture, width: those of the random backbone. Default: those of the first of the others.
+        architecture, width: those of the random backbone. Default: those of the first loaded backbone.
         seed: seed of the random weights.
 
     Raises:
-        UserError: none given, one given twice, no backbone, or no architecture for the random one.
+        UserError: no weights, weights given twice, a file without a backbone, or no architecture for the random one.
     """
     check_backbones(weights, architecture)
     from dupr_tf.weights.loading import load_backbone  # loads TensorFlow

@@ -1,4 +1,4 @@
-"""Nearest neighbours between the cells of two views: do matching places have matching features (paper, Fig. 10)?"""
+"""Measures whether matching places of two views have matching features, by nearest neighbours (paper, Fig. 10)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RADII = (1, 2)  # cells
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A pair to draw: its views (S, S, 3) in 0–255, and the matches of view 1's cells inside the overlap."""
+    """Holds a pair to draw: views (S, S, 3) in 0–255, and the matches of view 1's cells inside the overlap."""
 
     view_1: np.ndarray
     view_2: np.ndarray

@@ -1,4 +1,4 @@
-"""Pairs of views for the localisation probes, with the geometry and colour changes of training."""
+"""Makes pairs of views for the localisation probes, with the geometry and colour changes of training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of the localisation probes: lines between matches, affinity matrices, nearest neighbours, curves."""
+"""Draws pictures of the localisation probes: lines between matches, affinity matrices, neighbours, curves."""
 
 from __future__ import annotations
 

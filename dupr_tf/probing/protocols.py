@@ -1,4 +1,4 @@
-"""The protocols of all probes, from weights and a folder to numbers and a picture; commands and training call them."""
+"""Runs all probes, from weights and a folder to numbers and a picture, for the commands and for training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DRAWN = 3  # number of pairs or queries in a picture
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """The results of a probe; all but the picture is ready for JSON."""
+    """Holds the results of a probe. All of them but the picture can be written as JSON."""
 
     probe: str
     settings: dict
@@ -198,7 +198,7 @@ def probe_affinity(
 def probe_retrieval(
     backbones, data, images=500, queries=100, image_size=224, level="P5", top=TOP, section=None
 ) -> Findings:
-    """Finds nearest neighbours by whole feature maps; of class folders, uses val/ with its classes."""
+    """Finds nearest neighbours by whole feature maps. For class folders, it uses val/ with its classes."""
     paths, labels = _retrieved_from(data, images, section)
     query_rows = np.linspace(0, len(paths) - 1, min(queries, len(paths))).round().astype(int)
 

@@ -1,4 +1,4 @@
-"""Nearest images, and the share of their content at the same place (paper, section 4.8, Figs. 6 and 8)."""
+"""Finds the nearest images, and the share of their content at the same place (paper, section 4.8, Figs. 6, 8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The change of a region's features as its box moves off an object (paper, section 4.7, eq. 8 and Fig. 5)."""
+"""Measures how a region's features change as its box moves off an object (paper, section 4.7, eq. 8, Fig. 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Linear SVMs on frozen features, one against the rest, for images with several classes (paper, Tab. 1b and 4)."""
+"""Trains linear SVMs on frozen features, one against the rest, for images with several classes (paper, Tab. 1b, 4)."""
 
 from __future__ import annotations
 

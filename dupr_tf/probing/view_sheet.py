@@ -1,4 +1,4 @@
-"""Sheets of view pairs as in training. Their overlap is cut into numbered patches; equal numbers show equal content."""
+"""Draws view pairs as in training. Their overlap is cut into numbered patches; equal numbers show equal content."""
 
 from __future__ import annotations
 

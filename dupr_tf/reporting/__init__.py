@@ -1,4 +1,4 @@
-"""The report of runs on one page (`page`), and the checks before a run (`doctor`).
+"""Reports runs on one HTML page (`page`).
 
 Reading, charts and the page import no TensorFlow. Sample views and predictions do, when they are requested.
 """

@@ -1,4 +1,4 @@
-"""Line charts as numbers: ticks, paths and a description for screen readers. The template makes SVG of them."""
+"""Computes line charts: ticks, paths and a description for screen readers. The template turns them into SVG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Findings from a run's numbers: divergence, collapse, its end, and the use of its time."""
+"""Derives findings from a run's numbers: divergence, collapse, its end, and the use of its time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Spent:
 
     @property
     def rest(self) -> float:
-        """The remaining time: many small differences, minus faster stretches."""
+        """Returns the remaining time: many small differences, minus faster stretches."""
         return self.total - self.at_median - self.first - self.slow
 
 
@@ -120,9 +120,9 @@ def _diverged(run: RunFolder) -> list[str]:
     where = f"at step {step:,}" if step is not None else "at an unknown step"
     text = f"It diverged {where} ({', '.join(which) or 'gradients or weights'} not finite); nothing was saved after it."
     if step is not None and run.metrics.last_step > step:
-        return [f"{text} A later start went on to step {run.metrics.last_step:,}."]
+        return [f"{text} A later start continued to step {run.metrics.last_step:,}."]
     return [
-        f"{text} Its images are listed in diverged.json. What to do: look at them; else go on with --allow-change "
+        f"{text} Its images are listed in diverged.json. What to do: check them, or resume with --allow-change "
         "and a lower --optimizer.learning_rate, longer --optimizer.warmup_steps, or --train.precision float32."
     ]
 
@@ -197,7 +197,7 @@ def _little_overlap(run: RunFolder) -> list[str]:
 
 def _damaged_exports(run: RunFolder) -> list[str]:
     return [
-        f"In {export.path.name}, not there or not as its manifest has it: {', '.join(export.wrong[:3])} "
+        f"In {export.path.name}, files are missing or differ from its manifest: {', '.join(export.wrong[:3])} "
         f"({count_text(len(export.wrong), 'file')}). What to do: export again."
         for export in run.exports
         if export.wrong

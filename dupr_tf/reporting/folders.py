@@ -28,7 +28,7 @@ MOST_PICTURE = 8 << 20
 MOST_BAD_LISTED = 50
 MOST_NAMED = 5
 PROBES_FOLDER = Path("runs/probes")  # where `dupr-tf probe` writes by default
-DEPTH, MOST_FOLDERS = 2, 500  # how far below a run exports and probes are searched
+DEPTH, MOST_FOLDERS = 2, 500  # depth below a run to which exports and probes are searched
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -159,7 +159,7 @@ def _read(path: Path, label: str) -> RunFolder:
 
 
 def _add_probes_elsewhere(runs: list[RunFolder]) -> None:
-    """Adds the probes of these runs that lie beside them, or where `dupr-tf probe` writes by default."""
+    """Adds the probes of these runs from their parent folders, or from the default output of `dupr-tf probe`."""
     seen = {os.path.realpath(probe.path) for run in runs for probe in run.probes}
     roots = dict.fromkeys([*(run.path.absolute().parent for run in runs), PROBES_FOLDER.absolute()])
     for file in [file for root in roots for file in _below(root, "probe.json")]:
@@ -260,7 +260,7 @@ def _bad_images(path: Path) -> BadImages | None:
 def _export(file: Path, notes: list[str]) -> Export | None:
     manifest = _json(file, notes)
     if manifest is None or "format" not in manifest or not isinstance(manifest.get("files"), dict):
-        return None  # another program's manifest, or that of shards
+        return None  # the manifest of another program, or of shards
     wrong = [name for name, digest in manifest["files"].items() if not _matches_digest(file.parent, name, digest)]
     return Export(file.parent, manifest, wrong)
 

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML file."""
+"""Renders the report, one self-contained HTML file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sample views of a run: its first pairs, with the overlap framed and its patches numbered."""
+"""Draws sample views of a run: its first pairs, with the overlap framed and its patches numbered."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sample_views(run: RunFolder, count: int) -> Samples:
         count: number of pairs.
     """
     if run.config is None or run.config.data.root is None:
-        return Samples(run.label, [], "No views: without a config that names the images none can be drawn.")
+        return Samples(run.label, [], "No views: the config that names the images is missing.")
     from dupr_tf.data.images.bad_images import BadImages, check_readable
     from dupr_tf.data.images.listing import open_source
 

@@ -1,4 +1,4 @@
-"""The tables of the report, as headings and rows of text."""
+"""Makes the tables of the report, as headings and rows of text."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _files(export: Export) -> str:
     count = len(export.manifest["files"])
     if export.wrong:
         named = ", ".join(export.wrong[:5])
-        return f"{len(export.wrong)} of {count} files are missing, or others than the manifest has: {named}."
+        return f"{len(export.wrong)} of {count} files are missing or differ from the manifest: {named}."
     return f"All {count} files have the sha256 of the manifest."
 
 

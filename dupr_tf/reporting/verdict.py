@@ -1,4 +1,4 @@
-"""The answer of a report: the score of each detector, by group of seeds, and which group is better."""
+"""Compares the detectors of a report: the score of each group of seeds, and which group is better."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dupr_tf.reporting.tables import ABSENT, Table, flat_config
 
 METRICS = ("mIoU", "AP")  # the score of a detector is the first that it has
 NOT_COMPARED = ("train.seed", "data.root")
-CLEAR = 0.05  # largest probability, if two groups were equal, of a difference that counts as clear
+CLEAR = 0.05  # a difference counts as clear if equal groups would show it with at most this probability
 MOST_SPLITS = 20_000  # splits of the seeds that are counted
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Detectors that differ in their seeds, and in the seeds of their pre-training, alone."""
+    """Holds detectors that differ only in their seeds and in the seeds of their pre-training."""
 
     label: str
     metric: str
@@ -58,8 +58,8 @@ def groups_of(runs: Sequence[RunFolder]) -> list[Group]:
             settings_of[key] = settings
             members.setdefault(key, []).append((run, number(run.scores[metric])))
     groups = [
-        Group(_label(found), key[0], [score for _, score in found], [run for run, _ in found], settings_of[key])
-        for key, found in members.items()
+        Group(_label(group), key[0], [score for _, score in group], [run for run, _ in group], settings_of[key])
+        for key, group in members.items()
     ]
     return sorted(groups, key=lambda group: (METRICS.index(group.metric), -group.mean))
 

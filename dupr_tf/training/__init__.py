@@ -1,1 +1,1 @@
-"""Training: the pre-training run, its optimiser, checkpoints and callbacks."""
+"""Trains models: the pre-training run, its optimiser, checkpoints and callbacks."""

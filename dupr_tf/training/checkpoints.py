@@ -46,9 +46,9 @@ class RunCheckpoints:
         model: a compiled Keras model whose optimiser is built. Its variable `step`, or the optimiser's `iterations`,
             counts steps.
         folder: folder of the checkpoints; the first save creates it.
-        keep: number of checkpoints to keep, the newest ones.
-        run: id of the run, which its checkpoints carry; those of another id are refused. "" of a new run, which has
-            none yet; None: ids are not compared.
+        keep: number of newest checkpoints to keep.
+        run: id of the run, which its checkpoints carry. Checkpoints with another id are refused. "" for a new run,
+            which has no id yet. None: ids are not compared.
 
     Attributes:
         variables: {key: variable} of the whole state.
@@ -100,7 +100,7 @@ class RunCheckpoints:
         return path
 
     def _write(self, path):
-        self.folder.mkdir(exist_ok=True)  # not its parents: a run whose folder was removed must not go on
+        self.folder.mkdir(exist_ok=True)  # not its parents: a run whose folder was removed must not continue
         remove_unfinished(self.folder)
         remove_checkpoint(path)  # a damaged checkpoint of the same step
         self._extra.assign(json.dumps({**self.before_save(), "run": self.run}))
@@ -146,7 +146,7 @@ class RunCheckpoints:
         path = self.folder / f"ckpt-{step}"
         if not step:
             return
-        damage = find_damage(path) if path.with_suffix(".index").exists() else "it is not there"
+        damage = find_damage(path) if path.with_suffix(".index").exists() else "it is missing"
         if damage:
             problem = f"The chief has restored the checkpoint of step {step}, and here {path} cannot be used: {damage}."
             raise UserError("--output", problem, "Use a folder that all workers share.")

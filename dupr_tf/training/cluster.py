@@ -1,4 +1,4 @@
-"""The workers that train together, and the index of this process, read from `TF_CONFIG`. Imports no TensorFlow."""
+"""Reads the workers that train together, and the index of this process, from `TF_CONFIG`. Imports no TensorFlow."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""Rules for losses that look like guessing, keys that are all alike, and accuracies that fall.
+"""Detects losses that look like guessing, keys that are all alike, and accuracies that fall.
 
-They serve running and finished runs.
-
-This module imports no TensorFlow.
+The rules apply to running and finished runs. This module imports no TensorFlow.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ CHANCE = 10  # a window counts as guessing if its accuracy is below this multipl
 SAME = 0.02  # the keys count as the same if their spread, of at most 1, is below this
 WINDOW = 50  # steps in a window
 FALLEN = 0.5  # share of its peak below which an accuracy counts as fallen
-LONG, LONG_SHARE = 4, 0.1  # windows, and share of all windows, for which it must stay fallen
+LONG, LONG_SHARE = 4, 0.1  # windows, and share of all windows, during which it must stay fallen
 
 
 def signs_of_collapse(mean: dict[str, float], keys: dict[str, int]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The devices of a run (one device, the whole machine or several workers), and the use of XLA."""
+"""Chooses the devices of a run (one device, the whole machine or several workers), and the use of XLA."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop: calls Keras' `fit` from one step to another, with a log, validation and checkpoints.
+"""Runs the training loop: calls Keras' `fit` from one step to another, with a log, validation and checkpoints.
 
 It takes any compiled Keras model whose batches are a function of the step.
 """

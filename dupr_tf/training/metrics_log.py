@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl, TensorBoard and a progress line. Each number is a mean since the previous line."""
+"""Writes the log of a run: metrics.jsonl, TensorBoard and progress. Each number is a mean since the previous line."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def drop_lines_after(path: Path, step: int) -> None:
 def drop_events_after(folder: Path, step: int) -> None:
     """Removes TensorBoard's events after `step`, which a resumed run writes again, and truncated events.
 
-    A TensorBoard that has read them already is told to forget them, by an event at which it purges later steps.
+    If TensorBoard has already read them, a new event makes it purge these steps.
     """
     if not folder.is_dir():
         return
@@ -255,7 +255,7 @@ def _write_purge(path: Path, step: int) -> None:
     start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
     with tf.io.TFRecordWriter(str(path)) as file:
         purge = {"step": step, "session_log": start}
-        for event in ({"file_version": "brain.Event:2"}, purge, purge):  # TensorBoard takes the first for a start
+        for event in ({"file_version": "brain.Event:2"}, purge, purge):  # TensorBoard treats the first event as a start
             file.write(tf.compat.v1.Event(**event).SerializeToString())
 
 

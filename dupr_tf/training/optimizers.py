@@ -226,8 +226,8 @@ def scale_loss(optimizer, precision):
 class LossScaling(keras.optimizers.LossScaleOptimizer):
     """Keras' loss scaling, whose `iterations` also count the steps that it skips because a gradient overflowed.
 
-    Without them, a resumed run would be given the batches of earlier steps. The learning rate follows the steps that
-    were applied.
+    If they were not counted, a resumed run would repeat the batches of earlier steps. The learning rate follows the
+    steps that were applied.
     """
 
     @property

@@ -92,8 +92,8 @@ def pretrain(
         probe: called every `config.probing.every_epochs` epochs and at the end, see `dupr_tf.probing.in_training`.
 
     Raises:
-        UserError: a folder without images, impossible settings, weights of another network, an output folder that
-            another process holds, or that of a run with another config, other images or other initial weights.
+        UserError: a folder without images, impossible settings or weights of another network. Also an output folder
+            that another process has locked, or a run there with another config, images or initial weights.
         RunFailed: the loss diverged, or something could not be written, as on a full disk.
         RunInterrupted: SIGTERM, SIGINT or SIGHUP came. The step was finished and saved. It is a `KeyboardInterrupt`.
     """
@@ -202,7 +202,7 @@ def _fit(model, config, source, bad, checkpoints, step, run, probe, workers, clu
     """Trains from a step to the last, and returns the last step."""
     per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
     if workers.chief and step < total:
-        (run / BACKBONE_FILE).unlink(missing_ok=True)  # that of the run before it became longer
+        (run / BACKBONE_FILE).unlink(missing_ok=True)  # the last step of the run before it became longer
     if step:
         log.info("resuming %s at step %d of %d", run, step, total)
 

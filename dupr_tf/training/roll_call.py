@@ -1,4 +1,4 @@
-"""The roll call of the workers, before TensorFlow's servers use their ports. Imports no TensorFlow.
+"""Waits for all workers before TensorFlow's servers use their ports. Imports no TensorFlow.
 
 TensorFlow waits without limit for a worker that never comes, and holds Python's lock meanwhile. The roll call therefore
 names a missing worker first, and the guard ends this process if a worker leaves after the roll call.
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dupr_tf.errors import UserError, UserErrors, WorkerLost
 from dupr_tf.training.cluster import Cluster
 
-HELLO = 5.0  # seconds a program that connects has to say who it is
+HELLO = 5.0  # seconds in which a program that connects must identify itself
 LONGEST = 1 << 20  # bytes of a line
 RESUME = "The newest checkpoint is whole. Fix: start the same commands again"
 
@@ -100,7 +100,7 @@ def _admit(cluster: Cluster, listener: socket.socket, deadline: float) -> dict[i
         code = UserError.code if problem else 0
         met[-1 if problem else hello["index"]] = opened
     for opened in met.values():
-        with contextlib.suppress(OSError):  # that worker has gone, which the guard notices
+        with contextlib.suppress(OSError):  # that worker has ended, which the guard notices
             opened.sendall(json.dumps([code, problem]).encode() + b"\n")
     if problem:
         raise _as_error(code, problem)

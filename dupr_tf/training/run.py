@@ -1,4 +1,4 @@
-"""The record of a run: the config, images and weights of its start. Every later start is checked against it.
+"""Writes and checks the record of a run: config, images and initial weights. Every later start must match it.
 
 | file | contents |
 |---|---|
@@ -58,7 +58,7 @@ MOST_FILES = 2  # files of an image: itself and its mask
 START_FILE = "start.json"
 FORMAT_FILE = "format.json"
 CLUSTER_FILE = "cluster.json"
-FORMAT = 4  # raised by each change of random draws, checkpoint keys or the files of a run; CHANGELOG lists the changes
+FORMAT = 4  # increased by each change of random draws, checkpoint keys or the files of a run; see CHANGELOG
 KEEP_OR_ALLOW = "Use the same as before, pass --allow-change, or choose another --output."
 KEEP_WEIGHTS = "Use the weights of its start (pretrain: leave --weights out), or choose another --output."
 PATIENCE = 30.0  # seconds a network file system may take to show a file
@@ -66,12 +66,12 @@ PATIENCE = 30.0  # seconds a network file system may take to show a file
 
 @dataclasses.dataclass(frozen=True)
 class ImagesEntry:
-    """The images of a run as they are now.
+    """Describes the present images of a run.
 
     Args:
         count: number of images.
         sha256: digest of their names, and of their labels if they have some.
-        files: sizes and times of the files; None where `sha256` covers the contents.
+        files: sizes and times of the files. None if `sha256` covers the contents.
     """
 
     count: int
@@ -144,7 +144,7 @@ def record(run: Path, config: Config, images: Images, weights: dict | None = Non
     contents |= _image_files(images)
     if weights is not None:
         contents[START_FILE] = json.dumps(weights, indent=2) + "\n"
-    contents[CONFIG_FILE] = dump_config(config)  # last: a folder without it holds no run
+    contents[CONFIG_FILE] = dump_config(config)  # written last: a folder without this file holds no run
     write_all({run / name: content for name, content in contents.items()})
     record_environment(run)
 
@@ -224,12 +224,12 @@ def check_weights(run: Path, weights: str | Path | None) -> tuple[dict | None, s
     path = run / START_FILE
     saved = _read_start(path) if os.path.lexists(path) else None
     if str(weights) == RANDOM and saved is not None:
-        problem = f"The run {run} was started from {saved['weights']}, so it cannot go on from random weights."
+        problem = f"The run {run} was started from {saved['weights']}, so it cannot continue from random weights."
         raise UserError("--weights", problem, KEEP_WEIGHTS)
     if saved is None and (weights is None or str(weights) == RANDOM):
         return None, None
     if saved is None and (run / CONFIG_FILE).exists():
-        problem = f"The run {run} was started from random weights, so it cannot go on from {weights}."
+        problem = f"The run {run} was started from random weights, so it cannot continue from {weights}."
         raise UserError("--weights", problem, KEEP_WEIGHTS)
     if weights is None and saved_checkpoints(run / "checkpoints"):
         return saved, None
@@ -372,10 +372,10 @@ def _listed(names: list[str]) -> str:
 def _other_images(split: str, before: int, now: int, new: list[str]) -> UserError:
     added = f" New ones are {_listed(new)}." if new else ""
     if not split:
-        words = "others" if before == now else str(now)
+        words = "other images" if before == now else str(now)
         problem = f"The run was started with {before} images, and there are {words} now.{added}"
         return UserError("data.root", problem, KEEP_OR_ALLOW)
-    what = "its images or labels are others" if before == now else f"it has {now}"
+    what = "its images or labels differ" if before == now else f"it has {now}"
     problem = f"The run was started with {before} images in the split {split}, and now {what}.{added}"
     return UserError("--data", problem, KEEP_OR_ALLOW)
 

@@ -1,7 +1,7 @@
-"""The recorded schedule of a run: where its epochs began and how its learning rate goes on, also after a change.
+"""Records the schedule of a run: the begin of its epochs and its learning rate, also after a change.
 
 A run that is resumed with another length, other images or another rate (`--allow-change`) has a new schedule. Its
-epochs count on from the epoch it had reached. `after_change` chooses the rate:
+epochs are counted from the epoch it had reached. `after_change` chooses the rate:
 
 | value | learning rate from the change on |
 |---|---|
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 SCHEDULE_FILE = "schedule.json"
 AfterChangeName = Literal["planned", "decay", "warmup"]
 JUMP = 1.5  # ratio of two learning rates that counts as a jump
-WARMUP_SHARE = 0.05  # of the steps left, where optimizer.warmup_steps is 0
+WARMUP_SHARE = 0.05  # share of the steps left, if optimizer.warmup_steps is 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Signals that stop a run: the step is finished and saved, and the same command resumes from there."""
+"""Handles signals that stop a run: the step is finished and saved, and the same command resumes the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorBoard's events of a run. If they cannot be written, the run continues without them."""
+"""Writes TensorBoard's events of a run. If this fails, the run continues without them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TensorBoardEvents:
         self._with_writer(write)
 
     def flush(self) -> None:
-        """Has the events on the disk."""
+        """Writes buffered events to the disk."""
         self._with_writer(lambda writer: writer.flush())
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
-"""Workers on several machines: they agree, report to the chief and end together, on TensorFlow's coordination service.
+"""Coordinates workers on several machines: they agree, report to the chief and end together.
 
-The service runs in the chief's process. Its key-value store holds a log of messages, `dupr/0`, `dupr/1`, …, that every
-worker reads in order. A key can be set once, so a sender takes the next free one. The chief decides how a run ends:
-the first message `end` or `over` counts. No other module uses TensorFlow's private interface to the service.
+They use TensorFlow's coordination service, which runs in the chief's process. Its key-value store holds a log of
+messages, `dupr/0`, `dupr/1`, …, that every worker reads in order. A key can be set once, so a sender takes the next
+free one. The chief decides how a run ends: the first message `end` or `over` counts. No other module uses TensorFlow's
+private interface to the service.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from dupr_tf.training.roll_call import RESUME, call_roll, guard
 log = logging.getLogger(__name__)
 HEARTBEAT = 8.0  # seconds without a heartbeat after which the service counts a worker as lost
 SLOW = 3  # times the last step that a step may take, if that is longer than `worker_timeout`
-DRAIN = 2.0  # seconds the others have to read how the run ends
+DRAIN = 2.0  # seconds in which the others must read how the run ends
 SERVICE = ("configure_coordination_service", "get_config_key_value", "set_config_key_value", "get_task_states")
-# Errors of a collective if another worker is gone. The chief finds out which one.
+# Errors of a collective if another worker is gone. The chief determines which one.
 OF_OTHERS = (tf.errors.UnavailableError, tf.errors.CancelledError, tf.errors.AbortedError, tf.errors.InternalError,
              tf.errors.FailedPreconditionError, tf.errors.DeadlineExceededError, tf.errors.UnknownError)  # fmt: skip
 
@@ -160,7 +161,7 @@ class Workers:
         if isinstance(error, OF_OTHERS):
             if "CoordinationService/" in str(error):
                 self._end(WorkerLost.code, self._lost(0, "it sends no heartbeats"))
-            time.sleep(HEARTBEAT + 2 * DRAIN)  # the chief finds out which worker is gone, and the reader ends this one
+            time.sleep(HEARTBEAT + 2 * DRAIN)  # the chief determines which worker is gone, and the reader ends this one
             error = WorkerLost(f"the exchange with the other workers failed: {one_line(error, 200)}. {RESUME}")
         self._end(*verdict(error))
 

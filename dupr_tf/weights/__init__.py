@@ -1,4 +1,4 @@
-"""Weights in and out: Keras, SavedModel, ONNX, torchvision, timm, detectron2, KerasHub, KerasCV.
+"""Reads and writes weights of Keras, SavedModel, ONNX, torchvision, timm, detectron2, KerasHub and KerasCV.
 
 The public names are imported at first use: importing this package, `names` or `formats` loads no TensorFlow.
 `dupr_tf.export` is the one call that writes, verifies and describes an export.

@@ -1,4 +1,4 @@
-"""Checks what archives of weights declare against their size, before anything large is read. Imports no TensorFlow.
+"""Compares the declared contents of weight archives with their size, before reading them. Imports no TensorFlow.
 
 A small file may unpack to more than the memory, or declare arrays that it does not hold.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from dupr_tf.errors import UserError
 from dupr_tf.text import escape, one_line
 
-RATIO, SPARE = 20, 64 << 20  # an archive may unpack to 20 times its size, and 64 MiB more; weights hardly shrink
+RATIO, SPARE = 20, 64 << 20  # an archive may unpack to 20 times its size plus 64 MiB; weights hardly shrink
 MOST_CONFIG = 16 << 20  # bytes of the description of a model
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"  # in a `.keras` file
 
@@ -25,7 +25,7 @@ def check_archive(path: str | Path) -> None:
     """Rejects a zip archive, such as a `.keras` or `.npz` file, that unpacks to far more than its size.
 
     Raises:
-        UserError: it does, it is no zip archive, or it is no file.
+        UserError: the archive is rejected, or the path is no zip archive or no file.
     """
     path = Path(path)
     try:
@@ -59,7 +59,7 @@ def _check_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
         held = entry.file_size - file.tell()
-    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != held:  # in Python's integers, which have no end
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != held:  # in Python's integers, which cannot overflow
         raise ValueError(f"{entry.filename} declares {math.prod(shape) * dtype.itemsize:,} bytes and has {held:,}")
 
 

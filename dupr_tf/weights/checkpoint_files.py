@@ -1,4 +1,4 @@
-"""The files of checkpoints: which there are, which are damaged, and how they are removed. Imports no TensorFlow."""
+"""Lists, checks and removes the files of checkpoints. Imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ NAME = re.compile(r"(ckpt-(?:0|[1-9][0-9]{0,17}))\.(index|sha256|data-00000-of-0
 def saved_checkpoints(folder: str | Path) -> list[Path]:
     """Lists the checkpoints in a folder, damaged or not, newest first, as paths without the endings."""
     matches = map(NAME.fullmatch, _names(Path(folder)))
-    found = {Path(folder) / match[1] for match in matches if match and match[2] in ("index", "sha256")}
-    return sorted(found, key=step_of, reverse=True)
+    paths = {Path(folder) / match[1] for match in matches if match and match[2] in ("index", "sha256")}
+    return sorted(paths, key=step_of, reverse=True)
 
 
 def check_files(folder: Path) -> None:
@@ -53,12 +53,12 @@ def find_damage(path: Path) -> str | None:
         return None
     try:
         written = read_bounded(sums, MOST_SUMS).decode("ascii", "replace").splitlines(keepends=True)
-        found = [_sum_line(file) for file in _files(path)]
+        lines = [_sum_line(file) for file in _files(path)]
     except (OSError, ValueError) as error:
         return f"{getattr(error, 'filename', None) or sums.name}: {getattr(error, 'strerror', None) or error}"
-    if written == found:
+    if written == lines:
         return None
-    wrong = [line[66:].rstrip("\n") for line in found if line not in written]
+    wrong = [line[66:].rstrip("\n") for line in lines if line not in written]
     missing = [name for name in (f"{path.name}.{ending}" for ending in ENDINGS) if not path.with_name(name).exists()]
     return f"{', '.join([*missing, *wrong]) or 'something else'} is not as {sums.name} has it"
 
@@ -82,7 +82,10 @@ def _files(path: Path) -> list[Path]:
 
 def remove_checkpoint(path: Path) -> None:
     """Removes the files of a checkpoint that exist."""
-    for file in [path.with_suffix(".sha256"), *reversed(_files(path))]:  # a kill in between leaves no half checkpoint
+    for file in [
+        path.with_suffix(".sha256"),
+        *reversed(_files(path)),
+    ]:  # a kill leaves no incomplete checkpoint
         file.unlink(missing_ok=True)
 
 

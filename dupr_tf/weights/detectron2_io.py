@@ -1,4 +1,4 @@
-"""ResNets as the `.pkl` that detectron2 takes in `MODEL.WEIGHTS`.
+"""Writes ResNets as the `.pkl` file that detectron2 takes in `MODEL.WEIGHTS`.
 
 Files are only written. Reading a pickle from elsewhere can run any code, so nothing here reads one. A written file is
 checked by listing its opcodes, which runs nothing.
@@ -58,14 +58,16 @@ def write_detectron2(model, path):
 
     Args:
         model: a `ResNetBackbone` of any depth; width 1 for detectron2's own configs.
-        path: the file to write, ending in `.pkl` (detectron2 chooses its reader by that).
+        path: the file to write, ending in `.pkl` (detectron2 chooses its reader by the ending).
 
     Raises:
         UserError: for another ending, or a model that has no detectron2 names.
     """
     path = Path(path)
     if path.suffix != ".pkl":
-        raise UserError("path", f"Expected a name ending in .pkl, received {path}.", "detectron2 goes by the ending.")
+        raise UserError(
+            "path", f"Expected a name ending in .pkl, received {path}.", "detectron2 reads it by its ending."
+        )
     arrays = torch_arrays(model, "detectron2")
     # Without __author__ detectron2 rejects the file; without matching_heuristics an FPN model loads nothing.
     checkpoint = {"model": arrays, "__author__": AUTHOR, "matching_heuristics": True}
@@ -155,7 +157,7 @@ def _write_array(file, array):
 
 
 def _float32():
-    """`numpy.dtype("f4", False, True)` and its state (version 3, little-endian, no fields)."""
+    """Returns opcodes for `numpy.dtype("f4", False, True)` and its state (version 3, little-endian, no fields)."""
     new = _global("numpy", "dtype") + pickle.BINUNICODE + struct.pack("<I", 2) + b"f4"
     new += pickle.NEWFALSE + pickle.NEWTRUE + pickle.TUPLE3 + pickle.REDUCE
     order = pickle.BINUNICODE + struct.pack("<I", 1) + b"<"

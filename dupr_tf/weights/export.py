@@ -104,7 +104,7 @@ def check_finite(model):
         raise UserError(
             None,
             f"{len(bad)} tensors of the weights contain NaN or infinity ({', '.join(bad[:3])}).",
-            "Use an earlier, sound checkpoint, or pass --allow-nonfinite to write them all the same.",
+            "Use an earlier, sound checkpoint, or pass --allow-nonfinite to write them anyway.",
         )
 
 
@@ -114,12 +114,12 @@ def _check_features(written, to, output, allow_nonfinite):
         raise RunFailed(
             f"The features of the {to} export differ from the model's by {worst.relative:.2e} of the largest "
             f"({worst.difference:.2e}; at most {TOLERANCE} is allowed) at {worst.level} of an image of {worst.image} "
-            f"in {worst.against}. This is a defect, please report it; nothing was left at {output}."
+            f"in {worst.against}. This is a defect, please report it; {output} was not written."
         )
     if not allow_nonfinite and not all(check.finite for check in written.checks):
         raise RunFailed(
             "The features contain NaN or infinity though the weights are finite: they overflow. Pass --allow-nonfinite "
-            f"to write them all the same; nothing was left at {output}."
+            f"to write them anyway; {output} was not written."
         )
 
 
@@ -151,7 +151,7 @@ def _full(directory, wanted):
     free = shutil.disk_usage(directory).free
     return (
         f"The disk is full: the export takes {wanted:,} bytes and {directory} has {free:,} left. "
-        "Free some space, or choose another output; nothing was left there."
+        "Free some space, or choose another output; nothing was written."
     )
 
 

@@ -1,4 +1,4 @@
-"""Weight files of other tools, read as data: safetensors, NumPy's npz, and PyTorch's own if torch is installed."""
+"""Reads weight files of other tools as data: safetensors, NumPy's npz, and PyTorch's files if torch is installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dupr_tf.weights.archives import check_archive
 from dupr_tf.weights.paths import checkpoint_file
 from dupr_tf.weights.torch_io import read_safetensors
 
-# Where training code keeps the weights among epoch, optimiser and arguments.
+# Keys under which training code saves the weights, beside epoch, optimiser and arguments.
 _INNER = ("state_dict", "model_state_dict", "model", "network", "net", "online_network_state_dict")
 # `nn.Sequential(*resnet.children())` numbers what torchvision names; 2, 3 and 8 (ReLU, pooling) hold no weights.
 _CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
@@ -80,7 +80,7 @@ def _read_torch(path):
         ) from None
     try:
         return _tensors(torch.load(path, map_location="cpu", weights_only=True), torch)
-    except Exception as error:  # torch passes on whatever unpickling, zipfile and its own reader raise
+    except Exception as error:  # torch passes on any error of unpickling, zipfile and its own reader
         raise UserError(
             None,
             f"{path} is not a PyTorch file of tensors ({one_line(error, 120)}).",

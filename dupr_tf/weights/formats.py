@@ -1,4 +1,4 @@
-"""The formats that `export` writes, and the extra packages that each needs. Importing this needs no TensorFlow."""
+"""Lists the formats that `export` writes, and the extra packages that each needs. Imports no TensorFlow."""
 
 import importlib.util
 
@@ -11,7 +11,7 @@ EXPORTS = Registry(
     "to",
     {
         "keras": Entry(
-            "dupr_tf.weights.keras_io:write_keras", "a .keras file of the model as it is", facts={"pixels": None}
+            "dupr_tf.weights.keras_io:write_keras", "a .keras file of the unchanged model", facts={"pixels": None}
         ),
         "saved_model": Entry(
             "dupr_tf.weights.saved_model:write_saved_model",

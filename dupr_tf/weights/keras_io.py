@@ -1,4 +1,4 @@
-"""Backbones as `.keras` files: unchanged, or prepared as the backbone of KerasCV's and KerasHub's detectors."""
+"""Writes backbones as `.keras` files: unchanged, or prepared for KerasCV's and KerasHub's detectors."""
 
 import keras
 

@@ -1,4 +1,4 @@
-"""ResNets to and from KerasHub's `ResNetBackbone`, and KerasHub presets. Needs the extra `kerashub`."""
+"""Converts ResNets to and from KerasHub's `ResNetBackbone`, and writes presets. Needs the extra `kerashub`."""
 
 from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNetBackbone, block_and_depths, stage_channels

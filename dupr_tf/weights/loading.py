@@ -36,8 +36,8 @@ def load_backbone(path, include_normalization=None, allow_nonfinite=False, keep_
         include_normalization: True or False gives a `ResNetBackbone` with or without the normalisation inside.
             Default: as saved (a safetensors file has none).
         allow_nonfinite: load NaN and infinity too, which are an error otherwise.
-        keep_precision: True leaves a backbone that was saved in half precision as it is. By default it is returned
-            as a copy that computes in float32.
+        keep_precision: keep the half precision of a saved backbone. By default, a copy that computes in float32 is
+            returned.
 
     Returns:
         A Keras model with `pyramid_outputs` or `pyramid_level_inputs`.
@@ -158,14 +158,14 @@ def _save_keras(backbone, output):
     except OSError as error:
         raise RunFailed(
             f"{output} could not be written ({one_line(error, 120)}). Free some space or choose another output; "
-            "nothing was left behind."
+            "nothing was written."
         ) from error
 
 
 def _compare(written, backbone):
     for value, wanted in zip(written.get_weights(), backbone.get_weights(), strict=True):
         if not np.array_equal(value, wanted, equal_nan=True):
-            raise OSError("what was read back is not what was written")
+            raise OSError("the file read back differs from the written weights")
 
 
 def _check_finite(backbone, file):
@@ -187,11 +187,11 @@ def read_keras(file):
     check_archive(file)
     try:
         return keras.saving.load_model(file, compile=False)  # safe_mode is Keras' default: no Lambda, no pickle
-    except Exception as error:  # Keras passes on whatever zipfile, json and h5py raise
+    except Exception as error:  # Keras passes on any error of zipfile, json and h5py
         raise UserError(
             None,
             f"{file} cannot be loaded as a Keras model without running its code ({one_line(error, 200)}).",
-            "Copy the file again; for a model with classes of its own, import them first.",
+            "Copy the file again; for a model with custom classes, import them first.",
         ) from error
 
 

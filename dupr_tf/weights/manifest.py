@@ -1,6 +1,6 @@
-"""The file `manifest.json`: the sha256 of every file of a directory.
+"""Reads and writes `manifest.json`, the sha256 of every file of a directory.
 
-It exists because neither safetensors nor HDF5 notices a flipped bit.
+It is needed because neither safetensors nor HDF5 notices a flipped bit.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The model card of an export: the network, its inputs and outputs, and how to load it."""
+"""Writes the model card of an export: the network, its inputs and outputs, and how to load it."""
 
 import logging
 from pathlib import Path, PurePath
@@ -68,7 +68,7 @@ def model_card(backbone, to, written, facts, license=None):
 
 
 def card_text(title, summary, rows, reading):
-    """Return a model card: title, summary, the table of `rows` {name: value}, and `reading`, code that loads it."""
+    """Return a model card of title, summary, a table of `rows` {name: value}, and the code `reading` that loads it."""
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
     return (
         f"# {title}\n\n{summary}\n\n| | |\n|---|---|\n{table}\n\n```python\n{reading}\n```\n\n"
@@ -105,7 +105,7 @@ def run_facts(run):
 
 
 def _config_facts(path):
-    """Return the config in one line, and its facts about the data; none of a config that cannot be read."""
+    """Return the config in one line, and its facts about the data; {} if the config cannot be read."""
     try:
         data = load_config(path).data
         text = read_bounded(path, MAX_CONFIG_BYTES).decode("utf-8")

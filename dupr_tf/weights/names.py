@@ -1,4 +1,4 @@
-"""The one table of weight names: Keras (ours) ↔ torchvision (same as timm's) ↔ detectron2 ↔ KerasHub.
+"""Defines the table of weight names: Keras (ours) ↔ torchvision (same as timm's) ↔ detectron2 ↔ KerasHub.
 
 No other module in the package contains a foreign name. Only kernels differ in layout. Keras and KerasHub use
 `(height, width, in, out)`; torch uses `(out, in, height, width)`. Importing this needs no TensorFlow.
@@ -139,7 +139,7 @@ def _refuse_gaps(model, missing, unmapped):
         raise RunFailed(
             f"The tensors of `{model.name}` are not those of the table of names: {len(missing)} are missing "
             f"({', '.join(missing[:3]) or 'none'}) and {len(unmapped)} have no name "
-            f"({', '.join(unmapped[:3]) or 'none'}). Use a ResNetBackbone as it is, without further layers."
+            f"({', '.join(unmapped[:3]) or 'none'}). Use an unchanged ResNetBackbone, without further layers."
         )
 
 

@@ -1,4 +1,4 @@
-"""Backbones as ONNX files: raw images in, P2..P5 out, any size. Needs the extra `onnx`."""
+"""Writes and reads backbones as ONNX files: raw images in, P2..P5 out, any size. Needs the extra `onnx`."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Checks of the paths that weights are read from and written to. Imports no TensorFlow."""
+"""Checks the paths that weights are read from and written to. Imports no TensorFlow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the file of a saved detector says about it. Imports no TensorFlow."""
+"""Reads the description in the file of a saved detector. Imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DETECTOR_FILE = "detector.keras"
 
 
 class Saved(NamedTuple):
-    """A detector as the description in its file shows it."""
+    """Holds the description of a saved detector."""
 
     kind: str
     class_names: tuple[str, ...]
@@ -27,10 +27,10 @@ class Saved(NamedTuple):
 def read_saved(file: Path) -> Saved | None:
     """Reads the description of a saved detector.
 
-    Returns None if only loading the file can tell: its class is not in the table of detectors.
+    Returns None if the file must be loaded to find out, because its class is not in the table of detectors.
 
     Raises:
-        UserError: it is damaged, or holds a model that is no detector.
+        UserError: the file is damaged, or holds a model that is no detector.
     """
     kinds = {tuple(entry.target.split(":")): kind for kind, entry in DETECTORS.items()}
     check_archive(file)
@@ -50,13 +50,13 @@ def read_saved(file: Path) -> Saved | None:
 
 
 def find_detector(path: str | Path) -> tuple[Path, Saved] | None:
-    """Returns the file and the description of a detector, for its file or its folder. None if there is none."""
+    """Returns the file and the description of a detector, given its file or folder. None if it is no detector."""
     file = local_path(path, "weights")
     file = file / DETECTOR_FILE if file.is_dir() else file
     if file.suffix != ".keras" or not file.is_file():
         return None
     try:
         saved = read_saved(file)
-    except UserError:  # a backbone, or damaged, which loading it reports
+    except UserError:  # a backbone, or a damaged file, which is reported when it is loaded
         return None
     return None if saved is None else (file, saved)

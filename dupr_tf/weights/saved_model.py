@@ -1,4 +1,4 @@
-"""Backbones as TensorFlow SavedModels: raw images in, P2..P5 out; serving them needs no `dupr_tf`."""
+"""Writes and reads backbones as SavedModels: raw images in, P2..P5 out. Serving them needs no `dupr_tf`."""
 
 import functools
 from pathlib import Path

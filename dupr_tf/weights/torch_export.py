@@ -1,4 +1,4 @@
-"""ResNets for torchvision and timm: a safetensors state dict, compared with the library itself if it is installed."""
+"""Writes ResNets for torchvision and timm as safetensors, and compares them with the library if it is installed."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""ResNets to and from torchvision's state dict, and safetensors files that hold one.
+"""Converts ResNets to and from torchvision's state dict, and its safetensors files.
 
 The arrays are float32 in torch's axis order, so `torchvision.models.resnet50().load_state_dict(state, strict=False)`
 takes them; only `fc` is then missing. No pickle is read or written here.
@@ -75,7 +75,7 @@ def find_prefix(state):
     MoCo, PyContrast, SwAV, DenseCL, BYOL and OpenSelfSup, torchvision and timm.
 
     Raises:
-        UserError: if there is none, or several with different weights.
+        UserError: if there is no ResNet, or several with different weights.
     """
     ending = "layer1.0.conv1.weight"
     prefixes = [key.removesuffix(ending) for key in state if key.endswith(ending)]

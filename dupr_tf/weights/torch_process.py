@@ -1,4 +1,4 @@
-"""PyTorch's part of an export, as a separate program: PyTorch and TensorFlow in one process can crash each other.
+"""Runs PyTorch's part of an export in a separate program, because PyTorch and TensorFlow can crash each other.
 
 (Seen with torch 2.14 and TensorFlow 2.21: torchvision imports triton, which causes a segmentation fault once TensorFlow
 is loaded.) The program imports nothing of this package. `ask` in `torch_export` calls it with one JSON argument:

@@ -1,4 +1,4 @@
-"""The backbone of a run that has not ended: that of its newest undamaged checkpoint."""
+"""Loads the backbone of an unfinished run from its newest undamaged checkpoint."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def load_unfinished(run: Path):
             continue
         log.info("%s has not ended; the weights are those of step %d", run, step_of(path))
         return backbone
-    raise UserError(None, f"{run} has not ended, and none of its checkpoints can be used.", "Resume the run first.")
+    raise UserError(None, f"{run} has not ended, and has no usable checkpoint.", "Resume the run first.")
 
 
 def undamaged_checkpoints(run: Path) -> Iterator[Path]:

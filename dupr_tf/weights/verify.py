@@ -1,4 +1,4 @@
-"""Comparison of the features that two networks compute from the same image."""
+"""Compares the features that two networks compute from the same image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOLERANCE = 1e-4  # share of a level's largest feature
 
 
 class Check(NamedTuple):
-    """A comparison of one level of an image, computed by the network in memory and by the written file."""
+    """Holds a comparison of one level of an image between the network in memory and the written file."""
 
     against: str  # "torchvision 0.29.1", "the file, read again"
     image: str  # "65×97"
@@ -32,17 +32,17 @@ class Check(NamedTuple):
 
 @dataclasses.dataclass
 class Written:
-    """The results of a writer's check of its output: all comparisons, and those it could not make."""
+    """Holds the results of a writer's check of its output: its comparisons, and those that were not possible."""
 
     checks: list[Check]
     not_compared: list[str] = dataclasses.field(default_factory=list)
 
     def worst(self):
-        """The comparison with the largest difference relative to its features."""
+        """Returns the comparison with the largest difference relative to its features."""
         return max(self.checks, key=lambda check: check.relative)
 
     def difference(self):
-        """The largest absolute difference of all comparisons."""
+        """Returns the largest absolute difference of all comparisons."""
         return max(check.difference for check in self.checks)
 
 

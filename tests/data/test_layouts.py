@@ -14,7 +14,7 @@ KINDS = {name for table in TABLES for name in table}
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.kind)
-def test_every_layout_has_a_function_and_a_line(table):
+def test_every_layout_has_a_function_and_a_description(table):
     for name, entry in table.items():
         loaded = table.load(name)
         assert loaded if table is FOLDERS else callable(loaded)

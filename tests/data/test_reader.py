@@ -78,7 +78,7 @@ def is_running(pid: int) -> bool:
 def wait_until(condition, seconds=15.0):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
+        assert time.monotonic() < end, "the condition did not become true in time"
         time.sleep(0.05)
 
 

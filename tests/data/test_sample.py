@@ -60,7 +60,7 @@ def test_scenes_differ_across_splits_and_seeds(root, tmp_path):
     assert len(set(pictures)) == len(pictures) == 40 + 15
 
 
-def test_a_scene_does_not_depend_on_the_number_of_scenes(root, tmp_path):
+def test_scene_does_not_depend_on_the_number_of_scenes(root, tmp_path):
     fewer = digests(sample.write_sample(tmp_path, train=3, val=2, unlabeled=1, size=SIZE, seed=3))
     kept = {name: digest for name, digest in fewer.items() if name.endswith(".jpg")}
     assert len(kept) == 6 and kept.items() <= digests(root).items()
@@ -169,7 +169,7 @@ def test_outlines_have_the_areas_of_their_shapes():
     assert covered == pytest.approx(expected, rel=0.02)
 
 
-def test_a_complete_sample_is_left_alone(root, monkeypatch):
+def test_complete_sample_is_left_unchanged(root, monkeypatch):
     monkeypatch.setattr(sample, "draw_scene", lambda *_: pytest.fail("drew a scene again"))
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     assert sample.write_sample(root, **COUNTS, size=SIZE, seed=3) == root
@@ -177,7 +177,7 @@ def test_a_complete_sample_is_left_alone(root, monkeypatch):
 
 
 @pytest.mark.parametrize("lost", ["sample.json", "images/val_000001.jpg", "annotations/instances_train.json"])
-def test_an_incomplete_sample_is_drawn_again(tmp_path, lost):
+def test_incomplete_sample_is_redrawn(tmp_path, lost):
     arguments = {"train": 2, "val": 2, "unlabeled": 1, "size": SIZE, "seed": 0}
     whole = digests(sample.write_sample(tmp_path, **arguments))
     (tmp_path / lost).unlink()
@@ -186,7 +186,7 @@ def test_an_incomplete_sample_is_drawn_again(tmp_path, lost):
     assert digests(tmp_path) == whole
 
 
-def test_the_marker_is_written_last(tmp_path, monkeypatch):
+def test_marker_is_written_last(tmp_path, monkeypatch):
     def stopped(seed, split, index, size, draw=sample.draw_scene):
         if split == "unlabeled" and index == 1:
             raise KeyboardInterrupt

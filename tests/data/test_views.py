@@ -244,7 +244,7 @@ def test_pairs_are_redrawn_until_they_overlap():
     assert four == pytest.approx(1 - (1 - once) ** 4, abs=0.06)
 
 
-def test_a_panorama_falls_back_to_its_central_crop():
+def test_panorama_falls_back_to_its_central_crop():
     u = uniform(1, 2, 0, (50, *DRAWS))
     crops = draw_crops(u, 10, 400, (0.9, 1.0), (3 / 4, 4 / 3))
     assert np.unique(crops, axis=0).tolist() == [[0, 193, 10, 206]]  # floor of the middle, 13 px wide

@@ -12,7 +12,7 @@ import pytest
 from dupr_tf.data.labels.run_lengths import mask_from_pixels
 from dupr_tf.detection.cityscapes_eval import cityscapes_ap
 from dupr_tf.errors import UserError
-from tests.detection.test_coco_eval import found, truth
+from tests.detection.test_coco_eval import detected, truth
 
 SIZE = (200, 200)  # numbers of the images of `truth`
 A, B, SMALL = (10, 10, 60, 60), (100, 100, 180, 190), (5, 5, 14, 16)  # the last object has 99 px
@@ -34,7 +34,7 @@ def masked(*images, void=None):
 
 
 def seen(*rows):
-    return {**found(*rows), "masks": [mask_from_pixels(pixels(box)) for _, box, _ in rows]}
+    return {**detected(*rows), "masks": [mask_from_pixels(pixels(box)) for _, box, _ in rows]}
 
 
 def test_perfect_detections_have_ap_1_and_none_have_0():
@@ -120,7 +120,7 @@ def test_class_without_objects_has_ap_none():
 def test_only_ignored_detections_give_ap_0():
     scene = masked([(0, A, False), (0, B, True)])
     assert cityscapes_ap(scene, [seen((0, B, 0.5))])["AP"] == 0
-    empty = {**found((0, B, 0.9)), "masks": [mask_from_pixels(np.zeros(SIZE))]}
+    empty = {**detected((0, B, 0.9)), "masks": [mask_from_pixels(np.zeros(SIZE))]}
     assert cityscapes_ap(scene, [empty])["AP"] == 0
 
 
@@ -130,5 +130,5 @@ def test_cityscapes_ap_without_masks_is_refused():
         cityscapes_ap(dataclasses.replace(scene, masks=None), [seen()])
     assert error.value.field == "annotated"
     with pytest.raises(UserError) as error:
-        cityscapes_ap(scene, [found()])
+        cityscapes_ap(scene, [detected()])
     assert error.value.field == "detections"

@@ -25,7 +25,7 @@ def truth(*rows, classes=("cat", "dog")):
     )
 
 
-def found(*rows):
+def detected(*rows):
     """Returns detections of an image from rows of (class, box, score)."""
     return {
         "boxes": np.array([box for _, box, _ in rows], np.float32).reshape(-1, 4),
@@ -39,7 +39,7 @@ SCENE = truth([(0, A, False), (1, B, False)], [(0, B, False)])
 
 
 def test_perfect_detections_have_an_ap_of_1():
-    result = coco_ap(SCENE, [found((0, A, 0.9), (1, B, 0.8)), found((0, B, 0.3))])
+    result = coco_ap(SCENE, [detected((0, A, 0.9), (1, B, 0.8)), detected((0, B, 0.3))])
     assert result["AP"] == result["AP50"] == result["AP75"] == pytest.approx(1.0)
     assert result["per_class"] == {"cat": pytest.approx(1.0), "dog": pytest.approx(1.0)}
     assert result["AP_small"] is None and result["AP_large"] is None  # no objects exist
@@ -47,7 +47,7 @@ def test_perfect_detections_have_an_ap_of_1():
 
 
 def test_no_detections_have_an_ap_of_0():
-    result = coco_ap(SCENE, [found(), found()])
+    result = coco_ap(SCENE, [detected(), detected()])
     assert result["AP"] == result["AP50"] == 0.0
     assert result["per_class"] == {"cat": 0.0, "dog": 0.0}
 
@@ -55,14 +55,14 @@ def test_no_detections_have_an_ap_of_0():
 def test_shifted_box_counts_up_to_its_iou():
     # A is moved by 10 of 50 px: IoU 40 / 60 = 0.667, a hit at 0.5, 0.55, 0.6 and 0.65 of ten thresholds.
     scene, shifted = truth([(0, A, False)]), (20, 10, 70, 60)
-    result = coco_ap(scene, [found((0, shifted, 0.9))])
+    result = coco_ap(scene, [detected((0, shifted, 0.9))])
     assert (result["AP50"], result["AP75"]) == (pytest.approx(1.0), 0.0)
     assert result["AP"] == pytest.approx(0.4)
 
 
 def test_wrong_and_missing_classes_lower_the_ap():
     scene = truth([(0, A, False)])
-    result = coco_ap(scene, [found((1, A, 0.9))])
+    result = coco_ap(scene, [detected((1, A, 0.9))])
     assert result["per_class"] == {"cat": 0.0, "dog": None} and result["AP"] == 0.0
 
 
@@ -74,22 +74,22 @@ def test_wrong_and_missing_classes_lower_the_ap():
         ([(0, B, False)], 1.0),  # B counts, and was detected
     ],
 )
-def test_a_detection_of_an_ignored_box_is_not_counted(second, expected):
+def test_detection_of_an_ignored_box_is_not_counted(second, expected):
     scene = truth([(0, A, False), *second])
-    result = coco_ap(scene, [found((0, B, 0.9), (0, A, 0.8))])
+    result = coco_ap(scene, [detected((0, B, 0.9), (0, A, 0.8))])
     assert result["AP50"] == pytest.approx(expected)
 
 
 def test_missing_an_ignored_box_costs_nothing():
     scene = truth([(0, A, False), (0, B, True)])
-    assert coco_ap(scene, [found((0, A, 0.9))])["AP"] == pytest.approx(1.0)
+    assert coco_ap(scene, [detected((0, A, 0.9))])["AP"] == pytest.approx(1.0)
 
 
 SMALL, LARGE = (10, 10, 20, 20), (30, 30, 180, 180)  # 10² and 150² px; COCO's limits are 32² and 96²
 
 
 def test_ap_by_size_counts_objects_of_that_size():
-    result = coco_ap(truth([(0, SMALL, False), (0, LARGE, False)]), [found((0, SMALL, 0.9))])
+    result = coco_ap(truth([(0, SMALL, False), (0, LARGE, False)]), [detected((0, SMALL, 0.9))])
     assert result["AP_small"] == pytest.approx(1.0)
     assert result["AP_medium"] is None and result["AP_large"] == 0.0
 
@@ -97,15 +97,15 @@ def test_ap_by_size_counts_objects_of_that_size():
 def test_size_of_an_object_is_its_given_area():
     scene = truth([(0, LARGE, False)])
     thin = dataclasses.replace(scene, areas=(np.array([500.0]),))  # like a mask's that fills little of its box
-    assert coco_ap(scene, [found((0, LARGE, 0.9))])["AP_large"] == pytest.approx(1.0)
-    result = coco_ap(thin, [found((0, LARGE, 0.9))])
+    assert coco_ap(scene, [detected((0, LARGE, 0.9))])["AP_large"] == pytest.approx(1.0)
+    result = coco_ap(thin, [detected((0, LARGE, 0.9))])
     assert result["AP_small"] == pytest.approx(1.0)
     assert result["AP_medium"] is None and result["AP_large"] is None
 
 
 def test_detections_of_too_few_images_are_refused():
     with pytest.raises(UserError) as error:
-        coco_ap(SCENE, [found()])
+        coco_ap(SCENE, [detected()])
     assert error.value.field == "detections" and "2 images" in error.value.problem
 
 
@@ -125,36 +125,36 @@ def with_masks(scene, side="left"):
     return dataclasses.replace(scene, masks=masks, areas=tuple(areas / 2 for areas in scene.areas))
 
 
-def found_masks(side, *rows):
-    return {**found(*rows), "masks": [half(box, side) for _, box, _ in rows]}
+def detected_masks(side, *rows):
+    return {**detected(*rows), "masks": [half(box, side) for _, box, _ in rows]}
 
 
 def test_masks_are_compared_as_masks():
     scene = with_masks(SCENE)
-    right = [found_masks("left", (0, A, 0.9), (1, B, 0.8)), found_masks("left", (0, B, 0.3))]
-    wrong = [found_masks("right", (0, A, 0.9), (1, B, 0.8)), found_masks("right", (0, B, 0.3))]
+    right = [detected_masks("left", (0, A, 0.9), (1, B, 0.8)), detected_masks("left", (0, B, 0.3))]
+    wrong = [detected_masks("right", (0, A, 0.9), (1, B, 0.8)), detected_masks("right", (0, B, 0.3))]
     assert coco_ap(scene, right, masks=True)["AP"] == pytest.approx(1.0)
     assert coco_ap(scene, wrong, masks=True)["AP"] == 0.0 and coco_ap(scene, wrong)["AP"] == pytest.approx(1.0)
     assert coco_ap(scene, right, masks=True)["AP_medium"] == pytest.approx(1.0)
 
 
-def test_a_mask_within_an_ignored_mask_is_not_counted():
+def test_mask_within_an_ignored_mask_is_not_counted():
     scene = with_masks(truth([(0, A, False), (0, B, True)]))
-    inside = found_masks("left", (0, (100, 100, 150, 150), 0.9), (0, A, 0.8))
-    outside = found_masks("right", (0, B, 0.9), (0, A, 0.8))
+    inside = detected_masks("left", (0, (100, 100, 150, 150), 0.9), (0, A, 0.8))
+    outside = detected_masks("right", (0, B, 0.9), (0, A, 0.8))
     outside["masks"][1] = half(A, "left")
     assert coco_ap(scene, [inside], masks=True)["AP50"] == pytest.approx(1.0)
     assert coco_ap(scene, [outside], masks=True)["AP50"] == pytest.approx(0.5)
 
 
 def test_ap_without_masks_is_0_or_refused():
-    scene, nothing = with_masks(SCENE), found_masks("left")
+    scene, nothing = with_masks(SCENE), detected_masks("left")
     assert coco_ap(scene, [nothing, nothing], masks=True)["AP"] == 0.0
     with pytest.raises(UserError) as error:
         coco_ap(SCENE, [nothing, nothing], masks=True)
     assert error.value.field == "annotated"
     with pytest.raises(UserError) as error:
-        coco_ap(scene, [found(), found()], masks=True)
+        coco_ap(scene, [detected(), detected()], masks=True)
     assert error.value.field == "detections"
 
 
@@ -162,15 +162,15 @@ def test_ap_without_masks_is_0_or_refused():
 @pytest.mark.parametrize("rows", [[], [(0, A, 0.9)]])
 def test_split_without_objects_has_ap_none(images, rows):
     scene = truth(*images)
-    result = coco_ap(scene, [found(*rows)] * len(images))
+    result = coco_ap(scene, [detected(*rows)] * len(images))
     assert result["AP"] is result["AP50"] is result["AP_small"] is None
     assert result["per_class"] == result["per_class_AP50"] == {"cat": None, "dog": None}
-    assert coco_curves(scene, [found(*rows)] * len(images)) == {}
+    assert coco_curves(scene, [detected(*rows)] * len(images)) == {}
 
 
 def test_curves_have_the_expected_precision():
     scene = truth([(0, A, False)], [(0, B, False)])
-    curves = coco_curves(scene, [found((0, (150, 10, 190, 60), 0.8), (0, A, 0.9)), found((0, B, 0.7))])
+    curves = coco_curves(scene, [detected((0, (150, 10, 190, 60), 0.8), (0, A, 0.9)), detected((0, B, 0.7))])
     recall, precision = curves.pop("cat")
     np.testing.assert_allclose(recall, np.linspace(0, 1, 101))
     np.testing.assert_allclose(precision, [1.0] * 51 + [2 / 3] * 50)
@@ -178,14 +178,14 @@ def test_curves_have_the_expected_precision():
 
 
 def test_each_class_has_its_ap50():
-    result = coco_ap(truth([(0, A, False)]), [found((0, (20, 10, 70, 60), 0.9))])
+    result = coco_ap(truth([(0, A, False)]), [detected((0, (20, 10, 70, 60), 0.9))])
     assert result["per_class_AP50"] == {"cat": pytest.approx(1.0), "dog": None}
     assert result["per_class"]["cat"] == pytest.approx(0.4)
 
 
 def test_ap_counts_at_most_the_allowed_detections():
     boxes = [(0, (x, y, x + 15, y + 15), False) for x in range(0, 200, 16) for y in range(0, 200, 16)][:150]
-    scene, detections = truth(boxes), [found(*((label, box, 0.9) for label, box, _ in boxes))]
+    scene, detections = truth(boxes), [detected(*((label, box, 0.9) for label, box, _ in boxes))]
     assert coco_ap(scene, detections)["AP"] == pytest.approx(67 / 101)  # recall 100 / 150
     assert coco_ap(scene, detections, most=150)["AP"] == pytest.approx(1.0)
     assert coco_ap(scene, detections, most=30)["AP50"] == pytest.approx(21 / 101)

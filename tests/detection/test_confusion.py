@@ -5,15 +5,15 @@ import pytest
 from PIL import Image
 
 from dupr_tf.detection.confusion import NO_OBJECT, confusion_picture, count_confusion, name_confusion, suggest_threshold
-from tests.detection.test_coco_eval import found, truth
+from tests.detection.test_coco_eval import detected, truth
 
 A, B, C = (10, 10, 50, 50), (100, 100, 140, 140), (150, 10, 190, 50)
 CAT, DOG = 0, 1
 SCENE = truth([(CAT, A, False), (DOG, B, False)], [(CAT, A, False), (DOG, C, True)])
-# By falling score: a hit, a cat called dog, a dog on ignored ground, a false one, a second detection of the cat, a hit.
+# By falling score: a hit, a cat called dog, a dog on ignored ground. Then: a false one, the same cat again, a hit.
 FOUND = [
-    found((CAT, A, 0.9), (CAT, C, 0.6), (CAT, A, 0.5), (DOG, B, 0.4)),
-    found((DOG, A, 0.8), (DOG, C, 0.7)),
+    detected((CAT, A, 0.9), (CAT, C, 0.6), (CAT, A, 0.5), (DOG, B, 0.4)),
+    detected((DOG, A, 0.8), (DOG, C, 0.7)),
 ]
 
 
@@ -33,18 +33,18 @@ def test_threshold_has_the_best_f1():
     # Three objects count. At 0.9, 1 of 1 detections is a hit (F1 2/4); at 0.4, 2 of 5 are (F1 4/8), which is no better.
     best = suggest_threshold(SCENE, FOUND)
     assert best == pytest.approx({"min_score": 0.9, "precision": 1.0, "recall": 1 / 3, "f1": 0.5})
-    more = [found((CAT, A, 0.9), (DOG, B, 0.4)), FOUND[1]]
+    more = [detected((CAT, A, 0.9), (DOG, B, 0.4)), FOUND[1]]
     assert suggest_threshold(SCENE, more) == pytest.approx(
         {"min_score": 0.4, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3}
     )
 
 
 def test_threshold_keeps_detections_of_equal_score_together():
-    same = [found((CAT, A, 0.5), (DOG, B, 0.5), (CAT, C, 0.5)), found()]
+    same = [detected((CAT, A, 0.5), (DOG, B, 0.5), (CAT, C, 0.5)), detected()]
     assert suggest_threshold(SCENE, same)["precision"] == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize("detections", [[found(), found()], [found((DOG, A, 0.9)), found()]])
+@pytest.mark.parametrize("detections", [[detected(), detected()], [detected((DOG, A, 0.9)), detected()]])
 def test_threshold_without_a_hit_is_none(detections):
     assert suggest_threshold(SCENE, detections) is None
     assert suggest_threshold(truth([], []), detections) is None

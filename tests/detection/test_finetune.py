@@ -362,7 +362,7 @@ def test_val_without_boxes_is_refused_before_training(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_class_without_boxes_in_the_split_is_printed_last(capsys):
+def test_class_without_boxes_in_the_split_is_printed_last(capsys):
     classes = {"bus": None, "cat": 0.1, "dog": 0.3}
     scores = {"AP": 0.1, "AP50": 0.2, "AP75": 0.0, "per_class": classes, "masks": {"AP": 0.05, "AP50": None}}
     print_scores({**scores, "per_class_AP50": classes}, None)

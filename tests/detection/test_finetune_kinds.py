@@ -85,7 +85,7 @@ def test_fcn_trains_on_a_folder_of_masks(splits, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("neck", ["fpn", "c4"])
-def test_a_mask_rcnn_measures_boxes_and_masks(splits, tmp_path, neck, capsys):
+def test_mask_rcnn_measures_boxes_and_masks(splits, tmp_path, neck, capsys):
     root = with_polygons(write_coco(tmp_path / "set", splits))
     settings = config(kind="mask_rcnn", neck=neck, precise_bn_images=2, **RCNN)
     metrics = finetune(settings, "random", root, tmp_path / "out", console=QUIET)

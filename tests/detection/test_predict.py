@@ -131,7 +131,7 @@ def test_stopped_run_resumes_at_its_first_missing_part(photos, tmp_path, monkeyp
     assert start(photos, tmp_path / "out", third) == done and third.seen == []
 
 
-def test_a_damaged_part_is_predicted_again(photos, tmp_path, monkeypatch):
+def test_damaged_part_is_predicted_again(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PART", 2)
     with pytest.raises(KeyboardInterrupt):
         start(photos, tmp_path / "out", Stream(stop=5))

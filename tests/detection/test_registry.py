@@ -22,7 +22,7 @@ def test_every_detector_is_built_from_a_config(kind):
     assert detector.head_convs == 1 and detector.image_size == (None if kind == "fcn" else 64)
 
 
-def test_a_class_derived_from_a_detector_has_its_task():
+def test_class_derived_from_a_detector_has_its_task():
     for kind in INSTALLED:
         own = type("Own", (DETECTORS.load(kind),), {})
         assert task_of(own.__new__(own)) == DETECTORS[kind].facts["task"]

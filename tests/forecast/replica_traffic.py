@@ -1,6 +1,6 @@
-"""What two replicas of a step exchange, as JSON: python -m tests.forecast.replica_traffic.
+"""Prints as JSON what two replicas of a step exchange: python -m tests.forecast.replica_traffic.
 
-Run in a process of its own: logical devices are set before TensorFlow starts. The step is traced, not run.
+It runs in a separate process, because logical devices are set before TensorFlow starts. The step is traced, not run.
 """
 
 import json
@@ -13,7 +13,7 @@ from dupr_tf.training.distribution import scope
 from dupr_tf.training.pretrain import compiled_model
 from tests.forecast.tiny_config import TINY
 
-SCALARS = 64  # a collective of fewer numbers carries sums of losses
+SCALARS = 64  # a collective of fewer numbers carries only sums of losses
 
 
 def main():
@@ -24,7 +24,7 @@ def main():
     gather = tf.distribute.ReplicaContext.all_gather
 
     def noting(context, value, axis, options=None):
-        gathered.append(value.shape.num_elements() * value.dtype.size)  # once for each replica
+        gathered.append(value.shape.num_elements() * value.dtype.size)  # called once for each replica
         return gather(context, value, axis, options)
 
     tf.distribute.ReplicaContext.all_gather = noting

@@ -1,4 +1,4 @@
-"""A config and images that are small, for the doctor."""
+"""A small config and images for tests of the doctor."""
 
 import numpy as np
 from PIL import Image

@@ -1,4 +1,4 @@
-"""The doctor's advice: the share of repeated keys against a simulation, and thresholds. No TensorFlow."""
+"""Tests of the doctor's advice: the share of repeated keys against a simulation, and thresholds. No TensorFlow."""
 
 import math
 
@@ -13,7 +13,7 @@ from tests.forecast.small_photos import config
 
 def simulate_repeats(images, batch, keys, epochs=100):
     """Returns the share of queries whose image has a key in the bank, over the last half of some shuffled epochs."""
-    last, meets, start = np.full(images, -np.inf), [], 0  # number of the last key of each image
+    last, meets, start = np.full(images, -np.inf), [], 0  # the number of each image's last key
     for epoch in range(epochs):
         order = np.random.default_rng(epoch).permutation(images)
         for step in range(images // batch):
@@ -31,7 +31,7 @@ def test_repeat_share_equals_simulation(images, batch, keys):
     assert advice.repeat_share(images, batch, keys) == pytest.approx(simulate_repeats(images, batch, keys), abs=0.01)
 
 
-def test_repeat_share_of_small_and_huge_sets():
+def test_repeat_share_is_right_for_small_and_huge_sets():
     assert advice.repeat_share(1500, 64, 1024) == pytest.approx(0.252, abs=0.001)
     assert advice.repeat_share(10**9, 256, 65536) == pytest.approx(0, abs=1e-6)
     assert advice.repeat_share(5, 8, 64) == 1  # fewer images than a batch: each is in every batch
@@ -96,7 +96,7 @@ def test_memory_warns_if_less_is_free():
     assert "unknown" in advice.advice_on_memory(1, None, settings)[0]
 
 
-def test_grave_warnings_leave_out_what_needs_nothing():
+def test_serious_warnings_omit_harmless_settings():
     settings = config()
     assert advice.grave_warnings(settings, 100_000) == []
     few = advice.grave_warnings(settings, settings.train.batch_size - 1)

@@ -1,4 +1,4 @@
-"""Assumptions of a plan: each has a unit and a source, can be replaced, and refuses impossible values."""
+"""Tests of a plan's assumptions: each has a unit and a source, can be replaced, and refuses impossible values."""
 
 import math
 
@@ -14,7 +14,7 @@ A100 = assumptions_of("a100-40gb", "float32", 224)
 @pytest.mark.parametrize("device", NAMES)
 def test_assumptions_have_unit_and_source(device):
     assumed = assumptions_of(device, "float32", 224)
-    assert list(assumed) == list(A100)  # the same names everywhere, so that a flag holds for any device
+    assert list(assumed) == list(A100)  # every device has the same names, so that a flag works for any of them
     assert all(entry.unit and entry.source for entry in assumed.values())
     unknown = {name for name, entry in assumed.items() if math.isnan(entry.value)}
     assert unknown == ({"peak_tflops", "memory_gb", "memory_gb_s", "cores_a_machine"} if device == CPU else set())
@@ -57,13 +57,13 @@ def test_precision_missing_on_device_is_refused():
     ("devices_a_machine=2.5", "a whole number above 0 for devices_a_machine, received '2.5'"),
     ("=3", "''"),
 ])  # fmt: skip
-def test_assumption_impossible_is_refused(given, named):
+def test_impossible_assumption_is_refused(given, named):
     with pytest.raises(UserError) as error:
         replace_assumptions(A100, (given,))
     assert error.value.fields == ("--assume",) and named in str(error.value)
 
 
-def test_assumptions_wrong_are_reported_together():
+def test_wrong_assumptions_are_reported_together():
     with pytest.raises(UserError) as error:
         replace_assumptions(A100, ("memory_gb=0", "nothing", "share_of_peak=0.4"))
     assert error.value.fields == ("--assume", "--assume")

@@ -1,4 +1,4 @@
-"""Counts from shapes against the operations and collectives of the graph of a step, and published counts."""
+"""Compares counts from shapes with the operations and collectives of a step's graph, and with published counts."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ def model():
 
 @pytest.mark.slow
 def test_operations_equal_those_of_the_graph(model):
-    """Convolutions and products of a traced step, of which none is left out and none is counted twice."""
+    """Counts convolutions and products of a traced step: none is missing, and none is counted twice."""
     pairs = {name: tf.convert_to_tensor(rows) for name, rows in noise_pairs(ONE_GROUP).items()}
     graph = tf.function(model.train_step).get_concrete_function(pairs).graph
     used = [op for op in graph.get_operations() if any(output.consumers() for output in op.outputs)]
@@ -36,7 +36,7 @@ def test_operations_equal_those_of_the_graph(model):
 
 
 def operations(op):
-    """Floating-point operations of a node: two for each multiplication of a convolution or a product."""
+    """Returns floating-point operations of a node: two for each multiplication of a convolution or a product."""
     if op.type == "MatMul":
         common = op.inputs[0].shape[0 if op.get_attr("transpose_a") else 1]
         return 2 * op.outputs[0].shape.num_elements() * common
@@ -71,7 +71,7 @@ def test_memory_weights_banks_and_checkpoint_equal_the_model(model, tmp_path):
     assert counts.bank_numbers == 3 * 96 * 16
     path = RunCheckpoints(model, tmp_path).save()
     written = sum(file.stat().st_size for file in tmp_path.glob(f"{path.name}.data*"))
-    names = sum(len(name) for name in state_of(model))  # which TensorFlow writes beside the numbers, several times
+    names = sum(len(name) for name in state_of(model))  # TensorFlow also writes these, several times
     assert counts.checkpoint <= written <= counts.checkpoint + 10 * names
 
 
@@ -84,7 +84,7 @@ def build(architecture, **settings):
     [("resnet18", 1.814e9), pytest.param("resnet50", 4.087e9, marks=pytest.mark.slow)],
 )
 def test_convolutions_equal_published_counts(architecture, multiplications):
-    """torchvision's table has 1.814 and 4.089 GFLOPS for 224 px, the classifier's 0.0005 and 0.002 among them."""
+    """torchvision's table has 1.814 and 4.089 GFLOPS for 224 px, with the classifier's 0.0005 and 0.002."""
     counted = step_flops(build(architecture), 224, batch=1)["convolutions"]
     stem = 112 * 112 * 64 * 7 * 7 * 3
     assert counted == pytest.approx(2 * (4 * multiplications - stem), rel=1e-3)

@@ -1,4 +1,4 @@
-"""`dupr-tf doctor`: what it prints, and every kind of wrong input."""
+"""Tests of `dupr-tf doctor`: its output, and every kind of wrong input."""
 
 import logging
 import os
@@ -39,7 +39,7 @@ def test_doctor_prints_all_and_writes_nothing(photos, tmp_path, capsys, monkeypa
     (["--train.epochs", "9"], ["--train.epochs: "]),
     (["c.yaml", "--steps"], ["--steps: "]),
 ])  # fmt: skip
-def test_doctor_mistakes_are_a_line_each_without_tensorflow(tmp_path, arguments, lines):
+def test_doctor_reports_mistakes_without_tensorflow(tmp_path, arguments, lines):
     (tmp_path / "c.yaml").write_text(dump_config(config()))
     code = (
         "import sys; from dupr_tf.cli import main\n"

@@ -1,4 +1,4 @@
-"""`pretrain --dry-run`: it tells the truth about the run, and leaves nothing."""
+"""Tests of `pretrain --dry-run`: its report agrees with the run, and it leaves no files."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ CONFIG = parse_config({
     "data": {"image_size": 32},
     "views": {"min_overlap": 8},
     "model": {"backbone": "resnet18", "width": 0.125, "roi_sizes": [8, 4, 2, 1], "bank_size": 70, "embedding_dim": 16,
-              "image_weights": [0, 0, 0, 1], "patch_weights": [0, 0, 1, 0]},  # two losses: less to trace
+              "image_weights": [0, 0, 0, 1], "patch_weights": [0, 0, 1, 0]},  # only two losses, to trace less
     "train": {"batch_size": 8, "micro_batches": 2, "epochs": 5},
 })  # fmt: skip
 
@@ -34,7 +34,7 @@ SPEEDS = {"product_speed": 33.3, "copy_speed": 17.7, "usable_cpus": 2, "availabl
 
 @pytest.fixture(scope="module")
 def speeds():
-    """Replaces the measured speeds of this machine, which differ from one measurement to the next."""
+    """Replaces the measured speeds of this machine, which differ between measurements."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SPEEDS.items():
             patch.setattr(f"dupr_tf.forecast.measure.{name}", lambda value=value: value)
@@ -78,13 +78,13 @@ def test_dry_run_reports_shapes_parameters_and_length(result):
 def test_dry_run_memory_parts_follow_from_shapes(result):
     assert result.forecast.counts.memory["memory banks"] == 2 * 70 * 16 * 4
     assert result.forecast.counts.memory["views of a batch"] == 8 * 2 * 32 * 32 * 3 * 5
-    # Of one image: the stem's padding, convolution and ReLU alone hold 38 * 38 * 3 + 2 * 16 * 16 * 8 numbers.
+    # For one image, the stem's padding, convolution and ReLU alone hold 38 * 38 * 3 + 2 * 16 * 16 * 8 numbers.
     assert result.forecast.counts.memory["activations of 4 images"] > 4 * 4 * (38 * 38 * 3 + 2 * 16 * 16 * 8)
-    assert result.peak_memory > result.forecast.counts.total_memory  # the process holds TensorFlow as well
+    assert result.peak_memory > result.forecast.counts.total_memory  # the process also holds TensorFlow
 
 
-def test_dry_run_times_are_of_real_steps(result):
-    assert result.first_step_seconds > 8 / result.images_per_second  # it traces
+def test_dry_run_measures_real_steps(result):
+    assert result.first_step_seconds > 8 / result.images_per_second  # the dry run traces the step
     assert result.input_ms > 0 and result.step_ms > 0 and 0 < result.loss < 100
 
 

@@ -1,4 +1,4 @@
-"""`doctor` on labelled images: counts of classes, boxes at the network, duplicates, and what to change."""
+"""Tests of `doctor` on labelled images: class counts, box sizes at the network, duplicates, and advice."""
 
 import dataclasses
 import shutil
@@ -24,7 +24,7 @@ def config(**values):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Twelve images of train, of which two have no boxes and one is in val too."""
+    """Writes twelve images of train; two have no boxes and one is in val too."""
     splits = {"train": [*pictures(10), *[Picture((61, 87), [])] * 2], "val": pictures(4, seed=1)}
     root = write_yolo(tmp_path_factory.mktemp("doctor") / "set", splits)
     shutil.copy(root / "images/train/train_4.jpg", root / "images/val/val_0.jpg")
@@ -47,7 +47,7 @@ def test_doctor_counts_images_boxes_and_classes(root):
     assert [rows[f"class {name}"].split()[0] for name in counts] == [str(count) for count in counts.values()]
 
 
-def test_doctor_says_what_to_change(root):
+def test_doctor_advises_what_to_change(root):
     rows, sentences = examine(root)
     named = ("fewer than 10 boxes", "data.background", "val_0.jpg")
     assert [sum(word in sentence for sentence in sentences) for word in named] == [1, 1, 1]
@@ -73,7 +73,7 @@ def test_doctor_names_the_setting_for_a_missing_val(root):
     assert not any("data.val_share" in one for one in about_labels(train, None, config(data__val_share=0.5))[1])
 
 
-def test_doctor_joins_rare_classes_in_one_row(root):
+def test_doctor_groups_rare_classes_in_one_row(root):
     names = tuple(f"{k}" for k in range(MOST_CLASSES + 5))
     train = dataclasses.replace(read_annotations(root, "train"), class_names=names)
     assert dict(about_labels(train, None, config())[0])["5 more classes"] == "0 in train"

@@ -1,4 +1,4 @@
-"""`dupr-tf plan`: what it prints and writes, and every kind of wrong input."""
+"""Tests of `dupr-tf plan`: what it prints and writes, and every kind of wrong input."""
 
 import json
 import subprocess
@@ -66,7 +66,7 @@ def test_plan_prints_every_part_and_writes_json(config, capsys, tmp_path):
     (["configs/retinanet_r18_small.yaml"], "detector", "retinanet_r18_small.yaml"),
     (["configs/none.yaml"], "config", "none.yaml"),
 ])  # fmt: skip
-def test_plan_wrong_input_is_one_line_and_exit_2(capsys, arguments, field, named):
+def test_wrong_plan_input_gives_one_line_and_exit_2(capsys, arguments, field, named):
     line = refused(capsys, *arguments)
     assert line.startswith(f"{field}: " if field else "") and named in line
 
@@ -90,7 +90,7 @@ def test_images_accepts_units(text, number):
 
 @pytest.mark.slow
 def test_check_measures_a_step_and_prints_its_error(config, capsys):
-    """The error's size is of docs/scaling.md; that of a network of no work at all is its overhead."""
+    """docs/scaling.md states the size of the error. For this network of almost no work, it is the step's overhead."""
     assert main(["plan", config, "--gpu-type", "cpu", "--check"]) == 0
     printed = capsys.readouterr().out
     assert "measured here, in seconds of a core: " in printed and "%" in printed.split("error ")[1][:6]

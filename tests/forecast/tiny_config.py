@@ -1,4 +1,4 @@
-"""A config of a network that is built in a second: no group of it reaches the work that Winograd's domain wants."""
+"""A config of a network that is built in a second. None of its groups has enough work for Winograd's domain."""
 
 from dupr_tf.config import parse_config
 

@@ -1,4 +1,4 @@
-"""Two terms of other methods, a model that has them beside DUPR's, and batches with labels."""
+"""Two terms of other methods, a model that combines them with DUPR's, and batches with labels."""
 
 import keras
 import numpy as np
@@ -15,7 +15,7 @@ BATCH, GROUPS, CLASSES = 16, 4, 3
 
 
 def projector(channels, dim, name):
-    """Dense, batch norm, ReLU, dense; named, since Keras' own names depend on what else was built."""
+    """Returns Dense, batch norm, ReLU, dense. They are named, since Keras' own names depend on what else was built."""
     layers = [
         keras.layers.Dense(12, name="hidden"),
         keras.layers.BatchNormalization(name="norm"),
@@ -29,7 +29,7 @@ def projector(channels, dim, name):
 
 @keras.saving.register_keras_serializable("dupr_tf_tests")
 class Bootstrap(Term):
-    """BYOL: a predictor foretells the key of the other view; no negatives, no bank."""
+    """BYOL: a predictor predicts the key of the other view, without negatives and without a bank."""
 
     symmetric = True
     columns = ("loss", "cosine")
@@ -55,7 +55,7 @@ class Bootstrap(Term):
 
 @keras.saving.register_keras_serializable("dupr_tf_tests")
 class Classify(Term):
-    """Cross entropy with the labels of the batch; -1 is no label."""
+    """Cross entropy with the labels of the batch; -1 means no label."""
 
     needs_keys = False
     fields = ("labels",)
@@ -95,6 +95,6 @@ def make_model(groups=GROUPS, photometric="none"):
 
 
 def labelled_batches(steps):
-    """Batches of `random_batches` and labels, which the first has none of."""
+    """Adds labels to `random_batches`. The first batch has only -1."""
     for i, batch in enumerate(batches(steps, BATCH)):
         yield {**batch, "labels": np.resize(np.array([0, 1, 2, -1, 0, -1, 2] if i else [-1], np.int32), BATCH)}

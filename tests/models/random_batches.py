@@ -2,8 +2,8 @@
 
 import numpy as np
 
-# Groups of four and P5 maps of 2 x 2: statistics over two numbers would turn rounding errors into other signs.
-GROUP, SIZE = 4, 64  # SIZE is what TinyBackbone takes
+# Groups of four and P5 maps of 2 x 2: over only two numbers, rounding errors could flip signs after normalising.
+GROUP, SIZE = 4, 64  # the SIZE that TinyBackbone takes
 
 
 def batches(steps, batch):

@@ -1,12 +1,19 @@
-"""DUPR steps by `fit` on logical devices: python -m tests.models.replica_run FOLDER KIND,DEVICES,GROUPS,STEPS …
+"""Takes DUPR steps by `fit` on logical devices and saves the results.
 
-Each run leaves FOLDER/KIND,DEVICES,GROUPS,STEPS.npz. KIND is float32; recipe: with all terms of DUPR; terms: with terms
-of other methods; coarse: half as many groups of the same images; or one without photometrics: plain, float16, overflow:
-float16 where the last replica's gradients are infinite, or nan: a batch before the last whose last image, on the last
-replica, makes the loss NaN.
+    python -m tests.models.replica_run FOLDER KIND,DEVICES,GROUPS,STEPS …
 
-Logical devices are set before TensorFlow starts, and one process holds one strategy: the runs of a process have one
-device, or all as many.
+Each run leaves FOLDER/KIND,DEVICES,GROUPS,STEPS.npz. KIND is one of:
+
+- float32
+- recipe: with all terms of DUPR
+- terms: with terms of other methods
+- coarse: half as many groups of the same images
+- plain, float16: without photometrics
+- overflow: as float16, with infinite gradients on the last replica
+- nan: as plain, but the last image of the batch before the last makes the loss NaN on the last replica
+
+Logical devices are set before TensorFlow starts, and one process holds one strategy. Therefore all runs of a process
+have one device, or all have the same number.
 """
 
 import sys
@@ -25,7 +32,7 @@ from tests.models.test_golden import CHANNELS, TinyBackbone
 
 
 class Overflowing(DUPR):
-    """A DUPR whose gradients are infinite on the last replica alone."""
+    """A DUPR whose gradients are infinite on the last replica only."""
 
     def query_gradients(self, *inputs):
         gradients, logs = super().query_gradients(*inputs)
@@ -35,11 +42,11 @@ class Overflowing(DUPR):
 
 
 def make_model(kind, groups):
-    """A compiled DUPR with few terms, or of the recipe's or other methods'."""
+    """Returns a compiled DUPR with few terms, with those of the recipe, or with those of other methods."""
     keras.utils.set_random_seed(1)
     half = kind in ("float16", "overflow")
     policy = "mixed_float16" if half else "float32"
-    keras.config.set_dtype_policy(policy)  # of the heads
+    keras.config.set_dtype_policy(policy)  # policy of the heads
     if kind == "terms":
         return other_terms.make_model(groups, photometric="moco_v2")
     weights = {"image_weights": (0, 0, 0, 1), "patch_weights": (0, 0, 0, 0)}
@@ -69,7 +76,7 @@ def make_batches(kind, groups, steps):
 
 
 def train(strategy, kind, groups, steps):
-    """Logs of each step and the state at the end."""
+    """Returns the logs of each step and the state at the end."""
     keras.utils.clear_session()
     with scope(strategy):
         model = make_model(kind, groups)
@@ -110,7 +117,7 @@ def _flat(variables):
 
 
 def _replicas_agree(model):
-    """Whether every replica's copy of every bank, pointer and parameter is the same, bit for bit."""
+    """Compares every replica's copy of every bank, pointer and parameter; returns true if all are equal bit for bit."""
     variables = [v for bank in model.banks.values() for v in bank.variables]
     for variable in variables + model.query_variables + model.key_variables:
         copies = [c.numpy() for c in getattr(variable.value, "values", [variable.value])]

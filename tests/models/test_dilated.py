@@ -1,4 +1,4 @@
-"""A dilated conv5: the same weights, the same features up to conv4, and what dilation means."""
+"""Tests of a dilated conv5: equal weights, equal features up to conv4, and the definition of dilation."""
 
 import keras
 import numpy as np
@@ -9,7 +9,7 @@ from dupr_tf.models.resnet import LEVELS, build_backbone, dilated, pyramid
 
 
 def randomized(architecture, width):
-    """A backbone whose statistics and weights are all its own, so that a mix-up shows."""
+    """Returns a backbone whose statistics and weights all differ, so that a mix-up shows."""
     keras.utils.set_random_seed(3)
     backbone = build_backbone(architecture, width=width)
     rng = np.random.default_rng(3)
@@ -23,7 +23,10 @@ def randomized(architecture, width):
 
 
 def correlate(x, kernel, dilation):
-    """(H, W, C) with a (3, 3, C, D) kernel whose taps lie `dilation` apart, zeros around: nine shifted products."""
+    """Correlates (H, W, C) with a (3, 3, C, D) kernel, as nine shifted products.
+
+    The taps lie `dilation` apart, with zeros around.
+    """
     height, width, _ = x.shape
     padded = np.pad(x.astype(np.float64), [(dilation, dilation)] * 2 + [(0, 0)])
     rows = range(0, 3 * dilation, dilation)
@@ -66,7 +69,7 @@ def test_conv5_of_a_basic_block_against_numpy():
     np.testing.assert_allclose(levels["P5"][0], x, rtol=2e-4, atol=2e-4 * np.abs(x).max())
 
 
-def test_it_serialises_and_older_files_have_stride_32():
+def test_dilation_is_saved_and_older_files_have_stride_32():
     twin = dilated(build_backbone("resnet18", width=0.125))
     assert type(twin).from_config(twin.get_config()).output_stride == 16
     config = build_backbone("resnet18", width=0.125).get_config()
@@ -74,7 +77,7 @@ def test_it_serialises_and_older_files_have_stride_32():
     assert type(twin).from_config(config).output_stride == 32
 
 
-def test_only_our_own_backbones_are_dilated():
+def test_only_backbones_of_this_package_are_dilated():
     with pytest.raises(UserError) as error:
         dilated(keras.Sequential([keras.Input((8, 8, 3))]))
     assert error.value.field == "backbone" and "Sequential" in error.value.problem

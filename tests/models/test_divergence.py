@@ -1,4 +1,4 @@
-"""A step whose loss or new weights are not finite logs a loss of NaN, which ends a run before anything is saved."""
+"""Checks that non-finite losses or weights are logged as a loss of NaN, which ends a run before anything is saved."""
 
 import keras
 import numpy as np
@@ -39,7 +39,7 @@ def step():
     return tf.function(make_model(groups=2).train_step, autograph=False)
 
 
-def test_the_spread_of_the_keys_is_logged(step):
+def test_spread_of_keys_is_logged(step):
     logs = step(GOOD)
     alike = {**GOOD, "view_2": tf.repeat(GOOD["view_2"][:1], 8, 0), "flipped_2": tf.zeros(8, tf.bool)}
     same = step(alike)
@@ -48,11 +48,11 @@ def test_the_spread_of_the_keys_is_logged(step):
 
 
 def test_loss_that_is_nan_is_logged_with_its_term(step):
-    """The last that takes this step: its weights are NaN afterwards."""
+    """This must be the last step of the model: its weights are NaN afterwards."""
     assert np.isfinite(float(step(GOOD)["loss"]))
     logs = step(NAN)
     assert np.isnan(float(logs["loss"])) and np.isnan(float(logs["loss/patch_P4"]))
-    assert np.isfinite(float(logs["loss/image_P5"]))  # the term that is to blame can be told
+    assert np.isfinite(float(logs["loss/image_P5"]))  # the logs identify the term at fault
 
 
 @pytest.mark.parametrize("kind, rate", [(BrokenGradients, 0.05), (DUPR, float("inf"))], ids=["gradient", "update"])

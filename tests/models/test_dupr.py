@@ -1,4 +1,4 @@
-"""DUPR's step against the NumPy twins, on a backbone small enough to follow by hand."""
+"""Compares DUPR's step with the NumPy twins, on a backbone small enough to follow by hand."""
 
 from types import SimpleNamespace
 
@@ -29,7 +29,7 @@ SETTINGS = {
 def make_model(learning_rate=0.1, backbone=None, **changes):
     keras.utils.set_random_seed(1)
     model = DUPR(backbone or TinyBackbone(CHANNELS), **{**SETTINGS, **changes})
-    # A real step starts with encoders that differ; so does this one.
+    # As in a real step, the two encoders differ.
     for variable in model.key_variables:
         variable.assign(variable + 0.01 * tf.random.stateless_normal(variable.shape, [3, len(variable.shape)]))
     model.compile(optimizer=CoupledSGD(learning_rate), jit_compile=False)
@@ -54,7 +54,7 @@ def make_batch(seed=0, valid=(True, True, False, True), count=BATCH):
 
 
 def oracle_embeddings(model, encoder, view, boxes, flipped):
-    """Features from the backbone in batch-statistics mode, everything after it from the oracles."""
+    """Computes features with the backbone in batch-statistics mode, and everything after it with the oracles."""
     images = oracles.normalize(np.asarray(view, np.float64) / 255.0)
     features = encoder.pyramid(tf.constant(images, tf.float32), training=True)
     boxes, flipped, embeddings = np.asarray(boxes, np.float64)[:, None], np.asarray(flipped), {}
@@ -71,7 +71,7 @@ def oracle_embeddings(model, encoder, view, boxes, flipped):
 
 
 def oracle_losses(model, batch, queries, keys, banks):
-    """{name: (loss, accuracy)} of eqs. 5 and 6, reduced over the batch."""
+    """Returns {name: (loss, accuracy)} of eqs. 5 and 6, reduced over the batch."""
     losses, valid = {}, np.asarray(batch["valid"])
     for term in model.terms:
         name = term.name
@@ -94,7 +94,7 @@ SUM_OF_SAMPLES = {  # S of 2 at P4, so that a sum differs from a mean
 
 
 @pytest.mark.parametrize("changes", [{}, SUM_OF_SAMPLES], ids=["mean", "sum and sampling ratio 2"])
-def test_losses_and_keys_are_the_oracles(changes):
+def test_losses_and_keys_agree_with_the_oracles(changes):
     model, batch = make_model(**changes), make_batch()
     banks = {name: bank.keys.numpy().astype(np.float64) for name, bank in model.banks.items()}
     queries = oracle_embeddings(model, model.query_encoder, batch["view_1"], batch["boxes_1"], batch["flipped_1"])
@@ -117,7 +117,7 @@ def test_losses_and_keys_are_the_oracles(changes):
         rows = model.banks[name].keys.numpy()[: BATCH * (1 if name.startswith("image") else 4)]
         if name.startswith("image"):
             np.testing.assert_allclose(rows, keys[name], atol=1e-4)
-        else:  # every row is some cell of a valid pair
+        else:  # every row is a cell of a valid pair
             cells = keys[name][np.asarray(batch["valid"])].reshape(-1, DIM)
             nearest = np.abs(rows[:, None] - cells[None]).max(-1).min(-1)
             assert nearest.max() < 1e-4
@@ -151,18 +151,18 @@ def test_update_is_torchs_sgd_with_coupled_decay():
     np.testing.assert_allclose(variable.numpy(), weights[0], rtol=1e-6)
 
 
-def test_a_step_moves_queries_by_the_optimiser_and_keys_by_the_average_only():
+def test_optimiser_updates_queries_and_average_updates_keys():
     model, batch = make_model(momentum=0.0), make_batch()
     before = [v.numpy() for v in model.query_variables]
     model.train_step(batch)
     for key, query_before, query in zip(model.key_variables, before, model.query_variables, strict=True):
         np.testing.assert_allclose(key.numpy(), query_before, atol=1e-6)  # momentum 0: theta_q before the update
-        assert not np.array_equal(query.numpy(), query_before), query.path  # decay moves even unused biases
+        assert not np.array_equal(query.numpy(), query_before), query.path  # decay changes even unused biases
 
 
 @pytest.mark.slow  # test_golden.py compiles a network of five convolutions
-def test_the_step_of_a_resnet_compiles_under_xla():
-    """One batch-norm group: the shuffle's draws, other under XLA, then change nothing in the losses."""
+def test_step_of_a_resnet_compiles_under_xla():
+    """With one batch-norm group, the shuffle's draws do not change the losses. XLA draws other numbers."""
     plain, compiled = (make_model(backbone=build_backbone("resnet18", width=0.125)) for _ in range(2))
     batch = make_batch()
     before = [v.numpy() for v in plain.query_variables]
@@ -170,7 +170,7 @@ def test_the_step_of_a_resnet_compiles_under_xla():
     logs = tf.function(compiled.train_step, jit_compile=True, autograph=False)(batch)
     for name, value in expected.items():
         assert float(logs[name]) == pytest.approx(float(value), rel=5e-5, abs=1e-6), name
-    # Statistics over the four numbers of a P5 of one cell multiply rounding; a wrong gradient is off by far more.
+    # A P5 of one cell has statistics over four numbers, which multiply rounding. A wrong gradient is off by far more.
     for start, a, b in zip(before, plain.query_variables, compiled.query_variables, strict=True):
         assert np.linalg.norm(a - b) <= 1e-2 * np.linalg.norm(a - start) + 1e-6, a.path
 
@@ -184,7 +184,7 @@ def test_groups_and_photometrics_compile_under_xla():
     assert all((a != b.numpy()).any() for a, b in zip(before, model.query_variables, strict=True))
 
 
-def test_no_valid_pair_gives_no_patch_loss_and_leaves_patch_banks_alone():
+def test_step_without_valid_pairs_keeps_patch_banks():
     model, batch = make_model(), make_batch(valid=(False,) * BATCH)
     before = {name: bank.keys.numpy() for name, bank in model.banks.items()}
     logs = model.train_step(batch)
@@ -211,18 +211,18 @@ def test_banks_wrap_over_steps():
     for i in range(4):
         model.train_step(make_batch(seed=i))
     assert int(model.banks["image_P5"].next_row) == 4 * BATCH % BANK
-    assert int(model.banks["patch_P4"].next_row) == 4 * 4 * BATCH % BANK  # 64 keys went round a ring of 37
+    assert int(model.banks["patch_P4"].next_row) == 4 * 4 * BATCH % BANK  # 64 keys wrap around a ring of 37
 
 
-def test_levels_without_weight_cost_nothing():
+def test_levels_of_weight_zero_are_not_computed():
     model = make_model(image_weights=(0, 0, 0, 1), patch_weights=(0, 0, 0, 0))
     assert list(model.banks) == list(model.query_encoder.projectors) == ["image_P5"]
     assert list(model.key_encoder.projectors) == ["image_P5"] and model.query_encoder.levels == ["P5"]
     assert isinstance(model.banks["image_P5"], MemoryBank)
 
 
-def test_micro_batches_equal_one_group_of_a_model_without_batch_norm_leaks():
-    """Two groups of the same four images give each group's own statistics: the loss of one group, exactly."""
+def test_two_equal_groups_give_the_loss_of_one_group():
+    """Two groups of the same four images have the same statistics, so the loss is exactly that of one group."""
     one, two = make_model(), make_model(micro_batches=2)
     batch = make_batch()
     doubled = {name: tf.concat([value, value], 0) for name, value in batch.items()}
@@ -237,7 +237,7 @@ def test_micro_batches_equal_one_group_of_a_model_without_batch_norm_leaks():
         assert float(single[1][name]) == pytest.approx(float(double[1][name]), rel=1e-5, abs=1e-6), name
 
 
-def test_drawn_patch_keys_come_from_valid_images_and_their_own_cells():
+def test_drawn_patch_keys_are_cells_of_valid_images():
     keys = tf.reshape(tf.range(5 * 2 * 2, dtype=tf.float32), [5, 2, 2, 1]) * tf.ones([1, 1, 1, 3])
     valid = tf.constant([True, False, True, False, False])
     drawn = draw_patch_keys(keys, valid, 50, tf.constant([1, 2], tf.int64)).numpy()[:, 0].reshape(5, 50)
@@ -245,7 +245,7 @@ def test_drawn_patch_keys_come_from_valid_images_and_their_own_cells():
     assert set(drawn[0] // 4) == {0} and set(drawn[2] // 4) == {2}  # a valid image draws from itself
     assert all(
         sorted(np.bincount(row % 4)) == [12, 12, 13, 13] for row in drawn.astype(int)
-    )  # a cell comes again after all others
+    )  # a cell repeats only after all others
 
 
 @pytest.mark.parametrize("changes, field", [
@@ -275,13 +275,13 @@ def test_groups_that_replicas_cannot_share_evenly_are_refused(monkeypatch):
 
 
 def augmented(step=0, photometric="moco_v2", **batch):
-    """Both views of a batch in which they are the same images."""
+    """Returns both views of a batch in which the two views are the same images."""
     model = make_model(photometric=photometric, **TWO_LOSSES)
     views = model.augment({**make_batch(), **batch}, tf.constant(step, tf.int64))
     return model, [views[side][0].numpy() for side in (1, 2)]
 
 
-def test_views_and_steps_have_colour_draws_of_their_own():
+def test_views_and_steps_have_different_colour_draws():
     same = make_batch()["view_1"]
     _, (first, second) = augmented(view_1=same, view_2=same)
     _, (later, _) = augmented(1, view_1=same, view_2=same)
@@ -298,13 +298,13 @@ def test_photometric_preset_reaches_the_views():
     np.testing.assert_allclose(first, expected.numpy(), atol=1e-5)
 
 
-def test_banks_start_with_noise_of_their_own():
+def test_banks_start_with_different_noise():
     banks = [bank.keys.numpy() for bank in make_model().banks.values()]
     other_seed = make_model(seed=1).banks["image_P2"].keys.numpy()
     assert all(np.abs(a - b).max() > 0.1 for i, a in enumerate(banks) for b in [*banks[:i], other_seed])
 
 
-def test_a_further_term_leaves_draws_of_the_others_alone():
+def test_added_term_keeps_the_draws_of_other_terms():
     few, more = make_model(**TWO_LOSSES), make_model()
     batch, step = make_batch(), tf.constant(0, tf.int64)
     for name in few.banks:
@@ -315,7 +315,7 @@ def test_a_further_term_leaves_draws_of_the_others_alone():
     assert batch["valid"].shape[0] == BATCH
 
 
-def test_patch_keys_of_two_banks_are_drawn_apart():
+def test_patch_keys_of_two_banks_are_drawn_independently():
     model, step = make_model(), tf.constant(3, tf.int64)
     numbers = tf.reshape(tf.range(BATCH * 100, dtype=tf.float32), [BATCH, 10, 10, 1])
     valid = tf.ones([BATCH], tf.bool)
@@ -330,7 +330,7 @@ def test_patch_keys_of_two_banks_are_drawn_apart():
 # --- precision, schedules, saving ---------------------------------------------------------------------
 
 
-def test_loss_scale_multiplies_the_gradients_given_to_the_optimiser():
+def test_loss_scale_multiplies_the_gradients():
     model, batch = make_model(**TWO_LOSSES), make_batch()
     expected, _, _ = model.gradients(batch)
     model.compile(keras.optimizers.LossScaleOptimizer(CoupledSGD(0.1), initial_scale=64.0), jit_compile=False)
@@ -340,7 +340,7 @@ def test_loss_scale_multiplies_the_gradients_given_to_the_optimiser():
         np.testing.assert_allclose(b.numpy(), 64.0 * a.numpy(), rtol=1e-4, atol=1e-4)
 
 
-def test_cosine_schedule_takes_the_momentum_to_one():
+def test_cosine_schedule_raises_the_momentum_to_one():
     model = make_model(momentum=0.5, momentum_schedule="cosine", total_steps=10, **TWO_LOSSES)
     query, key = model.moving_average[0]
     for step, momentum in ((0, 0.5), (2, 0.5477457), (5, 0.75), (10, 1.0), (12, 1.0)):

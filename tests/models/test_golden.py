@@ -1,10 +1,11 @@
-"""Whole steps of DUPR against `tests.golden`, and of its MoCo v2 preset against `tests.golden_moco`.
+"""Compares whole steps of DUPR with `tests.golden`, and of its MoCo v2 preset with `tests.golden_moco`.
 
-"Relative" below: the norm of a tensor's difference over the norm of the expected tensor, and its largest element's
-difference over the largest expected element; the greater of the two. `FLOOR` keeps a tensor of zeros comparable.
+A "relative" difference is the greater of two: the norm of a tensor's difference over the norm of the expected tensor,
+and its largest element's difference over the largest expected element. `FLOOR` keeps a tensor of zeros comparable.
 
-A ReLU input within rounding of 0 may take the other branch in float32, and a gradient then jumps by far more than the
-tolerance (seen: 2e-3 from an input of 1.5e-7). Each step takes the first batch whose inputs all stay `MARGIN` away.
+In float32, a ReLU input within rounding of 0 may take the other branch. A gradient then jumps by far more than the
+tolerance (seen: 2e-3 from an input of 1.5e-7). Each step therefore takes the first batch whose inputs all stay `MARGIN`
+away.
 """
 
 import math
@@ -26,14 +27,14 @@ TOLERANCE, FLOOR, MARGIN = 1e-4, 1e-8, 1e-5
 MOCO_STEPS = 5
 SIZE, BATCH, DIM, PER_IMAGE = 64, 8, 8, 4
 CHANNELS = dict(zip(STAGES, (4, 6, 8, 10, 12), strict=True))
-IMAGE_BANK_ROW, PATCH_BANK_ROW, BANK = 41, 30, 45  # 8 and 32 keys a step: every bank wraps in the first
-TRAINING = {"learning_rate": 0.03, "momentum": 0.9, "coupled_decay": 0.02}  # a decay that shows
+IMAGE_BANK_ROW, PATCH_BANK_ROW, BANK = 41, 30, 45  # 8 and 32 keys a step: every bank wraps in the first step
+TRAINING = {"learning_rate": 0.03, "momentum": 0.9, "coupled_decay": 0.02}  # a decay large enough to show
 SETTINGS = {
     "image_weights": (0.1, 0.4, 0.7, 1.0), "patch_weights": (0.0, 0.3, 0.6, 0.9), "roi_sizes": (9, 5, 3, 3),
     "embedding_dim": DIM, "bank_size": BANK, "patch_keys_per_image": PER_IMAGE, "momentum": 0.9,
     "temperature": 0.2, "photometric": "none", "micro_batches": 1, "seed": 5,
 }  # fmt: skip
-VALID = [  # of each step
+VALID = [  # which pairs are valid in each step
     [True, True, False, True, True, False, True, True],
     [False, True, True, True, False, True, True, False],
     [True] * BATCH,
@@ -43,7 +44,7 @@ VALID = [  # of each step
 
 @keras.saving.register_keras_serializable("dupr_tf_tests")
 class TinyBackbone(keras.Model):
-    """The backbone of `tests.golden`, made of the package's own convolution and batch norm."""
+    """The backbone of `tests.golden`, made of this package's convolution and batch norm."""
 
     def __init__(self, channels, dtype="float32", name="tiny"):
         images = keras.Input((SIZE, SIZE, 3), name="images")
@@ -65,7 +66,7 @@ class TinyBackbone(keras.Model):
 
 
 class RecordingSGD(CoupledSGD):
-    """The package's optimiser, keeping the gradients it was given."""
+    """The package's optimiser, which also keeps the gradients it received."""
 
     def build(self, variables):
         super().build(variables)
@@ -97,7 +98,7 @@ def values(named):
 
 
 def given_weight(name, shape, random):
-    """Well-conditioned values: unit-size activations, no dead channel."""
+    """Returns well-conditioned values: unit-size activations, no dead channel."""
     what = name.split("/")[1]
     if what == "gamma":
         return random.uniform(0.6, 1.4, shape)
@@ -107,7 +108,7 @@ def given_weight(name, shape, random):
 
 
 def make_model(learning_rate=TRAINING["learning_rate"], **changes):
-    """DUPR with given weights: keys a little off the queries, banks about to wrap."""
+    """Returns a DUPR with given weights: keys slightly different from queries, banks about to wrap."""
     model, random = DUPR(TinyBackbone(CHANNELS), **{**SETTINGS, **changes}), np.random.default_rng(0)
     keys = variables_by_name(model.key_encoder)
     for name, query in variables_by_name(model.query_encoder).items():
@@ -144,9 +145,10 @@ def moving_statistics(model, stage):
 
 
 def make_batch(seed, valid=VALID[0]):
-    """Each image a colour of its own, coarse structure, noise; small boxes, large ones, some at the very edges.
+    """Returns images of different colours with coarse structure and noise, and small, large and edge boxes.
 
-    Without the colours the pooled features hardly differ, and a float32 gradient is a difference of equals.
+    Without the colours the pooled features hardly differ, and a float32 gradient is a difference of nearly equal
+    numbers.
     """
     random = np.random.default_rng(seed)
     colour = random.integers(0, 60, (BATCH, 1, 1, 3))
@@ -165,7 +167,7 @@ def make_batch(seed, valid=VALID[0]):
 
 
 def clear_batch(first_seed, valid, margin):
-    """The first of some batches whose ReLU inputs all keep clear of 0."""
+    """Returns the first batch whose ReLU inputs all keep clear of 0."""
     for seed in range(1000 * first_seed, 1000 * first_seed + 100):
         batch = make_batch(seed, valid)
         if margin(batch) > MARGIN:
@@ -174,13 +176,13 @@ def clear_batch(first_seed, valid, margin):
 
 
 def golden_tape(golden, batch):
-    """What the query encoder keeps of a batch for its backward pass."""
+    """Returns what the query encoder keeps of a batch for its backward pass."""
     first = batch["view_1"], batch["boxes_1"], batch["flipped_1"]
     return embed(golden.weights, golden.losses, golden.sizes, *first)[1]
 
 
 def drawn_cells(model, valid):
-    """{patch loss: (B * 4,) cells that the next step enqueues}: the drawing, applied to a map of cell numbers."""
+    """Returns {patch loss: (B * 4,) cells that the next step enqueues}, by drawing from a map of cell numbers."""
     drawn = {}
     for term in model.terms:
         if isinstance(term, PatchContrast):
@@ -198,7 +200,7 @@ def drawn_cells(model, valid):
 
 
 def relative(actual, expected):
-    """See the module's docstring."""
+    """Returns the relative difference that the module's docstring defines."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     difference = np.abs(actual - expected)
     by_norm = np.linalg.norm(difference) / (np.linalg.norm(expected) + FLOOR / TOLERANCE)
@@ -206,7 +208,7 @@ def relative(actual, expected):
 
 
 def of_optimiser(model, what):
-    """{golden name: array} of the optimiser's `velocities` or `received` gradients."""
+    """Returns {golden name: array} of the optimiser's `velocities` or `received` gradients."""
     named = variables_by_name(model.query_encoder)
     by_path = dict(zip((v.path for v in model.query_variables), getattr(model.optimizer, what), strict=True))
     assert {v.path for v in named.values()} == by_path.keys()
@@ -214,7 +216,7 @@ def of_optimiser(model, what):
 
 
 def state_of(model):
-    """{label: array} of what a step leaves behind."""
+    """Returns {label: array} of the state after a step."""
     state = {f"query {name}": value for name, value in values(variables_by_name(model.query_encoder)).items()}
     state |= {f"key {name}": value for name, value in values(variables_by_name(model.key_encoder)).items()}
     state |= {f"velocity {name}": value for name, value in of_optimiser(model, "velocities").items()}
@@ -248,7 +250,7 @@ def assert_small(found, label):
 
 
 def golden_steps():
-    """{what: {tensor: relative difference}} of each of four steps; the fourth has no valid pair."""
+    """Returns {what: {tensor: relative difference}} of each of four steps; the fourth has no valid pair."""
     model = make_model()
     golden, step = make_golden(model), tf.function(model.train_step, autograph=False)
     for i, valid in enumerate(VALID):
@@ -259,7 +261,7 @@ def golden_steps():
         logs = {name: float(value) for name, value in logs.items()}
         assert logs.pop("valid_share") == np.mean(valid)
         assert logs.pop("learning_rate") == pytest.approx(TRAINING["learning_rate"])
-        for name in [name for name in logs if name.startswith("negative/")]:  # near 0: held absolutely
+        for name in [name for name in logs if name.startswith("negative/")]:  # near 0, so the difference is absolute
             assert logs.pop(name) == pytest.approx(golden_logs.pop(name), abs=1e-6)
         assert {name: int(bank.next_row) for name, bank in model.banks.items()} == golden.next_rows
         yield {
@@ -270,15 +272,15 @@ def golden_steps():
     assert len(golden.banks) == 7
 
 
-def test_four_steps_are_the_golden_steps():
-    """Terms, gradients, weights, keys, banks and moving statistics after each."""
+def test_four_steps_agree_with_the_golden_steps():
+    """Compares terms, gradients, weights, keys, banks and moving statistics after each step."""
     for i, found in enumerate(golden_steps()):
         for what, of_tensors in found.items():
             assert_small(of_tensors, f"{what} of step {i + 1}")
 
 
-def test_the_whole_step_compiles_under_xla():
-    """XLA draws other numbers, which in a first step of one group decide nothing but the patch keys that are stored."""
+def test_whole_step_compiles_under_xla():
+    """XLA draws other numbers. In a first step of one group they affect only the stored patch keys."""
     found = []
     for compiled in (False, True):
         model = make_model(image_weights=(0, 0, 0, 1), patch_weights=(0, 0, 0.5, 0))
@@ -292,8 +294,8 @@ def test_the_whole_step_compiles_under_xla():
 
 
 @pytest.mark.slow
-def test_golden_gradients_are_slopes():
-    """Central differences in float64: of each tensor the weight with the largest gradient, and a random one."""
+def test_golden_gradients_are_finite_differences():
+    """Takes central differences in float64, for the weight of largest gradient and a random one in each tensor."""
     golden, batch = make_golden(make_model()), make_batch(0)
     second = (batch["view_2"], batch["boxes_2"], batch["flipped_2"])
     keys, _ = embed(golden.key_weights, golden.losses, golden.sizes, *second)
@@ -308,7 +310,7 @@ def test_golden_gradients_are_slopes():
 
 
 def loss_at(golden, batch, keys, name, at, by):
-    """The loss with one weight moved."""
+    """Returns the loss with one weight moved."""
     kept = golden.weights[name]
     golden.weights[name] = kept.copy()
     golden.weights[name].flat[at] += by
@@ -318,7 +320,7 @@ def loss_at(golden, batch, keys, name, at, by):
 
 
 def moco_steps():
-    """{tensor: relative difference} of each of five iterations of MoCo v2, two an epoch, the queue wrapping."""
+    """Returns {tensor: relative difference} of five iterations of MoCo v2, two an epoch, with the queue wrapping."""
     per_epoch, epochs, size = 2, 4, 4 * BATCH
     schedule = Cosine(TRAINING["learning_rate"], per_epoch * epochs, hold_steps=per_epoch)
     model = make_model(schedule, image_weights=(0, 0, 0, 1), patch_weights=(0, 0, 0, 0), bank_size=size)
@@ -350,26 +352,26 @@ def moco_steps():
     assert twin.queue_ptr == MOCO_STEPS * BATCH - size
 
 
-def test_the_moco_preset_is_moco_v2():
-    """alpha = (0, 0, 0, 1), beta = 0 is the authors' algorithm."""
+def test_moco_preset_agrees_with_moco_v2():
+    """With alpha = (0, 0, 0, 1) and beta = 0, DUPR is the authors' algorithm."""
     for i, found in enumerate(moco_steps()):
         assert_small(found, f"step {i + 1}")
 
 
 def moco_names(weights):
-    """Our head's names in torchvision's words."""
+    """Returns our head's names by torchvision's names."""
     ours = ("kernel_1", "bias_1", "kernel_2", "bias_2")
     renamed = {f"image_P5/{name}": theirs for name, theirs in zip(ours, FC, strict=True)}
     return {renamed.get(name, name): value for name, value in weights.items()}
 
 
 def test_patch_keys_are_drawn_evenly():
-    """Cells of an image equally often; the place of an invalid image goes to each valid one equally often."""
+    """Cells of an image are drawn equally often. Each valid image fills the place of an invalid one equally often."""
     valid, count = np.array([True, False, True, True]), 2000
     numbers = tf.reshape(tf.range(4 * 9, dtype=tf.float32), [4, 3, 3, 1])
     draws = [draw_patch_keys(numbers, valid, 4, tf.constant([3, i], tf.int64)).numpy() for i in range(count // 4)]
     drawn = np.stack(draws).astype(int).reshape(-1, 4, 4)
-    assert all(len(set(row)) == 4 for row in drawn.reshape(-1, 4))  # without replacement
+    assert all(len(set(row)) == 4 for row in drawn.reshape(-1, 4))  # drawn without replacement
     for image in (0, 2, 3):
         share = np.bincount(drawn[:, image].ravel() - 9 * image, minlength=9) / count
         np.testing.assert_allclose(share, 1 / 9, atol=0.02)

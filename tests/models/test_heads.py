@@ -1,4 +1,4 @@
-"""The projection heads: how they start, and that their embeddings have unit length in every precision."""
+"""Tests of the projection heads: their initial values, and unit-length embeddings in every precision."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ def built(kind="mlp", channels=400, dim=300, dtype="float32"):
     return head
 
 
-def test_head_starts_as_pytorchs_linear_layers_do():
+def test_heads_start_as_linear_layers_of_pytorch():
     """Kernels and biases are uniform within 1 / sqrt(fan_in)."""
     head, limit = built(), 400**-0.5
     assert [tuple(v.shape) for v in head.variables] == [(400, 400), (400,), (400, 300), (300,)]
@@ -38,7 +38,7 @@ def test_embeddings_are_float32_of_unit_length(dtype):
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=-1), 1.0, atol=1e-6)
 
 
-def test_another_kind_of_head_is_refused():
+def test_unknown_kind_of_head_is_refused():
     with pytest.raises(UserError) as error:
         ProjectionHead(8, "deep")
     assert error.value.field == "head"

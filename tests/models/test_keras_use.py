@@ -1,4 +1,4 @@
-"""`DUPR` in plain Keras use: own backbones, frozen layers, `evaluate`, `train_on_batch`, wrong inputs."""
+"""Tests of `DUPR` as a Keras model: custom backbones, frozen layers, `evaluate`, `train_on_batch`, wrong inputs."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ SETTINGS = {
 
 @keras.saving.register_keras_serializable("dupr_tf_tests")
 class Scaled(keras.layers.Layer):
-    """A layer with sublayers, whose names Keras chooses."""
+    """A layer with sublayers that Keras names."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -46,7 +46,7 @@ class Scaled(keras.layers.Layer):
 
 
 def own_backbone(attribute="pyramid_outputs", normalise=False):
-    """A plain functional model with a custom layer and batch norm."""
+    """Returns a plain functional model with a custom layer and batch norm."""
     x = images = keras.Input((None, None, 3), name="images")
     x = keras.layers.Rescaling(1 / 255)(x) if normalise else x
     outputs = {}
@@ -118,7 +118,7 @@ def test_layer_pairs_ignore_the_order_of_named_layers():
     assert all(one.name == other.name for one, other in pairs[1:] if "dense" not in one.name)
 
 
-def test_layer_without_config_is_refused_by_cause():
+def test_layer_without_config_is_refused_with_the_cause():
     class Forgetful(keras.layers.Layer):
         def __init__(self, factor, **kwargs):
             super().__init__(**kwargs)
@@ -151,7 +151,7 @@ def test_frozen_layers_stay_fixed_in_both_encoders(when):
     both = [*frozen, *(model.key_encoder.backbone.get_layer(layer.name) for layer in frozen)]
     free = model.key_encoder.backbone.get_layer("P2")
     before, free_before = [values(layer.variables) for layer in both], values(free.variables)
-    for _ in range(2):  # the key encoder follows in the second step
+    for _ in range(2):  # the key encoder changes in the second step
         fit(model, dataset())
     for layer, old in zip(both, before, strict=True):
         for variable, value in zip(layer.variables, old, strict=True):
@@ -176,7 +176,7 @@ def test_no_variable_of_the_key_encoder_is_trainable():
 # --- evaluate, train_on_batch --------------------------------------------------------------------------
 
 
-def test_evaluate_is_the_mean_over_batches_and_changes_nothing():
+def test_evaluate_averages_batches_and_changes_nothing():
     model = make_model()
     fit(model, dataset())
     before = values(model.variables)
@@ -192,8 +192,8 @@ def test_evaluate_is_the_mean_over_batches_and_changes_nothing():
     assert {f"val_{name}" for name in both} <= set(history)
 
 
-def test_evaluated_loss_is_the_oracle_in_inference_mode():
-    """Maps of views of 70 px are rounded up, and boxes are scaled by 1/stride all the same."""
+def test_evaluated_loss_is_that_of_the_oracle():
+    """Maps of views of 70 px are rounded up. Boxes are still scaled by 1/stride."""
     random = np.random.default_rng(0)
     views = {f"view_{side}": random.integers(0, 256, (COUNT, 70, 70, 3), np.uint8) for side in (1, 2)}
     batch = make_batch(**views)
@@ -236,7 +236,7 @@ for _ in range(3):
 
 @pytest.mark.slow
 def test_one_narrow_image_trains_with_onednn():
-    """A crash inside oneDNN's kernels ends the other process only, with a traceback of all threads."""
+    """Runs in another process, since a crash in oneDNN's kernels ends it, with a traceback of all threads."""
     code = [sys.executable, "-X", "faulthandler", "-c", ONE_NARROW_IMAGE]
     environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "1"}
     done = subprocess.run(code, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -295,12 +295,12 @@ def test_views_that_are_not_uint8_images_are_refused(model, change):
     (make_batch()["view_1"], np.zeros(COUNT)),
     {name: value for name, value in make_batch().items() if name != "boxes_1"},
 ], ids=["images", "labelled images", "no boxes"])  # fmt: skip
-def test_batches_that_are_no_view_pairs_are_refused(model, data):
+def test_batches_without_view_pairs_are_refused(model, data):
     error = refusal(fit, model, tf.data.Dataset.from_tensors(data))
     assert error.fields == ("data",) and "view_pairs(" in error.fix
 
 
-def test_last_batch_that_is_not_full_is_refused(model):
+def test_partial_last_batch_is_refused(model):
     data = tf.data.Dataset.from_tensor_slices(make_batch()).batch(3)
     error = refusal(fit, model, data)
     assert error.fields == ("view_1",) and "drop_remainder" in error.fix

@@ -1,4 +1,4 @@
-"""The fused batch norm against Keras' own, and its moving variance against PyTorch's definition."""
+"""Compares the fused batch norm with Keras' own, and its moving variance with PyTorch's definition."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ SHAPE = (4, 5, 6, 3)
 
 
 def layers(**changes):
-    """Our layer and Keras', built, with the same scale and shift."""
+    """Returns our layer and Keras', built, with the same scale and shift."""
     pair = [
         kind(momentum=0.9, epsilon=1e-5, **changes)
         for kind in (FusedBatchNormalization, keras.layers.BatchNormalization)
@@ -36,7 +36,7 @@ def output_and_gradients(layer, x):
 
 
 @pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
-def test_training_outputs_and_gradients_are_keras(mode):
+def test_training_outputs_and_gradients_equal_those_of_keras(mode):
     ours, theirs = layers()
     wrap = {"eager": lambda f: f, "graph": tf.function, "xla": lambda f: tf.function(f, jit_compile=True)}[mode]
     results = [wrap(lambda x, layer=layer: output_and_gradients(layer, x))(images()) for layer in (ours, theirs)]
@@ -44,7 +44,7 @@ def test_training_outputs_and_gradients_are_keras(mode):
         np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-4 * float(tf.reduce_max(tf.abs(b))), rtol=1e-4)
 
 
-def test_moving_statistics_are_torchs():
+def test_moving_statistics_equal_those_of_torch():
     ours, _ = layers()
     x = images().numpy()
     ours(x, training=True)

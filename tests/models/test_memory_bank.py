@@ -1,4 +1,4 @@
-"""The memory bank: how it starts, what an enqueue overwrites, how the ring wraps."""
+"""Tests of the memory bank: its initial rows, what an enqueue overwrites, and how the ring wraps."""
 
 import keras
 import numpy as np
@@ -42,7 +42,7 @@ def test_rows_start_as_distinct_unit_noise():
     assert keys.dtype == np.float32
     assert next_row == 0
     np.testing.assert_allclose(np.linalg.norm(keys, axis=1), 1, atol=1e-5)
-    # Normalised Gaussian rows: cosines of mean 0 and deviation 1 / sqrt(C), no direction shared by all.
+    # Normalised Gaussian rows have cosines of mean 0 and deviation 1 / sqrt(C), and share no direction.
     cosines = (keys @ keys.T)[~np.eye(500, dtype=bool)]
     assert cosines.std() == pytest.approx(1 / 8, rel=0.03)
     assert np.linalg.norm(keys.mean(axis=0)) == pytest.approx(1 / np.sqrt(500), rel=0.35)
@@ -65,7 +65,7 @@ def test_enqueue_wraps_and_overwrites_the_oldest(mode):
     enqueue(rows(1, 2, 3))
     keys, next_row = state(bank)
     np.testing.assert_array_equal(keys[:3, 0], [1, 2, 3])
-    np.testing.assert_array_equal(keys[3:], start[3:])  # nothing else is touched
+    np.testing.assert_array_equal(keys[3:], start[3:])  # no other row is changed
     assert next_row == 3
     enqueue(rows(4, 5, 6))  # wraps: 4 and 5 fill the end, 6 replaces 1
     keys, next_row = state(bank)
@@ -84,7 +84,7 @@ def test_filling_to_the_last_row_returns_to_the_first(mode):
 
 
 @every_mode
-def test_as_many_keys_as_rows_replace_everything_in_order(mode):
+def test_as_many_keys_as_rows_replace_all_rows_in_order(mode):
     bank = MemoryBank(3, 2)
     bank.enqueue(rows(9))
     enqueue_in(mode, bank)(rows(1, 2, 3))
@@ -96,7 +96,7 @@ def test_as_many_keys_as_rows_replace_everything_in_order(mode):
 @every_mode
 @FEW
 @given(counts=st.lists(st.sampled_from([1, 3, 7]), min_size=1, max_size=8))
-def test_any_sequence_is_the_oracles(mode, counts):
+def test_any_sequence_agrees_with_the_oracle(mode, counts):
     bank, enqueue = RINGS[mode]
     bank.next_row.assign(0)
     keys, next_row = state(bank)
@@ -117,7 +117,7 @@ RINGS = {mode: ring(mode) for mode in MODES}
 
 
 @every_mode
-def test_where_false_leaves_the_bank_alone(mode):
+def test_enqueue_where_false_leaves_the_bank_unchanged(mode):
     bank = MemoryBank(5, 2)
     bank.enqueue(rows(1, 2, 3, 4))
     keys, next_row = state(bank)
@@ -130,14 +130,14 @@ def test_where_false_leaves_the_bank_alone(mode):
 
 
 @every_mode
-def test_where_false_keeps_nan_keys_out(mode):
+def test_enqueue_where_false_keeps_nan_keys_out(mode):
     bank = MemoryBank(3, 2)
     enqueue_in(mode, bank)(rows(float("nan")), tf.constant(False))
     assert np.all(np.isfinite(state(bank)[0]))
 
 
 @every_mode
-def test_what_was_read_before_an_enqueue_stays_as_it_was(mode):
+def test_rows_read_before_an_enqueue_stay_unchanged(mode):
     bank = MemoryBank(3, 2)
     start = state(bank)[0]
 
@@ -156,7 +156,7 @@ def test_what_was_read_before_an_enqueue_stays_as_it_was(mode):
 # --- as part of a model ------------------------------------------------------------------------------
 
 
-def test_it_has_nothing_to_train_and_keeps_both_variables():
+def test_bank_has_two_variables_and_none_to_train():
     bank = MemoryBank(3, 2)
     assert bank.trainable_variables == []
     assert [(v.name, tuple(v.shape)) for v in bank.variables] == [("keys", (3, 2)), ("next_row", ())]
@@ -172,7 +172,7 @@ def test_no_gradient_reaches_the_bank_or_the_enqueued_keys():
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_under_mixed_precision_it_stays_float32(policy):
+def test_bank_stays_float32_under_mixed_precision(policy):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
@@ -184,7 +184,7 @@ def test_under_mixed_precision_it_stays_float32(policy):
         keras.config.set_dtype_policy(before)
 
 
-def test_config_rebuilds_it():
+def test_bank_is_rebuilt_from_its_config():
     bank = MemoryBank(6, 4, seed=5, name="bank_image_P5")
     again = MemoryBank.from_config(bank.get_config())
     assert (again.name, again.size, again.dim, again.seed) == ("bank_image_P5", 6, 4, 5)

@@ -1,4 +1,4 @@
-"""The same step on one device and on several logical ones (docs/method.md, Step)."""
+"""Compares the same step on one device and on several logical devices (docs/method.md, Step)."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 
 def run(folder, *names):
-    """Results of runs of `replica_run`, in one process."""
+    """Returns the results of runs of `replica_run` in one process."""
     command = [sys.executable, "-m", "tests.models.replica_run", str(folder), *names]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -17,14 +17,14 @@ def run(folder, *names):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """{run: results} of one device, which has all groups, and of two, which share them; in one process."""
+    """Returns {run: results} of one device with all groups, and of two devices that share them."""
     names = ["terms,1,4,3", "terms,2,4,3", "overflow,2,2,1"]
     return dict(zip(names, run(tmp_path_factory.mktemp("replicas"), *names), strict=True))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("groups", [4, 8])
-def test_as_many_devices_as_groups_give_what_one_gives(tmp_path, groups):
+def test_as_many_devices_as_groups_equal_one_device(tmp_path, groups):
     one, many = run(tmp_path, f"recipe,1,{groups},4", f"recipe,{groups},{groups},4")
     same_numbers(one, many)
     assert many["replicas_agree"]
@@ -40,12 +40,12 @@ def same_numbers(one, many):
         np.testing.assert_allclose(many[name], one[name], atol=1e-5, err_msg=name)
 
 
-def test_two_devices_give_what_one_gives(runs):
-    """With DUPR's terms and others, logs, weights, banks and optimiser's steps are the same."""
+def test_two_devices_equal_one_device(runs):
+    """Logs, weights, banks and optimiser steps are equal, with DUPR's terms and with others."""
     one, two = logs_and_state(runs["terms,1,4,3"]), logs_and_state(runs["terms,2,4,3"])
     assert one.keys() == two.keys()
     for name, value in one.items():
-        if "moving" not in name:  # each replica keeps the statistics of its own groups
+        if "moving" not in name:  # each replica keeps the statistics of the groups it computed
             np.testing.assert_allclose(two[name], value, rtol=1e-4, atol=2e-5, err_msg=name)
     np.testing.assert_allclose(runs["terms,2,4,3"]["losses"][0], runs["terms,1,4,3"]["losses"][0], rtol=1e-5, atol=1e-6)
     assert runs["terms,2,4,3"]["replicas_agree"]
@@ -73,7 +73,7 @@ def test_every_replica_holds_the_same_bits_after_fifty_steps(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_number_of_groups_does_matter(tmp_path):
+def test_number_of_groups_changes_the_results(tmp_path):
     many, few = (result["losses"][0] for result in run(tmp_path, "float32,1,4,1", "coarse,1,4,1"))
     assert np.abs(few - many).max() > 1e-2
 
@@ -87,15 +87,15 @@ def test_float16_trains_on_two_devices_as_float32_does(tmp_path):
     assert all(half[name].dtype == np.float32 for name in half if name.startswith("bank"))
 
 
-def test_an_overflow_on_one_replica_skips_the_step_on_all(runs):
-    """Keras' loss scaling looks at the first replica alone: unheeded, the second's NaN would be in every weight."""
+def test_overflow_on_one_replica_skips_the_step_on_all(runs):
+    """Keras' loss scaling looks only at the first replica. It would let NaN from the second reach every weight."""
     result = runs["overflow,2,2,1"]
     assert result["replicas_agree"]
     assert result["moved"] == 0 and np.isfinite(result["weights"]).all()
-    assert result["loss_scale"] == 2.0**14  # halved
+    assert result["loss_scale"] == 2.0**14  # the scale was halved
 
 
 @pytest.mark.slow
-def test_a_nan_on_one_replica_is_logged_by_all(tmp_path):
+def test_nan_on_one_replica_is_logged_by_all(tmp_path):
     (poisoned,) = run(tmp_path, "nan,2,2,2")
     assert np.isnan(poisoned["losses"]).any(axis=1).tolist() == [False, True, True]

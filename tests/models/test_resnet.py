@@ -1,4 +1,4 @@
-"""The ResNets: torchvision's sizes and names, and features against a NumPy forward pass by torch's rules."""
+"""Tests of the ResNets: torchvision's sizes and names, and features against a NumPy forward pass by torch's rules."""
 
 import keras
 import numpy as np
@@ -28,7 +28,7 @@ TORCHVISION_PARAMETERS = {
 
 
 def randomised(architecture, seed=0, **kwargs):
-    """A small float64 network in which no two normalisations are alike, so that an exchanged one shows."""
+    """Returns a small float64 network whose normalisations all differ, so that a swapped one shows."""
     keras.utils.set_random_seed(seed)
     backbone = build_backbone(architecture, width=0.125, dtype="float64", **kwargs)
     rng = np.random.default_rng(seed)
@@ -45,7 +45,10 @@ def randomised(architecture, seed=0, **kwargs):
 
 
 def windows(x, kernel, stride, padding, fill):
-    """(B, C, H, W) → (B, C, H', W', kernel, kernel), H' = floor((H + 2·padding − kernel) / stride) + 1."""
+    """Returns the kernel windows of an array padded with `padding`.
+
+    (B, C, H, W) → (B, C, H', W', kernel, kernel), with H' = floor((H + 2·padding − kernel) / stride) + 1.
+    """
     x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)), constant_values=fill)
     return np.lib.stride_tricks.sliding_window_view(x, (kernel, kernel), (2, 3))[:, :, ::stride, ::stride]
 
@@ -77,7 +80,7 @@ def block(x, state, name, stride):
 
 
 def numpy_resnet(state, x):
-    """Features {level: NHWC} of a torchvision state dict, for NHWC images."""
+    """Returns features {level: NHWC} of a torchvision state dict, for NHWC images."""
     x = np.transpose(x, (0, 3, 1, 2))
     x = np.maximum(normalise(convolve(x, state["conv1.weight"], 2, 3), state, "bn1"), 0)
     x = windows(x, 3, 2, 1, -np.inf).max((-2, -1))
@@ -99,11 +102,11 @@ def numpy_resnet(state, x):
     ],
     ids=str,
 )
-def test_features_are_those_of_torchs_padding_and_strides(architecture, size):
+def test_features_have_padding_and_strides_of_torch(architecture, size):
     backbone = randomised(architecture)
     images = np.random.default_rng(1).normal(size=(2, *size, 3))
     state = {name: value.astype(np.float64) for name, value in to_torchvision(backbone).items()}
-    for layer in backbone.layers:  # the state dict is float32: compare what both sides have
+    for layer in backbone.layers:  # the state dict is float32, so both sides use its values
         for variable in layer.variables:
             variable.assign(np.asarray(variable).astype(np.float32))
     received = pyramid(backbone)(images)
@@ -112,19 +115,19 @@ def test_features_are_those_of_torchs_padding_and_strides(architecture, size):
         np.testing.assert_allclose(received[level], expected, rtol=1e-9, atol=1e-9)
 
 
-SLOW = ("resnet34", "resnet101", "resnet152")  # of the blocks of others; weights/test_names.py counts their blocks
+SLOW = ("resnet34", "resnet101", "resnet152")  # same blocks as others; weights/test_names.py counts them
 
 
 @pytest.mark.parametrize(
     "architecture", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in ARCHITECTURES]
 )
-def test_parameters_are_torchvisions(architecture):
+def test_parameter_counts_are_those_of_torchvision(architecture):
     backbone = build_backbone(architecture)
     trainable = sum(int(np.prod(variable.shape)) for variable in backbone.trainable_variables)
     assert trainable == TORCHVISION_PARAMETERS[architecture]
 
 
-def test_layers_have_kerashubs_names():
+def test_layer_names_are_those_of_kerashub():
     names = {layer.name for layer in build_backbone("resnet50", width=0.125).layers}
     expected = {
         "conv1_conv",
@@ -166,7 +169,7 @@ def test_both_attributes_name_the_same_levels():
     ],
     ids=["normalising", "mixed", "frozen"],
 )
-def test_a_saved_backbone_comes_back(kwargs, tmp_path):
+def test_saved_backbone_loads_unchanged(kwargs, tmp_path):
     backbone = ResNetBackbone(**kwargs)
     backbone.save(tmp_path / "backbone.keras")
     loaded = keras.saving.load_model(tmp_path / "backbone.keras")
@@ -188,7 +191,7 @@ def test_normalisation_inside_equals_normalisation_outside():
     np.testing.assert_array_equal(inside(images.astype(np.float64)), inside(images))
 
 
-def test_a_mixed_policy_does_not_round_the_pixels_before_normalising():
+def test_mixed_policy_normalises_pixels_in_float32():
     backbone = build_backbone("resnet18", width=0.125, include_normalization=True, dtype="mixed_bfloat16")
     assert backbone.get_layer("normalization").output.dtype == "float32"
     assert backbone.output.dtype == "bfloat16"
@@ -210,7 +213,7 @@ def test_pyramid_takes_a_model_with_either_attribute():
             np.testing.assert_array_equal(value, expected[level])
 
 
-def test_pyramid_shares_weights_and_says_what_it_lacks():
+def test_pyramid_shares_weights_and_names_missing_levels():
     backbone = build_backbone("resnet18", width=0.125)
     assert pyramid(backbone).trainable_variables[0] is backbone.trainable_variables[0]
     with pytest.raises(UserError) as error:
@@ -221,13 +224,13 @@ def test_pyramid_shares_weights_and_says_what_it_lacks():
     assert error.value.field == "backbone" and "none" in error.value.problem
 
 
-def test_normalisation_is_imagenets_in_rgb_order():
+def test_normalisation_is_that_of_imagenet_in_rgb_order():
     red = np.array([[[[255.0, 0.0, 0.0]]]], np.float32)
     received = np.asarray(imagenet_normalization()(red))[0, 0, 0]
     np.testing.assert_allclose(received, [2.24891, -2.03571, -1.80444], atol=1e-5)  # torchvision's numbers
 
 
-def test_kernels_start_from_fan_out_as_torchvisions_do():
+def test_kernels_start_from_fan_out_as_in_torchvision():
     keras.utils.set_random_seed(0)
     kernel = np.asarray(build_backbone("resnet18", width=0.5).get_layer("conv1_conv").kernel)  # (7, 7, 3, 32)
     assert kernel.std() == pytest.approx(np.sqrt(2 / (32 * 7 * 7)), rel=0.05)
@@ -260,7 +263,7 @@ def test_wrong_arguments_are_named_with_a_fix(kwargs, field, named):
     assert error.value.field == field and named in error.value.problem and error.value.fix
 
 
-def test_kerascvs_retinanet_builds_on_it():
+def test_retinanet_of_kerascv_builds_on_the_backbone():
     keras_cv = pytest.importorskip("keras_cv")
     backbone = build_backbone("resnet18", width=0.125, input_shape=(128, 128, 3), include_normalization=True)
     detector = keras_cv.models.RetinaNet(num_classes=2, bounding_box_format="xyxy", backbone=backbone)

@@ -1,4 +1,4 @@
-"""Model, encoder, bank, terms, heads and a detector through configs, files and a new process."""
+"""Sends model, encoder, bank, terms, heads and a detector through configs, files and a new process."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ def make_model(seed, backbone=None):
 
 
 def plain_backbone():
-    """A functional model of Keras' own class. Its config lacks `pyramid_outputs`."""
+    """Returns a functional model of Keras' own class. Its config lacks `pyramid_outputs`."""
     x, levels = (images := keras.Input((None, None, 3))), {}
     for level in ("stem", "P2", "P3", "P4", "P5"):
         x = keras.layers.Conv2D(8, 3, strides=2, padding="same", name=f"{level}_conv")(x)
@@ -54,7 +54,7 @@ def layers_of(model):
 
 @pytest.fixture(scope="module")
 def trip(tmp_path_factory):
-    """A trained model, its loss on a batch, and what a new process says about its files."""
+    """Returns a trained model, its loss on a batch, and a new process's results from its files."""
     folder, model, batch = tmp_path_factory.mktemp("trip"), make_model(0), next(batches(1, 4))
     model.train_on_batch(batch)
     detector = FCN(build_backbone("resnet18", width=0.125, include_normalization=True), ("a", "b"), head_channels=8)
@@ -97,7 +97,7 @@ def test_configs_are_the_same_after_a_round_trip(trip):
 
 
 def without_ids(config):
-    """A config without the numbers that Keras draws for shared objects."""
+    """Returns a config without the numbers that Keras draws for shared objects."""
     if isinstance(config, dict):
         return {name: without_ids(value) for name, value in config.items() if name != "shared_object_id"}
     return [without_ids(value) for value in config] if isinstance(config, list) else config
@@ -119,7 +119,7 @@ def test_weights_file_restores_another_model(trip, tmp_path):
 
 
 def test_file_of_an_earlier_version_is_refused(trip, tmp_path):
-    """Its config has the backbone's own config where `serialize_backbone` now writes two entries."""
+    """The file's config contains the backbone's config, where `serialize_backbone` now writes two entries."""
     with zipfile.ZipFile(trip[0] / "model.keras") as ours, zipfile.ZipFile(tmp_path / "old.keras", "w") as theirs:
         for name in ours.namelist():
             content = ours.read(name)

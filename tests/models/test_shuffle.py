@@ -1,7 +1,8 @@
-"""Batch norm gives the answer away if keys and queries share groups; the shuffle prevents it (docs/method.md, Step).
+"""Tests that the shuffle keeps batch norm from leaking the answer.
 
-Three of four images are noise whose two views have nothing in common. The fourth of each group is noise in a colour of
-its own, which batch statistics pass on to the other three: only through them can a noise view be matched.
+Batch norm leaks it if keys and queries share groups (docs/method.md, Step). Three of four images are noise whose two
+views have nothing in common. The fourth of each group is noise in a colour that differs between groups. Batch
+statistics pass this colour on to the other three, and a noise view can be matched only through them.
 """
 
 import keras
@@ -16,12 +17,12 @@ from tests.models.test_golden import SIZE, STAGES, TinyBackbone
 
 STEPS, GROUPS, GROUP = 350, 4, 4
 BATCH = GROUPS * GROUP
-COLOURED = 1 / GROUP  # the share of images that can be matched by what they show
+COLOURED = 1 / GROUP  # the share of images whose content can be matched
 CHANNELS = dict(zip(STAGES, (8, 12, 16, 16, 32), strict=True))
 
 
 def views(seed):
-    """(2, BATCH, SIZE, SIZE, 3) uint8, see above."""
+    """Returns (2, BATCH, SIZE, SIZE, 3) uint8, as described above."""
     random = np.random.default_rng(seed)
     colour = random.uniform(-110, 110, (GROUPS, 1, 1, 1, 3))
     values = 128 + random.normal(0, 30, (2, GROUPS, GROUP, SIZE, SIZE, 3))
@@ -49,7 +50,7 @@ def make_batch(seed):
 
 
 def accuracy_after_training():
-    """Mean contrastive accuracy of the last quarter of the steps."""
+    """Returns the mean contrastive accuracy of the last quarter of the steps."""
     model = make_model()
     step = tf.function(model.train_step, autograph=False)
     accuracies = [float(step(make_batch(i))["accuracy/image_P5"]) for i in range(STEPS)]
@@ -57,7 +58,7 @@ def accuracy_after_training():
 
 
 def test_keys_are_encoded_in_groups_shuffled_anew_each_step():
-    """Each key has the batch statistics of the images that the permutation puts beside it, whatever its query's are."""
+    """A key has the batch statistics of its group after the permutation, whatever the group of its query is."""
     model, batch = make_model(), make_batch(0)
     orders = []
     for step in (tf.constant(0, tf.int64), tf.constant(1, tf.int64)):
@@ -73,11 +74,11 @@ def test_keys_are_encoded_in_groups_shuffled_anew_each_step():
     assert not first & unshuffled and not first & second
 
 
-@pytest.mark.slow  # a network that is trained: by the last bits of a machine, its accuracies move by 0.2
-def test_the_shuffle_stops_batch_norm_from_leaking(monkeypatch):
+@pytest.mark.slow  # a trained network: its accuracies vary by 0.2 with the last bits of a machine
+def test_shuffle_stops_batch_norm_from_leaking(monkeypatch):
     shuffled = accuracy_after_training()
     monkeypatch.setattr(gather, "permutation", lambda count, seed: (tf.range(count), tf.range(count)))
     leaking = accuracy_after_training()
-    # Seeds 0, 1 and 2 give 0.48, 0.31 and 0.63 leaking, 0.14, 0.09 and 0.17 shuffled.
-    assert leaking > shuffled + 0.1, "noise is matched through the statistics of its group"
-    assert shuffled < COLOURED + 0.1, "what is matched is what can be seen"
+    # Seeds 0, 1 and 2 give 0.48, 0.31 and 0.63 with the leak, and 0.14, 0.09 and 0.17 when shuffled.
+    assert leaking > shuffled + 0.1, "without the shuffle, noise must be matched through its group's statistics"
+    assert shuffled < COLOURED + 0.1, "with the shuffle, only visible content can be matched"

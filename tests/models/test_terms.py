@@ -1,4 +1,7 @@
-"""The interface of a term: terms of other methods beside DUPR's, saved and loaded; on two devices: `test_replicas`."""
+"""Tests of the interface of a loss term, with terms of other methods next to DUPR's, saved and loaded.
+
+Tests on two devices are in `test_replicas`.
+"""
 
 import inspect
 
@@ -15,7 +18,7 @@ from tests.models.other_terms import Bootstrap, Classify, labelled_batches, make
 from tests.models.test_golden import CHANNELS, TinyBackbone
 
 
-def test_predictor_learns_and_has_no_twin_in_the_key_encoder():
+def test_predictor_learns_without_a_key_encoder_twin():
     model = make_model(groups=1)
     predictor = model.terms[0].predictor.trainable_variables
     paths = [variable.path for variable in model.query_variables]
@@ -27,7 +30,7 @@ def test_predictor_learns_and_has_no_twin_in_the_key_encoder():
 
 
 def test_symmetric_term_compares_both_ways():
-    """Exchanged views leave the mean of both directions as it is."""
+    """Swapping the views does not change the mean of both directions."""
     model = DUPR(TinyBackbone(CHANNELS), [Bootstrap(name="byol")], photometric="none")
     model.compile(keras.optimizers.SGD(0.1), jit_compile=False)
     batch = {name: tf.constant(value) for name, value in next(labelled_batches(1)).items()}
@@ -37,7 +40,7 @@ def test_symmetric_term_compares_both_ways():
     np.testing.assert_allclose(float(again["loss"]), float(logs["loss"]), rtol=1e-5)
 
 
-def test_model_without_keys_needs_no_key_encoder_pass():
+def test_model_without_keys_skips_the_key_encoder():
     model = DUPR(TinyBackbone(CHANNELS), [Classify("P4", name="classes")], photometric="none", micro_batches=2)
     model.compile(keras.optimizers.SGD(0.1), jit_compile=False)
     batch = {name: tf.constant(value) for name, value in list(labelled_batches(2))[1].items()}
@@ -99,7 +102,7 @@ def test_terms_survive_saving_and_loading(tmp_path):
         np.testing.assert_array_equal(restored[name].numpy(), variable.numpy(), err_msg=name)
 
 
-def test_variables_have_names_of_their_own():
+def test_variables_have_unique_names():
     model = make_model()
     named = model.named_variables()
     assert len(named) == len({id(variable) for variable in model.variables}) == len(model.variables)

@@ -1,4 +1,4 @@
-"""The 3×3 convolution and each form of its kernel gradient against loops."""
+"""Tests the 3×3 convolution and each form of its kernel gradient against loops."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ from tests import oracles
 
 MODES = ("eager", "graph", "xla")
 FORMS = (convolution.plainly, convolution.by_shifts, convolution.by_winograd)
-# Even and odd sides, a map of one pixel, more filters than channels and fewer.
+# Even and odd sides, a map of one pixel, and more or fewer filters than channels.
 SHAPES = [(2, 4, 6, 3, 5), (1, 5, 7, 4, 2), (3, 1, 1, 2, 3), (2, 2, 3, 1, 1)]
 
 
@@ -33,7 +33,7 @@ def floats(*values):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 @pytest.mark.parametrize("mode", MODES)
-def test_kernel_gradient(mode, form, shape):
+def test_kernel_gradient_agrees_with_loops(mode, form, shape):
     images, kernel, upstream = arrays(shape)
     _, expected = oracles.convolve_3x3_gradients(images, kernel, upstream)
     result = in_mode(form, mode)(*floats(images, upstream))
@@ -42,7 +42,7 @@ def test_kernel_gradient(mode, form, shape):
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 @pytest.mark.parametrize("mode", MODES)
-def test_layer_and_both_gradients(mode, form, monkeypatch):
+def test_layer_and_gradients_agree_with_loops(mode, form, monkeypatch):
     images, kernel, upstream = arrays(SHAPES[0])
     monkeypatch.setattr(convolution, "chosen_form", lambda *_: form)
 
@@ -73,16 +73,16 @@ def chosen(shape, filters, dtype=tf.float32):
     return taken[0]
 
 
-def test_the_form_follows_the_shape():
+def test_form_follows_the_shape():
     assert chosen([16, 3, 3, 512], 512) is convolution.by_shifts  # 144 positions
     assert chosen([16, 24, 24, 64], 64) is convolution.by_winograd
-    assert chosen([16, 16, 16, 32], 32) is convolution.plainly  # too little work to change the domain
-    assert chosen([16, None, None, 64], 64) is convolution.plainly  # unknown
+    assert chosen([16, 16, 16, 32], 32) is convolution.plainly  # too little work for changing the domain
+    assert chosen([16, None, None, 64], 64) is convolution.plainly  # unknown size
     assert chosen([16, 24, 24, 64], 64, tf.bfloat16) is convolution.plainly
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_layer_trains_its_kernel(mode):
+def test_layer_trains_its_kernel(mode):
     layer = TrainedConv2D(5, 3, padding="same", use_bias=False)
     images, kernel, upstream = arrays(SHAPES[0])
     layer.build(images.shape)
@@ -99,7 +99,7 @@ def test_a_layer_trains_its_kernel(mode):
 
 
 @pytest.mark.parametrize("changed", [{"strides": 2}, {"padding": "valid"}, {"kernel_size": 1}, {"dilation_rate": 2}])
-def test_other_convolutions_are_keras(changed):
+def test_other_convolutions_are_those_of_keras(changed):
     settings = {"filters": 4, "kernel_size": 3, "padding": "same", "kernel_initializer": "ones", **changed}
     images = floats(arrays(SHAPES[0])[0])[0]
     expected = keras.layers.Conv2D(**settings)(images)

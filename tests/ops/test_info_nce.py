@@ -1,4 +1,4 @@
-"""InfoNCE against hand-made cases and the oracle, in one block and streamed over several."""
+"""Tests InfoNCE against hand-made cases and the oracle, in one block and streamed over several."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ from tests import oracles
 FEW = settings(max_examples=10, deadline=None, derandomize=True, database=None)
 MODES = ("eager", "graph", "xla")
 every_mode = pytest.mark.parametrize("mode", MODES)
-# A bank of 11 keys at once; in blocks that divide it (1, 11), leave a rest (4), or are larger than it (100).
+# The bank has 11 keys. Block sizes divide it (1, 11), leave a rest (4), or exceed it (100).
 every_block = pytest.mark.parametrize("block", [None, 1, 4, 11, 100])
 K = 11
 
@@ -44,17 +44,17 @@ def unit_rows(rng, count, dim=8):
 
 @every_mode
 @every_block
-def test_orthogonal_vectors(mode, block):
+def test_orthogonal_vectors_have_losses_known_by_hand(mode, block):
     axes = np.eye(K + 2)
     losses, hits = contrast(mode, axes[[0, 0]], axes[[1, 0]], axes[2:], 0.2, block)
-    # Nothing alike: a uniform choice among K + 1. Query and positive alike: e^5 against K times e^0.
+    # No similarity gives a uniform choice among K + 1. Equal query and positive give e^5 against K times e^0.
     np.testing.assert_allclose(losses, [math.log(K + 1), math.log(math.exp(5) + K) - 5], rtol=1e-5)
-    np.testing.assert_array_equal(hits, [0, 1])  # the first is a tie of 0 with 0
+    np.testing.assert_array_equal(hits, [0, 1])  # the first query is a tie of 0 with 0
 
 
 @every_mode
 @every_block
-def test_hit_means_nearer_than_every_key(mode, block):
+def test_hit_is_nearer_than_every_key(mode, block):
     query = np.array([[1.0, 0.0]])
     bank = np.stack([np.linspace(-1.0, 0.5, K), np.ones(K)], axis=1)[::-1]  # the nearest key, 0.5, comes first
     for similarity, hit in ((0.75, 1), (0.5, 0), (0.25, 0)):
@@ -79,7 +79,7 @@ def test_logits_of_thousands_do_not_overflow(mode, block):
 @pytest.mark.parametrize(("temperature", "block"), [(0.2, None), (0.2, 4), (0.07, 4), (1.0, 1)])
 @FEW
 @given(seed=st.integers(0, 2**16), closeness=st.sampled_from([0.0, 0.5, 1.0]))
-def test_losses_hits_and_gradients_are_the_oracles(mode, temperature, block, seed, closeness):
+def test_losses_hits_and_gradients_agree_with_the_oracle(mode, temperature, block, seed, closeness):
     rng = np.random.default_rng(seed)
     queries, bank = unit_rows(rng, 5), unit_rows(rng, K)
     positives = closeness * queries + (1 - closeness) * unit_rows(rng, 5)
@@ -99,7 +99,7 @@ def test_losses_hits_and_gradients_are_the_oracles(mode, temperature, block, see
     assert gradients[2] is None or not np.any(gradients[2])
 
 
-def test_info_nce_alone_is_the_loss_without_the_hits():
+def test_info_nce_gives_the_loss_without_hits():
     rng = np.random.default_rng(1)
     tensors = [tf.constant(unit_rows(rng, count), tf.float32) for count in (5, 5, K)]
     losses, hits = ops.info_nce_with_accuracy(*tensors, 0.2)
@@ -122,7 +122,7 @@ def test_no_gradient_flows_through_the_hits():
 
 
 @pytest.mark.parametrize("block", [None, 4])
-def test_unknown_sizes(block):
+def test_unknown_sizes_are_accepted(block):
     signature = [tf.TensorSpec([None, 8], tf.float32)] * 3
     call = tf.function(lambda q, p, k: ops.info_nce(q, p, k, 0.2, block), input_signature=signature)
     rng = np.random.default_rng(3)
@@ -142,14 +142,14 @@ def test_half_precision_embeddings_are_contrasted_in_float32(dtype):
 
 
 def all_tensors(graph):
-    """Every tensor of a function's graph and of the functions (loop bodies, gradients) it calls."""
+    """Yields the tensors of a function's graph and of the functions (loop bodies, gradients) that it calls."""
     for operation in graph.get_operations():
         yield from operation.outputs
     for name in graph._functions:
         yield from all_tensors(graph._get_function(name).graph)
 
 
-def test_large_logits_are_never_held_forward_or_backward():
+def test_full_logits_are_never_held_forward_or_backward():
     number, size, dim = 4096, 16384, 8  # the logits would be 256 MB
 
     @tf.function
@@ -162,7 +162,7 @@ def test_large_logits_are_never_held_forward_or_backward():
     specs = [tf.TensorSpec([rows, dim], tf.float32) for rows in (number, number, size)]
     graph = loss_and_gradients.get_concrete_function(*specs).graph
     sizes = [t.shape.num_elements() or 0 for t in all_tensors(graph) if t.shape.rank is not None]
-    assert max(sizes) >= number * dim  # the walk did see the graph
+    assert max(sizes) >= number * dim  # confirms that the graph was searched
     assert max(sizes) <= number * size // 8
 
 

@@ -1,4 +1,4 @@
-"""Photometrics: each adjustment and the whole chain against the oracle, the draws against their ranges."""
+"""Tests photometrics: each adjustment and the whole chain against the oracle, the draws against their ranges."""
 
 import functools
 import importlib
@@ -28,7 +28,7 @@ from dupr_tf.ops.photometric import (
 )
 from tests import oracles
 
-photometric_module = importlib.import_module("dupr_tf.ops.photometric")  # `ops.photometric` is its function
+photometric_module = importlib.import_module("dupr_tf.ops.photometric")  # `ops.photometric` is the function
 
 FEW = settings(max_examples=8, deadline=None, derandomize=True, database=None)
 MODES = ("eager", "graph", "xla")
@@ -54,7 +54,7 @@ def draw_in_mode(mode, count, preset):
 
 
 def random_images(seed, count=3, height=5, width=4, coarseness=1):
-    """uint8 images; a large coarseness gives many greys, ties between channels, black and white."""
+    """Returns uint8 images. A large coarseness gives many greys, ties between channels, black and white."""
     levels = np.random.default_rng(seed).integers(0, 256, (count, height, width, 3))
     return np.uint8(levels // coarseness * coarseness)
 
@@ -70,9 +70,9 @@ def random_images(seed, count=3, height=5, width=4, coarseness=1):
     coarseness=st.sampled_from([1, 51, 255]),
     draws=st.tuples(*[st.integers(-100, 100)] * 3),
 )
-def test_adjustment_is_the_oracles(mode, name, seed, coarseness, draws):
+def test_adjustment_agrees_with_the_oracle(mode, name, seed, coarseness, draws):
     images = random_images(seed, coarseness=coarseness) / 255
-    factors = [d / 200 if name == "hue" else 1 + d / 100 for d in draws]  # -0.5..0.5, or 0..2
+    factors = [d / 200 if name == "hue" else 1 + d / 100 for d in draws]  # from -0.5 to 0.5, or from 0 to 2
     adjust, oracle = ADJUSTMENTS[name]
     out = in_mode(adjust, mode)(tf.constant(images, tf.float32), tf.constant(factors, tf.float32))
     expected = [oracle(image, factor) for image, factor in zip(images, factors, strict=True)]
@@ -96,7 +96,7 @@ def test_adjustments_of_one_pixel_by_hand(mode):
 
 
 @every_mode
-def test_grey_is_the_oracles(mode):
+def test_grey_agrees_with_the_oracle(mode):
     images = random_images(0) / 255
     np.testing.assert_allclose(
         in_mode(to_grey, mode)(tf.constant(images, tf.float32)), oracles.to_grey(images), atol=1e-6
@@ -107,7 +107,7 @@ def test_grey_is_the_oracles(mode):
 
 
 @every_mode
-def test_blur_is_a_gaussian_of_each_images_own_sigma(mode):
+def test_blur_is_a_gaussian_with_the_sigma_of_each_image(mode):
     images, sigmas = random_images(1, 4, 10, 12) / 255, [0.1, 0.6, 1.3, 2.0]
     out = in_mode(gaussian_blur, mode)(tf.constant(images, tf.float32), tf.constant(sigmas))
     for blurred, image, sigma in zip(out, images, sigmas, strict=True):
@@ -131,7 +131,7 @@ def test_blur_of_sigma_0_changes_nothing(mode):
 
 
 @every_mode
-def test_blur_of_an_image_smaller_than_its_taps_still_reflects(mode):
+def test_blur_wider_than_the_image_still_reflects(mode):
     images = random_images(3, 1, 4, 6) / 255
     out = in_mode(gaussian_blur, mode)(tf.constant(images, tf.float32), tf.constant([0.6]))
     np.testing.assert_allclose(out[0], oracles.gaussian_blur(images[0], 0.6, radius=3), atol=1e-5)
@@ -141,7 +141,7 @@ def test_blur_of_an_image_smaller_than_its_taps_still_reflects(mode):
 
 
 def as_draws(rows):
-    """Draws of images that are given as dictionaries."""
+    """Converts dictionaries to the draws of images."""
     columns = {name: np.float32([row["factors"][name] for row in rows]) for name in NAMES}
     order = np.int32([[NAMES.index(name) for name in row["order"]] for row in rows])
     grey, sigma = np.array([row["grey"] for row in rows]), np.float32([row["sigma"] for row in rows])
@@ -153,7 +153,7 @@ def by_oracle(image, row):
 
 
 def as_rows(draws):
-    """The reverse of `as_draws`."""
+    """Reverses `as_draws`."""
     values = {name: getattr(draws, name).numpy() for name in Draws._fields}
     for n in range(len(values["grey"])):
         yield {
@@ -166,7 +166,7 @@ def as_rows(draws):
 
 @every_form
 @every_mode
-def test_every_order_of_the_jitter(mode, form):
+def test_every_order_of_the_jitter_agrees_with_the_oracle(mode, form):
     factors = {"brightness": 1.35, "contrast": 0.65, "saturation": 1.4, "hue": -0.09}
     rows = [
         {"order": order, "factors": factors, "grey": False, "sigma": 0.0} for order in itertools.permutations(NAMES)
@@ -175,12 +175,12 @@ def test_every_order_of_the_jitter(mode, form):
     out = in_mode(form, mode)(tf.constant(images), as_draws(rows))
     expected = np.stack([by_oracle(image, row) for image, row in zip(images, rows, strict=True)])
     np.testing.assert_allclose(normalise(out), expected, atol=5e-5)
-    assert min(np.abs(a - b).max() for a, b in itertools.combinations(expected, 2)) > 1e-3  # all 24 differ
+    assert min(np.abs(a - b).max() for a, b in itertools.combinations(expected, 2)) > 1e-3  # all 24 orders differ
 
 
 @every_form
-def test_compiled_jitter_takes_no_other_branch_of_the_hue(form):
-    # XLA may compute a channel twice and round it differently: then `value == red` fails for the maximum.
+def test_compiled_jitter_takes_the_same_branch_of_the_hue(form):
+    # XLA may compute a channel twice with different rounding. Then `value == red` fails for the maximum.
     images, draws = tf.constant(random_images(0, 96, 16, 16)), draw(96, [1, 2])
     compiled = in_mode(form, "xla")(images, draws)
     np.testing.assert_allclose(compiled, apply(images, draws), atol=1e-5)
@@ -188,7 +188,7 @@ def test_compiled_jitter_takes_no_other_branch_of_the_hue(form):
 
 @every_form
 @every_mode
-def test_grey_and_blur_of_some_images(mode, form):
+def test_grey_and_blur_affect_only_drawn_images(mode, form):
     factors = {"brightness": 0.8, "contrast": 1.2, "saturation": 0.7, "hue": 0.1}
     rows = [
         {"order": NAMES, "factors": factors, "grey": grey, "sigma": sigma}
@@ -202,7 +202,7 @@ def test_grey_and_blur_of_some_images(mode, form):
 
 @FEW
 @given(seed=st.integers(0, 2**31 - 1))
-def test_photometric_applies_its_own_draws_and_normalises(seed):
+def test_photometric_applies_draws_and_normalises(seed):
     images = random_images(6, 6, 9, 9)
     out = ops.photometric(tf.constant(images), [seed, 3], "moco_v2")
     rows = as_rows(draw(6, [seed, 3], "moco_v2"))
@@ -212,7 +212,7 @@ def test_photometric_applies_its_own_draws_and_normalises(seed):
 
 
 @every_form
-def test_moco_v1_greys_before_it_jitters(form):
+def test_moco_v1_greys_before_jittering(form):
     row = {
         "order": NAMES,
         "factors": {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.4},
@@ -221,20 +221,20 @@ def test_moco_v1_greys_before_it_jitters(form):
     }
     image = np.uint8([[[[200, 100, 0], [0, 100, 250]]]])
     out = form(tf.constant(image), as_draws([row]), PRESETS["moco_v1"])
-    # Grey has no hue to turn; turning first would have changed the luma.
+    # Grey has no hue to turn. Turning the hue first would have changed the luma.
     np.testing.assert_allclose(out, oracles.to_grey(image / 255), atol=1e-5)
     turned_first = form(tf.constant(image), as_draws([row]), PRESETS["moco_v2"])
     assert np.abs(turned_first - out).max() > 0.05
 
 
-def test_both_forms_are_the_same_at_every_size():
+def test_both_forms_agree_at_every_size():
     for height, width in ((1, 3), (5, 40), (33, 17)):
         images, draws = tf.constant(random_images(10, 12, height, width)), draw(12, [4, height])
         np.testing.assert_allclose(in_mode(apply_each, "xla")(images, draws), apply(images, draws), atol=2e-5)
 
 
 @pytest.mark.parametrize(("gpus", "form"), [([], "apply_each"), (["GPU:0"], "apply")])
-def test_the_form_follows_the_device(monkeypatch, gpus, form):
+def test_form_follows_the_device(monkeypatch, gpus, form):
     taken = []
     for each in (apply, apply_each):
         monkeypatch.setattr(
@@ -248,20 +248,20 @@ def test_the_form_follows_the_device(monkeypatch, gpus, form):
     assert [each.__name__ for each in taken] == [form]
 
 
-def test_photometric_takes_the_draws_of_its_preset():
+def test_photometric_uses_the_draws_of_its_preset():
     images = tf.constant(random_images(9, 6))
     expected = normalise(apply(images, draw(6, [2, 1], "moco_v1"), PRESETS["moco_v1"]))
     np.testing.assert_allclose(ops.photometric(images, [2, 1], "moco_v1"), expected, atol=1e-5)
 
 
 @every_mode
-def test_none_only_normalises(mode):
+def test_preset_none_only_normalises(mode):
     images = random_images(7)
     out = in_mode(functools.partial(ops.photometric, seed=[1, 2], preset="none"), mode)(tf.constant(images))
     np.testing.assert_allclose(out, oracles.normalize(images / 255), atol=1e-5)
 
 
-def test_inside_dataset_map_it_is_the_same():
+def test_photometric_in_dataset_map_gives_the_same():
     images = random_images(8, 4, 9, 9)
     eager = ops.photometric(tf.constant(images), [4, 5])
     dataset = tf.data.Dataset.from_tensors(images).map(lambda batch: ops.photometric(batch, [4, 5]))
@@ -290,10 +290,10 @@ def test_moco_v2_draws_have_their_probabilities_and_ranges():
         ("hue", 0, 0.1),
     ):
         values = getattr(draws, name)
-        np.testing.assert_array_equal(values[~jittered], centre)  # all four or none
+        np.testing.assert_array_equal(values[~jittered], centre)  # all four adjustments or none
         assert np.abs(values - centre).max() == pytest.approx(strength, rel=0.01)
         assert values[jittered].mean() == pytest.approx(centre, abs=0.06 * strength)
-        assert values[jittered].std() == pytest.approx(strength / np.sqrt(3), rel=0.05)  # uniform
+        assert values[jittered].std() == pytest.approx(strength / np.sqrt(3), rel=0.05)  # uniform distribution
     sigma = draws.sigma[draws.sigma > 0]
     assert (sigma.min(), sigma.max()) == pytest.approx((0.1, 2.0), abs=0.01)
     assert sigma.mean() == pytest.approx(1.05, abs=0.06)
@@ -308,7 +308,7 @@ def test_draws_are_independent_of_each_other():
     columns = [draws.brightness, draws.contrast, draws.saturation, draws.hue, draws.grey, draws.sigma > 0]
     columns = [*columns, draws.order[:, 0] == 0, draws.order[:, 0] == 3]
     correlation = np.corrcoef([np.float64(column[jittered]) for column in columns])
-    correlation[6:, 6:] = 0  # one order excludes the other
+    correlation[6:, 6:] = 0  # each order excludes the others
     assert np.abs(correlation - np.diag(np.diag(correlation))).max() < 0.08
 
 
@@ -333,7 +333,7 @@ def test_draws_are_a_function_of_seed_and_row(mode):
 
 
 def test_draws_are_the_same_in_a_graph():
-    # Not so under XLA, which makes other numbers of the same seed (with alg="philox" too).
+    # This does not hold under XLA, which draws other numbers from the same seed (with alg="philox" too).
     seed = tf.constant([9, 10])
     for traced, eager in zip(draw_in_mode("graph", 5, "moco_v2")(seed), draw(5, seed), strict=True):
         np.testing.assert_array_equal(traced, eager)

@@ -1,4 +1,4 @@
-"""Both forms of RoIAlign against hand-made cases and the float64 definition."""
+"""Tests both forms of RoIAlign against hand-made cases and the float64 definition."""
 
 import functools
 import subprocess
@@ -20,7 +20,7 @@ FORMS = {"separable": ops.roi_align, "reference": ops.roi_align_reference}
 # crop_and_resize has no XLA kernel, so the reference form is not compiled.
 WAYS = [(form, mode) for form in FORMS for mode in ("eager", "graph")] + [("separable", "xla")]
 every_way = pytest.mark.parametrize(("form", "mode"), WAYS)
-# A program of its own, because PyTorch and TensorFlow in one process can crash.
+# It runs as a separate program, because PyTorch and TensorFlow in one process can crash.
 TORCHVISION = """
 import numpy as np, torch, torchvision
 given = np.load("given.npz")
@@ -34,7 +34,7 @@ np.savez("theirs.npz", pooled=pooled.detach().numpy(), gradient=features.grad.nu
 
 @functools.cache
 def function(form, mode, output_size, spatial_scale, sampling_ratio):
-    """One traced function for each static setting, so that examples do not trace again."""
+    """Returns a function that is traced once for each static setting, so that examples do not trace again."""
 
     def call(features, boxes, flipped):
         return FORMS[form](features, boxes, output_size, spatial_scale, sampling_ratio, flipped)
@@ -94,7 +94,7 @@ def test_border_samples_take_the_border_cell(form, mode):
 
 @every_way
 def test_samples_more_than_a_cell_outside_are_zero(form, mode):
-    # Centres of bins: rows -2, -0.9, 0.2 and 1.3, columns 2.5, 3.6, 4.7 and 5.8, in cells.
+    # Centres of bins, in cells. Rows: -2, -0.9, 0.2 and 1.3. Columns: 2.5, 3.6, 4.7 and 5.8.
     out = align(form, mode, ramp(4, 4)[None], [[-2.05, 2.45, 2.35, 6.85]], 4)
     expected = np.zeros((4, 4, 2))
     expected[1:, :2] = np.stack(np.meshgrid([0.5, 0.7, 1.8], [3.0, 3.5], indexing="ij"), -1)
@@ -108,7 +108,7 @@ def test_box_of_no_area_reads_its_point(form, mode):
 
 
 @every_way
-def test_rectangular_grid(form, mode):
+def test_rectangular_grid_has_rows_and_columns(form, mode):
     features = np.random.default_rng(1).normal(size=(1, 6, 5, 2))
     box = [[8.0, 4.0, 90.0, 77.0]]
     out = align(form, mode, features, box, (2, 5), 1 / 16, 2, [True])
@@ -122,7 +122,10 @@ def test_rectangular_grid(form, mode):
 
 @st.composite
 def cases(draw):
-    """Features [2, H, W, 2] and boxes [2, 3, 4]; corners on, across, inside or far outside the borders."""
+    """Draws features [2, H, W, 2] and boxes [2, 3, 4].
+
+    Corners lie on, across, inside or far outside the borders.
+    """
     height, width = draw(st.sampled_from([(7, 9), (1, 4)]))
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     edge = st.one_of(st.sampled_from([0, 1000]), st.integers(-600, 1600))
@@ -147,7 +150,7 @@ def test_equals_the_definition(form, mode, output_size, sampling_ratio, case):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("sampling_ratio", [1, 3])
-def test_values_and_gradients_equal_torchvisions(form, sampling_ratio, tmp_path):
+def test_values_and_gradients_equal_those_of_torchvision(form, sampling_ratio, tmp_path):
     if not installed("torchvision"):
         pytest.skip("torchvision is not installed")
     rng = np.random.default_rng(6)
@@ -169,7 +172,7 @@ def test_values_and_gradients_equal_torchvisions(form, sampling_ratio, tmp_path)
 
 
 @every_way
-def test_one_box_an_image_is_the_first_of_several(form, mode):
+def test_single_box_equals_the_first_of_several(form, mode):
     rng = np.random.default_rng(2)
     features = rng.normal(size=(3, 5, 5, 2))
     boxes = np.sort(rng.uniform(0, 80, (3, 2, 2)), axis=1).reshape(3, 4)
@@ -204,8 +207,8 @@ def test_gradient_is_the_adjoint_of_the_definition(form, mode):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @every_way
-def test_half_precision_features_keep_their_dtype_and_their_places(form, mode, dtype):
-    # At 400 px bfloat16 holds even numbers only: a box cast to it would be a quarter of a P2 cell off.
+def test_half_precision_features_keep_dtype_and_place(form, mode, dtype):
+    # At 400 px bfloat16 holds even numbers only. A box cast to it would be a quarter of a P2 cell off.
     features = np.random.default_rng(5).integers(0, 2, (1, 8, 112, 2))
     box = [[3.0, 333.0, 27.0, 411.0]]
     out = align(form, mode, features, box, 7, 1 / 4, dtype=dtype)
@@ -214,7 +217,7 @@ def test_half_precision_features_keep_their_dtype_and_their_places(form, mode, d
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_unknown_shapes(form):
+def test_unknown_shapes_are_accepted(form):
     signature = [
         tf.TensorSpec([None, None, None, 2], tf.float32),
         tf.TensorSpec([None, None, 4], tf.float32),
@@ -245,10 +248,10 @@ def test_patches_of_two_views_show_the_same_place(flipped_1, flipped_2):
     patches = []
     for crop, flip, box in zip(crops[:, 0], flips, boxes[:2], strict=True):
         shown = cells[:, :, ::-1] if flip else cells
-        source = crop[:2] + shown * (crop[2:] - crop[:2])  # each cell knows where in the source it lies
+        source = crop[:2] + shown * (crop[2:] - crop[:2])  # each cell encodes its place in the source
         patches.append(ops.roi_align(tf.constant(source, tf.float32), box, 4, 1 / 16, 1, tf.constant([flip])))
     np.testing.assert_allclose(patches[0], patches[1], atol=1e-3)
-    # Overlap (60, 100, 180, 330): its four columns have their centres at 100 + 230 (j + 1/2) / 4.
+    # The overlap is (60, 100, 180, 330). Its four columns have their centres at 100 + 230 (j + 1/2) / 4.
     np.testing.assert_allclose(patches[0][0, 0, :, 1], [128.75, 186.25, 243.75, 301.25], atol=1e-3)
     np.testing.assert_allclose(patches[0][0, :, 0, 0], [75.0, 105.0, 135.0, 165.0], atol=1e-3)
 

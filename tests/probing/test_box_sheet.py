@@ -1,4 +1,4 @@
-"""Training pictures of a detector: the pixels, boxes and anchors of its batches, drawn."""
+"""Tests the drawn training pictures of a detector: pixels, boxes and anchors of its batches."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def root(tmp_path_factory):
 
 
 @pytest.mark.parametrize("sizes", [{}, {"detector.short_sides": "[64, 96]"}])
-def test_training_pictures_are_those_of_the_first_batch(root, sizes):
+def test_training_pictures_show_the_first_batch(root, sizes):
     annotated, settings = read_annotations(root, "train"), config(**sizes)
     made = training_pictures(annotated, settings, 4)
     with train_batches(annotated, settings, 1) as batches:

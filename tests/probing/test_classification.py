@@ -1,4 +1,4 @@
-"""kNN, linear and SVM on features whose answer is known."""
+"""Tests kNN, linear and SVM probes on features whose answer is known."""
 
 import numpy as np
 import pytest
@@ -16,13 +16,13 @@ from tests.refusals import refusal
 
 
 def clusters(count, classes, dim=12, noise=0.05, seed=0):
-    """(count, dim) features, a direction for each class, and labels in turn."""
+    """Returns (count, dim) features, a direction for each class, and labels in turn."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % classes
     return np.eye(classes, dim)[labels] + noise * rng.normal(size=(count, dim)), labels
 
 
-def test_layout_of_a_root_with_two_can_be_chosen(tmp_path):
+def test_layout_can_be_chosen_if_the_root_has_two(tmp_path):
     root = write_coco(tmp_path / "set", {"train": pictures(3), "val": pictures(2)})
     write_voc(root, {"train": pictures(4), "val": pictures(2)})
     assert refusal(read_both_splits, root, ("train", "val")).field == "data.kind"
@@ -30,7 +30,7 @@ def test_layout_of_a_root_with_two_can_be_chosen(tmp_path):
     assert counts == {"coco": 3, "voc": 4}
 
 
-def test_knn_votes_are_instdis():
+def test_knn_votes_agree_with_instdis():
     rng = np.random.default_rng(0)
     train, labels, val = rng.normal(size=(30, 5)), rng.integers(0, 4, 30), rng.normal(size=(6, 5))
     scores = knn_scores(train, labels, val, 4, k=7, temperature=0.07)
@@ -39,7 +39,7 @@ def test_knn_votes_are_instdis():
         np.testing.assert_allclose(row / row.sum(), expected / expected.sum(), rtol=1e-9)
 
 
-def test_the_nearest_are_found_among_many():
+def test_nearest_neighbours_are_found_among_many():
     values = np.random.default_rng(0).normal(size=(3, 500))
     np.testing.assert_array_equal(largest(values, 20), np.argsort(-values, axis=1)[:, :20])
     assert largest(values[:, :4], 4).shape == (3, 4)
@@ -51,7 +51,7 @@ def test_one_near_neighbour_outvotes_two_far_ones():
     assert knn_scores(np.array(train), [0, 1, 1], np.array([[1.0, 0.05]]), 2, k=3, temperature=1e3).argmax() == 1
 
 
-def test_knn_knows_separate_classes_and_guesses_shuffled_ones():
+def test_knn_separates_classes_and_guesses_shuffled_labels():
     train, labels = clusters(120, 6)
     val, truth = clusters(600, 6, seed=1)
     perfect = knn(train, labels, val, truth, 6, k=10)
@@ -69,7 +69,7 @@ def test_k_is_capped_with_a_message(caplog):
 
 
 @pytest.mark.parametrize("k, temperature, field", [(0, 0.07, "k"), (5, 0.0, "temperature")])
-def test_knn_refuses_no_neighbours_and_no_temperature(k, temperature, field):
+def test_knn_refuses_zero_neighbours_and_zero_temperature(k, temperature, field):
     with pytest.raises(UserError) as error:
         knn_scores(np.eye(3), [0, 1, 2], np.eye(3), 3, k, temperature)
     assert error.value.field == field
@@ -82,7 +82,7 @@ def test_top5_counts_the_five_highest():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_average_precision_is_vocs(seed):
+def test_average_precision_is_that_of_voc(seed):
     rng = np.random.default_rng(seed)
     scores, positive = rng.normal(size=40), rng.random(40) < 0.3
     assert average_precision_11(scores, positive) == pytest.approx(oracles.average_precision_11(scores, positive))
@@ -90,13 +90,13 @@ def test_average_precision_is_vocs(seed):
 
 def test_average_precision_by_hand():
     assert average_precision_11([3, 2, 1], [True, True, False]) == 1.0
-    # Ranks 2 and 4 of four: precision 1/2 up to recall 1/2 and again at 1.
+    # Ranks 2 and 4 of four give precision 1/2 up to recall 1/2, and again at 1.
     assert average_precision_11([4, 3, 2, 1], [False, True, False, True]) == pytest.approx(0.5)
-    # Ranks 1 and 4: precision 1 up to recall 1/2 (6 of 11 levels), 1/2 beyond (5 of 11).
+    # Ranks 1 and 4 give precision 1 up to recall 1/2 (6 of 11 levels), and 1/2 beyond (5 of 11).
     assert average_precision_11([4, 3, 2, 1], [True, False, False, True]) == pytest.approx((6 + 5 * 0.5) / 11)
 
 
-def test_svm_knows_separate_classes_and_guesses_shuffled_ones():
+def test_svm_separates_classes_and_guesses_shuffled_labels():
     rng = np.random.default_rng(0)
     labels = (rng.random((150, 3)) < 0.4).astype(np.int8)
     rows = np.concatenate([2.0 * labels - 1, 0.1 * rng.normal(size=(150, 5))], 1)
@@ -117,16 +117,16 @@ def test_more_columns_than_rows_change_nothing():
 
 
 def test_svm_leaves_difficult_images_out():
-    """Image 0 of the test set would be the highest wrong answer; as -1 it does not count."""
+    """Image 0 of the test set would be the highest wrong answer. Labelled -1, it does not count."""
     labels = np.array([1, 0] * 10, np.int8)[:, None]
     rows = np.concatenate([labels, 1.0 - labels], 1) * 1.0
     val, truth = np.array([[5.0, 0], [1, 0], [0, 1]]), np.array([[0], [1], [0]], np.int8)
-    assert svm(rows, labels, val, truth, ("a",))["mAP"] < 1  # equal scores after scaling: the first comes first
+    assert svm(rows, labels, val, truth, ("a",))["mAP"] < 1  # scores are equal after scaling, so the first comes first
     truth[0] = -1
     assert svm(rows, labels, val, truth, ("a",))["mAP"] == 1.0
 
 
-def test_svm_says_none_of_a_class_that_is_not_there():
+def test_svm_score_of_an_absent_class_is_none():
     labels = np.array([[1, 0], [0, 0]] * 6, np.int8)
     rows = np.array([[1.0, 0], [0, 1]] * 6)
     found = svm(rows, labels, rows, labels, ("a", "b"))
@@ -136,17 +136,17 @@ def test_svm_says_none_of_a_class_that_is_not_there():
     assert error.value.field == "data"
 
 
-def test_the_cost_is_the_best_of_the_folds():
-    """Unbalanced overlap where a tiny C ranks by one large noisy feature and a larger one finds the small clean one."""
+def test_cost_is_the_best_over_the_folds():
+    """The classes overlap, unbalanced. A tiny C ranks by one large noisy feature, a larger C by the small clean one."""
     rng = np.random.default_rng(3)
     y = np.arange(120) % 4 == 0
     rows = np.stack([0.15 * y + 0.02 * rng.normal(size=120), rng.normal(size=120) + 0.4 * y], 1)
     costs = (1e-4, 100.0)
     assert best_cost(rows, y, costs, 3, 0) == 100.0
-    assert best_cost(rows[:4], y[:4], costs, 3, 0) == 1.0  # one example: nothing to choose by
+    assert best_cost(rows[:4], y[:4], costs, 3, 0) == 1.0  # a single example leaves nothing to choose by
 
 
-def test_image_labels_tell_difficult_from_absent():
+def test_image_labels_distinguish_difficult_and_absent():
     boxes = tuple(np.zeros((n, 4), np.float32) for n in (2, 1, 0))
     annotated = AnnotatedImages(
         ("a", "b", "c"), np.ones((3, 2), np.int32), boxes,
@@ -157,7 +157,7 @@ def test_image_labels_tell_difficult_from_absent():
     assert image_labels(annotated).tolist() == [[-1, 1, 0], [1, 0, 0], [0, 0, 0]]
 
 
-def test_a_linear_classifier_learns_and_does_not_learn_noise():
+def test_linear_classifier_learns_classes_but_not_noise():
     rows, labels = clusters(200, 5, noise=0.2)
     val, truth = clusters(100, 5, noise=0.2, seed=1)
     classifier = train_cached(rows.astype(np.float32), labels, 5, LinearConfig(epochs=20, batch_size=50))
@@ -166,7 +166,7 @@ def test_a_linear_classifier_learns_and_does_not_learn_noise():
     assert top_accuracies(blind.scores(np.zeros((100, 12))), truth)["top1"] == pytest.approx(0.2)
 
 
-def test_the_first_step_is_sgds_by_hand():
+def test_first_step_is_that_of_sgd_by_hand():
     settings = LinearConfig(epochs=1, batch_size=4, learning_rate=0.5, momentum=0.0, weight_decay=0.1, milestones=(9,))
     rows, labels = clusters(4, 2, dim=3)
     classifier = LinearClassifier(3, 2, settings)
@@ -180,14 +180,14 @@ def test_the_first_step_is_sgds_by_hand():
     np.testing.assert_allclose(classifier.bias.numpy(), -0.5 * error.sum(0), atol=1e-6)
 
 
-def test_rates_are_mocos_or_a_cosine():
+def test_rates_follow_moco_or_a_cosine():
     moco = LinearConfig(learning_rate=30, milestones=(60, 80), epochs=100)
     assert [learning_rate(moco, epoch) for epoch in (0, 59.9, 60, 80)] == pytest.approx([30, 30, 3, 0.3])
     small = LinearConfig(learning_rate=1.0, epochs=10)
     assert [learning_rate(small, epoch) for epoch in (0, 5, 10)] == pytest.approx([1, 0.5, 0])
 
 
-def test_a_feature_that_never_changes_is_left_alone():
+def test_constant_feature_is_left_unchanged():
     mean, deviation = standardization(np.array([[1.0, 5.0], [3.0, 5.0]]))
     assert mean.tolist() == [2, 5] and deviation.tolist() == [1, 1]
 
@@ -205,7 +205,7 @@ def test_wrong_probing_fields_are_named(section, expected):
     assert expected in str(error.value)
 
 
-def test_cross_field_mistakes():
+def test_cross_field_mistakes_are_reported():
     assert [error.field for error in LinearConfig(augment=True).problems()] == ["linear.standardize"]
     assert LinearConfig(augment=True, standardize=False).problems() == []
     assert [error.field for error in ProbingConfig(every_epochs=1).problems()] == ["probing.data"]

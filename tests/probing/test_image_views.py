@@ -1,4 +1,4 @@
-"""Images as probes read them: in order, whatever is unreadable, and the same in every way of reading."""
+"""Tests of images as probes read them: in order, without unreadable ones, and the same by threads or processes."""
 
 import io
 import logging
@@ -25,7 +25,7 @@ def encoded(pixels, kind="PNG", **options):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Seven grey images, of which the third and the sixth cannot be read: text, and a file that is gone."""
+    """Writes seven grey images, of which the third (text) and the sixth (missing) cannot be read."""
     folder = tmp_path_factory.mktemp("files")
     paths = [folder / f"{n}.png" for n in range(7)]
     for n, path in enumerate(paths):
@@ -39,7 +39,7 @@ def read(paths, batch_size):
     return [(index.tolist(), batch) for index, batch in read_each(paths, lambda _, c: whole_view(c, SIDE), batch_size)]
 
 
-def test_batches_are_full_in_order_and_without_what_is_unreadable(files, caplog):
+def test_full_batches_skip_unreadable_images_in_order(files, caplog):
     with caplog.at_level(logging.WARNING):
         batches = read(files, 2)
     assert [index for index, _ in batches] == [[0, 1], [3, 4], [6]]
@@ -57,7 +57,7 @@ def test_dicts_are_batched_by_name(files):
     assert batch["view"].shape == (5, SIDE, SIDE, 3) and (batch["twice"] == 2 * index).all()
 
 
-def test_settings_of_the_data_section_are_those_of_training(tmp_path):
+def test_probes_use_the_data_settings_of_training(tmp_path):
     path = tmp_path / "deep.png"
     path.write_bytes(encoded(np.linspace(700, 1900, 600).reshape(20, 30).astype(np.uint16)))
 
@@ -69,16 +69,16 @@ def test_settings_of_the_data_section_are_those_of_training(tmp_path):
     assert refusal(top, max_pixels=599).field == "data"
 
 
-def test_no_readable_image_is_refused(files):
+def test_folder_without_readable_images_is_refused(files):
     assert refusal(read, [files[2], files[5]], 4).field == "data"
 
 
-def test_a_mistake_of_the_caller_is_no_unreadable_image(files):
+def test_error_of_the_caller_is_not_an_unreadable_image(files):
     with pytest.raises(ZeroDivisionError):
         list(read_each(files, lambda index, _: 1 // index, 2))
 
 
-def test_no_thread_stays_when_only_some_are_read(files):
+def test_no_thread_remains_after_a_partial_read(files):
     before = set(threading.enumerate())
     batches = read_each(files * 20, lambda _, c: whole_view(c, SIDE), 1)
     next(batches)
@@ -89,7 +89,7 @@ def test_no_thread_stays_when_only_some_are_read(files):
     assert reading and not any(thread.is_alive() for thread in reading)
 
 
-def test_views_of_an_image_are_its_centre_and_all_of_it():
+def test_views_are_the_centre_and_the_whole_image():
     ramp = np.zeros((64, 128, 3), np.uint8)
     ramp[..., 0] = np.arange(128) * 2
     centre, whole = centre_view(ramp, 56), whole_view(ramp, 64)
@@ -97,7 +97,7 @@ def test_views_of_an_image_are_its_centre_and_all_of_it():
     assert whole[10, 0, 0] < 6 and whole[10, -1, 0] > 248
 
 
-def test_random_views_are_functions_of_their_numbers_and_mirror_half_of_the_time():
+def test_random_views_follow_their_numbers_and_mirror_half():
     ramp = np.repeat(np.arange(60, dtype=np.uint8)[None, :, None] * 4, 40, 0).repeat(3, 2)
     views = [random_view(ramp, SIDE, uniform(3, epoch, 7, DRAWS), (0.2, 1.0)) for epoch in range(40)]
     again = random_view(ramp, SIDE, uniform(3, 5, 7, DRAWS), (0.2, 1.0))
@@ -107,7 +107,7 @@ def test_random_views_are_functions_of_their_numbers_and_mirror_half_of_the_time
     assert 10 <= mirrored <= 30
 
 
-def test_turned_and_16_bit_images_are_seen_upright_and_whole():
+def test_rotated_and_16_bit_images_are_read_upright():
     pixels = np.zeros((32, 48, 3), np.uint8)
     pixels[:, 24:] = 200
     turned = Image.Exif()

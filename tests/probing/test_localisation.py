@@ -1,4 +1,4 @@
-"""Sensitivity, affinity, matching and retrieval on features whose answer is known."""
+"""Tests of sensitivity, affinity, matching and retrieval on features whose answer is known."""
 
 import numpy as np
 import pytest
@@ -27,14 +27,14 @@ CASES = [  # crop 1, crop 2 (y1 x1 y2 x2 in the image), mirrored
 
 
 def places_as_features(points, sigma=6.0, seed=0):
-    """Features of (..., 2) source points, random but smooth (random Fourier features): near points are alike."""
+    """Returns smooth random features (random Fourier features) of (..., 2) source points: near points are alike."""
     rng = np.random.default_rng(seed)
     phases = points @ rng.normal(0, 1 / sigma, (2, 128)) + rng.uniform(0, 2 * np.pi, 128)
     return np.cos(phases)
 
 
 def pair_of(case):
-    """A ViewPair of one, without pixels."""
+    """Returns a ViewPair of one image without pixels."""
     crop_1, crop_2, flipped_1, flipped_2 = case
     flips = {"flipped_1": np.array([flipped_1]), "flipped_2": np.array([flipped_2])}
     boxes_1, boxes_2, valid = intersect_views([crop_1], [crop_2], *flips.values(), SIZE, 8.0)
@@ -42,7 +42,7 @@ def pair_of(case):
 
 
 def source_points(crop, flipped, side=SIDE):
-    """(side, side, 2) of the image that the cells of a view show."""
+    """Returns (side, side, 2): the image points that the cells of a view show."""
     share = (np.arange(side) + 0.5) / side
     y = crop[0] + share * (crop[2] - crop[0])
     x = crop[1] + (1 - share if flipped else share) * (crop[3] - crop[1])
@@ -53,7 +53,7 @@ def source_points(crop, flipped, side=SIDE):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_true_places_go_through_the_image(case):
+def test_true_places_are_mapped_through_the_image(case):
     places, inside = match.true_places(pair_of(case), SIZE, SIDE)
     for i in range(SIDE):
         for j in range(SIDE):
@@ -64,15 +64,15 @@ def test_true_places_go_through_the_image(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_features_of_places_match_perfectly_and_shuffled_ones_by_chance(case):
-    """Maps of 16 x 16 cells: no other cell is nearer to a point of the image than the one it falls into."""
+def test_place_features_match_and_shuffled_ones_guess(case):
+    """Maps have 16 x 16 cells: no other cell is nearer to an image point than the one it falls into."""
     side = 16
     views = [places_as_features(source_points(case[n], case[2 + n], side)) for n in (0, 1)]
     places, inside = match.true_places(pair_of(case), SIZE, side)
     found = match.match_pair(*views, places[0], inside[0])
     assert (found["errors"] <= 1).all() and len(found["errors"]) > 20
     mirrored = match.match_pair(views[0], views[1][:, ::-1], places[0], inside[0])
-    assert (mirrored["errors"] <= 1).mean() < 0.3  # a mistake with mirrored views would be seen
+    assert (mirrored["errors"] <= 1).mean() < 0.3  # an error with mirrored views would show
     rng, errors = np.random.default_rng(0), []
     for _ in range(30):
         shuffled = rng.permutation(views[1].reshape(side * side, -1)).reshape(views[1].shape)
@@ -81,25 +81,25 @@ def test_features_of_places_match_perfectly_and_shuffled_ones_by_chance(case):
     assert (np.concatenate(errors) <= 2).mean() == pytest.approx(guessed, rel=0.35)
 
 
-def test_nearest_cells_are_the_oracles():
+def test_nearest_cells_agree_with_the_oracle():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(4, 4, 6)), rng.normal(size=(4, 4, 6))
     found = match.nearest_cells(a, b)
     assert all(tuple(found[i, j]) == oracles.nearest_cell(a[i, j], b) for i in range(4) for j in range(4))
 
 
-def test_chance_by_hand():
+def test_chance_agrees_with_a_count_by_hand():
     assert match.chance(np.array([[4.0, 4.0]]), 9, 1) == pytest.approx(5 / 81)  # the cell and its four neighbours
     assert match.chance(np.array([[0.0, 0.0]]), 9, 1) == pytest.approx(3 / 81)
     assert match.chance(np.array([[4.0, 4.0]]), 9, 2) == pytest.approx(13 / 81)
 
 
 def fake_maps(views):
-    """A `feature_maps` that takes the features for the picture."""
+    """Returns a `feature_maps` that takes the features for the picture."""
     return lambda images: {level: tf.constant(np.asarray(images), tf.float32) for level in ("P4", "P5")}
 
 
-def test_matching_as_a_whole():
+def test_matching_from_views_to_scores():
     pairs, side = [], 16
     for case in CASES:
         views = [places_as_features(source_points(case[n], case[2 + n], side))[None] for n in (0, 1)]
@@ -128,7 +128,7 @@ def test_affinity_is_eq_9():
     assert not np.allclose(found.sum(1), 1)  # a softmax over the places of view 1, not of view 2
 
 
-def test_perfect_features_lie_on_the_diagonal_and_others_by_chance():
+def test_perfect_features_have_a_diagonal_affinity():
     rng = np.random.default_rng(0)
     region = rng.normal(size=(6, 6, 64))
     assert affine.diagonal_mass(affine.affinity(region, region)) == pytest.approx(1.0)
@@ -140,13 +140,13 @@ def test_perfect_features_lie_on_the_diagonal_and_others_by_chance():
     assert mass == pytest.approx(1 / 36, rel=0.4)
 
 
-def test_mass_near_the_diagonal_knows_rows_and_columns():
+def test_mass_near_the_diagonal_respects_rows_and_columns():
     matrix = np.zeros((9, 9))
-    matrix[[1, 5, 0], [0, 4, 8]] = 1  # a neighbour to the right, one to the right, and the opposite corner
+    matrix[[1, 5, 0], [0, 4, 8]] = 1  # the neighbour to the right, the one after it, and the opposite corner
     assert affine.diagonal_mass(matrix) == 0
     assert affine.diagonal_mass(matrix, 1) == pytest.approx(2 / 9)
     matrix[:] = 0
-    matrix[3, 2] = 1  # consecutive numbers, but the end of one row and the beginning of the next
+    matrix[3, 2] = 1  # consecutive numbers, but at the end of one row and the start of the next
     assert affine.diagonal_mass(matrix, 1) == 0
 
 
@@ -180,7 +180,7 @@ def test_similarity_is_eq_8():
     assert sensitive.similarity(q, q[None])[0] == pytest.approx(1.0)
 
 
-def test_iou_is_the_oracles():
+def test_iou_agrees_with_the_oracle():
     rng = np.random.default_rng(0)
     boxes = np.sort(rng.uniform(0, 50, (30, 2, 2)), 1).reshape(-1, 4)
     np.testing.assert_allclose(sensitive.iou(boxes[0], boxes), [oracles.iou(boxes[0], b) for b in boxes])
@@ -194,7 +194,7 @@ def test_rois_cover_all_ious_inside_the_image(box):
     assert rois.min() >= 0 and rois.max() <= 100 and (rois[:, 2:] - rois[:, :2]).min() >= 8
 
 
-def test_the_curve_of_a_line_and_of_a_constant():
+def test_curves_of_a_line_and_of_a_constant():
     ious = np.linspace(0, 1, 201)
     found = sensitive.curve(ious, 0.2 + 0.5 * ious)
     assert found["slope"] == pytest.approx(0.5) and found["intercept"] == pytest.approx(0.2)
@@ -214,7 +214,7 @@ def annotated(paths, boxes, sizes, ignored=None):
     )  # fmt: skip
 
 
-def test_sensitivity_of_a_map_of_places_and_of_a_constant_one(tmp_path):
+def test_sensitivity_of_place_and_constant_features(tmp_path):
     from PIL import Image
 
     Image.new("RGB", (120, 80)).save(tmp_path / "a.png")
@@ -229,7 +229,7 @@ def test_sensitivity_of_a_map_of_places_and_of_a_constant_one(tmp_path):
         assert found["mean"][-1] > 0.9  # nearly the same box, nearly the same features
 
 
-def test_objects_are_neither_tiny_nor_all_of_the_image_nor_difficult():
+def test_tiny_huge_and_difficult_objects_are_left_out():
     boxes = [[(0, 0, 5, 5), (10, 10, 60, 60)], [(0, 0, 99, 99)], [(10, 10, 60, 60)], []]
     ignored = [np.array([False, False]), np.array([False]), np.array([True]), np.array([], bool)]
     images = annotated("abcd", boxes, [(100, 100)] * 4, ignored)
@@ -239,7 +239,7 @@ def test_objects_are_neither_tiny_nor_all_of_the_image_nor_difficult():
     assert error.value.field == "data"
 
 
-def test_crops_hold_the_object():
+def test_crops_contain_the_object():
     def crops_of(box, number, **views):
         return crops_holding(np.array(box), 100, 120, uniform(0, 0, number, (64, 2, *DRAWS)), ViewsConfig(**views))
 
@@ -249,7 +249,7 @@ def test_crops_hold_the_object():
         assert (crops[:, :2] >= 0).all() and (crops[:, 2:] <= [100, 120]).all()
     whole = crops_of([0.0, 0.0, 100.0, 120.0], 0, crop_area=(0.2, 0.5))
     assert whole.tolist() == [[0, 0, 100, 120]] * 2
-    # No crop of at most a fifth of the area holds it.
+    # No crop of at most a fifth of the area contains it.
     crops = crops_of([20.0, 20.0, 90.0, 110.0], 1, crop_area=(0.1, 0.2))
     assert (crops[:, :2] <= [20, 20]).all() and (crops[:, 2:] >= [90, 110]).all() and (crops[0] != crops[1]).any()
 
@@ -267,7 +267,7 @@ def test_neighbours_are_sorted_and_never_the_query():
     assert error.value.field == "data"
 
 
-def test_alignment_of_the_same_of_a_shift_and_of_chance():
+def test_alignment_of_equal_shifted_and_random_maps():
     rng = np.random.default_rng(0)
     maps = rng.normal(size=(7, 7, 32))
     assert retrieve.alignment(maps, maps) == 1.0
@@ -287,8 +287,8 @@ def test_retrieval_counts_classes():
     assert retrieve.retrieval(maps, [0])[0]["same_class"] is None
 
 
-def test_features_that_only_know_their_place_do_not_align():
-    """As a random network's near the border: the same in every image, but for noise."""
+def test_features_that_encode_only_position_do_not_align():
+    """The features are like a random network's near the border: the same in every image, apart from noise."""
     rng = np.random.default_rng(0)
     maps = 10 * rng.normal(size=(1, 4, 4, 32)) + rng.normal(size=(40, 4, 4, 32))
     assert retrieve.alignment(maps[0], maps[1]) == 1.0
@@ -305,8 +305,8 @@ def test_pooling_is_adaptive(cells):
     found = pool(tf.constant(maps, tf.float32), cells).numpy()
     for n in range(2):
         np.testing.assert_allclose(found[n], oracles.adaptive_average(maps[n], cells), atol=1e-6)
-    assert pool(tf.zeros([1, 2, 2, 3]), 6).shape == (1, 2, 2, 3)  # a map of fewer cells keeps its own
+    assert pool(tf.zeros([1, 2, 2, 3]), 6).shape == (1, 2, 2, 3)  # a map with fewer cells is kept
 
 
-def test_rows_of_zeros_stay():
+def test_rows_of_zeros_stay_zero():
     assert unit(np.array([[0.0, 0.0], [3.0, 4.0]])).tolist() == [[0, 0], [0.6, 0.8]]

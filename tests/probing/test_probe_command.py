@@ -1,4 +1,4 @@
-"""`dupr-tf probe` and `views` from the command line: what they write, and every kind of wrong input."""
+"""Tests of `dupr-tf probe` and `views` from the command line: what they write, and every kind of wrong input."""
 
 import dataclasses
 import inspect
@@ -36,7 +36,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory):
-    """Red and blue pictures, and an unreadable one."""
+    """Writes red and blue pictures, and an unreadable one."""
     root, rng = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 4)):
         for name, colour in (("blue", (20, 30, 200)), ("red", (200, 30, 20))):
@@ -62,13 +62,13 @@ def photos(tmp_path_factory):
 
 
 def run(capsys, *arguments):
-    """(exit code, lines on standard output, lines on standard error)."""
+    """Returns (exit code, lines on standard output, lines on standard error)."""
     code = main([str(argument) for argument in arguments])
     told = capsys.readouterr()
     return code, told.out.splitlines(), told.err.splitlines()
 
 
-def found_in(folder, picture=None):
+def result_in(folder, picture=None):
     written = json.loads((folder / "probe.json").read_text())
     if picture:
         with Image.open(folder / picture) as image:
@@ -77,23 +77,23 @@ def found_in(folder, picture=None):
     return written
 
 
-def test_knn_tells_red_from_blue(capsys, tmp_path, weights, classes, caplog):
+def test_knn_separates_red_from_blue(capsys, tmp_path, weights, classes, caplog):
     words = ("--weights", weights, "random", "--data", classes, "--output", tmp_path)
     code, out, _ = run(capsys, "probe", "knn", *words, *SMALL)
     assert code == 0 and "top1" in out[0] and [line.split()[0] for line in out[1:3]] == ["tiny.keras", "random"]
-    found = found_in(tmp_path)
+    found = result_in(tmp_path)
     assert found["numbers"]["random"]["top1"] == 1.0 and found["numbers"]["random"]["k"] == 12
     assert found["numbers"]["random"]["val_images"] == 8 and "1 of 9 images cannot be read" in caplog.text
     assert found["settings"]["level"] == "P5" and found["seconds"]["random"] > 0
 
 
 @pytest.mark.slow
-def test_linear_tells_red_from_blue_at_any_level(capsys, tmp_path, weights, classes):
+def test_linear_separates_red_from_blue_at_any_level(capsys, tmp_path, weights, classes):
     words = ("--weights", weights, "--data", classes, "--output", tmp_path)
     fields = ("--linear.image_size", "64", "--linear.epochs", "20", "--linear.level", "conv1")
     code, _, _ = run(capsys, "probe", "linear", *words, *fields)
-    assert code == 0 and found_in(tmp_path)["numbers"]["tiny.keras"]["top1"] == 1.0
-    assert found_in(tmp_path)["settings"]["level"] == "conv1"
+    assert code == 0 and result_in(tmp_path)["numbers"]["tiny.keras"]["top1"] == 1.0
+    assert result_in(tmp_path)["settings"]["level"] == "conv1"
 
 
 @pytest.mark.slow
@@ -103,25 +103,25 @@ def test_linear_trains_on_crops_too(capsys, tmp_path, weights, classes):
     code, _, _ = run(
         capsys, "probe", "linear", "--weights", weights, "--data", classes, "--output", tmp_path, *config, *fields
     )
-    found = found_in(tmp_path)
+    found = result_in(tmp_path)
     assert code == 0 and found["settings"]["augment"] and found["settings"]["milestones"] == [60, 80]
     assert found["numbers"]["tiny.keras"]["top1"] >= 0.5
 
 
 @pytest.mark.slow
-def test_svm_goes_through_every_level(capsys, tmp_path, weights, scenes):
+def test_svm_probes_every_level(capsys, tmp_path, weights, scenes):
     code, out, _ = run(capsys, "probe", "svm", "--weights", weights, "--data", scenes, "--output", tmp_path, *SMALL)
     assert code == 0 and out[0].split() == ["mAP", "conv1", "P2", "P3", "P4", "P5"]
-    numbers = found_in(tmp_path)["numbers"]["tiny.keras"]
+    numbers = result_in(tmp_path)["numbers"]["tiny.keras"]
     assert all(0 <= numbers[level]["mAP"] <= 1 for level in ("conv1", "P5")) and "bus" in numbers["P2"]["per_class"]
 
 
 @pytest.mark.parametrize("probe", ["sensitivity", pytest.param("affinity", marks=pytest.mark.slow)])
-def test_probes_with_boxes(capsys, tmp_path, weights, scenes, probe):
+def test_probes_with_boxes_write_their_scores(capsys, tmp_path, weights, scenes, probe):
     code, _, _ = run(
         capsys, "probe", probe, "--weights", weights, "--data", scenes, "--output", tmp_path, "--image-size", "96"
     )
-    found = found_in(tmp_path, f"{probe}.png")
+    found = result_in(tmp_path, f"{probe}.png")
     assert code == 0 and found["probe"] == probe
     assert found["settings"].get("region", "object") == "object"
 
@@ -129,29 +129,29 @@ def test_probes_with_boxes(capsys, tmp_path, weights, scenes, probe):
 @pytest.mark.parametrize(
     "probe", ["matching", *(pytest.param(name, marks=pytest.mark.slow) for name in ("affinity", "retrieval"))]
 )
-def test_probes_of_any_folder(capsys, tmp_path, weights, photos, probe):
+def test_probes_without_labels_run_on_any_folder(capsys, tmp_path, weights, photos, probe):
     code, _, _ = run(
         capsys, "probe", probe, "--weights", weights, "--data", photos, "--output", tmp_path, "--image-size", "96"
     )
-    found = found_in(tmp_path, f"{probe}.png")
+    found = result_in(tmp_path, f"{probe}.png")
     assert code == 0 and found["settings"].get("region", "overlap") == "overlap"
     assert found["numbers"]["tiny.keras"].get("same_class") is None
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_numbers(capsys, tmp_path, weights, photos):
+def test_same_seed_gives_the_same_numbers(capsys, tmp_path, weights, photos):
     numbers = []
     for n, seed in enumerate((0, 0, 1)):
         words = ("--data", photos, "--output", tmp_path / str(n), "--image-size", "64", "--seed", seed)
         assert run(capsys, "probe", "matching", "--weights", weights, *words)[0] == 0
-        numbers.append(found_in(tmp_path / str(n))["numbers"]["tiny.keras"])
+        numbers.append(result_in(tmp_path / str(n))["numbers"]["tiny.keras"])
     assert numbers[0] == numbers[1] != numbers[2]
 
 
-def test_retrieval_of_class_folders_knows_the_classes(capsys, tmp_path, weights, classes):
+def test_retrieval_in_class_folders_counts_classes(capsys, tmp_path, weights, classes):
     words = ("--weights", weights, "--data", classes, "--output", tmp_path, *SMALL)
     assert run(capsys, "probe", "retrieval", *words)[0] == 0
-    numbers = found_in(tmp_path)["numbers"]["tiny.keras"]
+    numbers = result_in(tmp_path)["numbers"]["tiny.keras"]
     assert numbers["same_class"] > 0.7 and numbers["same_class_chance"] == pytest.approx(3 / 7)
 
 
@@ -171,20 +171,20 @@ def remove(root, *names):
     ("svm", lambda root: None, "annotations"),
     ("sensitivity", lambda root: None, "annotations"),
 ])  # fmt: skip
-def test_probe_of_wrong_data_is_one_line_and_exit_2(capsys, tmp_path, weights, classes, probe, change, expected):
+def test_probe_of_wrong_data_gives_one_line_and_exit_2(capsys, tmp_path, weights, classes, probe, change, expected):
     root = tmp_path / "data"
     shutil.copytree(classes, root)
     (root / "val" / "red" / "broken.jpg").unlink()
     change(root)
     code, _, lines = run(capsys, "probe", probe, "--weights", weights, "--data", root, "--output", tmp_path / "o")
     if probe == "retrieval":
-        assert code == 0  # two images are left: each finds the other
+        assert code == 0  # two images remain: each finds the other
         return
     assert code == 2 and len(lines) == 1 and expected in lines[0]
     assert not (tmp_path / "o").exists()
 
 
-def test_one_image_cannot_be_retrieved_from(capsys, tmp_path, weights):
+def test_retrieval_from_one_image_is_refused(capsys, tmp_path, weights):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     code, _, lines = run(capsys, "probe", "retrieval", "--weights", weights, "--data", tmp_path, *SMALL)
     assert code == 2 and len(lines) == 1 and "received 1" in lines[0]
@@ -210,7 +210,7 @@ def test_one_image_cannot_be_retrieved_from(capsys, tmp_path, weights):
     (("knn", *RANDOM, "--data", "configs", "--data.image_size", "64"), "--data.image_size: "),
     (("matching", *RANDOM, "--data", "configs", "--data.depth", "deep"), "data.depth: "),
 ])  # fmt: skip
-def test_probe_with_wrong_flags_is_one_line_and_exit_2(capsys, words, expected):
+def test_wrong_probe_flags_give_one_line_and_exit_2(capsys, words, expected):
     code, _, lines = run(capsys, "probe", *words)
     assert code == 2 and len(lines) == 1 and expected in lines[0]
 
@@ -233,7 +233,7 @@ def test_views_draws_a_sheet(capsys, tmp_path, photos):
     (("--data", "configs"), "configs"),
     (("--train.epoch", "1"), "Did you mean train.epochs?"),
 ])  # fmt: skip
-def test_views_with_wrong_flags_is_one_line_and_exit_2(capsys, photos, words, expected):
+def test_wrong_views_flags_give_one_line_and_exit_2(capsys, photos, words, expected):
     data = () if "--data" in words else ("--data", photos)
     code, _, lines = run(capsys, "views", "configs/dupr_r18_small.yaml", *data, *words)
     assert code == 2 and len(lines) == 1 and expected in lines[0]
@@ -260,7 +260,7 @@ def test_flags_of_a_probe_reach_its_function(name):
 
 
 @pytest.mark.parametrize("name", [name for name, entry in PROBES.items() if entry.facts])
-def test_a_probe_in_training_takes_what_it_is_given(name):
+def test_facts_of_a_probe_name_its_training_parameters(name):
     taken = PROBES[name].facts["takes"]
     assert set(taken) <= set(inspect.signature(PROBES.load(name)).parameters)
     assert set(taken) <= {"images", "queries", "image_size", "seed"}
@@ -270,7 +270,7 @@ def test_every_probe_has_flags():
     assert list(FLAGS) == list(PROBES)
 
 
-def test_random_is_like_the_others_and_seeded(weights):
+def test_random_backbone_has_the_given_shape_and_seed(weights):
     first, second = (load_backbones([str(weights), "random"], seed=7)["random"] for _ in range(2))
     assert (first.architecture, first.width) == ("resnet18", 0.125)
     assert all(np.array_equal(a, b) for a, b in zip(first.get_weights(), second.get_weights(), strict=True))
@@ -278,12 +278,12 @@ def test_random_is_like_the_others_and_seeded(weights):
     assert other.width == 0.25
 
 
-def test_labels_are_as_short_as_they_can_be():
+def test_labels_are_as_short_as_possible():
     assert labels_of(["runs/a", "runs/b", "random"]) == ["a", "b", "random"]
     assert labels_of(["x/run", "y/run"]) == ["x/run", "y/run"]
 
 
-def test_features_are_those_of_the_backbone(classes):
+def test_features_equal_those_of_the_backbone(classes):
     backbone = build_backbone("resnet18", width=0.125)
     paths = sorted(str(path) for path in (classes / "train").rglob("*.png"))[:3]
     maps = feature_maps(backbone, ("conv1", "P5"))
@@ -297,7 +297,7 @@ def test_features_are_those_of_the_backbone(classes):
 
 
 @pytest.mark.slow
-def test_a_probe_in_training_leaves_the_backbone_as_it_is(classes):
+def test_training_probe_leaves_the_backbone_unchanged(classes):
     backbone = build_backbone("resnet18", width=0.125)
     before = backbone.get_weights()
     settings = ProbingConfig(

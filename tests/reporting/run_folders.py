@@ -1,4 +1,4 @@
-"""Run folders made by hand, and a reader of the report's HTML."""
+"""Makes run folders by hand, and reads the report's HTML."""
 
 import json
 from html.parser import HTMLParser
@@ -21,7 +21,7 @@ PNG = bytes.fromhex(
 
 
 def line(step: int, **changes) -> dict:
-    """A healthy line of metrics.jsonl."""
+    """Returns a healthy line of metrics.jsonl."""
     fall = step / 1000
     terms = {f"loss/{t}": 5.0 - fall for t in TERMS} | {f"accuracy/{t}": 0.2 + fall for t in TERMS}
     spreads = {f"std/{t}": 0.9 for t in TERMS}
@@ -30,7 +30,7 @@ def line(step: int, **changes) -> dict:
 
 
 def write_run(path: Path, lines=None, config: dict | None = None, images: int = 160) -> Path:
-    """A pre-training run of 400 steps, unless other lines are given: dicts, or text as it is."""
+    """Writes a pre-training run of 400 steps, or with other lines: dicts, or text that is written unchanged."""
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(dump_config(parse_config(config or CONFIG)))
     lines = [line(step) for step in range(20, 401, 20)] if lines is None else lines
@@ -43,7 +43,7 @@ def write_run(path: Path, lines=None, config: dict | None = None, images: int = 
 
 
 def write_export(path: Path) -> Path:
-    """An export with two comparisons."""
+    """Writes an export with two comparisons."""
     path.mkdir(parents=True)
     (path / "backbone.safetensors").write_bytes(b"weights")
     check = {"against": "torchvision 0.29.1", "image": "64×96", "level": "P2", "scale": 2.0, "finite": True}
@@ -54,7 +54,7 @@ def write_export(path: Path) -> Path:
 
 
 def write_probe(path: Path, label: str = "run", pck: float = 0.4321) -> Path:
-    """What `dupr-tf probe matching` leaves."""
+    """Writes the files that `dupr-tf probe matching` leaves."""
     path.mkdir(parents=True)
     numbers = {label: {"pck_1": pck, "curve": [1, 2], "P4": {"mAP": 0.1234}}}
     content = {"probe": "matching", "settings": {"level": "P4"}, "numbers": numbers, "seconds": {label: 1.5}}
@@ -64,7 +64,7 @@ def write_probe(path: Path, label: str = "run", pck: float = 0.4321) -> Path:
 
 
 def write_detector(path: Path) -> Path:
-    """A fine-tuning run."""
+    """Writes a fine-tuning run."""
     path.mkdir(parents=True)
     config = {"detector": {}, "optimizer": {"learning_rate": 0.01}, "train": {"max_steps": 30}}
     (path / "config.yaml").write_text(dump_config(parse_config(config)))
@@ -77,9 +77,9 @@ def write_detector(path: Path) -> Path:
 
 
 class Page(HTMLParser):
-    """The report as a browser would take it apart."""
+    """Parses the report as a browser would."""
 
-    VOID = ("meta", "img")  # what has no end; SVG marks its own with />
+    VOID = ("meta", "img")  # elements without an end tag; SVG marks its own with />
 
     def __init__(self, html: str):
         super().__init__()
@@ -118,5 +118,5 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
     def row(self, name: str) -> list[str]:
-        """The first table row that begins with a name."""
+        """Returns the first table row that begins with a name."""
         return next(row for row in self.rows if row and row[0] == name)

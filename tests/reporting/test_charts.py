@@ -1,4 +1,4 @@
-"""Charts: round ticks, points where they belong, gaps, spikes that survive thinning."""
+"""Tests of charts: round ticks, correct places of points, gaps, and spikes that survive thinning."""
 
 import re
 
@@ -58,7 +58,7 @@ def test_references_are_inside_the_drawing_even_above_all_values():
     assert TOP <= chart.references[0].y < drawn(chart.lines[0].path)[0][1] and "guess at 9" in chart.description
 
 
-def test_a_spike_survives_thinning():
+def test_spike_survives_thinning():
     points = [(s, 100.0 if s == 3333 else None if s == 5000 else 1.0 + s / 1e6) for s in range(10_000)]
     kept = thin(points)
     assert len(kept) <= MOST_POINTS and (3333, 100.0) in kept and (5000, None) in kept
@@ -75,5 +75,5 @@ def test_any_finite_values_give_finite_places(values):
     assert len(chart.y_ticks) < 12
 
 
-def test_nothing_finite_is_no_chart():
+def test_values_without_any_finite_one_give_no_chart():
     assert line_chart("x", {"a": (0, [(0, None)])}) is None

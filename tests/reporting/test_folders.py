@@ -1,4 +1,4 @@
-"""Damaged and hostile run folders: what is left is shown, and what is wrong is said."""
+"""Tests of damaged and hostile run folders: the report shows what is intact and names what is wrong."""
 
 import json
 import os
@@ -31,21 +31,21 @@ def read(path):
     ('{"step": ' + "9" * 5000 + "}\n", "1 line of"),
     ("\0\0\xff\n", "1 line of"),
 ])  # fmt: skip
-def test_lines_that_are_none_are_left_out_and_counted(tmp_path, text, note):
+def test_invalid_lines_are_left_out_and_counted(tmp_path, text, note):
     run = read(write_run(tmp_path / "r", [line(20), line(40), text]))
     assert any(note in sentence for sentence in run.notes), run.notes
     assert [row["step"] for row in run.metrics.rows] == [20, 40]
     assert Page(render([run])).unbalanced == []
 
 
-def test_a_line_without_end_is_not_held_in_memory(tmp_path, monkeypatch):
+def test_endless_line_is_not_held_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, "MOST_BYTES", 1000)
     (tmp_path / "m").write_text(json.dumps(line(20)) + "\n" + "x" * 100_000 + "\n" + json.dumps(line(40)) + "\n")
     found = read_metrics(tmp_path / "m")
     assert (found.lines, found.damaged) == (2, 1)
 
 
-def test_of_many_lines_every_so_many_are_kept_and_the_last(tmp_path, monkeypatch):
+def test_many_lines_are_thinned_evenly_and_keep_the_last(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, "MOST_ROWS", 100)
     (tmp_path / "m").write_text("".join(json.dumps({"step": s, "loss": 1.0}) + "\n" for s in range(1, 1004)))
     found = read_metrics(tmp_path / "m")
@@ -54,7 +54,7 @@ def test_of_many_lines_every_so_many_are_kept_and_the_last(tmp_path, monkeypatch
     assert steps == [*range(1, 1003, 16), 1003]
 
 
-def test_numbers_that_are_not_finite_are_gaps_and_named(tmp_path):
+def test_non_finite_numbers_are_gaps_and_are_named(tmp_path):
     lines = [line(20), line(40, loss=None), '{"step": 60, "loss": NaN, "loss/image_P5": 1e999}\n', line(80)]
     run = read(write_run(tmp_path / "r", lines))
     assert run.metrics.points("loss") == [(20, 9.96), (40, None), (60, None), (80, 9.84)]
@@ -63,7 +63,7 @@ def test_numbers_that_are_not_finite_are_gaps_and_named(tmp_path):
     assert "NaN" not in render([run])
 
 
-def test_divergence_is_told_and_how_it_went_on(tmp_path):
+def test_divergence_and_later_recovery_are_reported(tmp_path):
     run = write_run(tmp_path / "r", [line(20), line(40)])
     entry = {"step": 41, "loss_terms": {"loss/image_P5": "nan", "loss/patch_P4": 3.0}}
     (run / "diverged.json").write_text(json.dumps(entry))
@@ -72,7 +72,7 @@ def test_divergence_is_told_and_how_it_went_on(tmp_path):
     assert state(read(run)) == "stopped: it diverged"
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(line(60)) + "\n")
-    assert "went on to step 60" in findings_of(read(run))[0].text and state(read(run)) == "at step 60 of 400"
+    assert "continued to step 60" in findings_of(read(run))[0].text and state(read(run)) == "at step 60 of 400"
 
 
 def test_collapse_is_judged_as_in_training(tmp_path):
@@ -95,21 +95,21 @@ def test_collapse_is_judged_as_in_training(tmp_path):
     ("manifest.json", '{"format": "x", "files": {"../../etc": "0", "/etc/passwd": 1}, "checks": [1, {}]}'),
     ("manifest.json", '{"format": {}, "files": {}, "checks": 3, "difference": "<b>", "not_compared": "ab"}'),
 ])  # fmt: skip
-def test_any_damaged_file_still_gives_a_page(tmp_path, name, content):
+def test_any_damaged_file_still_gives_a_report(tmp_path, name, content):
     run = write_run(tmp_path / "r")
     (run / name).write_text(content)
     page = Page(render([read(run)]))
     assert page.unbalanced == [] and page.row("run")
 
 
-def test_an_export_that_was_touched_is_named(tmp_path):
+def test_changed_export_is_named(tmp_path):
     run = write_run(tmp_path / "r")
     (write_export(run / "export") / "backbone.safetensors").write_bytes(b"Weights")
     (finding,) = findings_of(read(run))
     assert "backbone.safetensors" in finding.text and "export again" in finding.text
 
 
-def test_a_manifest_cannot_point_outside(tmp_path):
+def test_manifest_cannot_point_outside_its_folder(tmp_path):
     (tmp_path / "secret").write_bytes(b"weights")
     export = write_export(tmp_path / "e")
     manifest = json.loads((export / "manifest.json").read_text())
@@ -118,7 +118,7 @@ def test_a_manifest_cannot_point_outside(tmp_path):
     assert read(export).exports[0].wrong == ["../secret"]
 
 
-def test_links_to_folders_are_not_followed_and_big_files_not_read(tmp_path):
+def test_links_are_not_followed_and_big_files_not_read(tmp_path):
     run = write_run(tmp_path / "r")
     (run / "loop").symlink_to(run)
     with (run / "environment.json").open("wb") as file:
@@ -126,7 +126,7 @@ def test_links_to_folders_are_not_followed_and_big_files_not_read(tmp_path):
     assert any("environment.json cannot be read: 1,073,741,824 bytes" in note for note in read(run).notes)
 
 
-def test_labels_are_the_shortest_ends_that_differ(tmp_path):
+def test_labels_are_the_shortest_distinct_path_ends(tmp_path):
     assert labels([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
     assert labels([tmp_path / "x" / "run", tmp_path / "y" / "run"]) == ["x/run", "y/run"]
     assert labels([tmp_path / "a"] * 2) == ["a", "a (2)"]

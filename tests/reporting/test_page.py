@@ -1,4 +1,4 @@
-"""The report: self-contained, escaped, readable by machines, and its numbers those of the files."""
+"""Tests of the report: self-contained, escaped, machine-readable, and with the numbers of the files."""
 
 import json
 import math
@@ -49,7 +49,7 @@ def page(html):
     return Page(html)
 
 
-def test_nothing_is_fetched_and_nothing_runs(html, page):
+def test_page_fetches_nothing_and_runs_nothing(html, page):
     assert not re.search(r"https?:", html) and "url(" not in html and "@import" not in html
     assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.tags}
     for tag, attributes in page.tags:
@@ -60,7 +60,7 @@ def test_nothing_is_fetched_and_nothing_runs(html, page):
     assert policy.startswith("default-src 'none'") and "script-src" not in policy
 
 
-def test_tags_are_balanced_ids_are_unique_and_links_lead_somewhere(page):
+def test_tags_are_balanced_ids_unique_and_links_valid(page):
     assert page.open == [] and page.unbalanced == []
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -69,7 +69,7 @@ def test_tags_are_balanced_ids_are_unique_and_links_lead_somewhere(page):
     assert len(targets) > 20 and set(targets) <= set(ids)
 
 
-def test_pictures_and_charts_say_what_they_show(page):
+def test_pictures_and_charts_have_descriptions(page):
     assert len(page.of("img")) == 4 and all(len(a["alt"]) > 10 for a in page.of("img"))  # views, 2 probes, detections
     charts = [a for a in page.of("svg") if a.get("role") == "img"]
     assert len(charts) >= 12 and all(a["aria-labelledby"] for a in charts)
@@ -77,20 +77,20 @@ def test_pictures_and_charts_say_what_they_show(page):
     assert "loss, image P5 against the step: dupr from 4.98 at step 20 to 4.6 at step 400" in page.words
 
 
-def test_tables_that_may_be_wide_can_be_scrolled_with_the_keyboard(page):
+def test_wide_tables_can_be_scrolled_with_the_keyboard(page):
     regions = [a for a in page.of("div") if a.get("class") == "scroll"]
     assert len(regions) == len(page.of("table")) and all(a["tabindex"] == "0" and a["aria-label"] for a in regions)
 
 
-def test_the_terms_are_means_of_the_last_fifth(page):
-    steps = range(340, 401, 20)  # of 400, what comes after 320
+def test_terms_are_means_of_the_last_fifth(page):
+    steps = range(340, 401, 20)  # of 400 steps, those after 320
     loss = sum(5.0 - s / 1000 for s in steps) / 4
     accuracy = sum(0.2 + s / 1000 for s in steps) / 4
     assert page.row("image P5")[1:3] == [f"{loss:.4g}", f"{accuracy:.4g}"]
     assert page.row("term")[1] == f"dupr, loss (guessing {math.log(257):.2f})"
 
 
-def test_the_summary_has_speed_overlap_and_skipped_images(page):
+def test_summary_has_speed_overlap_and_skipped_images(page):
     assert page.row("dupr")[1:] == ["pre-training", "finished", f"{10 - 2 * 0.37:.4g}", "32.0", "97.0%", "0"]
     assert page.row("moco")[2:] == ["at step 200 of 400", f"{10 - 2 * 0.19:.4g}", "32.0", "50.0%", "2"]
     assert page.row("detector")[1:4] == ["fine-tuning", "finished and evaluated", "1.7"]
@@ -101,11 +101,11 @@ def test_only_fields_that_differ_are_compared(page):
     assert not [row for row in page.rows if row[:1] in (["model.head"], ["detector.kind"])]
 
 
-def test_the_numbers_of_probes_exports_and_detectors_are_those_of_their_files(page):
+def test_probes_exports_and_detectors_have_file_numbers(page):
     probed = {
         row[0]: row for row in page.rows if row[1:4] in (["0.4321", "0.1234", "1.5"], ["0.2345", "0.1234", "1.5"])
     }
-    assert len(probed) == 2  # one table: both have the same settings
+    assert len(probed) == 2  # a single table, since both have the same settings
     assert page.row("torchvision 0.29.1")[1:] == ["P2", "4.0e-06", "2.0e-06"]
     assert "All 1 files have the sha256 of the manifest" in page.words
     assert "Not compared with timm, which is not installed" in page.words
@@ -113,15 +113,15 @@ def test_the_numbers_of_probes_exports_and_detectors_are_those_of_their_files(pa
     assert page.row("commit")[1] == "abc123" and page.row("versions keras")[1] == "3.15.1"
 
 
-def test_time_is_reckoned_from_the_speed(tmp_path):
+def test_time_is_computed_from_the_speed(tmp_path):
     lines = [line(20, images_per_second=8.0), line(40), line(60), line(80, images_per_second=4.0)]
     words = Page(render(read_folders([write_run(tmp_path / "r", lines)]))).words
-    # 320 images a line: 40 s, 10 s, 10 s, 80 s; a median of 32 images/s, for which the first does not count
+    # The lines of 320 images take 40 s, 10 s, 10 s and 80 s: a median of 32 images/s without the first line.
     for expected in ("140.0 s, 1,280 images", "40.0 s, 32.0 images/s", "30.0 s: tracing", "70.0 s in 1 of them"):
         assert expected in words
 
 
-def test_little_overlap_is_noted_and_what_is_missing_is_said(page, tmp_path):
+def test_little_overlap_and_missing_files_are_noted(page, tmp_path):
     assert "Only 50.0% of the pairs overlapped" in page.words and "1 empty, 1 cut short" in page.words
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.yaml").write_text("{}")
@@ -150,7 +150,7 @@ def test_markup_in_names_reasons_and_values_stays_text(tmp_path):
     assert page.open == [] and page.unbalanced == []
 
 
-def test_the_command_writes_a_file_and_replaces_only_reports(folders, tmp_path, capsys):
+def test_command_writes_a_file_and_replaces_only_reports(folders, tmp_path, capsys):
     output = tmp_path / "new" / "r.html"
     command = ["report", *map(str, folders), "--views", "0", "--output", str(output)]
     assert main(command) == 0 and main(command) == 0
@@ -169,7 +169,7 @@ def test_the_command_writes_a_file_and_replaces_only_reports(folders, tmp_path, 
     (["run", "--output", "."], "--output: . "),
     (["run", "--output", "file/x.html"], "--output: file/x.html "),
 ])  # fmt: skip
-def test_report_of_wrong_input_is_one_line_and_exit_2(tmp_path, monkeypatch, capsys, arguments, expected):
+def test_wrong_report_input_gives_one_line_and_exit_2(tmp_path, monkeypatch, capsys, arguments, expected):
     write_run(tmp_path / "other" / "folder" / "run")
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "run").symlink_to(tmp_path / "other" / "folder" / "run")
@@ -180,7 +180,7 @@ def test_report_of_wrong_input_is_one_line_and_exit_2(tmp_path, monkeypatch, cap
     assert len(error) == 1 and expected in error[0]
 
 
-def test_without_views_tensorflow_stays_out(folders, tmp_path):
+def test_report_without_views_loads_no_tensorflow(folders, tmp_path):
     code = (
         "import sys; from dupr_tf.cli import main\n"
         f"code = main(['report', {str(folders[0])!r}, '--views', '0', '--output', {str(tmp_path / 'r.html')!r}])\n"

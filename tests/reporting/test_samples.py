@@ -1,4 +1,4 @@
-"""Sample views in the report: the run's own first pairs, or a sentence."""
+"""Tests of sample views in the report: the run's own first pairs, or a sentence instead."""
 
 import io
 import json
@@ -32,7 +32,7 @@ def run_of(path, photos, count=6, **model):
     return run
 
 
-def test_the_first_pairs_are_drawn_and_described(photos, tmp_path):
+def test_first_pairs_are_drawn_and_described(photos, tmp_path):
     run = run_of(tmp_path / "r", photos)
     assert main(["report", str(run), "--views", "2", "--output", str(tmp_path / "r.html")]) == 0
     page = Page((tmp_path / "r.html").read_text())
@@ -41,7 +41,7 @@ def test_the_first_pairs_are_drawn_and_described(photos, tmp_path):
     assert all(a["src"].startswith("data:image/jpeg;base64,") for a in pictures)
 
 
-def test_what_cannot_be_drawn_or_has_changed_is_said(photos, tmp_path):
+def test_missing_or_changed_photos_give_a_sentence(photos, tmp_path):
     def drawn(run):
         return sample_views(read_folders([run])[0], 1)
 

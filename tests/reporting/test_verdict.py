@@ -1,4 +1,4 @@
-"""The answer of a report: groups of seeds, their spread, and when a difference counts as clear."""
+"""Tests of a report's verdict: groups of seeds, their spread, and when a difference counts as clear."""
 
 import json
 
@@ -13,7 +13,7 @@ from tests.reporting.run_folders import CONFIG, Page, write_detector, write_prob
 
 
 def detector(path, score, seed, weights="random", metric="AP", **sections):
-    """An evaluated detector of one seed."""
+    """Writes an evaluated detector of one seed."""
     write_detector(path)
     config = {"detector": {}, "optimizer": {"learning_rate": 0.01}, "train": {"seed": seed}, **sections}
     (path / "config.yaml").write_text(dump_config(parse_config(config)))
@@ -23,7 +23,7 @@ def detector(path, score, seed, weights="random", metric="AP", **sections):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Three detectors from two runs of pre-training that differ in their seed, and three from random weights."""
+    """Writes three detectors from two pre-training runs that differ in their seed, and three from random weights."""
     starts = [
         write_run(tmp_path / f"pre{seed}", config={**CONFIG, "train": {**CONFIG["train"], "seed": seed}})
         for seed in (0, 1)
@@ -33,7 +33,7 @@ def folders(tmp_path):
     return [*starts, *good, *poor]
 
 
-def test_seeds_form_groups_also_those_of_pretraining(folders):
+def test_seeds_of_both_stages_form_groups(folders):
     groups = groups_of(read_folders(folders))
     assert [sorted(group.scores) for group in groups] == [
         pytest.approx([0.12, 0.13, 0.14]),
@@ -63,17 +63,17 @@ def test_metrics_are_not_compared_with_each_other(tmp_path):
     assert all("no other group" in sentence for sentence in verdicts(groups_of(runs)))
 
 
-def test_chance_counts_the_splits_that_lead_by_as_much():
+def test_chance_counts_splits_with_at_least_the_lead():
     assert chance_of([3, 4], [1, 2]) == pytest.approx(1 / 6)
     assert chance_of([1, 1], [1, 1]) == 1
 
 
-def test_page_answers_before_its_summary(folders):
+def test_page_shows_the_verdict_before_its_summary(folders):
     words = Page(render(read_folders(folders))).words
     assert words.index("The first is better") < words.index("mean loss, last fifth")
 
 
-def test_probe_beside_a_run_is_found_by_its_weights(folders, tmp_path, monkeypatch):
+def test_probe_is_assigned_to_a_run_by_its_weights(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, weights in (("mine", folders[0]), ("other", tmp_path / "absent")):
         probe = write_probe(tmp_path / "runs" / "probes" / name)
@@ -83,7 +83,7 @@ def test_probe_beside_a_run_is_found_by_its_weights(folders, tmp_path, monkeypat
     assert [[probe.path.name for probe in run.probes] for run in runs] == [["mine"], []]
 
 
-def test_folder_of_runs_is_refused_and_its_runs_are_named(folders, tmp_path):
+def test_folder_of_runs_is_refused_with_the_names_of_runs(folders, tmp_path):
     write_probe(folders[0] / "probes")
     error = refusal(read_folders, [tmp_path])
     assert str(folders[2]) in error.fix
@@ -92,7 +92,7 @@ def test_folder_of_runs_is_refused_and_its_runs_are_named(folders, tmp_path):
 @pytest.mark.parametrize("name, content", [
     ("metrics.json", '{"accuracy": 1}'), ("metrics.jsonl", '{"epoch": 1}\n'), ("config.yaml", "optimizer: sgd\n"),
 ])  # fmt: skip
-def test_files_of_another_program_are_no_run(tmp_path, name, content):
+def test_files_of_another_program_are_not_a_run(tmp_path, name, content):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / name).write_text(content)
     assert refusal(read_folders, [tmp_path / "foreign"]).field is None

@@ -1,7 +1,7 @@
 """detectron2's config keys and their types, as far as the recipes in configs/detectron2/ use them.
 
-Facts noted from detectron2/config/defaults.py of detectron2 (commit 084acd0). There an unknown key is an error, and so
-is a value of another type: lists and tuples pass for each other, an int does not pass for a float.
+The facts are from detectron2/config/defaults.py of detectron2 (commit 084acd0). There an unknown key is an error, and
+so is a value of another type. Lists and tuples are interchangeable; an int does not pass for a float.
 """
 
 TYPES = {
@@ -58,7 +58,7 @@ TYPES = {
     "TEST.PRECISE_BN.ENABLED": bool,
 }
 
-# What a key is when no recipe sets it.
+# Values of keys that no recipe sets.
 DEFAULTS = {
     "MODEL.MASK_ON": False,
     "MODEL.FPN.NORM": "",

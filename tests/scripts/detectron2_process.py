@@ -1,10 +1,13 @@
-"""detectron2's side of the interop tests, as a program of its own: PyTorch and TensorFlow in one process can crash.
+"""Runs detectron2 for the interop tests, as a separate program: PyTorch and TensorFlow in one process can crash.
 
-It imports nothing of dupr_tf, takes one JSON argument and prints its answer as one line of JSON, the last one:
+It imports nothing of dupr_tf and takes one JSON argument. It prints its answer as one line of JSON, the last line. The
+arguments are:
 
-    {"task": "load", "recipe": .yaml file, "options": […], "weights": .pkl file, "inputs": and "output": .npz files}
-    {"task": "recipes", "recipes": [.yaml files]}
+    {"task": "load", "recipe": FILE, "options": […], "weights": FILE, "inputs": FILE, "output": FILE}
+    {"task": "recipes", "recipes": [FILE, …]}
     {"task": "categories"}
+
+Recipes are .yaml files, weights are a .pkl file, and inputs and output are .npz files.
 """
 
 import argparse
@@ -43,14 +46,17 @@ def load(job):
 
 
 def build(recipe, options=()):
-    """The model of a recipe on the CPU, with random weights."""
+    """Returns the model of a recipe on the CPU, with random weights."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["MODEL.WEIGHTS", "random", "MODEL.DEVICE", "cpu", "OUTPUT_DIR", folder, *options]
         return build_model(detectron2_train.configure(argparse.Namespace(config_file=recipe, opts=options)))
 
 
 def levels_of(model, x):
-    """{"res2": …, …} of the backbone. A C4 model has res5 in its box head, with a norm behind it that is not ours."""
+    """Returns {"res2": …, …} of the backbone.
+
+    A C4 model has res5 in its box head, followed by a norm that our backbone lacks.
+    """
     if hasattr(model.backbone, "bottom_up"):
         return model.backbone.bottom_up(x)
     features = model.backbone(x)
@@ -58,8 +64,8 @@ def levels_of(model, x):
 
 
 def compare_weights(model, path):
-    """Names of the model's ResNet that have no array, of arrays that went nowhere, and of weights that differ."""
-    arrays = np.load(path, allow_pickle=True)["model"]  # written by the test; NumPy reads a bare pickle too
+    """Returns names of the model's ResNet without an array, of unused arrays, and of weights that differ."""
+    arrays = np.load(path, allow_pickle=True)["model"]  # the test wrote this file; NumPy also reads a bare pickle
     prefixes = ("backbone.bottom_up.", "backbone.", "roi_heads.")
     weights = {}
     for name, value in model.state_dict().items():
@@ -77,7 +83,7 @@ def compare_weights(model, path):
 
 
 def recipes(job):
-    """Builds each recipe's model and runs it on one image; {recipe: what it is, or how it failed}."""
+    """Builds each recipe's model and runs it on one image. Returns {recipe: facts about it, or how it failed}."""
     return {recipe: try_recipe(recipe) for recipe in job["recipes"]}
 
 
@@ -86,7 +92,7 @@ def try_recipe(recipe):
         model = build(recipe).eval()
         with torch.no_grad():
             [answer] = model([{"image": torch.zeros(3, 64, 96, dtype=torch.uint8), "height": 64, "width": 96}])
-    except Exception as error:  # the test says which recipe failed and why
+    except Exception as error:  # the test reports which recipe failed and why
         return {"error": f"{type(error).__name__}: {error}"}
     norms = [name for name, module in model.named_modules() if isinstance(module, torch.nn.SyncBatchNorm)]
     return {
@@ -100,7 +106,7 @@ def try_recipe(recipe):
 
 
 def categories(job):
-    """COCO's 80 categories, which detectron2 holds a COCO file to."""
+    """Returns COCO's 80 categories, which detectron2 expects of a COCO file."""
     return [{"id": facts["id"], "name": facts["name"]} for facts in COCO_CATEGORIES if facts["isthing"]]
 
 

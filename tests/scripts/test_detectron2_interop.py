@@ -1,11 +1,11 @@
-"""Exports and recipes in a real detectron2; skipped where it is not installed, and no extra of ours installs it.
+"""Tests exports and recipes in a real detectron2, and skips where it is not installed. No extra installs it.
 
-One environment needs: this package with the extra `cpu` (requirements.txt), pytest, torch, torchvision, and
-detectron2 0.6 built from source against that torch, with what its setup.py lists. There run
+The environment needs this package with the extra `cpu` (requirements.txt), pytest, torch and torchvision. It also needs
+detectron2 0.6, built from source against that torch, with what its setup.py lists. Run there
 
     python -m pytest tests/scripts/test_detectron2_interop.py -m "slow or not slow"
 
-detectron2 runs in processes of its own (detectron2_process.py): PyTorch and TensorFlow in one process can crash.
+detectron2 runs in separate processes (detectron2_process.py), since PyTorch and TensorFlow in one process can crash.
 """
 
 import json
@@ -31,12 +31,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PROCESS = Path(__file__).with_name("detectron2_process.py")
 RECIPES = sorted((ROOT / "configs" / "detectron2").glob("*.yaml"))
 INPUTS = {f"{height}x{width}": normalized(check_images((height, width))) for height, width in SIZES}
-# Of a level's largest feature. float64 says that both compute the same function, float32 how far rounding takes them.
+# Of a level's largest feature. float64 shows that both compute the same function, float32 the effect of rounding.
 TOLERANCES = {"float32": 4e-6, "float64": 1e-12}
 
 
 def run(*command, **variables):
-    """Runs a program with this Python, in the repository; returns what it prints."""
+    """Runs a program with this Python, in the repository; returns its output."""
     done = subprocess.run(
         [sys.executable, *map(str, command)], cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True
     )
@@ -44,13 +44,13 @@ def run(*command, **variables):
     return done.stdout
 
 
-def ask(**job):
+def run_job(**job):
     return json.loads(run(PROCESS, json.dumps(job)).splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A function from an architecture to its export with random weights, and its features in both precisions."""
+    """Returns a function from an architecture to its export with random weights, and features in both precisions."""
     made = {}
 
     def make(architecture):
@@ -71,14 +71,15 @@ def exported(tmp_path_factory):
 
 
 def differences_in_detectron2(recipe, export, folder, *options):
-    """{"float32 64x96 P2": largest difference, divided by the largest feature} of an export in a recipe's model.
+    """Returns {"float32 64x96 P2": largest difference, divided by the largest feature} of an export in a recipe's
+    model.
 
     The weights must be all that the file holds and all that the model's ResNet has.
     """
     weights, ours = export
     inputs, output = folder / "inputs.npz", folder / "features.npz"
     np.savez(inputs, **INPUTS)
-    answer = ask(
+    answer = run_job(
         task="load", recipe=str(ROOT / "configs" / "detectron2" / f"{recipe}.yaml"), options=options,
         weights=str(weights), inputs=str(inputs), output=str(output),
     )  # fmt: skip
@@ -91,23 +92,23 @@ def differences_in_detectron2(recipe, export, folder, *options):
 
 @pytest.mark.parametrize(("recipe", "architecture", "options", "levels"), [
     ("base_rcnn_fpn", "resnet50", [], {"P2", "P3", "P4", "P5"}),
-    ("base_rcnn_c4", "resnet50", [], {"P4", "P5"}),  # P5: the box head
+    ("base_rcnn_c4", "resnet50", [], {"P4", "P5"}),  # P5 is in the box head
     pytest.param("base_retinanet_fpn", "resnet50", [], {"P3", "P4", "P5"}, marks=pytest.mark.slow),
     pytest.param("base_rcnn_fpn", "resnet18", ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"],
                  {"P2", "P3", "P4", "P5"}, marks=pytest.mark.slow),
 ])  # fmt: skip
-def test_an_export_gives_our_features_in_detectron2(recipe, architecture, options, levels, exported, tmp_path):
+def test_export_has_equal_features_in_detectron2(recipe, architecture, options, levels, exported, tmp_path):
     differences = differences_in_detectron2(recipe, exported(architecture), tmp_path, *options)
     assert set(differences) == {
         f"{dtype} {size} {level}" for dtype in TOLERANCES for size in INPUTS for level in levels
     }
     for dtype, tolerance in TOLERANCES.items():
         worst = max(value for name, value in differences.items() if name.startswith(dtype))
-        print(f"{recipe}, {architecture}, {dtype}: {worst:.1e}")  # shown with -s
-        assert 0 < worst <= tolerance, differences  # 0: it would not be another network
+        print(f"{recipe}, {architecture}, {dtype}: {worst:.1e}")  # printed with -s
+        assert 0 < worst <= tolerance, differences  # 0 would mean that the same network was compared
 
 
-def test_detectron2s_default_stride_loads_and_gives_other_features(exported, tmp_path):
+def test_default_stride_of_detectron2_gives_other_features(exported, tmp_path):
     options = ["MODEL.RESNETS.STRIDE_IN_1X1", "True"]
     differences = differences_in_detectron2("base_rcnn_fpn", exported("resnet50"), tmp_path, *options)
     assert differences["float64 64x96 P2"] <= TOLERANCES["float64"]  # res2 has no stride
@@ -116,8 +117,8 @@ def test_detectron2s_default_stride_loads_and_gives_other_features(exported, tmp
 
 @pytest.fixture(scope="module")
 def built():
-    """What detectron2 made of each recipe."""
-    return ask(task="recipes", recipes=[str(path) for path in RECIPES])
+    """Returns detectron2's facts about each recipe."""
+    return run_job(task="recipes", recipes=[str(path) for path in RECIPES])
 
 
 @pytest.mark.slow
@@ -131,14 +132,14 @@ def test_detectron2_builds_and_runs_each_recipe(path, built):
     assert facts["masks"] == masks
     assert facts["frozen"] == 0
     if path.stem != "base":
-        # ResNet-50's 53 norms; those of the pyramid's three or four laterals and outputs; the one behind res5 in C4.
+        # ResNet-50's 53 norms, those of the pyramid's three or four laterals and outputs, and the one after res5 in C4.
         assert facts["norms"] == 53 + (1 if "c4" in path.stem else 6 if retinanet else 8)
     assert set(facts["fields"]) == {"pred_boxes", "scores", "pred_classes"} | ({"pred_masks"} if masks else set())
 
 
 def draw_coco(root):
-    """A COCO set of eight training and two validation images, under the names detectron2 knows COCO's by."""
-    categories = ask(task="categories")
+    """Draws a COCO set of eight training and two validation images, under the names that detectron2 gives COCO's."""
+    categories = run_job(task="categories")
     rng, counter = np.random.default_rng(0), iter(range(1, 1000))
     for split, count in (("train2017", 8), ("val2017", 2)):
         images, annotations = [], []
@@ -163,7 +164,7 @@ def draw_coco(root):
     return root
 
 
-# Two iterations on small images, one process without a GPU. A score of 0 lets untrained heads detect something.
+# Two iterations on small images, one process without a GPU. With a score of 0, untrained heads detect something.
 SHORT = [
     "MODEL.DEVICE", "cpu",
     "DATASETS.TRAIN", "('coco_2017_train_50pct_seed0',)", "DATALOADER.NUM_WORKERS", "0",
@@ -177,7 +178,7 @@ SHORT = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["coco_mask_rcnn_fpn_1x", "coco_mask_rcnn_c4_1x", "coco_retinanet_fpn_1x"])
-def test_the_script_trains_and_evaluates_a_recipe(recipe, exported, tmp_path):
+def test_script_trains_and_evaluates_a_recipe(recipe, exported, tmp_path):
     weights, _ = exported("resnet50")
     output = tmp_path / "run"
     config = ROOT / "configs" / "detectron2" / f"{recipe}.yaml"
@@ -199,7 +200,7 @@ def test_the_script_trains_and_evaluates_a_recipe(recipe, exported, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet34"])
-def test_the_script_refuses_a_small_resnet_in_a_c4_model(architecture, exported, tmp_path):
+def test_script_refuses_a_small_resnet_in_a_c4_model(architecture, exported, tmp_path):
     weights, _ = exported(architecture)
     small = ["MODEL.RESNETS.DEPTH", architecture.removeprefix("resnet"), "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
     command = [

@@ -1,4 +1,4 @@
-"""configs/detectron2/ without detectron2: keys and types are detectron2's, values are the paper's protocols."""
+"""Tests of configs/detectron2/ without detectron2: its keys and types, and the values of the paper's protocols."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ def of_coco(percent):
     return [f"coco_2017_train_{percent}pct_seed0"], COCO[1]
 
 
-# A row for each recipe (docs/method.md, Transfer):
+# One row for each recipe (docs/method.md, Transfer), with the columns
 # kind, masks, data, classes, lr, batch, iterations, steps, warm-up, sides in training, side in testing
 RECIPES = {
     "voc_faster_rcnn_c4_24k":
@@ -51,7 +51,7 @@ RECIPES = {
     "coco_10pct_mask_rcnn_fpn_60k":
         ("FPN", True, of_coco(10), 80, 0.02, 16, 60_000, [40_000, 53_333], 1000, COCO_SIDES, 800),
 }  # fmt: skip
-# architecture, backbone's builder, its levels, levels and norm of the pyramid, heads
+# One row for each kind: architecture, backbone's builder, its levels, levels and norm of the pyramid, heads
 KINDS = {
     "C4": ("GeneralizedRCNN", None, ["res4"], None, "", "Res5ROIHeadsWithNorm"),
     "FPN": ("GeneralizedRCNN", "build_resnet_fpn_backbone", ["res2", "res3", "res4", "res5"],
@@ -62,7 +62,7 @@ KINDS = {
 
 
 def flat(values, prefix=""):
-    """{dotted key: value} of nested mappings."""
+    """Returns {dotted key: value} of nested mappings."""
     items = {}
     for key, value in values.items():
         items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -70,30 +70,30 @@ def flat(values, prefix=""):
 
 
 def own(path):
-    """What one file sets, without its base."""
+    """Returns the settings of one file, without its base."""
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     return values.pop("_BASE_", None), flat(values)
 
 
 def resolved(path):
-    """A file over its base, as detectron2 merges them, over detectron2's defaults."""
+    """Returns a file merged over its base, as detectron2 merges them, over detectron2's defaults."""
     base, values = own(path)
     return {**(resolved(path.parent / base) if base else DEFAULTS), **values}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_keys_and_types_are_detectron2s(path):
+def test_keys_and_types_are_those_of_detectron2(path):
     for key, value in own(path)[1].items():
         assert key in TYPES, f"{key} is not among the noted keys of detectron2"
         assert type(value) is TYPES[key], f"{key}: {value!r}"
 
 
-def test_there_is_a_recipe_for_every_row_and_none_besides():
+def test_recipes_and_rows_correspond():
     assert {path.stem for path in FILES if not path.stem.startswith("base")} == set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_its_row_of_the_method(name):
+def test_recipe_has_the_values_of_its_row(name):
     cfg = resolved(FOLDER / f"{name}.yaml")
     kind, masks, (train, test), classes, rate, batch, iterations, steps, warm_up, sides, side = RECIPES[name]
     architecture, builder, levels, pyramid, norm, heads = KINDS[kind]
@@ -115,14 +115,14 @@ def test_a_recipe_is_its_row_of_the_method(name):
     assert {key: received[key] for key in expected} == expected
 
 
-def test_retinanets_anchors_are_three_to_an_octave():
+def test_retinanet_has_three_anchors_per_octave():
     sizes = resolved(FOLDER / "coco_retinanet_fpn_1x.yaml")["MODEL.ANCHOR_GENERATOR.SIZES"]
     for level, base in zip(sizes, (32, 64, 128, 256, 512), strict=True):
         assert level == pytest.approx([base * 2 ** (i / 3) for i in range(3)], rel=1e-12)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_header_says_row_figures_and_command(name):
+def test_header_states_row_figures_and_command(name):
     text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
     header = " ".join(line[1:].strip() for line in text.splitlines() if line.startswith("#"))
     assert re.search(r"Tables? \d|Figs\. \d", header.split("The paper's")[0])

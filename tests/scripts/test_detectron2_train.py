@@ -1,4 +1,4 @@
-"""scripts/detectron2_*.py: the subsets as they are; the training script against stand-ins for detectron2's modules."""
+"""Tests of scripts/detectron2_*.py: real subsets, and the training script with stand-ins for detectron2."""
 
 import importlib.util
 import py_compile
@@ -29,40 +29,40 @@ ONE = subsets.Subset("coco_2017_train_1pct_seed0", "coco_2017_train", 1.0, 0)
     ("coco_2017_train_0.5pct_seed12", ("coco_2017_train", 0.5, 12)),
     ("coco_2017_train", None), ("voc_2007_trainval", None), ("coco_2017_train_1pct", None), ("1pct_seed0", None),
 ])  # fmt: skip
-def test_a_name_says_base_percentage_and_seed(name, expected):
+def test_name_gives_base_percentage_and_seed(name, expected):
     subset = subsets.parse_subset(name)
     assert (subset and subset[1:]) == expected and (subset is None or subset.name == name)
 
 
 @pytest.mark.parametrize("name", ["coco_0pct_seed0", "coco_101pct_seed0"])
-def test_an_impossible_percentage_is_refused(name):
+def test_impossible_percentage_is_refused(name):
     with pytest.raises(ValueError, match=name):
         subsets.parse_subset(name)
 
 
 @pytest.mark.parametrize("percent, count", [(1, 1183), (10, 11829), (100, 118287), (0.0001, 1)])
 def test_counts_are_exact(percent, count):
-    drawn = subsets.draw_images(range(118_287), percent, 0)  # as many as COCO train2017 has
+    drawn = subsets.draw_images(range(118_287), percent, 0)  # the number of images in COCO train2017
     assert len(drawn) == len(set(drawn)) == count and drawn == sorted(drawn)
 
 
-def test_draws_depend_on_the_seed_alone_are_nested_and_even():
+def test_draws_depend_only_on_the_seed_and_are_nested():
     ids = list(range(1, 20_001))
     one, ten = subsets.draw_images(ids, 1, 0), subsets.draw_images(ids, 10, 0)
     assert subsets.draw_images(reversed(ids), 1, 0) == subsets.draw_images([*ids, *ids], 1, 0) == one
     assert set(one) < set(ten)
     other = subsets.draw_images(ids, 10, 1)
-    assert 120 < len(set(other) & set(ten)) < 280  # 200 expected of two independent draws, standard deviation 13
-    assert 880 < sum(i <= 10_000 for i in ten) < 1120  # 1000 expected, standard deviation 21
-    assert one[:5] == [46, 87, 282, 306, 366]  # the draw of every machine and version
+    assert 120 < len(set(other) & set(ten)) < 280  # two independent draws share 200 on average, standard deviation 13
+    assert 880 < sum(i <= 10_000 for i in ten) < 1120  # expected 1000, standard deviation 21
+    assert one[:5] == [46, 87, 282, 306, 366]  # this draw is the same on every machine and version
 
 
-def test_no_images_are_refused():
+def test_empty_set_of_images_is_refused():
     with pytest.raises(ValueError, match="no images"):
         subsets.draw_images([], 1, 0)
 
 
-def test_a_list_file_comes_back_and_says_what_it_is(tmp_path):
+def test_list_file_is_read_back_and_has_a_header(tmp_path):
     path = subsets.list_file(tmp_path / "run", ONE)
     subsets.write_list(path, ONE, [3, 5, 8])
     assert subsets.read_list(path) == [3, 5, 8]
@@ -71,7 +71,7 @@ def test_a_list_file_comes_back_and_says_what_it_is(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_records_are_picked_listed_once_and_held_to_the_list(tmp_path):
+def test_picked_records_are_listed_once_and_checked_later(tmp_path):
     records = [{"image_id": i, "annotations": [i]} for i in range(500)]
     path = subsets.list_file(tmp_path, ONE)
     assert len(subsets.draw_and_record(records, ONE, tmp_path, write=False)) == 5 and not path.exists()
@@ -83,19 +83,19 @@ def test_records_are_picked_listed_once_and_held_to_the_list(tmp_path):
         subsets.draw_and_record(records[:100], ONE, tmp_path)
 
 
-def test_subsets_import_nothing_heavy_and_both_scripts_compile(tmp_path):
+def test_subsets_import_no_framework_and_scripts_compile(tmp_path):
     code = "import sys, detectron2_subsets; sys.exit(bool({'numpy', 'torch', 'detectron2'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=SCRIPTS, check=False).returncode == 0
     for name in ("detectron2_subsets", "detectron2_train"):
         assert py_compile.compile(str(SCRIPTS / f"{name}.py"), str(tmp_path / f"{name}.pyc"), doraise=True)
 
 
-# ---- the training script: what it asks of detectron2, with detectron2's interfaces stood in for ----
+# ---- the training script: how it calls detectron2, with stand-ins for detectron2's interfaces ----
 
 
 class Registry(dict):
     def register(self, name=None, function=None):
-        if name is None:  # a decorator for classes
+        if name is None:  # used as a decorator for classes
             return lambda cls: self.setdefault(cls.__name__, cls)
         self[name] = function
 
@@ -150,7 +150,7 @@ class Config(types.SimpleNamespace):
 
 
 class Checkpointer:
-    """Of a model, which is here a list of what was done with it."""
+    """A checkpointer whose model is a list of the calls made on it."""
 
     def __init__(self, model, folder):
         self.model, self.folder = model, folder
@@ -197,7 +197,7 @@ def new_config():
 
 @pytest.fixture
 def train(monkeypatch):
-    """scripts/detectron2_train.py, imported over the stand-ins."""
+    """Returns scripts/detectron2_train.py, imported with the stand-ins."""
     data, metadata = Data(), Metadata()
     data.register("coco_2017_train", lambda: [{"image_id": i} for i in range(100)])
     metadata["coco_2017_train"] = Facts(
@@ -232,12 +232,12 @@ def train(monkeypatch):
     return load("detectron2_train")
 
 
-def test_the_c4_heads_end_in_a_norm_and_the_blocks_keep_their_names(train):
+def test_c4_heads_end_in_a_norm_and_keep_block_names(train):
     heads = train.ROI_HEADS_REGISTRY["Res5ROIHeadsWithNorm"]
     assert heads._build_res5_block(new_config()) == (["block 0", "block 1", "block 2", "SyncBN of 2048"], 2048)
 
 
-def test_every_data_set_gets_its_evaluator(train):
+def test_each_data_set_gets_its_evaluator(train):
     cfg, build = new_config(), train.Trainer.build_evaluator
     assert build(cfg, "coco_2017_train") == ("coco", "coco_2017_train", "./output/inference")
     assert build(cfg, "voc_2007_test", "there") == ("voc", "voc_2007_test")
@@ -246,20 +246,20 @@ def test_every_data_set_gets_its_evaluator(train):
         build(cfg, "lvis")
 
 
-def test_configuring_registers_the_subsets_and_nothing_else(train, tmp_path):
+def test_configuring_registers_only_the_subsets(train, tmp_path):
     options = ["MODEL.WEIGHTS", "b.pkl", "OUTPUT_DIR", str(tmp_path)]
     cfg = train.configure(types.SimpleNamespace(config_file="a.yaml", opts=options))
     assert cfg.frozen and cfg.file == "a.yaml" and cfg.MODEL.WEIGHTS == "b.pkl"
     name = "coco_2017_train_10pct_seed0"
     assert train.DatasetCatalog.list() == ["coco_2017_train", name]
-    assert [p.name for p in tmp_path.iterdir()] == []  # the list is written when the data are read
+    assert [p.name for p in tmp_path.iterdir()] == []  # the list is written when the data are first read
     assert len(train.DatasetCatalog.get(name)) == len(subsets.read_list(tmp_path / f"{name}.txt")) == 10
     facts = train.MetadataCatalog.get(name)
     assert facts == {"name": name, "evaluator_type": "coco", "thing_classes": ["a"]}
-    train.register_subset(name, tmp_path)  # a second time does nothing
+    train.register_subset(name, tmp_path)  # a second call does nothing
 
 
-def test_weights_are_asked_for_and_random_is_said(train, tmp_path):
+def test_missing_weights_are_refused_and_random_is_accepted(train, tmp_path):
     with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS is missing"):
         train.configure(types.SimpleNamespace(config_file="a.yaml", opts=[]))
     options = ["MODEL.WEIGHTS", "random", "OUTPUT_DIR", str(tmp_path)]
@@ -267,7 +267,7 @@ def test_weights_are_asked_for_and_random_is_said(train, tmp_path):
 
 
 @pytest.mark.parametrize("eval_only, resume", [(True, True), (True, False), (False, True)])
-def test_resume_reaches_the_checkpointer(train, tmp_path, eval_only, resume):
+def test_resume_flag_reaches_the_checkpointer(train, tmp_path, eval_only, resume):
     options = ["MODEL.WEIGHTS", "b.pkl", "OUTPUT_DIR", str(tmp_path)]
     arguments = types.SimpleNamespace(config_file="a.yaml", opts=options, eval_only=eval_only, resume=resume)
     (loaded, (logged, _)) = train.main(arguments)
@@ -280,14 +280,14 @@ def test_resume_reaches_the_checkpointer(train, tmp_path, eval_only, resume):
     {"unexpected": ["res4.6.conv1.weight"]},
     {"shapes": [("backbone.res2.0.conv1.weight", (64, 64, 3, 3), (64, 64, 1, 1))]},
 ])  # fmt: skip
-def test_weights_that_do_not_fill_the_backbone_are_refused(train, keys):
+def test_weights_that_leave_gaps_in_the_backbone_are_refused(train, keys):
     checkpointer = train.require_backbone(Checkpointer([], ""))
     with pytest.raises(ValueError, match=r"res|stem"):
         checkpointer._log_incompatible_keys(incompatible(**keys))
     assert checkpointer.model == []
 
 
-def test_missing_heads_and_the_added_norm_are_no_problem(train):
+def test_missing_heads_and_added_norm_are_accepted(train):
     names = ["roi_heads.res5.3.weight", "backbone.fpn_lateral2.weight", "proposal_generator.rpn_head.conv.weight",
              "backbone.bottom_up.res2.0.conv1.norm.num_batches_tracked"]  # fmt: skip
     checkpointer = train.require_backbone(Checkpointer([], ""))

@@ -1,4 +1,4 @@
-"""The short programs of scripts/, run for two steps on the embedded sample as a user would run them."""
+"""Runs the short programs of scripts/ for two steps on the embedded sample, as a user would run them."""
 
 import importlib.util
 from pathlib import Path
@@ -39,14 +39,14 @@ def test_pretrain_writes_a_backbone(backbone):
 
 
 @pytest.mark.slow
-def test_finetune_takes_it(sample, backbone, tmp_path, monkeypatch, capsys):
+def test_finetune_accepts_the_backbone(sample, backbone, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     script("finetune_retinanet").main(backbone, sample, steps=2)
     assert "AP50" in capsys.readouterr().out
     assert (tmp_path / "detector.keras").is_file()
 
 
-def test_export_prints_what_the_saved_model_gives(tmp_path, capsys):
+def test_export_prints_the_output_of_the_saved_model(tmp_path, capsys):
     build_backbone("resnet18", width=0.5).save(tmp_path / "backbone.keras")
     script("export").main(tmp_path / "backbone.keras", tmp_path)
     assert "P5 (1, 5, 7, 256)" in capsys.readouterr().out

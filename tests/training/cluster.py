@@ -12,7 +12,7 @@ from dupr_tf.data.sample import write_sample
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens at."""
+    """Returns ports that no process listens on."""
     listeners = [socket.create_server(("", 0)) for _ in range(count)]
     ports = [listener.getsockname()[1] for listener in listeners]
     for listener in listeners:
@@ -27,7 +27,7 @@ def tf_config(ports: list[int], index: int) -> str:
 
 def write_trial(folder: Path, steps: int, **train) -> Config:
     """Writes photos and the config of a run of the tiny network: one image loss, one patch loss."""
-    from tests.models.test_golden import SIZE  # it imports TensorFlow
+    from tests.models.test_golden import SIZE  # late, since it imports TensorFlow
 
     write_sample(folder, train=1, val=1, unlabeled=24, seed=3)
     config = parse_config({
@@ -44,13 +44,13 @@ def write_trial(folder: Path, steps: int, **train) -> Config:
 
 
 def start(folder: Path, run: Path, workers: int, devices: int, ports=None, extra=None) -> list:
-    """The processes of a run of so many workers.
+    """Returns the processes of a run with so many workers.
 
     Args:
-        folder: of `write_trial`.
-        run: the run's folder; the workers' standard error goes to `RUN.N.log`, their state at the end to `RUN.N.npz`.
-        workers, devices: how many, and logical devices of each. One worker gets no TF_CONFIG.
-        ports: of the workers; None: free ones.
+        folder: made by `write_trial`.
+        run: the run's folder. Each worker's standard error goes to `RUN.N.log`, its final state to `RUN.N.npz`.
+        workers, devices: number of workers, and logical devices of each. One worker gets no TF_CONFIG.
+        ports: ports of the workers; None takes free ones.
         extra: {index: [argument]}.
     """
     ports, processes = ports or free_ports(workers), []
@@ -66,7 +66,7 @@ def start(folder: Path, run: Path, workers: int, devices: int, ports=None, extra
 
 
 def finish(processes, seconds: float = 2400) -> list[int]:
-    """Their exit codes."""
+    """Returns the processes' exit codes."""
     try:
         return [process.wait(seconds) for process in processes]
     finally:
@@ -75,6 +75,6 @@ def finish(processes, seconds: float = 2400) -> list[int]:
 
 
 def log_of(run: Path, index: int) -> str:
-    """What a worker printed, without TensorFlow's own lines."""
+    """Returns a worker's output, without TensorFlow's own lines."""
     lines = Path(f"{run}.{index}.log").read_text(errors="replace").splitlines()
     return "\n".join(line for line in lines if not line.startswith(("I0000", "WARNING: All log")))

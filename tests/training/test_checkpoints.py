@@ -1,4 +1,4 @@
-"""Checkpoints: all a step depends on, damage found and named, the one before used, a full disk told."""
+"""Tests of checkpoints: a step's full state, named damage, fallback to the previous checkpoint, and full disks."""
 
 import os
 import random
@@ -22,7 +22,7 @@ FLIPS, CUTS = 200, 20
 
 
 def stand_in(rows=64):
-    """What RunCheckpoints asks of a model, and no more."""
+    """Returns a model with only what RunCheckpoints needs."""
     step = keras.Variable(0, dtype="int64", trainable=False)
     weights = [keras.Variable(np.zeros((rows, 16), np.float32)) for _ in range(3)]
     optimizer = types.SimpleNamespace(variables=[keras.Variable(np.zeros((rows, 16), np.float32), name="velocity")])
@@ -52,7 +52,7 @@ def saved(folder, steps, keep=2, rows=64, run=None):
 
 
 def restored(folder, rows=64):
-    """(step, values) a new process would begin with."""
+    """Returns (step, values) that a new process would start with."""
     model = stand_in(rows)
     return RunCheckpoints(model, folder).restore(), values(model)
 
@@ -69,7 +69,7 @@ def assert_equal(received, expected):
 
 
 @pytest.mark.parametrize("scaled", [False, True], ids=["float32", "loss scale"])
-def test_every_variable_a_step_reads_or_writes_is_in_the_checkpoint(tmp_path, scaled):
+def test_checkpoint_holds_all_variables_of_a_step(tmp_path, scaled):
     optimizer = CoupledSGD(0.05)
     model = make_model(optimizer=keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer)
     touched = tf.function(model.train_step, autograph=False).get_concrete_function(GOOD).graph.variables
@@ -78,7 +78,7 @@ def test_every_variable_a_step_reads_or_writes_is_in_the_checkpoint(tmp_path, sc
     assert [v.name for v in touched if id(v) not in kept] == []
 
 
-def test_the_newest_are_kept_and_the_last_one_is_restored(tmp_path):
+def test_newest_checkpoints_are_kept_and_the_last_restored(tmp_path):
     saved(tmp_path, [1, 2, 5, 11], keep=3)
     assert [path.name for path in saved_checkpoints(tmp_path)] == ["ckpt-11", "ckpt-5", "ckpt-2"]
     step, received = restored(tmp_path)
@@ -87,14 +87,14 @@ def test_the_newest_are_kept_and_the_last_one_is_restored(tmp_path):
     assert subprocess.run(["sha256sum", "-c", "ckpt-11.sha256"], cwd=tmp_path, capture_output=True).returncode == 0
 
 
-def test_a_step_is_written_once(tmp_path):
+def test_each_step_is_written_once(tmp_path):
     _, checkpoints = saved(tmp_path, [3])
     before = (tmp_path / "ckpt-3.index").stat().st_mtime_ns
     checkpoints.save()
     assert (tmp_path / "ckpt-3.index").stat().st_mtime_ns == before
 
 
-def test_flipped_bits_and_cut_files_are_found_named_and_passed_over(tmp_path, caplog):
+def test_flipped_bits_and_truncated_files_are_named_and_skipped(tmp_path, caplog):
     saved(tmp_path, [1, 2])
     draw, expected = random.Random(0), of_step(1)
     files = sorted(tmp_path.glob("ckpt-2.*"))
@@ -116,7 +116,7 @@ def test_flipped_bits_and_cut_files_are_found_named_and_passed_over(tmp_path, ca
     assert restored(tmp_path)[0] == 2
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_missing_file_is_named(tmp_path):
     saved(tmp_path, [1, 2])
     for ending in ("index", "data-00000-of-00001"):
         file = tmp_path / f"ckpt-2.{ending}"
@@ -127,7 +127,7 @@ def test_a_missing_file_is_named(tmp_path):
         file.write_bytes(whole)
 
 
-def test_the_damaged_one_is_replaced_when_the_run_gets_there_again(tmp_path):
+def test_damaged_checkpoint_is_replaced_at_its_step(tmp_path):
     saved(tmp_path, [1, 4])
     (tmp_path / "ckpt-4.index").write_bytes(b"")
     model = stand_in()
@@ -141,7 +141,7 @@ def test_the_damaged_one_is_replaced_when_the_run_gets_there_again(tmp_path):
     assert restored(tmp_path)[0] == 4
 
 
-def test_nothing_whole_is_an_error_and_nothing_at_all_is_a_beginning(tmp_path):
+def test_folder_with_only_damaged_checkpoints_is_refused(tmp_path):
     assert restored(tmp_path / "new")[0] == 0
     saved(tmp_path, [1])
     (tmp_path / "ckpt-1.index").write_bytes(b"x")
@@ -149,18 +149,18 @@ def test_nothing_whole_is_an_error_and_nothing_at_all_is_a_beginning(tmp_path):
         restored(tmp_path)
 
 
-def test_a_checkpoint_of_another_network_is_not_taken(tmp_path):
+def test_checkpoint_of_another_network_is_refused(tmp_path):
     saved(tmp_path, [1])
     with pytest.raises(UserError, match="another model"):
         restored(tmp_path, rows=65)
 
 
-def test_what_a_killed_save_leaves_is_cleared_away(tmp_path):
+def test_files_of_a_killed_save_are_removed(tmp_path):
     saved(tmp_path, [1])
     (tmp_path / "ckpt-2_temp").mkdir()
     (tmp_path / "ckpt-2_temp" / "part-0").write_bytes(b"x")
     (tmp_path / "ckpt-2.data-00000-of-00001").write_bytes(b"x")
-    (tmp_path / "ckpt-3.index").write_bytes(b"half")  # killed while TensorFlow wrote the index: no sums yet
+    (tmp_path / "ckpt-3.index").write_bytes(b"half")  # killed while TensorFlow wrote the index: no digests yet
     (tmp_path / "ckpt-3.data-00000-of-00001").write_bytes(b"x")
     before = sorted(tmp_path.rglob("*"))
     model = stand_in()
@@ -172,7 +172,7 @@ def test_what_a_killed_save_leaves_is_cleared_away(tmp_path):
     assert restored(tmp_path)[0] == 2
 
 
-def test_a_checkpoint_by_the_manager_of_earlier_versions_is_read(tmp_path):
+def test_checkpoint_of_earlier_versions_is_read(tmp_path):
     model, checkpoints = saved(tmp_path / "other", [7])
     earlier = tf.train.Checkpoint(variables=checkpoints.variables, extra=tf.Variable("{}"))
     tf.train.CheckpointManager(earlier, str(tmp_path), max_to_keep=2).save(checkpoint_number=7)
@@ -181,7 +181,7 @@ def test_a_checkpoint_by_the_manager_of_earlier_versions_is_read(tmp_path):
     assert_equal(received, values(model))
 
 
-def fails_for_want_of_room(folder, model, checkpoints, rows):
+def check_failed_save(folder, model, checkpoints, rows):
     size = 4 * rows * 16 * 4 + 8
     set_to(model, 2)
     with pytest.raises(RunFailed, match=rf"checkpoint of step 2 .*{size:,} bytes.* step 1 "):
@@ -190,13 +190,13 @@ def fails_for_want_of_room(folder, model, checkpoints, rows):
     assert restored(folder, rows)[0] == 1
 
 
-def test_a_save_that_cannot_be_written_tells_its_size_and_leaves_the_one_before(tmp_path):
+def test_failed_save_names_its_size_and_keeps_the_previous(tmp_path):
     rows = 1000
     model, checkpoints = saved(tmp_path, [1], rows=rows)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        fails_for_want_of_room(tmp_path, model, checkpoints, rows)
+        check_failed_save(tmp_path, model, checkpoints, rows)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert checkpoints.save().name == "ckpt-2"
@@ -213,10 +213,10 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_tells_what_it_wants_and_leaves_the_one_before(small_disk):
+def test_full_disk_names_needed_space_and_keeps_the_previous(small_disk):
     rows = 1000
-    model, checkpoints = saved(small_disk, [1], rows=rows)  # 256 kB, of which a second has no room
-    fails_for_want_of_room(small_disk, model, checkpoints, rows)
+    model, checkpoints = saved(small_disk, [1], rows=rows)  # each takes 256 kB, so a second one does not fit
+    check_failed_save(small_disk, model, checkpoints, rows)
 
 
 def test_restore_step_refuses_damaged_and_missing_checkpoints(tmp_path):
@@ -266,7 +266,7 @@ def test_checkpoint_without_an_id_is_accepted(tmp_path):
     assert RunCheckpoints(stand_in(), tmp_path, run="a").restore() == 1
 
 
-def test_files_named_almost_like_checkpoints_are_left_alone(tmp_path):
+def test_files_named_almost_like_checkpoints_are_kept(tmp_path):
     saved(tmp_path, [1])
     odd = ["ckpt-².index", "ckpt-007.index", "ckpt--1.index", "ckpt-.index", "ckpt-" + "9" * 99 + ".index", "a_temp"]
     for name in [*odd, "checkpoint"]:
@@ -284,7 +284,7 @@ def test_files_named_almost_like_checkpoints_are_left_alone(tmp_path):
 
 @pytest.mark.parametrize("ending", ["index", "sha256", "data-00000-of-00001"])
 @pytest.mark.parametrize("kind", ["folder", "pipe", "loop"])
-def test_no_file_in_place_of_a_checkpoint_is_refused(tmp_path, ending, kind):
+def test_special_file_in_place_of_a_checkpoint_is_refused(tmp_path, ending, kind):
     saved(tmp_path, [1])
     path = tmp_path / f"ckpt-2.{ending}"
     {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "loop": lambda: path.symlink_to(path.name)}[kind]()
@@ -304,7 +304,7 @@ def test_linked_checkpoints_are_restored(tmp_path):
 @pytest.mark.parametrize(
     "state", ["[]", "[" * 100_000, '{"sums": 1}', '{"sums": {"loss": [1]}}', '{"sums":{"a":["x",1]}}']
 )
-def test_odd_further_contents_are_damage(tmp_path, state):
+def test_unexpected_contents_count_as_damage(tmp_path, state):
     saved(tmp_path, [1])
     model, checkpoints = saved(tmp_path / "other", [])
     set_to(model, 2)
@@ -313,7 +313,7 @@ def test_odd_further_contents_are_damage(tmp_path, state):
     assert restored(tmp_path)[0] == 1
 
 
-def test_save_into_a_removed_or_replaced_folder_is_one_line(tmp_path):
+def test_save_to_a_removed_folder_gives_one_line(tmp_path):
     folder = tmp_path / "run" / "checkpoints"
     folder.parent.mkdir()
     model, checkpoints = saved(folder, [1])
@@ -328,7 +328,7 @@ def test_save_into_a_removed_or_replaced_folder_is_one_line(tmp_path):
     refusal(RunCheckpoints(stand_in(), tmp_path / "run").restore)
 
 
-def test_save_to_a_read_only_folder_is_one_line(small_disk):
+def test_save_to_a_read_only_folder_gives_one_line(small_disk):
     model, checkpoints = saved(small_disk, [1])
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     set_to(model, 2)

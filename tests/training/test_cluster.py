@@ -1,4 +1,4 @@
-"""TF_CONFIG, the roll call of the workers, and the facts that they compare. Nothing is computed here."""
+"""Tests of TF_CONFIG, the roll call of the workers, and the facts they compare. They train nothing."""
 
 import json
 import socket
@@ -40,19 +40,19 @@ def environment(**changes):
         '{"cluster": {"master": ["a:1"]}, "environment": "cloud", "task": {"type": "master", "index": 0}}',
     ],
 )
-def test_cluster_of_no_or_one_machine_trains_alone(settings):
+def test_cluster_of_at_most_one_machine_trains_alone(settings):
     variables = {"TF_CONFIG": settings}
     assert cluster_of(parse_config({}), variables) is None
     refuse_cluster(variables)
 
 
-def test_a_cluster_is_read():
+def test_cluster_is_read():
     cluster = read_cluster(environment())
     assert (cluster.addresses, cluster.index, cluster.chief) == (("a:1", "b:2"), 1, False)
     assert cluster.called(0) == "worker 0 (a:1, the chief)" and cluster.host_and_port(1) == ("b", 2)
 
 
-def test_a_task_called_chief_comes_first():
+def test_task_named_chief_comes_first():
     jobs = {"worker": ["b:2", "[::1]:3"], "chief": ["a:1"]}
     assert read_cluster(environment(cluster=jobs, task={"type": "chief", "index": 0})).index == 0
     cluster = read_cluster(environment(cluster=jobs, task={"type": "worker", "index": "1"}))
@@ -111,7 +111,7 @@ def test_command_line_refuses_malformed_tf_config(monkeypatch, tmp_path, capsys)
         ["probe", "knn", "--weights", "random", "--data", "."],
     ],
 )
-def test_what_one_machine_does_is_not_started_on_several(command, monkeypatch, tmp_path, capsys):
+def test_single_machine_commands_refuse_several_workers(command, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TF_CONFIG", environment()["TF_CONFIG"])
     (tmp_path / "c.yaml").write_text("train: {epochs: 1}")
@@ -119,7 +119,7 @@ def test_what_one_machine_does_is_not_started_on_several(command, monkeypatch, t
     assert capsys.readouterr().err.count("error: TF_CONFIG: ") == 1
 
 
-def test_the_strategy_decides_whether_tf_config_is_looked_at():
+def test_strategy_decides_if_tf_config_is_read():
     of = {name: parse_config({"train": {"strategy": name}}) for name in ("auto", "one", "mirrored", "multi_worker")}
     found = {name: cluster_of(config, environment()) for name, config in of.items()}
     assert {name for name, cluster in found.items() if cluster} == {"auto", "multi_worker"}
@@ -140,7 +140,7 @@ def clusters(count=2):
 
 
 def call_together(members, seconds=10.0):
-    """The indices that each worker met, or its error."""
+    """Returns the indices that each worker met, or its error."""
 
     def call(cluster):
         try:
@@ -166,7 +166,7 @@ def test_missing_chief_is_named_within_the_limit():
     assert cluster.called(0) in str(error.value) and time.monotonic() - start < 3
 
 
-def test_missing_worker_is_named_by_all_others():
+def test_missing_worker_is_named_by_all_other_workers():
     chief, second, third = clusters(3)
     errors = call_together([chief, third], 1.0)
     assert all(isinstance(error, WorkerLost) and second.called(1) in str(error) for error in errors)
@@ -219,7 +219,7 @@ def test_roll_call_ignores_other_programs():
 
 
 def connect(cluster):
-    """A socket connected to the chief's port, once it listens."""
+    """Returns a socket connected to the chief's port, once the chief listens."""
     for _ in range(100):
         try:
             return socket.create_connection(cluster.host_and_port(0))
@@ -228,10 +228,10 @@ def connect(cluster):
     raise AssertionError("nothing listens")
 
 
-# ---- the same run ----
+# ---- comparing the workers' runs ----
 
 
-def test_config_code_and_versions_are_compared_and_the_place_of_the_images_is_not(monkeypatch):
+def test_config_code_and_versions_are_compared_without_paths(monkeypatch):
     cluster = Cluster(("a:1", "b:2"), 0)
     config = parse_config({"data": {"root": "/x"}, "train": {"epochs": 3}})
     facts = program_facts(config, cluster, 1)
@@ -244,7 +244,7 @@ def test_config_code_and_versions_are_compared_and_the_place_of_the_images_is_no
     assert {name for name in facts if facts[name] != edited[name]} == {"source code"}
 
 
-def test_a_folder_that_is_not_shared_is_named(tmp_path):
+def test_unshared_run_folder_is_named(tmp_path):
     cluster = Cluster(("a:1", "b:2"), 1)
     token = record_cluster(tmp_path / "run", cluster)
     check_shared(tmp_path / "run", cluster, token)

@@ -1,4 +1,4 @@
-"""Where and how a run computes."""
+"""Tests of the devices, compilation and platform checks of a run."""
 
 import logging
 
@@ -33,13 +33,13 @@ TINY = {
         ("off", 2, 2, False),
     ],
 )
-def test_xla_where_it_helps_or_as_asked(monkeypatch, setting, gpus, replicas, jit):
+def test_xla_is_used_where_it_helps_or_as_configured(monkeypatch, setting, gpus, replicas, jit):
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: ["GPU"] * gpus)
     assert choose_jit(setting, replicas)[0] is jit
 
 
 @pytest.mark.parametrize("jit", ["on", "off"])
-def test_the_model_is_compiled_as_chosen_and_the_reason_is_logged(jit, caplog):
+def test_model_is_compiled_as_chosen_with_a_logged_reason(jit, caplog):
     with caplog.at_level(logging.INFO):
         model = compiled_model(parse_config({**TINY, "train": {"jit": jit}}), images=512)
     assert model.jit_compile is (jit == "on")
@@ -53,7 +53,7 @@ def test_xla_on_several_devices_is_refused_in_one_line():
     assert problem.field == "train.jit" and "2 devices" in problem.problem
 
 
-def test_gradient_of_overlapping_regions_is_right_and_the_same():
+def test_gradient_of_overlapping_regions_is_deterministic():
     rng = np.random.default_rng(0)
     image = tf.constant(rng.normal(size=(1, 16, 16, 256)).astype(np.float32))
     boxes = tf.constant(np.sort(rng.uniform(0, 1, (256, 2, 2)), 1).reshape(256, 4).astype(np.float32))
@@ -88,7 +88,7 @@ def test_missing_service_of_tensorflow_is_refused(monkeypatch):
     assert refusal(check_service).field == "tensorflow"
 
 
-def test_verdict_of_each_error_has_its_exit_code(capsys):
+def test_each_error_has_its_exit_code(capsys):
     assert verdict(RunInterrupted(2, 5))[0] == 130
     assert verdict(RunFailed("full")) == (1, "full")
     assert verdict(WorkerLost("gone")) == (WorkerLost.code, "gone")

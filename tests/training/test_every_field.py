@@ -1,4 +1,4 @@
-"""A config without any default value: each field arrives where it acts, through every command that reads a config."""
+"""Uses a config without any default value: every command passes each field to where it acts."""
 
 import keras
 import numpy as np
@@ -16,10 +16,10 @@ from dupr_tf.training.optimizers import build_optimizer, planned_schedule
 from dupr_tf.training.pretrain import build_model, pretrain
 
 FILE = "tests/every_field.yaml"
-EXCLUDED = {  # (reason)
+EXCLUDED = {  # with the reason
     "model.terms",  # instead of the short form
     "optimizer.milestone_steps",  # instead of milestones
-    "detector", "linear",  # sections that pretrain does not read
+    "detector", "linear",  # sections that pretrain does not use
 }  # fmt: skip
 
 
@@ -97,8 +97,8 @@ def test_cosine_begins_with_the_warm_up(schedule, held):
     assert [float(rate(step)) for step in range(12)] == pytest.approx(np.multiply(cosine, warm), rel=1e-5, abs=1e-7)
 
 
-def test_run_uses_every_field(config, photos, tmp_path, monkeypatch):
-    """A run whose `fit` is replaced: nothing is traced, and what it would be given is looked at."""
+def test_pretrain_run_uses_every_field(config, photos, tmp_path, monkeypatch):
+    """`fit` is replaced, so nothing is traced. The test inspects the arguments that `fit` would get."""
     calls, batches = [], []
 
     def read_views(source, given, *rest):
@@ -129,7 +129,7 @@ def test_run_uses_every_field(config, photos, tmp_path, monkeypatch):
 
 
 class Reached(Exception):
-    """The function behind a command was called."""
+    """Raised when the function behind a command is called."""
 
 
 @pytest.mark.parametrize("command, function, position", [

@@ -1,4 +1,4 @@
-"""A run that diverges ends, with the images of the step; one that collapses warns once; a healthy one hears nothing."""
+"""Tests that a diverging run ends and lists the step's images, a collapsing one warns once, and a healthy one never."""
 
 import json
 import logging
@@ -36,35 +36,35 @@ def warnings_of(logs_of_step, steps, caplog, config=CONFIG):
     return [record.getMessage() for record in caplog.records]
 
 
-def young_and_healthy(step):
-    """A run measured here: from 4.5 up towards ln(K + 1) as the banks fill, then down."""
+def healthy_logs(step):
+    """Logs as of a measured run: the loss rises from 4.5 towards ln(K + 1) as the banks fill, then falls."""
     loss = 4.5 + 3.8 * min(1.0, step / 64) if step < 90 else 6.1 + 2.2 * math.exp(-(step - 90) / 100)
     accuracy = 0.0 if step < 90 else 0.1 * (1 - math.exp(-(step - 90) / 200))
     return {"loss": loss, "loss/image_P5": loss, "accuracy/image_P5": accuracy, "std/image_P5": 0.5}
 
 
-def test_a_healthy_run_hears_nothing(caplog):
+def test_healthy_run_gives_no_warning(caplog):
     assert patience(CONFIG) == 100 + 4 * 64 + 200
-    assert warnings_of(young_and_healthy, 1500, caplog) == []
+    assert warnings_of(healthy_logs, 1500, caplog) == []
 
 
-def test_guessing_is_told_once_after_the_young_days(caplog):
+def test_guessing_is_warned_of_once_after_the_start(caplog):
     def guessing(step):
-        return {**young_and_healthy(step), "loss/image_P5": PINNED - 0.01, "accuracy/image_P5": 1 / 4097}
+        return {**healthy_logs(step), "loss/image_P5": PINNED - 0.01, "accuracy/image_P5": 1 / 4097}
 
     assert warnings_of(guessing, patience(CONFIG), caplog) == []
     (told,) = warnings_of(guessing, 2000, caplog)
     assert "image_P5 guesses: loss 8.308, ln(K + 1) is 8.318" in told and "learning rate" in told
 
 
-def test_a_high_loss_alone_or_an_accuracy_above_chance_is_no_collapse(caplog):
+def test_high_loss_or_accuracy_above_chance_is_no_collapse(caplog):
     for loss, accuracy in ((PINNED, 0.01), (0.95 * PINNED, 0.0)):
         logs = {"loss": 1, "loss/image_P5": loss, "accuracy/image_P5": accuracy, "std/image_P5": 0.5}
         assert warnings_of(lambda step, logs=logs: logs, 1500, caplog) == []
 
 
-def test_keys_that_are_all_the_same_are_told(caplog):
-    (told,) = warnings_of(lambda step: {**young_and_healthy(step), "std/image_P5": 0.001}, 1500, caplog)
+def test_equal_keys_are_warned_of(caplog):
+    (told,) = warnings_of(lambda step: {**healthy_logs(step), "std/image_P5": 0.001}, 1500, caplog)
     assert "all keys of image_P5 are the same: std 0.0010 of 1" in told
 
 
@@ -78,22 +78,22 @@ def declines_of(accuracy_of_step, steps, caplog, first_step=0):
 
 
 def falling(step):
-    """A peak of 0.3 at step 1,000, and 0.05 from step 1,500 on."""
+    """Accuracy has a peak of 0.3 at step 1,000, and is 0.05 from step 1,500 on."""
     return 0.3 * step / 1000 if step < 1000 else max(0.05, 0.3 - 0.0005 * (step - 1000))
 
 
-def test_accuracy_that_stays_fallen_is_warned_of_once(caplog):
+def test_lasting_fall_of_accuracy_is_warned_of_once(caplog):
     (message,) = declines_of(falling, 3000, caplog)
     assert "image_P5" in message and "model.momentum" in message
 
 
-def test_accuracy_that_rises_recovers_or_was_never_high_is_no_decline(caplog):
+def test_rising_recovering_or_low_accuracy_is_no_decline(caplog):
     dip = WINDOW * (LONG - 1)
     for accuracy in (
         lambda step: 0.3 * step / 3000,
         lambda step: 0.01 if 1000 < step <= 1000 + dip else 0.3,
         lambda step: 2 / 4097 if step < 1000 else 0.0,
-        lambda step: 1.0 if step <= patience(CONFIG) else 0.01,  # the bank of a young run is easy
+        lambda step: 1.0 if step <= patience(CONFIG) else 0.01,  # the bank of a new run is easy
     ):
         assert declines_of(accuracy, 3000, caplog) == []
 
@@ -105,20 +105,20 @@ def test_fall_counts_after_a_tenth_of_all_windows():
     assert peak_of_fallen([0.2] * 60 + [0.05] * LONG, 4096) is None  # a tenth of all windows
 
 
-def test_the_images_of_a_batch_are_those_it_holds(photos):  # noqa: F811
+def test_listed_images_of_a_batch_are_the_right_ones(photos):  # noqa: F811
     paths, config = list_images(photos, "folder"), tiny(batch_size=12)
     first, second, next_epoch = (batch_images(paths, config, step, BadImages(paths, 0.1)) for step in range(3))
     assert sorted(first + second) == sorted(paths)  # each once an epoch
     assert first != next_epoch
 
 
-def test_only_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+def test_only_a_non_finite_loss_ends_the_run(tmp_path):
     StopOnDivergence(tmp_path, lambda step: [], 4).on_step(5, {"loss": 8.0})
     assert not (tmp_path / "diverged.json").exists()
 
 
 def assert_ended_by_divergence(run, step, told):
-    """The record names the step; log and checkpoints end before it, and there is no backbone."""
+    """Checks that the record names the step, log and checkpoints end before it, and no backbone was written."""
     entry = json.loads((run / "diverged.json").read_text())
     assert entry["step"] == step and f"diverged at step {step}:" in told
     assert entry["learning_rate"] > 1e29 and "nan" in str(entry["loss_terms"])
@@ -130,13 +130,13 @@ def assert_ended_by_divergence(run, step, told):
 
 @pytest.fixture
 def command(photos, tmp_path):  # noqa: F811
-    """The command line of the toy run into tmp_path/run."""
+    """Returns the command line of the toy run into tmp_path/run."""
     config = tmp_path / "c.yaml"
     config.write_text(dump_config(tiny(checkpoint_every=1)))
     return ["pretrain", str(config), "--data", str(photos), "--output", str(tmp_path / "run")]
 
 
-def test_loss_of_nan_ends_the_run_with_the_images_and_the_last_good_checkpoint(command, tmp_path, capsys, monkeypatch):
+def test_nan_loss_ends_the_run_and_lists_the_images(command, tmp_path, capsys, monkeypatch):
     def logs(step):
         loss = math.nan if step == 4 else 1.0
         return {"loss": loss, "loss/patch_P5": loss, "loss/image_P5": 1.0, "learning_rate": 1e30}
@@ -145,12 +145,12 @@ def test_loss_of_nan_ends_the_run_with_the_images_and_the_last_good_checkpoint(c
     monkeypatch.setattr("dupr_tf.training.pretrain.batch_images", lambda source, config, step, bad: [f"of step {step}"])
     assert main([*command, "--optimizer.learning_rate=1e30"]) == 1
     assert assert_ended_by_divergence(tmp_path / "run", 4, capsys.readouterr().err) == ["of step 3"]  # counted from 0
-    assert main(command) == 2  # another rate than that of its start
+    assert main(command) == 2  # a rate different from that at its start
     assert "error: optimizer.learning_rate: " in capsys.readouterr().err
 
 
 @pytest.mark.slow  # the same with a network that diverges
-def test_a_run_that_diverges_ends_with_the_images_and_the_last_good_checkpoint(photos, command, tmp_path, capsys):  # noqa: F811
+def test_diverging_run_ends_and_lists_the_images(photos, command, tmp_path, capsys):  # noqa: F811
     assert main([*command, "--optimizer.learning_rate=1e30"]) == 1
     step = json.loads((tmp_path / "run" / "diverged.json").read_text())["step"]
     assert 1 < step < 6
@@ -160,7 +160,7 @@ def test_a_run_that_diverges_ends_with_the_images_and_the_last_good_checkpoint(p
 
 
 @pytest.mark.slow
-def test_a_folder_of_one_colour_collapses(tmp_path, caplog):
+def test_folder_of_one_colour_collapses(tmp_path, caplog):
     folder = tmp_path / "grey"
     folder.mkdir()
     for i in range(16):
@@ -172,7 +172,7 @@ def test_a_folder_of_one_colour_collapses(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("every, cost, told", [(10, 0.0, False), (10, 1.0, True), (30.0, 0.0, False)])
-def test_saves_come_by_steps_or_time_and_their_share_is_told(every, cost, told, monkeypatch, caplog):
+def test_saves_follow_steps_or_time_and_their_share_is_logged(every, cost, told, monkeypatch, caplog):
     now, saved = [0.0], []
 
     def save():
@@ -181,7 +181,7 @@ def test_saves_come_by_steps_or_time_and_their_share_is_told(every, cost, told, 
 
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
     callback = callbacks.SaveCheckpoints(types.SimpleNamespace(save=save), 0, every)
-    for batch in range(100):  # of a second each
+    for batch in range(100):  # steps of a second each
         callback.on_train_batch_begin(batch)
         now[0] += 1.0
         callback.on_train_batch_end(batch, {})

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, once; `make test-kill` does it fifty times, and ten times to fine-tuning."""
+"""Runs each kill test once. `make test-kill` kills pre-training fifty times, and fine-tuning ten times."""
 
 import subprocess
 import sys
@@ -9,18 +9,18 @@ from dupr_tf.config.detectors import DETECTORS
 
 
 def kill_test(*arguments, module="tests.kill_test"):
-    """Runs a kill test in a process without threads, as its forks need."""
+    """Runs a kill test in a process without threads, since it forks."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr[-3000:]
     return result.stdout
 
 
-def test_a_kill_loses_nothing():
+def test_killed_pretraining_loses_nothing():
     assert "1 kills (" in kill_test("--kills", 1, "--steps", 8, "--seed", 1)
 
 
-def test_a_kill_of_fine_tuning_loses_nothing():
+def test_killed_fine_tuning_loses_nothing():
     arguments = ("--kills", 1, "--steps", 6, "--seed", 1, "--kind", "fcn")
     assert "1 kills (" in kill_test(*arguments, module="tests.finetune_kill_test")
 
@@ -37,7 +37,7 @@ def test_a_kill_of_fine_tuning_loses_nothing():
         ("mask_rcnn", "c4"),
     ],
 )
-def test_kills_of_every_detector_lose_nothing(kind, neck):
+def test_killed_runs_of_every_detector_lose_nothing(kind, neck):
     if DETECTORS[kind].missing:
         pytest.skip(f"{kind} needs {DETECTORS[kind].missing}")
     arguments = ("--kills", 2, "--steps", 8, "--kind", kind, "--neck", neck)
@@ -45,5 +45,5 @@ def test_kills_of_every_detector_lose_nothing(kind, neck):
 
 
 @pytest.mark.slow
-def test_kills_of_two_devices_lose_nothing():
+def test_killed_runs_on_two_devices_lose_nothing():
     assert "4 kills (" in kill_test("--kills", 4, "--steps", 20, "--replicas", 2)

@@ -1,4 +1,4 @@
-"""The loop: validation changes nothing, and a cut run is the run."""
+"""Tests of the training loop: validation changes nothing, and an interrupted run equals an undisturbed one."""
 
 import json
 import time
@@ -89,7 +89,7 @@ def test_validation_changes_no_bit_of_the_training(tmp_path):
 
 
 def test_signals_at_every_step_lose_nothing(tmp_path):
-    """A run that is interrupted after each of its steps has the lines and the weights of the run that is left alone."""
+    """A run that is interrupted after each step has the lines and the weights of an undisturbed run."""
     whole = run_loop(tmp_path / "whole")
     for step in range(1, TOTAL + 1):
         with pytest.raises(RunInterrupted) as error:
@@ -104,7 +104,7 @@ def test_signals_at_every_step_lose_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("in_callback", [False, True])
-def test_what_ended_the_reader_ends_the_training_unless_a_callback_did(in_callback):
+def test_reader_error_ends_training_unless_a_callback_failed(in_callback):
     opened = []
 
     def failing(step):
@@ -126,10 +126,10 @@ def test_what_ended_the_reader_ends_the_training_unless_a_callback_did(in_callba
 
     with pytest.raises(RunFailed, match="a callback's" if in_callback else "image 2: gone"):
         train(model(), open_reader, (0, TOTAL), PER_EPOCH, [Stop(0)], as_dataset=pairs)
-    assert len(opened) == 1 and len(opened[0]) == 0  # it is closed
+    assert len(opened) == 1 and len(opened[0]) == 0  # the reader is closed
 
 
-def test_logged_loss_is_the_mean_of_the_steps_since_the_line_before(tmp_path):
+def test_logged_loss_is_the_mean_since_the_previous_line(tmp_path):
     run_loop(tmp_path / "each", log_every=1)
     run_loop(tmp_path / "third")
     each = [line["loss"] for line in lines_of(tmp_path / "each").values()]

@@ -1,4 +1,4 @@
-"""The log of a run: which steps have a line, its means and its speed, and TensorBoard after a resume."""
+"""Tests of a run's log: which steps have a line, its means and its speed, and TensorBoard after a resume."""
 
 import json
 import time
@@ -11,7 +11,7 @@ from dupr_tf.training.metrics_log import MetricsLog, read_events, training_speed
 
 
 class Clock:
-    """A clock that moves only when it is told to."""
+    """A clock that only the test moves."""
 
     def __init__(self):
         self.now = 100.0
@@ -29,7 +29,7 @@ def clock(monkeypatch):
 
 
 def lines_of(run, clock, first_step=0, last_step=5, every=2, pause=0.0):
-    """The lines of steps of 1, 2, 3, ... seconds with pauses between them."""
+    """Returns the lines of steps of 1, 2, 3, ... seconds with pauses between them."""
     metrics = MetricsLog(run, first_step, last_step, steps_per_epoch=5, batch_size=8, every=every)
     for step in range(first_step + 1, last_step + 1):
         metrics.on_train_batch_begin(0)
@@ -40,18 +40,18 @@ def lines_of(run, clock, first_step=0, last_step=5, every=2, pause=0.0):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_last_step_has_a_line_of_its_own(tmp_path, clock):
+def test_last_step_has_a_line(tmp_path, clock):
     assert [line["step"] for line in lines_of(tmp_path, clock)] == [2, 4, 5]
 
 
-def test_speed_is_that_since_the_line_before(tmp_path, clock):
+def test_speed_is_measured_since_the_previous_line(tmp_path, clock):
     lines = lines_of(tmp_path, clock)
     assert [line["images_per_second"] for line in lines] == pytest.approx([16 / 3, 16 / 7, 8 / 5])
     assert [line["step_share"] for line in lines] == pytest.approx([1, 1, 1])
 
 
 def test_pauses_between_steps_lower_the_step_share(tmp_path, clock):
-    lines = lines_of(tmp_path, clock, pause=1.0)  # a pause falls into the line after it
+    lines = lines_of(tmp_path, clock, pause=1.0)  # a pause counts in the next line
     assert [line["images_per_second"] for line in lines] == pytest.approx([16 / 4, 16 / 9, 8 / 6])
     assert [line["step_share"] for line in lines] == pytest.approx([3 / 4, 7 / 9, 5 / 6])
 
@@ -70,7 +70,7 @@ def logged(run, losses, first_step=0, every=4, state=None):
     for step, loss in enumerate(losses, first_step + 1):
         metrics.on_train_batch_begin(0)
         metrics.on_train_batch_end(0, {"loss": loss, "learning_rate": loss / 8})
-        states[step] = json.loads(json.dumps(metrics.flush()))  # as a checkpoint keeps it
+        states[step] = json.loads(json.dumps(metrics.flush()))  # as a checkpoint stores it
     metrics.close()
     return states
 
@@ -83,7 +83,7 @@ def losses_of(run):
     return {line["step"]: (line["loss"].hex(), line["learning_rate"].hex()) for line in lines}
 
 
-def test_number_is_the_mean_since_the_line_before(tmp_path):
+def test_number_is_the_mean_since_the_previous_line(tmp_path):
     logged(tmp_path, LOSSES)
     means = {step: float.fromhex(loss) for step, (loss, _) in losses_of(tmp_path).items()}
     assert means == pytest.approx({4: sum(LOSSES[:4]) / 4, 8: sum(LOSSES[4:8]) / 4, 12: sum(LOSSES[8:]) / 4})
@@ -97,7 +97,7 @@ def test_resume_between_two_lines_gives_the_same_means(tmp_path):
 
 
 def progress_of(tmp_path, capsys, logs_of_step, **settings):
-    """The lines that a run without a terminal prints."""
+    """Returns the lines that a run without a terminal prints."""
     metrics = MetricsLog(tmp_path, 0, 3, 5, 8, 1, **settings)
     for step in (1, 2, 3):
         metrics.on_train_batch_begin(0)
@@ -121,7 +121,7 @@ def test_progress_of_a_detector_shows_the_parts_of_its_loss(tmp_path, capsys):
     assert "loss 1.0000 ↓  box_loss 0.5000 →  " in last and "boxes_lost" not in last
 
 
-def test_epochs_count_on_from_a_change(tmp_path):
+def test_epochs_continue_after_a_change(tmp_path):
     metrics = MetricsLog(tmp_path, 40, 42, steps_per_epoch=100, batch_size=8, every=1, epochs=(40, 4.0))
     for _ in range(2):
         metrics.on_train_batch_begin(0)
@@ -131,7 +131,7 @@ def test_epochs_count_on_from_a_change(tmp_path):
     assert [line["epoch"] for line in lines] == [4.01, 4.02]
 
 
-def test_open_tensorboard_forgets_steps_that_are_repeated(tmp_path):
+def test_tensorboard_drops_repeated_steps(tmp_path):
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
     states = logged(tmp_path, LOSSES[:9], every=1)
@@ -143,7 +143,7 @@ def test_open_tensorboard_forgets_steps_that_are_repeated(tmp_path):
 
 
 def events_of(run):
-    """[(step, tag)] of all event files."""
+    """Returns [(step, tag)] of all event files."""
     contents = [path.read_bytes() for path in (run / "tensorboard").iterdir()]
     events = [event for content in contents for _, event in read_events(content)]
     return sorted((event.step, value.tag) for event in events for value in event.summary.value)
@@ -153,7 +153,7 @@ def test_tensorboard_has_each_step_once_after_resumes(tmp_path):
     states = logged(tmp_path, LOSSES[:9], every=1)
     logged(tmp_path, LOSSES[4:8], first_step=4, every=1, state=states[4])
     newest = max((tmp_path / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns)
-    newest.write_bytes(newest.read_bytes()[:-5])  # a kill in a write
+    newest.write_bytes(newest.read_bytes()[:-5])  # as after a kill during a write
     logged(tmp_path, LOSSES[6:], first_step=6, every=1, state=states[6])
     events = events_of(tmp_path)
     assert [step for step, tag in events if tag == "loss"] == list(range(1, 13))
@@ -173,7 +173,7 @@ def test_events_of_tensorboard_files_are_read_by_tensorflow(tmp_path):
     assert steps == [1, 2, 3, 4]
 
 
-def test_training_speed_leaves_the_line_with_tracing_out(tmp_path, clock):
+def test_training_speed_omits_the_line_with_tracing(tmp_path, clock):
     lines_of(tmp_path, clock)
     seconds, rate = training_speed(tmp_path, batch_size=8)
     assert (seconds, rate) == (pytest.approx(15), pytest.approx(3 * 8 / 12))

@@ -1,4 +1,4 @@
-"""Optimisers: each variable's own learning rate and decay, and what they compute without any."""
+"""Tests of optimisers: each variable's learning rate and decay, and their results without any factors."""
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ def variables(*names):
 
 
 def trained(optimizer, *names):
-    """{name: value} after the steps of GRADIENTS."""
+    """Returns {name: value} after the steps of GRADIENTS."""
     trained = variables(*names)
     optimizer.build(trained)
     step = tf.function(lambda gradient: optimizer.apply([gradient] * len(trained)), autograph=False)
@@ -47,14 +47,14 @@ def adam_by_hand(rate, decay):
 FACTORS = {"rate_factors": {"part/slow": 0.25}, "decay_factors": {"part/bare": 0.0, "part/slow": 2.0}}
 
 
-def test_sgd_variables_have_their_own_rate_and_decay():
+def test_sgd_applies_rate_and_decay_factors_by_variable():
     values = trained(CoupledSGD(0.1, 0.9, 0.01, **FACTORS), "plain", "slow", "bare")
     expected = {"plain": (0.1, 0.01), "slow": (0.025, 0.02), "bare": (0.1, 0.0)}
     for name, arguments in expected.items():
         np.testing.assert_allclose(values[name], sgd_by_hand(*arguments), rtol=1e-5)
 
 
-def test_adamw_variables_have_their_own_rate_and_decay():
+def test_adamw_applies_rate_and_decay_factors_by_variable():
     values = trained(AdamW(0.1, 0.3, **FACTORS), "plain", "slow", "bare")
     expected = {"plain": (0.1, 0.03), "slow": (0.025, 0.06), "bare": (0.1, 0.0)}
     for name, arguments in expected.items():

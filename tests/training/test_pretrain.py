@@ -1,4 +1,4 @@
-"""The run as a whole, at toy size: what it leaves, and that it resumes bit-identically."""
+"""Tests of a whole run at toy size: the files it writes, and that it resumes bit-identically."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from tests.refusals import refusal
 
 
 def tiny(**train):
-    """Two of the losses, since a start is spent on tracing them."""
+    """Has only two losses, since each start spends its time tracing them."""
     return parse_config({
         "data": {"image_size": 32},
         "views": {"min_overlap": 8},
@@ -54,7 +54,7 @@ def whole_run(photos, tmp_path_factory):
 
 
 def steps_without_a_network(logs_of_step):
-    """A `fit` that calls the callbacks for each step with the logs of `logs_of_step(step)`, and traces nothing."""
+    """Returns a `fit` that calls the callbacks for each step with `logs_of_step(step)`, and traces nothing."""
 
     def fit(model, data, callbacks, initial_epoch, epochs, steps_per_epoch, **settings):
         for callback in callbacks:
@@ -75,11 +75,11 @@ def metrics(run):
 
 
 def losses(run):
-    """[(step, loss as hex)]"""
+    """Returns [(step, loss as hex)]."""
     return [(line["step"], line["loss"].hex()) for line in metrics(run)]
 
 
-def test_a_run_leaves_what_the_readme_promises(whole_run):
+def test_run_leaves_the_documented_files(whole_run):
     assert sorted(p.name for p in whole_run.iterdir()) == [
         "backbone.keras", "checkpoints", "config.yaml", "environment.json", "format.json", "images.bin",
         "images.json", "metrics.jsonl", "schedule.json", "tensorboard",
@@ -100,7 +100,7 @@ def test_a_run_leaves_what_the_readme_promises(whole_run):
     assert any((whole_run / "tensorboard").iterdir())
 
 
-def test_the_backbone_learnt_and_loads(whole_run):
+def test_backbone_has_learnt_and_loads(whole_run):
     from dupr_tf.models import build_backbone
 
     backbone = keras.saving.load_model(whole_run / "backbone.keras")
@@ -111,12 +111,12 @@ def test_the_backbone_learnt_and_loads(whole_run):
 
 
 @pytest.mark.slow
-def test_the_same_command_gives_the_same_losses(whole_run, photos, tmp_path):
+def test_same_command_gives_the_same_losses(whole_run, photos, tmp_path):
     pretrain(tiny(), tmp_path / "again", photos)
     assert losses(tmp_path / "again") == losses(whole_run)
 
 
-def test_run_again_after_the_end_changes_nothing(whole_run, photos):
+def test_rerun_of_a_finished_run_changes_nothing(whole_run, photos):
     before = (whole_run / "metrics.jsonl").read_text()
     assert pretrain(tiny(), whole_run, photos).step == 6
     assert (whole_run / "metrics.jsonl").read_text() == before
@@ -124,7 +124,7 @@ def test_run_again_after_the_end_changes_nothing(whole_run, photos):
 
 @pytest.fixture
 def command(photos, tmp_path):
-    """The command line of the toy run into tmp_path/run."""
+    """Returns the command line of the toy run into tmp_path/run."""
     config = tmp_path / "c.yaml"
     config.write_text(dump_config(tiny()))
     cli = [sys.executable, "-m", "dupr_tf.cli", "pretrain", str(config)]
@@ -132,7 +132,7 @@ def command(photos, tmp_path):
 
 
 def started(command, run, steps):
-    """The process of a run once it has logged some steps."""
+    """Returns the process of a run once it has logged some steps."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     deadline = time.time() + 300
     while time.time() < deadline and process.poll() is None and len(_steps(run)) < steps:
@@ -140,7 +140,7 @@ def started(command, run, steps):
     return process
 
 
-def assert_goes_on_as_the_whole_run(command, run, whole_run):
+def assert_resumes_as_the_whole_run(command, run, whole_run):
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert losses(run) == losses(whole_run)
@@ -149,18 +149,18 @@ def assert_goes_on_as_the_whole_run(command, run, whole_run):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.slow  # test_kills.py does it too
-def test_a_killed_run_resumes_bit_identically(whole_run, command, tmp_path):
+@pytest.mark.slow  # test_kills.py tests it too
+def test_killed_run_resumes_bit_identically(whole_run, command, tmp_path):
     run = tmp_path / "run"
     process = started(command, run, 3)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert len(_steps(run)) >= 3, "the run never reached step 3"
-    assert_goes_on_as_the_whole_run(command, run, whole_run)
+    assert_resumes_as_the_whole_run(command, run, whole_run)
 
 
 def test_signal_ends_the_run_with_a_checkpoint(command, tmp_path, monkeypatch, capsys):
-    """Sent three times within the first step; the process itself is the run."""
+    """The signal is sent three times within the first step; this process is the run."""
 
     class Send(CheckBadImages):
         def on_step(self, step, logs):
@@ -191,7 +191,7 @@ def test_signalled_process_resumes_bit_identically(whole_run, command, tmp_path,
     assert f"stopped by {number.name}. Checkpoint {step} is saved." in stderr and "Traceback" not in stderr
     assert (run / "checkpoints" / f"ckpt-{step}.index").exists() and 1 <= step < 6
     assert not (run / "backbone.keras").exists()
-    assert_goes_on_as_the_whole_run(command, run, whole_run)
+    assert_resumes_as_the_whole_run(command, run, whole_run)
 
 
 def _steps(run):
@@ -199,8 +199,8 @@ def _steps(run):
     return path.read_text().splitlines() if path.exists() else []
 
 
-@pytest.mark.slow  # test_checkpoints.py damages one without a run
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(photos, tmp_path, caplog, whole_run):
+@pytest.mark.slow  # test_checkpoints.py damages a checkpoint without a run
+def test_run_resumes_from_the_checkpoint_before_a_damaged_one(photos, tmp_path, caplog, whole_run):
     run = tmp_path / "damaged"
     shutil.copytree(whole_run, run)
     newest = max((run / "checkpoints").glob("*.data-*"), key=lambda p: int(p.name.split("-")[1].split(".")[0]))
@@ -212,7 +212,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(photos, tmp_path
     assert losses(run) == losses(whole_run)
 
 
-def test_another_config_is_refused_with_the_difference(whole_run, photos):
+def test_changed_config_is_refused_with_the_difference(whole_run, photos):
     with pytest.raises(UserError) as error:
         pretrain(tiny(epochs=3), whole_run, photos)
     assert error.value.fields == ("train.epochs",)
@@ -220,7 +220,7 @@ def test_another_config_is_refused_with_the_difference(whole_run, photos):
 
 
 @pytest.mark.slow
-def test_a_changed_config_is_taken_when_that_is_allowed(whole_run, photos, tmp_path, caplog):
+def test_changed_config_is_used_if_allowed(whole_run, photos, tmp_path, caplog):
     run = tmp_path / "run"
     shutil.copytree(whole_run, run)
     assert pretrain(tiny(epochs=3, max_steps=7), run, photos, allow_change=True).step == 7
@@ -229,7 +229,7 @@ def test_a_changed_config_is_taken_when_that_is_allowed(whole_run, photos, tmp_p
     assert load_config(run / "config.yaml").train.max_steps == 7
 
 
-def test_refused_change_leaves_every_file_and_the_run_its_command(whole_run, photos, tmp_path):
+def test_refused_change_leaves_the_run_unchanged(whole_run, photos, tmp_path):
     run, fewer = tmp_path / "run", tmp_path / "fewer"
     shutil.copytree(whole_run, run)
     (run / "checkpoints" / "ckpt-8_temp").write_bytes(b"left by a kill")
@@ -247,7 +247,7 @@ def test_refused_change_leaves_every_file_and_the_run_its_command(whole_run, pho
     assert pretrain(tiny(), run, photos).step == 6
 
 
-def test_a_folder_with_other_images_is_refused(whole_run, photos, tmp_path):
+def test_folder_with_other_images_is_refused(whole_run, photos, tmp_path):
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     next(folder.iterdir()).unlink()
@@ -258,8 +258,8 @@ def test_a_folder_with_other_images_is_refused(whole_run, photos, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_devices_go_on_from_a_checkpoint_of_one(whole_run, command, tmp_path):
-    """Same samples, same groups, other order of sums."""
+def test_two_devices_resume_from_a_checkpoint_of_one(whole_run, command, tmp_path):
+    """Samples and groups are the same; only the order of sums differs."""
     run = tmp_path / "run"
     shutil.copytree(whole_run, run)
     for path in (run / "checkpoints").glob("ckpt-6.*"):
@@ -274,7 +274,7 @@ def test_two_devices_go_on_from_a_checkpoint_of_one(whole_run, command, tmp_path
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-4), name
     refused = subprocess.run(
         [*arguments[:3], "4", *command[3:]], capture_output=True, text=True, check=False
-    )  # two groups cannot be dealt to four devices
+    )  # two groups cannot be divided among four devices
     assert refused.returncode == 2 and "error: train.micro_batches: " in refused.stderr
 
 
@@ -289,7 +289,7 @@ def test_too_many_bad_images_end_the_run(photos, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_lists_what_it_skipped_with_reasons(photos, tmp_path, capsys):
+def test_run_lists_skipped_images_with_reasons(photos, tmp_path, capsys):
     folder = tmp_path / "photos"
     folder.mkdir()
     for i, path in enumerate(sorted(photos.iterdir())):
@@ -306,7 +306,7 @@ def test_a_run_lists_what_it_skipped_with_reasons(photos, tmp_path, capsys):
 @pytest.mark.parametrize("precision, tolerance", [("bfloat16", 0.12), ("float16", 0.02)])
 @pytest.mark.slow
 def test_half_precision_agrees_with_float32_to_its_precision(precision, tolerance, whole_run, photos, tmp_path):
-    """P5 has one cell here, so its batch norm is over four numbers, which multiplies rounding (seen: 0.07 and 0.01)."""
+    """P5 has one cell here, so its batch norm has four numbers, which multiplies rounding (seen: 0.07 and 0.01)."""
     pretrain(tiny(precision=precision, max_steps=1), tmp_path / "half", photos)
     saved = keras.saving.load_model(tmp_path / "half" / "backbone.keras")
     assert {layer.compute_dtype for layer in saved.layers} == {"float32"}
@@ -316,7 +316,7 @@ def test_half_precision_agrees_with_float32_to_its_precision(precision, toleranc
             assert half[name] == pytest.approx(full[name], rel=tolerance), name
 
 
-def test_schedules_are_the_oracles():
+def test_schedules_agree_with_the_oracles():
     for step in (0, 1, 7, 50, 99, 100):
         step_ = tf.constant(step, tf.int64)
         assert float(Cosine(0.3, 100)(step_)) == pytest.approx(oracles_step.cosine_per_step(step, 100, 0.3), abs=1e-7)
@@ -331,11 +331,11 @@ def test_schedules_are_the_oracles():
     (0, 30, [(0, 30)]), (0, 34, [(0, 30), (30, 34)]), (12, 34, [(12, 20), (20, 30), (30, 34)]),
     (5, 8, [(5, 8)]), (0, 8, [(0, 8)]), (31, 34, [(31, 34)]), (20, 30, [(20, 30)]), (34, 34, []),
 ])  # fmt: skip
-def test_fit_is_called_for_whole_epochs_and_what_is_left_of_cut_ones(step, total, spans):
+def test_fit_is_called_for_whole_and_partial_epochs(step, total, spans):
     assert stretches(step, 10, total) == spans
 
 
-def test_a_config_chooses_its_schedule():
+def test_config_chooses_the_schedule():
     config = parse_config({"optimizer": {"schedule": "milestones", "milestones": [1, 2], "learning_rate": 1.0}})
     schedule = planned_schedule(config, 256 * 10)
     assert [float(schedule(tf.constant(s))) for s in (0, 10, 20)] == pytest.approx([1, 0.1, 0.01])

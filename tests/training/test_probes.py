@@ -1,4 +1,4 @@
-"""Probing while training: when it is asked, where its answers go, and that the run is the same with it as without."""
+"""Tests of probing while training: its steps, its outputs, and that the run is otherwise unchanged."""
 
 import json
 
@@ -41,7 +41,7 @@ def lines_of(run):
 
 
 @pytest.mark.slow
-def test_a_probed_run_is_the_run_without_and_has_the_answers(photos, tmp_path):
+def test_probed_run_is_unchanged_and_has_probe_results(photos, tmp_path):
     pretrain(tiny(), tmp_path / "plain", photos)
     config = tiny(photos)
     pretrain(config, tmp_path / "probed", photos, probe=build_probe(config.probing))
@@ -56,7 +56,7 @@ def test_a_probed_run_is_the_run_without_and_has_the_answers(photos, tmp_path):
     assert {"probe/matching", "probe/matching/pck_2", "seconds/probes", "match/patch_P5"} <= tags
 
 
-def test_a_run_that_is_to_be_probed_wants_a_probe(photos, tmp_path):
+def test_probing_interval_without_a_probe_is_refused(photos, tmp_path):
     with pytest.raises(UserError, match="probe: "):
         pretrain(tiny(photos), tmp_path / "run", photos)
     assert not (tmp_path / "run").exists()
@@ -70,7 +70,7 @@ class Metrics:
         self.noted.append((scalars, list(pictures)))
 
 
-def test_it_asks_every_so_many_steps_and_at_the_end():
+def test_probe_runs_at_its_interval_and_at_the_end():
     metrics, asked = Metrics(), []
 
     def probe(backbone):
@@ -86,7 +86,7 @@ def test_it_asks_every_so_many_steps_and_at_the_end():
     assert metrics.noted[0][1] == ["probe/a"] and metrics.noted[0][0]["seconds/probes"] >= 0
 
 
-def test_probing_does_not_count_as_training_and_has_a_line_of_its_own(tmp_path, monkeypatch):
+def test_probing_time_is_not_training_time_and_has_a_line(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("dupr_tf.training.metrics_log.time.perf_counter", lambda: clock[0])
     metrics = MetricsLog(tmp_path, 0, 100, 10, 8, every=10)
@@ -111,7 +111,7 @@ def test_probing_does_not_count_as_training_and_has_a_line_of_its_own(tmp_path, 
     (("--probing.every_epochs", "1", "--probing.data", "configs", "--probing.probes", "[knn]"), "probing.data: "),
     (("--probing.probes", "[svm]"), "probing.probes.0: "),
 ])  # fmt: skip
-def test_wrong_probing_is_one_line_before_anything_begins(capsys, tmp_path, photos, fields, expected):
+def test_wrong_probing_settings_give_one_line_first(capsys, tmp_path, photos, fields, expected):
     run = tmp_path / "run"
     words = ("pretrain", "configs/dupr_r18_small.yaml", "--data", str(photos), "--output", str(run))
     assert main([*words, *fields]) == 2

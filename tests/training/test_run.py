@@ -1,4 +1,4 @@
-"""A run resumes with the config and images of its start, or names what is different."""
+"""Tests that a run resumes with the config and images of its start, or names the difference."""
 
 import json
 import logging
@@ -52,7 +52,7 @@ def started(tmp_path, count: int = 20) -> tuple[Path, Path, list[str]]:
 
 
 def change(path: str, content: bytes) -> None:
-    """Rewrites a file, at another time."""
+    """Rewrites a file with another modification time."""
     Path(path).write_bytes(content)
     os.utime(path, (1, 1))
 
@@ -70,7 +70,7 @@ def test_same_config_and_new_folder_are_accepted(run, tmp_path):
 
 def test_copied_and_moved_images_are_the_same(tmp_path):
     run, root, paths = started(tmp_path)
-    shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copyfile)  # at other times
+    shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copyfile)  # with other modification times
     copies = [path.replace("photos", "copy") for path in paths]
     moved = config().model_copy(update={"data": config().data.model_copy(update={"root": str(tmp_path / "copy")})})
     assert check(run, moved, images_entry(str(tmp_path / "copy"), copies)) == []
@@ -79,8 +79,8 @@ def test_copied_and_moved_images_are_the_same(tmp_path):
 def test_replaced_images_are_named(tmp_path):
     run, root, paths = started(tmp_path)
     change(paths[3], b"another photo")
-    change(paths[5], b"x" * 1005)  # of the same size
-    change(paths[6], Path(paths[6]).read_bytes())  # only the time is another
+    change(paths[5], b"x" * 1005)  # with the same size
+    change(paths[6], Path(paths[6]).read_bytes())  # only the modification time differs
     error = refusal(check, run, config(), images_entry(str(root), paths))
     assert error.field == "data.root" and error.problem.startswith("2 of 20 images")
     assert "0003.jpg (was 1,003 bytes, is 13 bytes)" in error.problem and "0005.jpg" in error.problem
@@ -155,7 +155,7 @@ ODD = ["[" * 100_000, '{"count":1e999}', "[]", "null", '{"count": -1}', "\x00", 
 
 
 @pytest.mark.parametrize("name", ["format.json", "images.json", "start.json", "cluster.json", "environment.json"])
-def test_odd_record_is_one_line(tmp_path, name):
+def test_odd_record_gives_one_line(tmp_path, name):
     run, root, paths = started(tmp_path)
     for content in [*(text.encode() for text in ODD), b"\xff\xfe", None]:
         (run / name).unlink(missing_ok=True)
@@ -179,8 +179,8 @@ def test_odd_record_is_one_line(tmp_path, name):
     [
         ({"epochs": 3, "seed": 1}, PATHS, ("train.epochs", "train.seed"), "with 2, and the config now has 3"),
         ({}, PATHS[:1], ("data.root",), "with 2 images, and there are 1 now"),
-        ({}, [PATHS[0], "/photos/b/d.jpg"], ("data.root",), "others"),
-        ({}, PATHS[::-1], ("data.root",), "others"),
+        ({}, [PATHS[0], "/photos/b/d.jpg"], ("data.root",), "there are other images now"),
+        ({}, PATHS[::-1], ("data.root",), "there are other images now"),
     ],
 )
 def test_differences_are_refused_unless_allowed(run, changed, paths, fields, named, caplog):
@@ -194,8 +194,8 @@ def test_differences_are_refused_unless_allowed(run, changed, paths, fields, nam
     check(run, config(**changed), images_entry("/photos", paths))
 
 
-def test_flipped_bit_in_the_record_is_no_traceback(run):
-    """A bit of the config may become another value, a broken file, or a field that may change; never a traceback."""
+def test_flipped_bit_in_the_record_gives_no_traceback(run):
+    """A flipped bit of the config may give another value, a broken file, or an allowed change; never a traceback."""
     for name in ("config.yaml", "images.json"):
         whole = (run / name).read_bytes()
         noticed = 0
@@ -211,7 +211,7 @@ def test_flipped_bit_in_the_record_is_no_traceback(run):
         (run / name).write_bytes(whole)
 
 
-def test_a_damaged_record_is_named(run):
+def test_damaged_record_is_named(run):
     (run / "images.json").write_text(json.dumps([1]))
     (run / "config.yaml").write_text("train: {epochs: [")
     with pytest.raises(UserError) as error:
@@ -226,12 +226,12 @@ def test_run_of_another_format_is_refused(run):
         with pytest.raises(UserError) as error:
             check(run, config(), images_entry("/photos", PATHS), allow_change=True)
         assert error.value.field in ("--output", None) and str(run) in error.value.problem
-    (run / "format.json").unlink()  # as runs of version 0.1 are
+    (run / "format.json").unlink()  # like runs of version 0.1
     with pytest.raises(UserError):
         check(run, config(), images_entry("/photos", PATHS))
 
 
-def test_terms_are_compared_by_what_they_mean(run):
+def test_terms_are_compared_by_meaning(run):
     def of_model(**model):
         return parse_config({"data": {"root": "/photos"}, "model": model})
 

@@ -1,4 +1,4 @@
-"""A run whose length changes: its rate, its epochs, and what is said about both."""
+"""Tests of a run whose length changes: its rate, its epochs, and the messages about both."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ def config(epochs=5, **optimizer):
 
 @pytest.fixture
 def run(tmp_path):
-    """The record of a run over 80 images."""
+    """Returns the record of a run over 80 images."""
     write_schedule(tmp_path, next_schedule(tmp_path, config(), 80, 0, False))
     (tmp_path / CONFIG_FILE).write_text(dump_config(config()))
     return tmp_path
@@ -41,7 +41,7 @@ def test_unchanged_run_keeps_its_schedule(run, caplog):
     assert not caplog.records
 
 
-def test_planned_rate_jumps_and_that_is_said(run, caplog):
+def test_planned_rate_jumps_with_a_warning(run, caplog):
     _, rates = rates_after(run, config(epochs=10), 80, None)
     assert rates[0] > 5 * BEFORE
     assert "learning rate" in caplog.text and "10 -> 60" in caplog.text and "--after-change decay" in caplog.text
@@ -67,7 +67,7 @@ def test_epochs_never_run_backwards(run):
     assert schedule.epoch(STEP + 100) == 5  # 100 steps an epoch now
 
 
-def test_resume_after_a_change_keeps_its_choice(run):
+def test_resume_after_a_change_keeps_the_chosen_schedule(run):
     longer = config(epochs=10)
     schedule, rates = rates_after(run, longer, 80, "decay")
     write_schedule(run, schedule)
@@ -76,7 +76,7 @@ def test_resume_after_a_change_keeps_its_choice(run):
     assert [float(read_schedule(run).rates(longer)(step)) for step in (STEP, STEP + 5)] == [rates[0], rates[5]]
 
 
-def test_choice_can_be_repeated_until_a_step_is_saved(run):
+def test_schedule_can_be_chosen_again_until_a_save(run):
     longer = config(epochs=10)
     write_schedule(run, next_schedule(run, longer, 80, STEP, True))
     (run / CONFIG_FILE).write_text(dump_config(longer))

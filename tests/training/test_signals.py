@@ -1,4 +1,4 @@
-"""Signals during a run: which are noted, and which keep their behaviour."""
+"""Tests of signals during a run: which ones are handled, and which keep their behaviour."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from dupr_tf.training.signals import StopOnSignal, noted_signals
 
 @pytest.fixture
 def hangup():
-    """Restores how SIGHUP was handled."""
+    """Restores the previous handler of SIGHUP."""
     before = signal.getsignal(signal.SIGHUP)
     yield signal.SIGHUP
     signal.signal(signal.SIGHUP, before)

@@ -1,4 +1,4 @@
-"""A run does not end because TensorBoard's events cannot be written."""
+"""Tests that a run continues if TensorBoard's events cannot be written."""
 
 import logging
 import subprocess
@@ -16,12 +16,12 @@ def write_lines(events, lines):
     events.close()
 
 
-def test_events_are_written(tmp_path):
+def test_events_are_written_to_the_folder(tmp_path):
     write_lines(TensorBoardEvents(tmp_path / "[a] %d"), 2)
     assert [path.stat().st_size > 300 for path in (tmp_path / "[a] %d").iterdir()] == [True]
 
 
-def test_folder_that_is_a_file_is_warned_of_once(tmp_path, caplog):
+def test_file_in_place_of_the_folder_gives_one_warning(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     (tmp_path / "tensorboard").write_text("x")
     write_lines(TensorBoardEvents(tmp_path / "tensorboard"), 3)

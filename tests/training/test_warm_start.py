@@ -1,4 +1,4 @@
-"""`pretrain --weights`: both encoders start from them, a run keeps what it began with, resuming stays bit-identical."""
+"""Tests of `pretrain --weights`: both encoders start from them, and a run keeps and resumes them bit-identically."""
 
 import json
 
@@ -28,7 +28,7 @@ CONFIG = parse_config({
 
 @pytest.fixture(scope="module")
 def start():
-    """A backbone of its own weights, moving statistics included."""
+    """Returns a backbone with random weights and moving statistics."""
     keras.utils.set_random_seed(7)
     backbone = build_backbone("resnet18", width=0.125)
     rng = np.random.default_rng(7)
@@ -38,7 +38,7 @@ def start():
 
 @pytest.fixture(scope="module")
 def place(start, tmp_path_factory):
-    """Photos, the start as MoCo would have it and as .keras, other weights, and a run whose steps do nothing."""
+    """Holds photos, a start in MoCo's format and as .keras, other weights, and a run whose steps do nothing."""
     place = tmp_path_factory.mktemp("warm")
     write_sample(place, train=1, val=1, unlabeled=24, seed=3)
     state = to_torchvision(start)
@@ -47,7 +47,7 @@ def place(start, tmp_path_factory):
     np.savez(place / "moco.npz", **moco)
     np.savez(place / "other.npz", **{name: value * 2 for name, value in state.items()})
     start.save(place / "start.keras")
-    with pytest.MonkeyPatch.context() as patch:  # what a run records does not depend on its steps; tracing takes long
+    with pytest.MonkeyPatch.context() as patch:  # a run's records do not depend on its steps, and tracing takes long
         patch.setattr(keras.Model, "fit", lambda *_, **__: None)
         pretrain(CONFIG, place / "begun", place / "unlabeled", place / "moco.npz")
     return place
@@ -55,7 +55,7 @@ def place(start, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(place):
-    """A run of all five steps."""
+    """Returns a run of all five steps."""
     pretrain(CONFIG, place / "whole", place / "unlabeled", place / "moco.npz")
     return place / "whole"
 
@@ -66,7 +66,7 @@ def losses(run):
 
 
 def begin_and_stop(monkeypatch, place, run, step, weights):
-    """Begins a run and ends it, as an interrupt would, once it has taken `step` steps."""
+    """Starts a run and interrupts it once it has taken `step` steps."""
 
     class Stop(module.CheckBadImages):
         def on_train_batch_end(self, batch, logs=None):
@@ -87,7 +87,7 @@ def same_end(run, whole):
         np.testing.assert_array_equal(a, b)
 
 
-def test_both_encoders_start_from_the_weights_and_the_heads_stay(start):
+def test_encoders_start_from_the_weights_and_heads_do_not(start):
     cold, warm = build_model(CONFIG), build_model(CONFIG, start.get_weights())
     wanted, count = start.get_weights(), len(start.get_weights())
     for encoder, fresh in ((warm.query_encoder, cold.query_encoder), (warm.key_encoder, cold.key_encoder)):
@@ -111,7 +111,7 @@ def test_run_records_the_weights_it_started_from(place, start):
 
 
 @pytest.mark.slow
-def test_cut_after_a_checkpoint_it_goes_on_without_the_flag_and_without_the_file(place, whole, tmp_path, monkeypatch):
+def test_run_with_checkpoint_resumes_without_the_weights_file(place, whole, tmp_path, monkeypatch):
     weights = tmp_path / "gone.npz"
     weights.write_bytes((place / "moco.npz").read_bytes())
     begin_and_stop(monkeypatch, place, tmp_path / "run", 3, weights)
@@ -121,7 +121,7 @@ def test_cut_after_a_checkpoint_it_goes_on_without_the_flag_and_without_the_file
 
 
 @pytest.mark.slow
-def test_cut_before_a_checkpoint_it_begins_again_from_the_same_weights_only(place, whole, tmp_path, monkeypatch):
+def test_run_without_checkpoint_restarts_from_the_same_weights(place, whole, tmp_path, monkeypatch):
     run = tmp_path / "run"
     begin_and_stop(monkeypatch, place, run, 1, place / "start.keras")  # the same weights in another format
     assert not list((run / "checkpoints").glob("*.index"))
@@ -133,7 +133,7 @@ def test_cut_before_a_checkpoint_it_begins_again_from_the_same_weights_only(plac
     same_end(run, whole)
 
 
-def test_a_run_with_checkpoints_takes_the_same_weights_again_and_no_others(place, start):
+def test_run_with_checkpoints_accepts_only_the_same_weights(place, start):
     again, _ = starting_weights(place / "begun", CONFIG, place / "start.keras")
     for value, expected in zip(again.get_weights(), start.get_weights(), strict=True):
         np.testing.assert_array_equal(value, expected)
@@ -143,7 +143,7 @@ def test_a_run_with_checkpoints_takes_the_same_weights_again_and_no_others(place
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"weights": "a"}'])
-def test_a_damaged_record_is_one_line(place, tmp_path, content):
+def test_damaged_record_gives_one_line(place, tmp_path, content):
     (tmp_path / "start.json").write_text(content)
     with pytest.raises(UserError) as error:
         pretrain(CONFIG, tmp_path, place / "unlabeled")
@@ -157,7 +157,7 @@ def test_a_damaged_record_is_one_line(place, tmp_path, content):
     ([], "nowhere.npz", "no file"),
     ([], "whole.pkl", "pickles can run code"),
 ])  # fmt: skip
-def test_weights_that_do_not_fit_are_one_line_and_leave_no_run(place, tmp_path, capsys, overrides, weights, message):
+def test_unsuitable_weights_give_one_line_and_leave_no_run(place, tmp_path, capsys, overrides, weights, message):
     (tmp_path / "c.yaml").write_text(dump_config(CONFIG))
     (place / "whole.pkl").write_bytes(b"x")
     command = ["pretrain", str(tmp_path / "c.yaml"), "--data", str(place / "unlabeled"), "--output"]
@@ -168,7 +168,7 @@ def test_weights_that_do_not_fit_are_one_line_and_leave_no_run(place, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_begun_from_random_weights_takes_none_later(place, tmp_path):
+def test_run_from_random_weights_refuses_weights_later(place, tmp_path):
     for name in ("config.yaml", "format.json"):
         (tmp_path / name).write_text((place / "begun" / name).read_text())
     with pytest.raises(UserError) as error:

@@ -1,4 +1,4 @@
-"""Workers on loopback compute what the devices of one machine do, and end together. Each worker is a process."""
+"""Tests that workers on loopback compute the same as devices of one machine and end together. Each is a process."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def slow_scenes(tmp_path_factory):
 
 
 def errors_of(result, index) -> list[str]:
-    """The lines of a worker's own errors."""
+    """Returns the lines of a worker's own errors."""
     return [line for line in result["output"][index].splitlines() if line.startswith("dupr-tf: ")]
 
 
@@ -73,7 +73,7 @@ def test_killed_worker_ends_and_is_named_by_the_others(scenes):
 
 @pytest.mark.slow
 def test_silent_worker_is_named_while_the_chief_computes(slow_scenes):
-    assert slow_scenes["silence"]["codes"][1] is None  # it was stopped, and lives
+    assert slow_scenes["silence"]["codes"][1] is None  # the worker was stopped, but lives
     check_loss(slow_scenes["silence"], 1, 30)
 
 
@@ -100,20 +100,20 @@ def test_worker_that_leaves_while_servers_connect_is_named(scenes):
     assert "worker 1 (127.0.0.1:" in errors_of(result, 0)[0]
 
 
-def test_worker_that_never_comes_is_named(scenes):
+def test_worker_that_never_starts_is_named(scenes):
     assert scenes["never"]["codes"] == [WorkerLost.code]
     assert f"worker 1 (127.0.0.1:{scenes['never']['ports'][1]})" in scenes["never"]["output"][0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["killed_chief", "stopped_chief"])
-def test_chief_that_ends_is_named_by_the_others(slow_scenes, name):
+def test_chief_that_ends_is_named_by_the_other_workers(slow_scenes, name):
     check_loss(slow_scenes[name], 0, 15 if name == "killed_chief" else 30)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "code"), [("failure", 1), ("interruption", 143)])
-def test_end_of_the_chief_ends_all_with_its_code_and_line(slow_scenes, name, code):
+def test_end_of_the_chief_ends_all_with_its_exit_code(slow_scenes, name, code):
     result = slow_scenes[name]
     assert result["codes"] == [code, code] and errors_of(result, 0) == errors_of(result, 1) != []
 
@@ -164,7 +164,7 @@ def test_resume_with_other_workers_continues_or_is_refused(tmp_path):
     stop = {0: ["--train.max_steps=3", "--allow-change"], 1: ["--train.max_steps=3", "--allow-change"]}
     assert finish(start(tmp_path, run, 2, 1, extra=stop)) == [0, 0], log_of(run, 0)
     cosine = losses(run)
-    assert cosine[0] == losses(whole)[0]  # later ones have another schedule
+    assert cosine[0] == losses(whole)[0]  # later losses follow another schedule
     many = {index: ["--allow-change"] for index in range(4)}
     assert finish(start(tmp_path, run, 4, 1, extra=many)) == [0] * 4, log_of(run, 0)
     assert len(losses(run)) == 6 and losses(run)[:3] == cosine
@@ -187,7 +187,7 @@ def test_signal_and_bad_images_of_workers_reach_the_chief(tmp_path):
     deadline, metrics = time.monotonic() + 1200, run / "metrics.jsonl"
     while time.monotonic() < deadline and not metrics.exists() and all(p.poll() is None for p in workers):
         time.sleep(0.2)
-    time.sleep(2)  # some steps
+    time.sleep(2)  # after some steps
     workers[2].send_signal(signal.SIGTERM)
     assert finish(workers, 300) == [143] * 3, [log_of(run, index)[-600:] for index in range(3)]
     (end,) = {log_of(run, index).splitlines()[-1] for index in range(3)}
@@ -199,7 +199,7 @@ def test_signal_and_bad_images_of_workers_reach_the_chief(tmp_path):
 
 @pytest.mark.slow
 def test_different_configs_or_images_are_refused(tmp_path):
-    """Another config, then other images."""
+    """First the config differs, then the images."""
     write_trial(tmp_path, 2)
     run = tmp_path / "config"
     assert finish(start(tmp_path, run, 2, 1, extra={1: ["--train.seed=5"]})) == [2, 2]

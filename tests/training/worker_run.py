@@ -1,6 +1,9 @@
-"""The command line with a network of five convolutions: python -m tests.training.worker_run DEVICES DUMP ARGUMENTS.
+"""Runs the command line with a network of five convolutions.
 
-DEVICES are logical ones of the CPU. DUMP is a file for banks, weights and losses of this worker at the end, or `-`.
+    python -m tests.training.worker_run DEVICES DUMP ARGUMENTS
+
+DEVICES is the number of logical devices of the CPU. DUMP is a file for banks, weights and losses of this worker at the
+end, or `-`.
 """
 
 import sys
@@ -36,7 +39,7 @@ def dump(model, path) -> None:
 
 
 def copies_agree(model) -> bool:
-    """Whether every device of this worker has the same bits in every bank and parameter."""
+    """Compares the banks and parameters of all devices of this worker; returns true if they are equal bit for bit."""
     variables = [v for bank in model.banks.values() for v in bank.variables]
     for variable in variables + model.query_variables + model.key_variables:
         first, *others = [copy.numpy() for copy in getattr(variable.value, "values", [variable.value])]

@@ -1,7 +1,7 @@
-"""Short scenes of workers on loopback: python -m tests.training.worker_scenes FOLDER [SCENE …].
+"""Plays short scenes of workers on loopback: python -m tests.training.worker_scenes FOLDER [SCENE …].
 
-FOLDER/SCENE.json receives the exit code and output of each worker, the ports, and the seconds from the last line `mark`
-to the end of each worker. TensorFlow is imported once. The workers are forks of this process, which
+FOLDER/SCENE.json receives the exit code and output of each worker, and the ports. It also receives the seconds from the
+last line `mark` to the end of each worker. TensorFlow is imported once. The workers are forks of this process, which
 computes nothing.
 """
 
@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # forks allow no threads
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # a process that forks must have no threads
 
 import tensorflow as tf
 
@@ -26,7 +26,7 @@ from dupr_tf.training.workers import ReportToChief, Workers
 from tests.training.cluster import free_ports
 
 AT_ONCE = 4  # scenes
-PATIENCE = 90.0  # seconds until a scene is ended from outside
+PATIENCE = 90.0  # seconds until this process ends a scene
 
 
 def mark():
@@ -34,7 +34,7 @@ def mark():
 
 
 def steps(workers, count, act):
-    """Takes steps in which the workers sum a tensor; `act(step)` before each."""
+    """Takes steps in which the workers sum a tensor, and calls `act(step)` before each."""
 
     @tf.function
     def step():
@@ -83,7 +83,7 @@ def end(victim, number):
 
 
 def silence(workers):
-    """Worker 1 is stopped while the chief does not wait for a collective."""
+    """Stops worker 1 while the chief does not wait for a collective."""
     if not workers.chief:
         mark()
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -91,7 +91,7 @@ def silence(workers):
 
 
 def stuck(workers):
-    """Worker 1 lives, but takes no step."""
+    """Keeps worker 1 alive without taking a step."""
 
     def act(step):
         if step == 3 and workers.index == 1:
@@ -102,7 +102,7 @@ def stuck(workers):
 
 
 def long_tasks(workers):
-    """The first step, and a task that the chief announces, take longer than `worker_timeout`."""
+    """Makes the first step, and a task that the chief announces, longer than `worker_timeout`."""
     workers.agree({"a": "1"})
     print(workers.agree({}, {"step": 7} if workers.chief else None))
 
@@ -117,7 +117,7 @@ def long_tasks(workers):
 
 
 def long_forever(workers):
-    """The chief announces a task that takes longer than `start_timeout`."""
+    """Makes the chief announce a task that takes longer than `start_timeout`."""
 
     def act(step):
         if step == 3 and workers.chief:
@@ -128,7 +128,7 @@ def long_forever(workers):
 
 
 def reports(workers):
-    """Worker 1 finds bad images and receives a signal. The chief stops the run."""
+    """Makes worker 1 find bad images and receive a signal. The chief stops the run."""
     bad, received = BadImages([f"{number}.jpg" for number in range(9)], 0.5), []
     if workers.index == 1:
         bad.add(4, "empty")
@@ -211,7 +211,7 @@ def fork(name: str, ports: list[int], index: int, output: Path) -> int:
 
 
 def watch(children: list[int]) -> tuple[list[int | None], list[float]]:
-    """Waits for the workers, all but stopped ones. Returns exit codes (None: ended from outside) and end times."""
+    """Waits for all workers except stopped ones. Returns exit codes (None: ended by this process) and end times."""
     codes, ends = [None] * len(children), [0.0] * len(children)
     deadline = time.time() + PATIENCE
     stopped = set()
@@ -253,7 +253,7 @@ def start(folder: Path, name: str):
 if __name__ == "__main__":
     folder, names = Path(sys.argv[1]), sys.argv[2:] or list(SCENES)
     for first in range(0, len(names), AT_ONCE):
-        # All forks of a group come first: a fork of a process with threads could stand still.
+        # Fork all workers of a group first: a fork of a process with threads could deadlock.
         finishes = [start(folder, name) for name in names[first : first + AT_ONCE]]
         for finish in finishes:
             finish()

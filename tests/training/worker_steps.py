@@ -1,7 +1,7 @@
-"""A few steps on two workers of one device, and on one process of two: python -m tests.training.worker_steps.
+"""Takes a few steps on two workers of one device, and on one process of two: python -m tests.training.worker_steps.
 
-Prints a JSON line for each process: losses as hex, and the sha256 of bank and weights. The processes are forked from
-one that has imported TensorFlow and computes nothing.
+Prints a JSON line for each process: losses as hex, and the sha256 of bank and weights. The processes are forks of one
+that has imported TensorFlow and computes nothing.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import sys
 import traceback
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # forks allow no threads
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # a process that forks must have no threads
 
 import keras
 import numpy as np

@@ -7,7 +7,7 @@ from dupr_tf.models.resnet import build_backbone
 
 
 def randomised(architecture, **kwargs):
-    """A backbone whose norms all differ: with fresh ones (ones and zeros) two that were swapped would go unseen."""
+    """Returns a backbone whose norms all differ, so that swapped norms show. Fresh norms are all ones and zeros."""
     keras.utils.set_random_seed(0)
     backbone, rng = build_backbone(architecture, **kwargs), np.random.default_rng(0)
     for variable in backbone.variables:

@@ -1,4 +1,4 @@
-"""Archives that declare more than they hold are refused before they take memory. Imports no TensorFlow."""
+"""Tests that archives that declare more than they hold are refused before they use memory. Imports no TensorFlow."""
 
 import io
 import os
@@ -33,7 +33,7 @@ def header_of(shape, dtype="<f4") -> bytes:
 
 @pytest.fixture
 def little_memory():
-    """Allows 1 GiB of address space on top of what is in use."""
+    """Allows 1 GiB of address space in addition to what is in use."""
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_AS)
@@ -42,7 +42,7 @@ def little_memory():
     resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-def test_zip_bomb_is_refused_unread(tmp_path, little_memory):
+def test_zip_bomb_is_refused_without_reading(tmp_path, little_memory):
     path = tmp_path / "bomb.keras"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("config.json", "w") as file:
         for _ in range(1200):
@@ -72,7 +72,7 @@ def test_weights_without_storage_are_refused(tmp_path):
     assert "declares weights of 11,811,160,064" in refusal(check_archive, path).problem
 
 
-def test_sound_archives_pass(tmp_path):
+def test_valid_archives_are_accepted(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", a=np.zeros((1000, 1000)), b=np.zeros((), np.float16), c=np.zeros((0, 3)))
     check_archive(tmp_path / "a.npz")
     file = io.BytesIO()
@@ -83,7 +83,7 @@ def test_sound_archives_pass(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x05\x06" + bytes(18), b"\x00" * 100, b"PK\x03\x04" + b"\xff" * 60])
-def test_odd_archive_is_one_line_or_empty(tmp_path, content):
+def test_odd_archive_gives_one_line_or_is_empty(tmp_path, content):
     path = tmp_path / "a.npz"
     path.write_bytes(content)
     if content.startswith(b"PK\x05\x06"):
@@ -92,7 +92,7 @@ def test_odd_archive_is_one_line_or_empty(tmp_path, content):
         refusal(check_archive, path)
 
 
-def test_pipes_are_refused_and_not_waited_for(tmp_path):
+def test_pipes_are_refused_without_waiting(tmp_path):
     for ending in (".keras", ".npz", ".safetensors", ".pth"):
         os.mkfifo(tmp_path / f"a{ending}")
         refusal(weights_file, tmp_path / f"a{ending}")

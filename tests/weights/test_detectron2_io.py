@@ -1,4 +1,4 @@
-"""The detectron2 pickle, read back by an unpickler that knows three names and no others."""
+"""Tests of the detectron2 pickle, read back by an unpickler that knows only three names."""
 
 import io
 import pickle
@@ -15,7 +15,7 @@ from dupr_tf.weights.names import torch_arrays
 
 
 class Restricted(pickle.Unpickler):
-    """Only what an array needs, under the names NumPy 1 and 2 both have."""
+    """Allows only what an array needs, under names that NumPy 1 and 2 both have."""
 
     def find_class(self, module, name):
         allowed = {
@@ -34,7 +34,7 @@ def written(tmp_path_factory):
     return backbone, path
 
 
-def test_the_file_is_what_detectron2_expects(written):
+def test_file_has_the_format_of_detectron2(written):
     backbone, path = written
     checkpoint = Restricted(io.BytesIO(path.read_bytes()), encoding="latin1").load()  # as detectron2 reads it
     assert list(checkpoint) == ["model", "__author__", "matching_heuristics"]
@@ -57,12 +57,12 @@ def test_the_file_is_what_detectron2_expects(written):
         ("res5.2.conv3.weight", (2048, 512, 1, 1)),
     ],
 )
-def test_shapes_are_detectron2s(written, name, shape):
+def test_shapes_are_those_of_detectron2(written, name, shape):
     model = Restricted(io.BytesIO(written[1].read_bytes())).load()["model"]
     assert model[name].shape == shape
 
 
-def test_the_pickle_is_protocol_3_and_names_nothing_but_numpys_old_paths(written):
+def test_pickle_has_protocol_3_and_only_old_numpy_names(written):
     found = set()
     for opcode, argument, _ in pickletools.genops(written[1].read_bytes()):
         if opcode.name == "PROTO":
@@ -73,7 +73,7 @@ def test_the_pickle_is_protocol_3_and_names_nothing_but_numpys_old_paths(written
     assert found == {"numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype"}
 
 
-def test_the_readme_has_the_config(written):
+def test_readme_of_the_export_has_the_config(written):
     text = (written[1].parent / "README.md").read_text()
     for line in ("STRIDE_IN_1X1: False", 'FORMAT: "RGB"', "FREEZE_AT: 0", 'NORM: "SyncBN"', "DEPTH: 50"):
         assert line in text
@@ -81,7 +81,7 @@ def test_the_readme_has_the_config(written):
     assert "FPN only" not in text and "RES2_OUT_CHANNELS" not in text and "times as wide" not in text
 
 
-def test_a_small_network_says_what_its_config_needs(tmp_path):
+def test_readme_of_a_small_network_states_its_config(tmp_path):
     write_detectron2(build_backbone("resnet18", width=0.5), tmp_path / "small.pkl")
     text = (tmp_path / "README.md").read_text()
     assert "DEPTH: 18" in text and "RES2_OUT_CHANNELS: 32" in text and "0.5 times as wide" in text
@@ -89,7 +89,7 @@ def test_a_small_network_says_what_its_config_needs(tmp_path):
     assert len(Restricted(io.BytesIO((tmp_path / "small.pkl").read_bytes())).load()["model"]) == 100
 
 
-def test_refusals(tmp_path):
+def test_wrong_suffix_and_other_networks_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"\.pkl"):
         write_detectron2(build_backbone("resnet18", width=0.125), tmp_path / "backbone.pth")
     with pytest.raises(UserError, match="ResNetBackbone"):

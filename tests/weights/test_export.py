@@ -1,4 +1,4 @@
-"""Exports: complete, verified, described, or not there at all."""
+"""Tests of exports: complete, verified and described, or not written at all."""
 
 import errno
 import importlib.util
@@ -40,7 +40,7 @@ def backbone():
     return randomised("resnet18", width=0.125, include_normalization=True)
 
 
-def test_the_command_offers_every_format():
+def test_command_offers_every_format():
     assert set(typing.get_args(typing.get_type_hints(Export)["to"])) == {*FORMATS, *DETECTOR_EXPORTS}
 
 
@@ -55,7 +55,7 @@ def test_the_command_offers_every_format():
         ("kerascv", {"backbone.keras"}),
     ],
 )
-def test_an_export_is_whole(backbone, tmp_path, to, files):
+def test_export_is_complete(backbone, tmp_path, to, files):
     output = export(backbone, to, tmp_path / "deep" / "out", card={"data": "1,024 photos | mine"})
     assert output == tmp_path / "deep" / "out"
     manifest = json.loads((output / "manifest.json").read_text())
@@ -69,18 +69,18 @@ def test_an_export_is_whole(backbone, tmp_path, to, files):
         assert sha256_of(output / name) == digest
     card = (output / "model_card.md").read_text()
     assert "resnet18, width 0.125" in card and "1,024 photos \\| mine" in card and "| parameters | " in card
-    assert [path.name for path in output.parent.iterdir()] == ["out"]  # nothing temporary stays
+    assert [path.name for path in output.parent.iterdir()] == ["out"]  # no temporary file remains
 
 
 @pytest.mark.parametrize("to", ["keras", "torchvision"])
-def test_an_export_loads_with_the_same_features(backbone, tmp_path, to):
+def test_export_loads_with_the_same_features(backbone, tmp_path, to):
     loaded = load_backbone(export(backbone, to, tmp_path / "out"), include_normalization=True)
     expected = pyramid(backbone)(IMAGES)
     for level, value in pyramid(loaded)(IMAGES).items():
         np.testing.assert_array_equal(value, expected[level])
 
 
-def test_an_earlier_export_is_replaced_only_when_asked(backbone, tmp_path):
+def test_earlier_export_is_replaced_only_with_overwrite(backbone, tmp_path):
     output = export(backbone, "keras", tmp_path / "out")
     with pytest.raises(UserError) as error:
         export(backbone, "torchvision", output)
@@ -92,7 +92,7 @@ def test_an_earlier_export_is_replaced_only_when_asked(backbone, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_earlier_export_stays_where_the_rename_fails(backbone, tmp_path, monkeypatch):
+def test_earlier_export_stays_if_the_rename_fails(backbone, tmp_path, monkeypatch):
     output = export(backbone, "torchvision", tmp_path / "out")
     before, rename = (output / "manifest.json").read_text(), Path.rename
 
@@ -123,7 +123,7 @@ def test_file_changed_after_the_manifest_is_noticed(backbone, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_export_is_never_replaced(backbone, tmp_path):
+def test_folder_that_is_no_export_is_never_replaced(backbone, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "a.jpg").write_bytes(b"precious")
@@ -135,7 +135,7 @@ def test_what_is_no_export_is_never_replaced(backbone, tmp_path):
     assert (photos / "a.jpg").read_bytes() == b"precious" and (tmp_path / "file").read_text() == "precious"
 
 
-def test_an_empty_directory_is_filled(backbone, tmp_path):
+def test_empty_directory_is_filled(backbone, tmp_path):
     (tmp_path / "out").mkdir()
     assert (export(backbone, "torchvision", tmp_path / "out") / "backbone.safetensors").is_file()
 
@@ -154,7 +154,7 @@ def test_weights_with_nan_are_refused_unless_allowed(tmp_path, to):
     assert {check["level"] for check in manifest["checks"] if not check["finite"]} == {"P3", "P4", "P5"}
 
 
-def test_the_command_writes_a_diverged_backbone_only_when_told_to(tmp_path, capsys):
+def test_diverged_backbone_is_exported_only_with_its_flag(tmp_path, capsys):
     broken = randomised("resnet18", width=0.125)
     broken.get_layer("conv1_bn").beta.assign(np.full(8, np.inf))
     broken.save(tmp_path / "diverged.keras")
@@ -174,7 +174,7 @@ def test_finite_weights_that_overflow_are_refused(tmp_path):
 
 
 def nudged(backbone):
-    """A copy that is off in one norm of the last stage, by more than the tolerance of features of some hundreds."""
+    """Returns a copy with one norm of the last stage off by more than the tolerance of features of some hundreds."""
     other = float32_twin(backbone, include_normalization=True)
     beta = other.get_layer("stack3_block1_2_bn").beta
     beta.assign(beta + 1.0)
@@ -182,7 +182,7 @@ def nudged(backbone):
 
 
 @pytest.mark.parametrize("to", ["keras", "kerascv"])
-def test_a_difference_is_refused_and_the_earlier_export_stays(backbone, tmp_path, monkeypatch, to):
+def test_export_with_a_difference_keeps_the_earlier_one(backbone, tmp_path, monkeypatch, to):
     output = export(backbone, to, tmp_path / "out")
     before = (output / "manifest.json").read_text()
     other = nudged(backbone)
@@ -195,13 +195,13 @@ def test_a_difference_is_refused_and_the_earlier_export_stays(backbone, tmp_path
 
 
 def swap(state):
-    """Two norms of equal shape in each other's place: every name is there, every array is."""
+    """Swaps two norms of equal shape, so that all names and all arrays remain."""
     first, second = "layer1.0.bn1.weight", "layer1.0.bn2.weight"
     return {**state, first: state[second], second: state[first]}
 
 
 @pytest.mark.parametrize("to", ["torchvision", "timm"])
-def test_two_norms_in_each_others_place_are_found(backbone, tmp_path, monkeypatch, to):
+def test_swapped_norms_are_detected(backbone, tmp_path, monkeypatch, to):
     monkeypatch.setattr(torch_export, "to_torchvision", lambda model: swap(to_torchvision(model)))
     with pytest.raises(RunFailed, match=f"the {to} export differ"):
         export(backbone, to, tmp_path / "out")
@@ -217,18 +217,18 @@ def test_two_norms_in_each_others_place_are_found(backbone, tmp_path, monkeypatc
     ],
     ids=["missing", "unmapped", "swapped"],
 )
-def test_a_file_that_is_not_the_weights_is_refused(backbone, tmp_path, monkeypatch, change, message):
+def test_file_without_the_weights_is_refused(backbone, tmp_path, monkeypatch, change, message):
     monkeypatch.setattr(torch_export, "write_safetensors", lambda s, *rest: write_safetensors(change(s), *rest))
     with pytest.raises(RunFailed, match=message):
         export(backbone, "torchvision", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_pickle_is_refused(backbone, tmp_path, monkeypatch):
+def test_damaged_pickle_is_refused(backbone, tmp_path, monkeypatch):
     def write(model, path, write=detectron2_io.write_detectron2):
         write(model, path)
         data = bytearray(path.read_bytes())
-        data[-200] ^= 1  # within the last norm's array
+        data[-200] ^= 1  # inside the last norm's array
         path.write_bytes(data)
 
     monkeypatch.setattr(detectron2_io, "write_detectron2", write)
@@ -237,7 +237,7 @@ def test_a_damaged_pickle_is_refused(backbone, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_tensor_without_a_name_is_refused(backbone, tmp_path):
+def test_tensor_without_a_name_is_refused(backbone, tmp_path):
     more = keras.Model(backbone.input, keras.layers.BatchNormalization(name="extra")(backbone.output), name="more")
     more.architecture, more.width, more.pyramid_outputs = "resnet18", 0.125, backbone.pyramid_outputs
     fewer = keras.Model(backbone.input, backbone.pyramid_outputs["P4"], name="fewer")
@@ -261,7 +261,7 @@ def test_a_tensor_without_a_name_is_refused(backbone, tmp_path):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(backbone, tmp_path, monkeypatch, error):
+def test_full_disk_gives_one_line_and_leaves_nothing(backbone, tmp_path, monkeypatch, error):
     def fill(model, directory):
         (directory / "half").write_bytes(b"written")
         raise error
@@ -272,7 +272,7 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(backbone, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_little_room_is_told_before_anything_is_written(backbone, tmp_path, monkeypatch):
+def test_too_little_disk_space_is_refused_before_writing(backbone, tmp_path, monkeypatch):
     free = shutil.disk_usage(tmp_path)._replace(free=1_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     monkeypatch.setattr(torch_export, "write_torchvision", lambda *_: pytest.fail("written"))
@@ -280,7 +280,7 @@ def test_too_little_room_is_told_before_anything_is_written(backbone, tmp_path, 
         export(backbone, "torchvision", tmp_path / "out")
 
 
-def test_other_errors_keep_their_own_words(backbone, tmp_path, monkeypatch):
+def test_other_errors_keep_their_messages(backbone, tmp_path, monkeypatch):
     monkeypatch.setattr(keras_io, "write_keras", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export(backbone, "keras", tmp_path / "out")
@@ -288,7 +288,7 @@ def test_other_errors_keep_their_own_words(backbone, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("to", ["onnx", "kerashub"])
-def test_a_format_without_its_extra_is_one_line(backbone, tmp_path, monkeypatch, capsys, to):
+def test_format_without_its_extra_gives_one_line(backbone, tmp_path, monkeypatch, capsys, to):
     found = importlib.util.find_spec
     needed = EXPORTS[to].modules
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in needed else found(name, *rest))
@@ -301,7 +301,7 @@ def test_a_format_without_its_extra_is_one_line(backbone, tmp_path, monkeypatch,
 
 
 @pytest.mark.slow
-def test_a_mixed_backbone_goes_out_in_float32(tmp_path):
+def test_mixed_backbone_is_exported_in_float32(tmp_path):
     mixed = randomised("resnet18", width=0.125, dtype="mixed_bfloat16")
     for to in ("torchvision", "detectron2", "kerascv", "saved_model"):
         manifest = json.loads((export(mixed, to, tmp_path / to) / "manifest.json").read_text())
@@ -314,7 +314,7 @@ def saved(backbone, tmp_path):
     return str(tmp_path / "backbone.keras")
 
 
-def test_the_command_tells_what_it_compared(saved, tmp_path, capsys):
+def test_command_prints_its_comparisons(saved, tmp_path, capsys):
     output = tmp_path / "out"
     arguments = ["export", saved, "--to", "detectron2", "--output", str(output), "--license", "CC BY 4.0"]
     assert cli.main(arguments) == 0
@@ -324,7 +324,7 @@ def test_the_command_tells_what_it_compared(saved, tmp_path, capsys):
     assert "| licence of the weights | CC BY 4.0 |" in (output / "model_card.md").read_text()
 
 
-def test_the_command_ends_with_1_where_the_export_is_refused(saved, tmp_path, monkeypatch, capsys):
+def test_command_exits_with_1_if_the_export_is_refused(saved, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch_export, "to_torchvision", lambda model: swap(to_torchvision(model)))
     output = tmp_path / "out"
     assert cli.main(["export", saved, "--to", "torchvision", "--output", str(output)]) == 1
@@ -333,7 +333,7 @@ def test_the_command_ends_with_1_where_the_export_is_refused(saved, tmp_path, mo
     assert not output.exists()
 
 
-def test_the_command_ends_with_2_where_the_input_is_wrong(saved, tmp_path, capsys):
+def test_command_exits_with_2_if_the_input_is_wrong(saved, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("precious")
     assert cli.main(["export", saved, "--to", "keras", "--output", str(tmp_path / "out")]) == 2
@@ -350,7 +350,7 @@ def test_wrong_arguments_are_named(backbone, tmp_path, to, output, field, named)
     assert error.value.field == field and named in error.value.problem
 
 
-def test_a_model_of_another_kind_is_refused_where_it_could_not_be_read_again(tmp_path):
+def test_model_of_another_class_is_refused(tmp_path):
     ours = build_backbone("resnet18", width=0.125)
     other = keras.Model(ours.input, ours.output, name="other")
     other.pyramid_level_inputs = ours.pyramid_level_inputs

@@ -1,4 +1,4 @@
-"""Checkpoints of other tools: the real key names of each, random tensors; and files that must not be believed."""
+"""Tests of other tools' checkpoints, with their real key names and random tensors, and of malicious files."""
 
 import io
 import json
@@ -24,10 +24,11 @@ def both(*names):
 
 
 QUEUE = ["queue", "queue_ptr"]
-# {layout: (where the wanted ResNet is, where else one is: + for a copy, ~ for an average of it, other keys)}, in the
-# order the file has them. The names are those of the public code: facebookresearch/moco and moco-v3 (builder.py),
-# HobbitLong/PyContrast (networks/, learning/contrast_trainer.py), facebookresearch/swav (resnet50.py), OpenSelfSup
-# (byol.py), WXinlong/DenseCL (densecl.py, necks.py, extract_backbone_weights.py), lucidrains/byol-pytorch, torchvision.
+# {layout: (place of the wanted ResNet, places of others, other keys)}, in the file's order. Among the other places,
+# + marks a copy and ~ an average of it. The names are those of the public code: facebookresearch/moco and moco-v3
+# (builder.py), HobbitLong/PyContrast (networks/, learning/contrast_trainer.py), facebookresearch/swav (resnet50.py),
+# OpenSelfSup (byol.py), WXinlong/DenseCL (densecl.py, necks.py, extract_backbone_weights.py),
+# lucidrains/byol-pytorch, torchvision.
 LAYOUTS = {
     "torchvision": ("", [], both("fc")),
     "timm": ("", [], both("fc")),
@@ -74,7 +75,7 @@ def state():
 
 
 def with_counters(state, prefix, shift=0):
-    """A ResNet's arrays and its norms' counters below a prefix."""
+    """Returns a ResNet's arrays and its norms' counters below a prefix."""
     arrays = {prefix + name: value + shift for name, value in state.items()}
     counters = [name.replace("running_mean", "num_batches_tracked") for name in arrays if "running_mean" in name]
     return arrays | {name: np.array(3) for name in counters}
@@ -90,7 +91,7 @@ def checkpoint(state, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_is_recognised_and_all_else_is_listed(state, layout):
+def test_every_layout_is_recognised_and_other_keys_listed(state, layout):
     content = checkpoint(state, layout)
     prefix, elsewhere, others = LAYOUTS[layout]
     assert find_prefix(content) == prefix
@@ -99,20 +100,20 @@ def test_every_layout_is_recognised_and_all_else_is_listed(state, layout):
 
 
 @pytest.mark.parametrize("layout", ["moco_v2", "openselfsup_byol"])
-def test_import_takes_the_right_weights_and_says_what_it_did(state, layout, tmp_path, capsys):
+def test_import_uses_the_right_weights_and_reports_them(state, layout, tmp_path, capsys):
     np.savez(tmp_path / "weights.npz", **checkpoint(state, layout))
     assert main(["import", str(tmp_path / "weights.npz"), "--output", str(tmp_path / "b.keras")]) == 0
     printed = capsys.readouterr().out
     prefix, _, others = LAYOUTS[layout]
     assert f"resnet18, width 0.125: {len(state)} arrays matched (named {prefix}…), none missing" in printed
     for name in others:
-        assert f"left behind: {name}\n" in printed
+        assert f"dropped: {name}\n" in printed
     received = to_torchvision(load_backbone(tmp_path / "b.keras"))
     for name, value in state.items():
         np.testing.assert_array_equal(received[name], value)
 
 
-def test_a_network_given_by_its_childrens_numbers_gets_its_names(state, tmp_path):
+def test_network_with_numbered_children_gets_its_names(state, tmp_path):
     numbers = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
     content = with_counters(state, "encoder.")
     for name, number in numbers.items():
@@ -127,7 +128,7 @@ def test_a_network_given_by_its_childrens_numbers_gets_its_names(state, tmp_path
         np.testing.assert_array_equal(read[f"encoder.{name}"], value)
 
 
-def test_a_digest_is_of_the_values(state):
+def test_digest_depends_only_on_the_values(state):
     first, again = from_torchvision(state), from_torchvision(dict(reversed(state.items())))
     assert weights_digest(first) == weights_digest(again)
     again.trainable_variables[0].assign_add(again.trainable_variables[0] * 1e-6 + 1e-6)
@@ -143,7 +144,7 @@ def test_digest_depends_on_the_last_array(state):
 
 
 @pytest.mark.parametrize("averaged", ["teacher", "momentum", "target_net", "encoder_k", "module.ema"])
-def test_averaged_encoder_is_passed_over(state, averaged):
+def test_averaged_encoder_is_skipped(state, averaged):
     both = {f"{averaged}.{name}": value + 1 for name, value in state.items()}
     both |= {f"student.{name}": value for name, value in state.items()}
     assert find_prefix(both) == "student."
@@ -162,7 +163,7 @@ def test_import_refuses_a_file_with_other_weights(state, tmp_path, monkeypatch, 
     assert str(tmp_path / "b.keras") in refused(capsys, file, code=1)
 
 
-def test_a_module_registered_twice_is_one_but_two_networks_are_refused(state):
+def test_repeated_module_is_one_and_two_networks_are_refused(state):
     twice = {f"{prefix}{name}": value for prefix in ("backbone.", "encoder_q.0.") for name, value in state.items()}
     assert find_prefix(twice) == "backbone."
     twice["encoder_q.0.layer1.0.conv1.weight"] = twice["encoder_q.0.layer1.0.conv1.weight"] + 1
@@ -171,7 +172,7 @@ def test_a_module_registered_twice_is_one_but_two_networks_are_refused(state):
     assert error.value.field == "prefix" and "'backbone.', 'encoder_q.0.'" in error.value.problem
 
 
-def test_an_incomplete_backbone_is_refused_and_nothing_is_left(state, tmp_path, capsys):
+def test_incomplete_backbone_is_refused_and_leaves_nothing(state, tmp_path, capsys):
     content = checkpoint(state, "moco_v2")
     del content["module.encoder_q.layer3.1.bn2.running_var"]
     np.savez(tmp_path / "weights.npz", **content)
@@ -180,7 +181,7 @@ def test_an_incomplete_backbone_is_refused_and_nothing_is_left(state, tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == ["weights.npz"]
 
 
-def test_an_output_is_not_overwritten_unasked(state, tmp_path):
+def test_output_is_overwritten_only_with_the_flag(state, tmp_path):
     write_safetensors(state, tmp_path / "weights.safetensors")
     command = ["import", str(tmp_path / "weights.safetensors"), "--output", str(tmp_path / "b.keras")]
     assert [main(command), main(command), main([*command, "--overwrite"])] == [0, 2, 0]
@@ -199,13 +200,13 @@ def test_objects_in_an_npz_file_are_refused_and_not_run(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"no zip at all", pickle.dumps({"a": 1})])
-def test_what_is_no_npz_file_is_one_line(content, tmp_path):
+def test_invalid_npz_file_gives_one_line(content, tmp_path):
     (tmp_path / "weights.npz").write_bytes(content)
     with pytest.raises(UserError, match=r"weights\.npz"):
         read_checkpoint(tmp_path / "weights.npz")
 
 
-def test_a_truncated_npz_file_is_one_line(state, tmp_path):
+def test_truncated_npz_file_gives_one_line(state, tmp_path):
     buffer = io.BytesIO()
     np.savez(buffer, **state)
     (tmp_path / "weights.npz").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
@@ -225,7 +226,7 @@ def test_pickles_are_not_read(name, tmp_path):
         read_checkpoint(tmp_path / name)
 
 
-def test_torch_files_without_torch_say_what_to_do(tmp_path, monkeypatch):
+def test_torch_file_without_torch_names_the_fix(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "weights.pth").write_bytes(b"x")
     with pytest.raises(UserError, match="pip install torch"):
@@ -254,7 +255,7 @@ def test_torch_files_may_be_nested_and_of_half_precision(key, tmp_path):
 
 
 class Harm:
-    """Unpickled, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -263,13 +264,13 @@ class Harm:
         return open, (self.path, "w")
 
 
-def test_the_harmful_pickle_would_do_harm(tmp_path):
+def test_harmful_pickle_acts_when_unpickled(tmp_path):
     pickle.loads(pickle.dumps(Harm(tmp_path / "harmed"))).close()
     assert (tmp_path / "harmed").exists()
 
 
 @pytest.mark.parametrize("ending", [".pkl", ".npz", ".safetensors", ".keras", ".pth", ".pt", ".tar", ".ckpt"])
-def test_a_pickle_with_code_is_refused_and_not_run(ending, tmp_path, capsys):
+def test_pickle_with_code_is_refused_and_not_run(ending, tmp_path, capsys):
     file = tmp_path / f"evil{ending}"
     file.write_bytes(pickle.dumps({"state_dict": {"conv1.weight": Harm(tmp_path / "harmed")}}))
     assert main(["import", str(file), "--output", str(tmp_path / "b.keras")]) == 2
@@ -288,12 +289,12 @@ def test_code_in_a_torch_file_is_refused_and_not_run(new, state, tmp_path, capsy
     assert main(["import", str(file), "--output", str(tmp_path / "b.keras")]) == 2
     assert capsys.readouterr().err.startswith(f"dupr-tf: error: {file} ")
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
-    torch.load(file, weights_only=False)  # what was refused would have done it
+    torch.load(file, weights_only=False)  # the refused code would have created it
     assert (tmp_path / "harmed").exists()
 
 
 @pytest.mark.parametrize("content", ["a list", "a cut file"])
-def test_other_torch_files_are_one_line(content, tmp_path):
+def test_other_torch_files_give_one_line(content, tmp_path):
     torch = pytest.importorskip("torch", reason="torch is an extra")
     torch.save([torch.ones(3)] if content == "a list" else {"a": torch.ones(10_000)}, tmp_path / "a.pth")
     if content == "a cut file":
@@ -304,7 +305,7 @@ def test_other_torch_files_are_one_line(content, tmp_path):
 
 
 def refused(capsys, file, *flags, code=2):
-    """The one line `import` ends with; nothing but the file is there afterwards."""
+    """Returns the single line that `import` ends with, after checking that only the input file exists."""
     before = sorted(path.name for path in file.parent.iterdir())
     assert main(["import", str(file), "--output", str(file.parent / "b.keras"), *flags]) == code
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dupr-tf: error: ")]
@@ -324,20 +325,20 @@ def changed(state, **changes):
     (lambda s: changed(s, bn1__weight=np.array(["a"] * 8)), "Expected real numbers in bn1.weight, received <U1"),
     (lambda s: changed(s, bn1__weight=np.ones(8, complex)), "Expected real numbers in bn1.weight, received complex128"),
 ], ids=["depth", "width", "a number for a kernel", "a norm with axes", "text", "complex"])  # fmt: skip
-def test_a_network_that_is_none_of_ours_is_one_line(change, message, state, tmp_path, capsys):
+def test_unsupported_network_gives_one_line(change, message, state, tmp_path, capsys):
     np.savez(tmp_path / "weights.npz", **change(state))
     assert message in refused(capsys, tmp_path / "weights.npz")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300], ids=str)
-def test_nonfinite_weights_are_named_and_taken_only_when_asked_for(value, state, tmp_path, capsys):
+def test_nonfinite_weights_are_named_and_need_a_flag(value, state, tmp_path, capsys):
     file = tmp_path / "weights.npz"
-    np.savez(file, **changed(state, bn1__bias=np.full(8, value)))  # 1e300 is infinite as a float32
+    np.savez(file, **changed(state, bn1__bias=np.full(8, value)))  # 1e300 becomes infinite as a float32
     line = refused(capsys, file)
     assert "bn1.bias contains NaN" in line and "--allow-nonfinite" in line
 
 
-def test_allowed_nonfinite_weights_come_through_and_are_refused_again_on_loading(state, tmp_path):
+def test_allowed_nonfinite_weights_are_refused_on_loading(state, tmp_path):
     file, output = tmp_path / "weights.npz", tmp_path / "b.keras"
     np.savez(file, **changed(state, bn1__bias=np.array([np.nan, np.inf, 1, 2, 3, 4, 5, 6])))
     assert main(["import", str(file), "--output", str(output), "--allow-nonfinite"]) == 0
@@ -348,12 +349,12 @@ def test_allowed_nonfinite_weights_come_through_and_are_refused_again_on_loading
     np.testing.assert_array_equal(received, [np.nan, np.inf, 1, 2, 3, 4, 5, 6])
 
 
-def test_a_flipped_bit_is_found_by_the_manifest(state, tmp_path, capsys):
+def test_flipped_bit_is_detected_by_the_manifest(state, tmp_path, capsys):
     file = tmp_path / "weights.safetensors"
     write_safetensors(state, file)
     write_manifest(tmp_path)
     content = bytearray(file.read_bytes())
-    content[-3] ^= 1  # a number stays a number: safetensors has no checksum
+    content[-3] ^= 1  # the number stays valid: safetensors has no checksum
     file.write_bytes(content)
     line = refused(capsys, file)
     assert str(file) in line and "manifest.json" in line
@@ -361,11 +362,11 @@ def test_a_flipped_bit_is_found_by_the_manifest(state, tmp_path, capsys):
     assert import_backbone(file, tmp_path / "b.keras").architecture == "resnet18"
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(state, tmp_path, capsys):
+def test_full_disk_gives_one_line_and_leaves_nothing(state, tmp_path, capsys):
     file = tmp_path / "weights.safetensors"
     write_safetensors(state, file)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # the kernel refuses what is longer, as a full disk does
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # the kernel refuses longer files, as a full disk does
     try:
         line = refused(capsys, file, code=1)
     finally:
@@ -373,7 +374,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(state, tmp_path, capsys):
     assert str(tmp_path / "b.keras") in line
 
 
-def test_a_place_that_cannot_be_written_is_one_line(state, tmp_path, capsys):
+def test_unwritable_folder_gives_one_line(state, tmp_path, capsys):
     write_safetensors(state, tmp_path / "weights.safetensors")
     (tmp_path / "file").write_text("")
     command = ["import", str(tmp_path / "weights.safetensors"), "--output", str(tmp_path / "file" / "b.keras")]

@@ -1,4 +1,4 @@
-"""Exports in the libraries they are for, where those are installed: the same images, even-sized and odd-sized."""
+"""Tests exports in the libraries they are for, where installed, on an even-sized and an odd-sized image."""
 
 import json
 import subprocess
@@ -16,17 +16,17 @@ from dupr_tf.weights.formats import installed
 from dupr_tf.weights.verify import check_images, features, normalized
 from tests.weights.backbones import randomised
 
-BAR = 1e-5  # of a level's largest feature
+BAR = 1e-5  # share of a level's largest feature
 
 
 def needs(*modules):
-    """Skip where one is not installed. They are not imported here: PyTorch beside TensorFlow can crash."""
+    """Skips where a module is not installed. It imports none, since PyTorch with TensorFlow can crash."""
     missing = [module for module in modules if not installed(module)]
     return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed")
 
 
 def checks_of(output, library):
-    """The comparisons with a library: all levels of both images, each within the bar."""
+    """Returns the comparisons with a library: all levels of both images, each within the tolerance."""
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["not_compared"] == []
     checks = [check for check in manifest["checks"] if check["against"].startswith(library)]
@@ -42,20 +42,20 @@ def checks_of(output, library):
 @pytest.mark.parametrize(
     "library", [pytest.param(name, marks=needs("torch", name)) for name in ("torchvision", "timm")]
 )
-def test_pytorchs_networks_give_our_features(library, architecture, tmp_path):
+def test_networks_of_pytorch_give_our_features(library, architecture, tmp_path):
     output = export(randomised(architecture), library, tmp_path / "out")
     assert max(check["difference"] for check in checks_of(output, library)) > 0  # it was another network
 
 
 @needs("torch")
-def test_the_pth_file_holds_tensors_only(tmp_path):
+def test_pth_file_holds_tensors_only(tmp_path):
     output = export(randomised("resnet18", width=0.125), "torchvision", tmp_path / "out")
     code = "import sys, torch; print(len(torch.load(sys.argv[1], weights_only=True)))"
     command = [sys.executable, "-c", code, str(output / "backbone.pth")]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "100"
 
 
-def test_no_pth_without_pytorch(tmp_path, monkeypatch):
+def test_pth_export_without_pytorch_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_export, "installed", lambda module: False)
     output = export(randomised("resnet18", width=0.125), "torchvision", tmp_path / "out")
     assert {path.name for path in output.iterdir()} == {"backbone.safetensors", "manifest.json", "model_card.md"}
@@ -65,7 +65,7 @@ def test_no_pth_without_pytorch(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "library", [pytest.param(name, marks=needs("torch", name)) for name in ("torchvision", "timm")]
 )
-def test_a_width_they_have_not_is_not_compared(library, tmp_path):
+def test_unavailable_width_is_not_compared(library, tmp_path):
     output = export(randomised("resnet18", width=0.125), library, tmp_path / "out")
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["not_compared"] == [f"{library}: it has no resnet18 of width 0.125"]
@@ -83,7 +83,7 @@ def test_a_width_they_have_not_is_not_compared(library, tmp_path):
     ],
     ids=["unknown", "swapped"],
 )
-def test_a_wrong_name_in_the_table_is_found_by_torchvision(rename, message, tmp_path, monkeypatch):
+def test_wrong_name_in_the_table_is_detected_by_torchvision(rename, message, tmp_path, monkeypatch):
     from dupr_tf.weights import names
 
     def wrong(architecture, rows=names.weight_names):
@@ -91,21 +91,21 @@ def test_a_wrong_name_in_the_table_is_found_by_torchvision(rename, message, tmp_
             row._replace(torchvision=rename.get(row.torchvision, row.torchvision)) for row in rows(architecture)
         )
 
-    monkeypatch.setattr(names, "weight_names", wrong)  # both directions: reading our own file again sees nothing
+    monkeypatch.setattr(names, "weight_names", wrong)  # wrong in both directions: our own reader sees nothing
     with pytest.raises(RunFailed, match=message):
         export(randomised("resnet18"), "torchvision", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("answer", ["raise SystemExit('no such thing')", "import os; os.kill(os.getpid(), 11)"])
-def test_a_pytorch_that_fails_or_crashes_is_refused(answer, tmp_path, monkeypatch):
+def test_pytorch_that_fails_or_crashes_is_refused(answer, tmp_path, monkeypatch):
     (tmp_path / "process.py").write_text(answer)
     monkeypatch.setattr(torch_export, "PROCESS", tmp_path / "process.py")
     with pytest.raises(RunFailed, match=r"timm.*(no such thing|exit code -11)"):
         torch_export.ask({"task": "timm"})
 
 
-def test_a_pytorch_that_cannot_be_imported_is_told(tmp_path, monkeypatch):
+def test_pytorch_import_error_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(torch_export, "installed", lambda module: True)
     (tmp_path / "process.py").write_text('print(\'{"unavailable": "ImportError: libc10.so"}\')')
     monkeypatch.setattr(torch_export, "PROCESS", tmp_path / "process.py")
@@ -123,13 +123,13 @@ def test_a_pytorch_that_cannot_be_imported_is_told(tmp_path, monkeypatch):
         pytest.param("resnet50", 0.125, False, marks=pytest.mark.slow),
     ],
 )
-def test_onnx(architecture, width, normalising, tmp_path):
+def test_onnx_export_gives_our_features(architecture, width, normalising, tmp_path):
     from dupr_tf.weights import read_onnx
 
     backbone = randomised(architecture, width=width, include_normalization=normalising)
     output = export(backbone, "onnx", tmp_path / "out")
     checks_of(output, "onnxruntime")
-    images = np.concatenate([check_images((33, 47)), check_images((33, 47))[:, ::-1]])  # a batch, yet another size
+    images = np.concatenate([check_images((33, 47)), check_images((33, 47))[:, ::-1]])  # a batch of yet another size
     expected = features(backbone, images if normalising else normalized(images))
     received = read_onnx(output / "backbone.onnx")(images)
     assert sorted(received) == ["P2", "P3", "P4", "P5"]
@@ -139,7 +139,7 @@ def test_onnx(architecture, width, normalising, tmp_path):
 
 
 @needs("onnx", "tf2onnx", "onnxruntime")
-def test_an_onnx_file_of_other_weights_is_refused(tmp_path, monkeypatch):
+def test_onnx_file_of_other_weights_is_refused(tmp_path, monkeypatch):
     from dupr_tf.weights import onnx_io
 
     read = onnx_io.read_onnx
@@ -151,7 +151,7 @@ def test_an_onnx_file_of_other_weights_is_refused(tmp_path, monkeypatch):
 
 @needs("keras_hub")
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
-def test_kerashub_and_back(architecture, tmp_path):
+def test_kerashub_export_and_back_keeps_weights(architecture, tmp_path):
     import keras_hub
 
     from dupr_tf.weights import from_keras_hub
@@ -168,7 +168,7 @@ def test_kerashub_and_back(architecture, tmp_path):
 
 
 @needs("keras_hub")
-def test_kerashub_has_one_width(tmp_path):
+def test_kerashub_export_needs_the_full_width(tmp_path):
     with pytest.raises(UserError) as error:
         export(randomised("resnet18", width=0.125), "kerashub", tmp_path / "out")
     assert error.value.field == "backbone" and "0.125" in error.value.problem
@@ -180,7 +180,7 @@ def kerascv_file(tmp_path):
     return export(randomised("resnet18", width=0.125), "kerascv", tmp_path / "out") / "backbone.keras"
 
 
-def test_the_kerascv_file_takes_raw_images(kerascv_file):
+def test_kerascv_file_accepts_raw_images(kerascv_file):
     backbone, images = randomised("resnet18", width=0.125), check_images((64, 64))
     for level, value in features(keras.saving.load_model(kerascv_file), images).items():
         expected = np.asarray(pyramid(backbone)(normalized(images))[level])
@@ -188,7 +188,7 @@ def test_the_kerascv_file_takes_raw_images(kerascv_file):
 
 
 @pytest.mark.slow  # models/test_resnet.py builds a RetinaNet on the backbone
-def test_the_kerascv_file_loads_after_one_import_and_carries_a_retinanet(kerascv_file):
+def test_kerascv_file_loads_and_carries_a_retinanet(kerascv_file):
     code = """
 import sys, keras, numpy, dupr_tf.models
 backbone = keras.saving.load_model(sys.argv[1])

@@ -1,4 +1,4 @@
-"""The table of weight names, against torchvision's, detectron2's and KerasHub's names written down by hand."""
+"""Compares the table of weight names with torchvision's, detectron2's and KerasHub's names, written by hand."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ from tests.weights.backbones import randomised
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 
-# `torchvision.models.resnet18().state_dict()` without `fc` and `num_batches_tracked`, a convolution a line.
+# `torchvision.models.resnet18().state_dict()` without `fc` and `num_batches_tracked`, one convolution a line.
 RESNET18_CONVOLUTIONS = """
 conv1 bn1
 layer1.0.conv1 layer1.0.bn1
@@ -89,7 +89,7 @@ RESNET50_ROWS = [
 ]
 
 
-def test_resnet18_has_torchvisions_keys_in_torchvisions_order():
+def test_resnet18_has_keys_and_order_of_torchvision():
     expected = []
     for line in RESNET18_CONVOLUTIONS.split("\n")[1:-1]:
         convolution, norm = line.split()
@@ -98,11 +98,11 @@ def test_resnet18_has_torchvisions_keys_in_torchvisions_order():
 
 
 @pytest.mark.parametrize("row", RESNET50_ROWS, ids=lambda row: row[1])
-def test_resnet50_rows(row):
+def test_resnet50_has_the_rows_written_by_hand(row):
     assert row in weight_names("resnet50")
 
 
-# 1 stem, 2 or 3 a block, and a shortcut a stage (none in the first stage of basic blocks).
+# 1 stem, 2 or 3 in a block, and a shortcut in each stage (none in the first stage of basic blocks).
 @pytest.mark.parametrize(
     ("architecture", "convolutions"),
     [("resnet18", 20), ("resnet34", 36), ("resnet50", 53), ("resnet101", 104), ("resnet152", 155)],
@@ -119,7 +119,7 @@ def test_every_depth_has_its_number_of_arrays(architecture, convolutions):
     "architecture",
     ["resnet18", "resnet34", "resnet50", *(pytest.param(f"resnet{n}", marks=pytest.mark.slow) for n in (101, 152))],
 )
-def test_the_keras_column_is_every_variable_of_the_model_once(architecture):
+def test_keras_column_lists_each_variable_once(architecture):
     backbone = build_backbone(architecture, width=0.125)
     variables = [keras_variable(backbone, row.keras) for row in weight_names(architecture)]
     assert {id(variable) for variable in variables} == {id(variable) for variable in backbone.variables}
@@ -128,12 +128,12 @@ def test_the_keras_column_is_every_variable_of_the_model_once(architecture):
 
 @pytest.mark.parametrize("source", LAYOUTS)
 @pytest.mark.parametrize("target", LAYOUTS)
-def test_translations_are_each_others_inverse(source, target):
+def test_translations_are_inverse_to_each_other(source, target):
     there, back = translation("resnet50", source, target), translation("resnet50", target, source)
     assert {back[new]: new for new in there.values()} == there
 
 
-def test_a_kernel_is_transposed_both_ways():
+def test_kernel_is_transposed_in_both_directions():
     kernel = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)  # height, width, in, out
     torch = to_torch_layout(kernel, True)
     assert torch.shape == (5, 4, 2, 3)
@@ -142,7 +142,7 @@ def test_a_kernel_is_transposed_both_ways():
     np.testing.assert_array_equal(to_torch_layout(np.arange(3), False), np.arange(3))
 
 
-def test_arrays_are_float32_in_torchs_order():
+def test_arrays_are_float32_in_the_order_of_torch():
     backbone = build_backbone("resnet50", width=0.125, dtype="float64")
     arrays = torch_arrays(backbone, "detectron2")
     assert {array.dtype for array in arrays.values()} == {np.dtype("float32")}
@@ -151,7 +151,7 @@ def test_arrays_are_float32_in_torchs_order():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_arrays_of_every_layout_come_back(layout):
+def test_arrays_of_every_layout_are_restored(layout):
     backbone, other = randomised("resnet50", width=0.125), build_backbone("resnet50", width=0.125)
     arrays = named_arrays(backbone, layout)
     shape = (64, 32, 1, 1) if layout in ("torchvision", "detectron2") else (1, 1, 32, 64)

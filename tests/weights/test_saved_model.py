@@ -1,4 +1,4 @@
-"""SavedModels: raw images of any size in, the model's own features out, to the last bit."""
+"""Tests of SavedModels: raw images of any size as input, the model's own features as output, to the last bit."""
 
 import keras
 import numpy as np
@@ -28,7 +28,7 @@ def written(request, tmp_path_factory):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
-def test_the_features_are_the_models(written, size, dtype):
+def test_features_equal_those_of_the_model(written, size, dtype):
     backbone, read = written
     images = images_of(size, dtype)
     model = tf.function(serving_model(backbone), autograph=False)  # eagerly, rounding may differ
@@ -55,7 +55,7 @@ def test_half_precision_backbone_converts_to_tflite(tmp_path):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_normalisation_is_inside(written, size):
+def test_saved_model_includes_the_normalisation(written, size):
     backbone, read = written
     images = images_of(size, "uint8")
     given = images
@@ -79,7 +79,7 @@ def test_both_signatures_take_any_size(written):
         assert spec.shape.as_list() == [None, None, None, 3] and spec.dtype == dtype
 
 
-def test_a_mixed_backbone_serves_float32(tmp_path):
+def test_mixed_backbone_serves_float32(tmp_path):
     backbone = build_backbone("resnet18", width=0.125, dtype="mixed_bfloat16")
     write_saved_model(backbone, tmp_path / "export")
     received = read_saved_model(tmp_path / "export")(images_of((1, 32, 32), "uint8"))
@@ -88,14 +88,14 @@ def test_a_mixed_backbone_serves_float32(tmp_path):
     np.testing.assert_array_equal(received["P2"], tf.cast(expected["P2"], tf.float32))
 
 
-def test_a_backbone_with_fewer_levels_serves_those():
+def test_backbone_with_fewer_levels_serves_those():
     ours = build_backbone("resnet18", width=0.125)
     other = keras.Model(ours.input, ours.output)
     other.pyramid_level_inputs = {"P4": "stack2_block1_out", "P5": "stack3_block1_out"}
     assert set(serving_model(other)(images_of((1, 64, 64), "uint8"))) == {"P4", "P5"}
 
 
-def test_weights_that_give_no_numbers_are_told(tmp_path):
+def test_weights_that_give_nan_are_reported(tmp_path):
     backbone = build_backbone("resnet18", width=0.125)
     backbone.get_layer("conv1_bn").beta.assign(np.full(8, np.nan))
     assert not any(check.finite for check in write_saved_model(backbone, tmp_path / "export").checks)
@@ -107,7 +107,7 @@ def test_both_signatures_are_compared_at_an_even_and_an_odd_size(tmp_path):
     assert {check.image for check in written.checks} == {"64×96", "65×97"}
 
 
-def test_a_model_without_a_pyramid_is_refused(tmp_path):
+def test_model_without_a_pyramid_is_refused(tmp_path):
     with pytest.raises(UserError, match="levels"):
         write_saved_model(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()]), tmp_path / "export")
     assert not (tmp_path / "export").exists()

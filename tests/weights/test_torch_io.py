@@ -1,4 +1,4 @@
-"""Torchvision state dicts: what goes out comes back with the same features, and what is wrong is named."""
+"""Tests of torchvision state dicts: a round trip keeps the features, and errors name what is wrong."""
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ IMAGES = np.random.default_rng(0).normal(size=(1, 65, 64, 3)).astype(np.float32)
 
 
 def state_of(architecture="resnet18", width=0.125):
-    """A state dict whose normalisations all differ."""
+    """Returns a state dict whose normalisations all differ."""
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     state = to_torchvision(build_backbone(architecture, width=width))
@@ -38,7 +38,7 @@ def state_of(architecture="resnet18", width=0.125):
         pytest.param("resnet101", 0.125, marks=pytest.mark.slow),
     ],
 )
-def test_a_round_trip_keeps_network_and_features(architecture, width):
+def test_round_trip_keeps_network_and_features(architecture, width):
     state = state_of(architecture, width)
     first = from_torchvision(state)
     second = from_torchvision(to_torchvision(first))
@@ -51,7 +51,7 @@ def test_a_round_trip_keeps_network_and_features(architecture, width):
 
 
 @pytest.mark.parametrize("width", [0.01, 0.125, 0.2, 0.25, 0.3, 0.33, 0.5, 0.7, 1, 1.5, 2])
-def test_the_width_is_read_off_the_channels(width):
+def test_width_is_derived_from_the_channels(width):
     from dupr_tf.models.resnet import stage_channels
 
     state = {"conv1.weight": np.zeros(1)}
@@ -77,7 +77,7 @@ def test_heads_and_counters_are_dropped_and_listed(caplog):
     np.testing.assert_array_equal(to_torchvision(backbone)["conv1.weight"], state["conv1.weight"])
 
 
-def test_a_normalising_backbone_has_the_same_weights():
+def test_normalising_backbone_has_the_same_weights():
     state = state_of()
     backbone = from_torchvision(state, include_normalization=True, name="mine")
     assert backbone.include_normalization and backbone.name == "mine"
@@ -131,7 +131,7 @@ def test_safetensors_keep_names_values_and_metadata(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"nothing", lambda data: b""])
-def test_a_damaged_safetensors_file_is_one_clear_error(damage, tmp_path):
+def test_damaged_safetensors_file_gives_one_line(damage, tmp_path):
     path = tmp_path / "w.safetensors"
     write_safetensors(state_of(), path)
     path.write_bytes(damage(path.read_bytes()))

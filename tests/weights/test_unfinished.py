@@ -1,4 +1,4 @@
-"""The backbone of a run that has not ended, from its newest undamaged checkpoint."""
+"""Tests of the backbone of an unfinished run, read from its newest undamaged checkpoint."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ CONFIG = parse_config({
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """A run with checkpoints of steps 3 and 12, and the weights of its backbone at both."""
+    """Returns a run with checkpoints of steps 3 and 12, and the weights of its backbone at both."""
     run, weights = tmp_path_factory.mktemp("stopped"), {}
     (run / "config.yaml").write_text(dump_config(CONFIG))
     (run / "metrics.jsonl").write_text("".join(json.dumps({"step": s, "loss": 2.0 * s}) + "\n" for s in (2, 11, 14)))
@@ -50,7 +50,7 @@ def assert_weights(path, weights):
         np.testing.assert_array_equal(value, expected)
 
 
-def test_newest_checkpoint_is_read_and_its_step_is_said(run, stopped, caplog):
+def test_newest_checkpoint_is_read_and_its_step_printed(run, stopped, caplog):
     caplog.set_level(logging.INFO)
     assert_weights(run, stopped[1][12])
     assert "step 12" in caplog.text
@@ -58,14 +58,14 @@ def test_newest_checkpoint_is_read_and_its_step_is_said(run, stopped, caplog):
     assert facts["steps"].startswith("12,") and facts["last losses"] == "loss 22.000"
 
 
-def test_damaged_checkpoint_is_named_and_the_one_before_is_read(run, stopped, caplog):
+def test_damaged_checkpoint_is_named_and_the_previous_read(run, stopped, caplog):
     data = next((run / "checkpoints").glob("ckpt-12.data-*"))
     data.write_bytes(data.read_bytes()[:-1])
     assert_weights(run, stopped[1][3])
     assert "ckpt-12" in caplog.text
 
 
-def test_run_without_a_sound_checkpoint_is_refused(run):
+def test_run_without_an_undamaged_checkpoint_is_refused(run):
     for data in (run / "checkpoints").glob("*.data-*"):
         data.write_bytes(b"")
     assert str(run) in refusal(load_backbone, run).problem
@@ -76,6 +76,6 @@ def test_finished_run_reads_its_backbone(run, stopped):
     assert weights_file(run) == run / "backbone.keras"
 
 
-def test_unfinished_detector_is_no_backbone(run):
+def test_unfinished_detector_is_refused_as_a_backbone(run):
     (run / "config.yaml").write_text("detector: {}\noptimizer: {learning_rate: 0.1}\n")
     assert refusal(weights_file, run).field is None

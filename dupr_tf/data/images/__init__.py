@@ -1,1 +1,1 @@
-"""Image files: listing, decoding, resizing, and those that cannot be used."""
+"""Lists, decodes and resizes image files, and records those that cannot be used."""

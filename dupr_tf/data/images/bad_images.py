@@ -26,7 +26,7 @@ WRITE_EVERY = 10.0  # seconds between two writes of the list during a run
 
 
 def unusable_reason(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, depth: str = "full") -> str:
-    """Why training would skip a file, as `kind of reason: details`; "" if it would not."""
+    """Returns why training would skip a file, as `kind of reason: details`; "" if it would not."""
     try:
         decode(read_file(path), max_pixels, factor=max(FACTORS), depth=depth)  # reads a JPEG's every coefficient
         return ""
@@ -103,11 +103,11 @@ class BadImages:
         """Raises an error if more images are unusable than allowed. Keeps the list on disk up to date.
 
         Args:
-            running: whether the training has begun.
+            running: whether the training runs already.
 
         Raises:
-            UserError: there are too many, and training has not begun.
-            RunFailed: there are too many, and training has begun.
+            UserError: there are too many before the training.
+            RunFailed: there are too many during the training.
         """
         if self.over_budget:
             self.close()

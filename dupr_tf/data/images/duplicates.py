@@ -226,7 +226,7 @@ def near_identical_folders(paths: Sequence[str]) -> list[tuple[str, float]]:
     for path in paths:
         folders[os.path.dirname(path)].append(path)
     large = [folder for folder, images in folders.items() if len(images) >= LEAST_FRAMES]
-    found = []
+    shares = []
     for at in np.unique(np.linspace(0, len(large) - 1, min(FOLDERS, len(large))).astype(int)).tolist():
         images = folders[large[at]]
         starts = np.linspace(0, len(images) - 2, NEIGHBOURS).astype(int).tolist()
@@ -234,8 +234,8 @@ def near_identical_folders(paths: Sequence[str]) -> list[tuple[str, float]]:
         known = [distance for distance in distances if distance is not None]
         share = sum(distance <= FRAMES_DISTANCE for distance in known) / max(1, len(known))
         if share > FRAMES_SHARE:
-            found.append((large[at], share))
-    return sorted(found, key=lambda pair: -pair[1])
+            shares.append((large[at], share))
+    return sorted(shares, key=lambda pair: -pair[1])
 
 
 def frames_warning(folder: str, share: float) -> str:

@@ -65,7 +65,7 @@ class LeftOut:
         return "; ".join(parts)
 
     def _inside(self, ending: str) -> str:
-        """The advice for a file that is an image under another ending."""
+        """Returns the advice for a file that is an image under another ending."""
         try:
             with open(self.examples[ending], "rb") as file:
                 kind = kind_of(file.read(64))

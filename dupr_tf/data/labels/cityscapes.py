@@ -89,8 +89,8 @@ def read_classes(root, split, class_names, ignore_value, max_missing_share) -> S
 
 def _scenes(root: Path, split: str) -> list[tuple[Path, Path, str]]:
     """Lists the images of a split, the paths of their labels up to `_gtFine`, and their ids `city/name`, sorted."""
-    found = (root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png")
-    paths = sorted(path for path in found if not is_hidden(path.name) and not is_hidden(path.parent.name))
+    images = (root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png")
+    paths = sorted(path for path in images if not is_hidden(path.name) and not is_hidden(path.parent.name))
     if not paths:
         problem = f"There is no {root}/leftImg8bit/{split}/CITY/*_leftImg8bit.png."
         raise MissingSplit(None, problem, "Pass the root of Cityscapes, and one of its splits.")

@@ -48,8 +48,8 @@ def read_cvat(root: Path, split: str, counts: collections.Counter, masks: bool) 
     files = find(root, split)
     if not files:
         raise missing_split(root, split, "CVAT annotations (XML for images 1.1)")
-    folder, own = part_of(root, split, _files)
-    index, images, names, met = ImageIndex(folder if own else root), [], {}, {}
+    folder, label_files = part_of(root, split, _files)
+    index, images, names, met = ImageIndex(folder if label_files else root), [], {}, {}
     for file in files:
         with reading(file, "CVAT annotations"):
             tree = _parse(file)
@@ -59,9 +59,9 @@ def read_cvat(root: Path, split: str, counts: collections.Counter, masks: bool) 
             names |= dict.fromkeys(read_name(node.findtext("name") or "") for node in labels)
             for node in tree.iter("image"):
                 subset = node.get("subset", "")
-                if own and folder == root and split_of(subset) not in ("", "default", split):
+                if label_files and folder == root and split_of(subset) not in ("", "default", split):
                     continue
-                if not own and split_of(subset) != split:
+                if not label_files and split_of(subset) != split:
                     continue
                 images.append(_image(node, index, subset, len(files) > 1 and file.stem, counts, masks))
                 met |= dict.fromkeys(item.name for item in images[-1].objects)

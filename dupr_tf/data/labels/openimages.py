@@ -59,11 +59,11 @@ def _class_names(root: Path, file: Path) -> dict[str, str]:
     """Returns {label: name} of the classes; {} without a file of class names."""
     patterns = ("*class-descriptions*.csv", "annotations/*class-descriptions*.csv", "metadata/classes.csv")
     folders = (root, file.parent, file.parent.parent)
-    found = [path for folder in folders for pattern in patterns for path in sorted(folder.glob(pattern))]
-    if not found:
+    files = [path for folder in folders for pattern in patterns for path in sorted(folder.glob(pattern))]
+    if not files:
         return {}
-    with reading(found[0], "names of classes"):
-        return {label: read_name(name) for label, name in _rows(found[0]) if label != "LabelName"}
+    with reading(files[0], "names of classes"):
+        return {label: read_name(name) for label, name in _rows(files[0]) if label != "LabelName"}
 
 
 def _rows(file: Path) -> list[list[str]]:

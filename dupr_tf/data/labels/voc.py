@@ -74,8 +74,8 @@ def _image(listing: Path, root: Path, name: str, pictures: dict[str, list[Path]]
         sides = {which: float(tree.findtext(f"size/{which}") or 0) for which in ("height", "width")}
         filename = (tree.findtext("filename") or "").strip()
     counts[EXTRA_BOXES] += sum(len(o) - 1 for o in objects)
-    found = pictures.get(name) or [year / "JPEGImages" / f"{name}.jpg"]
-    named = [path for path in found if path.name == filename] or found
+    candidates = pictures.get(name) or [year / "JPEGImages" / f"{name}.jpg"]
+    named = [path for path in candidates if path.name == filename] or candidates
     if len(named) > 1:
         names = " and ".join(map(str, named))
         raise UserError(

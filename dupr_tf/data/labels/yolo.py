@@ -167,8 +167,8 @@ def _images(place: Path, root: Path) -> list[Path]:
 
 
 def _listed(line: str, listing: Path, root: Path) -> Path:
-    found = _place(line, listing.parent, root)
-    return found if found is not None and found.is_file() else root / PurePosixPath(line.replace("\\", "/")).name
+    path = _place(line, listing.parent, root)
+    return path if path is not None and path.is_file() else root / PurePosixPath(line.replace("\\", "/")).name
 
 
 def _label_file(image: Path, root: Path) -> Path | None:

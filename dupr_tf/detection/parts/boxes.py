@@ -1,4 +1,4 @@
-"""Box arithmetic with Keras' `bounding_boxes` and TensorFlow's suppression.
+"""Computes with boxes, by Keras' `bounding_boxes` and TensorFlow's suppression.
 
 Boxes are `(x1, y1, x2, y2)` in pixels of the padded input, float32.
 """
@@ -69,7 +69,7 @@ def suppress(boxes, scores, score_threshold, nms_iou, count):
     """Selects the best detections by NMS within each class.
 
     Args:
-        boxes: (B, N, C, 4), one for each class; or (B, N, 1, 4), one for all.
+        boxes: (B, N, C, 4) with a box for each class, or (B, N, 1, 4).
         scores: (B, N, C).
         score_threshold: lower limit of the score, exclusive.
         nms_iou: of boxes of a class that overlap more, the best is kept.

@@ -1,4 +1,4 @@
-"""Matching of anchors and proposals with ground truth boxes, and sampling of those that a step learns from.
+"""Matches anchors and proposals with ground truth boxes, and samples those that a step trains on.
 
 Keras has no matcher. KerasCV's `BoxMatcher` is not used: with forced matches every padding column gets one (anchor 0
 becomes positive), ties lose, and an image without columns has no negatives. Its `balanced_sample` is not used either:

@@ -1,7 +1,7 @@
 """Non-maximum suppression within each class, in a form for every target.
 
-TensorFlow has one operation for it. ONNX has its counterpart for boxes that all classes share, so that boxes of each
-class become images of their own. LiteRT has the suppression of one class of one image.
+TensorFlow has one operation for it. The counterpart in ONNX takes boxes that all classes share, so the boxes of each
+class become a separate image. LiteRT has the suppression of one class of one image.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ def suppress_classes(boxes, scores, count, nms_iou, score_threshold):
     """Selects the best boxes by NMS within each class.
 
     Args:
-        boxes: (B, N, C, 4), one for each class; or (B, N, 1, 4), one for all. LiteRT takes B = 1 only.
-        scores: (B, N, C); only those above 0 are sure to be sorted rightly, see `proposals.positive`.
+        boxes: (B, N, C, 4) with a box for each class, or (B, N, 1, 4). LiteRT takes B = 1 only.
+        scores: (B, N, C). Only scores above 0 are sure to be sorted correctly, see `proposals.positive`.
         count: boxes per image, K.
         nms_iou: of boxes of a class that overlap more, the best is kept.
         score_threshold: lower limit of the score, exclusive; at least 0.

@@ -1,4 +1,4 @@
-"""RoIAlign of many boxes on one map or a pyramid; each box reads its own level only.
+"""Computes RoIAlign of many boxes on one map or a pyramid. Each box reads only its own level.
 
 TensorFlow's form uses `crop_and_resize`, which ONNX files emulate with a loop over the boxes and LiteRT lacks. Exports
 use gathers instead. They give the same values, but take five to ten times as long in TensorFlow.

@@ -121,7 +121,7 @@ def test_advice_names_the_settings_with_values():
     assert "data.depth to auto" in advice(["no defined white: pixels of 32 bits (mode F), data.depth auto"], 5)
 
 
-def test_a_folder_without_a_usable_image_is_refused(tmp_path):
+def test_folder_without_a_usable_image_is_refused(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.jpg").write_bytes(b"text")
     paths = list_images(tmp_path)

@@ -59,7 +59,7 @@ def brute_force(pool, against, distance):
 
 @pytest.mark.parametrize("distance", [0, 2, 3])
 @pytest.mark.parametrize("two_sets", [False, True])
-def test_every_pair_within_the_threshold_is_found(distance, two_sets):
+def test_every_pair_within_the_threshold_is_listed(distance, two_sets):
     rng, pool, other = np.random.default_rng(1), random_hashes(400), random_hashes(300, 1)
     for i in range(0, 300, 3):
         source = other[i] if two_sets else pool[i + 100]

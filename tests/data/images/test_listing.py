@@ -54,7 +54,7 @@ def test_listing_counts_what_it_leaves_out(tmp_path):
     assert list_root(tmp_path / "elsewhere").left_out.summary() == ""
 
 
-def test_folder_without_images_names_what_it_has(tmp_path):
+def test_folder_without_images_lists_its_contents(tmp_path):
     (tmp_path / "1.raw").write_bytes(b"x")
     assert str(tmp_path / "1.raw") in refusal(list_images, tmp_path).problem
 

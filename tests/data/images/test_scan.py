@@ -56,7 +56,7 @@ def test_scan_summary_and_exit_code_are_those_of_pretrain(folder, capsys):
     assert scanned(capsys, folder, "--max-pixels", "100")[1][-1] == "6 of 6 images would be skipped (100.00%)"
 
 
-def test_a_scan_resumes_and_reads_changed_files_again(folder, tmp_path, capsys, monkeypatch):
+def test_scan_resumes_and_reads_changed_files_again(folder, tmp_path, capsys, monkeypatch):
     looked = []
     original = scan_module.read_file
     monkeypatch.setattr(scan_module, "read_file", lambda path: looked.append(path[-5]) or original(path))

@@ -40,7 +40,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("segmentation", "what"), BROKEN)
-def test_a_box_without_a_usable_mask_is_ignored_and_counted(tmp_path, segmentation, what):
+def test_box_without_a_usable_mask_is_ignored_and_counted(tmp_path, segmentation, what):
     def change(content):
         content["annotations"][1]["segmentation"] = segmentation
 
@@ -52,7 +52,7 @@ def test_a_box_without_a_usable_mask_is_ignored_and_counted(tmp_path, segmentati
     assert area_of(read.masks[1][0], read.sizes[1]) == (x2 - x1) * (y2 - y1)  # the box itself
 
 
-def test_masks_follow_their_boxes_where_boxes_are_dropped(tmp_path):
+def test_masks_of_dropped_boxes_are_dropped(tmp_path):
     def change(content):
         content["annotations"][3]["bbox"] = [1, 1, 0, 0]  # the first of three boxes of the third picture
 

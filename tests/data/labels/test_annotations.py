@@ -203,7 +203,7 @@ def test_ids_as_text_equal_ids_as_numbers(tmp_path, coco):
         np.testing.assert_array_equal(one, other)
 
 
-def test_other_folders_and_names_are_found(coco, tmp_path):
+def test_other_folders_and_names_are_recognised(coco, tmp_path):
     root = tmp_path / "renamed"
     (root / "annotations").mkdir(parents=True)
     content = (coco / "annotations" / "instances_train.json").read_text()
@@ -311,7 +311,7 @@ def with_boxes(*boxes, **extra):
     return change
 
 
-def all_boxes_away(content):
+def remove_all_boxes(content):
     content["annotations"] = []
 
 
@@ -328,7 +328,7 @@ def twice(content):
         (with_boxes([-5, -5, 20, 20], [0, 0, 20.4, 20]), "boxes cut to their image by half a pixel or more", 1),
         (with_boxes([2, 2, 20, 20], iscrowd=1), "boxes ignored (crowd, difficult)", 2),  # one is difficult already
         (twice, "annotations that repeat another, left out", 2),
-        (all_boxes_away, "images without boxes", 4),
+        (remove_all_boxes, "images without boxes", 4),
         (lambda content: None, "images without boxes", 0),
     ],
 )
@@ -366,14 +366,14 @@ def test_broken_json_is_refused_in_a_short_line(tmp_path, text):
     assert "instances_train.json" in error.problem and len(str(error)) < 600
 
 
-def test_a_huge_file_is_refused_unread(tmp_path):
+def test_huge_file_is_refused_without_reading(tmp_path):
     root = edited(tmp_path, lambda content: None)
     os.truncate(root / "annotations" / "instances_train.json", 1 << 40)  # a sparse file: no disk is used
     problem = refusal(read_annotations, root, "train").problem
-    assert "4294967296" in problem and "1099511627776" in problem
+    assert "4,294,967,296" in problem and "1,099,511,627,776" in problem
     voc = write_voc(tmp_path / "voc", {"train": pictures(2)})
     os.truncate(voc / "Annotations" / "train_001.xml", 1 << 40)
-    assert "16777216" in refusal(read_annotations, voc, "train").problem
+    assert "16,777,216" in refusal(read_annotations, voc, "train").problem
 
 
 def changed_voc(tmp_path, old, new):

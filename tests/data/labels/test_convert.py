@@ -53,7 +53,7 @@ def test_polygons_of_all_objects_stay_polygons(roots, tmp_path):
         assert sorted(map(len, old.masks)) == sorted(map(len, new.masks))
 
 
-def test_yolo_loses_outlines_where_some_objects_have_none(roots, tmp_path):
+def test_yolo_drops_outlines_if_some_objects_have_none(roots, tmp_path):
     parts = convert(roots["labelme"], tmp_path / "new", "yolo", "auto", 0)
     assert all(part.lost[OUTLINES] > 0 for part in parts)
 

@@ -94,7 +94,7 @@ def test_invalid_mask_is_none_and_counted(segmentation, what):
 
 
 @pytest.mark.parametrize("segmentation", [None, [], {"size": [4, 5], "counts": [20]}, [[50, 50, 60, 50, 60, 60]]])
-def test_a_mask_without_a_pixel_is_none(segmentation):
+def test_mask_without_a_pixel_is_none(segmentation):
     assert read_mask(segmentation, SIZE, collections.Counter()) is None
 
 

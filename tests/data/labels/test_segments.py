@@ -210,5 +210,5 @@ def test_cityscapes_has_nineteen_classes(tmp_path, kinds):
 def test_camvid_is_read():
     names = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "vehicle", "person", "bicycle"]
     read = read_segments(CAMVID, "val", class_names=names, ignore_value=11)
-    assert len(read) == 101 and (read.sizes == (240, 320)).all() and read.summary() == "101 images, 11 classes"
+    assert len(read) == 101 and (read.sizes == (240, 320)).all() and "101 images, 11 classes" in read.summary()
     assert set(np.unique(read.truth(0))) <= {*range(11), 255}

@@ -130,7 +130,7 @@ def test_loaded_detector_detects_the_same(made, tmp_path):
     same(loaded(inputs(batch(kind))), expected, atol=0)
 
 
-def test_the_saved_model_detects_the_same(made, tmp_path):
+def test_saved_model_detects_the_same(made, tmp_path):
     _, _, detector = made
     export_detector(detector, tmp_path / "saved_model")
     served = tf.saved_model.load(str(tmp_path / "saved_model"))
