@@ -40,7 +40,7 @@ def copy_weights(detector, start) -> str:
         UserError: the detectors differ in their sizes.
     """
     same = detector.class_names == start.class_names
-    new = set() if same else {id(v) for layer in detector.class_layers for v in layer.variables}
+    new = set() if same else {id(v) for layer in detector.class_layers() for v in layer.variables}
     pairs = [(v, w) for v, w in zip(detector.variables, start.variables, strict=False) if id(v) not in new]
     odd = next((v for v, w in pairs if v.shape != w.shape), None)
     if odd is not None or len(detector.variables) != len(start.variables):
@@ -53,5 +53,5 @@ def copy_weights(detector, start) -> str:
         variable.assign(value)
     if same:
         return "continuing from a detector of the same classes"
-    layers = ", ".join(layer.name for layer in detector.class_layers)
+    layers = ", ".join(layer.name for layer in detector.class_layers())
     return f"continuing from a detector of other classes: {layers} start from random weights"

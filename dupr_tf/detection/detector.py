@@ -14,8 +14,9 @@ from dupr_tf.training.distribution import deterministic_ops
 class Detector:
     """Mixin for a Keras model with a `backbone` and `class_names` that creates every variable in `compile`.
 
-    `SETTINGS` names the other arguments of its constructor, each kept in an attribute of that name. `class_layers`
-    lists the layers with outputs for each class, which other classes cannot take over.
+    `SETTINGS` names the other arguments of its constructor, each kept in an attribute of that name. `class_layers()`
+    lists the layers with outputs for each class, which other classes cannot take over. It is a method, because Keras
+    reads properties when it names the variables of a file.
     """
 
     SETTINGS: tuple[str, ...] = ()

@@ -67,7 +67,6 @@ class FCN(Detector, keras.Model):
         self.head.build((None, None, None, self.features.output["P5"].shape[-1]))
         self.built = True
 
-    @property
     def class_layers(self):
         return [self.head.layers[-1]]
 

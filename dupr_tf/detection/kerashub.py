@@ -101,7 +101,6 @@ class KerasHubRetinaNet(DenseDetector, keras_hub.models.RetinaNetObjectDetector)
         self.test_short_side, self.max_long_side = None, image_size
         self._set_norms(levels.feature_pyramid)
 
-    @property
     def class_layers(self):
         return [self.classification_head.prediction_layer]
 

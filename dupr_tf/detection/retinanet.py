@@ -94,7 +94,6 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
         self.test_short_side, self.max_long_side = test_short_side, max_long_side
         self._set_norms(self.feature_pyramid)
 
-    @property
     def class_layers(self):
         return [self.classification_head.prediction]
 

@@ -141,7 +141,6 @@ class FasterRCNN(Detector, keras.Model):
         self.regions.build(self.level_shape)
         self.predictor.build(self.region_shape)
 
-    @property
     def class_layers(self):
         return [self.predictor]
 
@@ -275,7 +274,6 @@ class MaskRCNN(FasterRCNN):
         self.mask_head = MaskHead(len(self.class_names), self.head_channels, convs, name="mask_head")
         self.mask_head.build(self.mask_shape)
 
-    @property
     def class_layers(self):
         return [self.predictor, self.mask_head.prediction]
 

@@ -87,9 +87,10 @@ def positive(logits):
     """Maps logits to positive numbers in the same order, and -inf to 0. A sigmoid would make large logits equal.
 
     TensorFlow's suppression fills up its output with boxes of zeros and the score -1, and ONNX' with the score 0. They
-    would displace proposals with lower logits.
+    would displace proposals with lower logits. In LiteRT files -inf is the lowest float32, which also becomes 0.
     """
-    return tf.where(logits >= 0.0, logits + 1.0, 1.0 / (1.0 - tf.minimum(logits, 0.0)))
+    numbers = tf.where(logits >= 0.0, logits + 1.0, 1.0 / (1.0 - tf.minimum(logits, 0.0)))
+    return tf.where(logits > tf.float32.min, numbers, 0.0)
 
 
 def rpn_losses(objectness, deltas, anchors, truth, seed):

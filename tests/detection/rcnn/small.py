@@ -31,8 +31,9 @@ class ChainBackbone(keras.Model):
         x = images = keras.Input((None, None, 3), name="images")
         x = keras.layers.Rescaling(1 / 127.5, offset=-1)(x)
         for i, level in enumerate(("P2", "P3", "P4", "P5")):
-            stride = 4 if i == 0 else 2
-            x = keras.layers.Conv2D(channels, 3, stride, padding="same", use_bias=False, name=f"conv{i}")(x)
+            # XNNPACK, which LiteRT uses, returns zeros for kernels narrower than the stride with "same" padding.
+            kernel, stride = (4, 4) if i == 0 else (3, 2)
+            x = keras.layers.Conv2D(channels, kernel, stride, padding="same", use_bias=False, name=f"conv{i}")(x)
             x = FusedBatchNormalization(momentum=0.5, name=f"bn{i}")(x)
             if around and level == "P5":  # a path from the image that bypasses P4
                 x = keras.layers.Add()([x, keras.layers.Conv2D(channels, 3, 32, padding="same")(images)])

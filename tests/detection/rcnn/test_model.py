@@ -65,9 +65,9 @@ def test_image_alone_and_in_a_batch_has_equal_detections(made):
     data = inputs(batch(kind, sizes=[(64, 96), (40, 50)]))
     whole = detector(data)
     alone = detector({name: value[1:] for name, value in data.items()})
-    same(alone, {name: value[1:] for name, value in whole.items()})
+    same(alone, {name: value[1:] for name, value in whole.items()}, atol=3e-4)  # px; sums round differently
     everything = detector(data["images"][:1])  # without sizes the whole frame is picture
-    same(everything, {name: value[:1] for name, value in whole.items()})
+    same(everything, {name: value[:1] for name, value in whole.items()}, atol=3e-4)
 
 
 def test_no_detections_are_all_minus_one(made, monkeypatch):

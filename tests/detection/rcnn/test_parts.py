@@ -148,6 +148,26 @@ def test_proposals_with_low_logits_keep_their_boxes():
     np.testing.assert_allclose(boxes[0, :5], anchors[[4, 2, 0, 1, 5]], atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter:UserWarning")
+def test_litert_adds_no_proposals_of_other_levels():
+    resolver = tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # XNNPACK flushes tiny scores to 0
+    tables = [tf.constant([[4.0, 4, 20, 20], [900, 0, 910, 8]]), tf.constant([[30.0, 4, 50, 20]])]
+    levels = [tf.constant([[-9.0, 2.0]]), tf.constant([[1.0]])], [tf.zeros([1, 2, 4]), tf.zeros([1, 1, 4])]
+
+    @tf.function(input_signature=[tf.TensorSpec((1, 2), tf.float32)], autograph=False)
+    def count(size):
+        return tf.reduce_sum(tf.cast(proposals.propose(*levels, tables, size, 5, 8)[1], tf.int32))
+
+    with tracing_for(LITERT):
+        traced = count.get_concrete_function()
+    file = tf.lite.TFLiteConverter.from_concrete_functions([traced], tf.Module()).convert()
+    run = tf.lite.Interpreter(model_content=file, experimental_op_resolver_type=resolver)
+    run.allocate_tensors()
+    run.set_tensor(run.get_input_details()[0]["index"], np.array([[H, W]], np.float32))
+    run.invoke()
+    assert run.get_tensor(run.get_output_details()[0]["index"]) == 2  # the second anchor lies outside the image
+
+
 def test_levels_follow_from_box_areas():
     sides = [4, 111, 112, 223, 224, 447, 448, 900]
     boxes = tf.constant([[0.0, 0, side, side] for side in sides])
