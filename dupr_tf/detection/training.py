@@ -97,7 +97,7 @@ def train_detector(
         checkpoints.run = run_id(output)
         results.save()
         _write_ids(output, ids)
-        console.print(_plan(config, train, val, images, replicas(strategy)))
+        console.print(_plan(config, train, val, images, replicas(strategy)), soft_wrap=True)
         if first:
             console.print(f"resuming at step {first}")
         layout = layout_of(data, "val", config.data.kind)
