@@ -132,7 +132,7 @@ def write_roboflow_yolo(root, splits):
 def write_fiftyone_yolo(root, splits):
     names = "".join(f"  {number}: {name}\n" for number, name in enumerate(NAMES))
     places = "train: ./images/train/\nval: ./images/val/\n"
-    dump(root / "dataset.yaml", f"names:\n{names}path: /home/someone/export\n{places}")
+    dump(root / "dataset.yaml", f"names:\n{names}path: /elsewhere/export\n{places}")
     return _yolo(root, splits, "images/{}", "labels/{}")
 
 
