@@ -82,8 +82,8 @@ def test_detections_of_files_equal_those_of_evaluation(detector, data):
     if detector.task == "segments":
         pytest.skip("boxes only")
     annotated = read_annotations(data, "val")
-    expected = detect(detector.model, annotated)
-    for one, other in zip(detector.predict(annotated.paths), expected, strict=True):
+    expected = detect(detector.model, annotated, batch_size=1)  # in a batch, scores depend on the padding
+    for one, other in zip(detector.predict(annotated.paths, batch_size=1), expected, strict=True):
         np.testing.assert_allclose(one.scores, other["scores"], atol=1e-4)
         np.testing.assert_allclose(one.boxes, other["boxes"], atol=0.05)
 
@@ -154,7 +154,11 @@ def test_predictions_can_be_labels_for_finetune(kind, tmp_path):
     values = {"data": {"image_size": 64}, "model": {"backbone": "resnet18", "width": 0.125}, "detector": section}
     config = parse_config({**values, "optimizer": {"learning_rate": 0.01}, "train": {"batch_size": 2, "max_steps": 1}})
     backbone = build_backbone("resnet18", width=0.125, include_normalization=True)
-    save_detector(build_detector(backbone, NAMES, config), tmp_path / "detector.keras")
+    teacher = build_detector(backbone, NAMES, config)
+    if kind == "fcn":  # spread the logits, so that it predicts several classes
+        for layer in teacher.class_layers():
+            layer.kernel.assign(100 * layer.kernel)
+    save_detector(teacher, tmp_path / "detector.keras")
     for split in ("train", "val"):
         arguments = [str(tmp_path / "detector.keras"), "--images", str(images / split / "images")]
         arguments += ["--min-score", "0"] if kind == "retinanet" else []
