@@ -91,7 +91,7 @@ def train_detector(
         first = checkpoints.restore()
         schedule = next_schedule(output, config, images, first, changed, after_change)
         detector.optimizer.learning_rate = schedule.rates(config)
-        (output / METRICS_FILE).unlink(missing_ok=True)  # the schedule of the run before a change
+        (output / METRICS_FILE).unlink(missing_ok=True)  # the metrics of the run before a change
         write_schedule(output, schedule)
         record(output, config, entries, start)
         checkpoints.run = run_id(output)
@@ -106,27 +106,36 @@ def train_detector(
             return TASKS[task].measure(detector, val, layout, config.data)
 
         validation = _train(detector, checkpoints, output, config, task, train, first, console, schedule, measure)
-        if config.train.policy != "float32":
-            set_precision(detector, "float32")
         steps = int(checkpoints.step.numpy())
-        measured, marks = _measure_norms(detector, train, config, task, console, steps), {}
-        if validation is not None:
-            marks = _keep_last(detector, validation, steps, output, measure)
-            if validation.best["step"] != steps:
-                validation.load_best()
-                _measure_norms(detector, train, config, task, console, validation.best["step"])
-        save_detector(detector, output / DETECTOR_FILE)
-        export_detector(detector, output / "saved_model")
-
-        console.print(f"evaluating on {len(val)} images")
-        scores, pictures = measure()
-        if validation is not None:
-            _complete(marks, scores, console)
+        scores, pictures, entry = _finish(detector, validation, measure, train, config, task, output, steps, console)
         facts = _circumstances(config, output, weights, train, val)
-        metrics = {**scores, **marks, **facts, "steps": steps, "precise_bn_batches": measured}
+        metrics = {**scores, **entry, **facts, "steps": steps}
         _write_json(output / METRICS_FILE, metrics)
         draw_pictures(pictures, output)
     return metrics
+
+
+def _finish(detector, validation, measure, train, config: Config, task, output: Path, steps: int, console) -> tuple:
+    """Writes the trained detector, with validation the best one and the last, and evaluates it.
+
+    Returns:
+        Scores, pictures, and the entries of `metrics.json` about the norms and the selection.
+    """
+    if config.train.policy != "float32":
+        set_precision(detector, "float32")
+    entry = {"precise_bn_batches": _measure_norms(detector, train, config, task, console, steps)}
+    if validation is not None:
+        entry |= _keep_last(detector, validation, steps, output, measure)
+        if validation.best["step"] != steps:
+            validation.load_best()
+            _measure_norms(detector, train, config, task, console, validation.best["step"])
+    save_detector(detector, output / DETECTOR_FILE)
+    export_detector(detector, output / "saved_model")
+    console.print("evaluating on the split val")
+    scores, pictures = measure()
+    if validation is not None:
+        _complete(entry, scores, console)
+    return scores, pictures, entry
 
 
 def _keep_last(detector, validation: ValidateDetector, steps: int, output: Path, measure) -> dict:
