@@ -23,6 +23,7 @@ from dupr_tf.detection.predictions import detect
 from dupr_tf.detection.registry import build_detector
 from dupr_tf.detection.saving import load_detector
 from dupr_tf.detection.training import detector_optimizer
+from dupr_tf.detection.validation import ValidateDetector
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.models.resnet import build_backbone
 from dupr_tf.training.callbacks import StopOnNonFinite
@@ -34,6 +35,7 @@ from tests.labelled_scenes import NAMES, Picture, pictures, write_coco
 from tests.refusals import refusal
 
 QUIET = Console(quiet=True)
+FALLING = (0.9, 0.8, 0.7)  # scores of the validations of `validated`
 
 
 def config(**sections):
@@ -215,20 +217,35 @@ def test_run_killed_in_evaluation_resumes_after_the_last_step(run, data, weights
 
 @pytest.fixture(scope="module")
 def validated(data, weights, tmp_path_factory):
+    """A run whose first validation scores best, so that the best detector is not the last."""
+
+    class Falling(ValidateDetector):
+        def __init__(self, detector, measure, *rest):
+            scores = iter(FALLING)
+            super().__init__(detector, lambda: {**measure(), "AP": next(scores)}, *rest)
+
     output = tmp_path_factory.mktemp("validated") / "out"
     settings = config(detector={"validate_every": 1, "patience": 5})
-    return finetune(settings, weights, data, output, console=QUIET), output
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dupr_tf.detection.training.ValidateDetector", Falling)
+        return finetune(settings, weights, data, output, console=QUIET), output
 
 
 def test_validation_changes_no_weight_and_selects_the_best(run, validated):
     metrics, output = validated
     assert weights_digest(output / "detector_last.keras") == weights_digest(run[1] / "detector.keras")
     lines = lines_of(output)
-    scores = [line["validation/AP"] for line in lines]
-    assert metrics["selected_on"] == "val" and metrics["best"]["step"] == 1 + int(np.argmax(scores))
+    assert [line["validation/AP"] for line in lines] == pytest.approx(FALLING)
+    assert (metrics["selected_on"], metrics["best"]["step"]) == ("val", 1)
     assert (metrics["last"]["step"], metrics["steps"]) == (3, 3)
-    same = weights_digest(output / "detector_last.keras") == weights_digest(output / "detector.keras")
-    assert same == (metrics["best"]["step"] == 3) and metrics["AP"] == pytest.approx(max(scores), abs=1e-3)
+    first = np.load(output / "checkpoints" / "best-1.npz")
+    best = load_detector(output)
+    stored = [first[name] for name in first.files]
+    trained = {id(v) for v in best.trainable_variables}
+    for variable, kept in zip(best.weights, stored, strict=True):
+        if id(variable) in trained:  # the statistics of the norms are measured again
+            np.testing.assert_array_equal(variable.numpy(), kept)
+    assert weights_digest(output / "detector_last.keras") != weights_digest(output / "detector.keras")
     assert metrics["best"]["AP"] == metrics["AP"] and metrics["last"]["AP50"] == run[0]["AP50"]
     assert metrics["validation_seconds"] == pytest.approx(sum(line["seconds/validations"] for line in lines), abs=0.06)
     assert "selected_on" not in run[0]
