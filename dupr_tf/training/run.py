@@ -182,8 +182,7 @@ def starting_weights(
     Args:
         run: the run's folder.
         config: config of this start.
-        weights: "random", or a path or name for `load_backbone`. Default: the recorded weights, or random ones if none
-            are.
+        weights: "random", or a path or name for `load_backbone`. Default: the recorded weights, if any, or random ones.
         include_normalization: True if the backbone takes 0–255 images.
         load: path -> model. Default: `load_weights_for` of the config's backbone.
 
