@@ -1,6 +1,7 @@
 """Lists the commands of `dupr-tf`. In each dataclass, fields are flags, the docstring is the help, `run` the work."""
 
 from dupr_tf.commands.bench import Bench
+from dupr_tf.commands.compare import Compare
 from dupr_tf.commands.convert import Convert
 from dupr_tf.commands.doctor import Doctor
 from dupr_tf.commands.duplicates import Duplicates
@@ -23,6 +24,7 @@ from dupr_tf.commands.views import Views
 COMMANDS = {
     "sample": Sample, "scan": Scan, "duplicates": Duplicates, "convert": Convert, "pack": Pack,
     "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "predict": Predict,
+    "compare": Compare,
     "views": Views, "probe": Probe, "report": Report,
     "export": Export, "import": Import,
     "doctor": Doctor, "plan": Plan, "bench": Bench, "fields": Fields, "list": List,
@@ -30,8 +32,8 @@ COMMANDS = {
 GROUPS = {
     "data": ("sample", "scan", "duplicates", "convert", "pack"),
     "training": ("pretrain", "finetune", "evaluate", "predict"),
-    "looking": ("views", "probe", "report"),
+    "looking": ("compare", "views", "probe", "report"),
     "weights": ("export", "import"),
     "planning": ("doctor", "plan", "bench", "fields", "list"),
 }
-CONFIGURED = ("pretrain", "finetune", "evaluate", "predict", "probe", "views", "doctor", "plan")
+CONFIGURED = ("pretrain", "finetune", "evaluate", "predict", "compare", "probe", "views", "doctor", "plan")
