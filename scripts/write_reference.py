@@ -22,7 +22,7 @@ PAGES = {
     "convert": "labels.md#convert-labels", "pack": "large_data.md",
     "pretrain": "getting_started.md", "finetune": "detection.md", "evaluate": "detection.md",
     "predict": "detection.md#predictions",
-    "views": "probes.md#views", "probe": "probes.md", "report": "report.md",
+    "views": "probes.md#views", "probe": "probes.md", "embed": "embed.md", "report": "report.md",
     "export": "exports.md", "import": "exports.md#import-a-checkpoint",
     "doctor": "report.md#the-doctor", "plan": "scaling.md", "bench": "performance.md",
     "fields": "configuration.md", "list": "configuration.md",
