@@ -29,7 +29,7 @@ class Embed:
 
     EXAMPLE = "dupr-tf embed runs/demo --images runs/sample/unlabeled --output runs/features.npy"
 
-    weights: tyro.conf.Positional[str]
+    weights: tyro.conf.Positional[Path]
     """A run, an export, a .keras file, or a checkpoint that `import` reads."""
     images: tuple[Path, ...]
     """Folders of images, nested or flat, or image files."""
