@@ -36,7 +36,7 @@ ARROWS = {
     "detection": {
         "files", "records", "locks", "models", "weights", "data", "config", "batch", "ops", "training",
     },
-    "probing": {"files", "models", "weights", "data", "config", "batch", "ops"},
+    "probing": {"files", "locks", "models", "weights", "data", "config", "batch", "ops"},
 }  # fmt: skip
 ARROWS["reporting"] = {
     "files", "environment", "probing", "training", "models", "weights", "data", "config", "batch", "ops",

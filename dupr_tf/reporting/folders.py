@@ -17,6 +17,7 @@ from dupr_tf.config import Config, load_config
 from dupr_tf.environment import ENVIRONMENT_FILE
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import sha256_of
+from dupr_tf.probing.embed import PICTURE as FEATURES_PICTURE
 from dupr_tf.reporting.metrics import Metrics, read_metrics
 from dupr_tf.text import count_text
 from dupr_tf.training.run import CONFIG_FILE, FORMAT_FILE
@@ -81,6 +82,7 @@ class RunFolder:
     detections: bytes | None = None  # detections.png
     exports: list[Export] = dataclasses.field(default_factory=list)
     probes: list[ProbeResult] = dataclasses.field(default_factory=list)
+    features: list[tuple[str, bytes]] = dataclasses.field(default_factory=list)  # path below the folder, and PNG
     notes: list[str] = dataclasses.field(default_factory=list)  # notes on missing or damaged files, a sentence each
 
 
@@ -155,6 +157,8 @@ def _read(path: Path, label: str) -> RunFolder:
         _read_records(run)
     run.exports = [export for file in _below(path, MANIFEST_FILE) if (export := _export(file, run.notes))]
     run.probes = [probe for file in _below(path, "probe.json") if (probe := _probe(file, run.notes))]
+    pictures = {file: _picture(file) for file in _below(path, f"*{FEATURES_PICTURE}")}
+    run.features = [(str(file.relative_to(path)), picture) for file, picture in pictures.items() if picture]
     return run
 
 
@@ -286,10 +290,10 @@ def _probe(file: Path, notes: list[str]) -> ProbeResult | None:
 
 
 def _below(root: Path, name: str, deepest: int = DEPTH) -> Iterator[Path]:
-    """Yields files of a name in a folder and, to a depth, below it; links are not followed."""
+    """Yields files of a name or pattern in a folder and, to a depth, below it; links are not followed."""
     level, count = [root], 0
     for depth in range(deepest + 1):
-        yield from (folder / name for folder in level if (folder / name).is_file())
+        yield from (file for folder in level for file in sorted(folder.glob(name)) if file.is_file())
         if depth == deepest or count > MOST_FOLDERS:
             return
         level = [folder for parent in level for folder in _folders(parent)]
