@@ -38,13 +38,13 @@ ARROWS = {
     },
     "probing": {"files", "locks", "models", "weights", "data", "config", "batch", "ops"},
 }  # fmt: skip
-ARROWS["reporting"] = {
-    "files", "environment", "probing", "training", "models", "weights", "data", "config", "batch", "ops",
-}  # fmt: skip
-ARROWS["forecast"] = {"files", "environment", "training", "models", "data", "config", "batch", "ops"}
 ARROWS["comparing"] = {
     "files", "records", "locks", "models", "weights", "data", "config", "training", "detection", "probing",
 }  # fmt: skip
+ARROWS["reporting"] = {
+    "files", "environment", "probing", "training", "models", "weights", "data", "config", "batch", "ops", "comparing",
+}  # fmt: skip
+ARROWS["forecast"] = {"files", "environment", "training", "models", "data", "config", "batch", "ops"}
 ARROWS["commands"] = set(ARROWS)
 ARROWS["cli"] = set(ARROWS)
 ARROWS["__main__"] = {"cli"}

@@ -18,12 +18,14 @@ from dupr_tf.environment import ENVIRONMENT_FILE
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import sha256_of
 from dupr_tf.probing.embed import PICTURE as FEATURES_PICTURE
+from dupr_tf.reporting.comparisons import Compared, is_comparison, picture_of, read_compared
 from dupr_tf.reporting.metrics import Metrics, read_metrics
 from dupr_tf.text import count_text
 from dupr_tf.training.run import CONFIG_FILE, FORMAT_FILE
 from dupr_tf.weights.manifest import MANIFEST_FILE
 
 PRETRAINING, FINETUNING, EXPORT, PROBES = "pre-training", "fine-tuning", "export", "probes"
+COMPARISON = "comparison"
 MOST_JSON = 16 << 20  # bytes
 MOST_PICTURE = 8 << 20
 MOST_BAD_LISTED = 50
@@ -80,6 +82,8 @@ class RunFolder:
     diverged: dict | None = None  # diverged.json
     bad: BadImages | None = None
     detections: bytes | None = None  # detections.png
+    compared: Compared | None = None  # of a comparison
+    plot: bytes | None = None  # compare.png
     exports: list[Export] = dataclasses.field(default_factory=list)
     probes: list[ProbeResult] = dataclasses.field(default_factory=list)
     features: list[tuple[str, bytes]] = dataclasses.field(default_factory=list)  # path below the folder, and PNG
@@ -113,7 +117,7 @@ def labels(paths: list[Path]) -> list[str]:
 
 
 def _problems(path: Path) -> list[UserError]:
-    fix = "Pass the --output of pretrain, finetune, export or probe."
+    fix = "Pass the --output of pretrain, finetune, compare, export or probe."
     if not path.is_dir():
         return [UserError(None, f"{path} {'is a file' if path.exists() else 'does not exist'}.", fix)]
     if _kind(path) is None:
@@ -124,6 +128,8 @@ def _problems(path: Path) -> list[UserError]:
 
 
 def _kind(path: Path) -> str | None:
+    if is_comparison(path):
+        return COMPARISON
     scores = _json(path / "metrics.json", [])
     if scores is not None and {"AP", "mIoU", "per_class"} & set(scores):
         return FINETUNING
@@ -149,6 +155,9 @@ def _is_run(path: Path) -> bool:
 
 def _read(path: Path, label: str) -> RunFolder:
     run = RunFolder(path, label, _kind(path))
+    if run.kind == COMPARISON:
+        run.compared, run.plot = read_compared(path, run.notes), _picture(picture_of(path))
+        return run
     if run.kind in (PRETRAINING, FINETUNING):
         _read_config(run)
         if run.config is not None and run.config.detector is not None:
