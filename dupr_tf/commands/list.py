@@ -33,8 +33,8 @@ REGISTRIES = {
 class List:
     """List the names that a config or a flag accepts.
 
-    They are backbones, terms, detectors, layouts of data, formats of predictions and features, probes, public weights and
-    exports.
+    They are backbones, terms, detectors, layouts of data, formats of predictions and features, probes, public weights
+    and exports.
     """
 
     EXAMPLE = "dupr-tf list backbones"
