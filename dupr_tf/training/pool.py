@@ -35,10 +35,10 @@ from dupr_tf.files import open_file
 from dupr_tf.records import digest, listing, read_record, text, whole
 from dupr_tf.text import escape
 from dupr_tf.training.run import CONFIG_FILE, IMAGES_FILE, KEEP_OR_ALLOW, MOST_IMAGES, image_changes, images_entry
+from dupr_tf.weights.paths import EXCLUDED_FILE
 
 log = logging.getLogger(__name__)
 FIELD = "--exclude"
-EXCLUDED_FILE = "excluded.json"
 TABLE_FILE = "excluded.tsv"
 HEAD = "number\tname\tdiffer in\tduplicate of\n"
 MOST_LINE = 1 << 17  # characters
@@ -100,8 +100,8 @@ class Pool(NamedTuple):
         """Returns {name: contents} of the files that record the exclusion."""
         if self.exclusion is None:
             return {}
-        entry = {**dataclasses.asdict(self.exclusion), "summary": self.exclusion.summary()}
-        return {TABLE_FILE: self.table, EXCLUDED_FILE: json.dumps(entry, indent=2, ensure_ascii=False) + "\n"}
+        entry = json.dumps(dataclasses.asdict(self.exclusion), indent=2)
+        return {TABLE_FILE: self.table, EXCLUDED_FILE: entry + "\n"}
 
 
 def open_pool(

@@ -18,7 +18,7 @@ import numpy as np
 from dupr_tf.data.images.decode import MAX_PIXELS, Unusable
 from dupr_tf.data.images.duplicates import Hashes, hash_image
 from dupr_tf.data.images.fingerprint import ROW
-from dupr_tf.data.images.source import ImageSource, map_in_order
+from dupr_tf.data.images.source import ImageSource, Subset, map_in_order
 from dupr_tf.files import read_bounded, write_whole
 from dupr_tf.records import MISTAKES, parse_json
 
@@ -108,6 +108,8 @@ class HashCache:
 
 def identities(source: ImageSource) -> dict[str, np.ndarray]:
     """Returns the columns of `ROW` that identify each image: path, size and time, or digest and number."""
+    if isinstance(source, Subset):
+        return {name: column[source.numbers] for name, column in identities(source.source).items()}
     files = source.fingerprint(os.sep)
     if files is not None:
         return {name: files.rows[name] for name in ROW.names}
