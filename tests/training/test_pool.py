@@ -64,6 +64,15 @@ def test_exact_and_near_duplicates_are_left_out_and_recorded(folders, tmp_path):
     assert {row[3].rpartition("/")[2] for row in rows[1:]} == {"10.jpg", "11.jpg", "12.jpg"}
 
 
+def test_unreadable_images_do_not_shift_those_left_out(folders, tmp_path):
+    pool, val = folders
+    (pool / "0.jpg").write_text("text")
+    (val / "0.jpg").write_text("text")
+    opened = open_pool(CONFIG, pool, [val])
+    assert names(opened.source) == [str(pool / f"{seed}.jpg") for seed in range(6)]
+    assert opened.exclusion.val_images == 4
+
+
 def test_resumed_run_has_the_same_pool_and_decodes_nothing(folders, tmp_path, monkeypatch):
     pool, val = folders
     run = tmp_path / "run"
