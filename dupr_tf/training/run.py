@@ -22,7 +22,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,6 @@ import numpy as np
 from dupr_tf.config import Config, dump_config, load_config
 from dupr_tf.config.sections import SHORT_FORM
 from dupr_tf.data.images.fingerprint import NAMED, ROW, Fingerprint
-from dupr_tf.data.images.listing import open_source
 from dupr_tf.data.images.source import ImageSource, as_source
 from dupr_tf.environment import record_environment
 from dupr_tf.errors import UserError, raise_all
@@ -84,7 +83,9 @@ class ImagesEntry:
 Images = ImagesEntry | dict[str, ImagesEntry]
 
 
-def check(run: Path, config: Config, images: Images, allow_change: bool = False) -> list[UserError]:
+def check(
+    run: Path, config: Config, images: Images, allow_change: bool = False, others: Sequence[UserError] = ()
+) -> list[UserError]:
     """Rejects a start whose config or images differ from those of the run.
 
     Args:
@@ -92,6 +93,7 @@ def check(run: Path, config: Config, images: Images, allow_change: bool = False)
         config: config of this start.
         images: an `ImagesEntry`, or one for each split, {split: entry}.
         allow_change: log the differences instead of raising.
+        others: further differences, such as `pool.exclusion_changes`.
 
     Returns:
         The differences that were allowed.
@@ -104,7 +106,7 @@ def check(run: Path, config: Config, images: Images, allow_change: bool = False)
     if not (run / CONFIG_FILE).exists():
         return []
     check_format(run)
-    changes = [*_config_changes(run / CONFIG_FILE, config), *_image_changes(run, images)]
+    changes = [*_config_changes(run / CONFIG_FILE, config), *others, *image_changes(run, images)]
     if not allow_change:
         raise_all(changes)
     for change in changes:
@@ -134,15 +136,19 @@ def run_id(run: Path) -> str:
     return read_record(path, lambda value: text(value.get("run", ""), 64)) if os.path.lexists(path) else ""
 
 
-def record(run: Path, config: Config, images: Images, weights: dict | None = None) -> None:
+def record(
+    run: Path, config: Config, images: Images, weights: dict | None = None, files: Mapping[str, str] | None = None
+) -> None:
     """Writes the record of a checked start, and of the machine it runs on.
 
     Args:
         run: the run's folder; created if absent.
         config, images: as in `check`.
         weights: entry from `starting_weights`.
+        files: {name: contents} of further files, such as `Pool.files`.
     """
-    contents = {FORMAT_FILE: json.dumps({"format": FORMAT, "run": run_id(run) or uuid.uuid4().hex}) + "\n"}
+    contents = dict(files or {})
+    contents |= {FORMAT_FILE: json.dumps({"format": FORMAT, "run": run_id(run) or uuid.uuid4().hex}) + "\n"}
     contents |= _image_files(images)
     if weights is not None:
         contents[START_FILE] = json.dumps(weights, indent=2) + "\n"
@@ -155,23 +161,6 @@ def images_entry(root: str, images: ImageSource | Sequence[str]) -> ImagesEntry:
     """Describes the images of a root, in order."""
     source = as_source(images)
     return ImagesEntry(len(source), source.digest(root), source.fingerprint(root))
-
-
-def open_images(config: Config, data: str | Path | None) -> tuple[Config, ImageSource]:
-    """Returns the config with the absolute root in use, and the images of that root.
-
-    Args:
-        config: the experiment.
-        data: as in `open_source`. Default: `config.data.root`.
-
-    Raises:
-        UserError: no root is given, or it has no images.
-    """
-    root = data or config.data.root
-    if root is None:
-        raise UserError("data.root", "No folder of images is given.", "Pass --data DIR.")
-    root, source = open_source(root, config.data.kind)
-    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})}), source
 
 
 def starting_weights(
@@ -316,7 +305,7 @@ def _image_record(entry: ImagesEntry) -> tuple[dict, bytes | None]:
     return {**saved, "files": hashlib.sha256(rows).hexdigest(), "heads": entry.files.heads}, rows
 
 
-def _image_changes(run: Path, images: Images) -> list[UserError]:
+def image_changes(run: Path, images: Images) -> list[UserError]:
     """Compares the images of a start with the record; returns an error for each split that differs."""
     path = run / IMAGES_FILE
     if not os.path.lexists(path):  # a run of an earlier version

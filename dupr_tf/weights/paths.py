@@ -16,6 +16,7 @@ from dupr_tf.weights.saved_detectors import find_detector
 RANDOM = "random"  # weights drawn from the seed
 KERAS_FILE = "backbone.keras"
 SAFETENSORS_FILE = "backbone.safetensors"
+EXCLUDED_FILE = "excluded.json"  # record of `pretrain --exclude`
 CONFIG_FILE = "config.yaml"  # of a run
 CHECKPOINTS_FOLDER = "checkpoints"
 
