@@ -24,6 +24,7 @@ from dupr_tf.detection.predictions import paste_masks
 from dupr_tf.detection.rcnn import FasterRCNN, MaskRCNN
 from dupr_tf.detection.retinanet import RetinaNet
 from dupr_tf.detection.segmentation_eval import ConfusionMatrix
+from dupr_tf.detection.yolov8 import YOLOv8
 from dupr_tf.models.resnet import build_backbone
 from dupr_tf.training.optimizers import LossScaling
 
@@ -59,6 +60,10 @@ def kerashub_retinanet(backbone, names):
     from dupr_tf.detection.kerashub import KerasHubRetinaNet
 
     return KerasHubRetinaNet(backbone, names, **DENSE)
+
+
+def yolov8(backbone, names):
+    return YOLOv8(backbone, names, image_size=SIZE)
 
 
 def ellipse(side):
@@ -165,7 +170,7 @@ def segments_overfitted(policy="float32", steps=STEPS):
     pytest.param(rcnn(FasterRCNN, "fpn"), id="faster_rcnn_fpn"),
     pytest.param(rcnn(FasterRCNN, "c4"), id="faster_rcnn_c4"),
     pytest.param(rcnn(MaskRCNN, "fpn"), id="mask_rcnn_fpn"), pytest.param(rcnn(MaskRCNN, "c4"), id="mask_rcnn_c4"),
-    pytest.param(retinanet, id="retinanet"),
+    pytest.param(retinanet, id="retinanet"), pytest.param(yolov8, id="yolov8"),
     pytest.param(
         kerashub_retinanet, id="kerashub_retinanet",
         marks=pytest.mark.skipif(
