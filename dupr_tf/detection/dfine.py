@@ -1,12 +1,14 @@
 """KerasHub's D-FINE on a pre-trained backbone, with the interface of the other detectors; extra `kerashub`.
 
 The graph is that of KerasHub 0.32: hybrid encoder, choice of queries, decoder. Its training is replaced, because it
-cannot learn from a batch:
+cannot learn from a batch, or from a few:
 
 * It matches the objects of an image, and then takes the targets of the first image of the batch for all.
 * Rows of padding are objects, and predictions without an object overwrite the targets of the first query.
 * Its targets must be boxes relative to the image with their centres, and nothing converts or checks them.
 * Its weight of background in the loss of scores is a third of D-FINE's.
+* Its batch norms have a momentum of 0.99, and their inputs vary by a hundredth. So for the first thousand steps their
+  moving variance is mostly its start value of 1, and the detector finds nothing, however well it learns.
 * Its denoising queries are made once, of labels that the constructor takes. Here there are none.
 """
 
@@ -29,6 +31,7 @@ from dupr_tf.models.resnet import pyramid
 STRIDES = [8, 16, 32]  # of P3, P4 and P5
 POINTS = [3, 6, 3]  # samples of a query in each level, as in D-FINE
 HEADS = 8
+MOMENTUM = 0.9  # of batch norms, as in the other detectors
 
 
 @keras.saving.register_keras_serializable("dupr_tf")
@@ -84,6 +87,8 @@ class KerasHubDFine(FixedSize, AnchorFree, keras_hub.models.DFineObjectDetector)
         self.fpn_channels, self.decoder_layers, self.queries = fpn_channels, decoder_layers, queries
         self.score_threshold, self.nms_iou, self.max_detections = score_threshold, nms_iou, max_detections
         self.test_short_side, self.max_long_side = None, image_size
+        for layer in self._own_norms():
+            layer.momentum = MOMENTUM
         self._set_norms(*self._own_norms())
         self._create_means(WEIGHTS)
 

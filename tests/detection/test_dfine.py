@@ -80,6 +80,7 @@ def test_images_without_boxes_train_the_background(model):
 def test_norms_train_as_configured(norm, frozen):
     layers = norm_layers(make(norm=norm))
     assert sum(not layer.trainable for layer in layers) == frozen < len(layers)
+    assert {layer.momentum for layer in layers} == {0.9}
 
 
 def test_file_detects_the_same(model, tmp_path):
