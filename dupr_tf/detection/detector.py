@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import keras
 import tensorflow as tf
 
@@ -20,6 +22,7 @@ class Detector:
     """
 
     SETTINGS: tuple[str, ...] = ()
+    NOT_EXPORTED: ClassVar[dict[str, str]] = {}  # {export format: why the detector cannot be written in it}
 
     @classmethod
     def from_experiment(cls, backbone, class_names, config):

@@ -15,6 +15,7 @@ cannot learn from a batch, or from a few:
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import keras
 import keras_hub
@@ -57,6 +58,10 @@ class KerasHubDFine(FixedSize, AnchorFree, keras_hub.models.DFineObjectDetector)
         "image_size", "fpn_channels", "decoder_layers", "queries", "norm", "score_threshold", "nms_iou",
         "max_detections", "name", "trainable",
     )  # fmt: skip
+
+    NOT_EXPORTED: ClassVar[dict[str, str]] = {
+        "onnx": "tf2onnx converts neither its grouped convolutions nor Erfc, of its GELU"
+    }
 
     def __init__(
         self,

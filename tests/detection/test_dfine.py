@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from dupr_tf.config import parse_config
 from dupr_tf.config.detectors import DETECTORS
+from dupr_tf.detection.export import export_file
 from dupr_tf.detection.parts.set_losses import BINS, REACH, SPAN, WEIGHTS, bin_values
 from dupr_tf.detection.registry import build_detector
 from dupr_tf.detection.saving import load_detector, save_detector
@@ -91,6 +92,14 @@ def test_file_detects_the_same(model, tmp_path):
     assert 0 <= tf.reduce_max(expected["boxes"]) <= SIZE
     for name, values in expected.items():
         np.testing.assert_array_equal(received[name], values)
+
+
+def test_onnx_is_refused_before_anything_is_written(model, tmp_path):
+    pytest.importorskip("tf2onnx")
+    save_detector(model, tmp_path / "detector.keras")
+    with pytest.raises(UserError) as error:
+        export_file(tmp_path / "detector.keras", "onnx", tmp_path / "out")
+    assert error.value.field == "--to" and not (tmp_path / "out").exists()
 
 
 def test_other_sizes_are_refused(model):
