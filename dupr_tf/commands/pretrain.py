@@ -9,7 +9,7 @@ from typing import Literal
 
 import tyro
 
-from dupr_tf.commands.checks import config_or_problems, has_gpu, output_problems, problems_of
+from dupr_tf.commands.checks import config_or_problems, has_gpu, output_problems, problems_of, public_problems
 from dupr_tf.commands.screen import print_line, print_table, print_warnings
 from dupr_tf.config import Config, DataConfig
 from dupr_tf.data.images.bad_images import check_photos
@@ -39,8 +39,9 @@ class Pretrain:
     data: Path | None = None
     """Folder of images, COCO or VOC root (labels are not read), shards of `pack`, or tfds:NAME[/CONFIG][:SPLIT].
     Default: data.root of the config."""
-    weights: Path | None = None
-    """Weights to start from: a run, an export, a .keras file, or a checkpoint that `import` reads. Default: random."""
+    weights: str | None = None
+    """Weights to start from: a run, an export, a .keras file, or a checkpoint that `import` reads. Public ones are
+    downloaded: imagenet, another name of `dupr-tf list weights`, hf:OWNER/NAME or https://ADDRESS. Default: random."""
     allow_change: bool = False
     """Resume although the config or the images differ from those of the start. The differences are printed."""
     after_change: Literal["planned", "decay", "warmup"] | None = None
@@ -59,6 +60,7 @@ class Pretrain:
         elif config:
             problems.append(UserError("data.root", "No folder of images is given.", "Pass --data DIR."))
         problems += _probing_problems(config) if config else []
+        problems += public_problems(self.weights, config)
         problems += problems_of(cluster_of, config) if config and not self.dry_run else []
         if self.output is None and not self.dry_run:
             problems.append(UserError("--output", "No folder for the run is given.", "Pass --output runs/mine."))
@@ -102,7 +104,7 @@ class Pretrain:
         print_warnings(grave_warnings(config, len(source)))
         if self.dry_run:
             return []
-        problems = problems_of(check_weights, self.output, self.weights, field="--weights")
+        problems = problems_of(check_weights, self.output, config, self.weights, field="--weights")
         if (self.output / CONFIG_FILE).exists() and not self.allow_change:
             problems += problems_of(check, self.output, config, images_entry(config.data.root, source))
         return problems

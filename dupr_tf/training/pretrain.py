@@ -85,8 +85,9 @@ def pretrain(
         output: the run's folder. It receives `config.yaml`, `images.json`, `environment.json`, `metrics.jsonl`,
             `tensorboard/`, `checkpoints/`, `backbone.keras`, and `bad_images.tsv` if images had to be skipped.
         data: folder of images, COCO or VOC root, shards, or `tfds:NAME`. Default: `config.data.root`.
-        weights: initial weights of both encoders: a run, an export, `.keras`, or another tool's checkpoint.
-            Default: random weights, or in a resumed run those it started from.
+        weights: initial weights of both encoders: a run, an export, `.keras`, another tool's checkpoint, or the name
+            or address of a public one (docs/weights.md). `imagenet` is that of the config's backbone. Default: random
+            weights, or in a resumed run those it started from.
         allow_change: resume with another config or other images, and log the differences.
         after_change: learning rate after an allowed change, see `dupr_tf.training.schedule`. Default: "planned".
         probe: called every `config.probing.every_epochs` epochs and at the end, see `dupr_tf.probing.in_training`.

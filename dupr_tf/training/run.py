@@ -5,7 +5,7 @@
 | config.yaml | the config |
 | images.json | the number of images, a digest of their names (and of their labels), and digests of some contents |
 | images.bin, images-SPLIT.bin | size and time of each image file, as `Fingerprint.rows` has them |
-| start.json | the path and the sha256 of the weights that the run started from, unless they were random |
+| start.json | the path or name and the sha256 of the weights that the run started from, unless they were random |
 | format.json | `FORMAT`, and the id of the run, which its checkpoints carry |
 | cluster.json | the workers of the newest start of a run with several workers |
 
@@ -38,7 +38,9 @@ from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import read_bounded, write_all, write_whole
 from dupr_tf.records import digest, mapping, read_record, text, whole
 from dupr_tf.training.cluster import Cluster
+from dupr_tf.weights.catalogue import find_public, is_public, name_for
 from dupr_tf.weights.checkpoint_files import saved_checkpoints
+from dupr_tf.weights.download import origin_of
 from dupr_tf.weights.paths import RANDOM, weights_file
 
 if TYPE_CHECKING:
@@ -180,7 +182,7 @@ def starting_weights(
     Args:
         run: the run's folder.
         config: config of this start.
-        weights: "random", or a path for `load_backbone`. Default: the recorded weights, or random ones if none are.
+        weights: "random", or a path or name for `load_backbone`. Default: the recorded weights, if any, or random ones.
         include_normalization: True if the backbone takes 0–255 images.
         load: path -> model. Default: `load_weights_for` of the config's backbone.
 
@@ -190,7 +192,7 @@ def starting_weights(
     Raises:
         UserError: the run started from other weights, or its record is damaged.
     """
-    saved, weights = check_weights(run, weights)
+    saved, weights = check_weights(run, config, weights)
     if weights is None:
         return None, saved
     from dupr_tf.weights.loading import load_weights_for, weights_digest  # these load TensorFlow
@@ -202,18 +204,19 @@ def starting_weights(
     digest = weights_digest(backbone)
     if saved is None:
         log.info("starting from the weights of %s", weights)
-        return backbone, {"weights": os.path.abspath(weights), "sha256": digest}
+        source = origin_of(find_public(weights)) if is_public(weights) else {}
+        return backbone, {"weights": weights if source else os.path.abspath(weights), "sha256": digest, **source}
     if digest != saved["sha256"]:
         problem = f"The run {run} was started from {saved['weights']}, and {weights} holds other weights."
         raise UserError("--weights", problem, KEEP_WEIGHTS)
     return backbone, saved
 
 
-def check_weights(run: Path, weights: str | Path | None) -> tuple[dict | None, str | Path | None]:
-    """Rejects weights that a run cannot start from or resume with, without loading them.
+def check_weights(run: Path, config: Config, weights: str | Path | None) -> tuple[dict | None, str | Path | None]:
+    """Rejects weights that a run cannot start from or resume with, without loading them. Downloads public ones.
 
     Args:
-        run, weights: as in `starting_weights`.
+        run, config, weights: as in `starting_weights`.
 
     Returns:
         The weights entry of the run's record, None for random weights; and the weights to load, None if there are none.
@@ -233,7 +236,7 @@ def check_weights(run: Path, weights: str | Path | None) -> tuple[dict | None, s
         raise UserError("--weights", problem, KEEP_WEIGHTS)
     if weights is None and saved_checkpoints(run / "checkpoints"):
         return saved, None
-    weights = weights or saved["weights"]
+    weights = name_for(weights or saved["weights"], config.model.backbone, config.model.width)
     weights_file(weights, detectors=True)  # `finetune` continues from them, and has checked the kind
     return saved, weights
 
@@ -381,7 +384,13 @@ def _other_images(split: str, before: int, now: int, new: list[str]) -> UserErro
 
 
 def _read_start(path: Path) -> dict:
-    return read_record(path, lambda value: {"weights": text(value["weights"]), "sha256": digest(value["sha256"])})
+    def schema(value):
+        saved = {"weights": text(value["weights"]), "sha256": digest(value["sha256"])}
+        if "url" in value:  # of public weights
+            saved |= {"url": text(value["url"]), "file_sha256": digest(value["file_sha256"])}
+        return saved
+
+    return read_record(path, schema)
 
 
 def _read_token(run: Path) -> str | None:

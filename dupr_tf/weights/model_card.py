@@ -11,7 +11,9 @@ from dupr_tf.files import read_bounded
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 from dupr_tf.records import read_lines, read_metrics_line
 from dupr_tf.text import one_line
+from dupr_tf.weights.catalogue import find_public, is_public
 from dupr_tf.weights.checkpoint_files import step_of
+from dupr_tf.weights.download import origin_of
 from dupr_tf.weights.formats import EXPORTS
 from dupr_tf.weights.paths import KERAS_FILE
 from dupr_tf.weights.unfinished import undamaged_checkpoints
@@ -77,13 +79,16 @@ def card_text(title, summary, rows, reading):
 
 
 def run_facts(run):
-    """Return the rows a pre-training run adds to a card; none for a single file.
+    """Return the rows that a pre-training run or a public checkpoint adds to a card; none for a single file.
 
-    They are its config, its data, its steps and last losses, and the recorded commit, hardware and versions.
+    Those of a run are its config, its data, its steps and last losses, and the recorded commit, hardware and versions.
 
     Args:
         run: a path as for `load_backbone`.
     """
+    if is_public(run):
+        origin = origin_of(find_public(run))
+        return {"weights": f"`{run}` from {origin['url']}", "sha256 of that file": origin["file_sha256"]}
     run, facts = Path(run), {}
     if (run / "config.yaml").is_file():
         facts.update(_config_facts(run / "config.yaml"))
