@@ -212,7 +212,8 @@ def _saved(row: Row, reference: str) -> str:
 
 def labels_text(needed: LabelsNeeded) -> str:
     """Formats a number of labelled images and its interval; infinite ends are out of the compared range."""
-    if needed.low is None:
+    out_of_range = np.isinf(needed.count) and needed.low == needed.count == needed.high
+    if needed.low is None or out_of_range:
         return _count(needed.count)
     return f"{_count(needed.count)} ({_count(needed.low)} to {_count(needed.high)})"
 
