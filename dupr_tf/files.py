@@ -21,6 +21,7 @@ from dupr_tf.errors import UserError
 from dupr_tf.text import escape, one_line
 
 log = logging.getLogger(__name__)
+GROWTH = 1 << 20  # bytes by which a file may grow while it is read
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)  # a `Path` keeps only one slash of gs://bucket
 
 
@@ -155,8 +156,9 @@ def read_bounded(path: str | os.PathLike, most: int) -> bytes:
     """
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
-        content = file.read(most + 1) if size <= most else b""
-    if max(size, len(content)) > most:
+        limit = min(most, size + GROWTH)  # Python allocates as many bytes as are asked for
+        content = file.read(limit + 1) if size <= most else b""
+    if max(size, len(content)) > limit:
         raise ValueError(f"it has {size:,} bytes, and at most {most:,} are read")
     return content
 

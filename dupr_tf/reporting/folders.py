@@ -21,6 +21,7 @@ from dupr_tf.probing.embed import PICTURE as FEATURES_PICTURE
 from dupr_tf.reporting.comparisons import Compared, is_comparison, picture_of, read_compared
 from dupr_tf.reporting.metrics import Metrics, read_metrics
 from dupr_tf.text import count_text
+from dupr_tf.training.pool import Exclusion, read_exclusion
 from dupr_tf.training.run import CONFIG_FILE, FORMAT_FILE
 from dupr_tf.weights.manifest import MANIFEST_FILE
 
@@ -80,6 +81,7 @@ class RunFolder:
     images: dict | None = None  # images.json
     start: dict | None = None  # start.json
     diverged: dict | None = None  # diverged.json
+    excluded: Exclusion | None = None  # excluded.json
     bad: BadImages | None = None
     detections: bytes | None = None  # detections.png
     compared: Compared | None = None  # of a comparison
@@ -228,6 +230,10 @@ def _read_records(run: RunFolder) -> None:
     run.images = _json(run.path / "images.json", run.notes)
     run.start = _json(run.path / "start.json", run.notes)
     run.diverged = _json(run.path / "diverged.json", run.notes)
+    try:
+        run.excluded = read_exclusion(run.path)
+    except UserError as error:
+        run.notes.append(error.problem)
     run.bad = _bad_images(run.path / "bad_images.tsv")
 
 
