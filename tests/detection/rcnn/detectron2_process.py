@@ -106,12 +106,31 @@ def use_masks(job, inputs):
     BitMasks.crop_and_resize = lambda masks, boxes, side: next(targets)
 
 
+def use_pooled(model, job, inputs):
+    """Gives the pooled features of a step our values, which are rounded to float32, and keeps their gradient.
+
+    Otherwise rounding would decide which rectified units close to 0 pass their gradient. Returns a list that receives
+    detectron2's own features.
+    """
+    given, kept = np.concatenate([inputs[f"pooled_{i}"] for i in range(job["images"])]), []
+    pool = model.roi_heads.pooler.forward
+
+    def pool_given(features, boxes):
+        own = pool(features, boxes)
+        kept.append(own.detach())
+        return own if "samples" in job["leave"] else own + (torch.from_numpy(given) - own).detach()
+
+    model.roi_heads.pooler.forward = pool_given
+    return kept
+
+
 def train(model, images, job, inputs):
     """Returns the losses of a step, every gradient, detectron2's own proposals and labels, and the new statistics."""
     model.train()
     count, sizes = job["images"], images.image_sizes
     rpn.subsample_labels = of_anchors = GivenSample(inputs, "anchors", count)
     roi_heads.subsample_labels = of_regions = GivenSample(inputs, "regions", count)
+    pooled = use_pooled(model, job, inputs)
     targets = [truth_of(i, sizes[i], job, inputs) for i in range(count)]
     with EventStorage():
         features = model.backbone(images.tensor)
@@ -123,6 +142,9 @@ def train(model, images, job, inputs):
     results = {f"losses/{LOSSES[name]}": value.detach() for name, value in losses.items()}
     results |= {f"gradients/{name}": value.grad for name, value in model.named_parameters() if value.grad is not None}
     results |= {f"statistics/{name}": value for name, value in model.named_buffers() if "running" in name}
+    levels = model.proposal_generator.anchor_generator(list(features.values()))
+    results["pooled"] = pooled[0]
+    results["anchors"] = torch.cat([level.tensor for level in levels])
     for i in range(count):
         results[f"proposals_{i}"] = proposals[i].proposal_boxes.tensor
         results[f"anchor_labels_{i}"] = of_anchors.labels[i]

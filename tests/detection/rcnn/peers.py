@@ -7,47 +7,29 @@ import subprocess
 import sys
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from scipy.optimize import linear_sum_assignment
 
 from dupr_tf.detection.parts.matching import ground_truth
-from dupr_tf.detection.rcnn import masks, model, proposals, regions
+from dupr_tf.detection.rcnn import masks, model, proposals, region_heads, regions
 from dupr_tf.detection.rcnn.pooling import SAMPLES
-from dupr_tf.models.layers import norm_layers
-from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNetBackbone, build_backbone
+from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 from dupr_tf.training.distribution import deterministic_ops
 from dupr_tf.weights.export import export
 from dupr_tf.weights.paths import SAFETENSORS_FILE
+from tests.detection.rcnn.peer_detectors import IMAGES, whole_masks
 from tests.detection.rcnn.peer_weights import backbone_pairs, detectron2_pairs, torchvision_pairs
-from tests.detection.rcnn.small import KINDS, NAMES
-from tests.detection.test_overfit import batch_of, ellipse, photos
-from tests.weights.backbones import randomised
 
 ROOT = Path(__file__).resolve().parents[3]
-IMAGES, SIZE, STEPS = 4, 160, 40
-SIZES = ((160, 160), (128, 160), (160, 96), (131, 150))  # unpadded parts of the images
-ARGUMENTS = {
-    "fpn_channels": 64,
-    "head_channels": 32,
-    "head_convs": 2,
-    "box_head_width": 128,
-    "anchor_scale": 4.0,
-    "rpn_pre_nms": (500, 300),
-    "rpn_post_nms": (150, 100),
-    "rois_per_image": 64,
-}
-# torchvision has no narrower ResNet. detectron2's head on res4 is of bottleneck blocks, and each region costs three.
-BACKBONES = {"fpn": {"architecture": "resnet18"}, "c4": {"architecture": "resnet50", "width": 0.125}}
-NECKS = {"fpn": {}, "c4": {"rois_per_image": 16}}
 KEPT = (
     (model, "propose"),
     (proposals, "match_anchors"),
     (proposals, "sample"),
     (regions, "match_rois"),
     (regions, "sample"),
+    (region_heads, "pool"),
     (masks, "mask_targets"),
 )
 PEER_SETTINGS = (
@@ -71,100 +53,20 @@ LOSSES = {
 }
 
 
-# ---- weights and batches ----
-
-
-def noise(kind, neck):
-    """Returns a detector with random weights that differ everywhere, and a batch of noise with random boxes."""
-    detector = KINDS[kind](
-        randomised(**BACKBONES[neck], include_normalization=True), NAMES, neck=neck, **(ARGUMENTS | NECKS[neck])
-    )
-    rng = np.random.default_rng(0)
-    heads = [*detector.rpn.weights, *detector.predictor.weights]
-    heads += detector.regions.weights if neck == "fpn" else []
-    heads += detector.mask_head.weights if kind == "mask" else []
-    for variable in heads:
-        scale = np.prod(variable.shape[:-1]) ** -0.5 if len(variable.shape) > 1 else 0.1
-        variable.assign(rng.normal(0, scale, variable.shape))
-    if neck == "c4":
-        detector.regions.norm.set_weights(rng.uniform(0.5, 1.5, (4, *detector.regions.norm.gamma.shape)))
-    boxes = np.full((IMAGES, 5, 4), -1, np.float32)
-    for i, size in enumerate(SIZES):
-        corners = np.sort(rng.uniform(0, 1, (i + 2, 2, 2)), 1) * size[::-1]
-        corners[:, 1] += 6  # no box is narrower
-        boxes[i, : i + 2] = corners.reshape(-1, 4)
-    classes = np.where(boxes[..., 2] > 0, rng.integers(0, 3, boxes.shape[:2]), -1)
-    data = rng.uniform(0, 255, (IMAGES, SIZE, SIZE, 3)), np.array(SIZES), boxes, classes
-    _measure_norms(detector, as_batch(*data))
-    return detector, *data
-
-
-def _measure_norms(detector, batch):
-    """Gives the norms the statistics of a batch, so that features keep their size at test."""
-    for layer in norm_layers(detector):
-        layer.momentum = 0.0
-    detector.losses(batch, training=True)
-    for layer in norm_layers(detector):
-        layer.momentum = 0.9
-
-
-def trained(kind, neck):
-    """Returns a detector that was fine-tuned for a minute on eight photos, and four of the photos."""
-    keras.utils.set_random_seed(0)
-    images, annotated = photos()
-    backbone = build_backbone(**BACKBONES[neck], include_normalization=True)
-    detector = KINDS[kind](backbone, annotated.class_names, neck=neck, **(ARGUMENTS | NECKS[neck]))
-    detector.compile(keras.optimizers.AdamW(5e-4, global_clipnorm=10.0))
-    batch = batch_of(images, annotated)
-    batches = tf.data.Dataset.from_tensor_slices(batch).repeat().batch(4).take(STEPS)
-    detector.fit(batches, verbose=0, shuffle=False)
-    few = tf.nest.map_structure(lambda x: x[:IMAGES], batch)
-    labels = few["bounding_boxes"]
-    return detector, few["images"], np.full((IMAGES, 2), SIZE), labels["boxes"], labels["classes"]
-
-
-def in_float64(detector):
-    """Returns a detector with the same weights whose layers compute in float64. Its losses and boxes stay float32."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float64")
-    try:
-        backbone = ResNetBackbone.from_config({**detector.backbone.get_config(), "dtype": "float64"})
-        settings = {name: getattr(detector, name) for name in detector.SETTINGS}
-        settings["norm"] = "sync"  # without Keras' own code, which is used then, norms of a batch have no float64
-        twin = type(detector)(backbone, detector.class_names, **settings)
-    finally:
-        keras.config.set_dtype_policy(before)
-    twin.set_weights(detector.get_weights())
-    return twin
-
-
-def as_batch(images, sizes, boxes, classes):
-    masks = np.broadcast_to(ellipse(56), (*classes.shape, 56, 56))
-    labels = {"boxes": boxes, "classes": classes, "masks": masks}
-    batch = {"images": images, "image_sizes": sizes, "bounding_boxes": labels}
-    return tf.nest.map_structure(lambda x: tf.constant(x, tf.float32), batch)
-
-
-def whole_masks(boxes):
-    """Returns (n, SIZE, SIZE) uint8: the ellipse of each box in the image."""
-    x1, y1, x2, y2 = np.split(boxes[..., None], 4, 1)
-    y, x = np.mgrid[:SIZE, :SIZE][:, None] + 0.5
-    return (((2 * x - x1 - x2) / (x2 - x1)) ** 2 + ((2 * y - y1 - y2) / (y2 - y1)) ** 2 <= 1).astype(np.uint8)
-
-
-# ---- both libraries ----
-
-
 def our_step(detector, batch):
     """Returns the detections, losses, gradients and statistics, and the results of the functions inside, by name."""
     kept = {}
 
     def keep(module, name):
-        function = getattr(module, name)
+        function, key = getattr(module, name), f"{module.__name__.split('.')[-1]}.{name}"
 
         def run(*arguments):
-            kept[f"{module.__name__.split('.')[-1]}.{name}"] = function(*arguments)
-            return kept[f"{module.__name__.split('.')[-1]}.{name}"]
+            if name == "match_anchors":
+                kept["anchors"] = arguments[0]
+            kept[key] = function(*arguments)
+            if name == "pool":
+                kept.setdefault("pooled", []).append(kept[key])
+            return kept[key]
 
         patch.setattr(module, name, run)
 
@@ -173,6 +75,7 @@ def our_step(detector, batch):
             keep(module, name)
         found = detector({name: batch[name] for name in ("images", "image_sizes")})
         at_test = kept.pop("model.propose")
+        kept.pop("pooled")
         with tf.GradientTape() as tape:
             losses = detector.losses(batch, training=True)
             total = tf.add_n(list(losses.values()))
@@ -237,12 +140,17 @@ class Comparison:
         weights = {pair.name: pair.array() for pair in others}
         export(detector.backbone, self.library, folder / "export")
         self.ours = our_step(detector, batch)
-        np.savez(folder / "inputs.npz", **peer_inputs(batch, self.ours, weights))
+        self.inputs = peer_inputs(batch, self.ours, weights) | self.more_inputs()
+        np.savez(folder / "inputs.npz", **self.inputs)
         self.theirs = self.run()
 
     def settings(self, leave):
         """Returns the settings of the detector, as entries of the job."""
         raise NotImplementedError
+
+    def more_inputs(self):
+        """Returns further arrays for the process."""
+        return {}
 
     def run(self, leave=()):
         """Returns the results of the other library, in which the differences in `leave` stay."""
@@ -273,6 +181,16 @@ class Comparison:
         """Returns the largest difference of each moving mean and variance after the step, as a share of the largest."""
         moving = [pair for pair in self.pairs if not pair.variable.trainable]
         return {pair.name: _share(pair.array(), theirs[f"statistics/{pair.name}"]) for pair in moving}
+
+    def pooled(self, theirs):
+        """Returns the largest difference of a pooled feature, as a share of the largest feature."""
+        names = [name for name in theirs if name.startswith("pooled")]
+        own = [np.concatenate([self.inputs[f"{name}_{i}"] for i in range(IMAGES)]) for name in names]
+        return max(_share(value, theirs[name]) for name, value in zip(names, own, strict=True))
+
+    def anchors(self, theirs):
+        """Returns the largest difference of a corner of an anchor, px."""
+        return float(np.abs(np.asarray(self.ours["anchors"]) - theirs["anchors"]).max())
 
     def anchor_labels(self, theirs):
         """Returns the number of anchors that are positive, negative or ignored in one library only."""
@@ -326,6 +244,18 @@ class Comparison:
 class Torchvision(Comparison):
     library, backbone_file, other_pairs = "torchvision", SAFETENSORS_FILE, torchvision_pairs
 
+    def more_inputs(self):
+        """Returns the pooled features of each image for boxes and masks, in torchvision's order of regions."""
+        inputs = {}
+        for i in range(IMAGES):
+            rows, drawn, positive = (np.asarray(field[i]) for field in self.ours["regions.sample"])
+            for name, chosen, maps in zip(
+                ("pooled_box", "pooled_mask"), (drawn, positive), self.ours["pooled"], strict=False
+            ):
+                places = np.flatnonzero(chosen)
+                inputs[f"{name}_{i}"] = _channels_first(maps[i], places[np.argsort(rows[places])])
+        return inputs
+
     def settings(self, leave):
         detector = self.detector
         settings = {name: getattr(detector, name) for name in PEER_SETTINGS}
@@ -336,6 +266,15 @@ class Torchvision(Comparison):
 
 class Detectron2(Comparison):
     library, backbone_file, other_pairs = "detectron2", "backbone.pkl", detectron2_pairs
+
+    def more_inputs(self):
+        """Returns the pooled features of each image (R, C, 14, 14), in detectron2's order of regions."""
+        inputs = {}
+        for i in range(IMAGES):
+            rows, drawn, positive = (np.asarray(field[i]) for field in self.ours["regions.sample"])
+            assert drawn.all()  # norms of the regions see no repetitions
+            inputs[f"pooled_{i}"] = _channels_first(self.ours["pooled"][0][i], np.lexsort((rows, ~positive)))
+        return inputs
 
     def settings(self, leave):
         detector, width = self.detector, self.detector.backbone.width
@@ -360,6 +299,10 @@ class Detectron2(Comparison):
         }
         options = [str(part) for pair in options.items() for part in pair]
         return {"recipe": str(ROOT / "configs" / "detectron2" / "coco_mask_rcnn_c4_1x.yaml"), "options": options}
+
+
+def _channels_first(maps, rows):
+    return np.ascontiguousarray(np.asarray(maps)[rows].transpose(0, 3, 1, 2))
 
 
 def _share(own, expected):

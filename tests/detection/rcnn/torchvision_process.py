@@ -149,6 +149,31 @@ class GivenSample:
         return self.drawn
 
 
+def use_pooled(model, job, inputs):
+    """Gives the pooled features of a step our values, which are rounded to float32, and keeps their gradient.
+
+    Otherwise rounding would decide which rectified units close to 0 pass their gradient. Returns a dictionary that
+    receives torchvision's own features.
+    """
+    kept = {}
+
+    def replace(name):
+        pooler = getattr(model.roi_heads, f"{name}_roi_pool")
+        pool = pooler.forward
+        given = torch.from_numpy(np.concatenate([inputs[f"pooled_{name}_{i}"] for i in range(job["images"])]))
+
+        def pool_given(*arguments):
+            own = pool(*arguments)
+            kept[f"pooled_{name}"] = own.detach()
+            return own if "half_pixels" in job["leave"] else own + (given - own).detach()
+
+        pooler.forward = pool_given
+
+    for name in ("box", "mask") if job["kind"] == "mask" else ("box",):
+        replace(name)
+    return kept
+
+
 def load(model, job, inputs):
     """Loads every weight; a name without counterpart is an error."""
     state = {f"backbone.body.{name}": value for name, value in load_file(job["backbone"]).items()}
@@ -187,6 +212,7 @@ def train(model, images, job, inputs):
         target["boxes"] = target["boxes"].to(images.tensors.dtype)
     model.rpn.fg_bg_sampler = GivenSample(inputs, "anchors", count)
     model.roi_heads.fg_bg_sampler = GivenSample(inputs, "regions", count)
+    pooled = use_pooled(model, job, inputs)
     features = model.backbone(images.tensors)
     proposals, losses = model.rpn(images, features, targets)
     given = [torch.from_numpy(inputs[f"proposals_{i}"]).to(images.tensors.dtype) for i in range(count)]
@@ -196,6 +222,8 @@ def train(model, images, job, inputs):
     results = {f"losses/{name}": value.detach() for name, value in losses.items()}
     results |= {f"gradients/{name}": value.grad for name, value in model.named_parameters() if value.grad is not None}
     results |= {f"statistics/{name}": value for name, value in model.named_buffers() if "running" in name}
+    results |= pooled
+    results["anchors"] = model.rpn.anchor_generator(images, list(features.values()))[0]
     for i in range(count):
         results[f"proposals_{i}"] = proposals[i]
         results[f"anchor_labels_{i}"] = model.rpn.fg_bg_sampler.labels[i]
