@@ -41,6 +41,7 @@ _HOME = {
     "Detector": "dupr_tf.detection.inference",
     "load_detector": "dupr_tf.detection.saving",
     "load_backbone": "dupr_tf.weights.loading",
+    "embed": "dupr_tf.probing.embedder",
     "export": "dupr_tf.weights.export",
 }
 

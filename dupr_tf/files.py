@@ -8,16 +8,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from dupr_tf.errors import UserError
+from dupr_tf.text import escape, one_line
 
+log = logging.getLogger(__name__)
+GROWTH = 1 << 20  # bytes by which a file may grow while it is read
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)  # a `Path` keeps only one slash of gs://bucket
 
 
@@ -100,6 +104,22 @@ def publish(temporary: Path, path: Path) -> None:
         os.close(folder)
 
 
+@contextlib.contextmanager
+def publishing(path: Path, mode: str, **options) -> Iterator[IO]:
+    """Opens a file under a temporary name, and renames it once it is complete and on the disk.
+
+    Args:
+        path: file to write, which is replaced as a whole.
+        mode, options: as in `open`.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with discarded_on_error(temporary), temporary.open(mode, **options) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    publish(temporary, path)
+
+
 def sha256_of(path: str | Path) -> str:
     """Computes the sha256 of a file, in hexadecimal."""
     with open_file(path) as file:
@@ -136,8 +156,9 @@ def read_bounded(path: str | os.PathLike, most: int) -> bytes:
     """
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
-        content = file.read(most + 1) if size <= most else b""
-    if max(size, len(content)) > most:
+        limit = min(most, size + GROWTH)  # Python allocates as many bytes as are asked for
+        content = file.read(limit + 1) if size <= most else b""
+    if max(size, len(content)) > limit:
         raise ValueError(f"it has {size:,} bytes, and at most {most:,} are read")
     return content
 
@@ -156,3 +177,18 @@ def plain_alias(folder: Path) -> Iterator[Path]:
         link = Path(temporary) / "folder"
         link.symlink_to(folder.absolute(), target_is_directory=True)
         yield link
+
+
+def draw_pictures(pictures: dict[str, Callable[[Path], None]], output: Path) -> None:
+    """Draws pictures into a folder. A picture that fails causes only a warning, because all results are written.
+
+    Args:
+        pictures: {file name: function that draws it}.
+        output: folder of the pictures.
+    """
+    for name, draw in pictures.items():
+        try:
+            draw(output / name)
+        except Exception as error:
+            reason = escape(one_line(f"{type(error).__name__}: {error}", 200))
+            log.warning("%s was not drawn (%s)", escape(str(output / name)), reason)

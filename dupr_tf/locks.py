@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import datetime
 import json
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from filelock import FileLock, Timeout
 from dupr_tf.errors import UserError, reporting_failed_writes
 from dupr_tf.files import read_bounded
 
+log = logging.getLogger(__name__)
 LOCK_FILE = ".dupr_tf.lock"  # name in the folder
 PATIENCE = 0.3  # seconds between two attempts, in which a holder that is about to end removes the file
 _held: contextvars.ContextVar[frozenset[Path]] = contextvars.ContextVar("held", default=frozenset())
@@ -48,6 +50,26 @@ def locked(output: Path, beside: bool = False) -> Iterator[None]:
             for path in made:
                 with contextlib.suppress(OSError):  # it is no longer empty
                     path.rmdir()
+
+
+@contextlib.contextmanager
+def waiting_lock(path: Path, doing: str) -> Iterator[None]:
+    """Holds a lock file, after waiting for another process that holds it. The file remains.
+
+    Args:
+        path: the lock file; its folder exists.
+        doing: what the other process does, for the message: "downloads imagenet".
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        log.info("waiting for another process that %s", doing)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ CLASSES = {  # module -> its registered classes
     "dupr_tf.models.terms.contrast": ("ImageContrast", "PatchContrast"),
     "dupr_tf.models.dupr": ("DUPR",),
     "dupr_tf.training.optimizers": ("CoupledSGD", "AdamW", "LossScaling", "Cosine", "Milestones", "AfterChange"),
+    "dupr_tf.detection.dfine": ("KerasHubDFine",),
     "dupr_tf.detection.fcn": ("FCN",),
     "dupr_tf.detection.kerashub": ("KerasHubRetinaNet",),
     "dupr_tf.detection.parts.pyramid": ("FeaturePyramid", "PyramidNeck"),
@@ -26,6 +27,7 @@ CLASSES = {  # module -> its registered classes
     "dupr_tf.detection.rcnn.proposals": ("RPNHead",),
     "dupr_tf.detection.rcnn.region_heads": ("PyramidRegions", "BoxPredictor", "MaskHead"),
     "dupr_tf.detection.retinanet": ("RetinaNet", "PredictionHead"),
+    "dupr_tf.detection.yolov8": ("YOLOv8",),
 }
 
 

@@ -36,10 +36,13 @@ ARROWS = {
     "detection": {
         "files", "records", "locks", "models", "weights", "data", "config", "batch", "ops", "training",
     },
-    "probing": {"files", "models", "weights", "data", "config", "batch", "ops"},
+    "probing": {"files", "locks", "models", "weights", "data", "config", "batch", "ops"},
+}  # fmt: skip
+ARROWS["comparing"] = {
+    "files", "records", "locks", "models", "weights", "data", "config", "training", "detection", "probing",
 }  # fmt: skip
 ARROWS["reporting"] = {
-    "files", "environment", "probing", "training", "models", "weights", "data", "config", "batch", "ops",
+    "files", "environment", "probing", "training", "models", "weights", "data", "config", "batch", "ops", "comparing",
 }  # fmt: skip
 ARROWS["forecast"] = {"files", "environment", "training", "models", "data", "config", "batch", "ops"}
 ARROWS["commands"] = set(ARROWS)
@@ -122,9 +125,14 @@ def test_imports_follow_the_allowed_arrows(path):
 
 
 @pytest.mark.parametrize(
-    ("target", "importers"), [("keras_cv", {"retinanet.py"}), ("dupr_tf.detection.retinanet", set())]
+    ("target", "importers"),
+    [
+        ("keras_cv", {"retinanet.py", "yolov8.py"}),
+        ("keras_hub", {"kerashub.py", "dfine.py", "kerashub_io.py"}),
+        *((f"dupr_tf.detection.{module}", set()) for module in ("retinanet", "yolov8", "kerashub", "dfine")),
+    ],
 )
-def test_kerascv_is_imported_lazily_by_one_file(target, importers):
+def test_kerascv_and_kerashub_are_imported_lazily_by_few_files(target, importers):
     package = {path: ".".join(path.relative_to(ROOT).parent.parts) for path in FILES}
     found = {
         path.name
@@ -145,6 +153,7 @@ def test_arrows_are_acyclic_and_separate_data_from_models():
     [
         *("errors", "text", "registry", "files", "batch", "config", "data"),
         *("weights/paths", "detection/labels"),
+        *("comparing/statistics", "comparing/record", "comparing/runner", "comparing/plan", "comparing/outputs"),
         *("forecast/device_types", "forecast/assumptions", "forecast/seconds", "forecast/advice"),
         *("probing/image_views", "probing/labelled"),
     ],
@@ -157,7 +166,7 @@ def test_light_files_import_no_framework(module):
         assert not {target.split(".")[0] for target in imported(parse(path), "dupr_tf")} & FRAMEWORKS
 
 
-@pytest.mark.parametrize("module", ["config", "cli", "training.run", "detection.finetune", "probing.load"])
+@pytest.mark.parametrize("module", ["config", "cli", "commands", "training.pool", "detection.finetune", "probing.load"])
 def test_light_module_import_loads_no_tensorflow(module):
     code = f"import sys, dupr_tf.{module}; print(*{FRAMEWORKS}.intersection(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

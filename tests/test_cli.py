@@ -264,7 +264,7 @@ def test_tilde_is_expanded_in_flags_overrides_and_configs(tmp_path, monkeypatch)
     config = tmp_path / "c.yaml"
     config.write_text("data: {root: ~/photos}")
     command, overrides = parse(["pretrain", "~/c.yaml", "--output=~/run", "--weights", "~/w", "--data.root=~/other"])
-    assert (command.config, command.output, command.weights) == (config, tmp_path / "run", tmp_path / "w")
+    assert (command.config, command.output, command.weights) == (config, tmp_path / "run", str(tmp_path / "w"))
     assert load_config(config).data.root == str(tmp_path / "photos")
     assert load_config(config, overrides).data.root == str(tmp_path / "other")
     command, _ = parse(["probe", "matching", "--weights", "random", "~/w", "--data", "~/p"])

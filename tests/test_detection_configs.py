@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from dupr_tf.config import load_config
+from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.training.optimizers import planned_schedule
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +36,7 @@ def merged(below, above):
 def test_recipe_can_be_run_and_its_header_shows_how(path):
     config, head = load_config(path), path.read_text()
     problems = config.finetune_problems()
-    if config.detector.kind == "kerashub_retinanet" and importlib.util.find_spec("keras_hub") is None:
+    if config.detector.kind.startswith("kerashub") and importlib.util.find_spec("keras_hub") is None:
         assert [problem.field for problem in problems] == ["detector.kind"]
     else:
         assert problems == []
@@ -96,7 +97,7 @@ def test_recipe_has_the_protocol_of_its_twin(name):
 def test_small_recipes_cover_every_kind_and_neck():
     covered = {(config.detector.kind, config.detector.neck) for config in map(load_config, SMALL)}
     rcnn = {(kind, neck) for kind in ("faster_rcnn", "mask_rcnn") for neck in ("fpn", "c4")}
-    assert covered == rcnn | {("retinanet", "fpn"), ("kerashub_retinanet", "fpn"), ("fcn", "fpn")}
+    assert covered == rcnn | {(kind, "fpn") for kind in DETECTORS if not kind.endswith("rcnn")}
     assert all(
         config.data.image_size <= 256 and config.model.backbone == "resnet18" for config in map(load_config, SMALL)
     )

@@ -27,6 +27,8 @@ def config(**sections):
         ({"data": {"ignore_value": 11}}, "data.ignore_value", "fcn"),
         ({"detector": {"rpn_pre_nms": [10, 10]}}, "detector.rpn_pre_nms", "retinanet"),
         ({"detector": {"kind": "fcn", "rpn_post_nms": [9, 9]}}, "detector.rpn_post_nms", "fcn"),
+        ({"detector": {"kind": "yolov8", "anchor_scale": 4}}, "detector.anchor_scale", "yolov8"),
+        ({"detector": {"kind": "yolov8", "fpn_channels": 64}}, "detector.fpn_channels", "yolov8"),
         ({"detector": {"short_sides": [800, 640]}}, "detector.short_sides", "[640, 800]"),
         ({"detector": {"kind": "fcn", "short_sides": [640]}}, "detector.short_sides", "fcn"),
         ({"detector": {"test_short_side": 640}}, "detector.test_short_side", "640"),
@@ -57,6 +59,7 @@ def test_conflicting_settings_give_one_error(sections, field, named):
         {"detector": {"kind": "fcn", "test_short_side": 640}, "data": {"kind": "masks", "ignore_value": 11}},
         {"optimizer": {"milestone_steps": [10], "schedule": "milestones"}, "train": {"max_steps": 20}},
         {"detector": {"norm": "frozen"}, "train": {"batch_size": 1}},
+        {"detector": {"kind": "yolov8", "short_sides": [480, 640]}},
     ],
 )
 def test_compatible_settings_are_accepted(sections):
@@ -69,6 +72,16 @@ def test_kerashub_refuses_other_widths_and_sizes(monkeypatch):
     narrow = config(detector={"kind": "kerashub_retinanet", "head_channels": 64, "short_sides": [640]})
     first, second = narrow.finetune_problems()
     assert (first.field, second.field) == ("detector.head_channels", "detector.short_sides")
+
+
+def test_dfine_needs_channels_for_its_attention_heads(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert config(detector={"kind": "kerashub_dfine", "fpn_channels": 64}).finetune_problems() == []
+    odd = {"kind": "kerashub_dfine", "fpn_channels": 60, "short_sides": [640], "head_convs": 2}
+    errors = config(detector=odd).finetune_problems()
+    assert sorted(one.field for one in errors) == [
+        "detector.fpn_channels", "detector.head_convs", "detector.short_sides",
+    ]  # fmt: skip
 
 
 def test_batch_not_multiple_of_devices_is_refused():

@@ -9,7 +9,7 @@ from dupr_tf.commands.checks import expand_paths
 from dupr_tf.commands.probe import Knn, Probe
 from dupr_tf.config import load_config
 from dupr_tf.errors import UserErrors
-from dupr_tf.files import local_path, sha256_of, write_all, write_whole
+from dupr_tf.files import draw_pictures, local_path, publishing, sha256_of, write_all, write_whole
 from tests.refusals import refusal
 
 
@@ -57,3 +57,24 @@ def test_several_files_are_replaced_together_or_none(tmp_path):
     with pytest.raises(OSError):
         write_all({old: "new", blocked: "x"})
     assert old.read_text() == "old" and not blocked.exists()
+
+
+def test_published_file_appears_when_it_is_complete(tmp_path):
+    path = tmp_path / "file"
+    with publishing(path, "w", encoding="utf-8") as file:
+        file.write("new")
+        assert not path.exists()
+    with pytest.raises(KeyboardInterrupt), publishing(path, "wb") as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_failed_picture_gives_a_warning(tmp_path, caplog):
+    def fail(path):
+        raise ValueError("an odd\nchunk")
+
+    draw_pictures({"bad.png": fail, "good.png": lambda path: path.write_text("drawn")}, tmp_path)
+    assert (tmp_path / "good.png").read_text() == "drawn"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "bad.png" in record.getMessage() and "\n" not in record.getMessage()

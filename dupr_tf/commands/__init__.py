@@ -1,9 +1,11 @@
 """Lists the commands of `dupr-tf`. In each dataclass, fields are flags, the docstring is the help, `run` the work."""
 
 from dupr_tf.commands.bench import Bench
+from dupr_tf.commands.compare import Compare
 from dupr_tf.commands.convert import Convert
 from dupr_tf.commands.doctor import Doctor
 from dupr_tf.commands.duplicates import Duplicates
+from dupr_tf.commands.embed import Embed
 from dupr_tf.commands.evaluate import Evaluate
 from dupr_tf.commands.export import Export
 from dupr_tf.commands.fields import Fields
@@ -23,15 +25,16 @@ from dupr_tf.commands.views import Views
 COMMANDS = {
     "sample": Sample, "scan": Scan, "duplicates": Duplicates, "convert": Convert, "pack": Pack,
     "pretrain": Pretrain, "finetune": Finetune, "evaluate": Evaluate, "predict": Predict,
-    "views": Views, "probe": Probe, "report": Report,
+    "compare": Compare,
+    "views": Views, "probe": Probe, "embed": Embed, "report": Report,
     "export": Export, "import": Import,
     "doctor": Doctor, "plan": Plan, "bench": Bench, "fields": Fields, "list": List,
 }  # fmt: skip
 GROUPS = {
     "data": ("sample", "scan", "duplicates", "convert", "pack"),
     "training": ("pretrain", "finetune", "evaluate", "predict"),
-    "looking": ("views", "probe", "report"),
+    "looking": ("compare", "views", "probe", "embed", "report"),
     "weights": ("export", "import"),
     "planning": ("doctor", "plan", "bench", "fields", "list"),
 }
-CONFIGURED = ("pretrain", "finetune", "evaluate", "predict", "probe", "views", "doctor", "plan")
+CONFIGURED = ("pretrain", "finetune", "evaluate", "predict", "compare", "probe", "embed", "views", "doctor", "plan")

@@ -9,6 +9,9 @@ from pathlib import Path
 from dupr_tf.config import Config, load_config
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import local_path
+from dupr_tf.weights.catalogue import CATALOGUE, find_public, is_public, name_for
+
+WEIGHTS = ("weights", "file", "run_or_file")  # fields of commands that name weights
 
 
 def problems_of(check: Callable, *arguments, field: str | None = None) -> list[UserError]:
@@ -23,6 +26,14 @@ def problems_of(check: Callable, *arguments, field: str | None = None) -> list[U
     except UserError as error:
         return [UserError(field or one.field, one.problem, one.fix) for one in error.errors]
     return []
+
+
+def public_problems(weights: str | None, config: Config | None) -> list[UserError]:
+    """Returns errors in the name or address of public weights, without downloading them; none for other weights."""
+    if not is_public(weights):
+        return []
+    problems = problems_of(find_public, weights)
+    return problems + (problems_of(name_for, weights, config.model.backbone, config.model.width) if config else [])
 
 
 def output_problems(output: Path | None, data: Path | str | None = None) -> list[UserError]:
@@ -57,6 +68,16 @@ def config_or_problems(path: Path, overrides: dict[str, str], cross_field) -> tu
     return config, cross_field(config)
 
 
+def _expanded(path: Path | str) -> Path | str:
+    """Expands `~`. A name or address of public weights does not change, and ./imagenet remains a path."""
+    if is_public(path):
+        return path
+    expanded = local_path(path)
+    if isinstance(path, str) and str(expanded) in CATALOGUE:
+        expanded = expanded.absolute()
+    return type(path)(expanded)
+
+
 def has_gpu() -> bool:
     """Returns True if the system shows a GPU (NVIDIA's or AMD's driver), without loading TensorFlow."""
     return any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/dxg", "/dev/kfd"))
@@ -65,7 +86,8 @@ def has_gpu() -> bool:
 def expand_paths(command) -> None:
     """Expands `~` in every path of a parsed command, a dataclass, in place.
 
-    `weights` is a path too, although it is text because it may be the word random.
+    The fields in `WEIGHTS` are paths too, although they are text: they may be a word such as random or imagenet, or an
+    address.
 
     Raises:
         UserError: a path is an address such as gs://bucket/photos; a UserErrors for several.
@@ -79,9 +101,9 @@ def _expand(command) -> Iterator[UserError]:
             yield from _expand(value)
             continue
         values = value if isinstance(value, tuple) else (value,)
-        if all(isinstance(one, Path) or (name == "weights" and one is not None) for one in values):
-            problems = [problem for one in values for problem in problems_of(local_path, one)]
+        if all(isinstance(one, Path) or (name in WEIGHTS and one is not None) for one in values):
+            problems = [problem for one in values for problem in problems_of(_expanded, one)]
             yield from problems
             if not problems:
-                paths = tuple(type(one)(local_path(one)) for one in values)
+                paths = tuple(map(_expanded, values))
                 setattr(command, name, paths if isinstance(value, tuple) else paths[0])

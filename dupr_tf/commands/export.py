@@ -14,8 +14,9 @@ from dupr_tf.data.images.decode import read_photo
 from dupr_tf.detection.formats import DETECTOR_EXPORTS
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.locks import locked
+from dupr_tf.weights.catalogue import find_public, is_public
 from dupr_tf.weights.formats import EXPORTS, FORMATS
-from dupr_tf.weights.paths import export_output, weights_file
+from dupr_tf.weights.paths import check_weights_file, export_output, weights_file
 from dupr_tf.weights.saved_detectors import find_detector
 
 
@@ -29,8 +30,9 @@ class Export:
 
     EXAMPLE = "dupr-tf export runs/demo --to torchvision --output runs/torchvision"
 
-    run_or_file: Annotated[Path, tyro.conf.arg(name="run", metavar="RUN"), tyro.conf.Positional]
-    """A pre-training run or a backbone file (.keras, .safetensors); or a `finetune` run or its detector.keras."""
+    run_or_file: Annotated[str, tyro.conf.arg(name="run", metavar="RUN"), tyro.conf.Positional]
+    """A pre-training run, a backbone file (.keras, .safetensors) or a public checkpoint (`dupr-tf list weights`); or a
+    `finetune` run or its detector.keras."""
     to: Literal[tuple(dict.fromkeys((*FORMATS, *DETECTOR_EXPORTS)))]
     """Target. keras and kerascv write .keras, torchvision and timm safetensors, detectron2 a pickle, kerashub a preset.
     saved_model and onnx take images and return P2..P5. Detectors: saved_model, onnx and litert, with detections."""
@@ -46,7 +48,7 @@ class Export:
     """Backbones: accept weights that are NaN or infinite."""
 
     def run(self, overrides: dict[str, str]) -> None:
-        detector = find_detector(self.run_or_file)
+        detector = None if is_public(self.run_or_file) else find_detector(self.run_or_file)
         problems = self._detector_problems() if detector else self._backbone_problems()
         raise_all(problems + problems_of(export_output, self.output, self.overwrite))
         with locked(self.output, beside=True):
@@ -66,7 +68,7 @@ class Export:
         return problems if self.image is None else problems + problems_of(read_photo, self.image, field="--image")
 
     def _backbone_problems(self) -> list[UserError]:
-        problems = problems_of(weights_file, self.run_or_file)
+        problems = problems_of(check_weights_file, self.run_or_file)
         if self.to not in EXPORTS:
             problem = f"{self.to} holds detectors only."
             return [*problems, UserError("--to", problem, "Pass a detector.keras, or choose another target.")]
@@ -75,13 +77,17 @@ class Export:
         return problems_of(EXPORTS.check, self.to) + problems
 
     def _export_backbone(self) -> Path:
+        license = self.license
+        if is_public(self.run_or_file):
+            license = license or find_public(self.run_or_file).terms
+            weights_file(self.run_or_file)  # downloads it before TensorFlow loads
         from dupr_tf.weights.export import export
         from dupr_tf.weights.loading import load_backbone
         from dupr_tf.weights.model_card import run_facts
 
         backbone = load_backbone(self.run_or_file, allow_nonfinite=self.allow_nonfinite)
         card = run_facts(self.run_or_file)
-        return export(backbone, self.to, self.output, self.overwrite, card, self.allow_nonfinite, self.license)
+        return export(backbone, self.to, self.output, self.overwrite, card, self.allow_nonfinite, license)
 
 
 def print_export(written: Path) -> None:

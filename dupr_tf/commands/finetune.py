@@ -8,12 +8,13 @@ from typing import Literal
 
 import tyro
 
-from dupr_tf.commands.checks import config_or_problems, output_problems, problems_of
+from dupr_tf.commands.checks import config_or_problems, output_problems, problems_of, public_problems
 from dupr_tf.commands.evaluate import print_scores
 from dupr_tf.config import Config
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.streams import lasting_streams
 from dupr_tf.training.cluster import refuse_cluster
+from dupr_tf.weights.catalogue import is_public
 
 
 @dataclasses.dataclass
@@ -33,7 +34,8 @@ class Finetune:
     """Config of the experiment."""
     weights: str
     """Backbone to start from: a run, an export, a .keras file, a checkpoint that `import` reads, or the word random. A
-    detector.keras, or the folder of its run, continues from that detector."""
+    detector.keras, or the folder of its run, continues from that detector. Public weights are downloaded: imagenet,
+    another name of `dupr-tf list weights`, hf:OWNER/NAME or https://ADDRESS."""
     data: Path
     """Root of a labelled data set, in any layout of docs/labels.md."""
     output: Path
@@ -52,7 +54,9 @@ class Finetune:
         from dupr_tf.detection.finetune import finetune, starting_file
 
         kind = config.detector.kind if config is not None and config.detector is not None else None
-        problems += problems_of(starting_file, self.weights, kind, field="--weights")
+        problems += public_problems(self.weights, config)
+        if not is_public(self.weights):  # those are downloaded after the other checks
+            problems += problems_of(starting_file, self.weights, kind, field="--weights")
         raise_all([*problems, *output_problems(self.output, self.data)])
         with lasting_streams():
             scores = finetune(config, self.weights, self.data, self.output, None, self.allow_change, self.after_change)

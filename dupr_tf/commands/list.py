@@ -21,7 +21,9 @@ REGISTRIES = {
     "boxes": "dupr_tf.data.layouts:BOXES",
     "pixels": "dupr_tf.data.layouts:PIXELS",
     "outputs": "dupr_tf.detection.outputs:OUTPUTS",
+    "features": "dupr_tf.probing.feature_files:FEATURE_FILES",
     "probes": "dupr_tf.config.probes:PROBES",
+    "weights": "dupr_tf.weights.catalogue:CATALOGUE",
     "exports": "dupr_tf.weights.formats:EXPORTS",
     "detector_exports": "dupr_tf.detection.formats:DETECTOR_EXPORTS",
 }
@@ -31,7 +33,8 @@ REGISTRIES = {
 class List:
     """List the names that a config or a flag accepts.
 
-    They are backbones, terms, detectors, layouts of data, formats of predictions, probes and exports.
+    They are backbones, terms, detectors, layouts of data, formats of predictions and features, probes, public weights
+    and exports.
     """
 
     EXAMPLE = "dupr-tf list backbones"

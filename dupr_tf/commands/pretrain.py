@@ -9,7 +9,7 @@ from typing import Literal
 
 import tyro
 
-from dupr_tf.commands.checks import config_or_problems, has_gpu, output_problems, problems_of
+from dupr_tf.commands.checks import config_or_problems, has_gpu, output_problems, problems_of, public_problems
 from dupr_tf.commands.screen import print_line, print_table, print_warnings
 from dupr_tf.config import Config, DataConfig
 from dupr_tf.data.images.bad_images import check_photos
@@ -18,7 +18,8 @@ from dupr_tf.locks import locked
 from dupr_tf.probing.labelled import check_class_folders
 from dupr_tf.streams import lasting_streams
 from dupr_tf.training.cluster import cluster_of
-from dupr_tf.training.run import CONFIG_FILE, check, check_weights, images_entry, open_images
+from dupr_tf.training.pool import Pool, check_exclude, exclusion_changes, open_pool
+from dupr_tf.training.run import CONFIG_FILE, check, check_weights, images_entry
 
 
 @dataclasses.dataclass
@@ -39,8 +40,12 @@ class Pretrain:
     data: Path | None = None
     """Folder of images, COCO or VOC root (labels are not read), shards of `pack`, or tfds:NAME[/CONFIG][:SPLIT].
     Default: data.root of the config."""
-    weights: Path | None = None
-    """Weights to start from: a run, an export, a .keras file, or a checkpoint that `import` reads. Default: random."""
+    exclude: tuple[Path, ...] = ()
+    """Test images: folders of photos, or labelled data sets, whose split val is taken. Photos of --data with the same
+    bytes or nearly the same picture are left out. Default: none, or in a resumed run those of its start."""
+    weights: str | None = None
+    """Weights to start from: a run, an export, a .keras file, or a checkpoint that `import` reads. Public ones are
+    downloaded: imagenet, another name of `dupr-tf list weights`, hf:OWNER/NAME or https://ADDRESS. Default: random."""
     allow_change: bool = False
     """Resume although the config or the images differ from those of the start. The differences are printed."""
     after_change: Literal["planned", "decay", "warmup"] | None = None
@@ -58,23 +63,24 @@ class Pretrain:
             problems += problems_of(check_photos, root, section.kind, section.max_pixels, section.depth)
         elif config:
             problems.append(UserError("data.root", "No folder of images is given.", "Pass --data DIR."))
+        problems += problems_of(check_exclude, self.exclude, root)
         problems += _probing_problems(config) if config else []
+        problems += public_problems(self.weights, config)
         problems += problems_of(cluster_of, config) if config and not self.dry_run else []
         if self.output is None and not self.dry_run:
             problems.append(UserError("--output", "No folder for the run is given.", "Pass --output runs/mine."))
         raise_all(problems + output_problems(self.output, root))
         if self.dry_run:
-            raise_all(self._run_problems(config))
+            pool = self._open_pool(config)
             from dupr_tf.forecast.dry_run import dry_run
 
-            return print_table(("dry run", ""), dry_run(config, self.data).rows())
+            return print_table(("dry run", ""), dry_run(config, pool=pool).rows())
         cluster = cluster_of(config)
         with lasting_streams(), locked(self.output) if cluster is None or cluster.chief else contextlib.nullcontext():
-            raise_all(self._run_problems(config))
-            self._train(config)
+            self._train(config, self._checked_pool(config))
         return None
 
-    def _train(self, config: Config) -> None:
+    def _train(self, config: Config, pool: Pool | None) -> None:
         from dupr_tf.training.pretrain import pretrain
 
         probe = None
@@ -82,7 +88,8 @@ class Pretrain:
             from dupr_tf.probing.in_training import build_probe
 
             probe = build_probe(config.probing, config.train.seed, config.data)
-        result = pretrain(config, self.output, self.data, self.weights, self.allow_change, probe, self.after_change)
+        choices = self.weights, self.allow_change, probe, self.after_change, self.exclude, pool
+        result = pretrain(config, self.output, self.data, *choices)
         if result.bad_images:
             from dupr_tf.data.images.bad_images import count_reasons
 
@@ -92,20 +99,33 @@ class Pretrain:
             )
         print_line(f"step {result.step}: {result.backbone}")
 
-    def _run_problems(self, config: Config) -> list[UserError]:
-        """Checks this start against the images, the run in the output folder and the weights, without TensorFlow."""
-        if cluster_of(config) is not None and not self.dry_run:  # with several workers the chief checks for all
-            return []
+    def _checked_pool(self, config: Config) -> Pool | None:
+        """Opens the images, and checks this start against the run in the output folder, without TensorFlow.
+
+        Returns:
+            The images. None for one of several workers, which check the start together.
+
+        Raises:
+            UserError: the run has other images, another config or other weights.
+        """
+        if cluster_of(config) is not None:
+            return None
+        pool = self._open_pool(config)
+        problems = problems_of(check_weights, self.output, config, self.weights, field="--weights")
+        if (self.output / CONFIG_FILE).exists() and not self.allow_change:
+            images = images_entry(pool.config.data.root, pool.source)
+            others = exclusion_changes(self.output, pool.exclusion)
+            problems += problems_of(check, self.output, pool.config, images, False, others)
+        raise_all(problems)
+        return pool
+
+    def _open_pool(self, config: Config) -> Pool:
+        """Opens the images, and warns if they do not suit the config."""
         from dupr_tf.forecast.advice import grave_warnings
 
-        config, source = open_images(config, self.data)
-        print_warnings(grave_warnings(config, len(source)))
-        if self.dry_run:
-            return []
-        problems = problems_of(check_weights, self.output, self.weights, field="--weights")
-        if (self.output / CONFIG_FILE).exists() and not self.allow_change:
-            problems += problems_of(check, self.output, config, images_entry(config.data.root, source))
-        return problems
+        pool = open_pool(config, self.data, self.exclude, self.output, saves=not self.dry_run)
+        print_warnings(grave_warnings(pool.config, len(pool.source)))
+        return pool
 
 
 def _probing_problems(config: Config) -> list[UserError]:

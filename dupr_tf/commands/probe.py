@@ -34,6 +34,8 @@ from dupr_tf.probing.labelled import (
 from dupr_tf.probing.load import check_backbones, labels_of, load_backbones
 from dupr_tf.reporting.folders import PROBES_FOLDER
 from dupr_tf.training.cluster import refuse_cluster
+from dupr_tf.weights.catalogue import find_public, is_public
+from dupr_tf.weights.download import origin_of
 from dupr_tf.weights.paths import RANDOM
 
 LEAST = {"images": 1, "image_size": 32, "k": 1, "queries": 1, "top": 1, "cells": 1, "folds": 2, "seed": 0}
@@ -122,7 +124,10 @@ class Weights:
 
         folder = self._folder
         weights = {label: _absolute(path) for label, path in zip(labels_of(self.weights), self.weights, strict=True)}
-        write_whole(folder / "probe.json", json.dumps({**findings.as_json(), "weights": weights}, indent=2) + "\n")
+        content = {**findings.as_json(), "weights": weights}
+        sources = {label: origin_of(find_public(name)) for label, name in weights.items() if is_public(name)}
+        content |= {"sources": sources} if sources else {}
+        write_whole(folder / "probe.json", json.dumps(content, indent=2) + "\n")
         print_line(f"wrote {folder / 'probe.json'}")
         if findings.picture is not None:
             save(findings.picture, folder / f"{findings.probe}.png")
@@ -130,7 +135,7 @@ class Weights:
 
 
 def _absolute(weights: str) -> str:
-    return weights if weights == RANDOM else os.path.abspath(weights)
+    return weights if weights == RANDOM or is_public(weights) else os.path.abspath(weights)
 
 
 def _text(value: Any) -> str:

@@ -61,6 +61,11 @@ def _sizes(config) -> list[UserError]:
         problem, fix = f"Expected a multiple of 32, received {size}.", max(32, round(size / 32) * 32)
         problems.append(UserError("data.image_size", problem, f"Pass --data.image_size {fix}."))
     facts = DETECTORS[detector.kind].facts
+    multiple, channels = facts["channels_multiple"], detector.fpn_channels
+    if channels % multiple:
+        problem = f"Expected a multiple of {multiple} for {detector.kind}, received {channels}."
+        fix = f"Pass --detector.fpn_channels {channels // multiple * multiple}."
+        problems.append(UserError("detector.fpn_channels", problem, fix))
     if sides and "detector.short_sides" not in facts["refuses"] and list(sides) != sorted(set(sides)):
         problem, fix = f"Expected rising numbers, received {list(sides)}.", f"Use {sorted(set(sides))}."
         problems.append(UserError("detector.short_sides", problem, fix))

@@ -10,6 +10,7 @@ A new detector is one new file below `detection/` and one line here. Its class d
         before the reason.
     anchor_iou: the IoU with an anchor that a box needs to be trained on. None: every box is trained on.
     any_test_size: `detector.test_short_side` may be set without `detector.short_sides`.
+    channels_multiple: `detector.fpn_channels` must be a multiple of it.
 """
 
 from __future__ import annotations
@@ -30,12 +31,31 @@ NO_PROPOSALS = {
     "detector.rpn_pre_nms": ("has no proposals.", "Leave it out."),
     "detector.rpn_post_nms": ("has no proposals.", "Leave it out."),
 }
-KERASHUB = {
-    "detector.head_channels": ("has heads of 256 channels.", "Leave it out, or pass --detector.kind retinanet."),
+YOLO = {
+    f"detector.{name}": ("takes the widths of its pyramid and heads from the backbone.", "Leave it out.")
+    for name in ("fpn_channels", "head_channels")
+}
+YOLO |= {
+    "detector.fpn_norm": ("has batch norms in its pyramid.", "Leave it out."),
+    "detector.head_convs": ("has two convolutions in each head.", "Leave it out."),
+    "detector.anchor_scale": ("has no anchors.", "Leave it out."),
+}
+ONE_SIZE = {
     "detector.short_sides": (
         "takes images of one size only.",
         "Set data.image_size instead, or pass --detector.kind retinanet.",
     ),
+}
+KERASHUB = {
+    "detector.head_channels": ("has heads of 256 channels.", "Leave it out, or pass --detector.kind retinanet."),
+    **ONE_SIZE,
+}
+DFINE = {
+    "detector.fpn_norm": ("has batch norms in its encoder.", "Leave it out."),
+    "detector.head_channels": ("has the width detector.fpn_channels throughout.", "Leave it out."),
+    "detector.head_convs": ("has no convolutions in its heads.", "Leave it out."),
+    "detector.anchor_scale": ("has no anchors.", "Leave it out."),
+    **ONE_SIZE,
 }
 SQUARES = {
     "detector.short_sides": ("trains on squares of data.image_size.", "Use detector.scale_jitter instead."),
@@ -43,10 +63,12 @@ SQUARES = {
 }
 
 
-def _line(target, summary, task, data, refuses, data_note="", any_test_size=False, anchor_iou=None, **needs) -> Entry:
-    facts = {"task": task, "data": data, "data_note": data_note, "refuses": refuses, "any_test_size": any_test_size}
-    facts["anchor_iou"] = anchor_iou
-    return Entry(f"dupr_tf.detection.{target}", summary, facts=facts, **needs)
+DEFAULTS = {"data_note": "", "any_test_size": False, "anchor_iou": None, "channels_multiple": 1}
+
+
+def _line(target, summary, task, data, refuses, extra=None, modules=(), **facts) -> Entry:
+    facts = {"task": task, "data": data, "refuses": refuses, **DEFAULTS, **facts}
+    return Entry(f"dupr_tf.detection.{target}", summary, extra, modules, facts=facts)
 
 
 ANCHOR_IOU = 0.5  # of RetinaNet, whose small boxes may have no anchor; R-CNN gives each box its best anchor
@@ -68,6 +90,17 @@ DETECTORS = Registry(
             extra="kerashub",
             modules=("keras_hub",),
         ),
+        "kerashub_dfine": _line(
+            "dfine:KerasHubDFine",
+            "D-FINE of KerasHub",
+            "boxes",
+            BOXES,
+            {**ONE_STAGE, **DFINE},
+            extra="kerashub",
+            modules=("keras_hub",),
+            channels_multiple=8,
+        ),
+        "yolov8": _line("yolov8:YOLOv8", "YOLOv8 of KerasCV", "boxes", BOXES, {**ONE_STAGE, **YOLO}),
         "faster_rcnn": _line("rcnn.model:FasterRCNN", "boxes in two stages", "boxes", BOXES, NO_PIXELS),
         "mask_rcnn": _line(
             "rcnn.model:MaskRCNN",
@@ -75,7 +108,7 @@ DETECTORS = Registry(
             "masks",
             MASKS,
             NO_PIXELS,
-            "voc and openimages lack masks",
+            data_note="voc and openimages lack masks",
         ),
         "fcn": _line(
             "fcn:FCN",
@@ -83,7 +116,7 @@ DETECTORS = Registry(
             "segments",
             PIXELS,
             {**NO_PROPOSALS, **SQUARES},
-            "it learns classes of pixels",
+            data_note="it learns classes of pixels",
             any_test_size=True,
         ),
     },

@@ -69,6 +69,9 @@ class DataConfig(Section):
         lt=1,
         description="share of train to use as val, drawn with share_seed. Default: the root has a val",
     )
+    held_out: bool = Field(
+        False, description="with val_share: draw val from train although the root has a val, which is not read then"
+    )
     background: bool = Field(False, description="train detectors on images without boxes too, as negatives")
     max_pixels: int = Field(100_000_000, ge=1, description="images with more pixels, by their header, are skipped")
     depth: Literal["full", "auto"] = Field(
@@ -86,6 +89,12 @@ class DataConfig(Section):
                 None, "Packed images are no longer TFRecord.", "Pack them again, and pass --data.kind shards."
             )
         return value
+
+    @model_validator(mode="after")
+    def _held_out(self):
+        if self.held_out and self.val_share is None:
+            raise UserError("data.held_out", "It needs the share of train to hold out.", "Add --data.val_share 0.2.")
+        return self
 
 
 class ViewsConfig(Section):

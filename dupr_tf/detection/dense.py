@@ -1,4 +1,4 @@
-"""Base of the RetinaNets of KerasCV and KerasHub: labels, losses and detections at every anchor."""
+"""Base of the detectors with one stage of KerasCV and KerasHub: labels, losses and detections at every anchor."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import math
 import keras
 import tensorflow as tf
 
-from dupr_tf.detection.detector import Detector, images_of, photos_of
+from dupr_tf.detection.detector import Detector, SumOfLosses, images_of, photos_of
 from dupr_tf.detection.parts.boxes import clip, suppress
 from dupr_tf.detection.scaling import pad_to_stride
+from dupr_tf.errors import UserError
 
 LEVELS = ("P3", "P4", "P5")  # levels of the backbone; the pyramid adds P6 and P7
 PRIOR_LOGIT = math.log(0.01 / 0.99)  # at the start, the probability of an object at an anchor is 0.01
@@ -32,7 +33,60 @@ class DeviceShare(keras.losses.Loss):
         return share * self.loss(y_true, y_pred, sample_weight)
 
 
-class DenseDetector(Detector):
+class OneStage(Detector):
+    """Mixin for the detectors of KerasCV and KerasHub, whose graph predicts boxes and logits of classes.
+
+    A subclass has `decode_predictions`, which turns these into detections.
+    """
+
+    def call(self, inputs, training=None, mask=None):
+        # The steps of KerasCV and KerasHub pass the bare images; KerasCV's graph has a dict.
+        images = images_of(inputs)
+        if tf.executing_eagerly() and not training and not isinstance(images, keras.KerasTensor):
+            images = pad_to_stride(tf.cast(images, tf.float32))  # a photo of any size
+        outputs = super().call(self._graph_inputs(images), training=training, mask=mask)
+        return {name: tf.cast(output, tf.float32) for name, output in outputs.items()}
+
+    def _graph_inputs(self, images):
+        """Returns the images as the graph takes them."""
+        return images
+
+    def predict_step(self, data):
+        """Returns detections of images of any size, or of a batch; boxes are clipped to the image."""
+        images, sizes = photos_of(data)
+        detections = self.decode_predictions(self(images, training=False), images)
+        boxes = clip(detections["boxes"], sizes)
+        return {**detections, "boxes": tf.where(detections["classes"][..., None] >= 0, boxes, -1.0)}
+
+    def _suppress(self, boxes, logits):
+        """Returns the detections of boxes (B, n, 4) and logits (B, n, C)."""
+        limits = self.score_threshold, self.nms_iou, self.max_detections
+        return suppress(boxes[:, :, None], tf.sigmoid(logits), *limits)
+
+
+class FixedSize(OneStage):
+    """Mixin for the detectors of KerasHub, whose graph takes squares of one size."""
+
+    def resize_input(self, size):
+        if size != self.image_size:
+            problem = f"This detector takes images of {self.image_size} px only."
+            raise UserError("--image-size", problem, "Leave the size out, or use detector.kind retinanet.")
+
+    def predict_step(self, data):
+        if images_of(data).shape[1:3] != (self.image_size, self.image_size):
+            problem = f"Expected images of {self.image_size} px, received shape {images_of(data).shape}."
+            raise UserError("images", problem, "Use dupr_tf.Detector, which scales images.")
+        return super().predict_step(data)
+
+
+class AnchorFree(SumOfLosses, OneStage):
+    """Mixin for the detectors whose losses are not those of KerasCV or KerasHub, so that these are compiled away."""
+
+    def compile(self, optimizer, **kwargs):
+        super().compile(optimizer, **({"box_loss": None, "classification_loss": None} | kwargs))
+
+
+class DenseDetector(OneStage):
     """Detectors with logits and box deltas at every anchor.
 
     A subclass has `_build_loss_logs`, `_targets`, and the names `BOXES` and `CLASSES` of its outputs.
@@ -48,14 +102,6 @@ class DenseDetector(Detector):
         }
         super().compile(optimizer, **(losses | kwargs))
         self._build_loss_logs()
-
-    def call(self, inputs, training=None, mask=None):
-        # The steps of KerasCV and KerasHub pass the bare images; KerasCV's graph has a dict.
-        images = images_of(inputs)
-        if tf.executing_eagerly() and not training and not isinstance(images, keras.KerasTensor):
-            images = pad_to_stride(tf.cast(images, tf.float32))  # a photo of any size
-        outputs = super().call(self._graph_inputs(images), training=training, mask=mask)
-        return {name: tf.cast(output, tf.float32) for name, output in outputs.items()}
 
     def compute_loss(self, x, y, y_pred, sample_weight=None, **kwargs):
         """Computes both losses over the number of positive anchors of the batch (Lin et al., 2018, section 4.1).
@@ -79,18 +125,6 @@ class DenseDetector(Detector):
         targets = {self.BOXES: deltas, self.CLASSES: tf.one_hot(tf.cast(classes, tf.int32), len(self.class_names))}
         weights = {self.BOXES: positive / count, self.CLASSES: tf.cast(classes > -2.0, tf.float32) / count}
         return keras.Model.compute_loss(self, x, targets, y_pred, weights, **kwargs)
-
-    def predict_step(self, data):
-        """Returns detections of images of any size, or of a batch; boxes are clipped to the image."""
-        images, sizes = photos_of(data)
-        detections = self.decode_predictions(self(images, training=False), images)
-        boxes = clip(detections["boxes"], sizes)
-        return {**detections, "boxes": tf.where(detections["classes"][..., None] >= 0, boxes, -1.0)}
-
-    def _suppress(self, boxes, logits):
-        """Returns the detections of boxes (B, n, 4) and logits (B, n, C)."""
-        limits = self.score_threshold, self.nms_iou, self.max_detections
-        return suppress(boxes[:, :, None], tf.sigmoid(logits), *limits)
 
 
 def labels_of(batch):

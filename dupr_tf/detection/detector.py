@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import keras
 import tensorflow as tf
 
 from dupr_tf.detection.scaling import pad_to_stride
 from dupr_tf.errors import UserError
-from dupr_tf.models.layers import set_norm
+from dupr_tf.models.layers import norm_layers, set_norm
 from dupr_tf.training.distribution import deterministic_ops
 
 
@@ -20,6 +22,7 @@ class Detector:
     """
 
     SETTINGS: tuple[str, ...] = ()
+    NOT_EXPORTED: ClassVar[dict[str, str]] = {}  # {export format: why the detector cannot be written in it}
 
     @classmethod
     def from_experiment(cls, backbone, class_names, config):
@@ -83,10 +86,50 @@ class Detector:
         """Returns None, because a saved detector has no optimizer."""
         return None
 
-    def _set_norms(self, head):
-        """Applies `norm` to the backbone; the norms of `head`, the detector's own layers, are never frozen."""
+    def _set_norms(self, *heads):
+        """Applies `norm` to the backbone; the norms of `heads`, the detector's own layers, are never frozen."""
         set_norm(self.backbone, self.norm)
-        set_norm(head, "sync" if self.norm == "sync" else "train")
+        for head in heads:
+            set_norm(head, "sync" if self.norm == "sync" else "train")
+
+    def _own_norms(self):
+        """Lists the batch norms outside the backbone."""
+        shared = {id(layer) for layer in norm_layers(self.backbone)}
+        return [layer for layer in norm_layers(self) if id(layer) not in shared]
+
+
+class SumOfLosses(Detector):
+    """Mixin for detectors that train on a sum of losses, each of which is logged.
+
+    A subclass has `losses(data, training)`, which returns {name: scalar} of a batch, and calls `_create_means` with the
+    names.
+    """
+
+    def train_step(self, data):
+        with tf.GradientTape() as tape:
+            losses = self.losses(data, training=True)
+            # Keras' optimizers sum gradients over replicas, and each replica has the mean over its images.
+            total = tf.add_n(list(losses.values()))
+            scaled = self.optimizer.scale_loss(total / tf.distribute.get_strategy().num_replicas_in_sync)
+        gradients = tape.gradient(scaled, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return self._log_losses(total, losses)
+
+    def test_step(self, data):
+        losses = self.losses(data, training=False)
+        return self._log_losses(tf.add_n(list(losses.values())), losses)
+
+    def _create_means(self, names):
+        self._means = [keras.metrics.Mean(name) for name in ("loss", *names)]
+
+    def _log_losses(self, total, losses):
+        for mean, value in zip(self._means, (total, *losses.values()), strict=True):
+            mean.update_state(value)
+        return {mean.name: mean.result() for mean in self._means}
+
+    @property
+    def metrics(self):
+        return self._means
 
 
 def check_image_size(size):

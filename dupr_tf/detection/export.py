@@ -12,7 +12,7 @@ from dupr_tf.detection.formats import DETECTOR_EXPORTS
 from dupr_tf.detection.registry import task_of
 from dupr_tf.detection.runtimes import DESCRIPTION_FILE, LABELS_FILE
 from dupr_tf.detection.saving import load_detector, serve_function
-from dupr_tf.errors import RunFailed
+from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.weights.export import bytes_wanted, check_finite, manifest_facts, write_export
 from dupr_tf.weights.model_card import NO_LICENSE, card_text, origin
 from dupr_tf.weights.paths import export_output
@@ -50,12 +50,15 @@ def export_file(path, to, output, image=None, overwrite=False, license=None):
         The path of the directory.
 
     Raises:
-        UserError: there is no such detector or format, an extra is missing, or the output exists.
+        UserError: there is no such detector or format, an extra is missing, the detector cannot have this format, or
+            the output exists.
         RunFailed: the detections differ, or the disk is full. `output` is then absent, or unchanged if it existed.
     """
     write, output = DETECTOR_EXPORTS.load(to), export_output(output, overwrite)
     images = random_images() if image is None else [read_photo(image)]
     detector = load_detector(path)
+    if to in detector.NOT_EXPORTED:
+        raise UserError("--to", f"{detector.name} cannot become {to}: {detector.NOT_EXPORTED[to]}.", "Use saved_model.")
     check_finite(detector)
     description = describe(detector)
 

@@ -20,6 +20,7 @@ from dupr_tf.files import local_path
 from dupr_tf.locks import locked
 from dupr_tf.text import visible
 from dupr_tf.training.run import FORMAT_FILE, ImagesEntry, check, check_weights
+from dupr_tf.weights.catalogue import is_public, name_for
 from dupr_tf.weights.paths import KERAS_FILE, RANDOM, weights_file
 from dupr_tf.weights.saved_detectors import DETECTOR_FILE, Saved, find_detector, read_saved
 
@@ -45,9 +46,10 @@ def finetune(
 
     Args:
         config: config with a `detector` section and `optimizer.learning_rate`.
-        weights: "random", or a run, an export, a `.keras` file or another tool's checkpoint, as for `load_backbone`.
-            A `detector.keras`, or the folder of its run, continues from this detector. If its classes are others, the
-            layers with outputs for each class start from random weights.
+        weights: "random", or a run, an export, a `.keras` file, another tool's checkpoint or the name of a public one,
+            as for `load_backbone`. `imagenet` is that of the config's backbone. A `detector.keras`, or the folder of
+            its run, continues from this detector. If its classes are others, the layers with outputs for each class
+            start from random weights.
         data: root of a labelled data set with the splits train and val (docs/detection.md).
         output: a folder to create. It gets `config.yaml`, `metrics.jsonl` (every loss), `tensorboard/`,
             `checkpoints/`, `detector.keras`, `saved_model/`, pictures, `metrics.json`, `checked_images.tsv`, with
@@ -69,6 +71,7 @@ def finetune(
         RunInterrupted: SIGTERM, SIGINT or SIGHUP came during training; the step was finished and saved.
     """
     raise_all(config.finetune_problems())
+    weights = name_for(weights, config.model.backbone, config.model.width)
     weights, continues = starting_file(weights, config.detector.kind)
     output = _run_folder(output)
     results = FileResults(output / CHECKED_FILE)
@@ -77,7 +80,7 @@ def finetune(
         splits = read_splits(config, data, task, results)
         entries = {split: _entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
         changes = check(output, config, entries, allow_change)
-        check_weights(output, weights)
+        check_weights(output, config, weights)
         for warning in config.schedule_warnings(LABELS[task].learnable(splits[0])):
             log.warning("warning: %s", warning)
         console = console or Console(markup=False)
@@ -138,7 +141,7 @@ def evaluate(
 
 
 def starting_file(weights: str | Path, kind: str | None) -> tuple[str | Path, bool]:
-    """Checks the weights that fine-tuning starts from, without loading them.
+    """Checks the weights that fine-tuning starts from, without loading them. Downloads public ones.
 
     Args:
         weights: as in `finetune`.
@@ -151,6 +154,9 @@ def starting_file(weights: str | Path, kind: str | None) -> tuple[str | Path, bo
         UserError: they do not exist, or are those of a detector of another kind.
     """
     if str(weights) == RANDOM:
+        return weights, False
+    if is_public(weights):
+        weights_file(weights)
         return weights, False
     saved_detector = find_detector(weights)
     if saved_detector is None or (local_path(weights, "--weights") / KERAS_FILE).is_file():

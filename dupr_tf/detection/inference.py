@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from dupr_tf.config import DataConfig
-from dupr_tf.data.detection import image_rows, read_image
+from dupr_tf.data.any_image import all_usable, listed, pixels_of_any
+from dupr_tf.data.detection import image_rows
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.source import map_in_order
 from dupr_tf.data.placing import letterbox, pad_batch, scaled
@@ -22,9 +21,6 @@ from dupr_tf.detection.prediction import Prediction
 from dupr_tf.detection.predictions import EVAL_BATCH, convert_to_originals
 from dupr_tf.detection.registry import task_of
 from dupr_tf.detection.saving import load_detector
-from dupr_tf.errors import UserError
-
-SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")  # modes of Pillow
 
 
 class Detector:
@@ -79,14 +75,9 @@ class Detector:
         Raises:
             UserError: an image cannot be used.
         """
-        single = isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 4) < 4
-        images = [images] if single else list(images)
-        predictions = dict(self.stream(images, batch_size))
-        for index, prediction in sorted(predictions.items()):
-            if isinstance(prediction, Unusable):
-                name = images[index] if isinstance(images[index], str | os.PathLike) else f"images[{index}]"
-                raise UserError("images", f"{name} cannot be used: {prediction}.", "Replace it, or leave it out.")
-        return predictions[0] if single else [predictions[index] for index in range(len(images))]
+        images, single = listed(images)
+        predictions = all_usable(images, self.stream(images, batch_size))
+        return predictions[0] if single else predictions
 
     def stream(
         self, images: Iterable, batch_size: int = EVAL_BATCH, threads: int | None = None
@@ -119,7 +110,7 @@ class Detector:
     def _load(self, image) -> tuple[tuple[int, int], dict] | Unusable:
         """Returns the size of an image, and the rows that `pad_batch` takes; or why it cannot be used."""
         try:
-            pixels = _pixels(image, self.data)
+            pixels = pixels_of_any(image, self.data)
         except Unusable as error:
             return error
         place = self._place(pixels.shape[:2])
@@ -149,21 +140,3 @@ class Detector:
                     sizes[index], detections["boxes"], detections["scores"], detections["classes"], names, masks
                 ),
             )
-
-
-def _pixels(image, data: DataConfig) -> np.ndarray:
-    """Returns (H, W, 3) uint8 of a path, a PIL image or an array. Raises Unusable."""
-    if isinstance(image, str | os.PathLike):
-        return read_image(Path(image).expanduser(), data)
-    if isinstance(image, Image.Image):
-        if image.mode in SIXTEEN_BITS:
-            image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-        elif image.mode in ("I", "F"):
-            raise Unusable(f"no defined white: pixels of 32 bits (mode {image.mode})")
-        image = image.convert("RGB")
-    pixels = np.asarray(image)
-    pixels = np.repeat(pixels[..., None], 3, -1) if pixels.ndim == 2 else pixels
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-        shape = " x ".join(map(str, pixels.shape)) or "no pixels"
-        raise Unusable(f"no image: expected (H, W, 3) uint8 of at least a pixel, received {shape} {pixels.dtype}")
-    return pixels

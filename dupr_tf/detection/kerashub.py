@@ -19,11 +19,10 @@ import keras_hub
 import numpy as np
 import tensorflow as tf
 
-from dupr_tf.detection.dense import LEVELS, PRIOR_LOGIT, DenseDetector, labels_of
-from dupr_tf.detection.detector import batch_of, images_of
+from dupr_tf.detection.dense import LEVELS, PRIOR_LOGIT, DenseDetector, FixedSize, labels_of
+from dupr_tf.detection.detector import batch_of
 from dupr_tf.detection.parts.boxes import FORMAT, decode
 from dupr_tf.detection.parts.pyramid import FeaturePyramid
-from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import pyramid
 
 HEAD_CHANNELS = 256  # KerasHub's heads have no other width
@@ -43,7 +42,7 @@ class PyramidBackbone(keras.Model):
 
 
 @keras.saving.register_keras_serializable("dupr_tf")
-class KerasHubRetinaNet(DenseDetector, keras_hub.models.RetinaNetObjectDetector):
+class KerasHubRetinaNet(FixedSize, DenseDetector, keras_hub.models.RetinaNetObjectDetector):
     """KerasHub's RetinaNet. Images are RGB in 0–255, (B, S, S, 3); the backbone normalises them itself.
 
     Args:
@@ -112,20 +111,6 @@ class KerasHubRetinaNet(DenseDetector, keras_hub.models.RetinaNetObjectDetector)
         outputs = {"bbox_regression": tf.zeros([1, count, 4]), "cls_logits": tf.zeros([1, count, self.num_classes])}
         self.compute_loss(images, labels, outputs, None)
         self.reset_metrics()
-
-    def _graph_inputs(self, images):
-        return images
-
-    def resize_input(self, size):
-        if size != self.image_size:
-            problem = f"This detector takes images of {self.image_size} px only."
-            raise UserError("--image-size", problem, "Leave the size out, or use detector.kind retinanet.")
-
-    def predict_step(self, data):
-        if images_of(data).shape[1:3] != self.levels.image_shape[:2]:
-            problem = f"Expected images of {self.image_size} px, received shape {images_of(data).shape}."
-            raise UserError("images", problem, "Use dupr_tf.Detector, which scales images.")
-        return super().predict_step(data)
 
     def train_step(self, data):
         images, boxes, classes = labels_of(batch_of(data))

@@ -74,7 +74,8 @@ def read_splits(config: Config, data: str | Path, task: str, results: FileResult
     if section.val_share is None:
         val = _read_val(data, section, task, train.class_names)
     else:
-        _refuse_own_val(data, section, task)
+        if not section.held_out:
+            _refuse_own_val(data, section, task)
         train, val = draw_val(train, section, results)
     val = _check_evaluated(data, val, "val", section, task, results)
     if section.share < 1:
@@ -87,17 +88,23 @@ def read_splits(config: Config, data: str | Path, task: str, results: FileResult
 
 
 def read_evaluated(data: str | Path, split: str, section: DataConfig, task: str, class_names, results=None):
-    """Returns the images of a split; "val" of a root with train only is the part that `data.val_share` draws.
+    """Returns the images of a split; "val" of a root with train only, and with
+    `data.held_out` of any root, is the part of train that `data.val_share` draws.
 
     Raises:
         UserError: the split is missing, or has nothing to evaluate a detector on.
     """
-    try:
-        images = LABELS[task].read(data, split, section, class_names)
-    except MissingSplit:
-        if split != "val" or section.val_share is None:
-            raise
-        images = draw_val(LABELS[task].read(data, "train", section, class_names), section, results)[1]
+    read = LABELS[task].read
+    drawn = split == "val" and section.held_out
+    if not drawn:
+        try:
+            images = read(data, split, section, class_names)
+        except MissingSplit:
+            if split != "val" or section.val_share is None:
+                raise
+            drawn = True
+    if drawn:
+        images = draw_val(read(data, "train", section, class_names), section, results)[1]
     return _check_evaluated(data, images, split, section, task, results)
 
 

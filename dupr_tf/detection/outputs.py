@@ -13,7 +13,6 @@ A function writes `found`, the predictions of all images. It is called with
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
@@ -25,11 +24,12 @@ from PIL import Image
 
 from dupr_tf.data.labels.run_lengths import area_of
 from dupr_tf.detection.prediction import segments_of
-from dupr_tf.files import publish
+from dupr_tf.files import publishing
 from dupr_tf.registry import Entry, Registry
 from dupr_tf.text import escape
 
 Found = Callable[[], Iterator[dict]]
+TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 COCO_FILE = "annotations/instances_train.json"
 CSV_FILE, CSV_HEAD = "detections.csv", ("image", "class", "score", "x1", "y1", "x2", "y2")
 
@@ -60,7 +60,7 @@ def write_coco(folder: Path, found: Found, root: str, class_names, labels: bool)
     """Writes a COCO set whose images are a link to the original folder. `finetune` reads it."""
     path = folder / COCO_FILE
     path.parent.mkdir(exist_ok=True)
-    with _publishing(path) as file:
+    with publishing(path, "w", **TEXT) as file:
         file.write('{"categories": ')
         json.dump([{"id": number, "name": name} for number, name in enumerate(class_names, start=1)], file)
         file.write(',\n"images": ')
@@ -120,7 +120,7 @@ def write_yolo(folder: Path, found: Found, root: str, class_names, labels: bool)
 
 def write_csv(folder: Path, found: Found, root: str, class_names, labels: bool) -> None:
     """Writes a table with a row for each box, and its corners in pixels."""
-    with _publishing(folder / CSV_FILE) as file:
+    with publishing(folder / CSV_FILE, "w", **TEXT) as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(CSV_HEAD)
         for image in found():
@@ -152,14 +152,3 @@ def link(path: Path, target: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     path.symlink_to(target)
-
-
-@contextlib.contextmanager
-def _publishing(path: Path) -> Iterator[TextIO]:
-    """Opens a text file under a temporary name, and renames it once it is complete and on the disk."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    publish(temporary, path)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,8 @@ from dupr_tf.config import DataConfig
 from dupr_tf.data.detection import read_image
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.labels.run_lengths import pixels_of
-from dupr_tf.text import escape, one_line
+from dupr_tf.text import escape
 
-log = logging.getLogger(__name__)
 Rectangle = tuple[int, int, int, int]  # x1 y1 x2 y2, px
 
 # Okabe and Ito's colours: colour-blind readers can distinguish them, also on photographs.
@@ -59,21 +57,6 @@ def contact_sheet(
 def sheet_positions(count: int, most: int) -> list[int]:
     """Returns up to `most` of the positions 0 … count - 1, evenly spread."""
     return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
-
-
-def draw_pictures(pictures: dict[str, Callable[[Path], None]], output: Path) -> None:
-    """Draws pictures into a folder. A picture that fails causes only a warning, because all results are written.
-
-    Args:
-        pictures: {file name: function that draws it}.
-        output: folder of the pictures.
-    """
-    for name, draw in pictures.items():
-        try:
-            draw(output / name)
-        except Exception as error:
-            reason = escape(one_line(f"{type(error).__name__}: {error}", 200))
-            log.warning("%s was not drawn (%s)", escape(str(output / name)), reason)
 
 
 def detections_picture(image: np.ndarray, found: dict, class_names: Sequence[str], side: int = 960) -> Image.Image:

@@ -1,6 +1,6 @@
 """KerasCV's RetinaNet on a pre-trained backbone, with a feature pyramid and heads of any width.
 
-KerasCV's last release is 0.9.0, and this is the only file that imports it. Its graph and its label encoder with matcher
+KerasCV's last release is 0.9.0. Only this file and `yolov8.py` import it. Its graph and its label encoder with matcher
 and box coding are used. These parts are replaced:
 
 * Its pyramid and heads have 256 channels and cannot be resized.

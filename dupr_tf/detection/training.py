@@ -19,14 +19,13 @@ from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.detection.continuing import copy_weights, load_start
 from dupr_tf.detection.finetune import DETECTOR_FILE, LAST_FILE, METRICS_FILE
 from dupr_tf.detection.labels import LABELS, layout_of, read_evaluated
-from dupr_tf.detection.pictures import draw_pictures
 from dupr_tf.detection.precise_bn import measure_norms
 from dupr_tf.detection.precision import set_precision
 from dupr_tf.detection.registry import TASKS, build_detector, task_of
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
 from dupr_tf.detection.validation import ValidateDetector, logged_scores
 from dupr_tf.errors import raise_all
-from dupr_tf.files import write_whole
+from dupr_tf.files import draw_pictures, write_whole
 from dupr_tf.locks import locked
 from dupr_tf.models.resnet import build_backbone
 from dupr_tf.records import mapping, read_record

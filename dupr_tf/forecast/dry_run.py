@@ -19,7 +19,8 @@ from dupr_tf.forecast.machine import Forecast, forecast_here
 from dupr_tf.text import duration, size_text
 from dupr_tf.training.distribution import choose_strategy, replicas, scope
 from dupr_tf.training.feed import feed
-from dupr_tf.training.pretrain import checked_images, compiled_model
+from dupr_tf.training.pool import Pool, open_pool
+from dupr_tf.training.pretrain import check_images, compiled_model
 
 STEPS = 2  # timed steps, after one step that traces and one that warms up
 WARM_UP = 2
@@ -65,12 +66,13 @@ class DryRun:
         ]
 
 
-def dry_run(config: Config, data: str | Path | None = None) -> DryRun:
+def dry_run(config: Config, data: str | Path | None = None, pool: Pool | None = None) -> DryRun:
     """Takes a few steps of a run without writing anything.
 
     Args:
         config: the experiment.
         data: folder of images, COCO or VOC root, shards, or `tfds:NAME`. Default: `config.data.root`.
+        pool: the images, if they are open already.
 
     Raises:
         UserError: any that `pretrain` would raise.
@@ -78,7 +80,8 @@ def dry_run(config: Config, data: str | Path | None = None) -> DryRun:
     """
     setting = config.train.strategy
     strategy = choose_strategy("auto" if setting == "multi_worker" else setting)  # for this machine alone
-    config, source, bad = checked_images(config, data, replicas(strategy))
+    pool = pool or open_pool(config, data)
+    config, source, bad = pool.config, pool.source, check_images(pool, replicas(strategy))
     with scope(strategy):
         model = compiled_model(config, len(source), replicas=replicas(strategy))
     batch, steps = config.train.batch_size, WARM_UP + STEPS

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dupr_tf.errors import UserError, raise_all
-from dupr_tf.weights.paths import RANDOM, weights_file
+from dupr_tf.weights.catalogue import is_public
+from dupr_tf.weights.paths import RANDOM, check_weights_file, weights_file
 
 if TYPE_CHECKING:
     import keras
@@ -22,7 +23,7 @@ def load_backbones(
     """Loads {label: backbone that takes normalised images}, in the order given.
 
     Args:
-        weights: paths for `load_backbone`, or "random".
+        weights: paths or names for `load_backbone`, or "random". Public weights are downloaded.
         architecture, width: those of the random backbone. Default: those of the first loaded backbone.
         seed: seed of the random weights.
 
@@ -30,6 +31,8 @@ def load_backbones(
         UserError: no weights, weights given twice, a file without a backbone, or no architecture for the random one.
     """
     check_backbones(weights, architecture)
+    for public in filter(is_public, weights):
+        weights_file(public)
     from dupr_tf.weights.loading import load_backbone  # loads TensorFlow
 
     labels = labels_of(weights)
@@ -40,7 +43,7 @@ def load_backbones(
 
 
 def check_backbones(weights: Sequence[str], architecture: str | None = None) -> None:
-    """Raises the errors of `load_backbones` that can be found without loading weights."""
+    """Raises the errors of `load_backbones` that can be found without loading or downloading weights."""
     problems = []
     if not weights:
         problems.append(UserError("--weights", "There are no weights to probe.", "Pass a run, a file, or random."))
@@ -52,7 +55,7 @@ def check_backbones(weights: Sequence[str], architecture: str | None = None) -> 
     for one in dict.fromkeys(weights):
         try:
             if one != RANDOM:
-                weights_file(one)
+                check_weights_file(one)
         except UserError as error:
             problems.append(UserError("--weights", error.problem, error.fix))
     raise_all(problems)

@@ -20,10 +20,12 @@ GAP, LINE = 8, 20  # px
 LINES = 36  # matches drawn in a pair
 
 
-def save(picture: Image.Image, path: str | Path, colours: int = 192) -> None:
-    """Writes a PNG of few colours, which takes a third of the bytes and looks the same."""
-    file = io.BytesIO()
-    picture.convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+def save(picture: Image.Image, path: str | Path, colours: int | None = 192) -> None:
+    """Writes a PNG of few colours, which takes a third of the bytes and looks the same; None keeps all colours."""
+    file, picture = io.BytesIO(), picture.convert("RGB")
+    if colours is not None:
+        picture = picture.quantize(colours, dither=Image.Dither.NONE)
+    picture.save(file, "PNG", optimize=True)
     write_whole(Path(path), file.getvalue())
 
 

@@ -17,12 +17,16 @@ from dupr_tf.config import Config, load_config
 from dupr_tf.environment import ENVIRONMENT_FILE
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import sha256_of
+from dupr_tf.probing.embed import PICTURE as FEATURES_PICTURE
+from dupr_tf.reporting.comparisons import Compared, is_comparison, picture_of, read_compared
 from dupr_tf.reporting.metrics import Metrics, read_metrics
 from dupr_tf.text import count_text
+from dupr_tf.training.pool import Exclusion, read_exclusion
 from dupr_tf.training.run import CONFIG_FILE, FORMAT_FILE
 from dupr_tf.weights.manifest import MANIFEST_FILE
 
 PRETRAINING, FINETUNING, EXPORT, PROBES = "pre-training", "fine-tuning", "export", "probes"
+COMPARISON = "comparison"
 MOST_JSON = 16 << 20  # bytes
 MOST_PICTURE = 8 << 20
 MOST_BAD_LISTED = 50
@@ -77,10 +81,14 @@ class RunFolder:
     images: dict | None = None  # images.json
     start: dict | None = None  # start.json
     diverged: dict | None = None  # diverged.json
+    excluded: Exclusion | None = None  # excluded.json
     bad: BadImages | None = None
     detections: bytes | None = None  # detections.png
+    compared: Compared | None = None  # of a comparison
+    plot: bytes | None = None  # compare.png
     exports: list[Export] = dataclasses.field(default_factory=list)
     probes: list[ProbeResult] = dataclasses.field(default_factory=list)
+    features: list[tuple[str, bytes]] = dataclasses.field(default_factory=list)  # path below the folder, and PNG
     notes: list[str] = dataclasses.field(default_factory=list)  # notes on missing or damaged files, a sentence each
 
 
@@ -111,7 +119,7 @@ def labels(paths: list[Path]) -> list[str]:
 
 
 def _problems(path: Path) -> list[UserError]:
-    fix = "Pass the --output of pretrain, finetune, export or probe."
+    fix = "Pass the --output of pretrain, finetune, compare, export or probe."
     if not path.is_dir():
         return [UserError(None, f"{path} {'is a file' if path.exists() else 'does not exist'}.", fix)]
     if _kind(path) is None:
@@ -122,6 +130,8 @@ def _problems(path: Path) -> list[UserError]:
 
 
 def _kind(path: Path) -> str | None:
+    if is_comparison(path):
+        return COMPARISON
     scores = _json(path / "metrics.json", [])
     if scores is not None and {"AP", "mIoU", "per_class"} & set(scores):
         return FINETUNING
@@ -147,6 +157,9 @@ def _is_run(path: Path) -> bool:
 
 def _read(path: Path, label: str) -> RunFolder:
     run = RunFolder(path, label, _kind(path))
+    if run.kind == COMPARISON:
+        run.compared, run.plot = read_compared(path, run.notes), _picture(picture_of(path))
+        return run
     if run.kind in (PRETRAINING, FINETUNING):
         _read_config(run)
         if run.config is not None and run.config.detector is not None:
@@ -155,6 +168,8 @@ def _read(path: Path, label: str) -> RunFolder:
         _read_records(run)
     run.exports = [export for file in _below(path, MANIFEST_FILE) if (export := _export(file, run.notes))]
     run.probes = [probe for file in _below(path, "probe.json") if (probe := _probe(file, run.notes))]
+    pictures = {file: _picture(file) for file in _below(path, f"*{FEATURES_PICTURE}")}
+    run.features = [(str(file.relative_to(path)), picture) for file, picture in pictures.items() if picture]
     return run
 
 
@@ -215,6 +230,10 @@ def _read_records(run: RunFolder) -> None:
     run.images = _json(run.path / "images.json", run.notes)
     run.start = _json(run.path / "start.json", run.notes)
     run.diverged = _json(run.path / "diverged.json", run.notes)
+    try:
+        run.excluded = read_exclusion(run.path)
+    except UserError as error:
+        run.notes.append(error.problem)
     run.bad = _bad_images(run.path / "bad_images.tsv")
 
 
@@ -286,10 +305,10 @@ def _probe(file: Path, notes: list[str]) -> ProbeResult | None:
 
 
 def _below(root: Path, name: str, deepest: int = DEPTH) -> Iterator[Path]:
-    """Yields files of a name in a folder and, to a depth, below it; links are not followed."""
+    """Yields files of a name or pattern in a folder and, to a depth, below it; links are not followed."""
     level, count = [root], 0
     for depth in range(deepest + 1):
-        yield from (folder / name for folder in level if (folder / name).is_file())
+        yield from (file for folder in level for file in sorted(folder.glob(name)) if file.is_file())
         if depth == deepest or count > MOST_FOLDERS:
             return
         level = [folder for parent in level for folder in _folders(parent)]

@@ -13,7 +13,7 @@ from dupr_tf import __version__
 from dupr_tf.config import Config, dump_config
 from dupr_tf.environment import environment_rows
 from dupr_tf.reporting import charts, findings, tables, verdict
-from dupr_tf.reporting.folders import FINETUNING, PRETRAINING, RunFolder
+from dupr_tf.reporting.folders import COMPARISON, FINETUNING, PRETRAINING, RunFolder
 from dupr_tf.reporting.samples import Samples
 from dupr_tf.text import visible
 
@@ -67,6 +67,7 @@ def render(runs: Sequence[RunFolder], samples: Sequence[Samples] = (), created: 
         generator=GENERATOR, sections=SECTIONS.items(), version=__version__, created=created,
         runs=runs, samples=samples,
         pretraining=pretraining, finetuning=finetuning,
+        comparisons=[run for run in runs if run.kind == COMPARISON],
         findings=[finding for run in runs for finding in findings.findings_of(run)],
         groups=verdict.group_table(groups), verdicts=verdict.verdicts(groups),
         state=findings.state, total_steps=findings.total_steps, time_spent=findings.time_spent,

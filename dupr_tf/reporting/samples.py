@@ -32,11 +32,11 @@ def sample_views(run: RunFolder, count: int) -> Samples:
     if run.config is None or run.config.data.root is None:
         return Samples(run.label, [], "No views: the config that names the images is missing.")
     from dupr_tf.data.images.bad_images import BadImages, check_readable
-    from dupr_tf.data.images.listing import open_source
+    from dupr_tf.training.pool import recorded_pool
 
     data = run.config.data
     try:
-        root, source = open_source(data.root, data.kind)
+        root, source = recorded_pool(run.path, run.config)
         check_readable(source, BadImages(source, 1.0, data.max_pixels, depth=data.depth), tries=4)
     except UserError as error:
         return Samples(run.label, [], f"No views: the images cannot be read any more. {one_line(error)}")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from dupr_tf.errors import RunFailed
+from dupr_tf.errors import RunFailed, RunInterrupted
 
 log = logging.getLogger(__name__)
 
@@ -136,3 +136,22 @@ class SaveCheckpoints(StepCallback):
                 "saving checkpoints takes %.1f %% of the time; a longer --train.checkpoint_every saves less often",
                 100 * self.spent / elapsed,
             )
+
+
+class StopOnSignal(StepCallback):
+    """Saves and raises `RunInterrupted` after the step in which a signal came.
+
+    Args:
+        received: list from `signals.noted_signals`.
+        checkpoints: checkpoints of the run.
+        first_step: step from which the run starts.
+    """
+
+    def __init__(self, received: list[int], checkpoints, first_step: int = 0):
+        super().__init__(first_step)
+        self.received, self.checkpoints = received, checkpoints
+
+    def on_step(self, step, logs):
+        if self.received:
+            self.checkpoints.save()
+            raise RunInterrupted(self.received[0], step)

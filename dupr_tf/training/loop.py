@@ -12,11 +12,10 @@ import keras
 import tensorflow as tf
 
 from dupr_tf.data.reader import Reader
-from dupr_tf.training.callbacks import SaveCheckpoints, StepCallback, Validate
+from dupr_tf.training.callbacks import SaveCheckpoints, StepCallback, StopOnSignal, Validate
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.feed import feed
 from dupr_tf.training.metrics_log import MetricsLog
-from dupr_tf.training.signals import StopOnSignal
 
 
 def train(

@@ -39,11 +39,11 @@ from dupr_tf.training.health import CheckBadImages, StopOnDivergence, WarnOfColl
 from dupr_tf.training.loop import chief_callbacks, train
 from dupr_tf.training.metrics_log import MetricsLog
 from dupr_tf.training.optimizers import build_optimizer
+from dupr_tf.training.pool import Pool, exclusion_changes, open_pool
 from dupr_tf.training.run import (
     check,
     check_shared,
     images_entry,
-    open_images,
     record,
     record_cluster,
     run_id,
@@ -77,18 +77,25 @@ def pretrain(
     allow_change: bool = False,
     probe: Probe | None = None,
     after_change: AfterChangeName | None = None,
+    exclude: Sequence[str | Path] = (),
+    pool: Pool | None = None,
 ) -> PretrainResult:
     """Trains a backbone on unlabelled images. Resumes an earlier start of the same run.
 
     Args:
         config: the experiment.
         output: the run's folder. It receives `config.yaml`, `images.json`, `environment.json`, `metrics.jsonl`,
-            `tensorboard/`, `checkpoints/`, `backbone.keras`, and `bad_images.tsv` if images had to be skipped.
+            `tensorboard/`, `checkpoints/`, `backbone.keras`, and `bad_images.tsv` if images had to be skipped. With
+            `exclude` also `excluded.json`, `excluded.tsv` and `hashes.bin`.
         data: folder of images, COCO or VOC root, shards, or `tfds:NAME`. Default: `config.data.root`.
-        weights: initial weights of both encoders: a run, an export, `.keras`, or another tool's checkpoint.
-            Default: random weights, or in a resumed run those it started from.
+        weights: initial weights of both encoders: a run, an export, `.keras`, another tool's checkpoint, or the name
+            or address of a public one (docs/weights.md). `imagenet` is that of the config's backbone. Default: random
+            weights, or in a resumed run those it started from.
         allow_change: resume with another config or other images, and log the differences.
         after_change: learning rate after an allowed change, see `dupr_tf.training.schedule`. Default: "planned".
+        exclude: test images, each a folder or a labelled data set, whose split val is taken. Images of `data` with the
+            same bytes or nearly the same picture are left out. Default: none, or in a resumed run those of its start.
+        pool: the images of `data`, if `open_pool` has opened them already for this output.
         probe: called every `config.probing.every_epochs` epochs and at the end, see `dupr_tf.probing.in_training`.
 
     Raises:
@@ -108,11 +115,14 @@ def pretrain(
     with join_workers(cluster, config) as workers:
         strategy = workers.strategy if cluster else choose_strategy(config.train.strategy)
         report = run / BAD_IMAGES_FILE if workers.chief else None
-        config, source, bad = checked_images(config, data, replicas(strategy), report)
         with locked(run) if workers.chief else contextlib.nullcontext():
-            workers.agree(image_facts(source, config.data.root) if cluster else {})
+            pool = pool or open_pool(config, data, exclude, run, cluster.index if cluster else 0)
+            config, source = pool.config, pool.source
+            bad = check_images(pool, replicas(strategy), report)
+            workers.agree(image_facts(pool) if cluster else {})
             images = images_entry(config.data.root, source)
-            changes = check(run, config, images, allow_change) if workers.chief else []
+            others = exclusion_changes(run, pool.exclusion) if workers.chief else []
+            changes = check(run, config, images, allow_change, others) if workers.chief else []
             backbone, entry = starting_weights(run, config, weights)
             start = None if backbone is None else backbone.get_weights()
             with scope(strategy):
@@ -124,7 +134,7 @@ def pretrain(
             schedule = next_schedule(*arguments) if workers.chief else None
             schedule = Schedule(**workers.agree({}, dataclasses.asdict(schedule) if schedule else None))
             model.optimizer.learning_rate = schedule.rates(config)
-            _record(run, config, images, entry, bad, workers, cluster, schedule)
+            _record(run, pool, images, entry, bad, workers, cluster, schedule)
             checkpoints.run = run_id(run)
             step = _fit(model, config, source, bad, checkpoints, step, run, probe, workers, cluster, schedule)
             backbone = _write_backbone(model, run) if workers.chief else run / BACKBONE_FILE
@@ -145,13 +155,13 @@ def join_workers(cluster: Cluster | None, config: Config):
 
 
 def _record(
-    run: Path, config: Config, images: dict, weights: dict | None, bad: BadImages, workers, cluster, schedule
+    run: Path, pool: Pool, images: dict, weights: dict | None, bad: BadImages, workers, cluster, schedule
 ) -> None:
     """Makes the chief record the start of the run after all checks have passed; the other workers then read it."""
     token = ""
     if workers.chief:
         write_schedule(run, schedule)
-        record(run, config, images, weights)
+        record(run, pool.config, images, weights, pool.files())
         token = record_cluster(run, cluster)
         bad.writes = True
     message = workers.agree({}, {"token": token})
@@ -159,16 +169,13 @@ def _record(
         check_shared(run, cluster, message["token"])
 
 
-def checked_images(
-    config: Config, data: str | Path | None, replicas: int, report: Path | None = None
-) -> tuple[Config, ImageSource, BadImages]:
-    """Returns the config with its root resolved, the images and the unreadable ones. Rejects what cannot work."""
-    config, source = open_images(config, data)
-    raise_all(config.pretrain_problems(replicas))
-    bad = BadImages.of(source, config.data, report)
+def check_images(pool: Pool, replicas: int, report: Path | None = None) -> BadImages:
+    """Rejects what cannot work, and returns the list of the unreadable images."""
+    raise_all(pool.config.pretrain_problems(replicas))
+    bad = BadImages.of(pool.source, pool.config.data, report)
     bad.writes = False  # until the run is recorded
-    check_readable(source, bad)
-    return config, source, bad
+    check_readable(pool.source, bad)
+    return bad
 
 
 def compiled_model(config: Config, images: int, start: list[np.ndarray] | None = None, replicas: int = 1) -> DUPR:

@@ -5,7 +5,7 @@
 | config.yaml | the config |
 | images.json | the number of images, a digest of their names (and of their labels), and digests of some contents |
 | images.bin, images-SPLIT.bin | size and time of each image file, as `Fingerprint.rows` has them |
-| start.json | the path and the sha256 of the weights that the run started from, unless they were random |
+| start.json | the path or name and the sha256 of the weights that the run started from, unless they were random |
 | format.json | `FORMAT`, and the id of the run, which its checkpoints carry |
 | cluster.json | the workers of the newest start of a run with several workers |
 
@@ -22,7 +22,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,14 +31,15 @@ import numpy as np
 from dupr_tf.config import Config, dump_config, load_config
 from dupr_tf.config.sections import SHORT_FORM
 from dupr_tf.data.images.fingerprint import NAMED, ROW, Fingerprint
-from dupr_tf.data.images.listing import open_source
 from dupr_tf.data.images.source import ImageSource, as_source
 from dupr_tf.environment import record_environment
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import read_bounded, write_all, write_whole
 from dupr_tf.records import digest, mapping, read_record, text, whole
 from dupr_tf.training.cluster import Cluster
+from dupr_tf.weights.catalogue import find_public, is_public, name_for
 from dupr_tf.weights.checkpoint_files import saved_checkpoints
+from dupr_tf.weights.download import origin_of
 from dupr_tf.weights.paths import RANDOM, weights_file
 
 if TYPE_CHECKING:
@@ -82,7 +83,9 @@ class ImagesEntry:
 Images = ImagesEntry | dict[str, ImagesEntry]
 
 
-def check(run: Path, config: Config, images: Images, allow_change: bool = False) -> list[UserError]:
+def check(
+    run: Path, config: Config, images: Images, allow_change: bool = False, others: Sequence[UserError] = ()
+) -> list[UserError]:
     """Rejects a start whose config or images differ from those of the run.
 
     Args:
@@ -90,6 +93,7 @@ def check(run: Path, config: Config, images: Images, allow_change: bool = False)
         config: config of this start.
         images: an `ImagesEntry`, or one for each split, {split: entry}.
         allow_change: log the differences instead of raising.
+        others: further differences, such as `pool.exclusion_changes`.
 
     Returns:
         The differences that were allowed.
@@ -102,7 +106,7 @@ def check(run: Path, config: Config, images: Images, allow_change: bool = False)
     if not (run / CONFIG_FILE).exists():
         return []
     check_format(run)
-    changes = [*_config_changes(run / CONFIG_FILE, config), *_image_changes(run, images)]
+    changes = [*_config_changes(run / CONFIG_FILE, config), *others, *image_changes(run, images)]
     if not allow_change:
         raise_all(changes)
     for change in changes:
@@ -132,15 +136,19 @@ def run_id(run: Path) -> str:
     return read_record(path, lambda value: text(value.get("run", ""), 64)) if os.path.lexists(path) else ""
 
 
-def record(run: Path, config: Config, images: Images, weights: dict | None = None) -> None:
+def record(
+    run: Path, config: Config, images: Images, weights: dict | None = None, files: Mapping[str, str] | None = None
+) -> None:
     """Writes the record of a checked start, and of the machine it runs on.
 
     Args:
         run: the run's folder; created if absent.
         config, images: as in `check`.
         weights: entry from `starting_weights`.
+        files: {name: contents} of further files, such as `Pool.files`.
     """
-    contents = {FORMAT_FILE: json.dumps({"format": FORMAT, "run": run_id(run) or uuid.uuid4().hex}) + "\n"}
+    contents = dict(files or {})
+    contents |= {FORMAT_FILE: json.dumps({"format": FORMAT, "run": run_id(run) or uuid.uuid4().hex}) + "\n"}
     contents |= _image_files(images)
     if weights is not None:
         contents[START_FILE] = json.dumps(weights, indent=2) + "\n"
@@ -155,23 +163,6 @@ def images_entry(root: str, images: ImageSource | Sequence[str]) -> ImagesEntry:
     return ImagesEntry(len(source), source.digest(root), source.fingerprint(root))
 
 
-def open_images(config: Config, data: str | Path | None) -> tuple[Config, ImageSource]:
-    """Returns the config with the absolute root in use, and the images of that root.
-
-    Args:
-        config: the experiment.
-        data: as in `open_source`. Default: `config.data.root`.
-
-    Raises:
-        UserError: no root is given, or it has no images.
-    """
-    root = data or config.data.root
-    if root is None:
-        raise UserError("data.root", "No folder of images is given.", "Pass --data DIR.")
-    root, source = open_source(root, config.data.kind)
-    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})}), source
-
-
 def starting_weights(
     run: Path, config: Config, weights: str | Path | None, include_normalization: bool = False, load=None
 ) -> tuple[keras.Model | None, dict | None]:
@@ -180,7 +171,7 @@ def starting_weights(
     Args:
         run: the run's folder.
         config: config of this start.
-        weights: "random", or a path for `load_backbone`. Default: the recorded weights, or random ones if none are.
+        weights: "random", or a path or name for `load_backbone`. Default: the recorded weights, if any, or random ones.
         include_normalization: True if the backbone takes 0–255 images.
         load: path -> model. Default: `load_weights_for` of the config's backbone.
 
@@ -190,7 +181,7 @@ def starting_weights(
     Raises:
         UserError: the run started from other weights, or its record is damaged.
     """
-    saved, weights = check_weights(run, weights)
+    saved, weights = check_weights(run, config, weights)
     if weights is None:
         return None, saved
     from dupr_tf.weights.loading import load_weights_for, weights_digest  # these load TensorFlow
@@ -202,18 +193,19 @@ def starting_weights(
     digest = weights_digest(backbone)
     if saved is None:
         log.info("starting from the weights of %s", weights)
-        return backbone, {"weights": os.path.abspath(weights), "sha256": digest}
+        source = origin_of(find_public(weights)) if is_public(weights) else {}
+        return backbone, {"weights": weights if source else os.path.abspath(weights), "sha256": digest, **source}
     if digest != saved["sha256"]:
         problem = f"The run {run} was started from {saved['weights']}, and {weights} holds other weights."
         raise UserError("--weights", problem, KEEP_WEIGHTS)
     return backbone, saved
 
 
-def check_weights(run: Path, weights: str | Path | None) -> tuple[dict | None, str | Path | None]:
-    """Rejects weights that a run cannot start from or resume with, without loading them.
+def check_weights(run: Path, config: Config, weights: str | Path | None) -> tuple[dict | None, str | Path | None]:
+    """Rejects weights that a run cannot start from or resume with, without loading them. Downloads public ones.
 
     Args:
-        run, weights: as in `starting_weights`.
+        run, config, weights: as in `starting_weights`.
 
     Returns:
         The weights entry of the run's record, None for random weights; and the weights to load, None if there are none.
@@ -233,7 +225,7 @@ def check_weights(run: Path, weights: str | Path | None) -> tuple[dict | None, s
         raise UserError("--weights", problem, KEEP_WEIGHTS)
     if weights is None and saved_checkpoints(run / "checkpoints"):
         return saved, None
-    weights = weights or saved["weights"]
+    weights = name_for(weights or saved["weights"], config.model.backbone, config.model.width)
     weights_file(weights, detectors=True)  # `finetune` continues from them, and has checked the kind
     return saved, weights
 
@@ -313,7 +305,7 @@ def _image_record(entry: ImagesEntry) -> tuple[dict, bytes | None]:
     return {**saved, "files": hashlib.sha256(rows).hexdigest(), "heads": entry.files.heads}, rows
 
 
-def _image_changes(run: Path, images: Images) -> list[UserError]:
+def image_changes(run: Path, images: Images) -> list[UserError]:
     """Compares the images of a start with the record; returns an error for each split that differs."""
     path = run / IMAGES_FILE
     if not os.path.lexists(path):  # a run of an earlier version
@@ -381,7 +373,13 @@ def _other_images(split: str, before: int, now: int, new: list[str]) -> UserErro
 
 
 def _read_start(path: Path) -> dict:
-    return read_record(path, lambda value: {"weights": text(value["weights"]), "sha256": digest(value["sha256"])})
+    def schema(value):
+        saved = {"weights": text(value["weights"]), "sha256": digest(value["sha256"])}
+        if "url" in value:  # of public weights
+            saved |= {"url": text(value["url"]), "file_sha256": digest(value["file_sha256"])}
+        return saved
+
+    return read_record(path, schema)
 
 
 def _read_token(run: Path) -> str | None:

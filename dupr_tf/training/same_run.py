@@ -6,9 +6,9 @@ import hashlib
 import os
 
 from dupr_tf.config import Config
-from dupr_tf.data.images.source import ImageSource
 from dupr_tf.environment import PACKAGE, versions
 from dupr_tf.training.cluster import Cluster
+from dupr_tf.training.pool import Pool
 
 OWN_TO_A_WORKER = ("data.root", "data.threads", "data.processes")  # the images below the root are compared instead
 
@@ -29,9 +29,11 @@ def program_facts(config: Config, cluster: Cluster, devices: int) -> dict[str, s
     return {name: str(value) for name, value in facts.items() if name not in OWN_TO_A_WORKER}
 
 
-def image_facts(source: ImageSource, root: str) -> dict[str, str]:
-    """Returns facts that identify the images of a worker: their number, and their names (or shards) in order."""
-    return {"images": str(len(source)), "names of the images": source.digest(root)}
+def image_facts(pool: Pool) -> dict[str, str]:
+    """Returns facts that identify the images of a worker: number, names (or shards) in order, and those left out."""
+    source, excluded = pool.source, pool.exclusion
+    facts = {"images": str(len(source)), "names of the images": source.digest(pool.config.data.root)}
+    return facts | {"--exclude": excluded.sha256 if excluded else "none"}
 
 
 def source_digest() -> str:

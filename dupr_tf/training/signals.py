@@ -1,4 +1,4 @@
-"""Handles signals that stop a run: the step is finished and saved, and the same command resumes the run."""
+"""Records signals that stop a run, so that it can save its state first. Imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-
-from dupr_tf.errors import RunInterrupted
-from dupr_tf.training.callbacks import StepCallback
 
 SIGHUP = getattr(signal, "SIGHUP", None)  # Windows has none
 
@@ -33,22 +30,3 @@ def noted_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class StopOnSignal(StepCallback):
-    """Saves and raises `RunInterrupted` after the step in which a signal came.
-
-    Args:
-        received: list from `noted_signals`.
-        checkpoints: checkpoints of the run.
-        first_step: step from which the run starts.
-    """
-
-    def __init__(self, received: list[int], checkpoints, first_step: int = 0):
-        super().__init__(first_step)
-        self.received, self.checkpoints = received, checkpoints
-
-    def on_step(self, step, logs):
-        if self.received:
-            self.checkpoints.save()
-            raise RunInterrupted(self.received[0], step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import zipfile
 
@@ -15,6 +16,7 @@ from dupr_tf.weights.torch_io import read_safetensors
 
 # Keys under which training code saves the weights, beside epoch, optimiser and arguments.
 _INNER = ("state_dict", "model_state_dict", "model", "network", "net", "online_network_state_dict")
+_VISSL = ("classy_state_dict", "base_model", "model", "trunk")  # where VISSL keeps the backbone
 # `nn.Sequential(*resnet.children())` numbers what torchvision names; 2, 3 and 8 (ReLU, pooling) hold no weights.
 _CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 
@@ -26,8 +28,8 @@ def read_checkpoint(path):
     `torch.load(weights_only=True)`. detectron2's pickles cannot be read safely, so they are not supported.
 
     Args:
-        path: a `.safetensors`, `.npz`, `.pth`, `.pt`, `.tar` or `.ckpt` file. PyTorch's may be nested, such as
-            `{"epoch": 200, "state_dict": {…}}`.
+        path: a `.safetensors`, `.npz`, `.pth`, `.pt`, `.tar`, `.ckpt` or `.torch` file. PyTorch's may be nested, such
+            as `{"epoch": 200, "state_dict": {…}}`.
 
     Returns:
         `{name: array}`, with torchvision's names where the file numbers a ResNet's children (`4.0.conv1.weight`).
@@ -79,7 +81,9 @@ def _read_torch(path):
             "Run: pip install torch. Or save the state dict as .safetensors or .npz where PyTorch is installed.",
         ) from None
     try:
-        return _tensors(torch.load(path, map_location="cpu", weights_only=True), torch)
+        # PyContrast saves its command line too, as a Namespace, which only holds values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return _tensors(torch.load(path, map_location="cpu", weights_only=True), torch)
     except Exception as error:  # torch passes on any error of unpickling, zipfile and its own reader
         raise UserError(
             None,
@@ -88,13 +92,20 @@ def _read_torch(path):
         ) from None
 
 
+def _inner(content):
+    """Return the dictionary in the content of a file that holds the weights."""
+    found = content
+    for name in _VISSL:
+        found = found.get(name) if isinstance(found, dict) else None
+    if isinstance(found, dict):
+        return found
+    return next((content[name] for name in _INNER if isinstance(content.get(name), dict)), content)
+
+
 def _tensors(content, torch):
     """Return `{name: array}` of the result of `torch.load`, from its `state_dict` or the like."""
     if not isinstance(content, dict):
         raise TypeError(f"it holds a {type(content).__name__}")
-    for name in _INNER:
-        if isinstance(content.get(name), dict):
-            content = content[name]
-            break
+    content = _inner(content)
     tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     return {str(name): value.float().numpy(force=True) for name, value in tensors.items()}  # NumPy has no bfloat16

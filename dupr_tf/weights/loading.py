@@ -22,17 +22,18 @@ from dupr_tf.weights.unfinished import load_unfinished
 
 
 def load_backbone(path, include_normalization=None, allow_nonfinite=False, keep_precision=False):
-    """Load a backbone: `dupr_tf.load_backbone("runs/photos")`, `dupr_tf.load_backbone("moco_v2_200ep.pth.tar")`.
+    """Load a backbone: `dupr_tf.load_backbone("runs/photos")`, `dupr_tf.load_backbone("imagenet/resnet50")`.
 
     The key prefix of a checkpoint is detected automatically (`module.encoder_q.` for MoCo). Heads are skipped and
     listed in the log. A missing array of the backbone is an error.
 
     Args:
         path: a directory with `backbone.keras` (a run, an export) or `backbone.safetensors`, such a file under any
-            name, or another tool's checkpoint with a ResNet (see `read_checkpoint`). Of a run that has not ended, the
-            newest undamaged checkpoint is read, and its step is logged. Files are checked against the `manifest.json`
-            in the same directory, if there is one. Code in a `.keras` file (a `Lambda` layer) is never run, and pickles
-            are not read.
+            name, or another tool's checkpoint with a ResNet (see `read_checkpoint`). As text also a public checkpoint,
+            which is downloaded: a name of `dupr-tf list weights`, `hf:OWNER/NAME` or `https://…`. Of a run that has not
+            ended, the newest undamaged checkpoint is read, and its step is logged. Files are checked against the
+            `manifest.json` in the same directory, if there is one. Code in a `.keras` file (a `Lambda` layer) is never
+            run, and pickles are not read.
         include_normalization: True or False gives a `ResNetBackbone` with or without the normalisation inside.
             Default: as saved (a safetensors file has none).
         allow_nonfinite: load NaN and infinity too, which are an error otherwise.

@@ -9,11 +9,13 @@ from dupr_tf.environment import describe_environment, read_environments
 from dupr_tf.errors import UserError
 from dupr_tf.files import read_bounded
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD
-from dupr_tf.records import read_lines, read_metrics_line
+from dupr_tf.records import listing, read_lines, read_metrics_line, read_record, whole
 from dupr_tf.text import one_line
+from dupr_tf.weights.catalogue import find_public, is_public
 from dupr_tf.weights.checkpoint_files import step_of
+from dupr_tf.weights.download import origin_of
 from dupr_tf.weights.formats import EXPORTS
-from dupr_tf.weights.paths import KERAS_FILE
+from dupr_tf.weights.paths import EXCLUDED_FILE, KERAS_FILE
 from dupr_tf.weights.unfinished import undamaged_checkpoints
 
 log = logging.getLogger(__name__)
@@ -77,13 +79,16 @@ def card_text(title, summary, rows, reading):
 
 
 def run_facts(run):
-    """Return the rows a pre-training run adds to a card; none for a single file.
+    """Return the rows that a pre-training run or a public checkpoint adds to a card; none for a single file.
 
-    They are its config, its data, its steps and last losses, and the recorded commit, hardware and versions.
+    Those of a run are its config, its data, its steps and last losses, and the recorded commit, hardware and versions.
 
     Args:
         run: a path as for `load_backbone`.
     """
+    if is_public(run):
+        origin = origin_of(find_public(run))
+        return {"weights": f"`{run}` from {origin['url']}", "sha256 of that file": origin["file_sha256"]}
     run, facts = Path(run), {}
     if (run / "config.yaml").is_file():
         facts.update(_config_facts(run / "config.yaml"))
@@ -97,6 +102,8 @@ def run_facts(run):
                 last = line
         facts["steps"] = f"{step}, and the run has not ended" if newest else last.get("step", "unknown")
         facts["last losses"] = ", ".join(f"{k} {v:.3f}" for k, v in last.items() if k.startswith("loss") and v)
+    if (run / EXCLUDED_FILE).is_file():
+        facts.update(_exclusion_facts(run / EXCLUDED_FILE))
     for name in ("commit", "hardware", "versions"):
         values = [_spoken(entry[name]) for entry in read_environments(run) if name in entry]
         if values:
@@ -116,6 +123,21 @@ def _config_facts(path):
     if data.root:
         facts["data"] = f"`{PurePath(data.root).name}` ({data.kind}), without labels"
     return facts
+
+
+def _exclusion_facts(path):
+    """Return how many images `pretrain --exclude` left out; {} if the record cannot be read."""
+
+    def schema(value):
+        names = ", ".join(f"`{PurePath(str(root)).name}`" for root in listing(value["roots"]))
+        count = whole(value["exact"]) + whole(value["near"])
+        return f"{count:,} of {whole(value['images']):,} images, as duplicates of {names}"
+
+    try:
+        return {"left out of the data": read_record(path, schema)}
+    except UserError as error:
+        log.warning("%s", error.problem)
+        return {}
 
 
 def origin(facts):

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from dupr_tf.config import load_config
 from dupr_tf.errors import UserError
 from dupr_tf.files import local_path
+from dupr_tf.weights.catalogue import CATALOGUE, ENDINGS, find_public, is_public
+from dupr_tf.weights.download import fetch
 from dupr_tf.weights.manifest import MANIFEST_FILE
 from dupr_tf.weights.saved_detectors import find_detector
 
 RANDOM = "random"  # weights drawn from the seed
 KERAS_FILE = "backbone.keras"
 SAFETENSORS_FILE = "backbone.safetensors"
+EXCLUDED_FILE = "excluded.json"  # record of `pretrain --exclude`
 CONFIG_FILE = "config.yaml"  # of a run
 CHECKPOINTS_FOLDER = "checkpoints"
-TORCH_ENDINGS = (".pth", ".pt", ".tar", ".ckpt")
-ENDINGS = (".safetensors", ".npz", *TORCH_ENDINGS)
 
 
 def weights_file(path: str | Path, detectors: bool = False) -> Path:
     """Return the file that `load_backbone` reads for a path. For a run that has not ended, it is that of a checkpoint.
 
-    With `detectors`, the file of a detector is returned too.
+    A name of the catalogue or an address is downloaded, if it is not in the cache. With `detectors`, the file of a
+    detector is returned too.
 
     Raises:
         UserError: it does not exist, is of an unknown kind, or is a detector.
+        RunFailed: it could not be downloaded.
     """
-    path = local_path(path, "weights")
+    path = fetch(find_public(path)) if is_public(path) else local_path(path, "weights")
     if path.is_dir():
         for name in (KERAS_FILE, SAFETENSORS_FILE):
             if (path / name).is_file():
@@ -42,13 +46,7 @@ def weights_file(path: str | Path, detectors: bool = False) -> Path:
             "Pass a run of `pretrain`, or an export to keras or torchvision.",
         )
     if not path.exists():
-        fix = "Pass a run, an export or a file of weights."
-        if len(path.parts) == 1 and not path.suffix:  # a name, such as imagenet
-            fix = (
-                "Weights are not downloaded by name. Pass a run, an export, a .keras file, or a checkpoint that you "
-                "have downloaded, such as torchvision's resnet50-11ad3fa6.pth."
-            )
-        raise UserError(None, f"There is no file or directory {path}.", fix)
+        raise UserError(None, f"There is no file or directory {path}.", f"Pass a run, an export{_or_name(path)}.")
     if not path.is_file():
         raise UserError(None, f"{path} is a pipe or device.", "Pass a run, an export or a file of weights.")
     if path.suffix not in (".keras", *ENDINGS):
@@ -62,6 +60,22 @@ def weights_file(path: str | Path, detectors: bool = False) -> Path:
     return path
 
 
+def check_weights_file(path: str | Path, detectors: bool = False) -> None:
+    """Raise the errors of `weights_file`. Names of the catalogue and addresses are checked without a download."""
+    if is_public(path):
+        find_public(path)
+    else:
+        weights_file(path, detectors)
+
+
+def _or_name(path: Path) -> str:
+    """Return the end of a list of what weights may be, with names similar to a path that does not exist."""
+    near = difflib.get_close_matches(path.as_posix(), CATALOGUE, 1)
+    return (
+        f", or {near[0]}, the name of a public checkpoint" if near else ", a file, or a name of `dupr-tf list weights`"
+    )
+
+
 def _refuse_detector(path: Path) -> None:
     saved = find_detector(path)
     if saved is not None:
@@ -73,10 +87,13 @@ def _refuse_detector(path: Path) -> None:
 
 
 def checkpoint_file(path: str | Path) -> Path:
-    """Return the path of another tool's weights. Raises UserError if it does not exist or is of an unknown kind."""
-    path = local_path(path)
+    """Return the path of another tool's weights. Raises UserError if it does not exist or is of an unknown kind.
+
+    A name of the catalogue or an address is downloaded, if it is not in the cache.
+    """
+    path = fetch(find_public(path)) if is_public(path) else local_path(path)
     if not path.is_file():
-        raise UserError(None, f"There is no file {path}.", "Pass the path of a file of weights.")
+        raise UserError(None, f"There is no file {path}.", f"Pass a file of weights{_or_name(path)}.")
     if path.suffix not in ENDINGS:
         raise UserError(
             None,

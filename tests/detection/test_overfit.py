@@ -24,6 +24,7 @@ from dupr_tf.detection.predictions import paste_masks
 from dupr_tf.detection.rcnn import FasterRCNN, MaskRCNN
 from dupr_tf.detection.retinanet import RetinaNet
 from dupr_tf.detection.segmentation_eval import ConfusionMatrix
+from dupr_tf.detection.yolov8 import YOLOv8
 from dupr_tf.models.resnet import build_backbone
 from dupr_tf.training.optimizers import LossScaling
 
@@ -34,6 +35,9 @@ CAMVID_NAMES = tuple(load_config(SMALL_FCN).data.class_names)
 SIZE, IMAGES, STEPS = 160, 8, 250
 POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 ROIS = {"fpn": 64, "c4": 16}  # boxes an image; with "c4" each costs four convolutions
+NEEDS_KERASHUB = pytest.mark.skipif(
+    bool(DETECTORS["kerashub_retinanet"].missing), reason="the extra is not installed: pip install 'dupr_tf[kerashub]'"
+)
 SMALL = {
     "fpn_channels": 48,
     "head_channels": 32,
@@ -59,6 +63,16 @@ def kerashub_retinanet(backbone, names):
     from dupr_tf.detection.kerashub import KerasHubRetinaNet
 
     return KerasHubRetinaNet(backbone, names, **DENSE)
+
+
+def kerashub_dfine(backbone, names):
+    from dupr_tf.detection.dfine import KerasHubDFine
+
+    return KerasHubDFine(backbone, names, SIZE, fpn_channels=64, decoder_layers=2, queries=100)
+
+
+def yolov8(backbone, names):
+    return YOLOv8(backbone, names, image_size=SIZE)
 
 
 def ellipse(side):
@@ -165,14 +179,9 @@ def segments_overfitted(policy="float32", steps=STEPS):
     pytest.param(rcnn(FasterRCNN, "fpn"), id="faster_rcnn_fpn"),
     pytest.param(rcnn(FasterRCNN, "c4"), id="faster_rcnn_c4"),
     pytest.param(rcnn(MaskRCNN, "fpn"), id="mask_rcnn_fpn"), pytest.param(rcnn(MaskRCNN, "c4"), id="mask_rcnn_c4"),
-    pytest.param(retinanet, id="retinanet"),
-    pytest.param(
-        kerashub_retinanet, id="kerashub_retinanet",
-        marks=pytest.mark.skipif(
-            bool(DETECTORS["kerashub_retinanet"].missing),
-            reason="the extra is not installed: pip install 'dupr_tf[kerashub]'",
-        ),
-    ),
+    pytest.param(retinanet, id="retinanet"), pytest.param(yolov8, id="yolov8"),
+    pytest.param(kerashub_retinanet, id="kerashub_retinanet", marks=NEEDS_KERASHUB),
+    pytest.param(kerashub_dfine, id="kerashub_dfine", marks=NEEDS_KERASHUB),
 ])  # fmt: skip
 @pytest.mark.parametrize("policy", POLICIES)
 def test_detector_overfits_eight_photos(build, policy):

@@ -18,7 +18,6 @@ from dupr_tf.detection.pictures import (
     TRUTH,
     contact_sheet,
     detections_picture,
-    draw_pictures,
 )
 from tests.labelled_scenes import COLOURS, Picture, Thing, write_coco
 from tests.masked_scenes import write_coco_masks
@@ -94,13 +93,3 @@ def test_class_names_are_escaped_in_pictures(tmp_path):
     curves = {name: (np.linspace(0, 1, 101), np.ones(101)), "_hidden $": (np.linspace(0, 1, 101), np.ones(101))}
     precision_recall_picture(curves, tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").size == (900, 600)
-
-
-def test_failed_picture_gives_a_warning(tmp_path, caplog):
-    def fail(path):
-        raise ValueError("an odd\nchunk")
-
-    draw_pictures({"bad.png": fail, "good.png": lambda path: path.write_text("drawn")}, tmp_path)
-    assert (tmp_path / "good.png").read_text() == "drawn"
-    (record,) = caplog.records
-    assert record.levelname == "WARNING" and "bad.png" in record.getMessage() and "\n" not in record.getMessage()

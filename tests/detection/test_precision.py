@@ -21,6 +21,8 @@ KINDS = [
     ("fcn", {}),
     ("retinanet", {"short_sides": [64]}),
     ("kerashub_retinanet", {"head_channels": 256}),
+    ("yolov8", {"short_sides": [64]}),
+    ("kerashub_dfine", {}),
     ("faster_rcnn", {"short_sides": [64], **RCNN}),
     ("mask_rcnn", {"short_sides": [64], "neck": "c4", **RCNN}),
 ]
@@ -40,7 +42,7 @@ def build(kind, settings, precision):
 
 def batch(kind):
     values = next(batches())
-    if kind == "kerashub_retinanet":
+    if kind.startswith("kerashub"):
         values["images"], values["image_sizes"] = values["images"][:, :64, :64], np.full((4, 2), 64, np.float32)
     labels = values["bounding_boxes"]
     labels["masks"] = np.ones((*labels["classes"].shape, 28, 28), np.float32)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -12,17 +13,18 @@ from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.data.labels.run_lengths import mask_from_pixels, pixels_of
 from dupr_tf.data.labels.segments import read_segments
+from dupr_tf.data.parts import list_inputs
 from dupr_tf.detection import predict as module
 from dupr_tf.detection.outputs import COCO_FILE, CSV_FILE, CSV_HEAD
 from dupr_tf.detection.predict import (
     BAD_IMAGES,
     PARTS,
     PICTURES,
+    RUN_FILE,
     PredictRun,
     PredictSettings,
     check_settings,
     check_stems,
-    list_inputs,
 )
 from dupr_tf.detection.prediction import Prediction
 from dupr_tf.errors import RunFailed
@@ -131,6 +133,18 @@ def test_stopped_run_resumes_at_its_first_missing_part(photos, tmp_path, monkeyp
     assert start(photos, tmp_path / "out", third) == done and third.seen == []
 
 
+def test_run_killed_before_its_record_starts_again(photos, tmp_path, monkeypatch):
+    def stop(*paths):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", stop)
+        start(photos, tmp_path / "out", Stream())
+    (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out" / f"{RUN_FILE}.tmp").write_text("{")
+    assert start(photos, tmp_path / "out", Stream()).images == 5
+
+
 def test_damaged_part_is_predicted_again(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PART", 2)
     with pytest.raises(KeyboardInterrupt):
@@ -176,15 +190,6 @@ def test_output_folder_of_something_else_is_refused(photos, tmp_path):
         assert refusal(start, photos, tmp_path / output, Stream(), **settings).field == "--output"
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(photos / "new.png")
     assert refusal(start, photos, tmp_path / "out", Stream()).field == "--output"
-
-
-def test_inputs_are_folders_and_files_below_one_root(photos, tmp_path):
-    root, names = list_inputs([photos / "a", photos / "b" / "1.png"])
-    assert (root, names) == (str(photos), ["a/0.png", "a/2.png", "a/4.png", "b/1.png"])
-    assert list_inputs([photos / "b" / "1.png", photos / "b" / "1.png"]) == (str(photos / "b"), ["1.png"])
-    (tmp_path / "empty").mkdir()
-    for paths in ([], [tmp_path / "none"], [tmp_path / "empty"], [photos, tmp_path / "none.jpg"]):
-        assert refusal(list_inputs, paths).field == "--images"
 
 
 def test_names_that_share_an_output_file_are_refused():

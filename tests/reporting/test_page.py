@@ -128,8 +128,8 @@ def test_little_overlap_and_missing_files_are_noted(page, tmp_path):
     words = Page(render(read_folders([tmp_path / "bare"]))).words
     for sentence in (
         "There is no metrics.jsonl", "No probe.json was found", "No export was found", "It recorded none",
-        "None of the folders is a fine-tuning run", "None were drawn", "how many is not recorded",
-        "the time cannot be told",
+        "None of the folders is a fine-tuning run", "None were drawn", "their number is not recorded",
+        "the time is unknown",
     ):  # fmt: skip
         assert sentence in words
 

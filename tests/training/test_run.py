@@ -169,7 +169,7 @@ def test_odd_record_gives_one_line(tmp_path, name):
             with pytest.raises(UserError):
                 check_shared(run, Cluster(("a:1", "b:1"), 1), "token", patience=0)
         else:
-            call = (check_weights, run, None) if name == "start.json" else (check, run, config())
+            call = (check_weights, run, config(), None) if name == "start.json" else (check, run, config())
             error = refusal(*call, *([] if name == "start.json" else [images_entry(str(root), paths)]))
             assert str(run / name) in error.problem
 

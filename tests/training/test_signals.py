@@ -6,7 +6,8 @@ import signal
 import pytest
 
 from dupr_tf.errors import RunInterrupted
-from dupr_tf.training.signals import StopOnSignal, noted_signals
+from dupr_tf.training.callbacks import StopOnSignal
+from dupr_tf.training.signals import noted_signals
 
 
 @pytest.fixture

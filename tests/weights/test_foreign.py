@@ -1,5 +1,6 @@
 """Tests of other tools' checkpoints, with their real key names and random tensors, and of malicious files."""
 
+import argparse
 import io
 import json
 import pickle
@@ -28,7 +29,7 @@ QUEUE = ["queue", "queue_ptr"]
 # + marks a copy and ~ an average of it. The names are those of the public code: facebookresearch/moco and moco-v3
 # (builder.py), HobbitLong/PyContrast (networks/, learning/contrast_trainer.py), facebookresearch/swav (resnet50.py),
 # OpenSelfSup (byol.py), WXinlong/DenseCL (densecl.py, necks.py, extract_backbone_weights.py),
-# lucidrains/byol-pytorch, torchvision.
+# lucidrains/byol-pytorch, facebookresearch/vissl (the trunk), torchvision.
 LAYOUTS = {
     "torchvision": ("", [], both("fc")),
     "timm": ("", [], both("fc")),
@@ -60,6 +61,7 @@ LAYOUTS = {
                                 "neck.mlp.0", "neck.mlp.1", "neck.mlp.3", "head.predictor.mlp.0"),
                           "neck.mlp.1.running_mean", "neck.mlp.1.running_var", "neck.mlp.1.num_batches_tracked"]),
     "openselfsup_classifier": ("backbone.", [], both("head.fc_cls")),
+    "vissl": ("_feature_blocks.", [], []),
     "byol_pytorch": ("net.", ["+online_encoder.net.", "~target_encoder.net."],
                      both("net.fc", "online_encoder.net.fc", "online_encoder.projector.0", "online_encoder.projector.3",
                           "target_encoder.net.fc", "target_encoder.projector.0", "online_predictor.0")),
@@ -252,6 +254,28 @@ def test_torch_files_may_be_nested_and_of_half_precision(key, tmp_path):
     read = read_checkpoint(tmp_path / "a.pt")
     assert list(read) == ["conv1.weight"] and read["conv1.weight"].dtype == np.float32
     np.testing.assert_array_equal(read["conv1.weight"], np.full((2, 3), 1.5))
+
+
+def test_torch_file_of_vissl_keeps_the_trunk(tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is an extra")
+    trunk, heads = {"_feature_blocks.conv1.weight": torch.ones(2, 3)}, {"0.clf.weight": torch.ones(1)}
+    content = {"classy_state_dict": {"base_model": {"model": {"trunk": trunk, "heads": heads}}}, "model": {}}
+    torch.save(content, tmp_path / "phase799.torch")
+    assert list(read_checkpoint(tmp_path / "phase799.torch")) == ["_feature_blocks.conv1.weight"]
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_command_line_in_a_torch_file_is_data(new, tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is an extra")
+    options = argparse.Namespace(lr=0.03, milestones=[120, 160], distributed=True)
+    content = {"opt": options, "model": {"module.encoder.conv1.weight": torch.ones(2, 3)}, "epoch": 200}
+    torch.save(content, tmp_path / "InsDis.pth", _use_new_zipfile_serialization=new)
+    assert list(read_checkpoint(tmp_path / "InsDis.pth")) == ["module.encoder.conv1.weight"]
+    options.hook = Harm(tmp_path / "harmed")  # code in a Namespace is refused as anywhere else
+    torch.save(content, tmp_path / "evil.pth", _use_new_zipfile_serialization=new)
+    with pytest.raises(UserError):
+        read_checkpoint(tmp_path / "evil.pth")
+    assert not (tmp_path / "harmed").exists()
 
 
 class Harm:

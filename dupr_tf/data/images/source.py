@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.fingerprint import Fingerprint, relative_name
 from dupr_tf.files import open_file
@@ -49,6 +51,10 @@ class ImageSource:
         """Returns sizes and times of the files. None if `digest` covers the contents."""
         return None
 
+    def select(self, numbers: np.ndarray) -> ImageSource:
+        """Returns a source of some of the images, (n,) int64 in rising order."""
+        return Subset(self, numbers)
+
 
 class Files(ImageSource):
     """Reads one image from each file.
@@ -75,6 +81,33 @@ class Files(ImageSource):
 
     def fingerprint(self, root: str) -> Fingerprint:
         return Fingerprint(self.paths, root)
+
+    def select(self, numbers: np.ndarray) -> Files:
+        return Files([self.paths[number] for number in numbers.tolist()])
+
+
+class Subset(ImageSource):
+    """Gives some of the images of another source, such as packed shards.
+
+    Args:
+        source: the other source. Its `digest` covers the contents.
+        numbers: (n,) int64, the numbers of the images there.
+    """
+
+    def __init__(self, source: ImageSource, numbers: np.ndarray):
+        self.source, self.numbers = source, np.asarray(numbers, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def name(self, index: int) -> str:
+        return self.source.name(int(self.numbers[index]))
+
+    def read(self, index: int) -> bytes:
+        return self.source.read(int(self.numbers[index]))
+
+    def digest(self, root: str) -> str:
+        return hashlib.sha256(self.source.digest(root).encode() + self.numbers.astype("<i8").tobytes()).hexdigest()
 
 
 def read_file(path: str | os.PathLike) -> bytes:

@@ -1,4 +1,4 @@
-"""Anchors: boxes of some sizes and three shapes at every cell of a map, whose size may be known only in the graph."""
+"""Anchors: boxes or points at every cell of a map, whose size may be known only in the graph."""
 
 from __future__ import annotations
 
@@ -38,3 +38,23 @@ def grid_anchors(height, width, stride, sizes, ratios=RATIOS, offset=0.0):
     y, x = tf.meshgrid(tf.range(height), tf.range(width), indexing="ij")
     centre = (tf.cast(tf.stack([x, y, x, y], -1), tf.float32) + offset) * float(stride)  # (h, w, 4)
     return tf.reshape(centre[:, :, None] + cell_anchors(sizes, ratios), [-1, 4])
+
+
+def cell_centres(height, width, strides):
+    """Returns the centres of the cells of several maps, map by map, row by row.
+
+    Args:
+        height, width: size of the image, px; () int32 or Python numbers.
+        strides: strides of the maps, px.
+
+    Returns:
+        (N, 2) float32 x and y of the centres, px, and (N, 1) float32 strides.
+    """
+    centres, all_strides = [], []
+    for stride in strides:
+        rows, columns = (tf.range((side + stride - 1) // stride) for side in (height, width))
+        y, x = tf.meshgrid(rows, columns, indexing="ij")
+        cells = tf.reshape(tf.cast(tf.stack([x, y], -1), tf.float32), [-1, 2])
+        centres.append((cells + 0.5) * float(stride))
+        all_strides.append(tf.ones_like(cells[:, :1]) * float(stride))
+    return tf.concat(centres, 0), tf.concat(all_strides, 0)

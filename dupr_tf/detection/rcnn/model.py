@@ -10,7 +10,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from dupr_tf.detection.detector import Detector, batch_of, check_image_size, photos_of
+from dupr_tf.detection.detector import SumOfLosses, batch_of, check_image_size, photos_of
 from dupr_tf.detection.parts.anchors import grid_anchors
 from dupr_tf.detection.parts.matching import ground_truth
 from dupr_tf.detection.parts.pyramid import PyramidNeck
@@ -38,7 +38,7 @@ ANCHOR_SCALE = 8.0  # anchors of 32 to 512 px
 
 
 @keras.saving.register_keras_serializable("dupr_tf")
-class FasterRCNN(Detector, keras.Model):
+class FasterRCNN(SumOfLosses, keras.Model):
     """Faster R-CNN (Ren et al., 2015). Images are RGB in 0–255 of any size; the backbone normalises them itself.
 
     It trains on batches `{"images": (B, H, W, 3), "bounding_boxes": {"boxes": (B, M, 4) xyxy px, "classes": (B, M), -1
@@ -110,7 +110,7 @@ class FasterRCNN(Detector, keras.Model):
         self._build_fpn() if neck == "fpn" else self._build_c4()
         self._build_heads()
         self.loss_names = ("rpn_objectness_loss", "rpn_box_loss", "classification_loss", "box_loss", *self.mask_losses)
-        self._means = [keras.metrics.Mean(name) for name in ("loss", *self.loss_names)]
+        self._create_means(self.loss_names)
         self.built = True
 
     mask_losses = ()
@@ -145,20 +145,6 @@ class FasterRCNN(Detector, keras.Model):
         return [self.predictor]
 
     # ---- training ----
-
-    def train_step(self, data):
-        with tf.GradientTape() as tape:
-            losses = self.losses(data, training=True)
-            # Keras' optimizers sum gradients over replicas, and each replica has the mean over its images.
-            total = tf.add_n(list(losses.values()))
-            scaled = self.optimizer.scale_loss(total / tf.distribute.get_strategy().num_replicas_in_sync)
-        gradients = tape.gradient(scaled, self.trainable_variables)
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-        return self._log_losses(total, losses)
-
-    def test_step(self, data):
-        losses = self.losses(data, training=False)
-        return self._log_losses(tf.add_n(list(losses.values())), losses)
 
     def losses(self, data, training):
         """Returns {name: scalar} of a batch; with `training`, batch norm uses and records the batch's statistics."""
@@ -208,15 +194,6 @@ class FasterRCNN(Detector, keras.Model):
         replica = context.replica_id_in_sync_group if context is not None else 0
         seed = tf.random.experimental.stateless_fold_in(tf.stack([tf.constant(self.seed, tf.int64), step]), replica)
         return [tf.random.experimental.stateless_fold_in(seed, purpose) for purpose in range(2)]
-
-    def _log_losses(self, total, losses):
-        for mean, value in zip(self._means, (total, *losses.values()), strict=True):
-            mean.update_state(value)
-        return {mean.name: mean.result() for mean in self._means}
-
-    @property
-    def metrics(self):
-        return self._means
 
     # ---- detection ----
 

@@ -1,0 +1,123 @@
+"""Runs one cell of a comparison: a fine-tuning in a process of its own, which ends with the process of `compare`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from dupr_tf.comparing.grid import Cell
+from dupr_tf.comparing.record import Comparison, read_comparison
+from dupr_tf.config import Config
+from dupr_tf.errors import RunFailed, RunInterrupted, UserError, raise_all
+from dupr_tf.text import one_line
+from dupr_tf.weights.paths import RANDOM
+
+HELD_OUT = 0.2  # share of the training images that choose a learning rate
+MOST_EPOCHS = 10**9  # so that the number of steps ends a cell
+PARENT_CHECK = 1.0  # seconds
+CHECK = "--check"  # first argument of the process that only loads backbones, and start of the lines it prints
+
+
+def cell_config(comparison: Comparison, cell: Cell, rate: float) -> Config:
+    """Returns the config of a cell. All cells of a share and a seed draw the same images, order and augmentation."""
+    config = comparison.config
+    data = {"share": cell.share, "share_seed": cell.seed}
+    if cell.rate is not None:
+        data |= {"val_share": HELD_OUT, "held_out": True}
+    train = {"seed": cell.seed, "epochs": MOST_EPOCHS, "max_steps": comparison.steps_of(cell.share)}
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update=data),
+            "train": config.train.model_copy(update=train),
+            "optimizer": config.optimizer.model_copy(update={"learning_rate": rate}),
+        }
+    )
+
+
+def run_cell(folder: Path, cell: Cell, rate: float) -> None:
+    """Fine-tunes and evaluates the detector of a cell, in its folder below that of the comparison."""
+    from dupr_tf.detection.finetune import finetune
+
+    comparison = read_comparison(folder)
+    weights = comparison.backbone(cell.backbone).weights_of(cell.seed)
+    finetune(cell_config(comparison, cell, rate), weights, comparison.data, folder / cell.folder)
+
+
+def check_backbones(comparison: Comparison) -> dict[str, str]:
+    """Loads each backbone in another process, so that TensorFlow takes no memory of this one or of a GPU.
+
+    Returns:
+        {path: sha256 of the weights} of all backbones but random ones.
+
+    Raises:
+        UserError: some cannot be loaded, do not fit the detector, or have changed since an earlier call.
+    """
+    every = {weights: one.label for one in comparison.backbones for weights in one.weights if weights != RANDOM}
+    model, problems, digests = comparison.config.model, [], {}
+    command = [sys.executable, "-m", "dupr_tf.comparing.cell", CHECK, model.backbone, repr(model.width), *every]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False
+    )
+    for line in done.stdout.splitlines():
+        if line.startswith(CHECK):
+            number, digest, problem, fix = json.loads(line.removeprefix(CHECK))
+            path, label = list(every.items())[number]
+            digests[path] = digest
+            if digest is not None and comparison.digests.get(path, digest) != digest:
+                problem = f"{path} holds other weights than when this comparison began."
+                fix = "Restore them, or pass the new ones under another path and label."
+            if problem:
+                problems.append(UserError("--backbones", f"{label}: {problem}", fix))
+    raise_all(problems)
+    if done.returncode:
+        raise RunFailed(f"The backbones could not be checked: {one_line(done.stderr, 300)}")
+    return digests
+
+
+def _load_each(backbone: str, width: str, *paths: str) -> int:
+    """Prints a line of JSON for each path: its position, its digest or None, and the problem and fix of bad weights."""
+    from dupr_tf.weights.loading import load_weights_for, weights_digest
+
+    for number, path in enumerate(paths):
+        try:
+            loaded = load_weights_for(backbone, float(width), path, include_normalization=True)
+            entry = weights_digest(loaded), "", ""
+        except UserError as error:
+            entry = None, error.problem, error.fix
+        print(CHECK + json.dumps([number, *entry]))
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the cell of a command line, as `runner` writes it, and returns an exit code as `dupr-tf` does."""
+    if arguments[0] == CHECK:
+        return _load_each(*arguments[1:])
+    folder, backbone, share, seed, rate, chooses = arguments
+    cell = Cell(backbone, float(share), int(seed), float(rate) if chooses == "choose" else None)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    try:
+        run_cell(Path(folder), cell, float(rate))
+    except (UserError, RunFailed, RunInterrupted) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.code
+    return 0
+
+
+def _watch_parent(parent: int) -> None:
+    """Stops this process, after its state is saved, when its parent has ended."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

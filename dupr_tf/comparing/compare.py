@@ -1,0 +1,109 @@
+"""Runs a comparison: plans it or continues that of its folder, runs the cells, and writes the results."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from dupr_tf.comparing import plan
+from dupr_tf.comparing.cell import check_backbones
+from dupr_tf.comparing.grid import Cell
+from dupr_tf.comparing.outputs import write_outputs
+from dupr_tf.comparing.progress import Progress
+from dupr_tf.comparing.record import RECORD_FILE, Comparison, extend, read_comparison, write_comparison
+from dupr_tf.comparing.results import Rates, Result, choose_rates, is_finished, read_result
+from dupr_tf.comparing.runner import run_cells
+from dupr_tf.config import Config
+from dupr_tf.data.file_results import FileResults
+from dupr_tf.data.labels.split import Split
+from dupr_tf.detection.finetune import CHECKED_FILE
+from dupr_tf.errors import raise_all
+from dupr_tf.files import local_path
+from dupr_tf.locks import locked
+
+Show = Callable[[Comparison, Result, dict[str, Rates]], None]
+
+
+class Planned(NamedTuple):
+    """Holds a comparison, the images of train and val, and the results of their checks."""
+
+    comparison: Comparison
+    train: Split
+    val: Split
+    results: FileResults
+
+
+def plan_comparison(config: Config, data: str | Path, output: Path, settings: plan.Settings) -> Planned:
+    """Checks the flags, reads the labels, and adds to the comparison in the folder if there is one.
+
+    Args:
+        config: config of the fine-tuning.
+        data: root of the labelled data.
+        output: folder of the comparison.
+        settings: flags. Those that are not given are taken from the comparison in the folder.
+
+    Raises:
+        UserError: flags, data or the comparison in the folder do not fit together.
+    """
+    saved = read_comparison(output) if (output / RECORD_FILE).exists() else None
+    settings = plan.filled_in(settings, saved)
+    raise_all([*plan.plan_problems(config, settings), *plan.count_problems(settings.backbones, saved)])
+    results = FileResults(output / CHECKED_FILE)
+    comparison, train, val = plan.make_comparison(config, str(local_path(data).absolute()), settings, results)
+    if saved is not None:
+        comparison = extend(saved, comparison)
+    plan.check_reference(comparison)
+    return Planned(comparison, train, val, results)
+
+
+def compare(planned: Planned, output: Path, jobs: int, gpu: bool, show: Show) -> tuple[Comparison, Result]:
+    """Runs the cells of a comparison that are not finished, those that choose learning rates first.
+
+    Args:
+        planned: result of `plan_comparison`.
+        output: folder of the comparison.
+        jobs: cells at a time.
+        gpu: True if this machine has a GPU.
+        show: called to print the table, after the last backbone of a share and seed, and at the end.
+
+    Raises:
+        UserError: a backbone cannot be loaded, or does not fit the detector. Nothing was trained.
+        RunFailed: a cell failed.
+        RunInterrupted: a signal stopped the cells after their state was saved.
+    """
+    comparison = planned.comparison
+    with locked(output):
+        comparison = dataclasses.replace(comparison, digests=check_backbones(comparison))
+        write_comparison(output, comparison)
+        planned.results.save()
+
+        def report():
+            result, rates = read_result(output, comparison), choose_rates(output, comparison)
+            write_outputs(output, comparison, result, rates)
+            show(comparison, result, rates)
+            return result
+
+        gpus = count_gpus() if gpu else 0
+        with Progress(output, comparison, report) as progress:
+            run_cells(output, [(cell, cell.rate) for cell in comparison.rate_cells()], jobs, gpus, progress.update)
+            rates = {label: tried.chosen for label, tried in choose_rates(output, comparison).items()}
+            tasks = [(cell, rates[cell.backbone]) for cell in comparison.scored_cells()]
+            run_cells(output, tasks, jobs, gpus, progress.update)
+        return comparison, report()
+
+
+def cells_left(comparison: Comparison, output: Path) -> list[Cell]:
+    """Returns the cells that are not finished, those that choose learning rates first."""
+    every = [*comparison.rate_cells(), *comparison.scored_cells()]
+    return [cell for cell in every if not is_finished(output / cell.folder)]
+
+
+def count_gpus() -> int:
+    """Counts the GPUs in another process, since TensorFlow would reserve their memory in this one."""
+    code = "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return int(done.stdout) if done.returncode == 0 else 0

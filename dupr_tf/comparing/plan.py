@@ -1,0 +1,196 @@
+"""Plans a comparison from a command line: checks it, reads the labels, and finds what a share lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dupr_tf.comparing.grid import Backbone, middle_share
+from dupr_tf.comparing.record import Comparison
+from dupr_tf.config import Config
+from dupr_tf.config.detectors import DETECTORS
+from dupr_tf.data.file_results import FileResults
+from dupr_tf.data.labels.annotations import AnnotatedImages
+from dupr_tf.data.labels.split import Split, take_share
+from dupr_tf.detection.finetune import starting_file
+from dupr_tf.detection.labels import LABELS, labels_entry, read_splits
+from dupr_tf.errors import UserError
+from dupr_tf.text import escape
+from dupr_tf.weights.paths import RANDOM, weights_file
+
+MOST_SEEDS = 100
+MOST_NAMED = 5  # classes in a warning
+
+
+class Settings(NamedTuple):
+    """Holds the flags of a comparison. `dupr_tf.commands.compare` describes them.
+
+    What is empty or None was not given. `filled_in` gives it the value of the comparison in the folder, or the default.
+    """
+
+    backbones: Sequence[Backbone] = ()
+    shares: Sequence[float] = ()
+    seeds: int | None = None
+    steps: Sequence[int] = ()
+    rates: Sequence[float] = ()
+    rate_share: float | None = None
+    reference: str | None = None
+
+
+def filled_in(settings: Settings, saved: Comparison | None) -> Settings:
+    """Completes the flags of a call from an earlier comparison, or with the defaults; without steps if it has none."""
+    if saved is None:
+        return settings._replace(
+            shares=settings.shares or (1.0,), seeds=3 if settings.seeds is None else settings.seeds
+        )
+    shares = settings.shares or saved.shares
+    steps = dict(zip(saved.shares, saved.steps, strict=True))
+    same = saved.steps[0] if len(set(saved.steps)) == 1 else None
+    kept = [steps.get(share, same) for share in shares]
+    return Settings(
+        settings.backbones or saved.backbones,
+        shares,
+        saved.seeds if settings.seeds is None else settings.seeds,
+        settings.steps or (() if None in kept else tuple(kept)),
+        settings.rates or saved.rates,
+        settings.rate_share or saved.rate_share,
+        settings.reference or saved.reference,
+    )
+
+
+def plan_problems(config: Config, settings: Settings) -> list[UserError]:
+    """Lists the mistakes of a comparison that show without its data."""
+    backbones, shares, seeds, steps, rates, rate_share, _ = settings
+    problems = [*_set_by_cells(config), *_backbone_problems(config, backbones, seeds)]
+    wrong = [share for share in shares if not 0 < share <= 1]
+    if wrong or not shares or len(set(shares)) < len(shares):
+        problem = f"Expected different shares above 0 and up to 1, received {_texts(shares)}."
+        problems.append(UserError("--shares", problem, "Use --shares 0.05 0.2 1."))
+    if not 1 <= seeds <= MOST_SEEDS:
+        problems.append(UserError("--seeds", f"Expected 1 to {MOST_SEEDS}, received {seeds}.", "Use --seeds 3."))
+    if len(steps) not in (0, 1, len(shares)) or any(count < 1 for count in steps):
+        problem = (
+            f"Expected one number of steps, or one for each of the {len(shares)} shares, received {_texts(steps)}."
+        )
+        problems.append(UserError("--steps", problem, "Use --steps 1500."))
+    if len(set(rates)) < len(rates) or any(not 0 < rate <= 1000 for rate in rates):
+        problem = f"Expected different rates above 0, received {_texts(rates)}."
+        problems.append(UserError("--learning-rates", problem, "Use --learning-rates 5e-4 1e-3 2e-3."))
+    if rate_share not in (None, *shares) and len(rates) > 1:
+        problem = f"Expected one of the shares {_texts(shares)}, received {rate_share:g}."
+        problems.append(UserError("--rate-share", problem, "Use one of --shares."))
+    return problems
+
+
+def _texts(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values) or "none"
+
+
+def _set_by_cells(config: Config) -> Iterator[UserError]:
+    """Yields an error for each field that a comparison sets by itself."""
+    default, data = Config(), config.data
+    for name, differs, fix in (
+        ("data.share", data.share != 1, "Use --shares."),
+        ("data.share_seed", data.share_seed != default.data.share_seed, "Use --seeds."),
+        ("train.seed", config.train.seed != default.train.seed, "Use --seeds."),
+    ):
+        if differs:
+            yield UserError(name, "compare sets this field for each of its cells.", fix)
+    if data.val_share is not None:
+        problem = "Each seed would draw another val, so that scores could not be compared."
+        yield UserError("data.val_share", problem, "Use a data set with a split val.")
+
+
+def _backbone_problems(config: Config, backbones: Sequence[Backbone], seeds: int) -> Iterator[UserError]:
+    for one in backbones:
+        if len(one.weights) not in (1, *range(seeds, len(one.weights) + 1)):
+            problem = f"{one.label} has {len(one.weights)} runs for {seeds} seeds; seed i starts from run i."
+            yield UserError("--backbones", problem, f"Use --seeds {len(one.weights)}, or pass {seeds} runs.")
+        for weights in one.weights:
+            try:
+                continues = starting_file(weights, None)[1]
+            except UserError as error:
+                yield UserError("--backbones", error.problem, error.fix)
+                continue
+            if continues:
+                problem = f"{weights} is a detector."
+                yield UserError("--backbones", problem, "Pass the run or the export of a backbone.")
+            elif weights != RANDOM and weights_file(weights).suffix == ".index":
+                problem = f"The pre-training {weights} has not ended, so its weights would change between cells."
+                yield UserError("--backbones", problem, "Resume it first, or export its backbone and pass the export.")
+
+
+def make_comparison(
+    config: Config, data: str, settings: Settings, results: FileResults
+) -> tuple[Comparison, Split, Split]:
+    """Reads the labels, and returns the comparison of a call with the images of train and val.
+
+    Args:
+        config: config of the fine-tuning.
+        data: absolute root of the labelled data.
+        settings: flags that `plan_problems` has checked. Without steps, every cell has those of the config on all
+            images. Without rates, it has the rate of the config. Without reference, it is random or the first backbone.
+        results: results of the checks of images.
+
+    Raises:
+        UserError: the data cannot be used, for example if val has no boxes.
+    """
+    backbones, shares, seeds, steps, rates, rate_share, reference = settings
+    task = DETECTORS[config.detector.kind].facts["task"]
+    train, val, _ = read_splits(config, data, task, results)
+    entries = {"train": labels_entry(data, train), "val": labels_entry(data, val)}
+    steps = steps or (config.total_steps(LABELS[task].learnable(train)),)
+    of_share = dict(zip(shares, steps if len(steps) > 1 else tuple(steps) * len(shares), strict=True))
+    labels = [one.label for one in backbones]
+    detector = config.detector.model_copy(update={"validate_every": 0, "patience": None})
+    comparison = Comparison(
+        config=config.model_copy(update={"detector": detector}),
+        data=data,
+        labels={split: entry["sha256"] for split, entry in entries.items()},
+        counts={split: entry["count"] for split, entry in entries.items()},
+        backbones=tuple(backbones),
+        shares=tuple(sorted(of_share)),
+        steps=tuple(of_share[share] for share in sorted(of_share)),
+        seeds=seeds,
+        rates=tuple(sorted(rates or (config.optimizer.learning_rate,))),
+        rate_share=rate_share or middle_share(shares),
+        reference=reference or (RANDOM if RANDOM in labels else labels[0]),
+    )
+    return comparison, train, val
+
+
+def count_problems(backbones: Sequence[Backbone], saved: Comparison | None) -> list[UserError]:
+    """Returns an error if fewer than two backbones are compared, those of earlier calls included."""
+    labels = {one.label for one in (*backbones, *(saved.backbones if saved else ()))}
+    if len(labels) > 1:
+        return []
+    problem = f"There is only one backbone, {labels.pop()}." if labels else "There is no backbone."
+    return [UserError("--backbones", problem, "Pass two or more, for example runs/dupr random.")]
+
+
+def check_reference(comparison: Comparison) -> None:
+    """Raises UserError if the reference is not among the backbones."""
+    labels = [one.label for one in comparison.backbones]
+    if comparison.reference not in labels:
+        raise UserError("--reference", f"There is no backbone {comparison.reference}.", f"Use {' or '.join(labels)}.")
+
+
+def lost_classes(comparison: Comparison, train: Split) -> Iterator[str]:
+    """Yields a warning for each share in which some seed has no image of a class."""
+    if not isinstance(train, AnnotatedImages):
+        return
+    for share in comparison.shares:
+        lost = set()
+        for seed in range(comparison.seeds):
+            subset, _ = take_share(train, share, seed)
+            shown = [labels[~ignored] for labels, ignored in zip(subset.labels, subset.ignored, strict=True)]
+            lost |= set(range(len(train.class_names))) - set(np.concatenate(shown).tolist() if shown else ())
+        if lost:
+            names = [escape(train.class_names[number]) for number in sorted(lost)]
+            more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+            yield (
+                f"--shares: share {share:g} has {comparison.images_of(share)} images, and in some seed none of "
+                f"{', '.join(names[:MOST_NAMED])}{more}. These classes are not learned there. Better: a larger share"
+            )

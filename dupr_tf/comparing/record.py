@@ -1,0 +1,167 @@
+"""Writes and checks the record of a comparison, `comparison.json` and `config.yaml`. A later call may add to it.
+
+Every call continues the comparison in its folder: the backbones, shares and seeds of all calls make one grid. What
+would make cells incomparable is refused: another config, other data, other learning rates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+from dupr_tf.comparing.grid import Backbone, Cell, rate_cells, scored_cells
+from dupr_tf.config import Config, dump_config, load_config
+from dupr_tf.errors import UserError, raise_all
+from dupr_tf.files import write_all
+from dupr_tf.records import digest, listing, mapping, read_record, text, whole
+from dupr_tf.training.run import CONFIG_FILE, differences
+
+RECORD_FILE = "comparison.json"
+FORMAT = 1
+OTHER = "Use the same as before, or choose another --output."
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Defines a comparison.
+
+    Args:
+        config: config of the fine-tuning. Seed, share, learning rate and steps are set for each cell.
+        data: absolute root of the labelled data.
+        labels: {"train", "val"} -> digest of images and labels.
+        counts: {"train", "val"} -> number of images.
+        backbones: what is compared, in the order of the tables.
+        shares: shares of the labels, rising.
+        steps: steps of each cell with a share, in the order of `shares`.
+        seeds: number of seeds, which are 0, 1, ….
+        rates: learning rates to choose from, or the one of all cells.
+        rate_share: share at which rates are chosen.
+        reference: label of the backbone that the others are compared with.
+        digests: {path: sha256 of its weights}, of the paths that an earlier call has loaded.
+    """
+
+    config: Config
+    data: str
+    labels: dict[str, str]
+    counts: dict[str, int]
+    backbones: tuple[Backbone, ...]
+    shares: tuple[float, ...]
+    steps: tuple[int, ...]
+    seeds: int
+    rates: tuple[float, ...]
+    rate_share: float
+    reference: str
+    digests: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def rate_cells(self) -> list[Cell]:
+        return list(rate_cells(self.backbones, self.rate_share, self.rates))
+
+    def scored_cells(self) -> list[Cell]:
+        return list(scored_cells(self.backbones, self.shares, self.seeds))
+
+    def backbone(self, label: str) -> Backbone:
+        return next(backbone for backbone in self.backbones if backbone.label == label)
+
+    def steps_of(self, share: float) -> int:
+        return self.steps[self.shares.index(share)]
+
+    def images_of(self, share: float) -> int:
+        """Returns the number of labelled images of a share, as `take_share` draws them."""
+        return max(1, round(share * self.counts["train"]))
+
+
+def read_comparison(folder: Path) -> Comparison:
+    """Reads the record of a comparison. Raises UserError if it is damaged or missing."""
+    config = load_config(folder / CONFIG_FILE)
+    return read_record(folder / RECORD_FILE, lambda value: _parse(mapping(value), config))
+
+
+def write_comparison(folder: Path, comparison: Comparison) -> None:
+    """Writes the record of a comparison, the config first."""
+    content = {name: value for name, value in vars(comparison).items() if name not in ("config", "backbones")}
+    content |= {"format": FORMAT, "backbones": {one.label: one.weights for one in comparison.backbones}}
+    record = json.dumps(content, indent=2) + "\n"
+    write_all({folder / CONFIG_FILE: dump_config(comparison.config), folder / RECORD_FILE: record})
+
+
+def extend(saved: Comparison, new: Comparison) -> Comparison:
+    """Returns the comparison of an earlier call, with the backbones, shares and seeds that this call adds.
+
+    Raises:
+        UserError: the calls cannot share a folder; a UserErrors for several reasons.
+    """
+    problems = [UserError(one.field, one.problem.replace("run", "comparison"), OTHER) for one in _changes(saved, new)]
+    steps = dict(zip(saved.shares, saved.steps, strict=True))
+    for share, count in zip(new.shares, new.steps, strict=True):
+        if steps.setdefault(share, count) != count:
+            problem = f"Share {share:g} has {steps[share]:,} steps in this comparison, received {count:,}."
+            problems.append(UserError("--steps", problem, OTHER))
+    backbones = {backbone.label: backbone for backbone in saved.backbones}
+    for backbone in new.backbones:
+        before = backbones.setdefault(backbone.label, backbone).weights
+        if backbone.weights[: len(before)] != before:
+            problem = f"{backbone.label} has the weights {', '.join(before)} in this comparison."
+            problems.append(UserError("--backbones", problem, "Use the same, or give the new ones another label."))
+        backbones[backbone.label] = backbone
+    raise_all(problems)
+    shares = tuple(sorted(steps))
+    return dataclasses.replace(
+        saved,
+        data=new.data,
+        backbones=tuple(backbones.values()),
+        shares=shares,
+        steps=tuple(steps[share] for share in shares),
+        seeds=max(saved.seeds, new.seeds),
+        reference=new.reference,
+    )
+
+
+def _changes(saved: Comparison, new: Comparison) -> list[UserError]:
+    problems = differences(saved.config, new.config)
+    for split in ("train", "val"):
+        if saved.labels[split] != new.labels[split]:
+            problem = f"The images or labels of {split} are others than in this comparison."
+            problems.append(UserError("--data", problem, OTHER))
+    for flag, name in (("--learning-rates", "rates"), ("--rate-share", "rate_share")):
+        before, now = getattr(saved, name), getattr(new, name)
+        if before != now:
+            problems.append(UserError(flag, f"This comparison has {_text(before)}, received {_text(now)}.", OTHER))
+    return problems
+
+
+def _text(value) -> str:
+    return " ".join(f"{one:g}" for one in (value if isinstance(value, tuple) else (value,)))
+
+
+def _parse(value: dict, config: Config) -> Comparison:
+    """Checks the contents of the record."""
+    if whole(value["format"]) != FORMAT:
+        raise ValueError(f"its format is {value['format']}, and this version reads {FORMAT}")
+    backbones = {
+        text(label, 64): tuple(map(text, listing(paths))) for label, paths in mapping(value["backbones"]).items()
+    }
+    comparison = Comparison(
+        config=config,
+        data=os.path.abspath(text(value["data"])),
+        labels={split: digest(value["labels"][split]) for split in ("train", "val")},
+        counts={split: whole(value["counts"][split]) for split in ("train", "val")},
+        backbones=tuple(Backbone(label, paths) for label, paths in backbones.items()),
+        shares=tuple(_number(share, 1) for share in listing(value["shares"])),
+        steps=tuple(whole(count) for count in listing(value["steps"])),
+        seeds=whole(value["seeds"], 10_000),
+        rates=tuple(_number(rate, 1e3) for rate in listing(value["rates"])),
+        rate_share=_number(value["rate_share"], 1),
+        reference=text(value["reference"], 64),
+        digests={text(path): digest(sha256) for path, sha256 in mapping(value["digests"]).items()},
+    )
+    if len(comparison.steps) != len(comparison.shares) or comparison.reference not in backbones:
+        raise ValueError("its shares, steps and backbones do not fit together")
+    return comparison
+
+
+def _number(value, most: float) -> float:
+    if type(value) not in (int, float) or not 0 < value <= most:
+        raise ValueError(f"expected a number above 0, received {value!r:.40}")
+    return float(value)

@@ -1,0 +1,222 @@
+"""Reads the scores of finished cells, chooses learning rates, and computes the rows of the table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dupr_tf.comparing.grid import Cell
+from dupr_tf.comparing.record import Comparison
+from dupr_tf.comparing.statistics import Estimate, LabelsNeeded, estimate, labels_needed, seeds_needed
+from dupr_tf.records import mapping, read_record
+
+METRICS_FILE = "metrics.json"  # of a cell; a cell with this file is finished
+METRICS = ("mIoU", "AP")  # the score of a cell is the first that it has
+REMOVE = "Remove the folder of this cell, and run the same command again."
+
+
+def is_finished(folder: Path) -> bool:
+    """Returns True if the cell in a folder is finished."""
+    return (folder / METRICS_FILE).is_file()
+
+
+def read_scores(folder: Path) -> dict[str, float]:
+    """Returns AP and AP50, or mIoU, of a finished cell, those of masks for a detector that has masks, and its seconds.
+
+    Raises:
+        UserError: its metrics are damaged.
+    """
+    return read_record(folder / METRICS_FILE, _parse_scores, REMOVE)
+
+
+def _parse_scores(value) -> dict[str, float]:
+    value = mapping(value)
+    scored = value["masks"] if isinstance(value.get("masks"), dict) else value
+    names = [name for name in (*METRICS, "AP50") if scored.get(name) is not None]
+    times = ("training_seconds", "images_per_second")
+    found = {**{name: scored[name] for name in names}, **{name: value[name] for name in times if name in value}}
+    if not names or any(type(number) not in (int, float) for number in found.values()):
+        raise ValueError("it has no AP or mIoU")
+    return {name: float(number) for name, number in found.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Holds the learning rates tried with a backbone on held-out images.
+
+    Args:
+        scores: {rate: score} of the finished cells.
+        chosen: rate with the highest score. None before all are finished.
+    """
+
+    scores: dict[float, float]
+    chosen: float | None
+
+
+def choose_rates(folder: Path, comparison: Comparison) -> dict[str, Rates]:
+    """Returns the rates tried with each backbone; the chosen one has the highest score, the smaller one of equals."""
+    if len(comparison.rates) == 1:
+        return {one.label: Rates({}, comparison.rates[0]) for one in comparison.backbones}
+    scores: dict[str, dict[float, float]] = {one.label: {} for one in comparison.backbones}
+    for cell in comparison.rate_cells():
+        if is_finished(folder / cell.folder):
+            scores[cell.backbone][cell.rate] = _score(read_scores(folder / cell.folder))
+    complete = len(comparison.rates)
+    return {
+        label: Rates(of_rate, min(of_rate, key=lambda r: (-of_rate[r], r)) if len(of_rate) == complete else None)
+        for label, of_rate in scores.items()
+    }
+
+
+def _score(scores: dict[str, float]) -> float:
+    return next(scores[name] for name in METRICS if name in scores)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Holds the result of a backbone at a share.
+
+    Args:
+        backbone: its label.
+        share: the share of the labels.
+        images: number of labelled images.
+        scores: {seed: score} of the finished cells.
+        score: their mean.
+        ap50: mean AP50. None for a metric without it.
+        difference: mean of the score minus the reference's, over the seeds that both have. None for the reference.
+        seeds_needed: number of seeds that would decide the difference, if its spread stays; None if it is out of reach
+            or unknown.
+        labels_needed: labelled images with which the reference reaches the score. None for the reference, and with a
+            single share.
+    """
+
+    backbone: str
+    share: float
+    images: int
+    scores: dict[int, float]
+    score: Estimate
+    ap50: float | None
+    difference: Estimate | None
+    seeds_needed: int | None
+    labels_needed: LabelsNeeded | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Holds the results of the finished cells.
+
+    Args:
+        metric: "AP", "AP of masks" or "mIoU". None before a cell is finished.
+        rows: a row for each share and backbone with a finished cell, by share.
+        finished, cells: number of finished cells, and of all, those that choose rates included.
+        seconds: mean seconds of training of a finished cell with the longest training. None without any.
+    """
+
+    metric: str | None
+    rows: list[Row]
+    finished: int
+    cells: int
+
+
+def read_result(folder: Path, comparison: Comparison) -> Result:
+    """Reads the finished cells of a comparison, and compares each backbone with the reference."""
+    every = [*comparison.rate_cells(), *comparison.scored_cells()]
+    finished = [cell for cell in every if is_finished(folder / cell.folder)]
+    read = {cell: read_scores(folder / cell.folder) for cell in finished if cell.rate is None}
+    metric = next((name for scores in read.values() for name in METRICS if name in scores), None)
+    table = {key: _of_seeds(read, *key) for key in {(cell.backbone, cell.share) for cell in read}}
+    order = [(one.label, share) for share in comparison.shares for one in comparison.backbones]
+    rows = [_row(comparison, key, table, read) for key in order if key in table]
+    return Result(metric, rows, len(finished), len(every))
+
+
+def _of_seeds(read: dict[Cell, dict], backbone: str, share: float) -> dict[int, float]:
+    cells = sorted((cell for cell in read if (cell.backbone, cell.share) == (backbone, share)), key=lambda c: c.seed)
+    return {cell.seed: _score(read[cell]) for cell in cells}
+
+
+def _row(comparison: Comparison, key: tuple[str, float], table: dict, read: dict) -> Row:
+    backbone, share = key
+    scores, ap50 = table[key], [s["AP50"] for cell, s in read.items() if _key(cell) == key and "AP50" in s]
+    difference = needed = labels = None
+    reference = table.get((comparison.reference, share), {})
+    common = sorted(scores.keys() & reference.keys())
+    if backbone != comparison.reference and common:
+        differences = [scores[seed] - reference[seed] for seed in common]
+        difference = estimate(differences)
+        needed = seeds_needed(differences) if len(differences) > 1 else None
+        labels = _labels_needed(comparison, table, scores)
+    return Row(
+        backbone, share, comparison.images_of(share), scores, estimate(list(scores.values())),
+        float(np.mean(ap50)) if ap50 else None, difference, needed, labels,
+    )  # fmt: skip
+
+
+def _key(cell: Cell) -> tuple[str, float]:
+    return cell.backbone, cell.share
+
+
+def _labels_needed(comparison: Comparison, table: dict, scores: dict[int, float]) -> LabelsNeeded | None:
+    """Computes the labels with which the reference reaches a row's scores, from the seeds of complete curves."""
+    curves = [table.get((comparison.reference, share), {}) for share in comparison.shares]
+    seeds = sorted(set(scores).intersection(*curves))
+    if len(curves) < 2 or not seeds:
+        return None
+    counts = [comparison.images_of(share) for share in comparison.shares]
+    return labels_needed(counts, np.array([[curve[s] for curve in curves] for s in seeds]), [scores[s] for s in seeds])
+
+
+def sentences(result: Result, comparison: Comparison) -> list[str]:
+    """States what the table shows: for each row whether it differs from the reference, and the labels it saves."""
+    rows = [row for row in result.rows if row.difference is not None]
+    texts = [f"{row.backbone} at {row.images:,} images: {_verdict(row, comparison)}" for row in rows]
+    return [*texts, *_notes(result.rows, comparison)]
+
+
+def _verdict(row: Row, comparison: Comparison) -> str:
+    difference, reference = row.difference, comparison.reference
+    if difference.half is None:
+        return f"{difference.mean:+.4f} against {reference} with one seed, which cannot decide. Use --seeds 3 or more."
+    change = f"{difference.mean:+.4f} ± {difference.half:.4f} against {reference}"
+    if difference.decided:
+        return f"{change}: {'better' if difference.mean > 0 else 'worse'}. {_saved(row, reference)}".rstrip()
+    seeds = difference.runs
+    if row.seeds_needed is None:
+        return f"{change}: undecided, and more seeds would hardly change that."
+    more = row.seeds_needed - seeds
+    return f"{change}: undecided after {seeds} seeds. About {more} more would decide it, if the spread stays."
+
+
+def _saved(row: Row, reference: str) -> str:
+    """States the labels that a better backbone saves."""
+    needed = row.labels_needed
+    if needed is None or row.difference.mean < 0:
+        return ""
+    return f"{reference} needs {labels_text(needed)} images for that."
+
+
+def labels_text(needed: LabelsNeeded) -> str:
+    """Formats a number of labelled images and its interval; infinite ends are out of the compared range."""
+    if needed.low is None:
+        return _count(needed.count)
+    return f"{_count(needed.count)} ({_count(needed.low)} to {_count(needed.high)})"
+
+
+def _count(count: float) -> str:
+    if np.isinf(count):
+        return "more than compared" if count > 0 else "fewer than compared"
+    return f"{round(count):,}"
+
+
+def _notes(rows: Sequence[Row], comparison: Comparison) -> list[str]:
+    """Says which spread the intervals do not cover."""
+    single = [one.label for one in comparison.backbones if len(one.weights) == 1 and one.weights != ("random",)]
+    if not rows or not single:
+        return []
+    return [
+        f"{', '.join(single)}: one pre-training each. The intervals cover the spread of the fine-tuning, not that of "
+        "the pre-training."
+    ]

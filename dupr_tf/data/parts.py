@@ -1,0 +1,192 @@
+"""Computes results for any number of image files, in parts that are kept if the run stops.
+
+A part is a file of the results for some hundred images, written as a whole. A resumed run looks for these files and
+computes the missing ones. At the end a command makes its output of the parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dupr_tf.data.images.bad_images import write_list
+from dupr_tf.data.images.decode import Unusable
+from dupr_tf.data.images.listing import list_images
+from dupr_tf.data.shards.index import read_sealed, seal
+from dupr_tf.errors import RunFailed, UserError
+from dupr_tf.files import local_path, write_whole
+from dupr_tf.text import duration, escape, one_line
+
+log = logging.getLogger(__name__)
+SAY_EVERY, SAME_BATCH = 5.0, 0.01  # seconds
+Bad = list[tuple[str, str]]  # name and reason
+Stream = Callable[[list[str]], Iterator[tuple[int, Any]]]  # paths -> number and result, or why there is none
+Encode = Callable[[str, Any], bytes]  # name of an image and its result -> bytes in the part
+
+
+def list_inputs(paths: Sequence[str | Path]) -> tuple[str, list[str]]:
+    """Returns a folder that holds all images, and their names below it, sorted.
+
+    Args:
+        paths: folders, whose images are listed, and files.
+
+    Raises:
+        UserError: a path does not exist, or a folder has no image.
+    """
+    if not paths:
+        raise UserError("--images", "No images are given.", "Pass a folder of images, or image files.")
+    files, folders = set(), set()
+    for path in (local_path(path, "--images") for path in paths):
+        if path.is_dir():
+            try:
+                files.update(list_images(path))
+            except UserError as error:
+                raise UserError("--images", error.problem, error.fix) from None
+            folders.add(os.path.abspath(path))
+        elif path.exists():
+            files.add(os.path.abspath(path))
+            folders.add(os.path.dirname(os.path.abspath(path)))
+        else:
+            raise UserError("--images", f"{path} does not exist.", "Pass a folder of images, or image files.")
+    root = os.path.commonpath(folders)
+    return root, sorted(file[len(os.path.join(root, "")) :] for file in files)
+
+
+def source_facts(root: str, names: Iterable[str]) -> dict:
+    """Returns a description of the images of a run, for its record: their root, number and sha256 of the names."""
+    digest, count = hashlib.sha256(), 0
+    for name in names:
+        digest.update(os.fsencode(f"{name}\0"))
+        count += 1
+    return {"root": os.fsdecode(root), "files": count, "sha256": digest.hexdigest()}
+
+
+def check_range(flag: str, value: float, low: float, high: float) -> None:
+    """Raises UserError if the value of a flag or argument is not between two limits."""
+    if not low <= value <= high:
+        raise UserError(flag, f"Expected {low} to {high}, received {value}.", f"Pass {max(low, min(value, high))}.")
+
+
+class ImageParts:
+    """Computes and reads the parts of a run.
+
+    Args:
+        folder: folder of the parts.
+        ending: ending of their file names.
+        root, names: the images, see `list_inputs`.
+        size: number of images of a part.
+        run_id: text that identifies the run. Parts of another run are computed again.
+    """
+
+    def __init__(self, folder: Path, ending: str, root: str, names: list[str], size: int, run_id: str):
+        self.folder, self.ending, self.root, self.names, self.run_id = folder, ending, root, names, run_id
+        self.parts = [names[first : first + size] for first in range(0, len(names), size)]
+
+    def compute(self, stream: Stream, encode: Encode, max_bad_share: float, bad_list: Path, console: Console) -> Bad:
+        """Writes the missing parts. Returns the name and reason of each unreadable image of all parts.
+
+        Args:
+            stream: computes the results of a list of paths.
+            encode: makes bytes of a result.
+            max_bad_share: share of the images that may be unreadable, 0 to 1.
+            bad_list: file that lists unreadable images if there are too many.
+            console: for progress.
+
+        Raises:
+            RunFailed: too many images are unreadable, or all.
+        """
+        bad_of = {number: bad for number in range(len(self.parts)) if (bad := self._read_bad(number)) is not None}
+        kept = sum(len(self.parts[number]) for number in bad_of)
+        if bad_of:
+            console.print(f"resuming after {kept} of {len(self.names)} images")
+        progress = Progress(len(self.names), kept, console)
+        budget = _BadBudget(len(self.names), max_bad_share, bad_list, [pair for bad in bad_of.values() for pair in bad])
+        for number in range(len(self.parts)):
+            if number not in bad_of:
+                bad_of[number] = self._compute_part(number, stream, encode, progress, budget)
+        bad = [pair for number in sorted(bad_of) for pair in bad_of[number]]
+        if len(bad) == len(self.names):
+            name, reason = bad[0]
+            raise RunFailed(f"None of {len(bad)} images can be read, such as {escape(name)} ({reason}).")
+        return bad
+
+    def read(self) -> Iterator[tuple[list[str], bytes]]:
+        """Yields the names and the encoded results of the readable images, in order, a part at a time."""
+        for number, names in enumerate(self.parts):
+            facts, _, content = read_sealed(self._file(number))
+            bad = {name for name, _ in facts["bad"]}
+            yield [name for name in names if name not in bad], content
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"part-{number:06d}{self.ending}"
+
+    def _compute_part(self, number: int, stream: Stream, encode: Encode, progress: Progress, budget: _BadBudget) -> Bad:
+        names, encoded, bad = self.parts[number], {}, []
+        for index, result in stream([os.path.join(self.root, name) for name in names]):
+            progress.add()
+            if isinstance(result, Unusable):
+                bad.append((names[index], one_line(result, 200)))
+                budget.add(*bad[-1])
+            else:
+                encoded[index] = encode(names[index], result)
+        facts = {"run": self.run_id, "number": number, "bad": sorted(bad)}
+        content = b"".join(encoded[index] for index in sorted(encoded))
+        write_whole(self._file(number), seal(facts, content)[0])
+        return sorted(bad)
+
+    def _read_bad(self, number: int) -> Bad | None:
+        """Returns the unreadable images of a part that an earlier call wrote; None if it is missing or damaged."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            facts, _, _ = read_sealed(self._file(number))
+            if (facts["run"], facts["number"]) == (self.run_id, number):
+                return [tuple(pair) for pair in facts["bad"]]
+        return None
+
+
+class _BadBudget:
+    """Counts unreadable images, and ends a run with too many of them."""
+
+    def __init__(self, images: int, max_share: float, bad_list: Path, earlier: Bad):
+        self.images, self.most, self.bad_list, self.bad = images, max_share * images, bad_list, earlier
+
+    def add(self, name: str, reason: str) -> None:
+        log.warning("skipped, %s: %s", reason, escape(name))
+        self.bad.append((name, reason))
+        if len(self.bad) > self.most:
+            write_list(self.bad_list, self.bad)
+            raise RunFailed(
+                f"{len(self.bad)} of {self.images} images cannot be read, listed in {self.bad_list}. "
+                "Replace or remove them, or raise --max-bad-share, and run the same command again."
+            )
+
+
+class Progress:
+    """Prints the number of images, their speed and the time that is left, every few seconds and at the end.
+
+    The first batch is not timed, because TensorFlow prepares the model in it.
+    """
+
+    def __init__(self, total: int, done: int, console: Console):
+        self.total, self.done, self.untimed, self.console = total, done, done, console
+        self.start = self.said = None
+
+    def add(self) -> None:
+        """Counts an image."""
+        self.done += 1
+        now = time.monotonic()
+        if self.start is None or now - self.start < SAME_BATCH:
+            self.untimed, self.start, self.said = self.done, self.start or now, now
+        if now - self.said >= SAY_EVERY or self.done == self.total:
+            text, self.said = f"image {self.done}/{self.total}", now
+            if self.done > self.untimed:
+                rate = (self.done - self.untimed) / (now - self.start)
+                text += f"  {rate:.1f} images/s  ETA {duration((self.total - self.done) / rate)}"
+            self.console.print(text)

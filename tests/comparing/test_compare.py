@@ -1,0 +1,235 @@
+"""Tests a comparison from end to end on tiny pictures: pairing, resuming, additions, failures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dupr_tf.comparing import cell as cells
+from dupr_tf.comparing import runner
+from dupr_tf.comparing.grid import Cell
+from dupr_tf.comparing.record import read_comparison, write_comparison
+from dupr_tf.errors import RunFailed
+from tests.comparing.cells_by_hand import comparison
+from tests.labelled_scenes import pictures, write_coco
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = """
+data: {image_size: 64}
+model: {backbone: resnet18, width: 0.125}
+optimizer: {learning_rate: 0.01, warmup_steps: 2}
+train: {batch_size: 2, epochs: 1, log_every: 1, checkpoint_every: 2}
+detector: {fpn_channels: 8, head_channels: 8, head_convs: 1, short_sides: [64], score_threshold: 0.001}
+"""
+FAKE = """
+import json, os, pathlib, sys, time
+folder, backbone, share, seed, rate, purpose = sys.argv[1:]
+place = pathlib.Path(os.environ["PLACE"])
+(place / f"begun-{os.getpid()}").write_text(f"{backbone} {seed} {sorted(os.sched_getaffinity(0))}")
+"""
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    """Replaces the process of a cell by a script. Returns a function that sets what the script does."""
+
+    def use(body):
+        script = tmp_path / "cell.py"
+        script.write_text(FAKE + body)
+        real = subprocess.Popen
+        monkeypatch.setenv("PLACE", str(tmp_path))
+        monkeypatch.setattr(
+            subprocess, "Popen", lambda words, **keywords: real([words[0], str(script), *words[3:]], **keywords)
+        )
+
+    return use
+
+
+SCORE = """
+from dupr_tf.comparing.grid import Cell
+cell = pathlib.Path(folder) / Cell(backbone, float(share), int(seed)).folder / "metrics.json"
+"""
+TWO = [(Cell("a", 1.0, 0), 0.1), (Cell("b", 1.0, 0), 0.1)]
+
+
+def begun(tmp_path):
+    return [file.read_text() for file in tmp_path.glob("begun-*")]
+
+
+def test_cells_that_are_finished_do_not_run_again(fake, tmp_path):
+    fake(SCORE + "cell.write_text(json.dumps({'AP': 0.5}))")
+    ended = []
+    for _ in range(2):
+        runner.run_cells(tmp_path, TWO, 1, 0, lambda running, one: ended.append(one) if one else None)
+    assert ended == [cell for cell, _ in TWO] and len(begun(tmp_path)) == 2
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+def test_jobs_run_at_a_time_on_cores_of_their_own(fake, tmp_path):
+    fake("time.sleep(1.5)\n" + SCORE + "cell.write_text(json.dumps({'AP': 0.5}))")
+    most = []
+    runner.run_cells(tmp_path, TWO, 2, 0, lambda running, one: most.append(len(running)))
+    assert max(most) == 2
+    first, second = (json.loads(text.split(" ", 2)[2]) for text in begun(tmp_path))
+    assert not set(first) & set(second)
+
+
+def test_failed_cell_is_named_with_its_last_line_and_stops_the_others(fake, tmp_path):
+    fake("""
+if backbone == "a":
+    print("first\\nerror: the loss is not finite.", file=sys.stderr)
+    sys.exit(1)
+time.sleep(60)
+""")
+    start = time.monotonic()
+    with pytest.raises(RunFailed, match=r"a, share 1, seed 0.*the loss is not finite"):
+        runner.run_cells(tmp_path, TWO, 2, 0, lambda *_: None)
+    assert time.monotonic() - start < 30
+
+
+def test_signal_stops_all_cells_and_waits_for_them(fake, tmp_path):
+    fake("""
+import signal
+def save(*_):
+    time.sleep(0.5)
+    (place / f"saved-{backbone}").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+(place / f"ready-{backbone}").touch()
+time.sleep(60)
+""")
+    interrupted = []
+
+    def interrupt(*_):
+        if len(list(tmp_path.glob("ready-*"))) == 2 and not interrupted:
+            interrupted.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        runner.run_cells(tmp_path, TWO, 2, 0, interrupt)
+    assert caught.value.code == 143 and len(list(tmp_path.glob("saved-*"))) == 2
+
+
+def test_each_job_has_a_gpu(fake, tmp_path):
+    fake("(place / f'gpu-{backbone}').write_text(os.environ['CUDA_VISIBLE_DEVICES'])\ntime.sleep(1)")
+    runner.run_cells(tmp_path, TWO, 2, 2, lambda *_: None)
+    assert sorted(file.read_text() for file in tmp_path.glob("gpu-*")) == ["0", "1"]
+
+
+def test_cells_of_a_share_and_a_seed_differ_in_nothing_but_the_weights():
+    made = comparison()
+    first, second = (cells.cell_config(made, Cell(label, 0.25, 2), 0.001) for label in ("random", "dupr"))
+    assert first == second
+    assert (first.data.share, first.data.share_seed, first.train.seed, first.total_steps(5)) == (0.25, 2, 2, 100)
+
+
+def test_rate_is_tried_on_held_out_training_images():
+    config = cells.cell_config(comparison(), Cell("random", 0.25, 0, 0.02), 0.02)
+    assert (config.data.val_share, config.data.held_out, config.optimizer.learning_rate) == (0.2, True, 0.02)
+
+
+def run(tmp_path, data, *flags, wait=True):
+    (tmp_path / "detector.yaml").write_text(CONFIG)
+    words = [sys.executable, "-m", "dupr_tf", "compare", str(tmp_path / "detector.yaml"), "--data", str(data)]
+    process = subprocess.Popen(
+        [*words, "--output", str(tmp_path / "out"), *flags],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    return (process, *process.communicate(timeout=600)) if wait else process
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_coco(tmp_path_factory.mktemp("data") / "set", {"train": pictures(12), "val": pictures(3, seed=1)})
+
+
+def test_comparison_from_end_to_end(tmp_path, data):
+    process, output, errors = run(tmp_path, data, "--backbones", "random", "b=random", "--seeds", "1", "--jobs", "2")
+    assert process.returncode == 0, errors
+    out = tmp_path / "out"
+    assert "b at 12 images" in output and {"compare.md", "compare.json", "compare.png"} <= set(os.listdir(out))
+    rows = json.loads((out / "compare.json").read_text())["rows"]
+    # The same weights and seed give the same detector.
+    assert [row["backbone"] for row in rows] == ["random", "b"] and rows[0]["scores"] == rows[1]["scores"]
+    assert not list(out.rglob("checkpoints"))
+    assert read_comparison(out).steps == (6,)
+
+
+@pytest.mark.slow
+def test_comparison_resumes_after_a_kill_and_takes_additions(tmp_path, data):
+    flags = ("--backbones", "random", "b=random", "--shares", "0.5", "1", "--seeds", "2", "--steps", "60")
+    flags += ("--learning-rates", "0.01", "0.02")
+    process, out = run(tmp_path, data, *flags, wait=False), tmp_path / "out"
+    deadline = time.monotonic() + 300
+    while not list(out.glob("cells/*/*/*/checkpoints/*.index")):  # a checkpoint of a scored cell
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.2)
+    process.kill()
+    process.communicate()
+    process, _, errors = run(tmp_path, data, *flags)
+    assert process.returncode == 0, errors
+    scores = {file: file.read_text() for file in out.rglob("metrics.json")}
+    assert len(scores) == 4 + 8
+    ids = {path.parent.name: path.read_text() for path in out.glob("cells/share_0.5/seed_1/*/image_ids.txt")}
+    assert len(ids) == 2 and len(set(ids.values())) == 1
+    other = next(out.glob("cells/share_0.5/seed_0/b/image_ids.txt")).read_text()
+    assert other not in ids.values()
+    process, _, errors = run(tmp_path, data, "--backbones", "c=random", "--seeds", "3")
+    assert process.returncode == 0, errors
+    assert all(file.read_text() == content for file, content in scores.items())
+    assert len(list(out.rglob("metrics.json"))) == 6 + 18
+    process, _, errors = run(tmp_path, data, "--train.batch_size", "4")
+    assert process.returncode == 2 and "train.batch_size" in errors and errors.count("dupr-tf:") == 1
+
+
+ORPHAN = """
+import os
+from dupr_tf.comparing import cell
+cell.PARENT_CHECK = 0.1
+print(flush=True)
+cell._watch_parent(os.getppid())
+"""
+PARENT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE)
+child.stdout.read(1)
+print(child.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_cell_whose_parent_was_killed_is_asked_to_save_and_end():
+    command = [sys.executable, "-c", PARENT, ORPHAN]
+    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    number = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{number}").exists() and "Z" not in Path(f"/proc/{number}/stat").read_text().split()[2]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_weights_that_have_changed_are_refused(tmp_path, monkeypatch):
+    made = comparison(digests={"/runs/dupr": "c" * 64})
+    write_comparison(tmp_path, made)
+    lines = cells.CHECK + json.dumps([0, "d" * 64, "", ""])
+    monkeypatch.setattr(
+        subprocess, "run", lambda words, **_: subprocess.CompletedProcess(words, 0, stdout=lines, stderr="")
+    )
+    with pytest.raises(ValueError, match="dupr"):
+        cells.check_backbones(made)
+    monkeypatch.setattr(
+        subprocess,
+        "run",
+        lambda words, **_: subprocess.CompletedProcess(words, 0, cells.CHECK + json.dumps([0, "c" * 64, "", ""]), ""),
+    )
+    assert cells.check_backbones(made) == {"/runs/dupr": "c" * 64}

@@ -1,0 +1,121 @@
+"""Tests the checks of a comparison that need no training, on tiny data sets."""
+
+import pytest
+
+from dupr_tf.comparing import plan
+from dupr_tf.comparing.compare import plan_comparison
+from dupr_tf.comparing.grid import Backbone
+from dupr_tf.comparing.plan import Settings, filled_in, lost_classes, plan_problems
+from dupr_tf.comparing.record import write_comparison
+from dupr_tf.config import parse_config
+from dupr_tf.errors import UserError
+from tests.comparing.cells_by_hand import CONFIG, comparison
+from tests.labelled_scenes import pictures, write_coco
+
+TWO = (Backbone("random", ("random",)), Backbone("again", ("random",)))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_coco(tmp_path_factory.mktemp("data") / "set", {"train": pictures(12), "val": pictures(3, seed=1)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"shares": (0.0,)}, "--shares"),
+        ({"shares": (1.5,)}, "--shares"),
+        ({"shares": (0.5, 0.5)}, "--shares"),
+        ({"seeds": 0}, "--seeds"),
+        ({"seeds": 101}, "--seeds"),
+        ({"steps": (1, 2, 3)}, "--steps"),
+        ({"steps": (0,)}, "--steps"),
+        ({"rates": (0.1, 0.1)}, "--learning-rates"),
+        ({"rates": (-0.1,)}, "--learning-rates"),
+        ({"rates": (0.1, 0.2), "rate_share": 0.3}, "--rate-share"),
+        ({"backbones": (*TWO, Backbone("pair", ("random", "random")))}, "--backbones"),
+        ({"backbones": (*TWO, Backbone("gone", ("/no/such/run",)))}, "--backbones"),
+    ],
+)
+def test_wrong_flag_is_named(changes, field):
+    settings = Settings(TWO, (0.5, 1.0), 3)._replace(**changes)
+    assert [error.field for error in plan_problems(parse_config(CONFIG), settings)] == [field]
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [("data", "share", 0.5), ("data", "share_seed", 1), ("train", "seed", 1), ("data", "val_share", 0.1)],
+)
+def test_fields_that_cells_set_are_refused(section, name, value):
+    config = parse_config({**CONFIG, section: {name: value}})
+    assert [e.field for e in plan_problems(config, Settings(TWO, (1.0,), 3))] == [f"{section}.{name}"]
+
+
+def test_detector_and_unfinished_run_are_no_backbones(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "ckpt-5.index").touch()
+    (tmp_path / "run" / "config.yaml").write_text("{}")
+    settings = Settings((*TWO, Backbone("run", (str(tmp_path / "run"),))), (1.0,), 3)
+    problems = plan_problems(parse_config(CONFIG), settings)
+    assert [error.field for error in problems] == ["--backbones"] and "not ended" in problems[0].problem
+
+
+def test_steps_and_rate_come_from_the_config(data, tmp_path):
+    config = parse_config({**CONFIG, "train": {"batch_size": 2, "epochs": 5}})
+    made = plan_comparison(config, data, tmp_path, Settings(TWO, (0.5, 1.0))).comparison
+    assert (made.steps, made.seeds, made.rates, made.reference) == ((30, 30), 3, (0.001,), "random")
+    assert made.counts == {"train": 12, "val": 3} and made.images_of(0.5) == 6
+
+
+def test_steps_can_differ_by_share_whatever_the_order(data, tmp_path):
+    made = plan_comparison(parse_config(CONFIG), data, tmp_path, Settings(TWO, (1.0, 0.5), 1, (200, 100))).comparison
+    assert (made.shares, made.steps) == ((0.5, 1.0), (100, 200))
+
+
+def test_later_call_inherits_what_it_does_not_give():
+    saved = comparison(seeds=5, rates=(0.1, 0.2), steps=(100, 100))
+    filled = filled_in(Settings(), saved)
+    assert filled == Settings(saved.backbones, saved.shares, 5, (100, 100), (0.1, 0.2), 0.25, "random")
+    assert filled_in(Settings(shares=(0.5, 1.0)), saved).steps == (100, 100)
+    assert filled_in(Settings(shares=(0.5, 1.0)), comparison(steps=(100, 200))).steps == ()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_backbones_are_refused(data, tmp_path, count):
+    with pytest.raises(UserError) as caught:
+        plan_comparison(parse_config(CONFIG), data, tmp_path, Settings(TWO[:count], (1.0,), 1))
+    assert caught.value.fields == ("--backbones",)
+
+
+def test_one_more_backbone_is_enough_for_a_comparison(data, tmp_path):
+    first = plan_comparison(parse_config(CONFIG), data, tmp_path, Settings(TWO, (1.0,), 1)).comparison
+    write_comparison(tmp_path, first)
+    third = Settings((Backbone("third", ("random",)),))
+    assert len(plan_comparison(parse_config(CONFIG), data, tmp_path, third).comparison.backbones) == 3
+
+
+def test_unknown_reference_is_refused(data, tmp_path):
+    with pytest.raises(UserError) as caught:
+        plan_comparison(parse_config(CONFIG), data, tmp_path, Settings(TWO, (1.0,), 1, reference="absent"))
+    assert caught.value.fields == ("--reference",)
+
+
+def test_val_without_boxes_is_refused(tmp_path):
+    empty = pictures(2, seed=1)
+    for picture in empty:
+        picture.things.clear()
+    root = write_coco(tmp_path / "set", {"train": pictures(4), "val": empty})
+    with pytest.raises(UserError, match="boxes"):
+        plan_comparison(parse_config(CONFIG), root, tmp_path / "out", Settings(TWO, (1.0,), 1))
+
+
+def test_classes_that_a_share_lacks_are_named(data, tmp_path):
+    planned = plan_comparison(parse_config(CONFIG), data, tmp_path, Settings(TWO, (0.1, 1.0), 3))
+    (warning,) = lost_classes(planned.comparison, planned.train)
+    assert "share 0.1" in warning and any(name in warning for name in ("bus", "cat", "dog"))
+
+
+def test_many_lost_classes_are_counted(data, tmp_path, monkeypatch):
+    planned = plan_comparison(parse_config(CONFIG), data, tmp_path, Settings(TWO, (0.1,), 3))
+    monkeypatch.setattr(plan, "MOST_NAMED", 0)
+    assert " more" in next(iter(lost_classes(planned.comparison, planned.train)))

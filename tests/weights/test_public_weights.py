@@ -1,0 +1,98 @@
+"""Tests of commands and functions that take public weights, with a tiny ResNet on a loopback server."""
+
+import hashlib
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from dupr_tf.cli import main
+from dupr_tf.config import Config
+from dupr_tf.data.sample import write_sample
+from dupr_tf.models.resnet import build_backbone
+from dupr_tf.registry import Entry
+from dupr_tf.training.run import START_FILE, check_weights, starting_weights
+from dupr_tf.weights.catalogue import CATALOGUE, TARGET
+from dupr_tf.weights.loading import load_backbone, weights_digest
+from dupr_tf.weights.torch_io import to_torchvision, write_safetensors
+from tests.weights.server import serving
+
+NAME, PATH = "hf:someone/tiny", "/someone/tiny/resolve/main/model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    keras.utils.set_random_seed(3)
+    return build_backbone("resnet18", width=0.125)
+
+
+@pytest.fixture(scope="module")
+def server(backbone, tmp_path_factory):
+    file = tmp_path_factory.mktemp("tiny") / "model.safetensors"
+    write_safetensors(to_torchvision(backbone) | {"fc.weight": np.zeros((10, 64), np.float32)}, file)
+    with serving() as files:
+        files.content[PATH] = file.read_bytes()
+        yield files
+
+
+@pytest.fixture(autouse=True)
+def place(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("DUPR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.chdir(tmp_path)
+    server.requests.clear()
+    return tmp_path
+
+
+def test_backbone_of_the_hub_loads(backbone, server):
+    assert weights_digest(load_backbone(NAME)) == weights_digest(load_backbone(NAME)) == weights_digest(backbone)
+    assert len(server.requests) == 1
+
+
+def test_import_downloads_and_names_its_output(backbone, place, capsys):
+    assert main(["import", NAME]) == 0
+    assert "dropped: fc.weight" in capsys.readouterr().out
+    assert weights_digest(load_backbone(place / "tiny.keras")) == weights_digest(backbone)
+
+
+def test_model_card_of_an_export_names_source_hash_and_licence(server, place, monkeypatch):
+    own = CATALOGUE["imagenet/resnet18"].facts | {"url": f"https://huggingface.co{PATH}", "published": None}
+    monkeypatch.setitem(CATALOGUE._entries, "imagenet/resnet18", Entry(TARGET, "tiny", facts=own))
+    assert main(["export", "imagenet/resnet18", "--to", "torchvision", "--output", "out"]) == 0
+    card = (place / "out" / "model_card.md").read_text()
+    assert f"https://huggingface.co{PATH}" in card and hashlib.sha256(server.content[PATH]).hexdigest() in card
+    assert "| BSD-3-Clause |" in card
+
+
+def test_probe_records_the_source(server, place):
+    write_sample(place / "sample", train=1, val=1, unlabeled=8)
+    command = f"probe matching --weights {NAME} --data sample/unlabeled --images 4 --output probed"
+    assert main(command.split()) == 0
+    saved = json.loads((place / "probed" / "probe.json").read_text())
+    assert saved["weights"] == {"tiny": NAME}
+    assert saved["sources"]["tiny"]["file_sha256"] == hashlib.sha256(server.content[PATH]).hexdigest()
+
+
+def test_run_records_name_address_and_hash(backbone, server, place):
+    config = Config.model_validate({"model": {"backbone": "resnet18", "width": 0.125}})
+    run = place / "run"
+    run.mkdir()
+    loaded, entry = starting_weights(run, config, NAME)
+    assert weights_digest(loaded) == weights_digest(backbone) == entry["sha256"]
+    assert entry["weights"] == NAME and entry["url"] == f"https://huggingface.co{PATH}"
+    assert entry["file_sha256"] == hashlib.sha256(server.content[PATH]).hexdigest()
+    (run / START_FILE).write_text(json.dumps(entry))
+    again, same = starting_weights(run, config, None)  # a run without a checkpoint yet reads the name from its record
+    assert weights_digest(again) == entry["sha256"] and same == entry and len(server.requests) == 1
+
+
+@pytest.mark.parametrize("backbone_name", ["resnet18", "resnet34"])
+def test_imagenet_of_a_config_is_chosen_by_its_backbone(server, monkeypatch, place, backbone_name):
+    for name in ("resnet18", "resnet34"):
+        own = CATALOGUE[f"imagenet/{name}"].facts | {"url": f"https://huggingface.co/{name}{PATH}", "published": None}
+        monkeypatch.setitem(CATALOGUE._entries, f"imagenet/{name}", Entry(TARGET, "", facts=own))
+        server.content[f"/{name}{PATH}"] = server.content[PATH]
+    config = Config.model_validate({"model": {"backbone": backbone_name}})
+    assert check_weights(place / "run", config, "imagenet") == (None, f"imagenet/{backbone_name}")
+    assert server.requests == [(f"/{backbone_name}{PATH}", None)]
