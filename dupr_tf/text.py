@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+MOST_LABEL = 40  # characters of a name in a plot
 ASCII = str.maketrans(
     {"×": "x", "…": "...", "–": "-", "−": "-", "’": "'", "≥": ">=", "≤": "<=", "±": "+-", "→": "->"}
     | {"↑": "up", "↓": "down"}
@@ -36,8 +37,14 @@ def escape(name: str) -> str:
 
 
 def plot_label(name: str) -> str:
-    """Returns a name as a label for Matplotlib, which reads `$` as a formula and hides a leading underscore."""
-    label = escape(name).replace("$", r"\$")
+    """Returns a name as a label for Matplotlib, which reads `$` as a formula and hides a leading underscore.
+
+    A long label would leave no place for the plot, so the middle of a long name is left out.
+    """
+    label = escape(name)
+    if len(label) > MOST_LABEL:
+        label = f"{label[: MOST_LABEL // 2]}…{label[1 - MOST_LABEL // 2 :]}"
+    label = label.replace("$", r"\$")
     return f" {label}" if label.startswith("_") else label
 
 

@@ -1,6 +1,7 @@
 """Draws tiny data sets of coloured rectangles on grey for the tests, in COCO's and in VOC's layout."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,14 +49,17 @@ def draw(picture: Picture) -> np.ndarray:
     return image
 
 
-def write_coco(root: Path, splits: dict[str, list[Picture]]) -> Path:
-    """Writes `images/` and `annotations/instances_{split}.json`. Category ids are 5, 10, 15, since COCO's have gaps."""
+def write_coco(root: Path, splits: dict[str, list[Picture]], name_of: Callable = "{:03d}".format) -> Path:
+    """Writes `images/` and `annotations/instances_{split}.json`. Category ids are 5, 10, 15, since COCO's have gaps.
+
+    `name_of` returns a part of an image's name for its number, from 1.
+    """
     (root / "images").mkdir(parents=True)
     (root / "annotations").mkdir()
     for split, made in splits.items():
         images, annotations = [], []
         for number, picture in enumerate(made, start=1):
-            name = f"{split}_{number:03d}.png"
+            name = f"{split}_{name_of(number)}.png"
             Image.fromarray(draw(picture)).save(root / "images" / name)
             images.append({"id": number, "file_name": name, "height": picture.size[0], "width": picture.size[1]})
             for thing in picture.things:

@@ -43,6 +43,7 @@ ARROWS["comparing"] = {
 }  # fmt: skip
 ARROWS["reporting"] = {
     "files", "environment", "probing", "training", "models", "weights", "data", "config", "batch", "ops", "comparing",
+    "records",
 }  # fmt: skip
 ARROWS["forecast"] = {"files", "environment", "training", "models", "data", "config", "batch", "ops"}
 ARROWS["commands"] = set(ARROWS)
@@ -152,7 +153,7 @@ def test_arrows_are_acyclic_and_separate_data_from_models():
     "module",
     [
         *("errors", "text", "registry", "files", "batch", "config", "data"),
-        *("weights/paths", "detection/labels"),
+        *("weights/paths", "detection/task_labels"),
         *("comparing/statistics", "comparing/record", "comparing/runner", "comparing/plan", "comparing/outputs"),
         *("forecast/device_types", "forecast/assumptions", "forecast/seconds", "forecast/advice"),
         *("probing/image_views", "probing/labelled"),

@@ -4,7 +4,17 @@ import logging
 
 import pytest
 
-from dupr_tf.text import VisibleFormatter, duration, escape, number_text, one_line, size_text, visible
+from dupr_tf.text import (
+    MOST_LABEL,
+    VisibleFormatter,
+    duration,
+    escape,
+    number_text,
+    one_line,
+    plot_label,
+    size_text,
+    visible,
+)
 
 
 def test_one_line_folds_white_space_and_cuts():
@@ -18,6 +28,13 @@ def test_one_line_folds_white_space_and_cuts():
 )
 def test_escape_gives_one_printable_line(name, expected):
     assert escape(name) == expected
+
+
+def test_long_label_of_a_plot_keeps_both_ends():
+    label = plot_label("run_" + "x" * 180 + "_seed_3")
+    assert len(label) == MOST_LABEL and label.startswith("run_x") and label.endswith("x_seed_3")
+    assert plot_label("x" * MOST_LABEL) == "x" * MOST_LABEL
+    assert plot_label("_a$\n") == " _a\\$\\n"
 
 
 def test_visible_escapes_only_terminal_controls():

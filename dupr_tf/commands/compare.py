@@ -25,6 +25,7 @@ class Compare:
     The detector is trained on shares of the labelled images, with several seeds.
     For a share and a seed, all backbones train on the same images, in the same order and with the same augmentation,
     for the same number of steps. Scores are those of the last step on val; nothing is selected on val.
+    Before the training, the photos of each pre-training that are in val are counted.
     Writes the table (compare.md, compare.json), a plot (compare.png) and the cells to --output.
     With --probes, frozen features are scored instead, which takes minutes; see docs/compare.md.
     Run the same command again to resume. With more backbones, shares or seeds, only the new cells run.
@@ -43,8 +44,9 @@ class Compare:
     output: Path
     """Folder of the comparison, outside of the data."""
     backbones: tuple[str, ...] = ()
-    """Weights as for `finetune`, or the word random. LABEL=PATH gives a label; LABEL=RUN,RUN,... is a pre-training with
-    several seeds, of which fine-tuning seed i uses run i. Default: those of the comparison in --output."""
+    """Runs, exports, files, names of `dupr-tf list weights`, or the word random. LABEL=PATH gives a label;
+    LABEL=RUN,RUN,... is a pre-training with several seeds, of which fine-tuning seed i uses run i. Default: those of
+    the comparison in --output."""
     shares: tuple[float, ...] = ()
     """Shares of the labelled training images. Two or more tell how many labels a backbone saves. Default: 1."""
     seeds: int | None = None

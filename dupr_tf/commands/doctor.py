@@ -13,9 +13,9 @@ from dupr_tf.config import Config, load_config
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.data.labels.split import MissingSplit
-from dupr_tf.detection.labels import LABELS
+from dupr_tf.detection.task_labels import LABELS
 from dupr_tf.errors import UserError, raise_all
-from dupr_tf.forecast.labels import about_labels
+from dupr_tf.forecast.label_checks import about_labels
 
 
 @dataclasses.dataclass

@@ -86,8 +86,8 @@ def _difference(matches, position: int) -> str:
     return "no byte" if matches.exact[position] else f"{matches.distance[position]} bits"
 
 
-def _lines(matches, found: list[int], name: Callable, other: Callable) -> Iterator[tuple[str, str, str]]:
-    for position in found:
+def _lines(matches, positions: list[int], name: Callable, other: Callable) -> Iterator[tuple[str, str, str]]:
+    for position in positions:
         yield name(position), _difference(matches, position), other(matches.of[position])
 
 

@@ -13,6 +13,7 @@ from dupr_tf.commands.screen import print_line
 from dupr_tf.config import PROBED_LEVELS, DataConfig, load_config
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.training.cluster import refuse_cluster
+from dupr_tf.weights.paths import check_weights_file
 
 READING = ("data.depth", "data.max_pixels")  # fields of a config that are flags too
 
@@ -29,8 +30,8 @@ class Embed:
 
     EXAMPLE = "dupr-tf embed runs/demo --images runs/sample/unlabeled --output runs/features.npy"
 
-    weights: tyro.conf.Positional[Path]
-    """A run, an export, a .keras file, or a checkpoint that `import` reads."""
+    weights: tyro.conf.Positional[str]
+    """A run, an export, a .keras file, a checkpoint that `import` reads, or a public one (`dupr-tf list weights`)."""
     images: tuple[Path, ...]
     """Folders of images, nested or flat, or image files."""
     output: Path
@@ -52,7 +53,7 @@ class Embed:
         refuse_cluster()
         folders = [path for path in self.images if path.is_dir()]
         problems = [problem for folder in folders for problem in problems_of(check_outside, self.output, folder)]
-        raise_all([*problems_of(_reading, overrides), *problems])
+        raise_all([*problems_of(_reading, overrides), *problems, *problems_of(check_weights_file, self.weights)])
         from dupr_tf.probing.embed import BAD_IMAGES, PICTURE, EmbedSettings, embed_files
 
         settings = EmbedSettings(self.level, self.dense, self.image_size, self.batch_size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
 
 import tyro
 
@@ -12,7 +11,7 @@ from dupr_tf.commands.checks import problems_of
 from dupr_tf.commands.screen import print_line
 from dupr_tf.errors import raise_all
 from dupr_tf.locks import locked
-from dupr_tf.weights.catalogue import CATALOGUE, ENDINGS, find_public, is_public
+from dupr_tf.weights.catalogue import ENDINGS, find_public, is_public, short_name
 from dupr_tf.weights.paths import backbone_output, checkpoint_file
 
 
@@ -60,8 +59,7 @@ class Import:
 
 def default_output(file: str) -> Path:
     """Returns the backbone file of a checkpoint: named as this, without its endings, in the current folder."""
-    path = urlsplit(file).path if is_public(file) else file
-    name = file.replace("/", "_") if file in CATALOGUE else PurePosixPath(path).name
+    name = short_name(file) if is_public(file) else PurePosixPath(file).name
     while PurePosixPath(name).suffix in ENDINGS:
         name = PurePosixPath(name).stem
     return Path(f"{name or 'backbone'}.keras")

@@ -12,7 +12,7 @@ import tyro
 from dupr_tf.commands.checks import config_or_problems, has_gpu, output_problems, problems_of, public_problems
 from dupr_tf.commands.screen import print_line, print_table, print_warnings
 from dupr_tf.config import Config, DataConfig
-from dupr_tf.data.images.bad_images import check_photos
+from dupr_tf.data.images.bad_images import check_photos, kinds_text
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.locks import locked
 from dupr_tf.probing.labelled import check_class_folders
@@ -90,13 +90,9 @@ class Pretrain:
             probe = build_probe(config.probing, config.train.seed, config.data)
         choices = self.weights, self.allow_change, probe, self.after_change, self.exclude, pool
         result = pretrain(config, self.output, self.data, *choices)
-        if result.bad_images:
-            from dupr_tf.data.images.bad_images import count_reasons
-
-            reasons = count_reasons(result.bad_images.values())
-            print_line(
-                f"{len(result.bad_images)} images were skipped ({reasons}): see {self.output / 'bad_images.tsv'}"
-            )
+        if result.skipped:
+            count, kinds = sum(result.skipped.values()), kinds_text(result.skipped)
+            print_line(f"{count:,} images were skipped ({kinds}): see {self.output / 'bad_images.tsv'}")
         print_line(f"step {result.step}: {result.backbone}")
 
     def _checked_pool(self, config: Config) -> Pool | None:

@@ -120,7 +120,7 @@ class Weights:
         return ("weights", *names), rows
 
     def _write(self, findings) -> None:
-        from dupr_tf.probing.pictures import save
+        from dupr_tf.probing.drawing import save
 
         folder = self._folder
         weights = {label: _absolute(path) for label, path in zip(labels_of(self.weights), self.weights, strict=True)}

@@ -50,7 +50,7 @@ class Views:
             return self._draw_boxes(config, root)
         from dupr_tf.data.images.bad_images import BadImages, check_readable
         from dupr_tf.data.images.listing import open_source
-        from dupr_tf.probing.pictures import save
+        from dupr_tf.probing.drawing import save
         from dupr_tf.probing.view_sheet import cells_of, first_pairs, view_sheet
 
         _, source = open_source(root, config.data.kind)
@@ -61,9 +61,9 @@ class Views:
         print_line(f"wrote {self.output}")
 
     def _draw_boxes(self, config: Config, root: Path) -> None:
-        from dupr_tf.detection.labels import read_boxes
+        from dupr_tf.detection.task_labels import read_boxes
         from dupr_tf.probing.box_sheet import box_sheet, training_pictures
-        from dupr_tf.probing.pictures import save
+        from dupr_tf.probing.drawing import save
 
         train = leave_out_unusable(read_boxes(root, "train", config.data), "train", config.data)
         pictures = training_pictures(train, config, self.pairs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from dupr_tf.comparing import plan
 from dupr_tf.comparing.cell import check_backbones
 from dupr_tf.comparing.grid import Cell, Task, probe_tasks
 from dupr_tf.comparing.outputs import write_outputs
+from dupr_tf.comparing.overlaps import with_overlaps
 from dupr_tf.comparing.probe_plan import ProbedImages, check_trainable, make_probe_comparison
 from dupr_tf.comparing.progress import Progress
 from dupr_tf.comparing.record import RECORD_FILE, Comparison, extend, read_comparison, write_comparison
@@ -25,6 +27,8 @@ from dupr_tf.detection.finetune import CHECKED_FILE
 from dupr_tf.errors import raise_all
 from dupr_tf.files import local_path
 from dupr_tf.locks import locked
+from dupr_tf.weights.catalogue import is_public
+from dupr_tf.weights.paths import weights_file
 
 Show = Callable[[Comparison, Result, dict[str, Rates]], None]
 
@@ -56,6 +60,7 @@ def plan_comparison(
     saved = read_comparison(output) if (output / RECORD_FILE).exists() else None
     settings = plan.filled_in(settings, saved)
     raise_all([*plan.plan_problems(config, settings), *plan.count_problems(settings.backbones, saved)])
+    settings = settings._replace(backbones=plan.named_backbones(config, settings.backbones))
     data = str(local_path(data).absolute())
     results = FileResults(output / CHECKED_FILE)
     if probe is None:
@@ -82,12 +87,15 @@ def compare(planned: Planned, output: Path, jobs: int, gpu: bool, show: Show) ->
 
     Raises:
         UserError: a backbone cannot be loaded, or does not fit the detector. Nothing was trained.
-        RunFailed: a cell failed.
+        RunFailed: a cell failed, or public weights could not be downloaded.
         RunInterrupted: a signal stopped the cells after their state was saved.
     """
     comparison = planned.comparison
     with locked(output):
+        for weights in filter(is_public, itertools.chain(*(one.weights for one in comparison.backbones))):
+            weights_file(weights)  # downloads it, unless it is in the cache
         comparison = dataclasses.replace(comparison, digests=check_backbones(comparison))
+        comparison = with_overlaps(comparison, planned.val.paths, output)
         write_comparison(output, comparison)
         planned.results.save()
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from dupr_tf.errors import UserError
 from dupr_tf.files import local_path
+from dupr_tf.weights.catalogue import is_public, short_name
 from dupr_tf.weights.paths import RANDOM
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,63}")
@@ -23,7 +24,7 @@ class Backbone:
     Args:
         label: its name in tables and folders.
         weights: the weights: "random", or one path for all seeds, or a path for each seed, such as the runs of a
-            pre-training with several seeds.
+            pre-training with several seeds. Names and addresses of public weights are paths too.
     """
 
     label: str
@@ -89,7 +90,9 @@ def probe_tasks(backbones: Sequence[Backbone], cells: Sequence[Cell]) -> list[Ta
 
 
 def parse_backbones(texts: Sequence[str]) -> list[Backbone]:
-    """Parses `PATH`, `LABEL=PATH` and `LABEL=PATH,PATH,…`; a label of a path alone is the last part of it.
+    """Parses `PATH`, `LABEL=PATH` and `LABEL=PATH,PATH,…`, where a path may be the name or address of public weights.
+
+    The label of a path alone is the last part of it, and that of a name alone the name.
 
     Raises:
         UserError: a label that cannot name a folder, or two equal ones.
@@ -105,9 +108,9 @@ def parse_backbones(texts: Sequence[str]) -> list[Backbone]:
 
 def _parse_backbone(text: str) -> Backbone:
     label, equals, paths = text.partition("=")
-    if not equals or os.path.exists(text):
-        name = os.path.basename(os.path.normpath(text))
-        label, paths = re.sub(r"[^A-Za-z0-9 ._+-]", "_", name.removesuffix(".keras")), text
+    if is_public(text) or not equals or os.path.exists(text):
+        name = short_name(text) if is_public(text) else os.path.basename(os.path.normpath(text))
+        label, equals, paths = re.sub(r"[^A-Za-z0-9 ._+-]", "_", name.removesuffix(".keras")), "", text
     if not LABEL.fullmatch(label):
         problem = f"{label!r} cannot be a label: it names a folder."
         raise UserError("--backbones", problem, "Use letters, digits, blanks and . _ + -, for example dupr=runs/dupr.")
@@ -118,8 +121,10 @@ def _parse_backbone(text: str) -> Backbone:
 
 
 def _absolute(weights: str):
+    if is_public(weights):
+        return weights
     path = local_path(weights, "--backbones")
-    return path.absolute() if path.exists() else weights  # the name of public weights stays a name
+    return path.absolute() if path.exists() else weights
 
 
 def scored_cells(backbones: Sequence[Backbone], shares: Sequence[float], seeds: int) -> Iterator[Cell]:

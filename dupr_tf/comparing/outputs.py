@@ -8,6 +8,7 @@ import json
 import math
 from pathlib import Path
 
+from dupr_tf.comparing.overlaps import overlap_entries
 from dupr_tf.comparing.record import Comparison
 from dupr_tf.comparing.results import Rates, Result, Row, labels_text, sentences
 from dupr_tf.comparing.statistics import Estimate, LabelsNeeded
@@ -142,6 +143,7 @@ def _as_json(comparison: Comparison, result: Result, rates: dict[str, Rates]) ->
         "reference": comparison.reference,
         "cells": {"finished": result.finished, "all": result.cells},
         "backbones": {one.label: list(one.weights) for one in comparison.backbones},
+        "overlaps": overlap_entries(comparison),
         "rates": {
             label: {"chosen": tried.chosen, "scores": {f"{rate:g}": score for rate, score in tried.scores.items()}}
             for label, tried in rates.items()

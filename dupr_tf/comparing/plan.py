@@ -13,9 +13,10 @@ from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.labels.split import Split, draw_positions
 from dupr_tf.detection.finetune import starting_file
-from dupr_tf.detection.labels import LABELS, labels_entry, read_splits
+from dupr_tf.detection.task_labels import LABELS, labels_entry, read_splits
 from dupr_tf.errors import UserError
 from dupr_tf.text import escape
+from dupr_tf.weights.catalogue import find_public, is_public, name_for
 from dupr_tf.weights.paths import RANDOM, weights_file
 
 MOST_SEEDS = 100
@@ -110,6 +111,9 @@ def _backbone_problems(config: Config, backbones: Sequence[Backbone], seeds: int
             yield UserError("--backbones", problem, f"Use --seeds {len(one.weights)}, or pass {seeds} runs.")
         for weights in one.weights:
             try:
+                if is_public(weights):  # it is downloaded after all other checks
+                    find_public(_named(config, weights))
+                    continue
                 continues = starting_file(weights, None)[1]
             except UserError as error:
                 yield UserError("--backbones", error.problem, error.fix)
@@ -120,6 +124,15 @@ def _backbone_problems(config: Config, backbones: Sequence[Backbone], seeds: int
             elif weights != RANDOM and weights_file(weights).suffix == ".index":
                 problem = f"The pre-training {weights} has not ended, so its weights would change between cells."
                 yield UserError("--backbones", problem, "Resume it first, or export its backbone and pass the export.")
+
+
+def named_backbones(config: Config, backbones: Sequence[Backbone]) -> tuple[Backbone, ...]:
+    """Returns the backbones with the name of the config's backbone in place of `imagenet`."""
+    return tuple(Backbone(one.label, tuple(_named(config, weights) for weights in one.weights)) for one in backbones)
+
+
+def _named(config: Config, weights: str) -> str:
+    return name_for(weights, config.model.backbone, config.model.width)
 
 
 def make_comparison(

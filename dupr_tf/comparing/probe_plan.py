@@ -14,7 +14,7 @@ from dupr_tf.comparing.record import Comparison
 from dupr_tf.config import Config, DataConfig, ModelConfig
 from dupr_tf.data.labels.split import draw_positions
 from dupr_tf.data.layouts import mask_folders
-from dupr_tf.detection.labels import labels_entry
+from dupr_tf.detection.task_labels import labels_entry
 from dupr_tf.errors import UserError
 from dupr_tf.probing.labelled import (
     SPLITS,

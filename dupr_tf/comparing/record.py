@@ -17,6 +17,7 @@ from dupr_tf.config.probes import PROBE_METRICS
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import write_all
 from dupr_tf.records import digest, listing, mapping, read_record, text, whole
+from dupr_tf.training.pool import Overlap
 from dupr_tf.training.run import CONFIG_FILE, differences
 from dupr_tf.weights.paths import RANDOM
 
@@ -43,6 +44,7 @@ class Comparison:
         rate_share: share at which rates are chosen.
         reference: label of the backbone that the others are compared with.
         digests: {path: sha256 of its weights}, of the paths that an earlier call has loaded.
+        overlaps: {path: photos of its pre-training that are in val}, of the paths that an earlier call has counted.
         probe: name of the probe that scores the backbones. None for a detector.
         level: level of the features of a probe.
     """
@@ -59,6 +61,7 @@ class Comparison:
     rate_share: float
     reference: str
     digests: dict[str, str] = dataclasses.field(default_factory=dict)
+    overlaps: dict[str, Overlap] = dataclasses.field(default_factory=dict)
     probe: str | None = None
     level: str | None = None
 
@@ -95,6 +98,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
     """Writes the record of a comparison, the config first."""
     content = {name: value for name, value in vars(comparison).items() if name not in ("config", "backbones")}
     content |= {"format": FORMAT, "backbones": {one.label: one.weights for one in comparison.backbones}}
+    content |= {"overlaps": {path: dataclasses.asdict(counted) for path, counted in comparison.overlaps.items()}}
     record = json.dumps(content, indent=2) + "\n"
     write_all({folder / CONFIG_FILE: dump_config(comparison.config), folder / RECORD_FILE: record})
 
@@ -173,6 +177,7 @@ def _parse(value: dict, config: Config) -> Comparison:
         rate_share=_number(value["rate_share"], 1),
         reference=text(value["reference"], 64),
         digests={text(path): digest(sha256) for path, sha256 in mapping(value["digests"]).items()},
+        overlaps={text(path): _overlap(counted) for path, counted in mapping(value.get("overlaps", {})).items()},
         probe=_one_of(value.get("probe"), PROBE_METRICS),
         level=_one_of(value.get("level"), PROBED_LEVELS),
     )
@@ -181,6 +186,11 @@ def _parse(value: dict, config: Config) -> Comparison:
     if len(comparison.steps) != len(comparison.shares) or comparison.reference not in backbones:
         raise ValueError("its shares, steps and backbones do not fit together")
     return comparison
+
+
+def _overlap(value) -> Overlap:
+    counts = {name: whole(value[name]) for name in ("images", "val_images", "exact", "near", "unread")}
+    return Overlap(**counts, unknown=text(value["unknown"]))
 
 
 def _one_of(value, names):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dupr_tf.comparing.grid import Cell
+from dupr_tf.comparing.overlaps import overlap_sentences
 from dupr_tf.comparing.record import Comparison
 from dupr_tf.comparing.statistics import Estimate, LabelsNeeded, estimate, labels_needed, seeds_needed
 from dupr_tf.config.probes import PROBE_METRICS
@@ -40,10 +41,10 @@ def _parse_scores(value) -> dict[str, float]:
     scored = value["masks"] if isinstance(value.get("masks"), dict) else value
     names = [name for name in (*METRICS, "AP50") if scored.get(name) is not None]
     times = ("training_seconds", "images_per_second")
-    found = {**{name: scored[name] for name in names}, **{name: value[name] for name in times if name in value}}
-    if not names or any(type(number) not in (int, float) for number in found.values()):
+    numbers = {**{name: scored[name] for name in names}, **{name: value[name] for name in times if name in value}}
+    if not names or any(type(number) not in (int, float) for number in numbers.values()):
         raise ValueError(f"it has none of {', '.join(METRICS)}")
-    return {name: float(number) for name, number in found.items()}
+    return {name: float(number) for name, number in numbers.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,10 +178,13 @@ def _labels_needed(comparison: Comparison, table: dict, scores: dict[int, float]
 
 
 def sentences(result: Result, comparison: Comparison) -> list[str]:
-    """States what the table shows: for each row whether it differs from the reference, and the labels it saves."""
+    """States what the table shows: for each row whether it differs from the reference, and the labels it saves.
+
+    The overlaps of the pre-trainings with val come last.
+    """
     rows = [row for row in result.rows if row.difference is not None]
     texts = [f"{row.backbone} at {row.images:,} images: {_verdict(row, comparison)}" for row in rows]
-    return [*texts, *_notes(result.rows, comparison)]
+    return [*texts, *_notes(result.rows, comparison), *overlap_sentences(comparison)]
 
 
 def _verdict(row: Row, comparison: Comparison) -> str:

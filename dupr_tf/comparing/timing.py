@@ -10,7 +10,7 @@ from dupr_tf.comparing.grid import Cell
 from dupr_tf.comparing.record import Comparison
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.labels.split import Split
-from dupr_tf.detection.labels import LABELS, layout_of
+from dupr_tf.detection.task_labels import LABELS, layout_of
 
 STEPS = 12
 WARMUP = 4  # steps that are not measured

@@ -3,7 +3,7 @@
 A new detector is one new file below `detection/` and one line here. Its class derives from
 `detection.detector.Detector`. Each line has these facts:
 
-    task: a key of `detection.labels.LABELS`: "boxes", "masks" or "segments".
+    task: a key of `detection.task_labels.LABELS`: "boxes", "masks" or "segments".
     data: values of `data.kind` that have the labels it needs.
     data_note: why the other layouts lack these labels; may be empty.
     refuses: {dotted field: (why, what to do)} of fields that must keep their default. The message puts the kind's name

@@ -153,7 +153,7 @@ def pad_batch(parts: list[dict], side: int | None = None) -> dict:
         side: side of the square images. None takes the largest height and width, in multiples of `STRIDE`.
 
     Returns:
-        The rows joined, and `images` (B, H, W, 3) float32 in 0–255.
+        The concatenated rows, and `images` (B, H, W, 3) float32 in 0–255.
     """
     placed = [(part["pixels"][0], *part["corner"][0]) for part in parts]
     height = width = side

@@ -77,16 +77,16 @@ def count_confusion(annotated: AnnotatedImages, detections: Sequence[dict], min_
     return counts
 
 
-def _match(annotated: AnnotatedImages, image: int, found: dict, same_class: bool) -> np.ndarray:
+def _match(annotated: AnnotatedImages, image: int, detections: dict, same_class: bool) -> np.ndarray:
     """Returns (k,) int: for each detection the position of its object, or `UNMATCHED`, or `IGNORED`."""
-    classes = np.asarray(found["classes"]).astype(int)
-    overlaps = box_ious(np.asarray(found["boxes"], np.float64).reshape(-1, 4), annotated.boxes[image])  # (k, n)
+    classes = np.asarray(detections["classes"]).astype(int)
+    overlaps = box_ious(np.asarray(detections["boxes"], np.float64).reshape(-1, 4), annotated.boxes[image])  # (k, n)
     overlaps = np.where(overlaps >= IOU, overlaps, 0)
     if same_class:
         overlaps = np.where(classes[:, None] == annotated.labels[image], overlaps, 0)
     ignored, free = annotated.ignored[image], ~annotated.ignored[image]
     matches = np.where((overlaps * ignored).max(1, initial=0) > 0, IGNORED, UNMATCHED)
-    for k in np.argsort(-np.asarray(found["scores"], np.float64), kind="stable"):
+    for k in np.argsort(-np.asarray(detections["scores"], np.float64), kind="stable"):
         left = overlaps[k] * free
         if left.max(initial=0) > 0:
             matches[k] = left.argmax()

@@ -24,8 +24,8 @@ from keras.utils.bounding_boxes import convert_format
 
 from dupr_tf.detection.dense import LEVELS, AnchorFree, FixedSize
 from dupr_tf.detection.detector import batch_of, check_image_size
+from dupr_tf.detection.parts.box_matching import ground_truth
 from dupr_tf.detection.parts.boxes import FORMAT
-from dupr_tf.detection.parts.matching import ground_truth
 from dupr_tf.detection.parts.set_losses import BINS, WEIGHTS, Layer, set_losses
 from dupr_tf.models.resnet import pyramid
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from rich.console import Console
 
@@ -14,7 +14,7 @@ from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.images.fingerprint import Fingerprint
 from dupr_tf.data.inspection import inspect_targets
-from dupr_tf.detection.labels import LABELS, labels_entry, read_evaluated, read_splits
+from dupr_tf.detection.task_labels import LABELS, labels_entry, read_evaluated, read_splits
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import local_path
 from dupr_tf.locks import locked
@@ -28,6 +28,26 @@ log = logging.getLogger(__name__)
 CHECKED_FILE = "checked_images.tsv"  # results of the checks of images, so that a resumed run need not decode them
 LAST_FILE = "detector_last.keras"  # saved with `detector.validate_every`, besides the best detector
 METRICS_FILE = "metrics.json"  # written before the pictures; a run with this file is finished
+
+
+class Checked(NamedTuple):
+    """Holds what the checks of `finetune` have read.
+
+    Attributes:
+        data: root of the labelled data.
+        splits: result of `read_splits`.
+        entries: entries of the record of the run, {split: images and labels}.
+        changed: True if the run is resumed with another config or other data.
+        continues: True if the weights are the file of a detector.
+        results: results of the checks of images, which are saved with the record.
+    """
+
+    data: str | Path
+    splits: tuple
+    entries: dict[str, ImagesEntry]
+    changed: bool
+    continues: bool
+    results: FileResults
 
 
 def finetune(
@@ -87,9 +107,8 @@ def finetune(
         console.print(visible(inspect_targets(splits[0], config)), markup=False, highlight=False, soft_wrap=True)
         from dupr_tf.detection.training import train_detector  # loads TensorFlow
 
-        return train_detector(
-            config, weights, data, output, console, splits, entries, bool(changes), results, after_change, continues
-        )
+        checked = Checked(data, splits, entries, bool(changes), continues, results)
+        return train_detector(config, weights, checked, output, console, after_change)
 
 
 def _entry(data, images) -> ImagesEntry:

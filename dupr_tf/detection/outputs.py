@@ -1,9 +1,9 @@
 """Writes predictions in several formats. Each has a line in the table and a function. Imports no TensorFlow.
 
-A function writes `found`, the predictions of all images. It is called with
+A function writes `predictions`, the predictions of all images. It is called with
 
     folder: the output folder.
-    found: a function that returns an iterator of one dict an image: `name` (below `root`), `size` (height and
+    predictions: a function that returns an iterator of one dict an image: `name` (below `root`), `size` (height and
         width), and `boxes`, `classes`, `scores` and perhaps `masks`, or `segments`, all as JSON values. It reads the
         disk again each time, so memory does not grow with the number of images.
     root: folder that the names of the images are relative to.
@@ -28,7 +28,7 @@ from dupr_tf.files import publishing
 from dupr_tf.registry import Entry, Registry
 from dupr_tf.text import escape
 
-Found = Callable[[], Iterator[dict]]
+Predictions = Callable[[], Iterator[dict]]
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 COCO_FILE = "annotations/instances_train.json"
 CSV_FILE, CSV_HEAD = "detections.csv", ("image", "class", "score", "x1", "y1", "x2", "y2")
@@ -56,7 +56,7 @@ def default_format(task: str) -> str:
     return next(name for name, entry in OUTPUTS.items() if task in entry.facts["tasks"])
 
 
-def write_coco(folder: Path, found: Found, root: str, class_names, labels: bool) -> None:
+def write_coco(folder: Path, predictions: Predictions, root: str, class_names, labels: bool) -> None:
     """Writes a COCO set whose images are a link to the original folder. `finetune` reads it."""
     path = folder / COCO_FILE
     path.parent.mkdir(exist_ok=True)
@@ -64,9 +64,9 @@ def write_coco(folder: Path, found: Found, root: str, class_names, labels: bool)
         file.write('{"categories": ')
         json.dump([{"id": number, "name": name} for number, name in enumerate(class_names, start=1)], file)
         file.write(',\n"images": ')
-        _write_rows(file, (_coco_image(number, image) for number, image in enumerate(found(), start=1)))
+        _write_rows(file, (_coco_image(number, image) for number, image in enumerate(predictions(), start=1)))
         file.write(',\n"annotations": ')
-        _write_rows(file, _coco_annotations(found()))
+        _write_rows(file, _coco_annotations(predictions()))
         file.write("}\n")
     link(folder / "images" / "train", root)
 
@@ -101,9 +101,9 @@ def _coco_annotations(images: Iterator[dict]) -> Iterator[dict]:
             yield {**row, "iscrowd": 0, "score": image["scores"][k]}
 
 
-def write_yolo(folder: Path, found: Found, root: str, class_names, labels: bool) -> None:
+def write_yolo(folder: Path, predictions: Predictions, root: str, class_names, labels: bool) -> None:
     """Writes `labels/train/NAME.txt` and `data.yaml`. A line is class, centre, width, height, and the score or not."""
-    for image in found():
+    for image in predictions():
         (height, width), lines = image["size"], []
         for (x1, y1, x2, y2), label, score in zip(image["boxes"], image["classes"], image["scores"], strict=True):
             shares = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
@@ -118,21 +118,21 @@ def write_yolo(folder: Path, found: Found, root: str, class_names, labels: bool)
     link(folder / "images" / "train", root)
 
 
-def write_csv(folder: Path, found: Found, root: str, class_names, labels: bool) -> None:
+def write_csv(folder: Path, predictions: Predictions, root: str, class_names, labels: bool) -> None:
     """Writes a table with a row for each box, and its corners in pixels."""
     with publishing(folder / CSV_FILE, "w", **TEXT) as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(CSV_HEAD)
-        for image in found():
+        for image in predictions():
             for box, label, score in zip(image["boxes"], image["classes"], image["scores"], strict=True):
                 table.writerow([escape(image["name"]), class_names[label], score, *box])
 
 
-def write_png(folder: Path, found: Found, root: str, class_names, labels: bool) -> None:
+def write_png(folder: Path, predictions: Predictions, root: str, class_names, labels: bool) -> None:
     """Writes `masks/train/NAME.png`, links in `images/train/` and `classes.txt`. `finetune` reads them."""
     masks, images = folder / "masks" / "train", folder / "images" / "train"
     masks.mkdir(parents=True, exist_ok=True)
-    for image in found():
+    for image in predictions():
         flat = flat_name(image["name"])
         values = segments_of(image)
         Image.fromarray(values).save(masks / PurePath(flat).with_suffix(".png"))

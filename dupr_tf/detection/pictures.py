@@ -59,21 +59,21 @@ def sheet_positions(count: int, most: int) -> list[int]:
     return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
 
 
-def detections_picture(image: np.ndarray, found: dict, class_names: Sequence[str], side: int = 960) -> Image.Image:
+def detections_picture(image: np.ndarray, detections: dict, class_names: Sequence[str], side: int = 960) -> Image.Image:
     """Draws all detections of one image.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        found: `boxes`, `classes` and `scores`, and `masks` if any, as `convert_to_originals` returns them.
+        detections: `boxes`, `classes` and `scores`, and `masks` if any, as `convert_to_originals` returns them.
         class_names: names of the classes 0, 1, …
         side: px; larger images are shrunk to it, and images below two thirds of it are enlarged to that.
     """
     longest = max(image.shape[:2])
     scale = min(side, max(longest, side * 2 // 3)) / longest
     small = _resize(Image.fromarray(image), scale)
-    small = _draw_masks(small, image.shape[:2], found.get("masks") or [])
-    order = np.argsort(found["scores"], kind="stable")  # the best is drawn last, on top
-    return _draw_boxes(small, [_mark(found, k, scale, class_names) for k in order])
+    small = _draw_masks(small, image.shape[:2], detections.get("masks") or [])
+    order = np.argsort(detections["scores"], kind="stable")  # the best is drawn last, on top
+    return _draw_boxes(small, [_mark(detections, k, scale, class_names) for k in order])
 
 
 def _header(draw: ImageDraw.ImageDraw, min_score: float) -> None:
@@ -110,10 +110,10 @@ def _resize(image: Image.Image, scale: float) -> Image.Image:
     return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
 
 
-def _mark(found: dict, k: int, scale: float, class_names: Sequence[str]) -> tuple:
+def _mark(detections: dict, k: int, scale: float, class_names: Sequence[str]) -> tuple:
     """Returns box, colour and text of a detection."""
-    text = f"{class_names[int(found['classes'][k])]} {found['scores'][k]:.2f}"
-    return np.asarray(found["boxes"][k]) * scale, FOUND, text
+    text = f"{class_names[int(detections['classes'][k])]} {detections['scores'][k]:.2f}"
+    return np.asarray(detections["boxes"][k]) * scale, FOUND, text
 
 
 def _draw_boxes(image: Image.Image, marks: Sequence[tuple]) -> Image.Image:

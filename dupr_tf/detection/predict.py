@@ -209,11 +209,11 @@ class PredictRun:
                 stream, encode_prediction, self.max_bad_share, self.output / BAD_IMAGES, self.console
             )
             OUTPUTS.load(self.settings.to)(
-                self.output, self.found, self.root, class_names, self.settings.min_score is not None
+                self.output, self.predictions, self.root, class_names, self.settings.min_score is not None
             )
             if pictures:
                 self._draw(class_names, pictures, len(self.names) - len(bad))
-            detections = sum(len(image["boxes"]) for image in self.found())
+            detections = sum(len(image["boxes"]) for image in self.predictions())
             write_list(self.output / BAD_IMAGES, bad)
             facts = {"images": len(self.names) - len(bad), "detections": detections, "bad": bad}
             write_whole(self.output / RUN_FILE, seal({**self.header, "result": facts})[0])
@@ -225,7 +225,7 @@ class PredictRun:
         facts = read_sealed(self.output / RUN_FILE)[0]["result"]
         return Predicted(facts["images"], facts["detections"], [tuple(pair) for pair in facts["bad"]])
 
-    def found(self) -> Iterator[dict]:
+    def predictions(self) -> Iterator[dict]:
         """Yields the predictions of every image, in the order of the names, a part at a time."""
         for _, lines in self._parts().read():
             yield from map(json.loads, lines.splitlines())
@@ -237,7 +237,7 @@ class PredictRun:
     def _draw(self, class_names: Sequence[str], pictures: int, images: int) -> None:
         wanted = set(sheet_positions(images, pictures))
         (self.output / PICTURES).mkdir(exist_ok=True)
-        for position, image in enumerate(self.found()):
+        for position, image in enumerate(self.predictions()):
             if position in wanted:
                 path, name = os.path.join(self.root, image["name"]), f"{flat_name(image['name'])}.png"
                 draw = functools.partial(predicted_picture, path, image, class_names, self.data)

@@ -13,16 +13,15 @@ from rich.console import Console
 from dupr_tf.config import Config, DataConfig
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.detection import TrainingExamples
-from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.inspection import count_boxes
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.detection.continuing import copy_weights, load_start
-from dupr_tf.detection.finetune import DETECTOR_FILE, LAST_FILE, METRICS_FILE
-from dupr_tf.detection.labels import LABELS, layout_of, read_evaluated
+from dupr_tf.detection.finetune import DETECTOR_FILE, LAST_FILE, METRICS_FILE, Checked
 from dupr_tf.detection.precise_bn import measure_norms
 from dupr_tf.detection.precision import set_precision
 from dupr_tf.detection.registry import TASKS, build_detector, task_of
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
+from dupr_tf.detection.task_labels import LABELS, layout_of, read_evaluated
 from dupr_tf.detection.validation import ValidateDetector, logged_scores
 from dupr_tf.errors import raise_all
 from dupr_tf.files import draw_pictures, write_whole
@@ -38,72 +37,47 @@ from dupr_tf.training.loop import train as run_steps
 from dupr_tf.training.metrics_log import MetricsLog, training_speed, validation_seconds
 from dupr_tf.training.optimizers import AdamW, CoupledSGD, planned_schedule, scale_loss
 from dupr_tf.training.run import record, run_id, starting_weights
-from dupr_tf.training.schedule import next_schedule, write_schedule
+from dupr_tf.training.schedule import Schedule, next_schedule, write_schedule
 from dupr_tf.training.signals import noted_signals
 
 
 def train_detector(
-    config: Config,
-    weights,
-    data,
-    output: Path,
-    console: Console,
-    splits: tuple,
-    entries: dict,
-    changed: bool,
-    results: FileResults,
-    after_change: str | None = None,
-    continues: bool = False,
+    config: Config, weights, checked: Checked, output: Path, console: Console, after_change: str | None = None
 ) -> dict:
     """Runs `finetune` after its checks.
 
     Args:
-        config, weights, data, output, console: as in `finetune`.
-        splits: result of `labels.read_splits`.
-        entries: entries of the record, {split: `labels_entry`}.
-        changed: True if the run is resumed with another config or other data.
-        results: results of the checks of images, which are saved with the record.
-        after_change: as in `finetune`.
-        continues: True if `weights` is the file of a detector.
+        config, output, console, after_change: as in `finetune`.
+        weights: as in `finetune`, or the file of a detector if `checked.continues`.
+        checked: what the checks have read.
     """
     strategy, task = choose_strategy(config.train.strategy), DETECTORS[config.detector.kind].facts["task"]
     raise_all(config.finetune_problems(replicas(strategy)))
-    train, val, ids = splits
+    train, val, _ = checked.splits
     keras.utils.set_random_seed(config.train.seed)
     with scope(strategy):
-        load = functools.partial(load_start, config) if continues else None
-        loaded, start = starting_weights(output, config, weights, include_normalization=True, load=load)
-        backbone = loaded.backbone if continues and loaded is not None else loaded
-        if backbone is None:
-            backbone = build_backbone(config.model.backbone, config.model.width, include_normalization=True)
-    if (output / METRICS_FILE).exists() and not changed:
+        backbone, earlier, start = _starting_point(config, weights, output, checked.continues)
+    if (output / METRICS_FILE).exists() and not checked.changed:
         console.print(visible(f"{output} has ended before; its metrics are in {METRICS_FILE}"))
         return read_record(output / METRICS_FILE, mapping, "Remove it to evaluate the detector again.")
     images = LABELS[task].learnable(train)
     with scope(strategy):
         detector = build_detector(backbone, train.class_names, config)
-        if continues and loaded is not None:
-            console.print(copy_weights(detector, loaded))
+        if earlier is not None:
+            console.print(copy_weights(detector, earlier))
         detector.compile(detector_optimizer(config, images, detector.backbone))
     with locked(output):
         checkpoints = RunCheckpoints(detector, output / "checkpoints", config.train.keep_checkpoints, run_id(output))
         first = checkpoints.restore()
-        schedule = next_schedule(output, config, images, first, changed, after_change)
+        schedule = next_schedule(output, config, images, first, checked.changed, after_change)
         detector.optimizer.learning_rate = schedule.rates(config)
-        (output / METRICS_FILE).unlink(missing_ok=True)  # the metrics of the run before a change
-        write_schedule(output, schedule)
-        record(output, config, entries, start)
+        _record_start(config, output, checked, start, schedule)
         checkpoints.run = run_id(output)
-        results.save()
-        _write_ids(output, ids)
         console.print(_plan(config, train, val, images, replicas(strategy)), soft_wrap=True)
         if first:
             console.print(f"resuming at step {first}")
-        layout = layout_of(data, "val", config.data.kind)
-
-        def measure():
-            return TASKS[task].measure(detector, val, layout, config.data)
-
+        layout = layout_of(checked.data, "val", config.data.kind)
+        measure = functools.partial(TASKS[task].measure, detector, val, layout, config.data)
         validation = _train(detector, checkpoints, output, config, task, train, first, console, schedule, measure)
         steps = int(checkpoints.step.numpy())
         scores, pictures, entry = _finish(detector, validation, measure, train, config, task, output, steps, console)
@@ -112,6 +86,23 @@ def train_detector(
         _write_json(output / METRICS_FILE, metrics)
         draw_pictures(pictures, output)
     return metrics
+
+
+def _starting_point(config: Config, weights, output: Path, continues: bool) -> tuple:
+    """Returns the backbone to train, the detector to continue from (or None), and the record of the weights."""
+    load = functools.partial(load_start, config) if continues else None
+    loaded, start = starting_weights(output, config, weights, include_normalization=True, load=load)
+    if loaded is None:
+        return build_backbone(config.model.backbone, config.model.width, include_normalization=True), None, start
+    return (loaded.backbone, loaded, start) if continues else (loaded, None, start)
+
+
+def _record_start(config: Config, output: Path, checked: Checked, start: dict | None, schedule: Schedule) -> None:
+    (output / METRICS_FILE).unlink(missing_ok=True)  # the metrics of the run before a change
+    write_schedule(output, schedule)
+    record(output, config, checked.entries, start)
+    checked.results.save()
+    _write_ids(output, checked.splits[2])
 
 
 def _finish(detector, validation, measure, train, config: Config, task, output: Path, steps: int, console) -> tuple:

@@ -22,8 +22,8 @@ from dupr_tf.detection.dense import PRIOR_LOGIT, AnchorFree
 from dupr_tf.detection.detector import batch_of, check_image_size
 from dupr_tf.detection.parts.alignment import align
 from dupr_tf.detection.parts.anchors import cell_centres
+from dupr_tf.detection.parts.box_matching import ground_truth
 from dupr_tf.detection.parts.boxes import FORMAT
-from dupr_tf.detection.parts.matching import ground_truth
 
 STRIDES = (8, 16, 32)  # of P3, P4 and P5
 BINS = 16  # of the distribution of each side's distance; KerasCV has no other number

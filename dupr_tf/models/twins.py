@@ -33,7 +33,7 @@ def clone_backbone(backbone, dtype=None):
         return type(layer).from_config(layer.get_config() | ({} if dtype is None else {"dtype": dtype}))
 
     try:
-        twin = _split(keras.models.clone_model(_joined(backbone), clone_function=copy, recursive=True))
+        twin = _split(keras.models.clone_model(_merged(backbone), clone_function=copy, recursive=True))
         for original, variable in variable_pairs(backbone, twin):
             variable.assign(original)
     except (NotImplementedError, TypeError, ValueError) as error:
@@ -96,7 +96,7 @@ def freeze_like(original, copy):
 
 def serialize_backbone(backbone):
     """Returns the config of a backbone for `restore_backbone`, with its levels and the names of frozen layers."""
-    model = _joined(backbone) if is_plain(backbone) else backbone
+    model = _merged(backbone) if is_plain(backbone) else backbone
     frozen = [layer.name for layer in backbone.layers if not layer.trainable]
     return {"model": keras.saving.serialize_keras_object(model), "frozen": frozen}
 
@@ -125,18 +125,18 @@ def is_plain(backbone):
     return type(backbone) in (keras.Model, keras.models.Sequential) or type(backbone).__name__ == "Functional"
 
 
-def _joined(backbone):
+def _merged(backbone):
     """Returns a model from the backbone's input to its output and its levels, as one nest."""
     inputs = backbone.input if len(backbone.inputs) == 1 else backbone.inputs
     outputs = {"output": backbone.output, "levels": pyramid_tensors(backbone)}
     return keras.Model(inputs, outputs, name=backbone.name)
 
 
-def _split(joined):
-    """Returns the backbone of a model that `_joined` returned."""
-    inputs = joined.input if len(joined.inputs) == 1 else joined.inputs
-    backbone = keras.Model(inputs, joined.output["output"], name=joined.name)
-    backbone.pyramid_outputs = dict(joined.output["levels"])
+def _split(merged):
+    """Returns the backbone of a model that `_merged` returned."""
+    inputs = merged.input if len(merged.inputs) == 1 else merged.inputs
+    backbone = keras.Model(inputs, merged.output["output"], name=merged.name)
+    backbone.pyramid_outputs = dict(merged.output["levels"])
     return backbone
 
 

@@ -15,7 +15,7 @@ from dupr_tf.data.detection import TrainingExamples, image_rows, read_image, vis
 from dupr_tf.data.inspection import ANCHOR_SCALE, match_anchors
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.placing import pad_batch
-from dupr_tf.probing.pictures import BOX, GAP, INK, LINE, RIGHT, WRONG, paper, write
+from dupr_tf.probing.drawing import BOX, GAP, INK, LINE, RIGHT, WRONG, paper, write
 
 SIDE = 448  # px of the longer side of a picture on the sheet
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from dupr_tf.probing.pictures import GAP, LINE, paper, tile, write
+from dupr_tf.probing.drawing import GAP, LINE, paper, tile, write
 
 DIMMEST, BRIGHTEST = 2, 98  # percentiles of a component that are black and full colour
 COMPONENTS = 3

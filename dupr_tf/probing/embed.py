@@ -24,6 +24,7 @@ from dupr_tf.files import draw_pictures, local_path, sha256_of, write_whole
 from dupr_tf.locks import locked
 from dupr_tf.probing.feature_files import FEATURE_FILES, NAMES_ENDING, format_of
 from dupr_tf.probing.image_views import spread
+from dupr_tf.weights.catalogue import find_public, is_public
 from dupr_tf.weights.paths import weights_file
 
 FORMAT = "dupr_tf features 1"
@@ -72,7 +73,7 @@ def embed_files(
     """Writes the features of image files. Called again, it resumes.
 
     Args:
-        weights: path for `load_backbone`.
+        weights: path, name or address for `load_backbone`. Public weights are downloaded after the other checks.
         images: folders and files.
         output: `.parquet` or `.npy` file to write.
         settings: None takes the defaults.
@@ -89,9 +90,8 @@ def embed_files(
     check_settings(settings)
     check_range("--max-bad-share", max_bad_share, 0, 1)
     format_of(output)
-    file = weights_file(weights)
     run = EmbedRun(output, *list_inputs(images), settings, data, console or Console())
-    run.check({"file": file.name, "sha256": sha256_of(file)})
+    run.check(_weights_facts(weights))
     if run.finished and not (picture and not run.beside(PICTURE).exists()):
         run.console.print(f"{output} is complete")
         shutil.rmtree(run.beside(PARTS), ignore_errors=True)  # a kill may have left them
@@ -103,6 +103,13 @@ def embed_files(
         picture,
         max_bad_share,
     )
+
+
+def _weights_facts(weights: str | Path) -> dict[str, str]:
+    """Describes the weights for the record: name and sha256 of the file, and name and address of public ones."""
+    file = weights_file(weights)
+    facts = {"file": file.name, "sha256": sha256_of(file)}
+    return {**facts, "name": weights, "url": find_public(weights).url} if is_public(weights) else facts
 
 
 def check_settings(settings: EmbedSettings) -> None:
@@ -226,7 +233,7 @@ def draw_components(embedder, paths: Sequence[str], path: Path) -> None:
         path: PNG file to write.
     """
     from dupr_tf.probing.component_sheet import component_sheet
-    from dupr_tf.probing.pictures import save
+    from dupr_tf.probing.drawing import save
 
     views = [view for view in map(embedder.view, paths) if isinstance(view, np.ndarray)]
     save(component_sheet(views, list(embedder.levels(views, DRAWN_CELLS))), path, colours=None)

@@ -3,7 +3,7 @@
 A function is called with
 
     path: the file to write. It appears when it is complete.
-    found: iterator of the names of some images, and their features as little-endian float32 bytes.
+    features: iterator of the names of some images, and their features as little-endian float32 bytes.
     count: number of all images.
     shape: shape of the features of an image.
     facts: description of the run, JSON values.
@@ -25,7 +25,7 @@ from dupr_tf.files import publishing
 from dupr_tf.registry import Entry, Registry
 from dupr_tf.text import escape
 
-Found = Iterator[tuple[list[str], bytes]]
+Features = Iterator[tuple[list[str], bytes]]
 NAMES_ENDING = ".names.txt"  # of the text file beside an array
 FEATURE_FILES = Registry(
     "format of features",
@@ -50,18 +50,18 @@ def format_of(output: Path) -> str:
     return name
 
 
-def write_npy(path: Path, found: Found, count: int, shape: tuple[int, ...], facts: dict) -> None:
+def write_npy(path: Path, features: Features, count: int, shape: tuple[int, ...], facts: dict) -> None:
     """Writes an array (N, *shape) float32, and `PATH.names.txt` with a name on each line."""
     names_file = path.with_name(path.name + NAMES_ENDING)
     with publishing(names_file, "w", encoding="utf-8", newline="") as names, publishing(path, "wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": (count, *shape)}
         np.lib.format.write_array_header_1_0(file, header)
-        for some, content in found:
+        for some, content in features:
             file.write(content)
             names.writelines(f"{escape(name)}\n" for name in some)
 
 
-def write_parquet(path: Path, found: Found, count: int, shape: tuple[int, ...], facts: dict) -> None:
+def write_parquet(path: Path, features: Features, count: int, shape: tuple[int, ...], facts: dict) -> None:
     """Writes a table with the columns `name` and `feature`, a list of float32. `facts` are metadata of the table."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -70,7 +70,7 @@ def write_parquet(path: Path, found: Found, count: int, shape: tuple[int, ...], 
     columns = [pa.field("name", pa.string()), pa.field("feature", pa.list_(pa.float32(), width))]
     schema = pa.schema(columns, {"dupr_tf": json.dumps(facts)})
     with publishing(path, "wb") as file, pq.ParquetWriter(file, schema, use_dictionary=False) as writer:
-        for names, content in found:
+        for names, content in features:
             values = pa.array(np.frombuffer(content, "<f4"))
             rows = pa.FixedSizeListArray.from_arrays(values, width)
             writer.write_table(pa.table([pa.array([escape(name) for name in names], pa.string()), rows], schema=schema))

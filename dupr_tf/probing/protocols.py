@@ -12,7 +12,7 @@ from PIL import Image
 
 from dupr_tf.config import DataConfig, LinearConfig, ViewsConfig
 from dupr_tf.data.images.listing import list_images
-from dupr_tf.probing import affinity, pictures, sensitivity
+from dupr_tf.probing import affinity, drawing, sensitivity
 from dupr_tf.probing import knn as neighbours
 from dupr_tf.probing import linear as classifier
 from dupr_tf.probing.features import extract_paths, feature_maps
@@ -144,7 +144,7 @@ def probe_sensitivity(
         ),
     )  # fmt: skip
     settings = {"data": str(data), "split": split, "image_size": image_size, "level": level, "cells": cells}
-    picture = pictures.sensitivity_picture(numbers)
+    picture = drawing.sensitivity_picture(numbers)
     return Findings("sensitivity", {**settings, "seed": seed}, numbers, seconds, picture)
 
 
@@ -163,7 +163,7 @@ def probe_matching(
         ),
     )  # fmt: skip
     settings = {"data": str(data), "image_size": image_size, "level": level, "seed": seed}
-    picture = pictures.matching_picture({label: shown for label, (_, shown) in results.items()})
+    picture = drawing.matching_picture({label: shown for label, (_, shown) in results.items()})
     return Findings("matching", settings, {label: numbers for label, (numbers, _) in results.items()}, seconds, picture)
 
 
@@ -191,7 +191,7 @@ def probe_affinity(
         "data": str(data), "region": "object" if with_boxes else "overlap", "image_size": image_size, "level": level,
         "cells": cells, "temperature": temperature, "seed": seed,
     }  # fmt: skip
-    picture = pictures.affinity_picture({label: shown for label, (_, shown) in results.items()})
+    picture = drawing.affinity_picture({label: shown for label, (_, shown) in results.items()})
     return Findings("affinity", settings, {label: numbers for label, (numbers, _) in results.items()}, seconds, picture)
 
 
@@ -221,7 +221,7 @@ def probe_retrieval(
 
     results, seconds = _each(backbones, probe)
     settings = {"data": str(data), "image_size": image_size, "level": level, "top": top}
-    picture = pictures.retrieval_picture({label: shown for label, (_, shown) in results.items()})
+    picture = drawing.retrieval_picture({label: shown for label, (_, shown) in results.items()})
     return Findings(
         "retrieval", settings, {label: numbers for label, (numbers, _) in results.items()}, seconds, picture
     )

@@ -14,7 +14,7 @@ from dupr_tf.data.images.bad_images import BadImages
 from dupr_tf.data.images.source import ImageSource
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.ops.photometric import PRESETS, apply, draw
-from dupr_tf.probing.pictures import BOX, GAP, INK, LINE, WRONG, paper, tile, write
+from dupr_tf.probing.drawing import BOX, GAP, INK, LINE, WRONG, paper, tile, write
 
 SIDE = 224  # px of a view on the sheet
 MOST_CELLS = 4  # most patches per side that are numbered: more cannot be read

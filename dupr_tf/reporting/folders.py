@@ -8,16 +8,17 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dupr_tf.config import Config, load_config
+from dupr_tf.data.images.bad_images import further_images, kind_of, read_list
 from dupr_tf.environment import ENVIRONMENT_FILE
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import sha256_of
 from dupr_tf.probing.embed import PICTURE as FEATURES_PICTURE
+from dupr_tf.records import listing, mapping, read_record
 from dupr_tf.reporting.comparisons import Compared, is_comparison, picture_of, read_compared
 from dupr_tf.reporting.metrics import Metrics, read_metrics
 from dupr_tf.text import count_text
@@ -27,8 +28,7 @@ from dupr_tf.weights.manifest import MANIFEST_FILE
 
 PRETRAINING, FINETUNING, EXPORT, PROBES = "pre-training", "fine-tuning", "export", "probes"
 COMPARISON = "comparison"
-MOST_JSON = 16 << 20  # bytes
-MOST_PICTURE = 8 << 20
+MOST_PICTURE = 8 << 20  # bytes
 MOST_BAD_LISTED = 50
 MOST_NAMED = 5
 PROBES_FOLDER = Path("runs/probes")  # where `dupr-tf probe` writes by default
@@ -221,7 +221,7 @@ def _read_metrics(run: RunFolder) -> None:
 
 def _read_records(run: RunFolder) -> None:
     """Reads the small files in the folder of metrics.jsonl."""
-    environments = _json(run.path / ENVIRONMENT_FILE, run.notes, list)
+    environments = _json(run.path / ENVIRONMENT_FILE, run.notes, listing)
     run.environments = [entry for entry in environments or [] if isinstance(entry, dict)]
     if run.kind == FINETUNING:
         run.scores = _json(run.path / "metrics.json", run.notes)
@@ -237,21 +237,15 @@ def _read_records(run: RunFolder) -> None:
     run.bad = _bad_images(run.path / "bad_images.tsv")
 
 
-def _json(path: Path, notes: list[str], kind: type = dict):
+def _json(path: Path, notes: list[str], schema: Callable = mapping):
     """Reads a JSON file. Returns None if it is missing, and None with a note if it is damaged."""
     if not path.is_file():
         return None
-    reason = f"{path.stat().st_size:,} bytes, more than such a file ever has"
-    if path.stat().st_size <= MOST_JSON:
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(content, kind):
-                return content
-            reason = f"no {'object' if kind is dict else 'list'} inside"
-        except (ValueError, OSError, RecursionError) as error:
-            reason = str(error)[:100] or type(error).__name__
-    notes.append(f"{path.name} cannot be read: {reason}.")
-    return None
+    try:
+        return read_record(path, schema)
+    except UserError as error:
+        notes.append(error.problem)
+        return None
 
 
 def _picture(path: Path) -> bytes | None:
@@ -265,14 +259,12 @@ def _bad_images(path: Path) -> BadImages | None:
     if not path.is_file():
         return None
     count, first, reasons = 0, [], collections.Counter()
-    with path.open(encoding="utf-8", errors="backslashreplace") as file:
-        file.readline(1 << 16)  # its header
-        while line := file.readline(1 << 16):
-            name, _, reason = line.rstrip("\n").partition("\t")
-            count += 1
-            reasons[reason.split(":")[0][:80]] += 1
-            if len(first) < MOST_BAD_LISTED:
-                first.append((name, reason))
+    for name, reason in read_list(path):
+        more = further_images(name, reason)
+        count += more or 1
+        reasons["of reasons that are not listed" if more else kind_of(reason)[:80]] += more or 1
+        if len(first) < MOST_BAD_LISTED and not more:
+            first.append((name, reason))
     return BadImages(count, reasons.most_common(20), first)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
+from dupr_tf.files import open_file
+from dupr_tf.records import mapping, read_lines
+
 MOST_ROWS = 4000  # rows kept in memory and drawn; of longer files every second, fourth, … line is kept
-MOST_BYTES = 1 << 20  # bytes per line
 MOST_NAMES = 200  # scalars a line may hold
 
 
@@ -49,22 +49,29 @@ class Metrics:
 
 def read_metrics(path: Path) -> Metrics:
     """Reads a metrics file and counts unreadable lines. Raises OSError if the file is missing."""
-    metrics = Metrics()
-    last = None
-    with path.open("rb") as file:
-        for line in _lines(file):
-            row = _row(line)
-            metrics.cut = row is None and not line.endswith(b"\n")
-            if row is None:
-                metrics.damaged += 1
-            elif metrics.rows and row["step"] <= last["step"]:
-                metrics.disordered += 1
-            else:
-                last = row
-                _keep(metrics, row)
+    metrics, last, row = Metrics(), None, None
+    complete = _ends_with_a_line(path)
+    for row in read_lines(path, _row):
+        if row is None:
+            metrics.damaged += 1
+        elif last is not None and row["step"] <= last["step"]:
+            metrics.disordered += 1
+        else:
+            last = row
+            _keep(metrics, row)
+    metrics.cut = bool(metrics.damaged) and row is None and not complete
     if last is not None and metrics.rows[-1] is not last:
         metrics.rows.append(last)
     return metrics
+
+
+def _ends_with_a_line(path: Path) -> bool:
+    """Returns False if the last line of a file has no end, as a kill leaves it."""
+    with open_file(path) as file:
+        if file.seek(0, 2) == 0:
+            return True
+        file.seek(-1, 2)
+        return file.read(1) == b"\n"
 
 
 def _keep(metrics: Metrics, row: dict) -> None:
@@ -79,26 +86,11 @@ def _keep(metrics: Metrics, row: dict) -> None:
         metrics.rows, metrics.stride = metrics.rows[::2], 2 * metrics.stride
 
 
-def _lines(file) -> Iterator[bytes]:
-    """Yields lines. A too long line is cut, so that it is no longer JSON."""
-    while line := file.readline(MOST_BYTES):
-        whole = line
-        while not line.endswith(b"\n") and len(line) == MOST_BYTES:
-            line = file.readline(MOST_BYTES)
-            whole = whole[:100] + b"\n"
-        if whole.strip():
-            yield whole
-
-
-def _row(line: bytes) -> dict[str, float | None] | None:
-    """Returns a line's numbers, None for those not finite; or None if it is no line of the metrics."""
-    try:
-        entry = json.loads(line)
-        step = number(entry["step"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
+def _row(entry) -> dict[str, float | None]:
+    """Returns a line's numbers, None for those not finite. Raises ValueError if it is no line of the metrics."""
+    step = number(mapping(entry)["step"])
     if step is None or step < 0 or step != int(step) or len(entry) > MOST_NAMES:
-        return None
+        raise ValueError("expected a step, and at most 200 scalars")
     numbers = {name: number(value) for name, value in entry.items() if value is None or is_number(value)}
     return {**numbers, "step": step}
 

@@ -120,8 +120,8 @@ def _compare(best: Group, other: Group) -> str:
     return f"{text}They do not differ clearly: equal groups would differ like this in {chance:.0%} of the cases."
 
 
-def _label(found) -> str:
-    return ", ".join(run.label for run, _ in found)
+def _label(members) -> str:
+    return ", ".join(run.label for run, _ in members)
 
 
 def _differing(groups: Sequence[Group]) -> list[str]:

@@ -30,6 +30,10 @@ class StepCallback(keras.callbacks.Callback):
     def on_step(self, step: int, logs: dict) -> None:
         raise NotImplementedError
 
+    def state(self) -> dict:
+        """Returns what a checkpoint must keep, {name: JSON value}."""
+        return {}
+
 
 class StopOnNonFinite(StepCallback):
     """Ends the run at a step whose loss is not finite, before that step is logged or saved."""
@@ -75,10 +79,6 @@ class Validate(StepCallback):
         named = {f"{self.name}/{name}": float(value) for name, value in numbers.items()}
         pictures = {f"{self.name}/{name}": picture for name, picture in pictures.items()}
         self.metrics.note({**named, f"seconds/{self.name}s": seconds}, pictures, seconds)
-
-    def state(self) -> dict:
-        """Returns what a checkpoint must keep, {name: JSON value}."""
-        return {}
 
 
 # Maps a backbone that takes normalised images to {name: number} and {name: picture (H, W, 3) uint8}.

@@ -12,11 +12,15 @@ from pathlib import Path
 from dupr_tf.config import Config
 from dupr_tf.errors import RunFailed
 from dupr_tf.files import write_whole
+from dupr_tf.records import MISTAKES, listing, whole
+from dupr_tf.text import one_line
 from dupr_tf.training.callbacks import StepCallback
 from dupr_tf.training.collapse import WINDOW, patience, peak_of_fallen, signs_of_collapse
 
 log = logging.getLogger(__name__)
 DIVERGED_FILE = "diverged.json"
+DECLINE = "decline"  # name of the state of `WarnOfDecline` in a checkpoint
+DIGITS = 5  # of a mean accuracy
 
 
 class StopOnDivergence(StepCallback):
@@ -92,18 +96,34 @@ class WarnOfCollapse(StepCallback):
 class WarnOfDecline(StepCallback):
     """Warns once for each term whose accuracy stays far below its peak for long (`peak_of_fallen`).
 
-    Only the steps of this start count, and none before `patience`.
+    The steps before `patience` do not count. After a resume from a checkpoint without `saved`, only later steps do.
 
     Args:
         config: config of the run.
         first_step: step from which the run starts.
+        saved: contents of the restored checkpoint, with the result of `state`.
     """
 
-    def __init__(self, config: Config, first_step: int = 0):
+    def __init__(self, config: Config, first_step: int = 0, saved: dict | None = None):
         super().__init__(first_step)
-        self.first, self.momentum = max(first_step, patience(config)), config.model.momentum
-        self.windows: dict[str, list[float]] = {name: [] for name in config.model.bank_sizes}
-        self.keys, self._sums = config.model.bank_sizes, dict.fromkeys(self.windows, 0.0)
+        self.keys, self.momentum = config.model.bank_sizes, config.model.momentum
+        self.first = max(first_step, patience(config))
+        self.windows: dict[str, list[float]] = {name: [] for name in self.keys}
+        self._sums = dict.fromkeys(self.keys, 0.0)
+        if saved and DECLINE in saved:
+            self._restore(saved[DECLINE])
+
+    def state(self):
+        return {DECLINE: {"first": self.first, "windows": self.windows, "sums": self._sums}}
+
+    def _restore(self, saved) -> None:
+        """Continues with the means and sums of a checkpoint."""
+        try:
+            windows = {name: _numbers(saved["windows"][name]) for name in self.keys if name in saved["windows"]}
+            sums = {name: _numbers([saved["sums"][name]])[0] for name in windows}
+            self.first, self.windows, self._sums = whole(saved["first"]), windows, sums
+        except MISTAKES as error:
+            log.warning("earlier accuracies in the checkpoint cannot be used: %s", one_line(error, 100))
 
     def on_step(self, step, logs):
         if step <= self.first:
@@ -111,7 +131,7 @@ class WarnOfDecline(StepCallback):
         for name in [name for name in self.windows if f"accuracy/{name}" in logs]:
             self._sums[name] += float(logs[f"accuracy/{name}"])
             if (step - self.first) % WINDOW == 0:
-                self.windows[name].append(self._sums[name] / WINDOW)
+                self.windows[name].append(round(self._sums[name] / WINDOW, DIGITS))
                 self._sums[name] = 0.0
                 self._look(name, step)
 
@@ -127,6 +147,13 @@ class WarnOfDecline(StepCallback):
             "rate too high",
             name, 100 * means[peak], self.first + WINDOW * (peak + 1), 100 * means[-1], step, self.momentum,
         )  # fmt: skip
+
+
+def _numbers(values) -> list[float]:
+    """Returns a list of finite numbers. Raises ValueError for other values."""
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in listing(values)):
+        raise ValueError("expected numbers")
+    return values
 
 
 class CheckBadImages(StepCallback):

@@ -5,7 +5,9 @@ It takes any compiled Keras model whose batches are a function of the step.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 
 import keras
@@ -74,8 +76,8 @@ def chief_callbacks(
     """Lists the callbacks of a run in the order in which they must see a step.
 
     Args:
-        metrics: the log. Its state goes into each checkpoint, so that a resumed run lacks no lines. So does that of
-            `validation`.
+        metrics: the log. Its state goes into each checkpoint, so that a resumed run lacks no lines. So do those of
+            `validation` and `checks`.
         checkpoints: checkpoints of the run.
         save_every: steps (int) or seconds (float) between two checkpoints.
         signals: list from `noted_signals`.
@@ -83,13 +85,14 @@ def chief_callbacks(
         validation: callback whose results go into the step's line.
         checks: callbacks that inspect a step after it is logged.
     """
-    checkpoints.before_save = metrics.flush
-    if validation is not None:
-        validation.metrics = metrics
-        checkpoints.before_save = lambda: {**metrics.flush(), **validation.state()}
+    validations = [] if validation is None else [validation]
+    for one in validations:
+        one.metrics = metrics
+    checkpoints.before_save = lambda: functools.reduce(
+        operator.or_, (one.state() for one in (*validations, *checks)), metrics.flush()
+    )
     saving = SaveCheckpoints(checkpoints, metrics.step, save_every)
-    middle = [metrics] if validation is None else [validation, metrics]
-    return [*guards, *middle, *checks, saving, StopOnSignal(signals, checkpoints, metrics.step)]
+    return [*guards, *validations, metrics, *checks, saving, StopOnSignal(signals, checkpoints, metrics.step)]
 
 
 def stretches(step: int, per_epoch: int, total: int) -> list[tuple[int, int]]:

@@ -253,7 +253,7 @@ def drop_events_after(folder: Path, step: int) -> None:
 def _write_purge(path: Path, step: int) -> None:
     """Writes an event file that makes TensorBoard forget events from a step on, which it read from earlier files."""
     start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
-    with tf.io.TFRecordWriter(str(path)) as file:
+    with tf.io.TFRecordWriter(os.fsencode(path)) as file:
         purge = {"step": step, "session_log": start}
         for event in ({"file_version": "brain.Event:2"}, purge, purge):  # TensorBoard treats the first event as a start
             file.write(tf.compat.v1.Event(**event).SerializeToString())

@@ -40,6 +40,7 @@ from dupr_tf.weights.paths import EXCLUDED_FILE
 log = logging.getLogger(__name__)
 FIELD = "--exclude"
 TABLE_FILE = "excluded.tsv"
+HASHES_FILE = "hashes.bin"
 HEAD = "number\tname\tdiffer in\tduplicate of\n"
 MOST_LINE = 1 << 17  # characters
 Roots = Sequence[str | Path]
@@ -134,7 +135,7 @@ def open_pool(
     exclude = exclude or (recorded.roots if recorded else ())
     if not exclude:
         return Pool(config, source)
-    name = f"hashes-{worker}.bin" if worker else "hashes.bin"
+    name = f"hashes-{worker}.bin" if worker else HASHES_FILE
     cache = HashCache(run and run / name, config.data.max_pixels, config.data.threads, saves)
     return _without_duplicates(config, source, exclude, cache)
 
@@ -200,11 +201,9 @@ class Overlap:
     unread: int = 0
     unknown: str = ""
 
-    def summary(self) -> str:
-        """Returns the counts, or why there are none, in a few words."""
-        if self.unknown:
-            return f"unknown: {self.unknown}"
-        return f"{self.exact + self.near:,} of {self.images:,} images ({self.exact:,} exact, {self.near:,} near)"
+    @property
+    def duplicates(self) -> int:
+        return self.exact + self.near
 
 
 def overlap(run: Path, val_images: ImageSource | Sequence[str], cache: Path | None = None) -> Overlap:
@@ -213,7 +212,7 @@ def overlap(run: Path, val_images: ImageSource | Sequence[str], cache: Path | No
     Args:
         run: folder of the run.
         val_images: the test images, or their paths.
-        cache: file for the hashes. Default: hashes.bin of the run.
+        cache: file for the hashes. Default: hashes.bin of the run. The run's own hashes are read in any case.
 
     Returns:
         The counts; `unknown` if the images of the run are gone or have changed since.
@@ -226,12 +225,13 @@ def overlap(run: Path, val_images: ImageSource | Sequence[str], cache: Path | No
         pool = _unchanged_pool(run, config)
     except UserError as error:
         return Overlap(unknown=str(error.errors[0].problem))
-    hashes = HashCache(cache or run / "hashes.bin", config.data.max_pixels, config.data.threads)
-    val = hash_val([as_source(val_images)], hashes)
-    found = hashes.hashes(pool)
-    matches = val.find_in(found)
-    exact = int(matches.exact.sum())
-    return Overlap(len(pool), len(val.joined.index), exact, int((matches.of >= 0).sum()) - exact, len(found.unreadable))
+    limits, own = (config.data.max_pixels, config.data.threads), run / HASHES_FILE
+    cached = HashCache(cache or own, *limits)
+    val = hash_val([as_source(val_images)], cached)
+    hashes = (HashCache(own, *limits, saves=False) if cache and own.is_file() else cached).hashes(pool)
+    matches = val.find_in(hashes)
+    exact, all_of_them = int(matches.exact.sum()), int((matches.of >= 0).sum())
+    return Overlap(len(pool), len(val.merged.index), exact, all_of_them - exact, len(hashes.unreadable))
 
 
 def _unchanged_pool(run: Path, config: Config) -> ImageSource:
@@ -255,7 +255,7 @@ def _without_duplicates(config: Config, source: ImageSource, exclude: Roots, cac
     at = np.flatnonzero(matches.of >= 0)
     exact = int(matches.exact.sum())
     exclusion = Exclusion(
-        roots, len(val.joined.index), val.digest, MAX_DISTANCE, len(source), source.digest(root), exact, len(at) - exact
+        roots, len(val.merged.index), val.digest, MAX_DISTANCE, len(source), source.digest(root), exact, len(at) - exact
     )
     _report(exclusion, val, hashes, matches)
     if len(at) == len(source):

@@ -49,9 +49,9 @@ from dupr_tf.training.run import (
     run_id,
     starting_weights,
 )
-from dupr_tf.training.same_run import image_facts, program_facts
 from dupr_tf.training.schedule import AfterChangeName, Schedule, next_schedule, write_schedule
 from dupr_tf.training.signals import noted_signals
+from dupr_tf.training.worker_facts import image_facts, program_facts
 from dupr_tf.training.workers import Alone, ReportToChief, Workers
 
 log = logging.getLogger(__name__)
@@ -61,12 +61,21 @@ BACKBONE_FILE = "backbone.keras"
 
 @dataclasses.dataclass(frozen=True)
 class PretrainResult:
-    """The results of a run: its folder, the backbone's file, the last step and `{skipped image: reason}`."""
+    """Holds the results of a run.
+
+    Args:
+        run: its folder.
+        backbone: the backbone's file.
+        step: the last step.
+        bad_images: {name: reason} of the skipped images, of the first 10,000 if there are more.
+        skipped: {kind of reason: number of images}, of all skipped images.
+    """
 
     run: Path
     backbone: Path
     step: int
     bad_images: dict[str, str]
+    skipped: dict[str, int]
 
 
 def pretrain(
@@ -138,7 +147,7 @@ def pretrain(
             checkpoints.run = run_id(run)
             step = _fit(model, config, source, bad, checkpoints, step, run, probe, workers, cluster, schedule)
             backbone = _write_backbone(model, run) if workers.chief else run / BACKBONE_FILE
-            return PretrainResult(run, backbone, step, bad.reasons)
+            return PretrainResult(run, backbone, step, bad.reasons, dict(bad.kinds))
 
 
 @contextlib.contextmanager
@@ -249,7 +258,7 @@ def _fit(model, config, source, bad, checkpoints, step, run, probe, workers, clu
                 signals,
                 guards=[StopOnDivergence(run, lambda of: batch_images(source, config, of, bad), step)],
                 validation=RunProbes(workers.announce(probe), model.backbone, every, step, total) if every else None,
-                checks=[WarnOfCollapse(config, step), WarnOfDecline(config, step), CheckBadImages(bad, step)],
+                checks=[WarnOfCollapse(config, step), WarnOfDecline(config, step, state), CheckBadImages(bad, step)],
             )
         train(model, open_reader, (step, total), per_epoch, callbacks, feed_rows)
         if total > step and workers.chief:

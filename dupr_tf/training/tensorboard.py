@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import tensorflow as tf
 from dupr_tf.text import one_line
 
 log = logging.getLogger(__name__)
-FAILURES = (tf.errors.OpError, OSError, ValueError)  # ValueError: the path is no Unicode text
+FAILURES = (tf.errors.OpError, OSError, ValueError)
 
 
 class TensorBoardEvents:
@@ -48,7 +49,7 @@ class TensorBoardEvents:
         self._writer = None
 
     def _open(self) -> None:
-        self._writer = tf.summary.create_file_writer(str(self.folder))
+        self._writer = tf.summary.create_file_writer(os.fsencode(self.folder))
 
     def _with_writer(self, work: Callable) -> None:
         if self._writer is not None:

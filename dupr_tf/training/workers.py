@@ -289,7 +289,10 @@ class ReportToChief(StepCallback):
 
     def __init__(self, workers: Workers, bad: BadImages, received: list[int], first_step: int = 0):
         super().__init__(first_step)
-        self.workers, self.bad, self.received, self._reported = workers, bad, received, 0
+        self.workers, self.received = workers, received
+        self._new = deque(bad.reason_of.items())  # bad images that the chief does not know yet
+        if not workers.chief:
+            bad.on_new = self._new.append
         workers.handlers["bad"] = lambda images: [bad.add(image, reason) for image, reason in images]
         workers.handlers["signal"] = received.append
 
@@ -302,10 +305,9 @@ class ReportToChief(StepCallback):
         self.workers.progress()
         if self.workers.chief:
             return
-        images = list(self.bad.reason_of.items())[self._reported :]
+        images = [self._new.popleft() for _ in range(len(self._new))]
         if images:
             self.workers.send("bad", images)
-            self._reported += len(images)
         while self.received:
             self.workers.send("signal", self.received.pop(0))  # the chief saves and ends the run
 

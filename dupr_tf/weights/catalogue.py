@@ -155,6 +155,13 @@ def is_public(weights: str | Path | None) -> bool:
     return isinstance(weights, str) and (weights in CATALOGUE or _ADDRESS.fullmatch(weights) is not None)
 
 
+def short_name(weights: str) -> str:
+    """Returns a name for a file or a label: that of the catalogue without `/`, or the last part of an address."""
+    if weights in CATALOGUE:
+        return weights.replace("/", "_")
+    return PurePosixPath(urlsplit(weights).path).name
+
+
 def find_public(weights: str) -> Remote:
     """Returns the file that a name or address stands for.
 

@@ -4,12 +4,14 @@ In every format the directory holds the weights, `model_card.md` and `manifest.j
 It appears under its name only when it is complete and verified: a killed or rejected export leaves nothing there.
 """
 
+import hashlib
 import os
 import shutil
 
 import numpy as np
 
 from dupr_tf.errors import RunFailed, UserError, is_disk_full
+from dupr_tf.files import plain_alias
 from dupr_tf.weights.formats import EXPORTS, FORMATS
 from dupr_tf.weights.manifest import check_directory, write_manifest
 from dupr_tf.weights.model_card import model_card
@@ -68,6 +70,8 @@ def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=Fal
 def write_export(output, wanted, fill):
     """Fill a directory under a temporary name, add its manifest, and give it its name.
 
+    Libraries do not accept every path, so the temporary one is plain, however odd `output` is.
+
     Args:
         output: the directory, as `export_output` returns it.
         wanted: bytes of its files, roughly.
@@ -81,19 +85,21 @@ def write_export(output, wanted, fill):
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     _check_space(output.parent, wanted)
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        write_manifest(partial, fill(partial))
-        check_directory(partial)
-        _move_into_place(partial, output)
-    except Exception as error:  # h5py, safetensors and TensorFlow each raise their own error for a full disk
-        if not is_disk_full(error):
-            raise
-        raise RunFailed(_full(output.parent, wanted)) from error
-    finally:
+    name = hashlib.sha256(os.fsencode(output.name)).hexdigest()[:8]
+    with plain_alias(output.parent) as parent:
+        partial = parent / f".export-{name}.partial-{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            write_manifest(partial, fill(partial))
+            check_directory(partial)
+            _move_into_place(partial, output)
+        except Exception as error:  # h5py, safetensors and TensorFlow each raise their own error for a full disk
+            if not is_disk_full(error):
+                raise
+            raise RunFailed(_full(output.parent, wanted)) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return output
 
 

@@ -94,11 +94,11 @@ def _read_torch(path):
 
 def _inner(content):
     """Return the dictionary in the content of a file that holds the weights."""
-    found = content
+    state = content
     for name in _VISSL:
-        found = found.get(name) if isinstance(found, dict) else None
-    if isinstance(found, dict):
-        return found
+        state = state.get(name) if isinstance(state, dict) else None
+    if isinstance(state, dict):
+        return state
     return next((content[name] for name in _INNER if isinstance(content.get(name), dict)), content)
 
 

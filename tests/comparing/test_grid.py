@@ -28,6 +28,17 @@ def test_path_with_an_equals_sign_is_a_path(tmp_path):
     assert parse_backbones([str(odd)])[0].weights == (str(odd),)
 
 
+def test_names_and_addresses_of_public_weights_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imagenet").mkdir()
+    names = ["imagenet", "torchvision/resnet50", "hf:a/b", "https://example.org/w.npz?dl=1"]
+    parsed = parse_backbones(names)
+    assert [one.weights for one in parsed] == [(name,) for name in names]
+    assert [one.label for one in parsed] == ["imagenet", "torchvision_resnet50", "b", "w.npz"]
+    parsed = parse_backbones(["./imagenet", "x=imagenet,hf:a/b", "y=https://example.org/w.npz?dl=1"])
+    assert [one.weights for one in parsed] == [(str(tmp_path / "imagenet"),), ("imagenet", "hf:a/b"), (names[3],)]
+
+
 @pytest.mark.parametrize(
     "texts", [["random", "random"], ["a b=random", "a_b=random"], ["../x=random"], ["=random"], ["a=random,"]]
 )

@@ -35,6 +35,8 @@ def data(tmp_path_factory):
         ({"rates": (0.1, 0.2), "rate_share": 0.3}, "--rate-share"),
         ({"backbones": (*TWO, Backbone("pair", ("random", "random")))}, "--backbones"),
         ({"backbones": (*TWO, Backbone("gone", ("/no/such/run",)))}, "--backbones"),
+        ({"backbones": (*TWO, Backbone("other", ("imagenet/resnet34",)))}, "--backbones"),
+        ({"backbones": (*TWO, Backbone("malformed", ("hf:a",)))}, "--backbones"),
     ],
 )
 def test_wrong_flag_is_named(changes, field):
@@ -58,6 +60,18 @@ def test_detector_and_unfinished_run_are_no_backbones(tmp_path):
     settings = Settings((*TWO, Backbone("run", (str(tmp_path / "run"),))), (1.0,), 3)
     problems = plan_problems(parse_config(CONFIG), settings)
     assert [error.field for error in problems] == ["--backbones"] and "not ended" in problems[0].problem
+
+
+def test_imagenet_is_that_of_the_config_and_is_not_downloaded(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("dupr_tf.weights.download.transfer", None)
+    backbones = (*TWO, Backbone("imagenet", ("imagenet",)), Backbone("hub", ("hf:a/b",)))
+    for name in ("resnet18", "resnet34"):
+        config = parse_config({**CONFIG, "model": {"backbone": name}})
+        made = plan_comparison(config, data, tmp_path, Settings(backbones)).comparison
+        assert [one.weights for one in made.backbones[2:]] == [(f"imagenet/{name}",), ("hf:a/b",)]
+    write_comparison(tmp_path, made)
+    again = plan_comparison(config, data, tmp_path, Settings((Backbone("imagenet", ("imagenet",)),)))
+    assert again.comparison == made
 
 
 def test_steps_and_rate_come_from_the_config(data, tmp_path):

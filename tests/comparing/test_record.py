@@ -9,13 +9,23 @@ from dupr_tf.comparing.grid import Backbone
 from dupr_tf.comparing.record import RECORD_FILE, extend, read_comparison, write_comparison
 from dupr_tf.config import parse_config
 from dupr_tf.errors import UserError
+from dupr_tf.training.pool import Overlap
 from tests.comparing.cells_by_hand import CONFIG, comparison
 
 
 def test_record_is_read_back_as_written(tmp_path):
-    written = comparison(digests={"/runs/dupr": "c" * 64}, rates=(0.001, 0.002))
+    overlaps = {"/runs/dupr": Overlap(9, 4, 2, 1, 0), "imagenet/resnet18": Overlap(unknown="no record")}
+    written = comparison(digests={"/runs/dupr": "c" * 64}, rates=(0.001, 0.002), overlaps=overlaps)
     write_comparison(tmp_path, written)
     assert read_comparison(tmp_path) == written
+
+
+def test_record_of_an_earlier_version_has_no_overlaps(tmp_path):
+    write_comparison(tmp_path, comparison())
+    content = json.loads((tmp_path / RECORD_FILE).read_text())
+    del content["overlaps"]
+    (tmp_path / RECORD_FILE).write_text(json.dumps(content))
+    assert read_comparison(tmp_path) == comparison()
 
 
 @pytest.mark.parametrize(
@@ -23,6 +33,7 @@ def test_record_is_read_back_as_written(tmp_path):
     [
         ("format", 2), ("shares", [0.25]), ("shares", [0.25, 2]), ("shares", "x"), ("steps", [1.5, 1]),
         ("labels", {"train": "a"}), ("reference", "absent"), ("backbones", {"random": "random"}),
+        ("overlaps", {"x": {"images": -1}}), ("overlaps", []),
         ("rates", [0]), ("seeds", -1), ("digests", {"x": 3}), ("counts", {"train": 1}),
     ],
 )  # fmt: skip

@@ -5,7 +5,7 @@ import os
 from dupr_tf.config import load_config
 from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.images import bad_images, duplicates
-from dupr_tf.detection.labels import read_evaluated, read_splits
+from dupr_tf.detection.task_labels import read_evaluated, read_splits
 from tests.labelled_scenes import pictures, write_coco
 
 

@@ -14,6 +14,7 @@ from dupr_tf.detection.saving import save_detector
 from dupr_tf.errors import RunFailed
 from dupr_tf.weights.manifest import check_directory
 from tests.detection.rcnn.small import NAMES, make
+from tests.odd_names import ODD
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "tf2onnx", "onnxruntime"))
 ONNX = pytest.param("onnx", marks=pytest.mark.skipif(not HAS_ONNX, reason="the extra onnx is not installed"))
@@ -21,7 +22,8 @@ ONNX = pytest.param("onnx", marks=pytest.mark.skipif(not HAS_ONNX, reason="the e
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("detector") / "detector.keras"
+    path = tmp_path_factory.mktemp("detector") / ODD / "detector.keras"
+    path.parent.mkdir()
     save_detector(make("mask", "fpn", image_size=96), path)
     return path
 
@@ -29,7 +31,7 @@ def file(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["litert", "saved_model", ONNX])
 def test_exported_detector_detects_the_same(file, tmp_path, to):
-    output = export_file(file, to, tmp_path / "out")
+    output = export_file(file, to, tmp_path / ODD / ODD)
     check_directory(output)
     manifest = json.loads((output / "manifest.json").read_text())
     assert {check["level"] for check in manifest["checks"]} == {"boxes", "scores", "masks"}

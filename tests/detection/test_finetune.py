@@ -18,13 +18,14 @@ from dupr_tf.data.inspection import count_boxes
 from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.detection.continuing import copy_weights
 from dupr_tf.detection.finetune import evaluate, finetune
-from dupr_tf.detection.labels import labels_entry
 from dupr_tf.detection.predictions import detect
 from dupr_tf.detection.registry import build_detector
 from dupr_tf.detection.saving import load_detector
+from dupr_tf.detection.task_labels import labels_entry
 from dupr_tf.detection.training import detector_optimizer
 from dupr_tf.detection.validation import ValidateDetector
 from dupr_tf.errors import RunFailed, UserError
+from dupr_tf.files import plain_alias
 from dupr_tf.models.resnet import build_backbone
 from dupr_tf.training.callbacks import StopOnNonFinite
 from dupr_tf.training.checkpoints import state_of
@@ -32,8 +33,10 @@ from dupr_tf.training.optimizers import CoupledSGD
 from tests.detection.detector_run import dataset
 from tests.finetune_kill_test import end_of, weights_digest
 from tests.labelled_scenes import NAMES, Picture, pictures, write_coco
+from tests.odd_names import ODD, odd_name
 from tests.refusals import refusal
 
+FOLDER = ODD.replace("\n", "")  # messages name it, and are one line
 QUIET = Console(quiet=True)
 FALLING = (0.9, 0.8, 0.7)  # scores of the validations of `validated`
 
@@ -54,19 +57,20 @@ def config(**sections):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     splits = {"train": pictures(10), "val": pictures(5, seed=1)}
-    return write_coco(tmp_path_factory.mktemp("finetune") / "set", splits)
+    return write_coco(tmp_path_factory.mktemp("finetune") / FOLDER, splits, odd_name)
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "backbone.keras"
+    path = tmp_path_factory.mktemp("weights") / FOLDER / "backbone.keras"
+    path.parent.mkdir()
     build_backbone("resnet18", width=0.125).save(path)
     return path
 
 
 @pytest.fixture(scope="module")
 def run(data, weights, tmp_path_factory):
-    output = tmp_path_factory.mktemp("run") / "out"
+    output = tmp_path_factory.mktemp("run") / FOLDER
     return finetune(config(), weights, data, output, console=QUIET), output
 
 
@@ -126,10 +130,11 @@ def test_keras_file_and_saved_model_detect_the_same(run, data):
     output = run[1]
     annotated = read_annotations(data, "val")
     found = detect(load_detector(output), annotated)
-    served = tf.saved_model.load(str(output / "saved_model"))
+    with plain_alias(output) as folder:
+        served = tf.saved_model.load(str(folder / "saved_model"))
     assert sum(len(one["scores"]) for one in found) > 0
     for path, one in zip(annotated.paths, found, strict=True):
-        image = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
+        image = tf.io.decode_image(tf.io.read_file(os.fsencode(path)), channels=3, expand_animations=False)
         other = {name: value[0].numpy() for name, value in served.serve(image[None]).items()}
         count = int(other["num_detections"])
         assert count == len(one["scores"])
@@ -302,7 +307,7 @@ def test_checkpoint_holds_all_variables_but_metrics(kind):
 def test_resume_with_other_config_data_or_weights_is_refused(run, data, weights, tmp_path):
     output = run[1]
     before = files_of(output)
-    fewer = write_coco(tmp_path / "set", {"train": pictures(9), "val": pictures(5, seed=1)})
+    fewer = write_coco(tmp_path / "set", {"train": pictures(9), "val": pictures(5, seed=1)}, odd_name)
     build_backbone("resnet18", width=0.125).save(tmp_path / "other.keras")
     cases = [
         (config(train={"seed": 6, "log_every": 1}), weights, data, ("train.seed",)),

@@ -4,8 +4,8 @@ import pytest
 
 from dupr_tf.config import parse_config
 from dupr_tf.config.detectors import DETECTORS
-from dupr_tf.detection.labels import LABELS
 from dupr_tf.detection.registry import TASKS, build_detector, task_of
+from dupr_tf.detection.task_labels import LABELS
 from dupr_tf.models.resnet import build_backbone
 
 INSTALLED = [kind for kind, entry in DETECTORS.items() if not entry.missing]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dupr_tf.detection.parts.matching import GroundTruth
+from dupr_tf.detection.parts.box_matching import GroundTruth
 from dupr_tf.detection.parts.set_losses import (
     BINS,
     SPAN,

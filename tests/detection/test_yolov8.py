@@ -9,7 +9,7 @@ from keras_cv.models.yolov8 import LabelEncoder
 from dupr_tf.config import parse_config
 from dupr_tf.detection.parts.alignment import align
 from dupr_tf.detection.parts.anchors import cell_centres
-from dupr_tf.detection.parts.matching import ground_truth
+from dupr_tf.detection.parts.box_matching import ground_truth
 from dupr_tf.detection.registry import build_detector
 from dupr_tf.detection.saving import load_detector, save_detector
 from dupr_tf.models.layers import norm_layers

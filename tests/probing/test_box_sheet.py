@@ -9,7 +9,7 @@ from dupr_tf.data.detection import train_batches
 from dupr_tf.data.inspection import matched_boxes
 from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.probing.box_sheet import SIDE, box_sheet, training_pictures
-from dupr_tf.probing.pictures import BOX, GAP, LINE, RIGHT, WRONG
+from dupr_tf.probing.drawing import BOX, GAP, LINE, RIGHT, WRONG
 from tests.labelled_scenes import NAMES, pictures, write_coco
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dupr_tf.probing.component_sheet import component_colours, component_sheet
-from dupr_tf.probing.pictures import GAP, LINE
+from dupr_tf.probing.drawing import GAP, LINE
 
 
 def test_components_are_ordered_by_variance():

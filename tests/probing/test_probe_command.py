@@ -22,6 +22,7 @@ from dupr_tf.probing.image_views import centre_view
 from dupr_tf.probing.in_training import build_probe
 from dupr_tf.probing.load import labels_of, load_backbones
 from tests.labelled_scenes import pictures, write_coco
+from tests.odd_names import ODD, odd_name
 
 SMALL = ("--image-size", "64")
 RANDOM = ("--weights", "random", "--backbone", "resnet18")
@@ -29,7 +30,8 @@ RANDOM = ("--weights", "random", "--backbone", "resnet18")
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "tiny.keras"
+    path = tmp_path_factory.mktemp("weights") / ODD / "tiny.keras"
+    path.parent.mkdir()
     build_backbone("resnet18", width=0.125).save(path)
     return path
 
@@ -37,13 +39,13 @@ def weights(tmp_path_factory):
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory):
     """Writes red and blue pictures, and an unreadable one."""
-    root, rng = tmp_path_factory.mktemp("classes"), np.random.default_rng(0)
+    root, rng = tmp_path_factory.mktemp("classes") / ODD, np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 4)):
         for name, colour in (("blue", (20, 30, 200)), ("red", (200, 30, 20))):
             (root / split / name).mkdir(parents=True)
             for n in range(count):
                 pixels = np.clip(rng.integers(-20, 20, (48, 64, 3)) + colour, 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{n}.png")
+                Image.fromarray(pixels).save(root / split / name / f"{odd_name(n)}.png")
     (root / "val" / "red" / "broken.jpg").write_bytes(b"text")
     return root
 
@@ -51,13 +53,15 @@ def classes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     made = {"train": pictures(8, 0, (64, 90)), "val": pictures(6, 1, (64, 90))}
-    return write_coco(tmp_path_factory.mktemp("coco") / "scenes", made)
+    return write_coco(tmp_path_factory.mktemp("coco") / ODD, made, odd_name)
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample")
     write_sample(folder, train=1, val=1, unlabeled=6, seed=3)
+    for number, path in enumerate(sorted((folder / "unlabeled").iterdir())):
+        path.rename(path.with_name(odd_name(number) + path.suffix))
     return folder / "unlabeled"
 
 

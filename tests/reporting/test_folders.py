@@ -5,7 +5,9 @@ import os
 
 import pytest
 
+from dupr_tf import records
 from dupr_tf.config import parse_config
+from dupr_tf.data.images.bad_images import write_list
 from dupr_tf.reporting import metrics
 from dupr_tf.reporting.findings import findings_of, state
 from dupr_tf.reporting.folders import labels, read_folders
@@ -39,7 +41,7 @@ def test_invalid_lines_are_left_out_and_counted(tmp_path, text, note):
 
 
 def test_endless_line_is_not_held_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics, "MOST_BYTES", 1000)
+    monkeypatch.setattr(records, "MOST_LINE", 1000)
     (tmp_path / "m").write_text(json.dumps(line(20)) + "\n" + "x" * 100_000 + "\n" + json.dumps(line(40)) + "\n")
     found = read_metrics(tmp_path / "m")
     assert (found.lines, found.damaged) == (2, 1)
@@ -123,7 +125,15 @@ def test_links_are_not_followed_and_big_files_not_read(tmp_path):
     (run / "loop").symlink_to(run)
     with (run / "environment.json").open("wb") as file:
         os.truncate(file.fileno(), 1 << 30)
-    assert any("environment.json cannot be read: 1,073,741,824 bytes" in note for note in read(run).notes)
+    assert any("environment.json" in note and "1,073,741,824 bytes" in note for note in read(run).notes)
+
+
+def test_images_that_a_list_only_counts_are_in_the_report(tmp_path):
+    run = write_run(tmp_path / "r")
+    write_list(run / "bad_images.tsv", [("/a.jpg", "empty: 0 bytes"), ("/b.jpg", "empty: 0 bytes")], more=2_000_000)
+    bad = read(run).bad
+    assert bad.count == 2_000_002 and len(bad.first) == 2
+    assert sorted(count for _, count in bad.reasons) == [2, 2_000_000]
 
 
 def test_labels_are_the_shortest_distinct_path_ends(tmp_path):

@@ -117,7 +117,7 @@ def test_time_is_computed_from_the_speed(tmp_path):
     lines = [line(20, images_per_second=8.0), line(40), line(60), line(80, images_per_second=4.0)]
     words = Page(render(read_folders([write_run(tmp_path / "r", lines)]))).words
     # The lines of 320 images take 40 s, 10 s, 10 s and 80 s: a median of 32 images/s without the first line.
-    for expected in ("140.0 s, 1,280 images", "40.0 s, 32.0 images/s", "30.0 s: tracing", "70.0 s in 1 of them"):
+    for expected in ("140.0 s, 1,280 images", "40.0 s, 32.0 images/s", "30.0 s: tracing", "70.0 s in 1 stretches"):
         assert expected in words
 
 
@@ -127,8 +127,8 @@ def test_little_overlap_and_missing_files_are_noted(page, tmp_path):
     (tmp_path / "bare" / "config.yaml").write_text("{}")
     words = Page(render(read_folders([tmp_path / "bare"]))).words
     for sentence in (
-        "There is no metrics.jsonl", "No probe.json was found", "No export was found", "It recorded none",
-        "None of the folders is a fine-tuning run", "None were drawn", "their number is not recorded",
+        "There is no metrics.jsonl", "have no probe.json", "have no export", "no readable environment.json",
+        "No folder is a fine-tuning run", "No views were drawn", "their number is not recorded",
         "the time is unknown",
     ):  # fmt: skip
         assert sentence in words

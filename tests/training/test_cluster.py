@@ -14,7 +14,7 @@ from dupr_tf.errors import RunFailed, UserError, WorkerLost
 from dupr_tf.training.cluster import Cluster, cluster_of, read_cluster, refuse_cluster
 from dupr_tf.training.roll_call import call_roll
 from dupr_tf.training.run import check_shared, record_cluster
-from dupr_tf.training.same_run import program_facts
+from dupr_tf.training.worker_facts import program_facts
 from tests.training.cluster import free_ports
 
 TWO = {"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 1}}
@@ -239,7 +239,7 @@ def test_config_code_and_versions_are_compared_without_paths(monkeypatch):
     other = program_facts(parse_config({"train": {"epochs": 4}}), cluster, 2)
     assert {name for name in facts if facts[name] != other[name]} == {"train.epochs", "devices of a worker"}
     assert facts["version of keras"] and len(facts["source code"]) == 16
-    monkeypatch.setattr("dupr_tf.training.same_run.source_digest", lambda: "edited")
+    monkeypatch.setattr("dupr_tf.training.worker_facts.source_digest", lambda: "edited")
     edited = program_facts(config, cluster, 1)
     assert {name for name in facts if facts[name] != edited[name]} == {"source code"}
 

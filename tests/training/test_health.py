@@ -17,7 +17,7 @@ from dupr_tf.data.images.listing import list_images
 from dupr_tf.training import callbacks, metrics_log
 from dupr_tf.training.checkpoints import saved_checkpoints
 from dupr_tf.training.collapse import LONG, WINDOW, peak_of_fallen
-from dupr_tf.training.health import StopOnDivergence, WarnOfCollapse, WarnOfDecline, patience
+from dupr_tf.training.health import DECLINE, StopOnDivergence, WarnOfCollapse, WarnOfDecline, patience
 from dupr_tf.training.pretrain import batch_images, pretrain
 from tests.training.test_pretrain import metrics, photos, steps_without_a_network, tiny  # noqa: F401  (a fixture)
 
@@ -85,6 +85,28 @@ def falling(step):
 def test_lasting_fall_of_accuracy_is_warned_of_once(caplog):
     (message,) = declines_of(falling, 3000, caplog)
     assert "image_P5" in message and "model.momentum" in message
+
+
+def test_peak_before_a_resume_is_remembered(caplog):
+    caplog.set_level(logging.WARNING)
+    watch = WarnOfDecline(CONFIG)
+    for step in range(1, 3001):
+        if step in (1201, 1430):  # kills, the second one within a window
+            saved = json.loads(json.dumps(watch.state()))
+            watch = WarnOfDecline(CONFIG, step - 1, saved)
+        watch.on_step(step, {"loss": 1.0, "accuracy/image_P5": falling(step)})
+    (resumed,) = caplog.messages
+    assert declines_of(falling, 3000, caplog) == [resumed]
+    watch = WarnOfDecline(CONFIG, 3000, watch.state())
+    for step in range(3001, 6001):
+        watch.on_step(step, {"loss": 1.0, "accuracy/image_P5": falling(step)})
+    assert len(caplog.messages) == 1  # it does not warn again
+
+
+@pytest.mark.parametrize("saved", [3, {"first": -1}, {"first": 0, "windows": {"image_P5": ["x"]}, "sums": {}}])
+def test_unusable_accuracies_of_a_checkpoint_are_named_and_left_out(saved, caplog):
+    watch = WarnOfDecline(CONFIG, 700, {DECLINE: saved})
+    assert watch.first == 700 and not any(watch.windows.values()) and len(caplog.messages) == 1
 
 
 def test_rising_recovering_or_low_accuracy_is_no_decline(caplog):

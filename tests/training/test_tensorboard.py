@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dupr_tf.training.tensorboard import TensorBoardEvents
+from tests.odd_names import ODD
 
 
 def write_lines(events, lines):
@@ -17,8 +18,8 @@ def write_lines(events, lines):
 
 
 def test_events_are_written_to_the_folder(tmp_path):
-    write_lines(TensorBoardEvents(tmp_path / "[a] %d"), 2)
-    assert [path.stat().st_size > 300 for path in (tmp_path / "[a] %d").iterdir()] == [True]
+    write_lines(TensorBoardEvents(tmp_path / ODD), 2)
+    assert [path.stat().st_size > 300 for path in (tmp_path / ODD).iterdir()] == [True]
 
 
 def test_file_in_place_of_the_folder_gives_one_warning(tmp_path, caplog):

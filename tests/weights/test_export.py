@@ -26,6 +26,7 @@ from dupr_tf.weights.loading import load_backbone
 from dupr_tf.weights.manifest import check_directory, write_manifest
 from dupr_tf.weights.torch_io import to_torchvision, write_safetensors
 from dupr_tf.weights.verify import float32_twin
+from tests.odd_names import ODD
 from tests.refusals import refusal
 from tests.weights.backbones import randomised
 
@@ -56,8 +57,8 @@ def test_command_offers_every_format():
     ],
 )
 def test_export_is_complete(backbone, tmp_path, to, files):
-    output = export(backbone, to, tmp_path / "deep" / "out", card={"data": "1,024 photos | mine"})
-    assert output == tmp_path / "deep" / "out"
+    output = export(backbone, to, tmp_path / ODD / ODD, card={"data": "1,024 photos | mine"})
+    assert output == tmp_path / ODD / ODD
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["format"] == to and manifest["difference"] == manifest["relative_difference"] == 0.0
     assert {(check["image"], check["level"]) for check in manifest["checks"]} == {
@@ -69,7 +70,7 @@ def test_export_is_complete(backbone, tmp_path, to, files):
         assert sha256_of(output / name) == digest
     card = (output / "model_card.md").read_text()
     assert "resnet18, width 0.125" in card and "1,024 photos \\| mine" in card and "| parameters | " in card
-    assert [path.name for path in output.parent.iterdir()] == ["out"]  # no temporary file remains
+    assert list(output.parent.iterdir()) == [output]  # no temporary file remains
 
 
 @pytest.mark.parametrize("to", ["keras", "torchvision"])

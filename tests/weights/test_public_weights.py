@@ -1,14 +1,23 @@
 """Tests of commands and functions that take public weights, with a tiny ResNet on a loopback server."""
 
+import contextlib
 import hashlib
+import io
 import json
+import subprocess
 
 import keras
 import numpy as np
 import pytest
 
 from dupr_tf.cli import main
-from dupr_tf.config import Config
+from dupr_tf.comparing import cell
+from dupr_tf.comparing import compare as compare_module
+from dupr_tf.comparing.compare import plan_comparison
+from dupr_tf.comparing.grid import parse_backbones
+from dupr_tf.comparing.plan import Settings
+from dupr_tf.comparing.record import read_comparison
+from dupr_tf.config import Config, parse_config
 from dupr_tf.data.sample import write_sample
 from dupr_tf.models.resnet import build_backbone
 from dupr_tf.registry import Entry
@@ -72,6 +81,45 @@ def test_probe_records_the_source(server, place):
     saved = json.loads((place / "probed" / "probe.json").read_text())
     assert saved["weights"] == {"tiny": NAME}
     assert saved["sources"]["tiny"]["file_sha256"] == hashlib.sha256(server.content[PATH]).hexdigest()
+
+
+def test_embed_records_name_and_source(server, place):
+    write_sample(place / "sample", train=1, val=1, unlabeled=4)
+    command = f"embed {NAME} --images sample/unlabeled --output f.npy --image-size 64"
+    assert main(command.split()) == 0 == main(command.split())  # it resumes from the cache
+    saved = json.loads((place / "f.npy.json").read_text().splitlines()[0])["weights"]
+    assert (saved["name"], saved["url"]) == (NAME, f"https://huggingface.co{PATH}") and len(server.requests) == 1
+    assert saved["sha256"] == hashlib.sha256(server.content[PATH]).hexdigest()
+    assert np.load(place / "f.npy").shape == (4, 64)
+
+
+@pytest.mark.parametrize("name", ["hf:x", "imagenet/resnet9", "hf:someone/absent"])
+def test_embed_refuses_a_wrong_name_in_one_line(name, place, capsys):
+    write_sample(place / "sample", train=1, val=1, unlabeled=1)
+    assert main(["embed", name, "--images", "sample/unlabeled", "--output", "f.npy"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1 and not list(place.glob("f.npy*"))
+
+
+def test_compare_downloads_public_weights_for_its_cells(backbone, server, place, monkeypatch):
+    tiny = {"backbone": "resnet18", "width": 0.125}
+    config = parse_config({"model": tiny, "optimizer": {"learning_rate": 0.1}, "detector": {"kind": "retinanet"}})
+    write_sample(place / "sample", train=2, val=1, unlabeled=1)
+    settings = Settings(parse_backbones(["random", NAME]), seeds=1, steps=(1,))
+    planned = plan_comparison(config, place / "sample", place / "out", settings)
+    assert server.requests == []
+    monkeypatch.setattr(compare_module, "run_cells", lambda *_: None)
+    monkeypatch.setattr(subprocess, "run", load_here)
+    made, _ = compare_module.compare(planned, place / "out", 1, False, lambda *_: None)
+    assert made.digests == {NAME: weights_digest(backbone)} and made.overlaps[NAME].unknown
+    assert read_comparison(place / "out").backbone("tiny").weights == (NAME,) and len(server.requests) == 1
+
+
+def load_here(words, **_):
+    """Does what the process that checks backbones does, in this one, where TensorFlow is loaded already."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        code = cell.main(words[3:])
+    return subprocess.CompletedProcess(words, code, output.getvalue(), "")
 
 
 def test_run_records_name_address_and_hash(backbone, server, place):

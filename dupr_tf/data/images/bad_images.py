@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import logging
 import math
 import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dupr_tf.config import DataConfig
@@ -17,12 +18,15 @@ from dupr_tf.data.images.decode import FACTORS, MAX_PIXELS, Unusable, decode
 from dupr_tf.data.images.listing import check_root, open_source
 from dupr_tf.data.images.source import Files, ImageSource, as_source, read_file
 from dupr_tf.errors import RunFailed, UserError
-from dupr_tf.files import write_whole
+from dupr_tf.files import open_file, write_whole
 from dupr_tf.text import escape
 
 TOO_LARGE = re.compile(r"too many pixels: (\d+) x (\d+)")
 log = logging.getLogger(__name__)
 WRITE_EVERY = 10.0  # seconds between two writes of the list during a run
+MOST_LISTED = 10_000  # images of a run that are named with their reason; further ones are only counted
+MORE = re.compile(r"([0-9]{1,18}) more")  # start of the reason in the last line of a list that is not complete
+MOST_LINE = 1 << 16  # bytes
 
 
 def unusable_reason(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, depth: str = "full") -> str:
@@ -35,18 +39,22 @@ def unusable_reason(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, depth
 
 
 class BadImages:
-    """Collects the unusable images met so far: logs each once, counts them against a limit and lists them in a file.
+    """Collects the unusable images met so far: counts them against a limit, and names each once in a log and a file.
+
+    After `MOST_LISTED` images, further ones are only counted, so that memory and file stay small.
 
     Args:
         images: the source, or a list of paths.
         max_share: share of the images that may be unusable.
         max_pixels: an image with more pixels is unusable.
-        report: file for the list, one line of name and reason for each image. It is replaced as a whole every few
-            seconds. If images are files, `check_readable` checks those again that an earlier start of the run listed.
-            None: no file.
+        report: file for the list, see `write_list`. It is replaced as a whole every few seconds. If images are files,
+            `check_readable` checks those again that an earlier start of the run listed. None: no file.
         depth: `data.depth`.
 
     Attributes:
+        reason_of: {image: reason} of the listed images.
+        kinds: {kind of reason: number of images}, of all images met so far.
+        on_new: called with (image, reason) for each new image, also if it is not listed.
         writes: whether the file may be written; false until a run has checked its start.
     """
 
@@ -62,7 +70,10 @@ class BadImages:
         self.depth = depth
         self.report = None if report is None else Path(report)
         self.reason_of: dict[int, str] = {}
+        self.kinds: collections.Counter[str] = collections.Counter()
+        self.on_new: Callable[[tuple[int, str]], object] = lambda _: None
         self.writes = True
+        self._met = bytearray(-(-len(self.source) // 8))  # a bit for each image
         self._lock, self._written, self._write_at = threading.Lock(), 0, 0.0
 
     @classmethod
@@ -84,20 +95,33 @@ class BadImages:
             return True
 
     def add(self, index: int, reason: str) -> None:
-        """Adds image `index` to the list."""
+        """Counts image `index`, and adds it to the list unless that is full."""
         with self._lock:
-            if index not in self.reason_of:
+            place, bit = index >> 3, 1 << (index & 7)
+            if self._met[place] & bit:
+                return
+            self._met[place] |= bit
+            self.kinds[kind_of(reason)] += 1
+            self.on_new((index, reason))
+            if len(self.reason_of) < MOST_LISTED:
                 self.reason_of[index] = reason
                 log.warning("skipped: %s (%s)", self.name(index), reason)
+            elif self.count == MOST_LISTED + 1:
+                log.warning("skipped more than %s images; further ones are counted, not named", f"{MOST_LISTED:,}")
+
+    @property
+    def count(self) -> int:
+        """Returns the number of all images met so far."""
+        return self.kinds.total()
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Returns {name: reason}, in the order of the source."""
+        """Returns {name: reason} of the listed images, in the order of the source."""
         return {self.name(index): self.reason_of[index] for index in sorted(self.reason_of)}
 
     @property
     def over_budget(self) -> bool:
-        return len(self.reason_of) > self.max_share * len(self.source)
+        return self.count > self.max_share * len(self.source)
 
     def check(self, running: bool = False) -> None:
         """Raises an error if more images are unusable than allowed. Keeps the list on disk up to date.
@@ -114,10 +138,9 @@ class BadImages:
             where = f", listed in {self.report}" if self.report and self.report.exists() else ""
             error = UserError(
                 "data.max_bad_share",
-                f"{len(self.reason_of)} of {len(self.source)} images cannot be used, where {self.max_share:.2%} may be "
-                f"skipped: {count_reasons(self.reason_of.values())}{where}, the first is "
-                f"{self.name(next(iter(self.reason_of)))}.",
-                advice(self.reason_of.values(), len(self.source)),
+                f"{self.count} of {len(self.source)} images cannot be used, where {self.max_share:.2%} may be "
+                f"skipped: {kinds_text(self.kinds)}{where}, the first is {self.name(next(iter(self.reason_of)))}.",
+                advice(self.reason_of.values(), len(self.source), count=self.count),
             )
             raise RunFailed(str(error)) if running else error
         if time.monotonic() >= self._write_at:
@@ -127,18 +150,18 @@ class BadImages:
         """Writes the list atomically, if there is anything new to write."""
         self._write_at = time.monotonic() + WRITE_EVERY
         with self._lock:
-            reasons = dict(self.reason_of)
-        if self.report is None or not self.writes or len(reasons) == self._written or not self.report.parent.is_dir():
+            reasons, count = dict(self.reason_of), self.count
+        if self.report is None or not self.writes or count == self._written or not self.report.parent.is_dir():
             return  # a run that is refused before it begins creates no folder
-        write_list(self.report, ((self.source.name(index), reasons[index]) for index in sorted(reasons)))
-        self._written = len(reasons)
+        listed = ((self.source.name(index), reasons[index]) for index in sorted(reasons))
+        write_list(self.report, listed, count - len(reasons))
+        self._written = count
 
     def earlier(self) -> list[int]:
         """Returns the files that an earlier start of the run listed and that are still in the source."""
         if self.report is None or not self.report.exists() or not isinstance(self.source, Files):
             return []  # to learn the names of packed images, all of them would have to be read
-        lines = self.report.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
-        names = {line.split("\t")[0] for line in lines}
+        names = {name for name, _ in itertools.islice(read_list(self.report), MOST_LISTED)}
         self._written = -1  # if all of these files are readable now, an empty list replaces the one on disk
         return [index for index in range(len(self.source)) if self.name(index) in names]
 
@@ -192,18 +215,42 @@ def check_readable(images: ImageSource | Sequence[str], bad: BadImages, tries: i
     bad.check()
 
 
-def write_list(path: Path, images: Iterable[tuple[str, str]]) -> None:
-    """Writes the name and reason of each image on a line, atomically."""
-    write_whole(path, "name\treason\n" + "".join(f"{escape(name)}\t{reason}\n" for name, reason in images))
+def write_list(path: Path, images: Iterable[tuple[str, str]], more: int = 0) -> None:
+    """Writes the name and reason of each image on a line, atomically.
+
+    Args:
+        path: the file.
+        images: (name, reason) of each listed image.
+        more: number of further images. If there are some, a last line without a name says so.
+    """
+    lines = [f"{escape(name)}\t{reason}\n" for name, reason in images]
+    lines += [f"\t{more} more are not listed\n"] if more else []
+    write_whole(path, "name\treason\n" + "".join(lines))
 
 
-def advice(reasons: Iterable[str], total: int, flags: bool = False) -> str:
+def read_list(path: Path) -> Iterator[tuple[str, str]]:
+    """Yields (name, reason) of each line of a list, with an empty name for its last line about further images."""
+    with open_file(path) as file:
+        file.readline(MOST_LINE)  # its header
+        while line := file.readline(MOST_LINE):
+            name, _, reason = line.decode("utf-8", "backslashreplace").rstrip("\n").partition("\t")
+            yield name, reason
+
+
+def further_images(name: str, reason: str) -> int:
+    """Returns the number of further images that a line of a list states; 0 for the line of an image."""
+    match = None if name else MORE.match(reason)
+    return int(match[1]) if match else 0
+
+
+def advice(reasons: Iterable[str], total: int, flags: bool = False, count: int | None = None) -> str:
     """Returns the settings, with values, that would let images be used or skipped.
 
     Args:
         reasons: reasons why images cannot be used.
         total: number of images.
         flags: whether the settings are flags (`--max-pixels`) instead of fields of a config.
+        count: number of images that cannot be used. Default: that of `reasons`.
     """
     share, pixels, depth = (
         ("--max-bad-share", "--max-pixels", "--depth")
@@ -211,7 +258,8 @@ def advice(reasons: Iterable[str], total: int, flags: bool = False) -> str:
         else ("data.max_bad_share", "data.max_pixels", "data.depth")
     )
     reasons = list(reasons)
-    ways = [f"raise {share} to {min(1, math.ceil(100 * len(reasons) / total) / 100):g}"] if len(reasons) < total else []
+    count = len(reasons) if count is None else count
+    ways = [f"raise {share} to {min(1, math.ceil(100 * count / total) / 100):g}"] if count < total else []
     sizes = [math.prod(map(int, match.groups())) for match in map(TOO_LARGE.match, reasons) if match]
     ways += [f"set {pixels} to {max(sizes)} to use large images"] if sizes else []
     if any("data.depth" in reason for reason in reasons):
@@ -219,7 +267,16 @@ def advice(reasons: Iterable[str], total: int, flags: bool = False) -> str:
     return "; or ".join(["Repair or remove them", *ways]) + "."
 
 
+def kind_of(reason: str) -> str:
+    """Returns the kind of a reason, the part before its details."""
+    return reason.split(":")[0]
+
+
 def count_reasons(reasons: Iterable[str]) -> str:
-    """Counts reasons by their kind, the most frequent first: `2 cut short, 1 empty`."""
-    counts = collections.Counter(reason.split(":")[0] for reason in reasons)
-    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    """Counts reasons by their kind, see `kinds_text`."""
+    return kinds_text(collections.Counter(map(kind_of, reasons)))
+
+
+def kinds_text(kinds: Mapping[str, int]) -> str:
+    """Formats {kind: number of images}, the most frequent first: `2 cut short, 1 empty`."""
+    return ", ".join(f"{count} {kind}" for kind, count in collections.Counter(kinds).most_common())

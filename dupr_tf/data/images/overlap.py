@@ -38,7 +38,7 @@ class ValImages:
     hashes: Sequence[Hashes]
 
     @property
-    def joined(self) -> Hashes:
+    def merged(self) -> Hashes:
         """Returns the hashes of all readable images, numbered from 0."""
         exact, near = (np.concatenate([getattr(one, name) for one in self.hashes]) for name in ("exact", "near"))
         return Hashes(np.arange(len(exact)), exact, near, [])
@@ -46,10 +46,10 @@ class ValImages:
     @property
     def digest(self) -> str:
         """Returns the sha256 of the contents, independent of names, folders and order."""
-        return hashlib.sha256(np.unique(self.joined.exact).tobytes()).hexdigest()
+        return hashlib.sha256(np.unique(self.merged.exact).tobytes()).hexdigest()
 
     def name(self, position: int) -> str:
-        """Returns the name of an image of `joined`."""
+        """Returns the name of an image of `merged`."""
         ends = list(itertools.accumulate(len(one.index) for one in self.hashes))
         which = bisect.bisect_right(ends, position)
         index = self.hashes[which].index
@@ -57,7 +57,7 @@ class ValImages:
 
     def find_in(self, pool: Hashes, distance: int = MAX_DISTANCE) -> Matches:
         """Finds the duplicates among the images of a pool, exact ones and those within a distance in bits."""
-        return find_duplicates(pool, self.joined, distance)
+        return find_duplicates(pool, self.merged, distance)
 
 
 def hash_val(sources: Sequence[ImageSource], cache: HashCache) -> ValImages:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from dupr_tf.detection.detector import SumOfLosses, batch_of, check_image_size, photos_of
 from dupr_tf.detection.parts.anchors import grid_anchors
-from dupr_tf.detection.parts.matching import ground_truth
+from dupr_tf.detection.parts.box_matching import ground_truth
 from dupr_tf.detection.parts.pyramid import PyramidNeck
 from dupr_tf.detection.parts.target import LITERT, current_target
 from dupr_tf.detection.rcnn.masks import mask_loss, select_class

@@ -6,8 +6,8 @@ import keras
 import tensorflow as tf
 
 from dupr_tf.detection.parts.anchors import RATIOS
+from dupr_tf.detection.parts.box_matching import match_anchors, sample
 from dupr_tf.detection.parts.boxes import clip, decode, encode, sides
-from dupr_tf.detection.parts.matching import match_anchors, sample
 from dupr_tf.detection.parts.suppression import suppress_classes
 
 NMS_IOU = 0.7  # detectron2's MODEL.RPN.NMS_THRESH

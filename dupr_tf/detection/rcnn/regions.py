@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from dupr_tf.detection.parts.box_matching import match_rois, repeat_drawn, sample
 from dupr_tf.detection.parts.boxes import clip, decode, encode, sides, suppress
-from dupr_tf.detection.parts.matching import match_rois, repeat_drawn, sample
 
 POSITIVE_SHARE = 0.25  # detectron2's MODEL.ROI_HEADS.POSITIVE_FRACTION
 

@@ -9,12 +9,15 @@ import pytest
 from PIL import Image
 
 from dupr_tf.config import parse_config
+from dupr_tf.data.images import bad_images
 from dupr_tf.data.images.bad_images import (
     BadImages,
     advice,
     check_photos,
     check_readable,
     count_reasons,
+    further_images,
+    read_list,
     unusable_reason,
 )
 from dupr_tf.data.images.listing import list_images
@@ -107,6 +110,25 @@ def test_bad_images_are_allowed_up_to_the_limit():
     bad.check(), bad.check(running=True)  # 6 of 24: exactly at the limit
     bad.add(6, "empty: 0 bytes")
     assert "7 of 24" in refusal(bad.check).problem
+
+
+def test_list_and_log_of_many_bad_images_stay_short(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(bad_images, "MOST_LISTED", 5)
+    bad = BadImages([f"{i}.jpg" for i in range(1000)], 0.5, report=tmp_path / "bad_images.tsv")
+    for _ in range(2):  # each counts once, however often it is met
+        for index in range(300):
+            bad.add(index, "empty: 0 bytes" if index % 3 else "cut short: JPEG")
+    bad.check()
+    assert bad.count == 300 and len(bad.reason_of) == len(bad.reasons) == 5 and len(caplog.messages) == 6
+    assert bad.kinds == {"empty": 200, "cut short": 100} and not bad.over_budget
+    listed = list(read_list(bad.report))
+    assert len(listed) == 6 and [further_images(*line) for line in listed] == [0] * 5 + [295]
+    for index in range(300, 501):
+        bad.add(index, "empty: 0 bytes")
+    error = refusal(bad.check)
+    assert "501 of 1000" in error.problem and "401 empty, 100 cut short" in error.problem and "to 0.51" in error.fix
+    again = BadImages([f"{i}.jpg" for i in range(1000)], 0.5, report=bad.report)
+    assert again.earlier() == list(range(5))
 
 
 def test_reasons_are_counted_by_kind():

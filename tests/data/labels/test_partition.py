@@ -10,7 +10,7 @@ from PIL import Image
 from dupr_tf.config import load_config
 from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.data.labels.partition import draw_val, group_duplicates, warn_of_overlap
-from dupr_tf.detection.labels import layout_of, read_evaluated, read_splits
+from dupr_tf.detection.task_labels import layout_of, read_evaluated, read_splits
 from tests.labelled_scenes import pictures, write_coco, write_masks, write_voc
 from tests.refusals import refusal
 

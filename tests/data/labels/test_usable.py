@@ -7,7 +7,7 @@ from dupr_tf.config import DataConfig, load_config
 from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.data.labels.segments import read_segments
 from dupr_tf.data.labels.usable import leave_out_unusable
-from dupr_tf.detection.labels import read_splits
+from dupr_tf.detection.task_labels import read_splits
 from tests.data.bad_images import encoded, picture, png_bomb
 from tests.labelled_scenes import pictures, write_coco
 from tests.masked_scenes import write_segments

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from scipy.optimize import linear_sum_assignment
 
-from dupr_tf.detection.parts.matching import ground_truth
+from dupr_tf.detection.parts.box_matching import ground_truth
 from dupr_tf.detection.rcnn import masks, model, proposals, region_heads, regions
 from dupr_tf.detection.rcnn.pooling import SAMPLES
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD

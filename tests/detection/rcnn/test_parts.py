@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dupr_tf.detection.parts import matching
+from dupr_tf.detection.parts import box_matching as matching
 from dupr_tf.detection.parts.anchors import grid_anchors
+from dupr_tf.detection.parts.box_matching import GroundTruth, ground_truth
 from dupr_tf.detection.parts.boxes import DEVIATIONS, clip, decode, encode, suppress
-from dupr_tf.detection.parts.matching import GroundTruth, ground_truth
 from dupr_tf.detection.parts.target import LITERT, ONNX, tracing_for
 from dupr_tf.detection.rcnn import masks, pooling, proposals, regions
 from dupr_tf.detection.rcnn.region_heads import MaskHead, PyramidRegions
