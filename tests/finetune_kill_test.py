@@ -22,9 +22,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from tests.kill_test import Trial, kill_over_and_over  # before NumPy, whose threads it forbids
 
 from dupr_tf.config import dump_config, parse_config  # isort: skip
+from dupr_tf.config.detectors import DETECTORS  # isort: skip
 from tests.labelled_scenes import pictures, with_polygons, write_coco, write_masks  # isort: skip
 
-KINDS = ("retinanet", "kerashub_retinanet", "faster_rcnn", "mask_rcnn", "fcn")
 SMALL = {"fpn_channels": 8, "head_channels": 8, "head_convs": 1, "score_threshold": 0.001, "max_detections": 10}
 RCNN = {"box_head_width": 16, "rpn_pre_nms": [50, 30], "rpn_post_nms": [20, 10], "rois_per_image": 8}
 MASKS = {"class_names": ["ground", "bus", "cat", "dog"], "ignore_value": 7}
@@ -76,13 +76,13 @@ def trial(
     root = write_masks(folder / "set", splits) if kind == "fcn" else write_coco(folder / "set", splits)
     if kind == "mask_rcnn":
         with_polygons(root)
-    detector = {**SMALL, "kind": kind, "precise_bn_images": 4, "validate_every": 2, "patience": 100}
+    refused = DETECTORS[kind].facts["refuses"]
+    sizes = {name: value for name, value in SMALL.items() if f"detector.{name}" not in refused}
+    detector = {**sizes, "kind": kind, "precise_bn_images": 4, "validate_every": 2, "patience": 100}
     if kind.endswith("rcnn"):
         detector |= {"neck": neck, "short_sides": [64, 96], **RCNN}
     if kind == "retinanet":
         detector |= {"optimizer": "adamw", "backbone_rate": 0.5}
-    if kind == "kerashub_retinanet":
-        detector["head_channels"] = 256
     config = parse_config({
         "data": {"image_size": 64, **(MASKS if kind == "fcn" else {})},
         "model": {"backbone": "resnet18", "width": 0.125},
@@ -98,7 +98,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--steps", type=int, help="of the run; default: four times the kills")
-    parser.add_argument("--kind", default="faster_rcnn", choices=KINDS)
+    parser.add_argument("--kind", default="faster_rcnn", choices=list(DETECTORS))
     parser.add_argument("--neck", default="fpn", help="of an R-CNN")
     parser.add_argument("--replicas", type=int, default=1, help="logical devices")
     parser.add_argument("--processes", type=int, default=0, help="that read images")

@@ -10,10 +10,14 @@ cannot learn from a batch, or from a few:
 * Its batch norms have a momentum of 0.99, and their inputs vary by a hundredth. So for the first thousand steps their
   moving variance is mostly its start value of 1, and the detector finds nothing, however well it learns.
 * Its denoising queries are made once, of labels that the constructor takes. Here there are none.
+
+Its attention samples with `attend`, which has an eighth of the operations, and `fit` leaves out TensorFlow's rewriting
+of graphs. Otherwise the first step takes several times as long.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import ClassVar
 
@@ -26,6 +30,7 @@ from dupr_tf.detection.dense import LEVELS, AnchorFree, FixedSize
 from dupr_tf.detection.detector import batch_of, check_image_size
 from dupr_tf.detection.parts.box_matching import ground_truth
 from dupr_tf.detection.parts.boxes import FORMAT
+from dupr_tf.detection.parts.sampling import attend
 from dupr_tf.detection.parts.set_losses import BINS, WEIGHTS, Layer, set_losses
 from dupr_tf.models.resnet import pyramid
 
@@ -94,8 +99,15 @@ class KerasHubDFine(FixedSize, AnchorFree, keras_hub.models.DFineObjectDetector)
         self.test_short_side, self.max_long_side = None, image_size
         for layer in self._own_norms():
             layer.momentum = MOMENTUM
+        for layer in network.decoder.decoder_layers:
+            layer.encoder_attn.ms_deformable_attn_core = _attend
         self._set_norms(*self._own_norms())
         self._create_means(WEIGHTS)
+
+    def fit(self, *arguments, **settings):
+        """Runs Keras' `fit` without the rewriting of graphs, which takes longer than it saves in thousands of steps."""
+        with without_graph_rewriting():
+            return super().fit(*arguments, **settings)
 
     def class_layers(self):
         return [self.network.enc_score_head, *self.network.decoder.class_embed]
@@ -180,3 +192,20 @@ def build_network(backbone, classes, image_size, channels, decoder_layers, queri
         learn_initial_query=False,
         name="network",
     )
+
+
+def _attend(values, _, locations, weights, points, sizes, shapes, *settings):
+    """Calls `attend` with the arguments of KerasHub's `multi_scale_deformable_attention_v2`."""
+    return attend(values, locations, weights, points, shapes)
+
+
+@contextlib.contextmanager
+def without_graph_rewriting():
+    """Runs functions without TensorFlow's graph optimiser (Grappler) inside this context."""
+    name = "disable_meta_optimizer"
+    before = tf.config.optimizer.get_experimental_options().get(name, False)
+    tf.config.optimizer.set_experimental_options({name: True})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({name: before})

@@ -15,9 +15,10 @@ from dupr_tf.errors import UserError
 from dupr_tf.models.layers import norm_layers
 from dupr_tf.models.resnet import build_backbone
 
-pytestmark = pytest.mark.skipif(
-    bool(DETECTORS["kerashub_dfine"].missing), reason="the extra is not installed: pip install 'dupr_tf[kerashub]'"
-)
+if DETECTORS["kerashub_dfine"].missing:
+    pytest.skip("the extra is not installed: pip install 'dupr_tf[kerashub]'", allow_module_level=True)
+from dupr_tf.detection.dfine import _attend, without_graph_rewriting
+
 SIZE, NAMES = 64, ("bus", "cat", "dog")
 
 
@@ -48,6 +49,39 @@ def test_bins_are_those_of_the_graph(model):
     assert float(decoder.upsampling_factor[0]) == REACH
     theirs = weighting_function(BINS, decoder.upsampling_factor, decoder.reg_scale)
     np.testing.assert_allclose(bin_values(), theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_samples_as_kerashub_does(dtype):
+    from keras_hub.src.models.d_fine.d_fine_utils import multi_scale_deformable_attention_v2
+
+    rng, points, shapes = np.random.default_rng(0), [3, 6, 3], [(8, 8), (4, 4), (2, 2)]
+    values, locations, weights = (
+        tf.constant(rng.uniform(low, high, shape), dtype)
+        for low, high, shape in ((-1, 1, (2, 84, 4, 5)), (-0.2, 1.2, (2, 7, 4, 12, 2)), (0, 1, (2, 7, 4, 12)))
+    )
+    cells = [height * width for height, width in shapes]
+    arguments = (values, shapes, locations, weights, points, cells, shapes, 3, 7, "default")
+    own, theirs = _attend(*arguments), multi_scale_deformable_attention_v2(*arguments)
+    assert own.dtype == dtype and own.shape == (2, 7, 20)
+    tolerance = {"float32": 1e-5, "bfloat16": 0.15}[dtype]  # KerasHub computes the places in bfloat16
+    np.testing.assert_allclose(tf.cast(own, tf.float32), tf.cast(theirs, tf.float32), atol=tolerance)
+
+
+def test_every_attention_samples_all_levels_at_once(model):
+    assert len(model.network.decoder.decoder_layers) == model.decoder_layers
+    assert all(layer.encoder_attn.ms_deformable_attn_core is _attend for layer in model.network.decoder.decoder_layers)
+
+
+def test_graphs_are_rewritten_again_after_fit():
+    def disabled():
+        return tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
+
+    assert not disabled()
+    with pytest.raises(ZeroDivisionError), without_graph_rewriting():
+        assert disabled()
+        1 / 0  # noqa: B018
+    assert not disabled()
 
 
 def test_layers_end_with_what_is_predicted(model):
