@@ -121,7 +121,7 @@ def compare_runtimes(detector, against, run, images) -> Written:
             for name, value in differences.items()
         ]
     empty = task_of(detector) != "segments" and total == 0
-    return Written(checks, ["detections, since the images have none: pass --image PHOTO"] if empty else [])
+    return Written(checks, ["detections, since the images have none: pass --image PHOTO, or lower detector.score_threshold in training"] if empty else [])
 
 
 def compare_detections(expected, received, score_threshold, max_detections) -> dict[str, float]:

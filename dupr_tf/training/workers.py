@@ -201,7 +201,8 @@ class Workers:
                 deadline = time.monotonic() + (DRAIN if entry[1] == "end" else self.worker_timeout)
             self._handle(*entry)
         if not self.chief:
-            self.send("left")
+            with contextlib.suppress(tf.errors.OpError):  # a chief that waits no longer has ended, as this worker does
+                self.send("left")
         if self._end_kind == "end":
             index, _, (code, text) = last
             foreign = index not in (0, self.index) and code != WorkerLost.code

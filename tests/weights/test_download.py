@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from dupr_tf.weights.transfer import MOST_BYTES, _Answer, _File
 from tests.refusals import refusal
 from tests.weights.server import serving
 
-CONTENT = os.urandom(300_000)
+CONTENT = random.Random(0).randbytes(300_000)  # the same in every process, since test names have its hash
 SHA256, MD5 = hashlib.sha256(CONTENT).hexdigest(), hashlib.md5(CONTENT).hexdigest()
 PATH = "/a/weights.npz"
 
