@@ -121,7 +121,8 @@ def compare_runtimes(detector, against, run, images) -> Written:
             for name, value in differences.items()
         ]
     empty = task_of(detector) != "segments" and total == 0
-    return Written(checks, ["detections, since the images have none: pass --image PHOTO, or lower detector.score_threshold in training"] if empty else [])
+    missing = "detections, since the images have none: pass --image with a photo in which `predict` finds objects"
+    return Written(checks, [missing] if empty else [])
 
 
 def compare_detections(expected, received, score_threshold, max_detections) -> dict[str, float]:
