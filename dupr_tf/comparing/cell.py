@@ -1,4 +1,7 @@
-"""Runs one cell of a comparison: a fine-tuning in a process of its own, which ends with the process of `compare`."""
+"""Runs cells of a comparison in a process of their own, which ends with the process of `compare`.
+
+It is one fine-tuning, or a probe of the same weights with all shares and seeds.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from dupr_tf.comparing.grid import Cell
+from dupr_tf.comparing.grid import Cell, probe_tasks
 from dupr_tf.comparing.record import Comparison, read_comparison
 from dupr_tf.config import Config
 from dupr_tf.errors import RunFailed, RunInterrupted, UserError, raise_all
@@ -41,13 +44,22 @@ def cell_config(comparison: Comparison, cell: Cell, rate: float) -> Config:
     )
 
 
-def run_cell(folder: Path, cell: Cell, rate: float) -> None:
-    """Fine-tunes and evaluates the detector of a cell, in its folder below that of the comparison."""
+def run_cell(folder: Path, cell: Cell, rate: float | None) -> None:
+    """Fine-tunes and evaluates the detector of a cell, in its folder below that of the comparison.
+
+    For a probe, it scores all cells with the weights of this cell.
+    """
+    comparison = read_comparison(folder)
+    if comparison.probe is not None:
+        from dupr_tf.comparing.probes import run_probe
+
+        tasks = probe_tasks(comparison.backbones, comparison.scored_cells())
+        return run_probe(folder, comparison, next(task.cells for task in tasks if cell in task.cells))
     from dupr_tf.detection.finetune import finetune
 
-    comparison = read_comparison(folder)
     weights = comparison.backbone(cell.backbone).weights_of(cell.seed)
     finetune(cell_config(comparison, cell, rate), weights, comparison.data, folder / cell.folder)
+    return None
 
 
 def check_backbones(comparison: Comparison) -> dict[str, str]:
@@ -105,7 +117,7 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
     try:
-        run_cell(Path(folder), cell, float(rate))
+        run_cell(Path(folder), cell, float(rate) if rate else None)
     except (UserError, RunFailed, RunInterrupted) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code

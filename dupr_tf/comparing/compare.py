@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from dupr_tf.comparing import plan
 from dupr_tf.comparing.cell import check_backbones
-from dupr_tf.comparing.grid import Cell
+from dupr_tf.comparing.grid import Cell, Task, probe_tasks
 from dupr_tf.comparing.outputs import write_outputs
+from dupr_tf.comparing.probe_plan import ProbedImages, check_trainable, make_probe_comparison
 from dupr_tf.comparing.progress import Progress
 from dupr_tf.comparing.record import RECORD_FILE, Comparison, extend, read_comparison, write_comparison
 from dupr_tf.comparing.results import Rates, Result, choose_rates, is_finished, read_result
@@ -32,12 +33,14 @@ class Planned(NamedTuple):
     """Holds a comparison, the images of train and val, and the results of their checks."""
 
     comparison: Comparison
-    train: Split
-    val: Split
+    train: Split | ProbedImages
+    val: Split | ProbedImages
     results: FileResults
 
 
-def plan_comparison(config: Config, data: str | Path, output: Path, settings: plan.Settings) -> Planned:
+def plan_comparison(
+    config: Config, data: str | Path, output: Path, settings: plan.Settings, probe: str | None = None
+) -> Planned:
     """Checks the flags, reads the labels, and adds to the comparison in the folder if there is one.
 
     Args:
@@ -45,6 +48,7 @@ def plan_comparison(config: Config, data: str | Path, output: Path, settings: pl
         data: root of the labelled data.
         output: folder of the comparison.
         settings: flags. Those that are not given are taken from the comparison in the folder.
+        probe: name of the probe to compare by. None compares by fine-tuning.
 
     Raises:
         UserError: flags, data or the comparison in the folder do not fit together.
@@ -52,11 +56,17 @@ def plan_comparison(config: Config, data: str | Path, output: Path, settings: pl
     saved = read_comparison(output) if (output / RECORD_FILE).exists() else None
     settings = plan.filled_in(settings, saved)
     raise_all([*plan.plan_problems(config, settings), *plan.count_problems(settings.backbones, saved)])
+    data = str(local_path(data).absolute())
     results = FileResults(output / CHECKED_FILE)
-    comparison, train, val = plan.make_comparison(config, str(local_path(data).absolute()), settings, results)
+    if probe is None:
+        comparison, train, val = plan.make_comparison(config, data, settings, results)
+    else:
+        comparison, train, val = make_probe_comparison(config, data, settings, probe)
     if saved is not None:
         comparison = extend(saved, comparison)
     plan.check_reference(comparison)
+    if probe == "svm":
+        check_trainable(comparison, train, val)
     return Planned(comparison, train, val, results)
 
 
@@ -89,11 +99,18 @@ def compare(planned: Planned, output: Path, jobs: int, gpu: bool, show: Show) ->
 
         gpus = count_gpus() if gpu else 0
         with Progress(output, comparison, report) as progress:
-            run_cells(output, [(cell, cell.rate) for cell in comparison.rate_cells()], jobs, gpus, progress.update)
-            rates = {label: tried.chosen for label, tried in choose_rates(output, comparison).items()}
-            tasks = [(cell, rates[cell.backbone]) for cell in comparison.scored_cells()]
-            run_cells(output, tasks, jobs, gpus, progress.update)
+            choices = [Task((cell,), cell.rate) for cell in comparison.rate_cells()]
+            run_cells(output, choices, jobs, gpus, progress.update)
+            run_cells(output, _scored_tasks(output, comparison), jobs, gpus, progress.update)
         return comparison, report()
+
+
+def _scored_tasks(output: Path, comparison: Comparison) -> list[Task]:
+    cells = comparison.scored_cells()
+    if comparison.probe is not None:
+        return probe_tasks(comparison.backbones, cells)
+    rates = choose_rates(output, comparison)
+    return [Task((cell,), rates[cell.backbone].chosen) for cell in cells]
 
 
 def cells_left(comparison: Comparison, output: Path) -> list[Cell]:

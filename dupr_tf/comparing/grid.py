@@ -1,4 +1,4 @@
-"""Defines the cells of a comparison: one fine-tuning for each backbone, share of the labels and seed."""
+"""Defines the cells of a comparison: a fine-tuning or a probe for each backbone, share of the labels and seed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from dupr_tf.errors import UserError
 from dupr_tf.files import local_path
@@ -35,7 +36,7 @@ class Backbone:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """Identifies one fine-tuning.
+    """Identifies one fine-tuning, or one score of a probe.
 
     Args:
         backbone: the label of a `Backbone`.
@@ -63,6 +64,28 @@ class Cell:
         if self.rate is not None:
             return f"{self.backbone}, learning rate {self.rate:g} on held-out images"
         return f"{self.backbone}, share {self.share:g}, seed {self.seed}"
+
+
+class Task(NamedTuple):
+    """Holds the cells that one process runs.
+
+    Args:
+        cells: one fine-tuning, or all cells of a probe that use the same weights.
+        rate: learning rate. None for a probe.
+    """
+
+    cells: tuple[Cell, ...]
+    rate: float | None
+
+
+def probe_tasks(backbones: Sequence[Backbone], cells: Sequence[Cell]) -> list[Task]:
+    """Returns the cells of a probe, those with the same weights together, so that features are computed once."""
+    of_label, groups = {one.label: one for one in backbones}, {}
+    for cell in cells:
+        weights = of_label[cell.backbone].weights_of(cell.seed)
+        draw = cell.seed if weights == RANDOM else None
+        groups.setdefault((cell.backbone, weights, draw), []).append(cell)
+    return [Task(tuple(group), None) for group in groups.values()]
 
 
 def parse_backbones(texts: Sequence[str]) -> list[Backbone]:

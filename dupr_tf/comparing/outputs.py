@@ -23,33 +23,32 @@ FORMAT = 1
 def head(result: Result, comparison: Comparison) -> tuple[str, ...]:
     """Returns the headings of the table."""
     metric, reference = result.metric or "score", comparison.reference
-    return (
+    columns = (
         "images",
         "backbone",
         "runs",
         metric,
-        "AP50",
         f"{metric} - {reference}",
         f"labels {reference} needs",
-        "rate",
     )
+    return columns if comparison.probe else (*columns[:4], "AP50", *columns[4:], "rate")
 
 
 def table(result: Result, comparison: Comparison, rates: dict[str, Rates]) -> list[tuple[str, ...]]:
     """Returns a row of texts for each backbone and share."""
-    return [
-        (
+    rows = []
+    for row in result.rows:
+        columns = (
             f"{row.images:,} ({row.share:g})",
             row.backbone,
             str(row.score.runs),
             _estimate(row.score),
-            "" if row.ap50 is None else f"{row.ap50:.4f}",
             "reference" if row.difference is None else _difference(row),
             "" if row.labels_needed is None else labels_text(row.labels_needed),
-            _rate(rates[row.backbone]),
         )
-        for row in result.rows
-    ]
+        ap50 = "" if row.ap50 is None else f"{row.ap50:.4f}"
+        rows.append(columns if comparison.probe else (*columns[:4], ap50, *columns[4:], _rate(rates[row.backbone])))
+    return rows
 
 
 def _estimate(value: Estimate, sign: str = "") -> str:
@@ -82,12 +81,9 @@ def page(comparison: Comparison, result: Result, rates: dict[str, Rates]) -> str
     rows = [head(result, comparison), *table(result, comparison, rates)]
     lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in map(_escaped, rows)]
     lines.insert(1, "|" + "---|" * len(rows[0]))
-    detector, steps = comparison.config.detector.kind, sorted(set(comparison.steps))
     about = (
-        f"{detector}, {comparison.config.model.backbone} (width {comparison.config.model.width:g}), "
-        f"{' or '.join(f'{count:,}' for count in steps)} steps of {comparison.config.train.batch_size}, "
-        f"{comparison.counts['val']:,} images of val, {result.finished} of {result.cells} cells. "
-        "Means with 95 % intervals (Student's t over seeds); differences are paired by seed."
+        f"{_scorer(comparison)}, {comparison.counts['val']:,} images of val, {result.finished} of {result.cells} "
+        "cells. Means with 95 % intervals (Student's t over seeds); differences are paired by seed."
     )
     conclusions = [f"* {escape(sentence)}" for sentence in sentences(result, comparison)]
     picture = [f"![{result.metric} against the number of labelled images]({PICTURE_FILE})"] if result.rows else []
@@ -95,6 +91,16 @@ def page(comparison: Comparison, result: Result, rates: dict[str, Rates]) -> str
     if len(comparison.rates) > 1:
         parts.append(_rates_text(comparison, rates))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _scorer(comparison: Comparison) -> str:
+    """Names the detector and its steps, or the probe and its level, with the architecture of the backbones."""
+    config = comparison.config
+    backbone = f"{config.model.backbone} (width {config.model.width:g})"
+    if comparison.probe:
+        return f"{comparison.probe} on {comparison.level}, {backbone}"
+    steps = " or ".join(f"{count:,}" for count in sorted(set(comparison.steps)))
+    return f"{config.detector.kind}, {backbone}, {steps} steps of {config.train.batch_size}"
 
 
 def _escaped(row: tuple[str, ...]) -> tuple[str, ...]:

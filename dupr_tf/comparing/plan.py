@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from dupr_tf.comparing.grid import Backbone, middle_share
 from dupr_tf.comparing.record import Comparison
 from dupr_tf.config import Config
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.labels.annotations import AnnotatedImages
-from dupr_tf.data.labels.split import Split, take_share
+from dupr_tf.data.labels.split import Split, draw_positions
 from dupr_tf.detection.finetune import starting_file
 from dupr_tf.detection.labels import LABELS, labels_entry, read_splits
 from dupr_tf.errors import UserError
@@ -37,6 +35,7 @@ class Settings(NamedTuple):
     rates: Sequence[float] = ()
     rate_share: float | None = None
     reference: str | None = None
+    level: str | None = None
 
 
 def filled_in(settings: Settings, saved: Comparison | None) -> Settings:
@@ -57,12 +56,13 @@ def filled_in(settings: Settings, saved: Comparison | None) -> Settings:
         settings.rates or saved.rates,
         settings.rate_share or saved.rate_share,
         settings.reference or saved.reference,
+        settings.level or saved.level,
     )
 
 
 def plan_problems(config: Config, settings: Settings) -> list[UserError]:
     """Lists the mistakes of a comparison that show without its data."""
-    backbones, shares, seeds, steps, rates, rate_share, _ = settings
+    backbones, shares, seeds, steps, rates, rate_share, *_ = settings
     problems = [*_set_by_cells(config), *_backbone_problems(config, backbones, seeds)]
     wrong = [share for share in shares if not 0 < share <= 1]
     if wrong or not shares or len(set(shares)) < len(shares):
@@ -137,13 +137,12 @@ def make_comparison(
     Raises:
         UserError: the data cannot be used, for example if val has no boxes.
     """
-    backbones, shares, seeds, steps, rates, rate_share, reference = settings
+    backbones, shares, seeds, steps, rates, rate_share, reference, _ = settings
     task = DETECTORS[config.detector.kind].facts["task"]
     train, val, _ = read_splits(config, data, task, results)
     entries = {"train": labels_entry(data, train), "val": labels_entry(data, val)}
     steps = steps or (config.total_steps(LABELS[task].learnable(train)),)
     of_share = dict(zip(shares, steps if len(steps) > 1 else tuple(steps) * len(shares), strict=True))
-    labels = [one.label for one in backbones]
     detector = config.detector.model_copy(update={"validate_every": 0, "patience": None})
     comparison = Comparison(
         config=config.model_copy(update={"detector": detector}),
@@ -156,9 +155,15 @@ def make_comparison(
         seeds=seeds,
         rates=tuple(sorted(rates or (config.optimizer.learning_rate,))),
         rate_share=rate_share or middle_share(shares),
-        reference=reference or (RANDOM if RANDOM in labels else labels[0]),
+        reference=reference or default_reference(backbones),
     )
     return comparison, train, val
+
+
+def default_reference(backbones: Sequence[Backbone]) -> str:
+    """Returns the label of the reference that was not given: random, or the first backbone."""
+    labels = [one.label for one in backbones]
+    return RANDOM if RANDOM in labels else labels[0]
 
 
 def count_problems(backbones: Sequence[Backbone], saved: Comparison | None) -> list[UserError]:
@@ -181,14 +186,19 @@ def lost_classes(comparison: Comparison, train: Split) -> Iterator[str]:
     """Yields a warning for each share in which some seed has no image of a class."""
     if not isinstance(train, AnnotatedImages):
         return
+    classes = [set(labels[~ignored].tolist()) for labels, ignored in zip(train.labels, train.ignored, strict=True)]
+    yield from lost_of_images(comparison, classes, train.class_names)
+
+
+def lost_of_images(comparison: Comparison, classes: Sequence[set[int]], class_names: Sequence[str]) -> Iterator[str]:
+    """Yields the warnings of `lost_classes`, from the numbers of the classes that each image of train shows."""
     for share in comparison.shares:
         lost = set()
         for seed in range(comparison.seeds):
-            subset, _ = take_share(train, share, seed)
-            shown = [labels[~ignored] for labels, ignored in zip(subset.labels, subset.ignored, strict=True)]
-            lost |= set(range(len(train.class_names))) - set(np.concatenate(shown).tolist() if shown else ())
+            drawn = draw_positions(len(classes), share, seed)
+            lost |= set(range(len(class_names))).difference(*(classes[position] for position in drawn))
         if lost:
-            names = [escape(train.class_names[number]) for number in sorted(lost)]
+            names = [escape(class_names[number]) for number in sorted(lost)]
             more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
             yield (
                 f"--shares: share {share:g} has {comparison.images_of(share)} images, and in some seed none of "

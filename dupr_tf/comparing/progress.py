@@ -51,8 +51,13 @@ class Progress:
         if ended is not None:
             self._report(ended)
         if self.console.is_terminal and running:
-            parts = [f"{cell.text}: step {self._step(cell):,}/{self._steps(cell):,}" for cell in running]
+            parts = [self._text(cell) for cell in running]
             self.status.update(visible(f"{'; '.join(parts)}. {self._left()}"))
+
+    def _text(self, cell: Cell) -> str:
+        if self.comparison.probe:
+            return f"{cell.backbone}: {self.comparison.probe}"
+        return f"{cell.text}: step {self._step(cell):,}/{self._steps(cell):,}"
 
     def _report(self, cell: Cell) -> None:
         shutil.rmtree(self.folder / cell.folder / CHECKPOINTS_FOLDER, ignore_errors=True)  # a finished cell needs none
@@ -63,7 +68,8 @@ class Progress:
         line = f"{done}  {cell.text}: {name} {scores[name]:.4f}. {self._left()}"
         self.console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
         row = [one for one in self.unreported if (one.share, one.seed, one.rate) == (cell.share, cell.seed, None)]
-        if cell.rate is None and not row and self.unreported:  # at the end, the table is printed anyway
+        grows = self.comparison.probe is None and cell.rate is None and not row  # the cells of a probe end together
+        if grows and self.unreported:  # at the end, the table is printed anyway
             self.show()
 
     def _left(self) -> str:

@@ -12,11 +12,13 @@ import os
 from pathlib import Path
 
 from dupr_tf.comparing.grid import Backbone, Cell, rate_cells, scored_cells
-from dupr_tf.config import Config, dump_config, load_config
+from dupr_tf.config import PROBED_LEVELS, Config, dump_config, load_config
+from dupr_tf.config.probes import PROBE_METRICS
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import write_all
 from dupr_tf.records import digest, listing, mapping, read_record, text, whole
 from dupr_tf.training.run import CONFIG_FILE, differences
+from dupr_tf.weights.paths import RANDOM
 
 RECORD_FILE = "comparison.json"
 FORMAT = 1
@@ -28,18 +30,21 @@ class Comparison:
     """Defines a comparison.
 
     Args:
-        config: config of the fine-tuning. Seed, share, learning rate and steps are set for each cell.
+        config: config of the fine-tuning. Seed, share, learning rate and steps are set for each cell. For a probe, only
+            the fields that it uses.
         data: absolute root of the labelled data.
         labels: {"train", "val"} -> digest of images and labels.
         counts: {"train", "val"} -> number of images.
         backbones: what is compared, in the order of the tables.
         shares: shares of the labels, rising.
-        steps: steps of each cell with a share, in the order of `shares`.
+        steps: steps of each cell with a share, in the order of `shares`. 1 for a probe, which trains nothing.
         seeds: number of seeds, which are 0, 1, ….
-        rates: learning rates to choose from, or the one of all cells.
+        rates: learning rates to choose from, or the one of all cells. None for a probe.
         rate_share: share at which rates are chosen.
         reference: label of the backbone that the others are compared with.
         digests: {path: sha256 of its weights}, of the paths that an earlier call has loaded.
+        probe: name of the probe that scores the backbones. None for a detector.
+        level: level of the features of a probe.
     """
 
     config: Config
@@ -54,6 +59,8 @@ class Comparison:
     rate_share: float
     reference: str
     digests: dict[str, str] = dataclasses.field(default_factory=dict)
+    probe: str | None = None
+    level: str | None = None
 
     def rate_cells(self) -> list[Cell]:
         return list(rate_cells(self.backbones, self.rate_share, self.rates))
@@ -70,6 +77,12 @@ class Comparison:
     def images_of(self, share: float) -> int:
         """Returns the number of labelled images of a share, as `take_share` draws them."""
         return max(1, round(share * self.counts["train"]))
+
+    def repeats(self, label: str, share: float) -> bool:
+        """Returns True if a probe scores a backbone the same with every seed: one file of weights, and all images."""
+        weights = self.backbone(label).weights
+        same_images = self.images_of(share) == self.counts["train"]
+        return self.probe is not None and same_images and len(weights) == 1 and weights[0] != RANDOM
 
 
 def read_comparison(folder: Path) -> Comparison:
@@ -119,12 +132,15 @@ def extend(saved: Comparison, new: Comparison) -> Comparison:
 
 
 def _changes(saved: Comparison, new: Comparison) -> list[UserError]:
+    if saved.probe != new.probe:
+        problem = f"The comparison in this folder is of {saved.probe or 'detectors'}."
+        return [UserError("--output", problem, "Choose another folder.")]
     problems = differences(saved.config, new.config)
     for split in ("train", "val"):
         if saved.labels[split] != new.labels[split]:
             problem = f"The images or labels of {split} are others than in this comparison."
             problems.append(UserError("--data", problem, OTHER))
-    for flag, name in (("--learning-rates", "rates"), ("--rate-share", "rate_share")):
+    for flag, name in (("--learning-rates", "rates"), ("--rate-share", "rate_share"), ("--level", "level")):
         before, now = getattr(saved, name), getattr(new, name)
         if before != now:
             problems.append(UserError(flag, f"This comparison has {_text(before)}, received {_text(now)}.", OTHER))
@@ -132,6 +148,8 @@ def _changes(saved: Comparison, new: Comparison) -> list[UserError]:
 
 
 def _text(value) -> str:
+    if isinstance(value, str):
+        return value
     return " ".join(f"{one:g}" for one in (value if isinstance(value, tuple) else (value,)))
 
 
@@ -155,10 +173,20 @@ def _parse(value: dict, config: Config) -> Comparison:
         rate_share=_number(value["rate_share"], 1),
         reference=text(value["reference"], 64),
         digests={text(path): digest(sha256) for path, sha256 in mapping(value["digests"]).items()},
+        probe=_one_of(value.get("probe"), PROBE_METRICS),
+        level=_one_of(value.get("level"), PROBED_LEVELS),
     )
+    if (comparison.probe is None) != (comparison.level is None):
+        raise ValueError("it has a probe without a level, or a level without a probe")
     if len(comparison.steps) != len(comparison.shares) or comparison.reference not in backbones:
         raise ValueError("its shares, steps and backbones do not fit together")
     return comparison
+
+
+def _one_of(value, names):
+    if value is not None and (not isinstance(value, str) or value not in names):
+        raise ValueError(f"expected one of {', '.join(names)}, received {value!r:.40}")
+    return value
 
 
 def _number(value, most: float) -> float:

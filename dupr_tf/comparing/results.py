@@ -11,10 +11,11 @@ import numpy as np
 from dupr_tf.comparing.grid import Cell
 from dupr_tf.comparing.record import Comparison
 from dupr_tf.comparing.statistics import Estimate, LabelsNeeded, estimate, labels_needed, seeds_needed
+from dupr_tf.config.probes import PROBE_METRICS
 from dupr_tf.records import mapping, read_record
 
 METRICS_FILE = "metrics.json"  # of a cell; a cell with this file is finished
-METRICS = ("mIoU", "AP")  # the score of a cell is the first that it has
+METRICS = ("mIoU", "AP", *PROBE_METRICS.values())  # the score of a cell is the first that it has
 REMOVE = "Remove the folder of this cell, and run the same command again."
 
 
@@ -24,7 +25,9 @@ def is_finished(folder: Path) -> bool:
 
 
 def read_scores(folder: Path) -> dict[str, float]:
-    """Returns AP and AP50, or mIoU, of a finished cell, those of masks for a detector that has masks, and its seconds.
+    """Returns the scores of a finished cell, and the seconds of its training.
+
+    They are AP and AP50, those of masks for a detector that has masks, or mIoU, or the score of a probe.
 
     Raises:
         UserError: its metrics are damaged.
@@ -39,7 +42,7 @@ def _parse_scores(value) -> dict[str, float]:
     times = ("training_seconds", "images_per_second")
     found = {**{name: scored[name] for name in names}, **{name: value[name] for name in times if name in value}}
     if not names or any(type(number) not in (int, float) for number in found.values()):
-        raise ValueError("it has no AP or mIoU")
+        raise ValueError(f"it has none of {', '.join(METRICS)}")
     return {name: float(number) for name, number in found.items()}
 
 
@@ -58,8 +61,8 @@ class Rates:
 
 def choose_rates(folder: Path, comparison: Comparison) -> dict[str, Rates]:
     """Returns the rates tried with each backbone; the chosen one has the highest score, the smaller one of equals."""
-    if len(comparison.rates) == 1:
-        return {one.label: Rates({}, comparison.rates[0]) for one in comparison.backbones}
+    if len(comparison.rates) < 2:
+        return {one.label: Rates({}, next(iter(comparison.rates), None)) for one in comparison.backbones}
     scores: dict[str, dict[float, float]] = {one.label: {} for one in comparison.backbones}
     for cell in comparison.rate_cells():
         if is_finished(folder / cell.folder):
@@ -109,7 +112,7 @@ class Result:
     """Holds the results of the finished cells.
 
     Args:
-        metric: "AP", "AP of masks" or "mIoU". None before a cell is finished.
+        metric: one of `METRICS`. None before a cell is finished.
         rows: a row for each share and backbone with a finished cell, by share.
         finished, cells: number of finished cells, and of all, those that choose rates included.
         seconds: mean seconds of training of a finished cell with the longest training. None without any.
@@ -144,13 +147,17 @@ def _row(comparison: Comparison, key: tuple[str, float], table: dict, read: dict
     difference = needed = labels = None
     reference = table.get((comparison.reference, share), {})
     common = sorted(scores.keys() & reference.keys())
+    repeats = comparison.repeats(backbone, share)
+    if repeats and comparison.repeats(comparison.reference, share):
+        common = common[:1]  # the other seeds repeat it
     if backbone != comparison.reference and common:
         differences = [scores[seed] - reference[seed] for seed in common]
         difference = estimate(differences)
         needed = seeds_needed(differences) if len(differences) > 1 else None
         labels = _labels_needed(comparison, table, scores)
+    counted = list(scores.values())[: 1 if repeats else None]
     return Row(
-        backbone, share, comparison.images_of(share), scores, estimate(list(scores.values())),
+        backbone, share, comparison.images_of(share), scores, estimate(counted),
         float(np.mean(ap50)) if ap50 else None, difference, needed, labels,
     )  # fmt: skip
 
@@ -178,6 +185,11 @@ def sentences(result: Result, comparison: Comparison) -> list[str]:
 
 def _verdict(row: Row, comparison: Comparison) -> str:
     difference, reference = row.difference, comparison.reference
+    if all(comparison.repeats(label, row.share) for label in (row.backbone, reference)):
+        return (
+            f"{difference.mean:+.4f} against {reference}, the same with every seed, which cannot decide. Use a share "
+            "below 1, or several pre-trainings."
+        )
     if difference.half is None:
         return f"{difference.mean:+.4f} against {reference} with one seed, which cannot decide. Use --seeds 3 or more."
     change = f"{difference.mean:+.4f} ± {difference.half:.4f} against {reference}"
@@ -200,7 +212,8 @@ def _saved(row: Row, reference: str) -> str:
 
 def labels_text(needed: LabelsNeeded) -> str:
     """Formats a number of labelled images and its interval; infinite ends are out of the compared range."""
-    if needed.low is None:
+    out_of_range = np.isinf(needed.count) and needed.low == needed.count == needed.high
+    if needed.low is None or out_of_range:
         return _count(needed.count)
     return f"{_count(needed.count)} ({_count(needed.low)} to {_count(needed.high)})"
 
@@ -216,7 +229,8 @@ def _notes(rows: Sequence[Row], comparison: Comparison) -> list[str]:
     single = [one.label for one in comparison.backbones if len(one.weights) == 1 and one.weights != ("random",)]
     if not rows or not single:
         return []
+    covered = "the fine-tuning" if comparison.probe is None else "the drawn images"
     return [
-        f"{', '.join(single)}: one pre-training each. The intervals cover the spread of the fine-tuning, not that of "
+        f"{', '.join(single)}: one pre-training each. The intervals cover the spread of {covered}, not that of "
         "the pre-training."
     ]

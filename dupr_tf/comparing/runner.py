@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dupr_tf.comparing.grid import Cell
+from dupr_tf.comparing.grid import Cell, Task
 from dupr_tf.comparing.results import is_finished
 from dupr_tf.detection.finetune import CHECKED_FILE
 from dupr_tf.errors import RunFailed, RunInterrupted
@@ -26,16 +26,16 @@ LAST_BYTES = 2000
 
 
 class Running(NamedTuple):
-    """A cell that runs, its process, and the number of the slot that it has."""
+    """The cells of a process that runs, the process, and the number of the slot that it has."""
 
-    cell: Cell
+    cells: tuple[Cell, ...]
     process: subprocess.Popen
     slot: int
 
 
 def run_cells(
     folder: Path,
-    tasks: Sequence[tuple[Cell, float]],
+    tasks: Sequence[Task],
     jobs: int,
     gpus: int,
     on_change: Callable[[list[Cell], Cell | None], None],
@@ -44,30 +44,35 @@ def run_cells(
 
     Args:
         folder: folder of the comparison.
-        tasks: cells and their learning rates.
-        jobs: cells at a time. With GPUs, each takes one; otherwise they share the cores.
+        tasks: cells, those of a process together, and their learning rates.
+        jobs: processes at a time. With GPUs, each takes one; otherwise they share the cores.
         gpus: number of GPUs.
-        on_change: called with the running cells, and with a cell that has ended or None, twice a second.
+        on_change: called with the first cell of each process, and with a cell that has ended or None, twice a second.
 
     Raises:
         RunFailed: a cell failed. The others are stopped after their state is saved.
         RunInterrupted: a signal stopped all cells after their state was saved.
     """
-    waiting = [(cell, rate) for cell, rate in tasks if not is_finished(folder / cell.folder)]
+    waiting = [task for task in (_unfinished(folder, task) for task in tasks) if task.cells]
     with noted_signals() as signals, _stopping() as running:
         while waiting or running:
             if signals:
                 raise StoppedComparison(signals[0])
             free = sorted(set(range(jobs)) - {one.slot for one in running})
             for slot in free[: len(waiting)]:
-                cell, rate = waiting.pop(0)
-                running.append(Running(cell, _start(folder, cell, rate, slot, jobs, gpus), slot))
+                task = waiting.pop(0)
+                running.append(Running(task.cells, _start(folder, task, slot, jobs, gpus), slot))
             for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)
-                _check_end(folder / one.cell.folder, one)
-                on_change([other.cell for other in running], one.cell)
-            on_change([one.cell for one in running], None)
+                _check_end(folder / one.cells[0].folder, one)
+                for cell in one.cells:
+                    on_change([other.cells[0] for other in running], cell)
+            on_change([one.cells[0] for one in running], None)
             time.sleep(POLL)
+
+
+def _unfinished(folder: Path, task: Task) -> Task:
+    return task._replace(cells=tuple(cell for cell in task.cells if not is_finished(folder / cell.folder)))
 
 
 class StoppedComparison(RunInterrupted):
@@ -78,15 +83,16 @@ class StoppedComparison(RunInterrupted):
         self.args = ("stopped, and the state of each cell is saved. Run the same command again to resume.",)
 
 
-def _start(folder: Path, cell: Cell, rate: float, slot: int, jobs: int, gpus: int) -> subprocess.Popen:
-    """Starts the process of a cell. It has a session of its own, so that only this process stops it."""
+def _start(folder: Path, task: Task, slot: int, jobs: int, gpus: int) -> subprocess.Popen:
+    """Starts the process of a task, by its first cell. It has a session of its own, so that only this one stops it."""
+    cell, rate = task.cells[0], "" if task.rate is None else repr(task.rate)
     place = folder / cell.folder
     place.mkdir(parents=True, exist_ok=True)
     checked = place / CHECKED_FILE
     if not checked.exists() and (folder / CHECKED_FILE).exists():
         shutil.copyfile(folder / CHECKED_FILE, checked)  # so that no cell decodes the images once more
     purpose = "score" if cell.rate is None else "choose"
-    arguments = [str(folder), cell.backbone, repr(cell.share), str(cell.seed), repr(rate), purpose]
+    arguments = [str(folder), cell.backbone, repr(cell.share), str(cell.seed), rate, purpose]
     environment = dict(os.environ)
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -110,7 +116,7 @@ def _check_end(place: Path, one: Running) -> None:
     if code == 0:
         return
     cause = one_line(_last_line(place / LOG_FILE), 300).removeprefix("error: ")
-    raise RunFailed(f"{one.cell.text} ended with code {code}: {cause} Its output is in {place / LOG_FILE}.")
+    raise RunFailed(f"{one.cells[0].text} ended with code {code}: {cause} Its output is in {place / LOG_FILE}.")
 
 
 def _last_line(log: Path) -> str:

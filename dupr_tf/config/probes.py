@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from dupr_tf.registry import Entry, Registry
 
+PROBE_METRICS = {"knn": "top1", "svm": "mAP"}  # probes that `compare` takes, and their scores
+
 PROBES = Registry(
     "probe",
     "probing.probes",

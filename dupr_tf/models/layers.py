@@ -7,23 +7,24 @@ import keras
 import tensorflow as tf
 
 from dupr_tf.errors import UserError
-from dupr_tf.ops.convolution import convolve_3x3
+from dupr_tf.ops.convolution import convolve_1x1, convolve_3x3
 
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class TrainedConv2D(keras.layers.Conv2D):
-    """Keras' `Conv2D` with a faster kernel gradient for 3×3 kernels of stride 1 and "same" padding.
+    """Keras' `Conv2D` with the kernel gradients of `ops.convolution`.
 
-    Arguments are those of `keras.layers.Conv2D`. The output features are the same.
+    They are for 3×3 kernels of stride 1 and "same" padding, and for 1×1 kernels of a larger stride. Arguments are those
+    of `keras.layers.Conv2D`. The output features are the same.
     """
 
     def convolution_op(self, inputs, kernel):
-        plain = (
-            self.kernel_size == (3, 3)
-            and self.strides == self.dilation_rate == (1, 1)
-            and (self.padding, self.groups, self.data_format) == ("same", 1, "channels_last")
-        )
-        return convolve_3x3(inputs, kernel) if plain else super().convolution_op(inputs, kernel)
+        simple = (self.dilation_rate, self.groups, self.data_format) == ((1, 1), 1, "channels_last")
+        if simple and (self.kernel_size, self.strides, self.padding) == ((3, 3), (1, 1), "same"):
+            return convolve_3x3(inputs, kernel)
+        if simple and self.kernel_size == (1, 1) and self.strides[0] == self.strides[1] > 1:
+            return convolve_1x1(inputs, kernel, self.strides[0])
+        return super().convolution_op(inputs, kernel)
 
 
 @keras.saving.register_keras_serializable("dupr_tf")

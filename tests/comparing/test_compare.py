@@ -12,7 +12,7 @@ import pytest
 
 from dupr_tf.comparing import cell as cells
 from dupr_tf.comparing import runner
-from dupr_tf.comparing.grid import Cell
+from dupr_tf.comparing.grid import Cell, Task
 from dupr_tf.comparing.record import read_comparison, write_comparison
 from dupr_tf.errors import RunFailed
 from tests.comparing.cells_by_hand import comparison
@@ -51,10 +51,10 @@ def fake(monkeypatch, tmp_path):
 
 
 SCORE = """
-from dupr_tf.comparing.grid import Cell
+from dupr_tf.comparing.grid import Cell, Task
 cell = pathlib.Path(folder) / Cell(backbone, float(share), int(seed)).folder / "metrics.json"
 """
-TWO = [(Cell("a", 1.0, 0), 0.1), (Cell("b", 1.0, 0), 0.1)]
+TWO = [Task((Cell("a", 1.0, 0),), 0.1), Task((Cell("b", 1.0, 0),), 0.1)]
 
 
 def begun(tmp_path):
@@ -66,7 +66,7 @@ def test_cells_that_are_finished_do_not_run_again(fake, tmp_path):
     ended = []
     for _ in range(2):
         runner.run_cells(tmp_path, TWO, 1, 0, lambda running, one: ended.append(one) if one else None)
-    assert ended == [cell for cell, _ in TWO] and len(begun(tmp_path)) == 2
+    assert ended == [task.cells[0] for task in TWO] and len(begun(tmp_path)) == 2
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")

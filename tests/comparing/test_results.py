@@ -8,8 +8,8 @@ import pytest
 
 from dupr_tf.comparing.grid import Cell
 from dupr_tf.comparing.outputs import draw, page, table, write_outputs
-from dupr_tf.comparing.results import choose_rates, read_result, sentences
-from dupr_tf.comparing.statistics import estimate
+from dupr_tf.comparing.results import choose_rates, labels_text, read_result, sentences
+from dupr_tf.comparing.statistics import LabelsNeeded, estimate
 from dupr_tf.errors import UserError
 from tests.comparing.cells_by_hand import comparison, finish
 
@@ -139,6 +139,11 @@ def test_files_hold_the_table(folder):
     for cells in table(result, made, rates):
         assert "| " + " | ".join(cells) + " |" in text
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_interval_that_is_out_of_range_as_a_whole_is_not_repeated():
+    texts = [labels_text(LabelsNeeded(*values)) for values in ((math.inf,) * 3, (5.0, 4.0, math.inf), (5.0, 5.0, 5.0))]
+    assert [text.count("more") for text in texts] == [1, 1, 0] and texts[2].count("5") == 3
 
 
 def test_labels_out_of_range_are_words_in_json(tmp_path):

@@ -1,4 +1,4 @@
-"""Tests the 3×3 convolution and each form of its kernel gradient against loops."""
+"""Tests the 3×3 convolution and each form of its kernel gradient, and the strided 1×1 one, against loops."""
 
 import keras
 import numpy as np
@@ -59,6 +59,34 @@ def test_layer_and_gradients_agree_with_loops(mode, form, monkeypatch):
         np.testing.assert_allclose(result, value, atol=1e-5 * np.abs(value).max())
 
 
+@pytest.mark.parametrize("stride", [2, 3])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("mode", MODES)
+def test_strided_1x1_convolution_and_gradients_agree_with_loops(mode, shape, stride):
+    images, kernel, _ = arrays(shape)
+    kernel = kernel[:1, :1]
+    seen = images[:, ::stride, ::stride]
+    upstream = np.random.default_rng(1).normal(size=(*seen.shape[:3], kernel.shape[3]))
+
+    def features_and_gradients(images, kernel, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch([images, kernel])
+            features = convolution.convolve_1x1(images, kernel, stride)
+            loss = tf.reduce_sum(features * upstream)
+        return features, *tape.gradient(loss, [images, kernel])
+
+    results = in_mode(features_and_gradients, mode)(*floats(images, kernel, upstream))
+    images_gradient, kernel_gradient = np.zeros_like(images), np.zeros_like(kernel)
+    features = np.zeros_like(upstream)
+    for place in np.ndindex(*seen.shape[:3]):
+        source = place[0], place[1] * stride, place[2] * stride
+        features[place] = images[source] @ kernel[0, 0]
+        images_gradient[source] = kernel[0, 0] @ upstream[place]
+        kernel_gradient[0, 0] += np.outer(images[source], upstream[place])
+    for result, value in zip(results, (features, images_gradient, kernel_gradient), strict=True):
+        np.testing.assert_allclose(result, value, atol=1e-5 * max(1, np.abs(value).max()))
+
+
 def chosen(shape, filters, dtype=tf.float32):
     taken = []
 
@@ -98,7 +126,17 @@ def test_layer_trains_its_kernel(mode):
     np.testing.assert_allclose(result, expected, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("changed", [{"strides": 2}, {"padding": "valid"}, {"kernel_size": 1}, {"dilation_rate": 2}])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"strides": 2},
+        {"padding": "valid"},
+        {"kernel_size": 1},
+        {"kernel_size": 1, "strides": 2},
+        {"kernel_size": 1, "strides": 2, "padding": "valid"},
+        {"dilation_rate": 2},
+    ],
+)
 def test_other_convolutions_are_those_of_keras(changed):
     settings = {"filters": 4, "kernel_size": 3, "padding": "same", "kernel_initializer": "ones", **changed}
     images = floats(arrays(SHAPES[0])[0])[0]

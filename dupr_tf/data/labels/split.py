@@ -68,9 +68,14 @@ def take_share(images: Split, share: float, seed: int) -> tuple[Split, tuple[str
     """
     if not 0 < share <= 1:
         raise UserError("data.share", f"Expected a share above 0 and up to 1, received {share}.", "Use 0.1.")
-    count = max(1, round(share * len(images)))
-    subset = images.select(sorted(np.random.default_rng(seed).permutation(len(images))[:count].tolist()))
+    subset = images.select(draw_positions(len(images), share, seed))
     return subset, subset.ids or subset.paths
+
+
+def draw_positions(images: int, share: float, seed: int) -> list[int]:
+    """Draws the rising positions of a share of a number of images, at least one, as `take_share` does."""
+    count = max(1, round(share * images))
+    return sorted(np.random.default_rng(seed).permutation(images)[:count].tolist())
 
 
 def open_root(table: Registry, root: str | Path, split: str, kind: str) -> tuple[Path, Callable]:
