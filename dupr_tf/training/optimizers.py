@@ -75,12 +75,18 @@ class CoupledSGD(VariableFactors, keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         rate_factor, decay_factor = self.factors_of(variable)
-        rate = ops.cast(learning_rate * rate_factor, variable.dtype)
-        gradient = ops.cast(gradient, variable.dtype) + self.coupled_decay * decay_factor * variable
-        velocity = self.velocities[self._get_variable_index(variable)]
-        new_velocity = self.momentum * velocity + gradient
-        self.assign(velocity, new_velocity)
-        self.assign_sub(variable, rate * new_velocity)
+        rate = tf.cast(learning_rate * rate_factor, variable.dtype)
+        velocity = self.velocities[self._get_variable_index(variable)].value
+        # Every operation works in place and waits for the gradient. Products of weights and velocities would be
+        # computed when the step begins, and would hold twice the memory of the weights until it ends.
+        shared = {"var": variable.handle, "accum": velocity.handle, "grad": tf.cast(gradient, variable.dtype)}
+        tf.raw_ops.ResourceApplyMomentum(**shared, lr=tf.zeros_like(rate), momentum=tf.cast(self.momentum, rate.dtype))
+        decay = self.coupled_decay * decay_factor
+        if decay:
+            tf.raw_ops.ResourceApplyGradientDescent(
+                var=velocity.handle, alpha=tf.cast(-decay, rate.dtype), delta=variable
+            )
+        tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=velocity)
 
     def get_config(self):
         return {**super().get_config(), "momentum": self.momentum, "coupled_decay": self.coupled_decay}

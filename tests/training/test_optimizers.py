@@ -79,3 +79,22 @@ def test_factors_of_no_variable_or_of_several_are_refused(names):
     with pytest.raises(UserError) as error:
         CoupledSGD(0.1, rate_factors={"part/slow": 0.5}).build(variables(*names))
     assert error.value.field == "rate_factors" and "part/slow" in error.value.problem
+
+
+def test_sgd_computes_nothing_of_a_variables_size_before_its_gradient():
+    (variable,) = variables("plain")
+    optimizer = CoupledSGD(0.1, 0.9, 0.01)
+    optimizer.build([variable])
+    step = tf.function(lambda gradient: optimizer.apply([gradient], [variable]), autograph=False)
+    graph = step.get_concrete_function(tf.TensorSpec([3])).graph
+    waiting = {graph.inputs[0].op.name}  # names of the operations that need the gradient, in the order of the graph
+    for operation in graph.get_operations():
+        needed = [*(tensor.op for tensor in operation.inputs), *operation.control_inputs]
+        if any(one.name in waiting for one in needed):
+            waiting.add(operation.name)
+    early = [one.type for one in graph.get_operations() if one.name not in waiting and _has_shape(one, [3])]
+    assert set(early) <= {"ReadVariableOp"}
+
+
+def _has_shape(operation, shape):
+    return any(tensor.shape.as_list() == shape for tensor in operation.outputs if tensor.shape.rank is not None)

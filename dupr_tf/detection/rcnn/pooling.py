@@ -64,13 +64,16 @@ def _crops(features, boxes, image, size, samples):
     padded = tf.pad(tf.cast(features, tf.float32), [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
     extent = tf.cast(tf.shape(features)[1:3] + 1, tf.float32)  # of the padded map, between its outermost centres
     first, step = tf.reverse(boxes[:, :2], [1]), tf.reverse(sides(boxes), [1]) / size  # (N, 2) y, x
-    grids = []
+    bins, total = tf.constant([size, size]), None
     for y in range(samples):
         for x in range(samples):
             start = first + step * ((tf.constant([y, x], tf.float32) + 0.5) / samples) + 0.5
             corners = tf.concat([start / extent, (start + step * (size - 1)) / extent], 1)
-            grids.append(tf.image.crop_and_resize(padded, corners, image, (size, size)))
-    return tf.cast(tf.add_n(grids) / samples**2, features.dtype)
+            # One grid at a time: TensorFlow would compute all of them first, and hold four times the memory.
+            with tf.control_dependencies([] if total is None else [total]):
+                grid = tf.image.crop_and_resize(padded, corners, image, bins)
+            total = grid if total is None else total + grid
+    return tf.cast(total / samples**2, features.dtype)
 
 
 def gather_samples(features, boxes, image, strides, size, samples=SAMPLES):

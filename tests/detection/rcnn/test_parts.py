@@ -203,6 +203,20 @@ def test_gathered_samples_equal_crops():
         np.testing.assert_allclose(received, expected, atol=1e-4)
 
 
+def test_grids_of_samples_wait_for_each_other():
+    def pooled(maps, boxes):
+        return pooling.pool([maps], boxes, (16,), 7)
+
+    graph = tf.function(pooled).get_concrete_function(tf.TensorSpec([1, 4, 4, 8]), tf.TensorSpec([1, 5, 4])).graph
+    grids = [operation for operation in graph.get_operations() if operation.type == "CropAndResize"]
+    assert [[one.type for one in grid.control_inputs] for grid in grids] == [
+        [],
+        ["CropAndResize"],
+        ["AddV2"],
+        ["AddV2"],
+    ]
+
+
 @pytest.mark.parametrize("target", [ONNX, LITERT])
 @pytest.mark.parametrize("shared", [True, False])
 def test_suppression_is_equal_for_every_export_target(target, shared):
