@@ -3,6 +3,8 @@
 import gc
 from pathlib import Path
 
+import pytest
+
 import dupr_tf  # noqa: F401  (sets environment variables that TensorFlow reads at import)
 
 # Tests that grow the process run first, while it is small; then the slowest, so that two workers end together.
@@ -19,3 +21,17 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     gc.freeze()  # exempts imported objects from garbage collection, whose cost grows with the length of the run
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable(report):
+    """Escapes file names that are not UTF-8 in the output of a test, since pytest-xdist cannot send them."""
+    return _sendable((yield))
+
+
+def _sendable(value):
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_sendable(name): _sendable(one) for name, one in value.items()}
+    return type(value)(map(_sendable, value)) if type(value) in (list, tuple) else value
