@@ -19,7 +19,8 @@ def hangup():
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
-def test_signal_saves_and_ends_the_run(name):
+def test_signal_saves_and_ends_the_run(name, hangup):
+    signal.signal(hangup, signal.SIG_DFL)  # `nohup pytest` ignores it
     number, saved = getattr(signal, name), []
     checkpoints = type("Checkpoints", (), {"save": lambda self: saved.append(True)})()
     with noted_signals() as received:

@@ -198,6 +198,7 @@ def fork(name: str, ports: list[int], index: int, output: Path) -> int:
         return child
     code = 1
     try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup pytest` ignores it
         number = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(number, 1)
         os.dup2(number, 2)
