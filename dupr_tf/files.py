@@ -156,7 +156,7 @@ def read_bounded(path: str | os.PathLike, most: int) -> bytes:
     """
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
-        limit = min(most, size + GROWTH)  # Python allocates as many bytes as are asked for
+        limit = min(most, size + GROWTH)  # Python allocates as many bytes as the argument says
         content = file.read(limit + 1) if size <= most else b""
     if max(size, len(content)) > limit:
         raise ValueError(f"it has {size:,} bytes, and at most {most:,} are read")

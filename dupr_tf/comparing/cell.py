@@ -1,4 +1,4 @@
-"""Runs cells of a comparison in a process of their own, which ends with the process of `compare`.
+"""Runs cells of a comparison in a separate process, which ends with the process of `compare`.
 
 It is one fine-tuning, or a probe of the same weights with all shares and seeds.
 """

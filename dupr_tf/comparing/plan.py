@@ -90,7 +90,7 @@ def _texts(values: Sequence[float]) -> str:
 
 
 def _set_by_cells(config: Config) -> Iterator[UserError]:
-    """Yields an error for each field that a comparison sets by itself."""
+    """Yields an error for each field that a comparison sets."""
     default, data = Config(), config.data
     for name, differs, fix in (
         ("data.share", data.share != 1, "Use --shares."),
@@ -214,6 +214,6 @@ def lost_of_images(comparison: Comparison, classes: Sequence[set[int]], class_na
             names = [escape(class_names[number]) for number in sorted(lost)]
             more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
             yield (
-                f"--shares: share {share:g} has {comparison.images_of(share)} images, and in some seed none of "
+                f"--shares: share {share:g} has {comparison.images_of(share)} images, and some seed draws no image of "
                 f"{', '.join(names[:MOST_NAMED])}{more}. These classes are not learned there. Better: a larger share"
             )

@@ -43,7 +43,7 @@ def _parse_scores(value) -> dict[str, float]:
     times = ("training_seconds", "images_per_second")
     numbers = {**{name: scored[name] for name in names}, **{name: value[name] for name in times if name in value}}
     if not names or any(type(number) not in (int, float) for number in numbers.values()):
-        raise ValueError(f"it has none of {', '.join(METRICS)}")
+        raise ValueError(f"it lacks a score, one of {', '.join(METRICS)}")
     return {name: float(number) for name, number in numbers.items()}
 
 

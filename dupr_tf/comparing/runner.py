@@ -84,7 +84,7 @@ class StoppedComparison(RunInterrupted):
 
 
 def _start(folder: Path, task: Task, slot: int, jobs: int, gpus: int) -> subprocess.Popen:
-    """Starts the process of a task, by its first cell. It has a session of its own, so that only this one stops it."""
+    """Starts the process of a task, by its first cell, in a new session: signals of the terminal do not reach it."""
     cell, rate = task.cells[0], "" if task.rate is None else repr(task.rate)
     place = folder / cell.folder
     place.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def _last_line(log: Path) -> str:
 
 @contextlib.contextmanager
 def _stopping() -> Iterator[list[Running]]:
-    """Yields a list for running cells. At the end, it asks those left to save and end, and waits for them."""
+    """Yields a list for running cells. At the end, it sends SIGTERM to those left, and waits until they have saved."""
     running: list[Running] = []
     try:
         yield running

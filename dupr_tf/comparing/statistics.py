@@ -47,7 +47,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def seeds_needed(differences: Sequence[float]) -> int | None:
-    """Computes how many seeds would decide a paired difference if its mean and spread stayed as they are.
+    """Computes how many seeds would decide a paired difference if its mean and spread did not change.
 
     Args:
         differences: a difference for each seed, at least two.

@@ -31,7 +31,9 @@ FEATURE_FILES = Registry(
     "format of features",
     "--output",
     {
-        "npy": Entry("dupr_tf.probing.feature_files:write_npy", "NumPy array, and a text file of names beside it"),
+        "npy": Entry(
+            "dupr_tf.probing.feature_files:write_npy", "NumPy array, and a text file of names in the same folder"
+        ),
         "parquet": Entry(
             "dupr_tf.probing.feature_files:write_parquet", "table of names and features", "parquet", ("pyarrow",)
         ),

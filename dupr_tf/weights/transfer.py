@@ -187,7 +187,7 @@ def tag_file(part: Path) -> Path:
 
 
 def _keep_tag(response, part: Path) -> None:
-    """Writes what tells this version of the file from others: a strong ETag, or the date of its last change."""
+    """Writes the mark of this version of the file: a strong ETag, or the date of its last change."""
     tag = response.headers.get("ETag", "")
     tag = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
     if tag and len(tag) <= MOST_TAG and tag.isascii():

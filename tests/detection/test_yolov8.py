@@ -57,7 +57,7 @@ def test_cell_centres_are_those_of_kerascv():
 
 
 def test_assignment_is_that_of_kerascv_for_apart_boxes():
-    """Both agree on boxes that share no point; IoU and complete IoU differ, so only positions are compared."""
+    """The two agree on boxes that share no point; IoU and complete IoU differ, so only positions are compared."""
     boxes = np.array([[[0, 0, 30, 30], [34, 34, 64, 64], [-1] * 4]] * 2, np.float32)
     scores, predictions, points = predicted()
     truth = ground_truth({"boxes": boxes, "classes": CLASSES}, 2)

@@ -81,7 +81,7 @@ def open_val(root: str | Path) -> ImageSource:
             `tfds:NAME:SPLIT`.
 
     Raises:
-        UserError: the root is missing or has no image, or it has labels of a split train and none of val.
+        UserError: the root is missing or has no image, or it has labels of a split train but not of val.
     """
     root, images = local_path(root), set()
     for kind, (read, _) in _labels(root, VAL).items():
@@ -105,10 +105,10 @@ def check_val(root: str | Path, pool: str | Path | None = None) -> None:
     if pool is not None and os.path.realpath(root) == os.path.realpath(pool):
         raise UserError(None, f"{root} is the pool itself, and has no split val.", "Pass the images to leave out.")
     check_root(root)
-    # A folder with labels beside its photos is taken whole. Labels in other folders belong to a data set.
+    # All photos of a folder with labels are taken. Labels in other folders belong to a data set.
     files = [path for _, shown in _labels(root, TRAIN).values() for path in shown if path.parent != root]
     if files:
-        problem = f"{root} has labels of a split train, such as {files[0]}, and none of a split val."
+        problem = f"{root} has labels of a split train, such as {files[0]}, but not of a split val."
         raise UserError(None, problem, "Pass the folder of the images to leave out.")
 
 

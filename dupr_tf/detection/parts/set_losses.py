@@ -62,7 +62,7 @@ def set_losses(layers, truth):
 
 
 def assign_queries(logits, boxes, truth):
-    """Assigns each object to a query of its own at the lowest total cost (the Hungarian method, by SciPy).
+    """Assigns each object to a different query at the lowest total cost (the Hungarian method, by SciPy).
 
     Args:
         logits: (B, Q, C).
