@@ -7,7 +7,8 @@ from dupr_tf.comparing.compare import plan_comparison
 from dupr_tf.comparing.grid import Backbone
 from dupr_tf.comparing.plan import Settings, filled_in, lost_classes, plan_problems
 from dupr_tf.comparing.record import write_comparison
-from dupr_tf.config import parse_config
+from dupr_tf.config import DataConfig, parse_config
+from dupr_tf.detection.task_labels import read_evaluated, read_splits
 from dupr_tf.errors import UserError
 from tests.comparing.cells_by_hand import CONFIG, comparison
 from tests.labelled_scenes import pictures, write_coco
@@ -133,3 +134,16 @@ def test_many_lost_classes_are_counted(data, tmp_path, monkeypatch):
     planned = plan_comparison(parse_config(CONFIG), data, tmp_path, Settings(TWO, (0.1,), 3))
     monkeypatch.setattr(plan, "MOST_NAMED", 0)
     assert " more" in next(iter(lost_classes(planned.comparison, planned.train)))
+
+
+def test_held_out_images_are_drawn_from_train_and_val_is_not_read(data):
+    section = DataConfig(val_share=0.25, held_out=True)
+    train, val, _ = read_splits(parse_config({**CONFIG, "data": section.model_dump()}), data, "boxes")
+    assert (len(train), len(val)) == (9, 3) and all("train_" in path for path in (*train.paths, *val.paths))
+    assert not set(train.paths) & set(val.paths)
+    assert read_evaluated(data, "val", section, "boxes", train.class_names).paths == val.paths
+
+
+def test_share_to_hold_out_must_be_given():
+    with pytest.raises(UserError, match="held_out"):
+        parse_config({"data": {"held_out": True}})

@@ -100,3 +100,11 @@ def test_interval_of_labels_covers_the_true_number():
         needed = labels_needed([100, 400], curve, 0.2 + rng.normal(0, 0.01, 3))
         covered += needed.low <= 200 <= needed.high
     assert 0.91 <= covered / 200 <= 0.99
+
+
+def test_interval_of_labels_is_that_of_the_score_read_off_the_curve():
+    scores = [0.19, 0.2, 0.21]
+    needed = labels_needed([100, 400], np.array([[0.1, 0.3]] * 3), scores)
+    half = estimate(scores).half
+    expected = [100 * 4 ** ((0.2 + sign * half - 0.1) / 0.2) for sign in (-1, 1)]
+    assert (needed.low, needed.high) == pytest.approx(expected, rel=0.02)
