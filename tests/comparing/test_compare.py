@@ -30,7 +30,7 @@ FAKE = """
 import json, os, pathlib, sys, time
 folder, backbone, share, seed, rate, purpose = sys.argv[1:]
 place = pathlib.Path(os.environ["PLACE"])
-(place / f"begun-{os.getpid()}").write_text(f"{backbone} {seed} {sorted(os.sched_getaffinity(0))}")
+(place / f"started-{os.getpid()}").write_text(f"{backbone} {seed} {sorted(os.sched_getaffinity(0))}")
 """
 
 
@@ -57,8 +57,8 @@ cell = pathlib.Path(folder) / Cell(backbone, float(share), int(seed)).folder / "
 TWO = [Task((Cell("a", 1.0, 0),), 0.1), Task((Cell("b", 1.0, 0),), 0.1)]
 
 
-def begun(tmp_path):
-    return [file.read_text() for file in tmp_path.glob("begun-*")]
+def started(tmp_path):
+    return [file.read_text() for file in tmp_path.glob("started-*")]
 
 
 def test_cells_that_are_finished_do_not_run_again(fake, tmp_path):
@@ -66,7 +66,7 @@ def test_cells_that_are_finished_do_not_run_again(fake, tmp_path):
     ended = []
     for _ in range(2):
         runner.run_cells(tmp_path, TWO, 1, 0, lambda running, one: ended.append(one) if one else None)
-    assert ended == [task.cells[0] for task in TWO] and len(begun(tmp_path)) == 2
+    assert ended == [task.cells[0] for task in TWO] and len(started(tmp_path)) == 2
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
@@ -75,7 +75,7 @@ def test_jobs_run_at_a_time_on_cores_of_their_own(fake, tmp_path):
     most = []
     runner.run_cells(tmp_path, TWO, 2, 0, lambda running, one: most.append(len(running)))
     assert max(most) == 2
-    first, second = (json.loads(text.split(" ", 2)[2]) for text in begun(tmp_path))
+    first, second = (json.loads(text.split(" ", 2)[2]) for text in started(tmp_path))
     assert not set(first) & set(second)
 
 
