@@ -67,13 +67,13 @@ class Workers:
 
     Attributes:
         strategy: the strategy of the run.
-        handlers: {kind: function of the value} for reports to the chief. A separate thread calls them.
     """
 
     def __init__(self, cluster: Cluster, worker_timeout: float, start_timeout: float):
         self.cluster, self.worker_timeout, self.start_timeout = cluster, worker_timeout, start_timeout
         self.index, self.count, self.chief = cluster.index, len(cluster.addresses), cluster.chief
-        self.handlers: dict[str, Callable] = {}
+        self._handlers: dict[str, Callable] = {}
+        self._reports = defaultdict(list)  # that came before their handler
         self._facts, self._messages = defaultdict(deque), deque()
         self._left, self._next, self._end_kind = set(), 0, None
         self._changed, self._sending = threading.Condition(), threading.Lock()
@@ -142,6 +142,13 @@ class Workers:
                 except tf.errors.AlreadyExistsError:
                     self._next += 1
 
+    def receive(self, kind: str, handler: Callable) -> None:
+        """Calls `handler(value)` for each report of this kind, earlier ones included. Later ones come from a thread."""
+        with self._changed:
+            self._handlers[kind] = handler
+            for value in self._reports.pop(kind, []):
+                handler(value)
+
     def progress(self) -> None:
         """Records that a step was taken. From now on a step may take `worker_timeout`."""
         now = time.monotonic()
@@ -209,10 +216,10 @@ class Workers:
             self._exit(code, text, f"{self.cluster.called(index)}: " if foreign else "")
 
     def _handle(self, index: int, kind: str, value) -> None:
-        if self.chief and kind in self.handlers:
-            self.handlers[kind](value)
         with self._changed:
-            if kind == "facts":
+            if kind in ("bad", "signal"):
+                (self._handlers.get(kind) or self._reports[kind].append)(value)
+            elif kind == "facts":
                 self._facts[index].append(value)
             elif kind == "message":
                 self._messages.append(value)
@@ -292,10 +299,11 @@ class ReportToChief(StepCallback):
         super().__init__(first_step)
         self.workers, self.received = workers, received
         self._new = deque(bad.reason_of.items())  # bad images that the chief does not know yet
-        if not workers.chief:
+        if workers.chief:
+            workers.receive("bad", lambda images: [bad.add(image, reason) for image, reason in images])
+            workers.receive("signal", received.append)
+        else:
             bad.on_new = self._new.append
-        workers.handlers["bad"] = lambda images: [bad.add(image, reason) for image, reason in images]
-        workers.handlers["signal"] = received.append
 
     def on_train_begin(self, logs=None):
         self.workers.wait_long()  # the first step starts the input processes and traces

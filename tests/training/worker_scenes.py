@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -130,6 +131,8 @@ def long_forever(workers):
 def reports(workers):
     """Makes worker 1 find bad images and receive a signal. The chief stops the run."""
     bad, received = BadImages([f"{number}.jpg" for number in range(9)], 0.5), []
+    if workers.chief:
+        time.sleep(2)  # reports may come before the chief can handle them
     if workers.index == 1:
         bad.add(4, "empty")
         received.append(signal.SIGTERM)
@@ -256,5 +259,5 @@ if __name__ == "__main__":
     for first in range(0, len(names), AT_ONCE):
         # Fork all workers of a group first: a fork of a process with threads could deadlock.
         finishes = [start(folder, name) for name in names[first : first + AT_ONCE]]
-        for finish in finishes:
-            finish()
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(lambda finish: finish(), finishes))
