@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from tests.data.bad_images import with_orientation
-from tests.labelled_scenes import NAMES, draw, pictures, write_coco, write_voc
+from tests.labelled_scenes import NAMES, draw, pictures, voc_text, write_coco, write_voc
 
 # EXIF turns every odd image of a split: its pixels are stored in another orientation than they are seen.
 ORIENTATIONS = (1, 6, 3, 8)
@@ -66,6 +66,16 @@ def write_roboflow(root, splits):
     for split, made in splits.items():
         folder = root / {"val": "valid"}.get(split, split)
         dump(folder / "_annotations.coco.json", coco_content(write_images(folder, split, made), made, categories))
+    return root
+
+
+def write_roboflow_voc(root, splits):
+    """Writes Roboflow's Pascal VOC: XML files beside the images, without lists."""
+    for split, made in splits.items():
+        folder = root / {"val": "valid"}.get(split, split)
+        for name, picture in zip(write_images(folder, split, made), made, strict=True):
+            head = f"<annotation><folder></folder><filename>{name}</filename>"
+            dump(folder / Path(name).with_suffix(".xml"), voc_text(picture, head))
     return root
 
 
@@ -286,6 +296,7 @@ FORMATS = {
     "coco": (write_downloaded_coco, "coco", False),
     "coco_images": (write_coco, "coco", True),
     "voc": (write_voc, "voc", True),
+    "roboflow_voc": (write_roboflow_voc, "voc", True),
     "roboflow": (write_roboflow, "roboflow", False),
     "fiftyone": (write_fiftyone, "fiftyone", False),
     "lvis": (write_lvis, "lvis", False),

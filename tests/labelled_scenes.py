@@ -90,11 +90,16 @@ def write_voc(root: Path, splits: dict[str, list[Picture]]) -> Path:
         (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(names) + "\n")
         for name, picture in zip(names, made, strict=True):
             Image.fromarray(draw(picture)).save(root / "JPEGImages" / f"{name}.jpg", quality=95)
-            objects = "".join(_voc_object(thing) for thing in picture.things)
-            height, width = picture.size
-            size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
-            (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
+            (root / "Annotations" / f"{name}.xml").write_text(voc_text(picture))
     return root
+
+
+def voc_text(picture: Picture, head: str = "<annotation>") -> str:
+    """Returns VOC's XML of a picture."""
+    objects = "".join(_voc_object(thing) for thing in picture.things)
+    height, width = picture.size
+    size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
+    return f"{head}{size}{objects}</annotation>"
 
 
 def _voc_object(thing: Thing) -> str:

@@ -33,7 +33,7 @@ class Convert:
     kind: str = "auto"
     """Layout of the labels, see `dupr-tf list boxes`. auto detects it."""
     max_bad_share: float = 0.01
-    """Share of the listed images that may be without a file."""
+    """Share of the images, and of the objects, that may be unusable. They are left out."""
 
     def run(self, overrides: dict[str, str]) -> None:
         parse_config({"data": {"max_bad_share": self.max_bad_share}})
@@ -41,12 +41,21 @@ class Convert:
         if not problems and self.output.is_dir() and any(self.output.iterdir()):
             problems.append(UserError("--output", f"{self.output} is not empty.", "Pass a new folder."))
         raise_all(problems)
-        from dupr_tf.data.labels.convert import convert
-
-        for part in convert(self.labels, self.output, self.to, self.kind, self.max_bad_share):
+        for part in self._convert():
             print_line(f"{part.split}: {part.images} images, {part.boxes} boxes")
             for title, counts in (("in the labels", part.read), (f"not in {self.to}", part.lost)):
                 for what, count in counts.items():
                     if count:
                         print_line(f"  {title}: {count} {what}")
         print_line(f"wrote {self.output}")
+
+    def _convert(self) -> list:
+        from dupr_tf.data.labels.convert import convert
+
+        try:
+            return convert(self.labels, self.output, self.to, self.kind, self.max_bad_share)
+        except UserError as error:
+            if error.field != "data.max_bad_share":
+                raise
+            flag = "--max-bad-share"
+            raise UserError(flag, error.problem, error.fix.replace(error.field, flag)) from None

@@ -58,7 +58,9 @@ class DataConfig(Section):
         None, ge=0, le=255, description="value of masks that has no class. Default: every value has one"
     )
     image_size: int = Field(224, ge=32, le=4096, description="side of a view (pre-training) or input (detector), px")
-    max_bad_share: float = Field(0.01, ge=0, le=1, description="share of unreadable images a run may skip")
+    max_bad_share: float = Field(
+        0.01, ge=0, le=1, description="share of unreadable images, and of wrong labels, a run may skip"
+    )
     share: float = Field(
         1.0, gt=0, le=1, description="share of the labelled training images to use, drawn with share_seed"
     )

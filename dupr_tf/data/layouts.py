@@ -191,8 +191,9 @@ BOXES = _table(
     ),
     voc=_layout(
         "labels.voc:read_voc",
-        "VOC: ImageSets/Main/SPLIT.txt, Annotations/ and JPEGImages/, of one year or of VOC2007 and VOC2012",
-        lambda root, split: [path for path in voc_lists(root, split) if path.exists()],
+        "VOC: ImageSets/Main/SPLIT.txt, Annotations/ and JPEGImages/, of one year or of VOC2007 and VOC2012; or XML "
+        "files without lists",
+        _finder("voc:find"),
         fallback=True,
         masks=False,
     ),

@@ -260,7 +260,7 @@ def background_root(root):
 @pytest.mark.parametrize(("background", "kept"), [(False, range(4)), (True, range(6))])
 @pytest.mark.parametrize("sides", [None, [64, 96]])
 def test_images_without_boxes_train_background_only(tmp_path, background, kept, sides):
-    read = read_annotations(background_root(tmp_path / "set"), "train")
+    read = read_annotations(background_root(tmp_path / "set"), "train", max_bad_share=0.2)
     read = dataclasses.replace(read, background=background)
     assert read.trained_on() == list(kept) and read.with_boxes() == [0, 1, 2, 3]
     settings = config(short_sides=sides, scale_jitter=[1, 1])
@@ -271,7 +271,7 @@ def test_images_without_boxes_train_background_only(tmp_path, background, kept, 
 
 def test_images_without_boxes_train_with_empty_masks(tmp_path):
     root = with_polygons(background_root(tmp_path / "set"))
-    read = dataclasses.replace(read_annotations(root, "train", masks=True), background=True)
+    read = dataclasses.replace(read_annotations(root, "train", max_bad_share=0.2, masks=True), background=True)
     with train_batches(read, config(kind="mask_rcnn", scale_jitter=[1, 1]), 3) as batches:
         for batch in batches:
             targets = batch["bounding_boxes"]
@@ -280,6 +280,8 @@ def test_images_without_boxes_train_with_empty_masks(tmp_path):
 
 
 def test_share_of_images_without_boxes_has_no_boxes(tmp_path):
-    read = dataclasses.replace(read_annotations(background_root(tmp_path / "set"), "train"), background=True)
+    read = dataclasses.replace(
+        read_annotations(background_root(tmp_path / "set"), "train", max_bad_share=0.2), background=True
+    )
     part = read.select([5, 0, 6])
     assert (part.bare, part.trained_on()) == ((True, False, False), [0, 1])

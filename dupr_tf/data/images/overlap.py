@@ -85,7 +85,7 @@ def open_val(root: str | Path) -> ImageSource:
     """
     root, images = local_path(root), set()
     for kind, (read, _) in _labels(root, VAL).items():
-        images |= {os.path.abspath(path) for path in read(root, VAL, kind, max_missing_share=1).paths}
+        images |= {os.path.abspath(path) for path in read(root, VAL, kind, max_bad_share=1).paths}
     if images:
         return Files(sorted(images))
     check_val(root)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -15,15 +15,17 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from dupr_tf.data.labels.run_lengths import mask_of_box, read_mask
-from dupr_tf.data.labels.split import Split, check_classes, log, look_at_files, open_root, refuse_many
+from dupr_tf.data.labels.split import Split, check_classes, log, look_at_files, open_root, refuse_faults
 from dupr_tf.data.layouts import BOXES
 from dupr_tf.errors import UserError
+from dupr_tf.text import escape
 
 NO_FILE = "images without a file that can be read"
 OTHER_SIZE = "images of another size than annotated, whose own size is used"
 MERGED = "images of a file that is listed before under another id, merged"
 MAX_OTHER_SIZE = 0.05  # share of the images
 DROPPED = ("boxes outside their image", "boxes without area", "boxes that are not finite")
+UNKNOWN = "objects of unknown classes"
 UNMASKED = "boxes without a usable mask, ignored"
 
 
@@ -35,6 +37,8 @@ class Object(NamedTuple):
     area: float | None = None
     ignored: bool = False
     segmentation: Any = None  # COCO's polygons or RLE as in its file; bytes: RLE counts, checked
+    fault: str = ""  # what is wrong with it, so that it is left out
+    unread: str = ""  # what it is, if it is of a kind that is not read
 
 
 @dataclass
@@ -47,6 +51,8 @@ class ListedImage:
     objects: list[Object] = field(default_factory=list)
     void: bytes | None = None  # Cityscapes: RLE counts of the void pixels
     shares: bool = False  # whether objects are still in shares of the width and height, because the size is unknown
+    fault: str = ""  # what is wrong with it, so that it is left out
+    bare: bool = False  # whether no object is annotated at all, not even one that was left out
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def read_annotations(
     split: str,
     kind: str = "auto",
     class_names: Sequence[str] | None = None,
-    max_missing_share: float = 0.01,
+    max_bad_share: float = 0.01,
     masks: bool = False,
 ) -> AnnotatedImages:
     """Reads one split of a data set. One line of the log counts what was odd in it.
@@ -105,52 +111,81 @@ def read_annotations(
         kind: a name in `layouts.BOXES`. "auto" detects the layout of the root.
         class_names: the order of the classes, such as that of a trained detector. None sorts COCO's and Cityscapes' by
             id, VOC's by name.
-        max_missing_share: share of the listed images whose file may be missing. These images are left out.
+        max_bad_share: share of the images, of the objects, and of the masks that may be unusable. They are left out.
         masks: whether to read masks. A box without a usable mask is then ignored, and its mask is the box.
 
     Raises:
         UserError: the data are wrong.
     """
     counts: collections.Counter = collections.Counter()
-    images, names = list_objects(root, split, kind, max_missing_share, masks, counts)
-    if class_names is not None and (unknown := sorted(set(names) - set(class_names))):
-        counts[f"classes that only this split lists ({', '.join(unknown)[:200]})"] += len(unknown)
-    class_names = tuple(names if class_names is None else class_names)
-    check_classes(class_names, (item.name for image in images for item in image.objects))
-    read = _assemble(images, class_names, masks, counts)
+    images, names = list_objects(root, split, kind, max_bad_share, masks, counts, class_names)
+    read = _assemble(images, tuple(names), max_bad_share if masks else None, counts)
     log.info("%s: %s", split, read.summary())
     return read
 
 
 def list_objects(
-    root: str | Path, split: str, kind: str, max_missing_share: float, masks: bool, counts: collections.Counter
-) -> tuple[list[ListedImage], list[str]]:
-    """Lists the images of a split that have a file, with their objects in pixels as annotated, and the classes.
+    root: str | Path,
+    split: str,
+    kind: str,
+    max_bad_share: float,
+    masks: bool,
+    counts: collections.Counter,
+    class_names: Sequence[str] | None = None,
+) -> tuple[list[ListedImage], Sequence[str]]:
+    """Lists the images of a split that can be used, with the objects that can be used in pixels, and the classes.
 
     Args:
-        root, split, kind, max_missing_share, masks: as in `read_annotations`.
+        root, split, kind, max_bad_share, masks, class_names: as in `read_annotations`.
         counts: receives counts of what was odd.
     """
     root, reader = open_root(BOXES, root, split, kind)
     listed, names = reader(root, split, counts, masks)
     if not listed:
         raise UserError(None, f"The split {split!r} of {root} has no images.", "Choose another split or data set.")
-    return _usable(listed, max_missing_share, counts), names
+    if class_names is not None:
+        count_class_differences(names, class_names, counts)
+        names = class_names
+    images = _usable_images(listed, max_bad_share, counts)
+    _keep_usable_objects(images, names, max_bad_share, counts)
+    check_classes(names, ())
+    return images, names
 
 
-def _usable(listed: list[ListedImage], max_missing_share: float, counts: collections.Counter) -> list[ListedImage]:
-    """Returns the images that have a file, each file once, with the sizes in their headers.
+def class_names_of(images: Iterable[ListedImage]) -> set[str]:
+    """Returns the classes of the objects that can be used."""
+    return {item.name for image in images for item in image.objects if not (item.fault or item.unread)}
+
+
+def count_class_differences(names: Sequence[str], expected: Sequence[str], counts: collections.Counter) -> None:
+    """Counts the classes that only a split lists, and those of the first split or the detector that it does not list.
+
+    Such classes alone are no fault. Their objects are, if the class is unknown.
+    """
+    for what, one, other in (("only this split lists", names, expected), ("this split does not list", expected, names)):
+        if different := sorted(set(one) - set(other)):
+            counts[f"classes that {what} ({_listed(different)})"] += len(different)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return escape(", ".join(names)[:200])
+
+
+def _usable_images(listed: list[ListedImage], max_bad_share: float, counts: collections.Counter) -> list[ListedImage]:
+    """Returns the images that can be used, each file once, with the sizes in their headers.
 
     Sizes are those of the upright images, because people draw boxes on upright images.
 
     Raises:
-        UserError: too many images have no file, or another size than annotated.
+        UserError: too many images have no file, labels in another format, or another size than annotated.
     """
     files: dict = {}
-    missing, wrong = [], []
+    faults, wrong = [], []
     for image, facts in zip(listed, look_at_files([image.path for image in listed]), strict=True):
         if facts is None or not (all(facts.size) or all(image.size)):
-            missing.append(image.path)
+            image.fault = NO_FILE
+        if image.fault:
+            faults.append((image.fault, image.path))
             continue
         if all(facts.size):
             if all(image.size) and image.size != facts.size:
@@ -159,14 +194,52 @@ def _usable(listed: list[ListedImage], max_missing_share: float, counts: collect
         if image.shares:
             image.objects, image.shares = [in_pixels(item, image.size) for item in image.objects], False
         files.setdefault(facts.identity, []).append(image)
-    refuse_many(missing, len(listed), max_missing_share, "have no file that can be read")
+    refuse_faults("images", faults, len(listed), max_bad_share, counts)
     _refuse_other_sizes(wrong, len(listed))
-    counts[NO_FILE], counts[OTHER_SIZE], counts[MERGED] = (
-        len(missing),
-        len(wrong),
-        len(listed) - len(missing) - len(files),
-    )
+    counts[OTHER_SIZE], counts[MERGED] = len(wrong), len(listed) - len(faults) - len(files)
     return [_merged(same, counts) for same in files.values()]
+
+
+def _keep_usable_objects(
+    images: list[ListedImage], names: Sequence[str], max_share: float, counts: collections.Counter
+) -> None:
+    """Leaves out the objects that cannot be used, and cuts boxes to their image.
+
+    Raises:
+        UserError: too many objects cannot be used.
+    """
+    owners = [image for image in images for _ in image.objects]
+    items = [item for image in images for item in image.objects]
+    for image in images:
+        image.bare, image.objects = not image.objects, []
+    unknown = {item.name for item in items if not (item.fault or item.unread)} - set(names)
+    of_unknown = f"{UNKNOWN} ({_listed(sorted(unknown))}; known are {_listed(names)}), left out"
+    boxes, box_faults = _cut(items, [image.size for image in owners], counts)
+    faults, read = [], 0
+    for image, item, box, box_fault in zip(owners, items, boxes.tolist(), box_faults, strict=True):
+        if item.unread:
+            counts[f"{item.unread}, not read"] += 1
+            continue
+        read += 1
+        if fault := item.fault or (of_unknown if item.name in unknown else box_fault):
+            faults.append((fault, image.path))
+        else:
+            image.objects.append(item._replace(box=tuple(box)))
+    refuse_faults("objects", faults, read, max_share, counts)
+
+
+def _cut(
+    items: list[Object], sizes: list[tuple[int, int]], counts: collections.Counter
+) -> tuple[np.ndarray, list[str]]:
+    """Cuts the boxes of objects to their images; returns them, (n, 4), and what is wrong with each box."""
+    table = np.array([item.box for item in items], np.float64).reshape(-1, 4)
+    boxes = np.clip(table, 0, np.array(sizes, np.float64).reshape(-1, 2)[:, [1, 0, 1, 0]])
+    finite, has_area = np.isfinite(table).all(1), (table[:, 2:] > table[:, :2]).all(1)
+    inside = (np.diff(boxes.astype(np.float32).reshape(-1, 2, 2), axis=1) > 0).all((1, 2))
+    faults = np.select([~finite, ~has_area, ~inside], [DROPPED[2], DROPPED[1], DROPPED[0]], "").tolist()
+    moved = (np.abs(boxes - table) > 0.5).any(1) & finite & has_area & inside
+    counts["boxes cut to their image by half a pixel or more"] += int(moved.sum())
+    return boxes, faults
 
 
 def in_pixels(item: Object, size: tuple[int, int]) -> Object:
@@ -208,12 +281,13 @@ def _refuse_other_sizes(wrong: list[tuple[ListedImage, tuple[int, int]]], total:
 
 
 def _assemble(
-    images: list[ListedImage], class_names: tuple[str, ...], with_masks: bool, counts: collections.Counter
+    images: list[ListedImage], class_names: tuple[str, ...], max_bad_masks: float | None, counts: collections.Counter
 ) -> AnnotatedImages:
-    sizes = [image.size for image in images]
-    index = {name: number for number, name in enumerate(class_names)}
-    rows = [_arrays(image.objects, size, index, with_masks, counts) for image, size in zip(images, sizes, strict=True)]
-    boxes, labels, ignored, areas, masks = zip(*rows, strict=True)
+    """Returns the split as arrays. `max_bad_masks` is the share of masks that may be wrong; None reads no masks."""
+    index, with_masks = {name: number for number, name in enumerate(class_names)}, max_bad_masks is not None
+    masks = _read_masks(images, max_bad_masks, counts) if with_masks else [[] for _ in images]
+    rows = [_arrays(image.objects, index) for image in images]
+    boxes, labels, ignored, areas = zip(*rows, strict=True)
     if with_masks and counts[UNMASKED] and counts[UNMASKED] == sum(map(len, boxes)):
         raise UserError(
             None,
@@ -223,33 +297,39 @@ def _assemble(
     counts["boxes ignored (crowd, difficult)"] += sum(int(flags.sum()) for flags in ignored)
     counts["images without boxes"] += sum(len(of_image) == 0 for of_image in boxes)
     paths, ids, void = zip(*((str(image.path), image.id, image.void) for image in images), strict=True)
-    bare = tuple(not image.objects for image in images)
-    sizes = np.array(sizes, np.int32)
+    bare = tuple(image.bare for image in images)
+    sizes = np.array([image.size for image in images], np.int32)
     read = AnnotatedImages(paths, sizes, boxes, labels, ignored, areas, class_names, counts, ids, bare=bare)
-    return dataclasses.replace(read, masks=masks, void=None if None in void else void) if with_masks else read
+    return dataclasses.replace(read, masks=tuple(masks), void=None if None in void else void) if with_masks else read
 
 
-def _arrays(
-    objects: list[Object], size: tuple[int, int], index: dict[str, int], with_masks: bool, counts: collections.Counter
-) -> tuple:
-    """Returns boxes (n, 4), labels, flags, areas (n,) and n masks of an image, clipped and without empty boxes."""
-    height, width = size
-    table = np.array([item.box for item in objects], np.float64).reshape(-1, 4)
-    boxes = np.clip(table, 0, [width, height, width, height]).astype(np.float32)
-    sides = boxes[:, 2:] - boxes[:, :2]
-    finite, has_area = np.isfinite(table).all(1), (table[:, 2:] > table[:, :2]).all(1)
-    kept = finite & (sides > 0).all(1)
-    for what, dropped in zip(DROPPED, (finite & has_area & ~kept, finite & ~has_area, ~finite), strict=True):
-        counts[what] += int(dropped.sum())
-    counts["boxes cut to their image by half a pixel or more"] += int((np.abs(boxes - table) > 0.5)[kept].any(1).sum())
+def _read_masks(images: list[ListedImage], max_share: float, counts: collections.Counter) -> list[list[bytes]]:
+    """Returns the masks of each image's objects. An object without a usable mask is ignored, and its mask is the box.
+
+    Raises:
+        UserError: too many of the masks in the labels cannot be used.
+    """
+    faults, given, masks = [], 0, []
+    for image in images:
+        read = [read_mask(item.segmentation, image.size, counts) for item in image.objects]
+        annotated = [bool(item.segmentation) for item in image.objects]
+        faults += [("masks without a pixel or that cannot be read", image.path)] * sum(
+            mask is None and is_given for mask, is_given in zip(read, annotated, strict=True)
+        )
+        given += sum(annotated)
+        counts[UNMASKED] += read.count(None)
+        pairs = list(zip(image.objects, read, strict=True))
+        masks.append([mask or mask_of_box(np.float32(item.box), image.size) for item, mask in pairs])
+        image.objects = [item._replace(ignored=item.ignored or mask is None) for item, mask in pairs]
+    refuse_faults("masks", faults, given, max_share, counts)
+    return masks
+
+
+def _arrays(objects: list[Object], index: dict[str, int]) -> tuple[np.ndarray, ...]:
+    """Returns boxes (n, 4), labels, flags and areas (n,) of an image."""
+    boxes = np.array([item.box for item in objects], np.float32).reshape(-1, 4)
     labels = np.array([index[item.name] for item in objects], np.int32)
     ignored = np.array([item.ignored for item in objects], bool)
     stated = np.array([np.nan if item.area is None else item.area for item in objects], np.float32)
-    areas = np.where(np.isfinite(stated) & (stated > 0), stated, sides.prod(1)).astype(np.float32)
-    masks = []
-    for k in np.flatnonzero(kept) if with_masks else ():
-        mask = read_mask(objects[k].segmentation, size, counts)
-        counts[UNMASKED] += mask is None
-        ignored[k] |= mask is None
-        masks.append(mask or mask_of_box(boxes[k], size))
-    return boxes[kept], labels[kept], ignored[kept], areas[kept], masks
+    usable = np.isfinite(stated) & (stated > 0)
+    return boxes, labels, ignored, np.where(usable, stated, (boxes[:, 2:] - boxes[:, :2]).prod(1)).astype(np.float32)

@@ -73,7 +73,7 @@ def read_objects(
         return list(pool.map(lambda scene: _with_objects(*scene, masks), scenes)), list(INSTANCE_NAMES)
 
 
-def read_classes(root, split, class_names, ignore_value, max_missing_share) -> SegmentedImages:
+def read_classes(root, split, class_names, ignore_value, max_bad_share) -> SegmentedImages:
     """Lists a split with the 19 classes of pixels; see `read_segments`."""
     names = tuple(class_names or SEMANTIC_NAMES)
     table = class_table(dict(zip(SEMANTIC_IDS, SEMANTIC_NAMES, strict=True)), names)
@@ -81,7 +81,7 @@ def read_classes(root, split, class_names, ignore_value, max_missing_share) -> S
     facts = look_at_files([path for path, *_ in scenes])
     read = [(*scene, fact.size) for scene, fact in zip(scenes, facts, strict=True) if fact and all(fact.size)]
     unread = [path for path, *_ in scenes if path not in {path for path, *_ in read}]
-    refuse_many(unread, len(scenes), max_missing_share, "have no file that can be read")
+    refuse_many(unread, len(scenes), max_bad_share, "have no file that can be read")
     paths, truths, ids, sizes = zip(*read, strict=True)
     counts, sizes = {NO_FILE: len(unread)}, np.array(sizes, np.int32)
     return SegmentedImages(tuple(map(str, paths)), tuple(map(str, truths)), sizes, ids, names, table, label_ids, counts)

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dupr_tf.data.labels.annotations import DROPPED, ListedImage, Object, list_objects
-from dupr_tf.data.labels.split import MissingSplit
+from dupr_tf.data.labels.annotations import ListedImage, Object, count_class_differences, list_objects
+from dupr_tf.data.labels.split import MissingSplit, log
 from dupr_tf.data.layouts import BOXES, layout_of
 from dupr_tf.errors import UserError
 from dupr_tf.files import write_whole
 
 SPLITS = ("train", "val", "test")
-FIRST, SECOND, THIRD = DROPPED
 IGNORED = "boxes that are ignored (crowd, difficult), which YOLO cannot mark, left out"
+EMPTIED = "images of whose objects none can be used, left out"
 HIDDEN = "images whose boxes are all ignored, left out"
 OUTLINES = "outlines of objects, of which YOLO gets the boxes, since some objects have none or several"
 
@@ -35,7 +35,7 @@ class Converted(NamedTuple):
     lost: dict[str, int]  # {what the new layout cannot hold: count}
 
 
-def convert(root: Path, output: Path, to: str, kind: str, max_missing_share: float) -> list[Converted]:
+def convert(root: Path, output: Path, to: str, kind: str, max_bad_share: float) -> list[Converted]:
     """Writes every split that a data set has.
 
     Args:
@@ -43,7 +43,7 @@ def convert(root: Path, output: Path, to: str, kind: str, max_missing_share: flo
         output: folder to write, new or empty. Images become hard links, or copies if the file system has no links.
         to: a key of `WRITERS`.
         kind: `data.kind`.
-        max_missing_share: share of the listed images whose file may be missing.
+        max_bad_share: share of the images, and of the objects, that may be unusable.
 
     Raises:
         UserError: there is no split, or the labels are wrong.
@@ -53,32 +53,27 @@ def convert(root: Path, output: Path, to: str, kind: str, max_missing_share: flo
         counts: collections.Counter = collections.Counter()
         try:
             masks = BOXES[layout_of(BOXES, root, kind, split)].facts["masks"]
-            images, names = list_objects(root, split, kind, max_missing_share, masks, counts)
+            images, names = list_objects(root, split, kind, max_bad_share, masks, counts)
         except MissingSplit as error:
             missing = error
             continue
-        for image in images:
-            image.objects = [kept for item in image.objects for kept in _cut(item, image.size, counts)]
-        splits[split], read[split] = images, counts
+        if classes:
+            count_class_differences(names, list(classes), counts)
         classes |= dict.fromkeys(names)
+        kept = [image for image in images if image.objects or image.bare]
+        counts[EMPTIED] = len(images) - len(kept)
+        same = next((other for other, earlier in splits.items() if _contents(earlier) == _contents(kept)), None)
+        if same:
+            log.info("%s: the images and labels of %s, written once", split, same)
+            continue
+        splits[split], read[split] = kept, counts
     if not splits:
         raise missing
     return WRITERS[to](splits, list(classes), read, output)
 
 
-def _cut(item: Object, size: tuple[int, int], counts: collections.Counter) -> list[Object]:
-    """Returns the object with its box cut to the image. If nothing is left, counts that and returns None."""
-    height, width = size
-    box, cut = np.array(item.box), np.clip(item.box, 0, [width, height, width, height])
-    if not np.isfinite(box).all():
-        counts[THIRD] += 1
-    elif not (box[2:] > box[:2]).all():
-        counts[SECOND] += 1
-    elif not (cut[2:] > cut[:2]).all():
-        counts[FIRST] += 1
-    else:
-        return [item._replace(box=tuple(cut.tolist()))]
-    return []
+def _contents(images: list[ListedImage]) -> dict[Path, list[Object]]:
+    return {image.path: image.objects for image in images}
 
 
 def _place_images(images: list[ListedImage], folder: Path) -> list[Path]:

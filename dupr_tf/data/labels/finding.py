@@ -8,12 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from dupr_tf.data.images.listing import EXTENSIONS, is_hidden
+from dupr_tf.data.labels.annotations import ListedImage
 from dupr_tf.data.labels.split import MissingSplit, inside
 from dupr_tf.errors import UserError
 from dupr_tf.files import open_file
 
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 HEAD_BYTES = 4096  # read from the start of a file to recognise its format
+LABEL_ENDINGS = (".txt", ".xml", ".json")
+OTHERS = "files of another format among the labels, not read"
+OTHER_FORMAT = "images whose labels are in another format, left out"
 SNIFFED = 5  # files of a folder that are read for this, at most
 
 
@@ -60,6 +64,35 @@ def _head(path: Path) -> str:
             return file.read(HEAD_BYTES).decode("utf-8", "replace")
     except OSError:  # the reader reports it
         return ""
+
+
+def other_format(images: Sequence[Path], own: str = "") -> str:
+    """Returns the fault `OTHER_FORMAT` if an image without labels has a label file of another format; otherwise "".
+
+    Args:
+        images: paths of the image, whose label files would have the same names.
+        own: ending of the format's own label files.
+    """
+    endings = [ending for ending in LABEL_ENDINGS if ending != own]
+    found = any(path.with_suffix(ending).is_file() for path in images for ending in endings)
+    return OTHER_FORMAT if found else ""
+
+
+def unlabelled(
+    index: ImageIndex, images: Sequence[ListedImage], what: str, counts: collections.Counter
+) -> list[ListedImage]:
+    """Returns the images of an index that have labels in another format only, as faulty images.
+
+    Args:
+        index: the images of the split.
+        images: those with labels.
+        what: name in `counts` of images without any labels.
+        counts: receives their number.
+    """
+    unused = index.unused({image.path for image in images})
+    faults = {path: other_format([path]) for path in unused}
+    counts[what] += sum(not fault for fault in faults.values())
+    return [ListedImage(path, (0, 0), path.name, fault=fault) for path, fault in faults.items() if fault]
 
 
 def missing_split(root: Path, split: str, what: str) -> MissingSplit:
@@ -119,9 +152,9 @@ class ImageIndex:
         """Returns the images below the root."""
         return [path for paths in self._by_name.values() for path in paths]
 
-    def unused(self, used: set[Path]) -> int:
-        """Counts the images that are not used."""
-        return sum(path not in used for path in self.paths())
+    def unused(self, used: set[Path]) -> list[Path]:
+        """Returns the images that are not used."""
+        return [path for path in self.paths() if path not in used]
 
 
 def _agreeing(parts: Sequence[str], others: Sequence[str]) -> int:

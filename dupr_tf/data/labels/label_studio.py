@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import itertools
 import json
 import re
 from pathlib import Path
@@ -11,10 +10,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from dupr_tf.data.labels.annotations import ListedImage, Object, in_pixels
-from dupr_tf.data.labels.finding import ImageIndex, missing_split, part_of, recognised
-from dupr_tf.data.labels.shapes import ellipse, polygon, rotated_box, turned
+from dupr_tf.data.labels.annotations import ListedImage, Object, class_names_of, in_pixels
+from dupr_tf.data.labels.finding import OTHERS, ImageIndex, missing_split, part_of, recognised
+from dupr_tf.data.labels.shapes import ellipse, not_read, polygon, rotated_box, turned
 from dupr_tf.data.labels.split import reading
+from dupr_tf.errors import UserError
 from dupr_tf.files import read_bounded
 from dupr_tf.values import read_name, read_text
 
@@ -35,7 +35,13 @@ def find(root: Path, split: str | None = None) -> list[Path]:
 
 def _files(folder: Path) -> list[Path]:
     files = [*folder.glob("*.json"), *([] if folder.is_dir() else folder.parent.glob(f"{folder.name}.json"))]
-    return recognised(files, lambda head: head.lstrip("\ufeff \n\r\t").startswith("[") and '"annotations"' in head)
+    return recognised(files, _is_export)
+
+
+def _is_export(head: str) -> bool:
+    """Returns True for the start of the exports JSON and JSON-MIN."""
+    named = any(f'"{key}"' in head for key in ("annotations", "original_width", "annotation_id"))
+    return named and head.lstrip("\ufeff \n\r\t").startswith("[")
 
 
 def read_label_studio(
@@ -47,18 +53,32 @@ def read_label_studio(
         raise missing_split(root, split, "Label Studio export (JSON)")
     index, images = ImageIndex(folder if folder.is_dir() else root), []
     for file in files:
-        for task in _tasks(file):
+        for task in _tasks(file, counts):
             with reading(file, "a Label Studio export"):
                 images += _image(task, index, counts)
     others = [file for other in {"train", "val"} - {split} for file in find(root, other)]
     unused, nowhere = collections.Counter(), ImageIndex(folder / "none")
-    met = images + [image for file in others for task in _tasks(file) for image in _image(task, nowhere, unused)]
-    return images, sorted({item.name for image in met for item in image.objects})
+    met = images + [
+        image for file in others for task in _tasks(file, unused) for image in _image(task, nowhere, unused)
+    ]
+    return images, sorted(class_names_of(met))
 
 
-def _tasks(file: Path) -> list[dict]:
+def _tasks(file: Path, counts: collections.Counter) -> list[dict]:
+    """Returns the tasks of an export. `counts` receives `OTHERS` for another JSON file.
+
+    Raises:
+        UserError: the file is an export JSON-MIN. It lacks which images were turned, and which annotation is the truth.
+    """
     with reading(file, "a Label Studio export"):
-        return json.loads(read_text(read_bounded(file, MAX_STUDIO_BYTES)))
+        tasks = json.loads(read_text(read_bounded(file, MAX_STUDIO_BYTES)))
+        if not isinstance(tasks, list):
+            counts[OTHERS] += 1
+            return []
+        if any("annotation_id" in task and "annotations" not in task for task in tasks):
+            problem = f"{file} is Label Studio's export JSON-MIN, which does not say how images were turned."
+            raise UserError(None, problem, "Export the project as JSON.")
+        return tasks
 
 
 def _image(task: dict, index: ImageIndex, counts: collections.Counter) -> list[ListedImage]:
@@ -73,8 +93,8 @@ def _image(task: dict, index: ImageIndex, counts: collections.Counter) -> list[L
         counts[TURNED] += 1
         return []
     path = index.find(*_names(task))
-    objects = itertools.chain(*(_objects(result, results, counts) for result in results))
-    return [ListedImage(path, (0, 0), str(task["id"]), list(objects), shares=True)]
+    objects = [item for result in results for item in _objects(result, results, counts)]
+    return [ListedImage(path, (0, 0), str(task["id"]), objects, shares=True)]
 
 
 def _names(task: dict) -> list[str]:
@@ -96,29 +116,33 @@ def _objects(result: dict, results: list[dict], counts: collections.Counter) -> 
     if kind == "labels":  # the label of a region whose shape is in another result
         return []
     if shape not in SHAPES:
-        counts[f"results of kind {kind}, not read"] += 1
+        what = f"results of kind {kind}"
+        if kind.endswith("labels"):
+            return [not_read(what)]
+        counts[f"{what}, not read"] += 1  # about the image, such as choices
         return []
     labels = value.get(kind) or [
         label for one in results if one.get("id") == result.get("id") for label in one["value"].get("labels", ())
     ]
     counts[SEVERAL] += max(0, len(labels) - 1)
-    counts[NAMELESS] += not labels
+    if not labels:
+        return [Object("", (0.0,) * 4, fault=NAMELESS)]
     height, width = (float(result[f"original_{side}"]) for side in ("height", "width"))
     objects = [_shape(read_name(label), shape, value, (height, width), counts) for label in labels]
-    return [in_pixels(item, (1 / height, 1 / width)) for item in itertools.chain(*objects)]
+    return [in_pixels(item, (1 / height, 1 / width)) for item in objects]
 
 
-def _shape(name: str, shape: str, value: dict, size: tuple[float, float], counts) -> list[Object]:
+def _shape(name: str, shape: str, value: dict, size: tuple[float, float], counts) -> Object:
     """Returns the object of a shape in pixels. Boxes turn about their first corner, ellipses about their centre."""
     height, width = size
     scale, turn = np.array([width, height]) / 100, float(value.get("rotation") or 0)
     if shape == "polygon":
-        return polygon(name, np.array(value["points"], np.float64) * scale, counts)
+        return polygon(name, np.array(value["points"], np.float64) * scale)
     corner = np.array([value["x"], value["y"]], np.float64) * scale
     if shape == "ellipse":
         radii = np.array([value["radiusX"], value["radiusY"]], np.float64) * scale
         return ellipse(name, corner, radii, turn, counts)
     sides = np.array([value["width"], value["height"]], np.float64) * scale
     if turn % 360 == 0:
-        return [Object(name, (*corner.tolist(), *(corner + sides).tolist()))]
+        return Object(name, (*corner.tolist(), *(corner + sides).tolist()))
     return rotated_box(name, corner + turned(sides[None] / 2, turn)[0], sides, turn, counts)

@@ -12,17 +12,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dupr_tf.data.labels.annotations import ListedImage, Object
-from dupr_tf.data.labels.finding import ImageIndex, missing_split, part_of, recognised
+from dupr_tf.data.labels.annotations import ListedImage, Object, class_names_of
+from dupr_tf.data.labels.finding import OTHERS, ImageIndex, missing_split, part_of, recognised, unlabelled
 from dupr_tf.data.labels.run_lengths import mask_from_pixels
-from dupr_tf.data.labels.shapes import ROTATED, box, ellipse, join, polygon
+from dupr_tf.data.labels.shapes import ROTATED, box, ellipse, join, not_read, polygon
 from dupr_tf.data.labels.split import reading, size_of
 from dupr_tf.files import read_bounded
 from dupr_tf.values import read_name, read_text
 
 MAX_LABELME_BYTES = 256 << 20  # limit for the file of one image, which may contain the pixels
 JOINED = "shapes that are a part of a group, joined to one object each"
-OTHERS = "JSON files that are not LabelMe's, not read"
 UNLABELLED = "images without a label file, left out"
 
 
@@ -56,8 +55,9 @@ def read_labelme(
             path = _image_path(file, content["imagePath"], folder, index)
             objects = _objects(content["shapes"], size, counts, masks)
             images.append(ListedImage(path, size, file.relative_to(root).with_suffix("").as_posix(), objects))
-    counts[UNLABELLED] += index.unused({image.path for image in images})
-    return images, sorted({item.name for image in images for item in image.objects} | _other_names(root, split))
+    met = class_names_of(images)
+    images += unlabelled(index, images, UNLABELLED, counts)
+    return images, sorted(met | _other_names(root, split))
 
 
 def _image_path(file: Path, name: str, folder: Path, index: ImageIndex) -> Path:
@@ -74,7 +74,8 @@ def _other_names(root: Path, split: str) -> set[str]:
             with reading(file, "LabelMe annotations"):
                 content = json.loads(read_text(read_bounded(file, MAX_LABELME_BYTES)))
                 shapes = content.get("shapes", []) if isinstance(content, dict) else []
-                names |= {item.name for item in _objects(shapes, (0, 0), collections.Counter(), False)}
+                objects = _objects(shapes, (0, 0), collections.Counter(), False)
+                names |= class_names_of([ListedImage(file, (0, 0), "", objects)])
     return names
 
 
@@ -82,32 +83,31 @@ def _objects(shapes: list[dict], size: tuple[int, int], counts: collections.Coun
     """Returns the objects of shapes. Shapes of one label and group are parts of one object."""
     objects, groups = [], collections.defaultdict(list)
     for shape in shapes:
-        items = _object(shape, size, counts, masks)
+        item = _object(shape, size, counts, masks)
         group = shape.get("group_id")
-        if group is None:
-            objects += items
+        if group is None or item.fault or item.unread:
+            objects.append(item)
         else:
-            groups[read_name(shape["label"]), str(group)] += items
+            groups[item.name, str(group)].append(item)
     for parts in groups.values():
         counts[JOINED] += len(parts) if len(parts) > 1 else 0
         objects += [join(parts)] if len(parts) > 1 else parts
     return objects
 
 
-def _object(shape: dict, size: tuple[int, int], counts: collections.Counter, masks: bool) -> list[Object]:
+def _object(shape: dict, size: tuple[int, int], counts: collections.Counter, masks: bool) -> Object:
     name, points = read_name(shape["label"]), [tuple(map(float, point)) for point in shape["points"]]
     kind = shape.get("shape_type") or "polygon"
     if kind == "rectangle":
-        return [box(name, points[0], points[-1] if len(points) == 2 else points[2])]
+        return box(name, points[0], points[-1] if len(points) == 2 else points[2])
     if kind in ("polygon", "oriented_rectangle"):
         counts[ROTATED] += kind == "oriented_rectangle"
-        return polygon(name, points, counts)
+        return polygon(name, points)
     if kind == "circle":
         return ellipse(name, points[0], [math.dist(*points)] * 2, 0, counts)
     if kind == "mask":
-        return [_mask(name, points, shape["mask"], size, masks)]
-    counts[f"shapes of kind {kind}, not read"] += 1
-    return []
+        return _mask(name, points, shape["mask"], size, masks)
+    return not_read(f"shapes of kind {kind}")
 
 
 def _mask(name: str, points: list, encoded: str, size: tuple[int, int], masks: bool) -> Object:

@@ -28,11 +28,11 @@ IGNORED_NAMES = ("ignore", "ignored", "void", "unlabelled", "unlabeled")
 MAX_BYTES = 1 << 20  # limit for classes.txt
 
 
-def read_mask_folder(root, split, class_names, ignore_value, max_missing_share) -> SegmentedImages:
+def read_mask_folder(root, split, class_names, ignore_value, max_bad_share) -> SegmentedImages:
     """Lists a split; see `read_segments`."""
     looked = _look_at(root, split)
     broken = [(reason, detail) for _, _, reason, detail, _ in looked if reason]
-    refuse_many([detail for _, detail in broken], len(looked), max_missing_share, "have no usable mask")
+    refuse_many([detail for _, detail in broken], len(looked), max_bad_share, "have no usable mask")
     images, masks, _, sizes, values = zip(*(look for look in looked if not look[2]), strict=True)
     classes = _class_of_values(root, split, set().union(*values), class_names, ignore_value)
     classes.setdefault(IGNORED)

@@ -7,8 +7,8 @@ import csv
 import io
 from pathlib import Path
 
-from dupr_tf.data.labels.annotations import ListedImage, Object
-from dupr_tf.data.labels.finding import ImageIndex, missing_split, names_of
+from dupr_tf.data.labels.annotations import ListedImage, Object, class_names_of
+from dupr_tf.data.labels.finding import ImageIndex, missing_split, names_of, unlabelled
 from dupr_tf.data.labels.split import reading
 from dupr_tf.files import read_bounded
 from dupr_tf.values import read_flag, read_name, read_text
@@ -50,9 +50,9 @@ def read_openimages(
             if key not in images:
                 images[key] = ListedImage(index.find(by_stem.get(key, f"{key}.jpg")), (0, 0), key, shares=True)
             images[key].objects.append(_object(row, names, counts))
-    counts[UNLABELLED] += index.unused({image.path for image in images.values()})
-    met = {item.name for image in images.values() for item in image.objects}
-    return list(images.values()), sorted(names.values()) if names else sorted(met)
+    listed = list(images.values())
+    classes = set(names.values()) or class_names_of(listed)
+    return listed + unlabelled(index, listed, UNLABELLED, counts), sorted(classes)
 
 
 def _class_names(root: Path, file: Path) -> dict[str, str]:

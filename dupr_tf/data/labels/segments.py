@@ -70,7 +70,7 @@ def read_segments(
     kind: str = "auto",
     class_names: Sequence[str] | None = None,
     ignore_value: int | None = None,
-    max_missing_share: float = 0.01,
+    max_bad_share: float = 0.01,
 ) -> SegmentedImages:
     """Lists one split. One line of the log counts what was odd in it.
 
@@ -82,13 +82,13 @@ def read_segments(
         class_names: the order of the classes, such as that of a trained detector. In a folder of masks without
             `classes.txt` they name the values 0, 1, … (see `mask_folder`).
         ignore_value: value of a mask, besides 255, for pixels without a class.
-        max_missing_share: share of the images that may have no usable mask. These images are left out.
+        max_bad_share: share of the images that may have no usable mask. These images are left out.
 
     Raises:
         UserError: the data are wrong.
     """
     root, reader = open_root(PIXELS, root, split, kind)
-    read = reader(root, split, class_names, ignore_value, max_missing_share)
+    read = reader(root, split, class_names, ignore_value, max_bad_share)
     log.info("%s: %s", split, read.summary())
     return read
 

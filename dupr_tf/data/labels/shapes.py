@@ -25,18 +25,16 @@ def box(name: str, first: Sequence[float], second: Sequence[float], ignored: boo
     return Object(name, (x1, y1, x2, y2), ignored=ignored)
 
 
-def polygon(name: str, points, counts: collections.Counter, ignored: bool = False) -> list[Object]:
-    """Returns the object of a polygon of points (n, 2) or (2n,). Without area it is counted, and the result is None."""
+def polygon(name: str, points, ignored: bool = False) -> Object:
+    """Returns the object of a polygon of points (n, 2) or (2n,). Without area it has the fault `FLAT`."""
     points = np.asarray(points, np.float64).reshape(-1, 2)
     area = _area(points)
-    if not area > 0 and np.isfinite(points).all():
-        counts[FLAT] += 1
-        return []
-    corners = (*points.min(0).tolist(), *points.max(0).tolist())
-    return [Object(name, corners, area, ignored, [points.ravel().tolist()])]
+    fault = FLAT if not area > 0 and np.isfinite(points).all() else ""
+    corners = (*points.min(0).tolist(), *points.max(0).tolist()) if len(points) else (0.0,) * 4
+    return Object(name, corners, area, ignored, [points.ravel().tolist()], fault)
 
 
-def rotated_box(name, centre, sides, degrees: float, counts: collections.Counter, ignored=False) -> list[Object]:
+def rotated_box(name, centre, sides, degrees: float, counts: collections.Counter, ignored=False) -> Object:
     """Returns the object of a box that is turned clockwise about its centre, and counts it.
 
     Args:
@@ -49,28 +47,32 @@ def rotated_box(name, centre, sides, degrees: float, counts: collections.Counter
     """
     offsets = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * np.asarray(sides, np.float64) / 2
     counts[ROTATED] += 1
-    return polygon(name, turned(offsets, degrees) + np.asarray(centre, np.float64), counts, ignored)
+    return polygon(name, turned(offsets, degrees) + np.asarray(centre, np.float64), ignored)
 
 
-def ellipse(name, centre, radii, degrees: float, counts: collections.Counter, ignored=False) -> list[Object]:
+def ellipse(name, centre, radii, degrees: float, counts: collections.Counter, ignored=False) -> Object:
     """Returns the object of an ellipse, as `rotated_box` does, and counts it as `ROUND`. Its box is exact."""
     angles = np.linspace(0, 2 * math.pi, ARC_POINTS, endpoint=False)
     outline = np.stack([np.cos(angles), np.sin(angles)], 1) * np.asarray(radii, np.float64)
     counts[ROUND] += 1
-    objects = polygon(name, turned(outline, degrees) + np.asarray(centre, np.float64), counts, ignored)
+    item = polygon(name, turned(outline, degrees) + np.asarray(centre, np.float64), ignored)
     angle = math.radians(degrees)
     axes = np.asarray(radii, np.float64) * np.array(
         [(math.cos(angle), math.sin(angle)), (math.sin(angle), math.cos(angle))]
     )
     reach = np.hypot(axes[:, 0], axes[:, 1])
-    corners = (*(np.asarray(centre) - reach).tolist(), *(np.asarray(centre) + reach).tolist())
-    return [item._replace(box=corners) for item in objects]
+    return item._replace(box=(*(np.asarray(centre) - reach).tolist(), *(np.asarray(centre) + reach).tolist()))
 
 
 def turned(points: np.ndarray, degrees: float) -> np.ndarray:
     """Turns points (n, 2) clockwise, as seen with y downwards, about the origin."""
     sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
     return points @ np.array([[cosine, sine], [-sine, cosine]])
+
+
+def not_read(kind: str) -> Object:
+    """Returns an object of a kind that is not read, so that its image does not count as one without objects."""
+    return Object("", (0.0,) * 4, unread=kind)
 
 
 def join(items: Sequence[Object]) -> Object:

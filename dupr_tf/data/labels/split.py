@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -175,10 +176,40 @@ def refuse_many(unusable: Sequence, total: int, max_share: float, what: str) -> 
     if len(unusable) > max_share * total or len(unusable) == total:
         raise UserError(
             "data.max_bad_share",
-            f"{len(unusable)} of {total} images {what}, such as {unusable[0]}. "
-            f"At most {max_share:.0%} may be unusable, and never all of them.",
+            f"{len(unusable)} of {total} images {what}, such as {unusable[0]}. {_limit(max_share)}",
             "Complete the folder, or raise data.max_bad_share.",
         )
+
+
+def refuse_faults(
+    things: str, faults: Sequence[tuple[str, Path]], total: int, max_share: float, counts: collections.Counter
+) -> None:
+    """Counts the images, objects or masks of a split that cannot be used.
+
+    Args:
+        things: "images", "objects" or "masks".
+        faults: for each unusable one, what is wrong, and the image.
+        total: number of such things in the split.
+        max_share: share of them that may be unusable.
+        counts: receives the faults.
+
+    Raises:
+        UserError: more than the share, or all, are unusable.
+    """
+    by_kind = collections.Counter(fault for fault, _ in faults)
+    counts.update(by_kind)
+    if faults and (len(faults) > max_share * total or len(faults) == total):
+        most = by_kind.most_common()
+        example = next(path for fault, path in faults if fault == most[0][0])
+        listed = "; ".join(f"{number} {fault}" for fault, number in most)
+        problem = f"{len(faults)} of {total} {things} cannot be used ({listed})"
+        first = f"such as {example}" if things == "images" else f"such as in {example}"
+        fix = "Correct the labels or complete the folder, or raise data.max_bad_share."
+        raise UserError("data.max_bad_share", f"{problem}, {first}. {_limit(max_share)}", fix)
+
+
+def _limit(max_share: float) -> str:
+    return f"At most {100 * max_share:g} % may be unusable, and never all of them."
 
 
 def check_classes(names: Sequence[str], met: Iterable[str], field: str | None = None, most: float = math.inf) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from dupr_tf.data.labels.annotations import ListedImage, Object
-from dupr_tf.data.labels.finding import list_images, missing_split, names_of
+from dupr_tf.data.labels.finding import OTHERS, list_images, missing_split, names_of, other_format
 from dupr_tf.data.labels.shapes import polygon
 from dupr_tf.data.labels.split import MISTAKES, reading
 from dupr_tf.errors import UserError
@@ -27,7 +27,6 @@ UNLABELLED = "images without a label file, taken as images without objects"
 KEYPOINTS = "objects with keypoints, of which the boxes are read"
 FOUR = "polygons of four points, read as polygons although they may be rotated boxes"
 ALL_SPLITS = ("train", *names_of("val"), "test")
-OTHERS = "files among the labels that are not text, not read"
 
 
 class YoloSet(NamedTuple):
@@ -62,10 +61,12 @@ def read_yolo(root: Path, split: str, counts: collections.Counter, masks: bool) 
         raise missing_split(root, split, f"images (by {file.name})")
     images, used = {}, set()
     for path in [path for place in places for path in _images(place, root)]:
-        label = _label_file(path, root)
+        places = _label_places(path, root)
+        label = next((place for place in places if place.is_file()), None)
         images[path] = image = ListedImage(path, (0, 0), path.relative_to(root).as_posix(), shares=True)
         if label is None:
-            counts[UNLABELLED] += 1
+            image.fault = other_format(places, ".txt")
+            counts[UNLABELLED] += not image.fault
             continue
         used.add(label)
         image.objects = _objects(label, description, counts)
@@ -171,14 +172,14 @@ def _listed(line: str, listing: Path, root: Path) -> Path:
     return path if path is not None and path.is_file() else root / PurePosixPath(line.replace("\\", "/")).name
 
 
-def _label_file(image: Path, root: Path) -> Path | None:
-    """Returns the label file of an image: in `labels` for an image in `images`, otherwise in the same folder."""
+def _label_places(image: Path, root: Path) -> list[Path]:
+    """Returns the possible label files of an image: in `labels` for an image in `images`, and in the same folder."""
     parts = list(image.relative_to(root).with_suffix(".txt").parts)
     tries = [root.joinpath(*parts)]
     if "images" in parts[:-1]:
         last = max(index for index, part in enumerate(parts[:-1]) if part == "images")
         tries.insert(0, root.joinpath(*parts[:last], "labels", *parts[last + 1 :]))
-    return next((path for path in tries if path.is_file()), None)
+    return tries
 
 
 def _objects(file: Path, description: YoloSet, counts: collections.Counter) -> list[Object]:
@@ -186,11 +187,11 @@ def _objects(file: Path, description: YoloSet, counts: collections.Counter) -> l
     with reading(file, "YOLO labels"):
         for number, line in enumerate(read_text(read_bounded(file, MAX_YOLO_BYTES)).splitlines(), 1):
             if line.strip():
-                objects += _object(line.split(), f"line {number}", description, counts)
+                objects.append(_object(line.split(), f"line {number}", description, counts))
     return objects
 
 
-def _object(fields: list[str], where: str, description: YoloSet, counts: collections.Counter) -> list[Object]:
+def _object(fields: list[str], where: str, description: YoloSet, counts: collections.Counter) -> Object:
     label, *values = map(float, fields)
     if label not in description.names:
         raise ValueError(f"{where} has class {fields[0]}, and there are {len(description.names)} classes")
@@ -203,8 +204,8 @@ def _object(fields: list[str], where: str, description: YoloSet, counts: collect
         raise ValueError(f"{where} has {farthest:g}, where shares of the image up to 1 are expected")
     if len(values) == 4:
         x, y, width, height = values
-        return [Object(name, (x - width / 2, y - height / 2, x + width / 2, y + height / 2))]
+        return Object(name, (x - width / 2, y - height / 2, x + width / 2, y + height / 2))
     if len(values) < 6 or len(values) % 2:
         raise ValueError(f"{where} has {len(values)} numbers after its class: neither a box nor a polygon")
     counts[FOUR] += len(values) == 8
-    return polygon(name, values, counts)
+    return polygon(name, values)

@@ -45,11 +45,21 @@ def test_box_without_a_usable_mask_is_ignored_and_counted(tmp_path, segmentation
         content["annotations"][1]["segmentation"] = segmentation
 
     root = write_coco_masks(tmp_path / "set", {"train": pictures(4)}, change=change)
-    read, plain = read_annotations(root, "train", masks=True), read_annotations(root, "train")
+    read, plain = read_annotations(root, "train", max_bad_share=0.2, masks=True), read_annotations(root, "train")
     assert read.counts[UNMASKED] == 1 and (what is None or read.counts[what] == 1)
     assert (list(read.ignored[1]), list(plain.ignored[1])) == ([True, False], [False, False])
     x1, y1, x2, y2 = read.boxes[1][0]
     assert area_of(read.masks[1][0], read.sizes[1]) == (x2 - x1) * (y2 - y1)  # the box itself
+
+
+def test_more_wrong_masks_than_the_share_are_refused(tmp_path):
+    def change(content):
+        content["annotations"][1]["segmentation"] = [[1, 2, 3]]
+
+    root = write_coco_masks(tmp_path / "set", {"train": pictures(4)}, change=change)
+    error = refusal(read_annotations, root, "train", masks=True)
+    assert error.field == "data.max_bad_share" and "1 of 7 masks" in error.problem and "train" in error.problem
+    assert len(read_annotations(root, "train")) == 4  # boxes alone need no masks
 
 
 def test_masks_of_dropped_boxes_are_dropped(tmp_path):
@@ -57,7 +67,7 @@ def test_masks_of_dropped_boxes_are_dropped(tmp_path):
         content["annotations"][3]["bbox"] = [1, 1, 0, 0]  # the first of three boxes of the third picture
 
     root = write_coco_masks(tmp_path / "set", {"train": pictures(4)}, change=change)
-    read = read_annotations(root, "train", masks=True)
+    read = read_annotations(root, "train", max_bad_share=0.2, masks=True)
     kept = pictures(4)[2].things[1:]
     assert len(read.masks[2]) == len(read.boxes[2]) == 2
     for packed, thing in zip(read.masks[2], kept, strict=True):

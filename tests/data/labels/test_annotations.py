@@ -66,7 +66,11 @@ def test_classes_keep_the_order_of_the_trained_detector(coco):
     read = read_annotations(coco, "val", class_names=("dog", "bus", "cat"))
     names = [[read.class_names[label] for label in labels] for labels in read.labels]
     assert names == [[thing.name for thing in picture.things] for picture in SPLITS["val"]]
-    assert "received cat" in refusal(read_annotations, coco, "val", class_names=("dog", "bus")).problem
+    error = refusal(read_annotations, coco, "val", class_names=("dog", "bus"))
+    assert "2 of 6 objects" in error.problem and "(cat; known are dog, bus)" in error.problem
+    read = read_annotations(coco, "val", class_names=("dog", "bus"), max_bad_share=0.5)
+    assert sum(map(len, read.boxes)) == 4 and read.class_names == ("dog", "bus")
+    assert [what for what in read.counts if "only this split" in what] == ["classes that only this split lists (cat)"]
 
 
 def test_voc_class_in_only_one_split_gets_a_number(tmp_path):
@@ -82,7 +86,7 @@ def test_boxes_are_clipped_and_empty_ones_counted_and_dropped(tmp_path):
         template = content["annotations"][0]
         content["annotations"] = [{**template, "image_id": 1, "bbox": box} for box in [*boxes, [1, 2, 3, height]]]
 
-    read = read_annotations(edited(tmp_path, change), "train")
+    read = read_annotations(edited(tmp_path, change), "train", max_bad_share=0.5)
     height, width = read.sizes[0]
     np.testing.assert_array_equal(read.boxes[0], [[0, 0, 15, 15], [width - 4, 0, width, 10], [1, 2, 4, height]])
     assert [read.counts[what] for what in DROPPED] == [1, 2, 0]
@@ -215,7 +219,7 @@ def test_other_folders_and_names_are_recognised(coco, tmp_path):
 def test_few_missing_images_are_skipped_and_many_refused(tmp_path):
     root = write_coco(tmp_path / "set", {"train": pictures(9)})
     (root / "images" / "train_002.png").unlink()
-    read = read_annotations(root, "train", max_missing_share=0.2)
+    read = read_annotations(root, "train", max_bad_share=0.2)
     assert (len(read), read.counts[NO_FILE]) == (8, 1)
     error = refusal(read_annotations, root, "train")
     assert error.field == "data.max_bad_share" and "1 of 9" in error.problem and "train_002.png" in error.problem
@@ -225,7 +229,7 @@ def test_split_without_any_image_is_always_refused(tmp_path):
     root = write_voc(tmp_path / "set", {"train": pictures(2)})
     for path in (root / "JPEGImages").iterdir():
         path.unlink()
-    assert refusal(read_annotations, root, "train", max_missing_share=1).field == "data.max_bad_share"
+    assert refusal(read_annotations, root, "train", max_bad_share=1).field == "data.max_bad_share"
 
 
 @pytest.mark.parametrize(
@@ -334,7 +338,7 @@ def twice(content):
 )
 def test_odd_coco_contents_are_counted_and_reported(tmp_path, caplog, change, what, count):
     caplog.set_level("INFO")
-    read = read_annotations(edited(tmp_path, change), "train")
+    read = read_annotations(edited(tmp_path, change), "train", max_bad_share=0.3)
     assert read.counts[what] == count
     assert (f"{count} {what}" in caplog.messages[-1]) == (count > 0)
     assert caplog.messages[-1].startswith(f"train: {len(read)} images, {sum(map(len, read.boxes))} boxes")
@@ -397,7 +401,8 @@ def changed_voc(tmp_path, old, new):
 )
 def test_odd_voc_contents_are_counted(tmp_path, old, new, what):
     before = read_annotations(write_voc(tmp_path / "as_drawn", {"train": pictures(3)}), "train").counts
-    assert read_annotations(changed_voc(tmp_path, old, new), "train").counts[what] == before[what] + 1
+    read = read_annotations(changed_voc(tmp_path, old, new), "train", max_bad_share=0.2)
+    assert read.counts[what] == before[what] + 1
 
 
 @pytest.mark.parametrize("suffix", [".png", ".JPG", ".webp"])

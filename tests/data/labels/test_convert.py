@@ -5,11 +5,11 @@ import pytest
 
 from dupr_tf.cli import main
 from dupr_tf.data.labels.annotations import DROPPED, read_annotations
-from dupr_tf.data.labels.convert import HIDDEN, IGNORED, OUTLINES, convert
+from dupr_tf.data.labels.convert import EMPTIED, HIDDEN, IGNORED, OUTLINES, convert
 from dupr_tf.data.layouts import BOXES, layout_of
 from tests.data.labels.test_formats import cvat_shapes
-from tests.label_formats import FORMATS, SPLITS, write_cvat, write_images, write_labelme
-from tests.labelled_scenes import Picture, Thing, pictures
+from tests.label_formats import FORMATS, SPLITS, write_cvat, write_images, write_labelme, write_yolo
+from tests.labelled_scenes import Picture, Thing, pictures, write_voc
 from tests.refusals import refusal
 
 
@@ -36,7 +36,7 @@ def test_converted_set_has_the_same_boxes(roots, tmp_path, name, to):
     assert [part.split for part in parts] == list(SPLITS)
     for part in parts:
         assert layout_of(BOXES, tmp_path / "new", split=part.split) == to
-        old, new = (read_annotations(root, part.split, max_missing_share=0) for root in (roots[name], tmp_path / "new"))
+        old, new = (read_annotations(root, part.split, max_bad_share=0) for root in (roots[name], tmp_path / "new"))
         expected = contents(old)
         if to == "yolo":
             expected = sorted([row for row in rows if not row[-1]] for rows in expected)
@@ -77,7 +77,9 @@ def test_boxes_are_clipped_and_outside_ones_counted(tmp_path):
         f'<box label="cat" xtl="{x1}" ytl="5" xbr="{x2}" ybr="9"/>'
         for x1, x2 in ((-5, 5), (90, 99), (5, 5), ("nan", 9))
     )
-    (part,) = convert(cvat_shapes(tmp_path, text), tmp_path / "new", "coco", "auto", 0)
+    root = cvat_shapes(tmp_path, text)
+    assert refusal(convert, root, tmp_path / "new", "coco", "auto", 0).field == "data.max_bad_share"
+    (part,) = convert(root, tmp_path / "new", "coco", "auto", 0.75)
     assert [part.read[what] for what in DROPPED] == [1, 1, 1] and part.boxes == 1
 
 
@@ -93,6 +95,44 @@ def test_images_that_share_a_stem_get_separate_files(tmp_path):
         == len(list((tmp_path / "new/labels/train").iterdir()))
         == 2
     )
+
+
+def test_split_that_repeats_another_is_written_once(tmp_path, caplog):
+    """VOC 07+12 has the test set of 2007 as val and as test."""
+    caplog.set_level("INFO")
+    write_voc(tmp_path / "set/VOC2007", {"trainval": pictures(2), "test": pictures(2, seed=2)})
+    parts = convert(tmp_path / "set", tmp_path / "new", "yolo", "auto", 0)
+    assert [part.split for part in parts] == ["train", "val"]
+    assert not (tmp_path / "new/images/test").exists() and "test:" not in (tmp_path / "new/data.yaml").read_text()
+    assert sum(line.startswith("test: the images and labels of val") for line in caplog.messages) == 1
+
+
+def test_split_of_the_same_images_with_other_labels_is_written(tmp_path):
+    root = write_yolo(tmp_path / "set", {"train": pictures(2)})
+    write_yolo(root, {"val": pictures(2)})
+    assert len(convert(root, tmp_path / "new", "coco", "auto", 0)) == 2
+    (root / "data.yaml").write_text((root / "data.yaml").read_text().replace("images/val", "images/train"))
+    assert len(convert(root, tmp_path / "newer", "coco", "auto", 0)) == 1
+
+
+@pytest.mark.parametrize("to", ["coco", "yolo"])
+def test_images_without_a_usable_object_do_not_become_background(tmp_path, to):
+    made = [Picture((60, 80), [Thing("cat", (10, 20, 40, y2))]) for y2 in (50, 20, 50)]
+    made[2].things = []
+    (part,) = convert(write_yolo(tmp_path / "set", {"train": made}), tmp_path / "new", to, "auto", 0.5)
+    assert part.images == 2 and part.read[EMPTIED] == 1
+    assert read_annotations(tmp_path / "new", "train").bare == (False, True)
+
+
+def test_class_lists_that_differ_are_joined_and_counted(tmp_path):
+    root = FORMATS["roboflow"][0](tmp_path / "set", SPLITS)
+    file = root / "valid/_annotations.coco.json"
+    file.write_text(file.read_text().replace('"dog"', '"boat"'))
+    _, val = convert(root, tmp_path / "new", "coco", "auto", 0)
+    assert [what for what in val.read if "lists (boat)" in what or "list (dog)" in what] == [
+        "classes that only this split lists (boat)", "classes that this split does not list (dog)",
+    ]  # fmt: skip
+    assert read_annotations(tmp_path / "new", "val").class_names == ("bus", "cat", "dog", "boat")
 
 
 def test_set_without_any_split_is_refused(tmp_path):

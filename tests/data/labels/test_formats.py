@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from dupr_tf.data.detection import read_image
-from dupr_tf.data.labels import coco, cvat, label_studio, labelme, openimages, yolo
+from dupr_tf.data.labels import coco, cvat, label_studio, labelme, openimages, voc, yolo
 from dupr_tf.data.labels.annotations import DROPPED, NO_FILE, OTHER_SIZE, UNMASKED, read_annotations
+from dupr_tf.data.labels.finding import OTHERS
 from dupr_tf.data.labels.run_lengths import pixels_of
 from dupr_tf.data.labels.shapes import FLAT, ROTATED, ROUND
 from dupr_tf.data.labels.split import MissingSplit
@@ -28,7 +29,7 @@ from tests.label_formats import (
     write_roboflow,
     write_yolo,
 )
-from tests.labelled_scenes import COLOURS, NAMES, Picture, Thing, pictures
+from tests.labelled_scenes import COLOURS, NAMES, Picture, Thing, pictures, voc_text
 from tests.refusals import refusal
 
 LOST = (*DROPPED, NO_FILE, OTHER_SIZE, FLAT, ROTATED, ROUND)
@@ -51,7 +52,7 @@ def test_auto_recognises_format_in_both_splits(roots, name):
 @pytest.mark.parametrize("name", FORMATS)
 def test_boxes_lie_on_painted_pixels(roots, name):
     for split, made in SPLITS.items():
-        read = read_annotations(roots[name], split, max_missing_share=0)
+        read = read_annotations(roots[name], split, max_bad_share=0)
         assert len(read) == len(made) and set(read.class_names) == set(NAMES)
         assert [read.counts[what] for what in LOST] == [0] * len(LOST)
         assert sum(map(len, read.boxes)) == sum(len(picture.things) for picture in made)
@@ -102,7 +103,7 @@ def test_missing_val_is_a_missing_split(tmp_path, name):
     assert len(read_annotations(root, "train")) == 1
 
 
-@pytest.mark.parametrize("name", ["labelme", "label_studio", "roboflow", "fiftyone"])
+@pytest.mark.parametrize("name", ["labelme", "label_studio", "roboflow", "roboflow_voc", "fiftyone"])
 def test_folder_without_splits_is_train(tmp_path, name):
     root = FORMATS[name][0](tmp_path / "set", ONE) / "train"
     assert len(read_annotations(root, "train")) == 1
@@ -182,7 +183,7 @@ def test_yolo_label_without_image_counts_as_missing(tmp_path):
     root = write_yolo(tmp_path / "set", {"train": pictures(4)})
     (root / "images/train/train_3.jpg").unlink()
     assert refusal(read_annotations, root, "train").field == "data.max_bad_share"
-    assert read_annotations(root, "train", max_missing_share=0.25).counts[NO_FILE] == 1
+    assert read_annotations(root, "train", max_bad_share=0.25).counts[NO_FILE] == 1
 
 
 def test_yolo_keypoints_are_counted_and_their_boxes_read(tmp_path):
@@ -194,7 +195,8 @@ def test_yolo_keypoints_are_counted_and_their_boxes_read(tmp_path):
 
 def test_yolo_polygons_of_four_points_and_flat_ones_are_counted(tmp_path):
     root = yolo_lines(tmp_path, "0 .1 .1 .5 .2 .4 .6 .1 .5", "1 .1 .1 .2 .2 .3 .3")
-    read = read_annotations(root, "train")
+    assert f"1 {FLAT}" in refusal(read_annotations, root, "train").problem
+    read = read_annotations(root, "train", max_bad_share=0.5)
     assert len(read.boxes[0]) == 1 and read.counts[yolo.FOUR] == 1 and read.counts[FLAT] == 1
 
 
@@ -213,7 +215,7 @@ def test_wrong_data_yaml_is_refused(tmp_path, head):
 def test_yolo_lists_may_have_paths_of_another_machine(tmp_path):
     root = write_darknet(tmp_path / "set", ONE)
     (root / "train.txt").write_text("C:\\data\\set\\obj_train_data\\train_0.jpg\n/home/a/obj_train_data/train_0.jpg")
-    assert len(read_annotations(root, "train", max_missing_share=0)) == 1
+    assert len(read_annotations(root, "train", max_bad_share=0)) == 1
 
 
 def test_yolo_lists_cannot_lead_out_of_the_root(tmp_path):
@@ -280,9 +282,60 @@ def test_wrong_cvat_shapes_are_refused(tmp_path, text):
     assert "annotations.xml" in refusal(read_annotations, cvat_shapes(tmp_path, text), "train").problem
 
 
-def test_cvat_video_is_refused_with_the_export_to_use(tmp_path):
-    dump(tmp_path / "annotations.xml", '<annotations><version>1.1</version><track id="0" label="cat"/></annotations>')
-    assert "video" in refusal(read_annotations, tmp_path, "train", "cvat").problem
+@pytest.mark.parametrize("image", ["", '<image name="a.jpg" width="9" height="9"/>'])
+def test_cvat_video_is_refused_with_the_export_to_use(tmp_path, image):
+    text = f'<annotations><version>1.1</version>{image}<track id="0" label="cat"/></annotations>'
+    dump(tmp_path / "annotations.xml", text)
+    error = refusal(read_annotations, tmp_path, "train")
+    assert "video" in error.problem and "images 1.1" in error.fix
+
+
+# ---- VOC without lists
+
+
+def unlisted_voc(tmp_path, count=4):
+    """Writes `annotations/*.xml` beside `images/`, as many sets of Kaggle have it, all in one folder each."""
+    root, made = tmp_path / "set", pictures(count)
+    for name, picture in zip(write_images(root / "images", "train", made), made, strict=True):
+        head = f'<annotation verified="yes"><filename>C:\\photos\\{name}</filename>'
+        dump(root / "annotations" / f"{name[:-4]}.xml", voc_text(picture, head))
+    return root
+
+
+def test_all_images_of_voc_without_lists_are_train(tmp_path, caplog):
+    caplog.set_level("INFO")
+    root = unlisted_voc(tmp_path)
+    _same_boxes(read_annotations(root, "train", max_bad_share=0), pictures(4))
+    assert sum("no ImageSets/Main" in line for line in caplog.messages) == 1
+    with pytest.raises(MissingSplit):
+        read_annotations(root, "val")
+
+
+def test_voc_file_finds_its_image_by_the_stated_name(tmp_path):
+    root = unlisted_voc(tmp_path)
+    (root / "annotations/train_1.xml").rename(root / "annotations/z.xml")
+    _same_boxes(read_annotations(root, "train", max_bad_share=0), pictures(4))
+
+
+def test_voc_root_with_lists_of_other_splits_is_not_read_without_them(tmp_path):
+    root = FORMATS["voc"][0](tmp_path / "set", ONE)
+    (root / "ImageSets/Main/train.txt").unlink()
+    with pytest.raises(MissingSplit):
+        read_annotations(root, "train")
+
+
+def test_other_xml_files_beside_voc_are_counted(tmp_path):
+    root = unlisted_voc(tmp_path)
+    dump(root / "annotations/z.xml", "<pipeline/>")
+    write_images(root / "images", "more", pictures(1))
+    counts = read_annotations(root, "train").counts
+    assert counts[OTHERS] == 1 and counts[voc.UNLABELLED] == 1
+
+
+def test_listed_file_that_is_no_voc_annotation_is_refused(tmp_path):
+    root = FORMATS["voc"][0](tmp_path / "set", ONE)
+    dump(root / "Annotations/train_001.xml", "<annotations/>")
+    assert "train_001.xml" in refusal(read_annotations, root, "train").problem
 
 
 # ---- LabelMe
@@ -317,7 +370,7 @@ def test_labelme_images_and_files_without_partner_are_counted(tmp_path):
     (root / "train/train_0.json").unlink()
     dump(root / "train/z.json", {"other": 1})
     counts = read_annotations(root, "train").counts
-    assert counts[labelme.UNLABELLED] == 1 and counts[labelme.OTHERS] == 1
+    assert counts[labelme.UNLABELLED] == 1 and counts[OTHERS] == 1
 
 
 def test_labelme_paths_of_other_systems_are_followed(tmp_path):
@@ -380,7 +433,24 @@ def test_label_studio_counts_tasks_it_does_not_read(tmp_path):
 def test_label_studio_images_are_found_by_their_address(tmp_path, address):
     box = {"x": 0, "y": 0, "width": 50, "height": 50, "rectanglelabels": ["cat"]}
     root = studio(tmp_path, studio_result("rectanglelabels", SCENE, box), data={"image": address})
-    assert len(read_annotations(root, "train", max_missing_share=0).boxes[0]) == 1
+    assert len(read_annotations(root, "train", max_bad_share=0).boxes[0]) == 1
+
+
+def test_label_studio_export_json_min_is_refused_with_the_export_to_use(tmp_path):
+    """The export JSON-MIN lacks `image_rotation`, so that boxes of a turned image would be wrong."""
+    place = {"x": 0, "y": 0, "width": 50, "height": 50, "rotation": 0, "rectanglelabels": ["cat"]}
+    place |= {"original_width": 80, "original_height": 60}
+    write_images(tmp_path / "train", "train", [SCENE])
+    row = {"image": "/data/upload/1/0a1b2c3d-train_0.jpg", "id": 1, "label": [place], "annotator": 1}
+    dump(tmp_path / "train/project.json", [row | {"annotation_id": 1, "lead_time": 4.5}])
+    error = refusal(read_annotations, tmp_path, "train")
+    assert "JSON-MIN" in error.problem and "as JSON" in error.fix
+
+
+def test_other_json_files_beside_label_studio_are_counted(tmp_path):
+    root = FORMATS["label_studio"][0](tmp_path / "set", ONE)
+    dump(root / "train/notes.json", {"annotations": 1})
+    assert read_annotations(root, "train").counts[OTHERS] == 1
 
 
 # ---- OpenImages
@@ -415,7 +485,7 @@ def test_links_to_folders_of_images_are_followed_once(tmp_path):
     (root / "images").rename(tmp_path / "elsewhere")
     (root / "images").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "elsewhere")
-    assert len(read_annotations(root, "val", max_missing_share=0)) == 3
+    assert len(read_annotations(root, "val", max_bad_share=0)) == 3
 
 
 def test_cvat_reads_subsets_of_one_file_apart(roots):

@@ -121,7 +121,7 @@ def damage(root, kind):
 )
 def test_few_broken_masks_are_counted_and_many_refused(root, kind, what, named):
     damage(root, kind)
-    read = read_segments(root, "train", ignore_value=IGNORE, max_missing_share=0.2)
+    read = read_segments(root, "train", ignore_value=IGNORE, max_bad_share=0.2)
     assert len(read) == 5 and read.counts == {what: 1} and "003.jpg" not in read.ids
     assert f"1 {what}" in read.summary()
     error = refusal(read_segments, root, "train", ignore_value=IGNORE)
@@ -131,7 +131,7 @@ def test_few_broken_masks_are_counted_and_many_refused(root, kind, what, named):
 def test_split_without_any_mask_is_always_refused(root):
     for mask_file in (root / "train" / "masks").iterdir():
         mask_file.unlink()
-    assert refusal(read_segments, root, "train", max_missing_share=1).field == "data.max_bad_share"
+    assert refusal(read_segments, root, "train", max_bad_share=1).field == "data.max_bad_share"
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_cityscapes_skips_few_images_without_a_header(tmp_path):
     root = write_cityscapes(tmp_path / "set", SPLITS, ("labelIds",))
     read = read_segments(root, "train")
     Path(read.paths[1]).write_bytes(b"")
-    kept = read_segments(root, "train", max_missing_share=0.5)
+    kept = read_segments(root, "train", max_bad_share=0.5)
     assert kept.ids == read.select([i for i in range(len(read)) if i != 1]).ids and sum(kept.counts.values()) == 1
     error = refusal(read_segments, root, "train")
     assert error.field == "data.max_bad_share" and read.paths[1] in error.problem
