@@ -37,8 +37,8 @@ class Object(NamedTuple):
     area: float | None = None
     ignored: bool = False
     segmentation: Any = None  # COCO's polygons or RLE as in its file; bytes: RLE counts, checked
-    fault: str = ""  # what is wrong with it, so that it is left out
-    unread: str = ""  # what it is, if it is of a kind that is not read
+    fault: str = ""  # what is wrong; such an object is left out
+    unread: str = ""  # the kind of shape, if that is not read
 
 
 @dataclass
@@ -51,7 +51,7 @@ class ListedImage:
     objects: list[Object] = field(default_factory=list)
     void: bytes | None = None  # Cityscapes: RLE counts of the void pixels
     shares: bool = False  # whether objects are still in shares of the width and height, because the size is unknown
-    fault: str = ""  # what is wrong with it, so that it is left out
+    fault: str = ""  # what is wrong; such an image is left out
     bare: bool = False  # whether no object is annotated at all, not even one that was left out
 
 

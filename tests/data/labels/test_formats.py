@@ -317,7 +317,7 @@ def test_voc_file_finds_its_image_by_the_stated_name(tmp_path):
     _same_boxes(read_annotations(root, "train", max_bad_share=0), pictures(4))
 
 
-def test_voc_root_with_lists_of_other_splits_is_not_read_without_them(tmp_path):
+def test_voc_with_lists_of_other_splits_lacks_train(tmp_path):
     root = FORMATS["voc"][0](tmp_path / "set", ONE)
     (root / "ImageSets/Main/train.txt").unlink()
     with pytest.raises(MissingSplit):
@@ -436,7 +436,7 @@ def test_label_studio_images_are_found_by_their_address(tmp_path, address):
     assert len(read_annotations(root, "train", max_bad_share=0).boxes[0]) == 1
 
 
-def test_label_studio_export_json_min_is_refused_with_the_export_to_use(tmp_path):
+def test_label_studio_json_min_names_the_export_to_use(tmp_path):
     """The export JSON-MIN lacks `image_rotation`, so that boxes of a turned image would be wrong."""
     place = {"x": 0, "y": 0, "width": 50, "height": 50, "rotation": 0, "rectanglelabels": ["cat"]}
     place |= {"original_width": 80, "original_height": 60}

@@ -29,7 +29,7 @@ def test_objects_without_area_are_left_out_within_the_share(tmp_path, name):
     assert sum(map(len, read.boxes)) == OBJECTS - 1
     assert [read.counts[FLAT] + read.counts[what] for what in DROPPED] in ([0, 1, 0], [1, 1, 1])
     empty = [len(boxes) for boxes in read.boxes].index(0)
-    assert not read.bare[empty]  # its object is there, so that it is no background
+    assert not read.bare[empty]  # it has an object, so it is no background
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -58,7 +58,7 @@ def test_commands_refuse_faults_in_one_line(tmp_path, capsys, name):
     [("yolo", "labels/train/train_2.txt", ".json"), ("darknet", "obj_train_data/train_2.txt", ".xml"),
      ("labelme", "train/train_2.json", ".xml"), ("roboflow_voc", "train/train_2.xml", ".txt")],
 )  # fmt: skip
-def test_images_labelled_in_another_format_are_left_out_within_the_share(tmp_path, name, old, new):
+def test_labels_in_another_format_are_limited_by_the_share(tmp_path, name, old, new):
     root = FORMATS[name][0](tmp_path / "set", {"train": pictures(9)})
     (root / old).rename((root / old).with_suffix(new))
     assert f"1 {OTHER_FORMAT}" in refusal(read_annotations, root, "train").problem
@@ -85,7 +85,7 @@ def differing(tmp_path, count):
     return root, len(content["annotations"])
 
 
-def test_objects_of_a_class_that_train_lacks_are_left_out_within_the_share(tmp_path):
+def test_objects_of_unknown_classes_are_limited_by_the_share(tmp_path):
     root, objects = differing(tmp_path, 2)
     error = refusal(read_annotations, root, "val", class_names=NAMES)
     assert error.field == "data.max_bad_share" and f"2 of {objects}" in error.problem and "boat" in error.problem
