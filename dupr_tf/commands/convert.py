@@ -13,6 +13,8 @@ from dupr_tf.commands.screen import print_line
 from dupr_tf.config import parse_config
 from dupr_tf.errors import UserError, raise_all
 
+FLAGS = {"data.max_bad_share": "--max-bad-share", "data.kind": "--kind"}  # {field of a config: flag of this command}
+
 
 @dataclasses.dataclass
 class Convert:
@@ -55,7 +57,7 @@ class Convert:
         try:
             return convert(self.labels, self.output, self.to, self.kind, self.max_bad_share)
         except UserError as error:
-            if error.field != "data.max_bad_share":
+            if error.field not in FLAGS:
                 raise
-            flag = "--max-bad-share"
+            flag = FLAGS[error.field]
             raise UserError(flag, error.problem, error.fix.replace(error.field, flag)) from None

@@ -18,6 +18,7 @@ from dupr_tf.registry import Entry, Registry
 
 FIELD = "data.kind"
 TFDS = "tfds:"
+MOST_NAMED = 2  # files of a layout that an error names
 # The 07+12 of transfer protocols: split -> (split of each year, folders of the years).
 VOC_UNION = dict.fromkeys(("train", "trainval"), ("trainval", "VOC20[0-9][0-9]"))
 VOC_UNION |= dict.fromkeys(("val", "test"), ("test", "VOC2007"))
@@ -290,4 +291,5 @@ def _same_paths(paths: Sequence[Path], others: Sequence[Path]) -> bool:
 
 
 def _names(paths: Sequence[Path]) -> str:
-    return ", ".join(map(str, paths))
+    more = f" and {len(paths) - MOST_NAMED:,} more" if len(paths) > MOST_NAMED else ""
+    return ", ".join(map(str, paths[:MOST_NAMED])) + more

@@ -48,14 +48,14 @@ def convert(root: Path, output: Path, to: str, kind: str, max_bad_share: float) 
     Raises:
         UserError: there is no split, or the labels are wrong.
     """
-    splits, classes, read = {}, {}, {}
+    splits, classes, read, missing = {}, {}, {}, None
     for split in SPLITS:
         counts: collections.Counter = collections.Counter()
         try:
             masks = BOXES[layout_of(BOXES, root, kind, split)].facts["masks"]
             images, names = list_objects(root, split, kind, max_bad_share, masks, counts)
         except MissingSplit as error:
-            missing = error
+            missing = missing or error
             continue
         if classes:
             count_class_differences(names, list(classes), counts)
@@ -64,7 +64,7 @@ def convert(root: Path, output: Path, to: str, kind: str, max_bad_share: float) 
         counts[EMPTIED] = len(images) - len(kept)
         same = next((other for other, earlier in splits.items() if _contents(earlier) == _contents(kept)), None)
         if same:
-            log.info("%s: the images and labels of %s, written once", split, same)
+            log.info("%s: the same images and labels as %s, not written again", split, same)
             continue
         splits[split], read[split] = kept, counts
     if not splits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import csv
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 from dupr_tf.data.labels.annotations import ListedImage, Object, class_names_of
@@ -43,9 +44,7 @@ def read_openimages(
         by_stem.setdefault(path.stem, path.name)
     names = _class_names(root, files[0])
     with reading(files[0], "boxes of OpenImages"):
-        head, *rows = _rows(files[0])
-        for values in rows:
-            row = dict(zip(head, values, strict=True))
+        for row in _boxes(files[0]):
             key = row["ImageID"]
             if key not in images:
                 images[key] = ListedImage(index.find(by_stem.get(key, f"{key}.jpg")), (0, 0), key, shares=True)
@@ -64,6 +63,15 @@ def _class_names(root: Path, file: Path) -> dict[str, str]:
         return {}
     with reading(files[0], "names of classes"):
         return {label: read_name(name) for label, name in _rows(files[0]) if label != "LabelName"}
+
+
+def _boxes(file: Path) -> Iterator[dict[str, str]]:
+    """Yields the rows of a file of boxes, by the names in its first row."""
+    head, *rows = _rows(file) or [[]]
+    for number, values in enumerate(rows, 1):
+        if len(values) != len(head):
+            raise ValueError(f"row {number} has {len(values)} values for {len(head)} columns")
+        yield dict(zip(head, values, strict=True))
 
 
 def _rows(file: Path) -> list[list[str]]:

@@ -104,7 +104,7 @@ def test_split_that_repeats_another_is_written_once(tmp_path, caplog):
     parts = convert(tmp_path / "set", tmp_path / "new", "yolo", "auto", 0)
     assert [part.split for part in parts] == ["train", "val"]
     assert not (tmp_path / "new/images/test").exists() and "test:" not in (tmp_path / "new/data.yaml").read_text()
-    assert sum(line.startswith("test: the images and labels of val") for line in caplog.messages) == 1
+    assert sum(line.startswith("test: the same images and labels as val") for line in caplog.messages) == 1
 
 
 def test_split_of_the_same_images_with_other_labels_is_written(tmp_path):
@@ -136,8 +136,18 @@ def test_class_lists_that_differ_are_joined_and_counted(tmp_path):
 
 
 def test_set_without_any_split_is_refused(tmp_path):
-    refusal(convert, tmp_path, tmp_path / "new", "coco", "auto", 0)
+    assert "split train" in refusal(convert, tmp_path, tmp_path / "new", "coco", "auto", 0).problem
     assert not (tmp_path / "new").exists()
+
+
+def test_command_names_its_own_flag_for_two_layouts(tmp_path, capsys):
+    root = write_labelme(write_yolo(tmp_path / "set", {"train": pictures(9)}), {"train": pictures(9)})
+    words = ["convert", str(root), "--output", str(tmp_path / "new"), "--to", "yolo"]
+    assert main(words) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "--kind: labelme or yolo" in line.replace("yolo or labelme", "labelme or yolo") and "data.kind" not in line
+    assert "train_1.json and 7 more" in line and "train_2.json" not in line
+    assert main([*words, "--kind", "yolo"]) == 0
 
 
 def test_command_prints_what_was_lost(tmp_path, capsys):
