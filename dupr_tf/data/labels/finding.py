@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -15,7 +16,12 @@ from dupr_tf.files import open_file
 
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 HEAD_BYTES = 4096  # read from the start of a file to recognise its format
-LABEL_ENDINGS = (".txt", ".xml", ".json")
+# {ending: what the start of a label file contains; other text files beside a photo describe it in words}
+LABELS = {
+    ".txt": re.compile(r"\s*\d+(\s+[-+.\deE]+){4,}\s*(\n|$)"),
+    ".xml": re.compile(r"[^<]*(<\?[^>]*>)?\s*<annotation\b"),
+    ".json": re.compile(r".*\"(shapes|annotations)\"", re.DOTALL),
+}
 OTHERS = "files of another format among the labels, not read"
 OTHER_FORMAT = "images whose labels are in another format, left out"
 SNIFFED = 5  # files of a folder that are read for this, at most
@@ -73,9 +79,13 @@ def other_format(images: Sequence[Path], own: str = "") -> str:
         images: paths of the image, whose label files would have the same names.
         own: ending of the format's own label files.
     """
-    endings = [ending for ending in LABEL_ENDINGS if ending != own]
-    found = any(path.with_suffix(ending).is_file() for path in images for ending in endings)
-    return OTHER_FORMAT if found else ""
+    found = (
+        path.with_suffix(ending).is_file() and start.match(_head(path.with_suffix(ending)))
+        for path in images
+        for ending, start in LABELS.items()
+        if ending != own
+    )
+    return OTHER_FORMAT if any(found) else ""
 
 
 def unlabelled(

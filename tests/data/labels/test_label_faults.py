@@ -17,6 +17,7 @@ from tests.refusals import refusal
 
 FLAT_SCENE = Picture((60, 80), [Thing("cat", (10, 20, 40, 20))])
 MADE = [FLAT_SCENE, *pictures(9)]
+LABELS = {".txt": "0 .5 .5 .1 .1\n", ".xml": "<annotation></annotation>", ".json": '{"version": "5", "shapes": []}'}
 OBJECTS = sum(len(picture.things) for picture in MADE)
 
 
@@ -60,10 +61,25 @@ def test_commands_refuse_faults_in_one_line(tmp_path, capsys, name):
 )  # fmt: skip
 def test_labels_in_another_format_are_limited_by_the_share(tmp_path, name, old, new):
     root = FORMATS[name][0](tmp_path / "set", {"train": pictures(9)})
-    (root / old).rename((root / old).with_suffix(new))
-    assert f"1 {OTHER_FORMAT}" in refusal(read_annotations, root, "train").problem
-    read = read_annotations(root, "train", max_bad_share=0.12)
+    (root / old).unlink()
+    dump((root / old).with_suffix(new), LABELS[new])
+    kind = {"darknet": "yolo", "roboflow_voc": "voc"}.get(name, name)
+    assert f"1 {OTHER_FORMAT}" in refusal(read_annotations, root, "train", kind).problem
+    read = read_annotations(root, "train", kind, max_bad_share=0.12)
     assert len(read) == 8 and not any(read.bare) and read.counts[OTHER_FORMAT] == 1
+
+
+@pytest.mark.parametrize(
+    ("ending", "text"), [(".txt", "2 dogs on a beach"), (".json", '{"camera": "X100"}'), (".xml", "<x:xmpmeta/>")]
+)
+def test_texts_about_a_photo_are_no_labels(tmp_path, ending, text):
+    name = "darknet" if ending != ".txt" else "labelme"
+    root = FORMATS[name][0](tmp_path / "set", {"train": pictures(9)})
+    label = next(iter(root.rglob("train_2.txt" if name == "darknet" else "train_2.json")))
+    label.unlink()
+    dump(label.with_suffix(ending), text)
+    read = read_annotations(root, "train", max_bad_share=0)
+    assert len(read) == (9 if name == "darknet" else 8) and not read.counts[OTHER_FORMAT]
 
 
 def test_openimages_image_with_another_label_file_is_a_fault(tmp_path):
