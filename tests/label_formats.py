@@ -13,11 +13,23 @@ import numpy as np
 from PIL import Image
 
 from tests.data.bad_images import with_orientation
-from tests.labelled_scenes import NAMES, draw, pictures, voc_text, write_coco, write_voc
+from tests.labelled_scenes import NAMES, Picture, Thing, draw, pictures, voc_text, write_coco, write_voc
 
 # EXIF turns every odd image of a split: its pixels are stored in another orientation than they are seen.
 ORIENTATIONS = (1, 6, 3, 8)
 SPLITS = {"train": pictures(9), "val": pictures(3, seed=1)}
+ONE = {"train": pictures(1)}
+SCENE = Picture((60, 80), [Thing("cat", (10, 20, 40, 50))])
+
+
+def check_boxes(read, made):
+    """Checks boxes and classes of a split against its pictures, independent of image order."""
+    drawn = sorted([sorted((*thing.box, thing.name) for thing in picture.things) for picture in made])
+    boxes = sorted(
+        sorted((*map(round, box.tolist()), read.class_names[label]) for box, label in zip(b, n, strict=True))
+        for b, n in zip(read.boxes, read.labels, strict=True)
+    )
+    assert boxes == drawn
 
 
 def write_images(folder: Path, split: str, made) -> list[str]:

@@ -85,8 +85,7 @@ def finetune(
         existing `metrics.json`.
 
     Raises:
-        UserError: config, weights, data or output do not fit together, or the run in `output` has others. It is raised
-            before any long work.
+        UserError: before any long work: config, weights, data or output, or the run there, do not fit together.
         RunFailed: an image does not decode, the loss is not finite, or something could not be written.
         RunInterrupted: SIGTERM, SIGINT or SIGHUP came during training; the step was finished and saved.
     """
@@ -94,21 +93,31 @@ def finetune(
     weights = name_for(weights, config.model.backbone, config.model.width)
     weights, continues = starting_file(weights, config.detector.kind)
     output = _run_folder(output)
-    results = FileResults(output / CHECKED_FILE)
+    console = console or Console(markup=False)
     with locked(output):
-        task = DETECTORS.check(config.detector.kind).facts["task"]
-        splits = read_splits(config, data, task, results)
-        entries = {split: _entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
-        changes = check(output, config, entries, allow_change)
-        check_weights(output, config, weights)
-        for warning in config.schedule_warnings(LABELS[task].learnable(splits[0])):
-            log.warning("warning: %s", warning)
-        console = console or Console(markup=False)
-        console.print(visible(inspect_targets(splits[0], config)), markup=False, highlight=False, soft_wrap=True)
+        checked = _check_inputs(config, weights, continues, data, output, allow_change)
+        _describe_labels(config, checked.splits[0], console)
         from dupr_tf.detection.training import train_detector  # loads TensorFlow
 
-        checked = Checked(data, splits, entries, bool(changes), continues, results)
         return train_detector(config, weights, checked, output, console, after_change)
+
+
+def _check_inputs(config: Config, weights, continues: bool, data, output: Path, allow_change: bool) -> Checked:
+    """Reads both splits, and compares config, data and weights with those of an earlier start."""
+    results = FileResults(output / CHECKED_FILE)
+    splits = read_splits(config, data, DETECTORS.check(config.detector.kind).facts["task"], results)
+    entries = {split: _entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
+    changes = check(output, config, entries, allow_change)
+    check_weights(output, config, weights)
+    return Checked(data, splits, entries, bool(changes), continues, results)
+
+
+def _describe_labels(config: Config, train, console: Console) -> None:
+    """Warns of a schedule that does not suit the training images, and prints what is in their labels."""
+    task = DETECTORS[config.detector.kind].facts["task"]
+    for warning in config.schedule_warnings(LABELS[task].learnable(train)):
+        log.warning("warning: %s", warning)
+    console.print(visible(inspect_targets(train, config)), markup=False, highlight=False, soft_wrap=True)
 
 
 def _entry(data, images) -> ImagesEntry:

@@ -191,8 +191,13 @@ class AfterChange(keras.optimizers.schedules.LearningRateSchedule):
         return self.schedule(step) * self.factor * _warmup(since, self.warmup_steps)
 
     def get_config(self):
-        names = ("schedule", "since_step", "factor", "warmup_steps")
-        return {name: getattr(self, name) for name in names}
+        names = ("since_step", "factor", "warmup_steps")
+        settings = {name: getattr(self, name) for name in names}
+        return {"schedule": keras.saving.serialize_keras_object(self.schedule), **settings}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "schedule": keras.saving.deserialize_keras_object(config["schedule"])})
 
 
 def build_schedule(config: Config, per_epoch: int, total: int):

@@ -114,53 +114,66 @@ def pretrain(
         RunInterrupted: SIGTERM, SIGINT or SIGHUP came. The step was finished and saved. It is a `KeyboardInterrupt`.
     """
     run = local_path(output, "output")
+    _require_probe(config, probe)
+    cluster = cluster_of(config)
+    with join_workers(cluster, config) as workers, locked(run) if workers.chief else contextlib.nullcontext():
+        pool = pool or open_pool(config, data, exclude, run, workers.index)
+        model, bad, checkpoints, step, schedule = _start(
+            run, pool, weights, allow_change, after_change, workers, cluster
+        )
+        step = _fit(model, pool, bad, checkpoints, step, run, probe, workers, cluster, schedule)
+        backbone = _write_backbone(model, run) if workers.chief else run / BACKBONE_FILE
+        return PretrainResult(run, backbone, step, bad.reasons, dict(bad.kinds))
+
+
+def _require_probe(config: Config, probe: Probe | None) -> None:
     if config.probing.every_epochs and probe is None:
         raise UserError(
             "probe",
             f"probing.every_epochs is {config.probing.every_epochs}, and no probe is given.",
             "Pass probe=dupr_tf.probing.in_training.build_probe(config.probing), or set every_epochs to 0.",
         )
-    cluster = cluster_of(config)
-    with join_workers(cluster, config) as workers:
-        strategy = workers.strategy if cluster else choose_strategy(config.train.strategy)
-        report = run / BAD_IMAGES_FILE if workers.chief else None
-        with locked(run) if workers.chief else contextlib.nullcontext():
-            pool = pool or open_pool(config, data, exclude, run, cluster.index if cluster else 0)
-            config, source = pool.config, pool.source
-            bad = check_images(pool, replicas(strategy), report)
-            workers.agree(image_facts(pool) if cluster else {})
-            images = images_entry(config.data.root, source)
-            others = exclusion_changes(run, pool.exclusion) if workers.chief else []
-            changes = check(run, config, images, allow_change, others) if workers.chief else []
-            backbone, entry = starting_weights(run, config, weights)
-            start = None if backbone is None else backbone.get_weights()
-            with scope(strategy):
-                model = compiled_model(config, len(source), start, replicas(strategy))
-            checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints, run_id(run))
-            checkpoints.announce = workers.announce
-            step = _restore(checkpoints, workers)
-            arguments = run, config, len(source), step, bool(changes), after_change
-            schedule = next_schedule(*arguments) if workers.chief else None
-            schedule = Schedule(**workers.agree({}, dataclasses.asdict(schedule) if schedule else None))
-            model.optimizer.learning_rate = schedule.rates(config)
-            _record(run, pool, images, entry, bad, workers, cluster, schedule)
-            checkpoints.run = run_id(run)
-            step = _fit(model, config, source, bad, checkpoints, step, run, probe, workers, cluster, schedule)
-            backbone = _write_backbone(model, run) if workers.chief else run / BACKBONE_FILE
-            return PretrainResult(run, backbone, step, bad.reasons, dict(bad.kinds))
 
 
 @contextlib.contextmanager
 def join_workers(cluster: Cluster | None, config: Config):
     """Connects to the other workers of a cluster, and checks that all do the same run."""
     if cluster is None:
-        yield Alone()
+        yield Alone(choose_strategy(config.train.strategy))
         return
     devices = len(local_devices())
     with Workers(cluster, config.train.worker_timeout, config.train.start_timeout) as workers:
         log.info("%d workers of %d devices; this is %s", workers.count, devices, cluster.called(cluster.index))
         workers.agree(program_facts(config, cluster, devices))
         yield workers
+
+
+def _start(run: Path, pool: Pool, weights, allow_change: bool, after_change, workers, cluster) -> tuple:
+    """Checks that the run can start or resume, builds its model at the newest checkpoint, and records the start.
+
+    Returns:
+        The model, the list of unreadable images, the checkpoints, the step, and the schedule.
+    """
+    config, source, devices = pool.config, pool.source, replicas(workers.strategy)
+    bad = check_images(pool, devices, run / BAD_IMAGES_FILE if workers.chief else None)
+    workers.agree(image_facts(pool) if cluster else {})
+    images = images_entry(config.data.root, source)
+    others = exclusion_changes(run, pool.exclusion) if workers.chief else []
+    changes = check(run, config, images, allow_change, others) if workers.chief else []
+    backbone, entry = starting_weights(run, config, weights)
+    start = None if backbone is None else backbone.get_weights()
+    with scope(workers.strategy):
+        model = compiled_model(config, len(source), start, devices)
+    checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints, run_id(run))
+    checkpoints.announce = workers.announce
+    step = _restore(checkpoints, workers)
+    arguments = run, config, len(source), step, bool(changes), after_change
+    schedule = next_schedule(*arguments) if workers.chief else None
+    schedule = Schedule(**workers.agree({}, dataclasses.asdict(schedule) if schedule else None))
+    model.optimizer.learning_rate = schedule.rates(config)
+    _record(run, pool, images, entry, bad, workers, cluster, schedule)
+    checkpoints.run = run_id(run)
+    return model, bad, checkpoints, step, schedule
 
 
 def _record(
@@ -214,56 +227,62 @@ def build_model(config: Config, start: list[np.ndarray] | None = None, total_ste
     return kind(backbone, dtype=policy, **config.dupr_arguments(total_steps))
 
 
-def _fit(model, config, source, bad, checkpoints, step, run, probe, workers, cluster, schedule) -> int:
+def _fit(model, pool: Pool, bad, checkpoints, step, run, probe, workers, cluster, schedule) -> int:
     """Trains from a step to the last, and returns the last step."""
+    config, source = pool.config, pool.source
     per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
     if workers.chief and step < total:
         (run / BACKBONE_FILE).unlink(missing_ok=True)  # the last step of the run before it became longer
     if step:
         log.info("resuming %s at step %d of %d", run, step, total)
 
-    worker = (0, 1) if cluster is None else (cluster.index, workers.count)
-
     def open_reader(first, last):
-        return view_pairs(source, config, first, last, bad, worker)
+        return view_pairs(source, config, first, last, bad, (workers.index, workers.count))
 
     def feed_rows(reader):
         return distribute(model.distribute_strategy, feed(reader))
 
-    settings = config.train
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(noted_signals())
         callbacks = [ReportToChief(workers, bad, signals, step)] if cluster else []
         if workers.chief:
-            state = checkpoints.extra
-            metrics = MetricsLog(
-                run,
-                step,
-                total,
-                per_epoch,
-                settings.batch_size,
-                settings.log_every,
-                state,
-                shown=[f"accuracy/{name}" for name in config.model.main_terms],
-                guessing=config.model.guessing_loss,
-                epochs=(schedule.since_step, schedule.since_epoch),
-            )
+            metrics = _open_metrics(run, config, step, total, per_epoch, checkpoints.extra, schedule)
             stack.callback(metrics.close)
             stack.callback(bad.close)
             every = config.probing.every_epochs * per_epoch
             callbacks += chief_callbacks(
                 metrics,
                 checkpoints,
-                settings.checkpoint_interval,
+                config.train.checkpoint_interval,
                 signals,
                 guards=[StopOnDivergence(run, lambda of: batch_images(source, config, of, bad), step)],
                 validation=RunProbes(workers.announce(probe), model.backbone, every, step, total) if every else None,
-                checks=[WarnOfCollapse(config, step), WarnOfDecline(config, step, state), CheckBadImages(bad, step)],
+                checks=[
+                    WarnOfCollapse(config, step),
+                    WarnOfDecline(config, step, checkpoints.extra),
+                    CheckBadImages(bad, step),
+                ],
             )
         train(model, open_reader, (step, total), per_epoch, callbacks, feed_rows)
         if total > step and workers.chief:
             checkpoints.save()
     return total
+
+
+def _open_metrics(run, config: Config, step, total, per_epoch, state: dict, schedule: Schedule) -> MetricsLog:
+    """Opens the log of the run's metrics at a step."""
+    return MetricsLog(
+        run,
+        step,
+        total,
+        per_epoch,
+        config.train.batch_size,
+        config.train.log_every,
+        state,
+        shown=[f"accuracy/{name}" for name in config.model.main_terms],
+        guessing=config.model.guessing_loss,
+        epochs=(schedule.since_step, schedule.since_epoch),
+    )
 
 
 def _restore(checkpoints, workers) -> int:

@@ -43,9 +43,12 @@ OF_OTHERS = (tf.errors.UnavailableError, tf.errors.CancelledError, tf.errors.Abo
 
 
 class Alone:
-    """Stands for `Workers` in a process that trains alone."""
+    """Stands for `Workers` in a process that trains alone, with the strategy of its devices."""
 
-    chief, count = True, 1
+    chief, index, count = True, 0, 1
+
+    def __init__(self, strategy: tf.distribute.Strategy | None):
+        self.strategy = strategy
 
     def agree(self, facts: dict[str, str], message: dict | None = None) -> dict:
         return message or {}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dupr_tf.comparing.grid import Backbone, Cell, parse_backbones, rate_cells, scored_cells
+from dupr_tf.comparing.grid import Backbone, Cell, middle_share, parse_backbones, rate_cells, scored_cells
 from tests.refusals import refusal
 
 TWO = (Backbone("a", ("random",)), Backbone("b", ("/x0", "/x1")))
@@ -62,6 +62,10 @@ def test_first_cells_compare_all_backbones_at_the_middle_share():
     cells = list(scored_cells(TWO, (0.05, 0.2, 1.0), 2))
     assert cells[:2] == [Cell("a", 0.2, 0), Cell("b", 0.2, 0)]
     assert len(cells) == len(set(cells)) == 12 and [cell.seed for cell in cells] == [0] * 6 + [1] * 6
+
+
+def test_middle_of_an_even_number_of_shares_is_the_smaller_one():
+    assert middle_share((1.0, 0.05, 0.5, 0.2)) == 0.2 and middle_share((0.5, 1.0)) == 0.5
 
 
 def test_one_rate_needs_no_choice():

@@ -77,6 +77,12 @@ def test_overlaps_are_recorded_and_not_counted_again(made, val, tmp_path, monkey
     assert again == saved and counts(again)[2] == (5, 1, 0, False)
 
 
+def test_unknown_overlap_is_counted_once_it_can_be(made, val, tmp_path):
+    before = with_overlaps(made, val, tmp_path)
+    pretrained(tmp_path, "export", [20])
+    assert counts(with_overlaps(before, val, tmp_path))[3] == (1, 0, 0, False) != counts(before)[3]
+
+
 def test_val_is_hashed_once_for_all_calls(made, val, tmp_path, monkeypatch):
     with_overlaps(made, val, tmp_path)
     hashed = []

@@ -5,9 +5,10 @@ import pytest
 from dupr_tf.comparing import plan
 from dupr_tf.comparing.compare import plan_comparison
 from dupr_tf.comparing.grid import Backbone
-from dupr_tf.comparing.plan import Settings, filled_in, lost_classes, plan_problems
+from dupr_tf.comparing.plan import Settings, filled_in, lost_classes, lost_of_images, plan_problems
 from dupr_tf.comparing.record import write_comparison
 from dupr_tf.config import DataConfig, parse_config
+from dupr_tf.data.labels.split import draw_positions
 from dupr_tf.detection.task_labels import read_evaluated, read_splits
 from dupr_tf.errors import UserError
 from tests.comparing.cells_by_hand import CONFIG, comparison
@@ -82,6 +83,12 @@ def test_steps_and_rate_come_from_the_config(data, tmp_path):
     assert made.counts == {"train": 12, "val": 3} and made.images_of(0.5) == 6
 
 
+def test_cells_do_not_validate_while_they_train(data, tmp_path):
+    config = parse_config({**CONFIG, "detector": {"kind": "retinanet", "validate_every": 1, "patience": 2}})
+    detector = plan_comparison(config, data, tmp_path, Settings(TWO)).comparison.config.detector
+    assert (detector.validate_every, detector.patience) == (0, None)  # they would select by the scores on val
+
+
 def test_steps_can_differ_by_share_whatever_the_order(data, tmp_path):
     made = plan_comparison(parse_config(CONFIG), data, tmp_path, Settings(TWO, (1.0, 0.5), 1, (200, 100))).comparison
     assert (made.shares, made.steps) == ((0.5, 1.0), (100, 200))
@@ -128,6 +135,15 @@ def test_classes_that_a_share_lacks_are_named(data, tmp_path):
     planned = plan_comparison(parse_config(CONFIG), data, tmp_path, Settings(TWO, (0.1, 1.0), 3))
     (warning,) = lost_classes(planned.comparison, planned.train)
     assert "share 0.1" in warning and any(name in warning for name in ("bus", "cat", "dog"))
+
+
+def test_class_that_only_a_later_seed_lacks_is_named():
+    classes = [{0}, {0}]
+    classes[draw_positions(2, 0.5, 0)[0]] = {0, 1}
+    one, many = (comparison(counts={"train": 2, "val": 1}, shares=(0.5,), steps=(1,), seeds=seeds) for seeds in (1, 6))
+    assert list(lost_of_images(one, classes, ("bus", "cat"))) == []
+    (warning,) = lost_of_images(many, classes, ("bus", "cat"))
+    assert "cat" in warning and "bus" not in warning
 
 
 def test_many_lost_classes_are_counted(data, tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from dupr_tf.detection.parts.set_losses import (
 )
 
 QUERIES, CLASSES = 5, 3
+NO_BINS = {"bin_loss": 0.0, "distillation_loss": 0.0}
 
 
 def truth_of(*images):
@@ -100,6 +101,29 @@ def test_loss_of_a_batch_is_that_of_its_images():
     assert float(alone[2]["score_loss"]) > 0
 
 
+def test_losses_of_a_box_have_the_published_weights():
+    """The query's box is twice as wide as its object: IoU ½, and 0.1 off in centre and width together."""
+    layer = Layer(tf.constant([[[0.0]]]), tf.constant([[[0.5, 0.5, 0.4, 0.4]]]))
+    losses = set_losses([layer, layer], truth_of([((0.6, 0.5, 0.2, 0.4), 0)]))
+    values = {name: float(loss) for name, loss in losses.items()}
+    expected = {"score_loss": np.log(2) / 2, "box_loss": 5 * 0.3, "overlap_loss": 2 * 0.5}
+    assert values == pytest.approx({name: 2 * value for name, value in expected.items()} | NO_BINS, rel=1e-5)
+
+
+def test_objects_beyond_the_queries_train_no_box():
+    layer = Layer(tf.constant([[[0.0]]]), tf.constant([[[0.5, 0.5, 0.4, 0.4]]]))
+    losses = set_losses([layer], truth_of([((0.5, 0.5, 0.4, 0.4), 0), ((0.1, 0.1, 0.1, 0.1), 0)]))
+    assert [float(losses[name]) for name in ("box_loss", "overlap_loss")] == pytest.approx([0, 0], abs=1e-5)
+
+
+def test_scores_do_not_move_boxes():
+    logits, boxes = tf.constant([[[0.3]]]), tf.constant([[[0.5, 0.5, 0.4, 0.4]]])
+    with tf.GradientTape() as tape:
+        tape.watch(boxes)
+        loss = set_losses([Layer(logits, boxes)], truth_of([((0.6, 0.5, 0.2, 0.4), 0)]))["score_loss"]
+    assert tape.gradient(loss, boxes) is None
+
+
 def test_score_loss_by_hand():
     logits = tf.constant([[[0.0, 0.0], [0.0, 0.0]]])
     classes, iou, queries = tf.constant([[1]]), tf.constant([[0.8]]), tf.constant([[0]])
@@ -140,3 +164,14 @@ def test_distillation_is_zero_for_equal_distributions_and_moves_the_student_only
         loss = distillation_loss(student, teacher, iou, queries)
     moved, still = tape.gradient(loss, [student.bins, teacher.bins])
     assert float(loss) > 0.01 and np.abs(moved).max() > 0 and still is None
+
+
+def test_distillation_weighs_queries_by_overlap_or_score():
+    """One query of five has an object. Distributions are softened by 5, and means mixed by √1 and √4."""
+    student, teacher = random_layer(1, 7), random_layer(1, 8)
+    soft_teacher, soft_student = (tf.nn.softmax(one.bins / 5).numpy() for one in (teacher, student))
+    divergence = 25 * (soft_teacher * np.log(soft_teacher / soft_student)).sum(-1).mean(-1)[0]  # (QUERIES,)
+    scores = tf.sigmoid(teacher.logits).numpy().max(-1)[0]
+    without = np.delete(scores * divergence, 3).mean()
+    loss = distillation_loss(student, teacher, tf.constant([[0.25]]), tf.constant([[3]]))
+    assert float(loss) == pytest.approx((0.25 * divergence[3] * 1 + without * 2) / (1 + 2), rel=1e-4)

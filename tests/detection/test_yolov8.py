@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras_cv.bounding_box import compute_ciou
 from keras_cv.models.yolov8 import LabelEncoder
 
 from dupr_tf.config import parse_config
@@ -117,6 +118,19 @@ def test_step_lowers_the_loss_and_padding_changes_nothing():
         logs = model.train_on_batch(batch(), return_dict=True)
         model.reset_metrics()
     assert logs.keys() == {"loss", "box_loss", "classification_loss"} and logs["loss"] < first
+
+
+def test_losses_are_sums_over_target_scores_with_the_published_weights(model):
+    data = batch()
+    outputs = model(data["images"])
+    boxes, points = model._decode(outputs["boxes"], data["images"])
+    true_boxes, targets = align(tf.sigmoid(outputs["classes"]), boxes, points, ground_truth(data["bounding_boxes"], 2))
+    strength, logits = targets.numpy().sum(-1), outputs["classes"].numpy()
+    apart = 1 - compute_ciou(true_boxes, boxes, "xyxy").numpy()
+    entropy = np.log1p(np.exp(logits)) - targets.numpy() * logits
+    losses, total = model.losses(data, training=False), max(strength.sum(), 1)
+    assert float(losses["box_loss"]) == pytest.approx(7.5 * (strength * apart).sum() / total, rel=1e-4)
+    assert float(losses["classification_loss"]) == pytest.approx(0.5 * entropy.sum() / total, rel=1e-4)
 
 
 @pytest.mark.parametrize("count", [0, 2])

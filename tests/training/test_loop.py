@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from dupr_tf.data.reader import Block, Reader
 from dupr_tf.errors import RunFailed, RunInterrupted
-from dupr_tf.training.callbacks import StepCallback, Validate
+from dupr_tf.training.callbacks import SaveCheckpoints, StepCallback, StopOnSignal, Validate
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.feed import feed
 from dupr_tf.training.loop import chief_callbacks, train
@@ -101,6 +102,27 @@ def test_signals_at_every_step_lose_nothing(tmp_path):
         for name in ("epoch", "loss", "mae", "learning_rate"):
             assert received[step][name] == line[name], (step, name)
     assert list(expected) == list(received)
+
+
+class Note(StepCallback):
+    """Stands for a guard, a validation or a check, with a state for the checkpoint."""
+
+    def __init__(self, name):
+        super().__init__(0)
+        self.name = name
+
+    def state(self):
+        return {self.name: "state"}
+
+
+def test_checkpoint_has_the_state_of_validation_and_checks_and_comes_after_them():
+    saved, guard, validation, check = SimpleNamespace(), Note("guard"), Note("validation"), Note("check")
+    metrics = SimpleNamespace(step=0, flush=lambda: {"log": "state"})
+    order = chief_callbacks(metrics, saved, 2, [], [guard], validation, [check])
+    assert order[:4] == [guard, validation, metrics, check]  # a step that a guard rejects is neither logged nor saved
+    assert [type(one) for one in order[4:]] == [SaveCheckpoints, StopOnSignal]
+    assert saved.before_save() == {name: "state" for name in ("log", "validation", "check")}
+    assert validation.metrics is metrics
 
 
 @pytest.mark.parametrize("in_callback", [False, True])

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from dupr_tf.config import parse_config
 from dupr_tf.errors import UserError
-from dupr_tf.training.optimizers import AdamW, CoupledSGD
+from dupr_tf.training.optimizers import AdamW, AfterChange, Cosine, CoupledSGD, Milestones, build_schedule
 
 GRADIENTS = [np.array([0.3, -0.2, 0.5], np.float32) * (step + 1) for step in range(4)]
 
@@ -72,6 +73,23 @@ def test_adamw_without_factors_is_that_of_keras():
 def test_optimizer_with_factors_survives_its_config(kind):
     again = kind.from_config(kind(0.1, **FACTORS).get_config())
     assert (again.rate_factors, again.decay_factors) == (FACTORS["rate_factors"], FACTORS["decay_factors"])
+
+
+@pytest.mark.parametrize("schedule", [
+    Cosine(0.3, 50, hold_steps=10, warmup_steps=7), Milestones(0.3, (20, 40), warmup_steps=7),
+    AfterChange(Cosine(0.3, 50, hold_steps=10), 12, factor=0.5, warmup_steps=7),
+])  # fmt: skip
+def test_schedules_survive_their_config(schedule):
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
+    rates = [[float(one(step)) for step in range(50)] for one in (schedule, again)]
+    assert rates[0] == rates[1] and len(set(rates[0])) > 7
+
+
+@pytest.mark.parametrize(("settings", "falls"), [({"milestones": [1.5, 2]}, [12, 16]), ({"milestone_steps": [5]}, [5])])
+def test_milestones_are_steps_or_parts_of_epochs(settings, falls):
+    config = parse_config({"optimizer": {"learning_rate": 1.0, "schedule": "milestones", **settings}})
+    rates = [float(build_schedule(config, 8, 24)(step)) for step in range(24)]
+    assert [step for step in range(1, 24) if rates[step] < rates[step - 1]] == falls
 
 
 @pytest.mark.parametrize("names", [("other",), ("slow", "slow")])

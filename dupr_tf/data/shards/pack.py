@@ -106,19 +106,12 @@ def pack(
         RunFailed: the disk is full, or too many images are unreadable.
     """
     workers = workers or os.cpu_count() or 1
-    if not 0 <= max_bad_share <= 1:
-        raise UserError("--max-bad-share", f"Expected 0 to 1, received {max_bad_share:g}.", "Pass 0.01.")
-    if workers < 1:
-        raise UserError("--workers", f"Expected at least 1, received {workers}.", "Pass 1.")
+    _check_arguments(workers, max_bad_share)
     import_array_record()
     settings, output = settings or PackSettings(), Path(output)
     paths, root = list_images(root), os.path.join(os.path.abspath(root), "")
     files = [(path[len(root) :], _size(path)) for path in paths]
-    header, max_bad = _header(files, settings), max_bad_share * len(files)
-    if settings.shuffle:  # a hash gives the same order in every version of every library
-        files.sort(key=lambda file: hashlib.blake2b(os.fsencode(f"{settings.seed}\0{file[0]}"), digest_size=8).digest())
-    step = settings.images_per_shard
-    parts = [files[first : first + step] for first in range(0, len(files), step)]
+    header, parts = _header(files, settings), _parts(files, settings)
 
     def encode(file: tuple[str, int]) -> tuple[str, bytes | Unusable]:
         return file[0], packed_image(
@@ -131,20 +124,44 @@ def pack(
         if settings.long_side is None and shutil.disk_usage(output).free < _missing_bytes(parts, finished):
             raise _no_room(output, parts, finished)
         todo = (file for number in missing for file in parts[number])
-        try:
+        with _write_errors(output, parts, finished):
             with contextlib.closing(map_in_order(encode, todo, workers)) as images:
                 for number in missing:
                     part = itertools.islice(images, len(parts[number]))
-                    finished[number] = _write_shard(output, header, number, part, _bad(finished), max_bad)
+                    earlier, max_bad = _bad(finished), max_bad_share * len(files)
+                    finished[number] = _write_shard(output, header, number, part, earlier, max_bad)
                     log.info("wrote %s: %d of %d shards", Shard(number).file, len(finished), len(parts))
             _finish(output, header, finished)
-        except (OSError, RuntimeError) as error:  # ArrayRecord raises a RuntimeError with the system's message
-            if is_disk_full(error):
-                raise _no_room(output, parts, finished) from error
-            if isinstance(error, OSError):
-                raise
-            raise RunFailed(f"{output} could not be written ({one_line(error, 120)}). Check the folder.") from error
     return Packed(tuple(finished[number][0] for number in range(len(parts))), len(missing), tuple(_bad(finished)))
+
+
+def _check_arguments(workers: int, max_bad_share: float) -> None:
+    if not 0 <= max_bad_share <= 1:
+        raise UserError("--max-bad-share", f"Expected 0 to 1, received {max_bad_share:g}.", "Pass 0.01.")
+    if workers < 1:
+        raise UserError("--workers", f"Expected at least 1, received {workers}.", "Pass 1.")
+
+
+def _parts(files: Files, settings: PackSettings) -> list[Files]:
+    """Splits the files into those of each shard, in the order of the settings."""
+    if settings.shuffle:  # a hash gives the same order in every version of every library
+        prefix = f"{settings.seed}\0"
+        files = sorted(files, key=lambda file: hashlib.blake2b(os.fsencode(prefix + file[0]), digest_size=8).digest())
+    step = settings.images_per_shard
+    return [files[first : first + step] for first in range(0, len(files), step)]
+
+
+@contextlib.contextmanager
+def _write_errors(output: Path, parts: list[Files], finished: Finished) -> Iterator[None]:
+    """Turns a full disk and ArrayRecord's errors into RunFailed, with the bytes that are missing by then."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # ArrayRecord raises a RuntimeError with the system's message
+        if is_disk_full(error):
+            raise _no_room(output, parts, finished) from error
+        if isinstance(error, OSError):
+            raise
+        raise RunFailed(f"{output} could not be written ({one_line(error, 120)}). Check the folder.") from error
 
 
 def _size(path: str) -> int:

@@ -53,6 +53,14 @@ def test_polygons_of_all_objects_stay_polygons(roots, tmp_path):
         assert sorted(map(len, old.masks)) == sorted(map(len, new.masks))
 
 
+def test_areas_of_outlines_are_kept_in_coco(tmp_path):
+    root = cvat_shapes(
+        tmp_path, '<polygon label="cat" points="1,1;9,1;1,9"/><box label="dog" xtl="0" ytl="0" xbr="4" ybr="5"/>'
+    )
+    convert(root, tmp_path / "new", "coco", "auto", 0)
+    np.testing.assert_array_equal(read_annotations(tmp_path / "new", "train").areas[0], [32, 20])
+
+
 def test_yolo_drops_outlines_if_some_objects_have_none(roots, tmp_path):
     parts = convert(roots["labelme"], tmp_path / "new", "yolo", "auto", 0)
     assert all(part.lost[OUTLINES] > 0 for part in parts)

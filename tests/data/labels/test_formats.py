@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dupr_tf.data.detection import read_image
-from dupr_tf.data.labels import coco, cvat, label_studio, labelme, openimages, voc, yolo
+from dupr_tf.data.labels import coco, cvat, label_studio, labelme, openimages, voc
 from dupr_tf.data.labels.annotations import DROPPED, NO_FILE, OTHER_SIZE, UNMASKED, read_annotations
 from dupr_tf.data.labels.finding import OTHERS
 from dupr_tf.data.labels.run_lengths import pixels_of
@@ -16,25 +16,25 @@ from dupr_tf.data.labels.split import MissingSplit
 from dupr_tf.data.layouts import BOXES, layout_of
 from tests.label_formats import (
     FORMATS,
+    ONE,
+    SCENE,
     SPLITS,
+    check_boxes,
     dump,
     labelme_content,
     labelme_shape,
     studio_result,
     studio_task,
     write_cvat,
-    write_darknet,
     write_images,
     write_labelme,
     write_roboflow,
     write_yolo,
 )
-from tests.labelled_scenes import COLOURS, NAMES, Picture, Thing, pictures, voc_text
+from tests.labelled_scenes import COLOURS, NAMES, pictures, voc_text
 from tests.refusals import refusal
 
 LOST = (*DROPPED, NO_FILE, OTHER_SIZE, FLAT, ROTATED, ROUND)
-ONE = {"train": pictures(1)}
-SCENE = Picture((60, 80), [Thing("cat", (10, 20, 40, 50))])
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +62,7 @@ def test_boxes_lie_on_painted_pixels(roots, name):
             x1, y1, x2, y2 = boxes[-1].round().astype(int)  # the last one is painted over the others
             for corner in (pixels[y1 + 2, x1 + 2], pixels[y2 - 3, x2 - 3]):
                 assert np.abs(corner - COLOURS[read.class_names[labels[-1]]]).max() <= 24
-        _same_boxes(read, made)
-
-
-def _same_boxes(read, made):
-    """Checks boxes, classes and flags of a split against its pictures, independent of image order."""
-    drawn = sorted([sorted((*thing.box, thing.name) for thing in picture.things) for picture in made])
-    boxes = sorted(
-        sorted((*map(round, box.tolist()), read.class_names[label]) for box, label in zip(b, n, strict=True))
-        for b, n in zip(read.boxes, read.labels, strict=True)
-    )
-    assert boxes == drawn
+        check_boxes(read, made)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -129,6 +119,14 @@ def test_classes_that_only_val_lists_are_counted(roots):
     assert [count for what, count in read.counts.items() if "extra" in what] == [1]
 
 
+def test_links_to_folders_of_images_are_followed_once(tmp_path):
+    root = write_cvat(tmp_path / "set", SPLITS)
+    (root / "images").rename(tmp_path / "elsewhere")
+    (root / "images").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "elsewhere")
+    assert len(read_annotations(root, "val", max_bad_share=0)) == 3
+
+
 # ---- COCO's relatives
 
 
@@ -158,79 +156,6 @@ def test_images_of_one_split_in_two_folders_are_refused(tmp_path):
         (root / "val2017" / name).rename(root / "train2017" / name)
     error = refusal(read_annotations, root, "val")
     assert "train2017" in error.problem and "val2017" in error.problem
-
-
-# ---- YOLO
-
-
-def yolo_lines(tmp_path, *lines, head=""):
-    """A YOLO set of one image with the lines."""
-    root = write_yolo(tmp_path / "set", {"train": [SCENE]})
-    dump(root / "labels/train/train_0.txt", "\n".join(lines))
-    (root / "data.yaml").write_text((root / "data.yaml").read_text() + head)
-    return root
-
-
-def test_empty_and_missing_yolo_files_are_background(tmp_path):
-    root = write_yolo(tmp_path / "set", {"train": pictures(3)})
-    (root / "labels/train/train_0.txt").write_text("\n")
-    (root / "labels/train/train_1.txt").unlink()
-    read = read_annotations(root, "train")
-    assert read.bare == (True, True, False) and read.counts[yolo.UNLABELLED] == 1
-
-
-def test_yolo_label_without_image_counts_as_missing(tmp_path):
-    root = write_yolo(tmp_path / "set", {"train": pictures(4)})
-    (root / "images/train/train_3.jpg").unlink()
-    assert refusal(read_annotations, root, "train").field == "data.max_bad_share"
-    assert read_annotations(root, "train", max_bad_share=0.25).counts[NO_FILE] == 1
-
-
-def test_yolo_keypoints_are_counted_and_their_boxes_read(tmp_path):
-    root = yolo_lines(tmp_path, "1 .5 .5 .2 .2 .4 .4 2 .6 .6 1", head="kpt_shape: [2, 3]\n")
-    read = read_annotations(root, "train")
-    np.testing.assert_allclose(read.boxes[0], [[32, 24, 48, 36]], atol=1e-4)
-    assert read.counts[yolo.KEYPOINTS] == 1
-
-
-def test_yolo_polygons_of_four_points_and_flat_ones_are_counted(tmp_path):
-    root = yolo_lines(tmp_path, "0 .1 .1 .5 .2 .4 .6 .1 .5", "1 .1 .1 .2 .2 .3 .3")
-    assert f"1 {FLAT}" in refusal(read_annotations, root, "train").problem
-    read = read_annotations(root, "train", max_bad_share=0.5)
-    assert len(read.boxes[0]) == 1 and read.counts[yolo.FOUR] == 1 and read.counts[FLAT] == 1
-
-
-@pytest.mark.parametrize(
-    "line", ["7 .5 .5 .1 .1", "cat .5 .5 .1 .1", "0 .5 .5 .1", "0 .5 .5 .1 .1 .9", "0 320 240 64 48", "nan .5 .5 .1 .1"]
-)
-def test_wrong_yolo_lines_are_refused_with_their_file(tmp_path, line):
-    assert "train_0.txt" in refusal(read_annotations, yolo_lines(tmp_path, line), "train").problem
-
-
-@pytest.mark.parametrize("head", ["nc: 5\n", "names: {0: a}\n", "kpt_shape: x\n", "val: *a\n"])
-def test_wrong_data_yaml_is_refused(tmp_path, head):
-    assert "data.yaml" in refusal(read_annotations, yolo_lines(tmp_path, "", head=head), "train").problem
-
-
-def test_yolo_lists_may_have_paths_of_another_machine(tmp_path):
-    root = write_darknet(tmp_path / "set", ONE)
-    (root / "train.txt").write_text("C:\\data\\set\\obj_train_data\\train_0.jpg\n/home/a/obj_train_data/train_0.jpg")
-    assert len(read_annotations(root, "train", max_bad_share=0)) == 1
-
-
-def test_yolo_lists_cannot_lead_out_of_the_root(tmp_path):
-    root = write_darknet(tmp_path / "set", ONE)
-    (root / "train.txt").write_text("../secret.jpg")
-    (tmp_path / "secret.jpg").write_bytes((root / "obj_train_data/train_0.jpg").read_bytes())
-    assert "secret" in refusal(read_annotations, root, "train").problem
-
-
-def test_classes_file_stands_for_data_yaml(tmp_path):
-    root = write_yolo(tmp_path / "set", SPLITS)
-    (root / "data.yaml").unlink()
-    (root / "classes.txt").write_text("\ufeff" + "\r\n".join(NAMES))
-    read = read_annotations(root, "val")
-    _same_boxes(read, SPLITS["val"])
 
 
 # ---- CVAT
@@ -305,7 +230,7 @@ def unlisted_voc(tmp_path, count=4):
 def test_all_images_of_voc_without_lists_are_train(tmp_path, caplog):
     caplog.set_level("INFO")
     root = unlisted_voc(tmp_path)
-    _same_boxes(read_annotations(root, "train", max_bad_share=0), pictures(4))
+    check_boxes(read_annotations(root, "train", max_bad_share=0), pictures(4))
     assert sum("no ImageSets/Main" in line for line in caplog.messages) == 1
     with pytest.raises(MissingSplit):
         read_annotations(root, "val")
@@ -314,7 +239,7 @@ def test_all_images_of_voc_without_lists_are_train(tmp_path, caplog):
 def test_voc_file_finds_its_image_by_the_stated_name(tmp_path):
     root = unlisted_voc(tmp_path)
     (root / "annotations/train_1.xml").rename(root / "annotations/z.xml")
-    _same_boxes(read_annotations(root, "train", max_bad_share=0), pictures(4))
+    check_boxes(read_annotations(root, "train", max_bad_share=0), pictures(4))
 
 
 def test_voc_with_lists_of_other_splits_lacks_train(tmp_path):
@@ -336,6 +261,11 @@ def test_listed_file_that_is_no_voc_annotation_is_refused(tmp_path):
     root = FORMATS["voc"][0](tmp_path / "set", ONE)
     dump(root / "Annotations/train_001.xml", "<annotations/>")
     assert "train_001.xml" in refusal(read_annotations, root, "train").problem
+
+
+def test_cvat_reads_subsets_of_one_file_apart(roots):
+    assert {len(read_annotations(roots["cvat"], split)) for split in SPLITS} == {9, 3}
+    assert cvat.find(roots["cvat"], "test") == []
 
 
 # ---- LabelMe
@@ -453,6 +383,10 @@ def test_other_json_files_beside_label_studio_are_counted(tmp_path):
     assert read_annotations(root, "train").counts[OTHERS] == 1
 
 
+def test_label_studio_task_without_image_is_refused(tmp_path):
+    assert "task 1" in refusal(read_annotations, studio(tmp_path, data={}), "train").problem
+
+
 # ---- OpenImages
 
 
@@ -474,20 +408,3 @@ def test_wrong_openimages_rows_are_refused(tmp_path, line):
     file = root / "train-annotations-bbox.csv"
     file.write_text(file.read_text() + line + "\n")
     assert file.name in refusal(read_annotations, root, "train").problem
-
-
-def test_label_studio_task_without_image_is_refused(tmp_path):
-    assert "task 1" in refusal(read_annotations, studio(tmp_path, data={}), "train").problem
-
-
-def test_links_to_folders_of_images_are_followed_once(tmp_path):
-    root = write_cvat(tmp_path / "set", SPLITS)
-    (root / "images").rename(tmp_path / "elsewhere")
-    (root / "images").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "elsewhere")
-    assert len(read_annotations(root, "val", max_bad_share=0)) == 3
-
-
-def test_cvat_reads_subsets_of_one_file_apart(roots):
-    assert {len(read_annotations(roots["cvat"], split)) for split in SPLITS} == {9, 3}
-    assert cvat.find(roots["cvat"], "test") == []

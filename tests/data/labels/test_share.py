@@ -5,7 +5,7 @@ import pytest
 
 from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.data.labels.segments import read_segments
-from dupr_tf.data.labels.split import take_share
+from dupr_tf.data.labels.split import draw_positions, take_share
 from tests.labelled_scenes import pictures
 from tests.masked_scenes import write_coco_masks, write_segments
 from tests.refusals import refusal
@@ -43,6 +43,10 @@ def test_segmented_images_are_shared_too(tmp_path):
     assert len(subset) == 3 and ids == subset.ids
     for i, one in enumerate(ids):
         np.testing.assert_array_equal(subset.truth(i), segmented.truth(segmented.ids.index(one)))
+
+
+def test_number_of_images_is_rounded_to_the_nearest():
+    assert [len(draw_positions(19, share, 0)) for share in (0.1, 0.12, 0.15)] == [2, 2, 3]
 
 
 @pytest.mark.parametrize("share", [0, -1, 1.5, float("nan")])
