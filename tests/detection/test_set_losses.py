@@ -167,7 +167,7 @@ def test_distillation_is_zero_for_equal_distributions_and_moves_the_student_only
 
 
 def test_distillation_weighs_queries_by_overlap_or_score():
-    """One query of five has an object. Distributions are softened by 5, and means mixed by √1 and √4."""
+    """The query 3 of five has the only object. Distributions are softened by 5, and means mixed by √1 and √4."""
     student, teacher = random_layer(1, 7), random_layer(1, 8)
     soft_teacher, soft_student = (tf.nn.softmax(one.bins / 5).numpy() for one in (teacher, student))
     divergence = 25 * (soft_teacher * np.log(soft_teacher / soft_student)).sum(-1).mean(-1)[0]  # (QUERIES,)

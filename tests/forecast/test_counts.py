@@ -109,7 +109,7 @@ def test_term_without_keys_has_no_key_pass_and_sends_none(monkeypatch):
     assert sent == 5 * 4 * 128 and costs() == (flops * 3 // 4, 0)
 
 
-def test_activations_are_those_of_a_group_in_the_format_of_the_config(model):
+def test_activations_are_of_a_group_in_its_precision(model):
     counts = count(TINY, 1, gpu=False, model=model)
     assert counts.memory["activations of 4 images"] == 4 * counts.activations
     half = TINY.model_copy(update={"train": TINY.train.model_copy(update={"precision": "bfloat16"})})
