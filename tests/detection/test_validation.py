@@ -72,6 +72,11 @@ def test_patience_stops_the_run_for_good(tmp_path):
     assert int(run(tmp_path, 8, patience=5)[0].optimizer.iterations) == 8
 
 
+def test_better_score_restores_the_patience(tmp_path):
+    _, validation, _ = run(tmp_path, 6, patience=2, scores=[0.1, 0.1, 0.2, 0.2, 0.3, 0.3])
+    assert (validation.best["step"], validation.without_gain, validation.is_over) == (5, 1, False)
+
+
 def test_resumed_run_drops_a_best_of_lost_steps(tmp_path):
     run(tmp_path, 2)
     (tmp_path / "checkpoints" / "best-3.npz").write_bytes(b"of a start that was killed")

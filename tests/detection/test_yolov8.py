@@ -120,7 +120,7 @@ def test_step_lowers_the_loss_and_padding_changes_nothing():
     assert logs.keys() == {"loss", "box_loss", "classification_loss"} and logs["loss"] < first
 
 
-def test_losses_are_sums_over_target_scores_with_the_published_weights(model):
+def test_losses_have_the_published_weights(model):
     data = batch()
     outputs = model(data["images"])
     boxes, points = model._decode(outputs["boxes"], data["images"])

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from dupr_tf.config import parse_config
-from dupr_tf.forecast.counts import SOME_IMAGES, count, step_flops
+from dupr_tf.forecast.counts import SOME_IMAGES, count, step_flops, step_traffic
 from dupr_tf.forecast.measure import noise_pairs
 from dupr_tf.models import DUPR, ResNetBackbone, build_backbone
 from dupr_tf.training.checkpoints import RunCheckpoints, state_of
@@ -96,6 +96,24 @@ def test_heads_and_losses_equal_a_count_by_hand():
     head = 2 * (512 * 512 + 512 * 128)
     assert counted["heads"] == 5 * 4 * (1 + 9) * head
     assert counted["losses"] == 5 * (1 + 9) * 2 * (2 * 512 + 1) * 128
+
+
+def test_term_without_keys_has_no_key_pass_and_sends_none(monkeypatch):
+    model = build("resnet18", image_weights=(0, 0, 0, 1), patch_weights=(0, 0, 0, 0))
+
+    def costs():
+        return step_flops(model, 96, batch=5)["heads"], step_traffic(model, 96, batch=5)["gathered"]["keys"]
+
+    flops, sent = costs()
+    monkeypatch.setattr(type(model.terms[0]), "needs_keys", False)
+    assert sent == 5 * 4 * 128 and costs() == (flops * 3 // 4, 0)
+
+
+def test_activations_are_of_a_group_in_its_precision(model):
+    counts = count(TINY, 1, gpu=False, model=model)
+    assert counts.memory["activations of 4 images"] == 4 * counts.activations
+    half = TINY.model_copy(update={"train": TINY.train.model_copy(update={"precision": "bfloat16"})})
+    assert 2 * count(half, 1, gpu=False, model=model).activations == counts.activations
 
 
 def test_backbone_without_cost_counts_zero(monkeypatch):

@@ -47,6 +47,17 @@ def test_doctor_counts_images_boxes_and_classes(root):
     assert [rows[f"class {name}"].split()[0] for name in counts] == [str(count) for count in counts.values()]
 
 
+def test_doctor_counts_ignored_boxes_apart(root):
+    train = read_annotations(root, "train")
+    ignored = tuple(np.arange(len(flags)) == 0 for flags in train.ignored)  # the first box of each image
+    first = sum(len(labels) > 0 and train.class_names[labels[0]] == "bus" for labels in train.labels)
+    (before, _), (after, _) = (
+        about_labels(one, None, config()) for one in (train, dataclasses.replace(train, ignored=ignored))
+    )
+    numbers = [int(dict(rows)["class bus"].split()[0]) for rows in (before, after)]
+    assert numbers[0] - numbers[1] == first > 0 and "(10 more ignored)" in dict(after)["boxes"]
+
+
 def test_doctor_advises_what_to_change(root):
     rows, sentences = examine(root)
     named = ("fewer than 10 boxes", "data.background", "val_0.jpg")

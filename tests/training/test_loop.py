@@ -115,7 +115,7 @@ class Note(StepCallback):
         return {self.name: "state"}
 
 
-def test_checkpoint_has_the_state_of_validation_and_checks_and_comes_after_them():
+def test_checkpoint_keeps_the_states_and_comes_last():
     saved, guard, validation, check = SimpleNamespace(), Note("guard"), Note("validation"), Note("check")
     metrics = SimpleNamespace(step=0, flush=lambda: {"log": "state"})
     order = chief_callbacks(metrics, saved, 2, [], [guard], validation, [check])
