@@ -60,8 +60,8 @@ class Embed:
         limits = self.picture, self.max_bad_share, _reading(overrides)
         done = embed_files(self.weights, self.images, self.output, settings, *limits)
         print_line(f"{done.images:,} images, {' x '.join(map(str, done.shape))} numbers each")
-        if done.bad:
-            print_line(f"{len(done.bad)} unreadable files were left out: {self.output}{BAD_IMAGES}")
+        if done.left_out:
+            print_line(f"{done.left_out:,} unreadable files were left out: {self.output}{BAD_IMAGES}")
         print_line(f"wrote {self.output}")
         if self.picture and Path(f"{self.output}{PICTURE}").is_file():
             print_line(f"wrote {self.output}{PICTURE}")

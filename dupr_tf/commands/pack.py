@@ -71,8 +71,8 @@ class Pack:
         print_line(
             f"{packed.images:,} images in {len(packed.shards)} shards ({packed.written} written now), {size:,} bytes"
         )
-        if packed.bad:
-            print_line(f"{len(packed.bad)} unreadable files were left out: {self.output / 'bad_images.tsv'}")
+        if packed.left_out:
+            print_line(f"{packed.left_out:,} unreadable files were left out: {self.output / 'bad_images.tsv'}")
         print_line(f"wrote {self.output}")
 
 

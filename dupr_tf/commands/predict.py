@@ -59,6 +59,6 @@ class Predict:
         limits = self.pictures, self.max_bad_share, self.batch_size
         done = predict(self.detector, self.images, self.output, settings, *limits, overrides=overrides)
         print_line(f"{done.images:,} images, {done.detections:,} detections")
-        if done.bad:
-            print_line(f"{len(done.bad)} unreadable files were left out: {self.output / BAD_IMAGES}")
+        if done.left_out:
+            print_line(f"{done.left_out:,} unreadable files were left out: {self.output / BAD_IMAGES}")
         print_line(f"wrote {self.output}")

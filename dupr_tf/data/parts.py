@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,15 +16,15 @@ from typing import Any
 
 from rich.console import Console
 
-from dupr_tf.data.images.bad_images import write_list
+from dupr_tf.data.images.bad_images import LeftOut
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.shards.index import read_sealed, seal
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.files import local_path, write_whole
+from dupr_tf.records import MISTAKES
 from dupr_tf.text import duration, escape, one_line
 
-log = logging.getLogger(__name__)
 SAY_EVERY, SAME_BATCH = 5.0, 0.01  # seconds
 Bad = list[tuple[str, str]]  # name and reason
 Stream = Callable[[list[str]], Iterator[tuple[int, Any]]]  # paths -> number and result, or why there is none
@@ -90,8 +89,10 @@ class ImageParts:
         self.folder, self.ending, self.root, self.names, self.run_id = folder, ending, root, names, run_id
         self.parts = [names[first : first + size] for first in range(0, len(names), size)]
 
-    def compute(self, stream: Stream, encode: Encode, max_bad_share: float, bad_list: Path, console: Console) -> Bad:
-        """Writes the missing parts. Returns the name and reason of each unreadable image of all parts.
+    def compute(
+        self, stream: Stream, encode: Encode, max_bad_share: float, bad_list: Path, console: Console
+    ) -> LeftOut:
+        """Writes the missing parts. Returns the unreadable images of all parts.
 
         Args:
             stream: computes the results of a list of paths.
@@ -103,20 +104,25 @@ class ImageParts:
         Raises:
             RunFailed: too many images are unreadable, or all.
         """
-        bad_of = {number: bad for number in range(len(self.parts)) if (bad := self._read_bad(number)) is not None}
-        kept = sum(len(self.parts[number]) for number in bad_of)
-        if bad_of:
+        left_out, missing, kept = LeftOut(), [], 0
+        for number, names in enumerate(self.parts):
+            bad = self._read_bad(number)
+            if bad is None:
+                missing.append(number)
+                continue
+            kept += len(names)
+            for name, reason in bad:
+                left_out.add(name, reason, earlier=True)
+        if kept:
             console.print(f"resuming after {kept} of {len(self.names)} images")
         progress = Progress(len(self.names), kept, console)
-        budget = _BadBudget(len(self.names), max_bad_share, bad_list, [pair for bad in bad_of.values() for pair in bad])
-        for number in range(len(self.parts)):
-            if number not in bad_of:
-                bad_of[number] = self._compute_part(number, stream, encode, progress, budget)
-        bad = [pair for number in sorted(bad_of) for pair in bad_of[number]]
-        if len(bad) == len(self.names):
-            name, reason = bad[0]
-            raise RunFailed(f"None of {len(bad)} images can be read, such as {escape(name)} ({reason}).")
-        return bad
+        budget = _BadBudget(len(self.names), max_bad_share, bad_list, left_out)
+        for number in missing:
+            self._compute_part(number, stream, encode, progress, budget)
+        if left_out.count == len(self.names):
+            name, reason = left_out.listed[0]
+            raise RunFailed(f"None of {left_out.count} images can be read, such as {escape(name)} ({reason}).")
+        return left_out
 
     def read(self) -> Iterator[tuple[list[str], bytes]]:
         """Yields the names and the encoded results of the readable images, in order, a part at a time."""
@@ -128,7 +134,9 @@ class ImageParts:
     def _file(self, number: int) -> Path:
         return self.folder / f"part-{number:06d}{self.ending}"
 
-    def _compute_part(self, number: int, stream: Stream, encode: Encode, progress: Progress, budget: _BadBudget) -> Bad:
+    def _compute_part(
+        self, number: int, stream: Stream, encode: Encode, progress: Progress, budget: _BadBudget
+    ) -> None:
         names, encoded, bad = self.parts[number], {}, []
         for index, result in stream([os.path.join(self.root, name) for name in names]):
             progress.add()
@@ -140,30 +148,28 @@ class ImageParts:
         facts = {"run": self.run_id, "number": number, "bad": sorted(bad)}
         content = b"".join(encoded[index] for index in sorted(encoded))
         write_whole(self._file(number), seal(facts, content)[0])
-        return sorted(bad)
 
     def _read_bad(self, number: int) -> Bad | None:
         """Returns the unreadable images of a part that an earlier call wrote; None if it is missing or damaged."""
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError, *MISTAKES):
             facts, _, _ = read_sealed(self._file(number))
             if (facts["run"], facts["number"]) == (self.run_id, number):
-                return [tuple(pair) for pair in facts["bad"]]
+                return [(str(name), str(reason)) for name, reason in facts["bad"]]
         return None
 
 
 class _BadBudget:
     """Counts unreadable images, and ends a run with too many of them."""
 
-    def __init__(self, images: int, max_share: float, bad_list: Path, earlier: Bad):
-        self.images, self.most, self.bad_list, self.bad = images, max_share * images, bad_list, earlier
+    def __init__(self, images: int, max_share: float, bad_list: Path, left_out: LeftOut):
+        self.images, self.most, self.bad_list, self.left_out = images, max_share * images, bad_list, left_out
 
     def add(self, name: str, reason: str) -> None:
-        log.warning("skipped, %s: %s", reason, escape(name))
-        self.bad.append((name, reason))
-        if len(self.bad) > self.most:
-            write_list(self.bad_list, self.bad)
+        self.left_out.add(name, reason)
+        if self.left_out.count > self.most:
+            self.left_out.write(self.bad_list)
             raise RunFailed(
-                f"{len(self.bad)} of {self.images} images cannot be read, listed in {self.bad_list}. "
+                f"{self.left_out.count} of {self.images} images cannot be read, listed in {self.bad_list}. "
                 "Replace or remove them, or raise --max-bad-share, and run the same command again."
             )
 

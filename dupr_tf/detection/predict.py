@@ -21,7 +21,6 @@ from rich.console import Console
 from dupr_tf.config import DataConfig
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.detection import read_image
-from dupr_tf.data.images.bad_images import write_list
 from dupr_tf.data.parts import Bad, ImageParts, Stream, check_range, list_inputs, source_facts
 from dupr_tf.data.shards.index import read_sealed, seal
 from dupr_tf.detection.finetune import check_size, data_section, detector_file
@@ -57,10 +56,14 @@ class PredictSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Predicted:
-    """Holds the result of a run: counts of images and of detections, and (name, reason) of the images left out."""
+    """Holds the result of a run: counts of images, of detections and of images left out.
+
+    `bad` has (name, reason) of the images left out, at most `MOST_LISTED`.
+    """
 
     images: int
     detections: int
+    left_out: int
     bad: Bad
 
 
@@ -205,17 +208,17 @@ class PredictRun:
         with locked(self.output):
             if not (self.output / RUN_FILE).exists():
                 write_whole(self.output / RUN_FILE, seal(self.header)[0])
-            bad = self._parts().compute(
+            left_out = self._parts().compute(
                 stream, encode_prediction, self.max_bad_share, self.output / BAD_IMAGES, self.console
             )
             OUTPUTS.load(self.settings.to)(
                 self.output, self.predictions, self.root, class_names, self.settings.min_score is not None
             )
             if pictures:
-                self._draw(class_names, pictures, len(self.names) - len(bad))
+                self._draw(class_names, pictures, len(self.names) - left_out.count)
             detections = sum(len(image["boxes"]) for image in self.predictions())
-            write_list(self.output / BAD_IMAGES, bad)
-            facts = {"images": len(self.names) - len(bad), "detections": detections, "bad": bad}
+            left_out.write(self.output / BAD_IMAGES)
+            facts = {"images": len(self.names) - left_out.count, "detections": detections, "bad": left_out.listed}
             write_whole(self.output / RUN_FILE, seal({**self.header, "result": facts})[0])
             shutil.rmtree(self.output / PARTS)
         return self.result()
@@ -223,7 +226,8 @@ class PredictRun:
     def result(self) -> Predicted:
         """Returns the result of a run that has ended."""
         facts = read_sealed(self.output / RUN_FILE)[0]["result"]
-        return Predicted(facts["images"], facts["detections"], [tuple(pair) for pair in facts["bad"]])
+        images = facts["images"]
+        return Predicted(images, facts["detections"], len(self.names) - images, [tuple(pair) for pair in facts["bad"]])
 
     def predictions(self) -> Iterator[dict]:
         """Yields the predictions of every image, in the order of the names, a part at a time."""

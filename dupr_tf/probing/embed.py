@@ -16,7 +16,6 @@ import numpy as np
 from rich.console import Console
 
 from dupr_tf.config import PROBED_LEVELS, DataConfig
-from dupr_tf.data.images.bad_images import write_list
 from dupr_tf.data.parts import Bad, ImageParts, check_range, list_inputs, source_facts
 from dupr_tf.data.shards.index import read_sealed, seal
 from dupr_tf.errors import UserError
@@ -53,10 +52,14 @@ class EmbedSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """Holds the result of a run: number of images, shape of the features of one, and (name, reason) of bad images."""
+    """Holds the result of a run: number of images, shape of the features of one, and number of images left out.
+
+    `bad` has (name, reason) of the images left out, at most `MOST_LISTED`.
+    """
 
     images: int
     shape: tuple[int, ...]
+    left_out: int
     bad: Bad
 
 
@@ -196,18 +199,19 @@ class EmbedRun:
         parts = ImageParts(self.beside(PARTS), ".f4", self.root, self.names, size, seal(self.header)[1])
         if not self.beside(RECORD).exists():
             write_whole(self.beside(RECORD), seal(self.header)[0])
-        bad = parts.compute(embedder.stream, encode_row, max_bad_share, self.beside(BAD_IMAGES), self.console)
-        count, facts = len(self.names) - len(bad), {**self.header, "shape": list(embedder.shape)}
+        left_out = parts.compute(embedder.stream, encode_row, max_bad_share, self.beside(BAD_IMAGES), self.console)
+        count, facts = len(self.names) - left_out.count, {**self.header, "shape": list(embedder.shape)}
         FEATURE_FILES.load(format_of(self.output))(self.output, parts.read(), count, embedder.shape, facts)
-        write_list(self.beside(BAD_IMAGES), bad)
-        result = {"images": count, "shape": list(embedder.shape), "bad": bad}
+        left_out.write(self.beside(BAD_IMAGES))
+        result = {"images": count, "shape": list(embedder.shape), "bad": left_out.listed}
         write_whole(self.beside(RECORD), seal({**self.header, "result": result})[0])
         shutil.rmtree(parts.folder)
 
     def result(self) -> Embedded:
         """Returns the result of a run that has ended."""
         facts = read_sealed(self.beside(RECORD))[0]["result"]
-        return Embedded(facts["images"], tuple(facts["shape"]), [tuple(pair) for pair in facts["bad"]])
+        images, bad = facts["images"], [tuple(pair) for pair in facts["bad"]]
+        return Embedded(images, tuple(facts["shape"]), len(self.names) - images, bad)
 
 
 def encode_row(_name: str, row: np.ndarray) -> bytes:

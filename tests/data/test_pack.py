@@ -17,6 +17,7 @@ from array_record.python import array_record_module
 from PIL import Image
 
 from dupr_tf import cli
+from dupr_tf.data.images import bad_images as bad_list
 from dupr_tf.data.images.decode import Unusable, decode
 from dupr_tf.data.shards import pack as module
 from dupr_tf.data.shards.encode import packed_image, shrunk
@@ -210,6 +211,26 @@ def test_pack_lists_unreadable_files_up_to_the_limit(photos, tmp_path, caplog):
     assert not list((tmp_path / "strict").glob("*.tmp"))
     with pytest.raises(RunFailed, match=r"no\.png"):
         pack(folder / "tab\tand\nline\\t", tmp_path / "none", SMALL, max_bad_share=1.0)
+
+
+def test_pack_counts_many_bad_files_and_names_a_few(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(bad_list, "MOST_LISTED", 3)
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"{i:02}.jpg").write_bytes(b"")
+    photo(0).save(folder / "good.jpg")
+    packed = pack(folder, out, SMALL, max_bad_share=1.0)
+    assert (packed.images, packed.left_out, len(packed.bad)) == (1, 12, 3)
+    assert caplog.text.count("skipped, ") == 3 and caplog.text.count("skipped more than 3 images") == 1
+    lines = (out / "bad_images.tsv").read_text().splitlines()
+    assert [line[:6] for line in lines[1:-1]] == ["00.jpg", "01.jpg", "02.jpg"]
+    assert lines[-1] == "\t9 more are not listed"
+    before = contents(out)
+    (out / "shard-00000.jsonl").unlink()
+    assert pack(folder, out, SMALL, max_bad_share=1.0).left_out == 12 and contents(out) == before
+    with pytest.raises(RunFailed, match=r"^2 of 13 images are unreadable.*max-bad-share to 0\.16"):
+        pack(folder, tmp_path / "strict", SMALL, max_bad_share=0.1)
 
 
 def test_jpeg_decoded_at_an_eighth_shows_the_same_damage(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from dupr_tf.data.images import bad_images
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.parts import ImageParts, list_inputs, source_facts
 from dupr_tf.errors import RunFailed
@@ -42,12 +43,12 @@ def parts_of(folder, names, run_id="run", bad=(), size=2):
             seen.append(paths[index])
             yield index, Unusable("empty") if paths[index][3:] in bad else paths[index][3:].upper()
 
-    def compute(share=0.5):
+    def compute(share=0.5, listed=True):
         seen.clear()
         found = parts.compute(
             stream, lambda name, result: f"{name}{result} ".encode(), share, folder / "bad.tsv", Console(quiet=True)
         )
-        return found, len(seen)
+        return (found.listed if listed else found), len(seen)
 
     return parts, compute
 
@@ -84,3 +85,23 @@ def test_bad_images_count_over_a_resume(tmp_path):
     _, none = parts_of(tmp_path / "none", ["a", "d"], bad=("a", "d"))
     with pytest.raises(RunFailed):
         none(1.0)
+
+
+def test_many_bad_images_are_counted_but_neither_held_nor_printed(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(bad_images, "MOST_LISTED", 3)
+    names = [f"{number:02}" for number in range(12)]
+    _, compute = parts_of(tmp_path, names, bad=names[1:])
+    left_out, _ = compute(1.0, listed=False)
+    first = [(name, "empty") for name in names[1:4]]
+    assert (left_out.count, left_out.listed) == (11, first)
+    assert len(caplog.messages) == 4 and caplog.messages[-1].startswith("skipped more than 3 images")
+    (tmp_path / "part-000000.txt").unlink()  # the images of the first part are met last, and listed first
+    (tmp_path / "part-000004.txt").unlink()
+    caplog.clear()
+    left_out, _ = compute(1.0, listed=False)
+    assert (left_out.count, left_out.listed) == (11, first) and len(caplog.messages) == 1
+    (tmp_path / "part-000004.txt").unlink()
+    with pytest.raises(RunFailed, match=r"^10 of 12 images"):
+        compute(9 / 12)
+    lines = (tmp_path / "bad.tsv").read_text().splitlines()
+    assert lines == ["name\treason", "01\tempty", "02\tempty", "03\tempty", "\t7 more are not listed"]

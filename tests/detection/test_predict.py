@@ -9,11 +9,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from dupr_tf.data.images import bad_images
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.data.labels.run_lengths import mask_from_pixels, pixels_of
 from dupr_tf.data.labels.segments import read_segments
 from dupr_tf.data.parts import list_inputs
+from dupr_tf.data.shards.index import read_sealed
 from dupr_tf.detection import predict as module
 from dupr_tf.detection.outputs import COCO_FILE, CSV_FILE, CSV_HEAD
 from dupr_tf.detection.predict import (
@@ -167,6 +169,17 @@ def test_bad_images_are_listed_up_to_the_limit(photos, tmp_path):
         path.write_bytes(b"")
     with pytest.raises(RunFailed):
         start(photos, tmp_path / "none", Stream(), bad=1.0)
+
+
+def test_many_bad_images_are_counted(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(bad_images, "MOST_LISTED", 2)
+    for number in (0, 2, 4):
+        (photos / "a" / f"{number}.png").write_bytes(b"")
+    for _ in range(2):  # the second call reads the record of the first
+        done = start(photos, tmp_path / "out", Stream(), bad=0.8)
+        assert (done.images, done.left_out, len(done.bad)) == (2, 3, 2)
+    assert (tmp_path / "out" / BAD_IMAGES).read_text().endswith("\t1 more are not listed\n")
+    assert len(read_sealed(tmp_path / "out" / RUN_FILE)[0]["result"]["bad"]) == 2
 
 
 @pytest.mark.parametrize("kind", ["masks", "segments"])

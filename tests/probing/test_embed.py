@@ -10,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from dupr_tf.config import DataConfig
+from dupr_tf.data.images import bad_images
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.parts import list_inputs
 from dupr_tf.data.shards.index import read_sealed
@@ -140,6 +141,16 @@ def test_finished_run_computes_nothing_but_a_missing_picture(photos, tmp_path):
     assert Image.open(tmp_path / "f.npy.features.png").size[0] > 100
     (tmp_path / "f.npy").unlink()
     assert start(photos, tmp_path / "f.npy", embedder) == first and embedder.seen == 7
+
+
+def test_many_bad_images_are_counted(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(bad_images, "MOST_LISTED", 2)
+    for path in list(photos.rglob("*0*.png"))[:2] + list(photos.rglob("*2*.png")):
+        path.write_bytes(b"")
+    for _ in range(2):  # the second call reads the record of the first
+        done = start(photos, tmp_path / "f.npy", bad=0.8)
+        assert (done.images, done.left_out, len(done.bad)) == (4, 3, 2) and len(np.load(tmp_path / "f.npy")) == 4
+    assert (tmp_path / "f.npy.bad_images.tsv").read_text().endswith("\t1 more are not listed\n")
 
 
 def test_too_many_bad_images_end_a_run(photos, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
 import itertools
 import logging
@@ -164,6 +165,40 @@ class BadImages:
         names = {name for name, _ in itertools.islice(read_list(self.report), MOST_LISTED)}
         self._written = -1  # if all of these files are readable now, an empty list replaces the one on disk
         return [index for index in range(len(self.source)) if self.name(index) in names]
+
+
+class LeftOut:
+    """Counts the files that a command leaves out, and keeps the first `MOST_LISTED` of them by name.
+
+    Attributes:
+        count: number of all files.
+        listed: (name, reason) of the first ones, sorted by name, however the files are met.
+    """
+
+    def __init__(self):
+        self.count, self.listed, self._said = 0, [], False
+
+    def add(self, name: str, reason: str, earlier: bool = False) -> None:
+        """Counts a file, and names it in a warning unless too many were named.
+
+        Args:
+            name, reason: the file, and why it is left out.
+            earlier: True if an earlier call met this file, which is then not named again.
+        """
+        self.count += 1
+        bisect.insort(self.listed, (name, reason))
+        del self.listed[MOST_LISTED:]
+        if earlier or self._said:
+            return
+        self._said = self.count > MOST_LISTED
+        if self._said:
+            log.warning("skipped more than %s images; further ones are counted, not named", f"{MOST_LISTED:,}")
+        else:
+            log.warning("skipped, %s: %s", reason, escape(name))
+
+    def write(self, path: Path) -> None:
+        """Writes the list, see `write_list`."""
+        write_list(path, self.listed, self.count - len(self.listed))
 
 
 def check_photos(root: str | Path, kind: str = "auto", max_pixels: int = MAX_PIXELS, depth: str = "full") -> None:

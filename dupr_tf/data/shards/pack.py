@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dupr_tf.data.images.bad_images import advice, write_list
+from dupr_tf.data.images.bad_images import LeftOut, advice
 from dupr_tf.data.images.decode import MAX_PIXELS, Unusable
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.images.source import map_in_order
@@ -34,7 +34,7 @@ from dupr_tf.text import escape, one_line
 log = logging.getLogger(__name__)
 BAD_IMAGES = "bad_images.tsv"
 Files = list[tuple[str, int]]  # name and bytes
-Finished = dict[int, tuple[Shard, list[tuple[str, str]]]]  # number -> shard, with (name, reason) of the files left out
+Finished = dict[int, Shard]  # by number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +74,14 @@ class PackSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """Holds the result of a pack: the shards, and (name, reason) of each file that is not in them."""
+    """Holds the result of a pack: the shards, and the number of files that are not in them.
+
+    `bad` has (name, reason) of those files, at most `MOST_LISTED`.
+    """
 
     shards: tuple[Shard, ...]
     written: int  # shards written by this call; the others existed
+    left_out: int
     bad: tuple[tuple[str, str], ...]
 
     @property
@@ -119,7 +123,7 @@ def pack(
         )
 
     with _locked(output, header):
-        finished = _finished(output, len(parts), seal(header)[1])
+        finished, left_out = _finished(output, len(parts), seal(header)[1])
         missing = [number for number in range(len(parts)) if number not in finished]
         if settings.long_side is None and shutil.disk_usage(output).free < _missing_bytes(parts, finished):
             raise _no_room(output, parts, finished)
@@ -128,11 +132,12 @@ def pack(
             with contextlib.closing(map_in_order(encode, todo, workers)) as images:
                 for number in missing:
                     part = itertools.islice(images, len(parts[number]))
-                    earlier, max_bad = _bad(finished), max_bad_share * len(files)
-                    finished[number] = _write_shard(output, header, number, part, earlier, max_bad)
+                    max_bad = max_bad_share * len(files)
+                    finished[number] = _write_shard(output, header, number, part, left_out, max_bad)
                     log.info("wrote %s: %d of %d shards", Shard(number).file, len(finished), len(parts))
-            _finish(output, header, finished)
-    return Packed(tuple(finished[number][0] for number in range(len(parts))), len(missing), tuple(_bad(finished)))
+            _finish(output, header, finished, left_out)
+    shards = tuple(finished[number] for number in range(len(parts)))
+    return Packed(shards, len(missing), left_out.count, tuple(left_out.listed))
 
 
 def _check_arguments(workers: int, max_bad_share: float) -> None:
@@ -215,28 +220,28 @@ def _changes(old: dict, new: dict) -> str:
     return pairs or "images (their number, names or sizes changed)"
 
 
-def _finished(output: Path, count: int, pack_id: str) -> Finished:
-    """Returns the shards that an earlier call wrote. A damaged shard is written again."""
-    finished = {}
+def _finished(output: Path, count: int, pack_id: str) -> tuple[Finished, LeftOut]:
+    """Returns the shards that an earlier call wrote, and their unusable files. A damaged shard is written again."""
+    finished, left_out = {}, LeftOut()
     for number in range(count):
         with contextlib.suppress(OSError, *MISTAKES):
             facts, digest, _ = read_sealed(output / Shard(number).sidecar)
             shard = Shard(number, facts["images"], facts["bytes"], facts["sha256"], digest)
             whole = (output / shard.file).stat().st_size == shard.bytes
             if whole and (facts["pack"], facts["number"]) == (pack_id, number):
-                finished[number] = shard, [tuple(pair) for pair in facts["bad"]]
-    return finished
+                for name, reason in [(str(name), str(reason)) for name, reason in facts["bad"]]:
+                    left_out.add(name, reason, earlier=True)
+                finished[number] = shard
+    return finished, left_out
 
 
-def _write_shard(output: Path, header: dict, number: int, images: Iterable, earlier: list, max_bad: float) -> tuple:
+def _write_shard(output: Path, header: dict, number: int, images: Iterable, left_out: LeftOut, max_bad: float) -> Shard:
     """Writes a shard, then its sidecar. Each gets its final name once it is on the disk.
 
     Args:
         images: (name, bytes or why it cannot be used) of each file of the shard.
-        earlier: (name, reason) of the files that other shards leave out.
-
-    Returns:
-        The shard, and (name, reason) of each file that it leaves out.
+        left_out: the files that other shards leave out. Those of this shard are added.
+        max_bad: number of files that may be left out.
     """
     path, lines, bad = output / Shard(number).file, [], []
     temporary = path.with_name(path.name + ".tmp")
@@ -247,13 +252,10 @@ def _write_shard(output: Path, header: dict, number: int, images: Iterable, earl
                 writer.write(image)
                 lines.append(json.dumps([name, len(image), zlib.crc32(image)]) + "\n")
                 continue
-            log.warning("skipped, %s: %s", image, escape(name))
             bad.append((name, one_line(image, 200)))
-            if len(earlier) + len(bad) > max_bad:
-                write_list(output / BAD_IMAGES, earlier + bad)
-                count = f"{len(earlier) + len(bad)} of {header['source']['files']} images are unreadable"
-                fix = advice((reason for _, reason in earlier + bad), header["source"]["files"], flags=True)
-                raise RunFailed(f"{count}, listed in {output / BAD_IMAGES}. {fix}")
+            left_out.add(*bad[-1])
+            if left_out.count > max_bad:
+                raise _too_many(output, left_out, header["source"]["files"])
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     facts = {"images": len(lines), "bytes": temporary.stat().st_size, "sha256": sha256_of(temporary)}
@@ -261,23 +263,26 @@ def _write_shard(output: Path, header: dict, number: int, images: Iterable, earl
     sealed, digest = seal(sidecar, "".join(lines).encode())
     publish(temporary, path)
     write_whole(output / Shard(number).sidecar, sealed)
-    return Shard(number, **facts, seal=digest), bad
+    return Shard(number, **facts, seal=digest)
 
 
-def _finish(output: Path, header: dict, finished: Finished) -> None:
+def _too_many(output: Path, left_out: LeftOut, files: int) -> RunFailed:
+    left_out.write(output / BAD_IMAGES)
+    fix = advice((reason for _, reason in left_out.listed), files, flags=True, count=left_out.count)
+    return RunFailed(f"{left_out.count} of {files} images are unreadable, listed in {output / BAD_IMAGES}. {fix}")
+
+
+def _finish(output: Path, header: dict, finished: Finished, left_out: LeftOut) -> None:
     """Writes the list of unreadable files and then the manifest, and removes the record of progress."""
-    bad, shards = _bad(finished), [finished[number][0] for number in sorted(finished)]
-    if len(bad) == header["source"]["files"]:
-        first = f"{escape(bad[0][0])} ({bad[0][1]})"
-        raise RunFailed(f"None of {len(bad)} files can be decoded, such as {first}. Pass a folder of photos.")
-    write_list(output / BAD_IMAGES, bad)
+    shards = [finished[number] for number in sorted(finished)]
+    if left_out.count == header["source"]["files"]:
+        name, reason = left_out.listed[0]
+        first = f"{escape(name)} ({reason})"
+        raise RunFailed(f"None of {left_out.count} files can be decoded, such as {first}. Pass a folder of photos.")
+    left_out.write(output / BAD_IMAGES)
     facts = {"images": sum(shard.images for shard in shards), "shards": [shard.facts for shard in shards]}
     write_whole(output / MANIFEST, seal({**header, **facts})[0])
     (output / PROGRESS).unlink(missing_ok=True)
-
-
-def _bad(finished: Finished) -> list[tuple[str, str]]:
-    return [pair for number in sorted(finished) for pair in finished[number][1]]
 
 
 def _missing_bytes(parts: list[Files], finished: Finished) -> int:
