@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 
 from dupr_tf import __version__
@@ -19,6 +20,7 @@ from dupr_tf.records import listing, mapping, read_record
 log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parent
 ENVIRONMENT_FILE = "environment.json"
+ZIP_YEARS = 1980, 2107
 PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "pillow", "simplejpeg", "cykooz.resizer", "grain")
 
 
@@ -79,6 +81,14 @@ def available_memory() -> int | None:
     except (OSError, ValueError):  # not Linux, no such container, or its limit is the word max
         pass
     return min(sizes, default=None)
+
+
+def check_clock() -> None:
+    """Raises UserError if the clock shows a year that .keras and .npz files, which are zip archives, cannot hold."""
+    year = time.localtime().tm_year
+    if not ZIP_YEARS[0] <= year <= ZIP_YEARS[1]:
+        problem = f"The clock of this machine shows the year {year}, and no .keras file can be written then."
+        raise UserError(None, problem, "Set the clock.")
 
 
 def usable_cpus() -> int:

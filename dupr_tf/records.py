@@ -5,7 +5,9 @@ The error about an unusable file is one line with the file, the reason and the f
 
 from __future__ import annotations
 
+import collections
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +16,14 @@ from dupr_tf.errors import UserError
 from dupr_tf.files import open_file, read_bounded
 from dupr_tf.text import escape, one_line
 
+OWNERS = {  # record of a command -> contents of the folder that has it
+    "format.json": "a run",
+    "comparison.json": "a comparison",
+    "predict.json": "predictions",
+    "pack.json": "packed shards",
+    "shards.json": "packed shards",
+    "manifest.json": "an export",
+}
 MOST_BYTES = 16 << 20
 MOST_LINE = 1 << 20  # bytes
 MOST_NUMBER = 1e300  # largest value of a metric, so that sums stay finite
@@ -42,6 +52,19 @@ def read_record(path: str | Path, schema: Callable[[Any], T], fix: str = RESTORE
     except MISTAKES as error:
         reason = str(error)
     raise UserError(None, f"{escape(str(path))} cannot be used: {one_line(reason, 120).rstrip('.')}.", fix)
+
+
+def refuse_other_outputs(folder: Path, own: str) -> None:
+    """Raises UserError if a folder has the record of another command, whose files would be mixed or replaced.
+
+    Args:
+        folder: the output of a command. It need not exist.
+        own: the command's own contents, a value of `OWNERS`.
+    """
+    for name, contents in OWNERS.items():
+        if contents != own and os.path.lexists(folder / name):
+            problem = f"{escape(str(folder))} holds {contents} ({name})."
+            raise UserError("--output", problem, "Choose another --output.")
 
 
 def read_lines(path: str | Path, schema: Callable[[Any], T]) -> Iterator[T | None]:
@@ -76,11 +99,20 @@ def read_metrics_line(value: Any) -> dict:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """Parses JSON. Raises ValueError if it is damaged or nested too deeply."""
+    """Parses JSON. Raises ValueError if it is damaged or nested too deeply, or if an object has a key twice."""
     try:
-        return json.loads(content)
+        return json.loads(content, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict:
+    """Makes an object of its pairs. By default json keeps the last of several values without a word."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice, _ = collections.Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"an object has the key {twice[:40]!a} twice")
+    return value
 
 
 def whole(value: Any, most: int = 2**53) -> int:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from dupr_tf.records import MOST_BYTES, digest, listing, mapping, read_record, text, whole
+from dupr_tf.records import MOST_BYTES, digest, listing, mapping, parse_json, read_record, text, whole
 from tests.refusals import refusal
 
 
@@ -73,3 +73,8 @@ def test_schemas_refuse_other_kinds():
             schema(value)
     while deep:  # freeing a deep list at once overflows the stack of some interpreters
         deep = deep[0]
+
+
+def test_key_that_occurs_twice_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="the key 'a' twice"):
+        parse_json('{"b": [{"a": 1, "c": 2, "a": 3}]}')

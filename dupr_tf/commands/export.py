@@ -12,6 +12,7 @@ from dupr_tf.commands.checks import problems_of
 from dupr_tf.commands.screen import print_line
 from dupr_tf.data.images.decode import read_photo
 from dupr_tf.detection.formats import DETECTOR_EXPORTS
+from dupr_tf.environment import check_clock
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.locks import locked
 from dupr_tf.weights.catalogue import find_public, is_public
@@ -50,7 +51,7 @@ class Export:
     def run(self, overrides: dict[str, str]) -> None:
         detector = None if is_public(self.run_or_file) else find_detector(self.run_or_file)
         problems = self._detector_problems() if detector else self._backbone_problems()
-        raise_all(problems + problems_of(export_output, self.output, self.overwrite))
+        raise_all(problems + problems_of(check_clock) + problems_of(export_output, self.output, self.overwrite))
         with locked(self.output, beside=True):
             if detector:
                 from dupr_tf.detection.export import export_file

@@ -9,6 +9,7 @@ import tyro
 
 from dupr_tf.commands.checks import problems_of
 from dupr_tf.commands.screen import print_line
+from dupr_tf.environment import check_clock
 from dupr_tf.errors import raise_all
 from dupr_tf.locks import locked
 from dupr_tf.weights.catalogue import ENDINGS, find_public, is_public, short_name
@@ -42,7 +43,7 @@ class Import:
     def run(self, overrides: dict[str, str]) -> None:
         output = self.output or default_output(self.file)
         problems = problems_of(find_public if is_public(self.file) else checkpoint_file, self.file)
-        raise_all(problems + problems_of(backbone_output, output, self.overwrite))
+        raise_all(problems + problems_of(check_clock) + problems_of(backbone_output, output, self.overwrite))
         with locked(output, beside=True):
             file = checkpoint_file(self.file)  # downloads it before TensorFlow loads
             from dupr_tf.weights.loading import import_backbone

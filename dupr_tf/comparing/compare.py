@@ -27,6 +27,7 @@ from dupr_tf.detection.finetune import CHECKED_FILE
 from dupr_tf.errors import raise_all
 from dupr_tf.files import local_path
 from dupr_tf.locks import locked
+from dupr_tf.records import refuse_other_outputs
 from dupr_tf.weights.catalogue import is_public
 from dupr_tf.weights.paths import weights_file
 
@@ -58,6 +59,8 @@ def plan_comparison(
         UserError: flags, data or the comparison in the folder do not fit together.
     """
     saved = read_comparison(output) if (output / RECORD_FILE).exists() else None
+    if saved is None:
+        refuse_other_outputs(output, "a comparison")
     settings = plan.filled_in(settings, saved)
     raise_all([*plan.plan_problems(config, settings), *plan.count_problems(settings.backbones, saved)])
     settings = settings._replace(backbones=plan.named_backbones(config, settings.backbones))

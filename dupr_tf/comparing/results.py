@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def _parse_scores(value) -> dict[str, float]:
     names = [name for name in (*METRICS, "AP50") if scored.get(name) is not None]
     times = ("training_seconds", "images_per_second")
     numbers = {**{name: scored[name] for name in names}, **{name: value[name] for name in times if name in value}}
-    if not names or any(type(number) not in (int, float) for number in numbers.values()):
+    if not names or any(type(x) not in (int, float) or not math.isfinite(x) for x in numbers.values()):
         raise ValueError(f"it lacks a score, one of {', '.join(METRICS)}")
     return {name: float(number) for name, number in numbers.items()}
 

@@ -1,14 +1,24 @@
-"""Reads the workers that train together, and the index of this process, from `TF_CONFIG`. Imports no TensorFlow."""
+"""Reads the workers that train together, and the index of this process, from `TF_CONFIG`. Imports no TensorFlow.
+
+The chief records the workers in the run's folder, which shows the others that they see the same folder.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+import time
+import uuid
+from pathlib import Path
 
 from dupr_tf.config import Config
 from dupr_tf.errors import UserError
+from dupr_tf.files import write_whole
+from dupr_tf.records import read_record, text
 
+CLUSTER_FILE = "cluster.json"
+PATIENCE = 30.0  # seconds a network file system may take to show a file
 KINDS = ("chief", "worker")  # kinds of tasks that train; the chief comes first, as in TensorFlow
 EXAMPLE = """TF_CONFIG='{"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}'"""
 
@@ -127,3 +137,32 @@ def _check_job(kind, addresses) -> None:
 
 def _wrong(expected: str, received: str) -> UserError:
     return UserError("TF_CONFIG", f"Expected {expected}, received {received}.", f"Set {EXAMPLE}.")
+
+
+def record_cluster(run: Path, cluster: Cluster | None) -> str:
+    """Writes the workers of this start into the run's folder, and returns a token that identifies the start."""
+    token = uuid.uuid4().hex
+    if cluster is not None:
+        write_whole(run / CLUSTER_FILE, json.dumps({"workers": cluster.addresses, "start": token}, indent=2) + "\n")
+    return token
+
+
+def check_shared(run: Path, cluster: Cluster, token: str, patience: float = PATIENCE) -> None:
+    """Raises UserError if this worker does not see the chief's `record_cluster` in the run's folder."""
+    deadline = time.monotonic() + patience
+    while _read_token(run) != token:
+        if time.monotonic() > deadline:
+            raise UserError(
+                "--output",
+                f"All workers must see one folder, but in {run} {cluster.called(cluster.index)} does not find the "
+                f"{CLUSTER_FILE} of this start, which the chief wrote.",
+                "Use a folder on a file system that all workers share.",
+            )
+        time.sleep(0.2)
+
+
+def _read_token(run: Path) -> str | None:
+    try:
+        return read_record(run / CLUSTER_FILE, lambda value: text(value["start"]))
+    except UserError:
+        return None  # not written yet, or damaged

@@ -215,7 +215,10 @@ def progress_line(total: int, completed: int = 0, console: Console | None = None
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-    """Removes lines after `step` and unreadable lines from a metrics file. It warns of unreadable ones but the last."""
+    """Removes lines from a metrics file: those after `step`, unreadable ones, and those not after the line before.
+
+    It warns of the last two, except of a last line that a kill cut short.
+    """
     if not os.path.lexists(path):
         return
     if not path.is_file():
@@ -227,7 +230,18 @@ def drop_lines_after(path: Path, step: int) -> None:
     if unreadable:
         count, first = count_text(len(unreadable), "line"), unreadable[0]
         log.warning("%s of %s cannot be read and will be left out, such as line %d", count, path, first)
-    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines if line is not None and line["step"] <= step))
+    kept, disordered = [], 0
+    for line in filter(None, lines):
+        if kept and line["step"] <= kept[-1]["step"]:  # lines of another run, or of two starts at the same time
+            disordered += 1
+        else:
+            kept.append(line)
+    if disordered:
+        log.warning("%s of %s will be left out: an earlier one has its step", count_text(disordered, "line"), path)
+    if kept and not step:
+        log.warning("there is no checkpoint, so the training starts again, and its %s are removed from %s",
+                    count_text(len(kept), "line"), path)  # fmt: skip
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in kept if line["step"] <= step))
 
 
 def drop_events_after(folder: Path, step: int) -> None:

@@ -24,7 +24,7 @@ from dupr_tf.models.multi_worker import MultiWorkerDUPR
 from dupr_tf.models.twins import in_full_precision
 from dupr_tf.training.callbacks import Probe, RunProbes
 from dupr_tf.training.checkpoints import RunCheckpoints
-from dupr_tf.training.cluster import Cluster, cluster_of
+from dupr_tf.training.cluster import Cluster, check_shared, cluster_of, record_cluster
 from dupr_tf.training.distribution import (
     choose_jit,
     choose_strategy,
@@ -42,10 +42,8 @@ from dupr_tf.training.optimizers import build_optimizer
 from dupr_tf.training.pool import Pool, exclusion_changes, open_pool
 from dupr_tf.training.run import (
     check,
-    check_shared,
     images_entry,
     record,
-    record_cluster,
     run_id,
     starting_weights,
 )
@@ -233,7 +231,9 @@ def _fit(model, pool: Pool, bad, checkpoints, step, run, probe, workers, cluster
     per_epoch, total = config.steps_per_epoch(len(source)), config.total_steps(len(source))
     if workers.chief and step < total:
         (run / BACKBONE_FILE).unlink(missing_ok=True)  # the last step of the run before it became longer
-    if step:
+    if step > total:
+        log.warning("%s has taken %d steps already, and the config now has %d", run, step, total)
+    elif step:
         log.info("resuming %s at step %d of %d", run, step, total)
 
     def open_reader(first, last):
@@ -266,7 +266,7 @@ def _fit(model, pool: Pool, bad, checkpoints, step, run, probe, workers, cluster
         train(model, open_reader, (step, total), per_epoch, callbacks, feed_rows)
         if total > step and workers.chief:
             checkpoints.save()
-    return total
+    return max(step, total)
 
 
 def _open_metrics(run, config: Config, step, total, per_epoch, state: dict, schedule: Schedule) -> MetricsLog:

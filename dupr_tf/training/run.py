@@ -7,7 +7,7 @@
 | images.bin, images-SPLIT.bin | size and time of each image file, as `Fingerprint.rows` has them |
 | start.json | the path or name and the sha256 of the weights that the run started from, unless they were random |
 | format.json | `FORMAT`, and the id of the run, which its checkpoints carry |
-| cluster.json | the workers of the newest start of a run with several workers |
+| cluster.json | the workers of the newest start of a run with several workers, see `cluster` |
 
 `check`, `check_weights` and `starting_weights` only read; `starting_weights` loads TensorFlow. `record` writes after
 the model is built and its checkpoint restored. A rejected start therefore leaves every file unchanged.
@@ -20,7 +20,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,11 +31,10 @@ from dupr_tf.config import Config, dump_config, load_config
 from dupr_tf.config.sections import SHORT_FORM
 from dupr_tf.data.images.fingerprint import NAMED, ROW, Fingerprint
 from dupr_tf.data.images.source import ImageSource, as_source
-from dupr_tf.environment import record_environment
+from dupr_tf.environment import check_clock, record_environment
 from dupr_tf.errors import UserError, raise_all
-from dupr_tf.files import read_bounded, write_all, write_whole
-from dupr_tf.records import digest, mapping, read_record, text, whole
-from dupr_tf.training.cluster import Cluster
+from dupr_tf.files import read_bounded, write_all
+from dupr_tf.records import digest, mapping, read_record, refuse_other_outputs, text, whole
 from dupr_tf.weights.catalogue import find_public, is_public, name_for
 from dupr_tf.weights.checkpoint_files import saved_checkpoints
 from dupr_tf.weights.download import origin_of
@@ -58,11 +56,9 @@ MOST_IMAGES = 1 << 40
 MOST_FILES = 2  # files of an image: itself and its mask
 START_FILE = "start.json"
 FORMAT_FILE = "format.json"
-CLUSTER_FILE = "cluster.json"
 FORMAT = 4  # increased by each change of random draws, checkpoint keys or the files of a run; see CHANGELOG
 KEEP_OR_ALLOW = "Use the same as before, pass --allow-change, or choose another --output."
 KEEP_WEIGHTS = "Use the weights of its start (pretrain: leave --weights out), or choose another --output."
-PATIENCE = 30.0  # seconds a network file system may take to show a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,15 +99,37 @@ def check(
     """
     if run.is_file():
         raise UserError("--output", f"{run} is a file.", "Pass a folder.")
-    if not (run / CONFIG_FILE).exists():
+    check_clock()
+    if not os.path.lexists(run / CONFIG_FILE):
+        _check_new(run)
         return []
     check_format(run)
+    _check_kind(run, config)
     changes = [*_config_changes(run / CONFIG_FILE, config), *others, *image_changes(run, images)]
     if not allow_change:
         raise_all(changes)
     for change in changes:
         log.warning("changed within the run: %s: %s", change.field, change.problem)
     return changes
+
+
+def _check_new(run: Path) -> None:
+    """Raises UserError if a folder without a config has checkpoints, or the output of another command."""
+    refuse_other_outputs(run, "a run")
+    if saved_checkpoints(run / "checkpoints"):
+        problem = f"{run} has checkpoints, but no {CONFIG_FILE}, which this start must match."
+        raise UserError("--output", problem, "Restore the file from a copy, or choose another --output.")
+
+
+def _check_kind(run: Path, config: Config) -> None:
+    """Raises UserError if one of the run and the config is a pre-training, and the other a fine-tuning."""
+    try:
+        saved = load_config(run / CONFIG_FILE)
+    except UserError:  # it is reported with the other differences
+        return
+    if (saved.detector is None) != (config.detector is None):
+        kind = "pre-training" if saved.detector is None else "fine-tuning"
+        raise UserError("--output", f"{run} holds a {kind} run.", "Choose another --output.")
 
 
 def check_format(run: Path) -> None:
@@ -230,28 +248,6 @@ def check_weights(run: Path, config: Config, weights: str | Path | None) -> tupl
     return saved, weights
 
 
-def record_cluster(run: Path, cluster: Cluster | None) -> str:
-    """Writes the workers of this start into the run's folder, and returns a token that identifies the start."""
-    token = uuid.uuid4().hex
-    if cluster is not None:
-        write_whole(run / CLUSTER_FILE, json.dumps({"workers": cluster.addresses, "start": token}, indent=2) + "\n")
-    return token
-
-
-def check_shared(run: Path, cluster: Cluster, token: str, patience: float = PATIENCE) -> None:
-    """Raises UserError if this worker does not see the chief's `record_cluster` in the run's folder."""
-    deadline = time.monotonic() + patience
-    while _read_token(run) != token:
-        if time.monotonic() > deadline:
-            raise UserError(
-                "--output",
-                f"All workers must see one folder, but in {run} {cluster.called(cluster.index)} does not find the "
-                f"{CLUSTER_FILE} of this start, which the chief wrote.",
-                "Use a folder on a file system that all workers share.",
-            )
-        time.sleep(0.2)
-
-
 def differences(old: Config, new: Config) -> list[UserError]:
     """Returns an error for every differing field that may not change within a run."""
     before, after = (config.model_dump(mode="json") for config in (old, new))
@@ -308,8 +304,6 @@ def _image_record(entry: ImagesEntry) -> tuple[dict, bytes | None]:
 def image_changes(run: Path, images: Images) -> list[UserError]:
     """Compares the images of a start with the record; returns an error for each split that differs."""
     path = run / IMAGES_FILE
-    if not os.path.lexists(path):  # a run of an earlier version
-        return []
     entries = {"": images} if isinstance(images, ImagesEntry) else images
     try:
         saved = read_record(path, lambda value: {k: _read_entry(value[k] if k else value) for k in entries})
@@ -380,10 +374,3 @@ def _read_start(path: Path) -> dict:
         return saved
 
     return read_record(path, schema)
-
-
-def _read_token(run: Path) -> str | None:
-    try:
-        return read_record(run / CLUSTER_FILE, lambda value: text(value["start"]))
-    except UserError:
-        return None  # not written yet, or damaged

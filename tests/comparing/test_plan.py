@@ -163,3 +163,9 @@ def test_held_out_images_are_drawn_from_train_and_val_is_not_read(data):
 def test_share_to_hold_out_must_be_given():
     with pytest.raises(UserError, match="held_out"):
         parse_config({"data": {"held_out": True}})
+
+
+def test_run_is_no_comparison(data, tmp_path):
+    (tmp_path / "format.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a run"):
+        plan_comparison(parse_config(CONFIG), data, tmp_path, Settings(TWO, (1.0,), 3))

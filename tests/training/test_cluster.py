@@ -11,9 +11,8 @@ from PIL import Image
 from dupr_tf.cli import main
 from dupr_tf.config import parse_config
 from dupr_tf.errors import RunFailed, UserError, WorkerLost
-from dupr_tf.training.cluster import Cluster, cluster_of, read_cluster, refuse_cluster
+from dupr_tf.training.cluster import Cluster, check_shared, cluster_of, read_cluster, record_cluster, refuse_cluster
 from dupr_tf.training.roll_call import call_roll
-from dupr_tf.training.run import check_shared, record_cluster
 from dupr_tf.training.worker_facts import program_facts
 from tests.training.cluster import free_ports
 

@@ -7,7 +7,7 @@ import types
 import pytest
 import tensorflow as tf
 
-from dupr_tf.training.metrics_log import MetricsLog, read_events, training_speed
+from dupr_tf.training.metrics_log import METRICS_FILE, MetricsLog, drop_lines_after, read_events, training_speed
 
 
 class Clock:
@@ -94,6 +94,19 @@ def test_resume_between_two_lines_gives_the_same_means(tmp_path):
     states = logged(tmp_path / "cut", LOSSES[:7])
     logged(tmp_path / "cut", LOSSES[6:], first_step=6, state=states[6])
     assert losses_of(tmp_path / "cut") == losses_of(tmp_path / "whole")
+
+
+def test_lines_that_do_not_continue_a_run_are_left_out(tmp_path, caplog):
+    path = tmp_path / METRICS_FILE
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 1, 2, 3, 4, 9)))  # two runs, or two starts
+    drop_lines_after(path, 4)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
+    assert caplog.messages == [f"3 lines of {path} will be left out: an earlier one has its step"]
+    caplog.clear()
+    drop_lines_after(path, 4)
+    assert caplog.messages == []
+    drop_lines_after(path, 0)
+    assert path.read_text() == "" and "the training starts again, and its 4 lines" in caplog.text
 
 
 def progress_of(tmp_path, capsys, logs_of_step, **settings):

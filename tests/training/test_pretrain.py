@@ -176,6 +176,13 @@ def test_signal_ends_the_run_with_a_checkpoint(command, tmp_path, monkeypatch, c
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_run_that_becomes_shorter_keeps_its_step(command, whole_run, tmp_path, capsys, caplog):
+    shutil.copytree(whole_run, tmp_path / "run")
+    assert main([*command[3:], "--train.epochs", "1", "--allow-change"]) == 0
+    assert f"step 6: {tmp_path / 'run' / 'backbone.keras'}" in capsys.readouterr().out
+    assert "has taken 6 steps already, and the config now has 3" in caplog.text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signalled_process_resumes_bit_identically(whole_run, command, tmp_path, number, code):

@@ -4,26 +4,33 @@ import json
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dupr_tf.comparing.record import RECORD_FILE
 from dupr_tf.config import Config, load_config, parse_config
+from dupr_tf.config.detector import DetectorConfig
 from dupr_tf.data.images.fingerprint import HEAD, ROW, SAMPLED, Fingerprint
+from dupr_tf.data.shards.index import MANIFEST, PROGRESS
+from dupr_tf.detection.predict import RUN_FILE
 from dupr_tf.environment import read_environments
 from dupr_tf.errors import UserError
-from dupr_tf.training.cluster import Cluster
+from dupr_tf.records import OWNERS, refuse_other_outputs
+from dupr_tf.training.cluster import Cluster, check_shared
 from dupr_tf.training.run import (
     FORMAT,
+    FORMAT_FILE,
     check,
-    check_shared,
     check_weights,
     differences,
     images_entry,
     record,
     run_id,
 )
+from dupr_tf.weights.manifest import MANIFEST_FILE
 from tests.refusals import refusal
 
 
@@ -66,6 +73,46 @@ def run(tmp_path):
 def test_same_config_and_new_folder_are_accepted(run, tmp_path):
     check(run, config(log_every=7, checkpoint_every="10min"), images_entry("/photos", PATHS))
     check(tmp_path / "new", config(), images_entry("/photos", PATHS))
+
+
+def test_run_without_its_config_is_not_resumed(run):
+    (run / "config.yaml").unlink()
+    assert check(run, config(), images_entry("/photos", PATHS)) == []  # the start was killed while it was recorded
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "ckpt-4.index").write_bytes(b"")
+    error = refusal(check, run, config(seed=9), images_entry("/photos", PATHS), allow_change=True)
+    assert error.problem.startswith(f"{run} has checkpoints, but no config.yaml")
+
+
+def test_run_without_its_images_is_not_resumed(run):
+    (run / "images.json").unlink()
+    assert "images.json cannot be used" in refusal(check, run, config(), images_entry("/photos", PATHS)).problem
+
+
+def test_run_of_the_other_kind_is_refused(run):
+    other = config().model_copy(update={"detector": DetectorConfig()})
+    for first, second, kind in ((config(), other, "pre-training"), (other, config(), "fine-tuning")):
+        record(run, first, images_entry("/photos", PATHS))
+        error = refusal(check, run, second, images_entry("/photos", PATHS), allow_change=True)
+        assert (error.field, error.problem) == ("--output", f"{run} holds a {kind} run.")
+
+
+@pytest.mark.parametrize("name", [RUN_FILE, MANIFEST, PROGRESS, MANIFEST_FILE, RECORD_FILE])
+def test_output_of_another_command_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    assert f"({name})" in refusal(check, tmp_path, config(), images_entry("/photos", PATHS)).problem
+    refuse_other_outputs(tmp_path, OWNERS[name])
+    (tmp_path / FORMAT_FILE).write_text("{}")
+    assert refusal(refuse_other_outputs, tmp_path, OWNERS[name]).problem == f"{tmp_path} holds a run (format.json)."
+
+
+@pytest.mark.parametrize("year, refused", [(1970, True), (1980, False), (2107, False), (2108, True)])
+def test_clock_that_zip_archives_cannot_hold_is_refused(tmp_path, monkeypatch, year, refused):
+    monkeypatch.setattr("dupr_tf.environment.time.localtime", lambda: time.struct_time((year, 1, 1, *[0] * 6)))
+    if refused:
+        assert str(year) in refusal(check, tmp_path, config(), images_entry("/photos", PATHS)).problem
+    else:
+        assert check(tmp_path, config(), images_entry("/photos", PATHS)) == []
 
 
 def test_copied_and_moved_images_are_the_same(tmp_path):
