@@ -6,6 +6,7 @@ import numpy as np
 
 from dupr_tf.config import Config
 from dupr_tf.config.detectors import DETECTORS
+from dupr_tf.data.detection import unreadable_images
 from dupr_tf.data.inspection import count_boxes, inspect_targets, lost_boxes
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.labels.partition import group_duplicates
@@ -18,7 +19,7 @@ MOST_CLASSES = 20  # classes that get a row each
 FEW_BOXES = 10  # boxes of a class; with fewer it hardly trains
 MANY_LOST = 0.05  # share of the boxes from which on a setting is proposed
 MOST_PLACED = 2000  # images whose boxes are placed as in training
-MOST_HASHED = 20_000  # images in which duplicates are searched for
+MOST_DECODED = 20_000  # images that are decoded, to find unusable ones and duplicates
 
 
 def about_labels(train: Images, val: Images | None, config: Config) -> tuple[list[tuple[str, str]], list[str]]:
@@ -46,9 +47,28 @@ def about_labels(train: Images, val: Images | None, config: Config) -> tuple[lis
             rows, sentences = rows + part[0], sentences + part[1]
     else:
         rows.append(("targets", inspect_targets(train, config).removeprefix("targets: ")))
+    part = _on_unusable(splits, config)
+    rows, sentences = rows + part[0], sentences + part[1]
     if val is not None:
         part = _on_duplicates(train, val, config)
         rows, sentences = rows + part[0], sentences + part[1]
+    return rows, sentences
+
+
+def _on_unusable(splits: dict[str, Images], config: Config) -> tuple[list, list]:
+    """Decodes the images of both splits, unless they are too many."""
+    if sum(map(len, splits.values())) > MOST_DECODED:
+        text = f"not decoded, as there are more than {MOST_DECODED:,}: run dupr-tf scan"
+        return [("unusable images", text)], []
+    bad = {split: unreadable_images(images, config.data) for split, images in splits.items()}
+    rows = [("unusable images", ", ".join(f"{len(found):,} in {split}" for split, found in bad.items()))]
+    sentences = []
+    for split, found in bad.items():
+        if found:
+            path, reason = next(iter(found.items()))
+            text = f"{len(found):,} of {len(splits[split]):,} images of {split} cannot be used, such as {escape(path)}"
+            share = f"A run stops at more than data.max_bad_share ({config.data.max_bad_share:.1%})"
+            sentences.append(f"{text} ({escape(reason)}). {share}. Repair or remove them.")
     return rows, sentences
 
 
@@ -116,8 +136,8 @@ def _on_background(splits: dict[str, AnnotatedImages], config: Config) -> tuple[
 
 
 def _on_duplicates(train: Images, val: Images, config: Config) -> tuple[list, list]:
-    if len(train) + len(val) > MOST_HASHED:
-        text = f"not searched for in more than {MOST_HASHED:,} images: run dupr-tf duplicates"
+    if len(train) + len(val) > MOST_DECODED:
+        text = f"not searched for in more than {MOST_DECODED:,} images: run dupr-tf duplicates"
         return [("near duplicates", text)], []
     groups = group_duplicates((*train.paths, *val.paths), config.data)
     first = {}

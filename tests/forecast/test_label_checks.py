@@ -109,3 +109,12 @@ def test_doctor_prints_the_labels_of_a_detector(root, tmp_path, capsys):
     assert main(["doctor", str(tmp_path / "c.yaml"), "--data", str(root)]) == 0
     out = capsys.readouterr().out
     assert "class bus" in out and "memory free" in out and "* 1 images of val are duplicates" in out
+
+
+def test_doctor_names_unusable_images(root, tmp_path):
+    shutil.copytree(root, tmp_path / "set")
+    for path in (tmp_path / "set" / "images" / "val").iterdir():
+        path.write_bytes(path.read_bytes()[:-200])  # its header can be read
+    rows, sentences = examine(tmp_path / "set")
+    assert rows["unusable images"] == "0 in train, 4 in val"
+    assert any(one.startswith("4 of 4 images of val cannot be used, such as ") for one in sentences)

@@ -9,7 +9,6 @@ ids are drawn from the polygons.
 from __future__ import annotations
 
 import collections
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from dupr_tf.data.labels.segments import SegmentedImages, class_table
 from dupr_tf.data.labels.split import MissingSplit, look_at_files, read_png, reading, refuse_many
 from dupr_tf.errors import UserError
 from dupr_tf.files import read_bounded
+from dupr_tf.records import parse_json
 
 LABELS = (  # by id from 0 on
     *("unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic", "ground", "road"),
@@ -134,7 +134,7 @@ def instance_ids(truth: Path, images: tuple[str, ...] = ("instanceIds",)) -> np.
         problem = f"{truth.parent} has no {truth.name}_instanceIds.png, _labelIds.png or _polygons.json."
         raise UserError(None, problem, "Add it, or remove the image.")
     with reading(file, "Cityscapes annotations"):
-        return _drawn(json.loads(read_bounded(file, MAX_POLYGON_BYTES)))
+        return _drawn(parse_json(read_bounded(file, MAX_POLYGON_BYTES)))
 
 
 def _drawn(content: dict) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from dupr_tf.data.labels.finding import missing_split, part_of
 from dupr_tf.data.labels.split import MISTAKES, MissingSplit, inside, reading, size_of
 from dupr_tf.data.layouts import coco_files, split_folder
 from dupr_tf.files import read_bounded
+from dupr_tf.records import parse_json
 from dupr_tf.values import read_flag, read_id, read_name
 
 FEDERATED = "images that LVIS did not search for every class, so that right boxes may count as wrong"
@@ -79,7 +79,7 @@ def _read(file: Path, counts: collections.Counter, folder_of: Callable) -> tuple
     if not file.is_file():
         raise MissingSplit(None, f"There is no {file}.", "Add it, or pass another root or split.")
     with reading(file, "COCO annotations"):
-        content = json.loads(read_bounded(file, MAX_COCO_BYTES))
+        content = parse_json(read_bounded(file, MAX_COCO_BYTES))
         categories, rows = (_by_id(content, what) for what in ("categories", "images"))
         names = {key: read_name(categories[key]["name"]) for key in sorted(categories, key=_rank)}
         for key in _groups(categories, content["annotations"]):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from dupr_tf.data.labels.split import MissingSplit, log
 from dupr_tf.data.layouts import BOXES, layout_of
 from dupr_tf.errors import UserError
 from dupr_tf.files import write_whole
+from dupr_tf.locks import LOCK_FILE, locked
 
 SPLITS = ("train", "val", "test")
 IGNORED = "boxes that are ignored (crowd, difficult), which YOLO cannot mark, left out"
@@ -69,7 +71,23 @@ def convert(root: Path, output: Path, to: str, kind: str, max_bad_share: float) 
         splits[split], read[split] = kept, counts
     if not splits:
         raise missing
-    return WRITERS[to](splits, list(classes), read, output)
+    with _new_folder(output):
+        return WRITERS[to](splits, list(classes), read, output)
+
+
+@contextlib.contextmanager
+def _new_folder(output: Path) -> Iterator[None]:
+    """Locks a new or empty folder. If the block that fills it fails, the folder is emptied, so it can be used again."""
+    with locked(output):
+        if any(path.name != LOCK_FILE for path in output.iterdir()):
+            raise UserError("--output", f"{output} is not empty.", "Pass a new folder.")
+        try:
+            yield
+        except BaseException:
+            for path in output.iterdir():
+                if path.name != LOCK_FILE:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            raise
 
 
 def _contents(images: list[ListedImage]) -> dict[Path, list[Object]]:

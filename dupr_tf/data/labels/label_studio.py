@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import json
 import re
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -16,6 +15,7 @@ from dupr_tf.data.labels.shapes import ellipse, not_read, polygon, rotated_box, 
 from dupr_tf.data.labels.split import reading
 from dupr_tf.errors import UserError
 from dupr_tf.files import read_bounded
+from dupr_tf.records import parse_json
 from dupr_tf.values import read_name, read_text
 
 MAX_STUDIO_BYTES = 2 << 30
@@ -71,7 +71,7 @@ def _tasks(file: Path, counts: collections.Counter) -> list[dict]:
         UserError: the file is an export JSON-MIN. It lacks which images were turned, and which annotation is the truth.
     """
     with reading(file, "a Label Studio export"):
-        tasks = json.loads(read_text(read_bounded(file, MAX_STUDIO_BYTES)))
+        tasks = parse_json(read_text(read_bounded(file, MAX_STUDIO_BYTES)))
         if not isinstance(tasks, list):
             counts[OTHERS] += 1
             return []

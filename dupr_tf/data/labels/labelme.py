@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import collections
 import io
-import json
 import math
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from dupr_tf.data.labels.run_lengths import mask_from_pixels
 from dupr_tf.data.labels.shapes import ROTATED, box, ellipse, join, not_read, polygon
 from dupr_tf.data.labels.split import reading, size_of
 from dupr_tf.files import read_bounded
+from dupr_tf.records import parse_json
 from dupr_tf.values import read_name, read_text
 
 MAX_LABELME_BYTES = 256 << 20  # limit for the file of one image, which may contain the pixels
@@ -47,7 +47,7 @@ def read_labelme(
     index, images = ImageIndex(folder), []
     for file in files:
         with reading(file, "LabelMe annotations"):
-            content = json.loads(read_text(read_bounded(file, MAX_LABELME_BYTES)))
+            content = parse_json(read_text(read_bounded(file, MAX_LABELME_BYTES)))
             if not (isinstance(content, dict) and "shapes" in content):
                 counts[OTHERS] += 1
                 continue
@@ -72,7 +72,7 @@ def _other_names(root: Path, split: str) -> set[str]:
     for other in {"train", "val"} - {split}:
         for file in find(root, other):
             with reading(file, "LabelMe annotations"):
-                content = json.loads(read_text(read_bounded(file, MAX_LABELME_BYTES)))
+                content = parse_json(read_text(read_bounded(file, MAX_LABELME_BYTES)))
                 shapes = content.get("shapes", []) if isinstance(content, dict) else []
                 objects = _objects(shapes, (0, 0), collections.Counter(), False)
                 names |= class_names_of([ListedImage(file, (0, 0), "", objects)])

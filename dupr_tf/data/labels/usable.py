@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 from dupr_tf.config import DataConfig
 from dupr_tf.data.detection import unreadable_images
 from dupr_tf.data.file_results import FileResults
-from dupr_tf.data.images.bad_images import advice, count_reasons, log
+from dupr_tf.data.images.bad_images import MOST_LISTED, advice, count_reasons, log
 from dupr_tf.data.labels.split import Split
 from dupr_tf.errors import UserError
 from dupr_tf.text import escape
@@ -37,7 +39,7 @@ def leave_out_unusable(images: Split, split: str, data: DataConfig, results: Fil
             f"be left out: {count_reasons(bad.values())}, such as {escape(path)} ({escape(reason)})."
         )
         raise UserError("data.max_bad_share", problem, advice(bad.values(), len(images)))
-    for path, reason in bad.items():
+    for path, reason in itertools.islice(bad.items(), MOST_LISTED):
         log.warning("skipped: %s (%s)", escape(path), escape(reason))
     log.warning("%s: %d of %d images cannot be used and are left out", split, count, len(images))
     return images.select(kept)

@@ -200,6 +200,19 @@ def test_ids_as_text_equal_ids_as_numbers(tmp_path, coco):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("class_names", [None, NAMES])
+def test_two_classes_of_one_name_are_refused(tmp_path, class_names):
+    root = edited(tmp_path, lambda content: content["categories"][1].update(name=content["categories"][0]["name"]))
+    assert "several classes of the name" in refusal(read_annotations, root, "train", class_names=class_names).problem
+
+
+def test_key_that_occurs_twice_is_refused(tmp_path):
+    root = edited(tmp_path, lambda content: None)
+    file = root / "annotations" / "instances_train.json"
+    file.write_text(f'{file.read_text().rstrip()[:-1]}, "annotations": []}}')
+    assert "the key 'annotations' twice" in refusal(read_annotations, root, "train").problem
+
+
 def test_other_folders_and_names_are_recognised(coco, tmp_path):
     root = tmp_path / "renamed"
     (root / "annotations").mkdir(parents=True)

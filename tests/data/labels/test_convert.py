@@ -1,12 +1,16 @@
 """Tests of `convert`: every format becomes COCO and YOLO with the same boxes, and losses are counted."""
 
+import errno
+
 import numpy as np
 import pytest
 
 from dupr_tf.cli import main
+from dupr_tf.data.labels import convert as module
 from dupr_tf.data.labels.annotations import DROPPED, read_annotations
 from dupr_tf.data.labels.convert import EMPTIED, HIDDEN, IGNORED, OUTLINES, convert
 from dupr_tf.data.layouts import BOXES, layout_of
+from dupr_tf.errors import RunFailed
 from tests.data.labels.test_formats import cvat_shapes
 from tests.label_formats import FORMATS, SPLITS, write_cvat, write_images, write_labelme, write_yolo
 from tests.labelled_scenes import Picture, Thing, pictures, write_voc
@@ -165,3 +169,16 @@ def test_command_prints_what_was_lost(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "1 images, 1 boxes" in out and "rotated" in out and "tag" in out
     assert main(words) == 2  # the folder is not empty any more
+
+
+def test_failed_conversion_leaves_an_empty_folder(roots, tmp_path, monkeypatch):
+    def fail(path, content):
+        raise OSError(errno.ENOSPC, "full")
+
+    root = roots["coco"]
+    with monkeypatch.context() as patch, pytest.raises(RunFailed):
+        patch.setattr(module, "write_whole", fail)
+        convert(root, tmp_path / "out", "coco", "auto", 0.0)
+    assert not (tmp_path / "out").exists()
+    assert convert(root, tmp_path / "out", "coco", "auto", 0.0)
+    assert refusal(convert, root, tmp_path / "out", "coco", "auto", 0.0).problem.endswith("is not empty.")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dupr_tf.config import DataConfig, load_config
+from dupr_tf.data.labels import usable
 from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.data.labels.segments import read_segments
 from dupr_tf.data.labels.usable import leave_out_unusable
@@ -75,3 +76,13 @@ def test_both_splits_are_checked_before_training(root):
     assert (len(train), len(val), ids) == (9, 4, None)
     config = load_config("configs/retinanet_r18_small.yaml", {"data.max_bad_share": "0.2", "data.share": "0.9999"})
     assert len(read_splits(config, root, "boxes")[2]) == 9
+
+
+def test_many_unusable_images_are_counted(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(usable, "MOST_LISTED", 1)
+    root = write_coco(tmp_path / "set", {"train": pictures(4)})
+    for path in list((root / "images").iterdir())[:3]:
+        path.write_bytes(b"")
+    leave_out_unusable(read_annotations(root, "train"), "train", DataConfig(max_bad_share=0.9))
+    assert len([line for line in caplog.messages if line.startswith("skipped")]) == 1
+    assert "3 of 4 images cannot be used" in caplog.text
