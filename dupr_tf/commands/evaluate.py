@@ -14,8 +14,6 @@ from dupr_tf.errors import raise_all
 from dupr_tf.locks import locked
 from dupr_tf.training.cluster import refuse_cluster
 
-SCORES = ("AP", "AP50", "AP75", "mIoU", "pixel_accuracy")
-
 
 @dataclasses.dataclass
 class Evaluate:
@@ -52,22 +50,13 @@ class Evaluate:
 
 def print_scores(scores: dict, output: Path | None) -> None:
     """Prints a detector's scores by every metric, a table of its classes, best first, and the output folder."""
-    print_line(_score_line(scores))
-    for name, other in scores.items():
-        if isinstance(other, dict) and any(score in other for score in SCORES):
-            print_line(f"{name}: {_score_line(other)}")
-    from dupr_tf.detection.curves import class_rows
+    from dupr_tf.detection.curves import class_rows, score_lines, threshold_lines
 
+    for line in score_lines(scores):
+        print_line(line)
     head, *rows = class_rows(scores)
     print_table(head, rows)
-    suggested = scores.get("suggested_threshold")
-    if suggested:
-        line = "best --min-score {min_score:.3f}: precision {precision:.3f}, recall {recall:.3f} at IoU 0.5"
-        print_line(line.format(**suggested))
+    for line in threshold_lines(scores):
+        print_line(line)
     if output is not None:
         print_line(f"wrote {output}")
-
-
-def _score_line(scores: dict) -> str:
-    values = {name: scores[name] for name in SCORES if name in scores}
-    return "  ".join(f"{name} " + ("none" if value is None else f"{value:.3f}") for name, value in values.items())

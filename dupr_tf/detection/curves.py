@@ -13,6 +13,7 @@ from dupr_tf.text import plot_label
 MOST_NAMED = 20  # classes in the legend; if there are more, the best and the worst ten
 # Okabe and Ito's colours except yellow, which is invisible on white; each with four line styles.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+SCORES = ("AP", "AP50", "AP75", "mIoU", "pixel_accuracy")
 LINES = ("-", "--", ":", "-.")
 
 
@@ -54,6 +55,24 @@ def precision_recall_picture(curves: Curves, path: str | Path, title: str = "") 
     else:
         axes.text(0.5, 0.5, "nothing to find", ha="center", fontsize=14)
     figure.savefig(path, metadata={"Software": None})
+
+
+def score_lines(scores: dict) -> list[str]:
+    """Returns the scores of an evaluation by every metric, a line each, as text."""
+    others = {name: other for name, other in scores.items() if isinstance(other, dict) and set(SCORES) & set(other)}
+    return [_score_line(scores), *(f"{name}: {_score_line(other)}" for name, other in others.items())]
+
+
+def _score_line(scores: dict) -> str:
+    values = {name: scores[name] for name in SCORES if name in scores}
+    return "  ".join(f"{name} " + ("none" if value is None else f"{value:.3f}") for name, value in values.items())
+
+
+def threshold_lines(scores: dict) -> list[str]:
+    """Returns a line about the suggested threshold of an evaluation, if it has one."""
+    line = "best --min-score {min_score:.3f}: precision {precision:.3f}, recall {recall:.3f} at IoU 0.5"
+    suggested = scores.get("suggested_threshold")
+    return [line.format(**suggested)] if suggested else []
 
 
 def class_rows(metrics: dict, truth: AnnotatedImages | None = None) -> list[tuple[str, ...]]:

@@ -31,11 +31,12 @@ from dupr_tf.text import escape
 Predictions = Callable[[], Iterator[dict]]
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 COCO_FILE = "annotations/instances_train.json"
+BOXES = ("boxes", "masks")  # tasks
 CSV_FILE, CSV_HEAD = "detections.csv", ("image", "class", "score", "x1", "y1", "x2", "y2")
 
 
-def _format(function: str, summary: str, tasks: tuple[str, ...], one_file_a_stem: bool) -> Entry:
-    facts = {"tasks": tasks, "one_file_a_stem": one_file_a_stem}
+def _format(function: str, summary: str, tasks: tuple[str, ...], *files: str, one_file_a_stem: bool = False) -> Entry:
+    facts = {"tasks": tasks, "one_file_a_stem": one_file_a_stem, "files": files}
     return Entry(f"dupr_tf.detection.outputs:{function}", summary, facts=facts)
 
 
@@ -43,10 +44,24 @@ OUTPUTS = Registry(
     "output format",
     "--to",
     {
-        "coco": _format("write_coco", "COCO JSON: boxes, and masks as RLE", ("boxes", "masks"), False),
-        "yolo": _format("write_yolo", "YOLO: a text file of boxes for each image", ("boxes", "masks"), True),
-        "csv": _format("write_csv", "CSV: one table of boxes", ("boxes", "masks"), False),
-        "png": _format("write_png", "8-bit PNG for each image, whose values are classes", ("segments",), True),
+        "coco": _format("write_coco", "COCO JSON: boxes, and masks as RLE", BOXES, COCO_FILE),
+        "yolo": _format(
+            "write_yolo",
+            "YOLO: a text file of boxes for each image",
+            BOXES,
+            "data.yaml",
+            "labels",
+            one_file_a_stem=True,
+        ),
+        "csv": _format("write_csv", "CSV: one table of boxes", BOXES, CSV_FILE),
+        "png": _format(
+            "write_png",
+            "8-bit PNG for each image, whose values are classes",
+            ("segments",),
+            "classes.txt",
+            "masks",
+            one_file_a_stem=True,
+        ),
     },
 )
 

@@ -195,7 +195,8 @@ class PredictRun:
         if changed:
             problem = f"{self.output} holds predictions with other {', '.join(changed)}."
             raise UserError("--output", problem, "Use the same again, or choose another folder.")
-        self.finished = "result" in facts
+        files = OUTPUTS[self.settings.to].facts["files"]  # if the user removed one, all are written again
+        self.finished = "result" in facts and all((self.output / name).exists() for name in files)
 
     def run(self, stream: Stream, class_names: Sequence[str], pictures: int) -> Predicted:
         """Predicts the missing parts, then writes the output.

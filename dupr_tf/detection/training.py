@@ -16,6 +16,7 @@ from dupr_tf.data.detection import TrainingExamples
 from dupr_tf.data.inspection import count_boxes
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.detection.continuing import copy_weights, load_start
+from dupr_tf.detection.curves import class_rows, score_lines, threshold_lines
 from dupr_tf.detection.finetune import DETECTOR_FILE, LAST_FILE, METRICS_FILE, Checked
 from dupr_tf.detection.precise_bn import measure_norms
 from dupr_tf.detection.precision import set_precision
@@ -23,7 +24,7 @@ from dupr_tf.detection.registry import TASKS, build_detector, task_of
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
 from dupr_tf.detection.task_labels import LABELS, layout_of, read_evaluated
 from dupr_tf.detection.validation import ValidateDetector, logged_scores
-from dupr_tf.errors import raise_all
+from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import draw_pictures, write_whole
 from dupr_tf.locks import locked
 from dupr_tf.models.resnet import build_backbone
@@ -58,8 +59,12 @@ def train_detector(
     with scope(strategy):
         backbone, earlier, start = _starting_point(config, weights, output, checked.continues)
     if (output / METRICS_FILE).exists() and not checked.changed:
+        if not (output / DETECTOR_FILE).is_file():
+            problem = f"{output} has ended, but its {DETECTOR_FILE} is missing."
+            fix = f"Restore it, or remove {METRICS_FILE} to write it again from the newest checkpoint."
+            raise UserError("--output", problem, fix)
         console.print(visible(f"{output} has ended before; its metrics are in {METRICS_FILE}"))
-        return read_record(output / METRICS_FILE, mapping, "Remove it to evaluate the detector again.")
+        return read_record(output / METRICS_FILE, _printable, "Remove it to evaluate the detector again.")
     images = LABELS[task].learnable(train)
     with scope(strategy):
         detector = build_detector(backbone, train.class_names, config)
@@ -86,6 +91,13 @@ def train_detector(
         _write_json(output / METRICS_FILE, metrics)
         draw_pictures(pictures, output)
     return metrics
+
+
+def _printable(value) -> dict:
+    """Returns the metrics of a run that has ended. Raises an error if they lack what is printed of them."""
+    for lines in (score_lines, class_rows, threshold_lines):
+        lines(mapping(value))
+    return value
 
 
 def _starting_point(config: Config, weights, output: Path, continues: bool) -> tuple:

@@ -168,7 +168,8 @@ class EmbedRun:
         if changed:
             problem = f"{self.output} holds features with other {', '.join(changed)}."
             raise UserError("--output", problem, "Use the same again, or choose another output.")
-        self.finished = "result" in facts and self.output.exists()
+        endings = FEATURE_FILES[format_of(self.output)].facts["beside"]
+        self.finished = "result" in facts and all(path.exists() for path in (self.output, *map(self.beside, endings)))
 
     def _refuse_foreign(self) -> None:
         for path in (self.output, *map(self.beside, (NAMES_ENDING, BAD_IMAGES, PICTURE, PARTS))):

@@ -32,10 +32,16 @@ FEATURE_FILES = Registry(
     "--output",
     {
         "npy": Entry(
-            "dupr_tf.probing.feature_files:write_npy", "NumPy array, and a text file of names in the same folder"
+            "dupr_tf.probing.feature_files:write_npy",
+            "NumPy array, and a text file of names in the same folder",
+            facts={"beside": (NAMES_ENDING,)},
         ),
         "parquet": Entry(
-            "dupr_tf.probing.feature_files:write_parquet", "table of names and features", "parquet", ("pyarrow",)
+            "dupr_tf.probing.feature_files:write_parquet",
+            "table of names and features",
+            "parquet",
+            ("pyarrow",),
+            {"beside": ()},
         ),
     },
 )

@@ -220,6 +220,27 @@ def test_run_killed_in_evaluation_resumes_after_the_last_step(run, data, weights
     assert [line["step"] for line in lines_of(output)] == [2, 3]
 
 
+@pytest.mark.parametrize("content", [
+    "{}", '{"per_class": {}, "AP": "x"}', '{"per_class": {"a": "x"}}',
+    '{"per_class": {"a": 0.5}, "per_class_AP50": {}}',
+    '{"per_class": {}, "suggested_threshold": {"min_score": 1}}', '{"per_class": {}, "masks": {"AP": []}}',
+    '{"AP": 0.5, "per_class": {}, "AP": 0.7}',
+])  # fmt: skip
+def test_odd_metrics_of_an_ended_run_are_named(run, data, weights, tmp_path, content):
+    output = tmp_path / "out"
+    shutil.copytree(run[1], output)
+    (output / "metrics.json").write_text(content)
+    assert "metrics.json cannot be used" in refusal(finetune, config(), weights, data, output, console=QUIET).problem
+
+
+def test_ended_run_without_its_detector_is_named(run, data, weights, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(run[1], output)
+    (output / "detector.keras").unlink()
+    error = refusal(finetune, config(), weights, data, output, console=QUIET)
+    assert error.problem == f"{output} has ended, but its detector.keras is missing."
+
+
 @pytest.fixture(scope="module")
 def validated(data, weights, tmp_path_factory):
     """A run whose first validation scores best, so that the best detector is not the last."""

@@ -147,6 +147,18 @@ def test_run_killed_before_its_record_starts_again(photos, tmp_path, monkeypatch
     assert start(photos, tmp_path / "out", Stream()).images == 5
 
 
+@pytest.mark.parametrize("to, kind, name", [
+    ("coco", "masks", COCO_FILE), ("yolo", "boxes", "data.yaml"), ("csv", "boxes", CSV_FILE),
+    ("png", "segments", "classes.txt"),
+])  # fmt: skip
+def test_removed_output_is_written_again(photos, tmp_path, to, kind, name):
+    start(photos, tmp_path / "out", Stream(kind), to)
+    before = (tmp_path / "out" / name).read_bytes()
+    (tmp_path / "out" / name).unlink()
+    start(photos, tmp_path / "out", Stream(kind), to)
+    assert (tmp_path / "out" / name).read_bytes() == before
+
+
 def test_damaged_part_is_predicted_again(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PART", 2)
     with pytest.raises(KeyboardInterrupt):

@@ -143,6 +143,14 @@ def test_finished_run_computes_nothing_but_a_missing_picture(photos, tmp_path):
     assert start(photos, tmp_path / "f.npy", embedder) == first and embedder.seen == 7
 
 
+def test_removed_names_are_written_again(photos, tmp_path):
+    start(photos, tmp_path / "out" / "f.npy")
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / "f.npy.names.txt").unlink()
+    start(photos, tmp_path / "out" / "f.npy")
+    assert contents(tmp_path / "out") == before
+
+
 def test_many_bad_images_are_counted(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(bad_images, "MOST_LISTED", 2)
     for path in list(photos.rglob("*0*.png"))[:2] + list(photos.rglob("*2*.png")):
