@@ -11,11 +11,15 @@ import signal
 import sys
 
 from dupr_tf import __version__
-from dupr_tf.errors import RunFailed, RunInterrupted, UserError, reporting_failed_writes
+from dupr_tf.errors import RunFailed, RunInterrupted, UserError, is_out_of_memory, reporting_failed_writes
 from dupr_tf.quiet import silence_libraries
 from dupr_tf.streams import prepare_streams, silence
-from dupr_tf.text import VisibleFormatter, visible
+from dupr_tf.text import VisibleFormatter, one_line, visible
 
+OUT_OF_MEMORY = (
+    "Memory or threads ran out. Use a smaller batch, image size or model, or stop other programs, and run the same "
+    "command again."
+)
 NARROWEST = 40  # columns: tyro never ends if a word does not fit
 
 
@@ -23,8 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
     The exit code is 0, or what the command returns. For an error it is its `code` (see `dupr_tf.errors`), for Ctrl-C
-    130. It is 141 if the reader of the output has ended, as in `| head -1`. Any other exception is a defect of this
-    package and keeps its traceback.
+    130. It is 141 if the reader of the output has ended, as in `| head -1`. It is 1 if memory ran out. Any other
+    exception is a defect of this package and keeps its traceback.
     """
     try:
         prepare_streams()
@@ -44,6 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, RunFailed) as error:
         complain([f"error: {one}" for one in getattr(error, "errors", [error])])
         return error.code
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        complain([f"error: {OUT_OF_MEMORY} ({one_line(f'{type(error).__name__}: {error}', 120)})"])
+        return RunFailed.code
 
 
 def complain(messages: list[str]) -> None:

@@ -7,7 +7,8 @@
 | WorkerLost | 75 | a worker has left a run of several; sysexits.h has 75 as "try again" |
 | RunInterrupted | 128 + signal | a signal stopped a run after its state was saved |
 
-Any other exception is a defect of this package and keeps its traceback.
+Memory or threads that ran out give exit code 1. Any other exception is a defect of this package and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -124,6 +125,17 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Returns True if an error, or its cause, says that memory or threads ran out, in Python or in TensorFlow."""
+    while error is not None:
+        if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+            return True
+        if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 @contextlib.contextmanager
 def reporting_failed_writes(output: str | Path) -> Iterator[None]:
     """Turns a system error, such as a full disk or a missing folder, into a `RunFailed` that names the file.
@@ -143,7 +155,8 @@ def reporting_failed_writes(output: str | Path) -> Iterator[None]:
 
 def failed_write(error: OSError, output: str | Path) -> str:
     """Returns the message for a system error: the file, the reason, and the fix."""
-    name = str(error.filename or output).encode("unicode_escape", "surrogatepass").decode()
+    path = error.filename2 or error.filename or output  # the second name is that of a file to rename into place
+    name = str(path).encode("unicode_escape", "surrogatepass").decode()
     if error.errno in DISK_FULL:
         return f"The disk is full: {name} could not be written. Free some space and run the same command again."
     reason = " ".join((error.strerror or str(error) or type(error).__name__).split())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 
+NODE = re.compile(r"\{\{(?:function_)?node [^}]*\}\}")  # TensorFlow puts it before the reason, which may then be cut
 MOST_LABEL = 40  # characters of a name in a plot
 ASCII = str.maketrans(
     {"×": "x", "…": "...", "–": "-", "−": "-", "’": "'", "≥": ">=", "≤": "<=", "±": "+-", "→": "->"}
@@ -20,13 +22,13 @@ def replace_unencodable(error: UnicodeEncodeError) -> tuple[str, int]:
 
 
 def one_line(message: object, limit: int | None = None) -> str:
-    """Returns a message, usually an exception's, in one line, with single blanks.
+    """Returns a message, usually an exception's, in one line, with single blanks and without TensorFlow's node names.
 
     Args:
         message: any argument of `str`.
         limit: largest number of characters. A longer message is cut.
     """
-    return " ".join(str(message).split())[:limit]
+    return " ".join(NODE.sub("", str(message)).split())[:limit]
 
 
 def escape(name: str) -> str:

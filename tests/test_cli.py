@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 import dupr_tf
@@ -157,6 +158,12 @@ def test_commands_without_config_take_no_fields(capsys, tmp_path):
     assert code == 2 and fields(lines) == ["--train.epochs"]
 
 
+@pytest.mark.parametrize("words", [["--output", ""], ["--output="], ["--images", "a", ""]])
+def test_empty_text_is_no_path(capsys, words):
+    code, err = run(capsys, "embed", "w.keras", *words)
+    assert code == 2 and len(err) == 1 and "received an empty text" in err[0]
+
+
 def test_field_without_a_value_is_refused(capsys):
     code, lines = run(capsys, "pretrain", SMALL, "--train.epochs")
     assert code == 2 and fields(lines) == ["--train.epochs"]
@@ -184,6 +191,15 @@ class Failing:
 def test_exit_code_follows_from_the_class_of_the_error(capsys, monkeypatch, error, code, lines):
     monkeypatch.setattr("dupr_tf.commands.parsing.parse", lambda _: (Failing(error), {}))
     assert run(capsys, "fields") == (code, lines)
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), RuntimeError("can't start new thread"), tf.errors.ResourceExhaustedError(None, None, "OOM\nhere"),
+], ids=lambda error: type(error).__name__)  # fmt: skip
+def test_lack_of_memory_is_one_line(capsys, monkeypatch, error):
+    monkeypatch.setattr("dupr_tf.commands.parsing.parse", lambda _: (Failing(error), {}))
+    code, lines = run(capsys, "fields")
+    assert code == 1 and len(lines) == 1 and "Use a smaller batch" in lines[0] and type(error).__name__ in lines[0]
 
 
 @pytest.mark.parametrize("defect", [ValueError("a defect"), KeyError("x"), RuntimeError("y")])

@@ -15,6 +15,7 @@ from dupr_tf.errors import (
     raise_all,
     reporting_failed_writes,
 )
+from dupr_tf.files import write_whole
 
 WRONG_EPOCHS = UserError("train.epochs", "Expected at least 1, received 0.", "Use 1.")
 NO_FOLDER = UserError(None, "photos is not a folder.", "Pass a folder.")
@@ -85,3 +86,10 @@ def test_disk_full_is_recognised_in_causes_and_texts():
     assert is_disk_full(error)
     assert is_disk_full(RuntimeError("ResourceExhausted: No space left on device"))
     assert not is_disk_full(PermissionError(errno.EACCES, "no"))
+
+
+def test_failed_rename_names_the_final_file(tmp_path):
+    (tmp_path / "record.json").mkdir()
+    with pytest.raises(RunFailed, match=r"record\.json could not be written") as error, reporting_failed_writes("run"):
+        write_whole(tmp_path / "record.json", "{}")
+    assert ".tmp" not in str(error.value)

@@ -60,3 +60,9 @@ def test_size_text_uses_powers_of_a_thousand():
 
 def test_duration_shows_hours_only_above_one():
     assert [duration(s) for s in (0, 59.6, 123, 3723)] == ["0:00", "1:00", "2:03", "1:02:03"]
+
+
+def test_one_line_leaves_out_node_names():
+    message = "{{function_node __wrapped__SaveV2_device_/job:localhost/device:CPU:0}} out/c; File too large [Op:SaveV2]"
+    assert one_line(message, 40) == "out/c; File too large [Op:SaveV2]"
+    assert one_line("a {{b}} file") == "a {{b}} file"

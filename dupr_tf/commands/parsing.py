@@ -34,6 +34,7 @@ def parse(arguments: list[str]):
         SystemExit: after --help (0), or a wrong flag (2), which tyro has reported.
     """
     arguments, overrides = split_overrides(arguments)
+    raise_all(_empty_words(arguments))
     name, *rest = arguments or [""]
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
@@ -75,6 +76,15 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
             i += 1
         overrides[name] = value
     return rest, overrides
+
+
+def _empty_words(arguments: list[str]) -> list[UserError]:
+    """Returns an error for each empty argument, such as "$DATA" without DATA. As a path, it would be this folder."""
+    flags = [None, *(word if word.startswith("--") else None for word in arguments)]
+    fix = "Pass a value, or check the variable that it comes from."
+    empty = [flag for flag, word in zip(flags, arguments, strict=False) if not word]
+    empty += [word.removesuffix("=") for word in arguments if word.startswith("--") and word.endswith("=")]
+    return [UserError(flag, "Expected a value, received an empty text.", fix) for flag in empty]
 
 
 def _missing_section(word: str, command: str, arguments: list[str]) -> UserError | None:
