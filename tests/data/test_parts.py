@@ -87,7 +87,7 @@ def test_bad_images_count_over_a_resume(tmp_path):
         none(1.0)
 
 
-def test_many_bad_images_are_counted_but_neither_held_nor_printed(tmp_path, monkeypatch, caplog):
+def test_many_bad_images_are_counted_but_not_held(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(bad_images, "MOST_LISTED", 3)
     names = [f"{number:02}" for number in range(12)]
     _, compute = parts_of(tmp_path, names, bad=names[1:])

@@ -144,7 +144,7 @@ def list_objects(
     twice = [name for name, count in collections.Counter(names).items() if count > 1]
     if twice:
         problem = f"{root} lists several classes of the name {escape(twice[0])}, which would count as one."
-        raise UserError(None, problem, "Give each class a name of its own, or list it once.")
+        raise UserError(None, problem, "Give each class another name, or list it once.")
     if not listed:
         raise UserError(None, f"The split {split!r} of {root} has no images.", "Choose another split or data set.")
     if class_names is not None:
