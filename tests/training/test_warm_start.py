@@ -169,8 +169,8 @@ def test_unsuitable_weights_give_one_line_and_leave_no_run(place, tmp_path, caps
 
 
 def test_run_from_random_weights_refuses_weights_later(place, tmp_path):
-    for name in ("config.yaml", "format.json"):
-        (tmp_path / name).write_text((place / "begun" / name).read_text())
+    for name in ("config.yaml", "format.json", "images.json", "images.bin"):
+        (tmp_path / name).write_bytes((place / "begun" / name).read_bytes())
     with pytest.raises(UserError) as error:
         pretrain(CONFIG, tmp_path, place / "unlabeled", place / "moco.npz")
     assert error.value.field == "--weights" and "random weights" in error.value.problem

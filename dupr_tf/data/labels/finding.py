@@ -13,6 +13,7 @@ from dupr_tf.data.labels.annotations import ListedImage
 from dupr_tf.data.labels.split import MissingSplit, inside
 from dupr_tf.errors import UserError
 from dupr_tf.files import open_file
+from dupr_tf.text import escape
 
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 HEAD_BYTES = 4096  # read from the start of a file to recognise its format
@@ -112,9 +113,13 @@ def missing_split(root: Path, split: str, what: str) -> MissingSplit:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Lists the images below a folder, sorted by folders. Links to folders are followed once."""
+    """Lists the images below a folder, sorted by folders. Links to folders are followed once.
+
+    Raises:
+        UserError: a folder may not be read.
+    """
     images, seen = [], set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=_refuse_unreadable, followlinks=True):
         if (identity := (os.stat(place).st_dev, os.stat(place).st_ino)) in seen:
             folders.clear()
             continue
@@ -123,6 +128,11 @@ def list_images(folder: Path) -> list[Path]:
         shown = (name for name in sorted(files) if not is_hidden(name))
         images += [Path(place, name) for name in shown if os.path.splitext(name)[1].lower() in EXTENSIONS]
     return images
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    if isinstance(error, PermissionError):  # by default os.walk leaves such a folder out without a word
+        raise UserError(None, f"{escape(str(error.filename))} cannot be listed.", "Change its permissions.") from None
 
 
 class ImageIndex:

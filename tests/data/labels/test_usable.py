@@ -1,5 +1,9 @@
 """Tests of unusable images before training or evaluating a detector: few are left out, many are refused."""
 
+import errno
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,6 +14,7 @@ from dupr_tf.data.labels.segments import read_segments
 from dupr_tf.data.labels.usable import leave_out_unusable
 from dupr_tf.detection.task_labels import read_splits
 from tests.data.bad_images import encoded, picture, png_bomb
+from tests.label_formats import write_yolo
 from tests.labelled_scenes import pictures, write_coco
 from tests.masked_scenes import write_segments
 from tests.refusals import refusal
@@ -86,3 +91,16 @@ def test_many_unusable_images_are_counted(tmp_path, monkeypatch, caplog):
     leave_out_unusable(read_annotations(root, "train"), "train", DataConfig(max_bad_share=0.9))
     assert len([line for line in caplog.messages if line.startswith("skipped")]) == 1
     assert "3 of 4 images cannot be used" in caplog.text
+
+
+def test_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    root, scandir = write_yolo(tmp_path / "set", {"train": pictures(2)}), os.scandir
+
+    def refusing(path):
+        if Path(path) == root / "images" / "train" / "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    (root / "images" / "train" / "locked").mkdir()
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert "locked cannot be listed" in refusal(read_annotations, root, "train").problem
