@@ -248,7 +248,7 @@ def test_split_without_any_image_is_always_refused(tmp_path):
         (lambda c: c["annotations"][0].update(bbox=None), "instances_train.json"),
         (lambda c: c["images"][0].update(file_name="../secret.png"), "../secret.png"),
         (lambda c: [i.update(file_name=f"no/{i['id']}.png") for i in c["images"]], "no/1.png"),
-        (lambda c: c["categories"][1].update(name="bus"), "bus, bus"),
+        (lambda c: c["categories"][1].update(name="bus"), "several classes of the name bus"),
         (lambda c: c["images"][1].update(id=1), "two images have the id 1"),
         (lambda c: c["categories"][1].update(id=5), "two categories have the id 5"),
         (lambda c: [a.update(category_id=9) for a in c["annotations"]], "7 of 7"),
