@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from dupr_tf.detection.parts.target import LITERT, ONNX, tracing_for
 from dupr_tf.detection.saving import export_detector, serve_function
+from dupr_tf.weights.onnx_io import open_session
 
 LABELS_FILE, DESCRIPTION_FILE = "labels.txt", "detector.json"
 ONNX_FILE, LITERT_FILE = "detector.onnx", "detector.tflite"
@@ -51,7 +52,7 @@ def write_onnx(detector, directory, description):
             dimension.dim_param = name
     onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in description.items()})
     onnx.save(model, str(directory / ONNX_FILE))
-    session = onnxruntime.InferenceSession(str(directory / ONNX_FILE), providers=["CPUExecutionProvider"])
+    session = open_session(directory / ONNX_FILE)
     outputs = [output.name for output in session.get_outputs()]
 
     def run(images):

@@ -1,5 +1,7 @@
 """Writes and reads backbones as ONNX files: raw images in, P2..P5 out, any size. Needs the extra `onnx`."""
 
+from pathlib import Path
+
 import numpy as np
 
 from dupr_tf.models.resnet import ResNetBackbone
@@ -45,11 +47,16 @@ def write_onnx(backbone, path):
     return Written(compare(against, as_numpy(function), read_onnx(path)))
 
 
-def read_onnx(path):
-    """Return an ONNX file of `write_onnx` as `f(images in 0–255) -> {level: NumPy array}`, run by onnxruntime."""
+def open_session(path: Path):
+    """Opens an ONNX file with onnxruntime on the CPU. The path may be any that the system allows."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+
+
+def read_onnx(path):
+    """Return an ONNX file of `write_onnx` as `f(images in 0–255) -> {level: NumPy array}`, run by onnxruntime."""
+    session = open_session(Path(path))
     (images,) = session.get_inputs()
     names = [output.name for output in session.get_outputs()]
 

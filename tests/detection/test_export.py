@@ -13,6 +13,7 @@ from dupr_tf.detection.export import compare_detections, export_file
 from dupr_tf.detection.saving import save_detector
 from dupr_tf.errors import RunFailed
 from dupr_tf.weights.manifest import check_directory
+from dupr_tf.weights.onnx_io import open_session
 from tests.detection.rcnn.small import NAMES, make
 from tests.odd_names import ODD
 
@@ -44,9 +45,7 @@ def test_exported_detector_detects_the_same(file, tmp_path, to):
         with zipfile.ZipFile(output / "detector.tflite") as archive:
             assert json.loads(archive.read("detector.json")) == description
     if to == "onnx":
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(str(output / "detector.onnx"))
+        session = open_session(output / "detector.onnx")
         stored = session.get_modelmeta().custom_metadata_map
         assert {name: json.loads(value) for name, value in stored.items()} == description
         assert session.get_inputs()[0].shape == ["batch", "height", "width", 3]

@@ -62,11 +62,12 @@ def test_step_in_16_bits_is_close_to_float32(kind, settings, precision, tmp_path
     expected = {name: float(value) for name, value in full.train_step(data).items()}
     detector = build(kind, settings, precision)
     before = [variable.numpy() for variable in detector.trainable_variables]
-    losses = {name: float(value) for name, value in detector.train_step(data).items()}
+    count = 4 if precision == "float16" else 1  # large losses overflow until the loss scale has fallen
+    losses, *_ = [detector.train_step(data) for _ in range(count)]
     for name, value in losses.items():
         regional = kind.endswith("_rcnn") and name in ("box_loss", "classification_loss", "mask_loss")
         most = REGIONS_TOLERANCE if regional else tolerance
-        assert value == pytest.approx(expected[name], rel=most, abs=most), name
+        assert float(value) == pytest.approx(expected[name], rel=most, abs=most), name
     after = [variable.numpy() for variable in detector.trainable_variables]
     moved = [not np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
     assert np.mean(moved) > 0.9 and all(np.isfinite(value).all() for value in after)

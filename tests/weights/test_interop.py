@@ -14,6 +14,7 @@ from dupr_tf.weights import torch_export
 from dupr_tf.weights.export import export
 from dupr_tf.weights.formats import installed
 from dupr_tf.weights.verify import check_images, features, normalized
+from tests.odd_names import ODD
 from tests.weights.backbones import randomised
 
 BAR = 1e-5  # share of a level's largest feature
@@ -127,7 +128,7 @@ def test_onnx_export_gives_our_features(architecture, width, normalising, tmp_pa
     from dupr_tf.weights import read_onnx
 
     backbone = randomised(architecture, width=width, include_normalization=normalising)
-    output = export(backbone, "onnx", tmp_path / "out")
+    output = export(backbone, "onnx", tmp_path / ODD)
     checks_of(output, "onnxruntime")
     images = np.concatenate([check_images((33, 47)), check_images((33, 47))[:, ::-1]])  # a batch of yet another size
     expected = features(backbone, images if normalising else normalized(images))
