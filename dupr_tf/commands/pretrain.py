@@ -75,8 +75,8 @@ class Pretrain:
             from dupr_tf.forecast.dry_run import dry_run
 
             return print_table(("dry run", ""), dry_run(config, pool=pool).rows())
-        cluster = cluster_of(config)
-        with lasting_streams(), locked(self.output) if cluster is None or cluster.chief else contextlib.nullcontext():
+        # The chief of several workers locks the folder when all have come, since they may end this process any time.
+        with lasting_streams(), locked(self.output) if cluster_of(config) is None else contextlib.nullcontext():
             self._train(config, self._checked_pool(config))
         return None
 

@@ -191,7 +191,7 @@ def test_signal_and_bad_images_of_workers_reach_the_chief(tmp_path):
     workers[2].send_signal(signal.SIGTERM)
     assert finish(workers, 300) == [143] * 3, [log_of(run, index)[-600:] for index in range(3)]
     (end,) = {log_of(run, index).splitlines()[-1] for index in range(3)}
-    step = int(end.split("step ")[1].split(",")[0])
+    step = int(end.split("Checkpoint ")[1].split()[0])
     assert (run / "checkpoints" / f"ckpt-{step}.sha256").exists()
     listed = (run / "bad_images.tsv").read_text()
     assert all(path.name in listed for path in bad)
