@@ -47,7 +47,7 @@ def _work(source, size):
             batch = next(batches)
             views = [_augmented(batch[name]) for name in ("view_1", "view_2")]
         views[-1].numpy()
-        assert not bad.found
+        assert not bad.count
         return BATCH * count
 
     def work():
