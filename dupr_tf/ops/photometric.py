@@ -113,13 +113,14 @@ def apply(images, draws: Draws, recipe: Preset = PRESETS["moco_v2"]):
 def apply_each(images, draws: Draws, recipe: Preset = PRESETS["moco_v2"], normalised=False):
     """Applies given draws as `apply` does, one image at a time. If `normalised`, `normalise` follows."""
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if normalised else ((0.0,) * 3, (1.0,) * 3)
+    mean, std = (np.float32(numbers)[:, None, None] for numbers in (mean, std))  # (3, 1, 1)
     codes, count = _operations(draws, recipe)
 
     def augmented(one):
         image, drawn, codes, count = one
         planes = tf.cast(tf.transpose(image, [2, 0, 1]), tf.float32) / 255.0  # (3, H, W)
         planes = _augment_planes(planes, drawn, codes, count)
-        return (tf.transpose(planes, [1, 2, 0]) - mean) / std
+        return tf.transpose((planes - mean) / std, [1, 2, 0])
 
     return tf.map_fn(augmented, (images, draws, codes, count), fn_output_signature=tf.float32)
 
