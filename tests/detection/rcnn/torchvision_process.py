@@ -118,6 +118,8 @@ def _half_pixels(model, job, inputs):
 
 def _binary_masks(model, job, inputs):
     """torchvision trains on fractional masks, cropped from the mask of the whole image."""
+    if job["kind"] != "mask":
+        return
     dtype = getattr(torch, job["dtype"])
     targets = iter([torch.from_numpy(inputs[f"mask_targets_{i}"]).to(dtype) for i in range(job["images"])])
     roi_heads.project_masks_on_boxes = lambda masks, boxes, matches, side: next(targets)
