@@ -112,10 +112,10 @@ def main(arguments: list[str]) -> int:
     """Runs the cell of a command line, as `runner` writes it, and returns an exit code as `dupr-tf` does."""
     if arguments[0] == CHECK:
         return _load_each(*arguments[1:])
-    folder, backbone, share, seed, rate, chooses = arguments
+    parent, folder, backbone, share, seed, rate, chooses = arguments
     cell = Cell(backbone, float(share), int(seed), float(rate) if chooses == "choose" else None)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_watch_parent, args=(int(parent),), daemon=True).start()
     try:
         run_cell(Path(folder), cell, float(rate) if rate else None)
     except (UserError, RunFailed, RunInterrupted) as error:
@@ -125,7 +125,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _watch_parent(parent: int) -> None:
-    """Stops this process, after its state is saved, when its parent has ended."""
+    """Stops this process, after its state is saved, when its parent has ended, even if that was before this call."""
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK)
     os.kill(os.getpid(), signal.SIGTERM)

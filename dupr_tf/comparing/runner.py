@@ -92,7 +92,7 @@ def _start(folder: Path, task: Task, slot: int, jobs: int, gpus: int) -> subproc
     if not checked.exists() and (folder / CHECKED_FILE).exists():
         shutil.copyfile(folder / CHECKED_FILE, checked)  # so that no cell decodes the images once more
     purpose = "score" if cell.rate is None else "choose"
-    arguments = [str(folder), cell.backbone, repr(cell.share), str(cell.seed), rate, purpose]
+    arguments = [str(os.getpid()), str(folder), cell.backbone, repr(cell.share), str(cell.seed), rate, purpose]
     environment = dict(os.environ)
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")

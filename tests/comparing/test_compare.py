@@ -191,23 +191,26 @@ def test_comparison_resumes_after_a_kill_and_takes_additions(tmp_path, data):
 
 
 ORPHAN = """
-import os
+import sys, time
 from dupr_tf.comparing import cell
-cell.PARENT_CHECK = 0.1
+cell.PARENT_CHECK, cell.run_cell = 0.1, lambda *arguments: time.sleep(300)
 print(flush=True)
-cell._watch_parent(os.getppid())
+time.sleep(float(sys.argv[1]))
+cell.main([*sys.argv[2:], "folder", "dupr", "1.0", "0", "", "score"])
 """
 PARENT = """
-import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE)
+import os, subprocess, sys
+words = [sys.executable, "-c", *sys.argv[1:], str(os.getpid())]
+child = subprocess.Popen(words, stdout=subprocess.PIPE)
 child.stdout.read(1)
 print(child.pid, flush=True)
 sys.stdin.read()
 """
 
 
-def test_cell_whose_parent_was_killed_is_asked_to_save_and_end():
-    command = [sys.executable, "-c", PARENT, ORPHAN]
+@pytest.mark.parametrize("late", ["0", "1"])  # 1: the parent ends while the cell starts
+def test_cell_whose_parent_was_killed_is_asked_to_save_and_end(late):
+    command = [sys.executable, "-c", PARENT, ORPHAN, late]
     parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     number = int(parent.stdout.readline())
     parent.kill()
