@@ -28,7 +28,7 @@ detector: {fpn_channels: 8, head_channels: 8, head_convs: 1, short_sides: [64], 
 """
 FAKE = """
 import json, os, pathlib, sys, time
-folder, backbone, share, seed, rate, purpose = sys.argv[1:]
+_parent, folder, backbone, share, seed, rate, purpose = sys.argv[1:]
 place = pathlib.Path(os.environ["PLACE"])
 (place / f"started-{os.getpid()}").write_text(f"{backbone} {seed} {sorted(os.sched_getaffinity(0))}")
 """
