@@ -182,7 +182,7 @@ class PairBlocks:
         side = (crops[:, 2:] - crops[:, :2]).min()
         factor = next((factor for factor in FACTORS if side >= SURPLUS * self.view * factor), 1)
         image = decode(content, self.max_pixels, header, factor, self.depth)
-        return image, np.minimum(np.rint(crops / factor).astype(np.int64), np.tile(image.shape[:2], 2))
+        return image, np.minimum(np.rint(crops / factor).astype(np.int64), image.shape[:2] * 2)
 
 
 @functools.lru_cache(maxsize=4)
