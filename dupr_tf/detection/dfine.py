@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from typing import ClassVar
 
 import keras
@@ -162,36 +163,38 @@ def build_network(backbone, classes, image_size, channels, decoder_layers, queri
     """Builds KerasHub's encoder and decoder on P3 to P5 of a backbone, in the sizes of D-FINE-S."""
     levels = pyramid(backbone, LEVELS)
     square = (image_size, image_size)
-    return keras_hub.models.DFineBackbone(
-        backbone=levels,
-        out_features=list(LEVELS),
-        image_shape=(*square, 3),
-        anchor_image_size=square,
-        feat_strides=STRIDES,
-        num_feature_levels=len(LEVELS),
-        encoder_in_channels=[levels.output[level].shape[-1] for level in LEVELS],
-        encoder_hidden_dim=channels,
-        encode_proj_layers=[2],
-        num_attention_heads=math.gcd(channels, HEADS),
-        encoder_ffn_dim=4 * channels,
-        num_encoder_layers=1,
-        hidden_expansion=0.5,
-        depth_multiplier=0.34,
-        decoder_in_channels=[channels] * len(LEVELS),
-        hidden_dim=channels,
-        num_decoder_layers=decoder_layers,
-        eval_idx=-1,
-        decoder_attention_heads=math.gcd(channels, HEADS),
-        decoder_ffn_dim=4 * channels,
-        decoder_n_points=POINTS,
-        lqe_hidden_dim=64,
-        num_lqe_layers=2,
-        num_labels=classes,
-        num_queries=queries,
-        num_denoising=0,
-        learn_initial_query=False,
-        name="network",
-    )
+    with warnings.catch_warnings():  # Keras warns of layers that KerasHub builds by hand
+        warnings.filterwarnings("ignore", r"`build\(\)` was called", UserWarning)
+        return keras_hub.models.DFineBackbone(
+            backbone=levels,
+            out_features=list(LEVELS),
+            image_shape=(*square, 3),
+            anchor_image_size=square,
+            feat_strides=STRIDES,
+            num_feature_levels=len(LEVELS),
+            encoder_in_channels=[levels.output[level].shape[-1] for level in LEVELS],
+            encoder_hidden_dim=channels,
+            encode_proj_layers=[2],
+            num_attention_heads=math.gcd(channels, HEADS),
+            encoder_ffn_dim=4 * channels,
+            num_encoder_layers=1,
+            hidden_expansion=0.5,
+            depth_multiplier=0.34,
+            decoder_in_channels=[channels] * len(LEVELS),
+            hidden_dim=channels,
+            num_decoder_layers=decoder_layers,
+            eval_idx=-1,
+            decoder_attention_heads=math.gcd(channels, HEADS),
+            decoder_ffn_dim=4 * channels,
+            decoder_n_points=POINTS,
+            lqe_hidden_dim=64,
+            num_lqe_layers=2,
+            num_labels=classes,
+            num_queries=queries,
+            num_denoising=0,
+            learn_initial_query=False,
+            name="network",
+        )
 
 
 def _attend(values, _, locations, weights, points, sizes, shapes, *settings):

@@ -1,5 +1,7 @@
 """Tests of KerasHub's D-FINE: its bins, a step, images without boxes, files, and images of another size."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -39,6 +41,12 @@ def batch(*boxes):
     boxes = np.array([boxes] * 2, np.float32).reshape(2, -1, 4)
     labels = {"boxes": boxes, "classes": np.ones(boxes.shape[:2], np.float32)}
     return tf.nest.map_structure(tf.constant, {"images": images, "bounding_boxes": labels})
+
+
+def test_building_warns_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        make()
 
 
 def test_bins_are_those_of_the_graph(model):
@@ -126,6 +134,13 @@ def test_file_detects_the_same(model, tmp_path):
     assert 0 <= tf.reduce_max(expected["boxes"]) <= SIZE
     for name, values in expected.items():
         np.testing.assert_array_equal(received[name], values)
+
+
+@pytest.mark.slow
+def test_litert_detects_the_same(model, tmp_path):
+    save_detector(model, tmp_path / "detector.keras")
+    export_file(tmp_path / "detector.keras", "litert", tmp_path / "out")  # an error if the detections differ
+    assert (tmp_path / "out/detector.tflite").stat().st_size > 1e5
 
 
 def test_onnx_is_refused_before_anything_is_written(model, tmp_path):

@@ -39,5 +39,5 @@ def attend(values, locations, weights, points, shapes):
     flat = tf.concat([tf.shape(shares)[:3], [4 * len(sizes)]], 0)
     indices, shares = (tf.transpose(tf.reshape(one, flat), [0, 2, 1, 3]) for one in (indices, shares))
     chosen = tf.gather(tf.transpose(values, [0, 2, 1, 3]), indices, batch_dims=2)  # (B, heads, Q, 4 P, D)
-    sums = tf.einsum("bhqpd,bhqp->bqhd", chosen, shares)
+    sums = tf.transpose(tf.squeeze(tf.expand_dims(shares, -2) @ chosen, -2), [0, 2, 1, 3])  # (B, Q, heads, D)
     return tf.reshape(sums, [*tf.unstack(tf.shape(sums)[:2]), values.shape[2] * values.shape[3]])
