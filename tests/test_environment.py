@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from dupr_tf import environment
 from dupr_tf.environment import commit, describe_environment, read_environments, record_environment
@@ -100,7 +101,9 @@ def test_card_shows_the_environment_of_the_run(run, tmp_path):
         "| versions | keras 3.15.1 |",
     ):
         assert row in card, row
-    assert "seed: 3" in card and "(of the export)" not in card
+    assert "(of the export)" not in card
+    block = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
+    assert block["train"]["seed"] == 3 and block["data"]["root"] == "photos" and "/a/b" not in card
 
 
 def test_card_of_a_file_shows_the_environment_of_export(tmp_path):

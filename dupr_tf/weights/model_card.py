@@ -3,11 +3,9 @@
 import logging
 from pathlib import Path, PurePath
 
-from dupr_tf.config import load_config
-from dupr_tf.config.reading import MAX_CONFIG_BYTES
+from dupr_tf.config import dump_config, load_config
 from dupr_tf.environment import describe_environment, read_environments
 from dupr_tf.errors import UserError
-from dupr_tf.files import read_bounded
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 from dupr_tf.records import listing, read_lines, read_metrics_line, read_record, whole
 from dupr_tf.text import one_line
@@ -20,6 +18,7 @@ from dupr_tf.weights.unfinished import undamaged_checkpoints
 
 log = logging.getLogger(__name__)
 NO_LICENSE = "not stated"
+CONFIG = "pre-training config"
 
 _READING = {
     "keras": """backbone = dupr_tf.load_backbone("<this directory>")
@@ -51,9 +50,11 @@ def model_card(backbone, to, written, facts, license=None):
         backbone: the model that was written.
         to: the format, as for `export`.
         written: result of reading it again, a `Written`.
-        facts: further rows, `{name: value}`.
+        facts: further rows, `{name: value}`. `CONFIG` is YAML, which gets its own block.
         license: license of the weights, as their owner states it.
     """
+    facts = dict(facts)
+    config = facts.pop(CONFIG, "")
     rows = {
         "licence of the weights": license or NO_LICENSE,
         "network": _network(backbone, to),
@@ -66,16 +67,25 @@ def model_card(backbone, to, written, facts, license=None):
         **facts,
     }
     reading = _READING[to].replace("{architecture}", str(getattr(backbone, "architecture", "")))
-    return card_text(f"{backbone.name} ({to})", "A backbone written by `dupr_tf`, without heads.", rows, reading)
+    summary = "A backbone written by `dupr_tf`, without heads."
+    return card_text(f"{backbone.name} ({to})", summary, rows, reading, config)
 
 
-def card_text(title, summary, rows, reading):
-    """Return a model card of title, summary, a table of `rows` {name: value}, and the code `reading` that loads it."""
+def card_text(title, summary, rows, reading, config=""):
+    """Return a model card.
+
+    Args:
+        title, summary: text.
+        rows: {name: value} of a table.
+        reading: Python code that loads the weights.
+        config: YAML of the pre-training, or "".
+    """
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items())
-    return (
+    text = (
         f"# {title}\n\n{summary}\n\n| | |\n|---|---|\n{table}\n\n```python\n{reading}\n```\n\n"
         "`manifest.json` has the sha256 of every file here.\n"
     )
+    return text + (f"\n## Config of the pre-training\n\n```yaml\n{config}```\n" if config else "")
 
 
 def run_facts(run):
@@ -112,17 +122,17 @@ def run_facts(run):
 
 
 def _config_facts(path):
-    """Return the config in one line, and its facts about the data; {} if the config cannot be read."""
+    """Return the config with the last name of its root only, and facts about the data; {} if it cannot be read."""
     try:
-        data = load_config(path).data
-        text = read_bounded(path, MAX_CONFIG_BYTES).decode("utf-8")
+        config = load_config(path)
     except (UserError, OSError, ValueError) as error:
         log.warning("%s is left out of the card: %s", path, one_line(error, 200))
         return {}
-    facts = {"pre-training config": "`" + " ".join(text.split()) + "`"}
-    if data.root:
-        facts["data"] = f"`{PurePath(data.root).name}` ({data.kind}), without labels"
-    return facts
+    if not config.data.root:
+        return {CONFIG: dump_config(config)}
+    root = PurePath(config.data.root).name
+    config = config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+    return {CONFIG: dump_config(config), "data": f"`{root}` ({config.data.kind}), without labels"}
 
 
 def _exclusion_facts(path):
