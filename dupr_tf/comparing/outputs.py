@@ -171,19 +171,22 @@ def draw(comparison: Comparison, result: Result) -> bytes | None:
         return None
     figure = Figure((6.4, 4.2), dpi=110, layout="constrained")
     axes = figure.add_subplot()
+    counts = sorted({row.images for row in result.rows})
+    apart = 1.0 if len(counts) > 1 else 1.02  # factor between backbones, whose intervals would cover each other
     for number, backbone in enumerate(comparison.backbones):
         rows = [row for row in result.rows if row.backbone == backbone.label]
         colour, marker = COLOURS[number % len(COLOURS)], "os^Dvph"[number % 7]
-        images, means = [row.images for row in rows], [row.score.mean for row in rows]
+        images, means = [row.images * apart**number for row in rows], [row.score.mean for row in rows]
         axes.plot(images, means, marker=marker, ms=5, color=colour, label=plot_label(backbone.label))
         wide = [row for row in rows if row.score.half is not None]
         low, high = ([row.score.mean + sign * row.score.half for row in wide] for sign in (-1, 1))
         axes.fill_between([row.images for row in wide], low, high, color=colour, alpha=0.15, lw=0)
         if len(wide) == 1:  # a band has no width there
-            axes.errorbar(wide[0].images, wide[0].score.mean, wide[0].score.half, color=colour, capsize=4)
-    counts = sorted({row.images for row in result.rows})
+            (one,) = wide
+            axes.errorbar(one.images * apart**number, one.score.mean, one.score.half, color=colour, capsize=4)
     axes.set_xscale("log")
-    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    middle = apart ** ((len(comparison.backbones) - 1) / 2)
+    axes.set_xticks([count * middle for count in counts], [f"{count:,}" for count in counts])
     axes.minorticks_off()
     axes.set(xlabel="labelled training images", ylabel=f"{result.metric}, mean and 95 % interval")
     axes.grid(alpha=0.3)
