@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from dupr_tf.comparing.grid import Cell
 from dupr_tf.comparing.outputs import draw, page, table, write_outputs
@@ -63,6 +64,22 @@ def test_only_seeds_that_both_have_are_compared(tmp_path):
     row = rows(read_result(tmp_path, comparison()))["dupr", 1.0]
     assert matches(row.difference, estimate([0.05, 0.1])) and row.score.runs == 3
     assert row.labels_needed is None  # the reference has no complete curve
+
+
+@pytest.mark.parametrize(("shares", "places"), [((1.0,), [[400], [408]]), ((0.25, 1.0), [[100, 400], [100, 400]])])
+def test_plot_of_one_share_draws_backbones_beside_each_other(folder, monkeypatch, shares, places):
+    figures = []
+
+    class Kept(Figure):
+        def __init__(self, *args, **keywords):
+            super().__init__(*args, **keywords)
+            figures.append(self)
+
+    monkeypatch.setattr("matplotlib.figure.Figure", Kept)
+    made = comparison(shares=shares, steps=(100,) * len(shares), rate_share=1.0)
+    assert draw(made, read_result(folder, made)).startswith(b"\x89PNG")
+    lines = {line.get_label(): line.get_xdata() for line in figures[0].axes[0].get_lines()}
+    assert [list(lines[label]) for label in SCORES] == places
 
 
 def test_table_of_no_finished_cell_is_empty(tmp_path):
