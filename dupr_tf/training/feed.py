@@ -12,9 +12,8 @@ AHEAD = 2  # batches read ahead
 def feed(reader: Reader) -> tf.data.Dataset:
     """Creates a dataset of the remaining batches of a reader. Iterate over it once.
 
-    `Dataset.from_generator` would do the same. But TensorFlow 2.21 lets it set a limit of glibc's allocator
-    (M_TRIM_THRESHOLD). From then on, every tensor above 128 kB gets new pages from the system and returns them, at a
-    tenth of the time of a pre-training on a CPU.
+    `Dataset.from_generator` would do the same. But TensorFlow 2.21 lets it lower a limit of glibc's allocator
+    (M_TRIM_THRESHOLD). Freed memory then goes back to the system at once, and every step has to fetch new pages.
     """
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
