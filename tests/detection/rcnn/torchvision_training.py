@@ -15,7 +15,7 @@ from dupr_tf.config import parse_config
 from dupr_tf.data.detection import eval_batches, train_batches
 from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.data.placing import to_original
-from tests.detection.rcnn.torchvision_process import MATCHED, build, load
+from tests.detection.rcnn.torchvision_process import build, load
 
 
 def as_images(batch, job):
@@ -81,8 +81,6 @@ def main(file):
     weights = np.load(job["weights"], allow_pickle=False)
     model = build(job)
     load(model, job, weights)
-    for name in ("anchors", "strides", "l1", "smallest", "half_pixels") if job["matched"] else ():
-        MATCHED[name](model, job, weights)
     with train_batches(training, config, len(job["rates"])) as batches:
         train(model, batches, job)
     with eval_batches(val, config.data.image_size, config.train.batch_size, config.data) as batches:

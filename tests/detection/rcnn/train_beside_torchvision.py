@@ -2,9 +2,9 @@
 
     python -m tests.detection.rcnn.train_beside_torchvision VOC --output runs/parity --steps 1200
 
-Both read the same batches, with the same learning rate at each step, and are scored by the same function. torchvision
-has its own layers, losses, samples and NMS, and with `--matched` not the intended differences of docs/fidelity.md.
-Here `finetune` trains, as a user's command would. A seed that has ended is not repeated. Needs PyTorch and torchvision.
+Both read the same batches and have the same learning rate at each step. One function scores them. torchvision keeps its
+own layers, losses, samples and NMS. Here `finetune` trains, as a user's command would. A seed that has ended is not
+repeated. It needs PyTorch and torchvision.
 """
 
 from __future__ import annotations
@@ -58,17 +58,16 @@ def start(config, class_names, folder):
     return settings | {"anchor_sizes": [size for _, (size,) in detector.anchor_levels]}
 
 
-def train_theirs(config, settings, data, train, folder, name, matched):
-    """Trains in torchvision, in a process without TensorFlow. Returns the detections of the split val."""
+def train_theirs(config, settings, data, train, folder):
+    """Trains in torchvision, in a process without TensorFlow, which writes its detections of the split val."""
     images, steps = len(TrainingExamples(train, config).kept), config.train.max_steps
     schedule, optimizer = planned_schedule(config, images), config.optimizer
-    job = settings | {"config": config.model_dump(mode="json"), "data": str(data), "matched": matched}
+    job = settings | {"config": config.model_dump(mode="json"), "data": str(data)}
     job |= {"rates": [float(schedule(step)) for step in range(steps)], "decay": optimizer.weight_decay}
     job |= {"weights": str(folder / "weights.npz"), "backbone": str(folder / "export" / SAFETENSORS_FILE)}
-    job |= {"found": str(folder / name / FOUND), "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    (folder / name).mkdir(exist_ok=True)
-    (folder / name / JOB).write_text(json.dumps(job))
-    command = [sys.executable, "-m", "tests.detection.rcnn.torchvision_training", str(folder / name / JOB)]
+    job |= {"found": str(folder / FOUND), "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    (folder / JOB).write_text(json.dumps(job))
+    command = [sys.executable, "-m", "tests.detection.rcnn.torchvision_training", str(folder / JOB)]
     subprocess.run(command, cwd=ROOT, check=True)
 
 
@@ -85,28 +84,27 @@ def main():
     parser.add_argument("--kind", default="auto", help="layout of the data")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--matched", action="store_true", help="remove the intended differences from torchvision")
     arguments = parser.parse_args()
     train, val = (read_annotations(arguments.data, split, arguments.kind) for split in ("train", "val"))
-    name, scores = "matched" if arguments.matched else "torchvision", []
+    scores = []
     for seed in arguments.seeds:
         folder = arguments.output.resolve() / f"seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         config = config_of(seed, arguments.steps, arguments.kind)
-        if not (folder / name / FOUND).is_file():
+        if not (folder / FOUND).is_file():
             settings = start(config, train.class_names, folder)
-            train_theirs(config, settings, arguments.data.resolve(), train, folder, name, arguments.matched)
+            train_theirs(config, settings, arguments.data.resolve(), train, folder)
         if not (folder / "ours" / METRICS_FILE).is_file():
             finetune(config, folder / START, arguments.data, folder / "ours")
         own = json.loads((folder / "ours" / METRICS_FILE).read_text())
-        other = coco_ap(val, read_found(folder / name / FOUND, len(val)), most=100)
+        other = coco_ap(val, read_found(folder / FOUND, len(val)), most=100)
         scores.append([(found["AP"], found["AP50"]) for found in (own, other)])
         print(f"seed {seed}: here AP {own['AP']:.4f} AP50 {own['AP50']:.4f}, ", end="")
-        print(f"{name} AP {other['AP']:.4f} AP50 {other['AP50']:.4f}")
+        print(f"torchvision AP {other['AP']:.4f} AP50 {other['AP50']:.4f}")
     scores = np.array(scores)  # (seeds, here and there, AP and AP50)
     for k, metric in enumerate(("AP", "AP50")):
         own, other = scores[..., k].T
-        for label, values in (("here", own), (name, other), ("difference", own - other)):
+        for label, values in (("here", own), ("torchvision", other), ("difference", own - other)):
             result = estimate(values)
             print(f"{metric} {label}: {result.mean:.4f} ± {result.half or float('nan'):.4f}")
 
