@@ -12,6 +12,7 @@ import sys
 
 from dupr_tf import __version__
 from dupr_tf.errors import RunFailed, RunInterrupted, UserError, is_out_of_memory, reporting_failed_writes
+from dupr_tf.light import save_memory
 from dupr_tf.quiet import silence_libraries
 from dupr_tf.streams import prepare_streams, silence
 from dupr_tf.text import VisibleFormatter, one_line, visible
@@ -76,6 +77,7 @@ def run(arguments: list[str]) -> int:
         arguments = [word for word in arguments if word != "--verbose"]
     else:
         silence_libraries(has_gpu())
+    save_memory()
     os.environ["MPLBACKEND"] = "agg"  # pictures go to files, whatever backend a notebook or another project has set
     from dupr_tf.commands.parsing import overview, parse
 

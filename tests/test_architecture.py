@@ -26,6 +26,7 @@ ARROWS = {
     "config": {"safe_yaml", "files"},
     "environment": {"files", "records"},
     "quiet": set(),
+    "light": {"environment"},
     "streams": set(),
     "batch": set(),
     "ops": set(),

@@ -6,7 +6,6 @@ import math
 
 import keras
 import tensorflow as tf
-from keras import ops
 
 from dupr_tf.config import Config
 from dupr_tf.errors import UserError
@@ -43,6 +42,12 @@ class VariableFactors:
     def factors_of(self, variable):
         """Returns (rate factor, decay factor) of a variable as `update_step` receives it."""
         return self._factors[self._get_variable_index(variable)]
+
+    def _clip_gradients(self, grads):
+        if not self.global_clipnorm:
+            return super()._clip_gradients(grads)
+        # Equal to Keras' own clipping, which stores the squares of each gradient.
+        return tf.clip_by_global_norm(grads, self.global_clipnorm)[0]
 
     def get_config(self):
         return {**super().get_config(), "rate_factors": self.rate_factors, "decay_factors": self.decay_factors}
@@ -101,18 +106,44 @@ class AdamW(VariableFactors, keras.optimizers.Adam):
     Args:
         learning_rate: float or schedule.
         decoupled_decay: wd >= 0.
-        **kwargs: arguments of `VariableFactors` and of Keras' Adam.
+        **kwargs: arguments of `VariableFactors` and of Keras' Adam, except for `amsgrad`.
+
+    Raises:
+        UserError: `amsgrad` is set.
     """
 
     def __init__(self, learning_rate=0.001, decoupled_decay=0.004, name="adamw", **kwargs):
+        if kwargs.get("amsgrad"):
+            raise UserError(
+                "amsgrad", "This AdamW has no AMSGrad.", "Leave amsgrad out, or use keras.optimizers.AdamW."
+            )
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.decoupled_decay = decoupled_decay
 
     def update_step(self, gradient, variable, learning_rate):
         rate_factor, decay_factor = self.factors_of(variable)
-        decay = ops.cast(self.decoupled_decay * decay_factor, variable.dtype)
-        self.assign_sub(variable, variable * decay * ops.cast(learning_rate, variable.dtype))
-        super().update_step(gradient, variable, learning_rate * rate_factor)
+        rate, step, one, two, epsilon = (
+            tf.cast(number, variable.dtype)
+            for number in (learning_rate, self.iterations + 1, self.beta_1, self.beta_2, self.epsilon)
+        )
+        index = self._get_variable_index(variable)
+        # As in `CoupledSGD`: in place, and after the gradient.
+        gradient = tf.cast(gradient, variable.dtype)
+        with tf.control_dependencies([gradient]):
+            decay = rate * tf.cast(self.decoupled_decay * decay_factor, rate.dtype)
+        self.assign_sub(variable, variable * decay)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=tf.pow(one, step),
+            beta2_power=tf.pow(two, step),
+            lr=rate * rate_factor,
+            beta1=one,
+            beta2=two,
+            epsilon=epsilon,
+            grad=gradient,
+        )
 
     def get_config(self):
         return {**super().get_config(), "decoupled_decay": self.decoupled_decay}
