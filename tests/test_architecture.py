@@ -40,7 +40,7 @@ ARROWS = {
     "probing": {"files", "locks", "models", "weights", "data", "config", "batch", "ops"},
 }  # fmt: skip
 ARROWS["comparing"] = {
-    "files", "records", "locks", "models", "weights", "data", "config", "training", "detection", "probing",
+    "files", "records", "locks", "light", "models", "weights", "data", "config", "training", "detection", "probing",
 }  # fmt: skip
 ARROWS["reporting"] = {
     "files", "environment", "probing", "training", "models", "weights", "data", "config", "batch", "ops", "comparing",

@@ -19,6 +19,7 @@ from dupr_tf.comparing.grid import Cell, probe_tasks
 from dupr_tf.comparing.record import Comparison, read_comparison
 from dupr_tf.config import Config
 from dupr_tf.errors import RunFailed, RunInterrupted, UserError, raise_all
+from dupr_tf.light import save_memory
 from dupr_tf.text import one_line
 from dupr_tf.weights.paths import RANDOM
 
@@ -110,6 +111,7 @@ def _load_each(backbone: str, width: str, *paths: str) -> int:
 
 def main(arguments: list[str]) -> int:
     """Runs the cell of a command line, as `runner` writes it, and returns an exit code as `dupr-tf` does."""
+    save_memory()
     if arguments[0] == CHECK:
         return _load_each(*arguments[1:])
     parent, folder, backbone, share, seed, rate, chooses = arguments

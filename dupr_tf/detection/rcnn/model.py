@@ -157,8 +157,8 @@ class FasterRCNN(SumOfLosses, keras.Model):
         objectness_loss, rpn_box_loss = rpn_losses(objectness, deltas, tf.concat(anchors, 0), truth, seeds[0])
         proposals, valid = self._propose(levels, anchors, image_sizes, True)
         regions = sample_regions(proposals, valid, truth, len(self.class_names), self.rois_per_image, seeds[1])
-        maps = self.regions.maps(features, regions.boxes, training)
-        classification_loss, box_loss = region_losses(*self.predictor(self.regions.vectors(maps)), regions, truth)
+        vectors, maps = self.regions.vectors(features, regions.boxes, training)
+        classification_loss, box_loss = region_losses(*self.predictor(vectors), regions, truth)
         values = (objectness_loss, rpn_box_loss, classification_loss, box_loss)
         values += self._mask_losses(features, regions, maps, truth, training)
         return dict(zip(self.loss_names, values, strict=True))
@@ -215,7 +215,7 @@ class FasterRCNN(SumOfLosses, keras.Model):
         return self(data, training=False)
 
     def _predict_boxes(self, features, boxes):
-        return self.predictor(self.regions.vectors(self.regions.maps(features, boxes, False)))
+        return self.predictor(self.regions.vectors(features, boxes, False)[0])
 
     def _map_images(self, function, signature, features, *tables):
         """Calls `function(features, *tables)` image by image if a whole batch would take gigabytes."""
@@ -265,8 +265,8 @@ class MaskRCNN(FasterRCNN):
         if truth.masks is None:
             return (tf.constant(0.0),)
         few = most_positives(regions)
-        regions = regions.first(few)
-        logits = self.mask_head(self.regions.mask_maps(features, regions.boxes, training, maps[:, :few]))
+        regions, maps = regions.first(few), None if maps is None else maps[:, :few]
+        logits = self.mask_head(self.regions.mask_maps(features, regions.boxes, training, maps))
         classes = tf.minimum(regions.classes, len(self.class_names) - 1)
         return (mask_loss(logits, regions.boxes, classes, regions.matches, regions.positive, truth),)
 

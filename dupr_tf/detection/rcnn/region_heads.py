@@ -1,7 +1,7 @@
 """Heads on regions: region features, box predictors and mask heads.
 
-Both kinds of region head have `maps` (the features of a region), `vectors` (the predictors' input) and `mask_maps`
-(the mask head's input).
+Both kinds of region head have `vectors`, which returns the predictors' input and the maps that it is computed from if
+masks share them, and `mask_maps`, the mask head's input.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from dupr_tf.detection.rcnn.pooling import pool
+from dupr_tf.detection.rcnn.pooling import pool, pool_by_level
 from dupr_tf.errors import UserError
 from dupr_tf.models.layers import FusedBatchNormalization
 from dupr_tf.models.resnet import pyramid
@@ -43,13 +43,10 @@ class PyramidRegions(keras.layers.Layer):
         self.dense[0].build((None, None, BOX_BINS**2 * input_shape[-1]))
         self.dense[1].build((None, None, self.width))
 
-    def maps(self, features, boxes, training):
-        return pool(features[:4], boxes, STRIDES[:4], BOX_BINS)  # (B, R, 7, 7, C)
-
-    def vectors(self, maps):
-        shape = tf.shape(maps)
-        flat = tf.reshape(maps, [shape[0], shape[1], BOX_BINS**2 * maps.shape[-1]])
-        return self.dense[1](self.dense[0](flat))  # (B, R, width)
+    def vectors(self, features, boxes, training):
+        maps, places = pool_by_level(features[:4], boxes, STRIDES[:4], BOX_BINS)  # (B · R, 7, 7, C)
+        flat = tf.reshape(maps, [-1, BOX_BINS**2 * maps.shape[-1]])
+        return tf.gather(self.dense[1](self.dense[0](flat)), places), None  # (B, R, width)
 
     def mask_maps(self, features, boxes, training, maps=None):
         return pool(features[:4], boxes, STRIDES[:4], MASK_BINS)  # (B, R, 14, 14, C)
@@ -78,18 +75,18 @@ class Res5Regions(keras.layers.Layer):
     def build(self, input_shape):
         self.norm.build(self.res5.output.shape)
 
-    def maps(self, features, boxes, training):
+    def vectors(self, features, boxes, training):
+        maps = self.mask_maps(features, boxes, training)
+        return tf.reduce_mean(tf.cast(maps, tf.float32), [2, 3]), maps
+
+    def mask_maps(self, features, boxes, training, maps=None):
+        if maps is not None:
+            return maps
         pooled = pool(features, boxes, (C4_STRIDE,), C4_BINS)  # (B, R, 14, 14, C)
         shape = tf.shape(pooled)
         maps = self.res5(tf.reshape(pooled, [-1, *pooled.shape[2:]]), training=training)
         maps = self.norm(maps, training=training)
         return tf.reshape(maps, [shape[0], shape[1], *maps.shape[1:]])  # (B, R, 7, 7, 2 C)
-
-    def vectors(self, maps):
-        return tf.reduce_mean(tf.cast(maps, tf.float32), [2, 3])
-
-    def mask_maps(self, features, boxes, training, maps=None):
-        return self.maps(features, boxes, training) if maps is None else maps
 
 
 @keras.saving.register_keras_serializable("dupr_tf")

@@ -30,6 +30,7 @@ KEPT = (
     (regions, "match_rois"),
     (regions, "sample"),
     (region_heads, "pool"),
+    (region_heads, "pool_by_level"),
     (masks, "mask_targets"),
 )
 PEER_SETTINGS = (
@@ -66,6 +67,8 @@ def our_step(detector, batch):
             kept[key] = function(*arguments)
             if name == "pool":
                 kept.setdefault("pooled", []).append(kept[key])
+            if name == "pool_by_level":
+                kept.setdefault("pooled", []).append(tf.gather(*kept[key]))
             return kept[key]
 
         patch.setattr(module, name, run)

@@ -8,9 +8,9 @@ from dupr_tf.detection.parts import box_matching as matching
 from dupr_tf.detection.parts.anchors import grid_anchors
 from dupr_tf.detection.parts.box_matching import GroundTruth, ground_truth
 from dupr_tf.detection.parts.boxes import DEVIATIONS, clip, decode, encode, suppress
-from dupr_tf.detection.parts.target import LITERT, ONNX, tracing_for
+from dupr_tf.detection.parts.target import LITERT, ONNX, TENSORFLOW, tracing_for
 from dupr_tf.detection.rcnn import masks, pooling, proposals, regions
-from dupr_tf.detection.rcnn.region_heads import MaskHead, PyramidRegions
+from dupr_tf.detection.rcnn.region_heads import STRIDES, MaskHead, PyramidRegions
 from tests import oracles_rcnn as twin
 
 H, W = 48.0, 64.0
@@ -203,6 +203,44 @@ def test_gathered_samples_equal_crops():
         np.testing.assert_allclose(received, expected, atol=1e-4)
 
 
+def small_pyramid():
+    rng = np.random.default_rng(5)
+    return [tf.constant(rng.normal(size=(2, 512 // stride, 512 // stride, 3)), tf.float32) for stride in STRIDES[:4]]
+
+
+def random_boxes_of_all_levels():
+    """Returns (2, 5, 4) float32 boxes, of which each image has one on P3, P4 and P5 and two on P2."""
+    places = np.random.default_rng(6).uniform(0, 60, (2, 5, 2))
+    sides = np.array([[450, 30, 250, 120, 50], [20, 230, 90, 440, 130]])[..., None] * [1, 1.1]
+    return np.concatenate([places, places + sides], -1).astype(np.float32)
+
+
+@pytest.mark.parametrize("target", [TENSORFLOW, ONNX])
+def test_pooling_by_level_only_changes_the_order(target):
+    features, boxes = small_pyramid(), tf.constant(random_boxes_of_all_levels())
+    expected = pooling.pool(features, boxes, STRIDES[:4], 7)
+    with tracing_for(target):
+        pooled, places = pooling.pool_by_level(features, boxes, STRIDES[:4], 7)
+    assert sorted(places.numpy().ravel()) == list(range(10)) and pooled.shape == (10, 7, 7, 3)
+    assert (places.numpy().ravel() == range(10)).all() == (target == ONNX)
+    np.testing.assert_allclose(tf.gather(pooled, places), expected, atol=1e-4)
+
+
+def test_gradients_of_crops_equal_those_of_gathered_samples():
+    features, boxes = small_pyramid(), tf.constant(random_boxes_of_all_levels())
+    factors = tf.constant(np.random.default_rng(7).normal(size=(2, 5, 7, 7, 3)), tf.float32)
+
+    def gradients(target):
+        with tf.GradientTape() as tape, tracing_for(target):
+            tape.watch(features)
+            total = tf.reduce_sum(factors * pooling.pool(features, boxes, STRIDES[:4], 7))
+        return tape.gradient(total, features)
+
+    for received, expected in zip(gradients(TENSORFLOW), gradients(ONNX), strict=True):
+        assert np.abs(expected).max() > 0.1
+        np.testing.assert_allclose(received, tf.convert_to_tensor(expected), atol=1e-4)
+
+
 def test_grids_of_samples_wait_for_each_other():
     def pooled(maps, boxes):
         return pooling.pool([maps], boxes, (16,), 7)
@@ -283,11 +321,14 @@ def test_box_head_is_two_dense_layers_with_relu():
     head = PyramidRegions(6)
     head.build((None, None, None, 3))
     kernel_1, bias_1, kernel_2, bias_2 = random_weights(head, 9)
-    maps = np.random.default_rng(10).normal(size=(2, 5, 7, 7, 3))
+    features, boxes = small_pyramid(), tf.constant(random_boxes_of_all_levels())
+    maps = pooling.pool(features, boxes, STRIDES[:4], 7).numpy()
     hidden = np.maximum(maps.reshape(2, 5, -1) @ kernel_1 + bias_1, 0)
     expected = np.maximum(hidden @ kernel_2 + bias_2, 0)
     assert (hidden == 0).any() and (expected == 0).any() and (expected > 0).any()
-    np.testing.assert_allclose(head.vectors(tf.constant(maps, tf.float32)), expected, rtol=1e-4, atol=1e-4)
+    vectors, shared = head.vectors(features, boxes, training=True)
+    assert shared is None
+    np.testing.assert_allclose(vectors, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_mask_head_has_relu_after_every_layer_but_the_last():
