@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.contest import Case, Result, run_case
@@ -67,13 +68,13 @@ def table_of(case: Case, results: list[Result]) -> Table:
         table.add_column(heading, justify=side)
     for result in results:
         if result.rate is None:
-            table.add_row(f"{result.name}: {result.note}")
+            table.add_row(escape(f"{result.name}: {result.note}"))
             continue
         spread = f"{min(result.rates):.3g} to {max(result.rates):.3g}"
         faster = "" if result is ours else f"{ours.rate / result.rate:.2f} ×"
         extra = result.peak_mib - result.built_mib
         table.add_row(
-            f"{result.name} ({result.note})" if result.note else result.name,
+            escape(f"{result.name} ({result.note})" if result.note else result.name),
             f"{result.rate:.3g}", spread, faster, f"{result.peak_mib:,.0f}", f"{extra:,.0f}",
         )  # fmt: skip
     return table
