@@ -10,8 +10,10 @@ from collections.abc import Iterator
 
 from dupr_tf.environment import usable_cpus
 
-# Keras and TensorFlow import these where they are installed, for wrappers and pictures that no command uses.
-UNUSED = ("matplotlib", "pandas", "scipy", "sklearn")
+# What packages import where it is installed, and no command needs from them. Keras and TensorFlow have wrappers and
+# pictures. KerasCV imports PyTorch, which then takes 480 MiB, only to be the first to do so.
+UNUSED = dict.fromkeys(("keras", "tensorflow"), ("matplotlib", "pandas", "scipy", "sklearn"))
+UNUSED["keras_cv"] = ("torch",)
 M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
@@ -20,7 +22,7 @@ def save_memory() -> None:
 
     glibc's default of eight arenas for each core scatters small blocks over more memory. Call it before threads start.
     """
-    if not {"keras", "tensorflow"} & set(sys.modules):
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # other C libraries have no mallopt
@@ -28,12 +30,12 @@ def save_memory() -> None:
 
 
 class _Finder:
-    """Finds Keras and TensorFlow as the other finders do, and hides `UNUSED` while they load."""
+    """Finds the packages in `UNUSED` as the other finders do, and hides what they do not need while they load."""
 
     searching = False
 
     def find_spec(self, name, path=None, target=None):
-        if self.searching or name not in ("keras", "tensorflow"):
+        if self.searching or name not in UNUSED:
             return None
         self.searching = True
         try:
@@ -45,7 +47,7 @@ class _Finder:
         load = spec.loader.exec_module
 
         def load_lightly(module):
-            with hidden(UNUSED):
+            with hidden(UNUSED[name]):
                 load(module)
 
         spec.loader.exec_module = load_lightly

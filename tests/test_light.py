@@ -18,7 +18,17 @@ def modules_after(code):
 @pytest.mark.parametrize("first", ["keras", "tensorflow"])
 def test_keras_loads_without_unused_packages(first):
     loaded = modules_after(f"from dupr_tf.light import save_memory; save_memory(); import {first}, keras, tensorflow")
-    assert {"keras.layers", "tensorflow"} <= loaded and not set(UNUSED) & loaded
+    assert {"keras.layers", "tensorflow"} <= loaded and not set(UNUSED[first]) & loaded
+
+
+def test_keras_cv_loads_without_pytorch(tmp_path):
+    for package in UNUSED["keras_cv"]:
+        (tmp_path / f"{package}.py").touch()
+    (tmp_path / "keras_cv.py").write_text("try:\n    import torch\nexcept ImportError:\n    import json.tool\n")
+    path = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "
+    loaded = modules_after(path + "from dupr_tf.light import save_memory; save_memory(); import keras_cv")
+    assert {"keras_cv", "json.tool"} <= loaded and "torch" not in loaded
+    assert "torch" in modules_after(path + "import keras_cv")
 
 
 def test_hidden_packages_can_be_imported_afterwards():
