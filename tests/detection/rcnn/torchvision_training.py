@@ -35,10 +35,11 @@ def as_targets(batch):
     return targets
 
 
-def train(model, batches, job):
-    """Trains with AdamW at the rates of the job."""
+def train(model, batches, job, config):
+    """Trains with AdamW at the rates of the job, with the decay and the clipping of the config."""
+    assert config.detector.optimizer == "adamw" and config.detector.gradient_clip is not None
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, eps=1e-7, weight_decay=job["decay"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, eps=1e-7, weight_decay=config.optimizer.weight_decay)
     total, began = 0.0, time.monotonic()
     for step, (batch, rate) in enumerate(zip(batches, job["rates"], strict=True), start=1):
         optimizer.param_groups[0]["lr"] = rate
@@ -49,7 +50,7 @@ def train(model, batches, job):
         loss = sum((losses | of_heads).values())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.detector.gradient_clip)
         optimizer.step()
         total += loss.item()
         if step % 50 == 0:
@@ -82,7 +83,7 @@ def main(file):
     model = build(job)
     load(model, job, weights)
     with train_batches(training, config, len(job["rates"])) as batches:
-        train(model, batches, job)
+        train(model, batches, job, config)
     with eval_batches(val, config.data.image_size, config.train.batch_size, config.data) as batches:
         np.savez(job["found"], **detect(model, batches, val.sizes, job))
 

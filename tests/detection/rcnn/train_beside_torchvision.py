@@ -64,9 +64,9 @@ def start(config, class_names, folder):
 def train_theirs(config, settings, data, train, folder):
     """Trains in torchvision, in a process without TensorFlow, which writes its detections of the split val."""
     images, steps = len(TrainingExamples(train, config).kept), config.train.max_steps
-    schedule, optimizer = planned_schedule(config, images), config.optimizer
+    schedule = planned_schedule(config, images)
     job = settings | {"config": config.model_dump(mode="json"), "data": str(data)}
-    job |= {"rates": [float(schedule(step)) for step in range(steps)], "decay": optimizer.weight_decay}
+    job |= {"rates": [float(schedule(step)) for step in range(steps)]}
     job |= {"weights": str(folder / "weights.npz"), "backbone": str(folder / "export" / SAFETENSORS_FILE)}
     job |= {"found": str(folder / FOUND), "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     (folder / JOB).write_text(json.dumps(job))
