@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 from dupr_tf.environment import usable_cpus
 
-# What packages import where it is installed, and no command needs from them. Keras and TensorFlow have wrappers and
-# pictures. KerasCV imports PyTorch, which then takes 480 MiB, only to be the first to do so.
-UNUSED = dict.fromkeys(("keras", "tensorflow"), ("matplotlib", "pandas", "scipy", "sklearn"))
+# {package: what it imports where that is installed, and no command needs}. Keras and TensorFlow have wrappers and
+# converters for these. KerasCV imports PyTorch (480 MiB) only to import it before TensorFlow.
+UNUSED = dict.fromkeys(("keras", "tensorflow"), ("jax", "matplotlib", "pandas", "scipy", "sklearn"))
 UNUSED["keras_cv"] = ("torch",)
 M_ARENA_MAX = -8  # of glibc's malloc.h
 
