@@ -106,7 +106,7 @@ def test_factors_of_no_variable_or_of_several_are_refused(names):
 
 
 @pytest.mark.parametrize("optimizer", [CoupledSGD(0.1, 0.9, 0.01), AdamW(0.1, 0.3)])
-def test_optimizer_computes_nothing_of_a_variables_size_before_its_gradient(optimizer):
+def test_optimizer_computes_nothing_large_before_its_gradient(optimizer):
     graph = step_graph(optimizer)
     waiting = {graph.inputs[0].op.name}  # names of the operations that need the gradient, in the order of the graph
     for operation in graph.get_operations():
