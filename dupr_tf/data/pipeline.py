@@ -19,7 +19,7 @@ from dupr_tf.text import escape
 
 BLOCK = 32  # images that a thread reads in one call, at most
 SUBSTITUTES = 32  # images tried in place of an unusable one before the run fails
-SURPLUS = 2  # pixels that must remain for each pixel of a view, so that the antialiased resize still decides
+SURPLUS = 1.5  # pixels that must remain for each pixel of a view, so that the antialiased resize still decides
 SUBSTITUTE_STREAM = 1 << 31  # added to the epoch for draws other than those of geometry
 
 

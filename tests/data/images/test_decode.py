@@ -92,14 +92,14 @@ def test_damaged_exif_rotates_nothing():
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
-def test_view_of_shrunk_jpeg_is_within_two_grey_levels(factor):
+def test_view_of_shrunk_jpeg_is_within_a_grey_level_on_average(factor):
     content = encoded(photo(64 * factor * 3, 64 * factor * 4), quality=92)
     small, full = decode(content, factor=factor), decode(content)
-    for y, x, side in ((0, 0, 128), (31, 55, 150), (5, 7, 187)):  # at least 2 decoded pixels for each of 64
+    for y, x, side in ((0, 0, 96), (31, 55, 113), (5, 7, 140)):  # at least 1.5 decoded pixels for each of 64
         view = resize(small[y : y + side, x : x + side], 64, 64).astype(int)
         y, x, side = y * factor, x * factor, side * factor
         difference = np.abs(view - resize(full[y : y + side, x : x + side], 64, 64))
-        assert difference.mean() < 0.6 and np.quantile(difference, 0.99) <= 2 and difference.max() <= 4
+        assert difference.mean() < 0.85 and np.quantile(difference, 0.99) <= 3 and difference.max() <= 5
 
 
 def test_given_pixel_limit_holds_above_that_of_pillow():
