@@ -17,6 +17,7 @@ def feed(reader: Reader) -> tf.data.Dataset:
     """
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    options.autotune.enabled = False  # nothing here is tuned, and the end of `fit` would wait for the tuner, up to 60 s
     specs = tensor_specs(reader.signature)
     flat = tf.nest.flatten(specs)
 

@@ -39,6 +39,7 @@ def test_dataset_has_the_batches_of_its_reader():
     with Reader(block, 1, 3, SIGNATURE) as reader:
         dataset = feed(reader)
         assert dataset.cardinality() == 2
+        assert dataset.options().autotune.enabled is False  # its thread would keep the end of `fit` waiting
         assert dataset.element_spec["x"] == tf.TensorSpec((2, None), tf.float32)
         assert dataset.element_spec["more"]["a"] == tf.TensorSpec((2,), tf.int64)
         batches = list(dataset.as_numpy_iterator())
