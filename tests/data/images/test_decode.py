@@ -1,6 +1,7 @@
 """Tests the decoder against Pillow's definition for every kind of file, and on damaged bytes."""
 
 import io
+import math
 import struct
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from PIL import Image
 
 from dupr_tf.data.images.decode import MAX_SCANS, Unusable, decode, describe, read_header, upright_size
 from dupr_tf.data.images.resize import resize
+from dupr_tf.data.pipeline import SURPLUS
 from tests.data.bad_images import ORIENTATIONS, SIZE, encoded, files, picture, with_orientation
 from tests.data.every_kind import every_kind, with_scans
 from tests.refusals import refusal
@@ -95,7 +97,8 @@ def test_damaged_exif_rotates_nothing():
 def test_view_of_shrunk_jpeg_is_within_a_grey_level_on_average(factor):
     content = encoded(photo(64 * factor * 3, 64 * factor * 4), quality=92)
     small, full = decode(content, factor=factor), decode(content)
-    for y, x, side in ((0, 0, 96), (31, 55, 113), (5, 7, 140)):  # at least 1.5 decoded pixels for each of 64
+    least = math.ceil(SURPLUS * 64)  # decoded pixels of the smallest crop of a view of 64 px
+    for y, x, side in ((0, 0, least), (31, 55, least + 17), (5, 7, least + 44)):
         view = resize(small[y : y + side, x : x + side], 64, 64).astype(int)
         y, x, side = y * factor, x * factor, side * factor
         difference = np.abs(view - resize(full[y : y + side, x : x + side], 64, 64))
