@@ -32,9 +32,7 @@ CHECK = "--check"  # first argument of the process that only loads backbones, an
 def cell_config(comparison: Comparison, cell: Cell, rate: float) -> Config:
     """Returns the config of a cell. All cells of a share and a seed draw the same images, order and augmentation."""
     config = comparison.config
-    data = {"share": cell.share, "share_seed": cell.seed}
-    if cell.rate is not None:
-        data |= {"val_share": HELD_OUT, "held_out": True}
+    data = {"share": cell.share, "share_seed": cell.seed, "held_out": None if cell.rate is None else HELD_OUT}
     train = {"seed": cell.seed, "epochs": MOST_EPOCHS, "max_steps": comparison.steps_of(cell.share)}
     return config.model_copy(
         update={

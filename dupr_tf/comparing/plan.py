@@ -95,13 +95,11 @@ def _set_by_cells(config: Config) -> Iterator[UserError]:
     for name, differs, fix in (
         ("data.share", data.share != 1, "Use --shares."),
         ("data.share_seed", data.share_seed != default.data.share_seed, "Use --seeds."),
+        ("data.held_out", data.held_out is not None, "Use --learning-rates."),
         ("train.seed", config.train.seed != default.train.seed, "Use --seeds."),
     ):
         if differs:
             yield UserError(name, "compare sets this field for each of its cells.", fix)
-    if data.val_share is not None:
-        problem = "Each seed would draw another val, so that scores could not be compared."
-        yield UserError("data.val_share", problem, "Use a data set with a split val.")
 
 
 def _backbone_problems(config: Config, backbones: Sequence[Backbone], seeds: int) -> Iterator[UserError]:
@@ -152,13 +150,13 @@ def make_comparison(
     """
     backbones, shares, seeds, steps, rates, rate_share, reference, _ = settings
     task = DETECTORS[config.detector.kind].facts["task"]
+    config = _for_every_cell(config)
     train, val, _ = read_splits(config, data, task, results)
     entries = {"train": labels_entry(data, train), "val": labels_entry(data, val)}
     steps = steps or (config.total_steps(LABELS[task].learnable(train)),)
     of_share = dict(zip(shares, steps if len(steps) > 1 else tuple(steps) * len(shares), strict=True))
-    detector = config.detector.model_copy(update={"validate_every": 0, "patience": None})
     comparison = Comparison(
-        config=config.model_copy(update={"detector": detector}),
+        config=config,
         data=data,
         labels={split: entry["sha256"] for split, entry in entries.items()},
         counts={split: entry["count"] for split, entry in entries.items()},
@@ -171,6 +169,15 @@ def make_comparison(
         reference=reference or default_reference(backbones),
     )
     return comparison, train, val
+
+
+def _for_every_cell(config: Config) -> Config:
+    """Returns the config without validation, and with the same draw of val for every seed."""
+    detector = config.detector.model_copy(update={"validate_every": 0, "patience": None})
+    data = config.data
+    if data.val_share is not None:
+        data = data.model_copy(update={"val_seed": data.val_seed or 0})
+    return config.model_copy(update={"detector": detector, "data": data})
 
 
 def default_reference(backbones: Sequence[Backbone]) -> str:

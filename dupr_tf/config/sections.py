@@ -69,10 +69,14 @@ class DataConfig(Section):
         None,
         gt=0,
         lt=1,
-        description="share of train to use as val, drawn with share_seed. Default: the root has a val",
+        description="share of train to use as val, if the root has no val. Default: the root has a val",
     )
-    held_out: bool = Field(
-        False, description="with val_share: draw val from train although the root has a val, which is not read then"
+    val_seed: int | None = Field(None, ge=0, lt=2**31, description="seed of that draw. Default: share_seed")
+    held_out: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of train to evaluate on in place of val, drawn with share_seed. Default: evaluate on val",
     )
     background: bool = Field(False, description="train detectors on images without boxes too, as negatives")
     max_pixels: int = Field(100_000_000, ge=1, description="images with more pixels, by their header, are skipped")
@@ -92,11 +96,10 @@ class DataConfig(Section):
             )
         return value
 
-    @model_validator(mode="after")
-    def _held_out(self):
-        if self.held_out and self.val_share is None:
-            raise UserError("data.held_out", "It needs the share of train to hold out.", "Add --data.val_share 0.2.")
-        return self
+    @field_validator("held_out", mode="before")
+    @classmethod
+    def _held_out(cls, value):
+        return None if value is False else value  # as older versions wrote it
 
 
 class ViewsConfig(Section):

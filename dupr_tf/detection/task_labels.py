@@ -15,7 +15,7 @@ from dupr_tf.config import Config, DataConfig
 from dupr_tf.data import layouts
 from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.labels.annotations import AnnotatedImages, read_annotations
-from dupr_tf.data.labels.partition import draw_val, warn_of_overlap
+from dupr_tf.data.labels.partition import divide_train, warn_of_overlap
 from dupr_tf.data.labels.segments import SegmentedImages, read_segments
 from dupr_tf.data.labels.split import MissingSplit, take_share
 from dupr_tf.data.labels.usable import leave_out_unusable
@@ -70,13 +70,12 @@ def read_splits(config: Config, data: str | Path, task: str, results: FileResult
         UserError: a split is missing or wrong, or has nothing to evaluate on.
     """
     section = config.data
-    train = LABELS[task].read(data, "train", section)
-    if section.val_share is None:
+    train, val = LABELS[task].read(data, "train", section), None
+    if section.val_share is not None:
+        _refuse_own_val(data, section, task)
+    elif section.held_out is None:
         val = _read_val(data, section, task, train.class_names)
-    else:
-        if not section.held_out:
-            _refuse_own_val(data, section, task)
-        train, val = draw_val(train, section, results)
+    train, val = divide_train(train, val, section, results)
     val = _check_evaluated(data, val, "val", section, task, results)
     if section.share < 1:
         train, _ = take_share(train, section.share, section.share_seed)
@@ -88,14 +87,13 @@ def read_splits(config: Config, data: str | Path, task: str, results: FileResult
 
 
 def read_evaluated(data: str | Path, split: str, section: DataConfig, task: str, class_names, results=None):
-    """Returns the images of a split; "val" of a root with train only, and with
-    `data.held_out` of any root, is the part of train that `data.val_share` draws.
+    """Returns the images of a split. "val" can be a part of train, by `data.val_share` or `data.held_out`.
 
     Raises:
         UserError: the split is missing, or has nothing to evaluate a detector on.
     """
     read = LABELS[task].read
-    drawn = split == "val" and section.held_out
+    drawn = split == "val" and section.held_out is not None
     if not drawn:
         try:
             images = read(data, split, section, class_names)
@@ -104,7 +102,7 @@ def read_evaluated(data: str | Path, split: str, section: DataConfig, task: str,
                 raise
             drawn = True
     if drawn:
-        images = draw_val(read(data, "train", section, class_names), section, results)[1]
+        _, images = divide_train(read(data, "train", section, class_names), None, section, results)
     return _check_evaluated(data, images, split, section, task, results)
 
 

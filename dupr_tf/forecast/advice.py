@@ -14,6 +14,7 @@ from dupr_tf.data.statistics import Overlap, Sizes
 from dupr_tf.text import count_text
 from dupr_tf.training.collapse import patience
 
+FEW = 1_000  # below this number of images the recipe that continues from public weights is suggested first
 SMALL_SET = 100_000  # below this number of images the small recipe is suggested
 MOST_SHARE = 0.5  # share of queries that meet a key of the same image, above which a bank is too large
 LOW_OVERLAP = 0.97
@@ -164,9 +165,12 @@ def advice_on_memory(needed: int, available: int | None, config: Config) -> list
 
 
 def recipe(images: int) -> str:
-    """Names the config to start with."""
-    if images < SMALL_SET:
-        config = f"configs/dupr_r18_small.yaml with --model.bank_size {min(fitting_bank(images, 256), 4096)}"
+    """Names the configs to start with."""
+    bank = f"--model.bank_size {min(fitting_bank(images, 256), 4096)}"
+    if images < FEW:
+        configs = f"configs/dupr_r18_imagenet.yaml with --weights imagenet, or configs/dupr_r18_small.yaml, with {bank}"
+    elif images < SMALL_SET:
+        configs = f"configs/dupr_r18_small.yaml with {bank}"
     else:
-        config = "configs/dupr_r50_imagenet_200ep.yaml on GPUs, or configs/dupr_r18_small.yaml without"
-    return f"What to do with {images:,} images: start from {config}. Run dupr-tf doctor on both."
+        configs = "configs/dupr_r50_imagenet_200ep.yaml on GPUs, or configs/dupr_r18_small.yaml without"
+    return f"What to do with {images:,} images: start from {configs}. Check it with dupr-tf doctor CONFIG."

@@ -132,7 +132,7 @@ def test_cells_of_a_share_and_a_seed_differ_in_nothing_but_the_weights():
 
 def test_rate_is_tried_on_held_out_training_images():
     config = cells.cell_config(comparison(), Cell("random", 0.25, 0, 0.02), 0.02)
-    assert (config.data.val_share, config.data.held_out, config.optimizer.learning_rate) == (0.2, True, 0.02)
+    assert (config.data.val_share, config.data.held_out, config.optimizer.learning_rate) == (None, 0.2, 0.02)
 
 
 def run(tmp_path, data, *flags, wait=True):

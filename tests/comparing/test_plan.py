@@ -3,6 +3,7 @@
 import pytest
 
 from dupr_tf.comparing import plan
+from dupr_tf.comparing.cell import cell_config
 from dupr_tf.comparing.compare import plan_comparison
 from dupr_tf.comparing.grid import Backbone
 from dupr_tf.comparing.plan import Settings, filled_in, lost_classes, lost_of_images, plan_problems
@@ -48,7 +49,7 @@ def test_wrong_flag_is_named(changes, field):
 
 @pytest.mark.parametrize(
     ("section", "name", "value"),
-    [("data", "share", 0.5), ("data", "share_seed", 1), ("train", "seed", 1), ("data", "val_share", 0.1)],
+    [("data", "share", 0.5), ("data", "share_seed", 1), ("train", "seed", 1), ("data", "held_out", 0.1)],
 )
 def test_fields_that_cells_set_are_refused(section, name, value):
     config = parse_config({**CONFIG, section: {name: value}})
@@ -153,16 +154,30 @@ def test_many_lost_classes_are_counted(data, tmp_path, monkeypatch):
 
 
 def test_held_out_images_are_drawn_from_train_and_val_is_not_read(data):
-    section = DataConfig(val_share=0.25, held_out=True)
+    section = DataConfig(held_out=0.25)
     train, val, _ = read_splits(parse_config({**CONFIG, "data": section.model_dump()}), data, "boxes")
     assert (len(train), len(val)) == (9, 3) and all("train_" in path for path in (*train.paths, *val.paths))
     assert not set(train.paths) & set(val.paths)
     assert read_evaluated(data, "val", section, "boxes", train.class_names).paths == val.paths
 
 
-def test_share_to_hold_out_must_be_given():
+def test_old_config_without_held_out_images_is_read():
+    assert parse_config({"data": {"held_out": False}}).data.held_out is None
     with pytest.raises(UserError, match="held_out"):
         parse_config({"data": {"held_out": True}})
+
+
+def test_all_cells_are_scored_on_the_val_that_is_drawn_from_train(tmp_path):
+    root = write_coco(tmp_path / "set", {"train": pictures(12)})
+    config = parse_config({**CONFIG, "data": {"val_share": 0.25}})
+    planned = plan_comparison(config, root, tmp_path / "out", Settings(TWO, (0.5, 1.0), 3, rates=(1e-3, 2e-3)))
+    made = planned.comparison
+    assert (made.counts, len(planned.val)) == ({"train": 9, "val": 3}, 3)
+    for cell in (*made.scored_cells(), *made.rate_cells()):
+        train, val, _ = read_splits(cell_config(made, cell, 1e-3), root, "boxes")
+        assert not set(train.paths) & set(planned.val.paths)
+        assert (val.paths == planned.val.paths) == (cell.rate is None)
+        assert cell.rate is None or not set(val.paths) & {*train.paths, *planned.val.paths}
 
 
 def test_run_is_no_comparison(data, tmp_path):

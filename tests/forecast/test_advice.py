@@ -1,6 +1,7 @@
 """Tests of the doctor's advice: the share of repeated keys against a simulation, and thresholds. No TensorFlow."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -101,3 +102,12 @@ def test_serious_warnings_omit_harmless_settings():
     assert advice.grave_warnings(settings, 100_000) == []
     few = advice.grave_warnings(settings, settings.train.batch_size - 1)
     assert "fewer than one batch" in few[0]
+
+
+@pytest.mark.parametrize("images, names", [
+    (300, ["dupr_r18_imagenet", "dupr_r18_small"]),
+    (5_000, ["dupr_r18_small"]),
+    (10**6, ["dupr_r50_imagenet_200ep", "dupr_r18_small"]),
+])  # fmt: skip
+def test_recipe_fits_the_number_of_photos(images, names):
+    assert re.findall(r"configs/(\w+)\.yaml", advice.recipe(images)) == names

@@ -1,4 +1,4 @@
-"""Draws a val split from train if a data set has none, and finds files that two splits share."""
+"""Divides train into images to train on and to evaluate on, and finds files that two splits share."""
 
 from __future__ import annotations
 
@@ -19,16 +19,45 @@ from dupr_tf.errors import UserError
 from dupr_tf.text import escape
 
 
-def draw_val(images: Split, data: DataConfig, results: FileResults | None = None) -> tuple[Split, Split]:
-    """Divides a split by `data.val_share` and `data.share_seed`. Near duplicates stay on one side.
+def divide_train(
+    train: Split, val: Split | None, data: DataConfig, results: FileResults | None = None
+) -> tuple[Split, Split | None]:
+    """Draws the images to evaluate on from train, first by `data.val_share`, then by `data.held_out`.
 
     Args:
-        images: `AnnotatedImages` or `SegmentedImages`.
-        data: its `val_share`, `share_seed`, `max_pixels` and `threads` are used.
+        train: `AnnotatedImages` or `SegmentedImages`.
+        val: split val of the root. None if it has none, or if it is not used.
+        data: section `data` of the config.
         results: hashes of an earlier start. An image that has not changed since is not decoded again.
 
     Returns:
-        train and val, each with at least one image, in their old order.
+        The images to train on, and those to evaluate on: `val` if nothing is drawn.
+
+    Raises:
+        UserError: all images are near duplicates of each other.
+    """
+    if data.val_share is not None:
+        seed = data.share_seed if data.val_seed is None else data.val_seed
+        train, val = draw(train, "val_share", seed, data, results)
+    if data.held_out is not None:
+        train, val = draw(train, "held_out", data.share_seed, data, results)
+    return train, val
+
+
+def draw(
+    images: Split, field: str, seed: int, data: DataConfig, results: FileResults | None = None
+) -> tuple[Split, Split]:
+    """Divides a split by the share that a field of `data` gives. Near duplicates stay on one side.
+
+    Args:
+        images: `AnnotatedImages` or `SegmentedImages`.
+        field: "val_share" or "held_out".
+        seed: seed of the draw.
+        data: this field, `max_pixels` and `threads` are used.
+        results: hashes of an earlier start. An image that has not changed since is not decoded again.
+
+    Returns:
+        The rest, and the share that was drawn, each with at least one image, in their old order.
 
     Raises:
         UserError: all images are near duplicates of each other.
@@ -39,17 +68,17 @@ def draw_val(images: Split, data: DataConfig, results: FileResults | None = None
         members[group].append(index)
     if len(members) < 2:
         problem = f"All {len(images)} images of the split train are near duplicates of each other."
-        raise UserError("data.val_share", problem, "Use more images, or a data set with a split val.")
-    order = np.random.default_rng(data.share_seed).permutation(len(members)).tolist()
-    drawn, wanted = [list(members.values())[group] for group in order], data.val_share * len(images)
+        raise UserError(f"data.{field}", problem, "Use more images, or a data set with a split val.")
+    order = np.random.default_rng(seed).permutation(len(members)).tolist()
+    drawn, wanted = [list(members.values())[group] for group in order], getattr(data, field) * len(images)
     chosen: list[int] = []
     for group in drawn:
         chosen += group if len(chosen) + len(group) <= wanted else []
     chosen = sorted(chosen or min(drawn, key=len))
     rest = sorted(set(range(len(images))) - set(chosen))
     log.info(
-        "val: %d of %d images of train (data.val_share); %d images with near duplicates stay together",
-        len(chosen), len(images), sum(len(group) for group in members.values() if len(group) > 1),
+        "to evaluate on: %d of %d images of train (data.%s); %d images with near duplicates stay together",
+        len(chosen), len(images), field, sum(len(group) for group in members.values() if len(group) > 1),
     )  # fmt: skip
     return images.select(rest), images.select(chosen)
 

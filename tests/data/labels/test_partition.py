@@ -9,7 +9,7 @@ from PIL import Image
 
 from dupr_tf.config import load_config
 from dupr_tf.data.labels.annotations import read_annotations
-from dupr_tf.data.labels.partition import draw_val, group_duplicates, warn_of_overlap
+from dupr_tf.data.labels.partition import divide_train, group_duplicates, warn_of_overlap
 from dupr_tf.detection.task_labels import layout_of, read_evaluated, read_splits
 from tests.labelled_scenes import pictures, write_coco, write_masks, write_voc
 from tests.refusals import refusal
@@ -56,7 +56,7 @@ def test_unreadable_images_are_groups_of_one(tmp_path):
 def test_val_is_drawn_by_seed_and_share(coco):
     read = read_annotations(coco, "train")
     drawn = {
-        (seed, share): draw_val(read, config(val_share=share, share_seed=seed).data)
+        (seed, share): divide_train(read, None, config(val_share=share, share_seed=seed).data)
         for seed in range(20)
         for share in (0.1, 0.3)
     }
@@ -64,12 +64,22 @@ def test_val_is_drawn_by_seed_and_share(coco):
         assert sorted(train.ids + val.ids, key=int) == list(read.ids)
         assert share * 20 - 2 <= len(val) <= share * 20
         assert len({"5", "6", "7"} & set(val.ids)) in (0, 3)
-    again = draw_val(read, config(val_share=0.3, share_seed=7).data)[1]
-    assert again.ids == drawn[7, 0.3][1].ids and len({val.ids for _, val in drawn.values()}) > 20
+    for seeds in ({"share_seed": 7}, {"share_seed": 3, "val_seed": 7}):
+        again = divide_train(read, None, config(val_share=0.3, **seeds).data)[1]
+        assert again.ids == drawn[7, 0.3][1].ids
+    assert len({val.ids for _, val in drawn.values()}) > 20
+
+
+def test_held_out_images_are_drawn_from_what_val_leaves(coco):
+    read = read_annotations(coco, "train")
+    rest, val = divide_train(read, None, config(val_share=0.3).data)
+    train, held_out = divide_train(read, None, config(val_share=0.3, held_out=0.25, share_seed=1, val_seed=0).data)
+    assert sorted(train.ids + held_out.ids, key=int) == list(rest.ids) and not set(held_out.ids) & set(val.ids)
+    assert divide_train(rest, val, config().data) == (rest, val)
 
 
 def test_small_share_still_gives_one_image(coco):
-    train, val = draw_val(read_annotations(coco, "train"), config(val_share=0.001).data)
+    train, val = divide_train(read_annotations(coco, "train"), None, config(val_share=0.001).data)
     assert (len(train), len(val)) == (19, 1)
 
 
@@ -78,7 +88,8 @@ def test_images_of_one_picture_cannot_be_divided(tmp_path):
     for path in (root / "images").iterdir():
         Image.new("RGB", (80, 80), (9, 9, 9)).save(path)
     read = read_annotations(root, "train")
-    assert refusal(draw_val, read, config(val_share=0.5).data).field == "data.val_share"
+    assert refusal(divide_train, read, None, config(val_share=0.5).data).field == "data.val_share"
+    assert refusal(divide_train, read, None, config(held_out=0.5).data).field == "data.held_out"
 
 
 @pytest.mark.parametrize("writer", [write_coco, write_voc, write_masks])
