@@ -83,6 +83,10 @@ class RunFailed(Exception):
     code = 1
 
 
+class Diverged(RunFailed):
+    """Reports a loss that is not finite."""
+
+
 class WorkerLost(RunFailed):
     """Reports that a worker has left a run of several workers. The same commands resume the run."""
 

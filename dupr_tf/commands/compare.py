@@ -116,7 +116,7 @@ class Compare:
 
     def _run_planned(self, planned, output: Path) -> None:
         from dupr_tf.comparing.compare import compare
-        from dupr_tf.comparing.plan import lost_classes
+        from dupr_tf.comparing.plan import lost_classes, schedule_warnings
         from dupr_tf.comparing.probe_plan import lost_probed_classes
         from dupr_tf.comparing.results import sentences
 
@@ -125,6 +125,8 @@ class Compare:
             print_line(f"{probe} on {planned.comparison.level}")
         lost = lost_probed_classes if probe else lost_classes
         print_warnings(lost(planned.comparison, planned.train))
+        if not probe:
+            print_warnings(schedule_warnings(planned.comparison, len(planned.train)))
         if self.dry_run:
             return self._list_cells(planned, output) if probe else self._forecast(planned)
         comparison, result = compare(planned, output, self.jobs, has_gpu(), _print)

@@ -17,8 +17,11 @@ from pathlib import Path
 
 from dupr_tf.comparing.grid import Cell, probe_tasks
 from dupr_tf.comparing.record import Comparison, read_comparison
+from dupr_tf.comparing.results import METRICS_FILE
 from dupr_tf.config import Config
-from dupr_tf.errors import RunFailed, RunInterrupted, UserError, raise_all
+from dupr_tf.config.detectors import DETECTORS
+from dupr_tf.errors import Diverged, RunFailed, RunInterrupted, UserError, raise_all
+from dupr_tf.files import write_whole
 from dupr_tf.light import save_memory
 from dupr_tf.text import one_line
 from dupr_tf.weights.paths import RANDOM
@@ -38,9 +41,19 @@ def cell_config(comparison: Comparison, cell: Cell, rate: float) -> Config:
         update={
             "data": config.data.model_copy(update=data),
             "train": config.train.model_copy(update=train),
-            "optimizer": config.optimizer.model_copy(update={"learning_rate": rate}),
+            "optimizer": config.optimizer.model_copy(update={"learning_rate": rate, **_milestones(comparison, cell)}),
         }
     )
+
+
+def _milestones(comparison: Comparison, cell: Cell) -> dict[str, tuple[int, ...]]:
+    """Returns the milestones of the config at the same parts of a cell's steps; epochs of a share are shorter."""
+    config, images = comparison.config, comparison.counts["train"]
+    if not config.optimizer.milestones:
+        return {}
+    steps, epochs = comparison.steps_of(cell.share), config.total_steps(images) / config.steps_per_epoch(images)
+    at = sorted({round(epoch / epochs * steps) for epoch in config.optimizer.milestones})
+    return {"milestones": (), "milestone_steps": tuple(step for step in at if 1 <= step < steps)}
 
 
 def run_cell(folder: Path, cell: Cell, rate: float | None) -> None:
@@ -56,8 +69,15 @@ def run_cell(folder: Path, cell: Cell, rate: float | None) -> None:
         return run_probe(folder, comparison, next(task.cells for task in tasks if cell in task.cells))
     from dupr_tf.detection.finetune import finetune
 
-    weights = comparison.backbone(cell.backbone).weights_of(cell.seed)
-    finetune(cell_config(comparison, cell, rate), weights, comparison.data, folder / cell.folder)
+    weights, config = comparison.backbone(cell.backbone).weights_of(cell.seed), cell_config(comparison, cell, rate)
+    try:
+        finetune(config, weights, comparison.data, folder / cell.folder)
+    except Diverged as error:
+        if cell.rate is None:
+            raise
+        metric = "mIoU" if DETECTORS[config.detector.kind].facts["task"] == "segments" else "AP"
+        write_whole(folder / cell.folder / METRICS_FILE, json.dumps({metric: 0.0, "diverged": str(error)}) + "\n")
+        logging.warning("%s This rate counts as %s 0.", error, metric)
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.labels.split import Split
 from dupr_tf.detection.finetune import CHECKED_FILE
 from dupr_tf.errors import raise_all
-from dupr_tf.files import local_path
+from dupr_tf.files import local_path, sha256_of
 from dupr_tf.locks import locked
 from dupr_tf.records import refuse_other_outputs
 from dupr_tf.weights.catalogue import is_public
@@ -62,7 +63,8 @@ def plan_comparison(
     if saved is None:
         refuse_other_outputs(output, "a comparison")
     settings = plan.filled_in(settings, saved)
-    raise_all([*plan.plan_problems(config, settings), *plan.count_problems(settings.backbones, saved)])
+    problems = [] if probe else plan.set_by_cells(config)
+    raise_all([*problems, *plan.plan_problems(config, settings), *plan.count_problems(settings.backbones, saved)])
     settings = settings._replace(backbones=plan.named_backbones(config, settings.backbones))
     data = str(local_path(data).absolute())
     results = FileResults(output / CHECKED_FILE)
@@ -70,12 +72,23 @@ def plan_comparison(
         comparison, train, val = plan.make_comparison(config, data, settings, results)
     else:
         comparison, train, val = make_probe_comparison(config, data, settings, probe)
+    contents = {split: _contents(images, results) for split, images in (("train", train), ("val", val))}
+    comparison = dataclasses.replace(comparison, contents=contents)
     if saved is not None:
         comparison = extend(saved, comparison)
-    plan.check_reference(comparison)
-    if probe == "svm":
+    raise_all(list(plan.grid_problems(comparison)))
+    if probe is None:
+        plan.check_targets(comparison, train)
+    elif probe == "svm":
         check_trainable(comparison, train, val)
     return Planned(comparison, train, val, results)
+
+
+def _contents(images: Split | ProbedImages, results: FileResults) -> str:
+    """Returns a digest of the files of images and masks. A file that has not changed is read in the first call only."""
+    files = [*images.paths, *getattr(images, "segment_paths", ())]
+    digests = results.of("sha256", files, lambda index: sha256_of(files[index]), None)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def compare(planned: Planned, output: Path, jobs: int, gpu: bool, show: Show) -> tuple[Comparison, Result]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from dupr_tf.comparing.grid import Backbone, middle_share
+from dupr_tf.comparing.cell import cell_config
+from dupr_tf.comparing.grid import Backbone, Cell, middle_share
 from dupr_tf.comparing.record import Comparison
+from dupr_tf.comparing.statistics import MOST_SEEDS
 from dupr_tf.config import Config
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.file_results import FileResults
+from dupr_tf.data.inspection import inspect_targets
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.labels.split import Split, draw_positions
 from dupr_tf.detection.finetune import starting_file
@@ -19,7 +23,6 @@ from dupr_tf.text import escape
 from dupr_tf.weights.catalogue import find_public, is_public, name_for
 from dupr_tf.weights.paths import RANDOM, weights_file
 
-MOST_SEEDS = 100
 MOST_NAMED = 5  # classes in a warning
 
 
@@ -49,11 +52,15 @@ def filled_in(settings: Settings, saved: Comparison | None) -> Settings:
     steps = dict(zip(saved.shares, saved.steps, strict=True))
     same = saved.steps[0] if len(set(saved.steps)) == 1 else None
     kept = [steps.get(share, same) for share in shares]
+    if None in kept and not settings.steps:
+        new = shares[kept.index(None)]
+        problem = f"The shares of this comparison have different steps, so share {new:g} needs a number of its own."
+        raise UserError("--steps", problem, "Pass a number for each of --shares.")
     return Settings(
         settings.backbones or saved.backbones,
         shares,
         saved.seeds if settings.seeds is None else settings.seeds,
-        settings.steps or (() if None in kept else tuple(kept)),
+        settings.steps or tuple(kept),
         settings.rates or saved.rates,
         settings.rate_share or saved.rate_share,
         settings.reference or saved.reference,
@@ -63,8 +70,8 @@ def filled_in(settings: Settings, saved: Comparison | None) -> Settings:
 
 def plan_problems(config: Config, settings: Settings) -> list[UserError]:
     """Lists the mistakes of a comparison that show without its data."""
-    backbones, shares, seeds, steps, rates, rate_share, *_ = settings
-    problems = [*_set_by_cells(config), *_backbone_problems(config, backbones, seeds)]
+    backbones, shares, seeds, steps, rates, *_ = settings
+    problems = list(_backbone_problems(config, backbones))
     wrong = [share for share in shares if not 0 < share <= 1]
     if wrong or not shares or len(set(shares)) < len(shares):
         problem = f"Expected different shares above 0 and up to 1, received {_texts(shares)}."
@@ -79,9 +86,6 @@ def plan_problems(config: Config, settings: Settings) -> list[UserError]:
     if len(set(rates)) < len(rates) or any(not 0 < rate <= 1000 for rate in rates):
         problem = f"Expected different rates above 0, received {_texts(rates)}."
         problems.append(UserError("--learning-rates", problem, "Use --learning-rates 5e-4 1e-3 2e-3."))
-    if rate_share not in (None, *shares) and len(rates) > 1:
-        problem = f"Expected one of the shares {_texts(shares)}, received {rate_share:g}."
-        problems.append(UserError("--rate-share", problem, "Use one of --shares."))
     return problems
 
 
@@ -89,7 +93,7 @@ def _texts(values: Sequence[float]) -> str:
     return " ".join(f"{value:g}" for value in values) or "none"
 
 
-def _set_by_cells(config: Config) -> Iterator[UserError]:
+def set_by_cells(config: Config) -> Iterator[UserError]:
     """Yields an error for each field that a comparison sets."""
     default, data = Config(), config.data
     for name, differs, fix in (
@@ -102,11 +106,8 @@ def _set_by_cells(config: Config) -> Iterator[UserError]:
             yield UserError(name, "compare sets this field for each of its cells.", fix)
 
 
-def _backbone_problems(config: Config, backbones: Sequence[Backbone], seeds: int) -> Iterator[UserError]:
+def _backbone_problems(config: Config, backbones: Sequence[Backbone]) -> Iterator[UserError]:
     for one in backbones:
-        if len(one.weights) not in (1, *range(seeds, len(one.weights) + 1)):
-            problem = f"{one.label} has {len(one.weights)} runs for {seeds} seeds; seed i starts from run i."
-            yield UserError("--backbones", problem, f"Use --seeds {len(one.weights)}, or pass {seeds} runs.")
         for weights in one.weights:
             try:
                 if is_public(weights):  # it is downloaded after all other checks
@@ -195,11 +196,62 @@ def count_problems(backbones: Sequence[Backbone], saved: Comparison | None) -> l
     return [UserError("--backbones", problem, "Pass two or more, for example runs/dupr random.")]
 
 
-def check_reference(comparison: Comparison) -> None:
-    """Raises UserError if the reference is not among the backbones."""
-    labels = [one.label for one in comparison.backbones]
+def grid_problems(comparison: Comparison) -> Iterator[UserError]:
+    """Yields the mistakes of a comparison with what earlier calls have added, so that every cell can run."""
+    labels, seeds = [one.label for one in comparison.backbones], comparison.seeds
     if comparison.reference not in labels:
-        raise UserError("--reference", f"There is no backbone {comparison.reference}.", f"Use {' or '.join(labels)}.")
+        fix = f"Use {' or '.join(labels)}."
+        yield UserError("--reference", f"There is no backbone {comparison.reference}.", fix)
+    for one in comparison.backbones:
+        if 1 < len(one.weights) < seeds:
+            problem = f"{one.label} has {len(one.weights)} runs for {seeds} seeds; seed i starts from run i."
+            fix = f"Pass {seeds} runs or a single one, or use --seeds {len(one.weights)} in a new --output."
+            yield UserError("--backbones", problem, fix)
+    if comparison.rate_share not in comparison.shares:
+        problem = f"Expected one of the shares {_texts(comparison.shares)}, received {comparison.rate_share:g}."
+        yield UserError("--rate-share", problem, "Use one of --shares.")
+    cells = [*comparison.rate_cells(), *comparison.scored_cells()]
+    folders = collections.Counter(cell.folder.casefold() for cell in cells)
+    same = [cell.folder for cell in cells if folders[cell.folder.casefold()] > 1]
+    if same:
+        problem = f"Two cells have the same folder, {same[0]}."
+        yield UserError("--backbones, --shares", problem, "Use other labels, and shares that differ in six digits.")
+    if comparison.probe is None:
+        yield from _schedule_problems(comparison)
+
+
+def _schedule_problems(comparison: Comparison) -> Iterator[UserError]:
+    for config in _config_of_each_share(comparison).values():
+        yield from config.finetune_problems()
+
+
+def _config_of_each_share(comparison: Comparison) -> dict[float, Config]:
+    label, rate = comparison.backbones[0].label, comparison.rates[0]
+    return {share: cell_config(comparison, Cell(label, share, 0), rate) for share in comparison.shares}
+
+
+def schedule_warnings(comparison: Comparison, images: int) -> Iterator[str]:
+    """Yields a warning for each part of the schedule that the cells of a share never reach.
+
+    Args:
+        comparison: a comparison of detectors.
+        images: number of images of train.
+    """
+    for share, config in _config_of_each_share(comparison).items():
+        for warning in config.schedule_warnings(max(1, round(share * images))):
+            yield f"share {share:g}: {warning}"
+
+
+def check_targets(comparison: Comparison, train: Split) -> None:
+    """Raises UserError if, in some seed, a share has nothing that a detector can learn."""
+    for share, config in _config_of_each_share(comparison).items():
+        for seed in range(comparison.seeds):
+            drawn = train.select(draw_positions(len(train), share, seed))
+            try:
+                inspect_targets(drawn, config)
+            except UserError as error:
+                problem = f"Share {share:g} with seed {seed} has {len(drawn)} images. {error.problem}"
+                raise UserError("--shares", problem, f"{error.fix} Or use a larger share.") from None
 
 
 def lost_classes(comparison: Comparison, train: Split) -> Iterator[str]:

@@ -34,6 +34,8 @@ class Progress:
         self.folder, self.comparison, self.show = folder, comparison, show
         self.cells = [*comparison.rate_cells(), *comparison.scored_cells()]
         self.unreported = {cell for cell in self.cells if not is_finished(folder / cell.folder)}
+        for cell in set(self.cells) - self.unreported:
+            self._remove_checkpoints(cell)  # if an earlier call was killed before it did
         self.began, self.at_start = time.monotonic(), self._steps_done()
         self.console = Console(stderr=True)
         self.status = self.console.status("starting")
@@ -60,7 +62,7 @@ class Progress:
         return f"{cell.text}: step {self._step(cell):,}/{self._steps(cell):,}"
 
     def _report(self, cell: Cell) -> None:
-        shutil.rmtree(self.folder / cell.folder / CHECKPOINTS_FOLDER, ignore_errors=True)  # a finished cell needs none
+        self._remove_checkpoints(cell)
         self.unreported.discard(cell)
         scores = read_scores(self.folder / cell.folder)
         name = next(name for name in METRICS if name in scores)
@@ -71,6 +73,10 @@ class Progress:
         grows = self.comparison.probe is None and cell.rate is None and not row  # the cells of a probe end together
         if grows and self.unreported:  # at the end, the table is printed anyway
             self.show()
+
+    def _remove_checkpoints(self, cell: Cell) -> None:
+        """Removes the checkpoints of a finished cell, which needs none."""
+        shutil.rmtree(self.folder / cell.folder / CHECKPOINTS_FOLDER, ignore_errors=True)
 
     def _left(self) -> str:
         """Returns the expected time of the steps that are left, from those of this call."""

@@ -35,6 +35,8 @@ class Comparison:
             the fields that it uses.
         data: absolute root of the labelled data.
         labels: {"train", "val"} -> digest of images and labels.
+        contents: {"train", "val"} -> digest of the contents of the files of images and masks. Empty for a comparison of
+            an earlier version.
         counts: {"train", "val"} -> number of images.
         backbones: what is compared, in the order of the tables.
         shares: shares of the labels, rising.
@@ -62,6 +64,7 @@ class Comparison:
     reference: str
     digests: dict[str, str] = dataclasses.field(default_factory=dict)
     overlaps: dict[str, Overlap] = dataclasses.field(default_factory=dict)
+    contents: dict[str, str] = dataclasses.field(default_factory=dict)
     probe: str | None = None
     level: str | None = None
 
@@ -109,7 +112,7 @@ def extend(saved: Comparison, new: Comparison) -> Comparison:
     Raises:
         UserError: the calls cannot share a folder; a UserErrors for several reasons.
     """
-    problems = [UserError(one.field, one.problem.replace("run", "comparison"), OTHER) for one in _changes(saved, new)]
+    problems = [UserError(one.field, one.problem, OTHER) for one in _changes(saved, new)]
     steps = dict(zip(saved.shares, saved.steps, strict=True))
     for share, count in zip(new.shares, new.steps, strict=True):
         if steps.setdefault(share, count) != count:
@@ -121,12 +124,17 @@ def extend(saved: Comparison, new: Comparison) -> Comparison:
         if backbone.weights[: len(before)] != before:
             problem = f"{backbone.label} has the weights {', '.join(before)} in this comparison."
             problems.append(UserError("--backbones", problem, "Use the same, or give the new ones another label."))
+        elif len(before) == 1 < len(backbone.weights) and saved.seeds > 1:
+            problem = f"All {saved.seeds} seeds of {backbone.label} have started from {before[0]}."
+            problems.append(UserError("--backbones", problem, "Give the group another label."))
         backbones[backbone.label] = backbone
     raise_all(problems)
     shares = tuple(sorted(steps))
     return dataclasses.replace(
         saved,
+        config=new.config,  # it differs in fields that may change, such as data.threads
         data=new.data,
+        contents=new.contents,
         backbones=tuple(backbones.values()),
         shares=shares,
         steps=tuple(steps[share] for share in shares),
@@ -139,10 +147,13 @@ def _changes(saved: Comparison, new: Comparison) -> list[UserError]:
     if saved.probe != new.probe:
         problem = f"The comparison in this folder is of {saved.probe or 'detectors'}."
         return [UserError("--output", problem, "Choose another folder.")]
-    problems = differences(saved.config, new.config)
+    problems = differences(saved.config, new.config, "comparison")
     for split in ("train", "val"):
         if saved.labels[split] != new.labels[split]:
             problem = f"The images or labels of {split} are others than in this comparison."
+            problems.append(UserError("--data", problem, OTHER))
+        elif saved.contents.get(split) not in (None, new.contents.get(split)):
+            problem = f"The files of {split} have other contents than in this comparison."
             problems.append(UserError("--data", problem, OTHER))
     for flag, name in (("--learning-rates", "rates"), ("--rate-share", "rate_share"), ("--level", "level")):
         before, now = getattr(saved, name), getattr(new, name)
@@ -178,6 +189,7 @@ def _parse(value: dict, config: Config) -> Comparison:
         reference=text(value["reference"], 64),
         digests={text(path): digest(sha256) for path, sha256 in mapping(value["digests"]).items()},
         overlaps={text(path): _overlap(counted) for path, counted in mapping(value.get("overlaps", {})).items()},
+        contents={split: digest(sha256) for split, sha256 in mapping(value.get("contents", {})).items()},
         probe=_one_of(value.get("probe"), PROBE_METRICS),
         level=_one_of(value.get("level"), PROBED_LEVELS),
     )

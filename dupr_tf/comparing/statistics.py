@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import stdtrit  # Student's quantile; importing scipy.stats takes ten times as long
 
 LEVEL = 0.975  # upper quantile of a two-sided interval of 95 %
-MOST_SEEDS = 1000  # a decision that needs more is not worth asking for
+MOST_SEEDS = 100  # of a comparison
 DRAWS = 20_000  # of the interval of the labels that are needed
 
 
@@ -110,7 +110,7 @@ def _crossing(counts: Sequence[int], gaps: np.ndarray) -> np.ndarray:
     for right in range(len(counts) - 1, 0, -1):  # the first crossing is written last
         before, after = gaps[:, right - 1], gaps[:, right]
         crosses = (before > 0) & (after <= 0)
-        part = before / np.where(crosses, before - after, 1)
+        part = np.where(crosses, before, 0) / np.where(crosses, before - after, 1)
         at = np.exp(logs[right - 1] + part * (logs[right] - logs[right - 1]))
         result = np.where(crosses, at, result)
     return np.where(gaps[:, 0] <= 0, -np.inf, result)

@@ -66,6 +66,7 @@ def train_detector(
         console.print(visible(f"{output} has ended before; its metrics are in {METRICS_FILE}"))
         return read_record(output / METRICS_FILE, _printable, "Remove it to evaluate the detector again.")
     images = LABELS[task].learnable(train)
+    keras.utils.set_random_seed(config.train.seed)  # new layers do not depend on where the backbone comes from
     with scope(strategy):
         detector = build_detector(backbone, train.class_names, config)
         if earlier is not None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from dupr_tf.errors import RunFailed, RunInterrupted
+from dupr_tf.errors import Diverged, RunInterrupted
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class StopOnNonFinite(StepCallback):
 
     def on_step(self, step, logs):
         if not math.isfinite(logs["loss"]):
-            raise RunFailed(
+            raise Diverged(
                 f"The loss is {float(logs['loss'])} at step {step}. "
                 "Lower optimizer.learning_rate, or raise optimizer.warmup_steps."
             )

@@ -248,8 +248,8 @@ def check_weights(run: Path, config: Config, weights: str | Path | None) -> tupl
     return saved, weights
 
 
-def differences(old: Config, new: Config) -> list[UserError]:
-    """Returns an error for every differing field that may not change within a run."""
+def differences(old: Config, new: Config, what: str = "run") -> list[UserError]:
+    """Returns an error for every differing field that may not change within a run, or what else is named."""
     before, after = (config.model_dump(mode="json") for config in (old, new))
     before["model"], after["model"] = _model_values(old.model, new.model), _model_values(new.model, old.model)
     changes = []
@@ -257,7 +257,7 @@ def differences(old: Config, new: Config) -> list[UserError]:
         a, b = before[section] or {}, after[section] or {}
         for name in sorted({*a, *b}):
             if a.get(name) != b.get(name) and not {section, f"{section}.{name}"} & set(MAY_CHANGE):
-                problem = f"The run was started with {a.get(name)}, and the config now has {b.get(name)}."
+                problem = f"The {what} was started with {a.get(name)}, and the config now has {b.get(name)}."
                 changes.append(UserError(f"{section}.{name}", problem, KEEP_OR_ALLOW))
     return changes
 

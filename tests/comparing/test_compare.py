@@ -14,9 +14,11 @@ from dupr_tf.comparing import cell as cells
 from dupr_tf.comparing import runner
 from dupr_tf.comparing.grid import Cell, Task
 from dupr_tf.comparing.record import read_comparison, write_comparison
-from dupr_tf.config import load_config
-from dupr_tf.errors import RunFailed
-from tests.comparing.cells_by_hand import comparison
+from dupr_tf.comparing.results import choose_rates
+from dupr_tf.config import load_config, parse_config
+from dupr_tf.errors import Diverged, RunFailed
+from tests.comparing.cells_by_hand import CONFIG as LIGHT
+from tests.comparing.cells_by_hand import comparison, finish
 from tests.labelled_scenes import pictures, write_coco
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,6 +135,34 @@ def test_cells_of_a_share_and_a_seed_differ_in_nothing_but_the_weights():
 def test_rate_is_tried_on_held_out_training_images():
     config = cells.cell_config(comparison(), Cell("random", 0.25, 0, 0.02), 0.02)
     assert (config.data.val_share, config.data.held_out, config.optimizer.learning_rate) == (None, 0.2, 0.02)
+
+
+def test_milestones_are_at_the_same_part_of_the_steps_of_every_share():
+    optimizer = {"learning_rate": 0.1, "schedule": "milestones", "milestones": [4, 6, 8]}
+    config = parse_config({**LIGHT, "optimizer": optimizer, "train": {"epochs": 8, "batch_size": 7}})
+    made = comparison(config=config, steps=(200, 400))
+    for share, steps in zip(made.shares, made.steps, strict=True):
+        drawn = cells.cell_config(made, Cell("random", share, 0), 0.1)
+        assert drawn.optimizer.milestone_steps == (steps // 2, steps * 3 // 4) and not drawn.finetune_problems()
+        assert parse_config(drawn.model_dump(mode="json")) == drawn
+
+
+def test_rate_that_diverges_is_the_worst_and_a_cell_that_diverges_fails(tmp_path, monkeypatch):
+    def diverge(*_):
+        raise Diverged("The loss is nan at step 3.")
+
+    monkeypatch.setattr("dupr_tf.detection.finetune.finetune", diverge)
+    made = comparison(rates=(0.1, 10.0))
+    write_comparison(tmp_path, made)
+    for cell in made.rate_cells():
+        if cell.rate == 10.0:
+            (tmp_path / cell.folder).mkdir(parents=True)
+            cells.run_cell(tmp_path, cell, cell.rate)
+        else:
+            finish(tmp_path, cell, 0.001)
+    assert {one.chosen for one in choose_rates(tmp_path, made).values()} == {0.1}
+    with pytest.raises(Diverged):
+        cells.run_cell(tmp_path, Cell("random", 1.0, 0), 10.0)
 
 
 def run(tmp_path, data, *flags, wait=True):

@@ -1,12 +1,24 @@
 """Tests the checks of a comparison that need no training, on tiny data sets."""
 
+import dataclasses
+
 import pytest
+from PIL import Image, ImageOps
 
 from dupr_tf.comparing import plan
 from dupr_tf.comparing.cell import cell_config
 from dupr_tf.comparing.compare import plan_comparison
 from dupr_tf.comparing.grid import Backbone
-from dupr_tf.comparing.plan import Settings, filled_in, lost_classes, lost_of_images, plan_problems
+from dupr_tf.comparing.plan import (
+    Settings,
+    filled_in,
+    grid_problems,
+    lost_classes,
+    lost_of_images,
+    plan_problems,
+    schedule_warnings,
+    set_by_cells,
+)
 from dupr_tf.comparing.record import write_comparison
 from dupr_tf.config import DataConfig, parse_config
 from dupr_tf.data.labels.split import draw_positions
@@ -14,6 +26,7 @@ from dupr_tf.detection.task_labels import read_evaluated, read_splits
 from dupr_tf.errors import UserError
 from tests.comparing.cells_by_hand import CONFIG, comparison
 from tests.labelled_scenes import pictures, write_coco
+from tests.refusals import refusal
 
 TWO = (Backbone("random", ("random",)), Backbone("again", ("random",)))
 
@@ -35,8 +48,6 @@ def data(tmp_path_factory):
         ({"steps": (0,)}, "--steps"),
         ({"rates": (0.1, 0.1)}, "--learning-rates"),
         ({"rates": (-0.1,)}, "--learning-rates"),
-        ({"rates": (0.1, 0.2), "rate_share": 0.3}, "--rate-share"),
-        ({"backbones": (*TWO, Backbone("pair", ("random", "random")))}, "--backbones"),
         ({"backbones": (*TWO, Backbone("gone", ("/no/such/run",)))}, "--backbones"),
         ({"backbones": (*TWO, Backbone("other", ("imagenet/resnet34",)))}, "--backbones"),
         ({"backbones": (*TWO, Backbone("malformed", ("hf:a",)))}, "--backbones"),
@@ -53,7 +64,80 @@ def test_wrong_flag_is_named(changes, field):
 )
 def test_fields_that_cells_set_are_refused(section, name, value):
     config = parse_config({**CONFIG, section: {name: value}})
-    assert [e.field for e in plan_problems(config, Settings(TWO, (1.0,), 3))] == [f"{section}.{name}"]
+    assert [error.field for error in set_by_cells(config)] == [f"{section}.{name}"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"reference": "absent"}, "--reference"),
+        ({"rates": (0.1, 0.2), "rate_share": 0.3}, "--rate-share"),
+        ({"rate_share": 20.0}, "--rate-share"),
+        ({"backbones": (TWO[0], Backbone("pair", ("/a", "/b")))}, "--backbones"),
+        ({"backbones": (TWO[0], Backbone("my run", ("/a",)), Backbone("my_run", ("/b",)))}, "--backbones, --shares"),
+        ({"shares": (1 / 3, 0.3333333), "rate_share": 1 / 3}, "--backbones, --shares"),
+        ({"config": parse_config({**CONFIG, "optimizer": {"schedule": "milestones", "milestone_steps": [100]}})},
+         "optimizer.milestone_steps"),
+    ],
+)  # fmt: skip
+def test_cells_that_could_not_run_are_refused(changes, field):
+    assert {error.field for error in grid_problems(comparison(**changes))} == {field}
+    assert not list(grid_problems(comparison(backbones=(TWO[0], Backbone("three", ("/a", "/b", "/c"))))))
+
+
+def test_group_with_too_few_runs_for_earlier_seeds_is_refused(data, tmp_path):
+    config = parse_config(CONFIG)
+    write_comparison(tmp_path, plan_comparison(config, data, tmp_path, Settings(TWO, (1.0,), 4)).comparison)
+    group = Settings((Backbone("pair", ("random", "random")),), seeds=2)
+    assert refusal(plan_comparison, config, data, tmp_path, group).field == "--backbones"
+
+
+def test_share_without_boxes_is_refused_before_any_cell(tmp_path):
+    scenes = pictures(12)
+    for picture in scenes[1:]:
+        picture.things.clear()
+    root = write_coco(tmp_path / "set", {"train": scenes, "val": pictures(3, seed=1)})
+    error = refusal(plan_comparison, parse_config(CONFIG), root, tmp_path / "out", Settings(TWO, (0.25, 1.0), 3))
+    assert error.field == "--shares" and "Share 0.25 with seed" in error.problem and "larger share" in error.fix
+
+
+def test_share_is_drawn_from_the_images_that_can_be_used(tmp_path):
+    root = write_coco(tmp_path / "set", {"train": pictures(12), "val": pictures(3, seed=1)})
+    (root / "images/train_004.png").write_bytes(b"broken")
+    config = parse_config({**CONFIG, "data": {"max_bad_share": 0.1}})
+    planned = plan_comparison(config, root, tmp_path / "out", Settings(TWO, (0.25,), 6))
+    made = planned.comparison
+    for cell in made.scored_cells():
+        train, _, _ = read_splits(cell_config(made, cell, 1e-3), root, "boxes")
+        drawn = draw_positions(made.counts["train"], cell.share, cell.seed)
+        assert train.paths == planned.train.select(drawn).paths and len(train) == made.images_of(cell.share) == 3
+
+
+def test_changed_photos_are_refused(tmp_path):
+    root = write_coco(tmp_path / "set", {"train": pictures(12), "val": pictures(3, seed=1)})
+    config, settings, output = parse_config(CONFIG), Settings(TWO, (1.0,), 1), tmp_path / "out"
+    made = plan_comparison(config, root, output, settings).comparison
+    write_comparison(output, made)
+    assert plan_comparison(config, root, output, settings).comparison == made
+    file = root / "images/train_004.png"
+    ImageOps.invert(Image.open(file).convert("RGB")).save(file)
+    assert refusal(plan_comparison, config, root, output, settings).field == "--data"
+    write_comparison(output, dataclasses.replace(made, contents={}))  # as an earlier version wrote it
+    assert plan_comparison(config, root, output, settings).comparison.contents
+
+
+def test_fields_that_may_change_are_those_of_the_later_call(data, tmp_path):
+    write_comparison(
+        tmp_path, plan_comparison(parse_config(CONFIG), data, tmp_path, Settings(TWO, (1.0,), 1)).comparison
+    )
+    config = parse_config({**CONFIG, "data": {"threads": 1}})
+    assert plan_comparison(config, data, tmp_path, Settings()).comparison.config.data.threads == 1
+
+
+def test_warm_up_longer_than_the_cells_of_a_share_is_named():
+    config = parse_config({**CONFIG, "optimizer": {"learning_rate": 0.001, "warmup_steps": 80}})
+    (warning,) = schedule_warnings(comparison(config=config, steps=(50, 100)), 400)
+    assert warning.startswith("share 0.25: optimizer.warmup_steps")
 
 
 def test_detector_and_unfinished_run_are_no_backbones(tmp_path):
@@ -100,7 +184,9 @@ def test_later_call_inherits_what_it_does_not_give():
     filled = filled_in(Settings(), saved)
     assert filled == Settings(saved.backbones, saved.shares, 5, (100, 100), (0.1, 0.2), 0.25, "random")
     assert filled_in(Settings(shares=(0.5, 1.0)), saved).steps == (100, 100)
-    assert filled_in(Settings(shares=(0.5, 1.0)), comparison(steps=(100, 200))).steps == ()
+    uneven = comparison(steps=(100, 200))
+    assert refusal(filled_in, Settings(shares=(0.5, 1.0)), uneven).field == "--steps"
+    assert filled_in(Settings(shares=(0.5,), steps=(150,)), uneven).steps == (150,)
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -115,12 +201,6 @@ def test_one_more_backbone_is_enough_for_a_comparison(data, tmp_path):
     write_comparison(tmp_path, first)
     third = Settings((Backbone("third", ("random",)),))
     assert len(plan_comparison(parse_config(CONFIG), data, tmp_path, third).comparison.backbones) == 3
-
-
-def test_unknown_reference_is_refused(data, tmp_path):
-    with pytest.raises(UserError) as caught:
-        plan_comparison(parse_config(CONFIG), data, tmp_path, Settings(TWO, (1.0,), 1, reference="absent"))
-    assert caught.value.fields == ("--reference",)
 
 
 def test_val_without_boxes_is_refused(tmp_path):

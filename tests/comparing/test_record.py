@@ -63,6 +63,8 @@ def test_runs_can_be_added_to_a_group():
     saved = comparison(backbones=(Backbone("a", ("/0", "/1")), Backbone("b", ("random",))), seeds=2, reference="b")
     more = dataclasses.replace(saved, backbones=(Backbone("a", ("/0", "/1", "/2")),), seeds=3)
     assert extend(saved, more).backbone("a").weights == ("/0", "/1", "/2")
+    one = dataclasses.replace(saved, backbones=(Backbone("a", ("/0",)), Backbone("b", ("random",))), seeds=1)
+    assert extend(one, more).backbone("a").weights == ("/0", "/1", "/2")
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,10 @@ def test_runs_can_be_added_to_a_group():
         ({"rate_share": 1.0}, "--rate-share"),
         ({"backbones": (Backbone("dupr", ("/runs/other",)),)}, "--backbones"),
         ({"backbones": (Backbone("random", ("/runs/other",)),)}, "--backbones"),
+        (
+            {"backbones": (Backbone("dupr", ("/runs/dupr", "/runs/b", "/runs/c")),)},
+            "--backbones",
+        ),  # all seeds had the first
     ],
 )
 def test_call_that_makes_cells_incomparable_is_refused(changes, field):

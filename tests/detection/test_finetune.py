@@ -89,6 +89,23 @@ def test_finetune_writes_the_promised_files(run, weights):
     assert metrics["images_per_second"] > 0
 
 
+def test_new_layers_do_not_depend_on_where_the_backbone_comes_from(data, weights, tmp_path, monkeypatch):
+    started = []
+
+    def reached(detector, *_):
+        backbone = {id(variable) for variable in detector.backbone.variables}
+        started.append([v.numpy() for v in detector.trainable_variables if id(v) not in backbone])
+        raise StopIteration
+
+    monkeypatch.setattr("dupr_tf.detection.training.run_steps", reached)
+    for number, start in enumerate((weights, "random")):
+        with pytest.raises(StopIteration):
+            finetune(config(), start, data, tmp_path / str(number), console=QUIET)
+    assert len(started[0]) > 10
+    for one, other in zip(*started, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_backbone_learns_at_its_share_of_the_rate(kind):
     """The gradient is constant. One of two variables is the backbone's. Decay is off, since it would blur the ratio."""
