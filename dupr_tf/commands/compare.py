@@ -40,7 +40,7 @@ class Compare:
     config: tyro.conf.Positional[Path]
     """Config of the detector. --probes uses only its architecture and how it reads images."""
     data: Path
-    """Root of a labelled data set with train and val, in any layout of docs/labels.md."""
+    """Root of a labelled data set in any layout of docs/labels.md. Without a split val, add --data.val_share 0.2."""
     output: Path
     """Folder of the comparison, outside of the data."""
     backbones: tuple[str, ...] = ()
@@ -126,7 +126,7 @@ class Compare:
         lost = lost_probed_classes if probe else lost_classes
         print_warnings(lost(planned.comparison, planned.train))
         if not probe:
-            print_warnings(schedule_warnings(planned.comparison, len(planned.train)))
+            print_warnings(schedule_warnings(planned.comparison))
         if self.dry_run:
             return self._list_cells(planned, output) if probe else self._forecast(planned)
         comparison, result = compare(planned, output, self.jobs, has_gpu(), _print)

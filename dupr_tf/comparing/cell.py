@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dupr_tf.comparing.grid import Cell, probe_tasks
 from dupr_tf.comparing.record import Comparison, read_comparison
-from dupr_tf.comparing.results import METRICS_FILE
+from dupr_tf.comparing.results import DIVERGED, METRICS_FILE
 from dupr_tf.config import Config
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.errors import Diverged, RunFailed, RunInterrupted, UserError, raise_all
@@ -37,22 +37,25 @@ def cell_config(comparison: Comparison, cell: Cell, rate: float) -> Config:
     config = comparison.config
     data = {"share": cell.share, "share_seed": cell.seed, "held_out": None if cell.rate is None else HELD_OUT}
     train = {"seed": cell.seed, "epochs": MOST_EPOCHS, "max_steps": comparison.steps_of(cell.share)}
+    milestones = _milestones(config, comparison.steps_of(cell.share))
     return config.model_copy(
         update={
             "data": config.data.model_copy(update=data),
             "train": config.train.model_copy(update=train),
-            "optimizer": config.optimizer.model_copy(update={"learning_rate": rate, **_milestones(comparison, cell)}),
+            "optimizer": config.optimizer.model_copy(update={"learning_rate": rate, **milestones}),
         }
     )
 
 
-def _milestones(comparison: Comparison, cell: Cell) -> dict[str, tuple[int, ...]]:
-    """Returns the milestones of the config at the same parts of a cell's steps; epochs of a share are shorter."""
-    config, images = comparison.config, comparison.counts["train"]
-    if not config.optimizer.milestones:
+def _milestones(config: Config, steps: int) -> dict[str, tuple[int, ...]]:
+    """Returns the milestones of the config at the same parts of a number of steps; epochs of a share are shorter.
+
+    A comparison's milestones are such that `train.epochs` is the end.
+    """
+    optimizer = config.optimizer
+    if optimizer.schedule != "milestones" or not optimizer.milestones:
         return {}
-    steps, epochs = comparison.steps_of(cell.share), config.total_steps(images) / config.steps_per_epoch(images)
-    at = sorted({round(epoch / epochs * steps) for epoch in config.optimizer.milestones})
+    at = sorted({round(epoch / config.train.epochs * steps) for epoch in optimizer.milestones})
     return {"milestones": (), "milestone_steps": tuple(step for step in at if 1 <= step < steps)}
 
 
@@ -76,8 +79,8 @@ def run_cell(folder: Path, cell: Cell, rate: float | None) -> None:
         if cell.rate is None:
             raise
         metric = "mIoU" if DETECTORS[config.detector.kind].facts["task"] == "segments" else "AP"
-        write_whole(folder / cell.folder / METRICS_FILE, json.dumps({metric: 0.0, "diverged": str(error)}) + "\n")
-        logging.warning("%s This rate counts as %s 0.", error, metric)
+        write_whole(folder / cell.folder / METRICS_FILE, json.dumps({metric: 0.0, DIVERGED: str(error)}) + "\n")
+        logging.warning("%s This rate is not chosen.", error)
     return None
 
 

@@ -25,7 +25,7 @@ from dupr_tf.config import Config
 from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.labels.split import Split
 from dupr_tf.detection.finetune import CHECKED_FILE
-from dupr_tf.errors import raise_all
+from dupr_tf.errors import RunFailed, raise_all
 from dupr_tf.files import local_path, sha256_of
 from dupr_tf.locks import locked
 from dupr_tf.records import refuse_other_outputs
@@ -72,22 +72,31 @@ def plan_comparison(
         comparison, train, val = plan.make_comparison(config, data, settings, results)
     else:
         comparison, train, val = make_probe_comparison(config, data, settings, probe)
-    contents = {split: _contents(images, results) for split, images in (("train", train), ("val", val))}
+    contents = {
+        split: _contents(images, results, config.data.threads) for split, images in (("train", train), ("val", val))
+    }
     comparison = dataclasses.replace(comparison, contents=contents)
     if saved is not None:
         comparison = extend(saved, comparison)
     raise_all(list(plan.grid_problems(comparison)))
     if probe is None:
-        plan.check_targets(comparison, train)
+        plan.check_learnable(comparison, train, results)
     elif probe == "svm":
         check_trainable(comparison, train, val)
     return Planned(comparison, train, val, results)
 
 
-def _contents(images: Split | ProbedImages, results: FileResults) -> str:
-    """Returns a digest of the files of images and masks. A file that has not changed is read in the first call only."""
+def _contents(images: Split | ProbedImages, results: FileResults, threads: int | None) -> str:
+    """Returns a digest of the contents of the files of images and masks. `results` keeps that of each file."""
     files = [*images.paths, *getattr(images, "segment_paths", ())]
-    digests = results.of("sha256", files, lambda index: sha256_of(files[index]), None)
+
+    def compute(index: int) -> str:
+        try:
+            return sha256_of(files[index])
+        except OSError:  # a probe leaves out files that cannot be read
+            return ""
+
+    digests = results.of("sha256", files, compute, threads)
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -134,6 +143,10 @@ def _scored_tasks(output: Path, comparison: Comparison) -> list[Task]:
     if comparison.probe is not None:
         return probe_tasks(comparison.backbones, cells)
     rates = choose_rates(output, comparison)
+    for label, tried in rates.items():
+        if tried.chosen is None:
+            problem = f"The loss of {label} is not finite with any of the --learning-rates."
+            raise RunFailed(f"{problem} Start a comparison with lower ones, or a longer optimizer.warmup_steps.")
     return [Task((cell,), rates[cell.backbone].chosen) for cell in cells]
 
 

@@ -13,7 +13,7 @@ from dupr_tf.comparing.statistics import MOST_SEEDS
 from dupr_tf.config import Config
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.file_results import FileResults
-from dupr_tf.data.inspection import inspect_targets
+from dupr_tf.data.inspection import check_targets, inspect_targets
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.labels.split import Split, draw_positions
 from dupr_tf.detection.finetune import starting_file
@@ -83,7 +83,7 @@ def plan_problems(config: Config, settings: Settings) -> list[UserError]:
             f"Expected one number of steps, or one for each of the {len(shares)} shares, received {_texts(steps)}."
         )
         problems.append(UserError("--steps", problem, "Use --steps 1500."))
-    if len(set(rates)) < len(rates) or any(not 0 < rate <= 1000 for rate in rates):
+    if len({f"{rate:g}" for rate in rates}) < len(rates) or any(not 0 < rate <= 1000 for rate in rates):
         problem = f"Expected different rates above 0, received {_texts(rates)}."
         problems.append(UserError("--learning-rates", problem, "Use --learning-rates 5e-4 1e-3 2e-3."))
     return problems
@@ -153,11 +153,12 @@ def make_comparison(
     task = DETECTORS[config.detector.kind].facts["task"]
     config = _for_every_cell(config)
     train, val, _ = read_splits(config, data, task, results)
+    images = LABELS[task].learnable(train)
     entries = {"train": labels_entry(data, train), "val": labels_entry(data, val)}
-    steps = steps or (config.total_steps(LABELS[task].learnable(train)),)
+    steps = steps or (config.total_steps(images),)
     of_share = dict(zip(shares, steps if len(steps) > 1 else tuple(steps) * len(shares), strict=True))
     comparison = Comparison(
-        config=config,
+        config=_with_milestones_of_epochs(config, images),
         data=data,
         labels={split: entry["sha256"] for split, entry in entries.items()},
         counts={split: entry["count"] for split, entry in entries.items()},
@@ -179,6 +180,15 @@ def _for_every_cell(config: Config) -> Config:
     if data.val_share is not None:
         data = data.model_copy(update={"val_seed": data.val_seed or 0})
     return config.model_copy(update={"detector": detector, "data": data})
+
+
+def _with_milestones_of_epochs(config: Config, images: int) -> Config:
+    """Returns the config with its milestones moved so that `train.epochs` is the end, if `train.max_steps` is."""
+    if not config.optimizer.milestones or config.train.max_steps is None:
+        return config
+    stretch = config.train.epochs * config.steps_per_epoch(images) / config.total_steps(images)
+    milestones = tuple(epoch * stretch for epoch in config.optimizer.milestones)
+    return config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"milestones": milestones})})
 
 
 def default_reference(backbones: Sequence[Backbone]) -> str:
@@ -212,46 +222,58 @@ def grid_problems(comparison: Comparison) -> Iterator[UserError]:
         yield UserError("--rate-share", problem, "Use one of --shares.")
     cells = [*comparison.rate_cells(), *comparison.scored_cells()]
     folders = collections.Counter(cell.folder.casefold() for cell in cells)
-    same = [cell.folder for cell in cells if folders[cell.folder.casefold()] > 1]
+    same = next((cell.folder for cell in cells if folders[cell.folder.casefold()] > 1), None)
     if same:
-        problem = f"Two cells have the same folder, {same[0]}."
+        problem = f"Two cells have the same folder, {same}."
         yield UserError("--backbones, --shares", problem, "Use other labels, and shares that differ in six digits.")
     if comparison.probe is None:
         yield from _schedule_problems(comparison)
 
 
 def _schedule_problems(comparison: Comparison) -> Iterator[UserError]:
-    for config in _config_of_each_share(comparison).values():
-        yield from config.finetune_problems()
+    share = min(comparison.shares, key=comparison.steps_of)
+    for error in _config_of_share(comparison, share).finetune_problems():
+        problem = f"At share {share:g}, with {comparison.steps_of(share):,} steps: {error.problem}"
+        yield UserError(error.field, problem, error.fix)
 
 
-def _config_of_each_share(comparison: Comparison) -> dict[float, Config]:
-    label, rate = comparison.backbones[0].label, comparison.rates[0]
-    return {share: cell_config(comparison, Cell(label, share, 0), rate) for share in comparison.shares}
+def _config_of_share(comparison: Comparison, share: float) -> Config:
+    return cell_config(comparison, Cell(comparison.backbones[0].label, share, 0), comparison.rates[0])
 
 
-def schedule_warnings(comparison: Comparison, images: int) -> Iterator[str]:
-    """Yields a warning for each part of the schedule that the cells of a share never reach.
+def schedule_warnings(comparison: Comparison) -> Iterator[str]:
+    """Yields a warning for each part of the schedule that the cells of a share never reach."""
+    planned = len(comparison.config.optimizer.milestones)
+    for share in comparison.shares:
+        config, steps = _config_of_share(comparison, share), comparison.steps_of(share)
+        reached = len(config.optimizer.milestone_steps)
+        if planned and reached < planned and comparison.config.optimizer.schedule == "milestones":
+            yield (
+                f"share {share:g}: the learning rate falls at {reached} of {planned} milestones in {steps:,} steps. "
+                "Better: more --steps, or earlier milestones"
+            )
+        else:
+            yield from (f"share {share:g}: {text}" for text in config.schedule_warnings(comparison.images_of(share)))
 
-    Args:
-        comparison: a comparison of detectors.
-        images: number of images of train.
+
+def check_learnable(comparison: Comparison, train: Split, results: FileResults) -> None:
+    """Raises UserError if a detector can learn nothing from train, from a share of it in some seed, or with rates
+    to choose from, from the part that is not held out.
     """
-    for share, config in _config_of_each_share(comparison).items():
-        for warning in config.schedule_warnings(max(1, round(share * images))):
-            yield f"share {share:g}: {warning}"
-
-
-def check_targets(comparison: Comparison, train: Split) -> None:
-    """Raises UserError if, in some seed, a share has nothing that a detector can learn."""
-    for share, config in _config_of_each_share(comparison).items():
-        for seed in range(comparison.seeds):
+    config = _config_of_share(comparison, comparison.shares[-1])
+    inspect_targets(train, config)
+    for share in comparison.shares:
+        for seed in range(comparison.seeds) if comparison.images_of(share) < len(train) else ():
             drawn = train.select(draw_positions(len(train), share, seed))
             try:
-                inspect_targets(drawn, config)
+                check_targets(drawn, config)
             except UserError as error:
                 problem = f"Share {share:g} with seed {seed} has {len(drawn)} images. {error.problem}"
-                raise UserError("--shares", problem, f"{error.fix} Or use a larger share.") from None
+                raise UserError("--shares", problem, "Use a larger share.") from None
+    for cell in comparison.rate_cells()[:1]:
+        held_out = cell_config(comparison, cell, cell.rate)
+        drawn, _, _ = read_splits(held_out, comparison.data, DETECTORS[config.detector.kind].facts["task"], results)
+        check_targets(drawn, held_out)
 
 
 def lost_classes(comparison: Comparison, train: Split) -> Iterator[str]:

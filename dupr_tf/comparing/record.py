@@ -125,7 +125,7 @@ def extend(saved: Comparison, new: Comparison) -> Comparison:
             problem = f"{backbone.label} has the weights {', '.join(before)} in this comparison."
             problems.append(UserError("--backbones", problem, "Use the same, or give the new ones another label."))
         elif len(before) == 1 < len(backbone.weights) and saved.seeds > 1:
-            problem = f"All {saved.seeds} seeds of {backbone.label} have started from {before[0]}."
+            problem = f"All {saved.seeds} seeds of {backbone.label} start from {before[0]}."
             problems.append(UserError("--backbones", problem, "Give the group another label."))
         backbones[backbone.label] = backbone
     raise_all(problems)
@@ -147,6 +147,9 @@ def _changes(saved: Comparison, new: Comparison) -> list[UserError]:
     if saved.probe != new.probe:
         problem = f"The comparison in this folder is of {saved.probe or 'detectors'}."
         return [UserError("--output", problem, "Choose another folder.")]
+    if saved.probe is None and not saved.contents:
+        problem = "An earlier version began this comparison, and drew the new layers of its detectors differently."
+        return [UserError("--output", problem, "Choose another folder. `dupr-tf report` still shows this one.")]
     problems = differences(saved.config, new.config, "comparison")
     for split in ("train", "val"):
         if saved.labels[split] != new.labels[split]:

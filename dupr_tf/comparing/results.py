@@ -12,12 +12,13 @@ import numpy as np
 from dupr_tf.comparing.grid import Cell
 from dupr_tf.comparing.overlaps import overlap_sentences
 from dupr_tf.comparing.record import Comparison
-from dupr_tf.comparing.statistics import Estimate, LabelsNeeded, estimate, labels_needed, seeds_needed
+from dupr_tf.comparing.statistics import MOST_SEEDS, Estimate, LabelsNeeded, estimate, labels_needed, seeds_needed
 from dupr_tf.config.probes import PROBE_METRICS
 from dupr_tf.records import mapping, read_record
 
 METRICS_FILE = "metrics.json"  # of a cell; a cell with this file is finished
 METRICS = ("mIoU", "AP", *PROBE_METRICS.values())  # the score of a cell is the first that it has
+DIVERGED = "diverged"  # in the metrics of a cell that tried a learning rate: its loss was not finite
 REMOVE = "Remove the folder of this cell, and run the same command again."
 
 
@@ -27,9 +28,9 @@ def is_finished(folder: Path) -> bool:
 
 
 def read_scores(folder: Path) -> dict[str, float]:
-    """Returns the scores of a finished cell, and the seconds of its training.
+    """Returns the scores of a finished cell, the seconds of its training, and `DIVERGED`: 1 if its loss was not finite.
 
-    They are AP and AP50, those of masks for a detector that has masks, or mIoU, or the score of a probe.
+    Scores are AP and AP50, those of masks for a detector that has masks, or mIoU, or the score of a probe.
 
     Raises:
         UserError: its metrics are damaged.
@@ -43,6 +44,7 @@ def _parse_scores(value) -> dict[str, float]:
     names = [name for name in (*METRICS, "AP50") if scored.get(name) is not None]
     times = ("training_seconds", "images_per_second")
     numbers = {**{name: scored[name] for name in names}, **{name: value[name] for name in times if name in value}}
+    numbers |= {DIVERGED: 1} if DIVERGED in value else {}
     if not names or any(type(x) not in (int, float) or not math.isfinite(x) for x in numbers.values()):
         raise ValueError(f"it lacks a score, one of {', '.join(METRICS)}")
     return {name: float(number) for name, number in numbers.items()}
@@ -54,7 +56,7 @@ class Rates:
 
     Args:
         scores: {rate: score} of the finished cells.
-        chosen: rate with the highest score. None before all are finished.
+        chosen: rate with the highest score. None before all are finished, and if the loss was not finite with any.
     """
 
     scores: dict[float, float]
@@ -65,15 +67,18 @@ def choose_rates(folder: Path, comparison: Comparison) -> dict[str, Rates]:
     """Returns the rates tried with each backbone; the chosen one has the highest score, the smaller one of equals."""
     if len(comparison.rates) < 2:
         return {one.label: Rates({}, next(iter(comparison.rates), None)) for one in comparison.backbones}
-    scores: dict[str, dict[float, float]] = {one.label: {} for one in comparison.backbones}
+    read: dict[str, dict[float, dict]] = {one.label: {} for one in comparison.backbones}
     for cell in comparison.rate_cells():
         if is_finished(folder / cell.folder):
-            scores[cell.backbone][cell.rate] = _score(read_scores(folder / cell.folder))
-    complete = len(comparison.rates)
-    return {
-        label: Rates(of_rate, min(of_rate, key=lambda r: (-of_rate[r], r)) if len(of_rate) == complete else None)
-        for label, of_rate in scores.items()
-    }
+            read[cell.backbone][cell.rate] = read_scores(folder / cell.folder)
+    rates = {}
+    for label, of_rate in read.items():
+        scores = {rate: _score(found) for rate, found in of_rate.items()}
+        usable = [rate for rate, found in of_rate.items() if DIVERGED not in found]
+        complete = len(of_rate) == len(comparison.rates)
+        best = min(usable, key=lambda rate: (-scores[rate], rate)) if usable and complete else None
+        rates[label] = Rates(scores, best)
+    return rates
 
 
 def _score(scores: dict[str, float]) -> float:
@@ -202,7 +207,7 @@ def _verdict(row: Row, comparison: Comparison) -> str:
         return f"{change}: {'better' if difference.mean > 0 else 'worse'}. {_saved(row, reference)}".rstrip()
     seeds = difference.runs
     if row.seeds_needed is None:
-        return f"{change}: undecided, and more seeds would hardly change that."
+        return f"{change}: undecided, and {MOST_SEEDS} seeds would not change that."
     more = row.seeds_needed - seeds
     return f"{change}: undecided after {seeds} seeds. About {more} more would decide it, if the spread stays."
 

@@ -75,6 +75,22 @@ def inspect_targets(images: AnnotatedImages | SegmentedImages, config: Config) -
     """
     if isinstance(images, SegmentedImages):
         return _inspect_classes(images)
+    counts = _count_lost(images, config)
+    if counts.lost_share > MUCH:
+        log.warning("%s", UserError(*lost_boxes(images, config, counts)))
+    return "targets: " + counts.summary() + _background(images)
+
+
+def check_targets(images: AnnotatedImages | SegmentedImages, config: Config) -> None:
+    """Raises the errors of `inspect_targets`, and logs nothing."""
+    if isinstance(images, SegmentedImages):
+        _inspect_classes(images)
+    else:
+        _count_lost(images, config)
+
+
+def _count_lost(images: AnnotatedImages, config: Config) -> BoxCounts:
+    """Counts the boxes of the first batches. Raises UserError if none of them trains anything."""
     if not images.with_boxes():
         odd = "; ".join(f"{count} {what}" for what, count in images.counts.items() if count)
         problem = f"None of the {len(images)} training images has a box to train on{odd and f' ({odd})'}."
@@ -82,9 +98,7 @@ def inspect_targets(images: AnnotatedImages | SegmentedImages, config: Config) -
     counts = count_boxes(images, config)
     if counts.lost_share == 1:
         raise UserError(*lost_boxes(images, config, counts))
-    if counts.lost_share > MUCH:
-        log.warning("%s", UserError(*lost_boxes(images, config, counts)))
-    return "targets: " + counts.summary() + _background(images)
+    return counts
 
 
 def count_boxes(

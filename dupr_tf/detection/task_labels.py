@@ -77,7 +77,7 @@ def read_splits(config: Config, data: str | Path, task: str, results: FileResult
         val = _read_val(data, section, task, train.class_names)
     train, val = divide_train(train, val, section, results)
     val = _check_evaluated(data, val, "val", section, task, results)
-    train = leave_out_unusable(train, "train", section, results)  # of all, so that a share does not depend on them
+    train = leave_out_unusable(train, "train", section, results)  # first: they would change the share
     if section.share < 1:
         train, _ = take_share(train, section.share, section.share_seed)
     warn_of_overlap(train, val)

@@ -41,6 +41,8 @@ from dupr_tf.training.run import record, run_id, starting_weights
 from dupr_tf.training.schedule import Schedule, next_schedule, write_schedule
 from dupr_tf.training.signals import noted_signals
 
+NEW_LAYERS = 2**31  # added to train.seed, which is below it
+
 
 def train_detector(
     config: Config, weights, checked: Checked, output: Path, console: Console, after_change: str | None = None
@@ -66,7 +68,8 @@ def train_detector(
         console.print(visible(f"{output} has ended before; its metrics are in {METRICS_FILE}"))
         return read_record(output / METRICS_FILE, _printable, "Remove it to evaluate the detector again.")
     images = LABELS[task].learnable(train)
-    keras.utils.set_random_seed(config.train.seed)  # new layers do not depend on where the backbone comes from
+    # New layers do not depend on where the backbone comes from, and do not repeat the draws of a random one.
+    keras.utils.set_random_seed(config.train.seed + NEW_LAYERS)
     with scope(strategy):
         detector = build_detector(backbone, train.class_names, config)
         if earlier is not None:

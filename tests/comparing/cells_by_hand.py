@@ -14,6 +14,7 @@ def comparison(**changes) -> Comparison:
         "config": parse_config(CONFIG),
         "data": "/data",
         "labels": {"train": "a" * 64, "val": "b" * 64},
+        "contents": {"train": "e" * 64, "val": "f" * 64},
         "counts": {"train": 400, "val": 50},
         "backbones": (Backbone("random", ("random",)), Backbone("dupr", ("/runs/dupr",))),
         "shares": (0.25, 1.0),

@@ -12,6 +12,7 @@ import pytest
 
 from dupr_tf.comparing import cell as cells
 from dupr_tf.comparing import runner
+from dupr_tf.comparing.compare import _scored_tasks
 from dupr_tf.comparing.grid import Cell, Task
 from dupr_tf.comparing.record import read_comparison, write_comparison
 from dupr_tf.comparing.results import choose_rates
@@ -145,6 +146,8 @@ def test_milestones_are_at_the_same_part_of_the_steps_of_every_share():
         drawn = cells.cell_config(made, Cell("random", share, 0), 0.1)
         assert drawn.optimizer.milestone_steps == (steps // 2, steps * 3 // 4) and not drawn.finetune_problems()
         assert parse_config(drawn.model_dump(mode="json")) == drawn
+    config = parse_config({**LIGHT, "optimizer": {**optimizer, "schedule": "cosine"}})
+    assert not cells.cell_config(comparison(config=config), Cell("random", 1.0, 0), 0.1).finetune_problems()
 
 
 def test_rate_that_diverges_is_the_worst_and_a_cell_that_diverges_fails(tmp_path, monkeypatch):
@@ -161,6 +164,10 @@ def test_rate_that_diverges_is_the_worst_and_a_cell_that_diverges_fails(tmp_path
         else:
             finish(tmp_path, cell, 0.001)
     assert {one.chosen for one in choose_rates(tmp_path, made).values()} == {0.1}
+    (tmp_path / made.rate_cells()[0].folder / "metrics.json").write_text('{"AP": 0, "diverged": "nan"}')
+    assert choose_rates(tmp_path, made)["random"].chosen is None
+    with pytest.raises(RunFailed, match="random is not finite"):
+        _scored_tasks(tmp_path, made)
     with pytest.raises(Diverged):
         cells.run_cell(tmp_path, Cell("random", 1.0, 0), 10.0)
 

@@ -1,6 +1,6 @@
 """Tests the checks of a comparison that need no training, on tiny data sets."""
 
-import dataclasses
+import json
 
 import pytest
 from PIL import Image, ImageOps
@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 from dupr_tf.comparing import plan
 from dupr_tf.comparing.cell import cell_config
 from dupr_tf.comparing.compare import plan_comparison
-from dupr_tf.comparing.grid import Backbone
+from dupr_tf.comparing.grid import Backbone, Cell
 from dupr_tf.comparing.plan import (
     Settings,
     filled_in,
@@ -48,6 +48,7 @@ def data(tmp_path_factory):
         ({"steps": (0,)}, "--steps"),
         ({"rates": (0.1, 0.1)}, "--learning-rates"),
         ({"rates": (-0.1,)}, "--learning-rates"),
+        ({"rates": (0.001, 0.0010000001)}, "--learning-rates"),  # their folders have the same name
         ({"backbones": (*TWO, Backbone("gone", ("/no/such/run",)))}, "--backbones"),
         ({"backbones": (*TWO, Backbone("other", ("imagenet/resnet34",)))}, "--backbones"),
         ({"backbones": (*TWO, Backbone("malformed", ("hf:a",)))}, "--backbones"),
@@ -81,7 +82,7 @@ def test_fields_that_cells_set_are_refused(section, name, value):
     ],
 )  # fmt: skip
 def test_cells_that_could_not_run_are_refused(changes, field):
-    assert {error.field for error in grid_problems(comparison(**changes))} == {field}
+    assert [error.field for error in grid_problems(comparison(**changes))] == [field]
     assert not list(grid_problems(comparison(backbones=(TWO[0], Backbone("three", ("/a", "/b", "/c"))))))
 
 
@@ -122,8 +123,6 @@ def test_changed_photos_are_refused(tmp_path):
     file = root / "images/train_004.png"
     ImageOps.invert(Image.open(file).convert("RGB")).save(file)
     assert refusal(plan_comparison, config, root, output, settings).field == "--data"
-    write_comparison(output, dataclasses.replace(made, contents={}))  # as an earlier version wrote it
-    assert plan_comparison(config, root, output, settings).comparison.contents
 
 
 def test_fields_that_may_change_are_those_of_the_later_call(data, tmp_path):
@@ -134,10 +133,39 @@ def test_fields_that_may_change_are_those_of_the_later_call(data, tmp_path):
     assert plan_comparison(config, data, tmp_path, Settings()).comparison.config.data.threads == 1
 
 
-def test_warm_up_longer_than_the_cells_of_a_share_is_named():
-    config = parse_config({**CONFIG, "optimizer": {"learning_rate": 0.001, "warmup_steps": 80}})
-    (warning,) = schedule_warnings(comparison(config=config, steps=(50, 100)), 400)
+def test_schedule_that_a_share_does_not_reach_is_named():
+    optimizer = {"learning_rate": 0.001, "warmup_steps": 80}
+    (warning,) = schedule_warnings(comparison(config=parse_config({**CONFIG, "optimizer": optimizer}), steps=(50, 100)))
     assert warning.startswith("share 0.25: optimizer.warmup_steps")
+    optimizer = {"learning_rate": 0.001, "schedule": "milestones", "milestones": [6.0, 6.1]}
+    config = parse_config({**CONFIG, "optimizer": optimizer, "train": {"epochs": 10}})
+    (warning,) = schedule_warnings(comparison(config=config, steps=(5, 100)))
+    assert warning.startswith("share 0.25: the learning rate falls at 1 of 2 milestones in 5 steps")
+
+
+def test_milestones_are_those_of_the_images_with_boxes(tmp_path):
+    scenes = pictures(12)
+    for picture in scenes[:6]:
+        picture.things.clear()
+    root = write_coco(tmp_path / "set", {"train": scenes, "val": pictures(3, seed=1)})
+    optimizer = {"learning_rate": 0.001, "schedule": "milestones", "milestones": [6]}
+    config = parse_config({**CONFIG, "optimizer": optimizer, "train": {"batch_size": 2, "epochs": 99, "max_steps": 24}})
+    made = plan_comparison(config, root, tmp_path / "out", Settings(TWO, (1.0,), 1)).comparison
+    assert cell_config(made, Cell("random", 1.0, 0), 0.001).optimizer.milestone_steps == (18,)  # 3 steps an epoch
+
+
+def test_learning_rates_need_boxes_beside_those_that_are_held_out(tmp_path):
+    root = write_coco(tmp_path / "set", {"train": pictures(6), "val": pictures(3, seed=1)})
+    settings = Settings(TWO, (1.0,), 1, rates=(0.1, 0.2))
+    made = plan_comparison(parse_config(CONFIG), root, tmp_path / "out", settings).comparison
+    _, held_out, _ = read_splits(cell_config(made, made.rate_cells()[0], 0.1), root, "boxes")
+    file = root / "annotations/instances_train.json"
+    content = json.loads(file.read_text())
+    content["annotations"] = [one for one in content["annotations"] if str(one["image_id"]) in held_out.ids]
+    file.write_text(json.dumps(content))
+    assert plan_comparison(parse_config(CONFIG), root, tmp_path / "out", settings._replace(rates=()))
+    error = refusal(plan_comparison, parse_config(CONFIG), root, tmp_path / "out", settings)
+    assert "None of the 5 training images has a box" in error.problem
 
 
 def test_detector_and_unfinished_run_are_no_backbones(tmp_path):

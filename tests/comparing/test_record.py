@@ -11,6 +11,7 @@ from dupr_tf.config import parse_config
 from dupr_tf.errors import UserError
 from dupr_tf.training.pool import Overlap
 from tests.comparing.cells_by_hand import CONFIG, comparison
+from tests.refusals import refusal
 
 
 def test_record_is_read_back_as_written(tmp_path):
@@ -67,12 +68,19 @@ def test_runs_can_be_added_to_a_group():
     assert extend(one, more).backbone("a").weights == ("/0", "/1", "/2")
 
 
+def test_comparison_of_an_earlier_version_is_not_continued():
+    assert refusal(extend, comparison(contents={}), comparison()).field == "--output"
+    probe = {"probe": "svm", "level": "P5", "rates": ()}
+    assert extend(comparison(contents={}, **probe), comparison(**probe)).contents
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
         ({"config": parse_config({**CONFIG, "train": {"batch_size": 4}})}, "train.batch_size"),
         ({"labels": {"train": "c" * 64, "val": "b" * 64}}, "--data"),
         ({"labels": {"train": "a" * 64, "val": "c" * 64}}, "--data"),
+        ({"contents": {"train": "e" * 64, "val": "a" * 64}}, "--data"),
         ({"steps": (100, 200)}, "--steps"),
         ({"rates": (0.001, 0.002)}, "--learning-rates"),
         ({"rate_share": 1.0}, "--rate-share"),
