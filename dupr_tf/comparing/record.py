@@ -112,7 +112,7 @@ def extend(saved: Comparison, new: Comparison) -> Comparison:
     Raises:
         UserError: the calls cannot share a folder; a UserErrors for several reasons.
     """
-    problems = [UserError(one.field, one.problem, OTHER) for one in _changes(saved, new)]
+    problems = _changes(saved, new)
     steps = dict(zip(saved.shares, saved.steps, strict=True))
     for share, count in zip(new.shares, new.steps, strict=True):
         if steps.setdefault(share, count) != count:
@@ -150,7 +150,8 @@ def _changes(saved: Comparison, new: Comparison) -> list[UserError]:
     if saved.probe is None and not saved.contents:
         problem = "An earlier version began this comparison, and drew the new layers of its detectors differently."
         return [UserError("--output", problem, "Choose another folder. `dupr-tf report` still shows this one.")]
-    problems = differences(saved.config, new.config, "comparison")
+    changed = differences(saved.config, new.config, "comparison")
+    problems = [UserError(one.field, one.problem, OTHER) for one in changed]
     for split in ("train", "val"):
         if saved.labels[split] != new.labels[split]:
             problem = f"The images or labels of {split} are others than in this comparison."

@@ -69,7 +69,8 @@ def test_runs_can_be_added_to_a_group():
 
 
 def test_comparison_of_an_earlier_version_is_not_continued():
-    assert refusal(extend, comparison(contents={}), comparison()).field == "--output"
+    error = refusal(extend, comparison(contents={}), comparison())
+    assert error.field == "--output" and "report" in error.fix
     probe = {"probe": "svm", "level": "P5", "rates": ()}
     assert extend(comparison(contents={}, **probe), comparison(**probe)).contents
 
