@@ -54,7 +54,7 @@ def filled_in(settings: Settings, saved: Comparison | None) -> Settings:
     kept = [steps.get(share, same) for share in shares]
     if None in kept and not settings.steps:
         new = shares[kept.index(None)]
-        problem = f"The shares of this comparison have different steps, so share {new:g} needs a number of its own."
+        problem = f"The shares of this comparison have different steps, so share {new:g} needs a number too."
         raise UserError("--steps", problem, "Pass a number for each of --shares.")
     return Settings(
         settings.backbones or saved.backbones,

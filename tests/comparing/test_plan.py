@@ -86,7 +86,7 @@ def test_cells_that_could_not_run_are_refused(changes, field):
     assert not list(grid_problems(comparison(backbones=(TWO[0], Backbone("three", ("/a", "/b", "/c"))))))
 
 
-def test_group_with_too_few_runs_for_earlier_seeds_is_refused(data, tmp_path):
+def test_group_with_too_few_runs_is_refused(data, tmp_path):
     config = parse_config(CONFIG)
     write_comparison(tmp_path, plan_comparison(config, data, tmp_path, Settings(TWO, (1.0,), 4)).comparison)
     group = Settings((Backbone("pair", ("random", "random")),), seeds=2)
@@ -154,7 +154,7 @@ def test_milestones_are_those_of_the_images_with_boxes(tmp_path):
     assert cell_config(made, Cell("random", 1.0, 0), 0.001).optimizer.milestone_steps == (18,)  # 3 steps an epoch
 
 
-def test_learning_rates_need_boxes_beside_those_that_are_held_out(tmp_path):
+def test_learning_rates_need_boxes_that_are_not_held_out(tmp_path):
     root = write_coco(tmp_path / "set", {"train": pictures(6), "val": pictures(3, seed=1)})
     settings = Settings(TWO, (1.0,), 1, rates=(0.1, 0.2))
     made = plan_comparison(parse_config(CONFIG), root, tmp_path / "out", settings).comparison
@@ -275,7 +275,7 @@ def test_old_config_without_held_out_images_is_read():
         parse_config({"data": {"held_out": True}})
 
 
-def test_all_cells_are_scored_on_the_val_that_is_drawn_from_train(tmp_path):
+def test_all_cells_are_scored_on_the_same_drawn_val(tmp_path):
     root = write_coco(tmp_path / "set", {"train": pictures(12)})
     config = parse_config({**CONFIG, "data": {"val_share": 0.25}})
     planned = plan_comparison(config, root, tmp_path / "out", Settings(TWO, (0.5, 1.0), 3, rates=(1e-3, 2e-3)))

@@ -89,7 +89,7 @@ def test_finetune_writes_the_promised_files(run, weights):
     assert metrics["images_per_second"] > 0
 
 
-def test_new_layers_do_not_depend_on_where_the_backbone_comes_from(data, weights, tmp_path, monkeypatch):
+def test_new_layers_depend_on_the_seed_alone(data, weights, tmp_path, monkeypatch):
     started = []
 
     def reached(detector, *_):
