@@ -48,10 +48,7 @@ def cell_config(comparison: Comparison, cell: Cell, rate: float) -> Config:
 
 
 def _milestones(config: Config, steps: int) -> dict[str, tuple[int, ...]]:
-    """Returns the milestones of the config at the same parts of a number of steps; epochs of a share are shorter.
-
-    A comparison's milestones are such that `train.epochs` is the end.
-    """
+    """Returns the milestones in steps: an epoch of the config becomes its part of `train.epochs` times the steps."""
     optimizer = config.optimizer
     if optimizer.schedule != "milestones" or not optimizer.milestones:
         return {}

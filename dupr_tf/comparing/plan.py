@@ -257,9 +257,7 @@ def schedule_warnings(comparison: Comparison) -> Iterator[str]:
 
 
 def check_learnable(comparison: Comparison, train: Split, results: FileResults) -> None:
-    """Raises UserError if a detector can learn nothing from train, from a share of it in some seed, or with rates
-    to choose from, from the part that is not held out.
-    """
+    """Raises UserError if the images that some cell trains on have nothing to learn."""
     config = _config_of_share(comparison, comparison.shares[-1])
     inspect_targets(train, config)
     for share in comparison.shares:

@@ -90,7 +90,8 @@ def test_finetune_writes_the_promised_files(run, weights):
 
 
 def test_new_layers_depend_on_the_seed_alone(data, weights, tmp_path, monkeypatch):
-    started = []
+    started, seeds, set_seed = [], [], keras.utils.set_random_seed
+    monkeypatch.setattr(keras.utils, "set_random_seed", lambda seed: seeds.append(seed) or set_seed(seed))
 
     def reached(detector, *_):
         backbone = {id(variable) for variable in detector.backbone.variables}
@@ -101,6 +102,7 @@ def test_new_layers_depend_on_the_seed_alone(data, weights, tmp_path, monkeypatc
     for number, start in enumerate((weights, "random")):
         with pytest.raises(StopIteration):
             finetune(config(), start, data, tmp_path / str(number), console=QUIET)
+    assert seeds[:2] == seeds[2:] and seeds[0] != seeds[1]  # new layers do not repeat the draws of a random backbone
     assert len(started[0]) > 10
     for one, other in zip(*started, strict=True):
         np.testing.assert_array_equal(one, other)

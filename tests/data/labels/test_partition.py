@@ -76,6 +76,8 @@ def test_held_out_images_are_drawn_from_what_val_leaves(coco):
     train, held_out = divide_train(read, None, config(val_share=0.3, held_out=0.25, share_seed=1, val_seed=0).data)
     assert sorted(train.ids + held_out.ids, key=int) == list(rest.ids) and not set(held_out.ids) & set(val.ids)
     assert divide_train(rest, val, config().data) == (rest, val)
+    drawn = [divide_train(read, None, config(held_out=0.25, share_seed=seed).data)[1].ids for seed in range(5)]
+    assert len(set(drawn)) > 1
 
 
 def test_small_share_still_gives_one_image(coco):
