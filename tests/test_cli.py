@@ -294,6 +294,32 @@ def test_overrides_are_separated_from_the_command_line():
     assert overrides == {"x.y": "1", "p.q": "[1, 2]"}
 
 
+@pytest.mark.parametrize("words, expected", [
+    (["--model.patch_weights", "0", "1", "0.5", "1"], (0, 1, 0.5, 1)),
+    (["--model.patch_weights", "0,1,0.5,1"], (0, 1, 0.5, 1)),
+    (["--model.patch_weights", "[0, 1, 0.5, 1]", SMALL], (0, 1, 0.5, 1)),
+    (["--model.patch_weights=[0, 1, 0.5, 1]", SMALL], (0, 1, 0.5, 1)),
+    (["--optimizer.milestones", "8"], (8,)),
+    (["--data.class_names", "traffic light", "car"], ("traffic light", "car")),
+    (["--data.class_names", "null", SMALL], None),
+], ids=lambda value: None if isinstance(value, tuple) else " ".join(value or ["none"]))  # fmt: skip
+def test_a_field_with_a_list_takes_several_words(words, expected):
+    name = words[0].removeprefix("--").partition("=")[0]
+    before = [] if SMALL in words else [SMALL]
+    command, overrides = parse(["pretrain", *before, *words, "--output", "run"])
+    assert command.config == Path(SMALL) and command.output == Path("run") and list(overrides) == [name]
+    section, field = name.split(".")
+    assert getattr(getattr(load_config(SMALL, overrides), section), field) == expected
+
+
+def test_a_wrong_list_shows_how_to_write_one():
+    with pytest.raises(UserError, match=r"optimizer.milestones: Expected a list, such as \[1, 2\], received 8"):
+        load_config(SMALL, {"optimizer.milestones": "8"})
+    _, overrides = split_overrides(["--model.roi_sizes", "16", "8", "4"])
+    with pytest.raises(UserError, match=r"model.roi_sizes: Expected at least 4 values, received \[16, 8, 4\]"):
+        load_config(SMALL, overrides)
+
+
 @pytest.mark.parametrize("command", [
     ["pretrain", SMALL, "--data", "."],  # the folder has no image
     ["pretrain", SMALL, "--data", ".", "--train.epochs", "0", "--model.backbone", "vgg"],

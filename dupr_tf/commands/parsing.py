@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import textwrap
 import typing
 from typing import Annotated
@@ -13,7 +14,7 @@ import tyro
 from dupr_tf.commands import COMMANDS, CONFIGURED, GROUPS
 from dupr_tf.commands.checks import expand_paths
 from dupr_tf.commands.probe import FLAGS
-from dupr_tf.config import field_rows
+from dupr_tf.config import field_rows, list_fields
 from dupr_tf.config.suggestions import nearest
 from dupr_tf.errors import UserError, raise_all
 
@@ -58,10 +59,12 @@ def parse(arguments: list[str]):
 def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     """Takes `--section.field value` and `--section.field=value` out of a command line.
 
+    A field that takes a list is followed by all of its values (`--model.roi_sizes 16 8 4 2`), or by one list of YAML.
+
     Returns:
         The other arguments, and {dotted field: text of its value}.
     """
-    rest, overrides, i = [], {}, 0
+    rest, overrides, lists, i = [], {}, list_fields(), 0
     while i < len(arguments):
         word = arguments[i]
         i += 1
@@ -72,8 +75,10 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
         if not equals:
             if i == len(arguments):
                 raise UserError(word, "A value is missing after it.", f"Write {word} VALUE.")
-            value = arguments[i]
-            i += 1
+            words = list(itertools.takewhile(lambda word: not word.startswith("--"), arguments[i + 1 :]))
+            several = name in lists and not arguments[i].startswith(("[", "null", "~"))
+            value = f"[{', '.join([arguments[i], *words])}]" if several else arguments[i]
+            i += 1 + len(words) * several
         overrides[name] = value
     return rest, overrides
 

@@ -8,7 +8,7 @@ from dupr_tf.config.backbones import BACKBONES
 from dupr_tf.config.detector import DetectorConfig
 from dupr_tf.config.experiment import Config
 from dupr_tf.config.probing import PROBED_LEVELS, LinearConfig, ProbingConfig
-from dupr_tf.config.reading import dump_config, field_rows, load_config, parse_config
+from dupr_tf.config.reading import dump_config, field_rows, list_fields, load_config, parse_config
 from dupr_tf.config.sections import (
     DataConfig,
     ModelConfig,
@@ -35,6 +35,7 @@ __all__ = [
     "ViewsConfig",
     "dump_config",
     "field_rows",
+    "list_fields",
     "load_config",
     "parse_config",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ EXPECTED = {  # pydantic's type of error -> description of the expected value
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "string_type": "text",
-    "tuple_type": "a list",
-    "list_type": "a list",
+    "tuple_type": "a list, such as [1, 2]",
+    "list_type": "a list, such as [1, 2]",
     "too_short": "at least {min_length} values",
     "too_long": "at most {max_length} values",
     "missing": "a value",
@@ -112,6 +113,16 @@ def field_rows() -> list[tuple[str, str, str]]:
             for name, field in schema.model_fields.items()
         ]
     return rows
+
+
+def list_fields() -> set[str]:
+    """Returns the dotted names of the fields that take a list."""
+    return {
+        f"{section}.{name}"
+        for section in Config.model_fields
+        for name, hint in typing.get_type_hints(_schema(section)).items()
+        if tuple in map(typing.get_origin, (hint, *typing.get_args(hint)))
+    }
 
 
 def _schema(section: str) -> type[Section]:
