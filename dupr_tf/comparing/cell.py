@@ -62,6 +62,8 @@ def run_cell(folder: Path, cell: Cell, rate: float | None) -> None:
     For a probe, it scores all cells with the weights of this cell.
     """
     comparison = read_comparison(folder)
+    weights = comparison.backbone(cell.backbone).weights_of(cell.seed)
+    _check_unchanged(comparison, weights)
     if comparison.probe is not None:
         from dupr_tf.comparing.probes import run_probe
 
@@ -69,7 +71,7 @@ def run_cell(folder: Path, cell: Cell, rate: float | None) -> None:
         return run_probe(folder, comparison, next(task.cells for task in tasks if cell in task.cells))
     from dupr_tf.detection.finetune import finetune
 
-    weights, config = comparison.backbone(cell.backbone).weights_of(cell.seed), cell_config(comparison, cell, rate)
+    config = cell_config(comparison, cell, rate)
     try:
         finetune(config, weights, comparison.data, folder / cell.folder)
     except Diverged as error:
@@ -79,6 +81,24 @@ def run_cell(folder: Path, cell: Cell, rate: float | None) -> None:
         write_whole(folder / cell.folder / METRICS_FILE, json.dumps({metric: 0.0, DIVERGED: str(error)}) + "\n")
         logging.warning("%s This rate is not chosen.", error)
     return None
+
+
+def _check_unchanged(comparison: Comparison, weights: str) -> None:
+    """Raises UserError if weights are others than at the start of `compare`, such as those of a run that trains on."""
+    if weights == RANDOM:
+        return
+    from dupr_tf.weights.loading import load_weights_for, weights_digest
+
+    model = comparison.config.model
+    loaded = load_weights_for(model.backbone, model.width, weights, include_normalization=True)
+    if weights_digest(loaded) != comparison.digests[weights]:
+        raise UserError("--backbones", *_changed(weights))
+
+
+def _changed(weights: str) -> tuple[str, str]:
+    """Returns the problem and the fix of weights that changed after a comparison began."""
+    fix = "Restore them, or pass the new ones under another path and label."
+    return f"{weights} holds other weights than when this comparison began.", fix
 
 
 def check_backbones(comparison: Comparison) -> dict[str, str]:
@@ -103,8 +123,7 @@ def check_backbones(comparison: Comparison) -> dict[str, str]:
             path, label = list(every.items())[number]
             digests[path] = digest
             if digest is not None and comparison.digests.get(path, digest) != digest:
-                problem = f"{path} holds other weights than when this comparison began."
-                fix = "Restore them, or pass the new ones under another path and label."
+                problem, fix = _changed(path)
             if problem:
                 problems.append(UserError("--backbones", f"{label}: {problem}", fix))
     raise_all(problems)

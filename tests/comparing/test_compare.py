@@ -1,5 +1,6 @@
 """Tests a comparison from end to end on tiny pictures: pairing, resuming, additions, failures."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,12 +14,13 @@ import pytest
 from dupr_tf.comparing import cell as cells
 from dupr_tf.comparing import runner
 from dupr_tf.comparing.compare import _scored_tasks
-from dupr_tf.comparing.grid import Cell, Task
+from dupr_tf.comparing.grid import Backbone, Cell, Task
 from dupr_tf.comparing.progress import Progress
 from dupr_tf.comparing.record import read_comparison, write_comparison
 from dupr_tf.comparing.results import choose_rates
 from dupr_tf.config import load_config, parse_config
-from dupr_tf.errors import Diverged, RunFailed
+from dupr_tf.errors import Diverged, RunFailed, UserError
+from dupr_tf.models.resnet import build_backbone
 from tests.comparing.cells_by_hand import CONFIG as LIGHT
 from tests.comparing.cells_by_hand import comparison, finish
 from tests.labelled_scenes import pictures, write_coco
@@ -57,7 +59,7 @@ def fake(monkeypatch, tmp_path):
 
 
 SCORE = """
-from dupr_tf.comparing.grid import Cell, Task
+from dupr_tf.comparing.grid import Backbone, Cell, Task
 cell = pathlib.Path(folder) / Cell(backbone, float(share), int(seed)).folder / "metrics.json"
 """
 TWO = [Task((Cell("a", 1.0, 0),), 0.1), Task((Cell("b", 1.0, 0),), 0.1)]
@@ -156,6 +158,7 @@ def test_rate_that_diverges_is_not_chosen(tmp_path, monkeypatch):
         raise Diverged("The loss is nan at step 3.")
 
     monkeypatch.setattr("dupr_tf.detection.finetune.finetune", diverge)
+    monkeypatch.setattr(cells, "_check_unchanged", lambda *_: None)
     made = comparison(rates=(0.1, 10.0))
     write_comparison(tmp_path, made)
     for cell in made.rate_cells():
@@ -301,3 +304,22 @@ def test_weights_that_have_changed_are_refused(tmp_path, monkeypatch):
         lambda words, **_: subprocess.CompletedProcess(words, 0, cells.CHECK + json.dumps([0, "c" * 64, "", ""]), ""),
     )
     assert cells.check_backbones(made) == {"/runs/dupr": "c" * 64}
+
+
+@pytest.mark.parametrize("probe", [None, "svm"])
+def test_weights_that_change_between_cells_are_refused(tmp_path, monkeypatch, probe):
+    file, started = tmp_path / "dupr.keras", []
+    trained = "dupr_tf.detection.finetune.finetune" if probe is None else "dupr_tf.comparing.probes.run_probe"
+    monkeypatch.setattr(trained, lambda *arguments: started.append(arguments))
+    backbones = [build_backbone("resnet18", 0.125) for _ in range(2)]
+    config = parse_config({**LIGHT, "model": {"backbone": "resnet18", "width": 0.125}})
+    kind = {} if probe is None else {"probe": probe, "level": "P5"}
+    made = comparison(config=config, backbones=(Backbone("dupr", (str(file),)),), reference="dupr", **kind)
+    backbones[0].save(file)
+    write_comparison(tmp_path, dataclasses.replace(made, digests=cells.check_backbones(made)))
+    cells.run_cell(tmp_path, made.scored_cells()[0], 0.001)
+    assert len(started) == 1
+    backbones[1].save(file)
+    with pytest.raises(UserError, match="other weights than when this comparison began"):
+        cells.run_cell(tmp_path, made.scored_cells()[1], 0.001)
+    assert len(started) == 1
