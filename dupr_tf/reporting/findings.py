@@ -9,7 +9,7 @@ import statistics
 from dupr_tf.reporting.folders import FINETUNING, PRETRAINING, RunFolder
 from dupr_tf.reporting.metrics import number
 from dupr_tf.text import count_text
-from dupr_tf.training.collapse import WINDOW, patience, peak_of_fallen, signs_of_collapse
+from dupr_tf.training.collapse import WINDOW, patience, peak_of_fallen, signs_of_collapse, watched_for_decline
 
 SLOW = 1.25  # multiple of the median time per image: a stretch of lines counts as slow
 LOW_OVERLAP = 0.9  # share of pairs whose views overlap, below which it is reported
@@ -167,7 +167,7 @@ def _fallen(run: RunFolder) -> list[str]:
             windows.append((row["step"], _means(rows)))
             rows, start = [], row["step"]
     texts = []
-    for name, keys in run.config.model.bank_sizes.items():
+    for name, keys in watched_for_decline(run.config).items():
         points = [(step, means[f"accuracy/{name}"]) for step, means in windows if f"accuracy/{name}" in means]
         peak = peak_of_fallen([accuracy for _, accuracy in points], keys)
         if peak is not None:

@@ -58,6 +58,14 @@ def peak_of_fallen(accuracies: Sequence[float], keys: int) -> int | None:
     return peak
 
 
+def watched_for_decline(config: Config) -> dict[str, int]:
+    """Returns {term: K} of the terms whose accuracy should not fall; none with a momentum that rises to 1.
+
+    Its keys grow older and older, and the accuracy falls in healthy runs too.
+    """
+    return {} if config.model.momentum_schedule == "cosine" else config.model.bank_sizes
+
+
 def patience(config: Config, most_keys: float = math.inf) -> int:
     """Returns the steps after which a healthy run no longer guesses.
 

@@ -15,11 +15,12 @@ from dupr_tf.files import write_whole
 from dupr_tf.records import MISTAKES, listing, whole
 from dupr_tf.text import one_line
 from dupr_tf.training.callbacks import StepCallback
-from dupr_tf.training.collapse import WINDOW, patience, peak_of_fallen, signs_of_collapse
+from dupr_tf.training.collapse import WINDOW, patience, peak_of_fallen, signs_of_collapse, watched_for_decline
 
 log = logging.getLogger(__name__)
 DIVERGED_FILE = "diverged.json"
 DECLINE = "decline"  # name of the state of `WarnOfDecline` in a checkpoint
+USUAL_MOMENTUM = 0.99  # at least
 DIGITS = 5  # of a mean accuracy
 
 
@@ -96,7 +97,8 @@ class WarnOfCollapse(StepCallback):
 class WarnOfDecline(StepCallback):
     """Warns once for each term whose accuracy stays far below its peak for long (`peak_of_fallen`).
 
-    The steps before `patience` do not count. After a resume from a checkpoint without `saved`, only later steps do.
+    A momentum that rises to 1 makes accuracies fall, so that such runs are not watched. The steps before `patience` do
+    not count. After a resume from a checkpoint without `saved`, only later steps do.
 
     Args:
         config: config of the run.
@@ -106,7 +108,7 @@ class WarnOfDecline(StepCallback):
 
     def __init__(self, config: Config, first_step: int = 0, saved: dict | None = None):
         super().__init__(first_step)
-        self.keys, self.momentum = config.model.bank_sizes, config.model.momentum
+        self.keys, self.momentum = watched_for_decline(config), config.model.momentum
         self.first = max(first_step, patience(config))
         self.windows: dict[str, list[float]] = {name: [] for name in self.keys}
         self._sums = dict.fromkeys(self.keys, 0.0)
@@ -141,11 +143,12 @@ class WarnOfDecline(StepCallback):
         if peak is None:
             return
         del self.windows[name]
+        low = f"a --model.momentum of {self.momentum:g}, where {USUAL_MOMENTUM} or more is usual, or "
         log.warning(
-            "the accuracy of %s has fallen from %.1f %% at step %d to %.1f %% at step %d. Likely causes: a "
-            "--model.momentum of %g that is too low for a run of this length (0.99 or more is usual), or a learning "
+            "the accuracy of %s has fallen from %.1f %% at step %d to %.1f %% at step %d. Likely cause: %sa learning "
             "rate too high",
-            name, 100 * means[peak], self.first + WINDOW * (peak + 1), 100 * means[-1], step, self.momentum,
+            name, 100 * means[peak], self.first + WINDOW * (peak + 1), 100 * means[-1], step,
+            low if self.momentum < USUAL_MOMENTUM else "",
         )  # fmt: skip
 
 

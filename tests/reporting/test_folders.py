@@ -87,6 +87,14 @@ def test_collapse_is_judged_as_in_training(tmp_path):
     assert findings_of(read(write_run(tmp_path / "young", young))) == []
 
 
+def test_falling_accuracy_is_reported_unless_the_momentum_rises(tmp_path):
+    falling = [line(step, **{"accuracy/image_P5": 0.4 if step <= 400 else 0.1}) for step in range(20, 1001, 20)]
+    (finding,) = findings_of(read(write_run(tmp_path / "falling", falling)))
+    assert "The accuracy of image_P5 fell from 40.0% at step 140 to 10.0% at step 980" in finding.text
+    rising = {**CONFIG, "model": {**CONFIG["model"], "momentum_schedule": "cosine"}}
+    assert findings_of(read(write_run(tmp_path / "rising", falling, rising))) == []
+
+
 @pytest.mark.parametrize("name, content", [
     ("images.json", "[]"), ("images.json", '{"count": "many"}'), ("images.json", '{"count": 1e300}'),
     ("images.json", '{"count": -3}'), ("environment.json", "{}"), ("environment.json", "[1, {\"commit\": [1]}]"),

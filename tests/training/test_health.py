@@ -68,10 +68,14 @@ def test_equal_keys_are_warned_of(caplog):
     assert "all keys of image_P5 are the same: std 0.0010 of 1" in told
 
 
-def declines_of(accuracy_of_step, steps, caplog, first_step=0):
+def with_model(**fields):
+    return CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update=fields)})
+
+
+def declines_of(accuracy_of_step, steps, caplog, first_step=0, config=CONFIG):
     caplog.clear()
     caplog.set_level(logging.WARNING)
-    watch = WarnOfDecline(CONFIG, first_step)
+    watch = WarnOfDecline(config, first_step)
     for step in range(first_step + 1, steps + 1):
         watch.on_step(step, {"loss": 1.0, "accuracy/image_P5": accuracy_of_step(step)})
     return caplog.messages
@@ -84,7 +88,15 @@ def falling(step):
 
 def test_lasting_fall_of_accuracy_is_warned_of_once(caplog):
     (message,) = declines_of(falling, 3000, caplog)
-    assert "image_P5" in message and "model.momentum" in message
+    assert "image_P5" in message and "learning rate" in message and "model.momentum" not in message
+    hasty = with_model(momentum=0.9)
+    (message,) = declines_of(falling, 3000, caplog, config=hasty)
+    assert "--model.momentum of 0.9, where 0.99 or more is usual" in message
+
+
+def test_momentum_that_rises_to_one_may_lower_accuracies(caplog):
+    rising = with_model(momentum_schedule="cosine")
+    assert declines_of(falling, 3000, caplog, config=rising) == []
 
 
 def test_peak_before_a_resume_is_remembered(caplog):
