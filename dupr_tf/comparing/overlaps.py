@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from dupr_tf.comparing.record import Comparison
 from dupr_tf.text import escape
@@ -26,13 +28,13 @@ def with_overlaps(comparison: Comparison, val: Sequence[str], folder: Path) -> C
         folder: folder of the comparison, which keeps the hashes.
     """
     overlaps = dict(comparison.overlaps)
-    for path in dict.fromkeys(path for _, path in _pretrainings(comparison)):
+    for path in dict.fromkeys(one.weights for one in _pretrainings(comparison)):
         if path not in overlaps or overlaps[path].unknown:
             overlaps[path] = _overlap_of(path, val, folder / HASHES_FILE)
     comparison = dataclasses.replace(comparison, overlaps=overlaps)
-    for name, path in _pretrainings(comparison):
-        sentence = escape(_sentence(name, overlaps[path]))
-        if overlaps[path].duplicates:
+    for name, counted in _counted(comparison):
+        sentence = escape(_sentence(name, counted))
+        if counted.duplicates:
             log.warning("warning: %s", sentence)
         else:
             log.info("%s", sentence)
@@ -41,26 +43,45 @@ def with_overlaps(comparison: Comparison, val: Sequence[str], folder: Path) -> C
 
 def overlap_sentences(comparison: Comparison) -> list[str]:
     """States for each pre-training how many of its photos are in val, as far as that was counted."""
+    return [_sentence(name, counted) for name, counted in _counted(comparison)]
+
+
+def _counted(comparison: Comparison) -> Iterator[tuple[str, Overlap]]:
+    """Yields (name, overlap) of the pre-trainings that were counted; once for all runs of a label if they are equal."""
     known = comparison.overlaps
-    return [_sentence(name, known[path]) for name, path in _pretrainings(comparison) if path in known]
+    for label, runs in itertools.groupby(_pretrainings(comparison), key=lambda one: one.label):
+        counted = [(one.name, known[one.weights]) for one in runs if one.weights in known]
+        if len(counted) > 1 and len({overlap for _, overlap in counted}) == 1:
+            yield f"{label} (each of {len(counted)} runs)", counted[0][1]
+        else:
+            yield from counted
 
 
 def overlap_entries(comparison: Comparison) -> list[dict]:
     """Returns an entry for each pre-training whose overlap was counted, for compare.json."""
     known = comparison.overlaps
     return [
-        {"backbone": name, "weights": path, **dataclasses.asdict(known[path])}
-        for name, path in _pretrainings(comparison)
-        if path in known
+        {"backbone": one.name, "weights": one.weights, **dataclasses.asdict(known[one.weights])}
+        for one in _pretrainings(comparison)
+        if one.weights in known
     ]
 
 
-def _pretrainings(comparison: Comparison) -> Iterator[tuple[str, str]]:
-    """Yields (name, weights) of all weights but random ones. Those of a label with several runs are numbered."""
+class Pretraining(NamedTuple):
+    """Names weights of a backbone. The runs of a label with several are numbered."""
+
+    label: str
+    name: str
+    weights: str
+
+
+def _pretrainings(comparison: Comparison) -> Iterator[Pretraining]:
+    """Yields all weights but random ones."""
     for one in comparison.backbones:
         for number, path in enumerate(one.weights):
             if path != RANDOM:
-                yield f"{one.label} (run {number})" if len(one.weights) > 1 else one.label, path
+                name = f"{one.label} (run {number})" if len(one.weights) > 1 else one.label
+                yield Pretraining(one.label, name, path)
 
 
 def _overlap_of(weights: str, val: Sequence[str], cache: Path) -> Overlap:

@@ -1,5 +1,6 @@
 """Tests that a comparison counts the photos of each pre-training that are in val, once, and states them."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -8,7 +9,7 @@ import pytest
 
 from dupr_tf.comparing.grid import Backbone
 from dupr_tf.comparing.outputs import write_outputs
-from dupr_tf.comparing.overlaps import overlap_sentences, with_overlaps
+from dupr_tf.comparing.overlaps import overlap_entries, overlap_sentences, with_overlaps
 from dupr_tf.comparing.record import read_comparison, write_comparison
 from dupr_tf.comparing.results import choose_rates, read_result
 from dupr_tf.config import parse_config
@@ -66,6 +67,16 @@ def test_photos_of_val_are_counted_and_warned_of(made, val, tmp_path, caplog):
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert lines[2] in warning
     assert "1 of 5" in lines[2] and "0 of 3" in lines[0]
+
+
+def test_equal_overlaps_of_a_label_are_stated_once(made, val, tmp_path):
+    backbones = list(made.backbones)
+    clean = backbones[1].weights[0]
+    shutil.copy(clean, tmp_path / "clean" / "again.keras")
+    backbones[2] = Backbone("pair", (clean, str(tmp_path / "clean" / "again.keras")))
+    counted = with_overlaps(dataclasses.replace(made, backbones=tuple(backbones)), val, tmp_path)
+    assert "pair (each of 2 runs): 0 of 3 photos of its pre-training are in val." in overlap_sentences(counted)
+    assert [entry["backbone"] for entry in overlap_entries(counted)][1:3] == ["pair (run 0)", "pair (run 1)"]
 
 
 def test_overlaps_are_recorded_and_not_counted_again(made, val, tmp_path, monkeypatch):
