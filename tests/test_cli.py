@@ -296,12 +296,14 @@ def test_overrides_are_separated_from_the_command_line():
 
 @pytest.mark.parametrize("words, expected", [
     (["--model.patch_weights", "0", "1", "0.5", "1"], (0, 1, 0.5, 1)),
-    (["--model.patch_weights", "0,1,0.5,1"], (0, 1, 0.5, 1)),
+    (["--model.patch_weights", "0", "1", "0.5", "1", SMALL], (0, 1, 0.5, 1)),
+    (["--model.patch_weights", " [0, 1, 0.5, 1]", SMALL], (0, 1, 0.5, 1)),
+    (["--model.patch_weights", "- 0\n- 1\n- 0.5\n- 1", SMALL], (0, 1, 0.5, 1)),
     (["--model.patch_weights", "[0, 1, 0.5, 1]", SMALL], (0, 1, 0.5, 1)),
     (["--model.patch_weights=[0, 1, 0.5, 1]", SMALL], (0, 1, 0.5, 1)),
     (["--optimizer.milestones", "8"], (8,)),
-    (["--data.class_names", "traffic light", "car"], ("traffic light", "car")),
-    (["--data.class_names", "null", SMALL], None),
+    (["--data.class_names", "traffic light", "car, red", "a] #1"], ("traffic light", "car, red", "a] #1")),
+    (["--data.class_names", "Null", SMALL], None),
 ], ids=lambda value: None if isinstance(value, tuple) else " ".join(value or ["none"]))  # fmt: skip
 def test_a_field_with_a_list_takes_several_words(words, expected):
     name = words[0].removeprefix("--").partition("=")[0]
@@ -310,6 +312,13 @@ def test_a_field_with_a_list_takes_several_words(words, expected):
     assert command.config == Path(SMALL) and command.output == Path("run") and list(overrides) == [name]
     section, field = name.split(".")
     assert getattr(getattr(load_config(SMALL, overrides), section), field) == expected
+
+
+def test_a_flag_is_no_value_of_a_field():
+    for field in ("data.class_names", "train.epochs"):
+        assert (
+            "before --output" in refusal(split_overrides, ["pretrain", SMALL, f"--{field}", "--output", "run"]).problem
+        )
 
 
 def test_a_wrong_list_shows_how_to_write_one():

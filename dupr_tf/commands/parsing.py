@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import json
 import textwrap
 import typing
 from typing import Annotated
@@ -17,6 +18,7 @@ from dupr_tf.commands.probe import FLAGS
 from dupr_tf.config import field_rows, list_fields
 from dupr_tf.config.suggestions import nearest
 from dupr_tf.errors import UserError, raise_all
+from dupr_tf.safe_yaml import safe_value
 
 DESCRIPTION = "Pre-train object-detection backbones on unlabelled images (DUPR), fine-tune detectors, export weights."
 POSITIONAL = tyro.conf.Positional[int].__metadata__[0]
@@ -59,7 +61,7 @@ def parse(arguments: list[str]):
 def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     """Takes `--section.field value` and `--section.field=value` out of a command line.
 
-    A field that takes a list is followed by all of its values (`--model.roi_sizes 16 8 4 2`), or by one list of YAML.
+    A field that takes a list is followed by one list of YAML, by numbers, or by texts up to the next flag.
 
     Returns:
         The other arguments, and {dotted field: text of its value}.
@@ -75,12 +77,31 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
         if not equals:
             if i == len(arguments):
                 raise UserError(word, "A value is missing after it.", f"Write {word} VALUE.")
-            words = list(itertools.takewhile(lambda word: not word.startswith("--"), arguments[i + 1 :]))
-            several = name in lists and not arguments[i].startswith(("[", "null", "~"))
-            value = f"[{', '.join([arguments[i], *words])}]" if several else arguments[i]
-            i += 1 + len(words) * several
+            if arguments[i].startswith("--"):
+                raise UserError(word, f"A value is missing after it, before {arguments[i]}.", f"Write {word} VALUE.")
+            value, taken = _list_of_words(arguments[i:]) if name in lists else (arguments[i], 1)
+            i += taken
         overrides[name] = value
     return rest, overrides
+
+
+def _list_of_words(words: list[str]) -> tuple[str, int]:
+    """Returns the YAML text of the list at the start of some words, and the number of its words."""
+    first = _yaml_value(words[0])
+    if first is None or isinstance(first, list):
+        return words[0], 1
+    if isinstance(first, int | float):
+        values = list(itertools.takewhile(lambda value: isinstance(value, int | float), map(_yaml_value, words)))
+    else:
+        values = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
+    return json.dumps(values, ensure_ascii=False), len(values)
+
+
+def _yaml_value(word: str):
+    try:
+        return safe_value(word)
+    except ValueError:
+        return word
 
 
 def _empty_words(arguments: list[str]) -> list[UserError]:

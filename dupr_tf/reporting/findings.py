@@ -9,7 +9,14 @@ import statistics
 from dupr_tf.reporting.folders import FINETUNING, PRETRAINING, RunFolder
 from dupr_tf.reporting.metrics import number
 from dupr_tf.text import count_text
-from dupr_tf.training.collapse import WINDOW, patience, peak_of_fallen, signs_of_collapse, watched_for_decline
+from dupr_tf.training.collapse import (
+    USUAL_MOMENTUM,
+    WINDOW,
+    patience,
+    peak_of_fallen,
+    signs_of_collapse,
+    watched_for_decline,
+)
 
 SLOW = 1.25  # multiple of the median time per image: a stretch of lines counts as slow
 LOW_OVERLAP = 0.9  # share of pairs whose views overlap, below which it is reported
@@ -166,7 +173,7 @@ def _fallen(run: RunFolder) -> list[str]:
         if row["step"] - start >= WINDOW:
             windows.append((row["step"], _means(rows)))
             rows, start = [], row["step"]
-    texts = []
+    texts, nearer = [], "a --model.momentum nearer 1, or " if run.config.model.momentum < USUAL_MOMENTUM else ""
     for name, keys in watched_for_decline(run.config).items():
         points = [(step, means[f"accuracy/{name}"]) for step, means in windows if f"accuracy/{name}" in means]
         peak = peak_of_fallen([accuracy for _, accuracy in points], keys)
@@ -174,7 +181,7 @@ def _fallen(run: RunFolder) -> list[str]:
             (best_step, best), (last_step, last) = points[peak], points[-1]
             texts.append(
                 f"The accuracy of {name} fell from {best:.1%} at step {best_step:,.0f} to {last:.1%} at step "
-                f"{last_step:,.0f}. What to do: a --model.momentum nearer 1, or a lower learning rate."
+                f"{last_step:,.0f}. What to do: {nearer}a lower learning rate."
             )
     return texts
 

@@ -14,6 +14,7 @@ PINNED = 0.98  # share of ln(K + 1) above which a loss looks like guessing
 CHANCE = 10  # a window counts as guessing if its accuracy is below this multiple of guessing's
 SAME = 0.02  # the keys count as the same if their spread, of at most 1, is below this
 WINDOW = 50  # steps in a window
+USUAL_MOMENTUM = 0.99  # at least; a lower one may make accuracies fall
 FALLEN = 0.5  # share of its peak below which an accuracy counts as fallen
 LONG, LONG_SHARE = 4, 0.1  # windows, and share of all windows, during which it must stay fallen
 

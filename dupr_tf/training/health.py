@@ -15,12 +15,18 @@ from dupr_tf.files import write_whole
 from dupr_tf.records import MISTAKES, listing, whole
 from dupr_tf.text import one_line
 from dupr_tf.training.callbacks import StepCallback
-from dupr_tf.training.collapse import WINDOW, patience, peak_of_fallen, signs_of_collapse, watched_for_decline
+from dupr_tf.training.collapse import (
+    USUAL_MOMENTUM,
+    WINDOW,
+    patience,
+    peak_of_fallen,
+    signs_of_collapse,
+    watched_for_decline,
+)
 
 log = logging.getLogger(__name__)
 DIVERGED_FILE = "diverged.json"
 DECLINE = "decline"  # name of the state of `WarnOfDecline` in a checkpoint
-USUAL_MOMENTUM = 0.99  # at least
 DIGITS = 5  # of a mean accuracy
 
 
@@ -116,7 +122,7 @@ class WarnOfDecline(StepCallback):
             self._restore(saved[DECLINE])
 
     def state(self):
-        return {DECLINE: {"first": self.first, "windows": self.windows, "sums": self._sums}}
+        return {DECLINE: {"first": self.first, "windows": self.windows, "sums": self._sums}} if self.keys else {}
 
     def _restore(self, saved) -> None:
         """Continues with the means and sums of a checkpoint."""

@@ -59,7 +59,7 @@ def fake(monkeypatch, tmp_path):
 
 
 SCORE = """
-from dupr_tf.comparing.grid import Backbone, Cell, Task
+from dupr_tf.comparing.grid import Cell, Task
 cell = pathlib.Path(folder) / Cell(backbone, float(share), int(seed)).folder / "metrics.json"
 """
 TWO = [Task((Cell("a", 1.0, 0),), 0.1), Task((Cell("b", 1.0, 0),), 0.1)]

@@ -97,6 +97,7 @@ def test_lasting_fall_of_accuracy_is_warned_of_once(caplog):
 def test_momentum_that_rises_to_one_may_lower_accuracies(caplog):
     rising = with_model(momentum_schedule="cosine")
     assert declines_of(falling, 3000, caplog, config=rising) == []
+    assert WarnOfDecline(CONFIG, 700, WarnOfDecline(rising).state()).windows  # --allow-change to a constant momentum
 
 
 def test_peak_before_a_resume_is_remembered(caplog):
