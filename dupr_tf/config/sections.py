@@ -214,7 +214,7 @@ class OptimizerConfig(Section):
     milestone_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (), description="steps at which the rate falls tenfold, instead of milestones"
     )
-    warmup_steps: int = Field(0, ge=0, description="steps of a linear rise from 0 to the rate")
+    warmup_steps: int = Field(0, ge=0, description="steps of a linear rise to the rate; the first has rate / steps")
 
     @model_validator(mode="after")
     def _milestones(self):

@@ -226,7 +226,7 @@ def lost_boxes(annotated: AnnotatedImages, config: Config, counts: BoxCounts) ->
     fix = f"Raise it to about {raised}, or cut the images into tiles" if raised > current else "Use larger images"
     if anchors and counts.unmatched > counts.small:
         fix += f", or lower detector.anchor_scale (the smallest anchors have {smallest:g} px)"
-    return field, f"Most boxes train nothing at {current}: {counts.summary()}.", fix + "."
+    return field, f"{counts.lost_share:.0%} of the boxes train nothing at {current} px: {counts.summary()}.", fix + "."
 
 
 def _background(annotated: AnnotatedImages) -> str:

@@ -22,6 +22,7 @@ MOST_NAMED = 2  # files of a layout that an error names
 # The 07+12 of transfer protocols: split -> (split of each year, folders of the years).
 VOC_UNION = dict.fromkeys(("train", "trainval"), ("trainval", "VOC20[0-9][0-9]"))
 VOC_UNION |= dict.fromkeys(("val", "test"), ("test", "VOC2007"))
+SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 # Possible names of photo folders under a root. Those that exist are used.
 WHOLE_ROOT = (".",)
 VOC_FOLDERS = ("JPEGImages",)
@@ -29,16 +30,29 @@ CITYSCAPES_FOLDERS = ("leftImg8bit",)
 COCO_FOLDERS = ("images", "train2017", "unlabeled2017", "train2014", "JPEGImages")
 
 
+def names_of(split: str) -> tuple[str, ...]:
+    """Returns the names that tools give a split."""
+    return SPLIT_NAMES.get(split, (split,))
+
+
+def _listed_as(split: str) -> list[str]:
+    """Returns the names of a split in file names. CVAT writes its subsets Train, Validation, Test and default."""
+    names = names_of(split)
+    return [*names, *map(str.capitalize, names), *(["default"] if split == "train" else [])]
+
+
 def coco_files(root: Path, split: str) -> list[Path]:
     """Returns possible annotation files of a split, the plainest name first."""
-    return [root / "annotations" / f"instances_{split}{year}.json" for year in ("", "2017", "2014")]
+    names = [f"{name}{year}" for name in _listed_as(split) for year in ("", "2017", "2014")]
+    return [root / "annotations" / f"instances_{name}.json" for name in names]
 
 
 def voc_lists(root: Path, split: str) -> list[Path]:
     """Returns the lists that make up a split of VOC, of one year or several; [] if there is no such split."""
     main = Path("ImageSets", "Main")
-    if (root / main / f"{split}.txt").is_file() or split not in VOC_UNION:
-        return _first([root / main / f"{split}.txt"])
+    lists = _first([root / main / f"{name}.txt" for name in _listed_as(split)])
+    if lists or split not in VOC_UNION:
+        return lists
     of_year, years = VOC_UNION[split]
     folders = sorted([*root.glob(years), *root.glob(f"VOCdevkit/{years}")])
     return [folder / main / f"{of_year}.txt" for folder in folders]

@@ -16,6 +16,7 @@ from dupr_tf.training.collapse import patience
 
 FEW = 1_000  # below this number of images the recipe that continues from public weights is suggested first
 SMALL_SET = 100_000  # below this number of images the small recipe is suggested
+SMALL_BATCH, SMALL_BANK = 64, 4096  # those of the small recipe
 MOST_SHARE = 0.5  # share of queries that meet a key of the same image, above which a bank is too large
 LOW_OVERLAP = 0.97
 GOOD = "Nothing to do."
@@ -166,11 +167,13 @@ def advice_on_memory(needed: int, available: int | None, config: Config) -> list
 
 def recipe(images: int) -> str:
     """Names the configs to start with."""
-    bank = f"--model.bank_size {min(fitting_bank(images, 256), 4096)}"
+    small = "configs/dupr_r18_small.yaml"
+    if repeat_share(images, SMALL_BATCH, SMALL_BANK) >= MOST_SHARE:
+        small += f" with --model.bank_size {fitting_bank(images, 256)}"
     if images < FEW:
-        configs = f"configs/dupr_r18_imagenet.yaml with --weights imagenet, or configs/dupr_r18_small.yaml, with {bank}"
+        configs = f"configs/dupr_r18_imagenet.yaml with --weights imagenet, or {small}"
     elif images < SMALL_SET:
-        configs = f"configs/dupr_r18_small.yaml with {bank}"
+        configs = small
     else:
         configs = "configs/dupr_r50_imagenet_200ep.yaml on GPUs, or configs/dupr_r18_small.yaml without"
     return f"What to do with {images:,} images: start from {configs}. Check it with dupr-tf doctor CONFIG."

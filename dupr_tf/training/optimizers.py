@@ -151,7 +151,7 @@ class AdamW(VariableFactors, keras.optimizers.Adam):
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class Cosine(keras.optimizers.schedules.LearningRateSchedule):
-    """Computes `peak * (1 + cos(pi t / T)) / 2` after a linear warm-up from 0.
+    """Computes `peak * (1 + cos(pi t / T)) / 2` after a linear warm-up.
 
     Args:
         peak: rate at the start.
@@ -177,7 +177,7 @@ class Cosine(keras.optimizers.schedules.LearningRateSchedule):
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class Milestones(keras.optimizers.schedules.LearningRateSchedule):
-    """Divides the peak rate by ten at each milestone, after a linear warm-up from 0.
+    """Divides the peak rate by ten at each milestone, after a linear warm-up.
 
     Args:
         peak: rate at the start.
@@ -204,7 +204,7 @@ def _warmup(step, warmup_steps):
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class AfterChange(keras.optimizers.schedules.LearningRateSchedule):
-    """Scales a schedule from the step of a change on, after a linear warm-up from 0.
+    """Scales a schedule from the step of a change on, after a linear warm-up.
 
     Args:
         schedule: the schedule.

@@ -7,7 +7,7 @@ epochs are counted from the epoch it had reached. `after_change` chooses the rat
 |---|---|
 | planned | that of the new schedule at this step |
 | decay | the new schedule, scaled so that it starts at the rate before the change |
-| warmup | the new schedule, after a linear warm-up from 0 |
+| warmup | the new schedule, after a linear warm-up |
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from dupr_tf.config import load_config
 from dupr_tf.data.statistics import Overlap, Sizes
 from dupr_tf.forecast import advice
 from dupr_tf.training.collapse import patience
@@ -111,3 +112,15 @@ def test_serious_warnings_omit_harmless_settings():
 ])  # fmt: skip
 def test_recipe_fits_the_number_of_photos(images, names):
     assert re.findall(r"configs/(\w+)\.yaml", advice.recipe(images)) == names
+
+
+@pytest.mark.parametrize("images", [1_200, 3_000, 5_000, 50_000])
+def test_recipe_names_the_bank_that_the_small_config_needs(images):
+    advised = advice.advice_on_banks(load_config("configs/dupr_r18_small.yaml"), images)[0]
+    banks = re.findall(r"--model\.bank_size \d+", advised)
+    assert re.findall(r"--model\.bank_size \d+", advice.recipe(images)) == banks
+
+
+@pytest.mark.parametrize("images", [200, 300, 999])
+def test_recipe_for_few_photos_suits_them(images):
+    assert advice.grave_warnings(load_config("configs/dupr_r18_imagenet.yaml"), images) == []

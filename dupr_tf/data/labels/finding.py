@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 from dupr_tf.data.images.listing import EXTENSIONS, is_hidden
 from dupr_tf.data.labels.annotations import ListedImage
 from dupr_tf.data.labels.split import MissingSplit, inside
+from dupr_tf.data.layouts import SPLIT_NAMES, names_of
 from dupr_tf.errors import UserError
 from dupr_tf.files import open_file
 from dupr_tf.text import escape
 
-SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 HEAD_BYTES = 4096  # read from the start of a file to recognise its format
 # {ending: what the start of a label file contains; other text files beside a photo describe it in words}
 LABELS = {
@@ -26,11 +26,6 @@ LABELS = {
 OTHERS = "files of another format among the labels, not read"
 OTHER_FORMAT = "images whose labels are in another format, left out"
 SNIFFED = 5  # files of a folder that are read for this, at most
-
-
-def names_of(split: str) -> tuple[str, ...]:
-    """Returns the names that tools give a split."""
-    return SPLIT_NAMES.get(split, (split,))
 
 
 def split_of(name: str) -> str:

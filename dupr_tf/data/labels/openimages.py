@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dupr_tf.data.labels.annotations import ListedImage, Object, class_names_of
-from dupr_tf.data.labels.finding import ImageIndex, missing_split, names_of, unlabelled
+from dupr_tf.data.labels.finding import ImageIndex, missing_split, unlabelled
 from dupr_tf.data.labels.split import reading
+from dupr_tf.data.layouts import names_of
 from dupr_tf.files import read_bounded
 from dupr_tf.values import read_flag, read_name, read_text
 

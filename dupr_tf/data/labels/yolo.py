@@ -11,9 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from dupr_tf.data.labels.annotations import ListedImage, Object
-from dupr_tf.data.labels.finding import OTHERS, list_images, missing_split, names_of, other_format
+from dupr_tf.data.labels.finding import OTHERS, list_images, missing_split, other_format
 from dupr_tf.data.labels.shapes import polygon
 from dupr_tf.data.labels.split import MISTAKES, reading
+from dupr_tf.data.layouts import names_of
 from dupr_tf.errors import UserError
 from dupr_tf.files import open_file, read_bounded
 from dupr_tf.safe_yaml import safe_value

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dupr_tf.data.labels.annotations import DROPPED, MERGED, NO_FILE, OTHER_SIZE, read_annotations
+from dupr_tf.data.labels.split import MissingSplit
 from tests.data.bad_images import with_orientation
 from tests.labelled_scenes import NAMES, pictures, write_coco, write_voc
 from tests.refusals import refusal
@@ -220,6 +221,20 @@ def test_other_folders_and_names_are_recognised(coco, tmp_path):
     (root / "annotations" / "instances_train2017.json").write_text(content)
     (root / "train2017").symlink_to(coco / "images")
     assert len(read_annotations(root, "train")) == 9
+
+
+@pytest.mark.parametrize("write", [write_coco, write_voc])
+@pytest.mark.parametrize("name, split", [("default", "train"), ("Train", "train"), ("Validation", "val")])
+def test_subsets_of_cvat_are_splits(tmp_path, write, name, split):
+    root = write(tmp_path / "set", {name: pictures(3)})
+    assert len(read_annotations(root, split)) == 3
+    with pytest.raises(MissingSplit):
+        read_annotations(root, {"train": "val", "val": "train"}[split])
+
+
+def test_named_split_is_taken_before_default(tmp_path):
+    root = write_coco(tmp_path / "set", {"train": pictures(3), "default": pictures(4)})
+    assert len(read_annotations(root, "train")) == 3
 
 
 def test_few_missing_images_are_skipped_and_many_refused(tmp_path):
