@@ -2,7 +2,7 @@
 
 import pytest
 
-from dupr_tf.values import read_flag, read_id, read_name, read_text
+from dupr_tf.values import exceeds, read_flag, read_id, read_name, read_text
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,11 @@ def test_other_values_are_refused_with_their_type(read, value):
 def test_invalid_unicode_is_refused():
     with pytest.raises(ValueError, match="decode"):
         read_text(b"\xff\xff\xff")
+
+
+@pytest.mark.parametrize("total", [1, 3, 29, 100, 300, 999, 12_345, 1_281_167])
+def test_share_of_a_count_never_excludes_the_count(total):
+    for count in {*range(0, total, max(1, total // 300)), total}:
+        assert not exceeds(count, count / total, total)
+        assert exceeds(count + 1, count / total, total)
+    assert not exceeds(29, 0.29, 100) and exceeds(30, 0.29, 100)

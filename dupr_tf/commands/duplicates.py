@@ -13,8 +13,10 @@ from dupr_tf.commands.screen import print_line, print_rows, with_progress
 from dupr_tf.config import DataConfig, parse_config
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError
-from dupr_tf.files import write_whole
+from dupr_tf.files import open_file, write_whole
 from dupr_tf.text import escape
+
+HEADER = "name\tdiffer in\tother\n"  # first line of a list
 
 
 @dataclasses.dataclass
@@ -35,7 +37,8 @@ class Duplicates:
     distance: int = 3
     """Most bits in which near duplicates differ, 0 to 3."""
     output: Path | None = None
-    """File for a line for each duplicate: its name, the bits that differ, and the name of the other photo."""
+    """File for a line for each duplicate: its name, the bits that differ, and the name of the other photo. An earlier
+    list is replaced, but no other file."""
     workers: int = os.cpu_count() or 1
     """Images decoded at a time."""
     max_pixels: int = DataConfig().max_pixels
@@ -48,6 +51,7 @@ class Duplicates:
         if not 0 <= self.distance <= MAX_DISTANCE:
             problem = f"Expected 0 to {MAX_DISTANCE} bits, received {self.distance}."
             raise UserError("--distance", problem, f"Pass {MAX_DISTANCE}.")
+        self._check_output()
         roots = [root for root in (self.pool, self.against) if root is not None]
         for root in roots:
             check_root(root)
@@ -65,8 +69,20 @@ class Duplicates:
         print_line(f"{len(positions):,} of {len(matches.of):,} photos are duplicates of {where}")
         if self.output is not None:
             lines = ["\t".join(row) + "\n" for row in _lines(matches, positions, *pairs)]
-            write_whole(self.output, "name\tdiffer in\tother\n" + "".join(lines))
+            write_whole(self.output, HEADER + "".join(lines))
             print_line(f"wrote {self.output}")
+
+    def _check_output(self) -> None:
+        """Raises UserError for an output that is a folder, or a file that is no list of duplicates."""
+        if self.output is None or not os.path.lexists(self.output):
+            return
+        if self.output.is_dir():
+            raise UserError("--output", f"{self.output} is a folder.", f"Pass --output {self.output}/duplicates.tsv.")
+        with open_file(self.output) as file:
+            if file.read(len(HEADER)) == HEADER.encode():
+                return
+        problem = f"{self.output} exists and is no list of duplicates, so it is not replaced."
+        raise UserError("--output", problem, "Pass another name.")
 
     def _hashed(self, root: Path) -> tuple:
         """Returns the hashes of a root, and a function from their positions to names."""

@@ -15,6 +15,7 @@ from dupr_tf.config import DataConfig, parse_config
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.errors import UserError
 from dupr_tf.locks import locked
+from dupr_tf.values import exceeds
 
 REFUSED = 1
 
@@ -60,7 +61,7 @@ class Scan:
         print_rows(("outcome", "reason", "files", "such as"), count_groups(looks))
         print(f"{skipped} of {len(looks)} images would be skipped ({skipped / len(looks):.2%})")
         print_warnings(frames_warning(folder, share) for folder, share in near_identical_folders(paths))
-        if skipped <= self.max_bad_share * len(looks):
+        if not exceeds(skipped, self.max_bad_share, len(looks)):
             return 0
         reasons = [look.reason for look in looks if look.outcome == SKIPPED]
         print_warnings([advice(reasons, len(looks), flags=True)])

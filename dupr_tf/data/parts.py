@@ -24,6 +24,7 @@ from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.files import local_path, write_whole
 from dupr_tf.records import MISTAKES
 from dupr_tf.text import duration, escape, one_line
+from dupr_tf.values import exceeds
 
 SAY_EVERY, SAME_BATCH = 5.0, 0.01  # seconds
 Bad = list[tuple[str, str]]  # name and reason
@@ -162,11 +163,11 @@ class _BadBudget:
     """Counts unreadable images, and ends a run with too many of them."""
 
     def __init__(self, images: int, max_share: float, bad_list: Path, left_out: LeftOut):
-        self.images, self.most, self.bad_list, self.left_out = images, max_share * images, bad_list, left_out
+        self.images, self.max_share, self.bad_list, self.left_out = images, max_share, bad_list, left_out
 
     def add(self, name: str, reason: str) -> None:
         self.left_out.add(name, reason)
-        if self.left_out.count > self.most:
+        if exceeds(self.left_out.count, self.max_share, self.images):
             self.left_out.write(self.bad_list)
             raise RunFailed(
                 f"{self.left_out.count} of {self.images} images cannot be read, listed in {self.bad_list}. "

@@ -111,10 +111,10 @@ class PairBlocks:
         """Returns the block of a number, from 0 at the start of the run."""
         bad: list[tuple[int, str]] = []
         places = self.rows.global_number(np.arange(number * self.size, (number + 1) * self.size))
-        pairs = [self._places(*divmod(int(place), self.per_epoch)) for place in places]  # (epoch, image) of each row
-        readable = [self._readable(epoch, image, bad) for epoch, image in pairs]
+        samples = [self._sample(*divmod(int(place), self.per_epoch)) for place in places]
+        readable = [self._readable(epoch, image, bad) for epoch, image, _ in samples]
         opened = [next(images) for images in readable]
-        u = [self._uniform(epoch, image) for epoch, image in pairs]
+        u = [self._uniform(epoch, number) for epoch, _, number in samples]
         crops, flipped = self._draw(u, opened)
         views = np.empty((2, self.size, self.view, self.view, 3), np.uint8)
         index = np.empty(self.size, np.int64)
@@ -146,12 +146,18 @@ class PairBlocks:
         }
         return Block(rows, tuple(bad))
 
-    def _places(self, epoch: int, place: int) -> tuple[int, int]:
-        """Returns (epoch, image) at a place of an epoch."""
-        return epoch, epoch_order(len(self.source), self.seed, epoch)[place % len(self.source)]
+    def _sample(self, epoch: int, place: int) -> tuple[int, int, int]:
+        """Returns (epoch, image, number of its draw) at a place of an epoch.
 
-    def _uniform(self, epoch: int, image: int) -> np.ndarray:
-        return uniform(self.seed, epoch, image, (self.views.draws, 2, *DRAWS))
+        The number is that of the image. An image that repeats within an epoch, because a batch has more rows than
+        there are images, has another number each time, and so other views.
+        """
+        repeat, place = divmod(place, len(self.source))
+        image = int(epoch_order(len(self.source), self.seed, epoch)[place])
+        return epoch, image, image + repeat * len(self.source)
+
+    def _uniform(self, epoch: int, number: int) -> np.ndarray:
+        return uniform(self.seed, epoch, number, (self.views.draws, 2, *DRAWS))
 
     def _draw(self, u, opened):
         sides = [(header.height, header.width) for _, _, header in opened]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 from pathlib import Path
 
 import keras
@@ -40,6 +41,8 @@ from dupr_tf.training.optimizers import AdamW, CoupledSGD, planned_schedule, sca
 from dupr_tf.training.run import record, run_id, starting_weights
 from dupr_tf.training.schedule import Schedule, next_schedule, write_schedule
 from dupr_tf.training.signals import noted_signals
+from dupr_tf.weights.catalogue import is_public
+from dupr_tf.weights.paths import RANDOM
 
 NEW_LAYERS = 2**31  # added to train.seed, which is below it
 
@@ -305,6 +308,7 @@ def detector_optimizer(config: Config, images: int, backbone) -> keras.optimizer
 
 def _circumstances(config: Config, output: Path, weights, train, val) -> dict:
     seconds, rate = training_speed(output, config.train.batch_size)
+    named = str(weights) == RANDOM or is_public(weights)
     return {
         "detector": config.detector.kind,
         "batch_size": config.train.batch_size,
@@ -312,7 +316,7 @@ def _circumstances(config: Config, output: Path, weights, train, val) -> dict:
         "training_seconds": round(seconds, 1),
         "validation_seconds": round(validation_seconds(output), 1),
         "seed": config.train.seed,
-        "weights": str(weights),
+        "weights": str(weights) if named else os.path.abspath(weights),
         "train_images": len(train),
         "val_images": len(val),
     }

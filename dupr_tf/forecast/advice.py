@@ -13,6 +13,7 @@ from dupr_tf.config import Config
 from dupr_tf.data.statistics import Overlap, Sizes
 from dupr_tf.text import count_text
 from dupr_tf.training.collapse import patience
+from dupr_tf.values import exceeds
 
 FEW = 1_000  # below this number of images the recipe that continues from public weights is suggested first
 SMALL_SET = 100_000  # below this number of images the small recipe is suggested
@@ -95,6 +96,8 @@ def advice_on_banks(config: Config, images: int) -> list[str]:
     better = fitting_bank(images, config.model.keys_per_step(batch))
     if share < MOST_SHARE or better >= size:
         return [text + GOOD]
+    if config.model.terms is not None:
+        return [f"{text}What to do: use a bank_size of {better} in model.terms."]
     return [f"{text}What to do: use --model.bank_size {better}."]
 
 
@@ -140,7 +143,7 @@ def advice_on_sizes(sizes: Sizes, image_size: int, max_bad_share: float) -> list
     sentences, bad = [], len(sizes.unreadable) / sizes.looked
     if bad:
         text = f"{count_text(len(sizes.unreadable), 'file')} of {sizes.looked:,} ({bad:.1%}) have no readable header. "
-        if bad > max_bad_share:
+        if exceeds(len(sizes.unreadable), max_bad_share, sizes.looked):
             text += f"A run stops at more than data.max_bad_share ({max_bad_share:.1%}). "
         sentences.append(f"{text}What to do: list them and their faults with dupr-tf scan.")
     if len(sizes.sizes) and np.median(sizes.short_sides) > 6 * image_size:
@@ -162,7 +165,8 @@ def advice_on_memory(needed: int, available: int | None, config: Config) -> list
         return [text + GOOD]
     groups = 2 * config.train.micro_batches
     more = f"--train.micro_batches {groups}, " if config.train.batch_size // groups >= 2 else ""
-    return [f"{text}What to do: use {more}a smaller --train.batch_size, --data.image_size or --model.bank_size."]
+    banks = "--model.bank_size" if config.model.terms is None else "bank_size in model.terms"
+    return [f"{text}What to do: use {more}a smaller --train.batch_size, --data.image_size or {banks}."]
 
 
 def recipe(images: int) -> str:

@@ -12,6 +12,7 @@ from dupr_tf.text import count_text
 from dupr_tf.training.collapse import (
     USUAL_MOMENTUM,
     WINDOW,
+    little_overlap,
     patience,
     peak_of_fallen,
     signs_of_collapse,
@@ -19,7 +20,6 @@ from dupr_tf.training.collapse import (
 )
 
 SLOW = 1.25  # multiple of the median time per image: a stretch of lines counts as slow
-LOW_OVERLAP = 0.9  # share of pairs whose views overlap, below which it is reported
 LEAST_LINES = 5  # lines needed to judge collapse
 
 
@@ -93,7 +93,8 @@ def time_spent(run: RunFolder) -> Spent | None:
     stretches, before = [], 0.0
     for row in run.metrics.rows:
         rate = row.get("images_per_second")
-        images, before = (row["step"] - before) * run.config.train.batch_size, row["step"]
+        batch = row.get("batch_size") or run.config.train.batch_size  # earlier versions did not log it
+        images, before = (row["step"] - before) * batch, row["step"]
         if rate and rate > 0:
             stretches.append((images, images / rate))
     if len(stretches) < 2:
@@ -194,12 +195,8 @@ def _means(rows) -> dict[str, float]:
 
 def _little_overlap(run: RunFolder) -> list[str]:
     share = run.metrics.mean_of_last("valid_share", 1.0)
-    if share is None or share >= LOW_OVERLAP:
-        return []
-    return [
-        f"Only {share:.1%} of the pairs overlapped enough for a patch loss. What to do: more --views.draws, a smaller "
-        "--views.min_overlap or a larger least --views.crop_area (long, narrow images overlap less)."
-    ]
+    text = "" if share is None else little_overlap(share)
+    return [text] if text else []
 
 
 def _damaged_exports(run: RunFolder) -> list[str]:

@@ -34,7 +34,7 @@ GROUPS = {  # heading -> prefixes of its scalars
     "Speed, overlap, learning rate": ("images_per_second", "step_share", "valid_share", "learning_rate"),
 }
 OTHERS, MOST_OTHERS = "Everything else that was logged", 24
-NOT_DRAWN = ("seconds",)
+NOT_DRAWN = ("seconds", "batch_size")
 READABLE = {
     "valid_share": "share of pairs that overlap", "images_per_second": "images/s", "learning_rate": "learning rate",
     "step_share": "share of the time in steps, the rest in checkpoints and lines",

@@ -38,7 +38,7 @@ def sample_views(run: RunFolder, count: int) -> Samples:
     try:
         root, source = recorded_pool(run.path, run.config)
         check_readable(source, BadImages(source, 1.0, data.max_pixels, depth=data.depth), tries=4)
-    except UserError as error:
+    except (UserError, OSError) as error:
         return Samples(run.label, [], f"No views: the images cannot be read any more. {one_line(error)}")
     notes = [_changed(run, source, root)]
     if not run.config.model.patch_sizes:

@@ -1,4 +1,4 @@
-"""Detects losses that look like guessing, keys that are all alike, and accuracies that fall.
+"""Detects losses that look like guessing, keys that are all alike, accuracies that fall, and views that do not overlap.
 
 The rules apply to running and finished runs. This module imports no TensorFlow.
 """
@@ -14,6 +14,7 @@ PINNED = 0.98  # share of ln(K + 1) above which a loss looks like guessing
 CHANCE = 10  # a window counts as guessing if its accuracy is below this multiple of guessing's
 SAME = 0.02  # the keys count as the same if their spread, of at most 1, is below this
 WINDOW = 50  # steps in a window
+LOW_OVERLAP = 0.9  # share of pairs that overlap enough for a patch loss, below which it is reported
 USUAL_MOMENTUM = 0.99  # at least; a lower one may make accuracies fall
 FALLEN = 0.5  # share of its peak below which an accuracy counts as fallen
 LONG, LONG_SHARE = 4, 0.1  # windows, and share of all windows, during which it must stay fallen
@@ -38,6 +39,16 @@ def signs_of_collapse(mean: dict[str, float], keys: dict[str, int]) -> list[str]
         if spread < SAME:
             signs.append(f"all keys of {name} are the same: std {spread:.4f} of 1")
     return signs
+
+
+def little_overlap(share: float) -> str:
+    """Describes a share of pairs with a patch loss that is below `LOW_OVERLAP`; empty for a higher one."""
+    if share >= LOW_OVERLAP:
+        return ""
+    return (
+        f"Only {share:.1%} of the pairs overlapped enough for a patch loss. What to do: more --views.draws, a smaller "
+        "--views.min_overlap or a larger least --views.crop_area (long, narrow images overlap less)."
+    )
 
 
 def peak_of_fallen(accuracies: Sequence[float], keys: int) -> int | None:

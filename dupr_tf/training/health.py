@@ -1,4 +1,4 @@
-"""Ends a run that diverges or reads too many bad images, and warns if embeddings collapse or accuracies fall."""
+"""Ends a run that diverges or reads too many bad images. Warns of collapse, falling accuracies and little overlap."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from dupr_tf.training.callbacks import StepCallback
 from dupr_tf.training.collapse import (
     USUAL_MOMENTUM,
     WINDOW,
+    little_overlap,
     patience,
     peak_of_fallen,
     signs_of_collapse,
@@ -98,6 +99,29 @@ class WarnOfCollapse(StepCallback):
                 "--model.momentum too low for the bank",
                 step, "; ".join(signs),
             )  # fmt: skip
+
+
+class WarnOfLittleOverlap(StepCallback):
+    """Warns once if too few pairs of a window of steps overlap enough for a patch loss (`little_overlap`).
+
+    Args:
+        config: config of the run. Without a patch term, nothing is watched.
+        first_step: step from which the run starts.
+    """
+
+    def __init__(self, config: Config, first_step: int = 0):
+        super().__init__(first_step)
+        self._shares: list[float] | None = [] if config.model.patch_sizes else None
+
+    def on_step(self, step, logs):
+        if self._shares is None or "valid_share" not in logs:
+            return
+        self._shares.append(float(logs["valid_share"]))
+        if len(self._shares) == WINDOW:
+            text = little_overlap(sum(self._shares) / WINDOW)
+            self._shares = None if text else []
+            if text:
+                log.warning("%s", text)
 
 
 class WarnOfDecline(StepCallback):

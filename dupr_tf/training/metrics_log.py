@@ -125,8 +125,9 @@ class MetricsLog(StepCallback):
         epoch = self.epochs[1] + (step - self.epochs[0]) / self.steps_per_epoch
         line = {"step": step, "epoch": epoch, **means}
         line |= {"images_per_second": rate, "step_share": share, **self._noted}
+        saved = {name: value if math.isfinite(value) else None for name, value in line.items()}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
+            file.write(json.dumps({**saved, "batch_size": self.batch_size}) + "\n")
         self.events.write(step, line, self._pictures)
         text = f"{self._describe(means)}  {rate:.1f} images/s" + _text_of(self._noted)
         self._noted, self._pictures, self._sums = {}, {}, {}
@@ -188,14 +189,21 @@ def _lines(run: Path) -> list[dict]:
 
 
 def training_speed(run: Path, batch_size: int) -> tuple[float, float]:
-    """Returns the seconds the steps of a run took by its metrics, and images/s without the first line (tracing)."""
+    """Returns the seconds the steps of a run took by its metrics, and images/s without the first line (tracing).
+
+    Args:
+        run: folder of the run.
+        batch_size: images per step of lines that do not name their own, as earlier versions wrote them.
+    """
     lines = [line for line in _lines(run) if (line.get("images_per_second") or 0) > 0]
     if not lines:
         return 0.0, 0.0
-    steps = [line["step"] - before for line, before in zip(lines, [0, *(line["step"] for line in lines)], strict=False)]
-    seconds = [count * batch_size / line["images_per_second"] for count, line in zip(steps, lines, strict=True)]
+    starts = [0, *(line["step"] for line in lines)]
+    pairs = list(zip(lines, starts, strict=False))
+    images = [(line["step"] - start) * (line.get("batch_size") or batch_size) for line, start in pairs]
+    seconds = [count / line["images_per_second"] for count, line in zip(images, lines, strict=True)]
     timed = slice(1, None) if len(lines) > 1 else slice(None)
-    return sum(seconds), sum(steps[timed]) * batch_size / sum(seconds[timed])
+    return sum(seconds), sum(images[timed]) / sum(seconds[timed])
 
 
 def progress_line(total: int, completed: int = 0, console: Console | None = None) -> tuple[Progress, int]:

@@ -35,7 +35,13 @@ from dupr_tf.training.distribution import (
     scope,
 )
 from dupr_tf.training.feed import feed
-from dupr_tf.training.health import CheckBadImages, StopOnDivergence, WarnOfCollapse, WarnOfDecline
+from dupr_tf.training.health import (
+    CheckBadImages,
+    StopOnDivergence,
+    WarnOfCollapse,
+    WarnOfDecline,
+    WarnOfLittleOverlap,
+)
 from dupr_tf.training.loop import chief_callbacks, train
 from dupr_tf.training.metrics_log import MetricsLog
 from dupr_tf.training.optimizers import build_optimizer
@@ -260,6 +266,7 @@ def _fit(model, pool: Pool, bad, checkpoints, step, run, probe, workers, cluster
                 checks=[
                     WarnOfCollapse(config, step),
                     WarnOfDecline(config, step, checkpoints.extra),
+                    WarnOfLittleOverlap(config, step),
                     CheckBadImages(bad, step),
                 ],
             )

@@ -378,3 +378,11 @@ def test_manifest_contains_settings_and_no_path(photos, tmp_path):
     manifest = json.loads(text)
     assert manifest["images"] == 24 and manifest["source"]["files"] == 24
     assert manifest["settings"]["images_per_shard"] == 7
+
+
+def test_home_folder_is_expanded(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(photos, tmp_path / "photos")
+    packed = pack("~/photos", "~/shards", SMALL)
+    assert sum(shard.images for shard in packed.shards) == 24 and packed.left_out == 0
+    assert len([*list_names(tmp_path / "shards")]) == 24

@@ -70,3 +70,12 @@ def test_each_image_is_read_once_an_epoch_by_one_worker(kind, workers, photos, r
         epoch.update(read)
     assert epoch == dict.fromkeys(range(COUNT), 1)
     np.testing.assert_array_equal(np.concatenate(shares, 1), rows_of_one_worker)
+
+
+def test_images_that_repeat_in_a_batch_have_other_views(photos):
+    files = list_images(photos)[:3]
+    with view_pairs(files, CONFIG, 0, 2, BadImages(files, 0.0)) as batches:
+        first, second = batches
+    assert sorted(np.bincount(first["index"])) == [4, 4, 4]
+    rows = [np.concatenate([batch["view_1"], batch["view_2"]], 1).reshape(BATCH, -1) for batch in (first, second)]
+    assert len(np.unique(np.concatenate(rows), axis=0)) == 2 * BATCH

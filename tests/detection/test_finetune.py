@@ -71,7 +71,7 @@ def weights(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(data, weights, tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / FOLDER
-    return finetune(config(), weights, data, output, console=QUIET), output
+    return finetune(config(), os.path.relpath(weights), data, output, console=QUIET), output
 
 
 def test_finetune_writes_the_promised_files(run, weights):

@@ -124,3 +124,12 @@ def test_recipe_names_the_bank_that_the_small_config_needs(images):
 @pytest.mark.parametrize("images", [200, 300, 999])
 def test_recipe_for_few_photos_suits_them(images):
     assert advice.grave_warnings(load_config("configs/dupr_r18_imagenet.yaml"), images) == []
+
+
+def test_advice_on_banks_fits_a_config_with_terms():
+    short = config(model={"bank_size": 4096})
+    full = config().model_copy(update={"model": short.model.model_copy(update={"terms": short.model.term_list})})
+    assert "--model.bank_size" in advice.advice_on_banks(short, 500)[0]
+    (text,) = advice.advice_on_banks(full, 500)
+    assert "in model.terms" in text and "--model.bank_size" not in text
+    assert "--model.bank_size" not in advice.advice_on_memory(2**33, 2**32, full)[0]

@@ -119,6 +119,8 @@ def test_time_is_computed_from_the_speed(tmp_path):
     # The lines of 320 images take 40 s, 10 s, 10 s and 80 s: a median of 32 images/s without the first line.
     for expected in ("140.0 s, 1,280 images", "40.0 s, 32.0 images/s", "30.0 s: tracing", "70.0 s in 1 stretches"):
         assert expected in words
+    changed = write_run(tmp_path / "changed", [{**entry, "batch_size": 8} for entry in lines])  # half of the config's
+    assert "70.0 s, 640 images" in Page(render(read_folders([changed]))).words
 
 
 def test_little_overlap_and_missing_files_are_noted(page, tmp_path):

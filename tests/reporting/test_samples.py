@@ -51,3 +51,12 @@ def test_missing_or_changed_photos_give_a_sentence(photos, tmp_path):
     assert size[0] > size[1] > 64
     absent = drawn(write_run(tmp_path / "absent"))
     assert absent.pictures == [] and "cannot be read any more" in absent.note and "/photos" in absent.note
+
+
+def test_photos_that_cannot_be_opened_give_a_sentence(photos, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", "/mnt/photos")
+
+    monkeypatch.setattr("dupr_tf.training.pool.recorded_pool", refuse)
+    drawn = sample_views(read_folders([run_of(tmp_path / "r", photos)])[0], 1)
+    assert drawn.pictures == [] and "Permission denied" in drawn.note

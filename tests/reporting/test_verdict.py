@@ -1,13 +1,15 @@
 """Tests of a report's verdict: groups of seeds, their spread, and when a difference counts as clear."""
 
+import itertools
 import json
 
+import numpy as np
 import pytest
 
 from dupr_tf.config import dump_config, parse_config
 from dupr_tf.reporting.folders import read_folders
 from dupr_tf.reporting.page import render
-from dupr_tf.reporting.verdict import chance_of, group_table, groups_of, verdicts
+from dupr_tf.reporting.verdict import MOST_SPLITS, chance_of, group_table, groups_of, verdicts
 from tests.refusals import refusal
 from tests.reporting.run_folders import CONFIG, Page, write_detector, write_probe, write_run
 
@@ -96,3 +98,14 @@ def test_files_of_another_program_are_not_a_run(tmp_path, name, content):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / name).write_text(content)
     assert refusal(read_folders, [tmp_path / "foreign"]).field is None
+
+
+@pytest.mark.parametrize("lead", [0.6, 1.2])
+def test_chance_of_many_splits_is_that_of_all(lead):
+    scores = np.random.default_rng(1).normal(size=18)
+    high, low = scores[:9] + lead, scores[9:]
+    both = np.concatenate([high, low])
+    parts = np.array([*itertools.combinations(both, 9)])  # 48,620, more than are drawn
+    leads = parts.mean(1) - (both.sum() - parts.sum(1)) / 9
+    exact = np.mean(leads >= high.mean() - low.mean() - 1e-12)
+    assert chance_of(list(high), list(low)) == pytest.approx(exact, abs=4 * np.sqrt(exact / MOST_SPLITS))

@@ -17,7 +17,14 @@ from dupr_tf.data.images.listing import list_images
 from dupr_tf.training import callbacks, metrics_log
 from dupr_tf.training.checkpoints import saved_checkpoints
 from dupr_tf.training.collapse import LONG, WINDOW, peak_of_fallen
-from dupr_tf.training.health import DECLINE, StopOnDivergence, WarnOfCollapse, WarnOfDecline, patience
+from dupr_tf.training.health import (
+    DECLINE,
+    StopOnDivergence,
+    WarnOfCollapse,
+    WarnOfDecline,
+    WarnOfLittleOverlap,
+    patience,
+)
 from dupr_tf.training.pretrain import batch_images, pretrain
 from tests.training.test_pretrain import metrics, photos, steps_without_a_network, tiny  # noqa: F401  (a fixture)
 
@@ -232,3 +239,13 @@ def test_resume_drops_unreadable_lines_with_a_warning(tmp_path, caplog):
     assert path.read_text() == '{"step": 1}\n{"step": 4}\n'
     [record] = caplog.records
     assert record.args[0] == "2 lines" and record.args[2] == 2  # of the file, and the number of the first
+
+
+@pytest.mark.parametrize("share, beta, warnings", [(0.0, 1, 1), (0.85, 1, 1), (0.95, 1, 0), (0.0, 0, 0)])
+def test_little_overlap_is_warned_of_once(caplog, share, beta, warnings):
+    config = parse_config({"model": {"patch_weights": [0, 0, 0, beta]}})
+    watch = WarnOfLittleOverlap(config)
+    for step in range(1, 201):
+        watch.on_step(step, {"valid_share": share})
+    texts = [record.getMessage() for record in caplog.records]
+    assert len(texts) == warnings and all(f"{share:.1%} of the pairs" in text for text in texts)

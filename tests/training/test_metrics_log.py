@@ -190,3 +190,8 @@ def test_training_speed_omits_the_line_with_tracing(tmp_path, clock):
     lines_of(tmp_path, clock)
     seconds, rate = training_speed(tmp_path, batch_size=8)
     assert (seconds, rate) == (pytest.approx(15), pytest.approx(3 * 8 / 12))
+
+
+def test_training_speed_takes_the_batch_size_of_each_line(tmp_path, clock):
+    lines_of(tmp_path, clock)
+    assert training_speed(tmp_path, batch_size=64) == training_speed(tmp_path, batch_size=8)

@@ -21,6 +21,7 @@ from dupr_tf.data.images.source import Files, ImageSource, as_source, read_file
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.files import open_file, write_whole
 from dupr_tf.text import escape
+from dupr_tf.values import exceeds
 
 TOO_LARGE = re.compile(r"too many pixels: (\d+) x (\d+)")
 log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class BadImages:
 
     @property
     def over_budget(self) -> bool:
-        return self.count > self.max_share * len(self.source)
+        return exceeds(self.count, self.max_share, len(self.source))
 
     def check(self, running: bool = False) -> None:
         """Raises an error if more images are unusable than allowed. Keeps the list on disk up to date.

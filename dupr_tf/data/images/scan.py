@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from dupr_tf.data.file_results import file_stamp
@@ -19,7 +19,7 @@ USED, SKIPPED = "used", "skipped"
 COLUMNS = "name\tbytes\tmtime_ns\toutcome\treason"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Look:
     """Records a file as it was when it was checked, and whether training uses it."""
 
@@ -105,4 +105,5 @@ def _read(output: Path, max_pixels: int, depth: str) -> dict[str, Look]:
     if whole != text:
         write_whole(output, whole)
     rows = (line.split("\t") for line in whole.splitlines()[2:])
-    return {name: Look(name, size, modified, *rest) for name, size, modified, *rest in rows}
+    columns = len(dataclasses.fields(Look))
+    return {row[0]: Look(*row) for row in rows if len(row) == columns}  # a file of another line is scanned again

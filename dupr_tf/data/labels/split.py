@@ -25,6 +25,7 @@ from dupr_tf.errors import UserError
 from dupr_tf.files import local_path, open_file
 from dupr_tf.registry import Registry
 from dupr_tf.text import escape, one_line
+from dupr_tf.values import exceeds
 
 log = logging.getLogger(__name__)
 # Errors that Python, NumPy and Pillow raise for a file with wrong contents.
@@ -173,7 +174,7 @@ def _header_size(path: str, modified: int, length: int) -> tuple[int, int]:
 
 def refuse_many(unusable: Sequence, total: int, max_share: float, what: str) -> None:
     """Raises UserError if more than a share of the images, or all images, are unusable. `what` says why."""
-    if len(unusable) > max_share * total or len(unusable) == total:
+    if exceeds(len(unusable), max_share, total) or len(unusable) == total:
         raise UserError(
             "data.max_bad_share",
             f"{len(unusable)} of {total} images {what}, such as {unusable[0]}. {_limit(max_share)}",
@@ -198,7 +199,7 @@ def refuse_faults(
     """
     by_kind = collections.Counter(fault for fault, _ in faults)
     counts.update(by_kind)
-    if faults and (len(faults) > max_share * total or len(faults) == total):
+    if faults and (exceeds(len(faults), max_share, total) or len(faults) == total):
         most = by_kind.most_common()
         example = next(path for fault, path in faults if fault == most[0][0])
         listed = "; ".join(f"{number} {fault}" for fault, number in most)

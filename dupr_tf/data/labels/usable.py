@@ -11,6 +11,7 @@ from dupr_tf.data.images.bad_images import MOST_LISTED, advice, count_reasons, l
 from dupr_tf.data.labels.split import Split
 from dupr_tf.errors import UserError
 from dupr_tf.text import escape
+from dupr_tf.values import exceeds
 
 
 def leave_out_unusable(images: Split, split: str, data: DataConfig, results: FileResults | None = None) -> Split:
@@ -32,7 +33,7 @@ def leave_out_unusable(images: Split, split: str, data: DataConfig, results: Fil
     reasons = [bad.get(path) or bad.get(label) for path, label in pairs]
     kept = [index for index, reason in enumerate(reasons) if not reason]
     count = len(images) - len(kept)
-    if not kept or count > data.max_bad_share * len(images):
+    if not kept or exceeds(count, data.max_bad_share, len(images)):
         path, reason = next(iter(bad.items()))
         problem = (
             f"{count} of {len(images)} images of the split {split} cannot be used, where {data.max_bad_share:.2%} may "

@@ -26,10 +26,11 @@ from dupr_tf.data.shards.encode import encoder_version, packed_image
 from dupr_tf.data.shards.index import FORMAT, MANIFEST, MAX_IMAGES, PROGRESS, Shard, read_manifest, read_sealed, seal
 from dupr_tf.data.shards.read import import_array_record
 from dupr_tf.errors import RunFailed, UserError, is_disk_full
-from dupr_tf.files import publish, sha256_of, write_whole
+from dupr_tf.files import local_path, publish, sha256_of, write_whole
 from dupr_tf.locks import LOCK_FILE, locked
 from dupr_tf.records import MISTAKES
 from dupr_tf.text import escape, one_line
+from dupr_tf.values import exceeds
 
 log = logging.getLogger(__name__)
 BAD_IMAGES = "bad_images.tsv"
@@ -112,8 +113,8 @@ def pack(
     workers = workers or os.cpu_count() or 1
     _check_arguments(workers, max_bad_share)
     import_array_record()
-    settings, output = settings or PackSettings(), Path(output)
-    paths, root = list_images(root), os.path.join(os.path.abspath(root), "")
+    settings, output = settings or PackSettings(), local_path(output, "output")
+    paths, root = list_images(root), os.path.join(os.path.abspath(local_path(root)), "")
     files = [(path[len(root) :], _size(path)) for path in paths]
     header, parts = _header(files, settings), _parts(files, settings)
 
@@ -132,8 +133,7 @@ def pack(
             with contextlib.closing(map_in_order(encode, todo, workers)) as images:
                 for number in missing:
                     part = itertools.islice(images, len(parts[number]))
-                    max_bad = max_bad_share * len(files)
-                    finished[number] = _write_shard(output, header, number, part, left_out, max_bad)
+                    finished[number] = _write_shard(output, header, number, part, left_out, max_bad_share)
                     log.info("wrote %s: %d of %d shards", Shard(number).file, len(finished), len(parts))
             _finish(output, header, finished, left_out)
     shards = tuple(finished[number] for number in range(len(parts)))
@@ -235,13 +235,15 @@ def _finished(output: Path, count: int, pack_id: str) -> tuple[Finished, LeftOut
     return finished, left_out
 
 
-def _write_shard(output: Path, header: dict, number: int, images: Iterable, left_out: LeftOut, max_bad: float) -> Shard:
+def _write_shard(
+    output: Path, header: dict, number: int, images: Iterable, left_out: LeftOut, max_bad_share: float
+) -> Shard:
     """Writes a shard, then its sidecar. Each gets its final name once it is on the disk.
 
     Args:
         images: (name, bytes or why it cannot be used) of each file of the shard.
         left_out: the files that other shards leave out. Those of this shard are added.
-        max_bad: number of files that may be left out.
+        max_bad_share: share of the files of all shards that may be left out.
     """
     path, lines, bad = output / Shard(number).file, [], []
     temporary = path.with_name(path.name + ".tmp")
@@ -254,7 +256,7 @@ def _write_shard(output: Path, header: dict, number: int, images: Iterable, left
                 continue
             bad.append((name, one_line(image, 200)))
             left_out.add(*bad[-1])
-            if left_out.count > max_bad:
+            if exceeds(left_out.count, max_bad_share, header["source"]["files"]):
                 raise _too_many(output, left_out, header["source"]["files"])
     with temporary.open("rb") as file:
         os.fsync(file.fileno())

@@ -170,3 +170,14 @@ def test_folder_of_video_frames_gives_a_warning(tmp_path, capsys):
     assert main(["scan", str(tmp_path)]) == 0
     assert found in capsys.readouterr().err
     assert near_identical_folders(list_images(tmp_path / "video")[:9]) == []
+
+
+def test_command_replaces_no_other_file(folder, tmp_path, capsys):
+    pixels = (folder / "0.png").read_bytes()
+    for output in (folder / "0.png", folder):
+        assert main(["duplicates", str(folder), "--output", str(output)]) == 2
+        printed = capsys.readouterr()
+        assert "--output" in printed.err and not printed.out  # before any image is hashed
+    assert (folder / "0.png").read_bytes() == pixels
+    for _ in range(2):  # a list may be replaced
+        assert main(["duplicates", str(folder), "--output", str(tmp_path / "out.tsv")]) == 0

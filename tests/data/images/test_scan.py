@@ -113,3 +113,13 @@ def test_scan_names_deep_images_that_depth_auto_improves(tmp_path, capsys):
     assert len(gain) == 1 and str(tmp_path / "dark.png") in gain[0]
     assert scanned(capsys, tmp_path, "--output", tmp_path / "scan.tsv", "--depth", "auto")[0] == 2
     assert not any("data.depth auto" in line for line in scanned(capsys, tmp_path, "--depth", "auto")[1])
+
+
+def test_scan_reads_the_files_of_damaged_lines_again(folder, tmp_path, capsys):
+    output = tmp_path / "scan.tsv"
+    scanned(capsys, folder, "--output", output)
+    head, columns, *lines = output.read_text().splitlines()
+    output.write_text("\n".join([head, columns, lines[0] + "\tmore", "text", *lines[2:]]) + "\n")
+    _, printed, errors = scanned(capsys, folder, "--output", output)
+    assert not errors and "of 6 images" in printed[-1]
+    assert sorted(set(output.read_text().splitlines()) & set(lines)) == sorted(lines)
