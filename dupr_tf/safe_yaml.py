@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -65,3 +66,8 @@ def _refuse_double_keys(node: yaml.Node | None) -> None:
         double = sorted({key for key in keys if keys.count(key) > 1})
         if double:
             raise ValueError(f"{', '.join(double)} given twice")
+
+
+def quoted(value: str) -> str:
+    """Returns a text as a quoted YAML value in one line. YAML reads JSON's surrogate pairs as two characters."""
+    return yaml.safe_dump(value, default_style='"', width=math.inf, allow_unicode=True).strip()

@@ -35,7 +35,7 @@ ARROWS = {
     "weights": {"files", "records", "locks", "environment", "models", "config", "ops"},
     "training": {"files", "records", "locks", "environment", "data", "models", "weights", "config", "batch", "ops"},
     "detection": {
-        "files", "records", "locks", "models", "weights", "data", "config", "batch", "ops", "training",
+        "files", "safe_yaml", "records", "locks", "models", "weights", "data", "config", "batch", "ops", "training",
     },
     "probing": {"files", "locks", "models", "weights", "data", "config", "batch", "ops"},
 }  # fmt: skip

@@ -66,6 +66,8 @@ class Export:
             problem = f"{self.run_or_file} is a detector, and {self.to} holds backbones only."
             return [UserError("--to", problem, f"Choose from {', '.join(DETECTOR_EXPORTS)}.")]
         problems = problems_of(DETECTOR_EXPORTS.check, self.to)
+        if self.allow_nonfinite:
+            problems.append(UserError("--allow-nonfinite", "It is for backbones only.", "Leave it out."))
         return problems if self.image is None else problems + problems_of(read_photo, self.image, field="--image")
 
     def _backbone_problems(self) -> list[UserError]:

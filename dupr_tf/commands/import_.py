@@ -12,8 +12,8 @@ from dupr_tf.commands.screen import print_line
 from dupr_tf.environment import check_clock
 from dupr_tf.errors import raise_all
 from dupr_tf.locks import locked
-from dupr_tf.weights.catalogue import ENDINGS, find_public, is_public, short_name
-from dupr_tf.weights.paths import backbone_output, checkpoint_file
+from dupr_tf.weights.catalogue import ENDINGS, is_public, short_name
+from dupr_tf.weights.paths import backbone_output, check_ending, checkpoint_file
 
 
 @dataclasses.dataclass
@@ -42,7 +42,7 @@ class Import:
 
     def run(self, overrides: dict[str, str]) -> None:
         output = self.output or default_output(self.file)
-        problems = problems_of(find_public if is_public(self.file) else checkpoint_file, self.file)
+        problems = problems_of(check_ending if is_public(self.file) else checkpoint_file, self.file)
         raise_all(problems + problems_of(check_clock) + problems_of(backbone_output, output, self.overwrite))
         with locked(output, beside=True):
             file = checkpoint_file(self.file)  # downloads it before TensorFlow loads

@@ -16,6 +16,8 @@ from typing import Any
 
 from rich.console import Console
 
+from dupr_tf.config import DataConfig
+from dupr_tf.data.detection import read_image
 from dupr_tf.data.images.bad_images import LeftOut
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.listing import list_images
@@ -75,6 +77,15 @@ def check_range(flag: str, value: float, low: float, high: float) -> None:
         raise UserError(flag, f"Expected {low} to {high}, received {value}.", f"Pass {max(low, min(value, high))}.")
 
 
+def some_usable(root: str, names: Iterable[str], data: DataConfig) -> bool:
+    """Returns True if one of the images can be used, such as an image left out earlier that was replaced since."""
+    for name in names:
+        with contextlib.suppress(Unusable):
+            read_image(Path(root, name), data)
+            return True
+    return False
+
+
 class ImageParts:
     """Computes and reads the parts of a run.
 
@@ -84,10 +95,14 @@ class ImageParts:
         root, names: the images, see `list_inputs`.
         size: number of images of a part.
         run_id: text that identifies the run. Parts of another run are computed again.
+        data: settings for reading images. A part is computed again if an image that it leaves out can be read now.
     """
 
-    def __init__(self, folder: Path, ending: str, root: str, names: list[str], size: int, run_id: str):
+    def __init__(
+        self, folder: Path, ending: str, root: str, names: list[str], size: int, run_id: str, data: DataConfig
+    ):
         self.folder, self.ending, self.root, self.names, self.run_id = folder, ending, root, names, run_id
+        self.data = data
         self.parts = [names[first : first + size] for first in range(0, len(names), size)]
 
     def compute(
@@ -108,7 +123,7 @@ class ImageParts:
         left_out, missing, kept = LeftOut(), [], 0
         for number, names in enumerate(self.parts):
             bad = self._read_bad(number)
-            if bad is None:
+            if bad is None or some_usable(self.root, (name for name, _ in bad), self.data):
                 missing.append(number)
                 continue
             kept += len(names)
@@ -171,7 +186,7 @@ class _BadBudget:
             self.left_out.write(self.bad_list)
             raise RunFailed(
                 f"{self.left_out.count} of {self.images} images cannot be read, listed in {self.bad_list}. "
-                "Replace or remove them, or raise --max-bad-share, and run the same command again."
+                "Replace them, or raise --max-bad-share, and run the same command again."
             )
 
 

@@ -80,18 +80,27 @@ def count_confusion(annotated: AnnotatedImages, detections: Sequence[dict], min_
 def _match(annotated: AnnotatedImages, image: int, detections: dict, same_class: bool) -> np.ndarray:
     """Returns (k,) int: for each detection the position of its object, or `UNMATCHED`, or `IGNORED`."""
     classes = np.asarray(detections["classes"]).astype(int)
-    overlaps = box_ious(np.asarray(detections["boxes"], np.float64).reshape(-1, 4), annotated.boxes[image])  # (k, n)
-    overlaps = np.where(overlaps >= IOU, overlaps, 0)
-    if same_class:
-        overlaps = np.where(classes[:, None] == annotated.labels[image], overlaps, 0)
+    boxes = np.asarray(detections["boxes"], np.float64).reshape(-1, 4)
+    overlaps = box_ious(boxes, annotated.boxes[image])  # (k, n)
+    of_class = classes[:, None] == annotated.labels[image]
+    inside = (shares_inside(boxes, annotated.boxes[image]) >= IOU) & of_class
+    overlaps = np.where((overlaps >= IOU) & (of_class | (not same_class)), overlaps, 0)
     ignored, free = annotated.ignored[image], ~annotated.ignored[image]
-    matches = np.where((overlaps * ignored).max(1, initial=0) > 0, IGNORED, UNMATCHED)
+    matches = np.where((inside & ignored).any(1), IGNORED, UNMATCHED)
     for k in np.argsort(-np.asarray(detections["scores"], np.float64), kind="stable"):
         left = overlaps[k] * free
         if left.max(initial=0) > 0:
             matches[k] = left.argmax()
             free[matches[k]] = False
     return matches
+
+
+def shares_inside(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """Computes the share of the area of each box (k, 4) that is in each region (n, 4): (k, n), 0 for empty boxes."""
+    low = np.maximum(boxes[:, None, :2], regions[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], regions[None, :, 2:])
+    areas = (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1)[:, None]
+    return np.divide((high - low).clip(0).prod(2), areas, out=np.zeros((len(boxes), len(regions))), where=areas > 0)
 
 
 def name_confusion(counts: np.ndarray, class_names: Sequence[str]) -> dict[str, dict[str, int]]:

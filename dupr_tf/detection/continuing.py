@@ -40,7 +40,8 @@ def copy_weights(detector, start) -> str:
         UserError: the detectors differ in their sizes.
     """
     same = detector.class_names == start.class_names
-    new = set() if same else {id(v) for layer in detector.class_layers() for v in layer.variables}
+    fresh = [] if same else [*detector.class_layers(), *_of_other_width(detector, start)]
+    new = {id(v) for layer in fresh for v in layer.variables}
     pairs = [(v, w) for v, w in zip(detector.variables, start.variables, strict=False) if id(v) not in new]
     odd = next((v for v, w in pairs if v.shape != w.shape), None)
     if odd is not None or len(detector.variables) != len(start.variables):
@@ -53,5 +54,14 @@ def copy_weights(detector, start) -> str:
         variable.assign(value)
     if same:
         return "continuing from a detector of the same classes"
-    layers = ", ".join(layer.name for layer in detector.class_layers())
+    layers = ", ".join(layer.name for layer in fresh)
     return f"continuing from a detector of other classes: {layers} start from random weights"
+
+
+def _of_other_width(detector, start) -> list:
+    """Returns the layers of a detector whose width depends on the number of classes and is another in `start`."""
+
+    def shapes(layer):
+        return [tuple(variable.shape) for variable in layer.variables]
+
+    return [layer for layer in detector.class_widths() if shapes(layer) != shapes(start.get_layer(layer.name))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -70,9 +71,11 @@ def _score_line(scores: dict) -> str:
 
 def threshold_lines(scores: dict) -> list[str]:
     """Returns a line about the suggested threshold of an evaluation, if it has one."""
-    line = "best --min-score {min_score:.3f}: precision {precision:.3f}, recall {recall:.3f} at IoU 0.5"
+    line = "best --min-score {low:.3f}: precision {precision:.3f}, recall {recall:.3f} at IoU 0.5"
     suggested = scores.get("suggested_threshold")
-    return [line.format(**suggested)] if suggested else []
+    if not suggested:
+        return []
+    return [line.format(low=math.floor(1000 * suggested["min_score"]) / 1000, **suggested)]  # keeps that detection
 
 
 def class_rows(metrics: dict, truth: AnnotatedImages | None = None) -> list[tuple[str, ...]]:

@@ -17,12 +17,17 @@ class Detector:
     """Mixin for a Keras model with a `backbone` and `class_names` that creates every variable in `compile`.
 
     `SETTINGS` names the other arguments of its constructor, each kept in an attribute of that name. `class_layers()`
-    lists the layers with outputs for each class, which other classes cannot take over. It is a method, because Keras
-    reads properties when it names the variables of a file.
+    lists the layers with outputs for each class, which other classes cannot take over, and `class_widths()` those whose
+    width may depend on the number of classes. They are methods, because Keras reads properties when it names the
+    variables of a file.
     """
 
     SETTINGS: tuple[str, ...] = ()
     NOT_EXPORTED: ClassVar[dict[str, str]] = {}  # {export format: why the detector cannot be written in it}
+
+    def class_widths(self) -> list:
+        """Lists the layers whose width may depend on the number of classes. By default there are none."""
+        return []
 
     @classmethod
     def from_experiment(cls, backbone, class_names, config):

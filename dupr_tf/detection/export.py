@@ -59,7 +59,7 @@ def export_file(path, to, output, image=None, overwrite=False, license=None):
     detector = load_detector(path)
     if to in detector.NOT_EXPORTED:
         raise UserError("--to", f"{detector.name} cannot become {to}: {detector.NOT_EXPORTED[to]}.", "Use saved_model.")
-    check_finite(detector)
+    check_finite(detector, can_allow=False)
     description = describe(detector)
 
     def fill(directory):

@@ -14,10 +14,11 @@ from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.images.fingerprint import Fingerprint
 from dupr_tf.data.inspection import inspect_targets
-from dupr_tf.detection.task_labels import LABELS, labels_entry, read_evaluated, read_splits
+from dupr_tf.detection.task_labels import LABELS, kind_of_root, labels_entry, read_evaluated, read_splits
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import local_path
 from dupr_tf.locks import locked
+from dupr_tf.records import refuse_other_outputs
 from dupr_tf.text import visible
 from dupr_tf.training.run import FORMAT_FILE, ImagesEntry, check, check_weights
 from dupr_tf.weights.catalogue import is_public, name_for
@@ -131,7 +132,7 @@ def evaluate(
     data: str | Path,
     output: str | Path | None = None,
     split: str = "val",
-    kind: str = "auto",
+    kind: str | None = None,
     image_size: int | None = None,
     overrides: dict[str, str] | None = None,
 ) -> dict:
@@ -142,7 +143,8 @@ def evaluate(
         data: root of a labelled data set with the detector's classes.
         output: a folder for `metrics.json` and pictures; created if absent. Default: nothing is written.
         split: split of the data set.
-        kind: layout of the data, as `data.kind`; "auto" detects it.
+        kind: layout of the data, as `data.kind`. Default: that of the detector's run if the data have it, or else it is
+            detected.
         image_size: px; evaluates at this size: the side of the square, or the short side of images of any size.
             Default: the detector's own.
         overrides: {"data.max_pixels": "…", …}, fields of the data section to change, as YAML text.
@@ -155,13 +157,15 @@ def evaluate(
         RunFailed: an image does not decode.
     """
     file, output = detector_file(detector_path), output and local_path(output, "output")
-    if output is not None and output.is_file():
-        raise UserError("output", f"{output} is a file.", "Pass a folder.")
+    if output is not None:
+        _check_evaluation_folder(output, file)
     section = data_section(file, kind, overrides)
     saved, images, results = read_saved(file), None, FileResults(file.parent / CHECKED_FILE)
     check_size(saved, image_size)
     if saved is not None:
         task = DETECTORS[saved.kind].facts["task"]
+        if kind is None and "data.kind" not in (overrides or {}):
+            section = section.model_copy(update={"kind": kind_of_root(data, split, section.kind, task)})
         images = read_evaluated(data, split, section, task, saved.class_names, results)
     from dupr_tf.detection.training import measure_detector  # loads TensorFlow
 
@@ -222,10 +226,21 @@ def check_size(saved: Saved | None, image_size: int | None) -> None:
         )
 
 
-def data_section(file: Path, kind: str = "auto", overrides: dict[str, str] | None = None) -> DataConfig:
+def data_section(file: Path, kind: str | None = None, overrides: dict[str, str] | None = None) -> DataConfig:
     """Returns the data section of the config next to the detector (default: the schema's), with the layout `kind`."""
     path = file.parent / "config.yaml"
-    return load_config(path if path.is_file() else None, {"data.kind": kind, **(overrides or {})}).data
+    changes = {} if kind is None else {"data.kind": kind}
+    return load_config(path if path.is_file() else None, {**changes, **(overrides or {})}).data
+
+
+def _check_evaluation_folder(output: Path, file: Path) -> None:
+    """Raises UserError if the scores of an evaluation would replace those of a run, or the output is a file."""
+    if output.is_file():
+        raise UserError("output", f"{output} is a file.", "Pass a folder.")
+    if output.resolve() == file.parent.resolve():
+        problem = f"{output} holds the detector, and its scores would be replaced."
+        raise UserError("--output", problem, "Choose another --output.")
+    refuse_other_outputs(output, "an evaluation")
 
 
 def _run_folder(output: str | Path) -> Path:

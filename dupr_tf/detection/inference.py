@@ -56,6 +56,7 @@ class Detector:
             self.model.resize_input(image_size)
         if min_score is not None and self.task != "segments":
             self.model.score_threshold = float(np.nextafter(np.float32(min_score), np.float32(-1)))  # exclusive
+        self.model.predict_function = None  # Keras would keep a function with the former size and threshold
         sides = {"short_side": self.model.test_short_side, "max_long_side": self.model.max_long_side}
         self._place = functools.partial(scaled, **sides)
         if self.model.image_size is not None:

@@ -26,6 +26,7 @@ from dupr_tf.data.labels.run_lengths import area_of
 from dupr_tf.detection.prediction import segments_of
 from dupr_tf.files import publishing
 from dupr_tf.registry import Entry, Registry
+from dupr_tf.safe_yaml import quoted
 from dupr_tf.text import escape
 
 Predictions = Callable[[], Iterator[dict]]
@@ -128,7 +129,7 @@ def write_yolo(folder: Path, predictions: Predictions, root: str, class_names, l
         path = (folder / "labels" / "train" / image["name"]).with_suffix(".txt")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(f"{line}\n" for line in lines))
-    names = "".join(f"  {number}: {json.dumps(name)}\n" for number, name in enumerate(class_names))
+    names = "".join(f"  {number}: {quoted(name)}\n" for number, name in enumerate(class_names))
     (folder / "data.yaml").write_text(f"train: images/train\nval: images/train\nnames:\n{names}", encoding="utf-8")
     link(folder / "images" / "train", root)
 

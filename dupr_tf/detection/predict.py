@@ -12,7 +12,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from rich.console import Console
 from dupr_tf.config import DataConfig
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.detection import read_image
-from dupr_tf.data.parts import Bad, ImageParts, Stream, check_range, list_inputs, source_facts
+from dupr_tf.data.parts import Bad, ImageParts, Stream, check_range, list_inputs, some_usable, source_facts
 from dupr_tf.data.shards.index import read_sealed, seal
 from dupr_tf.detection.finetune import check_size, data_section, detector_file
 from dupr_tf.detection.outputs import OUTPUTS, default_format, flat_name
@@ -37,6 +37,7 @@ from dupr_tf.weights.saved_detectors import Saved, read_saved
 FORMAT = "dupr_tf predictions 1"
 RUN_FILE, BAD_IMAGES, PARTS, PICTURES = "predict.json", "bad_images.tsv", "parts", "pictures"
 PART = 256  # images
+MOST_NAME = 255  # bytes of a file name, on most file systems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +57,13 @@ class PredictSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Predicted:
-    """Holds the result of a run: counts of images, of detections and of images left out.
+    """Holds the result of a run: counts of images, of detections (None for segments) and of images left out.
 
     `bad` has (name, reason) of the images left out, at most `MOST_LISTED`.
     """
 
     images: int
-    detections: int
+    detections: int | None
     left_out: int
     bad: Bad
 
@@ -107,7 +108,7 @@ def predict(
     if OUTPUTS[settings.to].facts["one_file_a_stem"]:
         check_stems(names, settings.to)
     run = PredictRun(output, root, names, settings, max_bad_share, console or Console(), data)
-    run.check({"file": file.name, "sha256": sha256_of(file)})
+    run.check({"file": file.name, "sha256": sha256_of(file)}, pictures)
     if run.finished:
         run.console.print(f"{output} has ended before")
         return run.result()
@@ -137,9 +138,16 @@ def _wrong_format(to: str, task: str) -> UserError:
     return UserError("--to", f"A detector of {task} has no output {to}.", f"Pass {default_format(task)}.")
 
 
-def check_stems(names: Iterable[str], to: str) -> None:
-    """Raises UserError if two images would have the same output file, because they differ only in their endings."""
+def check_stems(names: Sequence[str], to: str) -> None:
+    """Raises UserError if two images would have the same output file, or one a name that is too long.
+
+    Two images whose names differ only in their endings have the same output file.
+    """
     counts = collections.Counter(os.path.splitext(flat_name(name) if to == "png" else name)[0] for name in names)
+    longest = max(map(flat_name, names), key=lambda name: len(os.fsencode(name))) if to == "png" else ""
+    if len(os.fsencode(longest)) > MOST_NAME:
+        problem = f"The folders and the name of {escape(longest)} are too long for one file name."
+        raise UserError("--images", problem, "Pass the folder that holds the images.")
     stem, count = counts.most_common(1)[0]
     if count > 1:
         problem = f"{count} images would write the same file {escape(stem)}."
@@ -178,8 +186,18 @@ class PredictRun:
         self.max_bad_share, self.console, self.finished = max_bad_share, console, False
         self.header: dict = {}
 
-    def check(self, detector: dict) -> None:
-        """Compares the output folder with this run. Raises UserError if it holds anything else."""
+    def check(self, detector: dict, pictures: int = 0) -> None:
+        """Compares the output folder with this run.
+
+        It has not ended if an output is missing, or an image that was left out can be read now.
+
+        Args:
+            detector: describes the file of the detector.
+            pictures: number of images that are drawn.
+
+        Raises:
+            UserError: the folder holds anything else.
+        """
         source = source_facts(self.root, self.names)
         settings = {**dataclasses.asdict(self.settings), "depth": self.data.depth}
         self.header = {"format": FORMAT, "detector": detector, "settings": settings, "source": source}
@@ -196,7 +214,12 @@ class PredictRun:
             problem = f"{self.output} holds predictions with other {', '.join(changed)}."
             raise UserError("--output", problem, "Use the same again, or choose another folder.")
         files = OUTPUTS[self.settings.to].facts["files"]  # if the user removed one, all are written again
-        self.finished = "result" in facts and all((self.output / name).exists() for name in files)
+        self.finished = (
+            "result" in facts
+            and all((self.output / name).exists() for name in files)
+            and len([*(self.output / PICTURES).glob("*.png")]) >= min(pictures, facts["result"]["images"])
+            and not some_usable(self.root, (name for name, _ in facts["result"]["bad"]), self.data)
+        )
 
     def run(self, stream: Stream, class_names: Sequence[str], pictures: int) -> Predicted:
         """Predicts the missing parts, then writes the output.
@@ -207,6 +230,9 @@ class PredictRun:
             pictures: number of images that are drawn.
         """
         with locked(self.output):
+            self.check(self.header["detector"], pictures)  # another process may have written since
+            if self.finished:
+                return self.result()
             if not (self.output / RUN_FILE).exists():
                 write_whole(self.output / RUN_FILE, seal(self.header)[0])
             left_out = self._parts().compute(
@@ -217,7 +243,8 @@ class PredictRun:
             )
             if pictures:
                 self._draw(class_names, pictures, len(self.names) - left_out.count)
-            detections = sum(len(image["boxes"]) for image in self.predictions())
+            boxes = "boxes" in OUTPUTS[self.settings.to].facts["tasks"]
+            detections = sum(len(image["boxes"]) for image in self.predictions()) if boxes else None
             left_out.write(self.output / BAD_IMAGES)
             facts = {"images": len(self.names) - left_out.count, "detections": detections, "bad": left_out.listed}
             write_whole(self.output / RUN_FILE, seal({**self.header, "result": facts})[0])
@@ -237,7 +264,7 @@ class PredictRun:
 
     def _parts(self) -> ImageParts:
         run_id = seal(self.header)[1]
-        return ImageParts(self.output / PARTS, ".jsonl", self.root, self.names, PART, run_id)
+        return ImageParts(self.output / PARTS, ".jsonl", self.root, self.names, PART, run_id, self.data)
 
     def _draw(self, class_names: Sequence[str], pictures: int, images: int) -> None:
         wanted = set(sheet_positions(images, pictures))

@@ -16,7 +16,7 @@ from dupr_tf.data import layouts
 from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.labels.annotations import AnnotatedImages, read_annotations
 from dupr_tf.data.labels.partition import divide_train, warn_of_overlap
-from dupr_tf.data.labels.segments import SegmentedImages, read_segments
+from dupr_tf.data.labels.segments import IGNORED, SegmentedImages, read_segments
 from dupr_tf.data.labels.split import MissingSplit, take_share
 from dupr_tf.data.labels.usable import leave_out_unusable
 from dupr_tf.errors import UserError
@@ -128,6 +128,9 @@ def _check_evaluated(data, images, split: str, section: DataConfig, task: str, r
     images = leave_out_unusable(images, split, section, results)
     if not LABELS[task].learnable(images):
         raise UserError("data", f"{data} has no boxes to evaluate on.", "Use a split whose images have labels.")
+    if task == "segments" and all((images.truth(index) == IGNORED).all() for index in range(len(images))):
+        problem = f"No mask of the split {split} of {data} has a pixel of a class."
+        raise UserError("data", problem, "Use a split whose masks have classes, or check data.ignore_value.")
     return images
 
 
@@ -147,6 +150,13 @@ def labels_entry(root, images: AnnotatedImages | SegmentedImages) -> dict:
             parts = [v.tobytes() if isinstance(v, np.ndarray | np.generic) else os.fsencode(v) for v in values]
             digest.update(f"{name} {[len(part) for part in parts]}".encode() + b"".join(parts))
     return {"count": len(images), "sha256": digest.hexdigest()}
+
+
+def kind_of_root(root, split: str, kind: str, task: str) -> str:
+    """Returns the layout of a detector's run if another root has it too, or else "auto"."""
+    table = layouts.PIXELS if task == "segments" else layouts.BOXES
+    shown = table[kind].facts["shown"] if kind in table else lambda root, split: []
+    return kind if any(shown(Path(root), one) for one in (split, "train")) else "auto"
 
 
 def layout_of(root, split: str, kind: str) -> str:

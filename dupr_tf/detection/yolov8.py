@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+import re
+
 import keras
 import keras_cv
 import numpy as np
@@ -91,6 +93,11 @@ class YOLOv8(AnchorFree, keras_cv.models.YOLOV8Detector):
 
     def class_layers(self):
         return [self.get_layer(f"yolo_v8_head_{level}_class_3_conv") for level in range(1, 4)]
+
+    def class_widths(self):
+        """Lists the layers before those of the classes. They are as wide as P3, or as the number of classes."""
+        names = [layer.name for layer in self.layers]
+        return [self.get_layer(name) for name in names if re.search(r"_class_[12]_", name)]
 
     def losses(self, data, training):
         """Computes both losses over the sum of the target scores of the batch, which counts as 1 at least.

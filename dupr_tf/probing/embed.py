@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 
 from dupr_tf.config import PROBED_LEVELS, DataConfig
-from dupr_tf.data.parts import Bad, ImageParts, check_range, list_inputs, source_facts
+from dupr_tf.data.parts import Bad, ImageParts, check_range, list_inputs, some_usable, source_facts
 from dupr_tf.data.shards.index import read_sealed, seal
 from dupr_tf.errors import UserError
 from dupr_tf.files import draw_pictures, local_path, sha256_of, write_whole
@@ -169,7 +169,11 @@ class EmbedRun:
             problem = f"{self.output} holds features with other {', '.join(changed)}."
             raise UserError("--output", problem, "Use the same again, or choose another output.")
         endings = FEATURE_FILES[format_of(self.output)].facts["beside"]
-        self.finished = "result" in facts and all(path.exists() for path in (self.output, *map(self.beside, endings)))
+        self.finished = (
+            "result" in facts
+            and all(path.exists() for path in (self.output, *map(self.beside, endings)))
+            and not some_usable(self.root, (name for name, _ in facts["result"]["bad"]), self.data)
+        )
 
     def _refuse_foreign(self) -> None:
         for path in (self.output, *map(self.beside, (NAMES_ENDING, BAD_IMAGES, PICTURE, PARTS))):
@@ -186,6 +190,7 @@ class EmbedRun:
         """
         size = part_size(embedder.shape)
         with locked(self.output, beside=True):
+            self.check(self.header["weights"])  # another process may have written since
             if not self.finished:
                 self._write(embedder, size, max_bad_share)
             if picture:
@@ -197,7 +202,7 @@ class EmbedRun:
         return self.result()
 
     def _write(self, embedder, size: int, max_bad_share: float) -> None:
-        parts = ImageParts(self.beside(PARTS), ".f4", self.root, self.names, size, seal(self.header)[1])
+        parts = ImageParts(self.beside(PARTS), ".f4", self.root, self.names, size, seal(self.header)[1], self.data)
         if not self.beside(RECORD).exists():
             write_whole(self.beside(RECORD), seal(self.header)[0])
         left_out = parts.compute(embedder.stream, encode_row, max_bad_share, self.beside(BAD_IMAGES), self.console)

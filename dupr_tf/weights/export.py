@@ -103,15 +103,13 @@ def write_export(output, wanted, fill):
     return output
 
 
-def check_finite(model):
-    """Raise UserError if a weight is NaN or infinite."""
+def check_finite(model, can_allow=True):
+    """Raise UserError if a weight is NaN or infinite. With `can_allow`, it names the flag that writes them anyway."""
     bad = [variable.path for variable in model.weights if not np.isfinite(np.asarray(variable, np.float32)).all()]
     if bad:
-        raise UserError(
-            None,
-            f"{len(bad)} tensors of the weights contain NaN or infinity ({', '.join(bad[:3])}).",
-            "Use an earlier, sound checkpoint, or pass --allow-nonfinite to write them anyway.",
-        )
+        problem = f"{len(bad)} tensors of the weights contain NaN or infinity ({', '.join(bad[:3])})."
+        allow = ", or pass --allow-nonfinite to write them anyway" if can_allow else ""
+        raise UserError(None, problem, f"Use an earlier, sound checkpoint{allow}.")
 
 
 def _check_features(written, to, output, allow_nonfinite):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from pathlib import Path
+import os
+from pathlib import Path, PurePath
 
 from dupr_tf.config import load_config
 from dupr_tf.errors import UserError
@@ -91,16 +92,22 @@ def checkpoint_file(path: str | Path) -> Path:
 
     A name of the catalogue or an address is downloaded, if it is not in the cache.
     """
+    check_ending(path)
     path = fetch(find_public(path)) if is_public(path) else local_path(path)
     if not path.is_file():
         raise UserError(None, f"There is no file {path}.", f"Pass a file of weights{_or_name(path)}.")
-    if path.suffix not in ENDINGS:
+    return path
+
+
+def check_ending(path: str | Path) -> None:
+    """Raise UserError if the name of another tool's weights has an ending that is not read. Nothing is downloaded."""
+    name = PurePath(find_public(path).file if is_public(path) else path)
+    if name.suffix not in ENDINGS:
         raise UserError(
             None,
             f"Expected a file ending in {', '.join(ENDINGS)}, received {path}.",
-            "Convert it first; pickles (.pkl) can run code, so they are not read.",
+            "Pass .keras files to --weights. Convert others; pickles (.pkl) can run code, so they are not read.",
         )
-    return path
 
 
 def backbone_output(output: str | Path, overwrite: bool = False) -> Path:
@@ -117,7 +124,10 @@ def backbone_output(output: str | Path, overwrite: bool = False) -> Path:
 
 def export_output(output: str | Path, overwrite: bool = False) -> Path:
     """Return the directory that `export` may write. Raises UserError if it would overwrite anything but an export."""
-    output = local_path(output, "output")
+    output = local_path(output, "output").resolve()
+    if output == Path.cwd() or os.path.ismount(output):
+        problem = f"{output} is the current folder or a mount point, which an export cannot replace."
+        raise UserError("output", problem, "Pass a folder in it.")
     if output.suffix in (".keras", ".pkl", ".safetensors", ".onnx", ".pth"):
         problem = f"Expected the name of a directory, received {output}."
         raise UserError("output", problem, "Drop the ending; the file is written inside.")

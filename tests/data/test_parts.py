@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from dupr_tf.config import DataConfig
 from dupr_tf.data.images import bad_images
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.parts import ImageParts, list_inputs, source_facts
@@ -36,7 +37,7 @@ def test_facts_of_a_source_distinguish_names():
 
 def parts_of(folder, names, run_id="run", bad=(), size=2):
     """Returns parts whose results are the names in capitals, and a function that computes them."""
-    parts, seen = ImageParts(folder, ".txt", "/r", names, size, run_id), []
+    parts, seen = ImageParts(folder, ".txt", "/r", names, size, run_id, DataConfig()), []
 
     def stream(paths):
         for index in reversed(range(len(paths))):

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dupr_tf.detection.confusion import NO_OBJECT, confusion_picture, count_confusion, name_confusion, suggest_threshold
+from dupr_tf.detection.confusion import (
+    NO_OBJECT,
+    confusion_picture,
+    count_confusion,
+    name_confusion,
+    shares_inside,
+    suggest_threshold,
+)
 from tests.detection.test_coco_eval import detected, truth
 
 A, B, C = (10, 10, 50, 50), (100, 100, 140, 140), (150, 10, 190, 50)
@@ -53,3 +60,17 @@ def test_threshold_without_a_hit_is_none(detections):
 def test_confusion_picture_accepts_odd_names(tmp_path):
     confusion_picture(np.eye(3), ("_a$b$", "two\nlines"))(tmp_path / "c.png")
     assert np.asarray(Image.open(tmp_path / "c.png")).std() > 1
+
+
+def test_detections_inside_a_crowd_are_no_false_alarms():
+    crowd, inside, beside = (0, 0, 100, 100), (10, 10, 40, 90), (90, 10, 130, 50)
+    scene = truth([(CAT, crowd, True), (DOG, B, False)])
+    found = [detected((CAT, inside, 0.9), (CAT, beside, 0.8), (DOG, inside, 0.7), (DOG, B, 0.6))]
+    np.testing.assert_array_equal(count_confusion(scene, found, 0.0), [[0, 0, 0], [0, 1, 0], [1, 1, 0]])
+    assert suggest_threshold(scene, found)["precision"] == pytest.approx(1 / 3)
+
+
+def test_shares_inside_regions():
+    boxes = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30], [3, 3, 3, 8]], float)
+    np.testing.assert_array_equal(shares_inside(boxes, np.array([[0.0, 0, 10, 40]])).ravel(), [1, 0.5, 0, 0])
+    assert shares_inside(boxes, np.zeros((0, 4))).shape == (4, 0)

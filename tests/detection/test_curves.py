@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dupr_tf.detection.curves import class_rows, precision_recall_picture
+from dupr_tf.detection.curves import class_rows, precision_recall_picture, threshold_lines
 from tests.detection.test_coco_eval import SCENE, A, B, truth
 
 RECALL = np.linspace(0, 1, 101)
@@ -47,3 +47,8 @@ def test_rows_of_pixels_have_a_fixed_order():
     metrics = {"mIoU": 0.4, "per_class": {"road": 0.2, "car": 0.6, "sky": None, "tree": 0.0}}
     rows = class_rows(metrics)
     assert rows[0] == ("class", "IoU") and [row[0] for row in rows[1:]] == ["car", "road", "tree", "sky"]
+
+
+def test_printed_threshold_keeps_the_detection_that_defines_it():
+    (line,) = threshold_lines({"suggested_threshold": {"min_score": 0.42379, "precision": 0.5, "recall": 0.5}})
+    assert "--min-score 0.423:" in line and threshold_lines({}) == []

@@ -1,5 +1,6 @@
 """Tests of fine-tuning from end to end, and of its errors."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -431,3 +432,41 @@ def test_class_without_boxes_in_the_split_is_printed_last(capsys):
     first, second, _, *rows = capsys.readouterr().out.splitlines()
     assert (first, second) == ("AP 0.100  AP50 0.200  AP75 0.000", "masks: AP 0.050  AP50 none")
     assert [line.split()[0] for line in rows] == ["dog", "cat", "bus"]
+
+
+def test_evaluation_keeps_the_files_of_a_run(run, data, tmp_path):
+    before = files_of(run[1])
+    for output in (run[1], run[1] / ".." / run[1].name):
+        assert "--output" in refusal(evaluate, run[1], data, output).field
+    write_run_record(tmp_path / "other")
+    assert "holds a run" in refusal(evaluate, run[1], data, tmp_path / "other").problem
+    assert files_of(run[1]) == before
+
+
+def write_run_record(folder):
+    folder.mkdir()
+    (folder / "format.json").write_text("{}")
+
+
+def test_evaluate_takes_the_layout_of_the_run(run, data, tmp_path):
+    root = tmp_path / "two"
+    root.mkdir()
+    for entry in data.iterdir():
+        (root / entry.name).symlink_to(entry)
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    (root / "ImageSets" / "Main" / "val.txt").write_text("nothing\n")
+    assert "two layouts" in refusal(evaluate, run[1], root, kind="auto").problem
+    with with_kind(run[1], "coco"):
+        assert evaluate(run[1], root)["AP"] == run[0]["AP"]
+    with with_kind(run[1], "yolo"):  # the root has no labels of that layout
+        assert evaluate(run[1], data)["AP"] == run[0]["AP"]
+
+
+@contextlib.contextmanager
+def with_kind(output, kind):
+    """Changes `data.kind` in the config of a run for the time of a block."""
+    text = (output / "config.yaml").read_text()
+    assert "kind: auto" in text
+    (output / "config.yaml").write_text(text.replace("kind: auto", f"kind: {kind}", 1))
+    yield
+    (output / "config.yaml").write_text(text)

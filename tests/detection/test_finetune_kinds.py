@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 from rich.console import Console
 
 from dupr_tf.commands.evaluate import print_scores
@@ -124,3 +125,11 @@ def test_data_of_another_task_is_refused_first(splits, tmp_path):
     for settings, root, named in cases:
         assert named in refusal(finetune, settings, "random", root, tmp_path / "out", console=QUIET).problem
         assert not (tmp_path / "out").exists()
+
+
+def test_val_whose_masks_have_no_class_is_refused(splits, tmp_path):
+    root = write_masks(tmp_path / "masks", splits)
+    for mask in (root / "val" / "masks").iterdir():
+        Image.fromarray(np.full_like(np.asarray(Image.open(mask)), 255)).save(mask)
+    error = refusal(finetune, config(kind="fcn", short_sides=None), "random", root, tmp_path / "out", console=QUIET)
+    assert "No mask of the split val" in error.problem and not (tmp_path / "out").exists()

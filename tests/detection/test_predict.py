@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from dupr_tf.config import DataConfig
 from dupr_tf.data.images import bad_images
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.labels.annotations import read_annotations
@@ -30,6 +31,7 @@ from dupr_tf.detection.predict import (
 )
 from dupr_tf.detection.prediction import Prediction
 from dupr_tf.errors import RunFailed
+from dupr_tf.safe_yaml import safe_value
 from dupr_tf.weights.saved_detectors import Saved
 from tests.refusals import refusal
 
@@ -77,9 +79,10 @@ class Stream:
         return Prediction((height, width), boxes, scores, classes, names, masks, segments)
 
 
-def start(photos, output, stream, to="coco", bad=0.0, pictures=0, **settings):
-    run = PredictRun(output, *list_inputs([photos]), PredictSettings(to, **settings), bad, Console(quiet=True))
-    run.check(DETECTOR)
+def start(photos, output, stream, to="coco", bad=0.0, pictures=0, max_pixels=10**8, **settings):
+    data = DataConfig(max_pixels=max_pixels)
+    run = PredictRun(output, *list_inputs([photos]), PredictSettings(to, **settings), bad, Console(quiet=True), data)
+    run.check(DETECTOR, pictures)
     return run.result() if run.finished else run.run(stream, NAMES, pictures)
 
 
@@ -239,3 +242,68 @@ def test_settings_unsuitable_for_the_detector_are_refused(kind, settings, field)
     saved = Saved(kind, NAMES, {"image_size": 128})
     assert refusal(check_settings, PredictSettings(**settings), saved).field == field
     assert check_settings(PredictSettings(), saved).to == ("png" if kind == "fcn" else "coco")
+
+
+class LimitedStream(Stream):
+    """Refuses images of more than `most` pixels."""
+
+    most = 2480  # a/0.png and b/1.png are smaller
+
+    def __call__(self, paths):
+        for index, result in super().__call__(paths):
+            large = np.prod(Image.open(paths[index]).size) > self.most
+            yield index, Unusable("too many pixels") if large else result
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_images_left_out_are_predicted_once_they_can_be_used(photos, tmp_path, monkeypatch, finished):
+    monkeypatch.setattr(module, "PART", 2)
+    limits = {"bad": 0.9, "max_pixels": LimitedStream.most}
+    if finished:
+        assert start(photos, tmp_path / "out", LimitedStream(), **limits).left_out == 3
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            start(photos, tmp_path / "out", LimitedStream(stop=5), **limits)
+    same = LimitedStream()
+    done = start(photos, tmp_path / "out", same, **limits)
+    assert done.left_out == 3 and len(same.seen) == (0 if finished else 1)
+    whole = start(photos, tmp_path / "out", Stream())
+    assert (whole.images, whole.left_out) == (5, 0)
+    assert len(read_annotations(tmp_path / "out", "train")) == 5
+
+
+def test_more_pictures_are_drawn_by_a_run_that_has_ended(photos, tmp_path):
+    start(photos, tmp_path / "out", Stream())
+    start(photos, tmp_path / "out", Stream(), pictures=2)
+    assert len([*(tmp_path / "out" / PICTURES).iterdir()]) == 2
+    again = Stream()
+    start(photos, tmp_path / "out", again, pictures=2)
+    assert again.seen == []
+
+
+def test_second_process_keeps_the_result_of_the_first(photos, tmp_path):
+    late = PredictRun(tmp_path / "out", *list_inputs([photos]), PredictSettings("coco"), 0.0, Console(quiet=True))
+    late.check(DETECTOR)
+    other = PredictRun(tmp_path / "out", *list_inputs([photos]), PredictSettings("csv"), 0.0, Console(quiet=True))
+    other.check(DETECTOR)
+    done, unused = start(photos, tmp_path / "out", Stream()), Stream()
+    assert late.run(unused, NAMES, 0) == done and unused.seen == []
+    assert refusal(other.run, unused, NAMES, 0).field == "--output" and (tmp_path / "out" / COCO_FILE).exists()
+
+
+def test_segments_have_no_detections(photos, tmp_path):
+    assert start(photos, tmp_path / "out", Stream("segments"), to="png").detections is None
+
+
+def test_mask_whose_name_would_be_too_long_is_refused():
+    names = ["/".join(["é" * 40] * 4) + ".png"]
+    assert "too long" in refusal(check_stems, names, "png").problem
+    check_stems(names, "yolo")
+
+
+def test_yolo_names_of_any_script_are_read_again(photos, tmp_path):
+    names = ("😀", 'a "quoted": name')
+    run = PredictRun(tmp_path / "out", *list_inputs([photos]), PredictSettings("yolo"), 0.0, Console(quiet=True))
+    run.check(DETECTOR)
+    run.run(Stream(), names, 0)
+    assert tuple(safe_value((tmp_path / "out" / "data.yaml").read_text(encoding="utf-8"))["names"].values()) == names

@@ -8,6 +8,7 @@ from keras_cv.bounding_box import compute_ciou
 from keras_cv.models.yolov8 import LabelEncoder
 
 from dupr_tf.config import parse_config
+from dupr_tf.detection.continuing import copy_weights
 from dupr_tf.detection.parts.alignment import align
 from dupr_tf.detection.parts.anchors import cell_centres
 from dupr_tf.detection.parts.box_matching import ground_truth
@@ -21,11 +22,11 @@ BOXES = np.array([[[8, 8, 40, 40], [20, 4, 60, 60], [-1, -1, -1, -1]]] * 2, np.f
 CLASSES = np.array([[1, 2, -1]] * 2, np.float32)
 
 
-def make(**detector):
+def make(names=NAMES, **detector):
     keras.utils.set_random_seed(1)
     section = {"kind": "yolov8", "score_threshold": 0.001, "max_detections": 20, **detector}
     config = parse_config({"data": {"image_size": SIZE}, "detector": section})
-    return build_detector(build_backbone("resnet18", width=0.125, include_normalization=True), NAMES, config)
+    return build_detector(build_backbone("resnet18", width=0.125, include_normalization=True), names, config)
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +159,15 @@ def test_file_detects_the_same_at_any_size(model, tmp_path):
         assert expected["boxes"].max() <= max(shape[1:3])
         for name, values in expected.items():
             np.testing.assert_array_equal(received[name], values)
+
+
+@pytest.mark.parametrize("count", [2, 80])
+def test_detector_of_any_other_classes_is_continued(model, count):
+    start = make([f"class {number}" for number in range(count)])
+    line = copy_weights(model, start)
+    fresh = set(line.partition(": ")[2].removesuffix(" start from random weights").split(", "))
+    assert len(fresh) == (3 if count == 2 else 15)  # with 80 classes: three levels of two convolutions with norms too
+    for ours, theirs in zip(model.layers, start.layers, strict=True):
+        if ours.name not in fresh and not isinstance(ours, keras.Model):
+            for variable, value in zip(ours.variables, theirs.variables, strict=True):
+                np.testing.assert_array_equal(variable.numpy(), value.numpy())

@@ -210,3 +210,9 @@ def test_parts_have_a_bounded_size(monkeypatch):
     monkeypatch.setattr(module, "PART", 512)
     assert part_size((2048,)) == 512 and part_size((56, 56, 256)) == 20
     assert refusal(part_size, (1024, 1024, 256)).field == "--image-size"
+
+
+def test_image_left_out_is_embedded_once_it_is_replaced(photos, tmp_path):
+    start(photos, tmp_path / "f.npy")
+    Image.fromarray(np.full((8, 8, 3), 10, np.uint8)).save(photos / "b" / "1é\n.png")
+    assert start(photos, tmp_path / "f.npy").images == 7 and len(np.load(tmp_path / "f.npy")) == 7

@@ -361,3 +361,16 @@ def test_model_of_another_class_is_refused(tmp_path):
     for to in ("keras", "kerascv"):  # the file would lack the levels
         assert refusal(export, other, to, tmp_path / "out").fields == ("backbone",)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_output_may_be_a_link_but_not_the_current_folder(backbone, tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    export(backbone, "torchvision", tmp_path / "link")
+    export(backbone, "torchvision", tmp_path / "link", overwrite=True)
+    check_directory(tmp_path / "real")
+    assert (tmp_path / "link").is_symlink() and sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert "current folder" in refusal(export, backbone, "torchvision", ".").problem
+    assert "mount point" in refusal(export, backbone, "torchvision", "/proc", overwrite=True).problem

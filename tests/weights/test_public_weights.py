@@ -144,3 +144,9 @@ def test_imagenet_of_a_config_is_chosen_by_its_backbone(server, monkeypatch, pla
     config = Config.model_validate({"model": {"backbone": backbone_name}})
     assert check_weights(place / "run", config, "imagenet") == (None, f"imagenet/{backbone_name}")
     assert server.requests == [(f"/{backbone_name}{PATH}", None)]
+
+
+def test_import_refuses_an_ending_before_the_download(place, capsys, monkeypatch):
+    monkeypatch.setattr("dupr_tf.weights.paths.fetch", lambda remote: pytest.fail("downloaded"))
+    assert main(["import", "https://example.org/backbone.keras"]) == 2
+    assert ".safetensors" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from dupr_tf.data.layouts import BOXES, layout_of
 from dupr_tf.errors import UserError
 from dupr_tf.files import write_whole
 from dupr_tf.locks import LOCK_FILE, locked
+from dupr_tf.safe_yaml import quoted
 
 SPLITS = ("train", "val", "test")
 IGNORED = "boxes that are ignored (crowd, difficult), which YOLO cannot mark, left out"
@@ -163,7 +164,7 @@ def _write_yolo(splits: dict, classes: list[str], read: dict, output: Path) -> l
             boxes += len(items)
         written.append(Converted(split, len(kept), boxes, read[split], {k: n for k, n in lost.items() if n}))
     places = "".join(f"{split}: images/{split}\n" for split in splits)
-    names = "".join(f"  {number}: {json.dumps(name)}\n" for name, number in numbers.items())
+    names = "".join(f"  {number}: {quoted(name)}\n" for name, number in numbers.items())
     write_whole(output / "data.yaml", f"{places}names:\n{names}")
     return written
 
