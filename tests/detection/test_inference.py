@@ -102,6 +102,17 @@ def test_keras_model_takes_images_of_any_size(saved):
             assert (result["boxes"][0, :count] <= [size[1], size[0]] * 2).all()
 
 
+def test_threshold_applies_to_a_model_that_has_predicted(saved):
+    model = dupr_tf.load_detector(saved)
+    photo = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    found = dupr_tf.Detector(model).predict(photo)
+    if dupr_tf.Detector(model).task == "segments":
+        pytest.skip("boxes only")
+    score = float(np.sort(found.scores)[len(found.scores) // 2])
+    fewer = dupr_tf.Detector(model, min_score=score).predict(photo)
+    assert 0 < len(fewer.scores) < len(found.scores) and fewer.scores.min() >= score
+
+
 def test_unusable_images_are_refused_or_yielded(detector, tmp_path):
     grey = np.zeros((40, 30), np.uint8)
     assert detector.predict(grey).size == (40, 30)
