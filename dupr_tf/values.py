@@ -10,7 +10,6 @@ import codecs
 import math
 from typing import Any
 
-ROUNDING = 1e-9  # of a total
 FLAGS = {"": False, "0": False, "false": False, "no": False, "off": False, "none": False}
 FLAGS |= {"1": True, "true": True, "yes": True, "on": True}
 
@@ -18,9 +17,9 @@ FLAGS |= {"1": True, "true": True, "yes": True, "on": True}
 def exceeds(count: int, share: float, total: int) -> bool:
     """Returns True if a count is more than a share of a total. 29 of 100 are not more than 0.29 of them.
 
-    In floating point, 0.29 * 100 is less than 29.
+    The quotient is rounded as 0.29 is, while 0.29 * 100 is less than 29 in floating point.
     """
-    return count > (share + ROUNDING) * total
+    return count > 0 and count / total > share
 
 
 def read_flag(value: Any) -> bool:

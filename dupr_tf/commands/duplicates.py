@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
@@ -37,8 +38,7 @@ class Duplicates:
     distance: int = 3
     """Most bits in which near duplicates differ, 0 to 3."""
     output: Path | None = None
-    """File for a line for each duplicate: its name, the bits that differ, and the name of the other photo. An earlier
-    list is replaced, but no other file."""
+    """File for a line for each duplicate: name, bits that differ, other photo. It replaces earlier lists only."""
     workers: int = os.cpu_count() or 1
     """Images decoded at a time."""
     max_pixels: int = DataConfig().max_pixels
@@ -78,7 +78,7 @@ class Duplicates:
             return
         if self.output.is_dir():
             raise UserError("--output", f"{self.output} is a folder.", f"Pass --output {self.output}/duplicates.tsv.")
-        with open_file(self.output) as file:
+        with contextlib.suppress(OSError), open_file(self.output) as file:
             if file.read(len(HEADER)) == HEADER.encode():
                 return
         problem = f"{self.output} exists and is no list of duplicates, so it is not replaced."

@@ -52,7 +52,7 @@ class Export:
         detector = None if is_public(self.run_or_file) else find_detector(self.run_or_file)
         problems = self._detector_problems() if detector else self._backbone_problems()
         raise_all(problems + problems_of(check_clock) + problems_of(export_output, self.output, self.overwrite))
-        with locked(self.output, beside=True):
+        with locked(export_output(self.output, self.overwrite), beside=True):
             if detector:
                 from dupr_tf.detection.export import export_file
 

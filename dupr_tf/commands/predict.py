@@ -58,8 +58,8 @@ class Predict:
         settings = PredictSettings(self.to, self.min_score, self.image_size)
         limits = self.pictures, self.max_bad_share, self.batch_size
         done = predict(self.detector, self.images, self.output, settings, *limits, overrides=overrides)
-        found = "" if done.detections is None else f", {done.detections:,} detections"
-        print_line(f"{done.images:,} images{found}")
+        detections = "" if done.detections is None else f", {done.detections:,} detections"
+        print_line(f"{done.images:,} images{detections}")
         if done.left_out:
             print_line(f"{done.left_out:,} unreadable files were left out: {self.output / BAD_IMAGES}")
         print_line(f"wrote {self.output}")

@@ -7,7 +7,6 @@ import functools
 import inspect
 import json
 import operator
-import os
 from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,7 +35,7 @@ from dupr_tf.reporting.folders import PROBES_FOLDER
 from dupr_tf.training.cluster import refuse_cluster
 from dupr_tf.weights.catalogue import find_public, is_public
 from dupr_tf.weights.download import origin_of
-from dupr_tf.weights.paths import RANDOM
+from dupr_tf.weights.paths import recorded_name
 
 LEAST = {"images": 1, "image_size": 32, "k": 1, "queries": 1, "top": 1, "cells": 1, "folds": 2, "seed": 0}
 Level = Literal[PROBED_LEVELS]
@@ -123,7 +122,7 @@ class Weights:
         from dupr_tf.probing.drawing import save
 
         folder = self._folder
-        weights = {label: _absolute(path) for label, path in zip(labels_of(self.weights), self.weights, strict=True)}
+        weights = dict(zip(labels_of(self.weights), map(recorded_name, self.weights), strict=True))
         content = {**findings.as_json(), "weights": weights}
         sources = {label: origin_of(find_public(name)) for label, name in weights.items() if is_public(name)}
         content |= {"sources": sources} if sources else {}
@@ -132,10 +131,6 @@ class Weights:
         if findings.picture is not None:
             save(findings.picture, folder / f"{findings.probe}.png")
             print_line(f"wrote {folder / f'{findings.probe}.png'}")
-
-
-def _absolute(weights: str) -> str:
-    return weights if weights == RANDOM or is_public(weights) else os.path.abspath(weights)
 
 
 def _text(value: Any) -> str:

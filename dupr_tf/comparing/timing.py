@@ -47,7 +47,7 @@ def measure(comparison: Comparison, train: Split, val: Split) -> Seconds:
             detector.train_on_batch(batch)
     end = time.perf_counter()
     step = (end - times[WARMUP]) / (len(times) - WARMUP)
-    layout = layout_of(comparison.data, "val", config.data.kind)
+    layout = layout_of(comparison.data, "val", config.data.kind, task)
     chosen = [val.select(range(at, min(at + IMAGES, len(val)))) for at in (0, max(0, len(val) - IMAGES))]
     marks = []
     for images in chosen:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from dupr_tf.config import DataConfig
 from dupr_tf.data.detection import read_image
+from dupr_tf.data.file_results import file_stamp
 from dupr_tf.data.images.bad_images import LeftOut
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.listing import list_images
@@ -77,9 +79,27 @@ def check_range(flag: str, value: float, low: float, high: float) -> None:
         raise UserError(flag, f"Expected {low} to {high}, received {value}.", f"Pass {max(low, min(value, high))}.")
 
 
-def some_usable(root: str, names: Iterable[str], data: DataConfig) -> bool:
-    """Returns True if one of the images can be used, such as an image left out earlier that was replaced since."""
-    for name in names:
+def left_out_facts(root: str, bad: Bad, data: DataConfig) -> dict:
+    """Returns the record of images that cannot be used: names and reasons, and a digest of the files and the limit."""
+    stamps = [(name, *file_stamp(os.path.join(root, name))) for name, _ in bad]
+    state = hashlib.sha256(json.dumps([data.max_pixels, stamps]).encode()).hexdigest()
+    return {"bad": [list(pair) for pair in bad], "state": state}
+
+
+def some_usable(root: str, facts: dict, data: DataConfig) -> bool:
+    """Returns True if an image that was left out can be used now.
+
+    It may have been replaced, or `data.max_pixels` raised. Nothing is decoded if neither has changed.
+
+    Args:
+        root: folder of the images.
+        facts: result of `left_out_facts` in a record; one of an earlier version has no digest.
+        data: settings for reading images.
+    """
+    bad = [(str(name), str(reason)) for name, reason in facts["bad"]]
+    if facts.get("state") == left_out_facts(root, bad, data)["state"]:
+        return False
+    for name, _ in bad:
         with contextlib.suppress(Unusable):
             read_image(Path(root, name), data)
             return True
@@ -123,7 +143,7 @@ class ImageParts:
         left_out, missing, kept = LeftOut(), [], 0
         for number, names in enumerate(self.parts):
             bad = self._read_bad(number)
-            if bad is None or some_usable(self.root, (name for name, _ in bad), self.data):
+            if bad is None:
                 missing.append(number)
                 continue
             kept += len(names)
@@ -161,15 +181,19 @@ class ImageParts:
                 budget.add(*bad[-1])
             else:
                 encoded[index] = encode(names[index], result)
-        facts = {"run": self.run_id, "number": number, "bad": sorted(bad)}
+        facts = {"run": self.run_id, "number": number, **left_out_facts(self.root, sorted(bad), self.data)}
         content = b"".join(encoded[index] for index in sorted(encoded))
         write_whole(self._file(number), seal(facts, content)[0])
 
     def _read_bad(self, number: int) -> Bad | None:
-        """Returns the unreadable images of a part that an earlier call wrote; None if it is missing or damaged."""
+        """Returns the unreadable images of a part that an earlier call wrote.
+
+        None if the part is missing or damaged, or an image that it leaves out can be read now.
+        """
         with contextlib.suppress(OSError, *MISTAKES):
             facts, _, _ = read_sealed(self._file(number))
-            if (facts["run"], facts["number"]) == (self.run_id, number):
+            own = (facts["run"], facts["number"]) == (self.run_id, number)
+            if own and not some_usable(self.root, facts, self.data):
                 return [(str(name), str(reason)) for name, reason in facts["bad"]]
         return None
 

@@ -49,7 +49,8 @@ def count_confusion(annotated: AnnotatedImages, detections: Sequence[dict], min_
     """Counts objects by true and detected class.
 
     A detection belongs to the object that it overlaps most, from IoU 0.5 on, whatever its class. Detections choose in
-    the order of their scores, and an object is taken once.
+    the order of their scores, and an object is taken once. A detection that belongs to an ignored object, or is half
+    inside of one of its class, does not count.
 
     Args:
         annotated: the ground truth.
@@ -86,7 +87,7 @@ def _match(annotated: AnnotatedImages, image: int, detections: dict, same_class:
     inside = (shares_inside(boxes, annotated.boxes[image]) >= IOU) & of_class
     overlaps = np.where((overlaps >= IOU) & (of_class | (not same_class)), overlaps, 0)
     ignored, free = annotated.ignored[image], ~annotated.ignored[image]
-    matches = np.where((inside & ignored).any(1), IGNORED, UNMATCHED)
+    matches = np.where(((inside | (overlaps > 0)) & ignored).any(1), IGNORED, UNMATCHED)
     for k in np.argsort(-np.asarray(detections["scores"], np.float64), kind="stable"):
         left = overlaps[k] * free
         if left.max(initial=0) > 0:

@@ -29,8 +29,8 @@ def copy_weights(detector, start) -> str:
     """Copies the weights of one detector to another of the same kind and sizes.
 
     Args:
-        detector: the detector to train. Layers with outputs for each class keep their weights if its classes differ
-            from those of `start`.
+        detector: the detector to train. If its classes differ from those of `start`, layers with outputs for each class
+            keep their weights, and so do layers whose width depends on the number of classes and differs.
         start: the detector to continue from.
 
     Returns:

@@ -159,13 +159,13 @@ def evaluate(
     file, output = detector_file(detector_path), output and local_path(output, "output")
     if output is not None:
         _check_evaluation_folder(output, file)
-    section = data_section(file, kind, overrides)
     saved, images, results = read_saved(file), None, FileResults(file.parent / CHECKED_FILE)
     check_size(saved, image_size)
+    task = None if saved is None else DETECTORS[saved.kind].facts["task"]
+    section = data_section(file, kind, overrides)
+    if kind is None and "data.kind" not in (overrides or {}):
+        section = section.model_copy(update={"kind": kind_of_root(data, split, section.kind, task)})
     if saved is not None:
-        task = DETECTORS[saved.kind].facts["task"]
-        if kind is None and "data.kind" not in (overrides or {}):
-            section = section.model_copy(update={"kind": kind_of_root(data, split, section.kind, task)})
         images = read_evaluated(data, split, section, task, saved.class_names, results)
     from dupr_tf.detection.training import measure_detector  # loads TensorFlow
 
@@ -237,8 +237,8 @@ def _check_evaluation_folder(output: Path, file: Path) -> None:
     """Raises UserError if the scores of an evaluation would replace those of a run, or the output is a file."""
     if output.is_file():
         raise UserError("output", f"{output} is a file.", "Pass a folder.")
-    if output.resolve() == file.parent.resolve():
-        problem = f"{output} holds the detector, and its scores would be replaced."
+    if output.resolve() == file.parent.resolve() or (output / DETECTOR_FILE).exists():
+        problem = f"{output} holds a detector, whose scores would be replaced."
         raise UserError("--output", problem, "Choose another --output.")
     refuse_other_outputs(output, "an evaluation")
 

@@ -28,7 +28,8 @@ class Detector:
 
     Args:
         detector: `detector.keras`, the output folder of `finetune`, or a loaded detector.
-        min_score: lower detections are left out. Default: the detector's own `score_threshold`.
+        min_score: lower detections are left out. Default: the detector's own `score_threshold`. It and
+            `image_size` change a loaded detector that is passed.
         image_size: px; the side of the square, or the short side of images of any size. Default: the detector's own.
         data: settings for reading files. Default: those of the `config.yaml` beside the detector.
 

@@ -12,7 +12,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,17 @@ from rich.console import Console
 from dupr_tf.config import DataConfig
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.detection import read_image
-from dupr_tf.data.parts import Bad, ImageParts, Stream, check_range, list_inputs, some_usable, source_facts
+from dupr_tf.data.images.decode import Unusable
+from dupr_tf.data.parts import (
+    Bad,
+    ImageParts,
+    Stream,
+    check_range,
+    left_out_facts,
+    list_inputs,
+    some_usable,
+    source_facts,
+)
 from dupr_tf.data.shards.index import read_sealed, seal
 from dupr_tf.detection.finetune import check_size, data_section, detector_file
 from dupr_tf.detection.outputs import OUTPUTS, default_format, flat_name
@@ -108,8 +118,8 @@ def predict(
     if OUTPUTS[settings.to].facts["one_file_a_stem"]:
         check_stems(names, settings.to)
     run = PredictRun(output, root, names, settings, max_bad_share, console or Console(), data)
-    run.check({"file": file.name, "sha256": sha256_of(file)}, pictures)
-    if run.finished:
+    run.check({"file": file.name, "sha256": sha256_of(file)})
+    if run.finished and run.drawn >= pictures:
         run.console.print(f"{output} has ended before")
         return run.result()
     from dupr_tf.detection.inference import Detector  # loads TensorFlow
@@ -169,6 +179,7 @@ class PredictRun:
 
     Attributes:
         finished: True if the run had ended before; known after `check`.
+        drawn: number of pictures that such a run was to draw.
     """
 
     def __init__(
@@ -183,20 +194,14 @@ class PredictRun:
     ):
         self.data = data or DataConfig()
         self.output, self.root, self.names, self.settings = output, root, names, settings
-        self.max_bad_share, self.console, self.finished = max_bad_share, console, False
+        self.max_bad_share, self.console = max_bad_share, console
+        self.finished, self.drawn = False, 0
         self.header: dict = {}
 
-    def check(self, detector: dict, pictures: int = 0) -> None:
-        """Compares the output folder with this run.
+    def check(self, detector: dict) -> None:
+        """Compares the output folder with this run. Raises UserError if it holds anything else.
 
-        It has not ended if an output is missing, or an image that was left out can be read now.
-
-        Args:
-            detector: describes the file of the detector.
-            pictures: number of images that are drawn.
-
-        Raises:
-            UserError: the folder holds anything else.
+        The run has not ended if an output is missing, or an image that was left out can be read now.
         """
         source = source_facts(self.root, self.names)
         settings = {**dataclasses.asdict(self.settings), "depth": self.data.depth}
@@ -214,15 +219,12 @@ class PredictRun:
             problem = f"{self.output} holds predictions with other {', '.join(changed)}."
             raise UserError("--output", problem, "Use the same again, or choose another folder.")
         files = OUTPUTS[self.settings.to].facts["files"]  # if the user removed one, all are written again
-        self.finished = (
-            "result" in facts
-            and all((self.output / name).exists() for name in files)
-            and len([*(self.output / PICTURES).glob("*.png")]) >= min(pictures, facts["result"]["images"])
-            and not some_usable(self.root, (name for name, _ in facts["result"]["bad"]), self.data)
-        )
+        whole = "result" in facts and all((self.output / name).exists() for name in files)
+        self.finished = whole and not some_usable(self.root, facts["result"], self.data)
+        self.drawn = facts["result"].get("pictures", 0) if self.finished else 0
 
     def run(self, stream: Stream, class_names: Sequence[str], pictures: int) -> Predicted:
-        """Predicts the missing parts, then writes the output.
+        """Predicts the missing parts, then writes the output. For a run that has ended, it only draws more pictures.
 
         Args:
             stream: predicts on a list of paths.
@@ -230,8 +232,10 @@ class PredictRun:
             pictures: number of images that are drawn.
         """
         with locked(self.output):
-            self.check(self.header["detector"], pictures)  # another process may have written since
+            self.check(self.header["detector"])  # another process may have written since
             if self.finished:
+                if pictures > self.drawn:
+                    self._draw_again(stream, class_names, pictures)
                 return self.result()
             if not (self.output / RUN_FILE).exists():
                 write_whole(self.output / RUN_FILE, seal(self.header)[0])
@@ -242,11 +246,14 @@ class PredictRun:
                 self.output, self.predictions, self.root, class_names, self.settings.min_score is not None
             )
             if pictures:
-                self._draw(class_names, pictures, len(self.names) - left_out.count)
+                wanted = set(sheet_positions(len(self.names) - left_out.count, pictures))
+                shown = (image for position, image in enumerate(self.predictions()) if position in wanted)
+                self._draw(shown, class_names)
             boxes = "boxes" in OUTPUTS[self.settings.to].facts["tasks"]
             detections = sum(len(image["boxes"]) for image in self.predictions()) if boxes else None
             left_out.write(self.output / BAD_IMAGES)
-            facts = {"images": len(self.names) - left_out.count, "detections": detections, "bad": left_out.listed}
+            facts = {"images": len(self.names) - left_out.count, "detections": detections, "pictures": pictures}
+            facts |= left_out_facts(self.root, left_out.listed, self.data)
             write_whole(self.output / RUN_FILE, seal({**self.header, "result": facts})[0])
             shutil.rmtree(self.output / PARTS)
         return self.result()
@@ -266,14 +273,25 @@ class PredictRun:
         run_id = seal(self.header)[1]
         return ImageParts(self.output / PARTS, ".jsonl", self.root, self.names, PART, run_id, self.data)
 
-    def _draw(self, class_names: Sequence[str], pictures: int, images: int) -> None:
-        wanted = set(sheet_positions(images, pictures))
+    def _draw(self, shown: Iterable[dict], class_names: Sequence[str]) -> None:
+        """Draws the predictions of some images."""
         (self.output / PICTURES).mkdir(exist_ok=True)
-        for position, image in enumerate(self.predictions()):
-            if position in wanted:
-                path, name = os.path.join(self.root, image["name"]), f"{flat_name(image['name'])}.png"
-                draw = functools.partial(predicted_picture, path, image, class_names, self.data)
-                draw_pictures({name: draw}, self.output / PICTURES)
+        for image in shown:
+            path, name = os.path.join(self.root, image["name"]), f"{flat_name(image['name'])}.png"
+            draw = functools.partial(predicted_picture, path, image, class_names, self.data)
+            draw_pictures({name: draw}, self.output / PICTURES)
+
+    def _draw_again(self, stream: Stream, class_names: Sequence[str], pictures: int) -> None:
+        """Predicts the images to draw of a run that has ended, whose parts are gone, and draws them."""
+        facts = read_sealed(self.output / RUN_FILE)[0]
+        bad = {name for name, _ in facts["result"]["bad"]}
+        readable = [name for name in self.names if name not in bad]
+        chosen = [readable[position] for position in sheet_positions(len(readable), pictures)]
+        results = stream([os.path.join(self.root, name) for name in chosen])
+        usable = ((chosen[index], result) for index, result in results if not isinstance(result, Unusable))
+        self._draw((record_of(name, prediction) for name, prediction in usable), class_names)
+        result = {**facts["result"], "pictures": pictures}
+        write_whole(self.output / RUN_FILE, seal({**facts, "result": result})[0])
 
 
 def encode_prediction(name: str, prediction: Prediction) -> bytes:

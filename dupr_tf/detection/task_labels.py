@@ -20,6 +20,7 @@ from dupr_tf.data.labels.segments import IGNORED, SegmentedImages, read_segments
 from dupr_tf.data.labels.split import MissingSplit, take_share
 from dupr_tf.data.labels.usable import leave_out_unusable
 from dupr_tf.errors import UserError
+from dupr_tf.files import local_path
 
 
 class Labels(NamedTuple):
@@ -152,15 +153,20 @@ def labels_entry(root, images: AnnotatedImages | SegmentedImages) -> dict:
     return {"count": len(images), "sha256": digest.hexdigest()}
 
 
-def kind_of_root(root, split: str, kind: str, task: str) -> str:
-    """Returns the layout of a detector's run if another root has it too, or else "auto"."""
+def kind_of_root(root, split: str, kind: str, task: str | None) -> str:
+    """Returns the layout of a detector's run if another root has it too, or else "auto". `task` may be unknown."""
     table = layouts.PIXELS if task == "segments" else layouts.BOXES
-    shown = table[kind].facts["shown"] if kind in table else lambda root, split: []
-    return kind if any(shown(Path(root), one) for one in (split, "train")) else "auto"
+    shown = table[kind].facts["shown"] if task and kind in table else lambda root, split: []
+    return kind if any(shown(local_path(root), one) for one in (split, "train")) else "auto"
 
 
-def layout_of(root, split: str, kind: str) -> str:
-    """Returns the layout that "auto" detects, by train if the root does not show the split; other values stay."""
-    root = Path(root)
+def layout_of(root, split: str, kind: str, task: str) -> str:
+    """Returns the layout of boxes that "auto" detects, by train if the root does not show the split.
+
+    Other values stay. So does that of segments, whose metrics do not depend on the layout.
+    """
+    if task == "segments":
+        return kind
+    root = local_path(root)
     shown = any(entry.facts["shown"](root, split) for entry in layouts.BOXES.values())
     return layouts.layout_of(layouts.BOXES, root, kind, split if shown else "train")

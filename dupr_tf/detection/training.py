@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 from pathlib import Path
 
 import keras
@@ -41,8 +40,7 @@ from dupr_tf.training.optimizers import AdamW, CoupledSGD, planned_schedule, sca
 from dupr_tf.training.run import record, run_id, starting_weights
 from dupr_tf.training.schedule import Schedule, next_schedule, write_schedule
 from dupr_tf.training.signals import noted_signals
-from dupr_tf.weights.catalogue import is_public
-from dupr_tf.weights.paths import RANDOM
+from dupr_tf.weights.paths import recorded_name
 
 NEW_LAYERS = 2**31  # added to train.seed, which is below it
 
@@ -88,7 +86,7 @@ def train_detector(
         console.print(_plan(config, train, val, images, replicas(strategy)), soft_wrap=True)
         if first:
             console.print(f"resuming at step {first}")
-        layout = layout_of(checked.data, "val", config.data.kind)
+        layout = layout_of(checked.data, "val", config.data.kind, task)
         measure = functools.partial(TASKS[task].measure, detector, val, layout, config.data)
         validation = _train(detector, checkpoints, output, config, task, train, first, console, schedule, measure)
         steps = int(checkpoints.step.numpy())
@@ -257,7 +255,7 @@ def measure_detector(
         images = read_evaluated(data, split, section, task, detector.class_names)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-    scores, pictures = TASKS[task].measure(detector, images, layout_of(data, split, section.kind), section)
+    scores, pictures = TASKS[task].measure(detector, images, layout_of(data, split, section.kind, task), section)
     metrics = {**scores, "split": split, "images": len(images)}
     if output is not None:
         _write_json(output / METRICS_FILE, metrics)
@@ -308,7 +306,6 @@ def detector_optimizer(config: Config, images: int, backbone) -> keras.optimizer
 
 def _circumstances(config: Config, output: Path, weights, train, val) -> dict:
     seconds, rate = training_speed(output, config.train.batch_size)
-    named = str(weights) == RANDOM or is_public(weights)
     return {
         "detector": config.detector.kind,
         "batch_size": config.train.batch_size,
@@ -316,7 +313,7 @@ def _circumstances(config: Config, output: Path, weights, train, val) -> dict:
         "training_seconds": round(seconds, 1),
         "validation_seconds": round(validation_seconds(output), 1),
         "seed": config.train.seed,
-        "weights": str(weights) if named else os.path.abspath(weights),
+        "weights": recorded_name(weights),
         "train_images": len(train),
         "val_images": len(val),
     }

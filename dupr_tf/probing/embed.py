@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 
 from dupr_tf.config import PROBED_LEVELS, DataConfig
-from dupr_tf.data.parts import Bad, ImageParts, check_range, list_inputs, some_usable, source_facts
+from dupr_tf.data.parts import Bad, ImageParts, check_range, left_out_facts, list_inputs, some_usable, source_facts
 from dupr_tf.data.shards.index import read_sealed, seal
 from dupr_tf.errors import UserError
 from dupr_tf.files import draw_pictures, local_path, sha256_of, write_whole
@@ -172,7 +172,7 @@ class EmbedRun:
         self.finished = (
             "result" in facts
             and all(path.exists() for path in (self.output, *map(self.beside, endings)))
-            and not some_usable(self.root, (name for name, _ in facts["result"]["bad"]), self.data)
+            and not some_usable(self.root, facts["result"], self.data)
         )
 
     def _refuse_foreign(self) -> None:
@@ -209,7 +209,8 @@ class EmbedRun:
         count, facts = len(self.names) - left_out.count, {**self.header, "shape": list(embedder.shape)}
         FEATURE_FILES.load(format_of(self.output))(self.output, parts.read(), count, embedder.shape, facts)
         left_out.write(self.beside(BAD_IMAGES))
-        result = {"images": count, "shape": list(embedder.shape), "bad": left_out.listed}
+        result = {"images": count, "shape": list(embedder.shape)}
+        result |= left_out_facts(self.root, left_out.listed, self.data)
         write_whole(self.beside(RECORD), seal({**self.header, "result": result})[0])
         shutil.rmtree(parts.folder)
 

@@ -107,7 +107,8 @@ def chance_of(high: Sequence[float], low: Sequence[float]) -> float:
         parts = np.array([*itertools.combinations(scores, size)])
     else:
         random = np.random.default_rng(0)
-        parts = np.array([high, *(random.permutation(scores)[:size] for _ in range(MOST_SPLITS))])
+        drawn = random.permuted(np.tile(scores, (MOST_SPLITS, 1)), axis=1)[:, :size]
+        parts = np.concatenate([np.array([high]), drawn])
     leads = parts.mean(1) - (scores.sum() - parts.sum(1)) / len(low)
     return float(np.mean(leads >= np.mean(high) - np.mean(low) - 1e-12))
 
@@ -154,4 +155,4 @@ def _start(run: RunFolder, runs: Sequence[RunFolder]) -> dict[str, str]:
                 "start: weights": "pre-trained",
                 **{f"start: {k}": v for k, v in _without_seed(other.config).items()},
             }
-    return {"start: weights": weights}
+    return {"start: weights": place if os.path.exists(place) else weights}

@@ -38,7 +38,7 @@ from dupr_tf.records import digest, mapping, read_record, refuse_other_outputs, 
 from dupr_tf.weights.catalogue import find_public, is_public, name_for
 from dupr_tf.weights.checkpoint_files import saved_checkpoints
 from dupr_tf.weights.download import origin_of
-from dupr_tf.weights.paths import RANDOM, weights_file
+from dupr_tf.weights.paths import RANDOM, recorded_name, weights_file
 
 if TYPE_CHECKING:
     import keras
@@ -212,7 +212,7 @@ def starting_weights(
     if saved is None:
         log.info("starting from the weights of %s", weights)
         source = origin_of(find_public(weights)) if is_public(weights) else {}
-        return backbone, {"weights": weights if source else os.path.abspath(weights), "sha256": digest, **source}
+        return backbone, {"weights": recorded_name(weights), "sha256": digest, **source}
     if digest != saved["sha256"]:
         problem = f"The run {run} was started from {saved['weights']}, and {weights} holds other weights."
         raise UserError("--weights", problem, KEEP_WEIGHTS)

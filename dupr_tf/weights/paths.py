@@ -92,10 +92,13 @@ def checkpoint_file(path: str | Path) -> Path:
 
     A name of the catalogue or an address is downloaded, if it is not in the cache.
     """
-    check_ending(path)
-    path = fetch(find_public(path)) if is_public(path) else local_path(path)
+    if is_public(path):
+        check_ending(path)
+        return fetch(find_public(path))
+    path = local_path(path)
     if not path.is_file():
         raise UserError(None, f"There is no file {path}.", f"Pass a file of weights{_or_name(path)}.")
+    check_ending(path)
     return path
 
 
@@ -108,6 +111,11 @@ def check_ending(path: str | Path) -> None:
             f"Expected a file ending in {', '.join(ENDINGS)}, received {path}.",
             "Pass .keras files to --weights. Convert others; pickles (.pkl) can run code, so they are not read.",
         )
+
+
+def recorded_name(weights: str | Path) -> str:
+    """Return weights as a record names them: a path is absolute, other names stay."""
+    return str(weights) if str(weights) == RANDOM or is_public(weights) else os.path.abspath(local_path(weights))
 
 
 def backbone_output(output: str | Path, overwrite: bool = False) -> Path:

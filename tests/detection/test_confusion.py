@@ -70,6 +70,12 @@ def test_detections_inside_a_crowd_are_no_false_alarms():
     assert suggest_threshold(scene, found)["precision"] == pytest.approx(1 / 3)
 
 
+def test_detections_on_an_ignored_object_do_not_count_whatever_their_class():
+    scene = truth([(DOG, A, True), (CAT, B, False)])
+    counts = count_confusion(scene, [detected((CAT, A, 0.9), (CAT, B, 0.8))], 0.0)
+    np.testing.assert_array_equal(counts, [[1, 0, 0], [0, 0, 0], [0, 0, 0]])
+
+
 def test_shares_inside_regions():
     boxes = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30], [3, 3, 3, 8]], float)
     np.testing.assert_array_equal(shares_inside(boxes, np.array([[0.0, 0, 10, 40]])).ravel(), [1, 0.5, 0, 0])

@@ -468,5 +468,7 @@ def with_kind(output, kind):
     text = (output / "config.yaml").read_text()
     assert "kind: auto" in text
     (output / "config.yaml").write_text(text.replace("kind: auto", f"kind: {kind}", 1))
-    yield
-    (output / "config.yaml").write_text(text)
+    try:
+        yield
+    finally:
+        (output / "config.yaml").write_text(text)

@@ -65,7 +65,7 @@ def check_run(metrics, output, kind):
 def test_fcn_trains_on_a_folder_of_masks(splits, tmp_path, capsys):
     root = write_masks(tmp_path / "set", splits)
     names = ["ground", *NAMES]
-    data = {"class_names": names, "ignore_value": 7, "share": 0.5, "share_seed": 3}
+    data = {"kind": "masks", "class_names": names, "ignore_value": 7, "share": 0.5, "share_seed": 3}
     settings = config(data, kind="fcn", short_sides=None, precise_bn_images=4, scale_jitter=[0.5, 2])
     metrics = finetune(settings, "random", root, tmp_path / "out", console=QUIET)
     check_run(metrics, tmp_path / "out", "fcn")

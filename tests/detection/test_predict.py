@@ -82,8 +82,8 @@ class Stream:
 def start(photos, output, stream, to="coco", bad=0.0, pictures=0, max_pixels=10**8, **settings):
     data = DataConfig(max_pixels=max_pixels)
     run = PredictRun(output, *list_inputs([photos]), PredictSettings(to, **settings), bad, Console(quiet=True), data)
-    run.check(DETECTOR, pictures)
-    return run.result() if run.finished else run.run(stream, NAMES, pictures)
+    run.check(DETECTOR)
+    return run.result() if run.finished and run.drawn >= pictures else run.run(stream, NAMES, pictures)
 
 
 def test_coco_output_is_read_as_labels(photos, tmp_path):
@@ -273,12 +273,13 @@ def test_images_left_out_are_predicted_once_they_can_be_used(photos, tmp_path, m
 
 
 def test_more_pictures_are_drawn_by_a_run_that_has_ended(photos, tmp_path):
-    start(photos, tmp_path / "out", Stream())
-    start(photos, tmp_path / "out", Stream(), pictures=2)
-    assert len([*(tmp_path / "out" / PICTURES).iterdir()]) == 2
-    again = Stream()
-    start(photos, tmp_path / "out", again, pictures=2)
-    assert again.seen == []
+    done, drawing, again = start(photos, tmp_path / "out", Stream()), Stream(), Stream()
+    assert start(photos, tmp_path / "out", drawing, pictures=2) == done and len(drawing.seen) == 2
+    names = sorted(path.name for path in (tmp_path / "out" / PICTURES).iterdir())
+    start(photos, tmp_path / "whole", Stream(), pictures=2)
+    assert names == sorted(path.name for path in (tmp_path / "whole" / PICTURES).iterdir())
+    (tmp_path / "out" / PICTURES / names[0]).unlink()  # as if it could not be drawn
+    assert start(photos, tmp_path / "out", again, pictures=2) == done and again.seen == []
 
 
 def test_second_process_keeps_the_result_of_the_first(photos, tmp_path):
@@ -307,3 +308,13 @@ def test_yolo_names_of_any_script_are_read_again(photos, tmp_path):
     run.check(DETECTOR)
     run.run(Stream(), names, 0)
     assert tuple(safe_value((tmp_path / "out" / "data.yaml").read_text(encoding="utf-8"))["names"].values()) == names
+
+
+def test_unchanged_images_left_out_are_not_read_again(photos, tmp_path, monkeypatch):
+    (photos / "a" / "0.png").write_bytes(b"")
+    done, read = start(photos, tmp_path / "out", Stream(), bad=0.5), []
+    monkeypatch.setattr("dupr_tf.data.parts.read_image", lambda path, data: read.append(path))
+    assert start(photos, tmp_path / "out", Stream(), bad=0.5) == done and read == []
+    os.utime(photos / "a" / "0.png", (0, 0))
+    start(photos, tmp_path / "out", Stream(), bad=0.5)
+    assert read

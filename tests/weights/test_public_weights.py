@@ -150,3 +150,10 @@ def test_import_refuses_an_ending_before_the_download(place, capsys, monkeypatch
     monkeypatch.setattr("dupr_tf.weights.paths.fetch", lambda remote: pytest.fail("downloaded"))
     assert main(["import", "https://example.org/backbone.keras"]) == 2
     assert ".safetensors" in capsys.readouterr().err
+
+
+def test_import_suggests_a_name_for_a_mistyped_one(place, capsys):
+    assert main(["import", "imagenet/resnet81"]) == 2
+    assert (
+        "There is no file imagenet/resnet81" in (printed := capsys.readouterr().err) and "imagenet/resnet18" in printed
+    )
