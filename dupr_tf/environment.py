@@ -6,8 +6,10 @@ Commit, hardware and versions are saved in the run's folder and shown on model c
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -21,6 +23,7 @@ log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parent
 ENVIRONMENT_FILE = "environment.json"
 ZIP_YEARS = 1980, 2107
+CGROUP = Path("/sys/fs/cgroup")  # limits of a container
 PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "pillow", "simplejpeg", "cykooz.resizer", "grain")
 
 
@@ -76,8 +79,11 @@ def available_memory() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         sizes += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="utf-8") for name in ("max", "current"))
-        sizes.append(int(limit) - int(used))
+        limit, used, parts = (
+            (CGROUP / f"memory.{name}").read_text(encoding="utf-8") for name in ("max", "current", "stat")
+        )
+        cached = re.findall(r"^(?:in)?active_file (\d+)$", parts, re.MULTILINE)  # which the kernel frees on demand
+        sizes.append(int(limit) - int(used) + sum(map(int, cached)))
     except (OSError, ValueError):  # not Linux, no such container, or its limit is the word max
         pass
     return min(sizes, default=None)
@@ -92,8 +98,13 @@ def check_clock() -> None:
 
 
 def usable_cpus() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of processors that this process may use, by its affinity and a container's quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = (CGROUP / "cpu.max").read_text(encoding="utf-8").split()
+        return max(1, min(count, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError, ZeroDivisionError):  # no such container, or its quota is the word max
+        return count
 
 
 def environment_rows(entry: dict) -> list[tuple[str, str]]:

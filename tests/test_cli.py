@@ -17,6 +17,7 @@ from dupr_tf.commands.parsing import overview, parse, split_overrides
 from dupr_tf.commands.probe import FLAGS
 from dupr_tf.config import field_rows, load_config
 from dupr_tf.errors import RunFailed, RunInterrupted, UserError, UserErrors, WorkerLost
+from dupr_tf.safe_yaml import safe_value
 from tests.refusals import refusal
 
 SMALL = "configs/dupr_r18_small.yaml"
@@ -162,6 +163,12 @@ def test_commands_without_config_take_no_fields(capsys, tmp_path):
 def test_empty_text_is_no_path(capsys, words):
     code, err = run(capsys, "embed", "w.keras", *words)
     assert code == 2 and len(err) == 1 and "received an empty text" in err[0]
+
+
+@pytest.mark.parametrize("words", [["--train.epochs", ""], ["--train.epochs="], ["--model.roi_sizes", ""]])
+def test_empty_text_is_no_value_of_a_field(capsys, words):
+    code, lines = run(capsys, "pretrain", SMALL, "--data", "x", "--output", "y", *words)
+    assert code == 2 and fields(lines) == [words[0].rstrip("=")] and "received an empty text" in lines[0]
 
 
 def test_field_without_a_value_is_refused(capsys):
@@ -324,6 +331,8 @@ def test_a_flag_is_no_value_of_a_field():
 def test_a_wrong_list_shows_how_to_write_one():
     with pytest.raises(UserError, match=r"optimizer.milestones: Expected a list, such as \[1, 2\], received 8"):
         load_config(SMALL, {"optimizer.milestones": "8"})
+    _, overrides = split_overrides(["--model.image_weights", "0.1", "4e-1", "0.7", "1", "x.yaml"])
+    assert safe_value(overrides["model.image_weights"]) == [0.1, 0.4, 0.7, 1]
     _, overrides = split_overrides(["--model.roi_sizes", "16", "8", "4"])
     with pytest.raises(UserError, match=r"model.roi_sizes: Expected at least 4 values, received \[16, 8, 4\]"):
         load_config(SMALL, overrides)

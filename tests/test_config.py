@@ -210,3 +210,24 @@ def test_guessing_loss_weighs_the_terms():
     summed = parse_config({"model": {**model, "patch_reduction": "sum"}}).model
     assert summed.guessing_loss == pytest.approx((1 + 0.5 * 196 + 0.5 * 49) * math.log(256))
     assert summed.main_terms == ["image_P5", "patch_P5"]
+
+
+@pytest.mark.parametrize("field, value", [("milestones", "[8, 11]"), ("milestone_steps", "[5, 9]")])
+@pytest.mark.parametrize("path", ["configs/dupr_r18_small.yaml", "configs/retinanet_r18_small.yaml"])
+def test_milestones_need_their_schedule(path, field, value):
+    config = load_config(path, {f"optimizer.{field}": value})
+    problems = config.finetune_problems() if config.detector else config.pretrain_problems()
+    assert [problem.field for problem in problems] == ["optimizer.schedule"]
+
+
+def test_text_of_an_override_is_kept_whole():
+    assert load_config(None, {"probing.data": "/photos/set #2"}).probing.data == "/photos/set #2"
+    assert load_config(None, {"probing.data": "'a #b'"}).probing.data == "a #b"
+
+
+def test_override_does_not_hide_a_wrong_section(tmp_path):
+    (tmp_path / "c.yaml").write_text("model: resnet18\n")
+    with pytest.raises(UserError, match=r"^model: Expected fields with their values, received .resnet18"):
+        load_config(tmp_path / "c.yaml", {"model.width": "0.5"})
+    (tmp_path / "c.yaml").write_text("model:\n")
+    assert load_config(tmp_path / "c.yaml", {"model.width": "0.5"}).model.width == 0.5

@@ -43,7 +43,7 @@ start() { # the index of a worker
 }
 
 cut() {
-  kill "${connections[@]}" 2> /dev/null || true
+  kill ${connections[@]+"${connections[@]}"} 2> /dev/null || true
 }
 
 trap 'cut; exit 130' INT
@@ -72,7 +72,7 @@ while ((${#connections[@]})); do
       echo "ssh.sh: a worker ended with exit code $status" >&2
     fi
   done
-  connections=("${running[@]}")
+  connections=(${running[@]+"${running[@]}"}) # bash before 4.4 takes an empty list for an unset name
   if [[ -n $deadline ]] && ((SECONDS >= deadline)); then
     cut
   fi

@@ -50,7 +50,7 @@ class Doctor:
             from dupr_tf.forecast.dry_run import dry_run
 
             steps = dry_run(config, root) if self.steps else None
-            examinations.append(about_run(config, None if source is None else len(source), steps))
+            examinations.append(about_run(config, None if source is None else len(source), steps, has_gpu()))
         for examination in examinations:
             print()
             print_table((examination.title, ""), examination.rows)

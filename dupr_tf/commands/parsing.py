@@ -81,20 +81,30 @@ def split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
                 raise UserError(word, f"A value is missing after it, before {arguments[i]}.", f"Write {word} VALUE.")
             value, taken = _list_of_words(arguments[i:]) if name in lists else (arguments[i], 1)
             i += taken
+        if not value:
+            raise _empty(f"--{name}")
         overrides[name] = value
     return rest, overrides
 
 
 def _list_of_words(words: list[str]) -> tuple[str, int]:
     """Returns the YAML text of the list at the start of some words, and the number of its words."""
-    first = _yaml_value(words[0])
+    first = _number(words[0])
     if first is None or isinstance(first, list):
         return words[0], 1
     if isinstance(first, int | float):
-        values = list(itertools.takewhile(lambda value: isinstance(value, int | float), map(_yaml_value, words)))
+        values = list(itertools.takewhile(lambda value: isinstance(value, int | float), map(_number, words)))
     else:
         values = list(itertools.takewhile(lambda word: not word.startswith("--"), words))
     return json.dumps(values, ensure_ascii=False), len(values)
+
+
+def _number(word: str):
+    """Returns the number that a word of a list stands for, or the word. YAML takes 1e-3 for text."""
+    try:
+        return float(word) if "e" in word.lower() else _yaml_value(word)
+    except ValueError:
+        return word
 
 
 def _yaml_value(word: str):
@@ -107,10 +117,14 @@ def _yaml_value(word: str):
 def _empty_words(arguments: list[str]) -> list[UserError]:
     """Returns an error for each empty argument, such as "$DATA" without DATA. As a path, it would be this folder."""
     flags = [None, *(word if word.startswith("--") else None for word in arguments)]
-    fix = "Pass a value, or check the variable that it comes from."
     empty = [flag for flag, word in zip(flags, arguments, strict=False) if not word]
     empty += [word.removesuffix("=") for word in arguments if word.startswith("--") and word.endswith("=")]
-    return [UserError(flag, "Expected a value, received an empty text.", fix) for flag in empty]
+    return [_empty(flag) for flag in empty]
+
+
+def _empty(flag: str | None) -> UserError:
+    fix = "Pass a value, or check the variable that it comes from."
+    return UserError(flag, "Expected a value, received an empty text.", fix)
 
 
 def _missing_section(word: str, command: str, arguments: list[str]) -> UserError | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
 import re
 from pathlib import Path
 
@@ -97,7 +96,9 @@ class Plan:
         return config, devices, None if self.images is None else images_in(self.images)
 
     def _default_devices(self, config: Config | None) -> int:
-        return 1 if self.gpu_type == CPU or config is None else math.gcd(8, config.train.micro_batches)
+        if self.gpu_type == CPU or config is None:
+            return 1
+        return max(number for number in range(1, 9) if config.train.micro_batches % number == 0)
 
     def _assumptions(self, config: Config | None):
         """Returns the assumptions of the device, or of any if it or the config is unknown: the names are the same."""

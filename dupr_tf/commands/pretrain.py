@@ -15,7 +15,7 @@ from dupr_tf.config import Config, DataConfig
 from dupr_tf.data.images.bad_images import check_photos, kinds_text
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.locks import locked
-from dupr_tf.probing.labelled import check_class_folders
+from dupr_tf.probing.labelled import check_probed
 from dupr_tf.streams import lasting_streams
 from dupr_tf.training.cluster import cluster_of
 from dupr_tf.training.pool import Pool, check_exclude, exclusion_changes, open_pool
@@ -128,5 +128,5 @@ def _probing_problems(config: Config) -> list[UserError]:
     """Returns errors in the folder of images that a run is probed with."""
     if not config.probing.every_epochs or config.probing.data is None:
         return []  # a missing folder is among `Config.pretrain_problems`
-    look = check_class_folders if "knn" in config.probing.probes else check_photos
-    return problems_of(look, config.probing.data, field="probing.data")
+    chosen, data = config.probing.probes, config.probing.data
+    return [problem for name in chosen for problem in problems_of(check_probed, name, data, field="probing.data")]

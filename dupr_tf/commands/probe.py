@@ -184,7 +184,11 @@ class Linear(Weights):
         return [*problems, *settings.problems()]
 
     def _settings(self, overrides) -> LinearConfig:
-        return load_config(self.config, overrides).linear or LinearConfig()
+        settings = load_config(self.config, overrides).linear
+        if settings is None and self.config is not None:
+            fix = "Pass a file such as configs/probes/linear_imagenet.yaml."
+            raise UserError("--config", f"{self.config} has no section linear.", fix)
+        return settings or LinearConfig()
 
     def arguments(self, overrides, taken):
         return {"settings": self._settings(overrides), "seed": self.seed}

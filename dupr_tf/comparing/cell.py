@@ -16,10 +16,12 @@ import time
 from pathlib import Path
 
 from dupr_tf.comparing.grid import Cell, probe_tasks
+from dupr_tf.comparing.labels import check_same_labels
 from dupr_tf.comparing.record import Comparison, read_comparison
 from dupr_tf.comparing.results import DIVERGED, METRICS_FILE
 from dupr_tf.config import Config
 from dupr_tf.config.detectors import DETECTORS
+from dupr_tf.data.file_results import FileResults
 from dupr_tf.errors import Diverged, RunFailed, RunInterrupted, UserError, raise_all
 from dupr_tf.files import write_whole
 from dupr_tf.light import save_memory
@@ -69,8 +71,9 @@ def run_cell(folder: Path, cell: Cell, rate: float | None) -> None:
 
         tasks = probe_tasks(comparison.backbones, comparison.scored_cells())
         return run_probe(folder, comparison, next(task.cells for task in tasks if cell in task.cells))
-    from dupr_tf.detection.finetune import finetune
+    from dupr_tf.detection.finetune import CHECKED_FILE, finetune
 
+    check_same_labels(comparison, FileResults(folder / cell.folder / CHECKED_FILE))
     config = cell_config(comparison, cell, rate)
     try:
         finetune(config, weights, comparison.data, folder / cell.folder)

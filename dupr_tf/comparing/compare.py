@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import NamedTuple
 from dupr_tf.comparing import plan
 from dupr_tf.comparing.cell import check_backbones
 from dupr_tf.comparing.grid import Cell, Task, probe_tasks
+from dupr_tf.comparing.labels import contents_digest
 from dupr_tf.comparing.outputs import write_outputs
 from dupr_tf.comparing.overlaps import with_overlaps
 from dupr_tf.comparing.probe_plan import ProbedImages, check_trainable, make_probe_comparison
@@ -26,7 +26,7 @@ from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.labels.split import Split
 from dupr_tf.detection.finetune import CHECKED_FILE
 from dupr_tf.errors import RunFailed, raise_all
-from dupr_tf.files import local_path, sha256_of
+from dupr_tf.files import local_path
 from dupr_tf.locks import locked
 from dupr_tf.records import refuse_other_outputs
 from dupr_tf.weights.catalogue import is_public
@@ -73,7 +73,8 @@ def plan_comparison(
     else:
         comparison, train, val = make_probe_comparison(config, data, settings, probe)
     contents = {
-        split: _contents(images, results, config.data.threads) for split, images in (("train", train), ("val", val))
+        split: contents_digest(images, results, config.data.threads)
+        for split, images in (("train", train), ("val", val))
     }
     comparison = dataclasses.replace(comparison, contents=contents)
     if saved is not None:
@@ -84,20 +85,6 @@ def plan_comparison(
     elif probe == "svm":
         check_trainable(comparison, train, val)
     return Planned(comparison, train, val, results)
-
-
-def _contents(images: Split | ProbedImages, results: FileResults, threads: int | None) -> str:
-    """Returns a digest of the contents of the files of images and masks. `results` keeps that of each file."""
-    files = [*images.paths, *getattr(images, "segment_paths", ())]
-
-    def compute(index: int) -> str:
-        try:
-            return sha256_of(files[index])
-        except OSError:  # a probe leaves out files that cannot be read
-            return ""
-
-    digests = results.of("sha256", files, compute, threads)
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def compare(planned: Planned, output: Path, jobs: int, gpu: bool, show: Show) -> tuple[Comparison, Result]:

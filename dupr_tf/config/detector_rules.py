@@ -81,14 +81,11 @@ def _sizes(config) -> list[UserError]:
 
 
 def _schedule(config) -> list[UserError]:
-    optimizer, steps, problems = config.optimizer, config.optimizer.milestone_steps, []
+    steps, problems = config.optimizer.milestone_steps, [*config.milestone_problems()]
     last = config.train.max_steps
     if steps and last is not None and steps[-1] >= last:
         problem = f"Expected steps before train.max_steps, {last}, received {list(steps)}."
         problems.append(UserError("optimizer.milestone_steps", problem, "Use earlier steps, or a longer run."))
-    if steps and optimizer.schedule != "milestones":
-        problem = f"Expected milestones, since optimizer.milestone_steps is set, received {optimizer.schedule}."
-        problems.append(UserError("optimizer.schedule", problem, "Pass --optimizer.schedule milestones."))
     return problems
 
 

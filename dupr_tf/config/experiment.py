@@ -64,6 +64,7 @@ class Config(Section):
             replicas: number of devices that train together.
         """
         problems = [*self._batch_problems(replicas), *self._model_problems(), *self.probing.problems()]
+        problems += self.milestone_problems()
         if self.train.jit == "on" and replicas > 1:
             problems.append(
                 UserError(
@@ -73,6 +74,15 @@ class Config(Section):
                 )
             )
         return problems
+
+    def milestone_problems(self) -> list[UserError]:
+        """Returns an error if milestones are given to a schedule that has none."""
+        optimizer = self.optimizer
+        name = "milestone_steps" if optimizer.milestone_steps else "milestones"
+        if optimizer.schedule == "milestones" or not getattr(optimizer, name):
+            return []
+        problem = f"Expected milestones, since optimizer.{name} is set, received {optimizer.schedule}."
+        return [UserError("optimizer.schedule", problem, "Pass --optimizer.schedule milestones.")]
 
     def pretrain_warnings(self, gpu: bool) -> list[str]:
         """Lists settings that are allowed but probably not intended, one line each.

@@ -64,10 +64,12 @@ def load_config(path: str | Path | None, overrides: dict[str, str] | None = None
         except ValueError as error:
             problems.append(UserError(name, f"Expected a YAML value, received {text!r:.80}: {error}."))
             continue
-        target = values.setdefault(section, {})
-        if not isinstance(target, dict):
-            target = values[section] = {}
-        target[field] = value
+        if isinstance(value, str) and not text.startswith(("'", '"')):
+            value = text  # YAML would take the end of `/photos/set #2` for a comment
+        if values.get(section) is None:
+            values[section] = {}
+        if isinstance(values[section], dict):  # otherwise it is reported below
+            values[section][field] = value
     try:
         config = parse_config(values)
     except UserError as error:

@@ -159,12 +159,12 @@ def advice_on_memory(needed: int, available: int | None, config: Config) -> list
     """Compares the predicted memory, plus a gibibyte for TensorFlow itself, with the available memory."""
     text = f"The run needs about {needed / 2**30:.1f} GiB of memory, and TensorFlow itself 1 GiB. "
     if available is None:
-        return [f"{text}The free memory is unknown here. What to do: compare."]
+        return [f"{text}The free memory is unknown here. What to do: compare it with that of your GPU or machine."]
     text += f"{available / 2**30:.1f} GiB are free. "
     if needed + 2**30 <= available:
         return [text + GOOD]
-    groups = 2 * config.train.micro_batches
-    more = f"--train.micro_batches {groups}, " if config.train.batch_size // groups >= 2 else ""
+    groups, batch = 2 * config.train.micro_batches, config.train.batch_size
+    more = f"--train.micro_batches {groups}, " if batch % groups == 0 and batch // groups >= 2 else ""
     banks = "--model.bank_size" if config.model.terms is None else "bank_size in model.terms"
     return [f"{text}What to do: use {more}a smaller --train.batch_size, --data.image_size or {banks}."]
 

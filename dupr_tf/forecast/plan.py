@@ -11,7 +11,7 @@ from dupr_tf.forecast.assumptions import Assumption, assumptions_of, replace_ass
 from dupr_tf.forecast.counts import Counts, count
 from dupr_tf.forecast.device_types import CPU
 from dupr_tf.forecast.measure import input_assumptions, measured_assumptions, step_seconds
-from dupr_tf.forecast.seconds import SIZES, Size, Step, cores_wanted, device_numbers, size_of, step_of
+from dupr_tf.forecast.seconds import PRODUCTS, SIZES, Size, Step, cores_wanted, device_numbers, size_of, step_of
 from dupr_tf.text import size_text
 
 
@@ -50,8 +50,10 @@ class Plan:
 
     @property
     def step_alone(self) -> float:
-        """Returns the predicted seconds of a step whose images are in memory."""
-        return sum(value for part, value in self.step.seconds.items() if not part.startswith("reading"))
+        """Returns the predicted seconds of a step whose images are in memory; on a CPU the sum over its cores."""
+        cores = self.assumed["cores_a_machine"].value if self.device == CPU else 1
+        seconds = {part: value for part, value in self.step.seconds.items() if not part.startswith("reading")}
+        return sum(seconds.values()) + (cores - 1) * seconds[PRODUCTS]  # all cores compute the products
 
     def problems(self) -> list[str]:
         """Lists the reasons why the run cannot work as planned, a sentence or two each."""

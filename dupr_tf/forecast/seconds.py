@@ -13,6 +13,7 @@ SIZES = (1_000_000, 12_000_000, 100_000_000, 1_000_000_000)
 INDEX_ENTRY = 9  # bytes per packed image in every worker's memory: ArrayRecord keeps the position of each record
 RECORD = 150  # bytes of a packed image besides its own: 100 of its record, and its line in the sidecar
 GIGA, TERA = 1e9, 1e12
+PRODUCTS = "convolutions and products"  # the part of a step that all cores of a CPU compute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ def step_of(
     products = sum(counts.flops.values()) / devices / (value["peak_tflops"] * TERA * value["share_of_peak"])
     bandwidth = value["memory_gb_s"] * GIGA * value["share_of_bandwidth"]
     seconds = {
-        "convolutions and products": products,
+        PRODUCTS: products,
         "activations through memory": counts.activations * batch / devices * value["activation_passes"] / bandwidth,
         "weights and banks through memory": 4
         * (counts.weights * value["weight_passes"] + counts.bank_numbers * value["bank_passes"])

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from dupr_tf.config import DataConfig
+from dupr_tf.data.images.bad_images import check_photos
 from dupr_tf.data.images.listing import LeftOut, check_root, list_classes, list_root, log_left_out
 from dupr_tf.data.labels.annotations import AnnotatedImages, read_annotations
-from dupr_tf.data.layouts import BOXES
+from dupr_tf.data.layouts import BOXES, PIXELS
 from dupr_tf.errors import UserError
 
 SPLITS = ("train", "val")
@@ -44,8 +45,27 @@ def check_class_folders(root: str | Path) -> None:
 
 
 def has_class_folders(root: str | Path) -> bool:
-    """Returns True if a root has train/ and val/."""
-    return all((Path(root) / split).is_dir() for split in SPLITS)
+    """Returns True if a root has train/ and val/ with folders of classes, and no labels of another layout."""
+    root = Path(root)
+    if not all((root / split).is_dir() for split in SPLITS) or is_annotated(root):
+        return False
+    shown = (entry.facts["shown"](root, split) for entry in PIXELS.values() for split in SPLITS)
+    return not any(shown) and len(list_classes(root / "train")) > 1
+
+
+def check_probed(probe: str, root: str | Path) -> None:
+    """Raises the errors of a probe in training about its images, without decoding them.
+
+    Args:
+        probe: a name of `PROBES` with the fact `takes`.
+        root: `probing.data`.
+    """
+    if probe == "knn" or (probe == "retrieval" and has_class_folders(root)):
+        check_class_folders(root)
+    elif probe == "affinity" and is_annotated(root):
+        read_annotations(root, "val")
+    else:
+        check_photos(root)
 
 
 def _class_names(root: Path) -> list[str]:

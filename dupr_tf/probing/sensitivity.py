@@ -112,7 +112,9 @@ def sensitivity(
         for n, index in enumerate(indices):
             rois, overlap = sample_rois(boxes[index], size, np.random.default_rng([seed, int(index)]))
             both = np.concatenate([boxes[index][None].astype(np.float32), rois])
-            regions = roi_align(features[n : n + 1], tf.constant(both)[None], cells, side / size)[0].numpy()
+            # As many samples a bin as the largest region, the whole map, has cells in it: every cell is read.
+            ratio = -(-side // cells)
+            regions = roi_align(features[n : n + 1], tf.constant(both)[None], cells, side / size, ratio)[0].numpy()
             ious.append(overlap)
             values.append(similarity(regions[0], regions[1:]))
             used += 1

@@ -98,8 +98,9 @@ def verdicts(groups: Sequence[Group]) -> list[str]:
 
 
 def chance_of(high: Sequence[float], low: Sequence[float]) -> float:
-    """Computes the share of splits of all scores in which the first part leads by as much (a permutation test).
+    """Computes the share of splits of all scores whose parts differ by as much (a two-sided permutation test).
 
+    Two-sided, because the better of two groups is named first.
     More than `MOST_SPLITS` splits are drawn at random, always the same ones. The split of the runs itself counts too.
     """
     scores, size = np.array([*high, *low]), len(high)
@@ -110,7 +111,7 @@ def chance_of(high: Sequence[float], low: Sequence[float]) -> float:
         drawn = random.permuted(np.tile(scores, (MOST_SPLITS, 1)), axis=1)[:, :size]
         parts = np.concatenate([np.array([high]), drawn])
     leads = parts.mean(1) - (scores.sum() - parts.sum(1)) / len(low)
-    return float(np.mean(leads >= np.mean(high) - np.mean(low) - 1e-12))
+    return float(np.mean(np.abs(leads) >= np.mean(high) - np.mean(low) - 1e-12))
 
 
 def _compare(best: Group, other: Group) -> str:
@@ -121,8 +122,9 @@ def _compare(best: Group, other: Group) -> str:
     )
     seeds = len(best.scores), len(other.scores)
     chance = chance_of(best.scores, other.scores)
-    if min(seeds) == 1 or 1 / math.comb(sum(seeds), seeds[0]) > CLEAR:
-        return f"{text}{seeds[0]} and {seeds[1]} seeds cannot tell: a verdict needs three of each."
+    equal = 2 if seeds[0] == seeds[1] else 1  # splits whose parts differ by the most that these scores can
+    if min(seeds) == 1 or equal / math.comb(sum(seeds), seeds[0]) > CLEAR:
+        return f"{text}{seeds[0]} and {seeds[1]} seeds cannot tell: a verdict needs four of each."
     if chance <= CLEAR:
         return f"{text}The first is better: equal groups would differ like this in {chance:.1%} of the cases."
     return f"{text}They do not differ clearly: equal groups would differ like this in {chance:.0%} of the cases."

@@ -165,6 +165,7 @@ def _start(run: Path, pool: Pool, weights, allow_change: bool, after_change, wor
     others = exclusion_changes(run, pool.exclusion) if workers.chief else []
     changes = check(run, config, images, allow_change, others) if workers.chief else []
     backbone, entry = starting_weights(run, config, weights)
+    workers.agree({"--weights": entry["sha256"] if entry else "random"} if cluster else {})
     start = None if backbone is None else backbone.get_weights()
     with scope(workers.strategy):
         model = compiled_model(config, len(source), start, devices)

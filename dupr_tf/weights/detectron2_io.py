@@ -8,6 +8,7 @@ not have. The result equals that of `pickle.dump(…, protocol=3)` under NumPy 1
 and float32 arrays.
 """
 
+import logging
 import pickle
 import pickletools
 import struct
@@ -19,6 +20,8 @@ from dupr_tf.errors import UserError
 from dupr_tf.weights.names import torch_arrays
 from dupr_tf.weights.torch_export import reread_checks
 from dupr_tf.weights.verify import Written, check_arrays
+
+log = logging.getLogger(__name__)
 
 AUTHOR = "dupr_tf"
 DETECTRON2_FILE = "backbone.pkl"
@@ -118,12 +121,19 @@ def list_arrays(path):
 def _readme(model, file, arrays):
     depth = int(model.architecture.removeprefix("resnet"))
     extra = heads = ""
+    stem = model.get_layer("conv1_bn").gamma.shape[0]
     if depth < 50:  # detectron2 requires the channels there; its C4 head builds res5 from bottleneck blocks
         heads = "\n- **FPN only.** The C4 models of detectron2 build another res5, which these weights do not fill."
-        extra = f"\n    RES2_OUT_CHANNELS: {model.get_layer('conv1_bn').gamma.shape[0]}"
+        extra = f"\n    RES2_OUT_CHANNELS: {stem}"
+    elif model.width != 1:
+        channels = {"STEM_OUT_CHANNELS": stem, "WIDTH_PER_GROUP": stem, "RES2_OUT_CHANNELS": 4 * stem}
+        extra = "".join(f"\n    {name}: {count}" for name, count in channels.items())
     text = README.format(name=model.architecture, file=file, arrays=arrays, depth=depth, extra=extra, heads=heads)
     if model.width != 1:
-        text += f"- It is {model.width:g} times as wide as detectron2's own; its configs need other channels.\n"
+        text += f"- It is {model.width:g} times as wide as detectron2's own.\n"
+        if depth < 50:
+            text += "- **detectron2 refuses it**: it builds ResNet-18 and ResNet-34 with 64 channels in res2 only.\n"
+            log.warning("detectron2 builds ResNet-18 and ResNet-34 of width 1 only, and does not load these weights")
     return text
 
 

@@ -5,6 +5,7 @@ It is needed because neither safetensors nor HDF5 notices a flipped bit.
 
 import json
 import os
+import re
 from pathlib import Path
 
 from dupr_tf.errors import UserError
@@ -44,17 +45,29 @@ def read_manifest(directory):
 def check_file(path):
     """Compare a file with the manifest in its directory, if there is one that lists it.
 
+    A `manifest.json` that another program wrote is ignored.
+
     Raises:
         UserError: if the file differs from the manifest.
     """
     path = Path(path)
-    expected = ((read_manifest(path.parent) or {}).get("files") or {}).get(path.name)
+    manifest = path.parent / MANIFEST_FILE
+    files = read_record(manifest, _own_files, "Copy it again.") if os.path.lexists(manifest) else {}
+    expected = files.get(path.name)
     if expected is not None and sha256_of(path) != expected:
         raise UserError(
             None,
             f"{path} is damaged or was changed: its sha256 is not the one in {MANIFEST_FILE}.",
             f"Copy it again, or remove {MANIFEST_FILE} if you changed the file yourself.",
         )
+
+
+def _own_files(manifest):
+    """Return the files of a manifest, or {} if it is not one of `write_manifest`."""
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    digests = files.values() if isinstance(files, dict) else [None]
+    own = all(isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
+    return files if own else {}
 
 
 def check_directory(directory):

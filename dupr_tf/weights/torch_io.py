@@ -51,7 +51,7 @@ def from_torchvision(state, prefix=None, include_normalization=False, name=None,
     Raises:
         UserError: names the keys that are missing, unknown, of another shape, or not finite.
     """
-    prefix = find_prefix(state) if prefix is None else prefix
+    prefix = find_prefix(state) if prefix is None else _whole_prefix(state, prefix)
     state, dropped = _select(state, prefix)
     architecture, width = infer_architecture(state)
     _check_keys(state, architecture)
@@ -132,6 +132,17 @@ def read_safetensors(path):
         raise UserError(
             None, f"{path} is not a safetensors file of float arrays ({error}).", "Copy it again."
         ) from None
+
+
+def _whole_prefix(state, prefix):
+    """Return a given prefix with its final dot. Raise UserError if no weights of a ResNet have it."""
+    whole = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
+    if not _select(state, whole)[0]:
+        stems = [key for key in state if key.endswith("conv1.weight") and "layer" not in key]
+        known = {key.removesuffix("conv1.weight") for key in stems}
+        fix = f"Choose from {_listed(sorted(known))}." if known else "Use the checkpoint of a ResNet."
+        raise UserError("--prefix", f"No weights of a ResNet begin with {prefix}.", fix)
+    return whole
 
 
 def _select(state, prefix):

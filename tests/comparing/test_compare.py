@@ -150,7 +150,7 @@ def test_milestones_follow_the_steps_of_every_share():
         assert drawn.optimizer.milestone_steps == (steps // 2, steps * 3 // 4) and not drawn.finetune_problems()
         assert parse_config(drawn.model_dump(mode="json")) == drawn
     config = parse_config({**LIGHT, "optimizer": {**optimizer, "schedule": "cosine"}})
-    assert not cells.cell_config(comparison(config=config), Cell("random", 1.0, 0), 0.1).finetune_problems()
+    assert [problem.field for problem in config.finetune_problems()] == ["optimizer.schedule"]
 
 
 def test_rate_that_diverges_is_not_chosen(tmp_path, monkeypatch):
@@ -158,7 +158,8 @@ def test_rate_that_diverges_is_not_chosen(tmp_path, monkeypatch):
         raise Diverged("The loss is nan at step 3.")
 
     monkeypatch.setattr("dupr_tf.detection.finetune.finetune", diverge)
-    monkeypatch.setattr(cells, "_check_unchanged", lambda *_: None)
+    for check in ("_check_unchanged", "check_same_labels"):
+        monkeypatch.setattr(cells, check, lambda *_: None)
     made = comparison(rates=(0.1, 10.0))
     write_comparison(tmp_path, made)
     for cell in made.rate_cells():
@@ -311,6 +312,7 @@ def test_weights_that_change_between_cells_are_refused(tmp_path, monkeypatch, pr
     file, started = tmp_path / "dupr.keras", []
     trained = "dupr_tf.detection.finetune.finetune" if probe is None else "dupr_tf.comparing.probes.run_probe"
     monkeypatch.setattr(trained, lambda *arguments: started.append(arguments))
+    monkeypatch.setattr(cells, "check_same_labels", lambda *_: None)
     backbones = [build_backbone("resnet18", 0.125) for _ in range(2)]
     config = parse_config({**LIGHT, "model": {"backbone": "resnet18", "width": 0.125}})
     kind = {} if probe is None else {"probe": probe, "level": "P5"}

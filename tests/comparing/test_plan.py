@@ -9,6 +9,7 @@ from dupr_tf.comparing import plan
 from dupr_tf.comparing.cell import cell_config
 from dupr_tf.comparing.compare import plan_comparison
 from dupr_tf.comparing.grid import Backbone, Cell
+from dupr_tf.comparing.labels import check_same_labels
 from dupr_tf.comparing.plan import (
     Settings,
     filled_in,
@@ -292,3 +293,20 @@ def test_run_is_no_comparison(data, tmp_path):
     (tmp_path / "format.json").write_text("{}")
     with pytest.raises(UserError, match="holds a run"):
         plan_comparison(parse_config(CONFIG), data, tmp_path, Settings(TWO, (1.0,), 3))
+
+
+def test_cell_refuses_labels_and_images_that_have_changed(tmp_path):
+    root, output = write_coco(tmp_path / "set", {"train": pictures(8), "val": pictures(3, seed=1)}), tmp_path / "out"
+    planned = plan_comparison(parse_config(CONFIG), root, output, Settings(TWO, (0.5, 1.0), 2))
+    check_same_labels(planned.comparison, planned.results)
+    file, image = root / "annotations" / "instances_val.json", root / "images" / "train_003.png"
+    text, pixels = file.read_text(), image.read_bytes()
+    content = json.loads(text)
+    content["annotations"][0]["bbox"][2] -= 1
+    file.write_text(json.dumps(content))
+    assert "labels of val have changed" in refusal(check_same_labels, planned.comparison, planned.results).problem
+    file.write_text(text)
+    ImageOps.mirror(Image.open(image)).save(image)
+    assert "labels of train have changed" in refusal(check_same_labels, planned.comparison, planned.results).problem
+    image.write_bytes(pixels)
+    check_same_labels(planned.comparison, planned.results)

@@ -133,3 +133,9 @@ def test_advice_on_banks_fits_a_config_with_terms():
     (text,) = advice.advice_on_banks(full, 500)
     assert "in model.terms" in text and "--model.bank_size" not in text
     assert "or bank_size in model.terms" in advice.advice_on_memory(2**33, 2**32, full)[0]
+
+
+@pytest.mark.parametrize("batch, groups, named", [(64, 4, True), (36, 4, False)])
+def test_advice_on_memory_names_groups_that_divide_the_batch(batch, groups, named):
+    settings = config(train={"batch_size": batch, "micro_batches": groups})
+    assert (f"--train.micro_batches {2 * groups}" in advice.advice_on_memory(2**33, 2**32, settings)[0]) == named

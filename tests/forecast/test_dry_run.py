@@ -95,6 +95,8 @@ def test_dry_run_measures_real_steps(result):
 def test_limit_names_the_slower_part(result, input_ms, step_ms, expected):
     changed = DryRun(**{**vars(result), "input_ms": input_ms, "step_ms": step_ms})
     assert changed.limit.startswith(expected)
+    assert changed.images_per_second == pytest.approx(100)  # a CPU reads and computes one after the other
+    assert dataclasses.replace(changed, gpu=True).images_per_second == pytest.approx(1000 / 9)
 
 
 @pytest.mark.slow

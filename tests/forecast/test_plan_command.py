@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from dupr_tf.cli import main
-from dupr_tf.commands.plan import images_in
-from dupr_tf.config import dump_config
+from dupr_tf.commands.plan import Plan, images_in
+from dupr_tf.config import dump_config, parse_config
 from dupr_tf.forecast.measure import input_assumptions
 from tests.forecast.tiny_config import TINY
 
@@ -108,3 +109,9 @@ def test_input_speed_is_measured_on_images(tmp_path, monkeypatch):
     sizes = [path.stat().st_size for path in (tmp_path / "unlabeled").iterdir()]
     assert measured["bytes_an_image"].value == pytest.approx(sum(sizes) / len(sizes))
     assert 1 < measured["input_images_s_a_core"].value < 1e5
+
+
+@pytest.mark.parametrize("groups, devices", [(8, 8), (6, 6), (7, 7), (12, 6), (9, 3), (11, 1)])
+def test_default_devices_are_the_most_that_share_the_groups(groups, devices):
+    config = parse_config({"train": {"batch_size": 1386 * 4, "micro_batches": groups}})
+    assert Plan(Path(SMALL))._default_devices(config) == devices

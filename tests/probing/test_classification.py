@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dupr_tf.config import DataConfig, LinearConfig, ProbingConfig, parse_config
 from dupr_tf.data.labels.annotations import AnnotatedImages
+from dupr_tf.data.labels.split import MissingSplit
 from dupr_tf.errors import UserError
 from dupr_tf.probing.knn import knn, knn_scores, largest, top_accuracies
-from dupr_tf.probing.labelled import image_labels, read_both_splits
+from dupr_tf.probing.labelled import check_probed, has_class_folders, image_labels, read_both_splits
 from dupr_tf.probing.linear import LinearClassifier, learning_rate, standardization, train_cached
 from dupr_tf.probing.svm import average_precision_11, best_cost, fewer_columns, fit, svm
 from tests import oracles_probing as oracles
@@ -209,3 +211,33 @@ def test_cross_field_mistakes_are_reported():
     assert [error.field for error in LinearConfig(augment=True).problems()] == ["linear.standardize"]
     assert LinearConfig(augment=True, standardize=False).problems() == []
     assert [error.field for error in ProbingConfig(every_epochs=1).problems()] == ["probing.data"]
+
+
+def write_png(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (8, 8)).save(path)
+
+
+def test_folders_of_masks_yolo_and_plain_splits_are_no_classes(tmp_path):
+    for split in ("train", "val"):
+        for name in ("images", "masks"):
+            write_png(tmp_path / "masks" / split / name / "0.png")
+        write_png(tmp_path / "plain" / split / "0.png")
+        write_png(tmp_path / "yolo" / split / "images" / "0.png")
+        (tmp_path / "yolo" / split / "labels").mkdir()
+        (tmp_path / "yolo" / split / "labels" / "0.txt").write_text("0 .5 .5 .5 .5\n")
+        for name in ("cat", "dog"):
+            write_png(tmp_path / "classes" / split / name / "0.png")
+    (tmp_path / "yolo" / "data.yaml").write_text("train: train/images\nval: val/images\nnames: [cat]\n")
+    found = {path.name: has_class_folders(path) for path in tmp_path.iterdir()}
+    assert found == {"masks": False, "plain": False, "yolo": False, "classes": True}
+    for name in found:
+        check_probed("retrieval", tmp_path / name)
+    assert "classes" in refusal(check_probed, "knn", tmp_path / "plain").problem
+
+
+def test_affinity_in_training_needs_the_split_that_it_reads(tmp_path):
+    write_coco(tmp_path / "coco", {"train": pictures(3)})
+    with pytest.raises(MissingSplit):
+        check_probed("affinity", tmp_path / "coco")
+    check_probed("matching", tmp_path / "coco")

@@ -209,6 +209,7 @@ def test_retrieval_from_one_image_is_refused(capsys, tmp_path, weights):
     (("linear", *RANDOM, "--data", "configs", "--linear.epochs", "0"), "linear.epochs: "),
     (("linear", *RANDOM, "--data", "configs", "--linear.epoch", "1"), "Did you mean linear.epochs?"),
     (("linear", *RANDOM, "--data", "configs", "--config", "no.yaml"), "no.yaml"),
+    (("linear", *RANDOM, "--data", "configs", "--config", "configs/demo.yaml"), "has no section linear"),
     (("linear", *RANDOM, "--data", "configs", "--linear.augment", "true"), "linear.standardize: "),
     (("knn", *RANDOM, "--data", "configs", "--linear.epochs", "1"), "--linear.epochs: "),
     (("knn", *RANDOM, "--data", "configs", "--data.image_size", "64"), "--data.image_size: "),

@@ -1,5 +1,6 @@
 """Tests of a run whose length changes: its rate, its epochs, and the messages about both."""
 
+import json
 import logging
 import math
 
@@ -76,13 +77,32 @@ def test_resume_after_a_change_keeps_the_chosen_schedule(run):
     assert [float(read_schedule(run).rates(longer)(step)) for step in (STEP, STEP + 5)] == [rates[0], rates[5]]
 
 
-def test_schedule_can_be_chosen_again_until_a_save(run):
+@pytest.mark.parametrize("step", [STEP, STEP + 1, STEP + 30])
+def test_schedule_can_be_chosen_again(run, step):
     longer = config(epochs=10)
     write_schedule(run, next_schedule(run, longer, 80, STEP, True))
     (run / CONFIG_FILE).write_text(dump_config(longer))
-    again = next_schedule(run, longer, 80, STEP, False, "decay")
-    assert float(again.rates(longer)(STEP)) == pytest.approx(BEFORE) and again.since_epoch == 4
-    assert next_schedule(run, longer, 80, STEP + 1, False, "decay") == read_schedule(run)
+    again = next_schedule(run, longer, 80, step, False, "decay")
+    assert float(again.rates(longer)(step)) == pytest.approx(BEFORE)
+    assert again.since_epoch == pytest.approx(4 + (step - STEP) / 10)
+    write_schedule(run, again)
+    assert next_schedule(run, longer, 80, step + 9, False, "decay") == again  # the same command resumes
+    assert next_schedule(run, longer, 80, step + 9, False) == again
+
+
+def test_choice_without_a_change_has_no_effect_and_says_so(run, caplog):
+    before = read_schedule(run)
+    assert next_schedule(run, config(), 80, STEP, False, "decay") == before
+    assert "--after-change decay has no effect" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "fields, choice", [({}, "planned"), ({"factor": 0.5}, "decay"), ({"warmup_steps": 3}, "warmup")]
+)
+def test_record_of_an_earlier_version_has_a_choice(run, fields, choice):
+    record = {"steps_per_epoch": 10, "total_steps": 100, "since_step": STEP, **fields}
+    (run / SCHEDULE_FILE).write_text(json.dumps(record))
+    assert read_schedule(run).after_change == choice
 
 
 @pytest.mark.parametrize("content", [

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dupr_tf.errors import UserError, WorkerLost
+from dupr_tf.models.resnet import build_backbone
 from tests.training.cluster import finish, log_of, start, write_trial
 
 DEFAULT = ("difference", "killed_worker", "stuck", "long_tasks", "reports", "departure", "never")
@@ -213,6 +214,17 @@ def test_different_configs_or_images_are_refused(tmp_path):
     assert finish(start(tmp_path, run, 2, 1, extra={1: ["--data", str(other)]})) == [2, 2]
     for index in (0, 1):
         assert "images: Expected the same on every worker, received 23 on worker 1" in log_of(run, index)
+    assert not run.exists()
+
+
+@pytest.mark.slow
+def test_different_initial_weights_are_refused(tmp_path):
+    config = write_trial(tmp_path, 2)
+    build_backbone(config.model.backbone, config.model.width).save(tmp_path / "start.keras")
+    run = tmp_path / "run"
+    assert finish(start(tmp_path, run, 2, 1, extra={1: ["--weights", str(tmp_path / "start.keras")]})) == [2, 2]
+    for index in (0, 1):
+        assert "--weights: Expected the same on every worker, received" in log_of(run, index)
     assert not run.exists()
 
 

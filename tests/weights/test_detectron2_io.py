@@ -81,12 +81,21 @@ def test_readme_of_the_export_has_the_config(written):
     assert "FPN only" not in text and "RES2_OUT_CHANNELS" not in text and "times as wide" not in text
 
 
-def test_readme_of_a_small_network_states_its_config(tmp_path):
+def test_readme_of_a_small_network_states_its_config(tmp_path, caplog):
     write_detectron2(build_backbone("resnet18", width=0.5), tmp_path / "small.pkl")
     text = (tmp_path / "README.md").read_text()
     assert "DEPTH: 18" in text and "RES2_OUT_CHANNELS: 32" in text and "0.5 times as wide" in text
-    assert "FPN only" in text
+    assert "FPN only" in text and "detectron2 refuses it" in text and "width 1 only" in caplog.text
     assert len(Restricted(io.BytesIO((tmp_path / "small.pkl").read_bytes())).load()["model"]) == 100
+
+
+def test_readme_of_a_narrow_deep_network_lists_its_channels(tmp_path):
+    write_detectron2(build_backbone("resnet50", width=0.25), tmp_path / "narrow.pkl")
+    text = (tmp_path / "README.md").read_text()
+    for line in ("STEM_OUT_CHANNELS: 16", "WIDTH_PER_GROUP: 16", "RES2_OUT_CHANNELS: 64"):
+        assert line in text
+    model = Restricted(io.BytesIO((tmp_path / "narrow.pkl").read_bytes())).load()["model"]
+    assert model["res2.0.conv1.weight"].shape[0] == 16 and model["res2.0.conv3.weight"].shape[0] == 64
 
 
 def test_wrong_suffix_and_other_networks_are_refused(tmp_path):

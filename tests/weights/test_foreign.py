@@ -18,6 +18,7 @@ from dupr_tf.weights.foreign import read_checkpoint
 from dupr_tf.weights.loading import import_backbone, load_backbone, weights_digest
 from dupr_tf.weights.manifest import write_manifest
 from dupr_tf.weights.torch_io import dropped_keys, find_prefix, from_torchvision, to_torchvision, write_safetensors
+from tests.refusals import refusal
 
 
 def both(*names):
@@ -398,3 +399,20 @@ def test_unwritable_folder_gives_one_line(state, tmp_path, capsys):
     command = ["import", str(tmp_path / "weights.safetensors"), "--output", str(tmp_path / "file" / "b.keras")]
     assert main(command) == 1
     assert str(tmp_path / "file") in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("content", ['{"name": "app", "files": ["a.js"]}', "[1, 2]", '{"files": {"a.js": "1f"}}'])
+def test_manifest_of_another_program_is_ignored(state, tmp_path, content):
+    write_safetensors(state, tmp_path / "backbone.safetensors")
+    (tmp_path / "manifest.json").write_text(content)
+    load_backbone(tmp_path / "backbone.safetensors")
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": {"backbone.safetensors": "0" * 64}}))
+    assert "is damaged or was changed" in refusal(load_backbone, tmp_path / "backbone.safetensors").problem
+
+
+def test_prefix_needs_no_final_dot(state):
+    both = {f"module.encoder_{part}.{name}": value for part in "qk" for name, value in state.items()}
+    for prefix in ("module.encoder_k", "module.encoder_k."):
+        assert from_torchvision(both, prefix).architecture == "resnet18"
+    error = refusal(from_torchvision, both, "encoder")
+    assert error.field == "--prefix" and "module.encoder_q." in error.fix
