@@ -331,6 +331,9 @@ def test_a_flag_is_no_value_of_a_field():
 def test_a_wrong_list_shows_how_to_write_one():
     with pytest.raises(UserError, match=r"optimizer.milestones: Expected a list, such as \[1, 2\], received 8"):
         load_config(SMALL, {"optimizer.milestones": "8"})
+    for field, text in (("probing.probes", "[knn, retrieval]"), ("data.class_names", "[apple, pear]")):
+        _, overrides = split_overrides([f"--{field}", text, "x.yaml"])
+        assert overrides == {field: text}
     _, overrides = split_overrides(["--model.image_weights", "0.1", "4e-1", "0.7", "1", "x.yaml"])
     assert safe_value(overrides["model.image_weights"]) == [0.1, 0.4, 0.7, 1]
     _, overrides = split_overrides(["--model.roi_sizes", "16", "8", "4"])

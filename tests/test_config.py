@@ -223,6 +223,7 @@ def test_milestones_need_their_schedule(path, field, value):
 def test_text_of_an_override_is_kept_whole():
     assert load_config(None, {"probing.data": "/photos/set #2"}).probing.data == "/photos/set #2"
     assert load_config(None, {"probing.data": "'a #b'"}).probing.data == "a #b"
+    assert load_config(None, {"probing.data": "#2"}).probing.data == "#2"
 
 
 def test_override_does_not_hide_a_wrong_section(tmp_path):

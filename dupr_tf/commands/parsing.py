@@ -100,11 +100,12 @@ def _list_of_words(words: list[str]) -> tuple[str, int]:
 
 
 def _number(word: str):
-    """Returns the number that a word of a list stands for, or the word. YAML takes 1e-3 for text."""
+    """Returns the YAML value of a word, or the number that it stands for. YAML takes 1e-3 for text."""
+    value = _yaml_value(word)
     try:
-        return float(word) if "e" in word.lower() else _yaml_value(word)
+        return float(value) if isinstance(value, str) and "e" in value.lower() else value
     except ValueError:
-        return word
+        return value
 
 
 def _yaml_value(word: str):

@@ -50,7 +50,7 @@ class Pretrain:
     """Resume although the config or the images differ from those of the start. The differences are printed."""
     after_change: Literal["planned", "decay", "warmup"] | None = None
     """Learning rate after an allowed change: that of the new schedule (planned), the present rate that decays over the
-    steps left, or a new warm-up. Default: planned."""
+    steps left, or a new warm-up. Default: planned, unless the rate would jump."""
     dry_run: bool = False
     """Take a few steps and print shapes, memory, images/s and the duration of the whole run. Writes nothing."""
 
@@ -128,5 +128,7 @@ def _probing_problems(config: Config) -> list[UserError]:
     """Returns errors in the folder of images that a run is probed with."""
     if not config.probing.every_epochs or config.probing.data is None:
         return []  # a missing folder is among `Config.pretrain_problems`
-    chosen, data = config.probing.probes, config.probing.data
-    return [problem for name in chosen for problem in problems_of(check_probed, name, data, field="probing.data")]
+    looks = (
+        problems_of(check_probed, name, config.probing.data, field="probing.data") for name in config.probing.probes
+    )
+    return next(filter(None, looks), [])

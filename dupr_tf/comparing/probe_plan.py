@@ -18,6 +18,7 @@ from dupr_tf.detection.task_labels import labels_entry
 from dupr_tf.errors import UserError
 from dupr_tf.probing.labelled import (
     SPLITS,
+    check_class_folders,
     has_class_folders,
     image_labels,
     is_annotated,
@@ -71,9 +72,12 @@ def read_probed(probe: str, data: str, section: DataConfig) -> dict[str, ProbedI
         problem = f"{data} has a class for each pixel, and probes need classes of images, or boxes."
         raise UserError("--data", problem, "Leave --probes out, with the config of an fcn.")
     boxes = is_annotated(data) or section.kind not in ("auto", "folder")
-    if probe == "knn" and boxes and not has_class_folders(data):
-        problem = f"knn needs train/CLASS/ and val/CLASS/, and {data} has boxes."
-        raise UserError("--probes", problem, "Use --probes svm.")
+    if probe == "knn" and boxes:
+        try:
+            check_class_folders(data)
+        except UserError:
+            problem = f"knn needs train/CLASS/ and val/CLASS/, and {data} has boxes."
+            raise UserError("--probes", problem, "Use --probes svm.") from None
     if probe == "svm" and (boxes or not has_class_folders(data)):
         splits = read_both_splits(data, SPLITS, section)
         read = [ProbedImages(tuple(one.paths), image_labels(one), tuple(one.class_names)) for one in splits]

@@ -10,11 +10,14 @@ import keras
 import numpy as np
 
 from dupr_tf.comparing.grid import Cell
+from dupr_tf.comparing.labels import contents_digest
 from dupr_tf.comparing.probe_plan import ProbedImages, label_digests, read_probed
 from dupr_tf.comparing.record import OTHER, Comparison
 from dupr_tf.comparing.results import METRICS_FILE, is_finished
 from dupr_tf.config.probes import PROBE_METRICS
+from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.labels.split import draw_positions, refuse_many
+from dupr_tf.detection.finetune import CHECKED_FILE
 from dupr_tf.errors import UserError
 from dupr_tf.files import write_whole
 from dupr_tf.models.resnet import build_backbone
@@ -43,7 +46,9 @@ def run_probe(folder: Path, comparison: Comparison, cells: Sequence[Cell]) -> No
         UserError: the labels have changed, or too many images cannot be read.
     """
     splits = read_probed(comparison.probe, comparison.data, comparison.config.data)
-    if label_digests(comparison.data, splits) != comparison.labels:
+    results, threads = FileResults(folder / CHECKED_FILE), comparison.config.data.threads
+    contents = {split: contents_digest(images, results, threads) for split, images in splits.items()}
+    if label_digests(comparison.data, splits) != comparison.labels or comparison.contents not in ({}, contents):
         raise UserError("--data", "The images or labels are others than in this comparison.", OTHER)
     backbone = _backbone(comparison, cells[0])
     train, val = (_features(comparison, backbone, images) for images in (splits["train"], splits["val"]))

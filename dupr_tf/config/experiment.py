@@ -82,7 +82,11 @@ class Config(Section):
         if optimizer.schedule == "milestones" or not getattr(optimizer, name):
             return []
         problem = f"Expected milestones, since optimizer.{name} is set, received {optimizer.schedule}."
-        return [UserError("optimizer.schedule", problem, "Pass --optimizer.schedule milestones.")]
+        return [
+            UserError(
+                "optimizer.schedule", problem, f"Pass --optimizer.schedule milestones, or remove optimizer.{name}."
+            )
+        ]
 
     def pretrain_warnings(self, gpu: bool) -> list[str]:
         """Lists settings that are allowed but probably not intended, one line each.

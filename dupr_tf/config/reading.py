@@ -64,7 +64,7 @@ def load_config(path: str | Path | None, overrides: dict[str, str] | None = None
         except ValueError as error:
             problems.append(UserError(name, f"Expected a YAML value, received {text!r:.80}: {error}."))
             continue
-        if isinstance(value, str) and not text.startswith(("'", '"')):
+        if text.startswith("#") or (isinstance(value, str) and not text.startswith(("'", '"'))):
             value = text  # YAML would take the end of `/photos/set #2` for a comment
         if values.get(section) is None:
             values[section] = {}

@@ -155,8 +155,9 @@ def labels_entry(root, images: AnnotatedImages | SegmentedImages) -> dict:
 
 def kind_of_root(root, split: str, kind: str, task: str | None) -> str:
     """Returns the layout of a detector's run if another root has it too, or else "auto". `task` may be unknown."""
-    table = layouts.PIXELS if task == "segments" else layouts.BOXES
-    shown = table[kind].facts["shown"] if task and kind in table else lambda root, split: []
+    tables = {"segments": layouts.PIXELS, None: {**layouts.PIXELS, **layouts.BOXES}}
+    entry = tables.get(task, layouts.BOXES).get(kind)
+    shown = entry.facts["shown"] if entry else lambda root, split: []
     return kind if any(shown(local_path(root), one) for one in (split, "train")) else "auto"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dupr_tf.config import Config
 from dupr_tf.data.images.listing import open_source
+from dupr_tf.environment import usable_cpus
 from dupr_tf.forecast.assumptions import Assumption, assumptions_of, replace_assumptions
 from dupr_tf.forecast.counts import Counts, count
 from dupr_tf.forecast.device_types import CPU
@@ -51,7 +52,7 @@ class Plan:
     @property
     def step_alone(self) -> float:
         """Returns the predicted seconds of a step whose images are in memory; on a CPU the sum over its cores."""
-        cores = self.assumed["cores_a_machine"].value if self.device == CPU else 1
+        cores = usable_cpus() if self.device == CPU else 1  # with which `peak_tflops` was measured
         seconds = {part: value for part, value in self.step.seconds.items() if not part.startswith("reading")}
         return sum(seconds.values()) + (cores - 1) * seconds[PRODUCTS]  # all cores compute the products
 

@@ -124,7 +124,7 @@ def _compare(best: Group, other: Group) -> str:
     chance = chance_of(best.scores, other.scores)
     equal = 2 if seeds[0] == seeds[1] else 1  # splits whose parts differ by the most that these scores can
     if min(seeds) == 1 or equal / math.comb(sum(seeds), seeds[0]) > CLEAR:
-        return f"{text}{seeds[0]} and {seeds[1]} seeds cannot tell: a verdict needs four of each."
+        return f"{text}{seeds[0]} and {seeds[1]} seeds cannot tell: a verdict needs about four of each."
     if chance <= CLEAR:
         return f"{text}The first is better: equal groups would differ like this in {chance:.1%} of the cases."
     return f"{text}They do not differ clearly: equal groups would differ like this in {chance:.0%} of the cases."

@@ -18,9 +18,10 @@ import logging
 import math
 import os
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from dupr_tf.config import Config, load_config
+from dupr_tf.errors import UserError
 from dupr_tf.files import write_whole
 from dupr_tf.records import MOST_NUMBER, mapping, read_record, whole
 from dupr_tf.training.optimizers import AfterChange, build_schedule
@@ -29,7 +30,7 @@ from dupr_tf.training.run import CONFIG_FILE
 log = logging.getLogger(__name__)
 SCHEDULE_FILE = "schedule.json"
 AfterChangeName = Literal["planned", "decay", "warmup"]
-JUMP = 1.5  # ratio of two learning rates that counts as a jump
+JUMP = 1.5  # ratio of two learning rates that is not accepted without a choice
 WARMUP_SHARE = 0.05  # share of the steps left, if optimizer.warmup_steps is 0
 
 
@@ -43,7 +44,6 @@ class Schedule:
         rate_before: learning rate of the step before the change.
         factor: factor on the learning rate of the config's schedule.
         warmup_steps: steps of the warm-up after the change.
-        after_change: the choice of the rate after the change.
     """
 
     steps_per_epoch: int
@@ -53,7 +53,6 @@ class Schedule:
     rate_before: float = 0.0
     factor: float = 1.0
     warmup_steps: int = 0
-    after_change: str = "planned"
 
     def epoch(self, step: int) -> float:
         """Returns the epoch at a step."""
@@ -83,11 +82,7 @@ def read_schedule(run: Path) -> Schedule | None:
 
 def _schedule(value) -> Schedule:
     """Converts a record. Raises ValueError for values outside their range."""
-    value = mapping(value)
-    if "after_change" not in value:  # as earlier versions wrote it
-        scaled = "decay" if value.get("factor", 1) != 1 else "planned"
-        value["after_change"] = "warmup" if value.get("warmup_steps") else scaled
-    saved = Schedule(**value)
+    saved = Schedule(**mapping(value))
     for length in (saved.steps_per_epoch, saved.total_steps, saved.since_step + 1, saved.warmup_steps + 1):
         if not whole(length):
             raise ValueError("expected lengths above 0")
@@ -95,8 +90,6 @@ def _schedule(value) -> Schedule:
         type(x) in (int, float) and 0 <= x < MOST_NUMBER for x in (saved.since_epoch, saved.rate_before, saved.factor)
     ):
         raise ValueError("expected epoch, rate and factor of 0 or more")
-    if saved.after_change not in get_args(AfterChangeName):
-        raise ValueError(f"expected one of {', '.join(get_args(AfterChangeName))}, received {saved.after_change!r:.40}")
     return saved
 
 
@@ -116,31 +109,34 @@ def next_schedule(
         images: number of images of this start.
         step: step from which it resumes.
         changed: True if config or images differ from those of the last start.
-        after_change: learning rate after the change. Without a change, another choice than before applies to the last
-            change, from this step on. Default: "planned" for a change, or else the choice of the last start.
+        after_change: learning rate after the change. It also counts in a repeated start at the step of the change.
+            Default: "planned".
+
+    Raises:
+        UserError: the rate would jump, and no `after_change` is given.
     """
     new = Schedule(config.steps_per_epoch(images), config.total_steps(images))
     saved = read_schedule(run) if step else None
     if saved is None:
         return new
-    if not changed and after_change and not saved.since_step:
-        log.warning("--after-change %s has no effect, as nothing has changed since the last start", after_change)
-    chosen_again = saved.since_step and after_change not in (None, saved.after_change)
-    if not changed and not chosen_again:
+    again = saved.since_step == step
+    if not changed and not (again and after_change):
+        if after_change:
+            log.info("--after-change %s: nothing has changed since the last start, whose schedule stays", after_change)
         return saved
-    again = not changed or saved.since_step == step
     before = saved.rate_before if again else float(saved.rates(load_config(run / CONFIG_FILE))(step - 1))
-    choice = after_change or "planned"
-    new = dataclasses.replace(
-        new, since_step=step, since_epoch=saved.epoch(step), rate_before=before, after_change=choice
-    )
+    new = dataclasses.replace(new, since_step=step, since_epoch=saved.epoch(step), rate_before=before)
     planned = float(new.rates(config)(step))
     if after_change == "decay":
         new = dataclasses.replace(new, factor=before / planned if planned else 0.0)
     elif after_change == "warmup":
         left = max(new.total_steps - step, 1)
         new = dataclasses.replace(new, warmup_steps=config.optimizer.warmup_steps or math.ceil(WARMUP_SHARE * left))
-    _report(saved, new, before, float(new.rates(config)(step)), choice)
+    if after_change is None and planned > JUMP * before:
+        problem = f"After the change, the learning rate would jump from {before:.3g} to {planned:.3g}."
+        fix = "Pass decay to fall from the present rate, warmup for a new warm-up, or planned to let it jump."
+        raise UserError("--after-change", problem, fix)
+    _report(saved, new, before, float(new.rates(config)(step)), after_change or "planned")
     return new
 
 
@@ -153,8 +149,3 @@ def _report(old: Schedule, new: Schedule, before: float, now: float, choice: str
         "epochs in all %.2f -> %.2f",
         step, new.since_epoch, before, now, choice, *left, *epochs,
     )  # fmt: skip
-    if choice == "planned" and now > JUMP * before:
-        log.warning(
-            "the learning rate jumps. To decay from the present rate or to warm up again, stop now and repeat the "
-            "command with --after-change decay or --after-change warmup"
-        )

@@ -65,8 +65,8 @@ def check_file(path):
 def _own_files(manifest):
     """Return the files of a manifest, or {} if it is not one of `write_manifest`."""
     files = manifest.get("files") if isinstance(manifest, dict) else None
-    digests = files.values() if isinstance(files, dict) else [None]
-    own = all(isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
+    digests = files.values() if isinstance(files, dict) else ()
+    own = any(isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
     return files if own else {}
 
 

@@ -139,8 +139,8 @@ def _whole_prefix(state, prefix):
     whole = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
     if not _select(state, whole)[0]:
         stems = [key for key in state if key.endswith("conv1.weight") and "layer" not in key]
-        known = {key.removesuffix("conv1.weight") for key in stems}
-        fix = f"Choose from {_listed(sorted(known))}." if known else "Use the checkpoint of a ResNet."
+        known = sorted({key.removesuffix("conv1.weight") for key in stems} - {""})
+        fix = f"Choose from {', '.join(map(repr, known))}." if known else "Leave it out."
         raise UserError("--prefix", f"No weights of a ResNet begin with {prefix}.", fix)
     return whole
 

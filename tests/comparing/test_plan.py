@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from dupr_tf.comparing import plan
-from dupr_tf.comparing.cell import cell_config
+from dupr_tf.comparing.cell import cell_config, run_cell
 from dupr_tf.comparing.compare import plan_comparison
 from dupr_tf.comparing.grid import Backbone, Cell
 from dupr_tf.comparing.labels import check_same_labels
@@ -295,7 +295,7 @@ def test_run_is_no_comparison(data, tmp_path):
         plan_comparison(parse_config(CONFIG), data, tmp_path, Settings(TWO, (1.0,), 3))
 
 
-def test_cell_refuses_labels_and_images_that_have_changed(tmp_path):
+def test_cell_refuses_labels_and_images_that_have_changed(tmp_path, monkeypatch):
     root, output = write_coco(tmp_path / "set", {"train": pictures(8), "val": pictures(3, seed=1)}), tmp_path / "out"
     planned = plan_comparison(parse_config(CONFIG), root, output, Settings(TWO, (0.5, 1.0), 2))
     check_same_labels(planned.comparison, planned.results)
@@ -308,5 +308,8 @@ def test_cell_refuses_labels_and_images_that_have_changed(tmp_path):
     file.write_text(text)
     ImageOps.mirror(Image.open(image)).save(image)
     assert "labels of train have changed" in refusal(check_same_labels, planned.comparison, planned.results).problem
+    write_comparison(output, planned.comparison)
+    monkeypatch.setattr("dupr_tf.detection.finetune.finetune", lambda *_: pytest.fail("trained"))
+    assert "have changed" in refusal(run_cell, output, Cell("random", 1.0, 0), 0.001).problem
     image.write_bytes(pixels)
     check_same_labels(planned.comparison, planned.results)

@@ -87,6 +87,7 @@ def test_run_leaves_the_documented_files(whole_run):
     lines = metrics(whole_run)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]  # 24 photos, batches of 8, 2 epochs
     expected = {"step", "epoch", "loss", "valid_share", "learning_rate", "images_per_second", "step_share"}
+    expected |= {"batch_size"}
     weights = {"image_P5": 0.7, "patch_P5": 0.5}
     for name in weights:
         expected |= {f"{what}/{name}" for what in ("loss", "accuracy", "positive", "negative", "std")}

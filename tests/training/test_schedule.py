@@ -1,6 +1,5 @@
 """Tests of a run whose length changes: its rate, its epochs, and the messages about both."""
 
-import json
 import logging
 import math
 
@@ -42,10 +41,13 @@ def test_unchanged_run_keeps_its_schedule(run, caplog):
     assert not caplog.records
 
 
-def test_planned_rate_jumps_with_a_warning(run, caplog):
-    _, rates = rates_after(run, config(epochs=10), 80, None)
+def test_rate_jumps_by_choice_only(run, caplog):
+    error = refusal(next_schedule, run, config(epochs=10), 80, STEP, True)
+    assert error.field == "--after-change" and "would jump from 0.0115 to 0.0655" in error.problem
+    _, rates = rates_after(run, config(epochs=10), 80, "planned")
     assert rates[0] > 5 * BEFORE
-    assert "learning rate" in caplog.text and "10 -> 60" in caplog.text and "--after-change decay" in caplog.text
+    assert "learning rate" in caplog.text and "10 -> 60" in caplog.text
+    assert rates_after(run, config(epochs=4), 80, None)[0].total_steps == 40  # a lower rate needs no choice
 
 
 def test_decay_starts_at_the_present_rate_and_falls_to_zero(run):
@@ -62,7 +64,7 @@ def test_warmup_rises_again_to_the_new_schedule(run):
 
 
 def test_epochs_never_run_backwards(run):
-    schedule, _ = rates_after(run, config(), 800, None)
+    schedule, _ = rates_after(run, config(), 800, "planned")
     before = read_schedule(run)
     assert schedule.epoch(STEP) == before.epoch(STEP) == 4
     assert schedule.epoch(STEP + 100) == 5  # 100 steps an epoch now
@@ -77,32 +79,13 @@ def test_resume_after_a_change_keeps_the_chosen_schedule(run):
     assert [float(read_schedule(run).rates(longer)(step)) for step in (STEP, STEP + 5)] == [rates[0], rates[5]]
 
 
-@pytest.mark.parametrize("step", [STEP, STEP + 1, STEP + 30])
-def test_schedule_can_be_chosen_again(run, step):
+def test_schedule_can_be_chosen_again_until_a_save(run):
     longer = config(epochs=10)
-    write_schedule(run, next_schedule(run, longer, 80, STEP, True))
+    write_schedule(run, next_schedule(run, longer, 80, STEP, True, "planned"))
     (run / CONFIG_FILE).write_text(dump_config(longer))
-    again = next_schedule(run, longer, 80, step, False, "decay")
-    assert float(again.rates(longer)(step)) == pytest.approx(BEFORE)
-    assert again.since_epoch == pytest.approx(4 + (step - STEP) / 10)
-    write_schedule(run, again)
-    assert next_schedule(run, longer, 80, step + 9, False, "decay") == again  # the same command resumes
-    assert next_schedule(run, longer, 80, step + 9, False) == again
-
-
-def test_choice_without_a_change_has_no_effect_and_says_so(run, caplog):
-    before = read_schedule(run)
-    assert next_schedule(run, config(), 80, STEP, False, "decay") == before
-    assert "--after-change decay has no effect" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "fields, choice", [({}, "planned"), ({"factor": 0.5}, "decay"), ({"warmup_steps": 3}, "warmup")]
-)
-def test_record_of_an_earlier_version_has_a_choice(run, fields, choice):
-    record = {"steps_per_epoch": 10, "total_steps": 100, "since_step": STEP, **fields}
-    (run / SCHEDULE_FILE).write_text(json.dumps(record))
-    assert read_schedule(run).after_change == choice
+    again = next_schedule(run, longer, 80, STEP, False, "decay")
+    assert float(again.rates(longer)(STEP)) == pytest.approx(BEFORE) and again.since_epoch == 4
+    assert next_schedule(run, longer, 80, STEP + 1, False, "decay") == read_schedule(run)
 
 
 @pytest.mark.parametrize("content", [

@@ -407,6 +407,7 @@ def test_manifest_of_another_program_is_ignored(state, tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
     load_backbone(tmp_path / "backbone.safetensors")
     (tmp_path / "manifest.json").write_text(json.dumps({"files": {"backbone.safetensors": "0" * 64}}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": {"backbone.safetensors": "0" * 64, "other": "0x"}}))
     assert "is damaged or was changed" in refusal(load_backbone, tmp_path / "backbone.safetensors").problem
 
 
