@@ -102,7 +102,7 @@ def test_root_without_val_names_the_setting(tmp_path, writer):
     assert error.field == "data.val_share" and "--data.val_share" in error.fix
     train, val, _ = read_splits(config(val_share=0.5), root, task)
     assert len(train) + len(val) == 4 and train.class_names == val.class_names and not set(train.paths) & set(val.paths)
-    assert layout_of(root, "val", "auto") == {write_coco: "coco"}.get(writer, "voc")
+    assert layout_of(root, "val", "auto", task) == {write_coco: "coco", write_masks: "auto"}.get(writer, "voc")
 
 
 def test_val_share_is_refused_if_val_exists(tmp_path):
