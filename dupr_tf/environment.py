@@ -6,10 +6,8 @@ Commit, hardware and versions are saved in the run's folder and shown on model c
 import importlib.metadata
 import json
 import logging
-import math
 import os
 import platform
-import re
 import subprocess
 import time
 from pathlib import Path
@@ -23,7 +21,6 @@ log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parent
 ENVIRONMENT_FILE = "environment.json"
 ZIP_YEARS = 1980, 2107
-CGROUP = Path("/sys/fs/cgroup")  # limits of a container
 PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "pillow", "simplejpeg", "cykooz.resizer", "grain")
 
 
@@ -73,38 +70,12 @@ def hardware():
     return f"{os.cpu_count()} × {_processor()}, {', '.join(names) or 'no GPU'}"
 
 
-def available_memory() -> int | None:
-    """Return the bytes this process may still allocate: free memory, or a container's limit. None if unknown."""
-    sizes = []
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        sizes += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-        limit, used, parts = (
-            (CGROUP / f"memory.{name}").read_text(encoding="utf-8") for name in ("max", "current", "stat")
-        )
-        cached = re.findall(r"^(?:in)?active_file (\d+)$", parts, re.MULTILINE)  # which the kernel frees on demand
-        sizes.append(int(limit) - int(used) + sum(map(int, cached)))
-    except (OSError, ValueError):  # not Linux, no such container, or its limit is the word max
-        pass
-    return min(sizes, default=None)
-
-
 def check_clock() -> None:
     """Raises UserError if the clock shows a year that .keras and .npz files, which are zip archives, cannot hold."""
     year = time.localtime().tm_year
     if not ZIP_YEARS[0] <= year <= ZIP_YEARS[1]:
         problem = f"The clock of this machine shows the year {year}, and no .keras file can be written then."
         raise UserError(None, problem, "Set the clock.")
-
-
-def usable_cpus() -> int:
-    """Return the number of processors that this process may use, by its affinity and a container's quota."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = (CGROUP / "cpu.max").read_text(encoding="utf-8").split()
-        return max(1, min(count, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError, ZeroDivisionError):  # no such container, or its quota is the word max
-        return count
 
 
 def environment_rows(entry: dict) -> list[tuple[str, str]]:

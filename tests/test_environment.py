@@ -136,17 +136,3 @@ def test_settings_of_other_projects_change_nothing(tmp_path):
     got = json.loads(output_of(CODE, KERAS_HOME=str(tmp_path), KERAS_BACKEND="torch", MPLBACKEND=plots))
     expected = {"backend": "tensorflow", "image_data_format": "channels_last", "floatx": "float32", "epsilon": 1e-7}
     assert got == {"plots": "agg", **expected}
-
-
-def test_limits_of_a_container_count(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment, "CGROUP", tmp_path)
-    cpus, free = environment.usable_cpus(), environment.available_memory()
-    for name, text in {
-        "cpu.max": "50000 100000\n", "memory.max": "3000000\n", "memory.current": "2900000\n",
-        "memory.stat": "anon 100\ninactive_file 700000\nactive_file 200000\nslab 5\n",
-    }.items():  # fmt: skip
-        (tmp_path / name).write_text(text)
-    assert environment.usable_cpus() == 1 and environment.available_memory() == 1_000_000
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert environment.usable_cpus() == cpus and environment.available_memory() == pytest.approx(free, rel=0.2)

@@ -39,8 +39,8 @@ class Duplicates:
     """Most bits in which near duplicates differ, 0 to 3."""
     output: Path | None = None
     """File for a line for each duplicate: name, bits that differ, other photo. It replaces earlier lists only."""
-    workers: int = os.cpu_count() or 1
-    """Images decoded at a time."""
+    workers: int | None = None
+    """Images decoded at a time. Default: one for each usable CPU."""
     max_pixels: int = DataConfig().max_pixels
     """Largest number of pixels of an image. Larger images are skipped."""
 

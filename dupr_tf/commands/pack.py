@@ -41,7 +41,7 @@ class Pack:
     seed: int = 0
     """Seed of the random order."""
     workers: int | None = None
-    """Threads that read, check and encode. Default: one per CPU."""
+    """Threads that read, check and encode. Default: one for each usable CPU."""
     max_bad_share: float = 0.01
     """Largest share of unreadable files."""
     max_pixels: int = DataConfig().max_pixels

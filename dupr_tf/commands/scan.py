@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +34,7 @@ class Scan:
     """Tab-separated file with a line for each image. A second scan resumes from it and reads changed files again.
     Default: only the counts are printed."""
     workers: int | None = None
-    """Number of images decoded at a time. Default: the number of CPUs."""
+    """Images decoded at a time. Default: one for each usable CPU."""
     max_bad_share: float = DataConfig().max_bad_share
     """Largest share of skipped files, as data.max_bad_share of the training."""
     max_pixels: int = DataConfig().max_pixels
@@ -46,15 +45,14 @@ class Scan:
     def run(self, overrides: dict[str, str]) -> int:
         limits = {"max_bad_share": self.max_bad_share, "max_pixels": self.max_pixels}
         parse_config({"data": limits})
-        workers = self.workers if self.workers is not None else os.cpu_count() or 1
-        if workers < 1:
-            raise UserError("--workers", f"Expected 1 or more, received {workers}.")
+        if self.workers is not None and self.workers < 1:
+            raise UserError("--workers", f"Expected 1 or more, received {self.workers}.")
         paths = list_images(self.directory)
         from dupr_tf.data.images.bad_images import advice
         from dupr_tf.data.images.duplicates import frames_warning, near_identical_folders
         from dupr_tf.data.images.scan import SKIPPED, count_groups, scan_images
 
-        scan = scan_images(paths, self.max_pixels, workers, self.output, self.depth)
+        scan = scan_images(paths, self.max_pixels, self.workers, self.output, self.depth)
         with contextlib.nullcontext() if self.output is None else locked(self.output, beside=True):
             looks = list(with_progress(scan, len(paths), "scanning"))
         skipped = sum(look.outcome == SKIPPED for look in looks)

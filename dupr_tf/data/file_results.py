@@ -34,11 +34,11 @@ class FileResults:
             what: kind of the result and the settings that it depends on, in one line.
             paths: files. The result of a path without a file is not kept.
             compute: position in `paths` -> one line of text without tabs.
-            workers: number of threads. Default: the number of CPUs.
+            workers: number of threads. Default: one for each usable CPU.
         """
         keys = [(what, escape(path), *file_stamp(path)) for path in paths]
         unknown = [place for place, key in enumerate(keys) if key not in self._texts]
-        computed = map_in_order(compute, unknown, workers or os.cpu_count() or 1)
+        computed = map_in_order(compute, unknown, workers)
         fresh = dict(zip(unknown, computed, strict=True))
         kept = {keys[place]: text for place, text in fresh.items() if keys[place][-1] != "-1"}
         self._texts, self._changed = self._texts | kept, self._changed or bool(kept)

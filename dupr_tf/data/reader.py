@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dupr_tf.errors import RunFailed
+from dupr_tf.machine import usable_cpus
 from dupr_tf.text import one_line
 
 AHEAD = 2  # blocks that each thread reads ahead of the training
@@ -76,7 +77,7 @@ class Reader:
         self._on_bad, self._processes, self._merge = on_bad, processes, merge or concatenate_rows
         self._started = False
         self._blocks_per_batch, self._blocks_left = blocks, last - first
-        threads = (os.cpu_count() or 1) if threads is None else threads
+        threads = usable_cpus() if threads is None else threads
         self._blocks = _grain_iterator(make, first, last, threads, processes)
 
     def __iter__(self) -> Reader:

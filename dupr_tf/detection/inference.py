@@ -92,10 +92,10 @@ class Detector:
         Args:
             images: as for `predict`, any number of them.
             batch_size: images that the model takes at a time.
-            threads: threads that read images. Default: one per CPU.
+            threads: threads that read images. Default: one for each usable CPU.
         """
         waiting: dict[bool, list] = {False: [], True: []}
-        for index, loaded in enumerate(map_in_order(self._load, images, threads or os.cpu_count() or 1)):
+        for index, loaded in enumerate(map_in_order(self._load, images, threads)):
             if isinstance(loaded, Unusable):
                 yield index, loaded
                 continue

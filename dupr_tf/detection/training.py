@@ -62,12 +62,7 @@ def train_detector(
     with scope(strategy):
         backbone, earlier, start = _starting_point(config, weights, output, checked.continues)
     if (output / METRICS_FILE).exists() and not checked.changed:
-        if not (output / DETECTOR_FILE).is_file():
-            problem = f"{output} has ended, but its {DETECTOR_FILE} is missing."
-            fix = f"Restore it, or remove {METRICS_FILE} to write it again from the newest checkpoint."
-            raise UserError("--output", problem, fix)
-        console.print(visible(f"{output} has ended before; its metrics are in {METRICS_FILE}"))
-        return read_record(output / METRICS_FILE, _printable, "Remove it to evaluate the detector again.")
+        return _earlier_metrics(output, console)
     images = LABELS[task].learnable(train)
     # New layers do not depend on where the backbone comes from, and do not repeat the draws of a random one.
     keras.utils.set_random_seed(config.train.seed + NEW_LAYERS)
@@ -96,6 +91,16 @@ def train_detector(
         _write_json(output / METRICS_FILE, metrics)
         draw_pictures(pictures, output)
     return metrics
+
+
+def _earlier_metrics(output: Path, console: Console) -> dict:
+    """Returns the metrics of a run that has ended before. Raises UserError if its detector is missing."""
+    if not (output / DETECTOR_FILE).is_file():
+        problem = f"{output} has ended, but its {DETECTOR_FILE} is missing."
+        fix = f"Restore it, or remove {METRICS_FILE} to write it again from the newest checkpoint."
+        raise UserError("--output", problem, fix)
+    console.print(visible(f"{output} has ended before; its metrics are in {METRICS_FILE}"))
+    return read_record(output / METRICS_FILE, _printable, "Remove it to evaluate the detector again.")
 
 
 def _printable(value) -> dict:

@@ -10,10 +10,11 @@ from dupr_tf.config import Config
 from dupr_tf.data.images.duplicates import frames_warning, near_identical_folders
 from dupr_tf.data.images.source import Files, ImageSource
 from dupr_tf.data.statistics import Overlap, Sizes, look_at_sizes, simulate_overlap
-from dupr_tf.environment import available_memory, describe_environment, environment_rows, usable_cpus
+from dupr_tf.environment import describe_environment, environment_rows
 from dupr_tf.forecast import advice
 from dupr_tf.forecast.dry_run import DryRun
 from dupr_tf.forecast.machine import forecast_here
+from dupr_tf.machine import available_memory, usable_cpus
 
 PERCENTILES = (5, 50, 95)
 

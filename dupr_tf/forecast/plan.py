@@ -7,12 +7,12 @@ from pathlib import Path
 
 from dupr_tf.config import Config
 from dupr_tf.data.images.listing import open_source
-from dupr_tf.environment import usable_cpus
 from dupr_tf.forecast.assumptions import Assumption, assumptions_of, replace_assumptions
 from dupr_tf.forecast.counts import Counts, count
 from dupr_tf.forecast.device_types import CPU
 from dupr_tf.forecast.measure import input_assumptions, measured_assumptions, step_seconds
 from dupr_tf.forecast.seconds import PRODUCTS, SIZES, Size, Step, cores_wanted, device_numbers, size_of, step_of
+from dupr_tf.machine import usable_cpus
 from dupr_tf.text import size_text
 
 

@@ -76,10 +76,10 @@ class Embedder:
 
         Args:
             images: as for `dupr_tf.embed`, any number of them.
-            threads: threads that read images. Default: one per CPU.
+            threads: threads that read images. Default: one for each usable CPU.
         """
         waiting: list[tuple[int, np.ndarray]] = []
-        for index, view in enumerate(map_in_order(self.view, images, threads or os.cpu_count() or 1)):
+        for index, view in enumerate(map_in_order(self.view, images, threads)):
             if isinstance(view, Unusable):
                 yield index, view
                 continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +11,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 
 from dupr_tf.errors import UserError
+from dupr_tf.machine import usable_cpus
 from dupr_tf.probing.features import unit
 
 # Cells per side of each averaged level, so that all have about 9,000 numbers in ResNet-50 (12² · 64 … 2² · 2048).
@@ -54,7 +54,7 @@ def svm(train, labels, val, val_labels, class_names, costs=COSTS, folds: int = F
         return average_precision_11(model.decision_function(val[judged]), truth), cost, float(truth.mean())
 
     # Threads: liblinear releases the interpreter, and in the primal draws nothing, so their order changes nothing.
-    with ThreadPoolExecutor(os.cpu_count()) as threads, warnings.catch_warnings():
+    with ThreadPoolExecutor(usable_cpus()) as threads, warnings.catch_warnings():
         # At the largest C liblinear may stop early; its AP decides if that C is used.
         warnings.simplefilter("ignore", ConvergenceWarning)
         each = list(threads.map(of_class, range(len(class_names))))

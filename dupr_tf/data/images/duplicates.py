@@ -60,7 +60,9 @@ class Matches:
     capped: int
 
 
-def hash_images(source: ImageSource, workers: int = 1, max_pixels: int = MAX_PIXELS) -> Iterator[tuple | Unusable]:
+def hash_images(
+    source: ImageSource, workers: int | None = None, max_pixels: int = MAX_PIXELS
+) -> Iterator[tuple | Unusable]:
     """Yields (sha256, phash) of each image, or why it cannot be read, in the order of the source."""
     return map_in_order(lambda index: hash_image(source, index, max_pixels), range(len(source)), workers)
 

@@ -38,12 +38,12 @@ class HashCache:
     Args:
         path: file of the hashes. It is read here if it exists. None: nothing is read or written.
         max_pixels: an image with more pixels cannot be used.
-        threads: images decoded at a time. Default: the number of CPUs.
+        threads: images decoded at a time. Default: one for each usable CPU.
         saves: False to leave the file unchanged.
     """
 
     def __init__(self, path: Path | None, max_pixels: int = MAX_PIXELS, threads: int | None = None, saves: bool = True):
-        self.path, self.max_pixels, self.threads = path, max_pixels, threads or os.cpu_count() or 1
+        self.path, self.max_pixels, self.threads = path, max_pixels, threads
         self.saves = saves and path is not None
         self.entries = np.empty(0, ENTRY) if path is None else _read(path, max_pixels)
 

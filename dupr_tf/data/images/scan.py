@@ -37,7 +37,7 @@ class Look:
 def scan_images(
     paths: Sequence[str],
     max_pixels: int,
-    workers: int = 1,
+    workers: int | None = None,
     output: str | Path | None = None,
     depth: str = "full",
 ) -> Iterator[Look]:
@@ -46,7 +46,7 @@ def scan_images(
     Args:
         paths: files, as `list_images` returns them.
         max_pixels: `data.max_pixels` of the run to come.
-        workers: threads; decoding does not hold Python's lock.
+        workers: threads; decoding does not hold Python's lock. Default: one for each usable CPU.
         output: file with a line for each check. Lines are added as they come. A file that is listed there is not
             checked again unless it has changed since.
         depth: `data.depth` of the run to come.

@@ -14,6 +14,7 @@ import numpy as np
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.fingerprint import Fingerprint, relative_name
 from dupr_tf.files import open_file
+from dupr_tf.machine import usable_cpus
 
 AHEAD = 8  # images that each thread may be ahead, which limits the memory
 MAX_BYTES = 1 << 30  # largest size of an encoded image
@@ -131,8 +132,15 @@ def as_source(images: ImageSource | Sequence[str]) -> ImageSource:
     return images if isinstance(images, ImageSource) else Files(images)
 
 
-def map_in_order(work: Callable, items: Iterable, workers: int) -> Iterator:
-    """Yields results of `work` in the order of the items. Threads run ahead by at most `AHEAD` items each."""
+def map_in_order(work: Callable, items: Iterable, workers: int | None = None) -> Iterator:
+    """Yields results of `work` in the order of the items. Threads run ahead by at most `AHEAD` items each.
+
+    Args:
+        work: called with an item in a thread.
+        items: any number of them.
+        workers: number of threads. Default: one for each usable CPU.
+    """
+    workers = workers or usable_cpus()
     running = collections.deque()
     pool = ThreadPoolExecutor(workers)
     try:

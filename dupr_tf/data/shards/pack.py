@@ -28,6 +28,7 @@ from dupr_tf.data.shards.read import import_array_record
 from dupr_tf.errors import RunFailed, UserError, is_disk_full
 from dupr_tf.files import local_path, publish, sha256_of, write_whole
 from dupr_tf.locks import LOCK_FILE, locked
+from dupr_tf.machine import usable_cpus
 from dupr_tf.records import MISTAKES
 from dupr_tf.text import escape, one_line
 from dupr_tf.values import exceeds
@@ -103,14 +104,14 @@ def pack(
         root: folder of images, or a COCO or VOC root.
         output: folder of the shards.
         settings: settings of the shards. None takes the defaults.
-        workers: threads that read, check and encode. Default: one per CPU.
+        workers: threads that read, check and encode. Default: one for each usable CPU.
         max_bad_share: share of the files that may be unreadable.
 
     Raises:
         UserError: there are no images, or the output has other files or settings.
         RunFailed: the disk is full, or too many images are unreadable.
     """
-    workers = workers or os.cpu_count() or 1
+    workers = workers or usable_cpus()
     _check_arguments(workers, max_bad_share)
     import_array_record()
     settings, output = settings or PackSettings(), local_path(output, "output")
