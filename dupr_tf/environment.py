@@ -55,10 +55,10 @@ def read_environments(run):
 
 def commit():
     """Return the checked-out commit of this package, with `+changes` if files differ; None outside of git."""
-    if not _git(PACKAGE, "ls-files", "__init__.py"):  # a package installed inside another repository is not part of it
+    if not _git("ls-files", "__init__.py"):  # a package installed inside another repository is not part of it
         return None
-    head = _git(PACKAGE, "rev-parse", "HEAD")
-    return head and head + ("+changes" if _git(PACKAGE, "status", "--porcelain", ".") else "")
+    head = _git("rev-parse", "HEAD")
+    return head and head + ("+changes" if _git("status", "--porcelain", ".") else "")
 
 
 def hardware():
@@ -107,10 +107,10 @@ def _processor():
     return next(iter(names), platform.processor() or platform.machine())
 
 
-def _git(folder, *arguments):
+def _git(*arguments):
     """Return git's output, stripped. None without git, without a repository, or after a timeout."""
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

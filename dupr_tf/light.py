@@ -8,7 +8,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 
-from dupr_tf.machine import usable_cpus
+from dupr_tf.resources import usable_cpus
 
 # {package: what it imports where that is installed, and no command needs}. Keras and TensorFlow have wrappers and
 # converters for these. KerasCV imports PyTorch (480 MiB) only to import it before TensorFlow.

@@ -33,20 +33,19 @@ MISTAKES = (ValueError, LookupError, TypeError, AttributeError, RecursionError, 
 T = TypeVar("T")
 
 
-def read_record(path: str | Path, schema: Callable[[Any], T], fix: str = RESTORE, most: int = MOST_BYTES) -> T:
+def read_record(path: str | Path, schema: Callable[[Any], T], fix: str = RESTORE) -> T:
     """Reads a JSON file.
 
     Args:
         path: the file.
         schema: function that converts the JSON value. It raises one of `MISTAKES` for a wrong value.
         fix: what the user should do if the file cannot be used.
-        most: largest number of bytes of the file.
 
     Raises:
         UserError: the file is missing, too large, too deep, no JSON, or does not follow the schema.
     """
     try:
-        return schema(parse_json(read_bounded(path, most)))
+        return schema(parse_json(read_bounded(path, MOST_BYTES)))
     except OSError as error:
         reason = error.strerror or str(error)
     except MISTAKES as error:

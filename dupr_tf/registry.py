@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dupr_tf.errors import UserError
+from dupr_tf.text import suggestion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +64,8 @@ class Registry(Mapping[str, Entry]):
             UserError: there is no such name (the error suggests the nearest), or a module is not installed.
         """
         if name not in self._entries:
-            near = difflib.get_close_matches(str(name), self._entries, 1)
-            fix = f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(self)}."
-            raise UserError(self.field, f"There is no {self.kind} called {name!r}.", fix)
+            problem = f"There is no {self.kind} called {name!r}."
+            raise UserError(self.field, problem, suggestion(str(name), self._entries))
         entry = self._entries[name]
         if entry.missing:
             raise UserError(

@@ -1,9 +1,11 @@
-"""Formats names, messages, numbers and times for a screen or a list."""
+"""Formats names, messages, numbers and times for a screen or a list, and suggests names."""
 
 from __future__ import annotations
 
+import difflib
 import logging
 import re
+from collections.abc import Collection, Sequence
 
 NODE = re.compile(r"\{\{(?:function_)?node [^}]*\}\}")  # TensorFlow puts it before the reason, which may then be cut
 MOST_LABEL = 40  # characters of a name in a plot
@@ -64,6 +66,34 @@ class VisibleFormatter(logging.Formatter):
 
     def format(self, record):
         return visible(super().format(record))
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Formats names as `a, b and 3 more`."""
+    rest = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def nearest(word: str, names: Collection[str], cutoff: float = 0.6) -> str | None:
+    """Returns the name that a word probably means: a similar one, or one with these initials, such as `lr`.
+
+    A name that differs only in digits (resnet20, resnet50) means another object, so it is not suggested.
+    """
+    initials = {"".join(part[0] for part in name.split("_")): name for name in names if "_" in name}
+    if word in initials:
+        return initials[word]
+    near = difflib.get_close_matches(word, names, 1, cutoff)
+    return near[0] if near and (near[0] == word or _letters(near[0]) != _letters(word)) else None
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"\d", "", name)
+
+
+def suggestion(word: str, names: Collection[str], otherwise: str = "", cutoff: float = 0.6) -> str:
+    """Returns what to do about an unknown name: take the nearest one. Without such a name: `otherwise`, or the list."""
+    near = nearest(word, names, cutoff)
+    return f"Did you mean {near}?" if near else otherwise or f"Choose from {', '.join(names)}."
 
 
 def number_text(value: float) -> str:

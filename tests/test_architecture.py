@@ -12,13 +12,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dupr_tf"
 
 # Room → the rooms it may import, besides itself and the rooms in `EVERYWHERE`. Only `__main__` imports `cli`.
-EVERYWHERE = {"errors", "text", "values", "registry", "machine"}
+EVERYWHERE = {"errors", "text", "values", "registry", "resources"}
 ARROWS = {
     "errors": set(),
     "text": set(),
     "values": set(),
     "registry": set(),
-    "machine": set(),
+    "resources": set(),
     "safe_yaml": set(),
     "serialization": set(),
     "files": set(),

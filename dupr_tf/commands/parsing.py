@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import json
 import textwrap
@@ -16,9 +15,9 @@ from dupr_tf.commands import COMMANDS, CONFIGURED, GROUPS
 from dupr_tf.commands.checks import expand_paths
 from dupr_tf.commands.probe import FLAGS
 from dupr_tf.config import field_rows, list_fields
-from dupr_tf.config.suggestions import nearest
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.safe_yaml import safe_value
+from dupr_tf.text import nearest, suggestion
 
 DESCRIPTION = "Pre-train object-detection backbones on unlabelled images (DUPR), fine-tune detectors, export weights."
 POSITIONAL = tyro.conf.Positional[int].__metadata__[0]
@@ -40,8 +39,7 @@ def parse(arguments: list[str]):
     raise_all(_empty_words(arguments))
     name, *rest = arguments or [""]
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        fix = f"Did you mean {near[0]}?" if near else "`dupr-tf --help` lists the commands."
+        fix = suggestion(name, COMMANDS, "`dupr-tf --help` lists the commands.")
         raise UserError(None, f"There is no command {name!r}.", fix)
     if overrides and name not in CONFIGURED:
         problem, fix = "This command takes no fields of a config.", f"Only {', '.join(CONFIGURED)} do."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 from pathlib import Path
@@ -18,6 +17,7 @@ from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import write_whole
 from dupr_tf.forecast.assumptions import assumptions_of, replace_assumptions
 from dupr_tf.forecast.device_types import CPU, NAMES
+from dupr_tf.text import suggestion
 
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 MOST_IMAGES = 10**12
@@ -78,8 +78,7 @@ class Plan:
         elif config is not None:
             problems += config.pretrain_problems(devices)
         if self.gpu_type not in NAMES:
-            near = difflib.get_close_matches(self.gpu_type.lower(), NAMES, 1, 0.5)
-            fix = f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(NAMES)}."
+            fix = suggestion(self.gpu_type.lower(), NAMES, cutoff=0.5)
             problems.append(UserError("--gpu-type", f"There is no device called {self.gpu_type!r:.40}.", fix))
         problems += problems_of(self._assumptions, config)
         if self.images is not None:

@@ -42,7 +42,7 @@ class Comparison:
         shares: shares of the labels, rising.
         steps: steps of each cell with a share, in the order of `shares`. 1 for a probe, which trains nothing.
         seeds: number of seeds, which are 0, 1, ….
-        rates: learning rates to choose from, or the one of all cells. None for a probe.
+        rates: learning rates to choose from, or the one of all cells. Empty for a probe.
         rate_share: share at which rates are chosen.
         reference: label of the backbone that the others are compared with.
         digests: {path: sha256 of its weights}, of the paths that an earlier call has loaded.

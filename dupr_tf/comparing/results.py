@@ -28,7 +28,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def read_scores(folder: Path) -> dict[str, float]:
-    """Returns the scores of a finished cell, the seconds of its training, and `DIVERGED`: 1 if its loss was not finite.
+    """Returns the scores of a finished cell, and `DIVERGED`: 1 if its loss was not finite.
 
     Scores are AP and AP50, those of masks for a detector that has masks, or mIoU, or the score of a probe.
 
@@ -41,13 +41,10 @@ def read_scores(folder: Path) -> dict[str, float]:
 def _parse_scores(value) -> dict[str, float]:
     value = mapping(value)
     scored = value["masks"] if isinstance(value.get("masks"), dict) else value
-    names = [name for name in (*METRICS, "AP50") if scored.get(name) is not None]
-    times = ("training_seconds", "images_per_second")
-    numbers = {**{name: scored[name] for name in names}, **{name: value[name] for name in times if name in value}}
-    numbers |= {DIVERGED: 1} if DIVERGED in value else {}
-    if not names or any(type(x) not in (int, float) or not math.isfinite(x) for x in numbers.values()):
+    scores = {name: scored[name] for name in (*METRICS, "AP50") if scored.get(name) is not None}
+    if not scores or any(type(x) not in (int, float) or not math.isfinite(x) for x in scores.values()):
         raise ValueError(f"it lacks a score, one of {', '.join(METRICS)}")
-    return {name: float(number) for name, number in numbers.items()}
+    return {name: float(score) for name, score in scores.items()} | ({DIVERGED: 1.0} if DIVERGED in value else {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +119,6 @@ class Result:
         metric: one of `METRICS`. None before a cell is finished.
         rows: a row for each share and backbone with a finished cell, by share.
         finished, cells: number of finished cells, and of all, those that choose rates included.
-        seconds: mean seconds of training of a finished cell with the longest training. None without any.
     """
 
     metric: str | None

@@ -14,11 +14,10 @@ from dupr_tf.config.detector import DetectorConfig
 from dupr_tf.config.experiment import Config
 from dupr_tf.config.probing import LinearConfig
 from dupr_tf.config.sections import SHORT_FORM
-from dupr_tf.config.suggestions import nearest
 from dupr_tf.config.terms import TERMS, Section
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.safe_yaml import safe_value
-from dupr_tf.text import number_text, one_line
+from dupr_tf.text import nearest, number_text, one_line, suggestion
 
 OPTIONAL = {"detector": DetectorConfig, "linear": LinearConfig}  # sections that only some experiments have
 MAX_CONFIG_BYTES = 1 << 20
@@ -174,8 +173,7 @@ def _user_error(error: dict[str, Any]) -> UserError:
             return UserError(f"model.terms[{where[2]}].kind", unknown.problem, unknown.fix)
     if kind == "literal_error":
         allowed = [part.strip("' ") for part in context["expected"].replace(" or ", ", ").split(",")]
-        near = nearest(str(error["input"]), allowed)
-        fix = f"Did you mean {near}?" if near else "Choose one of them."
+        fix = suggestion(str(error["input"]), allowed, "Choose one of them.")
         expected = " or ".join([", ".join(allowed[:-1]), allowed[-1]] if len(allowed) > 1 else allowed)
     elif kind in EXPECTED:
         limits = {
@@ -189,9 +187,7 @@ def _user_error(error: dict[str, Any]) -> UserError:
 
 def _unknown_term_field(where: list[str], kind: str) -> UserError:
     allowed = list(TERMS[kind].facts["schema"].model_fields)
-    near = nearest(where[-1], allowed, 0.5)
-    fix = f"Did you mean {near}?" if near else f"Choose from {', '.join(allowed)}."
-    return UserError(".".join(where), f"{kind} has no such field.", fix)
+    return UserError(".".join(where), f"{kind} has no such field.", suggestion(where[-1], allowed, cutoff=0.5))
 
 
 def _unknown_field(where: list[str]) -> UserError:
@@ -202,10 +198,9 @@ def _unknown_field(where: list[str]) -> UserError:
         allowed = list(_schema(where[0]).model_fields)
         known = [row[0] for row in field_rows()]
     # The right name in the wrong section is a better guess than a similar one in this section.
-    suggestion = next((name for name in known if name.endswith("." + where[-1])), None)
-    near = nearest(where[-1], allowed, 0.5)
-    if suggestion is None and near:
-        suggestion = ".".join([*where[:-1], near])
-    fix = f"Did you mean {suggestion}?" if suggestion else f"Choose from {', '.join(allowed)}."
+    meant = next((name for name in known if name.endswith("." + where[-1])), None)
+    if meant is None and (near := nearest(where[-1], allowed, 0.5)):
+        meant = ".".join([*where[:-1], near])
+    fix = f"Did you mean {meant}?" if meant else f"Choose from {', '.join(allowed)}."
     kind = "section" if len(where) == 1 else "field"
     return UserError(".".join(where), f"A config has no such {kind}.", fix)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dupr_tf.errors import RunFailed
-from dupr_tf.machine import usable_cpus
+from dupr_tf.resources import usable_cpus
 from dupr_tf.text import one_line
 
 AHEAD = 2  # blocks that each thread reads ahead of the training

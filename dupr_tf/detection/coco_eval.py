@@ -46,15 +46,10 @@ def coco_ap(
     return coco_scores(annotated, detections, masks, most)[0]
 
 
-def coco_curves(annotated: AnnotatedImages, detections: Sequence[dict], masks: bool = False) -> Curves:
-    """Computes recall and precision at IoU 0.5, (101,) each, for every class with objects; otherwise as `coco_ap`."""
-    return coco_scores(annotated, detections, masks)[1]
-
-
 def coco_scores(
     annotated: AnnotatedImages, detections: Sequence[dict], masks: bool = False, most: int = MOST_DETECTIONS
 ) -> tuple[dict, Curves]:
-    """Computes the results of `coco_ap` and `coco_curves` in one evaluation."""
+    """Computes the result of `coco_ap`, and recall and precision at IoU 0.5, (101,) each, of classes with objects."""
     check_detections(annotated, detections, masks)
     truth = _ground_truth(annotated, masks)
     rows = _mask_rows(annotated, detections) if masks else _box_rows(detections)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.detection.coco_eval import Curves
 from dupr_tf.text import plot_label
 
@@ -22,8 +21,8 @@ def precision_recall_picture(curves: Curves, path: str | Path, title: str = "") 
     """Draws precision against recall at IoU 0.5: a line for each class, and the mean over classes.
 
     Args:
-        curves: class name -> recall and precision, (n,) each, with the same recalls, from `coco_curves` or
-            `voc_curves`. If empty, the picture says so.
+        curves: class name -> recall and precision, (n,) each, with the same recalls, from
+            `coco_scores`. If empty, the picture says so.
         path: PNG file to write, 900 × 600 px.
         title: title above the picture.
     """
@@ -78,19 +77,13 @@ def threshold_lines(scores: dict) -> list[str]:
     return [line.format(low=math.floor(1000 * suggested["min_score"]) / 1000, **suggested)]  # keeps that detection
 
 
-def class_rows(metrics: dict, truth: AnnotatedImages | None = None) -> list[tuple[str, ...]]:
+def class_rows(metrics: dict) -> list[tuple[str, ...]]:
     """Returns the classes of an evaluation as rows of text: headings first, then the classes from the best on.
 
     Args:
         metrics: result of an evaluation: `per_class`, and `per_class_AP50` if it has one.
-        truth: if given, adds the number of boxes that count.
     """
     head, columns = ["class"], []
-    if truth is not None:
-        labels = np.concatenate([rows[~ignored] for rows, ignored in zip(truth.labels, truth.ignored, strict=True)])
-        counts = np.bincount(labels, minlength=len(truth.class_names))
-        head.append("boxes")
-        columns.append({name: str(count) for name, count in zip(truth.class_names, counts, strict=True)})
     of_pixels = "mIoU" in metrics
     for key, title in (("per_class", "IoU" if of_pixels else "AP"), ("per_class_AP50", "AP50")):
         if key in metrics:

@@ -25,8 +25,6 @@ from dupr_tf.detection.parts.boxes import FORMAT, decode
 from dupr_tf.detection.parts.pyramid import FeaturePyramid
 from dupr_tf.models.resnet import pyramid
 
-HEAD_CHANNELS = 256  # KerasHub's heads have no other width
-
 
 class PyramidBackbone(keras.Model):
     """The backbone that KerasHub's detector requires: a functional model with the pyramid P3 to P7 and its levels."""

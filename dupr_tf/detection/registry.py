@@ -1,6 +1,6 @@
 """Builds detectors by their kind, and names the task of each: its batches and its evaluation.
 
-`labels.py` reads the labelled images of a task.
+`task_labels.py` reads the labelled images of a task.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dupr_tf.data.labels.annotations import AnnotatedImages
-from dupr_tf.detection.coco_eval import Curves, check_detections
+from dupr_tf.detection.coco_eval import check_detections
 from dupr_tf.errors import UserError
 
 IOUS = np.linspace(0.5, 0.95, 10)
@@ -38,31 +38,19 @@ def voc_ap(annotated: AnnotatedImages, detections: Sequence[dict], metric: str =
     Raises:
         UserError: another metric, or another number of detections than images.
     """
-    return voc_scores(annotated, detections, metric)[0]
-
-
-def voc_curves(annotated: AnnotatedImages, detections: Sequence[dict]) -> Curves:
-    """Computes recall and precision at IoU 0.5, (101,) each, for every class with objects."""
-    return voc_scores(annotated, detections)[1]
-
-
-def voc_scores(annotated: AnnotatedImages, detections: Sequence[dict], metric: str = "area") -> tuple[dict, Curves]:
-    """Computes the results of `voc_ap` and `voc_curves` in one evaluation."""
     if metric not in METRICS:
         raise UserError("metric", f"Expected {' or '.join(METRICS)}, received {metric!r}.", "Pass one of them.")
     check_detections(annotated, detections, masks=False)
-    aps, curves = np.full((len(annotated.class_names), len(IOUS)), np.nan), {}
+    aps = np.full((len(annotated.class_names), len(IOUS)), np.nan)
     average = _area if metric == "area" else _at_recalls
-    for label, name in enumerate(annotated.class_names):
+    for label in range(len(annotated.class_names)):
         counted, overlaps, owners, difficult = _matches(annotated, detections, label)
         if not counted:
             continue
         for t, iou in enumerate(IOUS):
             recall, precision = _recall_precision(overlaps, owners, difficult, iou, counted)
             aps[label, t] = average(recall, precision)
-            if t == 0:
-                curves[name] = RECALLS, _interpolated(recall, precision, RECALLS)
-    return _summary(aps, annotated.class_names), curves
+    return _summary(aps, annotated.class_names)
 
 
 def _matches(annotated, detections, label) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.forecast.device_types import CPU, TYPES
+from dupr_tf.text import suggestion
 
 NEVER_MEASURED = "assumed, never measured here"
 COUNTS = ("devices_a_machine", "cores_a_machine", "images_a_shard")  # whole numbers
@@ -31,7 +31,7 @@ def assumptions_of(device: str, precision: str, image_size: int) -> dict[str, As
     """Returns all assumptions for a device. Those that can be measured on a CPU are NaN until they are.
 
     Args:
-        device: a name from `devices.NAMES`.
+        device: a name from `device_types.NAMES`.
         precision: `train.precision`.
         image_size: side of a view, px.
     """
@@ -118,9 +118,8 @@ def replace_assumptions(assumptions: dict[str, Assumption], replacements: tuple[
 
 def _read_number(assumptions, name, value) -> float:
     if name not in assumptions:
-        near = difflib.get_close_matches(name, assumptions, 1)
-        fix = f"Did you mean {near[0]}?" if near else f"Choose from {', '.join(assumptions)}."
-        raise UserError("--assume", f"There is no assumption called {name!r:.60}.", fix)
+        problem = f"There is no assumption called {name!r:.60}."
+        raise UserError("--assume", problem, suggestion(name, assumptions))
     try:
         number = float(value)
     except ValueError:

@@ -14,7 +14,7 @@ from dupr_tf.environment import describe_environment, environment_rows
 from dupr_tf.forecast import advice
 from dupr_tf.forecast.dry_run import DryRun
 from dupr_tf.forecast.machine import forecast_here
-from dupr_tf.machine import available_memory, usable_cpus
+from dupr_tf.resources import available_memory, usable_cpus
 
 PERCENTILES = (5, 50, 95)
 

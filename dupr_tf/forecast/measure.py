@@ -15,7 +15,7 @@ from dupr_tf.data.images.source import ImageSource
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.errors import RunFailed
 from dupr_tf.forecast.assumptions import Assumption
-from dupr_tf.machine import available_memory, usable_cpus
+from dupr_tf.resources import available_memory, usable_cpus
 from dupr_tf.training.pretrain import compiled_model
 
 SECONDS = 6.0  # rough limit for reading images

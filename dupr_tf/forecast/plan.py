@@ -12,7 +12,7 @@ from dupr_tf.forecast.counts import Counts, count
 from dupr_tf.forecast.device_types import CPU
 from dupr_tf.forecast.measure import input_assumptions, measured_assumptions, step_seconds
 from dupr_tf.forecast.seconds import PRODUCTS, SIZES, Size, Step, cores_wanted, device_numbers, size_of, step_of
-from dupr_tf.machine import usable_cpus
+from dupr_tf.resources import usable_cpus
 from dupr_tf.text import size_text
 
 

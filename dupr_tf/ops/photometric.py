@@ -155,21 +155,6 @@ def colour_jitter(images, draws: Draws):
     return images
 
 
-def adjust_brightness(images, factor):
-    """Multiplies images `(N, H, W, 3)` in [0, 1] by factor `(N,)` and clips to [0, 1]."""
-    return _blend(images, 0.0, factor)
-
-
-def adjust_contrast(images, factor):
-    """Blends images `(N, H, W, 3)` in [0, 1] with the mean of their grey image; factor `(N,)`."""
-    return _blend(images, tf.reduce_mean(_grey(images), axis=[1, 2], keepdims=True), factor)
-
-
-def adjust_saturation(images, factor):
-    """Blends images `(N, H, W, 3)` in [0, 1] with their grey image; factor `(N,)`."""
-    return _blend(images, _grey(images), factor)
-
-
 def adjust_hue(images, shift):
     """Turns the hue of images `(N, H, W, 3)` in [0, 1] by `shift` of the circle, `(N,)` in [-0.5, 0.5]."""
     return _turn_hue(*(channel[..., None] for channel in tf.unstack(images, axis=-1)), shift[:, None, None, None], PURE)

@@ -11,8 +11,8 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 
 from dupr_tf.errors import UserError
-from dupr_tf.machine import usable_cpus
 from dupr_tf.probing.features import unit
+from dupr_tf.resources import usable_cpus
 
 # Cells per side of each averaged level, so that all have about 9,000 numbers in ResNet-50 (12² · 64 … 2² · 2048).
 CELLS = {"conv1": 12, "P2": 6, "P3": 4, "P4": 3, "P5": 2}

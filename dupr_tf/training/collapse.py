@@ -78,19 +78,13 @@ def watched_for_decline(config: Config) -> dict[str, int]:
     return {} if config.model.momentum_schedule == "cosine" else config.model.bank_sizes
 
 
-def patience(config: Config, most_keys: float = math.inf) -> int:
+def patience(config: Config) -> int:
     """Returns the steps after which a healthy run no longer guesses.
 
     They are the warm-up, four turns of the banks and two of the average.
-
-    Args:
-        config: config of the run.
-        most_keys: upper limit on the bank sizes that are assumed.
     """
     model, batch = config.model, config.train.batch_size
     turns = [
-        math.ceil(min(term.bank_size, most_keys) / term.keys_per_step(batch))
-        for term in model.term_list
-        if hasattr(term, "bank_size")
+        math.ceil(term.bank_size / term.keys_per_step(batch)) for term in model.term_list if hasattr(term, "bank_size")
     ]
     return config.optimizer.warmup_steps + 4 * max(turns, default=0) + round(2 / (1 - model.momentum))

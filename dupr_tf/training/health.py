@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dupr_tf.config import Config
-from dupr_tf.errors import RunFailed
+from dupr_tf.errors import Diverged
 from dupr_tf.files import write_whole
 from dupr_tf.records import MISTAKES, listing, whole
 from dupr_tf.text import one_line
@@ -56,7 +56,7 @@ class StopOnDivergence(StepCallback):
         entry["images"] = self.batch_images(step - 1)
         write_whole(self.path, json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
         which = [name for name, value in terms.items() if isinstance(value, str)]
-        raise RunFailed(
+        raise Diverged(
             f"The run diverged at step {step}: {', '.join(which) or 'gradients or weights'} became NaN or infinite. "
             f"Nothing was saved after it; its images are listed in {self.path}. Look at them, or run again with "
             "--allow-change and a lower --optimizer.learning_rate, more --optimizer.warmup_steps, or --train.precision "

@@ -35,6 +35,7 @@ from dupr_tf.environment import check_clock, record_environment
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import read_bounded, write_all
 from dupr_tf.records import digest, mapping, read_record, refuse_other_outputs, text, whole
+from dupr_tf.text import listed
 from dupr_tf.weights.catalogue import find_public, is_public, name_for
 from dupr_tf.weights.checkpoint_files import saved_checkpoints
 from dupr_tf.weights.download import origin_of
@@ -343,7 +344,9 @@ def _split_changes(path: Path, split: str, saved: dict, entry: ImagesEntry) -> U
     if not changed:
         return None
     where = f" in the split {split}" if split else ""
-    problem = f"{len(changed):,} of {entry.count:,} images{where} have changed since the start: {_listed(changed)}."
+    problem = (
+        f"{len(changed):,} of {entry.count:,} images{where} have changed since the start: {listed(changed, NAMED)}."
+    )
     return UserError("--data" if split else "data.root", problem, KEEP_OR_ALLOW)
 
 
@@ -351,12 +354,8 @@ def _rows_file(split: str) -> str:
     return f"images-{split}.bin" if split else ROWS_FILE
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED:,} more" if len(names) > NAMED else "")
-
-
 def _other_images(split: str, before: int, now: int, new: list[str]) -> UserError:
-    added = f" New ones are {_listed(new)}." if new else ""
+    added = f" New ones are {listed(new, NAMED)}." if new else ""
     if not split:
         words = "other images" if before == now else str(now)
         problem = f"The run was started with {before} images, and there are {words} now.{added}"

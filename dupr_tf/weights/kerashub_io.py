@@ -1,7 +1,7 @@
 """Converts ResNets to and from KerasHub's `ResNetBackbone`, and writes presets. Needs the extra `kerashub`."""
 
 from dupr_tf.errors import UserError
-from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNetBackbone, block_and_depths, stage_channels
+from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD, block_and_depths, stage_channels
 from dupr_tf.weights.formats import EXPORTS
 from dupr_tf.weights.names import architecture_of, assign_arrays, named_arrays
 from dupr_tf.weights.verify import Written, check_images, compare, features, float32_twin, normalized
@@ -40,23 +40,6 @@ def to_keras_hub(backbone):
     )
     assign_arrays(model, architecture, named_arrays(backbone, "kerashub"), "kerashub", target="kerashub")
     return model
-
-
-def from_keras_hub(model, architecture, include_normalization=False):
-    """Return a `ResNetBackbone` with the weights of KerasHub's.
-
-    Args:
-        model: a `keras_hub.models.ResNetBackbone`, post-activation (v1), without the `_vd` stem and shortcuts.
-        architecture: its name in `ARCHITECTURES`.
-        include_normalization: as in `ResNetBackbone`.
-
-    Raises:
-        RunFailed: names the tensors that only one of the two has.
-    """
-    backbone = ResNetBackbone(architecture, include_normalization=include_normalization)
-    arrays = named_arrays(model, "kerashub", architecture)
-    assign_arrays(backbone, architecture, arrays, "kerashub")
-    return backbone
 
 
 def write_kerashub(backbone, directory):

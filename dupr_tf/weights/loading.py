@@ -21,7 +21,7 @@ from dupr_tf.weights.torch_io import dropped_keys, find_prefix, from_torchvision
 from dupr_tf.weights.unfinished import load_unfinished
 
 
-def load_backbone(path, include_normalization=None, allow_nonfinite=False, keep_precision=False):
+def load_backbone(path, include_normalization=None, allow_nonfinite=False):
     """Load a backbone: `dupr_tf.load_backbone("runs/photos")`, `dupr_tf.load_backbone("imagenet/resnet50")`.
 
     The key prefix of a checkpoint is detected automatically (`module.encoder_q.` for MoCo). Heads are skipped and
@@ -37,11 +37,9 @@ def load_backbone(path, include_normalization=None, allow_nonfinite=False, keep_
         include_normalization: True or False gives a `ResNetBackbone` with or without the normalisation inside.
             Default: as saved (a safetensors file has none).
         allow_nonfinite: load NaN and infinity too, which are an error otherwise.
-        keep_precision: keep the half precision of a saved backbone. By default, a copy that computes in float32 is
-            returned.
 
     Returns:
-        A Keras model with `pyramid_outputs` or `pyramid_level_inputs`.
+        A Keras model with `pyramid_outputs` or `pyramid_level_inputs`, which computes in float32.
 
     Raises:
         UserError: for a path that is missing, of another type, damaged, or not a backbone.
@@ -54,7 +52,7 @@ def load_backbone(path, include_normalization=None, allow_nonfinite=False, keep_
             _check_finite(backbone, file)
     else:
         backbone = from_torchvision(read_checkpoint(file), allow_nonfinite=allow_nonfinite)
-    backbone = backbone if keep_precision else in_full_precision(backbone)
+    backbone = in_full_precision(backbone)
     if include_normalization in (None, getattr(backbone, "include_normalization", None)):
         return backbone
     return with_normalization(backbone, include_normalization)

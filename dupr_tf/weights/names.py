@@ -51,13 +51,6 @@ def weight_names(architecture):
     return tuple(rows)
 
 
-def translation(architecture, source, target):
-    """Return `{name in source: name in target}` for two of `keras`, `torchvision`, `detectron2`, `kerashub`."""
-    for layout in (source, target):
-        _check_layout(layout)
-    return {getattr(row, source): getattr(row, target) for row in weight_names(architecture)}
-
-
 def to_torch_layout(array, is_kernel):
     """Map a kernel from `(height, width, in, out)` to `(out, in, height, width)`; other arrays do not change."""
     return np.ascontiguousarray(np.transpose(array, (3, 2, 0, 1)) if is_kernel else array)
@@ -68,13 +61,12 @@ def to_keras_layout(array, is_kernel):
     return np.ascontiguousarray(np.transpose(array, (2, 3, 1, 0)) if is_kernel else array)
 
 
-def named_arrays(model, layout, architecture=None):
+def named_arrays(model, layout):
     """Return `{name in layout: float32 array in the layout's axis order}` of a ResNet.
 
     Args:
-        model: a `ResNetBackbone`; with `architecture`, any Keras ResNet with the table's layer names (KerasHub's).
+        model: a `ResNetBackbone`.
         layout: one of `LAYOUTS`.
-        architecture: architecture of the model, if the model does not have that attribute.
 
     Raises:
         UserError: for a model that is not a `ResNetBackbone`.
@@ -82,7 +74,7 @@ def named_arrays(model, layout, architecture=None):
     """
     _check_layout(layout)
     arrays = {}
-    for row, variable in _mapped(model, architecture or architecture_of(model), "keras"):
+    for row, variable in _mapped(model, architecture_of(model), "keras"):
         value = np.asarray(variable, dtype=np.float32)
         arrays[getattr(row, layout)] = to_torch_layout(value, row.is_kernel and layout in TORCH_ORDER)
     return arrays

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import ARCHITECTURES, STAGE_WIDTHS, build_backbone, stage_channels
+from dupr_tf.text import listed
 from dupr_tf.weights.names import keras_variable, to_keras_layout, torch_arrays, weight_names
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def find_prefix(state):
     first, *others = prefixes
     for other in others:  # the same module may be registered twice
         if not np.array_equal(np.asarray(state[first + ending]), np.asarray(state[other + ending])):
-            names = _listed([repr(prefix) for prefix in prefixes])
+            names = listed([repr(prefix) for prefix in prefixes])
             raise UserError(
                 "prefix", f"There are several ResNets with different weights: {names}.", "Pass one of them."
             )
@@ -164,7 +165,7 @@ def _check_keys(state, architecture):
     if unknown:
         raise UserError(
             None,
-            f"Expected only the weights of a {architecture}, received also {_listed(unknown)}.",
+            f"Expected only the weights of a {architecture}, received also {listed(unknown)}.",
             "Use a plain torchvision ResNet (no ResNeXt, no extra norms), or remove these keys.",
         )
 
@@ -174,8 +175,8 @@ def _require(state, names):
     if missing:
         raise UserError(
             None,
-            f"The state dict lacks {_listed(missing)} of torchvision's ResNet "
-            f"(it has {_listed(sorted(state)) or 'nothing'}).",
+            f"The state dict lacks {listed(missing)} of torchvision's ResNet "
+            f"(it has {listed(sorted(state)) or 'nothing'}).",
             "Use the checkpoint of a ResNet.",
         )
 
@@ -226,8 +227,3 @@ def _width(state):
         f"Expected channels of {STAGE_WIDTHS} times one width, received {channels} in layer1..layer4.",
         "Use a network whose stages double in width.",
     )
-
-
-def _listed(names, most=5):
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

@@ -9,6 +9,7 @@ import numpy as np
 
 from dupr_tf.errors import RunFailed
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD, LEVELS, ResNetBackbone, pyramid
+from dupr_tf.text import listed
 
 # An even size reveals one-sided padding (stride 2 over an odd size pads both alike); an odd size reveals rounding.
 SIZES = ((64, 96), (65, 97))
@@ -127,14 +128,9 @@ def check_arrays(expected, received, where):
     missing, unmapped = sorted(set(expected) - set(received)), sorted(set(received) - set(expected))
     if missing or unmapped:
         raise RunFailed(
-            f"{where} lacks {_listed(missing)} and has {_listed(unmapped)} besides. "
+            f"{where} lacks {listed(missing) or 'nothing'} and has {listed(unmapped) or 'nothing'} besides. "
             "This is a defect of the table of names; please report it."
         )
     changed = [name for name in expected if not np.array_equal(expected[name], received[name], equal_nan=True)]
     if changed:
-        raise RunFailed(f"{where} does not hold the weights: {_listed(changed)} differ. Try again.")
-
-
-def _listed(names, most=5):
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return (", ".join(names[:most]) or "nothing") + rest
+        raise RunFailed(f"{where} does not hold the weights: {listed(changed)} differ. Try again.")

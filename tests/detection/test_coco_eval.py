@@ -7,7 +7,7 @@ import pytest
 
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.labels.run_lengths import mask_from_pixels
-from dupr_tf.detection.coco_eval import coco_ap, coco_curves
+from dupr_tf.detection.coco_eval import coco_ap, coco_scores
 from dupr_tf.errors import UserError
 
 
@@ -165,12 +165,13 @@ def test_split_without_objects_has_ap_none(images, rows):
     result = coco_ap(scene, [detected(*rows)] * len(images))
     assert result["AP"] is result["AP50"] is result["AP_small"] is None
     assert result["per_class"] == result["per_class_AP50"] == {"cat": None, "dog": None}
-    assert coco_curves(scene, [detected(*rows)] * len(images)) == {}
+    assert coco_scores(scene, [detected(*rows)] * len(images))[1] == {}
 
 
 def test_curves_have_the_expected_precision():
     scene = truth([(0, A, False)], [(0, B, False)])
-    curves = coco_curves(scene, [detected((0, (150, 10, 190, 60), 0.8), (0, A, 0.9)), detected((0, B, 0.7))])
+    detections = [detected((0, (150, 10, 190, 60), 0.8), (0, A, 0.9)), detected((0, B, 0.7))]
+    curves = coco_scores(scene, detections)[1]
     recall, precision = curves.pop("cat")
     np.testing.assert_allclose(recall, np.linspace(0, 1, 101))
     np.testing.assert_allclose(precision, [1.0] * 51 + [2 / 3] * 50)

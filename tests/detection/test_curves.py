@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from dupr_tf.detection.curves import class_rows, precision_recall_picture, threshold_lines
-from tests.detection.test_coco_eval import SCENE, A, B, truth
 
 RECALL = np.linspace(0, 1, 101)
 
@@ -31,16 +30,9 @@ def test_curve_of_the_mean_lies_between_the_classes(tmp_path):
     assert dark == pytest.approx((blue + orange) / 2, abs=2)
 
 
-def test_rows_of_boxes_have_counts_and_ap():
+def test_rows_of_boxes_have_ap():
     metrics = {"AP": 0.3, "per_class": {"cat": 0.25, "dog": None}, "per_class_AP50": {"cat": 0.5, "dog": None}}
     assert class_rows(metrics) == [("class", "AP", "AP50"), ("cat", "0.250", "0.500"), ("dog", "none", "none")]
-    assert class_rows(metrics, SCENE) == [
-        ("class", "boxes", "AP", "AP50"),
-        ("cat", "2", "0.250", "0.500"),
-        ("dog", "1", "none", "none"),
-    ]
-    assert class_rows(metrics, truth([(0, A, False), (0, B, True)]))[1][1] == "1"  # ignored objects do not count
-    assert class_rows(metrics, truth([]))[1][1] == "0"
 
 
 def test_rows_of_pixels_have_a_fixed_order():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dupr_tf.detection.coco_eval import coco_ap
-from dupr_tf.detection.voc_eval import box_ious, voc_ap, voc_curves
+from dupr_tf.detection.voc_eval import box_ious, voc_ap
 from dupr_tf.errors import UserError
 from tests import oracles_voc
 from tests.detection.test_coco_eval import SCENE, A, B, detected, truth
@@ -78,16 +78,9 @@ def test_class_without_objects_has_ap_none():
     empty = truth([], [(0, A, True)])
     result = voc_ap(empty, [detected((0, A, 0.9)), detected((1, B, 0.5))])
     assert result["AP"] is result["AP50"] is result["AP75"] is None
-    assert result["per_class"] == {"cat": None, "dog": None} and voc_curves(empty, [detected(), detected()]) == {}
+    assert result["per_class"] == {"cat": None, "dog": None}
     one = voc_ap(truth([(0, A, False)]), [detected((0, A, 0.9), (1, B, 0.99))])
     assert one["AP"] == 1.0 and one["per_class"]["dog"] is None  # an absent class does not count
-
-
-def test_curves_have_the_expected_precision():
-    scene = truth([(0, A, False)], [(0, B, False)])
-    recall, precision = voc_curves(scene, [detected((0, FAR, 0.8), (0, A, 0.9)), detected((0, B, 0.7))])["cat"]
-    np.testing.assert_allclose(recall, np.linspace(0, 1, 101))
-    np.testing.assert_allclose(precision, [1.0] * 51 + [2 / 3] * 50)
 
 
 def test_voc_ap_refuses_unknown_metrics_and_missing_images():

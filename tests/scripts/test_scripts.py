@@ -7,7 +7,7 @@ import pytest
 
 from dupr_tf.data.sample import write_sample
 from dupr_tf.models import build_backbone
-from dupr_tf.weights import load_backbone
+from dupr_tf.weights.loading import load_backbone
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

@@ -16,7 +16,6 @@ from dupr_tf.weights.names import (
     to_keras_layout,
     to_torch_layout,
     torch_arrays,
-    translation,
     weight_names,
 )
 from tests.weights.backbones import randomised
@@ -126,13 +125,6 @@ def test_keras_column_lists_each_variable_once(architecture):
     assert len(variables) == len(backbone.variables)
 
 
-@pytest.mark.parametrize("source", LAYOUTS)
-@pytest.mark.parametrize("target", LAYOUTS)
-def test_translations_are_inverse_to_each_other(source, target):
-    there, back = translation("resnet50", source, target), translation("resnet50", target, source)
-    assert {back[new]: new for new in there.values()} == there
-
-
 def test_kernel_is_transposed_in_both_directions():
     kernel = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)  # height, width, in, out
     torch = to_torch_layout(kernel, True)
@@ -155,7 +147,8 @@ def test_arrays_of_every_layout_are_restored(layout):
     backbone, other = randomised("resnet50", width=0.125), build_backbone("resnet50", width=0.125)
     arrays = named_arrays(backbone, layout)
     shape = (64, 32, 1, 1) if layout in ("torchvision", "detectron2") else (1, 1, 32, 64)
-    assert arrays[translation("resnet50", "torchvision", layout)["layer2.0.downsample.0.weight"]].shape == shape
+    (row,) = (row for row in weight_names("resnet50") if row.torchvision == "layer2.0.downsample.0.weight")
+    assert arrays[getattr(row, layout)].shape == shape
     assign_arrays(other, "resnet50", arrays, layout)
     for expected, received in zip(backbone.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_array_equal(received, expected)
@@ -174,7 +167,7 @@ def test_unknown_names_are_refused():
         weight_names("vgg16")
     assert error.value.field == "architecture" and "'vgg16'" in error.value.problem
     with pytest.raises(UserError) as error:
-        translation("resnet18", "keras", "timm")
+        named_arrays(build_backbone("resnet18", width=0.125), "timm")
     assert error.value.field == "layout" and "'timm'" in error.value.problem
 
 
@@ -183,12 +176,3 @@ def test_reading_the_module_loads_no_tensorflow():
     code = f"import sys, {modules}; print('tensorflow' in sys.modules or 'keras' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-
-
-def test_public_names_of_the_package_exist():
-    from dupr_tf import weights
-
-    assert {"to_torchvision", "from_torchvision", "to_keras_hub", "from_keras_hub"} <= set(dir(weights))
-    assert all(callable(getattr(weights, name)) or name in ("EXPORTS", "FORMATS") for name in weights.__all__)
-    with pytest.raises(AttributeError, match=r"has no attribute 'to_tensorflow'; it has .*to_torchvision"):
-        weights.to_tensorflow  # noqa: B018

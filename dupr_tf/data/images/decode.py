@@ -52,7 +52,6 @@ DEEP = ("I", "F")  # modes with pixels of 32 bits
 LITTLE = ("L", "N") if sys.byteorder == "little" else ("L",)  # ends of raw modes whose lower byte comes first
 DEEP_COLOURS = ("RGB;16", "RGBA;16", "LA;16")  # raw modes with 16 bits a channel
 GAIN = 1 << 14  # a 16-bit image gains from `data.depth: auto` if its values span less than a quarter of their range
-DEPTHS = ("full", "auto")  # of `data.depth`
 NAMES = "JPEG, PNG, GIF, BMP, TIFF, WebP, AVIF or HEIC"
 KINDS = {  # the Pillow class of each kind and the first bytes of its files; `Image.open` has a global limit of pixels
     "JPEG": (JpegImageFile, rb"\xff\xd8\xff"),

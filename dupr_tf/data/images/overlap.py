@@ -55,9 +55,9 @@ class ValImages:
         index = self.hashes[which].index
         return self.sources[which].name(int(index[position - ends[which] + len(index)]))
 
-    def find_in(self, pool: Hashes, distance: int = MAX_DISTANCE) -> Matches:
-        """Finds the duplicates among the images of a pool, exact ones and those within a distance in bits."""
-        return find_duplicates(pool, self.merged, distance)
+    def find_in(self, pool: Hashes) -> Matches:
+        """Finds the duplicates among the images of a pool, exact ones and near ones."""
+        return find_duplicates(pool, self.merged, MAX_DISTANCE)
 
 
 def hash_val(sources: Sequence[ImageSource], cache: HashCache) -> ValImages:

@@ -14,7 +14,7 @@ import numpy as np
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.fingerprint import Fingerprint, relative_name
 from dupr_tf.files import open_file
-from dupr_tf.machine import usable_cpus
+from dupr_tf.resources import usable_cpus
 
 AHEAD = 8  # images that each thread may be ahead, which limits the memory
 MAX_BYTES = 1 << 30  # largest size of an encoded image

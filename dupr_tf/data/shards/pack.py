@@ -28,8 +28,8 @@ from dupr_tf.data.shards.read import import_array_record
 from dupr_tf.errors import RunFailed, UserError, is_disk_full
 from dupr_tf.files import local_path, publish, sha256_of, write_whole
 from dupr_tf.locks import LOCK_FILE, locked
-from dupr_tf.machine import usable_cpus
 from dupr_tf.records import MISTAKES
+from dupr_tf.resources import usable_cpus
 from dupr_tf.text import escape, one_line
 from dupr_tf.values import exceeds
 

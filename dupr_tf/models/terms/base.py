@@ -120,10 +120,6 @@ class Term(keras.layers.Layer):
         """Returns {name: () float32} to log about the keys of view 2. Default: empty."""
         return {}
 
-    def keys_per_step(self, batch_size):
-        """Returns the number of keys that a step stores."""
-        return 0
-
     def cost(self, channels, images, block_keys=None):
         """Estimates what the term adds to a step.
 

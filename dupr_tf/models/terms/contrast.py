@@ -93,9 +93,6 @@ class ImageContrast(Contrast):
     def remember(self, keys, valid, seed):
         self.bank.enqueue(keys)
 
-    def keys_per_step(self, batch_size):
-        return batch_size
-
 
 @keras.saving.register_keras_serializable("dupr_tf")
 class PatchContrast(Contrast):
@@ -139,9 +136,6 @@ class PatchContrast(Contrast):
     def remember(self, keys, valid, seed):
         drawn = draw_patch_keys(keys, valid, self.keys_per_image, seed)
         self.bank.enqueue(drawn, where=tf.reduce_any(valid))
-
-    def keys_per_step(self, batch_size):
-        return batch_size * self.keys_per_image
 
     def get_config(self):
         names = ("size", "sampling_ratio", "keys_per_image", "reduction")
