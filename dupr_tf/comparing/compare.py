@@ -17,7 +17,7 @@ from dupr_tf.comparing.labels import contents_digest
 from dupr_tf.comparing.outputs import write_outputs
 from dupr_tf.comparing.overlaps import with_overlaps
 from dupr_tf.comparing.probe_plan import ProbedImages, check_trainable, make_probe_comparison
-from dupr_tf.comparing.progress import Progress
+from dupr_tf.comparing.progress import CellProgress
 from dupr_tf.comparing.record import RECORD_FILE, Comparison, extend, read_comparison, write_comparison
 from dupr_tf.comparing.results import Rates, Result, choose_rates, is_finished, read_result
 from dupr_tf.comparing.runner import run_cells
@@ -118,7 +118,7 @@ def compare(planned: Planned, output: Path, jobs: int, gpu: bool, show: Show) ->
             return result
 
         gpus = count_gpus() if gpu else 0
-        with Progress(output, comparison, report) as progress:
+        with CellProgress(output, comparison, report) as progress:
             choices = [Task((cell,), cell.rate) for cell in comparison.rate_cells()]
             run_cells(output, choices, jobs, gpus, progress.update)
             run_cells(output, _scored_tasks(output, comparison), jobs, gpus, progress.update)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dupr_tf.comparing.record import Comparison
 from dupr_tf.text import escape
-from dupr_tf.training.pool import HASHES_FILE, Overlap, overlap
+from dupr_tf.training.pool import HASHES_FILE, ValOverlap, overlap
 from dupr_tf.training.run import IMAGES_FILE
 from dupr_tf.weights.catalogue import is_public
 from dupr_tf.weights.paths import RANDOM
@@ -46,7 +46,7 @@ def overlap_sentences(comparison: Comparison) -> list[str]:
     return [_sentence(name, counted) for name, counted in _counted(comparison)]
 
 
-def _counted(comparison: Comparison) -> Iterator[tuple[str, Overlap]]:
+def _counted(comparison: Comparison) -> Iterator[tuple[str, ValOverlap]]:
     """Yields (name, overlap) of the pre-trainings that were counted; once for all runs of a label if they are equal."""
     known = comparison.overlaps
     for label, runs in itertools.groupby(_pretrainings(comparison), key=lambda one: one.label):
@@ -84,16 +84,16 @@ def _pretrainings(comparison: Comparison) -> Iterator[Pretraining]:
                 yield Pretraining(one.label, name, path)
 
 
-def _overlap_of(weights: str, val: Sequence[str], cache: Path) -> Overlap:
+def _overlap_of(weights: str, val: Sequence[str], cache: Path) -> ValOverlap:
     if is_public(weights):
-        return Overlap(unknown="Public weights have no record of their photos.")
+        return ValOverlap(unknown="Public weights have no record of their photos.")
     run = Path(weights) if Path(weights).is_dir() else Path(weights).parent
     if not (run / IMAGES_FILE).is_file():
-        return Overlap(unknown=f"{weights} is not in the folder of a run of pretrain.")
+        return ValOverlap(unknown=f"{weights} is not in the folder of a run of pretrain.")
     return overlap(run, val, cache)
 
 
-def _sentence(name: str, counted: Overlap) -> str:
+def _sentence(name: str, counted: ValOverlap) -> str:
     if counted.unknown:
         return f"{name}: it is unknown whether photos of its pre-training are in val. {counted.unknown}"
     kinds = f" ({counted.exact:,} exact, {counted.near:,} near duplicates)" if counted.duplicates else ""

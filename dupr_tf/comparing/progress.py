@@ -21,7 +21,7 @@ LAST_BYTES = 4096
 CHECKPOINTS_FOLDER = "checkpoints"
 
 
-class Progress:
+class CellProgress:
     """Prints what a comparison does. Use it as a context.
 
     Args:

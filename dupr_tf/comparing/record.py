@@ -17,7 +17,7 @@ from dupr_tf.config.probes import PROBE_METRICS
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import write_all
 from dupr_tf.records import digest, listing, mapping, read_record, text, whole
-from dupr_tf.training.pool import Overlap
+from dupr_tf.training.pool import ValOverlap
 from dupr_tf.training.run import CONFIG_FILE, differences
 from dupr_tf.weights.paths import RANDOM
 
@@ -63,7 +63,7 @@ class Comparison:
     rate_share: float
     reference: str
     digests: dict[str, str] = dataclasses.field(default_factory=dict)
-    overlaps: dict[str, Overlap] = dataclasses.field(default_factory=dict)
+    overlaps: dict[str, ValOverlap] = dataclasses.field(default_factory=dict)
     contents: dict[str, str] = dataclasses.field(default_factory=dict)
     probe: str | None = None
     level: str | None = None
@@ -204,9 +204,9 @@ def _parse(value: dict, config: Config) -> Comparison:
     return comparison
 
 
-def _overlap(value) -> Overlap:
+def _overlap(value) -> ValOverlap:
     counts = {name: whole(value[name]) for name in ("images", "val_images", "exact", "near", "unread")}
-    return Overlap(**counts, unknown=text(value["unknown"]))
+    return ValOverlap(**counts, unknown=text(value["unknown"]))
 
 
 def _one_of(value, names):

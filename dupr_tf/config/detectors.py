@@ -1,7 +1,7 @@
 """Lists the detectors: class, task, data layouts, unsupported fields.
 
 A new detector is one new file below `detection/` and one line here. Its class derives from
-`detection.detector.Detector`. Each line has these facts:
+`detection.detector.DetectorMixin`. Each line has these facts:
 
     task: a key of `detection.task_labels.LABELS`: "boxes", "masks" or "segments".
     data: values of `data.kind` that have the labels it needs.

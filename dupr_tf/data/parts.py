@@ -151,7 +151,7 @@ class ImageParts:
                 left_out.add(name, reason, earlier=True)
         if kept:
             console.print(f"resuming after {kept} of {len(self.names)} images")
-        progress = Progress(len(self.names), kept, console)
+        progress = ImageProgress(len(self.names), kept, console)
         budget = _BadBudget(len(self.names), max_bad_share, bad_list, left_out)
         for number in missing:
             self._compute_part(number, stream, encode, progress, budget)
@@ -171,7 +171,7 @@ class ImageParts:
         return self.folder / f"part-{number:06d}{self.ending}"
 
     def _compute_part(
-        self, number: int, stream: Stream, encode: Encode, progress: Progress, budget: _BadBudget
+        self, number: int, stream: Stream, encode: Encode, progress: ImageProgress, budget: _BadBudget
     ) -> None:
         names, encoded, bad = self.parts[number], {}, []
         for index, result in stream([os.path.join(self.root, name) for name in names]):
@@ -214,7 +214,7 @@ class _BadBudget:
             )
 
 
-class Progress:
+class ImageProgress:
     """Prints the number of images, their speed and the time that is left, every few seconds and at the end.
 
     The first batch is not timed, because TensorFlow prepares the model in it.

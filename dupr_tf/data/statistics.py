@@ -38,7 +38,7 @@ class Sizes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Overlap:
+class ViewOverlap:
     """Holds the geometry of a config's views on images of some sizes."""
 
     pairs: int
@@ -73,7 +73,7 @@ def _sizes(source: ImageSource, chosen) -> Iterator[tuple[int, int] | None]:
             yield None
 
 
-def simulate_overlap(sizes: np.ndarray, config: Config, pairs: int = PAIRS) -> Overlap:
+def simulate_overlap(sizes: np.ndarray, config: Config, pairs: int = PAIRS) -> ViewOverlap:
     """Draws pairs of views as training does and measures their geometry; no image is read.
 
     Args:
@@ -94,7 +94,7 @@ def simulate_overlap(sizes: np.ndarray, config: Config, pairs: int = PAIRS) -> O
     sides = np.min([box[valid, 2:] - box[valid, :2] for box in boxes], axis=(0, 2))
     enlarged = (crops[..., 2:] - crops[..., :2]).min(-1) < size  # (pairs, 2)
     first, valid, enlarged = (float(shares.mean()) for shares in (first, valid, enlarged))
-    return Overlap(pairs, first, valid, sides, enlarged, _support(sides, config))
+    return ViewOverlap(pairs, first, valid, sides, enlarged, _support(sides, config))
 
 
 def _support(sides: np.ndarray, config: Config) -> dict[str, float]:

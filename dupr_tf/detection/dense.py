@@ -7,7 +7,7 @@ import math
 import keras
 import tensorflow as tf
 
-from dupr_tf.detection.detector import Detector, SumOfLosses, images_of, photos_of
+from dupr_tf.detection.detector import DetectorMixin, SumOfLosses, images_of, photos_of
 from dupr_tf.detection.parts.boxes import clip, suppress
 from dupr_tf.detection.scaling import pad_to_stride
 from dupr_tf.errors import UserError
@@ -33,7 +33,7 @@ class DeviceShare(keras.losses.Loss):
         return share * self.loss(y_true, y_pred, sample_weight)
 
 
-class OneStage(Detector):
+class OneStage(DetectorMixin):
     """Mixin for the detectors of KerasCV and KerasHub, whose graph predicts boxes and logits of classes.
 
     A subclass has `decode_predictions`, which turns these into detections.

@@ -13,7 +13,7 @@ from dupr_tf.models.layers import norm_layers, set_norm
 from dupr_tf.training.distribution import deterministic_ops
 
 
-class Detector:
+class DetectorMixin:
     """Mixin for a Keras model with a `backbone` and `class_names` that creates every variable in `compile`.
 
     `SETTINGS` names the other arguments of its constructor, each kept in an attribute of that name. `class_layers()`
@@ -103,7 +103,7 @@ class Detector:
         return [layer for layer in norm_layers(self) if id(layer) not in shared]
 
 
-class SumOfLosses(Detector):
+class SumOfLosses(DetectorMixin):
     """Mixin for detectors that train on a sum of losses, each of which is logged.
 
     A subclass has `losses(data, training)`, which returns {name: scalar} of a batch, and calls `_create_means` with the

@@ -12,7 +12,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from dupr_tf.detection.detector import Detector, images_of, photos_of
+from dupr_tf.detection.detector import DetectorMixin, images_of, photos_of
 from dupr_tf.models.layers import FusedBatchNormalization
 from dupr_tf.models.resnet import dilated, pyramid
 
@@ -22,7 +22,7 @@ IGNORED = 255  # label of a pixel without a class
 
 
 @keras.saving.register_keras_serializable("dupr_tf")
-class FCN(Detector, keras.Model):
+class FCN(DetectorMixin, keras.Model):
     """Maps images to the class of every pixel. Images are RGB in 0–255, (B, H, W, 3), sides multiples of 16.
 
     `fit` takes batches `{"images", "segments" (B, H, W) int32}`; 255 marks pixels to ignore. `predict` returns

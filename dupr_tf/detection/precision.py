@@ -13,7 +13,7 @@ def set_precision(detector, policy: str) -> None:
     dropped.
 
     Args:
-        detector: a `Detector`.
+        detector: a `DetectorMixin`.
         policy: name of a Keras policy, as in `config.train.policy`.
     """
     policy, full = map(keras.dtype_policies.get, (policy, "float32"))

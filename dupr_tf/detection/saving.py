@@ -9,7 +9,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from dupr_tf.config.detectors import DETECTORS
-from dupr_tf.detection.detector import Detector
+from dupr_tf.detection.detector import DetectorMixin
 from dupr_tf.detection.finetune import detector_file, read_saved
 from dupr_tf.detection.registry import task_of
 from dupr_tf.detection.scaling import letterbox, nearest_pixels, scaled_batch
@@ -41,7 +41,7 @@ def load_detector(path):
     if saved is not None:
         DETECTORS.load(saved.kind)  # imported before the file is read, so that Keras finds the class by its name
     model = read_keras(file)
-    if not isinstance(model, Detector):
+    if not isinstance(model, DetectorMixin):
         raise UserError(
             "detector",
             f"{file} holds a {type(model).__name__}, which is not a detector.",

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from dupr_tf.config import Config
-from dupr_tf.data.statistics import Overlap, Sizes
+from dupr_tf.data.statistics import Sizes, ViewOverlap
 from dupr_tf.text import count_text
 from dupr_tf.training.collapse import patience
 from dupr_tf.values import exceeds
@@ -118,7 +118,7 @@ def expected_curve(config: Config) -> list[str]:
     ]
 
 
-def advice_on_overlap(overlap: Overlap, config: Config) -> list[str]:
+def advice_on_overlap(overlap: ViewOverlap, config: Config) -> list[str]:
     """Advises on the share of pairs with a patch loss."""
     if not len(overlap.sides):
         return ["No pair overlaps enough for a patch loss. What to do: use a smaller --views.min_overlap."]

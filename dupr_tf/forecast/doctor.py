@@ -9,7 +9,7 @@ import numpy as np
 from dupr_tf.config import Config
 from dupr_tf.data.images.duplicates import frames_warning, near_identical_folders
 from dupr_tf.data.images.source import Files, ImageSource
-from dupr_tf.data.statistics import Overlap, Sizes, look_at_sizes, simulate_overlap
+from dupr_tf.data.statistics import Sizes, ViewOverlap, look_at_sizes, simulate_overlap
 from dupr_tf.environment import describe_environment, environment_rows
 from dupr_tf.forecast import advice
 from dupr_tf.forecast.dry_run import DryRun
@@ -85,7 +85,7 @@ def _size_rows(sizes: Sizes) -> list[tuple[str, str]]:
     return rows
 
 
-def _overlap_rows(overlap: Overlap) -> list[tuple[str, str]]:
+def _overlap_rows(overlap: ViewOverlap) -> list[tuple[str, str]]:
     rows = [
         ("views enlarged", f"{overlap.enlarged:.0%} are cut from fewer pixels than they have"),
         ("pairs that overlap", f"{overlap.first:.2%} drawn once, {overlap.valid:.2%} as training draws"),

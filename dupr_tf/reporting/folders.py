@@ -37,7 +37,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclasses.dataclass(frozen=True)
-class BadImages:
+class BadImageCounts:
     """The contents of bad_images.tsv: number, reasons, and the first images."""
 
     count: int
@@ -82,7 +82,7 @@ class RunFolder:
     start: dict | None = None  # start.json
     diverged: dict | None = None  # diverged.json
     excluded: Exclusion | None = None  # excluded.json
-    bad: BadImages | None = None
+    bad: BadImageCounts | None = None
     detections: bytes | None = None  # detections.png
     compared: Compared | None = None  # of a comparison
     plot: bytes | None = None  # compare.png
@@ -255,7 +255,7 @@ def _picture(path: Path) -> bytes | None:
     return content if content.startswith(PNG) else None
 
 
-def _bad_images(path: Path) -> BadImages | None:
+def _bad_images(path: Path) -> BadImageCounts | None:
     if not path.is_file():
         return None
     count, first, reasons = 0, [], collections.Counter()
@@ -265,7 +265,7 @@ def _bad_images(path: Path) -> BadImages | None:
         reasons["of reasons that are not listed" if more else kind_of(reason)[:80]] += more or 1
         if len(first) < MOST_BAD_LISTED and not more:
             first.append((name, reason))
-    return BadImages(count, reasons.most_common(20), first)
+    return BadImageCounts(count, reasons.most_common(20), first)
 
 
 def _export(file: Path, notes: list[str]) -> Export | None:

@@ -42,7 +42,7 @@ READABLE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class ChartGroup:
     heading: str
     charts: list[charts.Chart]
 
@@ -81,7 +81,7 @@ def render(runs: Sequence[RunFolder], samples: Sequence[Samples] = (), created: 
     )  # fmt: skip
 
 
-def curves(of: Sequence[RunFolder], runs: Sequence[RunFolder]) -> list[Group]:
+def curves(of: Sequence[RunFolder], runs: Sequence[RunFolder]) -> list[ChartGroup]:
     """Draws a chart for each logged scalar, with the runs of one kind together.
 
     Args:
@@ -95,7 +95,7 @@ def curves(of: Sequence[RunFolder], runs: Sequence[RunFolder]) -> list[Group]:
     drawn = []
     for heading, members in groups.items():
         made = [_chart(name, of, style) for name in members]
-        drawn.append(Group(heading, [chart for chart in made if chart is not None]))
+        drawn.append(ChartGroup(heading, [chart for chart in made if chart is not None]))
     return [group for group in drawn if group.charts]
 
 

@@ -23,7 +23,7 @@ MOST_SPLITS = 20_000  # splits of the seeds that are counted; of more, so many a
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class RunGroup:
     """Holds detectors that differ only in their seeds and in the seeds of their pre-training."""
 
     label: str
@@ -44,7 +44,7 @@ class Group:
         return f"{self.mean:.4f} ± {statistics.stdev(self.scores):.4f}"
 
 
-def groups_of(runs: Sequence[RunFolder]) -> list[Group]:
+def groups_of(runs: Sequence[RunFolder]) -> list[RunGroup]:
     """Groups the evaluated detectors of a report, the best group of each metric first.
 
     A detector belongs to the group of its config, without the seed, and of the weights it started from. Two runs of
@@ -60,13 +60,13 @@ def groups_of(runs: Sequence[RunFolder]) -> list[Group]:
             settings_of[key] = settings
             members.setdefault(key, []).append((run, number(run.scores[metric])))
     groups = [
-        Group(_label(group), key[0], [score for _, score in group], [run for run, _ in group], settings_of[key])
+        RunGroup(_label(group), key[0], [score for _, score in group], [run for run, _ in group], settings_of[key])
         for key, group in members.items()
     ]
     return sorted(groups, key=lambda group: (METRICS.index(group.metric), -group.mean))
 
 
-def group_table(groups: Sequence[Group]) -> Table:
+def group_table(groups: Sequence[RunGroup]) -> Table:
     """Makes a row for each group: score, lowest and highest seed, and the fields in which the groups differ."""
     differing = _differing(groups)
     head = ["rank", "runs", "metric", "mean ± deviation", "lowest", "highest", "seeds", *differing]
@@ -86,7 +86,7 @@ def group_table(groups: Sequence[Group]) -> Table:
     return Table(head, rows)
 
 
-def verdicts(groups: Sequence[Group]) -> list[str]:
+def verdicts(groups: Sequence[RunGroup]) -> list[str]:
     """States for each metric how the best group compares with each other one."""
     sentences = []
     for _, of_metric in itertools.groupby(groups, key=lambda group: group.metric):
@@ -114,7 +114,7 @@ def chance_of(high: Sequence[float], low: Sequence[float]) -> float:
     return float(np.mean(np.abs(leads) >= np.mean(high) - np.mean(low) - 1e-12))
 
 
-def _compare(best: Group, other: Group) -> str:
+def _compare(best: RunGroup, other: RunGroup) -> str:
     what = ", ".join(name.removeprefix("start: ") for name in _differing([best, other])) or "nothing that is recorded"
     text = (
         f"{best.label} has {best.metric} {best.text}, {other.label} {other.text}: {best.mean - other.mean:.4f} less. "
@@ -134,7 +134,7 @@ def _label(members) -> str:
     return ", ".join(run.label for run, _ in members)
 
 
-def _differing(groups: Sequence[Group]) -> list[str]:
+def _differing(groups: Sequence[RunGroup]) -> list[str]:
     names = dict.fromkeys(name for group in groups for name in group.settings)
     return [name for name in names if len({group.settings.get(name) for group in groups}) > 1]
 

@@ -182,7 +182,7 @@ def recorded_pool(run: Path, config: Config) -> tuple[str, ImageSource]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Overlap:
+class ValOverlap:
     """Counts the images of a run's pool that occur among test images too.
 
     Args:
@@ -206,7 +206,7 @@ class Overlap:
         return self.exact + self.near
 
 
-def overlap(run: Path, val_images: ImageSource | Sequence[str], cache: Path | None = None) -> Overlap:
+def overlap(run: Path, val_images: ImageSource | Sequence[str], cache: Path | None = None) -> ValOverlap:
     """Counts how many images of a pre-training run are duplicates of test images.
 
     Args:
@@ -224,14 +224,14 @@ def overlap(run: Path, val_images: ImageSource | Sequence[str], cache: Path | No
         config = load_config(run / CONFIG_FILE)
         pool = _unchanged_pool(run, config)
     except UserError as error:
-        return Overlap(unknown=str(error.errors[0].problem))
+        return ValOverlap(unknown=str(error.errors[0].problem))
     limits, own = (config.data.max_pixels, config.data.threads), run / HASHES_FILE
     cached = HashCache(cache or own, *limits)
     val = hash_val([as_source(val_images)], cached)
     hashes = (HashCache(own, *limits, saves=False) if cache and own.is_file() else cached).hashes(pool)
     matches = val.find_in(hashes)
     exact, all_of_them = int(matches.exact.sum()), int((matches.of >= 0).sum())
-    return Overlap(len(pool), len(val.merged.index), exact, all_of_them - exact, len(hashes.unreadable))
+    return ValOverlap(len(pool), len(val.merged.index), exact, all_of_them - exact, len(hashes.unreadable))
 
 
 def _unchanged_pool(run: Path, config: Config) -> ImageSource:

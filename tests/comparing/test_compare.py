@@ -15,7 +15,7 @@ from dupr_tf.comparing import cell as cells
 from dupr_tf.comparing import runner
 from dupr_tf.comparing.compare import _scored_tasks
 from dupr_tf.comparing.grid import Backbone, Cell, Task
-from dupr_tf.comparing.progress import Progress
+from dupr_tf.comparing.progress import CellProgress
 from dupr_tf.comparing.record import read_comparison, write_comparison
 from dupr_tf.comparing.results import choose_rates
 from dupr_tf.config import load_config, parse_config
@@ -183,7 +183,7 @@ def test_checkpoints_of_finished_cells_are_removed(tmp_path):
     finish(tmp_path, done, 0.1)
     for cell in (done, unfinished):
         (tmp_path / cell.folder / "checkpoints").mkdir(parents=True)
-    Progress(tmp_path, made, print)  # an earlier call was killed before it removed them
+    CellProgress(tmp_path, made, print)  # an earlier call was killed before it removed them
     assert list(tmp_path.rglob("checkpoints")) == [tmp_path / unfinished.folder / "checkpoints"]
 
 

@@ -9,13 +9,13 @@ from dupr_tf.comparing.grid import Backbone
 from dupr_tf.comparing.record import RECORD_FILE, extend, read_comparison, write_comparison
 from dupr_tf.config import parse_config
 from dupr_tf.errors import UserError
-from dupr_tf.training.pool import Overlap
+from dupr_tf.training.pool import ValOverlap
 from tests.comparing.cells_by_hand import CONFIG, comparison
 from tests.refusals import refusal
 
 
 def test_record_is_read_back_as_written(tmp_path):
-    overlaps = {"/runs/dupr": Overlap(9, 4, 2, 1, 0), "imagenet/resnet18": Overlap(unknown="no record")}
+    overlaps = {"/runs/dupr": ValOverlap(9, 4, 2, 1, 0), "imagenet/resnet18": ValOverlap(unknown="no record")}
     written = comparison(digests={"/runs/dupr": "c" * 64}, rates=(0.001, 0.002), overlaps=overlaps)
     write_comparison(tmp_path, written)
     assert read_comparison(tmp_path) == written

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dupr_tf.config import load_config
-from dupr_tf.data.statistics import Overlap, Sizes
+from dupr_tf.data.statistics import Sizes, ViewOverlap
 from dupr_tf.forecast import advice
 from dupr_tf.training.collapse import patience
 from tests.forecast.small_photos import config
@@ -86,7 +86,7 @@ def test_sizes_warn_of_unreadable_and_large_images():
     (0.8, [9.0], "--views.draws"), (0.99, [9.0], advice.GOOD), (0.0, [], "--views.min_overlap"),
 ])  # fmt: skip
 def test_overlap_warns_of_pairs_without_patch_loss(valid, sides, expected):
-    (text,) = advice.advice_on_overlap(Overlap(100, 0.5, valid, np.array(sides), 0.0, {}), config())
+    (text,) = advice.advice_on_overlap(ViewOverlap(100, 0.5, valid, np.array(sides), 0.0, {}), config())
     assert expected in text
 
 
