@@ -107,6 +107,18 @@ def test_xla_on_several_devices_is_refused(replicas, fields):
     assert tuple(problem.field for problem in problems) == fields
 
 
+def test_every_patch_term_of_a_level_is_checked():
+    terms = [{"kind": "patch_contrast", "name": name, "size": size} for name, size in (("a", 50), ("b", 7))]
+    for order in (terms, terms[::-1]):
+        (problem,) = parse_config({"model": {"terms": order}}).pretrain_problems(1)
+        assert problem.field == "model.terms" and "received 50" in problem.problem
+
+
+def test_views_of_an_odd_side_are_refused():
+    (problem,) = parse_config({"data": {"image_size": 240}}).pretrain_problems(1)
+    assert problem.field == "data.image_size" and problem.fix == "Use 256."
+
+
 def test_sides_of_feature_maps_are_rounded_up():
     config = parse_config({"data": {"image_size": 200}})
     assert [config.level_size(level) for level in LEVELS] == [50, 25, 13, 7]

@@ -180,13 +180,17 @@ class Config(Section):
                 fix = f"Use a bank_size of {keys} or more."
                 problems.append(UserError("model.bank_size" if short else "model.terms", problem, fix))
                 break
+        side = self.data.image_size
+        if side % 32:
+            fix = f"Use {max(32, round(side / 32) * 32)}."
+            problems.append(UserError("data.image_size", f"Expected a multiple of 32, received {side}.", fix))
         for level, size in model.patch_sizes.items():
             cells = self.level_size(level)
             if size > cells:
-                expected = f"at most {cells} at {level}, its side at data.image_size {self.data.image_size}"
+                expected = f"at most {cells} at {level}, its side at data.image_size {side}"
                 problem, fix = f"Expected {expected}, received {size}.", "Use a smaller size, or larger views."
                 problems.append(UserError("model.roi_sizes" if short else "model.terms", problem, fix))
-        if model.patch_sizes and self.views.min_overlap > self.data.image_size:
-            problem = f"Expected at most data.image_size ({self.data.image_size}), received {self.views.min_overlap:g}."
+        if model.patch_sizes and self.views.min_overlap > side:
+            problem = f"Expected at most data.image_size ({side}), received {self.views.min_overlap:g}."
             problems.append(UserError("views.min_overlap", problem, "Use --views.min_overlap 32."))
         return problems

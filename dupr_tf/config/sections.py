@@ -167,8 +167,9 @@ class ModelConfig(Section):
 
     @property
     def patch_sizes(self) -> dict[str, int]:
-        """Returns {level: S} of the terms that cut the overlap into patches."""
-        return {term.level: term.size for term in self.term_list if hasattr(term, "size")}
+        """Returns {level: largest S} of the terms that cut the overlap into patches."""
+        terms = sorted((term for term in self.term_list if hasattr(term, "size")), key=lambda term: term.size)
+        return {term.level: term.size for term in terms}
 
     def keys_per_step(self, batch_size: int) -> int:
         """Returns the most keys that a step puts into any memory bank."""

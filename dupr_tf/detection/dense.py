@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from dupr_tf.detection.detector import DetectorMixin, SumOfLosses, images_of, photos_of
-from dupr_tf.detection.parts.boxes import clip, suppress
+from dupr_tf.detection.parts.boxes import clip, sides, suppress
 from dupr_tf.detection.scaling import pad_to_stride
 from dupr_tf.errors import UserError
 
@@ -54,14 +54,17 @@ class OneStage(DetectorMixin):
     def predict_step(self, data):
         """Returns detections of images of any size, or of a batch; boxes are clipped to the image."""
         images, sizes = photos_of(data)
-        detections = self.decode_predictions(self(images, training=False), images)
+        detections = self.decode_predictions(self(images, training=False), images, sizes)
         boxes = clip(detections["boxes"], sizes)
         return {**detections, "boxes": tf.where(detections["classes"][..., None] >= 0, boxes, -1.0)}
 
-    def _suppress(self, boxes, logits):
-        """Returns the detections of boxes (B, n, 4) and logits (B, n, C)."""
-        limits = self.score_threshold, self.nms_iou, self.max_detections
-        return suppress(boxes[:, :, None], tf.sigmoid(logits), *limits)
+    def _suppress(self, boxes, logits, image_sizes=None):
+        """Returns the detections of boxes (B, n, 4) and logits (B, n, C). A box in the padding alone is none."""
+        scores = tf.sigmoid(logits)
+        if image_sizes is not None:
+            visible = tf.reduce_min(sides(clip(boxes, image_sizes)), -1, keepdims=True) > 0.0  # (B, n, 1)
+            scores = tf.where(visible, scores, 0.0)
+        return suppress(boxes[:, :, None], scores, self.score_threshold, self.nms_iou, self.max_detections)
 
 
 class FixedSize(OneStage):

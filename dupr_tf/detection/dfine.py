@@ -153,10 +153,10 @@ class KerasHubDFine(FixedSize, AnchorFree, keras_hub.models.DFineObjectDetector)
             *(Layer(*predictions) for predictions in refined),
         ]
 
-    def decode_predictions(self, predictions, images):
+    def decode_predictions(self, predictions, images, sizes=None):
         """Returns `boxes`, `classes`, `confidence`, `num_detections` of images (B, S, S, 3), as `RetinaNet` does."""
         boxes = convert_format(predictions["pred_boxes"], "center_xywh", FORMAT) * float(self.image_size)
-        return self._suppress(boxes, predictions["logits"])
+        return self._suppress(boxes, predictions["logits"], sizes)
 
 
 def build_network(backbone, classes, image_size, channels, decoder_layers, queries):

@@ -117,10 +117,10 @@ class KerasHubRetinaNet(FixedSize, DenseDetector, keras_hub.models.RetinaNetObje
     def _targets(self, images, labels):
         return self.label_encoder(images=images, gt_boxes=labels["boxes"], gt_classes=labels["labels"])
 
-    def decode_predictions(self, predictions, data):
+    def decode_predictions(self, predictions, data, sizes=None):
         """Returns `boxes`, `classes`, `confidence`, `num_detections` of images (B, S, S, 3), as `RetinaNet` does."""
         anchors = tf.concat(list(self.anchor_generator(data).values()), axis=0)
-        return self._suppress(decode(predictions["bbox_regression"], anchors, None), predictions["cls_logits"])
+        return self._suppress(decode(predictions["bbox_regression"], anchors, None), predictions["cls_logits"], sizes)
 
 
 def initialize_head(head, bias):

@@ -28,8 +28,8 @@ ANCHORS_PER_CELL = 9
 class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
     """KerasCV's RetinaNet. Images are RGB in 0–255, (B, H, W, 3); the backbone normalises them itself.
 
-    Anchors, targets (IoU 0.5 and 0.4), focal loss and smooth L1 are those of Focal Loss for Dense Object Detection
-    (Lin et al., 2018). Smooth L1 turns linear at 1, as in KerasCV.
+    Anchors, targets (IoU 0.5 and 0.4) and focal loss are those of Focal Loss for Dense Object Detection (Lin et al.,
+    2018). The box loss is KerasCV's: the mean over the coordinates of a smooth L1 that turns linear at 1.
 
     Args:
         backbone: a functional model with `pyramid_level_inputs` for P3, P4 and P5.
@@ -116,11 +116,17 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
     def _targets(self, images, labels):
         return self.label_encoder(images, dict(labels))
 
-    def decode_predictions(self, predictions, images):
-        """Decodes as KerasCV does, for images of any size. `boxes` and `classes` from `num_detections` on are -1."""
+    def decode_predictions(self, predictions, images, sizes=None):
+        """Decodes as KerasCV does, for images of any size. `boxes` and `classes` from `num_detections` on are -1.
+
+        Args:
+            predictions: outputs of the model.
+            images: (B, H, W, 3), padded.
+            sizes: (B, 2) float32 height and width without padding. If given, no box is outside of them.
+        """
         anchors = tf.concat(list(self.anchor_generator(tf.shape(images)[1:]).values()), axis=0)
         boxes = decode(predictions["box"], anchors, order="center_yxhw")  # (B, anchors, 4)
-        return self._suppress(boxes, predictions["classification"])
+        return self._suppress(boxes, predictions["classification"], sizes)
 
 
 @keras.saving.register_keras_serializable("dupr_tf")

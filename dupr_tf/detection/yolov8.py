@@ -125,9 +125,9 @@ class YOLOv8(AnchorFree, keras_cv.models.YOLOV8Detector):
             "classification_loss": CLASS_WEIGHT * tf.reduce_sum(differences) / total,
         }
 
-    def decode_predictions(self, predictions, images):
+    def decode_predictions(self, predictions, images, sizes=None):
         """Returns `boxes`, `classes`, `confidence`, `num_detections` of images (B, H, W, 3), as `RetinaNet` does."""
-        return self._suppress(self._decode(predictions["boxes"], images)[0], predictions["classes"])
+        return self._suppress(self._decode(predictions["boxes"], images)[0], predictions["classes"], sizes)
 
     def _decode(self, logits, images):
         """Returns boxes (B, N, 4), px, of the logits (B, N, 64), and their points (N, 2), px.

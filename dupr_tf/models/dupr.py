@@ -58,7 +58,7 @@ class DUPR(keras.Model):
                  photometric="moco_v2", micro_batches=1, seed=0, dtype=None, name=None, **short_form):  # fmt: skip
         super().__init__(name=name, autocast=False)
         check_backbone(backbone)
-        check_settings(terms, short_form, momentum_schedule, total_steps, micro_batches)
+        check_settings(terms, short_form, momentum, momentum_schedule, total_steps, photometric, micro_batches, seed)
         self.momentum, self.momentum_schedule, self.total_steps = momentum, momentum_schedule, total_steps
         self.photometric, self.micro_batches, self.seed = photometric, micro_batches, seed
         self.terms = build_terms(expand_short_form(**short_form) if terms is None else terms, dtype)
@@ -125,9 +125,10 @@ class DUPR(keras.Model):
         Raises:
             UserError: see `check_batch`.
         """
-        step, batch = tf.convert_to_tensor(self.step), check_batch(batch, self.terms, self.own_groups)
+        step, batch = tf.convert_to_tensor(self.step), check_batch(batch, self.terms, self.own_groups, training=True)
         self.update_key_encoder(step)  # theta_k <- m theta_k + (1 - m) theta_q, before the optimiser moves theta_q
         gradients, keys, logs = self.gradients(batch)
+        logs["learning_rate"] = tf.cast(self.optimizer.learning_rate, tf.float32)  # before `apply` counts the step
         self.optimizer.apply(gather.agree_on_finite(gradients), self.query_variables)
         valid = gather.all_gather(batch["valid"])  # (B,)
         for term in self.terms:
@@ -136,7 +137,6 @@ class DUPR(keras.Model):
                 logs |= {f"{name}/{term.name}": value for name, value in term.describe(keys[2][term.name]).items()}
         self.step.assign_add(1)
         logs["loss"] = nan_if_diverged(logs["loss"], self.query_variables, self.optimizer)
-        logs["learning_rate"] = tf.cast(self.optimizer.learning_rate, tf.float32)
         return logs
 
     def test_step(self, batch: ViewPair):
@@ -210,7 +210,7 @@ class DUPR(keras.Model):
             key.assign_add((1.0 - momentum) * (query - key))
 
     def encode_keys(self, view, terms, step):
-        """Encodes the keys of the global batch in shuffled groups, so that no key shares its query's group.
+        """Encodes the keys of the global batch in shuffled groups, which differ from those of the queries.
 
         Args:
             view: `(images (b, H, W, 3), boxes (b, 4), flipped (b,))` of this replica.
@@ -335,6 +335,5 @@ class DUPR(keras.Model):
 
     @classmethod
     def from_config(cls, config):
-        backbone = twins.restore_backbone(config.pop("backbone"))
-        terms = [keras.saving.deserialize_keras_object(term) for term in config.pop("terms")]
-        return cls(backbone, terms, **config)
+        terms = [keras.saving.deserialize_keras_object(term) for term in config["terms"]]
+        return cls(**{**config, "backbone": twins.restore_backbone(config["backbone"]), "terms": terms})

@@ -83,8 +83,8 @@ class Encoder(keras.layers.Layer):
     @classmethod
     def from_config(cls, config):
         restore = keras.saving.deserialize_keras_object
-        projectors = {name: restore(layer) for name, layer in config.pop("projectors").items()}
-        return cls(twins.restore_backbone(config.pop("backbone")), projectors=projectors, **config)
+        projectors = {name: restore(layer) for name, layer in config["projectors"].items()}
+        return cls(**{**config, "backbone": twins.restore_backbone(config["backbone"]), "projectors": projectors})
 
 
 def _check_stride(level, images, features):

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from dupr_tf.errors import UserError
+from dupr_tf.ops.photometric import PRESETS
 
 NORMALIZATIONS = (keras.layers.Rescaling, keras.layers.Normalization)
 FIELDS = ("view_1", "view_2", "boxes_1", "boxes_2", "flipped_1", "flipped_2", "valid")
@@ -31,33 +32,40 @@ def _reads_input(layer, backbone):
     return any(tensor is layer.input for tensor in backbone.inputs)
 
 
-def check_settings(terms, short_form, momentum_schedule, total_steps, micro_batches):
-    """Raises UserError if arguments of `DUPR` contradict each other or the replicas of the current strategy scope."""
+def check_settings(terms, short_form, momentum, momentum_schedule, total_steps, photometric, micro_batches, seed):
+    """Raises UserError for wrong arguments of `DUPR`, alone, together, or in the current strategy scope."""
     if terms is not None and short_form:
         raise UserError("terms", f"Both terms and {', '.join(short_form)} are given.", "Give one of the two.")
     if momentum_schedule not in ("constant", "cosine") or (momentum_schedule == "cosine" and not total_steps):
         problem = f"Expected 'constant', or 'cosine' with total_steps, received {momentum_schedule!r}."
         raise UserError("momentum_schedule", problem)
+    if not 0 <= momentum < 1:
+        raise UserError("momentum", f"Expected 0 or more and less than 1, received {momentum!r}.", "Use 0.999.")
+    if photometric not in PRESETS:
+        raise UserError("photometric", f"Expected {' or '.join(PRESETS)}, received {photometric!r}.", "Use moco_v2.")
+    if not 0 <= seed < 2**31:  # larger numbers and signs would reach into the names of the streams
+        raise UserError("seed", f"Expected 0 or more and less than 2**31, received {seed!r}.", "Use 0.")
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if micro_batches < 1 or micro_batches % replicas:
         problem = f"Expected a multiple of the {replicas} replicas, received {micro_batches}."
         raise UserError("micro_batches", problem, f"Pass {replicas * max(1, micro_batches // replicas)}.")
 
 
-def check_batch(data, terms, groups):
+def check_batch(data, terms, groups, training=False):
     """Checks a batch that Keras passes to a step.
 
     Args:
         data: a `ViewPair` of this replica's b pairs, or a tuple of it and two None, as `train_on_batch` passes it.
         terms: terms of the model, whose `fields` the batch must have.
         groups: batch-norm groups that the b pairs are divided into.
+        training: a group then needs two pairs, because one image is not a batch to normalise by.
 
     Returns:
         The batch as a dictionary of tensors.
 
     Raises:
-        UserError: the batch is no dictionary of view pairs, lacks a field, has no fixed size or views of another
-            dtype, or cannot be divided into the groups.
+        UserError: the batch is no dictionary of view pairs, lacks a field, has no fixed size, fields of different
+            lengths or views of another dtype or size, or cannot be divided into the groups.
     """
     batch, *others = keras.utils.unpack_x_y_sample_weight(data)
     if not isinstance(batch, dict) or any(other is not None for other in others):
@@ -71,7 +79,14 @@ def check_batch(data, terms, groups):
     batch = {name: tf.convert_to_tensor(value) for name, value in batch.items()}
     for name in ("view_1", "view_2"):
         _check_view(name, batch[name])
-    count = batch["view_1"].shape[0]
+    counts = {name: batch[name].shape[0] for name in wanted}
+    count = counts["view_1"]
+    if set(counts.values()) != {count}:
+        listed = ", ".join(f"{name} {rows}" for name, rows in counts.items())
+        raise UserError("data", f"The fields of the batch have different numbers of rows: {listed}.", MAKE_PAIRS)
+    if training and count < 2 * groups:
+        problem = f"A batch of {count} pairs leaves fewer than two for each of {groups} batch-norm groups."
+        raise UserError("micro_batches", problem, f"Use batches of {2 * groups} pairs or more, or fewer groups.")
     if count % groups:
         raise UserError(
             "micro_batches",
@@ -90,6 +105,8 @@ def _check_view(name, view):
         )
     if view.shape.rank != 4 or view.shape[-1] != 3:
         raise UserError(name, f"Expected views of shape (b, height, width, 3), received {view.shape}.", MAKE_PAIRS)
+    if any(side is not None and side % 32 for side in view.shape[1:3]):
+        raise UserError(name, f"Expected sides that are multiples of 32, received {view.shape}.", "Use 224 px.")
     if None in view.shape:
         raise UserError(
             name,

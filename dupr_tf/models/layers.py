@@ -32,15 +32,16 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     """Keras' `BatchNormalization` with batch statistics from one fused pass over the last axis of (B, H, W, C).
 
     Keras computes moments and normalises in separate passes, which takes a quarter of a ResNet's step on a CPU. As in
-    PyTorch, the moving variance is the unbiased one. Inference, masks, `synchronized` and frozen layers use Keras' own
-    code.
+    PyTorch, the moving variance is the unbiased one. Inference, masks, `synchronized`, frozen layers, another axis,
+    float64, and layers without scale or offset use Keras' own code.
 
     Arguments are those of `keras.layers.BatchNormalization`.
     """
 
     def call(self, inputs, training=None, mask=None):
+        plain = self.axis in (-1, 3) and self.scale and self.center and self.compute_dtype != "float64"
         fused = training and self.trainable and not self.synchronized and mask is None and inputs.shape.rank == 4
-        if not fused:
+        if not (plain and fused):
             return super().call(inputs, training=training, mask=mask)
         inputs = tf.cast(inputs, self.compute_dtype)
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(

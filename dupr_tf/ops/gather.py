@@ -42,7 +42,7 @@ def own_rows(rows):
 
 
 def global_sum(value):
-    """Sums a scalar over replicas."""
+    """Sums a tensor, or each of a list, over replicas."""
     context = replica_context()
     return value if context is None else context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
@@ -57,13 +57,13 @@ def global_sums(values):
 def agree_on_finite(gradients):
     """Sets all gradients to NaN on every replica if any gradient on any replica is not finite.
 
-    A loss-scaling optimiser checks the first replica only and would miss an overflow elsewhere.
+    A loss-scaling optimiser checks the first replica only and would miss an overflow elsewhere. A gradient may be None.
     """
     if replica_context() is None:
         return gradients
-    bad = tf.add_n([tf.cast(~tf.reduce_all(tf.math.is_finite(g)), tf.float32) for g in gradients])
+    bad = tf.add_n([tf.cast(~tf.reduce_all(tf.math.is_finite(g)), tf.float32) for g in gradients if g is not None])
     poison = tf.where(global_sum(bad) > 0.0, float("nan"), 0.0)
-    return [g + tf.cast(poison, g.dtype) for g in gradients]
+    return [None if g is None else g + tf.cast(poison, g.dtype) for g in gradients]
 
 
 def permutation(count, seed):

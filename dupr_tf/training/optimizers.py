@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from dupr_tf.config import Config
 from dupr_tf.errors import UserError
+from dupr_tf.ops.gather import agree_on_finite, global_sum
 
 
 class VariableFactors:
@@ -46,11 +47,20 @@ class VariableFactors:
     def _clip_gradients(self, grads):
         if not self.global_clipnorm:
             return super()._clip_gradients(grads)
-        # Equal to Keras' own clipping, which stores the squares of each gradient.
-        return tf.clip_by_global_norm(grads, self.global_clipnorm)[0]
+        # As Keras clips on one device, but without storing the squares of each gradient. On several, each has its share
+        # of the gradient, so the norm is that of their sum.
+        norm = tf.linalg.global_norm(global_sum(grads))
+        return tf.clip_by_global_norm(grads, self.global_clipnorm, use_norm=norm)[0]
 
     def get_config(self):
         return {**super().get_config(), "rate_factors": self.rate_factors, "decay_factors": self.decay_factors}
+
+
+def _refuse_weight_decay(arguments: dict, own: str) -> None:
+    """Raises UserError for Keras' `weight_decay`, which would come on top of the decay of this optimiser."""
+    if arguments.pop("weight_decay", None):
+        problem = f"This optimiser calls its weight decay {own}, and Keras would add a second one."
+        raise UserError("weight_decay", problem, f"Pass {own}.")
 
 
 @keras.saving.register_keras_serializable("dupr_tf")
@@ -64,11 +74,14 @@ class CoupledSGD(VariableFactors, keras.optimizers.Optimizer):
         learning_rate: float or schedule.
         momentum: mu in [0, 1).
         coupled_decay: wd >= 0, on every variable, including batch norm and biases.
-        nesterov: not supported, because MoCo and DUPR use plain momentum.
-        **kwargs: arguments of `VariableFactors` and of Keras' optimisers.
+        **kwargs: arguments of `VariableFactors` and of Keras' optimisers, except for `weight_decay`.
+
+    Raises:
+        UserError: `weight_decay` is given, which Keras would add as decoupled decay.
     """
 
     def __init__(self, learning_rate=0.03, momentum=0.9, coupled_decay=1e-4, name="coupled_sgd", **kwargs):
+        _refuse_weight_decay(kwargs, "coupled_decay")
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.momentum, self.coupled_decay = momentum, coupled_decay
 
@@ -106,10 +119,10 @@ class AdamW(VariableFactors, keras.optimizers.Adam):
     Args:
         learning_rate: float or schedule.
         decoupled_decay: wd >= 0.
-        **kwargs: arguments of `VariableFactors` and of Keras' Adam, except for `amsgrad`.
+        **kwargs: arguments of `VariableFactors` and of Keras' Adam, except for `amsgrad` and `weight_decay`.
 
     Raises:
-        UserError: `amsgrad` is set.
+        UserError: `amsgrad` or `weight_decay` is set.
     """
 
     def __init__(self, learning_rate=0.001, decoupled_decay=0.004, name="adamw", **kwargs):
@@ -117,6 +130,7 @@ class AdamW(VariableFactors, keras.optimizers.Adam):
             raise UserError(
                 "amsgrad", "This AdamW has no AMSGrad.", "Leave amsgrad out, or use keras.optimizers.AdamW."
             )
+        _refuse_weight_decay(kwargs, "decoupled_decay")
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.decoupled_decay = decoupled_decay
 
@@ -268,6 +282,8 @@ def scale_loss(optimizer, precision):
 class LossScaling(keras.optimizers.LossScaleOptimizer):
     """Keras' loss scaling, whose `iterations` also count the steps that it skips because a gradient overflowed.
 
+    Keras looks for an overflow on the first device only. Here one on any device skips the step.
+
     If they were not counted, a resumed run would repeat the batches of earlier steps. The learning rate follows the
     steps that were applied.
     """
@@ -277,5 +293,5 @@ class LossScaling(keras.optimizers.LossScaleOptimizer):
         return self._iterations
 
     def apply(self, grads, trainable_variables=None):
-        super().apply(grads, trainable_variables)
+        super().apply(agree_on_finite(grads), trainable_variables)
         self._iterations.assign_add(1)

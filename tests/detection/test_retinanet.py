@@ -95,6 +95,16 @@ def test_parameter_count_is_that_of_the_papers_size():
     assert model.count_params() == backbone.count_params() + pyramid + heads
 
 
+def test_box_in_the_padding_alone_is_no_detection():
+    model, data = make(score_threshold=0.5), batch(boxes=[[6, 9, 40, 45], [50, 2, 62, 30]], classes=[2, 0], padding=3)
+    deltas, targets = model.label_encoder(data["images"], dict(data["bounding_boxes"]))
+    outputs = {"box": deltas, "classification": tf.one_hot(tf.cast(targets, tf.int32), 3) * 20.0 - 10.0}
+    assert model.decode_predictions(outputs, data["images"])["num_detections"].numpy().tolist() == [2, 2]
+    found = model.decode_predictions(outputs, data["images"], tf.constant([[64.0, 48.0], [64.0, 51.0]]))
+    assert found["num_detections"].numpy().tolist() == [1, 2]
+    assert found["classes"][0, :2].numpy().tolist() == [2, -1]
+
+
 @pytest.mark.parametrize("scale", [3.0, 4.0])
 def test_encoded_truth_decodes_to_itself(scale):
     boxes, classes = [[6, 9, 40, 45], [30, 2, 62, 30]], [2, 0]

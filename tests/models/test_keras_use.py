@@ -11,9 +11,10 @@ import pytest
 import tensorflow as tf
 
 from dupr_tf.models import DUPR, build_backbone
+from dupr_tf.models.encoder import Encoder
 from dupr_tf.models.layers import FusedBatchNormalization
 from dupr_tf.models.multi_worker import MultiWorkerDUPR
-from dupr_tf.models.terms import ImageContrast
+from dupr_tf.models.terms import ImageContrast, PatchContrast
 from dupr_tf.models.twins import clone_backbone, in_full_precision, layer_pairs
 from dupr_tf.training.optimizers import CoupledSGD
 from tests import oracles
@@ -193,17 +194,12 @@ def test_evaluate_averages_batches_and_changes_nothing():
 
 
 def test_evaluated_loss_is_that_of_the_oracle():
-    """Maps of views of 70 px are rounded up. Boxes are still scaled by 1/stride."""
-    random = np.random.default_rng(0)
-    views = {f"view_{side}": random.integers(0, 256, (COUNT, 70, 70, 3), np.uint8) for side in (1, 2)}
-    batch = make_batch(**views)
-    model = make_model()
+    batch, model = make_batch(), make_model()
     measured = model.test_on_batch(batch, return_dict=True)
     sides = []
     for encoder, side in ((model.query_encoder, 1), (model.key_encoder, 2)):
         images = oracles.normalize(np.asarray(batch[f"view_{side}"], np.float64) / 255.0)
         maps = encoder.pyramid(tf.constant(images, tf.float32), training=False)["P4"].numpy().astype(np.float64)
-        assert maps.shape[1] == 5
         boxes = np.asarray(batch[f"boxes_{side}"], np.float64)[:, None]
         rois = oracles.roi_align(maps, boxes, 4, 1 / 16, 1, flipped=batch[f"flipped_{side}"])
         weights = [np.asarray(w, np.float64) for w in encoder.projectors["patch_P4"].get_weights()]
@@ -225,19 +221,19 @@ def test_boxes_outside_the_view_are_clipped():
     np.testing.assert_array_equal(boxes, [[0.0, 0.0, SIZE, SIZE]] * COUNT)
 
 
-ONE_NARROW_IMAGE = """
+TWO_NARROW_IMAGES = """
 from tests.models.test_keras_use import build_backbone, make_batch, make_model
 model = make_model(build_backbone("resnet18", width=0.125), eager=False)
-rows = {name: value[:1] for name, value in make_batch().items()}
+rows = {name: value[:2] for name, value in make_batch().items()}
 for _ in range(3):
     print(float(model.train_on_batch(rows, return_dict=True)["loss"]))
 """
 
 
 @pytest.mark.slow
-def test_one_narrow_image_trains_with_onednn():
+def test_two_narrow_images_train_with_onednn():
     """Runs in another process, since a crash in oneDNN's kernels ends it, with a traceback of all threads."""
-    code = [sys.executable, "-X", "faulthandler", "-c", ONE_NARROW_IMAGE]
+    code = [sys.executable, "-X", "faulthandler", "-c", TWO_NARROW_IMAGES]
     environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "1"}
     done = subprocess.run(code, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -304,6 +300,49 @@ def test_partial_last_batch_is_refused(model):
     data = tf.data.Dataset.from_tensor_slices(make_batch()).batch(3)
     error = refusal(fit, model, data)
     assert error.fields == ("view_1",) and "drop_remainder" in error.fix
+
+
+def test_fields_of_different_lengths_are_refused(model):
+    error = refusal(fit, model, dataset(boxes_1=make_batch()["boxes_1"][:-1]))
+    assert error.fields == ("data",) and "boxes_1 " in error.problem
+
+
+def test_views_of_an_odd_side_are_refused(model):
+    view = np.zeros((COUNT, 80, 64, 3), np.uint8)
+    error = refusal(fit, model, dataset(view_2=view))
+    assert error.fields == ("view_2",) and "multiples of 32" in error.problem
+
+
+def test_group_of_one_pair_is_refused_in_training_only():
+    model = make_model(micro_batches=COUNT)
+    assert refusal(fit, model, dataset()).fields == ("micro_batches",)
+    model.evaluate(dataset(), verbose=0)
+
+
+@pytest.mark.parametrize(("argument", "value"), [
+    ("seed", -1), ("seed", 2**31), ("momentum", 1.5), ("momentum", 1.0), ("momentum", -0.1), ("photometric", "moco_v3"),
+])  # fmt: skip
+def test_wrong_arguments_are_refused(argument, value):
+    assert refusal(make_model, **{argument: value}).fields == (argument,)
+
+
+@pytest.mark.parametrize("argument", ["size", "sampling_ratio", "keys_per_image"])
+def test_patch_term_of_nothing_is_refused(argument):
+    assert refusal(PatchContrast, **{argument: 0}).fields == (argument,)
+
+
+def test_config_can_be_used_twice():
+    model = make_model(build_backbone("resnet18", 0.125))
+    for config, kind in ((model.get_config(), DUPR), (model.query_encoder.get_config(), Encoder)):
+        first, second = (kind.from_config(config).count_params() for _ in range(2))
+        assert first == second
+
+
+def test_logged_learning_rate_is_that_of_the_step(model):
+    model.compile(CoupledSGD(keras.optimizers.schedules.PiecewiseConstantDecay([0], [0.25, 0.125])))
+    rows = {name: tf.convert_to_tensor(value) for name, value in make_batch().items()}
+    rates = [float(model.train_on_batch(rows, return_dict=True)["learning_rate"]) for _ in range(2)]
+    assert rates == [0.25, 0.125]
 
 
 def test_batch_that_groups_do_not_divide_is_refused():

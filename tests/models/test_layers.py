@@ -23,6 +23,13 @@ def layers(**changes):
     return pair
 
 
+@pytest.mark.parametrize("changes", [{"axis": 1}, {"scale": False}, {"center": False}, {"dtype": "float64"}], ids=str)
+def test_unusual_layers_compute_as_those_of_keras(changes):
+    x = images()
+    ours, theirs = (kind(**changes) for kind in (FusedBatchNormalization, keras.layers.BatchNormalization))
+    np.testing.assert_allclose(ours(x, training=True), theirs(x, training=True), atol=1e-5)
+
+
 def images():
     return tf.random.stateless_normal(SHAPE, [1, 2]) * [1.0, 2.0, 0.3] + [3.0, 0.0, 1.0]
 

@@ -1,5 +1,10 @@
 """Tests of optimisers: each variable's learning rate and decay, and their results without any factors."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +14,7 @@ from dupr_tf.config import parse_config
 from dupr_tf.errors import UserError
 from dupr_tf.training.optimizers import AdamW, AfterChange, Cosine, CoupledSGD, Milestones, build_schedule
 
+ROOT = Path(__file__).parents[2]
 GRADIENTS = [np.array([0.3, -0.2, 0.5], np.float32) * (step + 1) for step in range(4)]
 
 
@@ -129,6 +135,25 @@ def test_clipping_spreads_what_is_not_finite(broken):
     optimizer.build(trained)
     optimizer.apply([tf.constant([broken, 0.0, 0.0]), tf.ones(3)])
     assert not np.isfinite(trained[1].numpy()).any()
+
+
+def test_replicas_clip_and_skip_as_one_device():
+    code = [sys.executable, "-m", "tests.training.replica_steps"]
+    done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    weights = json.loads(done.stdout)
+    expected = {
+        "clipped on one": [-0.6, -0.8], "clipped on two": [-0.6, -0.8], "below the limit": [-0.3, -0.4],
+        "scaled": [-3, -4], "overflow on the first": [0, 0], "overflow on the second": [0, 0], "both": [-0.6, -0.8],
+    }  # fmt: skip
+    assert weights == {name: pytest.approx(values, rel=1e-5) for name, values in expected.items()}
+
+
+@pytest.mark.parametrize("optimizer", [CoupledSGD, AdamW])
+def test_decay_of_keras_is_refused(optimizer):
+    with pytest.raises(UserError) as error:
+        optimizer(0.1, weight_decay=0.1)
+    assert error.value.field == "weight_decay" and "coupled_decay" in error.value.fix
 
 
 def step_graph(optimizer):

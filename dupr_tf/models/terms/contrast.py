@@ -63,7 +63,7 @@ class Contrast(Term):
         return {name: tf.reduce_mean(tf.reshape(x, [-1, self.cells]), axis=1) for name, x in each.items()}  # (b,)
 
     def describe(self, keys):
-        return {"std": spread(keys)}
+        return {"std": spread(keys)}  # of all pairs, whether their views overlap or not
 
     def cost(self, channels, images, block_keys=None):
         products = channels * self.embedding_dim + (channels**2 if self.head == "mlp" else 0)
@@ -88,7 +88,8 @@ class ImageContrast(Contrast):
     PREFIX = "image"
 
     def embed(self, features, boxes, flipped, projector):
-        return projector(tf.reduce_mean(features, axis=[1, 2]))  # (b, channels) -> (b, C)
+        # Sums of 16-bit features of a large map would overflow.
+        return projector(tf.reduce_mean(tf.cast(features, tf.float32), axis=[1, 2]))  # (b, channels) -> (b, C)
 
     def remember(self, keys, valid, seed):
         self.bank.enqueue(keys)
@@ -114,6 +115,9 @@ class PatchContrast(Contrast):
         super().__init__(level, weight, **kwargs)
         if reduction not in ("mean", "sum"):
             raise UserError("reduction", f"Expected 'mean' or 'sum', received {reduction!r}.")
+        for field, value in {"size": size, "sampling_ratio": sampling_ratio, "keys_per_image": keys_per_image}.items():
+            if value < 1:
+                raise UserError(field, f"Expected 1 or more, received {value!r}.", "Use 1 or more.")
         self.size, self.sampling_ratio = int(size), int(sampling_ratio)
         self.keys_per_image, self.reduction = int(keys_per_image), reduction
         self.cells = self.size**2
