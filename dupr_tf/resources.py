@@ -3,32 +3,56 @@
 import math
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-CGROUP = Path("/sys/fs/cgroup")  # limits of a container
+CGROUP, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # limits of a container, a service or a job
 
 
 def available_memory() -> int | None:
-    """Return the bytes this process may still allocate: free memory, or a container's limit. None if unknown."""
+    """Return the bytes this process may still allocate: free memory, or what a limit leaves. None if unknown."""
     sizes = []
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         sizes += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-        limit, used, parts = (
-            (CGROUP / f"memory.{name}").read_text(encoding="utf-8") for name in ("max", "current", "stat")
-        )
-        cached = re.findall(r"^(?:in)?active_file (\d+)$", parts, re.MULTILINE)  # which the kernel frees on demand
-        sizes.append(int(limit) - int(used) + sum(map(int, cached)))
-    except (OSError, ValueError):  # not Linux, no such container, or its limit is the word max
+    except (OSError, ValueError):  # not Linux
         pass
+    for group in _groups("memory"):
+        for names in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            try:
+                limit, used, parts = ((group / name).read_text(encoding="utf-8") for name in (*names, "memory.stat"))
+                cached = re.findall(r"^(?:in)?active_file (\d+)$", parts, re.MULTILINE)  # which the kernel frees
+                sizes.append(int(limit) - int(used) + sum(map(int, cached)))
+            except (OSError, ValueError):  # no such limit, or it is the word max
+                continue
     return min(sizes, default=None)
 
 
 def usable_cpus() -> int:
-    """Return the number of processors that this process may use, by its affinity and a container's quota."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of processors that this process may use, by its affinity and its quotas."""
+    counts = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    for group in _groups("cpu"):
+        for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+            try:
+                quota, period = " ".join((group / name).read_text(encoding="utf-8") for name in names).split()
+                share = math.ceil(int(quota) / int(period))
+            except (OSError, ValueError, ZeroDivisionError):  # no such limit, or it is the word max
+                continue
+            counts += [max(1, share)] if share > 0 else []  # -1 is no limit
+    return min(counts)
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """Yields the folders of the control groups of this process, of versions 2 and 1, up to their roots."""
+    yield CGROUP  # where a container sees its own group
     try:
-        quota, period = (CGROUP / "cpu.max").read_text(encoding="utf-8").split()
-        return max(1, min(count, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError, ZeroDivisionError):  # no such container, or its quota is the word max
-        return count
+        lines = OWN_GROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = CGROUP / controller if controllers else CGROUP
+        group = root / path.strip("/")
+        yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(root))

@@ -78,13 +78,17 @@ def test_damaged_file_gives_no_entry(tmp_path, text):
 def run(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.yaml").write_text("data:\n  root: /a/b/photos\n  kind: folder\ntrain:\n  seed: 3\n")
+    (run / "config.yaml").write_text(
+        "data:\n  root: /a/b/photos\n  kind: folder\nprobing:\n  data: /a/b/val\ntrain:\n  seed: 3\n"
+    )
     (run / "metrics.jsonl").write_text('{"step": 1}\n' + json.dumps({"step": 40, "loss": 2.5, "loss/patch_P4": 1.25}))
     entries = [
         {"commit": "a" * 40, "hardware": "2 × Loom", "versions": {"keras": "3.15.1"}},
         {"commit": "a" * 40, "hardware": "8 × Abacus", "versions": {"keras": "3.15.1"}},
     ]
     (run / "environment.json").write_text(json.dumps(entries))
+    start = {"weights": "moco_v2_800ep", "sha256": "b" * 64, "url": "https://x.org/a.pth", "file_sha256": "c" * 64}
+    (run / "start.json").write_text(json.dumps(start))
     return run
 
 
@@ -94,6 +98,9 @@ def test_card_shows_the_environment_of_the_run(run, tmp_path):
     for row in (
         "| licence of the weights | not stated |",
         "| data | `photos` (folder), without labels |",
+        "| started from | `moco_v2_800ep` from https://x.org/a.pth |",
+        f"| sha256 of those weights | {'b' * 64} |",
+        f"| sha256 of that file | {'c' * 64} |",
         "| steps | 40 |",
         "| last losses | loss 2.500, loss/patch_P4 1.250 |",
         f"| commit | {'a' * 40} |",
@@ -104,6 +111,13 @@ def test_card_shows_the_environment_of_the_run(run, tmp_path):
     assert "(of the export)" not in card
     block = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
     assert block["train"]["seed"] == 3 and block["data"]["root"] == "photos" and "/a/b" not in card
+    assert block["probing"]["data"] == "val"
+
+
+def test_card_shows_the_last_name_of_a_path_of_weights_only(run):
+    (run / "start.json").write_text(json.dumps({"weights": "/home/someone/moco", "sha256": "b" * 64}))
+    facts = run_facts(run)
+    assert facts["started from"] == "`moco`" and "sha256 of that file" not in facts
 
 
 def test_card_of_a_file_shows_the_environment_of_export(tmp_path):

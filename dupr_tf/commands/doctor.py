@@ -16,6 +16,7 @@ from dupr_tf.data.labels.split import MissingSplit
 from dupr_tf.detection.task_labels import LABELS
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.forecast.label_checks import about_labels
+from dupr_tf.resources import available_memory
 
 
 @dataclasses.dataclass
@@ -49,8 +50,9 @@ class Doctor:
         if config is not None:
             from dupr_tf.forecast.dry_run import dry_run
 
+            free = None if has_gpu() else available_memory()  # before the dry run takes its share
             steps = dry_run(config, root) if self.steps else None
-            examinations.append(about_run(config, None if source is None else len(source), steps, has_gpu()))
+            examinations.append(about_run(config, None if source is None else len(source), steps, free))
         for examination in examinations:
             print()
             print_table((examination.title, ""), examination.rows)

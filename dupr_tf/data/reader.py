@@ -77,7 +77,7 @@ class Reader:
         self._on_bad, self._processes, self._merge = on_bad, processes, merge or concatenate_rows
         self._started = False
         self._blocks_per_batch, self._blocks_left = blocks, last - first
-        threads = usable_cpus() if threads is None else threads
+        threads = max(1, usable_cpus() // max(1, processes)) if threads is None else threads
         self._blocks = _grain_iterator(make, first, last, threads, processes)
 
     def __iter__(self) -> Reader:

@@ -55,17 +55,17 @@ def about_images(source: ImageSource, config: Config | None) -> Examination:
     return Examination("the images", rows, sentences)
 
 
-def about_run(config: Config, images: int | None, steps: DryRun | None = None, gpu: bool = False) -> Examination:
+def about_run(config: Config, images: int | None, steps: DryRun | None = None, free: int | None = None) -> Examination:
     """Examines memory, speed, length and the first losses of a run.
 
     Args:
         config: config of the run.
         images: number of images. None: unknown; statements that depend on it are left out.
         steps: a dry run of the config, whose rows are reported. Default: the forecast alone.
-        gpu: True if this machine has a GPU, whose memory is not known here.
+        free: bytes that were free before the dry run. None: unknown, such as those of a GPU.
     """
     forecast = steps.forecast if steps else forecast_here(config, images)
-    sentences = advice.advice_on_memory(forecast.counts.total_memory, None if gpu else available_memory(), config)
+    sentences = advice.advice_on_memory(forecast.counts.total_memory, free, config)
     if images is not None:
         sentences += [*advice.advice_on_length(config, images), *advice.advice_on_banks(config, images)]
         sentences += config.schedule_warnings(images)

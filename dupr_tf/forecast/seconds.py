@@ -103,7 +103,7 @@ def size_of(
     steps, batch = config.total_steps(images), config.train.batch_size
     seconds = steps * batch / step.images_per_second
     interval = config.train.checkpoint_interval
-    written = steps // interval if isinstance(interval, int) else int(seconds // interval)
+    written = -(-steps // interval) if isinstance(interval, int) else int(seconds // interval) + 1  # one at the end
     return Size(
         images=images,
         steps=steps,
@@ -113,7 +113,7 @@ def size_of(
         storage=int(images * (assumed["bytes_an_image"].value + RECORD)),
         shards=math.ceil(images / assumed["images_a_shard"].value),
         index=INDEX_ENTRY * images,
-        checkpoints=written + 1,  # and one at the end
+        checkpoints=written,
         checkpoint_bytes=(config.train.keep_checkpoints + 1) * counts.checkpoint,
     )
 

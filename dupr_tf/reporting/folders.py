@@ -25,6 +25,7 @@ from dupr_tf.text import count_text
 from dupr_tf.training.pool import Exclusion, read_exclusion
 from dupr_tf.training.run import CONFIG_FILE, FORMAT_FILE
 from dupr_tf.weights.manifest import MANIFEST_FILE
+from dupr_tf.weights.paths import START_FILE
 
 PRETRAINING, FINETUNING, EXPORT, PROBES = "pre-training", "fine-tuning", "export", "probes"
 COMPARISON = "comparison"
@@ -228,7 +229,7 @@ def _read_records(run: RunFolder) -> None:
         run.detections = _picture(run.path / "detections.png")
         return
     run.images = _json(run.path / "images.json", run.notes)
-    run.start = _json(run.path / "start.json", run.notes)
+    run.start = _json(run.path / START_FILE, run.notes)
     run.diverged = _json(run.path / "diverged.json", run.notes)
     try:
         run.excluded = read_exclusion(run.path)

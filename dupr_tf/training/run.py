@@ -39,7 +39,7 @@ from dupr_tf.text import listed
 from dupr_tf.weights.catalogue import find_public, is_public, name_for
 from dupr_tf.weights.checkpoint_files import saved_checkpoints
 from dupr_tf.weights.download import origin_of
-from dupr_tf.weights.paths import RANDOM, recorded_name, weights_file
+from dupr_tf.weights.paths import RANDOM, START_FILE, recorded_name, weights_file
 
 if TYPE_CHECKING:
     import keras
@@ -55,7 +55,6 @@ IMAGES_FILE = "images.json"
 ROWS_FILE = "images.bin"
 MOST_IMAGES = 1 << 40
 MOST_FILES = 2  # files of an image: itself and its mask
-START_FILE = "start.json"
 FORMAT_FILE = "format.json"
 FORMAT = 4  # increased by each change of random draws, checkpoint keys or the files of a run; see CHANGELOG
 KEEP_OR_ALLOW = "Use the same as before, pass --allow-change, or choose another --output."

@@ -15,7 +15,7 @@ from dupr_tf.files import plain_alias
 from dupr_tf.weights.formats import EXPORTS, FORMATS
 from dupr_tf.weights.manifest import check_directory, write_manifest
 from dupr_tf.weights.model_card import model_card
-from dupr_tf.weights.paths import export_output
+from dupr_tf.weights.paths import earlier_name, export_output, is_running
 from dupr_tf.weights.verify import TOLERANCE
 
 __all__ = ["FORMATS", "export"]
@@ -87,8 +87,12 @@ def write_export(output, wanted, fill):
     _check_space(output.parent, wanted)
     name = hashlib.sha256(os.fsencode(output.name)).hexdigest()[:8]
     with plain_alias(output.parent) as parent:
-        partial = parent / f".export-{name}.partial-{os.getpid()}"
-        shutil.rmtree(partial, ignore_errors=True)
+        stem = f".export-{name}.partial-"
+        for left in parent.glob(f"{stem}*"):  # by a process that was killed
+            process = left.name.removeprefix(stem)
+            if process == str(os.getpid()) or (process.isdecimal() and not is_running(int(process))):
+                shutil.rmtree(left, ignore_errors=True)
+        partial = parent / f"{stem}{os.getpid()}"
         partial.mkdir()
         try:
             write_manifest(partial, fill(partial))
@@ -164,7 +168,7 @@ def _move_into_place(partial, output):
     if not output.exists():
         partial.rename(output)
         return
-    earlier = output.with_name(f".{output.name}.earlier-{os.getpid()}")
+    earlier = output.with_name(f"{earlier_name(output)}{os.getpid()}")
     output.rename(earlier)
     try:
         partial.rename(output)

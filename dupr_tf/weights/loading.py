@@ -16,7 +16,7 @@ from dupr_tf.weights.archives import check_archive
 from dupr_tf.weights.foreign import read_checkpoint
 from dupr_tf.weights.manifest import check_file
 from dupr_tf.weights.names import weight_names
-from dupr_tf.weights.paths import backbone_output, weights_file
+from dupr_tf.weights.paths import backbone_output, checkpoint_file, weights_file
 from dupr_tf.weights.torch_io import dropped_keys, find_prefix, from_torchvision
 from dupr_tf.weights.unfinished import load_unfinished
 
@@ -120,6 +120,7 @@ def import_backbone(file, output, prefix=None, overwrite=False, allow_nonfinite=
         RunFailed: the disk is full.
     """
     output = backbone_output(output, overwrite)
+    file = checkpoint_file(file)
     check_file(file)
     state = read_checkpoint(file)
     prefix = find_prefix(state) if prefix is None else prefix

@@ -42,6 +42,17 @@ def read_manifest(directory):
     return read_record(path, schema, "Copy it again.")
 
 
+def unlisted(directory):
+    """Return the sorted names of the files of a directory that are not those of an export: all without its manifest."""
+    names = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
+    try:
+        manifest = read_manifest(directory) or {}
+    except UserError:
+        manifest = {}
+    own = {MANIFEST_FILE, *manifest["files"]} if manifest.get("written_by") == "dupr_tf" else set()
+    return sorted(names - own)
+
+
 def check_file(path):
     """Compare a file with the manifest in its directory, if there is one that lists it.
 

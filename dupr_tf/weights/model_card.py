@@ -7,13 +7,13 @@ from dupr_tf.config import dump_config, load_config
 from dupr_tf.environment import describe_environment, read_environments
 from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import IMAGENET_MEAN, IMAGENET_STD
-from dupr_tf.records import listing, read_lines, read_metrics_line, read_record, whole
+from dupr_tf.records import listing, read_lines, read_metrics_line, read_record, text, whole
 from dupr_tf.text import one_line
 from dupr_tf.weights.catalogue import find_public, is_public
 from dupr_tf.weights.checkpoint_files import step_of
 from dupr_tf.weights.download import origin_of
 from dupr_tf.weights.formats import EXPORTS
-from dupr_tf.weights.paths import EXCLUDED_FILE, KERAS_FILE
+from dupr_tf.weights.paths import EXCLUDED_FILE, KERAS_FILE, START_FILE
 from dupr_tf.weights.unfinished import undamaged_checkpoints
 
 log = logging.getLogger(__name__)
@@ -112,6 +112,8 @@ def run_facts(run):
                 last = line
         facts["steps"] = f"{step}, and the run has not ended" if newest else last.get("step", "unknown")
         facts["last losses"] = ", ".join(f"{k} {v:.3f}" for k, v in last.items() if k.startswith("loss") and v)
+    if (run / START_FILE).is_file():
+        facts.update(_start_facts(run / START_FILE))
     if (run / EXCLUDED_FILE).is_file():
         facts.update(_exclusion_facts(run / EXCLUDED_FILE))
     for name in ("commit", "hardware", "versions"):
@@ -128,11 +130,25 @@ def _config_facts(path):
     except (UserError, OSError, ValueError) as error:
         log.warning("%s is left out of the card: %s", path, one_line(error, 200))
         return {}
-    if not config.data.root:
-        return {CONFIG: dump_config(config)}
-    root = PurePath(config.data.root).name
-    config = config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
-    return {CONFIG: dump_config(config), "data": f"`{root}` ({config.data.kind}), without labels"}
+    root = config.data.root and PurePath(config.data.root).name
+    probed = config.probing.data and PurePath(config.probing.data).name
+    updates = {"data": {"root": root}, "probing": {"data": probed}}
+    config = config.model_copy(
+        update={section: getattr(config, section).model_copy(update=values) for section, values in updates.items()}
+    )
+    return {CONFIG: dump_config(config)} | ({"data": f"`{root}` ({config.data.kind}), without labels"} if root else {})
+
+
+def _start_facts(path):
+    """Return the weights that a run started from; {} if the record cannot be read."""
+
+    def schema(value):
+        name, url = str(value["weights"]), value.get("url")
+        origin = f"`{name}` from {url}" if url else f"`{PurePath(name).name}`"
+        facts = {"started from": origin, "sha256 of those weights": text(value["sha256"])}
+        return facts | ({"sha256 of that file": text(value["file_sha256"])} if url else {})
+
+    return _facts_of(path, schema)
 
 
 def _exclusion_facts(path):
@@ -141,10 +157,15 @@ def _exclusion_facts(path):
     def schema(value):
         names = ", ".join(f"`{PurePath(str(root)).name}`" for root in listing(value["roots"]))
         count = whole(value["exact"]) + whole(value["near"])
-        return f"{count:,} of {whole(value['images']):,} images, as duplicates of {names}"
+        return {"left out of the data": f"{count:,} of {whole(value['images']):,} images, as duplicates of {names}"}
 
+    return _facts_of(path, schema)
+
+
+def _facts_of(path, schema):
+    """Return the facts in a record; {} if it cannot be read."""
     try:
-        return {"left out of the data": read_record(path, schema)}
+        return read_record(path, schema)
     except UserError as error:
         log.warning("%s", error.problem)
         return {}

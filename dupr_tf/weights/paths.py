@@ -9,9 +9,11 @@ from pathlib import Path, PurePath
 from dupr_tf.config import load_config
 from dupr_tf.errors import UserError
 from dupr_tf.files import local_path
+from dupr_tf.text import listed
 from dupr_tf.weights.catalogue import CATALOGUE, ENDINGS, find_public, is_public
+from dupr_tf.weights.checkpoint_files import find_damage, saved_checkpoints
 from dupr_tf.weights.download import fetch
-from dupr_tf.weights.manifest import MANIFEST_FILE
+from dupr_tf.weights.manifest import unlisted
 from dupr_tf.weights.saved_detectors import find_detector
 
 RANDOM = "random"  # weights drawn from the seed
@@ -20,6 +22,7 @@ SAFETENSORS_FILE = "backbone.safetensors"
 EXCLUDED_FILE = "excluded.json"  # record of `pretrain --exclude`
 CONFIG_FILE = "config.yaml"  # of a run
 CHECKPOINTS_FOLDER = "checkpoints"
+START_FILE = "start.json"  # record of the weights that a run started from
 
 
 def weights_file(path: str | Path, detectors: bool = False) -> Path:
@@ -38,9 +41,10 @@ def weights_file(path: str | Path, detectors: bool = False) -> Path:
             if (path / name).is_file():
                 return path / name
         _refuse_detector(path)
-        indexes = sorted((path / CHECKPOINTS_FOLDER).glob("ckpt-*.index"))
-        if indexes and (path / CONFIG_FILE).is_file() and load_config(path / CONFIG_FILE).detector is None:
-            return indexes[-1]
+        saved = saved_checkpoints(path / CHECKPOINTS_FOLDER)
+        if saved and (path / CONFIG_FILE).is_file() and load_config(path / CONFIG_FILE).detector is None:
+            newest = next((checkpoint for checkpoint in saved if find_damage(checkpoint) is None), saved[0])
+            return newest.with_suffix(".index")
         raise UserError(
             None,
             f"The directory {path} has no {KERAS_FILE}, no {SAFETENSORS_FILE} and no checkpoint of pre-training.",
@@ -139,11 +143,40 @@ def export_output(output: str | Path, overwrite: bool = False) -> Path:
     if output.suffix in (".keras", ".pkl", ".safetensors", ".onnx", ".pth"):
         problem = f"Expected the name of a directory, received {output}."
         raise UserError("output", problem, "Drop the ending; the file is written inside.")
+    restore_earlier(output)
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return output
     if not overwrite:
         raise UserError("output", f"{output} exists already.", "Pass --overwrite, or choose another name.")
-    if not (output / MANIFEST_FILE).is_file():
-        problem = f"{output} is not an earlier export (it has no {MANIFEST_FILE}), so it is not overwritten."
+    others = unlisted(output) if output.is_dir() else [output.name]
+    if others:
+        problem = f"{output} is not an earlier export alone (it has {listed(others)}), so it is not overwritten."
         raise UserError("output", problem, "Choose another output, or remove it yourself.")
     return output
+
+
+def earlier_name(output: Path) -> str:
+    """Return the name, without the number of the process, under which an export waits until its successor is there."""
+    return f".{output.name}.earlier-"
+
+
+def restore_earlier(output: Path) -> None:
+    """Give an earlier export its name back, if a process that replaced it was killed before the new one had it."""
+    if output.exists() or not output.parent.is_dir():
+        return
+    for path in output.parent.iterdir():
+        number = path.name.removeprefix(earlier_name(output))
+        if number != path.name and number.isdecimal() and not is_running(int(number)):
+            path.rename(output)
+            return
+
+
+def is_running(process: int) -> bool:
+    """Return whether this machine runs a process of this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True

@@ -6,10 +6,11 @@ takes them; only `fc` is then missing. No pickle is read or written here.
 
 import logging
 import re
+from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from dupr_tf.errors import UserError
 from dupr_tf.models.resnet import ARCHITECTURES, STAGE_WIDTHS, build_backbone, stage_channels
@@ -23,6 +24,7 @@ _BACKBONE = re.compile(r"(conv1|bn1|layer\d+)\.")
 _COUNTER = ".num_batches_tracked"
 # Names of averaged encoders in checkpoints: MoCo's keys, BYOL's target, a teacher.
 _AVERAGED = re.compile(r"(^|[._])(encoder_k|k|key|target|target_net|teacher|momentum|ema)([._]|$)")
+_CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")  # where a word of modelTeacher begins
 
 
 def to_torchvision(model):
@@ -81,12 +83,15 @@ def find_prefix(state):
     ending = "layer1.0.conv1.weight"
     prefixes = [key.removesuffix(ending) for key in state if key.endswith(ending)]
     prefixes = [prefix for prefix in prefixes if not prefix or prefix.endswith(".")]
-    prefixes = [prefix for prefix in prefixes if not _AVERAGED.search(prefix)] or prefixes
+    spoken = {prefix: _CAPITAL.sub("_", prefix).lower() for prefix in prefixes}
+    prefixes = [prefix for prefix in prefixes if not _AVERAGED.search(spoken[prefix])] or prefixes
     if not prefixes:
         _require(state, ["conv1.weight", ending])
     first, *others = prefixes
+    own = _select(state, first)[0]
     for other in others:  # the same module may be registered twice
-        if not np.array_equal(np.asarray(state[first + ending]), np.asarray(state[other + ending])):
+        its = _select(state, other)[0]
+        if own.keys() != its.keys() or not all(np.array_equal(np.asarray(own[k]), np.asarray(its[k])) for k in own):
             names = listed([repr(prefix) for prefix in prefixes])
             raise UserError(
                 "prefix", f"There are several ResNets with different weights: {names}.", "Pass one of them."
@@ -96,7 +101,7 @@ def find_prefix(state):
 
 def dropped_keys(state, prefix=None):
     """Return the keys that `from_torchvision` drops: heads, and those outside `prefix`."""
-    return _select(state, find_prefix(state) if prefix is None else prefix)[1]
+    return _select(state, find_prefix(state) if prefix is None else _whole_prefix(state, prefix))[1]
 
 
 def infer_architecture(state):
@@ -117,7 +122,8 @@ def infer_architecture(state):
 def write_safetensors(state, path, metadata=None):
     """Write `{name: array}` as a safetensors file that both torch's and NumPy's readers open."""
     arrays = {name: np.ascontiguousarray(value) for name, value in state.items()}
-    save_file(arrays, str(path), metadata={"format": "pt", **(metadata or {})})
+    content = save(arrays, metadata={"format": "pt", **(metadata or {})})
+    Path(path).write_bytes(content)  # `save_file` would hide it from other users
 
 
 def read_safetensors(path):
@@ -129,7 +135,7 @@ def read_safetensors(path):
     try:
         with safe_open(str(path), framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, TypeError) as error:
+    except (SafetensorError, TypeError, AttributeError) as error:  # the last for a type that NumPy lacks
         raise UserError(
             None, f"{path} is not a safetensors file of float arrays ({error}).", "Copy it again."
         ) from None
@@ -184,7 +190,7 @@ def _require(state, names):
 def _checked(value, row, shape, allow_nonfinite):
     """Return the array of one row of the table, float32 and in Keras' order."""
     name, value = row.torchvision, np.asarray(value)
-    if value.dtype.kind in "cmMOSU":  # complex numbers, times, objects, text
+    if value.dtype.kind in "cmMOSUV":  # complex numbers, times, objects, text, types that NumPy lacks
         raise UserError(
             None, f"Expected real numbers in {name}, received {value.dtype}.", "Use a checkpoint of weights."
         )

@@ -1,9 +1,12 @@
 """Tests of exports: complete, verified and described, or not written at all."""
 
 import errno
+import hashlib
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
 import typing
 from pathlib import Path
 
@@ -134,6 +137,40 @@ def test_folder_that_is_no_export_is_never_replaced(backbone, tmp_path):
             export(backbone, "keras", output, overwrite=True)
         assert error.value.field == "output" and str(output) in error.value.problem
     assert (photos / "a.jpg").read_bytes() == b"precious" and (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("other", ["labels.json", "run/backbone.keras"])
+def test_export_with_other_files_is_never_replaced(other, backbone, tmp_path):
+    output = export(backbone, "keras", tmp_path / "out")
+    (output / other).parent.mkdir(exist_ok=True)
+    (output / other).write_text("precious")
+    error = refusal(export, backbone, "keras", output, overwrite=True)
+    assert error.fields == ("output",) and other in error.problem
+    assert (output / other).read_text() == "precious"
+
+
+def test_manifest_of_another_program_makes_no_export(backbone, tmp_path):
+    (tmp_path / "manifest.json").write_text('{"name": "a web page", "files": {"manifest.json": "0"}}')
+    assert refusal(export, backbone, "keras", tmp_path, overwrite=True).fields == ("output",)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_files_of_killed_exports_are_removed_and_an_earlier_one_restored(backbone, tmp_path):
+    output, dead = export(backbone, "keras", tmp_path / "out"), subprocess.Popen(["true"])
+    dead.wait()
+    stem = f".export-{hashlib.sha256(b'out').hexdigest()[:8]}.partial-"
+    for process in (dead.pid, os.getppid()):
+        (tmp_path / f"{stem}{process}").mkdir()
+    output.rename(tmp_path / f".out.earlier-{dead.pid}")
+    assert refusal(export, backbone, "keras", output).fields == ("output",)
+    check_directory(output)
+    export(backbone, "keras", output, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", f"{stem}{os.getppid()}"}
+
+
+def test_files_can_be_read_by_others(backbone, tmp_path):
+    output = export(backbone, "torchvision", tmp_path / "out")
+    assert len({path.stat().st_mode for path in output.iterdir()}) == 1
 
 
 def test_empty_directory_is_filled(backbone, tmp_path):

@@ -8,6 +8,7 @@ import resource
 import sys
 
 import keras
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -409,6 +410,29 @@ def test_manifest_of_another_program_is_ignored(state, tmp_path, content):
     (tmp_path / "manifest.json").write_text(json.dumps({"files": {"backbone.safetensors": "0" * 64}}))
     (tmp_path / "manifest.json").write_text(json.dumps({"files": {"backbone.safetensors": "0" * 64, "other": "0x"}}))
     assert "is damaged or was changed" in refusal(load_backbone, tmp_path / "backbone.safetensors").problem
+
+
+def test_teacher_with_equal_first_layers_is_skipped_and_a_second_network_refused(state):
+    later = {name: value + (1 if name.startswith("layer4") else 0) for name, value in state.items()}
+    networks = {f"modelStudent.backbone.{name}": value for name, value in state.items()}
+    assert find_prefix(networks | {f"modelTeacher.{k}": v for k, v in later.items()}) == "modelStudent.backbone."
+    error = refusal(find_prefix, networks | {f"other.{k}": v for k, v in later.items()})
+    assert error.fields == ("prefix",) and "'other.'" in error.problem
+
+
+def test_types_that_numpy_lacks_are_refused(state, tmp_path):
+    np.savez(tmp_path / "a.npz", **{**state, "conv1.weight": np.zeros(state["conv1.weight"].shape, ml_dtypes.bfloat16)})
+    assert "conv1.weight" in refusal(load_backbone, tmp_path / "a.npz").problem
+    header = b'{"a":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}'
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
+    assert "a.safetensors" in refusal(load_backbone, tmp_path / "a.safetensors").problem
+
+
+def test_import_by_a_prefix_without_its_dot_drops_only_others(state, tmp_path):
+    both = {f"module.{part}.{name}": value for part in ("encoder_q", "encoder_k") for name, value in state.items()}
+    write_safetensors(both, tmp_path / "both.safetensors")
+    done = import_backbone(tmp_path / "both.safetensors", tmp_path / "out.keras", "module.encoder_q")
+    assert done.matched == len(state) and set(done.dropped) == {name for name in both if "encoder_k" in name}
 
 
 def test_prefix_needs_no_final_dot(state):

@@ -65,6 +65,17 @@ def test_damaged_checkpoint_is_named_and_the_previous_read(run, stopped, caplog)
     assert "ckpt-12" in caplog.text
 
 
+def test_file_of_a_run_is_that_of_the_checkpoint_which_is_loaded(run):
+    folder = run / "checkpoints"
+    for ending in ("index", "data-00000-of-00001", "sha256"):
+        (folder / f"ckpt-3.{ending}").rename(folder / f"ckpt-9.{ending}")
+    sums = folder / "ckpt-9.sha256"
+    sums.write_text(sums.read_text().replace("ckpt-3", "ckpt-9"))
+    assert weights_file(run).name == "ckpt-12.index"
+    next(folder.glob("ckpt-12.data-*")).write_bytes(b"")
+    assert weights_file(run).name == "ckpt-9.index"
+
+
 def test_run_without_an_undamaged_checkpoint_is_refused(run):
     for data in (run / "checkpoints").glob("*.data-*"):
         data.write_bytes(b"")

@@ -21,6 +21,7 @@ from dupr_tf.data.images.fingerprint import ROW
 from dupr_tf.data.images.source import ImageSource, Subset, map_in_order
 from dupr_tf.files import read_bounded, write_whole
 from dupr_tf.records import MISTAKES, parse_json
+from dupr_tf.resources import usable_cpus
 
 log = logging.getLogger(__name__)
 FORMAT = "dupr_tf hashes 1"
@@ -43,7 +44,7 @@ class HashCache:
     """
 
     def __init__(self, path: Path | None, max_pixels: int = MAX_PIXELS, threads: int | None = None, saves: bool = True):
-        self.path, self.max_pixels, self.threads = path, max_pixels, threads
+        self.path, self.max_pixels, self.threads = path, max_pixels, threads or usable_cpus()
         self.saves = saves and path is not None
         self.entries = np.empty(0, ENTRY) if path is None else _read(path, max_pixels)
 

@@ -24,6 +24,7 @@ from dupr_tf.data.labels.split import MissingSplit, look_at_files, read_png, rea
 from dupr_tf.errors import UserError
 from dupr_tf.files import read_bounded
 from dupr_tf.records import parse_json
+from dupr_tf.resources import usable_cpus
 
 LABELS = (  # by id from 0 on
     *("unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic", "ground", "road"),
@@ -69,7 +70,7 @@ def read_objects(
 ) -> tuple[list[ListedImage], list[str]]:
     """Reads the images of a split with the objects of the eight classes, and the classes. Groups are ignored."""
     scenes = _scenes(root, split)
-    with ThreadPoolExecutor() as pool:  # decoding PNG takes most of the time
+    with ThreadPoolExecutor(usable_cpus()) as pool:  # decoding PNG takes most of the time
         return list(pool.map(lambda scene: _with_objects(*scene, masks), scenes)), list(INSTANCE_NAMES)
 
 

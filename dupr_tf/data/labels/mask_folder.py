@@ -22,6 +22,7 @@ from dupr_tf.data.labels.split import MissingSplit, log, read_png, reading, refu
 from dupr_tf.data.layouts import mask_folders
 from dupr_tf.errors import UserError
 from dupr_tf.files import read_bounded
+from dupr_tf.resources import usable_cpus
 from dupr_tf.values import read_text
 
 IGNORED_NAMES = ("ignore", "ignored", "void", "unlabelled", "unlabeled")
@@ -85,7 +86,7 @@ def _look_at(root: Path, split: str) -> list[tuple]:
         files = [Path(path) for path in list_images(images, "folder")]
         segments = [masks / path.relative_to(images.absolute()).with_suffix(".png") for path in files]
         _refuse_shared(files, segments)
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(usable_cpus()) as pool:
             return list(pool.map(_look, files, segments))
     raise MissingSplit(
         None,

@@ -14,6 +14,7 @@ import numpy as np
 from dupr_tf.data.labels.split import Split, check_classes, log, open_root
 from dupr_tf.data.layouts import PIXELS
 from dupr_tf.errors import UserError
+from dupr_tf.resources import usable_cpus
 
 IGNORED = 255  # the value of pixels without a class, which are neither trained on nor counted
 
@@ -52,7 +53,7 @@ class SegmentedImages(Split):
 
     def unreadable_segments(self) -> dict[str, str]:
         """Returns {path: reason} of the masks that cannot be used. Reads all masks."""
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(usable_cpus()) as pool:
             reasons = dict(zip(self.segment_paths, pool.map(self._unusable_reason, range(len(self))), strict=True))
         return {path: reason for path, reason in reasons.items() if reason}
 
