@@ -21,8 +21,11 @@ def available_memory() -> int | None:
         for names in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
             try:
                 limit, used, parts = ((group / name).read_text(encoding="utf-8") for name in (*names, "memory.stat"))
-                cached = re.findall(r"^(?:in)?active_file (\d+)$", parts, re.MULTILINE)  # which the kernel frees
-                sizes.append(int(limit) - int(used) + sum(map(int, cached)))
+                # The cache, which the kernel frees on demand. In version 1, `total_` includes the groups inside.
+                cached, inside = (
+                    re.findall(rf"^{word}(?:in)?active_file (\d+)$", parts, re.MULTILINE) for word in ("", "total_")
+                )
+                sizes.append(int(limit) - int(used) + sum(map(int, inside or cached)))
             except (OSError, ValueError):  # no such limit, or it is the word max
                 continue
     return min(sizes, default=None)
@@ -46,10 +49,10 @@ def _groups(controller: str) -> Iterator[Path]:
     """Yields the folders of the control groups of this process, of versions 2 and 1, up to their roots."""
     yield CGROUP  # where a container sees its own group
     try:
-        lines = OWN_GROUPS.read_text(encoding="utf-8").splitlines()
+        lines = OWN_GROUPS.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except OSError:  # not Linux
         return
-    for line in lines:
+    for line in filter(None, lines):
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue

@@ -79,7 +79,7 @@ def nearest(word: str, names: Collection[str], cutoff: float = 0.6) -> str | Non
 
     A name that differs only in digits (resnet20, resnet50) means another object, so it is not suggested.
     """
-    initials = {"".join(part[0] for part in name.split("_")): name for name in names if "_" in name}
+    initials = {"".join(part[:1] for part in name.split("_")): name for name in names if "_" in name}
     if word in initials:
         return initials[word]
     near = difflib.get_close_matches(word, names, 1, cutoff)

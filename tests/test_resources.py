@@ -32,11 +32,12 @@ def test_limits_of_a_container_count(tmp_path, monkeypatch):
      {"cpu.cfs_quota_us": "100000", "cpu.cfs_period_us": "100000"}, ("memory.limit_in_bytes", "memory.usage_in_bytes")),
 ], ids=["version 2", "version 1"])  # fmt: skip
 def test_limits_of_a_job_count(own, group, quota, names, tmp_path, monkeypatch):
-    (tmp_path / "own").write_text(own)
+    (tmp_path / "own").write_bytes(own.encode() + b"\n9:pids:/a\xff\n")
     monkeypatch.setattr(resources, "CGROUP", tmp_path)
     monkeypatch.setattr(resources, "OWN_GROUPS", tmp_path / "own")
     monkeypatch.setattr(resources.os, "sched_getaffinity", lambda _: {0, 1, 2})
-    memory = {names[0]: "3000000", names[1]: "2900000", "memory.stat": "inactive_file 5000"}
+    own_cache = "inactive_file 5000" if names[0] == "memory.max" else "inactive_file 1\ntotal_inactive_file 5000"
+    memory = {names[0]: "3000000", names[1]: "2900000", "memory.stat": own_cache}
     assert resources.usable_cpus() == 3
     for controller, files in (("cpu", quota), ("memory", memory)):
         folder = tmp_path / group.format(controller)

@@ -84,7 +84,7 @@ class DataConfig(Section):
         "full",
         description="16-bit images: full keeps the upper 8 bits, auto scales each file by its minimum and maximum",
     )
-    threads: int | None = Field(None, ge=1, description="threads that read images. Default: the number of cores")
+    threads: int | None = Field(None, ge=1, description="threads that read images. Default: one for each usable CPU")
     processes: int = Field(0, ge=0, description="processes that read images; 0: the training process reads them itself")
 
     @field_validator("kind", mode="before")
@@ -168,8 +168,11 @@ class ModelConfig(Section):
     @property
     def patch_sizes(self) -> dict[str, int]:
         """Returns {level: largest S} of the terms that cut the overlap into patches."""
-        terms = sorted((term for term in self.term_list if hasattr(term, "size")), key=lambda term: term.size)
-        return {term.level: term.size for term in terms}
+        sizes: dict[str, int] = {}
+        for term in self.term_list:
+            if hasattr(term, "size"):
+                sizes[term.level] = max(sizes.get(term.level, 0), term.size)
+        return sizes
 
     def keys_per_step(self, batch_size: int) -> int:
         """Returns the most keys that a step puts into any memory bank."""

@@ -49,7 +49,8 @@ class Reader:
         first, last: numbers of the blocks; `last` is not read.
         signature: {name: (shape, dtype)} of a batch, nested like its rows. None in a shape means any length.
         blocks: number of blocks in a batch. The last batch has the rest.
-        threads: threads of each process that makes blocks. 0 uses the caller's thread. None: the number of cores.
+        threads: threads of each process that makes blocks. 0 uses the caller's thread. None: the usable
+            CPUs, shared among the processes.
         processes: processes that make blocks. 0 uses this process.
         on_bad: called with (image, reason) for each unusable image, in the order of the blocks. An exception that it
             raises ends the iteration.

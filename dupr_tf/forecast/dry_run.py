@@ -92,11 +92,9 @@ def dry_run(config: Config, data: str | Path | None = None, pool: Pool | None = 
         model = compiled_model(config, len(source), replicas=replicas(strategy))
     batch, steps = config.train.batch_size, WARM_UP + STEPS
     with view_pairs(source, config, 0, steps, bad) as batches:
-        batches = iter(batches)
-        next(batches)  # starts the processes of data.processes
         start = time.perf_counter()
         *_, last_batch = batches
-        input_seconds = (time.perf_counter() - start) / (steps - 1)
+        input_seconds = (time.perf_counter() - start) / steps
     with view_pairs(source, config, 0, steps, bad) as batches:
         both = _fit(model, feed(batches), steps)
     alone = _fit(model, tf.data.Dataset.from_tensors(last_batch).repeat(steps), steps)

@@ -64,8 +64,8 @@ def check_batch(data, terms, groups, training=False):
         The batch as a dictionary of tensors.
 
     Raises:
-        UserError: the batch is no dictionary of view pairs, lacks a field, has no fixed size, fields of different
-            lengths or views of another dtype or size, or cannot be divided into the groups.
+        UserError: the batch is no dictionary of view pairs, lacks a field, or cannot be divided into the groups. Or its
+            fields have no fixed shape or different numbers of rows, or its views another dtype or size.
     """
     batch, *others = keras.utils.unpack_x_y_sample_weight(data)
     if not isinstance(batch, dict) or any(other is not None for other in others):
@@ -79,11 +79,11 @@ def check_batch(data, terms, groups, training=False):
     batch = {name: tf.convert_to_tensor(value) for name, value in batch.items()}
     for name in ("view_1", "view_2"):
         _check_view(name, batch[name])
-    counts = {name: batch[name].shape[0] for name in wanted}
-    count = counts["view_1"]
-    if set(counts.values()) != {count}:
-        listed = ", ".join(f"{name} {rows}" for name, rows in counts.items())
-        raise UserError("data", f"The fields of the batch have different numbers of rows: {listed}.", MAKE_PAIRS)
+    count = batch["view_1"].shape[0]
+    others = [name for name in wanted if not batch[name].shape.rank or batch[name].shape[0] != count]
+    if others:
+        shapes = ", ".join(f"{name} has the shape {batch[name].shape}" for name in others)
+        raise UserError("data", f"view_1 has {count} rows, but {shapes}.", MAKE_PAIRS)
     if training and count < 2 * groups:
         problem = f"A batch of {count} pairs leaves fewer than two for each of {groups} batch-norm groups."
         raise UserError("micro_batches", problem, f"Use batches of {2 * groups} pairs or more, or fewer groups.")

@@ -48,7 +48,7 @@ class VariableFactors:
         if not self.global_clipnorm:
             return super()._clip_gradients(grads)
         # As Keras clips on one device, but without storing the squares of each gradient. On several, each has its share
-        # of the gradient, so the norm is that of their sum.
+        # of the gradient, so the norm is that of their sum. This exchanges the gradients a second time.
         norm = tf.linalg.global_norm(global_sum(grads))
         return tf.clip_by_global_norm(grads, self.global_clipnorm, use_norm=norm)[0]
 

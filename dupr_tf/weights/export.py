@@ -6,6 +6,7 @@ It appears under its name only when it is complete and verified: a killed or rej
 
 import hashlib
 import os
+import platform
 import shutil
 
 import numpy as np
@@ -15,7 +16,7 @@ from dupr_tf.files import plain_alias
 from dupr_tf.weights.formats import EXPORTS, FORMATS
 from dupr_tf.weights.manifest import check_directory, write_manifest
 from dupr_tf.weights.model_card import model_card
-from dupr_tf.weights.paths import earlier_name, export_output, is_running
+from dupr_tf.weights.paths import export_output, is_running
 from dupr_tf.weights.verify import TOLERANCE
 
 __all__ = ["FORMATS", "export"]
@@ -35,7 +36,7 @@ def export(backbone, to, output, overwrite=False, card=None, allow_nonfinite=Fal
             `timm` (`model.safetensors` and `config.json`), `detectron2` (`backbone.pkl` and its config lines),
             `kerashub` (a preset; extra `kerashub`), `kerascv` (`backbone.keras`, normalisation inside).
         output: the directory to create.
-        overwrite: replace `output` if it is an earlier export (it has a `manifest.json`).
+        overwrite: replace `output` if it is an earlier export, and has no other file.
         card: further facts for the model card, `{"data": "…", "epochs": 200}`.
         allow_nonfinite: write weights and features that are NaN or infinite, which are rejected otherwise.
         license: license of the weights, for the model card. Default: the card states that it is unknown.
@@ -85,7 +86,8 @@ def write_export(output, wanted, fill):
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     _check_space(output.parent, wanted)
-    name = hashlib.sha256(os.fsencode(output.name)).hexdigest()[:8]
+    # Processes of other machines, whose numbers mean nothing here, have other names.
+    name = hashlib.sha256(os.fsencode(f"{platform.node()}/{output.name}")).hexdigest()[:8]
     with plain_alias(output.parent) as parent:
         stem = f".export-{name}.partial-"
         for left in parent.glob(f"{stem}*"):  # by a process that was killed
@@ -168,7 +170,7 @@ def _move_into_place(partial, output):
     if not output.exists():
         partial.rename(output)
         return
-    earlier = output.with_name(f"{earlier_name(output)}{os.getpid()}")
+    earlier = output.with_name(f".{output.name}.earlier-{os.getpid()}")
     output.rename(earlier)
     try:
         partial.rename(output)

@@ -143,32 +143,17 @@ def export_output(output: str | Path, overwrite: bool = False) -> Path:
     if output.suffix in (".keras", ".pkl", ".safetensors", ".onnx", ".pth"):
         problem = f"Expected the name of a directory, received {output}."
         raise UserError("output", problem, "Drop the ending; the file is written inside.")
-    restore_earlier(output)
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return output
     if not overwrite:
         raise UserError("output", f"{output} exists already.", "Pass --overwrite, or choose another name.")
-    others = unlisted(output) if output.is_dir() else [output.name]
+    if not output.is_dir():
+        raise UserError("output", f"{output} is a file, which an export cannot replace.", "Choose another output.")
+    others = unlisted(output)
     if others:
-        problem = f"{output} is not an earlier export alone (it has {listed(others)}), so it is not overwritten."
+        problem = f"{output} has other files than those of an export ({listed(others)}), so it is not overwritten."
         raise UserError("output", problem, "Choose another output, or remove it yourself.")
     return output
-
-
-def earlier_name(output: Path) -> str:
-    """Return the name, without the number of the process, under which an export waits until its successor is there."""
-    return f".{output.name}.earlier-"
-
-
-def restore_earlier(output: Path) -> None:
-    """Give an earlier export its name back, if a process that replaced it was killed before the new one had it."""
-    if output.exists() or not output.parent.is_dir():
-        return
-    for path in output.parent.iterdir():
-        number = path.name.removeprefix(earlier_name(output))
-        if number != path.name and number.isdecimal() and not is_running(int(number)):
-            path.rename(output)
-            return
 
 
 def is_running(process: int) -> bool:

@@ -24,7 +24,7 @@ _BACKBONE = re.compile(r"(conv1|bn1|layer\d+)\.")
 _COUNTER = ".num_batches_tracked"
 # Names of averaged encoders in checkpoints: MoCo's keys, BYOL's target, a teacher.
 _AVERAGED = re.compile(r"(^|[._])(encoder_k|k|key|target|target_net|teacher|momentum|ema)([._]|$)")
-_CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")  # where a word of modelTeacher begins
+_CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # where a word of modelTeacher begins
 
 
 def to_torchvision(model):
@@ -91,12 +91,18 @@ def find_prefix(state):
     own = _select(state, first)[0]
     for other in others:  # the same module may be registered twice
         its = _select(state, other)[0]
-        if own.keys() != its.keys() or not all(np.array_equal(np.asarray(own[k]), np.asarray(its[k])) for k in own):
+        if own.keys() != its.keys() or not all(_same(own[name], its[name]) for name in own):
             names = listed([repr(prefix) for prefix in prefixes])
             raise UserError(
                 "prefix", f"There are several ResNets with different weights: {names}.", "Pass one of them."
             )
     return first
+
+
+def _same(a, b):
+    """Return whether two arrays have the same bits; NaN equals NaN."""
+    a, b = np.asarray(a), np.asarray(b)
+    return (a.dtype, a.shape) == (b.dtype, b.shape) and a.tobytes() == b.tobytes()
 
 
 def dropped_keys(state, prefix=None):
@@ -190,7 +196,7 @@ def _require(state, names):
 def _checked(value, row, shape, allow_nonfinite):
     """Return the array of one row of the table, float32 and in Keras' order."""
     name, value = row.torchvision, np.asarray(value)
-    if value.dtype.kind in "cmMOSUV":  # complex numbers, times, objects, text, types that NumPy lacks
+    if value.dtype.kind in "cmMOSU" or value.dtype.type is np.void:  # complex numbers, times, objects, text, raw bytes
         raise UserError(
             None, f"Expected real numbers in {name}, received {value.dtype}.", "Use a checkpoint of weights."
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dupr_tf.data import reader as data_reader
 from dupr_tf.data.reader import Block, Reader, concatenate_rows
 from dupr_tf.errors import RunFailed
 
@@ -97,6 +98,15 @@ def test_batches_and_bad_images_come_in_order(threads, processes):
         batches = [batch["x"][:, 0].tolist() for batch in reader]
     assert batches == [[n, n, n + 1, n + 1] for n in range(2, 12, 2)]
     assert bad == [(3, "bad"), (6, "bad"), (9, "bad")]
+
+
+@pytest.mark.parametrize(("threads", "processes", "started"), [(None, 0, 6), (None, 4, 1), (None, 9, 1), (2, 4, 2)])
+def test_processes_share_the_cpus(threads, processes, started, monkeypatch):
+    made = []
+    monkeypatch.setattr(data_reader, "usable_cpus", lambda: 6)
+    monkeypatch.setattr(data_reader, "_grain_iterator", lambda *arguments: made.append(arguments[3:]))
+    Reader(make, 0, 4, SIGNATURE, 1, threads, processes)
+    assert made == [(started, processes)]
 
 
 @pytest.mark.parametrize("processes", [0, 2])

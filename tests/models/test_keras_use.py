@@ -303,8 +303,9 @@ def test_partial_last_batch_is_refused(model):
 
 
 def test_fields_of_different_lengths_are_refused(model):
-    error = refusal(fit, model, dataset(boxes_1=make_batch()["boxes_1"][:-1]))
-    assert error.fields == ("data",) and "boxes_1 " in error.problem
+    for change in ({"boxes_1": make_batch()["boxes_1"][:-1]}, {"valid": np.array(True)}):
+        error = refusal(fit, model, dataset(**change))
+        assert error.fields == ("data",) and f"but {next(iter(change))} has the shape" in error.problem
 
 
 def test_views_of_an_odd_side_are_refused(model):

@@ -11,6 +11,7 @@ import keras
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from dupr_tf.cli import main
 from dupr_tf.errors import UserError
@@ -415,7 +416,8 @@ def test_manifest_of_another_program_is_ignored(state, tmp_path, content):
 def test_teacher_with_equal_first_layers_is_skipped_and_a_second_network_refused(state):
     later = {name: value + (1 if name.startswith("layer4") else 0) for name, value in state.items()}
     networks = {f"modelStudent.backbone.{name}": value for name, value in state.items()}
-    assert find_prefix(networks | {f"modelTeacher.{k}": v for k, v in later.items()}) == "modelStudent.backbone."
+    for averaged in ("modelTeacher", "EMAModel"):
+        assert find_prefix(networks | {f"{averaged}.{k}": v for k, v in later.items()}) == "modelStudent.backbone."
     error = refusal(find_prefix, networks | {f"other.{k}": v for k, v in later.items()})
     assert error.fields == ("prefix",) and "'other.'" in error.problem
 
@@ -423,6 +425,9 @@ def test_teacher_with_equal_first_layers_is_skipped_and_a_second_network_refused
 def test_types_that_numpy_lacks_are_refused(state, tmp_path):
     np.savez(tmp_path / "a.npz", **{**state, "conv1.weight": np.zeros(state["conv1.weight"].shape, ml_dtypes.bfloat16)})
     assert "conv1.weight" in refusal(load_backbone, tmp_path / "a.npz").problem
+    half = {name: value.astype(ml_dtypes.bfloat16) for name, value in state.items()}
+    save_file(half, tmp_path / "half.safetensors")  # a type that NumPy gets from ml_dtypes
+    load_backbone(tmp_path / "half.safetensors")
     header = b'{"a":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}'
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
     assert "a.safetensors" in refusal(load_backbone, tmp_path / "a.safetensors").problem
