@@ -49,7 +49,8 @@ def test_plan_prints_every_part_and_writes_json(config, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("arguments, field, named", [
-    ([SMALL, "--gpu-type", "a100"], "--gpu-type", "Did you mean a10"),
+    ([SMALL, "--gpu-type", "a100-40g"], "--gpu-type", "Did you mean a100-40gb?"),
+    ([SMALL, "--gpu-type", "a100"], "--gpu-type", "Choose from t4, v100-32gb, "),
     ([SMALL, "--gpu-type", "abacus"], "--gpu-type", "Choose from t4, v100-32gb, "),
     ([SMALL, "--gpus", "0"], "--gpus", "0"),
     ([SMALL, "--gpus", "3"], "train.micro_batches", "3 devices"),
