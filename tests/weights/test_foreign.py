@@ -413,7 +413,7 @@ def test_manifest_of_another_program_is_ignored(state, tmp_path, content):
     assert "is damaged or was changed" in refusal(load_backbone, tmp_path / "backbone.safetensors").problem
 
 
-def test_teacher_with_equal_first_layers_is_skipped_and_a_second_network_refused(state):
+def test_networks_that_share_their_first_layers_are_told_apart(state):
     later = {name: value + (1 if name.startswith("layer4") else 0) for name, value in state.items()}
     networks = {f"modelStudent.backbone.{name}": value for name, value in state.items()}
     for averaged in ("modelTeacher", "EMAModel"):

@@ -65,7 +65,7 @@ def test_damaged_checkpoint_is_named_and_the_previous_read(run, stopped, caplog)
     assert "ckpt-12" in caplog.text
 
 
-def test_file_of_a_run_is_that_of_the_checkpoint_which_is_loaded(run):
+def test_file_of_a_run_is_its_newest_undamaged_checkpoint(run):
     folder = run / "checkpoints"
     for ending in ("index", "data-00000-of-00001", "sha256"):
         (folder / f"ckpt-3.{ending}").rename(folder / f"ckpt-9.{ending}")
