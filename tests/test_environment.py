@@ -115,7 +115,7 @@ def test_card_shows_the_environment_of_the_run(run, tmp_path):
 
 
 def test_card_shows_the_last_name_of_a_path_only(run):
-    (run / "start.json").write_text(json.dumps({"weights": "/home/someone/moco", "sha256": "b" * 64}))
+    (run / "start.json").write_text(json.dumps({"weights": "/a/b/moco", "sha256": "b" * 64}))
     facts = run_facts(run)
     assert facts["started from"] == "`moco`" and "sha256 of that file" not in facts
 

@@ -59,7 +59,7 @@ class OneStage(DetectorMixin):
         return {**detections, "boxes": tf.where(detections["classes"][..., None] >= 0, boxes, -1.0)}
 
     def _suppress(self, boxes, logits, image_sizes=None):
-        """Returns the detections of boxes (B, n, 4) and logits (B, n, C). A box in the padding alone is none."""
+        """Returns the detections of boxes (B, n, 4) and logits (B, n, C). Those in the padding alone are left out."""
         scores = tf.sigmoid(logits)
         if image_sizes is not None:
             visible = tf.reduce_min(sides(clip(boxes, image_sizes)), -1, keepdims=True) > 0.0  # (B, n, 1)

@@ -43,13 +43,13 @@ def read_manifest(directory):
 
 
 def unlisted(directory):
-    """Return the sorted names of the files of a directory that are not those of an export: all without its manifest."""
+    """Return the sorted names of the files in a directory that no export of this package wrote."""
     names = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
     try:
         manifest = read_manifest(directory) or {}
     except UserError:
         manifest = {}
-    own = {MANIFEST_FILE, *manifest["files"]} if manifest.get("written_by") == "dupr_tf" else set()
+    own = {MANIFEST_FILE, *manifest.get("files", {})} if manifest.get("written_by") == "dupr_tf" else set()
     return sorted(names - own)
 
 
