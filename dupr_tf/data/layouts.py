@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from dupr_tf.data.labels.spelling import on_disk
 from dupr_tf.data.shards.index import is_shards, read_manifest
 from dupr_tf.errors import UserError
 from dupr_tf.registry import Entry, Registry
@@ -272,7 +273,7 @@ def split_folder(root: Path, split: str, years: Sequence[str], names: Sequence[s
         return root
     of_split = [place for name in dict.fromkeys((*years, split)) for place in (f"images/{name}", name)]
     ranks = (of_split, ["images", "JPEGImages"], ["."])
-    held = {name: sum((root / name / image).is_file() for image in names) for rank in ranks for name in rank}
+    held = {name: sum(on_disk(root / name / image).is_file() for image in names) for rank in ranks for name in rank}
     most = max(held.values())
     if not most:
         problem = f"The images of {file}, such as {names[0]}, are not in {', '.join(held)} under {root}."
@@ -288,9 +289,9 @@ def split_folder(root: Path, split: str, years: Sequence[str], names: Sequence[s
 
 def _refuse_spread(root: Path, folder: Path, names: Sequence[str], file: Path) -> None:
     """Raises UserError if a second folder has images that the first lacks, and no image that the first has."""
-    lacking = {name for name in names if not (folder / name).is_file()}
+    lacking = {name for name in names if not on_disk(folder / name).is_file()}
     for other in sorted(path for path in root.glob("*") if path.is_dir()) if lacking else ():
-        present = {name for name in names if (other / name).is_file()}
+        present = {name for name in names if on_disk(other / name).is_file()}
         if present & lacking and not present - lacking:
             example = min(present & lacking)
             problem = (

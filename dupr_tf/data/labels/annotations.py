@@ -15,7 +15,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from dupr_tf.data.labels.run_lengths import mask_of_box, read_mask
-from dupr_tf.data.labels.split import Split, check_classes, log, look_at_files, open_root, refuse_faults
+from dupr_tf.data.labels.spelling import on_disk
+from dupr_tf.data.labels.split import FileFacts, Split, check_classes, log, look_at_files, open_root, refuse_faults
 from dupr_tf.data.layouts import BOXES
 from dupr_tf.errors import UserError
 from dupr_tf.text import escape
@@ -185,7 +186,7 @@ def _usable_images(listed: list[ListedImage], max_bad_share: float, counts: coll
     """
     files: dict = {}
     faults, wrong = [], []
-    for image, facts in zip(listed, look_at_files([image.path for image in listed]), strict=True):
+    for image, facts in zip(listed, _facts_of(listed), strict=True):
         if facts is None or not (all(facts.size) or all(image.size)):
             image.fault = NO_FILE
         if image.fault:
@@ -202,6 +203,15 @@ def _usable_images(listed: list[ListedImage], max_bad_share: float, counts: coll
     _refuse_other_sizes(wrong, len(listed))
     counts[OTHER_SIZE], counts[MERGED] = len(wrong), len(listed) - len(faults) - len(files)
     return [_merged(same, counts) for same in files.values()]
+
+
+def _facts_of(listed: list[ListedImage]) -> list[FileFacts | None]:
+    """Returns facts about the file of each image. A path that differs from its file's in case alone is corrected."""
+    facts = look_at_files([image.path for image in listed])
+    for number, image in enumerate(listed):
+        if facts[number] is None and (found := on_disk(image.path)) != image.path:
+            image.path, facts[number] = found, look_at_files([found])[0]
+    return facts
 
 
 def _keep_usable_objects(

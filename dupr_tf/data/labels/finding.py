@@ -85,7 +85,7 @@ def other_format(images: Sequence[Path], own: str = "") -> str:
 
 
 def unlabelled(
-    index: ImageIndex, images: Sequence[ListedImage], what: str, counts: collections.Counter
+    index: ImageIndex, images: Sequence[ListedImage], what: str, counts: collections.Counter, own: str = ""
 ) -> list[ListedImage]:
     """Returns the images of an index that have labels in another format only, as faulty images.
 
@@ -94,9 +94,10 @@ def unlabelled(
         images: those with labels.
         what: name in `counts` of images without any labels.
         counts: receives their number.
+        own: ending of the format's own label files.
     """
     unused = index.unused({image.path for image in images})
-    faults = {path: other_format([path]) for path in unused}
+    faults = {path: other_format([path], own) for path in unused}
     counts[what] += sum(not fault for fault in faults.values())
     return [ListedImage(path, (0, 0), path.name, fault=fault) for path, fault in faults.items() if fault]
 
@@ -141,10 +142,12 @@ class ImageIndex:
         self.root = root
         self._by_name = collections.defaultdict(list)
         for path in list_images(root):
-            self._by_name[path.name].append(path)
+            self._by_name[path.name.lower()].append(path)
 
     def find(self, *names: str) -> Path:
         """Returns the image whose path agrees with most folders of a name. The first name with any match counts.
+
+        Images whose names differ in case count too, but those of the same case come first.
 
         For an image that does not exist, it returns a path under the root, which is counted as missing later.
 
@@ -154,7 +157,7 @@ class ImageIndex:
         """
         for name in names:
             parts = PurePosixPath(name.replace("\\", "/")).parts
-            fitting = {path: _agreeing(path.parts, parts) for path in self._by_name.get(parts[-1] if parts else "", ())}
+            fitting = {path: _agreeing(path.parts, parts) for path in self._of(parts)}
             best = [path for path, count in fitting.items() if count == max(fitting.values())]
             if len(best) > 1:
                 problem = f"The image {name} may be {best[0]} or {best[1]}."
@@ -162,6 +165,10 @@ class ImageIndex:
             if best:
                 return best[0]
         return self.root / inside(names[-1].replace("\\", "/"))
+
+    def _of(self, parts: Sequence[str]) -> list[Path]:
+        """Returns the images with the last of some parts as their name, in any case."""
+        return self._by_name.get(parts[-1].lower() if parts else "", [])
 
     def paths(self) -> list[Path]:
         """Returns the images below the root."""

@@ -15,6 +15,7 @@ from dupr_tf.data.labels.annotations import ListedImage, Object, class_names_of
 from dupr_tf.data.labels.finding import OTHERS, ImageIndex, missing_split, part_of, recognised, unlabelled
 from dupr_tf.data.labels.run_lengths import mask_from_pixels
 from dupr_tf.data.labels.shapes import ROTATED, box, ellipse, join, not_read, polygon
+from dupr_tf.data.labels.spelling import on_disk
 from dupr_tf.data.labels.split import reading, size_of
 from dupr_tf.files import read_bounded
 from dupr_tf.records import parse_json
@@ -56,13 +57,13 @@ def read_labelme(
             objects = _objects(content["shapes"], size, counts, masks)
             images.append(ListedImage(path, size, file.relative_to(root).with_suffix("").as_posix(), objects))
     met = class_names_of(images)
-    images += unlabelled(index, images, UNLABELLED, counts)
+    images += unlabelled(index, images, UNLABELLED, counts, ".json")
     return images, sorted(met | _other_names(root, split))
 
 
 def _image_path(file: Path, name: str, folder: Path, index: ImageIndex) -> Path:
     """Returns the image that a file names, also if both were moved."""
-    near = file.parent / name.replace("\\", "/").rpartition("/")[2]
+    near = on_disk(file.parent / name.replace("\\", "/").rpartition("/")[2])
     return near if near.is_file() else index.find(f"{file.parent.relative_to(folder)}/{name}", near.name)
 
 

@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePath
+from pathlib import Path, PureWindowsPath
 from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -128,10 +128,11 @@ def size_of(image: dict) -> tuple[int, int]:
 
 
 def inside(name: str) -> str:
-    """Returns a listed name. Raises ValueError if it leads out of the data set."""
-    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-        raise ValueError(f"it lists {name}, which is outside the data set")
-    return name
+    """Returns a listed name with `/` between its folders. Raises ValueError if it leads out of the data set."""
+    path = PureWindowsPath(name)  # it splits at both kinds of slash
+    if path.root or path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"it lists {name}, which is outside the data set (names start at the folder of the images)")
+    return name.replace("\\", "/")
 
 
 class MissingSplit(UserError):

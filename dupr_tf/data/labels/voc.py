@@ -11,7 +11,7 @@ import itertools
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from dupr_tf.data.images.listing import EXTENSIONS, is_hidden
 from dupr_tf.data.labels.annotations import ListedImage, Object, class_names_of
@@ -24,6 +24,7 @@ from dupr_tf.text import escape
 from dupr_tf.values import read_flag, read_name, read_text
 
 MAX_VOC_BYTES = 16 << 20  # limit for the file of one image
+FOLDERS = ("JPEGImages", "Annotations")
 EXTRA_BOXES = "boxes beside the first one of an object, each read as an object"
 UNLABELLED = "images without an XML file, left out"
 
@@ -84,7 +85,7 @@ def _read_unlisted(root: Path, split: str, counts: collections.Counter) -> tuple
     images = _images(files, root, folder, pictures, counts)
     others = [file for other in {"train", "val"} - {split} for file in _unlisted(root, other)[1]]
     met = images + _images(others, root, folder, {}, collections.Counter())
-    return images + unlabelled(index, images, UNLABELLED, counts), sorted(class_names_of(met))
+    return images + unlabelled(index, images, UNLABELLED, counts, ".xml"), sorted(class_names_of(met))
 
 
 @functools.cache
@@ -111,7 +112,17 @@ def _images(files: list[Path], root: Path, folder: Path, pictures: dict, counts)
 def _names(listing: Path) -> list[str]:
     with reading(listing, "VOC list"):
         lines = read_text(read_bounded(listing, MAX_VOC_BYTES)).splitlines()
-        return [inside(line.split()[0]) for line in lines if line.strip()]
+        return [_name_of(line.split()[0], listing.parents[2] / "Annotations") for line in lines if line.strip()]
+
+
+def _name_of(listed: str, annotations: Path) -> str:
+    """Returns the name of an image in a list. Some tools write its ending too, or its folder."""
+    name = PurePosixPath(inside(listed))
+    endings, folders = (*EXTENSIONS, ".xml"), [at for at, part in enumerate(name.parts[:-1]) if part in FOLDERS]
+    if (name.suffix.lower() in endings or folders) and not (annotations / f"{name}.xml").is_file():
+        name = PurePosixPath(*name.parts[folders[-1] + 1 :]) if folders else name
+        name = name.with_suffix("") if name.suffix.lower() in endings else name
+    return str(name)
 
 
 class WithoutDoctype(ET.TreeBuilder):

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import collections
 import math
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from dupr_tf.data.labels.annotations import ListedImage, Object
 from dupr_tf.data.labels.finding import OTHERS, list_images, missing_split, other_format
 from dupr_tf.data.labels.shapes import polygon
+from dupr_tf.data.labels.spelling import on_disk
 from dupr_tf.data.labels.split import MISTAKES, reading
 from dupr_tf.data.layouts import names_of
 from dupr_tf.errors import UserError
@@ -151,12 +153,15 @@ def _places(description: YoloSet, split: str, root: Path) -> list[Path]:
     return [] if None in places else places
 
 
-def _place(value: str, base: Path, root: Path) -> Path | None:
-    """Returns the path that a description means. Tools often write it with other parts in front, or with `..`."""
+def _place(value: str, base: Path, root: Path, spell: Callable[[Path], Path] = Path) -> Path | None:
+    """Returns the path that a description means. Tools often write it with other parts in front, or with `..`.
+
+    `spell` may correct the spelling of a path.
+    """
     parts = [part for part in PurePosixPath(str(value).replace("\\", "/")).parts if part not in ("..", "/")]
     starts = range(max(1, len(parts)))
     tries = (place.joinpath(*parts[start:]) for start in starts for place in (base, root))
-    return next((path for path in tries if path.exists()), None)
+    return next((path for path in map(spell, tries) if path.exists()), None)
 
 
 def _images(place: Path, root: Path) -> list[Path]:
@@ -169,7 +174,7 @@ def _images(place: Path, root: Path) -> list[Path]:
 
 
 def _listed(line: str, listing: Path, root: Path) -> Path:
-    path = _place(line, listing.parent, root)
+    path = _place(line, listing.parent, root, on_disk)
     return path if path is not None and path.is_file() else root / PurePosixPath(line.replace("\\", "/")).name
 
 
@@ -192,8 +197,15 @@ def _objects(file: Path, description: YoloSet, counts: collections.Counter) -> l
     return objects
 
 
+def _number(text: str, where: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{where} has {text!r:.60}, where a number with a decimal point is expected") from None
+
+
 def _object(fields: list[str], where: str, description: YoloSet, counts: collections.Counter) -> Object:
-    label, *values = map(float, fields)
+    label, *values = (_number(field, where) for field in fields)
     if label not in description.names:
         raise ValueError(f"{where} has class {fields[0]}, and there are {len(description.names)} classes")
     name, keypoints = description.names[int(label)], description.keypoints
