@@ -11,6 +11,7 @@ import tyro
 from dupr_tf.commands.checks import output_problems
 from dupr_tf.commands.screen import print_line
 from dupr_tf.config import parse_config
+from dupr_tf.data.labels.counts import count_lines
 from dupr_tf.errors import UserError, raise_all
 
 FLAGS = {"data.max_bad_share": "--max-bad-share", "data.kind": "--kind"}  # {field of a config: flag of this command}
@@ -46,9 +47,8 @@ class Convert:
         for part in self._convert():
             print_line(f"{part.split}: {part.images} images, {part.boxes} boxes")
             for title, counts in (("in the labels", part.read), (f"not in {self.to}", part.lost)):
-                for what, count in counts.items():
-                    if count:
-                        print_line(f"  {title}: {count} {what}")
+                for line in count_lines(counts):
+                    print_line(f"  {title}: {line}")
         print_line(f"wrote {self.output}")
 
     def _convert(self) -> list:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from dupr_tf.data.labels.counts import Counts
 from dupr_tf.data.labels.run_lengths import mask_of_box, read_mask
 from dupr_tf.data.labels.spelling import on_disk
 from dupr_tf.data.labels.split import FileFacts, Split, check_classes, log, look_at_files, open_root, refuse_faults
@@ -26,7 +27,10 @@ OTHER_SIZE = "images of another size than annotated, whose own size is used"
 MERGED = "images of a file that is listed before under another id, merged"
 MAX_OTHER_SIZE = 0.05  # share of the images
 DROPPED = ("boxes outside their image", "boxes without area", "boxes that are not finite")
+CUT = "boxes cut to their image by half a pixel or more"
+MOSTLY_OUTSIDE = "boxes of which more than half lies outside their image, cut to it"
 UNKNOWN = "objects of unknown classes"
+BAD_MASK = "masks without a pixel or that cannot be read"
 UNMASKED = "boxes without a usable mask, ignored"
 
 
@@ -40,6 +44,7 @@ class Object(NamedTuple):
     segmentation: Any = None  # COCO's polygons or RLE as in its file; bytes: RLE counts, checked
     fault: str = ""  # what is wrong; such an object is left out
     unread: str = ""  # the kind of shape, if that is not read
+    place: str = ""  # in the label file, such as "line 3"
 
 
 @dataclass
@@ -54,6 +59,11 @@ class ListedImage:
     shares: bool = False  # whether objects are still in shares of the width and height, because the size is unknown
     fault: str = ""  # what is wrong; such an image is left out
     bare: bool = False  # whether no object is annotated at all, not even one that was left out
+    labels: Path | None = None  # the file with its objects
+
+    def where(self, item: Object) -> str:
+        """Returns where an object is annotated."""
+        return f"{item.place} of {self.labels}" if item.place else f"an object of {self.path}"
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,7 @@ def read_annotations(
     Raises:
         UserError: the data are wrong.
     """
-    counts: collections.Counter = collections.Counter()
+    counts = Counts()
     images, names = list_objects(root, split, kind, max_bad_share, masks, counts, class_names)
     read = _assemble(images, tuple(names), max_bad_share if masks else None, counts)
     log.info("%s: %s", split, read.summary())
@@ -131,7 +141,7 @@ def list_objects(
     kind: str,
     max_bad_share: float,
     masks: bool,
-    counts: collections.Counter,
+    counts: Counts,
     class_names: Sequence[str] | None = None,
 ) -> tuple[list[ListedImage], Sequence[str]]:
     """Lists the images of a split that can be used, with the objects that can be used in pixels, and the classes.
@@ -153,6 +163,7 @@ def list_objects(
         names = class_names
     images = _usable_images(listed, max_bad_share, counts)
     _keep_usable_objects(images, names, max_bad_share, counts)
+    _warn_of_boxes_outside(split, counts)
     check_classes(names, ())
     return images, names
 
@@ -162,7 +173,7 @@ def class_names_of(images: Iterable[ListedImage]) -> set[str]:
     return {item.name for image in images for item in image.objects if not (item.fault or item.unread)}
 
 
-def count_class_differences(names: Sequence[str], expected: Sequence[str], counts: collections.Counter) -> None:
+def count_class_differences(names: Sequence[str], expected: Sequence[str], counts: Counts) -> None:
     """Counts the classes that only a split lists, and those of the first split or the detector that it does not list.
 
     Such classes alone are no fault. Their objects are, if the class is unknown.
@@ -176,7 +187,7 @@ def _listed(names: Iterable[str]) -> str:
     return escape(", ".join(names)[:200])
 
 
-def _usable_images(listed: list[ListedImage], max_bad_share: float, counts: collections.Counter) -> list[ListedImage]:
+def _usable_images(listed: list[ListedImage], max_bad_share: float, counts: Counts) -> list[ListedImage]:
     """Returns the images that can be used, each file once, with the sizes in their headers.
 
     Sizes are those of the upright images, because people draw boxes on upright images.
@@ -194,6 +205,7 @@ def _usable_images(listed: list[ListedImage], max_bad_share: float, counts: coll
             continue
         if all(facts.size):
             if all(image.size) and image.size != facts.size:
+                counts.note(OTHER_SIZE, image.path)
                 wrong.append((image, image.size))
             image.size = facts.size
         if image.shares:
@@ -201,7 +213,7 @@ def _usable_images(listed: list[ListedImage], max_bad_share: float, counts: coll
         files.setdefault(facts.identity, []).append(image)
     refuse_faults("images", faults, len(listed), max_bad_share, counts)
     _refuse_other_sizes(wrong, len(listed))
-    counts[OTHER_SIZE], counts[MERGED] = len(wrong), len(listed) - len(faults) - len(files)
+    counts[MERGED] = len(listed) - len(faults) - len(files)
     return [_merged(same, counts) for same in files.values()]
 
 
@@ -214,9 +226,7 @@ def _facts_of(listed: list[ListedImage]) -> list[FileFacts | None]:
     return facts
 
 
-def _keep_usable_objects(
-    images: list[ListedImage], names: Sequence[str], max_share: float, counts: collections.Counter
-) -> None:
+def _keep_usable_objects(images: list[ListedImage], names: Sequence[str], max_share: float, counts: Counts) -> None:
     """Leaves out the objects that cannot be used, and cuts boxes to their image.
 
     Raises:
@@ -228,32 +238,40 @@ def _keep_usable_objects(
         image.bare, image.objects = not image.objects, []
     unknown = {item.name for item in items if not (item.fault or item.unread)} - set(names)
     of_unknown = f"{UNKNOWN} ({_listed(sorted(unknown))}; known are {_listed(names)}), left out"
-    boxes, box_faults = _cut(items, [image.size for image in owners], counts)
+    boxes, box_faults, cuts = _cut(items, [image.size for image in owners])
     faults, read = [], 0
-    for image, item, box, box_fault in zip(owners, items, boxes.tolist(), box_faults, strict=True):
+    for image, item, box, box_fault, cut in zip(owners, items, boxes.tolist(), box_faults, cuts, strict=True):
         if item.unread:
-            counts[f"{item.unread}, not read"] += 1
+            counts.note(f"{item.unread}, not read", image.where(item))
             continue
+        if cut:
+            counts.note(cut, image.where(item))
         read += 1
         if fault := item.fault or (of_unknown if item.name in unknown else box_fault):
-            faults.append((fault, image.path))
+            faults.append((fault, image.where(item)))
         else:
             image.objects.append(item._replace(box=tuple(box)))
     refuse_faults("objects", faults, read, max_share, counts)
 
 
-def _cut(
-    items: list[Object], sizes: list[tuple[int, int]], counts: collections.Counter
-) -> tuple[np.ndarray, list[str]]:
-    """Cuts the boxes of objects to their images; returns them, (n, 4), and what is wrong with each box."""
+def _cut(items: list[Object], sizes: list[tuple[int, int]]) -> tuple[np.ndarray, list[str], list[str]]:
+    """Cuts the boxes of objects to their images; returns them, (n, 4), what is wrong with each, and how it was cut."""
     table = np.array([item.box for item in items], np.float64).reshape(-1, 4)
     boxes = np.clip(table, 0, np.array(sizes, np.float64).reshape(-1, 2)[:, [1, 0, 1, 0]])
     finite, has_area = np.isfinite(table).all(1), (table[:, 2:] > table[:, :2]).all(1)
     inside = (np.diff(boxes.astype(np.float32).reshape(-1, 2, 2), axis=1) > 0).all((1, 2))
     faults = np.select([~finite, ~has_area, ~inside], [DROPPED[2], DROPPED[1], DROPPED[0]], "").tolist()
     moved = (np.abs(boxes - table) > 0.5).any(1) & finite & has_area & inside
-    counts["boxes cut to their image by half a pixel or more"] += int(moved.sum())
-    return boxes, faults
+    with np.errstate(all="ignore"):
+        shown = ((boxes[:, 2:] - boxes[:, :2]) / (table[:, 2:] - table[:, :2])).prod(1)
+    return boxes, faults, np.select([moved & (shown < 0.5), moved], [MOSTLY_OUTSIDE, CUT], "").tolist()
+
+
+def _warn_of_boxes_outside(split: str, counts: Counts) -> None:
+    """Warns of boxes that lie mostly outside of their image: their numbers are probably wrong."""
+    if counts[MOSTLY_OUTSIDE]:
+        text = f"{counts[MOSTLY_OUTSIDE]} {MOSTLY_OUTSIDE}, such as {counts.examples[MOSTLY_OUTSIDE]}"
+        log.warning("%s: %s. Check whether their coordinates fit their image.", split, text)
 
 
 def in_pixels(item: Object, size: tuple[int, int]) -> Object:
@@ -267,7 +285,7 @@ def in_pixels(item: Object, size: tuple[int, int]) -> Object:
     return item._replace(box=box, area=area, segmentation=outlines)
 
 
-def _merged(same: list[ListedImage], counts: collections.Counter) -> ListedImage:
+def _merged(same: list[ListedImage], counts: Counts) -> ListedImage:
     """Merges images of one file that is listed under several ids: the first, with the objects of all, each once."""
     first = same[0]
     for other in same[1:]:
@@ -295,7 +313,7 @@ def _refuse_other_sizes(wrong: list[tuple[ListedImage, tuple[int, int]]], total:
 
 
 def _assemble(
-    images: list[ListedImage], class_names: tuple[str, ...], max_bad_masks: float | None, counts: collections.Counter
+    images: list[ListedImage], class_names: tuple[str, ...], max_bad_masks: float | None, counts: Counts
 ) -> AnnotatedImages:
     """Returns the split as arrays. `max_bad_masks` is the share of masks that may be wrong; None reads no masks."""
     index, with_masks = {name: number for number, name in enumerate(class_names)}, max_bad_masks is not None
@@ -317,7 +335,7 @@ def _assemble(
     return dataclasses.replace(read, masks=tuple(masks), void=None if None in void else void) if with_masks else read
 
 
-def _read_masks(images: list[ListedImage], max_share: float, counts: collections.Counter) -> list[list[bytes]]:
+def _read_masks(images: list[ListedImage], max_share: float, counts: Counts) -> list[list[bytes]]:
     """Returns the masks of each image's objects. An object without a usable mask is ignored, and its mask is the box.
 
     Raises:
@@ -327,9 +345,11 @@ def _read_masks(images: list[ListedImage], max_share: float, counts: collections
     for image in images:
         read = [read_mask(item.segmentation, image.size, counts) for item in image.objects]
         annotated = [bool(item.segmentation) for item in image.objects]
-        faults += [("masks without a pixel or that cannot be read", image.path)] * sum(
-            mask is None and is_given for mask, is_given in zip(read, annotated, strict=True)
-        )
+        faults += [
+            (BAD_MASK, image.where(item))
+            for item, mask, is_given in zip(image.objects, read, annotated, strict=True)
+            if mask is None and is_given
+        ]
         given += sum(annotated)
         counts[UNMASKED] += read.count(None)
         pairs = list(zip(image.objects, read, strict=True))

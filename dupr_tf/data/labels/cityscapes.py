@@ -8,7 +8,6 @@ ids are drawn from the polygons.
 
 from __future__ import annotations
 
-import collections
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pycocotools import mask as coco_mask
 
 from dupr_tf.data.images.listing import is_hidden
 from dupr_tf.data.labels.annotations import NO_FILE, ListedImage, Object
+from dupr_tf.data.labels.counts import Counts
 from dupr_tf.data.labels.run_lengths import area_of, as_coco, mask_from_pixels
 from dupr_tf.data.labels.segments import SegmentedImages, class_table
 from dupr_tf.data.labels.split import MissingSplit, look_at_files, read_png, reading, refuse_many
@@ -65,9 +65,7 @@ INSTANCE_NAMES = tuple(LABELS[number] for number in INSTANCE_IDS)
 MAX_POLYGON_BYTES = 64 << 20
 
 
-def read_objects(
-    root: Path, split: str, counts: collections.Counter, masks: bool
-) -> tuple[list[ListedImage], list[str]]:
+def read_objects(root: Path, split: str, counts: Counts, masks: bool) -> tuple[list[ListedImage], list[str]]:
     """Reads the images of a split with the objects of the eight classes, and the classes. Groups are ignored."""
     scenes = _scenes(root, split)
     with ThreadPoolExecutor(usable_cpus()) as pool:  # decoding PNG takes most of the time

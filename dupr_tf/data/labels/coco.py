@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dupr_tf.data.labels.annotations import ListedImage, Object
+from dupr_tf.data.labels.counts import Counts
 from dupr_tf.data.labels.finding import missing_split, part_of
 from dupr_tf.data.labels.split import MISTAKES, MissingSplit, inside, reading, size_of
 from dupr_tf.data.layouts import coco_files, split_folder
@@ -19,7 +19,7 @@ KEYPOINTS = "objects with keypoints, of which boxes and masks are read"
 MAX_COCO_BYTES = 4 << 30  # in memory it takes about six times as much; COCO's largest file has 0.5 GB, LVIS's 1.2
 
 
-def read_coco(root: Path, split: str, counts: collections.Counter, masks: bool) -> tuple[list[ListedImage], list[str]]:
+def read_coco(root: Path, split: str, counts: Counts, masks: bool) -> tuple[list[ListedImage], list[str]]:
     """Reads the listed images with their objects, and the classes by id. `counts` receives what was odd."""
     files = coco_files(root, split)
     file = next((path for path in files if path.is_file()), files[0])
@@ -74,7 +74,7 @@ def _read_found(find, root: Path, split: str, what: str, counts, folder: str = "
     return _read(files[0], counts, lambda names: files[0].parent / folder)
 
 
-def _read(file: Path, counts: collections.Counter, folder_of: Callable) -> tuple[list[ListedImage], list[str]]:
+def _read(file: Path, counts: Counts, folder_of: Callable) -> tuple[list[ListedImage], list[str]]:
     """Reads a file whose images are in the folder that `folder_of` finds by their names."""
     if not file.is_file():
         raise MissingSplit(None, f"There is no {file}.", "Add it, or pass another root or split.")
@@ -86,7 +86,9 @@ def _read(file: Path, counts: collections.Counter, folder_of: Callable) -> tuple
             counts[f"categories that only group others, no class ({names.pop(key)})"] += 1
         counts[FEDERATED] += sum("not_exhaustive_category_ids" in row for row in rows.values())
         folder = folder_of([_file_name(row) for row in rows.values()])
-        images = {key: ListedImage(folder / _file_name(row), size_of(row), str(key)) for key, row in rows.items()}
+        images = {
+            key: ListedImage(folder / _file_name(row), size_of(row), str(key), labels=file) for key, row in rows.items()
+        }
         for image, item in _objects(content["annotations"], images, names, counts):
             images[image].objects.append(item)
     return list(images.values()), list(names.values())
@@ -124,9 +126,7 @@ def _rank(key: int | str) -> tuple:
     return isinstance(key, str), key
 
 
-def _objects(
-    annotations: list[dict], images: dict, names: dict, counts: collections.Counter
-) -> Iterator[tuple[int | str, Object]]:
+def _objects(annotations: list[dict], images: dict, names: dict, counts: Counts) -> Iterator[tuple[int | str, Object]]:
     """Returns image ids and objects, without repetitions of the same id, image, class and box.
 
     Ids alone do not identify an object, because some tools restart them in each image.
@@ -138,7 +138,8 @@ def _objects(
             if image not in images or category not in names:
                 unlisted.append(annotation)
                 continue
-            item = _object(annotation, names[category])
+            place = f"annotation {annotation.get('id', f'number {number + 1}')}"
+            item = _object(annotation, names[category], place)
         except MISTAKES as error:
             shown = ", ".join(f"{field} {annotation.get(field)!r:.40}" for field in ("id", "image_id", "bbox"))
             reason = str(error) if type(error) is ValueError else f"{type(error).__name__} {error}"
@@ -158,9 +159,10 @@ def _objects(
         )
 
 
-def _object(annotation: dict, name: str) -> Object:
+def _object(annotation: dict, name: str, place: str) -> Object:
     x, y, width, height = (float(value) for value in annotation["bbox"])
     area = annotation.get("area")
     ignored = [read_flag(annotation.get(flag)) for flag in ("iscrowd", "ignore", "difficult")]
     box = (x, y, x + width, y + height)
-    return Object(name, box, None if area is None else float(area), any(ignored), annotation.get("segmentation"))
+    area = None if area is None else float(area)
+    return Object(name, box, area, any(ignored), annotation.get("segmentation"), place=place)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dupr_tf.data.labels.annotations import ListedImage, Object, count_class_differences, list_objects
+from dupr_tf.data.labels.counts import Counts
 from dupr_tf.data.labels.split import MissingSplit, log
 from dupr_tf.data.layouts import BOXES, layout_of
 from dupr_tf.errors import UserError
@@ -53,7 +54,7 @@ def convert(root: Path, output: Path, to: str, kind: str, max_bad_share: float) 
     """
     splits, classes, read, missing = {}, {}, {}, None
     for split in SPLITS:
-        counts: collections.Counter = collections.Counter()
+        counts = Counts()
         try:
             masks = BOXES[layout_of(BOXES, root, kind, split)].facts["masks"]
             images, names = list_objects(root, split, kind, max_bad_share, masks, counts)
@@ -64,7 +65,9 @@ def convert(root: Path, output: Path, to: str, kind: str, max_bad_share: float) 
             count_class_differences(names, list(classes), counts)
         classes |= dict.fromkeys(names)
         kept = [image for image in images if image.objects or image.bare]
-        counts[EMPTIED] = len(images) - len(kept)
+        for image in images:
+            if not (image.objects or image.bare):
+                counts.note(EMPTIED, image.path)
         same = next((other for other, earlier in splits.items() if _contents(earlier) == _contents(kept)), None)
         if same:
             log.info("%s: the same images and labels as %s, not written again", split, same)
@@ -92,7 +95,7 @@ def _new_folder(output: Path) -> Iterator[None]:
 
 
 def _contents(images: list[ListedImage]) -> dict[Path, list[Object]]:
-    return {image.path: image.objects for image in images}
+    return {image.path: [item._replace(place="") for item in image.objects] for image in images}
 
 
 def _place_images(images: list[ListedImage], folder: Path) -> list[Path]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import collections
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
 
 from dupr_tf.data.labels.annotations import ListedImage, Object, class_names_of
+from dupr_tf.data.labels.counts import Counts
 from dupr_tf.data.labels.finding import OTHERS, ImageIndex, missing_split, part_of, recognised, split_of
 from dupr_tf.data.labels.run_lengths import mask_from_pixels
 from dupr_tf.data.labels.shapes import box, ellipse, not_read, polygon, rotated_box
-from dupr_tf.data.labels.split import reading, size_of
+from dupr_tf.data.labels.split import at, reading, size_of
 from dupr_tf.data.labels.voc import WithoutDoctype
 from dupr_tf.errors import UserError
 from dupr_tf.files import read_bounded
@@ -44,7 +44,7 @@ def _parse(file: Path) -> ET.Element:
     return ET.fromstring(read_bounded(file, MAX_CVAT_BYTES), ET.XMLParser(target=WithoutDoctype()))
 
 
-def read_cvat(root: Path, split: str, counts: collections.Counter, masks: bool) -> tuple[list[ListedImage], list[str]]:
+def read_cvat(root: Path, split: str, counts: Counts, masks: bool) -> tuple[list[ListedImage], list[str]]:
     """Reads the images of a split with their objects, and the classes in the order of the files."""
     files = find(root, split)
     if not files:
@@ -55,7 +55,7 @@ def read_cvat(root: Path, split: str, counts: collections.Counter, masks: bool) 
         with reading(file, "CVAT annotations"):
             tree = _parse(file)
             if tree.tag != "annotations":
-                counts[OTHERS] += 1
+                counts.note(OTHERS, file)
                 continue
             if tree.find("track") is not None:
                 problem = f"{file} is an export for videos, whose tracks are not read."
@@ -69,6 +69,7 @@ def read_cvat(root: Path, split: str, counts: collections.Counter, masks: bool) 
                 if not label_files and split_of(subset) != split:
                     continue
                 images.append(_image(node, index, subset, len(files) > 1 and file.stem, counts, masks))
+                images[-1].labels = file
     return images, list(names) or sorted(class_names_of(images))
 
 
@@ -76,11 +77,15 @@ def _image(node: ET.Element, index: ImageIndex, subset: str, task, counts, masks
     size = size_of({side: float(node.get(side) or 0) for side in ("height", "width")})
     path = index.find(*([f"{subset}/{node.get('name')}"] if subset else []), node.get("name"))
     name = f"{task}/{node.get('name')}" if task else node.get("name")
-    objects = [_object(shape, size, counts, masks) for shape in node]
-    return ListedImage(path, size, name, [item for item in objects if item is not None])
+    objects = []
+    for number, shape in enumerate(node, 1):
+        with at(place := f"{shape.tag} {number} of the image {node.get('name')}"):
+            item = _object(shape, size, counts, masks)
+        objects += [] if item is None else [item._replace(place=place)]
+    return ListedImage(path, size, name, objects)
 
 
-def _object(node: ET.Element, size: tuple[int, int], counts: collections.Counter, masks: bool) -> Object | None:
+def _object(node: ET.Element, size: tuple[int, int], counts: Counts, masks: bool) -> Object | None:
     """Returns the object of a shape, if the node is a shape."""
 
     def values(*names: str) -> list[float]:

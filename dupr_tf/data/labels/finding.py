@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from dupr_tf.data.images.listing import EXTENSIONS, is_hidden
 from dupr_tf.data.labels.annotations import ListedImage
+from dupr_tf.data.labels.counts import Counts
 from dupr_tf.data.labels.split import MissingSplit, inside
 from dupr_tf.data.layouts import SPLIT_NAMES, names_of
 from dupr_tf.errors import UserError
@@ -85,7 +86,7 @@ def other_format(images: Sequence[Path], own: str = "") -> str:
 
 
 def unlabelled(
-    index: ImageIndex, images: Sequence[ListedImage], what: str, counts: collections.Counter, own: str = ""
+    index: ImageIndex, images: Sequence[ListedImage], what: str, counts: Counts, own: str = ""
 ) -> list[ListedImage]:
     """Returns the images of an index that have labels in another format only, as faulty images.
 
@@ -93,12 +94,13 @@ def unlabelled(
         index: the images of the split.
         images: those with labels.
         what: name in `counts` of images without any labels.
-        counts: receives their number.
+        counts: receives their number, and one as an example.
         own: ending of the format's own label files.
     """
     unused = index.unused({image.path for image in images})
     faults = {path: other_format([path], own) for path in unused}
-    counts[what] += sum(not fault for fault in faults.values())
+    for path in (path for path, fault in faults.items() if not fault):
+        counts.note(what, path)
     return [ListedImage(path, (0, 0), path.name, fault=fault) for path, fault in faults.items() if fault]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import re
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -10,9 +9,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 
 from dupr_tf.data.labels.annotations import ListedImage, Object, class_names_of, in_pixels
+from dupr_tf.data.labels.counts import Counts
 from dupr_tf.data.labels.finding import OTHERS, ImageIndex, missing_split, part_of, recognised
 from dupr_tf.data.labels.shapes import ellipse, not_read, polygon, rotated_box, turned
-from dupr_tf.data.labels.split import reading
+from dupr_tf.data.labels.split import at, reading
 from dupr_tf.errors import UserError
 from dupr_tf.files import read_bounded
 from dupr_tf.records import parse_json
@@ -44,9 +44,7 @@ def _is_export(head: str) -> bool:
     return named and head.lstrip("\ufeff \n\r\t").startswith("[")
 
 
-def read_label_studio(
-    root: Path, split: str, counts: collections.Counter, masks: bool
-) -> tuple[list[ListedImage], list[str]]:
+def read_label_studio(root: Path, split: str, counts: Counts, masks: bool) -> tuple[list[ListedImage], list[str]]:
     """Reads the images of a split with their objects, and the classes of train and val by name."""
     folder, files = part_of(root, split, _files)
     if not files:
@@ -55,16 +53,16 @@ def read_label_studio(
     for file in files:
         for task in _tasks(file, counts):
             with reading(file, "a Label Studio export"):
-                images += _image(task, index, counts)
+                images += _image(task, index, counts, file)
     others = [file for other in {"train", "val"} - {split} for file in find(root, other)]
-    unused, nowhere = collections.Counter(), ImageIndex(folder / "none")
+    unused, nowhere = Counts(), ImageIndex(folder / "none")
     met = images + [
-        image for file in others for task in _tasks(file, unused) for image in _image(task, nowhere, unused)
+        image for file in others for task in _tasks(file, unused) for image in _image(task, nowhere, unused, file)
     ]
     return images, sorted(class_names_of(met))
 
 
-def _tasks(file: Path, counts: collections.Counter) -> list[dict]:
+def _tasks(file: Path, counts: Counts) -> list[dict]:
     """Returns the tasks of an export. `counts` receives `OTHERS` for another JSON file.
 
     Raises:
@@ -73,7 +71,7 @@ def _tasks(file: Path, counts: collections.Counter) -> list[dict]:
     with reading(file, "a Label Studio export"):
         tasks = parse_json(read_text(read_bounded(file, MAX_STUDIO_BYTES)))
         if not isinstance(tasks, list):
-            counts[OTHERS] += 1
+            counts.note(OTHERS, file)
             return []
         if any("annotation_id" in task and "annotations" not in task for task in tasks):
             problem = f"{file} is Label Studio's export JSON-MIN, which does not say how images were turned."
@@ -81,20 +79,23 @@ def _tasks(file: Path, counts: collections.Counter) -> list[dict]:
         return tasks
 
 
-def _image(task: dict, index: ImageIndex, counts: collections.Counter) -> list[ListedImage]:
+def _image(task: dict, index: ImageIndex, counts: Counts, file: Path) -> list[ListedImage]:
     """Returns the image of a task, or None if no annotation of the task was kept."""
     kept = [one for one in task.get("annotations") or () if not one.get("was_cancelled")]
     if not kept:
-        counts[UNFINISHED] += 1
+        counts.note(UNFINISHED, f"task {task.get('id')} of {file}")
         return []
     counts[FURTHER] += len(kept) - 1
     results = next((one for one in kept if one.get("ground_truth")), kept[0])["result"]
     if any(result.get("image_rotation") for result in results):
-        counts[TURNED] += 1
+        counts.note(TURNED, f"task {task.get('id')} of {file}")
         return []
     path = index.find(*_names(task))
-    objects = [item for result in results for item in _objects(result, results, counts)]
-    return [ListedImage(path, (0, 0), str(task["id"]), objects, shares=True)]
+    objects = []
+    for result in results:
+        with at(place := f"region {result.get('id')} of task {task.get('id')}"):
+            objects += [item._replace(place=place) for item in _objects(result, results, counts)]
+    return [ListedImage(path, (0, 0), str(task["id"]), objects, shares=True, labels=file)]
 
 
 def _names(task: dict) -> list[str]:
@@ -109,7 +110,7 @@ def _names(task: dict) -> list[str]:
     return [path, f"{path.removesuffix(name)}{PREFIX.sub('', name)}", PREFIX.sub("", name)]
 
 
-def _objects(result: dict, results: list[dict], counts: collections.Counter) -> list[Object]:
+def _objects(result: dict, results: list[dict], counts: Counts) -> list[Object]:
     """Returns the objects of a region, one for each of its labels."""
     value, kind = result.get("value", {}), result.get("type", "")
     shape = kind.removesuffix("labels")

@@ -12,11 +12,12 @@ import numpy as np
 from PIL import Image
 
 from dupr_tf.data.labels.annotations import ListedImage, Object, class_names_of
+from dupr_tf.data.labels.counts import Counts
 from dupr_tf.data.labels.finding import OTHERS, ImageIndex, missing_split, part_of, recognised, unlabelled
 from dupr_tf.data.labels.run_lengths import mask_from_pixels
 from dupr_tf.data.labels.shapes import ROTATED, box, ellipse, join, not_read, polygon
 from dupr_tf.data.labels.spelling import on_disk
-from dupr_tf.data.labels.split import reading, size_of
+from dupr_tf.data.labels.split import at, reading, size_of
 from dupr_tf.files import read_bounded
 from dupr_tf.records import parse_json
 from dupr_tf.values import read_name, read_text
@@ -38,9 +39,7 @@ def _files(folder: Path) -> list[Path]:
     return []
 
 
-def read_labelme(
-    root: Path, split: str, counts: collections.Counter, masks: bool
-) -> tuple[list[ListedImage], list[str]]:
+def read_labelme(root: Path, split: str, counts: Counts, masks: bool) -> tuple[list[ListedImage], list[str]]:
     """Reads the images of a split with their objects, and the classes of train and val by name."""
     folder, files = part_of(root, split, _files)
     if not files:
@@ -50,12 +49,14 @@ def read_labelme(
         with reading(file, "LabelMe annotations"):
             content = parse_json(read_text(read_bounded(file, MAX_LABELME_BYTES)))
             if not (isinstance(content, dict) and "shapes" in content):
-                counts[OTHERS] += 1
+                counts.note(OTHERS, file)
                 continue
             size = size_of({side: content.get(f"image{side.title()}") for side in ("height", "width")})
             path = _image_path(file, content["imagePath"], folder, index)
             objects = _objects(content["shapes"], size, counts, masks)
-            images.append(ListedImage(path, size, file.relative_to(root).with_suffix("").as_posix(), objects))
+            images.append(
+                ListedImage(path, size, file.relative_to(root).with_suffix("").as_posix(), objects, labels=file)
+            )
     met = class_names_of(images)
     images += unlabelled(index, images, UNLABELLED, counts, ".json")
     return images, sorted(met | _other_names(root, split))
@@ -75,16 +76,17 @@ def _other_names(root: Path, split: str) -> set[str]:
             with reading(file, "LabelMe annotations"):
                 content = parse_json(read_text(read_bounded(file, MAX_LABELME_BYTES)))
                 shapes = content.get("shapes", []) if isinstance(content, dict) else []
-                objects = _objects(shapes, (0, 0), collections.Counter(), False)
+                objects = _objects(shapes, (0, 0), Counts(), False)
                 names |= class_names_of([ListedImage(file, (0, 0), "", objects)])
     return names
 
 
-def _objects(shapes: list[dict], size: tuple[int, int], counts: collections.Counter, masks: bool) -> list[Object]:
+def _objects(shapes: list[dict], size: tuple[int, int], counts: Counts, masks: bool) -> list[Object]:
     """Returns the objects of shapes. Shapes of one label and group are parts of one object."""
     objects, groups = [], collections.defaultdict(list)
-    for shape in shapes:
-        item = _object(shape, size, counts, masks)
+    for number, shape in enumerate(shapes, 1):
+        with at(f"shape {number}"):
+            item = _object(shape, size, counts, masks)._replace(place=f"shape {number}")
         group = shape.get("group_id")
         if group is None or item.fault or item.unread:
             objects.append(item)
@@ -96,7 +98,7 @@ def _objects(shapes: list[dict], size: tuple[int, int], counts: collections.Coun
     return objects
 
 
-def _object(shape: dict, size: tuple[int, int], counts: collections.Counter, masks: bool) -> Object:
+def _object(shape: dict, size: tuple[int, int], counts: Counts, masks: bool) -> Object:
     name, points = read_name(shape["label"]), [tuple(map(float, point)) for point in shape["points"]]
     kind = shape.get("shape_type") or "polygon"
     if kind == "rectangle":

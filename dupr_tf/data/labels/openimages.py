@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import collections
 import csv
 import io
 from collections.abc import Iterator
 from pathlib import Path
 
 from dupr_tf.data.labels.annotations import ListedImage, Object, class_names_of
+from dupr_tf.data.labels.counts import Counts
 from dupr_tf.data.labels.finding import ImageIndex, missing_split, unlabelled
-from dupr_tf.data.labels.split import reading
+from dupr_tf.data.labels.split import at, reading
 from dupr_tf.data.layouts import names_of
 from dupr_tf.files import read_bounded
 from dupr_tf.values import read_flag, read_name, read_text
@@ -18,6 +18,7 @@ from dupr_tf.values import read_flag, read_name, read_text
 MAX_OPEN_BYTES = 4 << 30
 UNKNOWN_GROUP = "boxes that may be groups (IsGroupOf -1), read as single objects"
 UNLABELLED = "images without a box in the file, left out"
+FIRST_ROW = 2  # of the boxes, as an editor counts; the names of the columns are row 1
 SIDES = ("XMin", "YMin", "XMax", "YMax")
 
 
@@ -31,9 +32,7 @@ def find(root: Path, split: str | None = None) -> list[Path]:
     return next((files for pattern in patterns if (files := sorted(root.glob(pattern))[:1])), [])
 
 
-def read_openimages(
-    root: Path, split: str, counts: collections.Counter, masks: bool
-) -> tuple[list[ListedImage], list[str]]:
+def read_openimages(root: Path, split: str, counts: Counts, masks: bool) -> tuple[list[ListedImage], list[str]]:
     """Reads the images that have boxes in the file of a split, and the classes by name."""
     files = find(root, split)
     if not files:
@@ -45,11 +44,13 @@ def read_openimages(
         by_stem.setdefault(path.stem, path.name)
     names = _class_names(root, files[0])
     with reading(files[0], "boxes of OpenImages"):
-        for row in _boxes(files[0]):
+        for number, row in enumerate(_boxes(files[0]), FIRST_ROW):
             key = row["ImageID"]
             if key not in images:
                 images[key] = ListedImage(index.find(by_stem.get(key, f"{key}.jpg")), (0, 0), key, shares=True)
-            images[key].objects.append(_object(row, names, counts))
+                images[key].labels = files[0]
+            with at(f"row {number}"):
+                images[key].objects.append(_object(row, names, counts)._replace(place=f"row {number}"))
     listed = list(images.values())
     classes = set(names.values()) or class_names_of(listed)
     return listed + unlabelled(index, listed, UNLABELLED, counts), sorted(classes)
@@ -69,7 +70,7 @@ def _class_names(root: Path, file: Path) -> dict[str, str]:
 def _boxes(file: Path) -> Iterator[dict[str, str]]:
     """Yields the rows of a file of boxes, by the names in its first row."""
     head, *rows = _rows(file) or [[]]
-    for number, values in enumerate(rows, 1):
+    for number, values in enumerate(rows, FIRST_ROW):
         if len(values) != len(head):
             raise ValueError(f"row {number} has {len(values)} values for {len(head)} columns")
         yield dict(zip(head, values, strict=True))
@@ -83,7 +84,7 @@ def _rows(file: Path) -> list[list[str]]:
     return [row for row in rows if row]
 
 
-def _object(row: dict, names: dict[str, str], counts: collections.Counter) -> Object:
+def _object(row: dict, names: dict[str, str], counts: Counts) -> Object:
     label, group = row["LabelName"], (row.get("IsGroupOf") or "").strip()
     if names and label not in names:
         raise ValueError(f"the class {label} of image {row['ImageID']} has no name")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import functools
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from dupr_tf.data.images.decode import upright_size
+from dupr_tf.data.labels.counts import Counts, count_lines
 from dupr_tf.data.layouts import layout_of
 from dupr_tf.errors import UserError
 from dupr_tf.files import local_path, open_file
@@ -50,9 +50,10 @@ class Split:
 
     def summary(self) -> str:
         """Returns one line: images, labels, and counts of what was odd."""
-        odd = [f"{count} {what}" for what, count in self.counts.items() if count]
         folder = os.path.commonpath([os.path.dirname(path) for path in self.paths]) if self.paths else "no folder"
-        return "; ".join([f"{len(self)} images, {self.labels_text()}", *odd, f"from {escape(folder)}"])
+        return "; ".join(
+            [f"{len(self)} images, {self.labels_text()}", *count_lines(self.counts), f"from {escape(folder)}"]
+        )
 
 
 def take_share(images: Split, share: float, seed: int) -> tuple[Split, tuple[str, ...]]:
@@ -108,9 +109,23 @@ def reading(file: Path, what: str) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(None, f"There is no {file}.", "Add it, or pass another root or split.") from None
     except MISTAKES as error:
-        reason = str(error) if type(error) is ValueError else f"{type(error).__name__} {error}"
-        reason = one_line(reason, 200).rstrip(".")
+        reason = one_line(_reason(error), 200).rstrip(".")
         raise UserError(None, f"{file} cannot be read as {what}: {reason}.", "Correct the file.") from None
+
+
+@contextlib.contextmanager
+def at(place: str) -> Iterator[None]:
+    """Puts a place in a label file, such as `line 3`, before the reason of an error in the block."""
+    try:
+        yield
+    except UserError:
+        raise
+    except MISTAKES as error:
+        raise ValueError(f"{place}: {_reason(error)}") from None
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) if type(error) is ValueError else f"{type(error).__name__} {error}"
 
 
 def read_png(file: Path, what: str, modes: Sequence[str]) -> np.ndarray:
@@ -184,30 +199,29 @@ def refuse_many(unusable: Sequence, total: int, max_share: float, what: str) -> 
 
 
 def refuse_faults(
-    things: str, faults: Sequence[tuple[str, Path]], total: int, max_share: float, counts: collections.Counter
+    things: str, faults: Sequence[tuple[str, object]], total: int, max_share: float, counts: Counts
 ) -> None:
     """Counts the images, objects or masks of a split that cannot be used.
 
     Args:
         things: "images", "objects" or "masks".
-        faults: for each unusable one, what is wrong, and the image.
+        faults: for each unusable one, what is wrong, and where: a place in a label file, or the image.
         total: number of such things in the split.
         max_share: share of them that may be unusable.
-        counts: receives the faults.
+        counts: receives the faults, and an example of each kind.
 
     Raises:
         UserError: more than the share, or all, are unusable.
     """
-    by_kind = collections.Counter(fault for fault, _ in faults)
-    counts.update(by_kind)
+    kinds = Counts()
+    for fault, where in faults:
+        kinds.note(fault, where)
+    counts.update(kinds)
+    counts.examples |= kinds.examples
     if faults and (exceeds(len(faults), max_share, total) or len(faults) == total):
-        most = by_kind.most_common()
-        example = next(path for fault, path in faults if fault == most[0][0])
-        listed = "; ".join(f"{number} {fault}" for fault, number in most)
-        problem = f"{len(faults)} of {total} {things} cannot be used ({listed})"
-        first = f"such as {example}" if things == "images" else f"such as in {example}"
+        problem = f"{len(faults)} of {total} {things} cannot be used: {'; '.join(count_lines(kinds))}"
         fix = "Correct the labels or complete the folder, or raise data.max_bad_share."
-        raise UserError("data.max_bad_share", f"{problem}, {first}. {_limit(max_share)}", fix)
+        raise UserError("data.max_bad_share", f"{problem}. {_limit(max_share)}", fix)
 
 
 def _limit(max_share: float) -> str:

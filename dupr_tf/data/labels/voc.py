@@ -15,8 +15,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from dupr_tf.data.images.listing import EXTENSIONS, is_hidden
 from dupr_tf.data.labels.annotations import ListedImage, Object, class_names_of
+from dupr_tf.data.labels.counts import Counts
 from dupr_tf.data.labels.finding import OTHERS, ImageIndex, part_of, recognised, unlabelled
-from dupr_tf.data.labels.split import MissingSplit, inside, log, reading, size_of
+from dupr_tf.data.labels.split import MissingSplit, at, inside, log, reading, size_of
 from dupr_tf.data.layouts import voc_lists
 from dupr_tf.errors import UserError
 from dupr_tf.files import read_bounded
@@ -51,7 +52,7 @@ def _is_voc(head: str) -> bool:
     return re.search(r"<annotation[\s>]", head) is not None
 
 
-def read_voc(root: Path, split: str, counts: collections.Counter, masks: bool) -> tuple[list[ListedImage], list[str]]:
+def read_voc(root: Path, split: str, counts: Counts, masks: bool) -> tuple[list[ListedImage], list[str]]:
     """Reads the listed images with their objects, and the classes by name. `counts` receives what was odd."""
     lists = voc_lists(root, split)
     if not lists and _unlisted(root, split)[1]:
@@ -71,12 +72,12 @@ def read_voc(root: Path, split: str, counts: collections.Counter, masks: bool) -
         images += [_listed(listing, root, name, pictures, counts) for name in kept]
     # A class that only one split has still has a number in both.
     others = {path for other in ("train", "val") for path in voc_lists(root, other) if path.is_file()} - set(lists)
-    unused = collections.Counter()
+    unused = Counts()
     met = images + [_listed(listing, root, name, {}, unused) for listing in others for name in _names(listing)]
     return images, sorted(class_names_of(met))
 
 
-def _read_unlisted(root: Path, split: str, counts: collections.Counter) -> tuple[list[ListedImage], list[str]]:
+def _read_unlisted(root: Path, split: str, counts: Counts) -> tuple[list[ListedImage], list[str]]:
     """Reads a split of a root without lists: the images of a folder that have an XML file."""
     folder, files = _unlisted(root, split)
     _log_unlisted(folder, split)
@@ -84,7 +85,7 @@ def _read_unlisted(root: Path, split: str, counts: collections.Counter) -> tuple
     pictures = _by_stem(index.paths())
     images = _images(files, root, folder, pictures, counts)
     others = [file for other in {"train", "val"} - {split} for file in _unlisted(root, other)[1]]
-    met = images + _images(others, root, folder, {}, collections.Counter())
+    met = images + _images(others, root, folder, {}, Counts())
     return images + unlabelled(index, images, UNLABELLED, counts, ".xml"), sorted(class_names_of(met))
 
 
@@ -100,7 +101,7 @@ def _images(files: list[Path], root: Path, folder: Path, pictures: dict, counts)
     for file in files:
         tree = _parse(file)
         if tree.tag != "annotation":
-            counts[OTHERS] += 1
+            counts.note(OTHERS, file)
             continue
         stated = PureWindowsPath(tree.findtext("filename") or "").stem
         candidates = pictures.get(file.stem) or pictures.get(stated) or [folder / f"{file.stem}.jpg"]
@@ -165,7 +166,7 @@ def _parse(file: Path) -> ET.Element:
 def _image(file: Path, tree: ET.Element, key: str, candidates: list[Path], counts) -> ListedImage:
     """Returns the image of a file: of several candidates, the one that the file names."""
     with reading(file, "VOC annotations"):
-        objects = [_objects(node) for node in tree.iter("object")]
+        objects = [_objects(node, f"object {number}") for number, node in enumerate(tree.iter("object"), 1)]
         sides = {which: float(tree.findtext(f"size/{which}") or 0) for which in ("height", "width")}
         filename = PureWindowsPath((tree.findtext("filename") or "").strip()).name
     counts[EXTRA_BOXES] += sum(len(o) - 1 for o in objects)
@@ -175,18 +176,23 @@ def _image(file: Path, tree: ET.Element, key: str, candidates: list[Path], count
         raise UserError(
             None, f"{file} can belong to one image only, but {names} have its name.", "Remove or rename one."
         )
-    return ListedImage(named[0], size_of(sides), key, list(itertools.chain(*objects)))
+    return ListedImage(named[0], size_of(sides), key, list(itertools.chain(*objects)), labels=file)
 
 
-def _objects(node: ET.Element) -> list[Object]:
+def _objects(node: ET.Element, place: str) -> list[Object]:
     """Returns the objects of a node, one for each of its boxes. In VOC's own files a node has one box."""
+    with at(place):
+        return _boxes(node, place)
+
+
+def _boxes(node: ET.Element, place: str) -> list[Object]:
     name, ignored = read_name(node.findtext("name") or ""), read_flag(node.findtext("difficult"))
     boxes = node.findall("bndbox")
     if not boxes:
-        raise ValueError(f"an object ({name}) has no bndbox")
+        raise ValueError(f"it ({name}) has no bndbox")
     objects = []
     for box in boxes:
         x1, y1, x2, y2 = (float(box.findtext(which)) for which in ("xmin", "ymin", "xmax", "ymax"))
         # VOC counts pixels from 1 and includes the last one: (1, 1, w, h) is the whole image.
-        objects.append(Object(name, (x1 - 1, y1 - 1, x2, y2), ignored=ignored))
+        objects.append(Object(name, (x1 - 1, y1 - 1, x2, y2), ignored=ignored, place=place))
     return objects

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import collections
 import math
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from dupr_tf.data.labels.annotations import ListedImage, Object
+from dupr_tf.data.labels.counts import Counts
 from dupr_tf.data.labels.finding import OTHERS, list_images, missing_split, other_format
 from dupr_tf.data.labels.shapes import polygon
 from dupr_tf.data.labels.spelling import on_disk
@@ -52,7 +52,7 @@ def find(root: Path, split: str | None = None) -> list[Path]:
         return [file]
 
 
-def read_yolo(root: Path, split: str, counts: collections.Counter, masks: bool) -> tuple[list[ListedImage], list[str]]:
+def read_yolo(root: Path, split: str, counts: Counts, masks: bool) -> tuple[list[ListedImage], list[str]]:
     """Reads the images of a split with their objects, and the classes by number. `counts` receives what was odd."""
     file = _description(root)
     if file is None:
@@ -69,16 +69,18 @@ def read_yolo(root: Path, split: str, counts: collections.Counter, masks: bool) 
         images[path] = image = ListedImage(path, (0, 0), path.relative_to(root).as_posix(), shares=True)
         if label is None:
             image.fault = other_format(places, ".txt")
-            counts[UNLABELLED] += not image.fault
+            if not image.fault:
+                counts.note(UNLABELLED, path)
             continue
         used.add(label)
-        image.objects = _objects(label, description, counts)
+        image.labels, image.objects = label, _objects(label, description, counts)
     folders = {label.parent for label in used if "labels" in label.relative_to(root).parts}
     for label in sorted(path for folder in folders for path in folder.iterdir() if path not in used):
         if label.suffix == ".txt" and label.name not in CLASSES and not label.name.startswith("."):
             path = label.with_suffix(".jpg")
             images[path] = ListedImage(path, (0, 0), path.relative_to(root).as_posix())
-        counts[OTHERS] += label.is_file() and label.suffix not in (".txt", ".cache")
+        if label.is_file() and label.suffix not in (".txt", ".cache"):
+            counts.note(OTHERS, label)
     return list(images.values()), [description.names[number] for number in sorted(description.names)]
 
 
@@ -188,12 +190,13 @@ def _label_places(image: Path, root: Path) -> list[Path]:
     return tries
 
 
-def _objects(file: Path, description: YoloSet, counts: collections.Counter) -> list[Object]:
+def _objects(file: Path, description: YoloSet, counts: Counts) -> list[Object]:
     objects = []
     with reading(file, "YOLO labels"):
         for number, line in enumerate(read_text(read_bounded(file, MAX_YOLO_BYTES)).splitlines(), 1):
             if line.strip():
-                objects.append(_object(line.split(), f"line {number}", description, counts))
+                where = f"line {number}"
+                objects.append(_object(line.split(), where, description, counts)._replace(place=where))
     return objects
 
 
@@ -204,7 +207,7 @@ def _number(text: str, where: str) -> float:
         raise ValueError(f"{where} has {text!r:.60}, where a number with a decimal point is expected") from None
 
 
-def _object(fields: list[str], where: str, description: YoloSet, counts: collections.Counter) -> Object:
+def _object(fields: list[str], where: str, description: YoloSet, counts: Counts) -> Object:
     label, *values = (_number(field, where) for field in fields)
     if label not in description.names:
         raise ValueError(f"{where} has class {fields[0]}, and there are {len(description.names)} classes")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dupr_tf.cli import main
-from dupr_tf.data.labels.annotations import DROPPED, NO_FILE, read_annotations
+from dupr_tf.data.labels.annotations import CUT, DROPPED, MOSTLY_OUTSIDE, NO_FILE, read_annotations
 from dupr_tf.data.labels.convert import convert
 from dupr_tf.data.labels.finding import OTHER_FORMAT
 from dupr_tf.data.labels.label_studio import NAMELESS
@@ -138,4 +138,72 @@ def test_unnamed_regions_are_faults(tmp_path):
     place = {"x": 0, "y": 0, "width": 50, "height": 50}
     named = studio_result("rectanglelabels", FLAT_SCENE, place | {"rectanglelabels": ["cat"]})
     root = studio(tmp_path, studio_result("rectangle", FLAT_SCENE, place), named | {"id": "b"})
-    assert f"1 of 2 objects cannot be used (1 {NAMELESS})" in refusal(read_annotations, root, "train").problem
+    assert f"1 of 2 objects cannot be used: 1 {NAMELESS}" in refusal(read_annotations, root, "train").problem
+
+
+# {format: the place of the object without area of `FLAT_SCENE`}
+PLACES = {
+    "coco": "annotation 1 of {}/annotations/instances_train2017.json",
+    "coco_images": "annotation 1 of {}/annotations/instances_train.json",
+    "voc": "object 1 of {}/Annotations/train_001.xml",
+    "roboflow_voc": "object 1 of {}/train/train_0.xml",
+    "roboflow": "annotation 1 of {}/train/_annotations.coco.json",
+    "fiftyone": "annotation 1 of {}/train/labels.json",
+    "lvis": "annotation 1 of {}/lvis_v1_train.json",
+    "yolo": "line 1 of {}/labels/train/train_0.txt",
+    "roboflow_yolo": "line 1 of {}/train/labels/train_0.txt",
+    "fiftyone_yolo": "line 1 of {}/labels/train/train_0.txt",
+    "darknet": "line 1 of {}/obj_train_data/train_0.txt",
+    "cvat": "box 1 of the image train_0.jpg of {}/annotations.xml",
+    "labelme": "shape 1 of {}/train/train_0.json",
+    "label_studio": "region a of task 1 of {}/train/project-1-at-2025-01-01.json",
+    "openimages": "row 2 of {}/train-annotations-bbox.csv",
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_faults_are_named_with_their_file_and_place(tmp_path, name):
+    root = FORMATS[name][0](tmp_path / "set", {"train": MADE})
+    place = PLACES[name].format(root)
+    assert f"such as {place}. At most" in refusal(read_annotations, root, "train").problem
+    read = read_annotations(root, "train", max_bad_share=0.1)
+    assert place in read.counts.examples.values() and f"such as {place};" in read.summary()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_box_mostly_outside_is_a_warning_with_its_place(tmp_path, caplog, name):
+    outside = Picture((60, 80), [Thing("cat", (70, 10, 95, 40)), Thing("cat", (60, 10, 85, 40))])
+    if name == "labelme":
+        outside.things[1], outside.things[0] = outside.things  # its second thing is drawn as a polygon
+    root = FORMATS[name][0](tmp_path / "set", {"train": [outside, *pictures(3)]})
+    read = read_annotations(root, "train", max_bad_share=0)
+    assert read.counts[MOSTLY_OUTSIDE] == read.counts[CUT] == 1
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert (
+        len(warnings) == 1
+        and f"train: 1 {MOSTLY_OUTSIDE}, such as {read.counts.examples[MOSTLY_OUTSIDE]}" in warnings[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new", "place"),
+    [
+        ("voc", "Annotations/train_001.xml", "<xmin>", "<xmin>a", "object 1: "),
+        ("labelme", "train/train_0.json", '"points": [[', '"points": [["a", ', "shape 1: "),
+        ("cvat", "annotations.xml", 'xtl="', 'xtl="a', "box 1 of the image train_0.jpg: "),
+        ("openimages", "train-annotations-bbox.csv", ",1,0.", ",1,a0.", "row 2: "),
+        (
+            "label_studio",
+            "train/project-1-at-2025-01-01.json",
+            '"width": ',
+            '"width": "a", "w": ',
+            "region a of task 1: ",
+        ),
+    ],
+)
+def test_errors_in_label_files_name_the_place(tmp_path, name, file, old, new, place):
+    root = FORMATS[name][0](tmp_path / "set", {"train": pictures(2)})
+    text = (root / file).read_text()
+    assert old in text
+    (root / file).write_text(text.replace(old, new, 1))
+    assert f": {place}" in refusal(read_annotations, root, "train").problem

@@ -34,7 +34,7 @@ def changed_voc(tmp_path, old, new):
         ("<xmin>", "<xmin>5000", "boxes without area"),
         ("<xmin>", "<xmin>nan</xmin><xmin>", "boxes that are not finite"),
         ("<difficult>0", "<difficult>1", "boxes ignored (crowd, difficult)"),
-        ("<xmax>", "<xmax>9", "boxes cut to their image by half a pixel or more"),
+        ("<xmax>", "<xmax>9", "boxes of which more than half lies outside their image, cut to it"),
     ],
 )
 def test_odd_voc_contents_are_counted(tmp_path, old, new, what):
