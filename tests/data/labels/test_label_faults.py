@@ -179,10 +179,8 @@ def test_box_mostly_outside_is_a_warning_with_its_place(tmp_path, caplog, name):
     read = read_annotations(root, "train", max_bad_share=0)
     assert read.counts[MOSTLY_OUTSIDE] == read.counts[CUT] == 1
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert (
-        len(warnings) == 1
-        and f"train: 1 {MOSTLY_OUTSIDE}, such as {read.counts.examples[MOSTLY_OUTSIDE]}" in warnings[0]
-    )
+    place = read.counts.examples[MOSTLY_OUTSIDE]
+    assert len(warnings) == 1 and f"train: 1 {MOSTLY_OUTSIDE}, such as {place}" in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -192,18 +190,12 @@ def test_box_mostly_outside_is_a_warning_with_its_place(tmp_path, caplog, name):
         ("labelme", "train/train_0.json", '"points": [[', '"points": [["a", ', "shape 1: "),
         ("cvat", "annotations.xml", 'xtl="', 'xtl="a', "box 1 of the image train_0.jpg: "),
         ("openimages", "train-annotations-bbox.csv", ",1,0.", ",1,a0.", "row 2: "),
-        (
-            "label_studio",
-            "train/project-1-at-2025-01-01.json",
-            '"width": ',
-            '"width": "a", "w": ',
-            "region a of task 1: ",
-        ),
+        ("label_studio", "train/*.json", '"width": ', '"width": "a", "": ', "region a of task 1: "),
     ],
 )
 def test_errors_in_label_files_name_the_place(tmp_path, name, file, old, new, place):
     root = FORMATS[name][0](tmp_path / "set", {"train": pictures(2)})
-    text = (root / file).read_text()
-    assert old in text
-    (root / file).write_text(text.replace(old, new, 1))
+    file = next(root.glob(file))
+    assert old in (text := file.read_text())
+    file.write_text(text.replace(old, new, 1))
     assert f": {place}" in refusal(read_annotations, root, "train").problem
