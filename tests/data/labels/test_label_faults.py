@@ -196,6 +196,7 @@ def test_box_mostly_outside_is_a_warning_with_its_place(tmp_path, caplog, name):
 def test_errors_in_label_files_name_the_place(tmp_path, name, file, old, new, place):
     root = FORMATS[name][0](tmp_path / "set", {"train": pictures(2)})
     file = next(root.glob(file))
-    assert old in (text := file.read_text())
+    text = file.read_text()
+    assert old in text
     file.write_text(text.replace(old, new, 1))
     assert f": {place}" in refusal(read_annotations, root, "train").problem
