@@ -112,7 +112,7 @@ def _examine_labels(config: Config, root: Path | str) -> tuple[list[tuple[str, s
     labels = LABELS[DETECTORS[config.detector.kind].facts["task"]]
     train = labels.read(root, "train", config.data)
     try:
-        val = labels.read(root, "val", config.data, train.class_names)
-    except MissingSplit:
-        val = None
-    return about_labels(train, val, config)
+        val, missing = labels.read(root, "val", config.data, train.class_names), ""
+    except MissingSplit as error:
+        val, missing = None, error.found
+    return about_labels(train, val, config, missing)

@@ -17,6 +17,7 @@ from dupr_tf.config import Config
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.detection import MIN_SIDE, TrainingExamples, enough_visible, sides
 from dupr_tf.data.labels.annotations import AnnotatedImages
+from dupr_tf.data.labels.counts import count_lines
 from dupr_tf.data.labels.segments import IGNORED, SegmentedImages
 from dupr_tf.data.placing import STRIDE
 from dupr_tf.errors import UserError
@@ -92,9 +93,10 @@ def check_targets(images: AnnotatedImages | SegmentedImages, config: Config) -> 
 def _count_lost(images: AnnotatedImages, config: Config) -> BoxCounts:
     """Counts the boxes of the first batches. Raises UserError if none of them trains anything."""
     if not images.with_boxes():
-        odd = "; ".join(f"{count} {what}" for what, count in images.counts.items() if count)
+        odd = "; ".join(count_lines(images.counts))
         problem = f"None of the {len(images)} training images has a box to train on{odd and f' ({odd})'}."
-        raise UserError("--data", problem, "Use images with boxes, in pixels of their image.")
+        fix = "Label their objects" if all(images.bare) else "Correct the boxes that are counted"
+        raise UserError("--data", problem, f"{fix}, or pass the root of other labels.")
     counts = count_boxes(images, config)
     if counts.lost_share == 1:
         raise UserError(*lost_boxes(images, config, counts))

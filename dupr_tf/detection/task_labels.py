@@ -112,9 +112,8 @@ def _read_val(data, section: DataConfig, task: str, class_names):
     try:
         return LABELS[task].read(data, "val", section, class_names)
     except MissingSplit as error:
-        problem = f"{data} has a split train, but no split val. {error.problem}"
         fix = "Pass --data.val_share 0.1 to draw a tenth of train for it, or add the split."
-        raise UserError("data.val_share", problem, fix) from None
+        raise UserError("data.val_share", error.problem, fix) from None
 
 
 def _refuse_own_val(data, section: DataConfig, task: str) -> None:

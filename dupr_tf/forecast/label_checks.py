@@ -22,13 +22,16 @@ MOST_PLACED = 2000  # images whose boxes are placed as in training
 MOST_DECODED = 20_000  # images that are decoded, to find unusable ones and duplicates
 
 
-def about_labels(train: Images, val: Images | None, config: Config) -> tuple[list[tuple[str, str]], list[str]]:
+def about_labels(
+    train: Images, val: Images | None, config: Config, missing: str = ""
+) -> tuple[list[tuple[str, str]], list[str]]:
     """Examines the labelled images of a detector's config.
 
     Args:
         train: the training split.
         val: the split to evaluate on, or None.
         config: with the section `detector`.
+        missing: what the root has that seems to be val under another name.
 
     Returns:
         Rows (name, numbers), and sentences that say what to change.
@@ -40,7 +43,7 @@ def about_labels(train: Images, val: Images | None, config: Config) -> tuple[lis
     rows = [("images", ", ".join(f"{len(images):,} in {split}" for split, images in splits.items()))]
     sentences = []
     if val is None:
-        fix = "Pass --data.val_share 0.1 to draw a tenth of train for it."
+        fix = f"{missing} Pass --data.val_share 0.1 to draw a tenth of train for it.".strip()
         sentences += [] if config.data.val_share else [f"There is no split val. {fix}"]
     if isinstance(train, AnnotatedImages):
         for part in (_on_classes(splits), _on_boxes(train, config), _on_background(splits, config)):

@@ -126,7 +126,7 @@ def test_ignored_boxes_do_not_count():
         ([[100, 100, 112, 112]], {"short_sides": [96, 128]}, "detector.short_sides", "tiles"),
         ([[100, 100, 240, 240]], {"size": 128}, "data.image_size", "detector.anchor_scale"),
         ([[0.1, 0.2, 0.5, 0.9]], {}, "--data", "pixels"),
-        ([], {}, "--data", "pixels"),
+        ([], {}, "--data", "other labels"),
     ],
 )
 def test_task_without_targets_is_refused(boxes, settings, field, named):

@@ -60,6 +60,8 @@ def convert(root: Path, output: Path, to: str, kind: str, max_bad_share: float) 
             images, names = list_objects(root, split, kind, max_bad_share, masks, counts)
         except MissingSplit as error:
             missing = missing or error
+            if error.found:
+                log.warning("%s: not converted. %s", split, error.found)
             continue
         if classes:
             count_class_differences(names, list(classes), counts)
@@ -75,6 +77,9 @@ def convert(root: Path, output: Path, to: str, kind: str, max_bad_share: float) 
         splits[split], read[split] = kept, counts
     if not splits:
         raise missing
+    if not any(image.objects for images in splits.values() for image in images):
+        problem = f"None of the {sum(map(len, splits.values()))} images of {root} has a box."
+        raise UserError(None, problem, "Pass the root of labelled images.")
     with _new_folder(output):
         return WRITERS[to](splits, list(classes), read, output)
 

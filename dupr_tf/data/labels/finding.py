@@ -58,10 +58,11 @@ def part_of(root: Path, split: str, label_files: Callable[[Path], list[Path]]) -
 def recognised(files: Sequence[Path], test: Callable[[str], bool]) -> list[Path]:
     """Returns the files without hidden ones, if the start of one of the first files passes a test; otherwise []."""
     shown = sorted(path for path in files if not is_hidden(path.name) and path.is_file())
-    return shown if any(test(_head(path)) for path in shown[:SNIFFED]) else []
+    return shown if any(test(head_of(path)) for path in shown[:SNIFFED]) else []
 
 
-def _head(path: Path) -> str:
+def head_of(path: Path) -> str:
+    """Returns the start of a file as text; "" if it cannot be read."""
     try:
         with open_file(path) as file:
             return file.read(HEAD_BYTES).decode("utf-8", "replace")
@@ -77,7 +78,7 @@ def other_format(images: Sequence[Path], own: str = "") -> str:
         own: ending of the format's own label files.
     """
     found = (
-        path.with_suffix(ending).is_file() and start.match(_head(path.with_suffix(ending)))
+        path.with_suffix(ending).is_file() and start.match(head_of(path.with_suffix(ending)))
         for path in images
         for ending, start in LABELS.items()
         if ending != own

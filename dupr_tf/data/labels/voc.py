@@ -60,9 +60,8 @@ def read_voc(root: Path, split: str, counts: Counts, masks: bool) -> tuple[list[
     if not lists:
         raise MissingSplit(
             None,
-            f"{root} has no labels of a split {split} in a layout of `dupr-tf list boxes`, such as "
-            f"annotations/instances_{split}.json, ImageSets/Main/{split}.txt or data.yaml.",
-            "Pass the root of a labelled data set (docs/labels.md).",
+            f"{root} has no ImageSets/Main/{split}.txt, and no XML files of a split {split}.",
+            "Add them, or pass another root or split.",
         )
     images = []
     for listing in lists:

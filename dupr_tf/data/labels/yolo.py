@@ -20,6 +20,7 @@ from dupr_tf.data.layouts import names_of
 from dupr_tf.errors import UserError
 from dupr_tf.files import open_file, read_bounded
 from dupr_tf.safe_yaml import safe_value
+from dupr_tf.text import escape
 from dupr_tf.values import read_name, read_text
 
 MAX_YOLO_BYTES = 64 << 20
@@ -74,6 +75,8 @@ def read_yolo(root: Path, split: str, counts: Counts, masks: bool) -> tuple[list
             continue
         used.add(label)
         image.labels, image.objects = label, _objects(label, description, counts)
+    if not used:
+        _refuse_unlabelled(list(images.values()), root, split)
     folders = {label.parent for label in used if "labels" in label.relative_to(root).parts}
     for label in sorted(path for folder in folders for path in folder.iterdir() if path not in used):
         if label.suffix == ".txt" and label.name not in CLASSES and not label.name.startswith("."):
@@ -82,6 +85,35 @@ def read_yolo(root: Path, split: str, counts: Counts, masks: bool) -> tuple[list
         if label.is_file() and label.suffix not in (".txt", ".cache"):
             counts.note(OTHERS, label)
     return list(images.values()), [description.names[number] for number in sorted(description.names)]
+
+
+def _refuse_unlabelled(images: list[ListedImage], root: Path, split: str) -> None:
+    """Raises UserError if no image of a split has a label file: they are missing, not empty."""
+    path = next((image.path for image in images if image.path.is_file()), None)
+    if path is not None and not any(image.fault for image in images):
+        problem = f"None of the {len(images)} images of the split {split} in {root} has a label file."
+        expected = " or ".join(escape(place.relative_to(root).as_posix()) for place in _label_places(path, root))
+        fix = f"Add the files: for {escape(path.name)} that is {expected}. An image without objects has an empty one."
+        raise UserError(None, problem, fix)
+
+
+def missing_part(root: Path, split: str) -> str:
+    """Returns what the file that describes a data set lacks of a split; "" without a file or a fault."""
+    file = _description(root)
+    if file is None:
+        named = (root / f"{name}.{ending}" for name in ("data", "dataset") for ending in ("yaml", "yml"))
+        file = next((path for path in named if path.is_file()), None)
+        return "" if file is None else f"{file.name}, which has no `names`, or none of `path`, `train` and `val`"
+    try:
+        description = _read(file, root)
+    except (*MISTAKES, UserError):  # the reader reports it
+        return ""
+    values = next((values for name in names_of(split) if (values := description.places.get(name))), [])
+    lost = [str(value) for value in values if _place(value, description.base, root) is None]
+    if lost:
+        return f"{file.name}, whose {split} is {lost[0]}, and that is not below the root"
+    others = any(_place(value, description.base, root) for places in description.places.values() for value in places)
+    return "" if values or others else f"{file.name}, which has no `{split}`"
 
 
 def _description(root: Path) -> Path | None:

@@ -296,7 +296,7 @@ def test_wrong_roots_and_files_are_refused(tmp_path, coco, voc):
     cases = [
         ((tmp_path / "absent", "train"), None, "absent"),
         ((tmp_path / "empty", "train"), None, "empty"),
-        ((coco, "test"), None, "test.txt"),
+        ((coco, "test"), None, "of a split test"),
         ((voc, "train", "coco"), None, "instances_train.json"),
         ((voc, "train", "folder"), "data.kind", "'folder'"),
         ((coco, "odd"), None, "instances_odd.json"),

@@ -167,7 +167,7 @@ def test_wrong_roots_are_refused(root, tmp_path):
     cases = [
         ((tmp_path / "none", "train"), None, "none"),
         ((tmp_path / "empty", "train"), None, "train/images"),
-        ((root, "test"), None, "test/images"),
+        ((root, "test"), None, "none of a split test"),
         ((root, "train", "coco"), "data.kind", "'coco'"),
         ((root, "train", "cityscapes"), None, "leftImg8bit"),
         ((root, "train"), None, "classes.txt"),
