@@ -9,10 +9,11 @@ from typing import Literal
 import tyro
 
 from dupr_tf.commands.checks import output_problems
-from dupr_tf.commands.screen import print_line
+from dupr_tf.commands.screen import print_line, print_table
 from dupr_tf.config import parse_config
 from dupr_tf.data.labels.counts import count_lines
 from dupr_tf.errors import UserError, raise_all
+from dupr_tf.text import escape
 
 FLAGS = {"data.max_bad_share": "--max-bad-share", "data.kind": "--kind"}  # {field of a config: flag of this command}
 
@@ -21,8 +22,8 @@ FLAGS = {"data.max_bad_share": "--max-bad-share", "data.kind": "--kind"}  # {fie
 class Convert:
     """Write a labelled data set in the layout of COCO or YOLO.
 
-    Prints what the labels have that was not read, and what the new layout cannot hold. Images are hard links of the old
-    ones, or copies if the file system allows no links.
+    Prints what the labels have that was not read, what the new layout cannot hold, and the number of boxes of each
+    class. Images are hard links of the old ones, or copies if the file system allows no links.
     """
 
     EXAMPLE = "dupr-tf convert runs/sample --output runs/sample_yolo --to yolo"
@@ -44,11 +45,13 @@ class Convert:
         if not problems and self.output.is_dir() and any(self.output.iterdir()):
             problems.append(UserError("--output", f"{self.output} is not empty.", "Pass a new folder."))
         raise_all(problems)
-        for part in self._convert():
+        parts = self._convert()
+        for part in parts:
             print_line(f"{part.split}: {part.images} images, {part.boxes} boxes")
             for title, counts in (("in the labels", part.read), (f"not in {self.to}", part.lost)):
                 for line in count_lines(counts):
                     print_line(f"  {title}: {line}")
+        print_table(("boxes of the class", *(part.split for part in parts)), _class_rows(parts))
         print_line(f"wrote {self.output}")
 
     def _convert(self) -> list:
@@ -61,3 +64,14 @@ class Convert:
                 raise
             flag = FLAGS[error.field]
             raise UserError(flag, error.problem, error.fix.replace(error.field, flag)) from None
+
+
+def _class_rows(parts: list) -> list[tuple[str, ...]]:
+    """Returns a row for each class with the number of its boxes in each split. Most rare classes share a row."""
+    from dupr_tf.data.labels.class_names import shown_classes
+
+    counts = {part.split: part.classes for part in parts}
+    shown, rest = shown_classes(counts)
+    rows = [(escape(name), *(f"{of_split[name]:,}" for of_split in counts.values())) for name in shown]
+    sums = (f"{sum(of_split[name] for name in rest):,}" for of_split in counts.values())
+    return rows + ([(f"{len(rest):,} more classes", *sums)] if rest else [])

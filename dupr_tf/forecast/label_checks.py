@@ -9,13 +9,13 @@ from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.detection import unreadable_images
 from dupr_tf.data.inspection import count_boxes, inspect_targets, lost_boxes
 from dupr_tf.data.labels.annotations import AnnotatedImages
+from dupr_tf.data.labels.class_names import shown_classes, similar_text
 from dupr_tf.data.labels.partition import group_duplicates
 from dupr_tf.data.labels.segments import SegmentedImages
 from dupr_tf.errors import UserError
 from dupr_tf.text import escape
 
 Images = AnnotatedImages | SegmentedImages
-MOST_CLASSES = 20  # classes that get a row each
 FEW_BOXES = 10  # boxes of a class; with fewer it hardly trains
 MANY_LOST = 0.05  # share of the boxes from which on a setting is proposed
 MOST_PLACED = 2000  # images whose boxes are placed as in training
@@ -81,13 +81,15 @@ def _on_classes(splits: dict[str, AnnotatedImages]) -> tuple[list, list]:
     order = np.argsort(-counts["train"], kind="stable").tolist()
     ignored = {split: sum(int(flags.sum()) for flags in images.ignored) for split, images in splits.items()}
     rows = [("boxes", ", ".join(f"{counts[s].sum():,} in {s} ({ignored[s]:,} more ignored)" for s in splits))]
-    for number in order[:MOST_CLASSES]:
-        numbers = ", ".join(f"{of_split[number]:,} in {split}" for split, of_split in counts.items())
-        rows.append((f"class {escape(names[number])}", numbers))
-    if len(order) > MOST_CLASSES:
-        numbers = ", ".join(f"{of_split[order[MOST_CLASSES:]].sum():,} in {s}" for s, of_split in counts.items())
-        rows.append((f"{len(order) - MOST_CLASSES:,} more classes", numbers))
-    sentences = []
+    by_name = {split: dict(zip(names, of_split.tolist(), strict=True)) for split, of_split in counts.items()}
+    shown, rest = shown_classes(by_name)
+    parts = [(f"class {escape(name)}", [name]) for name in shown]
+    parts += [(f"{len(rest):,} more classes", rest)] if rest else []
+    for title, summed in parts:
+        numbers = (f"{sum(of_split[name] for name in summed):,} in {split}" for split, of_split in by_name.items())
+        rows.append((title, ", ".join(numbers)))
+    similar = similar_text({name: sum(of_split[name] for of_split in by_name.values()) for name in names})
+    sentences = [similar] if similar else []
     rare = [escape(names[number]) for number in order if counts["train"][number] < FEW_BOXES]
     if rare:
         sentences.append(

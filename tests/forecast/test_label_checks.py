@@ -9,8 +9,9 @@ import pytest
 from dupr_tf.cli import main
 from dupr_tf.config import dump_config, load_config
 from dupr_tf.data.labels.annotations import read_annotations
+from dupr_tf.data.labels.class_names import MOST_CLASSES
 from dupr_tf.data.labels.segments import read_segments
-from dupr_tf.forecast.label_checks import MOST_CLASSES, about_labels
+from dupr_tf.forecast.label_checks import about_labels
 from tests.label_formats import write_yolo
 from tests.labelled_scenes import Picture, Thing, pictures, write_coco, write_masks
 from tests.refusals import refusal

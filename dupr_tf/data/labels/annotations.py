@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from dupr_tf.data.labels.class_names import warn_of_similar_classes
 from dupr_tf.data.labels.counts import Counts
 from dupr_tf.data.labels.run_lengths import mask_of_box, read_mask
 from dupr_tf.data.labels.spelling import on_disk
@@ -164,6 +165,7 @@ def list_objects(
     images = _usable_images(listed, max_bad_share, counts)
     _keep_usable_objects(images, names, max_bad_share, counts)
     _warn_of_boxes_outside(split, counts)
+    warn_of_similar_classes(split, collections.Counter(item.name for image in images for item in image.objects))
     check_classes(names, ())
     return images, names
 

@@ -35,6 +35,7 @@ class Converted(NamedTuple):
     split: str
     images: int
     boxes: int
+    classes: dict[str, int]  # {class: number of boxes}
     read: dict[str, int]  # {what was odd in the labels: how often}
     lost: dict[str, int]  # {what the new layout cannot hold: count}
 
@@ -135,10 +136,11 @@ def _write_coco(splits: dict, classes: list[str], read: dict, output: Path) -> l
             for item in image.objects:
                 row = {"id": len(annotations) + 1, "image_id": number, "category_id": numbers[item.name]}
                 annotations.append(row | _coco_fields(item, image.size))
+        counted = dict.fromkeys(classes, 0) | collections.Counter(i.name for image in images for i in image.objects)
         categories = [{"id": number, "name": name} for name, number in numbers.items()]
         content = {"images": rows, "annotations": annotations, "categories": categories}
         write_whole(output / "annotations" / f"instances_{split}.json", json.dumps(content))
-        written.append(Converted(split, len(images), len(annotations), read[split], {}))
+        written.append(Converted(split, len(images), len(annotations), counted, read[split], {}))
     return written
 
 
@@ -163,14 +165,16 @@ def _write_yolo(splits: dict, classes: list[str], read: dict, output: Path) -> l
         kept = [image for image in images if not image.objects or not all(item.ignored for item in image.objects)]
         lost[HIDDEN] = len(images) - len(kept)
         lost[IGNORED] = sum(item.ignored for image in images for item in image.objects)
-        boxes = 0
+        counted = dict.fromkeys(classes, 0)
         for image, name in zip(kept, _place_images(kept, output / "images" / split), strict=True):
             items = [item for item in image.objects if not item.ignored]
             lost[OUTLINES] += 0 if polygons else sum(item.segmentation is not None for item in items)
             lines = [f"{numbers[item.name]} {_yolo_numbers(item, image.size, polygons)}\n" for item in items]
             write_whole(output / "labels" / split / name.with_suffix(".txt"), "".join(lines))
-            boxes += len(items)
-        written.append(Converted(split, len(kept), boxes, read[split], {k: n for k, n in lost.items() if n}))
+            for item in items:
+                counted[item.name] += 1
+        odd = {what: count for what, count in lost.items() if count}
+        written.append(Converted(split, len(kept), sum(counted.values()), counted, read[split], odd))
     places = "".join(f"{split}: images/{split}\n" for split in splits)
     names = "".join(f"  {number}: {quoted(name)}\n" for name, number in numbers.items())
     write_whole(output / "data.yaml", f"{places}names:\n{names}")
