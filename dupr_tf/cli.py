@@ -21,6 +21,7 @@ OUT_OF_MEMORY = (
     "Memory or threads ran out. Use a smaller batch, image size or model, or stop other programs, and run the same "
     "command again."
 )
+INTERRUPTED = "interrupted. Run the same command again to go on."
 NARROWEST = 40  # columns: tyro never ends if a word does not fit
 
 
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         silence(sys.stdout)  # for text that Python writes at its end
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt as error:  # RunInterrupted after the state is saved, or Ctrl-C anywhere else
-        complain([str(error) if isinstance(error, RunInterrupted) else "interrupted"])
+        complain([str(error) if isinstance(error, RunInterrupted) else INTERRUPTED])
         return getattr(error, "code", 128 + signal.SIGINT)
     except (UserError, RunFailed) as error:
         complain([f"error: {one}" for one in getattr(error, "errors", [error])])

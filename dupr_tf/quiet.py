@@ -15,14 +15,14 @@ import sys
 from collections.abc import Iterator
 from importlib.machinery import PathFinder
 
-LIBRARIES = ("absl", "tensorflow", "matplotlib", "grain")
+LIBRARIES = ("absl", "tensorflow", "tf2onnx", "matplotlib", "grain")
 # A note or warning of absl, such as "I0000 00:00:17… 26184 port.cc:153] oneDNN …", or in TensorFlow's older form.
 NOTE = rb"[IW]\d{4} |WARNING: All log messages before absl|\d{4}-\d\d-\d\d [\d:.]+: [IW] "
 LOADED = b"\0loaded\n"  # the last line of the pipe if all went well
 
 
 def silence_libraries(gpu: bool = True) -> None:
-    """Keeps all but the errors of TensorFlow, absl, oneDNN, Grain and matplotlib from standard error.
+    """Keeps all but the errors of TensorFlow, tf2onnx, absl, oneDNN, Grain and matplotlib from standard error.
 
     Args:
         gpu: log C++ errors after the import. On a CPU they are hidden, because oneDNN logs each int64 operation as an

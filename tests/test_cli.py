@@ -11,7 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 import dupr_tf
-from dupr_tf.cli import main
+from dupr_tf.cli import INTERRUPTED, main
 from dupr_tf.commands import COMMANDS
 from dupr_tf.commands.parsing import overview, parse, split_overrides
 from dupr_tf.commands.probe import FLAGS
@@ -192,8 +192,8 @@ class Failing:
     (RunFailed("The loss is NaN."), 1, ["dupr-tf: error: The loss is NaN."]),
     (WorkerLost("Worker 1 is gone."), 75, ["dupr-tf: error: Worker 1 is gone."]),
     (RunInterrupted(15, 7), 143, [f"dupr-tf: {RunInterrupted(15, 7)}"]),
-    (KeyboardInterrupt(), 130, ["dupr-tf: interrupted"]),
-    (KeyboardInterrupt("\n"), 130, ["dupr-tf: interrupted"]),
+    (KeyboardInterrupt(), 130, [f"dupr-tf: {INTERRUPTED}"]),
+    (KeyboardInterrupt("\n"), 130, [f"dupr-tf: {INTERRUPTED}"]),
 ], ids=lambda value: type(value).__name__)  # fmt: skip
 def test_exit_code_follows_from_the_class_of_the_error(capsys, monkeypatch, error, code, lines):
     monkeypatch.setattr("dupr_tf.commands.parsing.parse", lambda _: (Failing(error), {}))

@@ -111,8 +111,8 @@ def print_export(written: Path) -> None:
     for against in dict.fromkeys(against for against, _ in largest):
         levels = ", ".join(f"{level} {largest[a, level]:.1e}" for a, level in largest if a == against)
         print_line(f"compared with {against}: {levels}")
-    for reason in manifest["not_compared"]:
-        print_line(f"not compared with {reason}")
     relative = manifest["relative_difference"]
     value = "value" if {"boxes", "segments"} & {level for _, level in largest} else "feature"
     print_line(f"largest difference {manifest['difference']:.1e} ({relative:.1e} of the largest {value})")
+    for reason in manifest["not_compared"]:
+        print_line(f"not compared with {reason}")

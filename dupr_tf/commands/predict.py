@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from dupr_tf.commands.checks import output_problems, problems_of, refuse_kept_fields
 from dupr_tf.commands.screen import print_line
 from dupr_tf.detection.outputs import OUTPUTS
-from dupr_tf.errors import raise_all
+from dupr_tf.errors import UserError, raise_all
 from dupr_tf.training.cluster import refuse_cluster
 
 
@@ -36,11 +37,14 @@ class Predict:
     to: Literal[tuple(OUTPUTS)] | None = None
     """Output format. coco writes annotations/instances_train.json, yolo and png a file for each image, csv one table.
     Default: coco, or png for a detector of segments."""
-    min_score: float | None = None
-    """Lowest score of a detection. Default: detector.score_threshold of the detector."""
+    min_score: Annotated[float | Literal["suggested"] | None, tyro.conf.arg(metavar="FLOAT|suggested")] = None
+    """Lowest score of a detection, or the word suggested: the score with the best F1 on val. Default:
+    detector.score_threshold of the detector, from which on most detections are wrong."""
     image_size: int | None = None
     """Size at which the detector sees images, px: the side of the square, or the short side of images of any size.
     Default: that of the detector."""
+    one_class_per_box: bool = False
+    """Keep the best class only where boxes of several classes cover each other."""
     pictures: int = 0
     """Number of images to draw with their detections, spread over all."""
     max_bad_share: float = 0.01
@@ -55,11 +59,23 @@ class Predict:
         raise_all([*problems_of(refuse_kept_fields, overrides), *problems])
         from dupr_tf.detection.predict import BAD_IMAGES, PredictSettings, predict
 
-        settings = PredictSettings(self.to, self.min_score, self.image_size)
+        settings = PredictSettings(self.to, self.min_score, self.image_size, self.one_class_per_box)
         limits = self.pictures, self.max_bad_share, self.batch_size
         done = predict(self.detector, self.images, self.output, settings, *limits, overrides=overrides)
         detections = "" if done.detections is None else f", {done.detections:,} detections"
         print_line(f"{done.images:,} images{detections}")
+        self._say_suggestion()
         if done.left_out:
             print_line(f"{done.left_out:,} unreadable files were left out: {self.output / BAD_IMAGES}")
         print_line(f"wrote {self.output}")
+
+    def _say_suggestion(self) -> None:
+        """Prints the suggested threshold of the detector, if it has one and none was given."""
+        from dupr_tf.detection.finetune import detector_file, suggested_score
+
+        low = None
+        if self.min_score is None:
+            with contextlib.suppress(UserError):  # a damaged metrics.json, which this output does not need
+                low = suggested_score(detector_file(self.detector))
+        if low is not None:
+            print_line(f"most detections of a low score are wrong: --min-score suggested keeps those from {low:g} on")

@@ -48,7 +48,7 @@ class Scan:
         if self.workers is not None and self.workers < 1:
             raise UserError("--workers", f"Expected 1 or more, received {self.workers}.")
         paths = list_images(self.directory)
-        from dupr_tf.data.images.bad_images import advice
+        from dupr_tf.data.images.bad_images import FLAGS, advice
         from dupr_tf.data.images.duplicates import frames_warning, near_identical_folders
         from dupr_tf.data.images.scan import SKIPPED, count_groups, scan_images
 
@@ -62,5 +62,5 @@ class Scan:
         if not exceeds(skipped, self.max_bad_share, len(looks)):
             return 0
         reasons = [look.reason for look in looks if look.outcome == SKIPPED]
-        print_warnings([advice(reasons, len(looks), flags=True)])
+        print_warnings([advice(reasons, len(looks), FLAGS)])
         return REFUSED

@@ -20,7 +20,7 @@ from rich.console import Console
 from dupr_tf.config import DataConfig
 from dupr_tf.data.detection import read_image
 from dupr_tf.data.file_results import file_stamp
-from dupr_tf.data.images.bad_images import LeftOut
+from dupr_tf.data.images.bad_images import LeftOut, advice, warn_of_few_levels
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.shards.index import read_sealed, seal
@@ -31,6 +31,7 @@ from dupr_tf.text import duration, escape, one_line
 from dupr_tf.values import exceeds
 
 SAY_EVERY, SAME_BATCH = 5.0, 0.01  # seconds
+LIMITS = ("--max-bad-share", "--data.max_pixels", "--data.depth")  # how the user sets them
 Bad = list[tuple[str, str]]  # name and reason
 Stream = Callable[[list[str]], Iterator[tuple[int, Any]]]  # paths -> number and result, or why there is none
 Encode = Callable[[str, Any], bytes]  # name of an image and its result -> bytes in the part
@@ -71,6 +72,25 @@ def source_facts(root: str, names: Iterable[str]) -> dict:
         digest.update(os.fsencode(f"{name}\0"))
         count += 1
     return {"root": os.fsdecode(root), "files": count, "sha256": digest.hexdigest()}
+
+
+def recorded_differences(saved: dict, now: dict) -> str:
+    """Returns how the record of an earlier run differs from that of this run, as text; empty if they are the same.
+
+    Args:
+        saved, now: {part of the record: value or {name: value}}.
+    """
+    found = []
+    for part, value in now.items():
+        old = saved.get(part)
+        if not isinstance(value, dict) or not isinstance(old, dict):
+            found += [f"{part} {old}, not {value}"] if old != value else []
+            continue
+        names = [name for name in value if old.get(name) != value[name]]
+        visible = [name for name in names if name != "sha256"]  # a digest tells the user nothing
+        found += [f"{name} {old.get(name)}, not {value[name]}" for name in visible]
+        found += [f"another {part}"] if names and not visible else []
+    return escape("; ".join(found))
 
 
 def check_range(flag: str, value: float, low: float, high: float) -> None:
@@ -151,6 +171,7 @@ class ImageParts:
                 left_out.add(name, reason, earlier=True)
         if kept:
             console.print(f"resuming after {kept} of {len(self.names)} images")
+        warn_of_few_levels([os.path.join(self.root, name) for name in self.names], self.data.depth)
         progress = ImageProgress(len(self.names), kept, console)
         budget = _BadBudget(len(self.names), max_bad_share, bad_list, left_out)
         for number in missing:
@@ -208,9 +229,11 @@ class _BadBudget:
         self.left_out.add(name, reason)
         if exceeds(self.left_out.count, self.max_share, self.images):
             self.left_out.write(self.bad_list)
+            reasons = [reason for _, reason in self.left_out.listed]
+            fix = advice(reasons, self.images, LIMITS, count=self.left_out.count)
             raise RunFailed(
-                f"{self.left_out.count} of {self.images} images cannot be read, listed in {self.bad_list}. "
-                "Replace them, or raise --max-bad-share, and run the same command again."
+                f"{self.left_out.count} of {self.images} images cannot be read so far, such as {escape(name)} "
+                f"({reason}), where {self.max_share:.2%} may be left out: see {self.bad_list}. {fix}"
             )
 
 

@@ -13,7 +13,7 @@ from dupr_tf.text import plot_label
 
 IOU = 0.5
 NO_OBJECT = "(none)"  # the row of detections without an object, and the column of objects without a detection
-MOST_NAMED = 40  # classes whose names fit beside a picture
+MOST_NAMED, MOST_COUNTED = 40, 21  # classes whose names fit beside a picture, and whose counts fit into it
 UNMATCHED, IGNORED = -1, -2
 
 
@@ -111,8 +111,14 @@ def name_confusion(counts: np.ndarray, class_names: Sequence[str]) -> dict[str, 
     return dict(zip(names, rows, strict=True))
 
 
-def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> Callable[[Path], None]:
-    """Returns a function that draws a confusion matrix to a PNG file; each row sums to 1."""
+def confusion_picture(counts: np.ndarray, class_names: Sequence[str], title: str = "") -> Callable[[Path], None]:
+    """Returns a function that draws a confusion matrix to a PNG file: shares of a row as colours, and few counts.
+
+    Args:
+        counts: matrix of `count_confusion`, or of pixels.
+        class_names: names of the classes 0, 1, …
+        title: title above the matrix.
+    """
 
     def draw(path: Path) -> None:
         from matplotlib.figure import Figure
@@ -126,6 +132,12 @@ def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> Callabl
         if len(names) <= MOST_NAMED:
             axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
             axes.set_yticks(range(len(names)), names, parse_math=False)
+        if len(names) <= MOST_COUNTED:
+            for row, column in np.argwhere(counts):
+                ink = "white" if shares[row, column] > 0.5 else "black"
+                text = f"{counts[row, column]:.3g}" if counts.max() >= 100_000 else f"{counts[row, column]:g}"
+                axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
+        axes.set_title(title, fontsize=10)
         figure.savefig(path, metadata={"Software": None})
 
     return draw

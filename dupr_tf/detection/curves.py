@@ -74,7 +74,12 @@ def threshold_lines(scores: dict) -> list[str]:
     suggested = scores.get("suggested_threshold")
     if not suggested:
         return []
-    return [line.format(low=math.floor(1000 * suggested["min_score"]) / 1000, **suggested)]  # keeps that detection
+    return [line.format(low=rounded_score(suggested), **suggested)]
+
+
+def rounded_score(suggested: dict) -> float:
+    """Returns the score of a `suggested_threshold`, rounded down to three digits so that it keeps that detection."""
+    return math.floor(1000 * float(suggested["min_score"])) / 1000
 
 
 def class_rows(metrics: dict) -> list[tuple[str, ...]]:

@@ -8,11 +8,13 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.data.images.decode import read_photo
+from dupr_tf.detection.finetune import detector_file, suggested_score
 from dupr_tf.detection.formats import DETECTOR_EXPORTS
 from dupr_tf.detection.registry import task_of
 from dupr_tf.detection.runtimes import DESCRIPTION_FILE, LABELS_FILE
 from dupr_tf.detection.saving import load_detector, serve_function
 from dupr_tf.errors import RunFailed, UserError
+from dupr_tf.text import count_text
 from dupr_tf.weights.export import bytes_wanted, check_finite, manifest_facts, write_export
 from dupr_tf.weights.model_card import NO_LICENSE, card_text, origin
 from dupr_tf.weights.paths import export_output
@@ -60,7 +62,7 @@ def export_file(path, to, output, image=None, overwrite=False, license=None):
     if to in detector.NOT_EXPORTED:
         raise UserError("--to", f"{detector.name} cannot become {to}: {detector.NOT_EXPORTED[to]}.", "Use saved_model.")
     check_finite(detector, can_allow=False)
-    description = describe(detector)
+    description = describe(detector) | {"suggested_threshold": suggested_score(detector_file(path))}
 
     def fill(directory):
         against, run = write(detector, directory, description)
@@ -107,7 +109,7 @@ def compare_runtimes(detector, against, run, images) -> Written:
     serve, checks, total = serve_function(detector), [], 0
     for image in images:
         expected = {name: value.numpy() for name, value in serve(tf.constant(image[None])).items()}
-        received, size = run(image[None]), "×".join(map(str, image.shape[:2]))
+        received, size = run(image[None]), "×".join(map(str, image.shape[1::-1]))
         if task_of(detector) == "segments":
             share = float(np.mean(expected["segments"] != received["segments"]))
             checks.append(Check(against, size, "segments", share, 1.0, True))
@@ -121,7 +123,8 @@ def compare_runtimes(detector, against, run, images) -> Written:
             for name, value in differences.items()
         ]
     empty = task_of(detector) != "segments" and total == 0
-    missing = "detections, since the images have none: pass --image with a photo in which `predict` finds objects"
+    photo = "Pass --image PHOTO with objects" if len(images) > 1 else "Pass another --image"
+    missing = f"detections: the detector finds none in {count_text(len(images), 'image')}. {photo}"
     return Written(checks, [missing] if empty else [])
 
 
@@ -172,6 +175,9 @@ def _check(written, to, output):
 
 def _card(detector, to, written, description, license):
     worst, against = written.worst(), written.checks[0].against
+    result = f"largest difference {worst.difference:.1e} of {worst.level} ({worst.image})"
+    if written.not_compared:
+        result = "it runs, but no detection was compared, since the detector found none"
     rows = {
         "licence of the weights": license or NO_LICENSE,
         "detector": f"{type(detector).__name__} `{detector.name}`, {len(detector.class_names)} classes",
@@ -179,7 +185,7 @@ def _card(detector, to, written, description, license):
         "input": f"`images`, uint8 RGB ({'1' if to == 'litert' else 'B'}, H, W, 3), any size; scaled inside",
         "output": ", ".join(dict.fromkeys(check.level for check in written.checks)) + ", in pixels of the input",
         **{name: value for name, value in description.items() if name in SETTINGS},
-        "verified": f"in {against}; largest difference {worst.difference:.1e} of {worst.level} ({worst.image})",
+        "verified": f"in {against}; {result}",
         **origin({}),
     }
     return card_text(f"{detector.name} ({to})", "A detector written by `dupr_tf`.", rows, READING[to])

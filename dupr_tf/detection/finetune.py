@@ -14,11 +14,13 @@ from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.file_results import FileResults
 from dupr_tf.data.images.fingerprint import Fingerprint
 from dupr_tf.data.inspection import inspect_targets
+from dupr_tf.data.parts import recorded_differences
+from dupr_tf.detection.curves import rounded_score
 from dupr_tf.detection.task_labels import LABELS, kind_of_root, labels_entry, read_evaluated, read_splits
 from dupr_tf.errors import UserError, raise_all
-from dupr_tf.files import local_path
+from dupr_tf.files import local_path, sha256_of
 from dupr_tf.locks import locked
-from dupr_tf.records import refuse_other_outputs
+from dupr_tf.records import mapping, read_record, refuse_other_outputs
 from dupr_tf.text import visible
 from dupr_tf.training.run import FORMAT_FILE, ImagesEntry, check, check_weights
 from dupr_tf.weights.catalogue import is_public, name_for
@@ -38,7 +40,7 @@ class Checked(NamedTuple):
         data: root of the labelled data.
         splits: result of `read_splits`.
         entries: entries of the record of the run, {split: images and labels}.
-        changed: True if the run is resumed with another config or other data.
+        changes: how config and data differ from those of the start, as far as that was allowed.
         continues: True if the weights are the file of a detector.
         results: results of the checks of images, which are saved with the record.
     """
@@ -46,7 +48,7 @@ class Checked(NamedTuple):
     data: str | Path
     splits: tuple
     entries: dict[str, ImagesEntry]
-    changed: bool
+    changes: list[UserError]
     continues: bool
     results: FileResults
 
@@ -110,7 +112,7 @@ def _check_inputs(config: Config, weights, continues: bool, data, output: Path, 
     entries = {split: _entry(data, images) for split, images in zip(("train", "val"), splits, strict=False)}
     changes = check(output, config, entries, allow_change)
     check_weights(output, config, weights)
-    return Checked(data, splits, entries, bool(changes), continues, results)
+    return Checked(data, splits, entries, changes, continues, results)
 
 
 def _describe_labels(config: Config, train, console: Console) -> None:
@@ -157,8 +159,10 @@ def evaluate(
         RunFailed: an image does not decode.
     """
     file, output = detector_file(detector_path), output and local_path(output, "output")
+    facts = {"detector": os.path.abspath(file), "sha256": sha256_of(file), "data": os.path.abspath(data)}
+    facts |= {"split": split, "image_size": image_size}
     if output is not None:
-        _check_evaluation_folder(output, file)
+        _check_evaluation_folder(output, file, facts)
     saved, images, results = read_saved(file), None, FileResults(file.parent / CHECKED_FILE)
     check_size(saved, image_size)
     task = None if saved is None else DETECTORS[saved.kind].facts["task"]
@@ -169,7 +173,7 @@ def evaluate(
         images = read_evaluated(data, split, section, task, saved.class_names, results)
     from dupr_tf.detection.training import measure_detector  # loads TensorFlow
 
-    return measure_detector(file, data, output, split, section, images, image_size)
+    return measure_detector(file, data, output, facts, section, images)
 
 
 def starting_file(weights: str | Path, kind: str | None) -> tuple[str | Path, bool]:
@@ -214,6 +218,34 @@ def detector_file(path: str | Path) -> Path:
     return file
 
 
+def suggested_score(file: Path) -> float | None:
+    """Returns the `suggested_threshold` of the `metrics.json` beside a detector, rounded down to three digits.
+
+    None if there is no such file, or no detection on val was right.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+
+    def schema(value):
+        suggested = mapping(value).get("suggested_threshold")
+        return None if suggested is None else rounded_score(suggested)
+
+    path = file.parent / METRICS_FILE
+    return read_record(path, schema, "Pass a number.") if path.is_file() else None
+
+
+def chosen_score(file: Path, min_score: float | Literal["suggested"] | None) -> float | None:
+    """Returns a threshold as a number: the suggested one of a detector for the word. Raises UserError without one."""
+    if min_score != "suggested":
+        return min_score
+    score = suggested_score(file)
+    if score is None:
+        problem = f"No threshold is suggested beside {file}: its {METRICS_FILE} has none, or is missing."
+        raise UserError("--min-score", problem, "Pass a number, such as 0.3.")
+    return score
+
+
 def check_size(saved: Saved | None, image_size: int | None) -> None:
     """Raises UserError if a detector cannot take images of a size, as far as its description shows."""
     if image_size is None:
@@ -233,14 +265,20 @@ def data_section(file: Path, kind: str | None = None, overrides: dict[str, str] 
     return load_config(path if path.is_file() else None, {**changes, **(overrides or {})}).data
 
 
-def _check_evaluation_folder(output: Path, file: Path) -> None:
-    """Raises UserError if the scores of an evaluation would replace those of a run, or the output is a file."""
+def _check_evaluation_folder(output: Path, file: Path, facts: dict) -> None:
+    """Raises UserError if an evaluation would replace the scores of a run or of another one, or output is a file."""
     if output.is_file():
         raise UserError("output", f"{output} is a file.", "Pass a folder.")
     if output.resolve() == file.parent.resolve() or (output / DETECTOR_FILE).exists():
         problem = f"{output} holds a detector, whose scores would be replaced."
         raise UserError("--output", problem, "Choose another --output.")
     refuse_other_outputs(output, "an evaluation")
+    if (output / METRICS_FILE).is_file():
+        fix = "Choose another --output, or remove it."
+        saved = read_record(output / METRICS_FILE, lambda value: mapping(value).get("evaluation"), fix)
+        changed = recorded_differences({"evaluation": saved}, {"evaluation": facts}) if saved is not None else ""
+        if changed:
+            raise UserError("--output", f"{output} holds the scores of an evaluation with {changed}.", fix)
 
 
 def _run_folder(output: str | Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,11 +16,12 @@ from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.source import map_in_order
 from dupr_tf.data.placing import letterbox, pad_batch, scaled
 from dupr_tf.data.segmentation import segments_to_original
-from dupr_tf.detection.finetune import data_section, detector_file
+from dupr_tf.detection.finetune import chosen_score, data_section, detector_file
 from dupr_tf.detection.prediction import Prediction
 from dupr_tf.detection.predictions import EVAL_BATCH, convert_to_originals
 from dupr_tf.detection.registry import task_of
 from dupr_tf.detection.saving import load_detector
+from dupr_tf.errors import UserError
 
 
 class Detector:
@@ -28,10 +29,13 @@ class Detector:
 
     Args:
         detector: `detector.keras`, the output folder of `finetune`, or a loaded detector.
-        min_score: lower detections are left out. Default: the detector's own `score_threshold`. It and
-            `image_size` change a loaded detector that is passed.
+        min_score: lower detections are left out; or "suggested", the score with the best F1 on val in the
+            `metrics.json` beside the detector. Default: the detector's own `score_threshold`. It and `image_size`
+            change a loaded detector that is passed.
         image_size: px; the side of the square, or the short side of images of any size. Default: the detector's own.
         data: settings for reading files. Default: those of the `config.yaml` beside the detector.
+        one_class_per_box: leave out detections whose box repeats a better one of another class. Default: an object may
+            be detected as several classes, as an evaluation counts it.
 
     Attributes:
         model: the Keras model.
@@ -39,20 +43,25 @@ class Detector:
         task: "boxes", "masks" or "segments".
 
     Raises:
-        UserError: there is no detector, or it cannot take this size.
+        UserError: there is no detector, it cannot take this size, or no threshold is suggested for it.
     """
 
     def __init__(
         self,
         detector: Any,
-        min_score: float | None = None,
+        min_score: float | Literal["suggested"] | None = None,
         image_size: int | None = None,
         data: DataConfig | None = None,
+        one_class_per_box: bool = False,
     ):
         on_disk = isinstance(detector, str | os.PathLike)
+        if min_score == "suggested" and not on_disk:
+            raise UserError("min_score", "A loaded detector has no suggested threshold.", "Pass a number, or its path.")
+        min_score = chosen_score(detector_file(detector), min_score) if on_disk else min_score
         self.model = load_detector(detector) if on_disk else detector
         self.data = data or (data_section(detector_file(detector)) if on_disk else DataConfig())
         self.class_names, self.task = tuple(self.model.class_names), task_of(self.model)
+        self.same_object = self.model.nms_iou if one_class_per_box and self.task != "segments" else None  # IoU
         if image_size is not None:
             self.model.resize_input(image_size)
         if min_score is not None and self.task != "segments":
@@ -136,9 +145,7 @@ class Detector:
         for index, detections in convert_to_originals(result, {**batch, "index": np.array(indices)}, sizes).items():
             names = tuple(self.class_names[k] for k in detections["classes"])
             masks = tuple(detections["masks"]) if "masks" in detections else None
-            yield (
-                index,
-                Prediction(
-                    sizes[index], detections["boxes"], detections["scores"], detections["classes"], names, masks
-                ),
+            found = Prediction(
+                sizes[index], detections["boxes"], detections["scores"], detections["classes"], names, masks
             )
+            yield index, found if self.same_object is None else found.with_one_class_per_box(self.same_object)

@@ -130,7 +130,7 @@ def write_yolo(folder: Path, predictions: Predictions, root: str, class_names, l
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(f"{line}\n" for line in lines))
     names = "".join(f"  {number}: {quoted(name)}\n" for number, name in enumerate(class_names))
-    (folder / "data.yaml").write_text(f"train: images/train\nval: images/train\nnames:\n{names}", encoding="utf-8")
+    (folder / "data.yaml").write_text(f"train: images/train\nnames:\n{names}", encoding="utf-8")
     link(folder / "images" / "train", root)
 
 

@@ -12,12 +12,14 @@ from dupr_tf.config import DataConfig
 from dupr_tf.data.detection import read_image
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.labels.run_lengths import pixels_of
+from dupr_tf.detection.prediction import box_iou
 from dupr_tf.text import escape
 
 Rectangle = tuple[int, int, int, int]  # x1 y1 x2 y2, px
 
 # Okabe and Ito's colours: colour-blind readers can distinguish them, also on photographs.
 TRUTH, IGNORED, FOUND = (86, 180, 233), (150, 150, 150), (230, 159, 0)
+CLASSES = (FOUND, TRUTH, (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167))
 CELL, GAP, HEADER, LABEL = 320, 8, 32, 15  # px
 ROWS, COLUMNS = 3, 4
 
@@ -60,7 +62,7 @@ def sheet_positions(count: int, most: int) -> list[int]:
 
 
 def detections_picture(image: np.ndarray, detections: dict, class_names: Sequence[str], side: int = 960) -> Image.Image:
-    """Draws all detections of one image.
+    """Draws all detections of one image, each class in its colour.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -71,9 +73,16 @@ def detections_picture(image: np.ndarray, detections: dict, class_names: Sequenc
     longest = max(image.shape[:2])
     scale = min(side, max(longest, side * 2 // 3)) / longest
     small = _resize(Image.fromarray(image), scale)
-    small = _draw_masks(small, image.shape[:2], detections.get("masks") or [])
+    colours = [class_colour(int(label)) for label in detections["classes"]]
+    small = _draw_masks(small, image.shape[:2], detections.get("masks") or [], colours)
     order = np.argsort(detections["scores"], kind="stable")  # the best is drawn last, on top
-    return _draw_boxes(small, [_mark(detections, k, scale, class_names) for k in order])
+    return _draw_boxes(small, [_mark(detections, k, scale, class_names, colours[k]) for k in order])
+
+
+def class_colour(label: int) -> tuple[int, int, int]:
+    """Returns the colour of a class, on which black text can be read; 18 classes have different ones."""
+    pale = 0.3 * (label // len(CLASSES) % 3)
+    return tuple(round(value + pale * (255 - value)) for value in CLASSES[label % len(CLASSES)])
 
 
 def _header(draw: ImageDraw.ImageDraw, min_score: float) -> None:
@@ -93,13 +102,12 @@ def _cell(image, annotated, index, results, min_score, most_boxes) -> Image.Imag
     """Draws one image, scaled to fit a square cell, with lines and letters of the same size for all images."""
     scale, size, ignored = CELL / max(image.size), annotated.sizes[index], annotated.ignored[index]
     chosen = _select(results, min_score)[:most_boxes]
-    image = _draw_masks(
-        _resize(image, scale), size, [results["masks"][k] for k in chosen] if "masks" in results else []
-    )
+    masks = [results["masks"][k] for k in chosen] if "masks" in results else []
+    image = _draw_masks(_resize(image, scale), size, masks, [FOUND] * len(masks))
     colours = [IGNORED if flag else TRUTH for flag in ignored]
     image = _draw_rims(image, size, annotated.masks[index] if annotated.masks else [], colours)
     names = [annotated.class_names[label] for label in annotated.labels[index]]
-    marks = list(zip(annotated.boxes[index] * scale, colours, names, strict=True))
+    marks = list(zip(annotated.boxes[index] * scale, colours, names, [False] * len(names), strict=True))
     marks += [_mark(results, k, scale, annotated.class_names) for k in reversed(chosen)]  # the best last, on top
     cell = Image.new("RGB", (CELL, CELL), (235, 235, 235))
     cell.paste(image)
@@ -110,31 +118,31 @@ def _resize(image: Image.Image, scale: float) -> Image.Image:
     return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
 
 
-def _mark(detections: dict, k: int, scale: float, class_names: Sequence[str]) -> tuple:
-    """Returns box, colour and text of a detection."""
+def _mark(detections: dict, k: int, scale: float, class_names: Sequence[str], colour=FOUND) -> tuple:
+    """Returns box, colour and text of a detection, and True, as `_draw_boxes` takes them."""
     text = f"{class_names[int(detections['classes'][k])]} {detections['scores'][k]:.2f}"
-    return np.asarray(detections["boxes"][k]) * scale, FOUND, text
+    return np.asarray(detections["boxes"][k]) * scale, colour, text, True
 
 
 def _draw_boxes(image: Image.Image, marks: Sequence[tuple]) -> Image.Image:
-    """Draws (box, colour, text) of each mark: first the frames, then the labels."""
+    """Draws (box, colour, text, whether it is a detection) of each mark: first the frames, then the labels."""
     draw, taken = ImageDraw.Draw(image), []
-    for box, colour, _ in marks:
+    for box, colour, _, _ in marks:
         _frame(draw, _corners(box, image.size), colour)
-    for box, colour, text in reversed(marks):  # the most important label chooses its place first
-        taken.append(_label(draw, _corners(box, image.size), colour, escape(text), image.size, taken))
+    for box, colour, text, found in reversed(marks):  # the most important label chooses its place first
+        taken.append(_label(draw, _corners(box, image.size), colour, escape(text), found, image.size, taken))
     return image
 
 
-def _draw_masks(image: Image.Image, size: Sequence[int], masks: Sequence[bytes]) -> Image.Image:
+def _draw_masks(image: Image.Image, size: Sequence[int], masks: Sequence[bytes], colours: Sequence) -> Image.Image:
     """Draws detected masks of an image of `size` at half opacity, with a rim."""
     if not masks:
         return image
     pixels = np.asarray(image, np.float32).copy()
-    for mask in masks:
+    for mask, colour in zip(masks, colours, strict=True):
         inside = _shrink(mask, size, image)
-        pixels[inside] = 0.5 * pixels[inside] + 0.5 * np.array(FOUND)
-        pixels[_rim(inside)] = FOUND
+        pixels[inside] = 0.5 * pixels[inside] + 0.5 * np.array(colour)
+        pixels[_rim(inside)] = colour
     return Image.fromarray(pixels.astype(np.uint8))
 
 
@@ -164,15 +172,9 @@ def _select(results: dict[str, np.ndarray], min_score: float) -> list[int]:
     for k in np.argsort(-results["scores"], kind="stable"):
         if chosen and results["scores"][k] < min_score:
             break
-        if all(_iou(results["boxes"][k], results["boxes"][other]) < 0.7 for other in chosen):
+        if all(box_iou(results["boxes"][k], results["boxes"][other]) < 0.7 for other in chosen):
             chosen.append(k)
     return chosen
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
-    overlap = float(np.prod(np.maximum(sides, 0)))
-    return overlap / max(1e-9, float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - overlap)
 
 
 def _frame(draw: ImageDraw.ImageDraw, corners: Rectangle, colour) -> None:
@@ -181,7 +183,7 @@ def _frame(draw: ImageDraw.ImageDraw, corners: Rectangle, colour) -> None:
     draw.rectangle((x1, y1, x2, y2), outline=colour, width=2)
 
 
-def _label(draw, corners: Rectangle, colour, text: str, size, taken: Sequence[Rectangle]) -> Rectangle:
+def _label(draw, corners: Rectangle, colour, text: str, found: bool, size, taken: Sequence[Rectangle]) -> Rectangle:
     """Draws a label at the top left of a detection or the bottom left of ground truth, always inside the picture.
 
     Args:
@@ -189,6 +191,7 @@ def _label(draw, corners: Rectangle, colour, text: str, size, taken: Sequence[Re
         corners: the box.
         colour: background of the label.
         text: on one line.
+        found: True for a detection.
         size: width and height of the picture.
         taken: labels that it must not cover; it moves up or down to the nearest free place, if there is one.
 
@@ -198,7 +201,7 @@ def _label(draw, corners: Rectangle, colour, text: str, size, taken: Sequence[Re
     font = ImageFont.load_default(12)
     wide, left, top = round(draw.textlength(text, font)) + 4, corners[0], corners[1] - LABEL
     left = max(0, min(left, size[0] - wide))
-    wanted = top if colour == FOUND else corners[3] + 2
+    wanted = top if found else corners[3] + 2
     tops = range(0, max(1, size[1] - LABEL + 1))
     places = sorted(((left, y, left + wide, y + LABEL) for y in tops), key=lambda place: abs(place[1] - wanted))
     place = next((one for one in places if not any(_overlap(one, other) for other in taken)), places[0])

@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from rich.console import Console
@@ -29,11 +30,12 @@ from dupr_tf.data.parts import (
     check_range,
     left_out_facts,
     list_inputs,
+    recorded_differences,
     some_usable,
     source_facts,
 )
 from dupr_tf.data.shards.index import read_sealed, seal
-from dupr_tf.detection.finetune import check_size, data_section, detector_file
+from dupr_tf.detection.finetune import check_size, chosen_score, data_section, detector_file
 from dupr_tf.detection.outputs import OUTPUTS, default_format, flat_name
 from dupr_tf.detection.pictures import detections_picture, sheet_positions
 from dupr_tf.detection.prediction import Prediction, record_of, segments_of
@@ -41,7 +43,7 @@ from dupr_tf.detection.segmentation_sheet import segments_picture
 from dupr_tf.errors import UserError
 from dupr_tf.files import draw_pictures, local_path, sha256_of, write_whole
 from dupr_tf.locks import LOCK_FILE, locked
-from dupr_tf.text import escape
+from dupr_tf.text import escape, listed
 from dupr_tf.weights.saved_detectors import Saved, read_saved
 
 FORMAT = "dupr_tf predictions 1"
@@ -56,13 +58,16 @@ class PredictSettings:
 
     Args:
         to: a name in `OUTPUTS`. None: COCO, or PNG for a detector of segments.
-        min_score: lower detections are left out, 0 to 1. None: the detector's own threshold.
+        min_score: lower detections are left out, 0 to 1; or "suggested", the score with the best F1 on val (see
+            `metrics.json`). None: the detector's own threshold.
         image_size: px to which images are scaled. None: the detector's own.
+        one_class_per_box: as in `Detector`.
     """
 
     to: str | None = None
-    min_score: float | None = None
+    min_score: float | Literal["suggested"] | None = None
     image_size: int | None = None
+    one_class_per_box: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +114,7 @@ def predict(
     settings, output = settings or PredictSettings(), local_path(output, "--output")
     file = detector_file(detector)
     saved = read_saved(file)
+    settings = dataclasses.replace(settings, min_score=chosen_score(file, settings.min_score))
     settings = check_settings(settings, saved)
     check_range("--pictures", pictures, 0, 10**6)
     check_range("--max-bad-share", max_bad_share, 0, 1)
@@ -124,7 +130,7 @@ def predict(
         return run.result()
     from dupr_tf.detection.inference import Detector  # loads TensorFlow
 
-    model = Detector(file, settings.min_score, settings.image_size, data)
+    model = Detector(file, settings.min_score, settings.image_size, data, settings.one_class_per_box)
     if model.task not in OUTPUTS[settings.to].facts["tasks"]:
         raise _wrong_format(settings.to, model.task)
     return run.run(lambda paths: model.stream(paths, batch_size), model.class_names, pictures)
@@ -140,6 +146,8 @@ def check_settings(settings: PredictSettings, saved: Saved | None) -> PredictSet
         raise UserError("--min-score", f"Expected 0 to 1, received {settings.min_score:g}.", "Pass 0.5.")
     if settings.min_score is not None and task == "segments":
         raise UserError("--min-score", "A detector of segments has no scores.", "Leave it out.")
+    if settings.one_class_per_box and task == "segments":
+        raise UserError("--one-class-per-box", "A detector of segments has no boxes.", "Leave it out.")
     check_size(saved, settings.image_size)
     return settings
 
@@ -153,17 +161,17 @@ def check_stems(names: Sequence[str], to: str) -> None:
 
     Two images whose names differ only in their endings have the same output file.
     """
-    counts = collections.Counter(os.path.splitext(flat_name(name) if to == "png" else name)[0] for name in names)
+    stems = [os.path.splitext(flat_name(name) if to == "png" else name)[0] for name in names]
     longest = max(map(flat_name, names), key=lambda name: len(os.fsencode(name))) if to == "png" else ""
     if len(os.fsencode(longest)) > MOST_NAME:
         problem = f"The folders and the name of {escape(longest)} are too long for one file name."
         raise UserError("--images", problem, "Pass the folder that holds the images.")
-    stem, count = counts.most_common(1)[0]
-    if count > 1:
-        problem = f"{count} images would write the same file {escape(stem)}."
-        raise UserError(
-            "--images", problem, "Rename one, or pass another --to, or predict them into different outputs."
-        )
+    shared = {stem for stem, count in collections.Counter(stems).items() if count > 1}
+    same = [escape(name) for name, stem in zip(names, stems, strict=True) if stem in shared]
+    if same:
+        problem = f"{len(same)} images would write files of the same name: {listed(same)}."
+        fix = "Rename one of each name, or pass the images of one ending to --images and predict the others elsewhere."
+        raise UserError("--images", problem, fix)
 
 
 class PredictRun:
@@ -205,6 +213,8 @@ class PredictRun:
         """
         source = source_facts(self.root, self.names)
         settings = {**dataclasses.asdict(self.settings), "depth": self.data.depth}
+        if not self.settings.one_class_per_box:
+            del settings["one_class_per_box"]  # outputs from before it existed do not have it either
         self.header = {"format": FORMAT, "detector": detector, "settings": settings, "source": source}
         if self.output.is_file():
             raise UserError("--output", f"{self.output} is a file.", "Pass a folder.")
@@ -214,9 +224,11 @@ class PredictRun:
             facts, _, _ = read_sealed(self.output / RUN_FILE)
         except (OSError, ValueError):
             raise UserError("--output", f"{self.output} has other files.", "Choose an empty folder.") from None
-        changed = [name for name, value in self.header.items() if facts.get(name) != value]
+        if "result" not in facts and not any((self.output / PARTS).glob("part-*")):
+            return  # an earlier run has ended before its first part
+        changed = recorded_differences(facts, self.header)
         if changed:
-            problem = f"{self.output} holds predictions with other {', '.join(changed)}."
+            problem = f"{self.output} holds predictions with {changed}."
             raise UserError("--output", problem, "Use the same again, or choose another folder.")
         files = OUTPUTS[self.settings.to].facts["files"]  # if the user removed one, all are written again
         whole = "result" in facts and all((self.output / name).exists() for name in files)
@@ -237,8 +249,7 @@ class PredictRun:
                 if pictures > self.drawn:
                     self._draw_again(stream, class_names, pictures)
                 return self.result()
-            if not (self.output / RUN_FILE).exists():
-                write_whole(self.output / RUN_FILE, seal(self.header)[0])
+            write_whole(self.output / RUN_FILE, seal(self.header)[0])
             left_out = self._parts().compute(
                 stream, encode_prediction, self.max_bad_share, self.output / BAD_IMAGES, self.console
             )
@@ -274,7 +285,8 @@ class PredictRun:
         return ImageParts(self.output / PARTS, ".jsonl", self.root, self.names, PART, run_id, self.data)
 
     def _draw(self, shown: Iterable[dict], class_names: Sequence[str]) -> None:
-        """Draws the predictions of some images."""
+        """Draws the predictions of some images, in place of earlier pictures."""
+        shutil.rmtree(self.output / PICTURES, ignore_errors=True)
         (self.output / PICTURES).mkdir(exist_ok=True)
         for image in shown:
             path, name = os.path.join(self.root, image["name"]), f"{flat_name(image['name'])}.png"

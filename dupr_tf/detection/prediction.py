@@ -39,6 +39,28 @@ class Prediction:
         masks = [pixels_of(mask, self.size) for mask in self.run_lengths]
         return np.array(masks, bool).reshape(-1, *self.size)
 
+    def with_one_class_per_box(self, iou: float) -> Prediction:
+        """Returns the detections without those whose box repeats that of a better one, of any class.
+
+        Args:
+            iou: from this IoU on, two boxes are of one object.
+        """
+        kept: list[int] = []
+        for k in range(len(self.boxes)):
+            if all(box_iou(self.boxes[k], self.boxes[other]) < iou for other in kept):
+                kept.append(k)
+        lists = {"names": self.names, "run_lengths": self.run_lengths}
+        lists = {name: value and tuple(value[k] for k in kept) for name, value in lists.items()}
+        arrays = {name: getattr(self, name)[kept] for name in ("boxes", "scores", "classes")}
+        return dataclasses.replace(self, **arrays, **lists)
+
+
+def box_iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Returns the IoU of two boxes, (4,) x1 y1 x2 y2 each; 0 for boxes without area."""
+    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    overlap = float(np.prod(np.maximum(sides, 0)))
+    return overlap / max(1e-9, float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - overlap)
+
 
 def record_of(name: str, prediction: Prediction) -> dict:
     """Returns a prediction as JSON has it; `outputs` describes the keys."""

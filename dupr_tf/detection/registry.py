@@ -87,7 +87,7 @@ def measure_boxes(detector, annotated, layout, data: DataConfig, masks=False) ->
     pictures = {
         "precision_recall.png": lambda path: precision_recall_picture(curves, path, title),
         "detections.png": lambda path: contact_sheet(annotated, detections, path, data=data),
-        "confusion.png": confusion_picture(counts, names),
+        "confusion.png": confusion_picture(counts, names, f"detections with a score of {least:.3f} or more"),
     }
     return Measured(metrics, pictures)
 
@@ -113,7 +113,7 @@ def measure_segments(detector, segmented: SegmentedImages, layout, data: DataCon
     metrics = {"confusion": name_confusion(matrix.counts, names), "limits": _limits(detector)}
     pictures = {
         "segments.png": lambda path: segmentation_sheet(segmented, shown, path, data),
-        "confusion.png": confusion_picture(matrix.counts, names),
+        "confusion.png": confusion_picture(matrix.counts, names, "pixels"),
     }
     return Measured({**matrix.scores(names), **metrics}, pictures)
 

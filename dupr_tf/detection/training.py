@@ -37,7 +37,7 @@ from dupr_tf.training.loop import chief_callbacks
 from dupr_tf.training.loop import train as run_steps
 from dupr_tf.training.metrics_log import MetricsLog, training_speed, validation_seconds
 from dupr_tf.training.optimizers import AdamW, CoupledSGD, planned_schedule, scale_loss
-from dupr_tf.training.run import record, run_id, starting_weights
+from dupr_tf.training.run import record, refuse_late_changes, run_id, starting_weights
 from dupr_tf.training.schedule import Schedule, next_schedule, write_schedule
 from dupr_tf.training.signals import noted_signals
 from dupr_tf.weights.paths import recorded_name
@@ -61,7 +61,7 @@ def train_detector(
     keras.utils.set_random_seed(config.train.seed)
     with scope(strategy):
         backbone, earlier, start = _starting_point(config, weights, output, checked.continues)
-    if (output / METRICS_FILE).exists() and not checked.changed:
+    if (output / METRICS_FILE).exists() and not checked.changes:
         return _earlier_metrics(output, console)
     images = LABELS[task].learnable(train)
     # New layers do not depend on where the backbone comes from, and do not repeat the draws of a random one.
@@ -74,7 +74,8 @@ def train_detector(
     with locked(output):
         checkpoints = RunCheckpoints(detector, output / "checkpoints", config.train.keep_checkpoints, run_id(output))
         first = checkpoints.restore()
-        schedule = next_schedule(output, config, images, first, checked.changed, after_change)
+        refuse_late_changes(output, checked.changes, first, config.total_steps(images))
+        schedule = next_schedule(output, config, images, first, bool(checked.changes), after_change)
         detector.optimizer.learning_rate = schedule.rates(config)
         _record_start(config, output, checked, start, schedule)
         checkpoints.run = run_id(output)
@@ -240,28 +241,26 @@ class LogLostBoxes(StepCallback):
             logs["boxes_lost"] = counts.lost_share
 
 
-def measure_detector(
-    file: Path, data, output: Path | None, split: str, section: DataConfig, images=None, image_size: int | None = None
-) -> dict:
+def measure_detector(file: Path, data, output: Path | None, facts: dict, section: DataConfig, images=None) -> dict:
     """Runs `evaluate` after its checks.
 
     Args:
         file: file of the detector.
-        data, output, split: as in `evaluate`.
+        data, output: as in `evaluate`.
+        facts: description of the evaluation: detector, data, `split` and `image_size`, for its record.
         section: settings for reading the data.
         images: images of the split. Default: they are read, with the classes of the detector.
-        image_size: as in `evaluate`.
     """
-    detector = load_detector(file)
-    if image_size is not None:
-        detector.resize_input(image_size)
+    detector, split = load_detector(file), facts["split"]
+    if facts["image_size"] is not None:
+        detector.resize_input(facts["image_size"])
     task = task_of(detector)
     if images is None:
         images = read_evaluated(data, split, section, task, detector.class_names)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     scores, pictures = TASKS[task].measure(detector, images, layout_of(data, split, section.kind, task), section)
-    metrics = {**scores, "split": split, "images": len(images)}
+    metrics = {**scores, "split": split, "images": len(images), "evaluation": facts}
     if output is not None:
         _write_json(output / METRICS_FILE, metrics)
         draw_pictures(pictures, output)

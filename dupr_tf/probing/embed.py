@@ -16,7 +16,16 @@ import numpy as np
 from rich.console import Console
 
 from dupr_tf.config import PROBED_LEVELS, DataConfig
-from dupr_tf.data.parts import Bad, ImageParts, check_range, left_out_facts, list_inputs, some_usable, source_facts
+from dupr_tf.data.parts import (
+    Bad,
+    ImageParts,
+    check_range,
+    left_out_facts,
+    list_inputs,
+    recorded_differences,
+    some_usable,
+    source_facts,
+)
 from dupr_tf.data.shards.index import read_sealed, seal
 from dupr_tf.errors import UserError
 from dupr_tf.files import draw_pictures, local_path, sha256_of, write_whole
@@ -96,7 +105,7 @@ def embed_files(
     run = EmbedRun(output, *list_inputs(images), settings, data, console or Console())
     run.check(_weights_facts(weights))
     if run.finished and not (picture and not run.beside(PICTURE).exists()):
-        run.console.print(f"{output} is complete")
+        run.console.print(f"{output} has ended before")
         shutil.rmtree(run.beside(PARTS), ignore_errors=True)  # a kill may have left them
         return run.result()
     from dupr_tf.probing.embedder import Embedder  # loads TensorFlow
@@ -164,9 +173,11 @@ class EmbedRun:
         except (OSError, ValueError):
             fix = "Choose another output, or remove it."
             raise UserError("--output", f"{record} exists and describes no features.", fix) from None
-        changed = [name for name, value in self.header.items() if facts.get(name) != value]
+        if "result" not in facts and not any(self.beside(PARTS).glob("part-*")):
+            return  # an earlier run has ended before its first part
+        changed = recorded_differences(facts, self.header)
         if changed:
-            problem = f"{self.output} holds features with other {', '.join(changed)}."
+            problem = f"{self.output} holds features with {changed}."
             raise UserError("--output", problem, "Use the same again, or choose another output.")
         endings = FEATURE_FILES[format_of(self.output)].facts["beside"]
         self.finished = (
@@ -203,8 +214,7 @@ class EmbedRun:
 
     def _write(self, embedder, size: int, max_bad_share: float) -> None:
         parts = ImageParts(self.beside(PARTS), ".f4", self.root, self.names, size, seal(self.header)[1], self.data)
-        if not self.beside(RECORD).exists():
-            write_whole(self.beside(RECORD), seal(self.header)[0])
+        write_whole(self.beside(RECORD), seal(self.header)[0])
         left_out = parts.compute(embedder.stream, encode_row, max_bad_share, self.beside(BAD_IMAGES), self.console)
         count, facts = len(self.names) - left_out.count, {**self.header, "shape": list(embedder.shape)}
         FEATURE_FILES.load(format_of(self.output))(self.output, parts.read(), count, embedder.shape, facts)

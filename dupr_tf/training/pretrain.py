@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from dupr_tf.config import Config
-from dupr_tf.data.images.bad_images import BadImages, check_readable
+from dupr_tf.data.images.bad_images import BadImages, check_readable, warn_of_few_levels
 from dupr_tf.data.images.source import ImageSource, as_source
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.errors import UserError, raise_all
@@ -50,6 +50,7 @@ from dupr_tf.training.run import (
     check,
     images_entry,
     record,
+    refuse_late_changes,
     run_id,
     starting_weights,
 )
@@ -172,6 +173,7 @@ def _start(run: Path, pool: Pool, weights, allow_change: bool, after_change, wor
     checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints, run_id(run))
     checkpoints.announce = workers.announce
     step = _restore(checkpoints, workers)
+    refuse_late_changes(run, changes, step, config.total_steps(len(source)))
     arguments = run, config, len(source), step, bool(changes), after_change
     schedule = next_schedule(*arguments) if workers.chief else None
     schedule = Schedule(**workers.agree({}, dataclasses.asdict(schedule) if schedule else None))
@@ -202,6 +204,7 @@ def check_images(pool: Pool, replicas: int, report: Path | None = None) -> BadIm
     bad = BadImages.of(pool.source, pool.config.data, report)
     bad.writes = False  # until the run is recorded
     check_readable(pool.source, bad)
+    warn_of_few_levels(pool.source, pool.config.data.depth)
     return bad
 
 
@@ -240,6 +243,8 @@ def _fit(model, pool: Pool, bad, checkpoints, step, run, probe, workers, cluster
         (run / BACKBONE_FILE).unlink(missing_ok=True)  # the last step of the run before it became longer
     if step > total:
         log.warning("%s has taken %d steps already, and the config now has %d", run, step, total)
+    elif step == total:
+        log.info("%s has ended before, at step %d", run, step)
     elif step:
         log.info("resuming %s at step %d of %d", run, step, total)
 

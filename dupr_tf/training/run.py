@@ -50,6 +50,10 @@ MAY_CHANGE = (  # fields, sections
     "train.start_timeout", "data.threads", "data.processes", "probing",
     "data.root",  # the images below it are compared, so they may be moved or mounted elsewhere
 )  # fmt: skip
+NEEDS_NO_STEPS = (  # fields whose change has its effect on a run that has taken all its steps
+    "train.epochs", "train.max_steps", "detector.score_threshold", "detector.nms_iou", "detector.max_detections",
+    "detector.test_short_side", "detector.precise_bn_images",
+)  # fmt: skip
 CONFIG_FILE = "config.yaml"
 IMAGES_FILE = "images.json"
 ROWS_FILE = "images.bin"
@@ -111,6 +115,25 @@ def check(
     for change in changes:
         log.warning("changed within the run: %s: %s", change.field, change.problem)
     return changes
+
+
+def refuse_late_changes(run: Path, changes: Sequence[UserError], step: int, total: int) -> None:
+    """Rejects changes of a run without steps left: its record would show settings that its weights never saw.
+
+    Args:
+        run: the run's folder.
+        changes: the differences that `check` allowed.
+        step: steps that the run has taken.
+        total: steps of its changed config.
+
+    Raises:
+        UserError: a change that needs further steps; a UserErrors for several.
+    """
+    if step < total:
+        return
+    fix = f"Take more than {step} steps (train.epochs, train.max_steps), or choose another --output."
+    late = [change for change in changes if change.field is not None and change.field not in NEEDS_NO_STEPS]
+    raise_all([UserError(c.field, f"{c.problem} All {step} steps of the run are taken.", fix) for c in late])
 
 
 def _check_new(run: Path) -> None:

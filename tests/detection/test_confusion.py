@@ -58,7 +58,7 @@ def test_threshold_without_a_hit_is_none(detections):
 
 
 def test_confusion_picture_accepts_odd_names(tmp_path):
-    confusion_picture(np.eye(3), ("_a$b$", "two\nlines"))(tmp_path / "c.png")
+    confusion_picture(np.eye(3), ("_a$b$", "two\nlines"), "score of 0.5 or more")(tmp_path / "c.png")
     assert np.asarray(Image.open(tmp_path / "c.png")).std() > 1
 
 

@@ -2,14 +2,16 @@
 
 import importlib.util
 import json
+import types
 import zipfile
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from dupr_tf import cli
 from dupr_tf.detection import export as exports
-from dupr_tf.detection.export import compare_detections, export_file
+from dupr_tf.detection.export import compare_detections, compare_runtimes, export_file
 from dupr_tf.detection.saving import save_detector
 from dupr_tf.errors import RunFailed
 from dupr_tf.weights.manifest import check_directory
@@ -71,6 +73,19 @@ def detections(*rows, count=4):
     left, scores, classes = (np.array(column, np.float32)[None] for column in zip(*padded, strict=True))
     boxes = np.stack([left, left * 0, left + 10, left * 0 + 10], -1)
     return {"boxes": boxes, "scores": scores, "classes": classes, "num_detections": np.array([len(rows)])}
+
+
+def test_images_without_detections_are_not_called_compared(monkeypatch):
+    monkeypatch.setattr(exports, "serve_function", lambda _: lambda images: tensors(detections()))
+    monkeypatch.setattr(exports, "task_of", lambda _: "boxes")
+    detector = types.SimpleNamespace(score_threshold=0.3, max_detections=4)
+    written = compare_runtimes(detector, "onnxruntime", lambda _: detections(), [np.zeros((5, 7, 3), np.uint8)])
+    assert "none in 1 image. Pass another --image" in written.not_compared[0]
+    assert {check.image for check in written.checks} == {"7×5, 0 detections"}
+
+
+def tensors(arrays):
+    return {name: tf.constant(value) for name, value in arrays.items()}
 
 
 def test_detections_are_compared_one_by_one():

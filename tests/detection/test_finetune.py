@@ -144,6 +144,10 @@ def test_saved_detector_evaluates_to_the_same_scores(run, data, tmp_path):
     assert (again["split"], again["images"]) == ("val", 5)
     assert json.loads((tmp_path / "new" / "metrics.json").read_text()) == again
     assert (tmp_path / "new" / "detections.png").stat().st_size > 1000
+    problem = refusal(evaluate, output, data, tmp_path / "new", image_size=96).problem
+    assert "image_size None, not 96" in problem
+    problem = refusal(evaluate, output, data, tmp_path / "new", split="train").problem
+    assert "split val, not train" in problem and json.loads((tmp_path / "new" / "metrics.json").read_text()) == again
 
 
 def test_keras_file_and_saved_model_detect_the_same(run, data):
@@ -365,6 +369,20 @@ def test_resume_with_other_config_data_or_weights_is_refused(run, data, weights,
         finetune(wider, weights, data, output, console=QUIET, allow_change=True)
     assert str(output / "checkpoints") in error.value.problem
     assert files_of(output) == before
+
+
+def test_ended_run_takes_changes_of_evaluation_alone(run, data, weights, tmp_path):
+    output = tmp_path / "detector"
+    shutil.copytree(run[1], output)
+    before = files_of(output)
+    with pytest.raises(UserError) as error:
+        slower = config(optimizer={"learning_rate": 0.007}, detector={"score_threshold": 0.5})
+        finetune(slower, weights, data, output, console=QUIET, allow_change=True)
+    assert error.value.fields == ("optimizer.learning_rate",) and "--output" in error.value.fix
+    assert files_of(output) == before
+    stricter = config(detector={"score_threshold": 0.5})
+    finetune(stricter, weights, data, output, console=QUIET, allow_change=True)
+    assert load_config(output / "config.yaml").detector.score_threshold == 0.5
 
 
 def test_moved_box_changes_the_labels_record(data):

@@ -16,6 +16,7 @@ from dupr_tf.detection.pictures import (
     IGNORED,
     LABEL,
     TRUTH,
+    class_colour,
     contact_sheet,
     detections_picture,
 )
@@ -85,6 +86,13 @@ def test_labels_of_equal_boxes_do_not_cover_each_other():
     picture = np.asarray(detections_picture(image, found, ("cat",), side=120)).astype(int)
     rows = (np.abs(picture[:, 20:70] - FOUND).max(-1) == 0).mean(1) > 0.4
     assert 4 * LABEL - 4 <= rows.sum() < 4 * LABEL + 12  # four labels, and the horizontal edges of the boxes
+
+
+def test_classes_have_different_colours_on_which_black_is_readable():
+    colours = np.array([class_colour(label) for label in range(18)])
+    assert len({tuple(colour) for colour in colours}) == 18
+    light = ((colours / 255) ** 2.2) @ [0.2126, 0.7152, 0.0722]
+    assert ((light + 0.05) / 0.05 > 4.5).all()  # WCAG's contrast for text
 
 
 def test_class_names_are_escaped_in_pictures(tmp_path):

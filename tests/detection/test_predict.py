@@ -18,6 +18,7 @@ from dupr_tf.data.labels.segments import read_segments
 from dupr_tf.data.parts import list_inputs
 from dupr_tf.data.shards.index import read_sealed
 from dupr_tf.detection import predict as module
+from dupr_tf.detection.finetune import METRICS_FILE, chosen_score, suggested_score
 from dupr_tf.detection.outputs import COCO_FILE, CSV_FILE, CSV_HEAD
 from dupr_tf.detection.predict import (
     BAD_IMAGES,
@@ -220,10 +221,56 @@ def test_output_folder_of_something_else_is_refused(photos, tmp_path):
     assert refusal(start, photos, tmp_path / "out", Stream()).field == "--output"
 
 
+def test_one_class_per_box_keeps_the_best(photos, tmp_path):
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 8], [30, 0, 40, 10], [0, 1, 10, 10]], np.float32)
+    found = Prediction(
+        (20, 50), boxes, np.array([0.9, 0.8, 0.7, 0.6], np.float32), np.arange(4, dtype=np.int32), tuple("abcd"),
+        (b"1", b"2", b"3", b"4"),
+    )  # fmt: skip
+    kept = found.with_one_class_per_box(0.5)
+    assert kept.names == ("a", "c") and kept.run_lengths == (b"1", b"3") and kept.classes.tolist() == [0, 2]
+    np.testing.assert_array_equal(kept.boxes, boxes[[0, 2]])
+    assert found.with_one_class_per_box(0.85).names == ("a", "b", "c")
+    start(photos, tmp_path / "out", Stream())
+    problem = refusal(start, photos, tmp_path / "out", Stream(), one_class_per_box=True).problem
+    assert "one_class_per_box None, not True" in problem
+
+
+def test_refusal_names_the_settings_that_differ(photos, tmp_path):
+    start(photos, tmp_path / "out", Stream(), min_score=0.5)
+    (photos / "a" / "0.png").unlink()
+    problem = refusal(start, photos, tmp_path / "out", Stream(), min_score=0.25).problem
+    assert "min_score 0.5, not 0.25" in problem and "files 5, not 4" in problem and "sha256" not in problem
+    (photos / "a" / "0.png").write_bytes((photos / "a" / "2.png").read_bytes())
+    (photos / "a" / "2.png").rename(photos / "a" / "9.png")
+    assert "another source" in refusal(start, photos, tmp_path / "out", Stream(), min_score=0.5).problem
+
+
+def test_run_that_kept_no_part_may_be_started_anew(photos, tmp_path):
+    (photos / "a" / "0.png").write_bytes(b"")
+    with pytest.raises(RunFailed, match=r"a/0\.png \(empty: 0 bytes\).*--max-bad-share to 0\.2"):
+        start(photos, tmp_path / "out", Stream())
+    (photos / "a" / "0.png").unlink()
+    assert start(photos, tmp_path / "out", Stream(), to="csv", min_score=0.7).images == 4
+
+
+def test_suggested_threshold_is_that_of_the_metrics(tmp_path):
+    file, metrics = tmp_path / "detector.keras", tmp_path / METRICS_FILE
+    assert chosen_score(file, 0.3) == 0.3 and chosen_score(file, None) is None
+    assert refusal(chosen_score, file, "suggested").field == "--min-score"
+    metrics.write_text(json.dumps({"suggested_threshold": {"min_score": 0.42379}}))
+    assert chosen_score(file, "suggested") == suggested_score(file) == 0.423
+    metrics.write_text(json.dumps({"suggested_threshold": None}))
+    assert refusal(chosen_score, file, "suggested").field == "--min-score"
+    metrics.write_text('{"suggested_threshold": 3}')
+    assert "metrics.json" in refusal(chosen_score, file, "suggested").problem
+
+
 def test_names_that_share_an_output_file_are_refused():
     check_stems(["a/1.jpg", "b/1.jpg"], "yolo")
     assert refusal(check_stems, ["a/1.jpg", "a/1.png"], "yolo").field == "--images"
     assert refusal(check_stems, ["a/1.jpg", "a__1.png"], "png").field == "--images"
+    assert "a/1.jpg, a/1.png." in refusal(check_stems, ["a/1.jpg", "a/1.png", "a/2.png"], "yolo").problem
 
 
 @pytest.mark.parametrize(
@@ -233,6 +280,7 @@ def test_names_that_share_an_output_file_are_refused():
         ("retinanet", {"to": "none"}, "--to"),
         ("fcn", {"to": "coco"}, "--to"),
         ("fcn", {"min_score": 0.5}, "--min-score"),
+        ("fcn", {"one_class_per_box": True}, "--one-class-per-box"),
         ("retinanet", {"min_score": 1.5}, "--min-score"),
         ("retinanet", {"image_size": 0}, "--image-size"),
         ("retinanet", {"image_size": 100}, "--image-size"),
@@ -274,6 +322,8 @@ def test_images_left_out_are_predicted_once_they_can_be_used(photos, tmp_path, m
 
 def test_more_pictures_are_drawn_by_a_run_that_has_ended(photos, tmp_path):
     done, drawing, again = start(photos, tmp_path / "out", Stream()), Stream(), Stream()
+    (tmp_path / "out" / PICTURES).mkdir()
+    (tmp_path / "out" / PICTURES / "earlier.png").write_bytes(b"")
     assert start(photos, tmp_path / "out", drawing, pictures=2) == done and len(drawing.seen) == 2
     names = sorted(path.name for path in (tmp_path / "out" / PICTURES).iterdir())
     start(photos, tmp_path / "whole", Stream(), pictures=2)

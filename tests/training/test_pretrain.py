@@ -237,6 +237,21 @@ def test_changed_config_is_used_if_allowed(whole_run, photos, tmp_path, caplog):
     assert load_config(run / "config.yaml").train.max_steps == 7
 
 
+def test_change_that_needs_steps_is_refused_without_steps_left(whole_run, photos, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    values = tiny().model_dump(mode="json", exclude_none=True)
+    values["model"]["temperature"], values["optimizer"]["learning_rate"] = 0.07, 0.5
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(UserError) as error:
+        pretrain(parse_config(values), run, photos, allow_change=True)
+    assert set(error.value.fields) == {"model.temperature", "optimizer.learning_rate"}
+    assert "All 6 steps" in error.value.errors[0].problem
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    values["train"] |= {"epochs": 3, "max_steps": 7}
+    assert pretrain(parse_config(values), run, photos, allow_change=True, after_change="planned").step == 7
+
+
 def test_refused_change_leaves_the_run_unchanged(whole_run, photos, tmp_path):
     run, fewer = tmp_path / "run", tmp_path / "fewer"
     shutil.copytree(whole_run, run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import collections
+import contextlib
 import itertools
 import logging
 import math
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dupr_tf.config import DataConfig
-from dupr_tf.data.images.decode import FACTORS, MAX_PIXELS, Unusable, decode
+from dupr_tf.data.images.decode import FACTORS, MAX_PIXELS, Unusable, decode, uses_few_levels
 from dupr_tf.data.images.listing import check_root, open_source
 from dupr_tf.data.images.source import Files, ImageSource, as_source, read_file
 from dupr_tf.errors import RunFailed, UserError
@@ -29,6 +30,8 @@ WRITE_EVERY = 10.0  # seconds between two writes of the list during a run
 MOST_LISTED = 10_000  # images of a run that are named with their reason; further ones are only counted
 MORE = re.compile(r"([0-9]{1,18}) more")  # start of the reason in the last line of a list that is not complete
 MOST_LINE = 1 << 16  # bytes
+FIELDS = ("data.max_bad_share", "data.max_pixels", "data.depth")  # names of settings in a config
+FLAGS = ("--max-bad-share", "--max-pixels", "--depth")  # and those of commands without a config
 
 
 def unusable_reason(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, depth: str = "full") -> str:
@@ -235,6 +238,20 @@ def check_any_readable(
     raise UserError(None, problem, "Pass a folder of photos.")
 
 
+def warn_of_few_levels(images: ImageSource | Sequence[str], depth: str, tries: int = 4) -> None:
+    """Warns if images of 16 bits would gain from `data.depth: auto`, judged by a few spread over the source."""
+    source = as_source(images)
+    for index in _spread(len(source), tries) if depth == "full" else ():
+        with contextlib.suppress(Unusable):  # it is reported when it is used
+            if uses_few_levels(source.read(index)):
+                log.warning(
+                    "warning: %s has 16 bits, of which it uses few, so it is nearly of one colour to the network. "
+                    "Pass --data.depth auto, which scales each such file by its own range.",
+                    escape(source.name(index)),
+                )
+                return
+
+
 def _spread(count: int, tries: int) -> range:
     return range(0, count, max(1, count // tries))
 
@@ -279,20 +296,16 @@ def further_images(name: str, reason: str) -> int:
     return int(match[1]) if match else 0
 
 
-def advice(reasons: Iterable[str], total: int, flags: bool = False, count: int | None = None) -> str:
+def advice(reasons: Iterable[str], total: int, names: tuple[str, str, str] = FIELDS, count: int | None = None) -> str:
     """Returns the settings, with values, that would let images be used or skipped.
 
     Args:
         reasons: reasons why images cannot be used.
         total: number of images.
-        flags: whether the settings are flags (`--max-pixels`) instead of fields of a config.
+        names: how the user sets the share of bad images, the limit on pixels, and the depth.
         count: number of images that cannot be used. Default: that of `reasons`.
     """
-    share, pixels, depth = (
-        ("--max-bad-share", "--max-pixels", "--depth")
-        if flags
-        else ("data.max_bad_share", "data.max_pixels", "data.depth")
-    )
+    share, pixels, depth = names
     reasons = list(reasons)
     count = len(reasons) if count is None else count
     ways = [f"raise {share} to {min(1, math.ceil(100 * count / total) / 100):g}"] if count < total else []

@@ -199,12 +199,26 @@ def describe(content: bytes, header: Header | None = None, depth: str = "full") 
     colours = COLOUR_NOTES.get(header.mode.split(";")[0])
     deep = _deep_values(content, header.kind)
     if deep is not None:
-        scaled, gains = depth == "auto", np.ptp(deep.astype(np.int64)) < GAIN
-        advice = ", would gain from data.depth auto" if gains and not scaled else ""
+        scaled = depth == "auto"
+        advice = ", would gain from data.depth auto" if _is_narrow(deep) and not scaled else ""
         deep = f"16 bits to 8{' by its own range' if scaled else advice}"
         colours = None if header.mode.startswith("I;16") else colours
     notes = [header.kind, colours, deep, "first frame" if animated else None, "turned upright" if turned else None]
     return ", ".join(filter(None, notes)) + ": {} x {}".format(*header.stored_size)
+
+
+def uses_few_levels(content: bytes) -> bool:
+    """Returns True if an image has 16 bits and uses a small part of their range. Raises Unusable if it is damaged."""
+    kind = read_header(content).kind
+    try:
+        deep = _deep_values(content, kind)
+    except Exception as error:
+        raise Unusable(_reason(error, content, kind)) from None
+    return deep is not None and _is_narrow(deep)
+
+
+def _is_narrow(deep: np.ndarray) -> bool:
+    return np.ptp(deep.astype(np.int64)) < GAIN
 
 
 def _check_pixels(header: Header, max_pixels: int) -> None:

@@ -7,7 +7,7 @@ import itertools
 from dupr_tf.config import DataConfig
 from dupr_tf.data.detection import unreadable_images
 from dupr_tf.data.file_results import FileResults
-from dupr_tf.data.images.bad_images import MOST_LISTED, advice, count_reasons, log
+from dupr_tf.data.images.bad_images import MOST_LISTED, advice, count_reasons, log, warn_of_few_levels
 from dupr_tf.data.labels.split import Split
 from dupr_tf.errors import UserError
 from dupr_tf.text import escape
@@ -27,6 +27,7 @@ def leave_out_unusable(images: Split, split: str, data: DataConfig, results: Fil
         UserError: all images, or a larger share of them than `data.max_bad_share`, cannot be used.
     """
     bad = unreadable_images(images, data, results)
+    warn_of_few_levels(images.paths, data.depth)
     if not bad:
         return images
     pairs = zip(images.paths, getattr(images, "segment_paths", images.paths), strict=True)

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dupr_tf.data.images.bad_images import LeftOut, advice
+from dupr_tf.data.images.bad_images import FLAGS, LeftOut, advice
 from dupr_tf.data.images.decode import MAX_PIXELS, Unusable
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.images.source import map_in_order
@@ -271,7 +271,7 @@ def _write_shard(
 
 def _too_many(output: Path, left_out: LeftOut, files: int) -> RunFailed:
     left_out.write(output / BAD_IMAGES)
-    fix = advice((reason for _, reason in left_out.listed), files, flags=True, count=left_out.count)
+    fix = advice((reason for _, reason in left_out.listed), files, FLAGS, count=left_out.count)
     return RunFailed(f"{left_out.count} of {files} images are unreadable, listed in {output / BAD_IMAGES}. {fix}")
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from dupr_tf.config import parse_config
 from dupr_tf.data.images import bad_images
 from dupr_tf.data.images.bad_images import (
+    FLAGS,
     BadImages,
     advice,
     check_photos,
@@ -19,6 +20,7 @@ from dupr_tf.data.images.bad_images import (
     further_images,
     read_list,
     unusable_reason,
+    warn_of_few_levels,
 )
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.pipeline import view_pairs
@@ -138,7 +140,7 @@ def test_reasons_are_counted_by_kind():
 def test_advice_names_the_settings_with_values():
     reasons = ["too many pixels: 14000 x 10000, see data.max_pixels", "too many pixels: 10 x 10, see data.max_pixels"]
     assert "data.max_bad_share to 0.1" in advice(reasons, 21) and "data.max_pixels to 140000000" in advice(reasons, 21)
-    assert "--max-pixels to 140000000" in advice(reasons, 21, flags=True)
+    assert "--max-pixels to 140000000" in advice(reasons, 21, FLAGS)
     assert "data.max_bad_share" not in advice(["empty: 0 bytes"], 1)
     assert "data.depth to auto" in advice(["no defined white: pixels of 32 bits (mode F), data.depth auto"], 5)
 
@@ -148,6 +150,19 @@ def test_folder_without_a_usable_image_is_refused(tmp_path):
         (tmp_path / f"{i}.jpg").write_bytes(b"text")
     paths = list_images(tmp_path)
     assert refusal(check_readable, paths, BadImages(paths, 1.0)).fix
+
+
+def test_16_bit_images_that_use_few_levels_are_named_once(tmp_path, caplog):
+    for name, high in (("a_dark.png", 1900), ("b_dark.png", 1900), ("c_wide.png", 60000)):
+        pixels = np.linspace(700, high, 48 * 36).reshape(36, 48).astype(np.uint16)
+        Image.fromarray(pixels).save(tmp_path / name)
+    (tmp_path / "0.png").write_bytes(b"no image")
+    paths = list_images(tmp_path)
+    warn_of_few_levels(paths, "auto")
+    warn_of_few_levels([path for path in paths if "dark" not in path], "full")
+    assert caplog.text == ""
+    warn_of_few_levels(paths, "full")
+    assert len(caplog.records) == 1 and "a_dark.png" in caplog.text and "--data.depth auto" in caplog.text
 
 
 def test_check_before_a_run_uses_its_depth_setting(tmp_path):
