@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
+import itertools
 import json
 import operator
 from collections.abc import Container
@@ -31,12 +33,14 @@ from dupr_tf.probing.labelled import (
     read_split,
 )
 from dupr_tf.probing.load import check_backbones, labels_of, load_backbones
+from dupr_tf.records import read_record
 from dupr_tf.reporting.folders import PROBES_FOLDER
 from dupr_tf.training.cluster import refuse_cluster
 from dupr_tf.weights.catalogue import find_public, is_public
 from dupr_tf.weights.download import origin_of
 from dupr_tf.weights.paths import recorded_name
 
+PROBE_FILE, IDENTITY = "probe.json", ("probe", "weights", "settings")
 LEAST = {"images": 1, "image_size": 32, "k": 1, "queries": 1, "top": 1, "cells": 1, "folds": 2, "seed": 0}
 Level = Literal[PROBED_LEVELS]
 READING = ("data.kind", "data.depth", "data.max_pixels")  # fields of a config that every probe takes as flags
@@ -52,7 +56,8 @@ class Weights:
     data: Path
     """Folder of images, or a data set, as the probe needs."""
     output: Path | None = None
-    """Folder for probe.json and the picture, outside of the data. Default: runs/probes/NAME."""
+    """Folder for probe.json and the picture, outside of the data. If it holds a result of other weights or settings,
+    the new one goes to FOLDER-2. Default: runs/probes/NAME."""
     backbone: Literal[tuple(BACKBONES)] | None = None
     """Architecture of the random weights. Default: that of the first --weights."""
     width: float = 1.0
@@ -121,16 +126,34 @@ class Weights:
     def _write(self, findings) -> None:
         from dupr_tf.probing.drawing import save
 
-        folder = self._folder
         weights = dict(zip(labels_of(self.weights), map(recorded_name, self.weights), strict=True))
         content = {**findings.as_json(), "weights": weights}
         sources = {label: origin_of(find_public(name)) for label, name in weights.items() if is_public(name)}
         content |= {"sources": sources} if sources else {}
-        write_whole(folder / "probe.json", json.dumps(content, indent=2) + "\n")
-        print_line(f"wrote {folder / 'probe.json'}")
+        folder = free_folder(self._folder, content)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / PROBE_FILE, json.dumps(content, indent=2) + "\n")
+        print_line(f"wrote {folder / PROBE_FILE}")
         if findings.picture is not None:
             save(findings.picture, folder / f"{findings.probe}.png")
             print_line(f"wrote {folder / f'{findings.probe}.png'}")
+
+
+def free_folder(folder: Path, content: dict) -> Path:
+    """Returns the folder for a result: FOLDER, or FOLDER-2, FOLDER-3, … if the ones before hold another result.
+
+    Args:
+        folder: where the user wants it.
+        content: of `probe.json`. A result of the same probe, weights and settings may be replaced.
+    """
+    wanted = json.loads(json.dumps([content[name] for name in IDENTITY]))
+    for number in itertools.count(1):
+        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        if not (place / PROBE_FILE).exists():
+            return place
+        with contextlib.suppress(UserError):  # a damaged file is another result
+            if read_record(place / PROBE_FILE, lambda saved: [saved[name] for name in IDENTITY]) == wanted:
+                return place
 
 
 def _text(value: Any) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import tyro
+from PIL import Image
 
 from dupr_tf.commands.checks import check_outside, problems_of
 from dupr_tf.commands.screen import print_line
@@ -14,6 +15,8 @@ from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.images.bad_images import check_photos
 from dupr_tf.data.labels.usable import leave_out_unusable
 from dupr_tf.errors import UserError, raise_all
+
+SOFTWARE = "dupr-tf views"  # in the metadata of a sheet, which may be drawn again
 
 
 @dataclasses.dataclass
@@ -56,7 +59,7 @@ class Views:
         _, source = open_source(root, config.data.kind)
         check_readable(source, BadImages.of(source, config.data))
         pairs, names = first_pairs(source, config, self.pairs, self.colours)
-        save(view_sheet(pairs, names, self.cells or cells_of(config), self.columns), self.output)
+        save(view_sheet(pairs, names, self.cells or cells_of(config), self.columns), self.output, software=SOFTWARE)
         print_line(f"{len(names)} pairs, {int(pairs['valid'].sum())} with enough overlap for a patch loss")
         print_line(f"wrote {self.output}")
 
@@ -67,7 +70,7 @@ class Views:
 
         train = leave_out_unusable(read_boxes(root, "train", config.data), "train", config.data)
         pictures = training_pictures(train, config, self.pairs)
-        save(box_sheet(pictures, self.columns), self.output)
+        save(box_sheet(pictures, self.columns), self.output, software=SOFTWARE)
         lost = sum(len(set(range(len(p.boxes))) - set(p.owners.tolist())) for p in pictures if p.anchored)
         print_line(f"{len(pictures)} pictures, {sum(len(p.boxes) for p in pictures)} boxes, {lost} without an anchor")
         print_line(f"wrote {self.output}")
@@ -89,9 +92,21 @@ class Views:
             problems.append(UserError("--output", problem, "Pass --output views.png."))
         elif self.output.is_dir():
             problems.append(UserError("--output", f"{self.output} is a folder.", "Pass the name of a file."))
+        elif self.output.exists() and not _is_sheet(self.output):
+            problem = f"{self.output} is another picture, which would be replaced."
+            problems.append(UserError("--output", problem, "Pass another name."))
         for name, most in (("pairs", 200), ("columns", 20), ("cells", 14)):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= most:
                 problem = f"Expected 1 to {most}, received {value}."
                 problems.append(UserError(f"--{name}", problem, "Leave it out for the default."))
         return problems
+
+
+def _is_sheet(path: Path) -> bool:
+    """Returns True if an earlier call of this command has drawn a file."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == SOFTWARE
+    except (OSError, ValueError, SyntaxError):
+        return False

@@ -18,6 +18,7 @@ from dupr_tf.records import mapping, read_record
 
 METRICS_FILE = "metrics.json"  # of a cell; a cell with this file is finished
 METRICS = ("mIoU", "AP", *PROBE_METRICS.values())  # the score of a cell is the first that it has
+LITTLE = 0.01  # a detector below this score finds next to nothing
 DIVERGED = "diverged"  # in the metrics of a cell that tried a learning rate: its loss was not finite
 REMOVE = "Remove the folder of this cell, and run the same command again."
 
@@ -218,10 +219,16 @@ def _saved(row: Row, reference: str) -> str:
 
 def labels_text(needed: LabelsNeeded) -> str:
     """Formats a number of labelled images and its interval; infinite ends are out of the compared range."""
-    out_of_range = np.isinf(needed.count) and needed.low == needed.count == needed.high
-    if needed.low is None or out_of_range:
-        return _count(needed.count)
-    return f"{_count(needed.count)} ({_count(needed.low)} to {_count(needed.high)})"
+    count = _count(needed.count)
+    if needed.low is None or (np.isinf(needed.count) and needed.low == needed.count == needed.high):
+        return count
+    if np.isinf(needed.low) and np.isinf(needed.high):
+        return f"{count} (the interval covers all numbers compared)"
+    if np.isinf(needed.low):
+        return f"{count} (at most {_count(needed.high)})"
+    if np.isinf(needed.high):
+        return f"{count} (at least {_count(needed.low)})"
+    return f"{count} ({_count(needed.low)} to {_count(needed.high)})"
 
 
 def _count(count: float) -> str:
@@ -231,12 +238,19 @@ def _count(count: float) -> str:
 
 
 def _notes(rows: Sequence[Row], comparison: Comparison) -> list[str]:
-    """Says which spread the intervals do not cover."""
+    """Says which spread the intervals do not cover, and warns if nothing was learnt."""
+    notes = []
+    if rows and comparison.probe is None and max(row.score.mean for row in rows) < LITTLE:
+        notes.append(
+            f"Every score is below {LITTLE}: these detectors find next to nothing, so their differences say little. "
+            "Raise --steps, or use more labels."
+        )
     single = [one.label for one in comparison.backbones if len(one.weights) == 1 and one.weights != ("random",)]
     if not rows or not single:
-        return []
+        return notes
     covered = "the fine-tuning" if comparison.probe is None else "the drawn images"
-    return [
+    notes.append(
         f"{', '.join(single)}: one pre-training each. The intervals cover the spread of {covered}, not that of "
         "the pre-training."
-    ]
+    )
+    return notes

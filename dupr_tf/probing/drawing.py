@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from dupr_tf.files import write_whole
 from dupr_tf.text import plot_label
@@ -20,12 +21,22 @@ GAP, LINE = 8, 20  # px
 LINES = 36  # matches drawn in a pair
 
 
-def save(picture: Image.Image, path: str | Path, colours: int | None = 192) -> None:
-    """Writes a PNG of few colours, which takes a third of the bytes and looks the same; None keeps all colours."""
+def save(picture: Image.Image, path: str | Path, colours: int | None = 192, software: str = "") -> None:
+    """Writes a PNG of few colours, which takes a third of the bytes and looks the same.
+
+    Args:
+        picture: the picture.
+        path: file to write.
+        colours: number of colours; None keeps all.
+        software: what has drawn it, for the file's metadata.
+    """
+    facts = PngInfo()
+    if software:
+        facts.add_text("Software", software)
     file, picture = io.BytesIO(), picture.convert("RGB")
     if colours is not None:
         picture = picture.quantize(colours, dither=Image.Dither.NONE)
-    picture.save(file, "PNG", optimize=True)
+    picture.save(file, "PNG", optimize=True, pnginfo=facts)
     write_whole(Path(path), file.getvalue())
 
 

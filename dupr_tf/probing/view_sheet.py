@@ -14,7 +14,7 @@ from dupr_tf.data.images.bad_images import BadImages
 from dupr_tf.data.images.source import ImageSource
 from dupr_tf.data.pipeline import view_pairs
 from dupr_tf.ops.photometric import PRESETS, apply, draw
-from dupr_tf.probing.drawing import BOX, GAP, INK, LINE, WRONG, paper, tile, write
+from dupr_tf.probing.drawing import BOX, GAP, INK, LINE, PAPER, WRONG, paper, tile, write
 
 SIDE = 224  # px of a view on the sheet
 MOST_CELLS = 4  # most patches per side that are numbered: more cannot be read
@@ -84,7 +84,8 @@ def view_sheet(pairs: dict, names: Sequence[str], cells: int, columns: int = 2) 
                 _patches(pen, pairs[f"boxes_{n + 1}"][k] * scale, flips[n], cells, (left, y + LINE))
             else:
                 pen.rectangle((left, y + LINE, left + SIDE - 1, y + LINE + SIDE - 1), outline=WRONG, width=4)
-                write(pen, (left + 8, y + LINE + 8), "too little overlap: no patch loss", 14, WRONG)
+                pen.rectangle((left + 4, y + LINE + 4, left + SIDE - 5, y + LINE + 28), fill=PAPER)
+                write(pen, (left + 8, y + LINE + 8), "too little overlap: no patch loss", 14, INK)
     return sheet
 
 

@@ -32,6 +32,12 @@ COMPARISON = "comparison"
 MOST_PICTURE = 8 << 20  # bytes
 MOST_BAD_LISTED = 50
 MOST_NAMED = 5
+EVALUATION_PICTURES = {  # file of a fine-tuning -> what it shows
+    "detections.png": "Validation images with detections and labels",
+    "segments.png": "Validation images with predicted classes and labels",
+    "precision_recall.png": "Precision and recall of each class",
+    "confusion.png": "Confusion of classes: true class by detected class",
+}
 PROBES_FOLDER = Path("runs/probes")  # where `dupr-tf probe` writes by default
 DEPTH, MOST_FOLDERS = 2, 500  # depth below a run to which exports and probes are searched
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -84,7 +90,7 @@ class RunFolder:
     diverged: dict | None = None  # diverged.json
     excluded: Exclusion | None = None  # excluded.json
     bad: BadImageCounts | None = None
-    detections: bytes | None = None  # detections.png
+    pictures: list[tuple[str, bytes]] = dataclasses.field(default_factory=list)  # of an evaluation, with descriptions
     compared: Compared | None = None  # of a comparison
     plot: bytes | None = None  # compare.png
     exports: list[Export] = dataclasses.field(default_factory=list)
@@ -226,7 +232,8 @@ def _read_records(run: RunFolder) -> None:
     run.environments = [entry for entry in environments or [] if isinstance(entry, dict)]
     if run.kind == FINETUNING:
         run.scores = _json(run.path / "metrics.json", run.notes)
-        run.detections = _picture(run.path / "detections.png")
+        pictures = ((what, _picture(run.path / name)) for name, what in EVALUATION_PICTURES.items())
+        run.pictures = [(what, picture) for what, picture in pictures if picture]
         return
     run.images = _json(run.path / "images.json", run.notes)
     run.start = _json(run.path / START_FILE, run.notes)

@@ -158,9 +158,19 @@ def test_files_hold_the_table(folder):
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_scores_near_zero_are_pointed_out(tmp_path):
+    for backbone, score in (("random", 0.001), ("dupr", 0.002)):
+        finish(tmp_path, Cell(backbone, 1.0, 0), score)
+    assert any("next to nothing" in text for text in sentences(read_result(tmp_path, comparison()), comparison()))
+    finish(tmp_path, Cell("dupr", 1.0, 1), 0.05)
+    assert not any("next to nothing" in text for text in sentences(read_result(tmp_path, comparison()), comparison()))
+
+
 def test_interval_that_is_out_of_range_as_a_whole_is_not_repeated():
     texts = [labels_text(LabelsNeeded(*values)) for values in ((math.inf,) * 3, (5.0, 4.0, math.inf), (5.0, 5.0, 5.0))]
-    assert [text.count("more") for text in texts] == [1, 1, 0] and texts[2].count("5") == 3
+    assert texts == ["more than compared", "5 (at least 4)", "5 (5 to 5)"]
+    assert labels_text(LabelsNeeded(5.0, -math.inf, 6.0)) == "5 (at most 6)"
+    assert "covers all" in labels_text(LabelsNeeded(5.0, -math.inf, math.inf))
 
 
 def test_labels_out_of_range_are_words_in_json(tmp_path):

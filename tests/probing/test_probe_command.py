@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dupr_tf.cli import main
-from dupr_tf.commands.probe import FLAGS, Weights
+from dupr_tf.commands.probe import FLAGS, Weights, free_folder
 from dupr_tf.config import ProbingConfig
 from dupr_tf.config.probes import PROBES
 from dupr_tf.data.detection import read_image
@@ -228,6 +228,27 @@ def test_views_draws_a_sheet(capsys, tmp_path, photos):
     assert code == 0 and out[0].startswith("4 pairs, ")
     with Image.open(sheet) as image:
         assert image.width > 900 and image.height > 400
+
+
+def test_views_replaces_its_own_sheet_and_no_other_picture(capsys, tmp_path, photos):
+    sheet, words = tmp_path / "sheet.png", ("configs/dupr_r18_small.yaml", "--data", photos, "--pairs", "2")
+    Image.new("RGB", (8, 8)).save(sheet)
+    code, _, lines = run(capsys, "views", *words, "--output", sheet)
+    assert code == 2 and len(lines) == 1 and "another picture" in lines[0] and Image.open(sheet).size == (8, 8)
+    sheet.unlink()
+    assert [run(capsys, "views", *words, "--output", sheet)[0] for _ in range(2)] == [0, 0]
+
+
+def test_result_of_other_weights_or_settings_is_kept(tmp_path):
+    folder, first = tmp_path / "knn", {"probe": "knn", "weights": {"a": "/a"}, "settings": {"sizes": (64,)}}
+    other = {**first, "settings": {"sizes": (96,)}}
+    for content, expected in ((first, folder), (other, tmp_path / "knn-2"), (other, tmp_path / "knn-2")):
+        place = free_folder(folder, content)
+        assert place == expected
+        place.mkdir(exist_ok=True)
+        (place / "probe.json").write_text(json.dumps({**content, "numbers": {}}))
+    (folder / "probe.json").write_text("[")
+    assert free_folder(folder, first) == tmp_path / "knn-3"
 
 
 @pytest.mark.parametrize("words, expected", [

@@ -72,7 +72,8 @@ def write_detector(path: Path) -> Path:
     (path / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
     scores = {"AP": 0.09412, "AP50": 0.1823, "AP_small": None, "per_class": {"star": 0.123, "<i>cross": None}}
     (path / "metrics.json").write_text(json.dumps({**scores, "steps": 30, "weights": "random"}))
-    (path / "detections.png").write_bytes(PNG)
+    for name in ("detections.png", "precision_recall.png", "confusion.png"):
+        (path / name).write_bytes(PNG)
     return path
 
 

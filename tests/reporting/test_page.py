@@ -70,7 +70,7 @@ def test_tags_are_balanced_ids_unique_and_links_valid(page):
 
 
 def test_pictures_and_charts_have_descriptions(page):
-    assert len(page.of("img")) == 4 and all(len(a["alt"]) > 10 for a in page.of("img"))  # views, 2 probes, detections
+    assert len(page.of("img")) == 6 and all(len(a["alt"]) > 10 for a in page.of("img"))
     charts = [a for a in page.of("svg") if a.get("role") == "img"]
     assert len(charts) >= 12 and all(a["aria-labelledby"] for a in charts)
     assert all(a.get("aria-hidden") == "true" for a in page.of("svg") if a.get("role") != "img")
