@@ -8,6 +8,7 @@ Without file and names, every value in the masks of the split, "train" and "val"
 
 from __future__ import annotations
 
+import bisect
 import collections
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from dupr_tf.data.images.decode import upright_size
-from dupr_tf.data.images.listing import list_images
+from dupr_tf.data.images.listing import EXTENSIONS, list_images
+from dupr_tf.data.labels.counts import Counts
 from dupr_tf.data.labels.segments import IGNORED, SegmentedImages, class_table
-from dupr_tf.data.labels.split import MissingSplit, log, read_png, reading, refuse_many
+from dupr_tf.data.labels.spelling import on_disk
+from dupr_tf.data.labels.split import MissingSplit, log, read_png, reading, refuse_faults
 from dupr_tf.data.layouts import mask_folders
 from dupr_tf.errors import UserError
 from dupr_tf.files import read_bounded
@@ -26,14 +29,29 @@ from dupr_tf.resources import usable_cpus
 from dupr_tf.values import read_text
 
 IGNORED_NAMES = ("ignore", "ignored", "void", "unlabelled", "unlabeled")
+NO_MASK = "images without a mask"
+RENAMED = "images whose mask has another name"
+OTHER_ENDING = "images whose mask is no PNG"
+UNREADABLE = "images or masks that cannot be read"
+OTHER_SIZE = "masks of another size than their image"
+FIXES = {
+    NO_MASK: "Add the masks, or move such images away.",
+    RENAMED: "Rename the masks: a mask has the name of its image, with the ending .png.",
+    OTHER_ENDING: "Save the masks as PNG from their source. JPEG changes values, and so classes.",
+    UNREADABLE: "Correct them. A mask is a PNG with one channel of 8 bits, the number of the class of each pixel.",
+    OTHER_SIZE: "Use the images that the masks were drawn on, or scale the masks without mixing values.",
+}
+MOST_COMPARED = 3  # files beside an expected mask
 MAX_BYTES = 1 << 20  # limit for classes.txt
 
 
 def read_mask_folder(root, split, class_names, ignore_value, max_bad_share) -> SegmentedImages:
     """Lists a split; see `read_segments`."""
-    looked = _look_at(root, split)
+    looked, counts = _look_at(root, split), Counts()
     broken = [(reason, detail) for _, _, reason, detail, _ in looked if reason]
-    refuse_many([detail for _, detail in broken], len(looked), max_bad_share, "have no usable mask")
+    most = collections.Counter(reason for reason, _ in broken).most_common(1)
+    fix = FIXES[most[0][0]] if most else ""
+    refuse_faults("images", broken, len(looked), max_bad_share, counts, f"{fix} Or raise data.max_bad_share.")
     images, masks, _, sizes, values = zip(*(look for look in looked if not look[2]), strict=True)
     classes = _class_of_values(root, split, set().union(*values), class_names, ignore_value)
     classes.setdefault(IGNORED)
@@ -44,7 +62,7 @@ def read_mask_folder(root, split, class_names, ignore_value, max_bad_share) -> S
             "data.ignore_value",
             f"Expected mask values {', '.join(map(str, sorted(classes)))}, received {odd[0][1]} in {odd[0][0]} "
             f"({len(odd)} of {len(masks)} masks have such).",
-            f"Add it to classes.txt, or set data.ignore_value to {odd[0][1]}.",
+            _fix_of_value(odd[0][1], ignore_value),
         )
     named = {value: name for value, name in classes.items() if name is not None}
     names = tuple(named.values() if class_names is None else class_names)
@@ -56,8 +74,16 @@ def read_mask_folder(root, split, class_names, ignore_value, max_bad_share) -> S
         class_names=names,
         table=class_table(named, names),
         read_values=read_mask,
-        counts=dict(collections.Counter(reason for reason, _ in broken)),
+        counts=counts,
     )
+
+
+def _fix_of_value(value: int, ignore_value: int | None) -> str:
+    """Returns what to do about a value without a name. `data.ignore_value` is one value, which may be needed."""
+    if ignore_value is None:
+        return f"Add it to classes.txt, or set data.ignore_value to {value}."
+    text = f"`{value} NAME`, or `{value} void` if it is no class"
+    return f"Name every value in classes.txt: {text}. data.ignore_value is {ignore_value}, and is one value."
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -84,10 +110,15 @@ def _look_at(root: Path, split: str) -> list[tuple]:
         )
     for images, masks in pairs:
         files = [Path(path) for path in list_images(images, "folder")]
-        segments = [masks / path.relative_to(images.absolute()).with_suffix(".png") for path in files]
+        segments = [on_disk(masks / path.relative_to(images.absolute()).with_suffix(".png")) for path in files]
         _refuse_shared(files, segments)
         with ThreadPoolExecutor(usable_cpus()) as pool:
-            return list(pool.map(_look, files, segments))
+            looked = list(pool.map(_look, files, segments))
+        missing = [number for number, look in enumerate(looked) if look[2] == NO_MASK]
+        others = _other_files(masks, set(segments)) if missing else []
+        for number in missing:
+            looked[number] = _explained(*looked[number][:2], others)
+        return looked
     raise MissingSplit(
         None,
         f"{root} has no images in {split}/images and masks in {split}/masks (nor images/{split} and masks/{split}, nor "
@@ -112,15 +143,32 @@ def _refuse_shared(images: list[Path], masks: list[Path]) -> None:
 
 def _look(image: Path, mask: Path) -> tuple:
     if not mask.is_file():
-        return image, mask, "images without a mask", image, set()
+        return image, mask, NO_MASK, image, set()
     try:
         values, size = read_mask(mask), upright_size(image)
     except UserError as error:
-        return image, mask, "images or masks that cannot be read", error.problem.rstrip("."), set()
+        return image, mask, UNREADABLE, error.problem.rstrip("."), set()
     if values.shape != size:
         what = f"{mask} ({values.shape[0]} x {values.shape[1]}, its image {size[0]} x {size[1]})"
-        return image, mask, "masks of another size than their image", what, set()
+        return image, mask, OTHER_SIZE, what, set()
     return image, mask, "", size, set(np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist())
+
+
+def _other_files(masks: Path, expected: set[Path]) -> list[Path]:
+    """Returns the images in a folder of masks that are not the mask of any image, sorted."""
+    return sorted(path for path in masks.rglob("*") if path.suffix.lower() in EXTENSIONS and path not in expected)
+
+
+def _explained(image: Path, mask: Path, others: list[Path]) -> tuple:
+    """Returns an image without a mask as in `_look_at`, with a file that is probably its mask under another name."""
+    place = bisect.bisect_left(others, mask.with_suffix(""))
+    for other in others[place : place + MOST_COMPARED]:
+        rest = other.stem.removeprefix(mask.stem)
+        if other.parent == mask.parent and other.stem.startswith(mask.stem) and not rest[:1].isalnum():
+            if rest:
+                return image, mask, RENAMED, f"{other}, where {mask.name} is expected", set()
+            return image, mask, OTHER_ENDING, other, set()
+    return image, mask, NO_MASK, image, set()
 
 
 def _class_of_values(

@@ -209,7 +209,12 @@ def refuse_many(unusable: Sequence, total: int, max_share: float, what: str) -> 
 
 
 def refuse_faults(
-    things: str, faults: Sequence[tuple[str, object]], total: int, max_share: float, counts: Counts
+    things: str,
+    faults: Sequence[tuple[str, object]],
+    total: int,
+    max_share: float,
+    counts: Counts,
+    fix: str = "Correct the labels or complete the folder, or raise data.max_bad_share.",
 ) -> None:
     """Counts the images, objects or masks of a split that cannot be used.
 
@@ -219,6 +224,7 @@ def refuse_faults(
         total: number of such things in the split.
         max_share: share of them that may be unusable.
         counts: receives the faults, and an example of each kind.
+        fix: what to do if too many are unusable.
 
     Raises:
         UserError: more than the share, or all, are unusable.
@@ -230,7 +236,6 @@ def refuse_faults(
     counts.examples |= kinds.examples
     if faults and (exceeds(len(faults), max_share, total) or len(faults) == total):
         problem = f"{len(faults)} of {total} {things} cannot be used: {'; '.join(count_lines(kinds))}"
-        fix = "Correct the labels or complete the folder, or raise data.max_bad_share."
         raise UserError("data.max_bad_share", f"{problem}. {_limit(max_share)}", fix)
 
 

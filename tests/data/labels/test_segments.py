@@ -128,6 +128,42 @@ def test_few_broken_masks_are_counted_and_many_refused(root, kind, what, named):
     assert error.field == "data.max_bad_share" and "1 of 6" in error.problem and named in error.problem
 
 
+@pytest.mark.parametrize("share", [0.2, 0.0])
+@pytest.mark.parametrize(
+    ("name", "what", "words"),
+    [
+        ("003_L.png", "images whose mask has another name", ["masks/003_L.png, where 003.png is expected", "Rename"]),
+        ("003 mask.png", "images whose mask has another name", ["masks/003 mask.png, where 003.png", "Rename"]),
+        ("003.jpg", "images whose mask is no PNG", ["masks/003.jpg", "JPEG changes values"]),
+        ("0031.png", "images without a mask", ["images/003.jpg", "Add the masks"]),
+    ],
+)
+def test_mask_under_another_name_is_named(root, name, what, words, share):
+    file = root / "train/masks/003.png"
+    Image.open(file).save(file.with_name(name))
+    file.unlink()
+    if share:
+        read = read_segments(root, "train", ignore_value=IGNORE, max_bad_share=share)
+        assert read.counts == {what: 1} and f"1 {what}, such as" in read.summary()
+    else:
+        error = refusal(read_segments, root, "train", ignore_value=IGNORE)
+        assert f"1 of 6 images cannot be used: 1 {what}" in error.problem
+        assert all(word in str(error) for word in words) and "data.max_bad_share" in error.fix
+
+
+def test_ending_of_a_mask_may_be_in_capitals(root):
+    for file in (root / "train/masks").iterdir():
+        file.rename(file.with_suffix(".PNG"))
+    assert len(read_segments(root, "train", ignore_value=IGNORE, max_bad_share=0)) == 6
+
+
+def test_advice_about_a_value_keeps_the_ignored_one(root):
+    classes(root, "a\nb\nc\n")
+    assert f"set data.ignore_value to {IGNORE}" in refusal(read_segments, root, "train").fix
+    fix = refusal(read_segments, root, "train", ignore_value=IGNORE).fix
+    assert "`3 void`" in fix and f"data.ignore_value is {IGNORE}" in fix and "to 3" not in fix
+
+
 def test_split_without_any_mask_is_always_refused(root):
     for mask_file in (root / "train" / "masks").iterdir():
         mask_file.unlink()
