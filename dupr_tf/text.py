@@ -114,6 +114,11 @@ def size_text(size: float) -> str:
     return f"{number_text(size)} PB"
 
 
+def memory_text(size: float) -> str:
+    """Formats bytes as `3.2 GiB`, or as `52 MiB` below a gibibyte."""
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{number_text(size / 2**20)} MiB"
+
+
 def count_text(count: int, noun: str) -> str:
     """Formats a count with its noun: `1 line`, `2 lines`."""
     return f"{count:,} {noun}" + "s" * (count != 1)

@@ -9,6 +9,7 @@ from dupr_tf.text import (
     VisibleFormatter,
     duration,
     escape,
+    memory_text,
     number_text,
     one_line,
     plot_label,
@@ -56,6 +57,12 @@ def test_number_text(value, expected):
 
 def test_size_text_uses_powers_of_a_thousand():
     assert [size_text(n) for n in (0, 999, 1000, 3.2e9, 5e18)] == ["0 B", "999 B", "1 kB", "3.2 GB", "5,000 PB"]
+
+
+def test_memory_text_uses_mebibytes_below_a_gibibyte():
+    assert [memory_text(n * 2**20) for n in (0.5, 52.4, 1023, 1024, 22_300)] == [
+        "0.5 MiB", "52.4 MiB", "1,023 MiB", "1.0 GiB", "21.8 GiB",
+    ]  # fmt: skip
 
 
 def test_duration_shows_hours_only_above_one():

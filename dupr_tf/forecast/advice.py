@@ -11,7 +11,7 @@ import numpy as np
 
 from dupr_tf.config import Config
 from dupr_tf.data.statistics import Sizes, ViewOverlap
-from dupr_tf.text import count_text
+from dupr_tf.text import count_text, memory_text
 from dupr_tf.training.collapse import patience
 from dupr_tf.values import exceeds
 
@@ -157,10 +157,10 @@ def advice_on_sizes(sizes: Sizes, image_size: int, max_bad_share: float) -> list
 
 def advice_on_memory(needed: int, available: int | None, config: Config) -> list[str]:
     """Compares the predicted memory, plus a gibibyte for TensorFlow itself, with the available memory."""
-    text = f"The run needs about {needed / 2**30:.1f} GiB of memory, and TensorFlow itself 1 GiB. "
+    text = f"The run needs about {memory_text(needed)} of memory, and TensorFlow itself 1 GiB. "
     if available is None:
         return [f"{text}The free memory is unknown here. What to do: compare it with that of your GPU or machine."]
-    text += f"{available / 2**30:.1f} GiB are free. "
+    text += f"{memory_text(available)} are free. "
     if needed + 2**30 <= available:
         return [text + GOOD]
     groups, batch = 2 * config.train.micro_batches, config.train.batch_size

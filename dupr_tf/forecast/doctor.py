@@ -15,6 +15,7 @@ from dupr_tf.forecast import advice
 from dupr_tf.forecast.dry_run import DryRun
 from dupr_tf.forecast.machine import forecast_here
 from dupr_tf.resources import available_memory, usable_cpus
+from dupr_tf.text import memory_text
 
 PERCENTILES = (5, 50, 95)
 
@@ -34,7 +35,7 @@ def machine_rows() -> list[tuple[str, str]]:
     return [
         *environment_rows(describe_environment()),
         ("processors for this process", str(usable_cpus())),
-        ("memory free", "unknown" if memory is None else f"{memory / 2**30:.1f} GiB"),
+        ("memory free", "unknown" if memory is None else memory_text(memory)),
     ]
 
 

@@ -16,6 +16,7 @@ from dupr_tf.errors import UserError
 from dupr_tf.text import escape
 
 Images = AnnotatedImages | SegmentedImages
+MOST_MASKS = 200  # of a split whose pixels are counted
 FEW_BOXES = 10  # boxes of a class; with fewer it hardly trains
 MANY_LOST = 0.05  # share of the boxes from which on a setting is proposed
 MOST_PLACED = 2000  # images whose boxes are placed as in training
@@ -50,6 +51,8 @@ def about_labels(
             rows, sentences = rows + part[0], sentences + part[1]
     else:
         rows.append(("targets", inspect_targets(train, config).removeprefix("targets: ")))
+        part = _on_pixels(splits)
+        rows, sentences = rows + part[0], sentences + part[1]
     part = _on_unusable(splits, config)
     rows, sentences = rows + part[0], sentences + part[1]
     if val is not None:
@@ -102,6 +105,37 @@ def _on_classes(splits: dict[str, AnnotatedImages]) -> tuple[list, list]:
             text = f"{len(missing)} of {len(names)} classes have no box in val, such as {missing[0]}"
             sentences.append(f"{text}. They get no AP: add images of them to val.")
     return rows, sentences
+
+
+def _on_pixels(splits: dict[str, SegmentedImages]) -> tuple[list, list]:
+    """Examines the classes of the pixels in some masks of each split."""
+    names = splits["train"].class_names
+    pixels = {split: dict(zip(names, _pixel_counts(images), strict=True)) for split, images in splits.items()}
+    totals = {split: max(1, sum(of_split.values())) for split, of_split in pixels.items()}
+    shown, rest = shown_classes(pixels)
+    parts = [(f"class {escape(name)}", [name]) for name in shown]
+    parts += [(f"{len(rest):,} more classes", rest)] if rest else []
+    rows, sentences = [], []
+    for title, summed in parts:
+        shares = {split: sum(of_split[name] for name in summed) / totals[split] for split, of_split in pixels.items()}
+        rows.append((title, ", ".join(f"{share:.2%} of the pixels in {split}" for split, share in shares.items())))
+    for split, of_split in pixels.items():
+        missing = [escape(name) for name in names if not of_split[name]]
+        if missing:
+            text = f"{len(missing)} of {len(names)} classes have no pixel in the masks of {split} that were read"
+            sentences.append(f"{text}, such as {missing[0]}. Add images of them, or remove them from the classes.")
+    return rows, sentences
+
+
+def _pixel_counts(images: SegmentedImages) -> list[int]:
+    """Counts the pixels of each class in at most `MOST_MASKS` masks, which are spread over the split."""
+    counts = np.zeros(256, np.int64)
+    for index in range(0, len(images), -(-len(images) // MOST_MASKS)):
+        try:
+            counts += np.bincount(images.truth(index).ravel(), minlength=256)
+        except UserError:  # a bad mask is reported with the images that cannot be used
+            continue
+    return counts[: len(images.class_names)].tolist()
 
 
 def _class_counts(images: AnnotatedImages, classes: int) -> np.ndarray:

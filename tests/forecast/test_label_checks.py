@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dupr_tf.cli import main
 from dupr_tf.config import dump_config, load_config
@@ -103,6 +104,24 @@ def test_doctor_counts_classes_of_pixels(tmp_path):
     train, val = (read_segments(root, split) for split in ("train", "val"))
     rows, _ = about_labels(train, val, settings)
     assert dict(rows)["images"] == "3 in train, 2 in val" and "classes" in dict(rows)["targets"]
+    for number, name in enumerate(train.class_names):
+        shares = [
+            np.mean(np.concatenate([one.truth(index).ravel() for index in range(len(one))]) == number)
+            for one in (train, val)
+        ]
+        text = f"{shares[0]:.2%} of the pixels in train, {shares[1]:.2%} of the pixels in val"
+        assert dict(rows)[f"class {name}"] == text
+
+
+def test_doctor_names_classes_without_a_pixel(tmp_path):
+    root = write_masks(tmp_path / "set", {"train": pictures(3), "val": pictures(2, seed=1)})
+    for file in (root / "val/masks").iterdir():
+        Image.fromarray(np.minimum(np.asarray(Image.open(file)), 2)).save(file)
+    settings = load_config("configs/detection/small_fcn.yaml", {})
+    train, val = (read_segments(root, split) for split in ("train", "val"))
+    rows, sentences = about_labels(train, dataclasses.replace(val, class_names=train.class_names), settings)
+    assert dict(rows)["class 7"].endswith(", 0.00% of the pixels in val")
+    assert any("classes have no pixel in the masks of val" in one for one in sentences)
 
 
 def test_doctor_prints_the_labels_of_a_detector(root, tmp_path, capsys):
