@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from dupr_tf.data.images.listing import EXTENSIONS, is_hidden
 from dupr_tf.data.labels.finding import LABELS, head_of
 from dupr_tf.data.labels.split import MISTAKES, MissingSplit
 from dupr_tf.data.labels.yolo import missing_part
-from dupr_tf.data.layouts import BOXES, PIXELS, SPLIT_NAMES, names_of
+from dupr_tf.data.layouts import BOXES, PIXELS, SPLIT_NAMES, names_of, voc_lists
 from dupr_tf.errors import UserError
 from dupr_tf.registry import Registry
 from dupr_tf.text import escape, listed
@@ -63,9 +63,19 @@ KINDS = (
 )  # fmt: skip
 
 
-def missing_labels(table: Registry, root: Path, split: str) -> MissingSplit:
-    """Returns the error about a root that shows no layout of a table (`BOXES` or `PIXELS`) for a split."""
-    others = {other: shown for other in SPLITS if other != split and (shown := _shown(table, root, other))}
+def missing_labels(table: Registry, root: Path, split: str, kind: str) -> MissingSplit | None:
+    """Returns the error about a root that shows no layout for a split.
+
+    Args:
+        table: `BOXES` or `PIXELS`.
+        root, split: of the data set.
+        kind: `data.kind`. For another than "auto", the error is about a missing split alone. Returns None if the root
+            has no other split of that layout; the reader knows then what is missing.
+    """
+    chosen = table if kind == "auto" else {kind: table[kind]}
+    others = {other: shown for other in SPLITS if other != split and (shown := _shown(chosen, root, other))}
+    if kind != "auto" and not others:
+        return None
     hint = _misnamed(table, root, split, bool(others))
     if others:
         other, (layout, file) = next(iter(others.items()))
@@ -85,7 +95,7 @@ def _names(split: str) -> str:
     return f"{name} (or {', '.join(others)})" if others else name
 
 
-def _shown(table: Registry, root: Path, split: str) -> tuple[str, str] | None:
+def _shown(table: Mapping, root: Path, split: str) -> tuple[str, str] | None:
     """Returns the first layout that a root shows for a split, and the file or folder that shows it."""
     for name, entry in table.items():
         try:
@@ -132,10 +142,13 @@ def _misnamed(table: Registry, root: Path, split: str, has_other: bool) -> tuple
         return f"Found {pairs}: upper and lower case differ.", "Rename the folders."
     if table is PIXELS:
         return _lone_folder(root, split)
+    if lists := [path for path in voc_lists(root, split) if not path.is_file()]:
+        return f"There is no {lists[0]}.", "Add it, or use another split."
     if part := missing_part(root, split):
         return f"Found {part}.", "Correct the file or the folder."
     if has_other:
-        files = [path for path in files if any(name in path.stem.lower() for name in names_of(split))]
+        words = {path: re.findall("[a-z]+", path.stem.lower()) for path in files}
+        files = [path for path in files if not set(names_of(split)).isdisjoint(words[path])]
     for kind in KINDS:
         of_ending = [path for path in files if path.suffix.lower() == kind.ending][:MOST_READ]
         if match := next((path for path in of_ending if kind.start.match(head_of(path))), None):

@@ -87,12 +87,13 @@ def open_root(table: Registry, root: str | Path, split: str, kind: str) -> tuple
     if not root.is_dir():
         raise UserError(None, f"{root} is not a folder.", f"Pass the root of a data set ({', '.join(table)}).")
     layout = layout_of(table, root, kind, split)
-    if kind == "auto" and not table[layout].facts["shown"](root, split):
+    shown = [path.relative_to(root) for path in table[layout].facts["shown"](root, split)]
+    if not shown:
         from dupr_tf.data.labels.missing import missing_labels  # it imports readers, which import this file
 
-        raise missing_labels(table, root, split)
-    shown = [path.relative_to(root) for path in table[layout].facts["shown"](root, split)]
-    if shown:  # otherwise the reader reports what is missing
+        if error := missing_labels(table, root, split, kind):
+            raise error
+    else:
         _log_layout(root, layout, table[layout].summary, str(shown[0]))
     return root, table.load(layout)
 

@@ -127,7 +127,7 @@ def test_missing_list_among_voc_years_is_named(years):
     listing.unlink()
     assert len(read_annotations(years, "train")) == 7
     assert str(listing) in refusal(read_annotations, years, "val").problem
-    assert "instances_minival.json" in refusal(read_annotations, years, "minival").problem
+    assert "none of a split minival." in refusal(read_annotations, years, "minival").problem
 
 
 # ---- Cityscapes ----

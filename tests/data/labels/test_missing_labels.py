@@ -92,8 +92,9 @@ def test_folder_above_or_below_is_named(tmp_path, name):
 @pytest.mark.parametrize("name", FORMATS)
 def test_missing_split_names_the_split_that_is_there(tmp_path, name):
     root = FORMATS[name][0](tmp_path / "set", ONE)
-    problem = refusal(read_annotations, root, "val").problem
-    assert f"{root} has labels of a split train (" in problem and "none of a split val (or valid" in problem
+    for kind in ("auto", FORMATS[name][1]):
+        problem = refusal(read_annotations, root, "val", kind).problem
+        assert f"{root} has labels of a split train (" in problem and "none of a split val (or valid" in problem
 
 
 def test_misnamed_val_is_named(tmp_path, capsys, caplog):
