@@ -32,14 +32,15 @@ class Finetune:
 
     config: tyro.conf.Positional[Path]
     """Config of the experiment."""
-    weights: str
-    """Backbone to start from: a run, an export, a .keras file, a checkpoint that `import` reads, or the word random. A
-    detector.keras, or the folder of its run, continues from that detector. Public weights are downloaded: imagenet,
-    another name of `dupr-tf list weights`, hf:OWNER/NAME or https://ADDRESS."""
     data: Path
     """Root of a labelled data set, in any layout of docs/labels.md."""
     output: Path
     """Folder of the run, outside of the data."""
+    weights: str | None = None
+    """Backbone to start from: a run, an export, a .keras file, a checkpoint that `import` reads, or the word random. A
+    detector.keras, or the folder of its run, continues from that detector. Public weights are downloaded: imagenet,
+    another name of `dupr-tf list weights`, hf:OWNER/NAME or https://ADDRESS. Default: those of the run in --output,
+    which a resumed run does not read again."""
     allow_change: bool = False
     """Resume although the config or the data differ from those of the start. The differences are printed."""
     after_change: Literal["planned", "decay", "warmup"] | None = None
@@ -55,7 +56,7 @@ class Finetune:
 
         kind = config.detector.kind if config is not None and config.detector is not None else None
         problems += public_problems(self.weights, config)
-        if not is_public(self.weights):  # those are downloaded after the other checks
+        if self.weights is not None and not is_public(self.weights):  # those are downloaded after the other checks
             problems += problems_of(starting_file, self.weights, kind, field="--weights")
         raise_all([*problems, *output_problems(self.output, self.data)])
         with lasting_streams():

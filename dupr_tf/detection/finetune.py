@@ -22,8 +22,9 @@ from dupr_tf.files import local_path, sha256_of
 from dupr_tf.locks import locked
 from dupr_tf.records import mapping, read_record, refuse_other_outputs
 from dupr_tf.text import visible
-from dupr_tf.training.run import FORMAT_FILE, ImagesEntry, check, check_weights
+from dupr_tf.training.run import FORMAT_FILE, ImagesEntry, check, check_weights, recorded_weights
 from dupr_tf.weights.catalogue import is_public, name_for
+from dupr_tf.weights.checkpoint_files import saved_checkpoints
 from dupr_tf.weights.paths import KERAS_FILE, RANDOM, weights_file
 from dupr_tf.weights.saved_detectors import DETECTOR_FILE, Saved, find_detector, read_saved
 
@@ -55,7 +56,7 @@ class Checked(NamedTuple):
 
 def finetune(
     config: Config,
-    weights: str | Path,
+    weights: str | Path | None,
     data: str | Path,
     output: str | Path,
     console: Console | None = None,
@@ -72,7 +73,7 @@ def finetune(
         weights: "random", or a run, an export, a `.keras` file, another tool's checkpoint or the name of a public one,
             as for `load_backbone`. `imagenet` is that of the config's backbone. A `detector.keras`, or the folder of
             its run, continues from this detector. If its classes are others, the layers with outputs for each class
-            start from random weights.
+            start from random weights. None: a resumed run goes on from its checkpoint, and needs them no more.
         data: root of a labelled data set with the splits train and val (docs/detection.md).
         output: a folder to create. It gets `config.yaml`, `metrics.jsonl` (every loss), `tensorboard/`,
             `checkpoints/`, `detector.keras`, `saved_model/`, pictures, `metrics.json`, `checked_images.tsv`, with
@@ -93,9 +94,8 @@ def finetune(
         RunInterrupted: SIGTERM, SIGINT or SIGHUP came during training; the step was finished and saved.
     """
     raise_all(config.finetune_problems())
-    weights = name_for(weights, config.model.backbone, config.model.width)
-    weights, continues = starting_file(weights, config.detector.kind)
     output = _run_folder(output)
+    weights, continues = _weights_to_load(config, weights, output)
     console = console or Console(markup=False)
     with locked(output):
         checked = _check_inputs(config, weights, continues, data, output, allow_change)
@@ -103,6 +103,17 @@ def finetune(
         from dupr_tf.detection.training import train_detector  # loads TensorFlow
 
         return train_detector(config, weights, checked, output, console, after_change)
+
+
+def _weights_to_load(config: Config, weights: str | Path | None, output: Path) -> tuple:
+    """Returns the weights that a start loads, None if a checkpoint has them; and True if they are a detector's."""
+    if weights is None and saved_checkpoints(output / "checkpoints"):
+        return None, False
+    weights = recorded_weights(output) if weights is None else weights
+    if weights is None:
+        problem = "A new run needs weights to start from."
+        raise UserError("--weights", problem, "Pass --weights RUN, imagenet, or random.")
+    return starting_file(name_for(weights, config.model.backbone, config.model.width), config.detector.kind)
 
 
 def _check_inputs(config: Config, weights, continues: bool, data, output: Path, allow_change: bool) -> Checked:

@@ -40,7 +40,7 @@ from dupr_tf.training.optimizers import AdamW, CoupledSGD, planned_schedule, sca
 from dupr_tf.training.run import record, refuse_late_changes, run_id, starting_weights
 from dupr_tf.training.schedule import Schedule, next_schedule, write_schedule
 from dupr_tf.training.signals import noted_signals
-from dupr_tf.weights.paths import recorded_name
+from dupr_tf.weights.paths import RANDOM
 
 NEW_LAYERS = 2**31  # added to train.seed, which is below it
 
@@ -52,7 +52,8 @@ def train_detector(
 
     Args:
         config, output, console, after_change: as in `finetune`.
-        weights: as in `finetune`, or the file of a detector if `checked.continues`.
+        weights: what to load: as in `finetune`, or the file of a detector if `checked.continues`. None if a checkpoint
+            has everything.
         checked: what the checks have read.
     """
     strategy, task = choose_strategy(config.train.strategy), DETECTORS[config.detector.kind].facts["task"]
@@ -87,7 +88,7 @@ def train_detector(
         validation = _train(detector, checkpoints, output, config, task, train, first, console, schedule, measure)
         steps = int(checkpoints.step.numpy())
         scores, pictures, entry = _finish(detector, validation, measure, train, config, task, output, steps, console)
-        facts = _circumstances(config, output, weights, train, val)
+        facts = _circumstances(config, output, start, train, val)
         metrics = {**scores, **entry, **facts, "steps": steps}
         _write_json(output / METRICS_FILE, metrics)
         draw_pictures(pictures, output)
@@ -308,7 +309,7 @@ def detector_optimizer(config: Config, images: int, backbone) -> keras.optimizer
     return scale_loss(optimizer, config.train.precision)
 
 
-def _circumstances(config: Config, output: Path, weights, train, val) -> dict:
+def _circumstances(config: Config, output: Path, start: dict | None, train, val) -> dict:
     seconds, rate = training_speed(output, config.train.batch_size)
     return {
         "detector": config.detector.kind,
@@ -317,7 +318,7 @@ def _circumstances(config: Config, output: Path, weights, train, val) -> dict:
         "training_seconds": round(seconds, 1),
         "validation_seconds": round(validation_seconds(output), 1),
         "seed": config.train.seed,
-        "weights": recorded_name(weights),
+        "weights": start["weights"] if start else RANDOM,
         "train_images": len(train),
         "val_images": len(val),
     }

@@ -271,6 +271,13 @@ def check_weights(run: Path, config: Config, weights: str | Path | None) -> tupl
     return saved, weights
 
 
+def recorded_weights(run: Path) -> str | None:
+    """Returns the weights that a run started from, as its record names them. None if there is no run."""
+    if not os.path.lexists(run / CONFIG_FILE):
+        return None
+    return _read_start(run / START_FILE)["weights"] if os.path.lexists(run / START_FILE) else RANDOM
+
+
 def differences(old: Config, new: Config, what: str = "run") -> list[UserError]:
     """Returns an error for every differing field that may not change within a run, or what else is named."""
     before, after = (config.model_dump(mode="json") for config in (old, new))

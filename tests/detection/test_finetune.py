@@ -234,12 +234,14 @@ def test_interrupted_run_resumes_to_the_same_bits(run, data, weights, tmp_path, 
         assert {k: v for k, v in ours.items() if k not in times} == {k: v for k, v in theirs.items() if k not in times}
 
 
-def test_run_killed_in_evaluation_resumes_after_the_last_step(run, data, weights, tmp_path):
+def test_run_killed_in_evaluation_resumes_after_the_last_step_without_weights(run, data, tmp_path):
     output = tmp_path / "out"
+    assert refusal(finetune, config(), None, data, output, console=QUIET).field == "--weights"
     shutil.copytree(run[1], output)
     (output / "metrics.json").unlink()
     (output / "detector.keras").write_bytes(b"half")
-    finetune(config(), weights, data, output, console=QUIET)
+    finetune(config(), None, data, output, console=QUIET)
+    assert json.loads((output / "metrics.json").read_text())["weights"] == run[0]["weights"]
     assert end_of(output) == end_of(run[1])
     assert [line["step"] for line in lines_of(output)] == [2, 3]
 
