@@ -89,17 +89,20 @@ def write_export(output, wanted, fill):
     # Processes of other machines, whose numbers mean nothing here, have other names.
     name = hashlib.sha256(os.fsencode(f"{platform.node()}/{output.name}")).hexdigest()[:8]
     with plain_alias(output.parent) as parent:
-        stem = f".export-{name}.partial-"
-        for left in parent.glob(f"{stem}*"):  # by a process that was killed
-            process = left.name.removeprefix(stem)
-            if process == str(os.getpid()) or (process.isdecimal() and not is_running(int(process))):
-                shutil.rmtree(left, ignore_errors=True)
-        partial = parent / f"{stem}{os.getpid()}"
+        stem, own = f".export-{name}", os.getpid()
+        for left in parent.glob(f"{stem}.*-*"):  # by a process that was killed
+            kind, _, process = left.name.removeprefix(f"{stem}.").partition("-")
+            if process == str(own) or (process.isdecimal() and not is_running(int(process))):
+                if kind == "earlier" and not output.exists():
+                    left.rename(output)  # the process was killed between its two renames
+                else:
+                    shutil.rmtree(left, ignore_errors=True)
+        partial, earlier = parent / f"{stem}.partial-{own}", output.with_name(f"{stem}.earlier-{own}")
         partial.mkdir()
         try:
             write_manifest(partial, fill(partial))
             check_directory(partial)
-            _move_into_place(partial, output)
+            _move_into_place(partial, output, earlier)
         except Exception as error:  # h5py, safetensors and TensorFlow each raise their own error for a full disk
             if not is_disk_full(error):
                 raise
@@ -165,12 +168,11 @@ def _full(directory, wanted):
     )
 
 
-def _move_into_place(partial, output):
-    """Rename the directory. An earlier export is moved aside first, removed last, and restored if the rename fails."""
+def _move_into_place(partial, output, earlier):
+    """Rename a directory. An earlier export is moved to `earlier`, removed last, and restored if the rename fails."""
     if not output.exists():
         partial.rename(output)
         return
-    earlier = output.with_name(f".{output.name}.earlier-{os.getpid()}")
     output.rename(earlier)
     try:
         partial.rename(output)

@@ -156,14 +156,23 @@ def test_manifest_of_another_program_makes_no_export(backbone, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
-def test_files_of_killed_exports_are_removed(backbone, tmp_path):
+def test_files_of_killed_exports_are_removed(backbone, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RunFailed("stop")
+
     output, dead = export(backbone, "keras", tmp_path / "out"), subprocess.Popen(["true"])
     dead.wait()
-    stem = f".export-{hashlib.sha256(f'{platform.node()}/out'.encode()).hexdigest()[:8]}.partial-"
+    name = f".export-{hashlib.sha256(f'{platform.node()}/out'.encode()).hexdigest()[:8]}"
+    stem = f"{name}.partial-"
     for process in (dead.pid, os.getppid()):
         (tmp_path / f"{stem}{process}").mkdir()
     export(backbone, "keras", output, overwrite=True)
     assert {path.name for path in tmp_path.iterdir()} == {"out", f"{stem}{os.getppid()}"}
+    output.rename(tmp_path / f"{name}.earlier-{dead.pid}")  # as a kill between the two renames leaves it
+    monkeypatch.setattr("dupr_tf.weights.export.write_manifest", fail)
+    with pytest.raises(RunFailed, match="stop"):
+        export(backbone, "keras", output, overwrite=True)
+    check_directory(output)
 
 
 def test_files_can_be_read_by_others(backbone, tmp_path):
