@@ -21,7 +21,7 @@ OUT_OF_MEMORY = (
     "Memory or threads ran out. Use a smaller batch, image size or model, or stop other programs, and run the same "
     "command again."
 )
-INTERRUPTED = "interrupted. Run the same command again to go on."
+INTERRUPTED = "interrupted. Run the same command again."
 NARROWEST = 40  # columns: tyro never ends if a word does not fit
 
 

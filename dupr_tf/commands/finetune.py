@@ -39,8 +39,8 @@ class Finetune:
     weights: str | None = None
     """Backbone to start from: a run, an export, a .keras file, a checkpoint that `import` reads, or the word random. A
     detector.keras, or the folder of its run, continues from that detector. Public weights are downloaded: imagenet,
-    another name of `dupr-tf list weights`, hf:OWNER/NAME or https://ADDRESS. Default: those of the run in --output,
-    which a resumed run does not read again."""
+    another name of `dupr-tf list weights`, hf:OWNER/NAME or https://ADDRESS. A run in --output that has a checkpoint
+    needs none."""
     allow_change: bool = False
     """Resume although the config or the data differ from those of the start. The differences are printed."""
     after_change: Literal["planned", "decay", "warmup"] | None = None

@@ -39,12 +39,12 @@ class Predict:
     Default: coco, or png for a detector of segments."""
     min_score: Annotated[float | Literal["suggested"] | None, tyro.conf.arg(metavar="FLOAT|suggested")] = None
     """Lowest score of a detection, or the word suggested: the score with the best F1 on val. Default:
-    detector.score_threshold of the detector, from which on most detections are wrong."""
+    detector.score_threshold of the detector, which also keeps many wrong detections."""
     image_size: int | None = None
     """Size at which the detector sees images, px: the side of the square, or the short side of images of any size.
     Default: that of the detector."""
     one_class_per_box: bool = False
-    """Keep the best class only where boxes of several classes cover each other."""
+    """Where boxes of several classes cover each other, keep only the best one."""
     pictures: int = 0
     """Number of images to draw with their detections, spread over all."""
     max_bad_share: float = 0.01

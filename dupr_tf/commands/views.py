@@ -93,7 +93,7 @@ class Views:
         elif self.output.is_dir():
             problems.append(UserError("--output", f"{self.output} is a folder.", "Pass the name of a file."))
         elif self.output.exists() and not _is_sheet(self.output):
-            problem = f"{self.output} is another picture, which would be replaced."
+            problem = f"{self.output} exists, and this version of `views` has not drawn it."
             problems.append(UserError("--output", problem, "Pass another name."))
         for name, most in (("pairs", 200), ("columns", 20), ("cells", 14)):
             value = getattr(self, name)

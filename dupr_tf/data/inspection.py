@@ -55,9 +55,9 @@ class BoxCounts:
             return f"{self.boxes} boxes in {self.images} images, all of them cropped"
         low, median, high = np.percentile(self.short_sides, (5, 50, 95))
         return (
-            f"{self.boxes} boxes in {self.images} images, short sides of {low:.3g} to {high:.3g} px (median "
-            f"{median:.3g}) at the network; {self.lost_share:.1%} are lost: {self.small} under {MIN_SIDE:g} px, "
-            f"{self.unmatched} without an anchor"
+            f"{self.boxes} boxes in {self.images} images, nine tenths with short sides of {low:.3g} to {high:.3g} px "
+            f"(median {median:.3g}) at the network; {self.lost_share:.1%} are lost: {self.small} under "
+            f"{MIN_SIDE:g} px, {self.unmatched} without an anchor"
         )
 
 
@@ -95,7 +95,7 @@ def _count_lost(images: AnnotatedImages, config: Config) -> BoxCounts:
     if not images.with_boxes():
         odd = "; ".join(count_lines(images.counts))
         problem = f"None of the {len(images)} training images has a box to train on{odd and f' ({odd})'}."
-        fix = "Label their objects" if all(images.bare) else "Correct the boxes that are counted"
+        fix = "Label their objects" if all(images.bare) else "Correct the faults named above"
         raise UserError("--data", problem, f"{fix}, or pass the root of other labels.")
     counts = count_boxes(images, config)
     if counts.lost_share == 1:
@@ -228,7 +228,8 @@ def lost_boxes(annotated: AnnotatedImages, config: Config, counts: BoxCounts) ->
     fix = f"Raise it to about {raised}, or cut the images into tiles" if raised > current else "Use larger images"
     if anchors and counts.unmatched > counts.small:
         fix += f", or lower detector.anchor_scale (the smallest anchors have {smallest:g} px)"
-    return field, f"{counts.lost_share:.0%} of the boxes train nothing at {current} px: {counts.summary()}.", fix + "."
+    details = f": {counts.summary()}" if counts.lost_share == 1 else ""  # otherwise a line of the targets follows
+    return field, f"{counts.lost_share:.0%} of the boxes train nothing at {current} px{details}.", fix + "."
 
 
 def _background(annotated: AnnotatedImages) -> str:

@@ -20,7 +20,7 @@ from rich.console import Console
 from dupr_tf.config import DataConfig
 from dupr_tf.data.detection import read_image
 from dupr_tf.data.file_results import file_stamp
-from dupr_tf.data.images.bad_images import LeftOut, advice, warn_of_few_levels
+from dupr_tf.data.images.bad_images import LeftOut, fitting_share, warn_of_few_levels
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.images.listing import list_images
 from dupr_tf.data.shards.index import read_sealed, seal
@@ -31,7 +31,6 @@ from dupr_tf.text import duration, escape, one_line
 from dupr_tf.values import exceeds
 
 SAY_EVERY, SAME_BATCH = 5.0, 0.01  # seconds
-LIMITS = ("--max-bad-share", "--data.max_pixels", "--data.depth")  # how the user sets them
 Bad = list[tuple[str, str]]  # name and reason
 Stream = Callable[[list[str]], Iterator[tuple[int, Any]]]  # paths -> number and result, or why there is none
 Encode = Callable[[str, Any], bytes]  # name of an image and its result -> bytes in the part
@@ -86,11 +85,15 @@ def recorded_differences(saved: dict, now: dict) -> str:
         if not isinstance(value, dict) or not isinstance(old, dict):
             found += [f"{part} {old}, not {value}"] if old != value else []
             continue
-        names = [name for name in value if old.get(name) != value[name]]
+        names = [name for name in {**old, **value} if old.get(name) != value.get(name)]
         visible = [name for name in names if name != "sha256"]  # a digest tells the user nothing
-        found += [f"{name} {old.get(name)}, not {value[name]}" for name in visible]
+        found += [f"{name} {_shown(old.get(name))}, not {_shown(value.get(name))}" for name in visible]
         found += [f"another {part}"] if names and not visible else []
     return escape("; ".join(found))
+
+
+def _shown(value) -> str:
+    return "unset" if value is None else str(value)
 
 
 def check_range(flag: str, value: float, low: float, high: float) -> None:
@@ -229,8 +232,8 @@ class _BadBudget:
         self.left_out.add(name, reason)
         if exceeds(self.left_out.count, self.max_share, self.images):
             self.left_out.write(self.bad_list)
-            reasons = [reason for _, reason in self.left_out.listed]
-            fix = advice(reasons, self.images, LIMITS, count=self.left_out.count)
+            share = fitting_share(self.left_out.count, self.images)
+            fix = f"Replace them, or raise --max-bad-share (to {share:g} or more), and run the same command again."
             raise RunFailed(
                 f"{self.left_out.count} of {self.images} images cannot be read so far, such as {escape(name)} "
                 f"({reason}), where {self.max_share:.2%} may be left out: see {self.bad_list}. {fix}"

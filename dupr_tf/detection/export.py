@@ -124,7 +124,7 @@ def compare_runtimes(detector, against, run, images) -> Written:
         ]
     empty = task_of(detector) != "segments" and total == 0
     photo = "Pass --image PHOTO with objects" if len(images) > 1 else "Pass another --image"
-    missing = f"detections: the detector finds none in {count_text(len(images), 'image')}. {photo}"
+    missing = f"detections, since the detector finds none in {count_text(len(images), 'image')}. {photo}"
     return Written(checks, [missing] if empty else [])
 
 

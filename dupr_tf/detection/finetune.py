@@ -170,8 +170,9 @@ def evaluate(
         RunFailed: an image does not decode.
     """
     file, output = detector_file(detector_path), output and local_path(output, "output")
-    facts = {"detector": os.path.abspath(file), "sha256": sha256_of(file), "data": os.path.abspath(data)}
-    facts |= {"split": split, "image_size": image_size}
+    facts = {"detector": {"file": os.path.abspath(file), "sha256": sha256_of(file)}}
+    facts["settings"] = {"data": os.path.abspath(data), "split": split, "image_size": image_size}
+    facts["settings"] |= {"data.kind": kind, **(overrides or {})}
     if output is not None:
         _check_evaluation_folder(output, file, facts)
     saved, images, results = read_saved(file), None, FileResults(file.parent / CHECKED_FILE)
@@ -232,7 +233,7 @@ def detector_file(path: str | Path) -> Path:
 def suggested_score(file: Path) -> float | None:
     """Returns the `suggested_threshold` of the `metrics.json` beside a detector, rounded down to three digits.
 
-    None if there is no such file, or no detection on val was right.
+    None if there is no such file, no detection on val was right, or the detector is `detector_last.keras`.
 
     Raises:
         UserError: the file is damaged.
@@ -242,8 +243,12 @@ def suggested_score(file: Path) -> float | None:
         suggested = mapping(value).get("suggested_threshold")
         return None if suggested is None else rounded_score(suggested)
 
-    path = file.parent / METRICS_FILE
-    return read_record(path, schema, "Pass a number.") if path.is_file() else None
+    path = file.parent / METRICS_FILE  # those of the best detector, if several were saved
+    return (
+        read_record(path, schema, "Restore the file, or remove it.")
+        if path.is_file() and file.name != LAST_FILE
+        else None
+    )
 
 
 def chosen_score(file: Path, min_score: float | Literal["suggested"] | None) -> float | None:
@@ -287,7 +292,7 @@ def _check_evaluation_folder(output: Path, file: Path, facts: dict) -> None:
     if (output / METRICS_FILE).is_file():
         fix = "Choose another --output, or remove it."
         saved = read_record(output / METRICS_FILE, lambda value: mapping(value).get("evaluation"), fix)
-        changed = recorded_differences({"evaluation": saved}, {"evaluation": facts}) if saved is not None else ""
+        changed = recorded_differences(mapping(saved), facts) if saved is not None else ""
         if changed:
             raise UserError("--output", f"{output} holds the scores of an evaluation with {changed}.", fix)
 

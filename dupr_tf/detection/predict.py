@@ -114,8 +114,8 @@ def predict(
     settings, output = settings or PredictSettings(), local_path(output, "--output")
     file = detector_file(detector)
     saved = read_saved(file)
-    settings = dataclasses.replace(settings, min_score=chosen_score(file, settings.min_score))
     settings = check_settings(settings, saved)
+    settings = dataclasses.replace(settings, min_score=chosen_score(file, settings.min_score))
     check_range("--pictures", pictures, 0, 10**6)
     check_range("--max-bad-share", max_bad_share, 0, 1)
     check_range("--batch-size", batch_size, 1, 4096)
@@ -142,7 +142,7 @@ def check_settings(settings: PredictSettings, saved: Saved | None) -> PredictSet
     settings = dataclasses.replace(settings, to=settings.to or default_format(task))
     if task not in OUTPUTS.check(settings.to).facts["tasks"]:
         raise _wrong_format(settings.to, task)
-    if settings.min_score is not None and not 0 <= settings.min_score <= 1:
+    if settings.min_score not in (None, "suggested") and not 0 <= settings.min_score <= 1:
         raise UserError("--min-score", f"Expected 0 to 1, received {settings.min_score:g}.", "Pass 0.5.")
     if settings.min_score is not None and task == "segments":
         raise UserError("--min-score", "A detector of segments has no scores.", "Leave it out.")
@@ -224,7 +224,7 @@ class PredictRun:
             facts, _, _ = read_sealed(self.output / RUN_FILE)
         except (OSError, ValueError):
             raise UserError("--output", f"{self.output} has other files.", "Choose an empty folder.") from None
-        if "result" not in facts and not any((self.output / PARTS).glob("part-*")):
+        if not self._keeps_anything(facts):
             return  # an earlier run has ended before its first part
         changed = recorded_differences(facts, self.header)
         if changed:
@@ -234,6 +234,12 @@ class PredictRun:
         whole = "result" in facts and all((self.output / name).exists() for name in files)
         self.finished = whole and not some_usable(self.root, facts["result"], self.data)
         self.drawn = facts["result"].get("pictures", 0) if self.finished else 0
+
+    def _keeps_anything(self, facts: dict) -> bool:
+        """Returns True if the folder has a part or an output of the recorded run."""
+        parts = (self.output / PARTS).glob("part-*.jsonl")
+        files = (self.output / name for entry in OUTPUTS.values() for name in entry.facts["files"])
+        return "result" in facts or any(parts) or any(map(os.path.lexists, files))
 
     def run(self, stream: Stream, class_names: Sequence[str], pictures: int) -> Predicted:
         """Predicts the missing parts, then writes the output. For a run that has ended, it only draws more pictures.

@@ -23,7 +23,7 @@ from dupr_tf.detection.precision import set_precision
 from dupr_tf.detection.registry import TASKS, build_detector, task_of
 from dupr_tf.detection.saving import export_detector, load_detector, save_detector
 from dupr_tf.detection.task_labels import LABELS, layout_of, read_evaluated
-from dupr_tf.detection.validation import ValidateDetector, logged_scores
+from dupr_tf.detection.validation import ValidateDetector, logged_scores, patience_is_over
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import draw_pictures, write_whole
 from dupr_tf.locks import locked
@@ -37,7 +37,7 @@ from dupr_tf.training.loop import chief_callbacks
 from dupr_tf.training.loop import train as run_steps
 from dupr_tf.training.metrics_log import MetricsLog, training_speed, validation_seconds
 from dupr_tf.training.optimizers import AdamW, CoupledSGD, planned_schedule, scale_loss
-from dupr_tf.training.run import record, refuse_late_changes, run_id, starting_weights
+from dupr_tf.training.run import record, refuse_late_changes, require_checkpoint, run_id, starting_weights
 from dupr_tf.training.schedule import Schedule, next_schedule, write_schedule
 from dupr_tf.training.signals import noted_signals
 from dupr_tf.weights.paths import RANDOM
@@ -75,7 +75,9 @@ def train_detector(
     with locked(output):
         checkpoints = RunCheckpoints(detector, output / "checkpoints", config.train.keep_checkpoints, run_id(output))
         first = checkpoints.restore()
-        refuse_late_changes(output, checked.changes, first, config.total_steps(images))
+        require_checkpoint(first, weights is not None, start)
+        ended = patience_is_over(config.detector.patience, checkpoints.extra)
+        refuse_late_changes(checked.changes, first, first if ended else config.total_steps(images))
         schedule = next_schedule(output, config, images, first, bool(checked.changes), after_change)
         detector.optimizer.learning_rate = schedule.rates(config)
         _record_start(config, output, checked, start, schedule)
@@ -248,13 +250,13 @@ def measure_detector(file: Path, data, output: Path | None, facts: dict, section
     Args:
         file: file of the detector.
         data, output: as in `evaluate`.
-        facts: description of the evaluation: detector, data, `split` and `image_size`, for its record.
+        facts: description of the evaluation for its record: the detector, and settings with `split` and `image_size`.
         section: settings for reading the data.
         images: images of the split. Default: they are read, with the classes of the detector.
     """
-    detector, split = load_detector(file), facts["split"]
-    if facts["image_size"] is not None:
-        detector.resize_input(facts["image_size"])
+    detector, split, image_size = load_detector(file), facts["settings"]["split"], facts["settings"]["image_size"]
+    if image_size is not None:
+        detector.resize_input(image_size)
     task = task_of(detector)
     if images is None:
         images = read_evaluated(data, split, section, task, detector.class_names)

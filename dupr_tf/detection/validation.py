@@ -63,7 +63,7 @@ class ValidateDetector(Validate):
     @property
     def is_over(self) -> bool:
         """Returns True if the patience has run out."""
-        return self.patience is not None and self.without_gain >= self.patience
+        return patience_is_over(self.patience, self.state())
 
     def state(self) -> dict:
         return {"validation": {"best": self.best, "without_gain": self.without_gain}}
@@ -114,3 +114,9 @@ def logged_scores(scores: dict) -> dict[str, float]:
     logged = {name: scores.get(name) for name in LOGGED}
     logged |= {f"masks_{name}": value for name, value in scores.get("masks", {}).items() if name in LOGGED}
     return {name: value for name, value in logged.items() if value is not None}
+
+
+def patience_is_over(patience: int | None, state: dict) -> bool:
+    """Returns True if the patience of a run has run out, by the state in its checkpoint."""
+    saved = state.get("validation") or {}
+    return patience is not None and saved.get("without_gain", 0) >= patience

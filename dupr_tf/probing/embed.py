@@ -173,7 +173,7 @@ class EmbedRun:
         except (OSError, ValueError):
             fix = "Choose another output, or remove it."
             raise UserError("--output", f"{record} exists and describes no features.", fix) from None
-        if "result" not in facts and not any(self.beside(PARTS).glob("part-*")):
+        if "result" not in facts and not self.output.exists() and not any(self.beside(PARTS).glob("part-*.f4")):
             return  # an earlier run has ended before its first part
         changed = recorded_differences(facts, self.header)
         if changed:

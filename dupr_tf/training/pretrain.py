@@ -51,6 +51,7 @@ from dupr_tf.training.run import (
     images_entry,
     record,
     refuse_late_changes,
+    require_checkpoint,
     run_id,
     starting_weights,
 )
@@ -173,7 +174,8 @@ def _start(run: Path, pool: Pool, weights, allow_change: bool, after_change, wor
     checkpoints = RunCheckpoints(model, run / "checkpoints", config.train.keep_checkpoints, run_id(run))
     checkpoints.announce = workers.announce
     step = _restore(checkpoints, workers)
-    refuse_late_changes(run, changes, step, config.total_steps(len(source)))
+    require_checkpoint(step, backbone is not None, entry)
+    refuse_late_changes(changes, step, config.total_steps(len(source)))
     arguments = run, config, len(source), step, bool(changes), after_change
     schedule = next_schedule(*arguments) if workers.chief else None
     schedule = Schedule(**workers.agree({}, dataclasses.asdict(schedule) if schedule else None))

@@ -51,8 +51,8 @@ MAY_CHANGE = (  # fields, sections
     "data.root",  # the images below it are compared, so they may be moved or mounted elsewhere
 )  # fmt: skip
 NEEDS_NO_STEPS = (  # fields whose change has its effect on a run that has taken all its steps
-    "train.epochs", "train.max_steps", "detector.score_threshold", "detector.nms_iou", "detector.max_detections",
-    "detector.test_short_side", "detector.precise_bn_images",
+    "train.epochs", "train.max_steps", "detector.patience", "detector.score_threshold", "detector.nms_iou",
+    "detector.max_detections", "detector.test_short_side", "detector.precise_bn_images",
 )  # fmt: skip
 CONFIG_FILE = "config.yaml"
 IMAGES_FILE = "images.json"
@@ -117,11 +117,10 @@ def check(
     return changes
 
 
-def refuse_late_changes(run: Path, changes: Sequence[UserError], step: int, total: int) -> None:
+def refuse_late_changes(changes: Sequence[UserError], step: int, total: int) -> None:
     """Rejects changes of a run without steps left: its record would show settings that its weights never saw.
 
     Args:
-        run: the run's folder.
         changes: the differences that `check` allowed.
         step: steps that the run has taken.
         total: steps of its changed config.
@@ -133,7 +132,7 @@ def refuse_late_changes(run: Path, changes: Sequence[UserError], step: int, tota
         return
     fix = f"Take more than {step} steps (train.epochs, train.max_steps), or choose another --output."
     late = [change for change in changes if change.field is not None and change.field not in NEEDS_NO_STEPS]
-    raise_all([UserError(c.field, f"{c.problem} All {step} steps of the run are taken.", fix) for c in late])
+    raise_all([UserError(c.field, f"{c.problem} The run has taken {step} of {total} steps.", fix) for c in late])
 
 
 def _check_new(run: Path) -> None:
@@ -269,6 +268,19 @@ def check_weights(run: Path, config: Config, weights: str | Path | None) -> tupl
     weights = name_for(weights or saved["weights"], config.model.backbone, config.model.width)
     weights_file(weights, detectors=True)  # `finetune` continues from them, and has checked the kind
     return saved, weights
+
+
+def require_checkpoint(step: int, loaded: bool, start: dict | None) -> None:
+    """Raises UserError if a run would begin again without the weights that it started from.
+
+    Args:
+        step: step of the restored checkpoint; 0 if none could be read.
+        loaded: whether the weights of the start were loaded.
+        start: their entry in the record; None for random weights.
+    """
+    if step == 0 and start is not None and not loaded:
+        problem = f"No checkpoint of the run can be read, and it started from {start['weights']}."
+        raise UserError("--weights", problem, f"Pass --weights {start['weights']} again.")
 
 
 def recorded_weights(run: Path) -> str | None:

@@ -4,9 +4,7 @@ In every format the directory holds the weights, `model_card.md` and `manifest.j
 It appears under its name only when it is complete and verified: a killed or rejected export leaves nothing there.
 """
 
-import hashlib
 import os
-import platform
 import shutil
 
 import numpy as np
@@ -16,7 +14,7 @@ from dupr_tf.files import plain_alias
 from dupr_tf.weights.formats import EXPORTS, FORMATS
 from dupr_tf.weights.manifest import check_directory, write_manifest
 from dupr_tf.weights.model_card import model_card
-from dupr_tf.weights.paths import export_output, is_running
+from dupr_tf.weights.paths import export_output, export_stem, left_by_killed
 from dupr_tf.weights.verify import TOLERANCE
 
 __all__ = ["FORMATS", "export"]
@@ -86,18 +84,11 @@ def write_export(output, wanted, fill):
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     _check_space(output.parent, wanted)
-    # Processes of other machines, whose numbers mean nothing here, have other names.
-    name = hashlib.sha256(os.fsencode(f"{platform.node()}/{output.name}")).hexdigest()[:8]
     with plain_alias(output.parent) as parent:
-        stem, own = f".export-{name}", os.getpid()
-        for left in parent.glob(f"{stem}.*-*"):  # by a process that was killed
-            kind, _, process = left.name.removeprefix(f"{stem}.").partition("-")
-            if process == str(own) or (process.isdecimal() and not is_running(int(process))):
-                if kind == "earlier" and not output.exists():
-                    left.rename(output)  # the process was killed between its two renames
-                else:
-                    shutil.rmtree(left, ignore_errors=True)
-        partial, earlier = parent / f"{stem}.partial-{own}", output.with_name(f"{stem}.earlier-{own}")
+        for left in left_by_killed(output):
+            shutil.rmtree(left, ignore_errors=True)
+        stem = export_stem(output)
+        partial, earlier = parent / f"{stem}.partial-{os.getpid()}", output.with_name(f"{stem}.earlier-{os.getpid()}")
         partial.mkdir()
         try:
             write_manifest(partial, fill(partial))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
+import platform
 from pathlib import Path, PurePath
 
 from dupr_tf.config import load_config
@@ -143,7 +145,8 @@ def export_output(output: str | Path, overwrite: bool = False) -> Path:
     if output.suffix in (".keras", ".pkl", ".safetensors", ".onnx", ".pth"):
         problem = f"Expected the name of a directory, received {output}."
         raise UserError("output", problem, "Drop the ending; the file is written inside.")
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    _restore_earlier(output)
+    if not output.exists() or _is_empty(output):
         return output
     if not overwrite:
         raise UserError("output", f"{output} exists already.", "Pass --overwrite, or choose another name.")
@@ -154,6 +157,36 @@ def export_output(output: str | Path, overwrite: bool = False) -> Path:
         problem = f"{output} has other files than those of an export ({listed(others)}), so it is not overwritten."
         raise UserError("output", problem, "Choose another output, or remove it yourself.")
     return output
+
+
+def export_stem(output: Path) -> str:
+    """Return the start of the names that an export has on its way; other machines have others, as their processes."""
+    return f".export-{hashlib.sha256(os.fsencode(f'{platform.node()}/{output.name}')).hexdigest()[:8]}"
+
+
+def left_by_killed(output: Path, kind: str = "*") -> list[Path]:
+    """Return the folders that killed exports into `output` left: `partial` ones, and `earlier` exports moved aside."""
+    paths = output.parent.glob(f"{export_stem(output)}.{kind}-*")
+    numbers = [(path, path.name.rpartition("-")[2]) for path in paths]
+    return [
+        path
+        for path, number in numbers
+        if number == str(os.getpid()) or (number.isdecimal() and not is_running(int(number)))
+    ]
+
+
+def _restore_earlier(output: Path) -> None:
+    """Give an earlier export its name again if a process was killed between its two renames."""
+    for earlier in left_by_killed(output, "earlier"):
+        if output.exists() and not _is_empty(output):
+            return
+        if output.exists():
+            output.rmdir()
+        earlier.rename(output)
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def is_running(process: int) -> bool:

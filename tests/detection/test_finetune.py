@@ -382,6 +382,13 @@ def test_ended_run_takes_changes_of_evaluation_alone(run, data, weights, tmp_pat
         finetune(slower, weights, data, output, console=QUIET, allow_change=True)
     assert error.value.fields == ("optimizer.learning_rate",) and "--output" in error.value.fix
     assert files_of(output) == before
+    (output / "checkpoints" / "ckpt-9.index").write_bytes(b"cut by a kill")
+    for path in (output / "checkpoints").glob("ckpt-3*"):
+        path.rename(tmp_path / path.name)
+    problem = refusal(finetune, config(), None, data, output, console=QUIET).problem
+    assert "No checkpoint of the run can be read" in problem and str(weights) in problem
+    for path in tmp_path.glob("ckpt-3*"):
+        path.rename(output / "checkpoints" / path.name)
     stricter = config(detector={"score_threshold": 0.5})
     finetune(stricter, weights, data, output, console=QUIET, allow_change=True)
     assert load_config(output / "config.yaml").detector.score_threshold == 0.5

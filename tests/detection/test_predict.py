@@ -16,7 +16,7 @@ from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.data.labels.run_lengths import mask_from_pixels, pixels_of
 from dupr_tf.data.labels.segments import read_segments
 from dupr_tf.data.parts import list_inputs
-from dupr_tf.data.shards.index import read_sealed
+from dupr_tf.data.shards.index import read_sealed, seal
 from dupr_tf.detection import predict as module
 from dupr_tf.detection.finetune import METRICS_FILE, chosen_score, suggested_score
 from dupr_tf.detection.outputs import COCO_FILE, CSV_FILE, CSV_HEAD
@@ -32,6 +32,7 @@ from dupr_tf.detection.predict import (
 )
 from dupr_tf.detection.prediction import Prediction
 from dupr_tf.errors import RunFailed
+from dupr_tf.files import write_whole
 from dupr_tf.safe_yaml import safe_value
 from dupr_tf.weights.saved_detectors import Saved
 from tests.refusals import refusal
@@ -233,7 +234,9 @@ def test_one_class_per_box_keeps_the_best(photos, tmp_path):
     assert found.with_one_class_per_box(0.85).names == ("a", "b", "c")
     start(photos, tmp_path / "out", Stream())
     problem = refusal(start, photos, tmp_path / "out", Stream(), one_class_per_box=True).problem
-    assert "one_class_per_box None, not True" in problem
+    assert "one_class_per_box unset, not True" in problem
+    start(photos, tmp_path / "best", Stream(), one_class_per_box=True)
+    assert "one_class_per_box True, not unset" in refusal(start, photos, tmp_path / "best", Stream()).problem
 
 
 def test_refusal_names_the_settings_that_differ(photos, tmp_path):
@@ -248,10 +251,15 @@ def test_refusal_names_the_settings_that_differ(photos, tmp_path):
 
 def test_run_that_kept_no_part_may_be_started_anew(photos, tmp_path):
     (photos / "a" / "0.png").write_bytes(b"")
-    with pytest.raises(RunFailed, match=r"a/0\.png \(empty: 0 bytes\).*--max-bad-share to 0\.2"):
+    with pytest.raises(RunFailed, match=r"a/0\.png \(empty: 0 bytes\).*--max-bad-share \(to 0\.2"):
         start(photos, tmp_path / "out", Stream())
     (photos / "a" / "0.png").unlink()
     assert start(photos, tmp_path / "out", Stream(), to="csv", min_score=0.7).images == 4
+    (tmp_path / "out" / CSV_FILE).write_text("")  # a kill while a finished output was predicted again
+    facts = read_sealed(tmp_path / "out" / RUN_FILE)[0]
+    del facts["result"]
+    write_whole(tmp_path / "out" / RUN_FILE, seal(facts)[0])
+    assert "to csv, not coco" in refusal(start, photos, tmp_path / "out", Stream(), min_score=0.7).problem
 
 
 def test_suggested_threshold_is_that_of_the_metrics(tmp_path):
@@ -262,6 +270,8 @@ def test_suggested_threshold_is_that_of_the_metrics(tmp_path):
     assert chosen_score(file, "suggested") == suggested_score(file) == 0.423
     metrics.write_text(json.dumps({"suggested_threshold": None}))
     assert refusal(chosen_score, file, "suggested").field == "--min-score"
+    metrics.write_text(json.dumps({"suggested_threshold": {"min_score": 0.42379}}))
+    assert suggested_score(tmp_path / "detector_last.keras") is None  # the metrics are those of the best detector
     metrics.write_text('{"suggested_threshold": 3}')
     assert "metrics.json" in refusal(chosen_score, file, "suggested").problem
 
@@ -280,6 +290,7 @@ def test_names_that_share_an_output_file_are_refused():
         ("retinanet", {"to": "none"}, "--to"),
         ("fcn", {"to": "coco"}, "--to"),
         ("fcn", {"min_score": 0.5}, "--min-score"),
+        ("fcn", {"min_score": "suggested"}, "--min-score"),
         ("fcn", {"one_class_per_box": True}, "--one-class-per-box"),
         ("retinanet", {"min_score": 1.5}, "--min-score"),
         ("retinanet", {"image_size": 0}, "--image-size"),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dupr_tf.data.reader import Block, Reader
-from dupr_tf.detection.validation import ValidateDetector, logged_scores
+from dupr_tf.detection.validation import ValidateDetector, logged_scores, patience_is_over
 from dupr_tf.errors import RunFailed, UserError
 from dupr_tf.training.checkpoints import RunCheckpoints
 from dupr_tf.training.feed import feed
@@ -67,6 +67,9 @@ def test_earlier_best_is_kept_for_older_checkpoints(tmp_path):
 def test_patience_stops_the_run_for_good(tmp_path):
     model, validation, _ = run(tmp_path, 8, patience=3, save_every=1)
     assert validation.is_over and int(model.optimizer.iterations) == 5  # in the middle of an epoch of three
+    state = validation.state()
+    assert patience_is_over(3, state) and not patience_is_over(4, state) and not patience_is_over(None, state)
+    assert not patience_is_over(3, {})
     model, validation, first = run(tmp_path, 8, patience=3)
     assert (first, int(model.optimizer.iterations), validation.best["step"]) == (5, 5, 2)
     assert int(run(tmp_path, 8, patience=5)[0].optimizer.iterations) == 8

@@ -246,7 +246,7 @@ def test_change_that_needs_steps_is_refused_without_steps_left(whole_run, photos
     with pytest.raises(UserError) as error:
         pretrain(parse_config(values), run, photos, allow_change=True)
     assert set(error.value.fields) == {"model.temperature", "optimizer.learning_rate"}
-    assert "All 6 steps" in error.value.errors[0].problem
+    assert "has taken 6 of 6 steps" in error.value.errors[0].problem
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     values["train"] |= {"epochs": 3, "max_steps": 7}
     assert pretrain(parse_config(values), run, photos, allow_change=True, after_change="planned").step == 7

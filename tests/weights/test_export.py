@@ -169,6 +169,10 @@ def test_files_of_killed_exports_are_removed(backbone, tmp_path, monkeypatch):
     export(backbone, "keras", output, overwrite=True)
     assert {path.name for path in tmp_path.iterdir()} == {"out", f"{stem}{os.getppid()}"}
     output.rename(tmp_path / f"{name}.earlier-{dead.pid}")  # as a kill between the two renames leaves it
+    output.mkdir()
+    before = sha256_of(tmp_path / f"{name}.earlier-{dead.pid}" / "backbone.keras")
+    assert "exists already" in refusal(export, backbone, "keras", output).problem
+    assert sha256_of(output / "backbone.keras") == before
     monkeypatch.setattr("dupr_tf.weights.export.write_manifest", fail)
     with pytest.raises(RunFailed, match="stop"):
         export(backbone, "keras", output, overwrite=True)

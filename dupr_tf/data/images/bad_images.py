@@ -246,7 +246,7 @@ def warn_of_few_levels(images: ImageSource | Sequence[str], depth: str, tries: i
             if uses_few_levels(source.read(index)):
                 log.warning(
                     "warning: %s has 16 bits, of which it uses few, so it is nearly of one colour to the network. "
-                    "Pass --data.depth auto, which scales each such file by its own range.",
+                    "Train with --data.depth auto, which scales each such file by its own range.",
                     escape(source.name(index)),
                 )
                 return
@@ -308,12 +308,17 @@ def advice(reasons: Iterable[str], total: int, names: tuple[str, str, str] = FIE
     share, pixels, depth = names
     reasons = list(reasons)
     count = len(reasons) if count is None else count
-    ways = [f"raise {share} to {min(1, math.ceil(100 * count / total) / 100):g}"] if count < total else []
+    ways = [f"raise {share} to {fitting_share(count, total):g}"] if count < total else []
     sizes = [math.prod(map(int, match.groups())) for match in map(TOO_LARGE.match, reasons) if match]
     ways += [f"set {pixels} to {max(sizes)} to use large images"] if sizes else []
     if any("data.depth" in reason for reason in reasons):
         ways.append(f"set {depth} to auto to use images of 32 bits")
     return "; or ".join(["Repair or remove them", *ways]) + "."
+
+
+def fitting_share(count: int, total: int) -> float:
+    """Returns a share of bad images, of whole percents, that a count of them does not exceed."""
+    return min(1, math.ceil(100 * count / total) / 100)
 
 
 def kind_of(reason: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import re
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from dupr_tf.data.labels.split import log
 from dupr_tf.text import escape, listed
 
 MOST_CLASSES = 20  # classes that get a row each, besides those that may be mistakes
+MOST_COMPARED = 2_000  # a second of work
 MUCH_COMMONER = 5  # times as many boxes
 SHORTEST = 3  # letters of a word; further or other letters of shorter words are other words
 NO_LETTER = re.compile(r"[\W_]+")
@@ -18,18 +20,24 @@ NO_LETTER = re.compile(r"[\W_]+")
 def similar_classes(counts: Mapping[str, int]) -> list[tuple[str, str]]:
     """Returns pairs of classes with nearly the same name, the rarer one first.
 
-    Their names differ in case, blanks and signs alone, or in one letter if the other class is much commoner.
+    Their names differ in case, blanks and signs alone, or in one letter if the other class is much commoner. Letters
+    are compared up to `MOST_COMPARED` classes.
 
     Args:
         counts: {class: number of boxes}. Classes without boxes are left out.
     """
     names = sorted((name for name, count in counts.items() if count), key=lambda name: -counts[name])
-    rows = [(name, name.casefold(), NO_LETTER.sub("", name.casefold()), counts[name]) for name in names]
-    return [
-        (rarer, commoner)
-        for (commoner, one, letters, count), (rarer, other, other_letters, few) in itertools.combinations(rows, 2)
-        if (letters and letters == other_letters) or (count >= MUCH_COMMONER * few and _one_letter_apart(one, other))
+    same = collections.defaultdict(list)
+    for name in names:
+        same[NO_LETTER.sub("", name.casefold())].append(name)
+    pairs = [pair for letters, group in same.items() if letters for pair in itertools.combinations(group, 2)]
+    rows = [(name, name.casefold(), counts[name]) for name in names] if len(names) <= MOST_COMPARED else []
+    pairs += [
+        (commoner, rarer)
+        for (commoner, one, count), (rarer, other, few) in itertools.combinations(rows, 2)
+        if count >= MUCH_COMMONER * few and _one_letter_apart(one, other)
     ]
+    return [(rarer, commoner) for commoner, rarer in dict.fromkeys(pairs)]
 
 
 def _one_letter_apart(one: str, other: str) -> bool:

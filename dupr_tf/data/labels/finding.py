@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -150,7 +151,7 @@ class ImageIndex:
     def find(self, *names: str) -> Path:
         """Returns the image whose path agrees with most folders of a name. The first name with any match counts.
 
-        Images whose names differ in case count too, but those of the same case come first.
+        Images whose names differ in case count if no name has a match of the same case.
 
         For an image that does not exist, it returns a path under the root, which is counted as missing later.
 
@@ -158,9 +159,10 @@ class ImageIndex:
             UserError: two images fit equally.
             ValueError: a name leads out of the data set.
         """
-        for name in names:
+        for same_case, name in itertools.product((True, False), names):
             parts = PurePosixPath(name.replace("\\", "/")).parts
-            fitting = {path: _agreeing(path.parts, parts) for path in self._of(parts)}
+            of_name = [path for path in self._of(parts) if not same_case or path.name == parts[-1]]
+            fitting = {path: _agreeing(path.parts, parts) for path in of_name}
             best = [path for path, count in fitting.items() if count == max(fitting.values())]
             if len(best) > 1:
                 problem = f"The image {name} may be {best[0]} or {best[1]}."
@@ -182,11 +184,8 @@ class ImageIndex:
         return [path for path in self.paths() if path not in used]
 
 
-def _agreeing(parts: Sequence[str], others: Sequence[str]) -> int:
-    """Counts how many of the last parts of two paths agree."""
-    count = 0
-    for one, other in zip(reversed(parts), reversed(others), strict=False):
-        if one != other:
-            break
-        count += 1
-    return count
+def _agreeing(parts: Sequence[str], others: Sequence[str]) -> tuple[int, int]:
+    """Counts how many of the last parts of two paths agree, whatever their case, and how many of these in case too."""
+    pairs = list(zip(reversed(parts), reversed(others), strict=False))
+    agreeing = list(itertools.takewhile(lambda pair: pair[0].lower() == pair[1].lower(), pairs))
+    return len(agreeing), sum(one == other for one, other in agreeing)

@@ -8,7 +8,6 @@ Without file and names, every value in the masks of the split, "train" and "val"
 
 from __future__ import annotations
 
-import bisect
 import collections
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +40,6 @@ FIXES = {
     UNREADABLE: "Correct them. A mask is a PNG with one channel of 8 bits, the number of the class of each pixel.",
     OTHER_SIZE: "Use the images that the masks were drawn on, or scale the masks without mixing values.",
 }
-MOST_COMPARED = 3  # files beside an expected mask
 MAX_BYTES = 1 << 20  # limit for classes.txt
 
 
@@ -115,7 +113,7 @@ def _look_at(root: Path, split: str) -> list[tuple]:
         with ThreadPoolExecutor(usable_cpus()) as pool:
             looked = list(pool.map(_look, files, segments))
         missing = [number for number, look in enumerate(looked) if look[2] == NO_MASK]
-        others = _other_files(masks, set(segments)) if missing else []
+        others = _other_files(masks, set(segments)) if missing else {}
         for number in missing:
             looked[number] = _explained(*looked[number][:2], others)
         return looked
@@ -154,21 +152,28 @@ def _look(image: Path, mask: Path) -> tuple:
     return image, mask, "", size, set(np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist())
 
 
-def _other_files(masks: Path, expected: set[Path]) -> list[Path]:
-    """Returns the images in a folder of masks that are not the mask of any image, sorted."""
-    return sorted(path for path in masks.rglob("*") if path.suffix.lower() in EXTENSIONS and path not in expected)
+def _other_files(masks: Path, expected: set[Path]) -> dict[Path, Path]:
+    """Returns the images in a folder of masks that are not the mask of any image, by names that they begin with.
+
+    `a_b_L.jpg` is there as `a`, `a_b` and `a_b_L`.
+    """
+    others: dict[Path, Path] = {}
+    for path in sorted(masks.rglob("*")):
+        if path.suffix.lower() in EXTENSIONS and path not in expected:
+            ends = [k for k, letter in enumerate(path.stem) if k and not letter.isalnum()]
+            for end in (len(path.stem), *ends):
+                others.setdefault(path.with_name(path.stem[:end]), path)
+    return others
 
 
-def _explained(image: Path, mask: Path, others: list[Path]) -> tuple:
+def _explained(image: Path, mask: Path, others: dict[Path, Path]) -> tuple:
     """Returns an image without a mask as in `_look_at`, with a file that is probably its mask under another name."""
-    place = bisect.bisect_left(others, mask.with_suffix(""))
-    for other in others[place : place + MOST_COMPARED]:
-        rest = other.stem.removeprefix(mask.stem)
-        if other.parent == mask.parent and other.stem.startswith(mask.stem) and not rest[:1].isalnum():
-            if rest:
-                return image, mask, RENAMED, f"{other}, where {mask.name} is expected", set()
-            return image, mask, OTHER_ENDING, other, set()
-    return image, mask, NO_MASK, image, set()
+    other = others.get(mask.with_suffix(""))
+    if other is None:
+        return image, mask, NO_MASK, image, set()
+    if other.stem == mask.stem:
+        return image, mask, OTHER_ENDING, other, set()
+    return image, mask, RENAMED, f"{other}, where {mask.name} is expected", set()
 
 
 def _class_of_values(

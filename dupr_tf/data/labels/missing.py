@@ -84,9 +84,8 @@ def missing_labels(table: Registry, root: Path, split: str, kind: str) -> Missin
         error = MissingSplit(None, f"{problem} {found}".strip(), fix)
         error.found = found
         return error
-    problem, fix = (
-        _other_task(table, root, split) or _other_root(table, root, split) or hint or _nothing(table, root, split)
-    )
+    ways = _other_task(table, root, split), _inner_root(table, root, split), hint, _outer_root(table, root, split)
+    problem, fix = next(filter(None, ways), None) or _nothing(table, root, split)
     return MissingSplit(None, f"{root} has no labels of a split {split} that can be used. {problem}", fix)
 
 
@@ -120,13 +119,21 @@ def _other_task(table: Registry, root: Path, split: str) -> tuple[str, str] | No
     return problem, f"Use a config for them (detector.kind {listed(kinds, 3)}), or pass data with {lacks}."
 
 
-def _other_root(table: Registry, root: Path, split: str) -> tuple[str, str] | None:
-    """Returns the folder to pass instead, if the folder above, or one in the root, is a labelled data set."""
-    folders = [path for path in _entries(root) if path.is_dir() and _has_image(path)]
-    for folder in [*folders, root.absolute().parent]:
+def _inner_root(table: Registry, root: Path, split: str) -> tuple[str, str] | None:
+    """Returns the folder to pass instead, if one in the root is a labelled data set."""
+    for folder in (path for path in _entries(root) if path.is_dir() and _has_image(path)):
         if shown := _shown(table, folder, split):
             return f"{folder} has some ({shown[0]}, by {shown[1]}).", f"Pass {folder}."
     return None
+
+
+def _outer_root(table: Registry, root: Path, split: str) -> tuple[str, str] | None:
+    """Returns the folder above, to pass instead, if it is a labelled data set and the root is a part of it."""
+    folder = root.absolute().parent
+    shown = _shown(table, folder, split)
+    if shown is None or shown[1].split("/")[0] not in (root.absolute().name, *FOLDERS, *_files_in(folder)):
+        return None  # by the labels of another data set beside the root, or by a damaged file
+    return f"{folder} has some ({shown[0]}, by {shown[1]}).", f"Pass {folder}."
 
 
 def _misnamed(table: Registry, root: Path, split: str, has_other: bool) -> tuple[str, str] | None:
@@ -190,6 +197,10 @@ def _entries(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
     except OSError:
         return []
+
+
+def _files_in(folder: Path) -> list[str]:
+    return [escape(path.name) for path in _entries(folder) if path.is_file()]
 
 
 def _below(root: Path) -> tuple[list[Path], list[Path]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -230,8 +231,8 @@ def refuse_faults(
     Raises:
         UserError: more than the share, or all, are unusable.
     """
-    kinds = Counts()
-    for fault, where in faults:
+    kinds, frequent = Counts(), collections.Counter(fault for fault, _ in faults)
+    for fault, where in sorted(faults, key=lambda pair: -frequent[pair[0]]):
         kinds.note(fault, where)
     counts.update(kinds)
     counts.examples |= kinds.examples

@@ -15,7 +15,7 @@ from dupr_tf.data.labels.counts import Counts
 from dupr_tf.data.labels.finding import OTHERS, list_images, missing_split, other_format
 from dupr_tf.data.labels.shapes import polygon
 from dupr_tf.data.labels.spelling import on_disk
-from dupr_tf.data.labels.split import MISTAKES, reading
+from dupr_tf.data.labels.split import MISTAKES, MissingSplit, reading
 from dupr_tf.data.layouts import names_of
 from dupr_tf.errors import UserError
 from dupr_tf.files import open_file, read_bounded
@@ -88,13 +88,15 @@ def read_yolo(root: Path, split: str, counts: Counts, masks: bool) -> tuple[list
 
 
 def _refuse_unlabelled(images: list[ListedImage], root: Path, split: str) -> None:
-    """Raises UserError if no image of a split has a label file: they are missing, not empty."""
+    """Raises MissingSplit if no image of a split has a label file: they are missing, not empty."""
     path = next((image.path for image in images if image.path.is_file()), None)
     if path is not None and not any(image.fault for image in images):
         problem = f"None of the {len(images)} images of the split {split} in {root} has a label file."
         expected = " or ".join(escape(place.relative_to(root).as_posix()) for place in _label_places(path, root))
         fix = f"Add the files: for {escape(path.name)} that is {expected}. An image without objects has an empty one."
-        raise UserError(None, problem, fix)
+        error = MissingSplit(None, problem, fix)
+        error.found = f"{problem} {fix}"
+        raise error
 
 
 def missing_part(root: Path, split: str) -> str:
@@ -111,7 +113,7 @@ def missing_part(root: Path, split: str) -> str:
     values = next((values for name in names_of(split) if (values := description.places.get(name))), [])
     lost = [str(value) for value in values if _place(value, description.base, root) is None]
     if lost:
-        return f"{file.name}, whose {split} is {lost[0]}, and that is not below the root"
+        return f"{file.name}, whose {split} is {lost[0]}, and the root has no such folder"
     others = any(_place(value, description.base, root) for places in description.places.values() for value in places)
     return "" if values or others else f"{file.name}, which has no `{split}`"
 

@@ -6,7 +6,7 @@ import pytest
 
 from dupr_tf.data.labels import labelme
 from dupr_tf.data.labels.annotations import NO_FILE, read_annotations
-from dupr_tf.data.labels.finding import OTHER_FORMAT
+from dupr_tf.data.labels.finding import OTHER_FORMAT, ImageIndex
 from tests.data.labels.test_yolo import yolo_lines
 from tests.label_formats import FORMATS, ONE, check_boxes, write_darknet
 from tests.labelled_scenes import pictures
@@ -37,6 +37,17 @@ def test_image_of_the_same_case_comes_first(tmp_path):
     other = root / "obj_train_data/TRAIN_0.jpg"
     other.write_bytes((root / "obj_train_data/train_0.jpg").read_bytes())
     assert read_annotations(root, "train").paths[0].endswith("train_0.jpg")
+
+
+def test_folder_decides_between_images_of_another_case(tmp_path):
+    for name in ("train/IMG_1.JPG", "val/IMG_1.JPG", "val/img_2.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    index = ImageIndex(tmp_path)
+    assert index.find("train/IMG_1.jpg") == tmp_path / "train/IMG_1.JPG"
+    assert index.find("Train/img_1.jpg") == tmp_path / "train/IMG_1.JPG"
+    assert index.find("train/img_1.jpg", "img_2.jpg") == tmp_path / "val/img_2.jpg"  # of the same case
+    assert "may be" in refusal(index.find, "IMG_1.jpg").problem
 
 
 def test_labelme_image_of_another_machine_is_used_once(tmp_path):

@@ -89,6 +89,14 @@ def test_folder_above_or_below_is_named(tmp_path, name):
         assert refusal(read_annotations, passed, "train").fix == f"Pass {root}."
 
 
+def test_labels_beside_the_root_are_not_those_of_the_root(tmp_path):
+    FORMATS["labelme"][0](tmp_path / "theirs", ONE)
+    with_other_coco_names(mine := tmp_path / "mine")
+    assert "(annotations/train.json)" in refusal(read_annotations, mine, "train").problem
+    with_images_alone(tmp_path / "photos")
+    assert "theirs" not in str(refusal(read_annotations, tmp_path / "photos", "train"))
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_missing_split_names_the_split_that_is_there(tmp_path, name):
     root = FORMATS[name][0](tmp_path / "set", ONE)
@@ -139,6 +147,14 @@ def test_yolo_without_label_files_is_refused(tmp_path, name):
     for call in ((read_annotations, root, "train"), (convert, root, tmp_path / "new", "coco", "auto", 0)):
         error = refusal(*call)
         assert "None of the 9 images of the split train" in error.problem and "train_0.txt" in error.fix
+
+
+def test_yolo_split_without_label_files_is_left_out(tmp_path, caplog):
+    root = write_yolo(tmp_path / "set", SPLITS)
+    shutil.rmtree(root / "labels/val")
+    assert [part.split for part in convert(root, tmp_path / "new", "coco", "auto", 0)] == ["train"]
+    assert "val: not converted. None of the 3 images" in caplog.text
+    assert isinstance(refusal(read_annotations, root, "val"), MissingSplit)
 
 
 def test_yolo_with_empty_label_files_has_no_objects(tmp_path):

@@ -151,6 +151,16 @@ def test_mask_under_another_name_is_named(root, name, what, words, share):
         assert all(word in str(error) for word in words) and "data.max_bad_share" in error.fix
 
 
+def test_masks_of_numbers_with_a_suffix_are_all_recognised(tmp_path):
+    root = write_segments(tmp_path / "set", {"train": pictures(12)})
+    files = sorted((root / "train/masks").iterdir())
+    for number, file in enumerate(files):
+        file.rename(file.with_name(f"{number}_mask.png"))
+        image = next((root / "train/images").glob(f"{file.stem}.*"))
+        image.rename(image.with_name(f"{number}{image.suffix}"))
+    assert "12 images whose mask has another name" in refusal(read_segments, root, "train").problem
+
+
 def test_ending_of_a_mask_may_be_in_capitals(root):
     for file in (root / "train/masks").iterdir():
         file.rename(file.with_suffix(".PNG"))
