@@ -172,8 +172,8 @@ def remove(root, *names):
     ("knn", lambda root: [p.write_bytes(b"x") for p in root.glob("train/*/*")], "12 images"),
     ("matching", lambda root: [p.unlink() for p in root.rglob("*.*")], "/data"),
     ("retrieval", lambda root: [p.unlink() for p in root.rglob("val/*/[1-9]*")] + [remove(root, "train")], ""),
-    ("svm", lambda root: None, "annotations"),
-    ("sensitivity", lambda root: None, "annotations"),
+    ("svm", lambda root: None, "no labels of a split train"),
+    ("sensitivity", lambda root: None, "no labels of a split val"),
 ])  # fmt: skip
 def test_probe_of_wrong_data_gives_one_line_and_exit_2(capsys, tmp_path, weights, classes, probe, change, expected):
     root = tmp_path / "data"
@@ -234,7 +234,7 @@ def test_views_replaces_its_own_sheet_and_no_other_picture(capsys, tmp_path, pho
     sheet, words = tmp_path / "sheet.png", ("configs/dupr_r18_small.yaml", "--data", photos, "--pairs", "2")
     Image.new("RGB", (8, 8)).save(sheet)
     code, _, lines = run(capsys, "views", *words, "--output", sheet)
-    assert code == 2 and len(lines) == 1 and "another picture" in lines[0] and Image.open(sheet).size == (8, 8)
+    assert code == 2 and len(lines) == 1 and "has not drawn it" in lines[0] and Image.open(sheet).size == (8, 8)
     sheet.unlink()
     assert [run(capsys, "views", *words, "--output", sheet)[0] for _ in range(2)] == [0, 0]
 
