@@ -86,7 +86,7 @@ def recorded_differences(saved: dict, now: dict) -> str:
             found += [f"{part} {old}, not {value}"] if old != value else []
             continue
         names = [name for name in {**old, **value} if old.get(name) != value.get(name)]
-        visible = [name for name in names if name != "sha256"]  # a digest tells the user nothing
+        visible = [name for name in names if name != "sha256"]  # digests mean nothing to the user
         found += [f"{name} {_shown(old.get(name))}, not {_shown(value.get(name))}" for name in visible]
         found += [f"another {part}"] if names and not visible else []
     return escape("; ".join(found))

@@ -73,7 +73,7 @@ def finetune(
         weights: "random", or a run, an export, a `.keras` file, another tool's checkpoint or the name of a public one,
             as for `load_backbone`. `imagenet` is that of the config's backbone. A `detector.keras`, or the folder of
             its run, continues from this detector. If its classes are others, the layers with outputs for each class
-            start from random weights. None: a resumed run goes on from its checkpoint, and needs them no more.
+            start from random weights. None: a resumed run has them in its checkpoint.
         data: root of a labelled data set with the splits train and val (docs/detection.md).
         output: a folder to create. It gets `config.yaml`, `metrics.jsonl` (every loss), `tensorboard/`,
             `checkpoints/`, `detector.keras`, `saved_model/`, pictures, `metrics.json`, `checked_images.tsv`, with

@@ -155,7 +155,7 @@ def _look(image: Path, mask: Path) -> tuple:
 def _other_files(masks: Path, expected: set[Path]) -> dict[Path, Path]:
     """Returns the images in a folder of masks that are not the mask of any image, by names that they begin with.
 
-    `a_b_L.jpg` is there as `a`, `a_b` and `a_b_L`.
+    `a_b_L.jpg` has the keys `a`, `a_b` and `a_b_L`.
     """
     others: dict[Path, Path] = {}
     for path in sorted(masks.rglob("*")):

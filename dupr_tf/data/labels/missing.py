@@ -99,7 +99,7 @@ def _shown(table: Mapping, root: Path, split: str) -> tuple[str, str] | None:
     for name, entry in table.items():
         try:
             paths = entry.facts["shown"](root, split)
-        except (*MISTAKES, UserError):  # the file is wrong, but it is there
+        except (*MISTAKES, UserError):  # a faulty file shows the layout too
             paths = [root]
         if paths:
             return name, escape(os.path.relpath(paths[0], root))
