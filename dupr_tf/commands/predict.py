@@ -46,7 +46,8 @@ class Predict:
     one_class_per_box: bool = False
     """Where boxes of several classes cover each other, keep only the best one."""
     pictures: int = 0
-    """Number of images to draw with their detections, spread over all."""
+    """Number of images to draw with their detections, spread over all. Without --min-score, detections from the
+    suggested score on are drawn."""
     max_bad_share: float = 0.01
     """Largest share of unreadable files."""
     batch_size: int = 8

@@ -7,6 +7,7 @@ missing ones. At the end the parts become one output in the chosen format.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import json
@@ -35,7 +36,7 @@ from dupr_tf.data.parts import (
     source_facts,
 )
 from dupr_tf.data.shards.index import read_sealed, seal
-from dupr_tf.detection.finetune import check_size, chosen_score, data_section, detector_file
+from dupr_tf.detection.finetune import check_size, chosen_score, data_section, detector_file, suggested_score
 from dupr_tf.detection.outputs import OUTPUTS, default_format, flat_name
 from dupr_tf.detection.pictures import detections_picture, sheet_positions
 from dupr_tf.detection.prediction import Prediction, record_of, segments_of
@@ -123,7 +124,8 @@ def predict(
     data = data_section(file, overrides=overrides)
     if OUTPUTS[settings.to].facts["one_file_a_stem"]:
         check_stems(names, settings.to)
-    run = PredictRun(output, root, names, settings, max_bad_share, console or Console(), data)
+    drawn_from = settings.min_score or _score_to_draw(file)
+    run = PredictRun(output, root, names, settings, max_bad_share, console or Console(), data, drawn_from)
     run.check({"file": file.name, "sha256": sha256_of(file)})
     if run.finished and run.drawn >= pictures:
         run.console.print(f"{output} has ended before")
@@ -134,6 +136,13 @@ def predict(
     if model.task not in OUTPUTS[settings.to].facts["tasks"]:
         raise _wrong_format(settings.to, model.task)
     return run.run(lambda paths: model.stream(paths, batch_size), model.class_names, pictures)
+
+
+def _score_to_draw(file: Path) -> float:
+    """Returns the lowest score to draw if none was chosen: the suggested one, since the lowest ones hide the image."""
+    with contextlib.suppress(UserError):  # a damaged metrics.json, without which all is drawn
+        return suggested_score(file) or 0.0
+    return 0.0
 
 
 def check_settings(settings: PredictSettings, saved: Saved | None) -> PredictSettings:
@@ -184,6 +193,7 @@ class PredictRun:
         max_bad_share: as in `predict`.
         console: for progress.
         data: settings for reading files.
+        drawn_from: lowest score of a detection in the pictures.
 
     Attributes:
         finished: True if the run had ended before; known after `check`.
@@ -199,8 +209,9 @@ class PredictRun:
         max_bad_share: float,
         console: Console,
         data: DataConfig | None = None,
+        drawn_from: float = 0.0,
     ):
-        self.data = data or DataConfig()
+        self.data, self.drawn_from = data or DataConfig(), drawn_from
         self.output, self.root, self.names, self.settings = output, root, names, settings
         self.max_bad_share, self.console = max_bad_share, console
         self.finished, self.drawn = False, 0
@@ -296,7 +307,7 @@ class PredictRun:
         (self.output / PICTURES).mkdir(exist_ok=True)
         for image in shown:
             path, name = os.path.join(self.root, image["name"]), f"{flat_name(image['name'])}.png"
-            draw = functools.partial(predicted_picture, path, image, class_names, self.data)
+            draw = functools.partial(predicted_picture, path, image, class_names, self.data, self.drawn_from)
             draw_pictures({name: draw}, self.output / PICTURES)
 
     def _draw_again(self, stream: Stream, class_names: Sequence[str], pictures: int) -> None:
@@ -317,7 +328,9 @@ def encode_prediction(name: str, prediction: Prediction) -> bytes:
     return (json.dumps(record_of(name, prediction)) + "\n").encode()
 
 
-def predicted_picture(image_path: str, record: dict, class_names: Sequence[str], data: DataConfig, path: Path) -> None:
+def predicted_picture(
+    image_path: str, record: dict, class_names: Sequence[str], data: DataConfig, drawn_from: float, path: Path
+) -> None:
     """Draws the predictions of one image, boxes or segments.
 
     Args:
@@ -325,12 +338,14 @@ def predicted_picture(image_path: str, record: dict, class_names: Sequence[str],
         record: of `outputs`.
         class_names: names of the classes 0, 1, …
         data: settings for reading files.
+        drawn_from: lowest score of a detection that is drawn.
         path: PNG file to write.
     """
     image = read_image(image_path, data)
     if "segments" in record:
         segments_picture(image, segments_of(record), class_names).save(path)
         return
-    arrays = {name: np.array(record[name], np.float32) for name in ("boxes", "classes", "scores")}
-    masks = [mask.encode() for mask in record.get("masks", ())]
+    kept = [k for k, score in enumerate(record["scores"]) if score >= drawn_from]
+    arrays = {name: np.array([record[name][k] for k in kept], np.float32) for name in ("boxes", "classes", "scores")}
+    masks = [record["masks"][k].encode() for k in kept] if "masks" in record else []
     detections_picture(image, {**arrays, "masks": masks}, class_names).save(path)

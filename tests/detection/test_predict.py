@@ -29,6 +29,7 @@ from dupr_tf.detection.predict import (
     PredictSettings,
     check_settings,
     check_stems,
+    predicted_picture,
 )
 from dupr_tf.detection.prediction import Prediction
 from dupr_tf.errors import RunFailed
@@ -341,6 +342,18 @@ def test_more_pictures_are_drawn_by_a_run_that_has_ended(photos, tmp_path):
     assert names == sorted(path.name for path in (tmp_path / "whole" / PICTURES).iterdir())
     (tmp_path / "out" / PICTURES / names[0]).unlink()  # as if it could not be drawn
     assert start(photos, tmp_path / "out", again, pictures=2) == done and again.seen == []
+
+
+def test_pictures_leave_out_low_scores(photos, tmp_path):
+    record = {"name": "0.png", "size": [40, 60], "classes": [0, 1], "scores": [0.9, 0.2]}
+    record["boxes"] = [[4, 20, 20, 36], [36, 20, 56, 36]]
+    pixels = {}
+    for low in (0.0, 0.5, 0.95):
+        predicted_picture(str(photos / "a" / "0.png"), record, NAMES, DataConfig(), low, tmp_path / "p.png")
+        picture = np.asarray(Image.open(tmp_path / "p.png")).astype(int)
+        halves = np.split(picture, [picture.shape[1] // 2], axis=1)
+        pixels[low] = [bool((half != 90).any()) for half in halves]
+    assert pixels == {0.0: [True, True], 0.5: [True, False], 0.95: [False, False]}
 
 
 def test_second_process_keeps_the_result_of_the_first(photos, tmp_path):
