@@ -118,8 +118,8 @@ def test_data_of_another_task_is_refused_first(splits, tmp_path):
     masks = write_masks(tmp_path / "masks", splits)
     cases = [
         (config(kind="mask_rcnn"), coco, "mask"),
-        (config(kind="fcn", short_sides=None), coco, "train/masks"),
-        (config(kind="faster_rcnn"), masks, "instances_train.json"),
+        (config(kind="fcn", short_sides=None), coco, "masks of classes are needed"),
+        (config(kind="faster_rcnn"), masks, "boxes of objects are needed"),
         (config({"class_names": ["a", "b"]}, kind="fcn", short_sides=None), masks, "0, 1, 255"),
     ]
     for settings, root, named in cases:
