@@ -290,11 +290,12 @@ def in_pixels(item: Object, size: tuple[int, int]) -> Object:
 def _merged(same: list[ListedImage], counts: Counts) -> ListedImage:
     """Merges images of one file that is listed under several ids: the first, with the objects of all, each once."""
     first = same[0]
+    known = {item[:2] for item in first.objects}  # name and box
     for other in same[1:]:
-        known = {item[:2] for item in first.objects}  # name and box
         new = [item for item in other.objects if item[:2] not in known]
         counts["boxes that repeat another of their image, left out"] += len(other.objects) - len(new)
         first.objects += new
+        known.update(item[:2] for item in new)
     return first
 
 
