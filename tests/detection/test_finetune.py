@@ -234,7 +234,7 @@ def test_interrupted_run_resumes_to_the_same_bits(run, data, weights, tmp_path, 
         assert {k: v for k, v in ours.items() if k not in times} == {k: v for k, v in theirs.items() if k not in times}
 
 
-def test_run_killed_in_evaluation_resumes_after_the_last_step_without_weights(run, data, tmp_path):
+def test_run_killed_in_evaluation_resumes_without_weights(run, data, tmp_path):
     output = tmp_path / "out"
     assert refusal(finetune, config(), None, data, output, console=QUIET).field == "--weights"
     shutil.copytree(run[1], output)

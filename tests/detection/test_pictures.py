@@ -88,7 +88,7 @@ def test_labels_of_equal_boxes_do_not_cover_each_other():
     assert 4 * LABEL - 4 <= rows.sum() < 4 * LABEL + 12  # four labels, and the horizontal edges of the boxes
 
 
-def test_classes_have_different_colours_on_which_black_is_readable():
+def test_classes_have_different_colours_for_black_text():
     colours = np.array([class_colour(label) for label in range(18)])
     assert len({tuple(colour) for colour in colours}) == 18
     light = ((colours / 255) ** 2.2) @ [0.2126, 0.7152, 0.0722]

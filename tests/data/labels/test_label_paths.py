@@ -59,7 +59,7 @@ def test_labelme_image_of_another_machine_is_used_once(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "ending"), [("labelme", "json"), ("roboflow_voc", "xml")])
-def test_missing_image_does_not_make_another_one_of_another_format(tmp_path, name, ending):
+def test_missing_image_makes_no_other_of_another_format(tmp_path, name, ending):
     root = FORMATS[name][0](tmp_path / "set", {"train": pictures(4, size=(64, 64))})
     folder = root / "train"
     (folder / f"train_1.{ending}").write_text((folder / f"train_1.{ending}").read_text().replace("train_1", "gone"))
