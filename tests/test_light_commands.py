@@ -16,7 +16,8 @@ from PIL import Image
 from dupr_tf.config import dump_config, load_config
 from dupr_tf.data.sample import write_sample
 from dupr_tf.locks import LOCK_FILE, locked
-from dupr_tf.training.run import CONFIG_FILE, FORMAT, FORMAT_FILE, IMAGES_FILE
+from dupr_tf.training.run import CONFIG_FILE, FORMAT, FORMAT_FILE
+from dupr_tf.training.run_images import IMAGES_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
 # Runs a JSON list of command lines, one after the other. Prints the exit code of each, or why it has none.

@@ -19,7 +19,8 @@ from dupr_tf.probing.labelled import check_probed
 from dupr_tf.streams import lasting_streams
 from dupr_tf.training.cluster import cluster_of
 from dupr_tf.training.pool import Pool, check_exclude, exclusion_changes, open_pool
-from dupr_tf.training.run import CONFIG_FILE, check, check_weights, images_entry
+from dupr_tf.training.run import CONFIG_FILE, check, check_weights
+from dupr_tf.training.run_images import images_entry
 
 
 @dataclasses.dataclass

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from dupr_tf.comparing.record import Comparison
 from dupr_tf.text import escape
 from dupr_tf.training.pool import HASHES_FILE, ValOverlap, overlap
-from dupr_tf.training.run import IMAGES_FILE
+from dupr_tf.training.run_images import IMAGES_FILE
 from dupr_tf.weights.catalogue import is_public
 from dupr_tf.weights.paths import RANDOM
 

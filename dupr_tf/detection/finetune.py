@@ -22,7 +22,8 @@ from dupr_tf.files import local_path, sha256_of
 from dupr_tf.locks import locked
 from dupr_tf.records import mapping, read_record, refuse_other_outputs
 from dupr_tf.text import visible
-from dupr_tf.training.run import FORMAT_FILE, ImagesEntry, check, check_weights, recorded_weights
+from dupr_tf.training.run import FORMAT_FILE, check, check_weights, recorded_weights
+from dupr_tf.training.run_images import ImagesEntry
 from dupr_tf.weights.catalogue import is_public, name_for
 from dupr_tf.weights.checkpoint_files import saved_checkpoints
 from dupr_tf.weights.paths import KERAS_FILE, RANDOM, weights_file

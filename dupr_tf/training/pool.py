@@ -34,7 +34,8 @@ from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import open_file
 from dupr_tf.records import digest, listing, read_record, text, whole
 from dupr_tf.text import escape
-from dupr_tf.training.run import CONFIG_FILE, IMAGES_FILE, KEEP_OR_ALLOW, MOST_IMAGES, image_changes, images_entry
+from dupr_tf.training.run import CONFIG_FILE
+from dupr_tf.training.run_images import IMAGES_FILE, KEEP_OR_ALLOW, MOST_IMAGES, image_changes, images_entry
 from dupr_tf.weights.paths import EXCLUDED_FILE
 
 log = logging.getLogger(__name__)

@@ -46,15 +46,8 @@ from dupr_tf.training.loop import chief_callbacks, train
 from dupr_tf.training.metrics_log import MetricsLog
 from dupr_tf.training.optimizers import build_optimizer
 from dupr_tf.training.pool import Pool, exclusion_changes, open_pool
-from dupr_tf.training.run import (
-    check,
-    images_entry,
-    record,
-    refuse_late_changes,
-    require_checkpoint,
-    run_id,
-    starting_weights,
-)
+from dupr_tf.training.run import check, record, refuse_late_changes, require_checkpoint, run_id, starting_weights
+from dupr_tf.training.run_images import images_entry
 from dupr_tf.training.schedule import AfterChangeName, Schedule, next_schedule, write_schedule
 from dupr_tf.training.signals import noted_signals
 from dupr_tf.training.worker_facts import image_facts, program_facts

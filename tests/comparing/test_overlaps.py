@@ -15,7 +15,8 @@ from dupr_tf.comparing.results import choose_rates, read_result
 from dupr_tf.config import parse_config
 from dupr_tf.data.images import hash_cache
 from dupr_tf.training.pool import open_pool
-from dupr_tf.training.run import images_entry, record
+from dupr_tf.training.run import record
+from dupr_tf.training.run_images import images_entry
 from tests.comparing.cells_by_hand import comparison
 from tests.data.images.test_duplicates import photo, save
 

@@ -395,6 +395,20 @@ def test_ended_run_takes_changes_of_evaluation_alone(run, data, weights, tmp_pat
     assert load_config(output / "config.yaml").detector.score_threshold == 0.5
 
 
+def test_run_stopped_by_patience_refuses_late_changes(data, weights, tmp_path, monkeypatch):
+    class Falling(ValidateDetector):
+        def __init__(self, detector, measure, *rest):
+            scores = iter(FALLING)
+            super().__init__(detector, lambda: {**measure(), "AP": next(scores)}, *rest)
+
+    monkeypatch.setattr("dupr_tf.detection.training.ValidateDetector", Falling)
+    stopping = {"validate_every": 1, "patience": 1}
+    assert finetune(config(detector=stopping), weights, data, tmp_path / "out", console=QUIET)["steps"] == 2
+    other = config(detector=stopping, optimizer={"learning_rate": 0.007})
+    error = refusal(finetune, other, weights, data, tmp_path / "out", console=QUIET, allow_change=True)
+    assert error.field == "optimizer.learning_rate" and "has taken 2 of 2 steps" in error.problem
+
+
 def test_moved_box_changes_the_labels_record(data):
     annotated = read_annotations(data, "train")
     before = labels_entry(data, annotated)

@@ -11,7 +11,8 @@ from dupr_tf.data.images.overlap import open_val
 from dupr_tf.data.shards.pack import PackSettings, pack
 from dupr_tf.reporting.folders import read_folders
 from dupr_tf.training.pool import exclusion_changes, open_pool, overlap, read_exclusion, recorded_pool
-from dupr_tf.training.run import check, images_entry, record
+from dupr_tf.training.run import check, record
+from dupr_tf.training.run_images import images_entry
 from dupr_tf.training.worker_facts import image_facts
 from tests.data.images.test_duplicates import photo, save
 from tests.refusals import refusal

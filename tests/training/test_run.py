@@ -20,16 +20,8 @@ from dupr_tf.environment import read_environments
 from dupr_tf.errors import UserError
 from dupr_tf.records import OWNERS, refuse_other_outputs
 from dupr_tf.training.cluster import Cluster, check_shared
-from dupr_tf.training.run import (
-    FORMAT,
-    FORMAT_FILE,
-    check,
-    check_weights,
-    differences,
-    images_entry,
-    record,
-    run_id,
-)
+from dupr_tf.training.run import FORMAT, FORMAT_FILE, check, check_weights, differences, record, run_id
+from dupr_tf.training.run_images import images_entry
 from dupr_tf.weights.manifest import MANIFEST_FILE
 from tests.refusals import refusal
 
