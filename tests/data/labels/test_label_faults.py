@@ -7,9 +7,11 @@ import pytest
 from dupr_tf.cli import main
 from dupr_tf.data.labels.annotations import CUT, DROPPED, MOSTLY_OUTSIDE, NO_FILE, read_annotations
 from dupr_tf.data.labels.convert import convert
+from dupr_tf.data.labels.counts import Counts
 from dupr_tf.data.labels.finding import OTHER_FORMAT
 from dupr_tf.data.labels.label_studio import NAMELESS
 from dupr_tf.data.labels.shapes import FLAT
+from dupr_tf.data.labels.split import refuse_faults
 from tests.data.labels.test_formats import cvat_shapes, labelme_shapes, studio
 from tests.label_formats import FORMATS, dump, labelme_shape, studio_result, write_images
 from tests.labelled_scenes import NAMES, Picture, Thing, pictures
@@ -31,6 +33,12 @@ def test_objects_without_area_are_left_out_within_the_share(tmp_path, name):
     assert [read.counts[FLAT] + read.counts[what] for what in DROPPED] in ([0, 1, 0], [1, 1, 1])
     empty = [len(boxes) for boxes in read.boxes].index(0)
     assert not read.bare[empty]  # it has an object, so it is no background
+
+
+def test_most_frequent_fault_is_named_first():
+    faults = [("a rare fault", "line 1"), ("a common fault", "line 2"), ("a common fault", "line 3")]
+    problem = refusal(refuse_faults, "objects", faults, 9, 0.1, Counts()).problem
+    assert problem.startswith("3 of 9 objects cannot be used: 2 a common fault, such as line 2; 1 a rare fault")
 
 
 @pytest.mark.parametrize("name", FORMATS)
