@@ -167,10 +167,11 @@ class Knn(Weights):
     --data contains train/CLASS/ and val/CLASS/.
     """
 
-    EXAMPLE = "dupr-tf probe knn --weights runs/demo random --data CLASSES"
+    EXAMPLE = "dupr-tf probe knn --weights runs/photos random --data CLASSES"
 
-    k: int = 200
-    """Number of neighbours that vote, at most all training images."""
+    k: int | None = None
+    """Number of neighbours that vote, at most all training images. Default: the mean number of training images of a
+    class, but no more than 200."""
     temperature: float = 0.07
     """Temperature of the vote, exp(cosine / temperature)."""
     level: Level = "P5"
@@ -192,7 +193,7 @@ class Linear(Weights):
     small sets. Any field of linear is a flag too: --linear.level P4. `dupr-tf fields` lists them.
     """
 
-    EXAMPLE = "dupr-tf probe linear --weights runs/demo random --data CLASSES"
+    EXAMPLE = "dupr-tf probe linear --weights runs/photos random --data CLASSES"
 
     config: Path | None = None
     """Config with a section linear, such as configs/probes/linear_imagenet.yaml. Default: the defaults of linear."""
@@ -228,7 +229,7 @@ class Svm(Weights):
     Cross-validation chooses C for each class.
     """
 
-    EXAMPLE = "dupr-tf probe svm --weights runs/demo random --data runs/sample"
+    EXAMPLE = "dupr-tf probe svm --weights runs/photos random --data runs/sample"
 
     levels: tuple[Level, ...] = PROBED_LEVELS
     """Levels of the features."""
@@ -273,7 +274,7 @@ class Sensitivity(Weights):
     Prints the similarity to the features of the object by IoU (eq. 8, Fig. 5). --data is a COCO or VOC root.
     """
 
-    EXAMPLE = "dupr-tf probe sensitivity --weights runs/demo random --data runs/sample --images 50"
+    EXAMPLE = "dupr-tf probe sensitivity --weights runs/photos random --data runs/sample --images 50"
 
     split: str = "val"
     """Split whose boxes are used."""
@@ -299,7 +300,7 @@ class Matching(Weights):
     Prints the share of matches within 1 and 2 cells of the true place (Fig. 10).
     """
 
-    EXAMPLE = "dupr-tf probe matching --weights runs/demo random --data runs/sample/unlabeled"
+    EXAMPLE = "dupr-tf probe matching --weights runs/photos random --data runs/sample/unlabeled"
 
     images: int = 64
     """Number of images, evenly spread over the folder. Each gives a pair of views."""
@@ -317,7 +318,7 @@ class Affinity(Weights):
     root, or of the overlaps of the views in another folder.
     """
 
-    EXAMPLE = "dupr-tf probe affinity --weights runs/demo random --data runs/sample"
+    EXAMPLE = "dupr-tf probe affinity --weights runs/photos random --data runs/sample"
 
     split: str = "val"
     """Split of a COCO or VOC root."""
@@ -347,7 +348,7 @@ class Retrieval(Weights):
     Figs. 6 and 8 of the paper show such images.
     """
 
-    EXAMPLE = "dupr-tf probe retrieval --weights runs/demo random --data runs/sample/unlabeled"
+    EXAMPLE = "dupr-tf probe retrieval --weights runs/photos random --data runs/sample/unlabeled"
 
     images: int = 500
     """Number of images, evenly spread over the folder, or over val/ of class folders."""
@@ -384,7 +385,7 @@ class Probe:
     Three fields of the data section are flags too: --data.kind, --data.depth and --data.max_pixels.
     """
 
-    EXAMPLE = "dupr-tf probe matching --weights runs/demo random --data runs/sample/unlabeled"
+    EXAMPLE = "dupr-tf probe matching --weights runs/photos random --data runs/sample/unlabeled"
 
     which: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[AnyProbe]]
 

@@ -23,13 +23,13 @@ from dupr_tf.files import write_whole
 from dupr_tf.models.resnet import build_backbone
 from dupr_tf.probing.features import extract_paths, feature_maps
 from dupr_tf.probing.image_views import centre_view
-from dupr_tf.probing.knn import knn
+from dupr_tf.probing.knn import knn, votes
 from dupr_tf.probing.svm import CELLS, svm
 from dupr_tf.weights.loading import load_weights_for
 from dupr_tf.weights.paths import RANDOM
 
 IMAGE_SIZE = 224  # px, as in `dupr-tf probe`
-NEIGHBOURS = 20  # most neighbours that vote
+MOST_VOTES = 20  # of neighbours
 
 Split = tuple[np.ndarray, np.ndarray, ProbedImages]  # positions of the readable images, their features, all images
 
@@ -94,18 +94,9 @@ def score(probe: str, train: Split, val: Split, drawn: Sequence[int]) -> dict:
     if probe == "svm":
         found = svm(rows, images.matrix()[kept[chosen]], val_rows, val_images.matrix()[val_kept], names)
     else:
-        k = neighbours(len(rows), len(names))
+        k = votes(len(rows), len(names), MOST_VOTES)
         found = knn(rows, images.labels[kept[chosen]], val_rows, val_images.labels[val_kept], len(names), k)
     return {PROBE_METRICS[probe]: found.pop(PROBE_METRICS[probe]), "train_images": len(rows), **found}
-
-
-def neighbours(images: int, classes: int) -> int:
-    """Returns the number of neighbours that vote: the mean number of images of a class, at most `NEIGHBOURS`.
-
-    With 200, as for ImageNet, all images of a small share would vote. The features of random weights are all alike, so
-    that this gave chance level on 110 images of Imagenette, against a top1 of .2 with 11.
-    """
-    return min(NEIGHBOURS, max(1, images // classes))
 
 
 def _backbone(comparison: Comparison, cell: Cell) -> keras.Model:

@@ -59,7 +59,7 @@ def _each(backbones: dict[str, keras.Model], probe: Callable) -> tuple[dict, dic
 
 
 def probe_knn(
-    backbones, data, level="P5", cells=1, image_size=224, k=200, temperature=0.07, folders=None, section=None
+    backbones, data, level="P5", cells=1, image_size=224, k=None, temperature=0.07, folders=None, section=None
 ) -> Findings:
     """Runs kNN classification on class folders.
 
@@ -68,7 +68,7 @@ def probe_knn(
         data: root with `train/CLASS/` and `val/CLASS/`.
         level, cells: level of the features, and cells per side to which they are averaged.
         image_size: px.
-        k, temperature: settings of the vote.
+        k, temperature: settings of the vote. Default of k: see `knn.votes`.
         folders: result of `read_class_folders` for the data, if already read.
         section: `DataConfig` with the settings for reading images. Default: those of the schema.
     """
@@ -82,8 +82,8 @@ def probe_knn(
             )
             rows[split], labels[split] = features[level], splits[split].labels[kept]
         classes = len(splits["train"].class_names)
-        votes = neighbours.knn(rows["train"], labels["train"], rows["val"], labels["val"], classes, k, temperature)
-        return {**votes, "train_images": len(labels["train"]), "val_images": len(labels["val"])}
+        found = neighbours.knn(rows["train"], labels["train"], rows["val"], labels["val"], classes, k, temperature)
+        return {**found, "train_images": len(labels["train"]), "val_images": len(labels["val"])}
 
     numbers, seconds = _each(backbones, probe)
     settings = {"data": str(data), "level": level, "cells": cells, "image_size": image_size}

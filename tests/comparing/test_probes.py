@@ -162,10 +162,6 @@ def test_images_that_cannot_be_read_are_left_out_of_a_draw():
     assert refusal(probes.score, "knn", (readable, rows[readable], images), val, [4]).field == "--shares"
 
 
-def test_neighbours_are_at_most_the_images_of_a_class():
-    assert [probes.neighbours(*counts) for counts in ((110, 10), (3, 10), (10**6, 1000))] == [11, 1, 20]
-
-
 def test_backbones_are_scored_on_the_same_images_and_finished_cells_stay(tmp_path):
     made, draws = probed(seeds=2), []
 

@@ -8,7 +8,7 @@ from dupr_tf.config import DataConfig, LinearConfig, ProbingConfig, parse_config
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.labels.split import MissingSplit
 from dupr_tf.errors import UserError
-from dupr_tf.probing.knn import knn, knn_scores, largest, top_accuracies
+from dupr_tf.probing.knn import knn, knn_scores, largest, top_accuracies, votes
 from dupr_tf.probing.labelled import check_probed, has_class_folders, image_labels, read_both_splits
 from dupr_tf.probing.linear import LinearClassifier, learning_rate, standardization, train_cached
 from dupr_tf.probing.svm import average_precision_11, best_cost, fewer_columns, fit, svm
@@ -62,12 +62,16 @@ def test_knn_separates_classes_and_guesses_shuffled_labels():
     assert shuffled["top1"] == pytest.approx(1 / 6, abs=0.05)
 
 
-def test_k_is_capped_with_a_message(caplog):
+def test_k_is_capped_by_the_number_of_images():
     train, labels = clusters(8, 2)
-    with caplog.at_level("INFO"):
-        found = knn(train, labels, train, labels, 2, k=200)
+    found = knn(train, labels, train, labels, 2, k=200)
     assert found["k"] == 8 and found["top5"] is None
-    assert "k 200 is more than the 8 training images" in caplog.text
+
+
+def test_the_default_of_k_is_the_mean_number_of_images_of_a_class():
+    assert [votes(*counts) for counts in ((110, 10), (3, 10), (1_281_167, 1000), (10**6, 1000, 20))] == [11, 1, 200, 20]
+    train, labels = clusters(8, 2)
+    assert knn(train, labels, train, labels, 2)["k"] == 4
 
 
 @pytest.mark.parametrize("k, temperature, field", [(0, 0.07, "k"), (5, 0.0, "temperature")])

@@ -86,7 +86,7 @@ def test_knn_separates_red_from_blue(capsys, tmp_path, weights, classes, caplog)
     code, out, _ = run(capsys, "probe", "knn", *words, *SMALL)
     assert code == 0 and "top1" in out[0] and [line.split()[0] for line in out[1:3]] == ["tiny.keras", "random"]
     found = result_in(tmp_path)
-    assert found["numbers"]["random"]["top1"] == 1.0 and found["numbers"]["random"]["k"] == 12
+    assert found["numbers"]["random"]["top1"] == 1.0 and found["numbers"]["random"]["k"] == 6
     assert found["numbers"]["random"]["val_images"] == 8 and "1 of 9 images cannot be read" in caplog.text
     assert found["settings"]["level"] == "P5" and found["seconds"]["random"] > 0
 
