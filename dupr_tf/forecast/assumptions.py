@@ -11,8 +11,8 @@ from dupr_tf.text import suggestion
 
 NEVER_MEASURED = "assumed, never measured here"
 COUNTS = ("devices_a_machine", "cores_a_machine", "images_a_shard")  # whole numbers
-# Milliseconds of a core from an image of 500 px to two views of 64 and of 224 px: docs/scaling.md.
-INPUT_64, INPUT_224 = 3.6, 6.8
+# Milliseconds of a core from an image of 500 px to two views of 64 and of 224 px: docs/performance.md.
+INPUT_64, INPUT_224 = 1.7, 3.2
 # Both were fitted to eight steps of ResNet-18, 34 and 50 on one core, to 12 %. Nine steps of another session were
 # predicted to 11 %: docs/scaling.md. The passes cover all other operations: norms, photometrics, exponentials.
 CPU_SHARE, CPU_PASSES = 0.95, 55
@@ -43,7 +43,7 @@ def assumptions_of(device: str, precision: str, image_size: int) -> dict[str, As
         "bank_passes": Assumption(4, "times a step reads or writes each key of a bank", "counted in the step's code"),
         "share_of_network": Assumption(0.7, "of link and network that a ring reaches", NEVER_MEASURED),
         "input_images_s_a_core": Assumption(
-            1000 / milliseconds, "images/s to two views", "measured on an EPYC of 2 GHz, 500 px: docs/scaling.md"
+            1000 / milliseconds, "images/s to two views", "measured on an EPYC of 2 GHz, 500 px: docs/performance.md"
         ),
         "bytes_an_image": Assumption(110_000, "bytes", "ImageNet's mean; photos of a phone have 20 times as many"),
         "images_a_shard": Assumption(2000, "images", "the default of dupr-tf pack"),
