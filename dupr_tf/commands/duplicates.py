@@ -7,6 +7,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -31,7 +32,7 @@ class Duplicates:
 
     EXAMPLE = "dupr-tf duplicates runs/sample/unlabeled"
 
-    pool: tyro.conf.Positional[Path]
+    pool: Annotated[Path, tyro.conf.arg(metavar="POOL"), tyro.conf.Positional]
     """Folder of images, COCO or VOC root, shards, or tfds:NAME."""
     against: tyro.conf.Positional[Path | None] = None
     """Other images, such as a test set: lists the photos of POOL that occur there too. Default: POOL itself."""

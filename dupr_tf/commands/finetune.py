@@ -27,7 +27,7 @@ class Finetune:
     """
 
     EXAMPLE = (
-        "dupr-tf finetune configs/demo_retinanet.yaml --weights runs/demo --data runs/sample --output runs/detector"
+        "dupr-tf finetune configs/demo_retinanet.yaml --weights runs/photos --data runs/sample --output runs/detector"
     )
 
     config: tyro.conf.Positional[Path]
