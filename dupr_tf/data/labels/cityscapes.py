@@ -32,33 +32,9 @@ LABELS = (  # by id from 0 on
     *("polegroup", "traffic light", "traffic sign", "vegetation", "terrain", "sky", "person", "rider", "car"),
     *("truck", "bus", "caravan", "trailer", "train", "motorcycle", "bicycle"),
 )
-SEMANTIC_IDS = (
-    7,
-    8,
-    11,
-    12,
-    13,
-    17,
-    19,
-    20,
-    21,
-    22,
-    23,
-    24,
-    25,
-    26,
-    27,
-    28,
-    31,
-    32,
-    33,
-)  # with train ids 0 … 18
+SEMANTIC_IDS = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)  # with train ids 0 … 18
 INSTANCE_IDS = (24, 25, 26, 27, 28, 31, 32, 33)
-COUNTED_IDS = (
-    *INSTANCE_IDS,
-    29,
-    30,
-)  # have single objects; caravans and trailers are not evaluated
+COUNTED_IDS = tuple(range(24, 34))  # have single objects; caravans and trailers are not evaluated
 VOID_IDS = tuple(number for number in range(len(LABELS)) if number not in SEMANTIC_IDS)
 SEMANTIC_NAMES = tuple(LABELS[number] for number in SEMANTIC_IDS)
 INSTANCE_NAMES = tuple(LABELS[number] for number in INSTANCE_IDS)
