@@ -45,7 +45,7 @@ class Finetune:
     """Resume although the config or the data differ from those of the start. The differences are printed."""
     after_change: Literal["planned", "decay", "warmup"] | None = None
     """Learning rate after an allowed change: that of the new schedule (planned), the present rate that decays over the
-    steps left, or a new warm-up. Default: planned, unless the rate would jump."""
+    steps left, or a new warm-up. Default: planned, or warmup if the rate would jump."""
 
     def run(self, overrides: dict[str, str]) -> None:
         config, problems = config_or_problems(self.config, overrides, Config.finetune_problems)

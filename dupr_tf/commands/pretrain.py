@@ -51,7 +51,7 @@ class Pretrain:
     """Resume although the config or the images differ from those of the start. The differences are printed."""
     after_change: Literal["planned", "decay", "warmup"] | None = None
     """Learning rate after an allowed change: that of the new schedule (planned), the present rate that decays over the
-    steps left, or a new warm-up. Default: planned, unless the rate would jump."""
+    steps left, or a new warm-up. Default: planned, or warmup if the rate would jump."""
     dry_run: bool = False
     """Take a few steps and print shapes, memory, images/s and the duration of the whole run. Writes nothing."""
 

@@ -81,7 +81,7 @@ def finetune(
             `data.share` below 1 `image_ids.txt`, and with `detector.validate_every` `detector_last.keras`.
         console: console for progress. Default: the terminal.
         allow_change: resume with another config or other data, and log the differences.
-        after_change: learning rate after an allowed change, see `dupr_tf.training.schedule`. Default: "planned".
+        after_change: learning rate after an allowed change, see `dupr_tf.training.schedule`.
 
     Returns:
         The contents of `metrics.json`: by task `AP`, `AP50`, … or `mIoU`, `per_class`; steps, speed, seed, weights.

@@ -100,7 +100,7 @@ def pretrain(
             or address of a public one (docs/weights.md). `imagenet` is that of the config's backbone. Default: random
             weights, or in a resumed run those it started from.
         allow_change: resume with another config or other images, and log the differences.
-        after_change: learning rate after an allowed change, see `dupr_tf.training.schedule`. Default: "planned".
+        after_change: learning rate after an allowed change, see `dupr_tf.training.schedule`.
         exclude: test images, each a folder or a labelled data set, whose split val is taken. Images of `data` with the
             same bytes or nearly the same picture are left out. Default: none, or in a resumed run those of its start.
         pool: the images of `data`, if `open_pool` has opened them already for this output.

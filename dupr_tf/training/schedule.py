@@ -8,6 +8,8 @@ epochs are counted from the epoch it had reached. `after_change` chooses the rat
 | planned | that of the new schedule at this step |
 | decay | the new schedule, scaled so that it starts at the rate before the change |
 | warmup | the new schedule, after a linear warm-up |
+
+Without a choice it is planned, or warmup if the rate would jump.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ from pathlib import Path
 from typing import Literal
 
 from dupr_tf.config import Config, load_config
-from dupr_tf.errors import UserError
 from dupr_tf.files import write_whole
 from dupr_tf.records import MOST_NUMBER, mapping, read_record, whole
 from dupr_tf.training.optimizers import AfterChange, build_schedule
@@ -30,7 +31,7 @@ from dupr_tf.training.run import CONFIG_FILE
 log = logging.getLogger(__name__)
 SCHEDULE_FILE = "schedule.json"
 AfterChangeName = Literal["planned", "decay", "warmup"]
-JUMP = 1.5  # ratio of two learning rates that is not accepted without a choice
+JUMP = 1.5  # ratio of two learning rates that needs a warm-up, unless another choice is made
 WARMUP_SHARE = 0.05  # share of the steps left, if optimizer.warmup_steps is 0
 
 
@@ -110,10 +111,7 @@ def next_schedule(
         step: step from which it resumes.
         changed: True if config or images differ from those of the last start.
         after_change: learning rate after the change. It also counts in a repeated start at the step of the change.
-            Default: "planned".
-
-    Raises:
-        UserError: the rate would jump, and no `after_change` is given.
+            Default: "planned", or "warmup" if the rate would jump.
     """
     new = Schedule(config.steps_per_epoch(images), config.total_steps(images))
     saved = read_schedule(run) if step else None
@@ -127,16 +125,18 @@ def next_schedule(
     before = saved.rate_before if again else float(saved.rates(load_config(run / CONFIG_FILE))(step - 1))
     new = dataclasses.replace(new, since_step=step, since_epoch=saved.epoch(step), rate_before=before)
     planned = float(new.rates(config)(step))
-    if after_change == "decay":
+    choice = after_change or ("warmup" if planned > JUMP * before else "planned")
+    if choice == "decay":
         new = dataclasses.replace(new, factor=before / planned if planned else 0.0)
-    elif after_change == "warmup":
+    elif choice == "warmup":
         left = max(new.total_steps - step, 1)
         new = dataclasses.replace(new, warmup_steps=config.optimizer.warmup_steps or math.ceil(WARMUP_SHARE * left))
-    if after_change is None and planned > JUMP * before:
-        problem = f"After the change, the learning rate would jump from {before:.3g} to {planned:.3g}."
-        fix = "Pass decay to fall from the present rate, warmup for a new warm-up, or planned to let it jump."
-        raise UserError("--after-change", problem, fix)
-    _report(saved, new, before, float(new.rates(config)(step)), after_change or "planned")
+    _report(saved, new, before, float(new.rates(config)(step)), choice)
+    if choice == "warmup" and not after_change:
+        log.warning(
+            "the learning rate would jump to %.3g, and rises to it in %d steps instead. To choose otherwise, pass "
+            "--after-change decay or planned at the first start with the change", planned, new.warmup_steps,
+        )  # fmt: skip
     return new
 
 

@@ -42,12 +42,20 @@ def test_unchanged_run_keeps_its_schedule(run, caplog):
 
 
 def test_rate_jumps_by_choice_only(run, caplog):
-    error = refusal(next_schedule, run, config(epochs=10), 80, STEP, True)
-    assert error.field == "--after-change" and "would jump from 0.0115 to 0.0655" in error.problem
     _, rates = rates_after(run, config(epochs=10), 80, "planned")
     assert rates[0] > 5 * BEFORE
-    assert "learning rate" in caplog.text and "10 -> 60" in caplog.text
-    assert rates_after(run, config(epochs=4), 80, None)[0].total_steps == 40  # a lower rate needs no choice
+    assert "learning rate" in caplog.text and "10 -> 60" in caplog.text and "would jump" not in caplog.text
+
+
+def test_without_a_choice_a_rate_that_would_jump_is_warmed_up(run, caplog):
+    _, rates = rates_after(run, config(epochs=10), 80, None)
+    assert rates == rates_after(run, config(epochs=10), 80, "warmup")[1]
+    assert caplog.text.count("would jump to 0.0655") == 1 and "rises to it in 3 steps" in caplog.text
+
+
+def test_a_lower_rate_needs_no_warm_up(run, caplog):
+    schedule, rates = rates_after(run, config(epochs=4), 80, None)
+    assert schedule.warmup_steps == 0 and rates[0] < BEFORE and "would jump" not in caplog.text
 
 
 def test_decay_starts_at_the_present_rate_and_falls_to_zero(run):
