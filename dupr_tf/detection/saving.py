@@ -58,15 +58,12 @@ def export_detector(detector, path):
             test. It returns `boxes (B, K, 4)` float32 x1 y1 x2 y2 in their pixels, `classes (B, K)` int32,
             `scores (B, K)` float32 and `num_detections (B,)` int32. Rows from there on are -1. Mask R-CNN
             also returns `masks (B, K, h, w)`, 0–1 over the boxes. An FCN returns only `segments (B, H, W)` int32.
-        serve_square, for a detector with a fixed size: takes letterboxed images `(B, S, S, 3)`, float32 in 0–255.
         class_names: takes nothing, returns (classes,) strings.
     """
     module = tf.Module()
     module.weights = [variable.value for variable in detector.variables]
     module.class_names = tf.function(lambda: tf.constant(detector.class_names), input_signature=[], autograph=False)
     module.serve = serve_function(detector)
-    if detector.image_size is not None:
-        module.serve_square = _make_serve_square(detector)
     # Keras' ExportArchive does the same in twice the time.
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp")
@@ -110,16 +107,6 @@ def _serve_boxes(detector, images):
     factors, most = (tf.gather(sides, [1, 0, 1, 0]) for sides in (picture / original, original))
     boxes = tf.clip_by_value(detections["boxes"] / factors, 0.0, most)
     return {**detections, "boxes": tf.where(detections["classes"][..., None] >= 0, boxes, -1.0)}
-
-
-def _make_serve_square(detector):
-    size = detector.image_size
-
-    @tf.function(input_signature=[tf.TensorSpec((None, size, size, 3), tf.float32, "images")], autograph=False)
-    def serve_square(images):
-        return _name_outputs(detector.predict_step({"images": images}))
-
-    return serve_square
 
 
 def _name_outputs(detections):
