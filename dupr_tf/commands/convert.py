@@ -13,7 +13,6 @@ from dupr_tf.commands.screen import print_line, print_table
 from dupr_tf.config import parse_config
 from dupr_tf.data.labels.counts import count_lines
 from dupr_tf.errors import UserError, raise_all
-from dupr_tf.text import escape
 
 FLAGS = {"data.max_bad_share": "--max-bad-share", "data.kind": "--kind"}  # {field of a config: flag of this command}
 
@@ -51,7 +50,7 @@ class Convert:
             for title, counts in (("in the labels", part.read), (f"not in {self.to}", part.lost)):
                 for line in count_lines(counts):
                     print_line(f"  {title}: {line}")
-        print_table(("boxes of the class", *(part.split for part in parts)), _class_rows(parts))
+        _print_classes({part.split: part.classes for part in parts})
         print_line(f"wrote {self.output}")
 
     def _convert(self) -> list:
@@ -66,12 +65,9 @@ class Convert:
             raise UserError(flag, error.problem, error.fix.replace(error.field, flag)) from None
 
 
-def _class_rows(parts: list) -> list[tuple[str, ...]]:
-    """Returns a row for each class with the number of its boxes in each split. Most rare classes share a row."""
-    from dupr_tf.data.labels.class_names import shown_classes
+def _print_classes(boxes: dict[str, dict[str, int]]) -> None:
+    """Prints a table of {split: {class: number of boxes}}."""
+    from dupr_tf.data.labels.class_names import grouped_counts
 
-    counts = {part.split: part.classes for part in parts}
-    shown, rest = shown_classes(counts)
-    rows = [(escape(name), *(f"{of_split[name]:,}" for of_split in counts.values())) for name in shown]
-    sums = (f"{sum(of_split[name] for name in rest):,}" for of_split in counts.values())
-    return rows + ([(f"{len(rest):,} more classes", *sums)] if rest else [])
+    rows = [(title, *(f"{count:,}" for count in of_splits.values())) for title, of_splits in grouped_counts(boxes)]
+    print_table(("boxes of the class", *boxes), rows)

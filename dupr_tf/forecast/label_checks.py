@@ -9,7 +9,7 @@ from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.detection import unreadable_images
 from dupr_tf.data.inspection import count_boxes, inspect_targets, lost_boxes
 from dupr_tf.data.labels.annotations import AnnotatedImages
-from dupr_tf.data.labels.class_names import shown_classes, similar_text
+from dupr_tf.data.labels.class_names import grouped_counts, similar_text
 from dupr_tf.data.labels.partition import group_duplicates
 from dupr_tf.data.labels.segments import SegmentedImages
 from dupr_tf.errors import UserError
@@ -47,17 +47,16 @@ def about_labels(
         fix = f"{missing} Pass --data.val_share 0.1 to draw a tenth of train for it.".strip()
         sentences += [] if config.data.val_share else [f"There is no split val. {fix}"]
     if isinstance(train, AnnotatedImages):
-        for part in (_on_classes(splits), _on_boxes(train, config), _on_background(splits, config)):
-            rows, sentences = rows + part[0], sentences + part[1]
+        parts = [_on_classes(splits), _on_boxes(train, config), _on_background(splits, config)]
     else:
         rows.append(("targets", inspect_targets(train, config).removeprefix("targets: ")))
-        part = _on_pixels(splits)
-        rows, sentences = rows + part[0], sentences + part[1]
-    part = _on_unusable(splits, config)
-    rows, sentences = rows + part[0], sentences + part[1]
+        parts = [_on_pixels(splits)]
+    parts.append(_on_unusable(splits, config))
     if val is not None:
-        part = _on_duplicates(train, val, config)
-        rows, sentences = rows + part[0], sentences + part[1]
+        parts.append(_on_duplicates(train, val, config))
+    for its_rows, its_sentences in parts:
+        rows += its_rows
+        sentences += its_sentences
     return rows, sentences
 
 
@@ -85,12 +84,8 @@ def _on_classes(splits: dict[str, AnnotatedImages]) -> tuple[list, list]:
     ignored = {split: sum(int(flags.sum()) for flags in images.ignored) for split, images in splits.items()}
     rows = [("boxes", ", ".join(f"{counts[s].sum():,} in {s} ({ignored[s]:,} more ignored)" for s in splits))]
     by_name = {split: dict(zip(names, of_split.tolist(), strict=True)) for split, of_split in counts.items()}
-    shown, rest = shown_classes(by_name)
-    parts = [(f"class {escape(name)}", [name]) for name in shown]
-    parts += [(f"{len(rest):,} more classes", rest)] if rest else []
-    for title, summed in parts:
-        numbers = (f"{sum(of_split[name] for name in summed):,} in {split}" for split, of_split in by_name.items())
-        rows.append((title, ", ".join(numbers)))
+    for title, of_splits in grouped_counts(by_name, "class "):
+        rows.append((title, ", ".join(f"{count:,} in {split}" for split, count in of_splits.items())))
     similar = similar_text({name: sum(of_split[name] for of_split in by_name.values()) for name in names})
     sentences = [similar] if similar else []
     rare = [escape(names[number]) for number in order if counts["train"][number] < FEW_BOXES]
@@ -112,13 +107,10 @@ def _on_pixels(splits: dict[str, SegmentedImages]) -> tuple[list, list]:
     names = splits["train"].class_names
     pixels = {split: dict(zip(names, _pixel_counts(images), strict=True)) for split, images in splits.items()}
     totals = {split: max(1, sum(of_split.values())) for split, of_split in pixels.items()}
-    shown, rest = shown_classes(pixels)
-    parts = [(f"class {escape(name)}", [name]) for name in shown]
-    parts += [(f"{len(rest):,} more classes", rest)] if rest else []
     rows, sentences = [], []
-    for title, summed in parts:
-        shares = {split: sum(of_split[name] for name in summed) / totals[split] for split, of_split in pixels.items()}
-        rows.append((title, ", ".join(f"{share:.2%} of the pixels in {split}" for split, share in shares.items())))
+    for title, of_splits in grouped_counts(pixels, "class "):
+        shares = (f"{count / totals[split]:.2%} of the pixels in {split}" for split, count in of_splits.items())
+        rows.append((title, ", ".join(shares)))
     for split, of_split in pixels.items():
         missing = [escape(name) for name in names if not of_split[name]]
         if missing:

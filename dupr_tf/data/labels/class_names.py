@@ -95,3 +95,19 @@ def shown_classes(counts: Mapping[str, Mapping[str, int]], most: int = MOST_CLAS
         odd |= {name for name in order if sum(of_split[name] > 0 for of_split in counts.values()) == 1}
     shown = [name for place, name in enumerate(order) if place < most or name in odd]
     return shown, [name for name in order if name not in set(shown)]
+
+
+def grouped_counts(counts: Mapping[str, Mapping[str, int]], prefix: str = "") -> list[tuple[str, dict[str, int]]]:
+    """Returns a title and {split: number} for each class that a table shows, and for the rest together.
+
+    Args:
+        counts: as in `shown_classes`.
+        prefix: text before the name of a class in its title.
+    """
+    shown, rest = shown_classes(counts)
+    groups = [(f"{prefix}{escape(name)}", [name]) for name in shown]
+    groups += [(f"{len(rest):,} more classes", rest)] if rest else []
+    return [
+        (title, {split: sum(of_split[name] for name in names) for split, of_split in counts.items()})
+        for title, names in groups
+    ]
