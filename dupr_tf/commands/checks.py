@@ -59,13 +59,20 @@ def check_outside(output: Path, data: Path | str) -> None:
         raise UserError("--output", problem, "Pass an output outside of the data.")
 
 
-def config_or_problems(path: Path, overrides: dict[str, str], cross_field) -> tuple[Config | None, list[UserError]]:
+def folder_problems(path: Path | str, fix: str) -> list[UserError]:
+    """Returns an error if the path of --data is not a folder."""
+    return [] if Path(path).is_dir() else [UserError("--data", f"{path} is not a folder.", fix)]
+
+
+def config_or_problems(
+    path: Path, overrides: dict[str, str], cross_field: Callable[[Config], list[UserError]] | None = None
+) -> tuple[Config | None, list[UserError]]:
     """Returns the config with its cross-field mistakes, or None with the mistakes in its fields."""
     try:
         config = load_config(path, overrides)
     except UserError as error:
         return None, list(error.errors)
-    return config, cross_field(config)
+    return config, cross_field(config) if cross_field else []
 
 
 def _expanded(path: Path | str) -> Path | str:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import tyro
 
-from dupr_tf.commands.checks import config_or_problems, has_gpu, output_problems, problems_of
+from dupr_tf.commands.checks import config_or_problems, folder_problems, has_gpu, output_problems, problems_of
 from dupr_tf.commands.screen import print_line, print_table, print_warnings
 from dupr_tf.config import PROBED_LEVELS, Config
 from dupr_tf.config.probes import PROBE_METRICS
@@ -74,11 +74,10 @@ class Compare:
         refuse_cluster()
         from dupr_tf.comparing.grid import parse_backbones
 
-        cross_field = (lambda _: []) if self.probes else Config.finetune_problems
+        cross_field = None if self.probes else Config.finetune_problems
         config, problems = config_or_problems(self.config, overrides, cross_field)
         problems += self._flag_problems(overrides)
-        if not self.data.is_dir():
-            problems.append(UserError("--data", f"{self.data} is not a folder.", "Pass the root of a data set."))
+        problems += folder_problems(self.data, "Pass the root of a data set.")
         if self.jobs < 1:
             problems.append(UserError("--jobs", f"Expected 1 or more, received {self.jobs}.", "Use --jobs 1."))
         problems += problems_of(parse_backbones, self.backbones)

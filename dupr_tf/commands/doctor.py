@@ -7,9 +7,9 @@ from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.checks import has_gpu, problems_of
+from dupr_tf.commands.checks import config_or_problems, folder_problems, has_gpu, problems_of
 from dupr_tf.commands.screen import print_line, print_table, print_warnings
-from dupr_tf.config import Config, load_config
+from dupr_tf.config import Config
 from dupr_tf.config.detectors import DETECTORS
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.data.labels.split import MissingSplit
@@ -63,12 +63,7 @@ class Doctor:
         """Returns the config and the root before TensorFlow loads; raises all mistakes at once."""
         problems, config = [], None
         if self.config is not None:
-            try:
-                config = load_config(self.config, overrides)
-                detector = config.detector is not None
-                problems += config.finetune_problems() if detector else config.pretrain_problems()
-            except UserError as error:
-                problems += error.errors
+            config, problems = config_or_problems(self.config, overrides, _cross_field)
         elif overrides:
             problem = "No config is given, so there is no field to change."
             problems.append(UserError(f"--{next(iter(overrides))}", problem, "Pass a config as the first argument."))
@@ -84,14 +79,16 @@ class Doctor:
         return config, root
 
 
+def _cross_field(config: Config) -> list[UserError]:
+    return config.pretrain_problems() if config.detector is None else config.finetune_problems()
+
+
 def _detector_problems(root: Path | str | None, steps: bool) -> list[UserError]:
     problems = []
     if steps:
         problem = "It measures steps of pre-training, and this config is for finetune."
         problems.append(UserError("--steps", problem, "Leave it out."))
-    if root is not None and not Path(root).is_dir():
-        problems.append(UserError("--data", f"{root} is not a folder.", "Pass the root of a labelled data set."))
-    return problems
+    return problems + ([] if root is None else folder_problems(root, "Pass the root of a labelled data set."))
 
 
 def _check_detector(config: Config, root: Path | str | None) -> None:

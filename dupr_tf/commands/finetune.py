@@ -8,10 +8,16 @@ from typing import Literal
 
 import tyro
 
-from dupr_tf.commands.checks import config_or_problems, output_problems, problems_of, public_problems
+from dupr_tf.commands.checks import (
+    config_or_problems,
+    folder_problems,
+    output_problems,
+    problems_of,
+    public_problems,
+)
 from dupr_tf.commands.evaluate import print_scores
 from dupr_tf.config import Config
-from dupr_tf.errors import UserError, raise_all
+from dupr_tf.errors import raise_all
 from dupr_tf.streams import lasting_streams
 from dupr_tf.training.cluster import refuse_cluster
 from dupr_tf.weights.catalogue import is_public
@@ -50,8 +56,7 @@ class Finetune:
     def run(self, overrides: dict[str, str]) -> None:
         config, problems = config_or_problems(self.config, overrides, Config.finetune_problems)
         problems += problems_of(refuse_cluster)
-        if not self.data.is_dir():
-            problems.append(UserError("--data", f"{self.data} is not a folder.", "Pass the root of a data set."))
+        problems += folder_problems(self.data, "Pass the root of a data set.")
         from dupr_tf.detection.finetune import finetune, starting_file
 
         kind = config.detector.kind if config is not None and config.detector is not None else None

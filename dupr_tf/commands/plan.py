@@ -9,9 +9,9 @@ from pathlib import Path
 
 import tyro
 
-from dupr_tf.commands.checks import problems_of
+from dupr_tf.commands.checks import config_or_problems, problems_of
 from dupr_tf.commands.screen import print_line
-from dupr_tf.config import Config, load_config
+from dupr_tf.config import Config
 from dupr_tf.data.images.listing import check_root
 from dupr_tf.errors import UserError, raise_all
 from dupr_tf.files import write_whole
@@ -64,11 +64,7 @@ class Plan:
 
     def _check(self, overrides) -> tuple[Config, int, int | None]:
         """Returns config, devices and images before TensorFlow loads; raises all mistakes at once."""
-        problems, config = [], None
-        try:
-            config = load_config(self.config, overrides)
-        except UserError as error:
-            problems += error.errors
+        config, problems = config_or_problems(self.config, overrides)
         devices = self.gpus if self.gpus is not None else self._default_devices(config)
         if devices < 1:
             problems.append(UserError("--gpus", f"Expected 1 or more, received {devices}."))
