@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dupr_tf.data.boxes import box_ious
 from dupr_tf.data.labels.annotations import AnnotatedImages
-from dupr_tf.detection.voc_eval import box_ious
 from dupr_tf.text import plot_label
 
 IOU = 0.5

@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dupr_tf.config import DataConfig
+from dupr_tf.data.boxes import apart
 from dupr_tf.data.detection import read_image
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.data.labels.run_lengths import pixels_of
-from dupr_tf.detection.prediction import box_iou
 from dupr_tf.text import escape
 
 Rectangle = tuple[int, int, int, int]  # x1 y1 x2 y2, px
@@ -166,15 +166,11 @@ def _rim(inside: np.ndarray) -> np.ndarray:
     return inside & ~core
 
 
-def _select(results: dict[str, np.ndarray], min_score: float) -> list[int]:
+def _select(results: dict[str, np.ndarray], min_score: float) -> np.ndarray:
     """Returns detections from the best on, without those that repeat nearly the same box with another class."""
-    chosen: list[int] = []
-    for k in np.argsort(-results["scores"], kind="stable"):
-        if chosen and results["scores"][k] < min_score:
-            break
-        if all(box_iou(results["boxes"][k], results["boxes"][other]) < 0.7 for other in chosen):
-            chosen.append(k)
-    return chosen
+    order = np.argsort(-results["scores"], kind="stable")
+    order = order[: max(1, np.count_nonzero(results["scores"] >= min_score))]
+    return order[apart(results["boxes"][order], 0.7)]
 
 
 def _frame(draw: ImageDraw.ImageDraw, corners: Rectangle, colour) -> None:

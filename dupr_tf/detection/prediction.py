@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from dupr_tf.data.boxes import apart
 from dupr_tf.data.labels.run_lengths import mask_from_pixels, pixels_of
 
 
@@ -45,21 +46,11 @@ class Prediction:
         Args:
             iou: from this IoU on, two boxes are of one object.
         """
-        kept: list[int] = []
-        for k in range(len(self.boxes)):
-            if all(box_iou(self.boxes[k], self.boxes[other]) < iou for other in kept):
-                kept.append(k)
+        kept = apart(self.boxes, iou)
         lists = {"names": self.names, "run_lengths": self.run_lengths}
         lists = {name: value and tuple(value[k] for k in kept) for name, value in lists.items()}
         arrays = {name: getattr(self, name)[kept] for name in ("boxes", "scores", "classes")}
         return dataclasses.replace(self, **arrays, **lists)
-
-
-def box_iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Returns the IoU of two boxes, (4,) x1 y1 x2 y2 each; 0 for boxes without area."""
-    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
-    overlap = float(np.prod(np.maximum(sides, 0)))
-    return overlap / max(1e-9, float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - overlap)
 
 
 def record_of(name: str, prediction: Prediction) -> dict:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dupr_tf.data.boxes import box_ious
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.detection.coco_eval import check_detections
 from dupr_tf.errors import UserError
@@ -78,15 +79,6 @@ def _matches(annotated, detections, label) -> tuple[int, np.ndarray, np.ndarray,
     scores, overlaps, owners, difficult = (np.concatenate(column) for column in zip(*columns, strict=True))
     order = np.argsort(-scores, kind="stable")
     return counted, overlaps[order], owners[order], difficult[order].astype(bool)
-
-
-def box_ious(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Computes (n, m) intersection over union of boxes (n, 4) and (m, 4), x1 y1 x2 y2; 0 if both have no area."""
-    boxes, others = np.asarray(boxes, np.float64)[:, None], np.asarray(others, np.float64)[None]
-    sides = np.minimum(boxes[..., 2:], others[..., 2:]) - np.maximum(boxes[..., :2], others[..., :2])
-    overlap = np.maximum(sides, 0).prod(-1)
-    union = (boxes[..., 2:] - boxes[..., :2]).prod(-1) + (others[..., 2:] - others[..., :2]).prod(-1) - overlap
-    return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
 
 
 def _recall_precision(overlaps, owners, difficult, iou, counted) -> tuple[np.ndarray, np.ndarray]:

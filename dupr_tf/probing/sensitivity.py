@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from dupr_tf.data.boxes import box_ious
 from dupr_tf.data.labels.annotations import AnnotatedImages
 from dupr_tf.ops.roi_align import roi_align
 from dupr_tf.probing.features import unit
@@ -23,9 +24,7 @@ def similarity(region: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Computes the intersection over union of a box (4,) with others (n, 4), in either axis order."""
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    shared = np.maximum(sides, 0).prod(1)
-    return shared / ((box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(1) - shared)
+    return box_ious(box[None], others)[0]
 
 
 def sample_rois(box: np.ndarray, size: float, rng, count: int = ROIS, least: float = 8.0) -> tuple:

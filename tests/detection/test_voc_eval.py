@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from dupr_tf.data.boxes import box_ious
 from dupr_tf.detection.coco_eval import coco_ap
-from dupr_tf.detection.voc_eval import box_ious, voc_ap
+from dupr_tf.detection.voc_eval import voc_ap
 from dupr_tf.errors import UserError
 from tests import oracles_voc
 from tests.detection.test_coco_eval import SCENE, A, B, detected, truth
