@@ -53,33 +53,23 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file atomically, text as UTF-8. Creates its folder."""
     content = content.encode("utf-8") if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    publish(_write_beside(path, content), path)
+    with publishing(path, "wb") as file:
+        file.write(content)
 
 
 def write_all(contents: dict[Path, str | bytes]) -> None:
     """Writes several files, in order. No file is replaced before all are on the disk under temporary names."""
-    written = {}
-    try:
+    written = {path: path.with_name(path.name + ".tmp") for path in contents}
+    with contextlib.ExitStack() as cleanup:
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            written[path] = path.with_name(path.name + ".tmp")
-            _write_beside(path, content.encode("utf-8") if isinstance(content, str) else content)
-    except OSError:
-        for temporary in written.values():
-            temporary.unlink(missing_ok=True)
-        raise
+            cleanup.enter_context(discarded_on_error(written[path]))
+            with written[path].open("wb") as file:
+                file.write(content.encode("utf-8") if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
     for path, temporary in written.items():
         publish(temporary, path)
-
-
-def _write_beside(path: Path, content: bytes) -> Path:
-    """Writes the content to the disk under a temporary name, and returns it. Removes a file that cannot be written."""
-    temporary = path.with_name(path.name + ".tmp")
-    with discarded_on_error(temporary), temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return temporary
 
 
 @contextlib.contextmanager
