@@ -22,6 +22,7 @@ from dupr_tf.text import escape, one_line
 
 log = logging.getLogger(__name__)
 GROWTH = 1 << 20  # bytes by which a file may grow while it is read
+LAST_BYTES = 4096  # in which `last_lines` looks
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)  # a `Path` keeps only one slash of gs://bucket
 
 
@@ -151,6 +152,17 @@ def read_bounded(path: str | os.PathLike, most: int) -> bytes:
     if max(size, len(content)) > limit:
         raise ValueError(f"it has {size:,} bytes, and at most {most:,} are read")
     return content
+
+
+def last_lines(path: str | os.PathLike) -> list[bytes]:
+    """Returns the lines at the end of a file that may grow. The first one may be cut.
+
+    Raises:
+        OSError: as in `open_file`.
+    """
+    with open_file(path) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - LAST_BYTES))
+        return file.read(LAST_BYTES).splitlines()
 
 
 @contextlib.contextmanager

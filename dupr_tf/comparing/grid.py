@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from dupr_tf.errors import UserError
@@ -125,23 +124,6 @@ def _absolute(weights: str):
         return weights
     path = local_path(weights, "--backbones")
     return path.absolute() if path.exists() else weights
-
-
-def scored_cells(backbones: Sequence[Backbone], shares: Sequence[float], seeds: int) -> Iterator[Cell]:
-    """Yields the cells to score, seed by seed, so that a first table of all backbones comes early.
-
-    Within a seed, the middle share comes first: there the labels are neither scarce nor plenty.
-    """
-    middle = middle_share(shares)
-    order = [middle, *(share for share in shares if share != middle)]
-    for seed, share, backbone in itertools.product(range(seeds), order, backbones):
-        yield Cell(backbone.label, share, seed)
-
-
-def rate_cells(backbones: Sequence[Backbone], share: float, rates: Sequence[float]) -> Iterator[Cell]:
-    """Yields the cells that choose the learning rate of each backbone; none if there is no choice."""
-    for backbone, rate in itertools.product(backbones, rates if len(rates) > 1 else ()):
-        yield Cell(backbone.label, share, 0, rate)
 
 
 def middle_share(shares: Sequence[float]) -> float:

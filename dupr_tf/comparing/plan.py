@@ -19,7 +19,7 @@ from dupr_tf.data.labels.split import Split, draw_positions
 from dupr_tf.detection.finetune import starting_file
 from dupr_tf.detection.task_labels import LABELS, labels_entry, read_splits
 from dupr_tf.errors import UserError
-from dupr_tf.text import escape
+from dupr_tf.text import escape, listed
 from dupr_tf.weights.catalogue import find_public, is_public, name_for
 from dupr_tf.weights.paths import RANDOM, weights_file
 
@@ -291,8 +291,7 @@ def lost_of_images(comparison: Comparison, classes: Sequence[set[int]], class_na
             lost |= set(range(len(class_names))).difference(*(classes[position] for position in drawn))
         if lost:
             names = [escape(class_names[number]) for number in sorted(lost)]
-            more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
             yield (
                 f"--shares: share {share:g} has {comparison.images_of(share)} images, and some seed draws no image of "
-                f"{', '.join(names[:MOST_NAMED])}{more}. These classes are not learned there. Better: a larger share"
+                f"{listed(names, MOST_NAMED)}. These classes are not learned there. Better: a larger share"
             )

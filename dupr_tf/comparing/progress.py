@@ -12,12 +12,11 @@ from rich.console import Console
 from dupr_tf.comparing.grid import Cell
 from dupr_tf.comparing.record import Comparison
 from dupr_tf.comparing.results import METRICS, is_finished, read_scores
-from dupr_tf.files import open_file
+from dupr_tf.files import last_lines
 from dupr_tf.records import parse_json, read_metrics_line
 from dupr_tf.text import duration, visible
 
 METRICS_LOG = "metrics.jsonl"
-LAST_BYTES = 4096
 CHECKPOINTS_FOLDER = "checkpoints"
 
 
@@ -99,9 +98,6 @@ class CellProgress:
         if is_finished(place):
             return self._steps(cell)
         try:
-            with open_file(place / METRICS_LOG) as file:
-                file.seek(max(0, file.seek(0, 2) - LAST_BYTES))
-                lines = file.read(LAST_BYTES).splitlines()
-            return read_metrics_line(parse_json(lines[-1]))["step"]
+            return read_metrics_line(parse_json(last_lines(place / METRICS_LOG)[-1]))["step"]
         except (OSError, ValueError, LookupError, TypeError):  # no line yet, or half of one
             return 0

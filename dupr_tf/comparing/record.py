@@ -7,11 +7,12 @@ would make cells incomparable is refused: another config, other data, other lear
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 from pathlib import Path
 
-from dupr_tf.comparing.grid import Backbone, Cell, rate_cells, scored_cells
+from dupr_tf.comparing.grid import Backbone, Cell, middle_share
 from dupr_tf.config import PROBED_LEVELS, Config, dump_config, load_config
 from dupr_tf.config.probes import PROBE_METRICS
 from dupr_tf.errors import UserError, raise_all
@@ -69,10 +70,19 @@ class Comparison:
     level: str | None = None
 
     def rate_cells(self) -> list[Cell]:
-        return list(rate_cells(self.backbones, self.rate_share, self.rates))
+        """Returns the cells that choose the learning rate of each backbone; none if there is no choice."""
+        rates = self.rates if len(self.rates) > 1 else ()
+        return [Cell(one.label, self.rate_share, 0, rate) for one, rate in itertools.product(self.backbones, rates)]
 
     def scored_cells(self) -> list[Cell]:
-        return list(scored_cells(self.backbones, self.shares, self.seeds))
+        """Returns the cells to score, seed by seed, so that a first table of all backbones comes early.
+
+        Within a seed, the middle share comes first: there the labels are neither scarce nor plenty.
+        """
+        middle = middle_share(self.shares)
+        order = [middle, *(share for share in self.shares if share != middle)]
+        grid = itertools.product(range(self.seeds), order, self.backbones)
+        return [Cell(one.label, share, seed) for seed, share, one in grid]
 
     def backbone(self, label: str) -> Backbone:
         return next(backbone for backbone in self.backbones if backbone.label == label)

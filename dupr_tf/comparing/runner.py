@@ -16,13 +16,12 @@ from dupr_tf.comparing.grid import Cell, Task
 from dupr_tf.comparing.results import is_finished
 from dupr_tf.detection.finetune import CHECKED_FILE
 from dupr_tf.errors import RunFailed, RunInterrupted
-from dupr_tf.files import open_file
+from dupr_tf.files import last_lines
 from dupr_tf.text import one_line
 from dupr_tf.training.signals import noted_signals
 
 LOG_FILE = "log.txt"  # output of a cell, in its folder
 POLL = 0.5  # seconds
-LAST_BYTES = 2000
 
 
 class Running(NamedTuple):
@@ -115,15 +114,9 @@ def _check_end(place: Path, one: Running) -> None:
     code = one.process.returncode
     if code == 0:
         return
-    cause = one_line(_last_line(place / LOG_FILE), 300).removeprefix("error: ")
+    lines = [line for line in last_lines(place / LOG_FILE) if line.strip()] or [b"It printed nothing."]
+    cause = one_line(lines[-1].decode("utf-8", "replace"), 300).removeprefix("error: ")
     raise RunFailed(f"{one.cells[0].text} ended with code {code}: {cause} Its output is in {place / LOG_FILE}.")
-
-
-def _last_line(log: Path) -> str:
-    with open_file(log) as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - LAST_BYTES))
-        lines = file.read(LAST_BYTES).decode("utf-8", "replace").splitlines()
-    return next((line for line in reversed(lines) if line.strip()), "It printed nothing.")
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 import pytest
 
-from dupr_tf.comparing.grid import Backbone, Cell, middle_share, parse_backbones, rate_cells, scored_cells
+from dupr_tf.comparing.grid import Backbone, Cell, middle_share, parse_backbones
+from tests.comparing.cells_by_hand import comparison
 from tests.refusals import refusal
 
 TWO = (Backbone("a", ("random",)), Backbone("b", ("/x0", "/x1")))
@@ -59,7 +60,7 @@ def test_each_seed_starts_from_its_own_run_of_a_group():
 
 
 def test_first_cells_compare_all_backbones_at_the_middle_share():
-    cells = list(scored_cells(TWO, (0.05, 0.2, 1.0), 2))
+    cells = comparison(backbones=TWO, shares=(0.05, 0.2, 1.0), seeds=2).scored_cells()
     assert cells[:2] == [Cell("a", 0.2, 0), Cell("b", 0.2, 0)]
     assert len(cells) == len(set(cells)) == 12 and [cell.seed for cell in cells] == [0] * 6 + [1] * 6
 
@@ -69,12 +70,14 @@ def test_middle_of_an_even_number_of_shares_is_the_smaller_one():
 
 
 def test_one_rate_needs_no_choice():
-    assert list(rate_cells(TWO, 0.2, (0.1,))) == []
-    assert len(list(rate_cells(TWO, 0.2, (0.1, 0.2)))) == 4
+    assert comparison(backbones=TWO, rates=(0.1,)).rate_cells() == []
+    assert len(comparison(backbones=TWO, rates=(0.1, 0.2)).rate_cells()) == 4
 
 
 def test_every_cell_has_its_own_folder():
-    cells = [*scored_cells(TWO, (0.05, 0.2, 1.0), 3), *rate_cells(TWO, 0.2, (1e-3, 2e-3))]
+    made = comparison(backbones=TWO, shares=(0.05, 0.2, 1.0), rates=(1e-3, 2e-3))
+    cells = [*made.scored_cells(), *made.rate_cells()]
+    assert len(cells) == 22
     assert len({cell.folder for cell in cells}) == len(cells)
 
 

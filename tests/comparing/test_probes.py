@@ -14,7 +14,7 @@ from dupr_tf.commands.compare import Compare
 from dupr_tf.comparing import probes
 from dupr_tf.comparing.cell import run_cell
 from dupr_tf.comparing.compare import plan_comparison
-from dupr_tf.comparing.grid import Backbone, Cell, probe_tasks, scored_cells
+from dupr_tf.comparing.grid import Backbone, Cell, probe_tasks
 from dupr_tf.comparing.outputs import head, page, table
 from dupr_tf.comparing.plan import Settings
 from dupr_tf.comparing.probe_plan import ProbedImages, lost_probed_classes, read_probed
@@ -54,7 +54,7 @@ def boxes(tmp_path_factory):
 
 def test_cells_with_the_same_weights_share_a_process():
     group = (*TWO, Backbone("group", ("/0", "/1")))
-    tasks = probe_tasks(group, list(scored_cells(group, (0.1, 1.0), 2)))
+    tasks = probe_tasks(group, comparison(backbones=group, shares=(0.1, 1.0), seeds=2).scored_cells())
     sizes = {(task.cells[0].backbone, len(task.cells), len({cell.seed for cell in task.cells})) for task in tasks}
     assert sizes == {("random", 2, 1), ("dupr", 4, 2), ("group", 2, 1)} and len(tasks) == 5
     assert {task.rate for task in tasks} == {None}
