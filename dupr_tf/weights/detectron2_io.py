@@ -3,15 +3,14 @@
 Files are only written. Reading a pickle from elsewhere can run any code, so nothing here reads one. A written file is
 checked by listing its opcodes, which runs nothing.
 
-The pickle is written opcode by opcode, because NumPy 2 would write the name `numpy._core`, which NumPy before 1.26 does
-not have. The result equals that of `pickle.dump(…, protocol=3)` under NumPy 1: strings, a bool, one dict in another,
-and float32 arrays.
+NumPy 2 pickles arrays with the name `numpy._core`, which NumPy before 1.26 does not have. The name is therefore
+replaced by `numpy.core`, which both have.
 """
 
+import io
 import logging
 import pickle
 import pickletools
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -71,13 +70,10 @@ def write_detectron2(model, path):
         raise UserError(
             "path", f"Expected a name ending in .pkl, received {path}.", "detectron2 reads it by its ending."
         )
-    arrays = torch_arrays(model, "detectron2")
+    arrays = {name: np.ascontiguousarray(array, "<f4") for name, array in torch_arrays(model, "detectron2").items()}
     # Without __author__ detectron2 rejects the file; without matching_heuristics an FPN model loads nothing.
     checkpoint = {"model": arrays, "__author__": AUTHOR, "matching_heuristics": True}
-    with path.open("wb") as file:
-        file.write(pickle.PROTO + b"\x03")
-        _write_object(file, checkpoint)
-        file.write(pickle.STOP)
+    path.write_bytes(_pickled(checkpoint))
     path.with_name("README.md").write_text(_readme(model, path.name, len(arrays)), encoding="utf-8")
 
 
@@ -101,19 +97,19 @@ def write_detectron2_directory(backbone, directory):
 
 def list_arrays(path):
     """Return `{name: array}` of a file written by `write_detectron2`, from its opcodes; no pickle is loaded."""
-    arrays, name, text, integers, shape = {}, None, None, [], ()
+    arrays, name, text, integers, shape = {}, None, None, [], None
     for opcode, argument, _ in pickletools.genops(Path(path).read_bytes()):
         if opcode.name == "BINUNICODE":
             text = argument
         elif opcode.name == "GLOBAL" and argument.endswith("_reconstruct"):
-            name = text  # the string before an array is its key
-        elif opcode.name == "MARK":
+            name, shape = text, None  # the string before an array is its key
+        elif opcode.name == "REDUCE":
             integers = []
-        elif opcode.name == "BININT":
+        elif opcode.name.startswith("BININT"):
             integers.append(argument)
         elif opcode.name == "GLOBAL" and argument == "numpy dtype":
-            shape = tuple(integers)  # the tuple before the dtype
-        elif opcode.name == "BINBYTES":
+            shape = integers[1:]  # before the dtype comes a version, then the shape
+        elif opcode.name.endswith("BINBYTES") and shape is not None:
             arrays[name] = np.frombuffer(argument, "<f4").reshape(shape)
     return arrays
 
@@ -137,51 +133,15 @@ def _readme(model, file, arrays):
     return text
 
 
-def _write_object(file, value):
-    """Write one value of the checkpoint: a dict with string keys, a string, a bool or a float32 array."""
-    if isinstance(value, dict):
-        file.write(pickle.EMPTY_DICT + pickle.MARK)
-        for key, item in value.items():
-            _write_object(file, key)
-            _write_object(file, item)
-        file.write(pickle.SETITEMS)
-    elif isinstance(value, str):
-        encoded = value.encode("utf-8")
-        file.write(pickle.BINUNICODE + struct.pack("<I", len(encoded)) + encoded)
-    elif isinstance(value, bool):
-        file.write(pickle.NEWTRUE if value else pickle.NEWFALSE)
-    else:
-        _write_array(file, value)
-
-
-def _write_array(file, array):
-    """Write `numpy.core.multiarray._reconstruct(ndarray, (0,), b"b")` and the state that fills it."""
-    data = np.ascontiguousarray(array, dtype="<f4")
-    file.write(_global("numpy.core.multiarray", "_reconstruct") + _global("numpy", "ndarray"))
-    file.write(_integer(0) + pickle.TUPLE1 + _short_bytes(b"b") + pickle.TUPLE3 + pickle.REDUCE)
-    shape = pickle.MARK + b"".join(_integer(size) for size in data.shape) + pickle.TUPLE
-    file.write(pickle.MARK + _integer(1) + shape + _float32() + pickle.NEWFALSE)
-    file.write(pickle.BINBYTES + struct.pack("<I", data.nbytes))
-    file.write(data.tobytes())
-    file.write(pickle.TUPLE + pickle.BUILD)
-
-
-def _float32():
-    """Returns opcodes for `numpy.dtype("f4", False, True)` and its state (version 3, little-endian, no fields)."""
-    new = _global("numpy", "dtype") + pickle.BINUNICODE + struct.pack("<I", 2) + b"f4"
-    new += pickle.NEWFALSE + pickle.NEWTRUE + pickle.TUPLE3 + pickle.REDUCE
-    order = pickle.BINUNICODE + struct.pack("<I", 1) + b"<"
-    state = _integer(3) + order + 3 * pickle.NONE + _integer(-1) + _integer(-1) + _integer(0)
-    return new + pickle.MARK + state + pickle.TUPLE + pickle.BUILD
-
-
-def _global(module, name):
-    return pickle.GLOBAL + f"{module}\n{name}\n".encode("ascii")
-
-
-def _integer(value):
-    return pickle.BININT + struct.pack("<i", value)
-
-
-def _short_bytes(value):
-    return pickle.SHORT_BINBYTES + bytes([len(value)]) + value
+def _pickled(checkpoint):
+    """Pickles strings, bools, dicts and arrays as NumPy 1 does, with protocol 3. No byte of an array is replaced."""
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, 3)
+    pickler.fast = True  # without references to earlier objects, which `list_arrays` does not resolve
+    pickler.dump(checkpoint)
+    data, parts, start = buffer.getvalue(), [], 0
+    for opcode, argument, place in pickletools.genops(data):
+        if opcode.name == "GLOBAL" and argument == "numpy._core.multiarray _reconstruct":
+            parts += [data[start:place], b"cnumpy.core.multiarray\n"]
+            start = place + len(b"cnumpy._core.multiarray\n")
+    return b"".join([*parts, data[start:]])
