@@ -7,7 +7,7 @@ import math
 import keras
 import tensorflow as tf
 
-from dupr_tf.detection.detector import DetectorMixin, SumOfLosses, images_of, photos_of
+from dupr_tf.detection.detector import DetectorMixin, SumOfLosses, batch_of, images_of, photos_of
 from dupr_tf.detection.parts.boxes import clip, sides, suppress
 from dupr_tf.detection.scaling import pad_to_stride
 from dupr_tf.errors import UserError
@@ -92,7 +92,8 @@ class AnchorFree(SumOfLosses, OneStage):
 class DenseDetector(OneStage):
     """Detectors with logits and box deltas at every anchor.
 
-    A subclass has `_build_loss_logs`, `_targets`, and the names `BOXES` and `CLASSES` of its outputs.
+    A subclass has `_anchors(images)`, which returns all anchors (n, 4), `_targets(images, labels)`, and the names
+    `BOXES` and `CLASSES` of its outputs.
     """
 
     def compile(self, optimizer, **kwargs):
@@ -106,6 +107,19 @@ class DenseDetector(OneStage):
         super().compile(optimizer, **(losses | kwargs))
         self._build_loss_logs()
 
+    def _build_loss_logs(self):
+        """Computes the losses of an empty image of 128 px once, because Keras creates its loss logs then."""
+        images = tf.zeros([1, 128, 128, 3])
+        count = len(self._anchors(images))
+        labels = {"boxes": tf.fill([1, 1, 4], -1.0), "classes": tf.fill([1, 1], -1.0)}
+        outputs = {self.BOXES: tf.zeros([1, count, 4]), self.CLASSES: tf.zeros([1, count, len(self.class_names)])}
+        self.compute_loss(images, labels, outputs, None)
+        self.reset_metrics()
+
+    def train_step(self, data):
+        images, boxes, classes = labels_of(batch_of(data))
+        return super().train_step((images, {"boxes": boxes, "classes": classes}))
+
     def compute_loss(self, x, y, y_pred, sample_weight=None, **kwargs):
         """Computes both losses over the number of positive anchors of the batch (Lin et al., 2018, section 4.1).
 
@@ -114,7 +128,7 @@ class DenseDetector(OneStage):
 
         Args:
             x: (B, H, W, 3) images.
-            y: boxes (B, M, 4) in pixels and classes (B, M), as `_targets` takes them; rows of padding hold -1.
+            y: "boxes" (B, M, 4) in pixels and "classes" (B, M); rows of padding hold -1.
             y_pred: deltas (B, anchors, 4) under `BOXES` and logits (B, anchors, C) under `CLASSES`.
             sample_weight: ignored.
 

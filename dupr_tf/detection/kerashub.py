@@ -19,8 +19,7 @@ import keras_hub
 import numpy as np
 import tensorflow as tf
 
-from dupr_tf.detection.dense import LEVELS, PRIOR_LOGIT, DenseDetector, FixedSize, labels_of
-from dupr_tf.detection.detector import batch_of
+from dupr_tf.detection.dense import LEVELS, PRIOR_LOGIT, DenseDetector, FixedSize
 from dupr_tf.detection.parts.boxes import FORMAT, decode
 from dupr_tf.detection.parts.pyramid import FeaturePyramid
 from dupr_tf.models.resnet import pyramid
@@ -101,26 +100,16 @@ class KerasHubRetinaNet(FixedSize, DenseDetector, keras_hub.models.RetinaNetObje
     def class_layers(self):
         return [self.classification_head.prediction_layer]
 
-    def _build_loss_logs(self):
-        """Computes the losses of an empty image of 128 px once, because Keras creates its loss logs then."""
-        images = tf.zeros([1, 128, 128, 3])
-        count = sum(len(level) for level in self.anchor_generator(images).values())
-        labels = {"boxes": tf.fill([1, 1, 4], -1.0), "labels": tf.fill([1, 1], -1.0)}
-        outputs = {"bbox_regression": tf.zeros([1, count, 4]), "cls_logits": tf.zeros([1, count, self.num_classes])}
-        self.compute_loss(images, labels, outputs, None)
-        self.reset_metrics()
-
-    def train_step(self, data):
-        images, boxes, classes = labels_of(batch_of(data))
-        return super().train_step((images, {"boxes": boxes, "labels": classes}))
+    def _anchors(self, images):
+        return tf.concat(list(self.anchor_generator(images).values()), axis=0)
 
     def _targets(self, images, labels):
-        return self.label_encoder(images=images, gt_boxes=labels["boxes"], gt_classes=labels["labels"])
+        return self.label_encoder(images=images, gt_boxes=labels["boxes"], gt_classes=labels["classes"])
 
     def decode_predictions(self, predictions, data, sizes=None):
         """Returns `boxes`, `classes`, `confidence`, `num_detections` of images (B, S, S, 3), as `RetinaNet` does."""
-        anchors = tf.concat(list(self.anchor_generator(data).values()), axis=0)
-        return self._suppress(decode(predictions["bbox_regression"], anchors, None), predictions["cls_logits"], sizes)
+        boxes = decode(predictions["bbox_regression"], self._anchors(data), None)
+        return self._suppress(boxes, predictions["cls_logits"], sizes)
 
 
 def initialize_head(head, bias):

@@ -15,8 +15,8 @@ import keras
 import keras_cv
 import tensorflow as tf
 
-from dupr_tf.detection.dense import PRIOR_LOGIT, DenseDetector, labels_of
-from dupr_tf.detection.detector import batch_of, check_image_size
+from dupr_tf.detection.dense import PRIOR_LOGIT, DenseDetector
+from dupr_tf.detection.detector import check_image_size
 from dupr_tf.detection.parts.anchors import grid_anchors
 from dupr_tf.detection.parts.boxes import FORMAT, clip, decode
 from dupr_tf.detection.parts.pyramid import FeaturePyramid
@@ -97,21 +97,11 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
     def class_layers(self):
         return [self.classification_head.prediction]
 
-    def _build_loss_logs(self):
-        """Computes the losses of an empty image of 32 px once, because Keras creates its loss logs then."""
-        images = tf.zeros([1, 32, 32, 3])
-        count = sum(len(level) for level in self.anchor_generator((32, 32, 3)).values())
-        labels = {"boxes": tf.fill([1, 1, 4], -1.0), "classes": tf.fill([1, 1], -1.0)}
-        outputs = {"box": tf.zeros([1, count, 4]), "classification": tf.zeros([1, count, self.num_classes])}
-        self.compute_loss(images, labels, outputs, None)
-        self.reset_metrics()
-
     def _graph_inputs(self, images):
         return {"images": images}
 
-    def train_step(self, data):
-        images, boxes, classes = labels_of(batch_of(data))
-        return super().train_step((images, {"boxes": boxes, "classes": classes}))
+    def _anchors(self, images):
+        return tf.concat(list(self.anchor_generator(tf.shape(images)[1:]).values()), axis=0)
 
     def _targets(self, images, labels):
         return self.label_encoder(images, dict(labels))
@@ -124,8 +114,7 @@ class RetinaNet(DenseDetector, keras_cv.models.RetinaNet):
             images: (B, H, W, 3), padded.
             sizes: (B, 2) float32 height and width without padding. If given, no box is outside of them.
         """
-        anchors = tf.concat(list(self.anchor_generator(tf.shape(images)[1:]).values()), axis=0)
-        boxes = decode(predictions["box"], anchors, order="center_yxhw")  # (B, anchors, 4)
+        boxes = decode(predictions["box"], self._anchors(images), order="center_yxhw")  # (B, anchors, 4)
         return self._suppress(boxes, predictions["classification"], sizes)
 
 
