@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib.util
 import sys
 from collections.abc import Iterator
 
+from dupr_tf.around_import import install
 from dupr_tf.resources import usable_cpus
 
 # {package: what it imports where that is installed, and no command needs}. Keras and TensorFlow have wrappers and
@@ -22,36 +22,10 @@ def save_memory() -> None:
 
     glibc's default of eight arenas for each core scatters small blocks over more memory. Call it before threads start.
     """
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    install(UNUSED, lambda name: hidden(UNUSED[name]))
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # other C libraries have no mallopt
             ctypes.CDLL(None).mallopt(M_ARENA_MAX, usable_cpus())
-
-
-class _Finder:
-    """Finds the packages in `UNUSED` as the other finders do, and hides what they do not need while they load."""
-
-    searching = False
-
-    def find_spec(self, name, path=None, target=None):
-        if self.searching or name not in UNUSED:
-            return None
-        self.searching = True
-        try:
-            spec = importlib.util.find_spec(name)
-        finally:
-            self.searching = False
-        if spec is None or spec.loader is None:
-            return None
-        load = spec.loader.exec_module
-
-        def load_lightly(module):
-            with hidden(UNUSED[name]):
-                load(module)
-
-        spec.loader.exec_module = load_lightly
-        return spec
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.machinery import PathFinder
 
 LIBRARIES = ("absl", "tensorflow", "tf2onnx", "matplotlib", "grain")
 # A note or warning of absl, such as "I0000 00:00:17… 26184 port.cc:153] oneDNN …", or in TensorFlow's older form.
@@ -31,25 +30,9 @@ def silence_libraries(gpu: bool = True) -> None:
     for library in LIBRARIES:
         logging.getLogger(library).setLevel(logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if gpu else "3")  # errors, or fatal errors
-    if "tensorflow" not in sys.modules and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(sys.meta_path.index(PathFinder), _Finder())
+    from dupr_tf.around_import import install  # the second process, which runs this file, has no package
 
-
-class _Finder:
-    """Finds TensorFlow as `PathFinder` does, and holds standard error while it loads."""
-
-    def find_spec(self, name, path=None, target=None):
-        spec = PathFinder.find_spec(name) if name == "tensorflow" else None
-        if spec is None or spec.loader is None:
-            return None
-        load = spec.loader.exec_module
-
-        def load_quietly(module):
-            with held_stderr():
-                load(module)
-
-        spec.loader.exec_module = load_quietly
-        return spec
+    install(("tensorflow",), lambda _: held_stderr())
 
 
 @contextlib.contextmanager

@@ -6,9 +6,11 @@ needs it. The class then replaces the stand-in.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import importlib.util
 import sys
+
+from dupr_tf.around_import import install
 
 CLASSES = {  # module -> its registered classes
     "dupr_tf.models.resnet": ("ResNetBackbone",),
@@ -45,26 +47,6 @@ class StandIn:
         return getattr(importlib.import_module(self.module), self.name).from_config(config)
 
 
-class KerasImport:
-    """Is an import finder that registers the stand-ins as soon as Keras has been imported."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name != "keras":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is None:
-            return None
-        run = spec.loader.exec_module
-
-        def run_and_register(module):
-            run(module)
-            register_stand_ins(module)
-
-        spec.loader.exec_module = run_and_register
-        return spec
-
-
 def register_stand_ins(keras) -> None:
     """Adds a stand-in to Keras' registry for each class that is not registered yet."""
     registry = keras.saving.get_custom_objects()
@@ -79,4 +61,10 @@ def register_with_keras() -> None:
     if keras is not None and hasattr(keras, "saving"):
         register_stand_ins(keras)
     else:
-        sys.meta_path.insert(0, KerasImport())
+        install(("keras",), _registering)
+
+
+@contextlib.contextmanager
+def _registering(name):
+    yield
+    register_stand_ins(sys.modules[name])

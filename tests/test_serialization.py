@@ -1,6 +1,8 @@
 """Compares the table of classes for Keras with the sources."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 from dupr_tf.serialization import CLASSES
@@ -16,3 +18,11 @@ def test_every_registered_class_has_a_stand_in():
             if isinstance(node, ast.ClassDef) and any("register_keras" in ast.unparse(d) for d in node.decorator_list):
                 registered.setdefault(module, set()).add(node.name)
     assert {module: set(names) for module, names in CLASSES.items()} == registered
+
+
+def test_stand_ins_are_registered_although_keras_was_looked_up_before(tmp_path):
+    (tmp_path / "keras.py").write_text("classes = {}\nclass saving:\n    get_custom_objects = lambda: classes\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import dupr_tf, importlib.util\n"
+    code += "importlib.util.find_spec('keras'); import keras; print(*keras.classes)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [f"dupr_tf>{name}" for names in CLASSES.values() for name in names]
