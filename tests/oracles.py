@@ -2,7 +2,7 @@
 
 They are written from the paper and from the definitions of torchvision, detectron2 and Pillow, not from `dupr_tf`. A
 test that compares the two therefore compares two readings. Geometry, RoIAlign, heads, losses and photometrics are here.
-The module `oracles_step` has what changes state during a step (EMA, ring, optimiser, schedules).
+The module `oracles_step` has what changes state during a step (ring, optimiser, schedules).
 
 Boxes are `(y1, x1, y2, x2)`; images are `[H, W, 3]` floats in 0..1; features are NHWC.
 """
@@ -254,38 +254,6 @@ def contrastive_hits(queries, positives, bank_keys):
         first, *negatives = similarities(query, positive, bank_keys)
         hits.append(1.0 if all(first > negative for negative in negatives) else 0.0)
     return np.array(hits)
-
-
-def contrastive_accuracy(queries, positives, bank_keys):
-    """Returns the share of queries whose positive beats every negative."""
-    return float(np.mean(contrastive_hits(queries, positives, bank_keys)))
-
-
-def reduce_patch_loss(cell_losses, valid, reduction="mean"):
-    """Reduces losses of cells [N, S*S] and valid pairs [N] to a scalar, which is 0 when no pair is valid.
-
-    mean: over the valid cells. sum: eq. 5 as printed, summed over a pair's cells. Then the mean over valid pairs is
-    taken.
-    """
-    total, cells, pairs = 0.0, 0, 0
-    for losses, is_valid in zip(cell_losses, valid, strict=True):
-        if not is_valid:
-            continue
-        pairs += 1
-        for loss in losses:
-            total += float(loss)
-            cells += 1
-    if pairs == 0:
-        return 0.0
-    return total / (cells if reduction == "mean" else pairs)
-
-
-def total_loss(image_losses, patch_losses, alphas, betas):
-    """Computes DUPR eq. 2: the weighted sum of the scalar losses of each level."""
-    total = 0.0
-    for image_loss, patch_loss, alpha, beta in zip(image_losses, patch_losses, alphas, betas, strict=True):
-        total += alpha * image_loss + beta * patch_loss
-    return total
 
 
 # --- photometrics of MoCo v2, for draws that are given --------------------------------------------

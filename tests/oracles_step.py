@@ -1,16 +1,8 @@
-"""Slow twins of what changes state during a step: EMA, memory bank, optimiser, schedules. They use float64 loops."""
+"""Slow twins of what changes state during a step: memory bank, optimiser, schedules. They use float64 loops."""
 
 import math
 
 import numpy as np
-
-
-def ema(key_weights, query_weights, momentum):
-    """Updates θk <- m θk + (1 - m) θq for each tensor of two lists, with θq from before the optimiser's update."""
-    return [
-        momentum * np.asarray(k, np.float64) + (1.0 - momentum) * np.asarray(q, np.float64)
-        for k, q in zip(key_weights, query_weights, strict=True)
-    ]
 
 
 def enqueue(bank_keys, next_row, keys):
@@ -36,11 +28,6 @@ def sgd_step(weights, gradients, velocities, learning_rate, momentum=0.9, weight
         new_velocities.append(velocity)
         new_weights.append(w - learning_rate * velocity)
     return new_weights, new_velocities
-
-
-def scaled_learning_rate(batch, base=0.06, reference_batch=256):
-    """Applies linear scaling: base · B / 256."""
-    return base * batch / reference_batch
 
 
 def cosine_per_step(step, total_steps, base):

@@ -193,19 +193,21 @@ def test_evaluate_averages_batches_and_changes_nothing():
     assert {f"val_{name}" for name in both} <= set(history)
 
 
-def test_evaluated_loss_is_that_of_the_oracle():
-    batch, model = make_batch(), make_model()
+@pytest.mark.parametrize(("ratio", "reduction", "cells"), [(1, "mean", 1), (2, "sum", 16)])
+def test_evaluated_loss_is_that_of_the_oracle(ratio, reduction, cells):
+    batch, model = make_batch(), make_model(sampling_ratio=ratio, patch_reduction=reduction)
     measured = model.test_on_batch(batch, return_dict=True)
     sides = []
     for encoder, side in ((model.query_encoder, 1), (model.key_encoder, 2)):
         images = oracles.normalize(np.asarray(batch[f"view_{side}"], np.float64) / 255.0)
         maps = encoder.pyramid(tf.constant(images, tf.float32), training=False)["P4"].numpy().astype(np.float64)
         boxes = np.asarray(batch[f"boxes_{side}"], np.float64)[:, None]
-        rois = oracles.roi_align(maps, boxes, 4, 1 / 16, 1, flipped=batch[f"flipped_{side}"])
+        rois = oracles.roi_align(maps, boxes, 4, 1 / 16, ratio, flipped=batch[f"flipped_{side}"])
         weights = [np.asarray(w, np.float64) for w in encoder.projectors["patch_P4"].get_weights()]
         sides.append(oracles.patch_head(rois[:, 0], *weights).reshape(-1, 8))
     bank = np.asarray(model.banks["patch_P4"].keys, np.float64)
-    assert measured["loss/patch_P4"] == pytest.approx(oracles.info_nce(*sides, bank, 0.2).mean(), rel=1e-4)
+    expected = cells * oracles.info_nce(*sides, bank, 0.2).mean()
+    assert measured["loss/patch_P4"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("eager", [True, False])
