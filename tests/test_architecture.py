@@ -170,7 +170,10 @@ def test_light_files_import_no_framework(module):
         assert not {target.split(".")[0] for target in imported(parse(path), "dupr_tf")} & FRAMEWORKS
 
 
-@pytest.mark.parametrize("module", ["config", "cli", "commands", "training.pool", "detection.finetune", "probing.load"])
+@pytest.mark.parametrize("module", [
+    "config", "cli", "commands", "training.pool", "detection.finetune", "probing.load", "weights.names",
+    "weights.formats",
+])  # fmt: skip
 def test_light_module_import_loads_no_tensorflow(module):
     code = f"import sys, dupr_tf.{module}; print(*{FRAMEWORKS}.intersection(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

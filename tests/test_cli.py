@@ -341,29 +341,6 @@ def test_a_wrong_list_shows_how_to_write_one():
         load_config(SMALL, overrides)
 
 
-@pytest.mark.parametrize("command", [
-    ["pretrain", SMALL, "--data", "."],  # the folder has no image
-    ["pretrain", SMALL, "--data", ".", "--train.epochs", "0", "--model.backbone", "vgg"],
-    ["pretrain", SMALL, "--train.batch_size", "63", "--data", "nowhere"],
-    ["pretrain", "bomb.yaml"],
-    ["finetune", "configs/retinanet_r18_small.yaml", "--weights", "random", "--data", "nowhere"],
-    ["scan", "nowhere"],
-    ["probe", "knn", "--weights", "nowhere", "--data", "nowhere"],
-    ["probe", "linear", "--weights", "random", "--data", ".", "--linear.epochs", "0"],
-    ["views", SMALL, "--data", ".", "--train.epochs", "0"],
-], ids=" ".join)  # fmt: skip
-def test_mistakes_are_reported_before_tensorflow_loads(tmp_path, command):
-    (tmp_path / "bomb.yaml").write_text("a: &a [x]\nb: [*a, *a]")
-    (tmp_path / "configs").symlink_to(Path("configs").resolve())
-    code = (
-        "import sys; from dupr_tf.cli import main\n"
-        f"code = main({[*command, *(['--output', 'r'] if command[0] != 'scan' else [])]})\n"
-        "sys.exit(10 * code + ('tensorflow' in sys.modules))"
-    )
-    where = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
-    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=tmp_path, env=where).returncode == 20
-
-
 @pytest.mark.skipif(not hasattr(select, "poll"), reason="Windows has no such pipes")
 def test_closed_pipe_ends_the_command_without_a_traceback(tmp_path):
     pack = [sys.executable, "-m", "dupr_tf.cli", "pack"]

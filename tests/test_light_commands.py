@@ -18,6 +18,7 @@ from dupr_tf.data.sample import write_sample
 from dupr_tf.locks import LOCK_FILE, locked
 from dupr_tf.training.run import CONFIG_FILE, FORMAT, FORMAT_FILE
 from dupr_tf.training.run_images import IMAGES_FILE
+from tests.reporting.run_folders import write_run
 
 ROOT = Path(__file__).resolve().parents[1]
 # Runs a JSON list of command lines, one after the other. Prints the exit code of each, or why it has none.
@@ -60,6 +61,7 @@ LOOKING = [
     "list",
     "fields",
     "report run --views 0 --output page.html",
+    "report trained --views 0 --output curves.html",
     "scan photos",
     "pack photos --output shards",
     "pack shards --verify",
@@ -103,7 +105,12 @@ REFUSED = [
     "pack photos --verify",
     "views configs/demo.yaml --data empty",
     "views configs/demo.yaml --data photos --output views.jpg",
+    "views configs/demo.yaml --data photos --output new.png --train.epochs 0",
+    "doctor none.yaml",
     "doctor --data none",
+    "doctor --train.epochs 9",
+    "doctor configs/demo.yaml --train.batch_size 9 --data none",
+    "doctor configs/demo.yaml --train.epoch 9",
     "doctor configs/demo.yaml --steps",
     "doctor configs/retinanet_r18_small.yaml --data bad_labels",
     "doctor configs/retinanet_r18_small.yaml --data set --steps",
@@ -117,10 +124,14 @@ REFUSED = [
     "convert none --output new --to coco",
     "plan configs/demo.yaml --images many",
     "plan configs/demo.yaml --data none",
+    "plan configs/demo.yaml --gpus 0 --images many --assume x --gpu-type tpu9",
     # configs
     "pretrain configs/none.yaml --data photos --output new",
     f"{PRETRAIN} --data photos --output new --train.epoch 3",
     f"{PRETRAIN} --data photos --output new --epochs 3",
+    f"{PRETRAIN} --data photos --output new --train.batch_size 63",
+    f"{PRETRAIN} --data empty --output new --train.epochs 0 --model.backbone vgg",
+    "pretrain bomb.yaml --data photos --output new",
     "finetune configs/demo.yaml --weights random --data set --output new",
     f"{FINETUNE} --weights random --data set --output new --data.share 2",
     f"{FINETUNE} --weights random --data set --output new --detector.kind none",
@@ -204,6 +215,7 @@ REFUSED = [
     "probe knn --weights w.npz --data photos",
     "probe knn --weights w.npz --data odd_classes",
     "probe linear --weights w.npz --data photos",
+    "probe linear --weights random --backbone resnet18 --data classes --linear.epochs 0",
     "probe svm --weights w.npz --data no_val",
     "probe sensitivity --weights w.npz --data photos",
     "probe affinity --weights w.npz --data no_val",
@@ -278,6 +290,8 @@ def codes(tmp_path_factory):
 def _fill(folder: Path) -> None:
     """Makes the files that the command lines name, except `none` and `new`."""
     (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "bomb.yaml").write_text("a: &a [x]\nb: [*a, *a]")
+    write_run(folder / "trained")
     (folder / "link").symlink_to(folder / "photos")
     write_sample(folder / "set", train=2, val=2, unlabeled=2, seed=0)
     classes = [

@@ -364,13 +364,6 @@ def test_list_prints_each_packed_name_on_a_line(photos, tmp_path, capsys):
     assert sorted(list_names(tmp_path / "more")) == sorted(name for name, _ in records(tmp_path / "more"))
 
 
-def test_pack_command_imports_no_tensorflow(photos, tmp_path):
-    code = "import sys; from dupr_tf.cli import main; main(sys.argv[1:]); sys.exit('tensorflow' in sys.modules)"
-    command = [sys.executable, "-c", code, "pack", photos, "--output", tmp_path / "out"]
-    assert subprocess.run(command, capture_output=True).returncode == 0
-    assert (tmp_path / "out" / "shards.json").exists()
-
-
 def test_manifest_contains_settings_and_no_path(photos, tmp_path):
     pack(photos, tmp_path / "out", SMALL)
     text = (tmp_path / "out" / "shards.json").read_text()

@@ -3,8 +3,6 @@
 import json
 import math
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -180,12 +178,3 @@ def test_wrong_report_input_gives_one_line_and_exit_2(tmp_path, monkeypatch, cap
     assert main(["report", *arguments, *([] if "--views" in arguments else ["--views", "0"])]) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1 and expected in error[0]
-
-
-def test_report_without_views_loads_no_tensorflow(folders, tmp_path):
-    code = (
-        "import sys; from dupr_tf.cli import main\n"
-        f"code = main(['report', {str(folders[0])!r}, '--views', '0', '--output', {str(tmp_path / 'r.html')!r}])\n"
-        "sys.exit(10 * code + ('tensorflow' in sys.modules))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,8 +1,5 @@
 """Compares the table of weight names with torchvision's, detectron2's and KerasHub's names, written by hand."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -169,10 +166,3 @@ def test_unknown_names_are_refused():
     with pytest.raises(UserError) as error:
         named_arrays(build_backbone("resnet18", width=0.125), "timm")
     assert error.value.field == "layout" and "'timm'" in error.value.problem
-
-
-def test_reading_the_module_loads_no_tensorflow():
-    modules = "dupr_tf.weights.names, dupr_tf.weights.formats"
-    code = f"import sys, {modules}; print('tensorflow' in sys.modules or 'keras' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
