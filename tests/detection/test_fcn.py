@@ -8,12 +8,12 @@ import tensorflow as tf
 from dupr_tf.config import parse_config
 from dupr_tf.detection.fcn import FCN, pixel_cross_entropy, segmentation_head
 from dupr_tf.detection.precise_bn import measure_norms
-from dupr_tf.detection.registry import build_detector, task_of
-from dupr_tf.detection.saving import export_detector, load_detector, save_detector
+from dupr_tf.detection.registry import build_detector
+from dupr_tf.detection.saving import export_detector
 from dupr_tf.detection.scaling import scaled_batch
 from dupr_tf.errors import UserError
-from dupr_tf.models.layers import norm_layers
 from dupr_tf.models.resnet import build_backbone, pyramid
+from tests.detection.saved_file import check_norms, check_reload
 
 NAMES = ("road", "sky", "tree")
 
@@ -116,13 +116,9 @@ def test_fcn_fits_its_training_images():
 
 
 def test_saved_and_exported_fcn_predicts_the_same(fcn, tmp_path):
-    data = batch()
-    expected = fcn.predict_on_batch(data)
+    loaded, expected = check_reload(fcn, lambda model: model.predict_on_batch(batch()), tmp_path)
     assert expected.shape == (2, 64, 96) and len(np.unique(expected)) > 1
-    save_detector(fcn, tmp_path / "detector.keras")
-    loaded = load_detector(tmp_path)
-    assert (task_of(loaded), loaded.class_names, loaded.backbone.output_stride) == ("segments", NAMES, 16)
-    np.testing.assert_array_equal(loaded.predict_on_batch(data), expected)
+    assert loaded.backbone.output_stride == 16
     export_detector(fcn, tmp_path / "saved_model")
     served = tf.saved_model.load(str(tmp_path / "saved_model"))
     images = tf.constant(np.random.default_rng(0).integers(0, 256, (1, 50, 90, 3)), tf.uint8)
@@ -135,23 +131,18 @@ def test_saved_and_exported_fcn_predicts_the_same(fcn, tmp_path):
 
 @pytest.mark.parametrize(("norm", "synchronized", "frozen"), [("train", 0, 0), ("sync", 22, 0), ("frozen", 0, 20)])
 def test_norms_train_as_configured(norm, synchronized, frozen):
-    layers = norm_layers(make(norm=norm))
-    assert len(layers) == 22
-    assert sum(layer.synchronized for layer in layers) == synchronized
-    assert sum(not layer.trainable for layer in layers) == frozen
+    check_norms(make(norm=norm), 22, synchronized, frozen)
 
 
-def test_fcn_is_built_as_its_config_says():
-    section = {"kind": "fcn", "head_channels": 12, "head_convs": 1, "norm": "sync", "test_short_side": 96}
+def test_fcn_leaves_the_features_of_its_backbone_unchanged():
     backbone = build_backbone("resnet18", width=0.125, include_normalization=True)
-    model = build_detector(backbone, NAMES, parse_config({"detector": section}))
-    assert isinstance(model, FCN) and model.image_size is None
-    settings = model.get_config()
-    assert {name: settings[name] for name in section if name != "kind"} == {
-        k: v for k, v in section.items() if k != "kind"
-    }
+    model = build_detector(backbone, NAMES, parse_config({"detector": {"kind": "fcn", "test_short_side": 96}}))
+    assert model.test_short_side == 96
     plain = pyramid(backbone)(batch()["images"])["P4"]
     np.testing.assert_array_equal(pyramid(model.backbone)(batch()["images"])["P4"], plain)
+
+
+def test_backbone_without_a_pyramid_is_refused():
     with pytest.raises(UserError) as error:
         FCN(keras.Sequential([keras.Input((32, 32, 3))]), NAMES)
     assert error.value.field == "backbone"

@@ -8,10 +8,12 @@ import pytest
 import tensorflow as tf
 
 from dupr_tf.config import parse_config
-from dupr_tf.detection.registry import build_detector, task_of
+from dupr_tf.detection.registry import build_detector
+from dupr_tf.detection.saving import export_detector
 from dupr_tf.errors import UserError
 from dupr_tf.models.layers import norm_layers
 from dupr_tf.models.resnet import build_backbone
+from tests.detection.saved_file import check_norms, check_reload
 
 INSTALLED = importlib.util.find_spec("keras_hub") is not None
 needs_kerashub = pytest.mark.skipif(not INSTALLED, reason="the extra is not installed: pip install 'dupr_tf[kerashub]'")
@@ -68,10 +70,9 @@ def test_heads_start_as_in_the_paper():
 @needs_kerashub
 @pytest.mark.parametrize(("norm", "synchronized", "frozen"), [("train", 0, 0), ("sync", 26, 0), ("frozen", 0, 20)])
 def test_norms_train_as_configured_with_momentum(norm, synchronized, frozen):
-    layers = norm_layers(make(norm=norm))
-    assert len(layers) == 26 and {layer.momentum for layer in layers} == {0.9}
-    assert sum(layer.synchronized for layer in layers) == synchronized
-    assert sum(not layer.trainable for layer in layers) == frozen
+    model = make(norm=norm)
+    check_norms(model, 26, synchronized, frozen)
+    assert {layer.momentum for layer in norm_layers(model)} == {0.9}
 
 
 @needs_kerashub
@@ -103,22 +104,19 @@ def test_training_starts_at_small_loss_and_ignores_padding():
 
 @needs_kerashub
 def test_saved_and_exported_detector_detects_the_same(tmp_path):
-    from dupr_tf.detection.saving import export_detector, load_detector, save_detector
-
     model, data = make(), batch()
     data["images"] = tf.round(data["images"])
     for head in (model.classification_head, model.box_head):
         kernel = head.prediction_layer.kernel
         kernel.assign(keras.random.normal(kernel.shape, stddev=0.3, seed=3))
-    expected = model.predict_on_batch({name: data[name] for name in ("images", "image_sizes")})
+
+    def detect(model):
+        found = model.predict_on_batch({name: data[name] for name in ("images", "image_sizes")})
+        return {name: found[name] for name in ("boxes", "classes", "num_detections")}
+
+    _, expected = check_reload(model, detect, tmp_path)
     assert expected["num_detections"].min() > 0 and expected["boxes"].max() <= 64
-    save_detector(model, tmp_path / "detector.keras")
-    loaded = load_detector(tmp_path)
-    assert (task_of(loaded), loaded.class_names, loaded.image_size) == ("boxes", NAMES, SIZE)
-    again = loaded.predict_on_batch({name: data[name] for name in ("images", "image_sizes")})
     export_detector(model, tmp_path / "saved_model")
     module = tf.saved_model.load(str(tmp_path / "saved_model"))
     served = module.signatures["serving_default"](tf.cast(data["images"], tf.uint8))
-    for name in ("boxes", "classes", "num_detections"):
-        np.testing.assert_array_equal(again[name], expected[name])
     np.testing.assert_array_equal(served["classes"], expected["classes"])

@@ -9,20 +9,26 @@ from dupr_tf.detection.task_labels import LABELS
 from dupr_tf.models.resnet import build_backbone
 
 INSTALLED = [kind for kind, entry in DETECTORS.items() if not entry.missing]
+VALUES = {
+    "fpn_channels": 8, "fpn_norm": False, "head_channels": 16, "head_convs": 1, "anchor_scale": 3.0, "norm": "frozen",
+    "box_head_width": 24, "rois_per_image": 64, "rpn_pre_nms": (300, 200), "score_threshold": 0.25, "nms_iou": 0.6,
+    "max_detections": 7,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", INSTALLED)
-def test_every_detector_is_built_from_a_config(kind):
-    section = {"kind": kind, "fpn_channels": 8, "score_threshold": 0.25}
-    taken = "detector.head_convs" not in DETECTORS[kind].facts["refuses"]
-    section |= {"head_convs": 1} if taken else {}
-    config = parse_config({"data": {"image_size": 64}, "detector": section})
+def test_every_detector_is_built_with_the_fields_of_its_config(kind):
+    refuses = DETECTORS[kind].facts["refuses"]
+    section = {name: value for name, value in VALUES.items() if f"detector.{name}" not in refuses}
+    config = parse_config({"data": {"image_size": 64}, "detector": {"kind": kind, **section}})
     backbone = build_backbone("resnet18", width=0.125, include_normalization=True)
     detector = build_detector(backbone, ["cat", "dog"], config)
     assert type(detector) is DETECTORS.load(kind)
     assert task_of(detector) == DETECTORS[kind].facts["task"] and detector.class_names == ("cat", "dog")
-    assert not taken or detector.head_convs == 1
     assert detector.image_size == (None if kind == "fcn" else 64)
+    kept = section.keys() & set(detector.SETTINGS)
+    assert "norm" in kept and ("head_convs" in kept or "head_convs" not in section)
+    assert {name: getattr(detector, name) for name in kept} == {name: section[name] for name in kept}
 
 
 def test_class_derived_from_a_detector_has_its_task():

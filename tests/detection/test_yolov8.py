@@ -13,9 +13,8 @@ from dupr_tf.detection.parts.alignment import align
 from dupr_tf.detection.parts.anchors import cell_centres
 from dupr_tf.detection.parts.box_matching import ground_truth
 from dupr_tf.detection.registry import build_detector
-from dupr_tf.detection.saving import load_detector, save_detector
-from dupr_tf.models.layers import norm_layers
 from dupr_tf.models.resnet import build_backbone
+from tests.detection.saved_file import check_norms, check_reload
 
 SIZE, NAMES = 64, ("bus", "cat", "dog")
 BOXES = np.array([[[8, 8, 40, 40], [20, 4, 60, 60], [-1, -1, -1, -1]]] * 2, np.float32)
@@ -99,11 +98,9 @@ def test_start_is_small_boxes_with_low_scores(model):
     assert np.median(sides) == pytest.approx(4, rel=0.15)
 
 
-@pytest.mark.parametrize(("norm", "synchronized", "frozen"), [("train", 0, 0), ("sync", 1, 0), ("frozen", 0, 20)])
+@pytest.mark.parametrize(("norm", "synchronized", "frozen"), [("train", 0, 0), ("sync", 58, 0), ("frozen", 0, 20)])
 def test_norms_train_as_configured(norm, synchronized, frozen):
-    layers = norm_layers(make(norm=norm))
-    assert sum(layer.synchronized for layer in layers) == synchronized * len(layers)
-    assert sum(not layer.trainable for layer in layers) == frozen < len(layers)
+    check_norms(make(norm=norm), 58, synchronized, frozen)
 
 
 def test_step_lowers_the_loss_and_padding_changes_nothing():
@@ -150,15 +147,11 @@ def test_gradients_are_finite_for_boxes_far_from_predictions(model):
 
 
 def test_file_detects_the_same_at_any_size(model, tmp_path):
-    save_detector(model, tmp_path / "detector.keras")
-    loaded = load_detector(tmp_path)
-    for shape in ((2, 64, 64, 3), (1, 50, 90, 3)):
-        images = np.random.default_rng(1).uniform(0, 255, shape).astype(np.float32)
-        expected, received = model.predict_on_batch(images), loaded.predict_on_batch(images)
-        assert expected["num_detections"].min() > 0
-        assert expected["boxes"].max() <= max(shape[1:3])
-        for name, values in expected.items():
-            np.testing.assert_array_equal(received[name], values)
+    rng, shapes = np.random.default_rng(1), [(2, 64, 64, 3), (1, 50, 90, 3)]
+    images = [rng.uniform(0, 255, shape).astype(np.float32) for shape in shapes]
+    _, expected = check_reload(model, lambda model: [model.predict_on_batch(pixels) for pixels in images], tmp_path)
+    for found, shape in zip(expected, shapes, strict=True):
+        assert found["num_detections"].min() > 0 and found["boxes"].max() <= max(shape[1:3])
 
 
 @pytest.mark.parametrize("count", [2, 80])
