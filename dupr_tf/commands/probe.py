@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from dupr_tf.commands.checks import output_problems, problems_of
+from dupr_tf.commands.checks import folder_problems, output_problems, problems_of
 from dupr_tf.commands.screen import print_line, print_table, print_warnings
 from dupr_tf.config import BACKBONES, PROBED_LEVELS, DataConfig, LinearConfig, load_config
 from dupr_tf.config.probes import PROBES
@@ -91,8 +91,7 @@ class Weights:
 
     def _problems(self, overrides) -> list[UserError]:
         problems = problems_of(check_backbones, self.weights, self.backbone)
-        if not self.data.is_dir():
-            problems.append(UserError("--data", f"{self.data} is not a folder.", "Pass a folder of images."))
+        problems += folder_problems(self.data, "Pass a folder of images.")
         problems += output_problems(self._folder, self.data)
         for name, least in LEAST.items():
             value = getattr(self, name, None)
