@@ -13,7 +13,7 @@ def install(names: Collection[str], context_of: Callable[[str], AbstractContextM
 
     Args:
         names: the packages.
-        context_of: package -> its context. `sys.modules` has the package in it.
+        context_of: package -> its context, in which `sys.modules` has the package.
     """
     if not any(isinstance(finder, _Finder) and finder.names == names for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder(names, context_of))

@@ -33,7 +33,7 @@ class Compare:
     """
 
     EXAMPLE = (
-        "dupr-tf compare configs/demo_retinanet.yaml --backbones runs/photos random --data runs/sample "
+        "dupr-tf compare configs/demo_retinanet.yaml --backbones runs/try/photos random --data runs/sample "
         "--shares 0.2 1 --output runs/comparison"
     )
 

@@ -28,7 +28,7 @@ class Embed:
     Two fields of the data section are flags too: --data.depth and --data.max_pixels.
     """
 
-    EXAMPLE = "dupr-tf embed runs/photos --images runs/sample/unlabeled --output runs/features.npy"
+    EXAMPLE = "dupr-tf embed runs/try/photos --images runs/sample/unlabeled --output runs/features.npy"
 
     weights: tyro.conf.Positional[str]
     """A run, an export, a .keras file, a checkpoint that `import` reads, or a public one (`dupr-tf list weights`)."""

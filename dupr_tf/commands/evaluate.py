@@ -23,7 +23,7 @@ class Evaluate:
     Any field of the data section is a flag too: --data.max_pixels 200000000.
     """
 
-    EXAMPLE = "dupr-tf evaluate runs/detector --data runs/sample"
+    EXAMPLE = "dupr-tf evaluate runs/try/detector --data runs/sample"
 
     detector: tyro.conf.Positional[Path]
     """A detector.keras, or the folder of a `finetune` run."""

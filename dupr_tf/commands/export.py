@@ -29,7 +29,7 @@ class Export:
     and --output is not written, if they differ by more than 1e-4, a tensor has no counterpart, or the disk is full.
     """
 
-    EXAMPLE = "dupr-tf export runs/photos --to torchvision --output runs/torchvision"
+    EXAMPLE = "dupr-tf export runs/try/photos --to torchvision --output runs/torchvision"
 
     run_or_file: Annotated[str, tyro.conf.arg(name="run", metavar="RUN"), tyro.conf.Positional]
     """A pre-training run, a backbone file (.keras, .safetensors) or a public checkpoint (`dupr-tf list weights`); or a

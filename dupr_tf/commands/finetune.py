@@ -33,7 +33,8 @@ class Finetune:
     """
 
     EXAMPLE = (
-        "dupr-tf finetune configs/demo_retinanet.yaml --weights runs/photos --data runs/sample --output runs/detector"
+        "dupr-tf finetune configs/demo_retinanet.yaml --weights runs/try/photos --data runs/sample "
+        "--output runs/try/detector"
     )
 
     config: tyro.conf.Positional[Path]

@@ -26,7 +26,7 @@ class Predict:
     The fields data.max_pixels and data.depth are flags too; by default they are those of the fine-tuning.
     """
 
-    EXAMPLE = "dupr-tf predict runs/detector --images runs/sample/unlabeled --output runs/boxes"
+    EXAMPLE = "dupr-tf predict runs/try/detector --images runs/sample/unlabeled --output runs/boxes"
 
     detector: tyro.conf.Positional[Path]
     """A detector.keras, or the folder of a `finetune` run."""

@@ -32,7 +32,7 @@ class Pretrain:
     Any field of the config is a flag too: --train.epochs 10. `dupr-tf fields` lists them.
     """
 
-    EXAMPLE = "dupr-tf pretrain configs/demo.yaml --data runs/sample/unlabeled --output runs/photos"
+    EXAMPLE = "dupr-tf pretrain configs/demo.yaml --data runs/sample/unlabeled --output runs/try/photos"
 
     config: tyro.conf.Positional[Path]
     """Config of the experiment."""

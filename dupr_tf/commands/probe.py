@@ -166,7 +166,7 @@ class Knn(Weights):
     --data contains train/CLASS/ and val/CLASS/.
     """
 
-    EXAMPLE = "dupr-tf probe knn --weights runs/photos random --data CLASSES"
+    EXAMPLE = "dupr-tf probe knn --weights runs/try/photos random --data CLASSES"
 
     k: int | None = None
     """Number of neighbours that vote, at most all training images. Default: the mean number of training images of a
@@ -192,7 +192,7 @@ class Linear(Weights):
     small sets. Any field of linear is a flag too: --linear.level P4. `dupr-tf fields` lists them.
     """
 
-    EXAMPLE = "dupr-tf probe linear --weights runs/photos random --data CLASSES"
+    EXAMPLE = "dupr-tf probe linear --weights runs/try/photos random --data CLASSES"
 
     config: Path | None = None
     """Config with a section linear, such as configs/probes/linear_imagenet.yaml. Default: the defaults of linear."""
@@ -228,7 +228,7 @@ class Svm(Weights):
     Cross-validation chooses C for each class.
     """
 
-    EXAMPLE = "dupr-tf probe svm --weights runs/photos random --data runs/sample"
+    EXAMPLE = "dupr-tf probe svm --weights runs/try/photos random --data runs/sample"
 
     levels: tuple[Level, ...] = PROBED_LEVELS
     """Levels of the features."""
@@ -273,7 +273,7 @@ class Sensitivity(Weights):
     Prints the similarity to the features of the object by IoU (eq. 8, Fig. 5). --data is a COCO or VOC root.
     """
 
-    EXAMPLE = "dupr-tf probe sensitivity --weights runs/photos random --data runs/sample --images 50"
+    EXAMPLE = "dupr-tf probe sensitivity --weights runs/try/photos random --data runs/sample --images 50"
 
     split: str = "val"
     """Split whose boxes are used."""
@@ -299,7 +299,7 @@ class Matching(Weights):
     Prints the share of matches within 1 and 2 cells of the true place (Fig. 10).
     """
 
-    EXAMPLE = "dupr-tf probe matching --weights runs/photos random --data runs/sample/unlabeled"
+    EXAMPLE = "dupr-tf probe matching --weights runs/try/photos random --data runs/sample/unlabeled"
 
     images: int = 64
     """Number of images, evenly spread over the folder. Each gives a pair of views."""
@@ -317,7 +317,7 @@ class Affinity(Weights):
     root, or of the overlaps of the views in another folder.
     """
 
-    EXAMPLE = "dupr-tf probe affinity --weights runs/photos random --data runs/sample"
+    EXAMPLE = "dupr-tf probe affinity --weights runs/try/photos random --data runs/sample"
 
     split: str = "val"
     """Split of a COCO or VOC root."""
@@ -347,7 +347,7 @@ class Retrieval(Weights):
     Figs. 6 and 8 of the paper show such images.
     """
 
-    EXAMPLE = "dupr-tf probe retrieval --weights runs/photos random --data runs/sample/unlabeled"
+    EXAMPLE = "dupr-tf probe retrieval --weights runs/try/photos random --data runs/sample/unlabeled"
 
     images: int = 500
     """Number of images, evenly spread over the folder, or over val/ of class folders."""
@@ -384,7 +384,7 @@ class Probe:
     Three fields of the data section are flags too: --data.kind, --data.depth and --data.max_pixels.
     """
 
-    EXAMPLE = "dupr-tf probe matching --weights runs/photos random --data runs/sample/unlabeled"
+    EXAMPLE = "dupr-tf probe matching --weights runs/try/photos random --data runs/sample/unlabeled"
 
     which: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[AnyProbe]]
 

@@ -21,7 +21,7 @@ class Report:
     It shows curves, differences of the configs, skipped images and probes in one file that needs no network.
     """
 
-    EXAMPLE = "dupr-tf report runs/photos runs/detector --output runs/report.html"
+    EXAMPLE = "dupr-tf report runs/try/photos runs/try/detector --output runs/report.html"
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of `pretrain`, `finetune`, exports and probes. Those below a run are included."""

@@ -87,6 +87,7 @@ def probe_knn(
 
     numbers, seconds = _each(backbones, probe)
     settings = {"data": str(data), "level": level, "cells": cells, "image_size": image_size}
+    settings |= {"k": k, "temperature": temperature}
     return Findings("knn", settings, numbers, seconds)
 
 

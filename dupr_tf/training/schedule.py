@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 SCHEDULE_FILE = "schedule.json"
 AfterChangeName = Literal["planned", "decay", "warmup"]
 JUMP = 1.5  # ratio of two learning rates that needs a warm-up, unless another choice is made
-WARMUP_SHARE = 0.05  # share of the steps left, if optimizer.warmup_steps is 0
+WARMUP_SHARE, LEAST_WARMUP = 0.05, 10  # share of the steps left, and steps, if optimizer.warmup_steps is 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,22 +122,32 @@ def next_schedule(
         if after_change:
             log.info("--after-change %s: nothing has changed since the last start, whose schedule stays", after_change)
         return saved
-    before = saved.rate_before if again else float(saved.rates(load_config(run / CONFIG_FILE))(step - 1))
+    rates = saved.rates(load_config(run / CONFIG_FILE))
+    before = saved.rate_before if again else float(rates(step - 1))
     new = dataclasses.replace(new, since_step=step, since_epoch=saved.epoch(step), rate_before=before)
+    if not after_change:  # an earlier choice of decay stays
+        new = dataclasses.replace(new, factor=saved.factor)
     planned = float(new.rates(config)(step))
-    choice = after_change or ("warmup" if planned > JUMP * before else "planned")
+    expected = max(before, float(rates(step)))  # a warm-up of the config rises too
+    choice = after_change or ("warmup" if planned > JUMP * expected else "planned")
     if choice == "decay":
         new = dataclasses.replace(new, factor=before / planned if planned else 0.0)
     elif choice == "warmup":
-        left = max(new.total_steps - step, 1)
-        new = dataclasses.replace(new, warmup_steps=config.optimizer.warmup_steps or math.ceil(WARMUP_SHARE * left))
+        new = dataclasses.replace(new, warmup_steps=_warmup_steps(config, new.total_steps - step))
     _report(saved, new, before, float(new.rates(config)(step)), choice)
     if choice == "warmup" and not after_change:
         log.warning(
-            "the learning rate would jump to %.3g, and rises to it in %d steps instead. To choose otherwise, pass "
-            "--after-change decay or planned at the first start with the change", planned, new.warmup_steps,
+            "the learning rate would jump to %.3g, so a new warm-up of %d steps begins. Until a checkpoint is saved, "
+            "which Ctrl-C does too, the same command with --after-change decay or planned chooses otherwise",
+            planned, new.warmup_steps,
         )  # fmt: skip
     return new
+
+
+def _warmup_steps(config: Config, left: int) -> int:
+    """Returns the steps of a warm-up after a change, at most half of those left."""
+    wanted = config.optimizer.warmup_steps or max(LEAST_WARMUP, math.ceil(WARMUP_SHARE * left))
+    return max(1, min(wanted, math.ceil(left / 2)))
 
 
 def _report(old: Schedule, new: Schedule, before: float, now: float, choice: str) -> None:

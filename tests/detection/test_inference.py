@@ -9,11 +9,11 @@ from rich.console import Console
 import dupr_tf
 from dupr_tf.cli import main
 from dupr_tf.config import parse_config
+from dupr_tf.data.boxes import box_ious
 from dupr_tf.data.images.decode import Unusable
 from dupr_tf.data.labels.annotations import read_annotations
 from dupr_tf.detection.finetune import evaluate, finetune
 from dupr_tf.detection.outputs import COCO_FILE
-from dupr_tf.detection.prediction import box_iou
 from dupr_tf.detection.predictions import detect
 from dupr_tf.detection.registry import build_detector, task_of
 from dupr_tf.detection.saving import save_detector
@@ -142,8 +142,8 @@ def test_size_and_least_score_can_be_chosen(saved, monkeypatch):
         assert dupr_tf.Detector(saved, min_score=least).predict(photo).scores.min() >= np.float32(least)
         best = dupr_tf.Detector(saved, min_score=0.0, one_class_per_box=True).predict(photo)
         assert 0 < len(best.scores) <= len(scores)
-        apart = [box_iou(a, b) for k, a in enumerate(best.boxes) for b in best.boxes[:k]]
-        assert max(apart, default=0) < larger.model.nms_iou
+        overlaps = np.triu(box_ious(best.boxes, best.boxes), 1)
+        assert overlaps.max(initial=0) < larger.model.nms_iou
     assert refusal(dupr_tf.Detector, larger.model, min_score="suggested").field == "min_score"
     assert not square or refusal(dupr_tf.Detector, saved, image_size=100).field == "image_size"
 

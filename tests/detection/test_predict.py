@@ -171,6 +171,7 @@ def test_many_bad_images_are_counted(photos, tmp_path, monkeypatch):
         (photos / "a" / f"{number}.png").write_bytes(b"")
     with pytest.raises(RunFailed):
         start(photos, tmp_path / "out", Stream(), bad=0.5)
+    assert (tmp_path / "out" / BAD_IMAGES).exists()
     for _ in range(2):  # the second call reads the record of the first
         done = start(photos, tmp_path / "out", Stream(), bad=0.8)
         assert (done.images, done.left_out, len(done.bad)) == (2, 3, 2)

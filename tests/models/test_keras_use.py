@@ -195,7 +195,9 @@ def test_evaluate_averages_batches_and_changes_nothing():
 
 @pytest.mark.parametrize(("ratio", "reduction", "cells"), [(1, "mean", 1), (2, "sum", 16)])
 def test_evaluated_loss_is_that_of_the_oracle(ratio, reduction, cells):
-    batch, model = make_batch(), make_model(sampling_ratio=ratio, patch_reduction=reduction)
+    valid = np.array([True, False, True, True])
+    batch = {**make_batch(), "valid": tf.constant(valid)}
+    model = make_model(sampling_ratio=ratio, patch_reduction=reduction)
     measured = model.test_on_batch(batch, return_dict=True)
     sides = []
     for encoder, side in ((model.query_encoder, 1), (model.key_encoder, 2)):
@@ -206,8 +208,10 @@ def test_evaluated_loss_is_that_of_the_oracle(ratio, reduction, cells):
         weights = [np.asarray(w, np.float64) for w in encoder.projectors["patch_P4"].get_weights()]
         sides.append(oracles.patch_head(rois[:, 0], *weights).reshape(-1, 8))
     bank = np.asarray(model.banks["patch_P4"].keys, np.float64)
-    expected = cells * oracles.info_nce(*sides, bank, 0.2).mean()
-    assert measured["loss/patch_P4"] == pytest.approx(expected, rel=1e-4)
+    each = oracles.info_nce(*sides, bank, 0.2).reshape(len(valid), -1)[valid]
+    hits = oracles.contrastive_hits(*sides, bank).reshape(len(valid), -1)[valid]
+    assert measured["loss/patch_P4"] == pytest.approx(cells * each.mean(), rel=1e-4)
+    assert measured["accuracy/patch_P4"] == pytest.approx(hits.mean(), abs=1e-6)
 
 
 @pytest.mark.parametrize("eager", [True, False])

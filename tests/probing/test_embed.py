@@ -157,7 +157,7 @@ def test_many_bad_images_are_counted(photos, tmp_path, monkeypatch):
         path.write_bytes(b"")
     with pytest.raises(RunFailed):
         start(photos, tmp_path / "f.npy", bad=0.4)
-    assert not (tmp_path / "f.npy").exists()
+    assert not (tmp_path / "f.npy").exists() and (tmp_path / "f.npy.bad_images.tsv").exists()
     for _ in range(2):  # the second call reads the record of the first
         done = start(photos, tmp_path / "f.npy", bad=0.8)
         assert (done.images, done.left_out, len(done.bad)) == (4, 3, 2) and len(np.load(tmp_path / "f.npy")) == 4

@@ -7,7 +7,7 @@ import pytest
 
 from dupr_tf.config import dump_config, parse_config
 from dupr_tf.training.run import CONFIG_FILE
-from dupr_tf.training.schedule import SCHEDULE_FILE, next_schedule, read_schedule, write_schedule
+from dupr_tf.training.schedule import SCHEDULE_FILE, _warmup_steps, next_schedule, read_schedule, write_schedule
 from tests.refusals import refusal
 
 STEP = 40  # of 50 steps, in batches of 8
@@ -50,7 +50,7 @@ def test_rate_jumps_by_choice_only(run, caplog):
 def test_without_a_choice_a_rate_that_would_jump_is_warmed_up(run, caplog):
     _, rates = rates_after(run, config(epochs=10), 80, None)
     assert rates == rates_after(run, config(epochs=10), 80, "warmup")[1]
-    assert caplog.text.count("would jump to 0.0655") == 1 and "rises to it in 3 steps" in caplog.text
+    assert caplog.text.count("would jump to 0.0655") == 1 and "warm-up of 10 steps" in caplog.text
 
 
 def test_a_lower_rate_needs_no_warm_up(run, caplog):
@@ -67,8 +67,39 @@ def test_decay_starts_at_the_present_rate_and_falls_to_zero(run):
 def test_warmup_rises_again_to_the_new_schedule(run):
     _, rates = rates_after(run, config(epochs=10), 80, "warmup")
     _, planned = rates_after(run, config(epochs=10), 80, "planned")
-    assert rates[0] == pytest.approx(planned[0] / 3)  # a twentieth of the 60 steps left
-    assert rates[2:] == pytest.approx(planned[2:])
+    assert rates[0] == pytest.approx(planned[0] / 10)  # a twentieth of the 60 steps left is 3
+    assert rates[9:] == pytest.approx(planned[9:])
+
+
+@pytest.mark.parametrize(("own", "left", "steps"), [(0, 1000, 50), (0, 60, 10), (0, 8, 4), (0, 0, 1), (100, 60, 30)])
+def test_warm_up_ends_before_the_run(own, left, steps):
+    settings = config()
+    settings = settings.model_copy(update={"optimizer": settings.optimizer.model_copy(update={"warmup_steps": own})})
+    assert _warmup_steps(settings, left) == steps
+
+
+def test_later_change_keeps_the_choice_of_decay(run, caplog):
+    longer = config(epochs=10)
+    schedule, rates = rates_after(run, longer, 80, "decay")
+    write_schedule(run, schedule)
+    (run / CONFIG_FILE).write_text(dump_config(longer))
+    again = next_schedule(run, longer, 80, STEP + 5, True)
+    assert float(again.rates(longer)(STEP + 5)) == pytest.approx(rates[5]) and "would jump" not in caplog.text
+
+
+def test_repeated_start_at_the_change_keeps_the_warm_up(run):
+    longer = config(epochs=10)
+    write_schedule(run, schedule := next_schedule(run, longer, 80, STEP, True))
+    (run / CONFIG_FILE).write_text(dump_config(longer))
+    assert schedule.warmup_steps == 10 and next_schedule(run, longer, 80, STEP, False) == schedule
+
+
+def test_change_during_the_first_warm_up_begins_no_other(tmp_path, caplog):
+    settings = config()
+    settings = settings.model_copy(update={"optimizer": settings.optimizer.model_copy(update={"warmup_steps": 20})})
+    write_schedule(tmp_path, next_schedule(tmp_path, settings, 80, 0, False))
+    (tmp_path / CONFIG_FILE).write_text(dump_config(settings))
+    assert next_schedule(tmp_path, settings, 80, 1, True).warmup_steps == 0 and "would jump" not in caplog.text
 
 
 def test_epochs_never_run_backwards(run):
