@@ -15,7 +15,7 @@ def box_ious(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def apart(boxes: np.ndarray, iou: float) -> list[int]:
-    """Returns the positions of the boxes (n, 4), x1 y1 x2 y2, that overlap no kept one before them by `iou` or more."""
+    """Returns the positions of boxes (n, 4) to keep: in their order, without those that overlap a kept one by `iou`."""
     kept: list[int] = []
     for k, overlaps in enumerate(box_ious(boxes, boxes)):
         if (overlaps[kept] < iou).all():

@@ -126,9 +126,9 @@ def next_schedule(
     before = saved.rate_before if again else float(rates(step - 1))
     new = dataclasses.replace(new, since_step=step, since_epoch=saved.epoch(step), rate_before=before)
     if not after_change:  # an earlier choice of decay stays
-        new = dataclasses.replace(new, factor=saved.factor)
+        new = dataclasses.replace(new, factor=saved.factor or 1.0)
     planned = float(new.rates(config)(step))
-    expected = max(before, float(rates(step)))  # a warm-up of the config rises too
+    expected = max(before, float(rates(step)))  # inside a warm-up, the next rate is higher anyway
     choice = after_change or ("warmup" if planned > JUMP * expected else "planned")
     if choice == "decay":
         new = dataclasses.replace(new, factor=before / planned if planned else 0.0)

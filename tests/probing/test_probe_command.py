@@ -89,6 +89,7 @@ def test_knn_separates_red_from_blue(capsys, tmp_path, weights, classes, caplog)
     assert found["numbers"]["random"]["top1"] == 1.0 and found["numbers"]["random"]["k"] == 6
     assert found["numbers"]["random"]["val_images"] == 8 and "1 of 9 images cannot be read" in caplog.text
     assert found["settings"]["level"] == "P5" and found["seconds"]["random"] > 0
+    assert found["settings"]["k"] is None and found["settings"]["temperature"] == 0.07
 
 
 @pytest.mark.slow
